@@ -1,0 +1,130 @@
+# Coupon service. `make run` is all it takes to have it running.
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+INSTALLED := $(VENV)/.installed
+
+# Overridable: make install PYTHON=/opt/python3.13, make test ARGS="-k lock -x"
+PYTHON ?=
+ARGS ?=
+DATA ?=
+AGAINST ?=
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help install run test check lint types imports contract format stubs migrate replay lock clean
+
+help: ## Show this help
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+# --- running ------------------------------------------------------------------------------------
+
+install: $(INSTALLED) ## Make the virtual environment with the locked dependencies (PYTHON= to choose one)
+
+run: install ## Start everything: PostgreSQL, Redis, the service with a demo book; Ctrl-C stops it
+	@$(BIN)/coupon-service dev $(ARGS)
+
+migrate: install ## Bring the database of DATABASE_URL up to date
+	@$(BIN)/coupon-service migrate up
+
+replay: install ## Send the real redemptions in the folder DATA= through a running service
+	@[ -d "$(DATA)" ] || { echo "Say where the data is: make replay DATA=<folder>" >&2; exit 2; }
+	@$(BIN)/python -m bench.replay "$(DATA)" $(ARGS)
+
+# --- testing ------------------------------------------------------------------------------------
+
+test: install ## Run all tests, with coverage (ARGS= for pytest; less than all is not held to it)
+	@$(BIN)/coverage erase
+	@$(BIN)/pytest --cov --cov-report=term $(if $(ARGS),$(ARGS),--cov-fail-under=90)
+ifneq (,$(wildcard coupon_service/rules*))
+ifeq (,$(ARGS))
+	@report=$$($(BIN)/coverage report --fail-under=100 \
+		--include='coupon_service/rules.py,coupon_service/rules/*') || { \
+		echo "$$report"; echo "Every branch of the rules has to be tested." >&2; exit 1; }
+endif
+endif
+
+check: lint types imports contract ## Run every check that needs no server
+
+lint: install
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+types: install
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
+
+imports: install
+	$(BIN)/lint-imports --no-cache --no-logo
+
+format: install ## Put the code into its shape
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+# --- the contract -------------------------------------------------------------------------------
+
+STUBS := coupon_service/v1
+
+# Makes the stubs below the folder $(1).
+define generate
+PATH="$(CURDIR)/$(BIN):$$PATH" python -m grpc_tools.protoc --proto_path=proto \
+	--python_out=$(1) --grpc_python_out=$(1) --mypy_out=quiet:$(1) --mypy_grpc_out=quiet:$(1) \
+	proto/$(STUBS)/*.proto; \
+printf '"""Generated from proto/$(STUBS) by `make stubs`."""\n' > $(1)/$(STUBS)/__init__.py
+endef
+
+stubs: install ## Make coupon_service/v1 anew from proto/
+	@rm -rf $(STUBS) && mkdir -p $(STUBS)
+	@set -e; $(call generate,.)
+
+# The stubs are those of proto/, and proto/ breaks nobody who used it as it was at AGAINST=, or
+# where this branch left main, or, on main, a commit ago.
+contract: install
+	$(BIN)/buf lint proto
+	@set -e; new=$$(mktemp -d); trap 'rm -rf "$$new"' EXIT; $(call generate,$$new); \
+	diff -r -x __pycache__ "$$new/$(STUBS)" $(STUBS) >&2 || { \
+		echo "The stubs are not those of proto/: run make stubs, and commit." >&2; exit 1; }
+	@for start in $(or $(AGAINST),origin/main main HEAD~1); do \
+		commit=$$(git merge-base HEAD "$$start" 2>/dev/null) || continue; \
+		git diff --quiet "$$commit" -- proto && continue; \
+		git ls-tree -r --name-only "$$commit" proto | grep -q '\.proto$$' || continue; \
+		echo "$(BIN)/buf breaking proto, against $$commit"; \
+		git archive --format=tar "$$commit" proto | \
+			$(BIN)/buf breaking proto --against '-#format=tar,subdir=proto'; \
+		exit $$?; \
+	done; echo "There is no other contract to compare with."
+
+# --- upkeep -------------------------------------------------------------------------------------
+
+COMPILE := $(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 \
+	--generate-hashes --no-emit-index-url --no-annotate --no-header
+
+lock: install ## Lock the newest versions of all dependencies
+	@$(PIP) install uv
+	$(COMPILE) --upgrade --extra embedded --group dev --output-file requirements-dev.lock
+	$(COMPILE) --upgrade --constraint requirements-dev.lock --output-file requirements.lock
+
+clean: ## Remove what was made, but for the data of `make run` (in .data)
+	@rm -rf $(VENV) build dist .coverage .coverage.* .hypothesis .pytest_cache .ruff_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Takes PYTHON=, or the first of these that is new enough and can make environments.
+$(INSTALLED): requirements-dev.lock pyproject.toml
+	@found=; bare=; \
+	for python in $(or $(PYTHON),python3 python3.13 python3.12 python3.11); do \
+		"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || continue; \
+		bare=$${bare:-$$python}; \
+		"$$python" -c 'import ensurepip, venv' 2>/dev/null && { found=$$python; break; }; \
+	done; \
+	if [ -z "$$bare" ]; then \
+		echo "Python 3.11 or newer is needed, and $(or $(PYTHON),python3) is not:" \
+			"install it, or say where it is: make install PYTHON=<path>" >&2; exit 1; \
+	elif [ -z "$$found" ]; then \
+		echo "$$bare cannot make virtual environments: install its venv module" \
+			"(Debian and Ubuntu: apt install python3-venv)." >&2; exit 1; \
+	fi; \
+	$(BIN)/python -c 'import pip' 2>/dev/null || { rm -rf $(VENV); "$$found" -m venv $(VENV); }
+	@echo "Installing the locked dependencies into $(VENV) ..."
+	@$(PIP) install --only-binary :all: --require-hashes --requirement requirements-dev.lock
+	@$(PIP) install --no-deps --no-build-isolation --editable .
+	@touch $@

@@ -1,0 +1,90 @@
+"""What may be changed of a coupon book, and when: pure functions of the book."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, replace
+from typing import Any, Final
+
+from coupon_service.errors import FieldViolation, InvalidArgument, InvalidStateTransition
+from coupon_service.model import Benefit, Book, BookLimits, BookState, EventType
+
+TRANSITIONS: Final[Mapping[EventType, tuple[frozenset[BookState], BookState]]] = {
+    EventType.BOOK_ACTIVATED: (
+        frozenset({BookState.DRAFT, BookState.PAUSED}),
+        BookState.ACTIVE,
+    ),
+    EventType.BOOK_PAUSED: (
+        frozenset({BookState.ACTIVE}),
+        BookState.PAUSED,
+    ),
+    EventType.BOOK_CLOSED: (
+        frozenset({BookState.DRAFT, BookState.ACTIVE, BookState.PAUSED}),
+        BookState.CLOSED,
+    ),
+}
+"""From which states each verb leads, and where to."""
+
+
+def state_after(book: Book, event: EventType) -> BookState:
+    """The state of the book after BOOK_ACTIVATED, BOOK_PAUSED or BOOK_CLOSED.
+
+    Raises InvalidStateTransition, metadata `state`.
+    """
+    allowed, target = TRANSITIONS[event]
+    if book.state not in allowed:
+        raise InvalidStateTransition(
+            f"The coupon book is {book.state.name} and cannot become {target.name}.",
+            state=book.state.name,
+        )
+    return target
+
+
+def updated(book: Book, changes: Mapping[str, Any]) -> Book:
+    """The book with other values of the fields (of Book) that `changes` names.
+
+    Raises:
+        InvalidStateTransition: the book's state does not allow it; metadata `state`, and `field`
+            (as in the contract) unless it allows no change at all.
+        InvalidArgument: the fields of the changed book do not go together.
+    """
+    if book.state is BookState.CLOSED:
+        raise InvalidStateTransition(
+            "The coupon book is CLOSED and cannot be changed.", state=book.state.name
+        )
+    after = replace(book, **changes)
+    if book.state is not BookState.DRAFT:
+        for field, reason in _fixed_by_use(book, after):
+            raise InvalidStateTransition(f"{field}: {reason}", state=book.state.name, field=field)
+    bad = tuple(violations(after))
+    if bad:
+        raise InvalidArgument(bad)
+    return after
+
+
+def violations(book: Book) -> Iterator[FieldViolation]:
+    """What is wrong with fields of the book that are right one by one."""
+    if book.start_time and book.end_time and book.end_time <= book.start_time:
+        yield FieldViolation("coupon_book.end_time", "expected a time after start_time")
+    money = not isinstance(book.discount, Benefit) or book.min_order_amount_minor > 0
+    if money and not book.currency_code:
+        yield FieldViolation(
+            "coupon_book.currency_code",
+            "expected an ISO 4217 code, for the discount and the least order amount",
+        )
+
+
+def _fixed_by_use(before: Book, after: Book) -> Iterator[tuple[str, str]]:
+    """What cannot change any more once the book was active: codes were made and used by it."""
+    if after.currency_code != before.currency_code:
+        yield "currency_code", "cannot be changed after the first activation"
+    if after.code_format != before.code_format:
+        yield "code_format", "cannot be changed after the first activation"
+    if after.limits.max_redemptions_per_code != before.limits.max_redemptions_per_code:
+        yield "limits.max_redemptions_per_code", "cannot be changed after the first activation"
+    for limit in fields(BookLimits):
+        if getattr(after.limits, limit.name) and not getattr(before.limits, limit.name):
+            yield (
+                f"limits.{limit.name}",
+                "there was no limit while the book was active, so that nothing was counted for one",
+            )

@@ -1,0 +1,279 @@
+"""Validate, redeem, roll back: where places in Redis and decisions in PostgreSQL meet.
+
+The order is always the same: take the place in Redis, decide in PostgreSQL, give the place back.
+PostgreSQL has the last word.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from datetime import datetime
+from uuid import UUID, uuid4
+
+from coupon_service.coalesce import Coalescer
+from coupon_service.errors import (
+    CodeLocked,
+    Contention,
+    CouponServiceError,
+    LocksUnavailable,
+    LockTokenMismatch,
+)
+from coupon_service.leases import AdmitStatus, Leases
+from coupon_service.locking import LockTokens, tombstone_until_ms
+from coupon_service.model import (
+    Assignment,
+    Benefit,
+    Book,
+    Code,
+    Done,
+    Lease,
+    LeaseNeeded,
+    LockClaims,
+    LockPolicy,
+    Money,
+    Outcome,
+    Redeem,
+    Rollback,
+    Unit,
+)
+from coupon_service.rules import find_code, order_discount, redemption_refusals
+from coupon_service.store.execute import Executor
+
+
+@dataclass(frozen=True, slots=True)
+class Validation:
+    """What a redemption would come to. Without a code there is nothing but the problem."""
+
+    problems: Sequence[CouponServiceError]
+    book: Book | None = None
+    code: Code | None = None
+    assignment: Assignment | None = None
+    discount: Money | None = None
+    benefit: str = ""
+
+
+class Checkout:
+    """What a shop does with codes at the till.
+
+    `momentary_ttl_ms`: how long a redemption without a lock may keep a place in Redis, should it
+    not come to giving it back: as long as its transaction can take.
+    """
+
+    def __init__(
+        self,
+        executor: Executor,
+        coalescer: Coalescer,
+        leases: Leases,
+        tokens: LockTokens,
+        momentary_ttl_ms: int,
+        now: Callable[[], datetime],
+    ) -> None:
+        self._executor = executor
+        self._coalescer = coalescer
+        self._leases = leases
+        self._tokens = tokens
+        self._momentary_ttl_ms = momentary_ttl_ms
+        self._now = now
+        self._running: set[asyncio.Task[list[Outcome]]] = set()
+
+    async def validate(self, command: Redeem, token: str) -> Validation:
+        """Every reason why the redemption would be refused now, and what it would take off."""
+        state = await self._executor.look([command])
+        found = find_code(command.code, command.book_id, command.call.business_id, state)
+        if isinstance(found, CouponServiceError):
+            return Validation([found])
+        code, book = found
+        problems: list[CouponServiceError] = []
+        if book.lock_policy is not LockPolicy.OFF:
+            try:
+                command = await self._look_at_lock(command, token)
+            except (LockTokenMismatch, LocksUnavailable) as error:
+                problems.append(error)
+        problems[:0] = redemption_refusals(command, code, book, state, self._now())
+        return Validation(
+            problems=problems,
+            book=book,
+            code=code,
+            assignment=state.assignments.get((code.code, command.user_id)),
+            discount=order_discount(book, command.order_amount),
+            benefit=book.discount.description if isinstance(book.discount, Benefit) else "",
+        )
+
+    async def _look_at_lock(self, command: Redeem, token: str) -> Redeem:
+        """The command with the lease it would get, without taking it."""
+        lock = self._tokens.verify(token) if token else None
+        seen = await self._leases.peek(
+            command.code, command.user_id, str(lock.lock_id) if lock else ""
+        )
+        lease = Lease(
+            places_taken=0 if lock and seen.holds else seen.others + 1,
+            retry_after_ms=seen.retry_after_ms or 0,
+            gone=seen.gone,
+        )
+        return replace(command, lock=lock, lease=lease)
+
+    async def redeem(
+        self, items: Sequence[tuple[Redeem, str]], *, atomic: bool = False
+    ) -> list[Outcome]:
+        """Redeems each command, with its lock token where one was given; an outcome for each.
+
+        Raises what Coalescer.submit raises; then the outcome of all of them is open.
+        """
+        commands = [command for command, _ in items]
+        if any(token for _, token in items):
+            return await self._to_the_end(self._redeem_with_tokens(items, atomic))
+        outcomes = await self._coalescer.submit(Unit(tuple(commands), atomic))
+        if any(isinstance(outcome, LeaseNeeded) for outcome in outcomes):
+            return await self._to_the_end(self._redeem_momentarily(commands, outcomes, atomic))
+        return outcomes
+
+    async def rollback(self, command: Rollback) -> Outcome:
+        """Undoes a redemption."""
+        (outcome,) = await self._coalescer.submit(Unit((command,)))
+        return outcome
+
+    async def _to_the_end(self, work: Coroutine[None, None, list[Outcome]]) -> list[Outcome]:
+        """Lets the work finish, and give its places back, also when the caller stops waiting."""
+        task = asyncio.ensure_future(work)
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+        return await asyncio.shield(task)
+
+    # --- with a lock token ----------------------------------------------------------------------
+
+    async def _redeem_with_tokens(
+        self, items: Sequence[tuple[Redeem, str]], atomic: bool
+    ) -> list[Outcome]:
+        admitted = await asyncio.gather(*(self._admit(*item) for item in items))
+        errors = [it for it in admitted if isinstance(it, CouponServiceError)]
+        commands = [it for it in admitted if isinstance(it, Redeem)]
+        if not commands or (atomic and errors):
+            return [it if isinstance(it, CouponServiceError) else errors[0] for it in admitted]
+        outcomes = await self._coalescer.submit(Unit(tuple(commands), atomic))
+        if any(isinstance(outcome, LeaseNeeded) for outcome in outcomes):
+            outcomes = await self._redeem_momentarily(commands, outcomes, atomic)
+        await asyncio.gather(*map(self._settle_lock, commands, outcomes))
+        decided = iter(outcomes)
+        return [it if isinstance(it, CouponServiceError) else next(decided) for it in admitted]
+
+    async def _admit(self, command: Redeem, token: str) -> Redeem | CouponServiceError:
+        """The command with what its token and Redis say of its lock."""
+        if not token:
+            return command
+        try:
+            lock = self._tokens.verify(token)
+        except LockTokenMismatch as error:
+            return error
+        admitted = replace(command, lock=lock, lease=Lease())
+        if lock.code != command.code or lock.user_id != command.user_id:
+            return admitted  # the decision refuses it
+        try:
+            admission = await self._leases.admit(
+                lock.code, str(lock.book_id), lock.user_id, str(lock.lock_id), lock.expire_ms
+            )
+        except LocksUnavailable:
+            return admitted  # the signature is enough
+        if admission.status is AdmitStatus.HELD:
+            return admitted
+        lease = Lease(
+            places_taken=admission.places_taken,
+            retry_after_ms=admission.retry_after_ms or 0,
+            gone=admission.status is AdmitStatus.GONE,
+        )
+        return replace(admitted, lease=lease)
+
+    async def _settle_lock(self, command: Redeem, outcome: Outcome) -> None:
+        """Uses the lock up after its redemption; gives a place that did not fit again back."""
+        lock = command.lock
+        if lock is None:
+            return
+        if isinstance(outcome, Done) and outcome.event.lock_id == lock.lock_id:
+            await self._release(lock, tombstone_until_ms(lock.expire_ms))
+        elif isinstance(outcome, CodeLocked):
+            await self._release(lock, 0)
+
+    async def _release(self, lock: LockClaims, until_ms: int) -> None:
+        with suppress(LocksUnavailable):  # its time ends it, and its fence is used up
+            await self._leases.release(
+                lock.code,
+                str(lock.book_id),
+                lock.user_id,
+                str(lock.lock_id),
+                tombstone_until_ms=until_ms,
+            )
+
+    # --- without one ----------------------------------------------------------------------------
+
+    async def _redeem_momentarily(
+        self, commands: Sequence[Redeem], outcomes: Sequence[Outcome], atomic: bool
+    ) -> list[Outcome]:
+        """Once more for those that need a lease, each with a place of its own for a moment."""
+        needed = [i for i, outcome in enumerate(outcomes) if isinstance(outcome, LeaseNeeded)]
+        attempts = [uuid4() for _ in needed]
+        try:
+            placed = await asyncio.gather(
+                *(self._take_place(commands[i], it) for i, it in zip(needed, attempts, strict=True))
+            )
+            answers = list(outcomes)
+            again = dict(enumerate(commands)) if atomic else {}
+            for i, it in zip(needed, placed, strict=True):
+                if isinstance(it, Redeem):
+                    again[i] = it
+                elif atomic:
+                    return [it] * len(answers)
+                else:
+                    answers[i] = it
+            if again:
+                decided = await self._coalescer.submit(Unit(tuple(again.values()), atomic))
+                for i, outcome in zip(again, decided, strict=True):
+                    # A book whose lock policy is changing at this moment is worth another try.
+                    answers[i] = Contention() if isinstance(outcome, LeaseNeeded) else outcome
+        finally:
+            await asyncio.gather(
+                *(
+                    self._give_place_back(commands[i].code, it)
+                    for i, it in zip(needed, attempts, strict=True)
+                )
+            )
+        await asyncio.gather(
+            *(self._settle_own_lock(command, answers[i]) for i, command in again.items())
+        )
+        return answers
+
+    async def _take_place(self, command: Redeem, attempt: UUID) -> Redeem | CouponServiceError:
+        try:
+            place = await self._leases.acquire_momentary(
+                command.code, attempt.hex, command.user_id, self._momentary_ttl_ms
+            )
+        except LocksUnavailable as error:
+            return error
+        lease = Lease(
+            places_taken=place.places_taken,
+            retry_after_ms=place.retry_after_ms or 0,
+            held_lock_id=UUID(place.own_lock_id) if place.own_lock_id else None,
+            held_expire_ms=place.own_expire_ms or 0,
+        )
+        return replace(command, lease=lease)
+
+    async def _give_place_back(self, code: str, attempt: UUID) -> None:
+        with suppress(LocksUnavailable):  # it ends by itself
+            await self._leases.release_momentary(code, attempt.hex)
+
+    async def _settle_own_lock(self, command: Redeem, outcome: Outcome) -> None:
+        """A redemption without a token uses the user's own lock up, which made room for it."""
+        lease = command.lease
+        if lease is None or lease.held_lock_id is None or not isinstance(outcome, Done):
+            return
+        if outcome.event.lock_id == lease.held_lock_id:
+            held = LockClaims(
+                lock_id=lease.held_lock_id,
+                code=command.code,
+                book_id=outcome.book.book_id,
+                user_id=command.user_id,
+                fence=0,
+                expire_ms=lease.held_expire_ms,
+            )
+            await self._release(held, tombstone_until_ms(held.expire_ms))

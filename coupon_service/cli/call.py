@@ -1,0 +1,189 @@
+"""`coupon-service call`: any method of the contract, with JSON in and out."""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+import json
+import sys
+from collections.abc import Iterator
+from typing import Annotated, Any, Final, cast
+
+import typer
+from google.protobuf import json_format
+from google.protobuf.descriptor import FileDescriptor, MethodDescriptor
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
+from grpc_health.v1 import health_pb2
+
+from coupon_service.cli.client import Address, Connection, Token, connect
+from coupon_service.cli.failure import CommandError
+from coupon_service.v1 import (
+    assignment_service_pb2,
+    audit_service_pb2,
+    coupon_book_service_pb2,
+    coupon_code_service_pb2,
+    redemption_service_pb2,
+)
+
+PACKAGE: Final = "coupon_service.v1."
+UNARY_TIMEOUT_S: Final = 10.0
+STDIN_MARKS: Final = ("-", "@")
+
+CONTRACT: Final[tuple[FileDescriptor, ...]] = (
+    coupon_book_service_pb2.DESCRIPTOR,
+    coupon_code_service_pb2.DESCRIPTOR,
+    assignment_service_pb2.DESCRIPTOR,
+    redemption_service_pb2.DESCRIPTOR,
+    audit_service_pb2.DESCRIPTOR,
+    cast(FileDescriptor, health_pb2.DESCRIPTOR),
+)
+
+
+def call(
+    method: Annotated[
+        str,
+        typer.Argument(metavar="SERVICE/METHOD", help="For example RedemptionService/RedeemCode."),
+    ] = "",
+    messages: Annotated[
+        str,
+        typer.Argument(
+            metavar="JSON",
+            help="The request; several, one after the other, where the method takes a stream."
+            " - or @ reads them from standard input.",
+        ),
+    ] = "{}",
+    *,
+    list_methods: Annotated[
+        bool, typer.Option("--list", help="List the services and their methods instead.")
+    ] = False,
+    address: Address = None,
+    token: Token = None,
+    timeout_s: Annotated[
+        float | None,
+        typer.Option(
+            "--timeout",
+            metavar="SECONDS",
+            min=0.001,
+            help="Deadline of the call. Default: 10 s, none for streams.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Call a method with JSON, and print the answer as JSON.
+
+    Fields are named as in proto/. An error is explained on standard error, with exit code 1.
+
+    coupon-service call RedemptionService/RedeemCode '{"code": "WELCOME1", "user_id": "ann"}'
+    """
+    if list_methods:
+        for descriptor in methods():
+            typer.echo(_signature(descriptor))
+        return
+    descriptor = find_method(method)
+    requests = read_messages(sys.stdin.read() if messages in STDIN_MARKS else messages, descriptor)
+    asyncio.run(_call(descriptor, requests, timeout_s, connect(address, token)))
+
+
+async def _call(
+    method: MethodDescriptor,
+    requests: list[Message],
+    timeout_s: float | None,
+    connection: Connection,
+) -> None:
+    streams = method.client_streaming or method.server_streaming
+    async with connection as service:
+        # On the wire a single message is a stream of one.
+        answers = service.channel.stream_stream(
+            f"/{method.containing_service.full_name}/{method.name}",
+            request_serializer=GetMessageClass(method.input_type).SerializeToString,
+            response_deserializer=GetMessageClass(method.output_type).FromString,
+        )(
+            iter(requests),
+            timeout=timeout_s or (None if streams else UNARY_TIMEOUT_S),
+            metadata=service.metadata,
+        )
+        async for answer in answers:
+            typer.echo(
+                json_format.MessageToJson(
+                    answer, preserving_proto_field_name=True, ensure_ascii=False
+                )
+            )
+
+
+def methods() -> list[MethodDescriptor]:
+    """All methods of the contract, and those of the standard health service."""
+    return [
+        method
+        for file in CONTRACT
+        for service in file.services_by_name.values()
+        for method in service.methods
+    ]
+
+
+def find_method(name: str) -> MethodDescriptor:
+    """The method `Service/Method`, with or without the package, or just `Method`.
+
+    Raises CommandError, with suggestions.
+    """
+    known: dict[str, MethodDescriptor] = {}
+    for method in methods():
+        service = method.containing_service
+        known[f"{service.full_name}/{method.name}"] = method
+        known[f"{service.name}/{method.name}"] = method
+        known.setdefault(method.name, method)
+    wanted = name.strip("/")
+    if wanted in known:
+        return known[wanted]
+    if not wanted:
+        raise CommandError("Which method? coupon-service call --list shows them all.")
+    short = {_short(method).lower(): _short(method) for method in methods()}
+    short |= {method.name.lower(): _short(method) for method in methods()}
+    near = difflib.get_close_matches(wanted.removeprefix(PACKAGE).lower(), short, n=3)
+    hint = " or ".join(dict.fromkeys(short[match] for match in near))
+    raise CommandError(
+        f"There is no method {name}."
+        + (f" Did you mean {hint}?" if hint else " coupon-service call --list shows them all.")
+    )
+
+
+def read_messages(text: str, method: MethodDescriptor) -> list[Message]:
+    """The requests in the text, JSON objects one after the other. Raises CommandError."""
+    kind = GetMessageClass(method.input_type)
+    requests: list[Message] = []
+    for value in _json_values(text):
+        if not isinstance(value, dict):
+            raise CommandError(f"Expected a JSON object, not {json.dumps(value)[:60]}.")
+        try:
+            fields = cast(dict[str, Any], value)
+            requests.append(json_format.ParseDict(fields, kind()))
+        except json_format.ParseError as error:
+            raise CommandError(f"This is not a {method.input_type.name}: {error}") from error
+    if len(requests) != 1 and not method.client_streaming:
+        raise CommandError(f"{_short(method)} takes one JSON object, not {len(requests)}.")
+    return requests
+
+
+def _json_values(text: str) -> Iterator[Any]:
+    decoder = json.JSONDecoder()
+    text = text.removeprefix("\ufeff").rstrip()
+    position = 0
+    while position < len(text):
+        if text[position].isspace():
+            position += 1
+            continue
+        try:
+            value, position = decoder.raw_decode(text, position)
+        except json.JSONDecodeError as error:
+            raise CommandError(f"This is not JSON: {error}.") from error
+        yield value
+
+
+def _short(method: MethodDescriptor) -> str:
+    return f"{method.containing_service.name}/{method.name}"
+
+
+def _signature(method: MethodDescriptor) -> str:
+    takes = ("stream of " if method.client_streaming else "") + method.input_type.name
+    gives = ("stream of " if method.server_streaming else "") + method.output_type.name
+    return f"{_short(method)}: {takes} -> {gives}"

@@ -1,0 +1,143 @@
+"""What the commands that talk to a running service share: where it is, and what its errors say."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from typing import Annotated, Final, TypeVar
+
+import grpc
+import grpc.aio
+import typer
+from google.protobuf.message import Message
+from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
+from google.rpc.status_pb2 import Status
+
+from coupon_service import __version__
+from coupon_service.cli.failure import CommandError
+from coupon_service.settings import Settings, load_settings
+
+T = TypeVar("T")
+Detail = TypeVar("Detail", bound=Message)
+
+Address = Annotated[
+    str | None,
+    typer.Option(
+        metavar="HOST:PORT",
+        help="Where the service listens. Default: what COUPON_HOST and COUPON_PORT say here.",
+        show_default=False,
+    ),
+]
+Token = Annotated[
+    str | None,
+    typer.Option(help="Bearer token that says who is calling.", show_default=False),
+]
+
+STATUS_DETAILS: Final = "grpc-status-details-bin"
+BREAKS_MAX: Final = 8
+"""How often in a row a stream is opened again without an answer: half a minute in all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """An open connection. `metadata` goes with each call."""
+
+    channel: grpc.aio.Channel
+    metadata: tuple[tuple[str, str], ...]
+
+
+Connection = AbstractAsyncContextManager[Service]
+
+
+@asynccontextmanager
+async def connect(address: str | None, token: str | None = None) -> AsyncGenerator[Service]:
+    """A connection to the service. Errors of calls leave it as CommandError, in plain words."""
+    target = address or address_of(load_settings())
+    options = (
+        ("grpc.primary_user_agent", f"coupon-service/{__version__}"),
+        ("grpc.enable_http_proxy", 0),  # set for browsing, and in the way on the machine itself
+    )
+    metadata = (("authorization", f"Bearer {token}"),) if token else ()
+    try:
+        async with grpc.aio.insecure_channel(target, options) as channel:
+            yield Service(channel, metadata)
+    except grpc.aio.AioRpcError as error:
+        raise CommandError(explain(error, target)) from error
+
+
+def address_of(settings: Settings) -> str:
+    """Where a client on this machine reaches the service with these settings."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)  # noqa: S104
+    return f"[{host}]:{settings.port}" if ":" in host else f"{host}:{settings.port}"
+
+
+def explain(error: grpc.aio.AioRpcError, address: str) -> str:
+    """The status, the reason, every bad field and whatever else the error tells, for people."""
+    status = _status(error)
+    code = error.code().name
+    info = _detail(status, ErrorInfo)
+    if info is None:
+        if error.code() is grpc.StatusCode.UNAVAILABLE:
+            return f"{code}: the service at {address} cannot be reached ({error.details()})."
+        return f"{code}: {error.details()}"
+    violations = [
+        f"  {violation.field or 'request'}: {violation.description}"
+        for violation in (_detail(status, BadRequest) or BadRequest()).field_violations
+    ]
+    lines = [f"{code} {info.reason}: {'' if violations else status.message}".rstrip(), *violations]
+    lines += [f"  {key}: {value}" for key, value in sorted(info.metadata.items())]
+    if retry := _detail(status, RetryInfo):
+        lines.append(f"  A repeat may help in {retry.retry_delay.ToMilliseconds() / 1000:g} s.")
+    return "\n".join(lines)
+
+
+async def lasting(open_stream: Callable[[], AsyncIterable[T]]) -> AsyncGenerator[T]:
+    """The answers of a stream that, when it breaks, is opened again: `open_stream` knows where."""
+    patience = Patience()
+    while True:
+        try:
+            async for answer in open_stream():
+                patience.answered()
+                yield answer
+        except grpc.aio.AioRpcError as error:
+            await patience.wait_after(error)
+        else:
+            return
+
+
+class Patience:
+    """How long a command puts up with breaks: not before the first answer, and not for ever."""
+
+    def __init__(self) -> None:
+        self._breaks_left = 0
+
+    def answered(self) -> None:
+        """The service answered: what went wrong before is over."""
+        self._breaks_left = BREAKS_MAX
+
+    async def wait_after(self, error: grpc.aio.AioRpcError) -> None:
+        """Wait for a while, if it may help; raises the error otherwise."""
+        retry = _detail(_status(error), RetryInfo)
+        unavailable = error.code() is grpc.StatusCode.UNAVAILABLE
+        if not self._breaks_left or not (unavailable or retry):
+            raise error
+        self._breaks_left -= 1
+        pause_s = min(0.25 * 2 ** (BREAKS_MAX - self._breaks_left), 5.0)
+        await asyncio.sleep(max(pause_s, retry.retry_delay.ToMilliseconds() / 1000 if retry else 0))
+
+
+def _status(error: grpc.aio.AioRpcError) -> Status:
+    for key, value in error.trailing_metadata() or ():
+        if key == STATUS_DETAILS and isinstance(value, bytes):
+            return Status.FromString(value)
+    return Status()
+
+
+def _detail(status: Status, kind: type[Detail]) -> Detail | None:
+    for packed in status.details:
+        detail = kind()
+        if packed.Unpack(detail):
+            return detail
+    return None

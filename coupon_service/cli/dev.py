@@ -1,0 +1,138 @@
+"""`coupon-service dev`: everything the service needs, on this machine, with one command."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import shlex
+import signal
+import socket
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import typer
+import uvloop
+
+from coupon_service.cli.client import address_of, connect
+from coupon_service.cli.failure import CommandError
+from coupon_service.cli.health import wait_until_serving
+from coupon_service.cli.migrate import database_of
+from coupon_service.cli.session import DEMO_CODES, make_demo_book, session
+from coupon_service.embedded import EmbeddedPostgres, EmbeddedRedis
+from coupon_service.log import configure_logging
+from coupon_service.server import Server
+from coupon_service.server import serve as serve_until_stopped
+from coupon_service.settings import Settings, load_settings
+from coupon_service.store import migrations
+
+
+def dev() -> None:
+    """Run everything: PostgreSQL, Redis, the service, and a demo book to try it with.
+
+    PostgreSQL and Redis keep their data in .data (COUPON_DATA_DIR), so that starting again goes on
+    where it was. With DATABASE_URL or REDIS_URL set, those are used instead. Ctrl-C stops all that
+    was started. Made for trying and developing; coupon-service serve is for everything else.
+    """
+    given = load_settings()
+    _require_free_port(given.host, given.port, "COUPON_PORT")
+    _require_free_port(given.metrics_host, given.metrics_port, "COUPON_METRICS_PORT")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as orderly as Ctrl-C
+    with ExitStack() as servers:
+        settings = _complete(given, servers)
+        configure_logging(settings.log_level, settings.log_format)
+        uvloop.run(_serve(settings))
+
+
+def _complete(given: Settings, servers: ExitStack) -> Settings:
+    """The settings, with servers of our own and a secret where none are given; migrated."""
+    folder = given.data_dir.absolute()
+    values: dict[str, Any] = {}
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if given.lock_token_secret is None:
+            values["lock_token_secret"] = _lock_token_secret(folder)
+    except OSError as error:
+        raise CommandError(
+            f"The data folder {folder} cannot be used: {error.strerror}."
+            " COUPON_DATA_DIR takes another one."
+        ) from error
+    if "reflection" not in given.model_fields_set:
+        values["reflection"] = True  # so that grpcurl works
+    if "drain_grace_ms" not in given.model_fields_set:
+        values["drain_grace_ms"] = 0  # there is no load balancer that has to notice
+    if given.redis_url is None:
+        values["redis_url"] = servers.enter_context(EmbeddedRedis(folder / "redis")).url
+    if given.database_url is None:
+        values["database_url"] = servers.enter_context(EmbeddedPostgres(folder / "postgres")).url
+    settings = load_settings(**values)
+    with database_of(settings) as url:
+        migrations.apply(url)
+    return settings
+
+
+def _lock_token_secret(folder: Path) -> str:
+    """Made once and kept, so that locks outlive a restart."""
+    path = folder / "lock-token-secret"
+    if not path.exists():
+        new = path.with_suffix(".new")
+        new.unlink(missing_ok=True)
+        new.touch(mode=0o600)
+        new.write_text(secrets.token_urlsafe(48), encoding="ascii")
+        new.rename(path)
+    return path.read_text(encoding="ascii")
+
+
+def _require_free_port(host: str, port: int, setting: str) -> None:
+    """Raises CommandError when the port cannot be had.
+
+    gRPC would not notice: its ports can be shared, so that two services would take turns.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        raise CommandError(
+            f"Port {port} on {host} cannot be had: {error.strerror}."
+            f" Choose another one with {setting}, or stop what is using it."
+        ) from error
+
+
+async def _serve(settings: Settings) -> None:
+    """Serve until Ctrl-C; show how to use it as soon as it can be used."""
+    started: asyncio.Future[Server] = asyncio.get_running_loop().create_future()
+    serving = asyncio.create_task(serve_until_stopped(settings, ready=started.set_result))
+    welcome = asyncio.create_task(_welcome(settings, started))
+    await asyncio.wait({serving, welcome}, return_when=asyncio.FIRST_COMPLETED)
+    if welcome.done():
+        await welcome  # raises what went wrong
+    welcome.cancel()
+    await serving
+
+
+async def _welcome(settings: Settings, started: asyncio.Future[Server]) -> None:
+    server = await started
+    address = address_of(settings.model_copy(update={"port": server.port}))
+    async with connect(address) as service:
+        await wait_until_serving(service)
+        book = await make_demo_book(service)
+    typer.echo(
+        f"\nThe coupon service listens on {address}; its data is in {settings.data_dir}.\n"
+        f'The demo book "{book.name}" ({book.book_id}) has the codes'
+        f" {DEMO_CODES[0]} to {DEMO_CODES[-1]}.\n"
+        "Ctrl-C stops everything. This session can be pasted into another shell:\n\n"
+        f"{session(address, _own_command())}\n"
+    )
+
+
+def _own_command() -> str:
+    """How a shell calls this program, in whatever folder it is."""
+    program = Path(sys.argv[0]).absolute()
+    if program.name == "coupon-service":
+        return shlex.quote(str(program))
+    return f"{shlex.quote(sys.executable)} -m coupon_service"

@@ -1,0 +1,77 @@
+"""What the embedded servers take from the machine: a user, an environment, a port, programs."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import pwd
+import secrets
+import shutil
+import socket
+from contextlib import suppress
+from pathlib import Path
+
+HOST = "127.0.0.1"
+# Below the range from which systems take ports for outgoing connections (Linux: 32768 and up):
+# while a server is down, its port is given to nobody else, above all not to a client that tries
+# to reconnect, which would end up connected to itself.
+PORT_MIN, PORT_MAX = 20_000, 32_000
+PORT_ATTEMPTS_MAX = 100
+
+
+class EmbeddedError(Exception):
+    """An embedded server cannot be had. The message is one sentence for people."""
+
+
+def owner() -> tuple[int, int]:
+    """User and group id of the servers' processes and data."""
+    if os.geteuid() != 0:
+        return os.geteuid(), os.getegid()
+    nobody = pwd.getpwnam("nobody")
+    return nobody.pw_uid, nobody.pw_gid
+
+
+def owner_prefix() -> list[str]:
+    """What a command begins with to run as ``owner()``: PostgreSQL refuses to run as root.
+
+    CAP_DAC_OVERRIDE stays, so that a virtual environment and a data folder below folders that only
+    root may enter can be used without opening those to everyone. Raises EmbeddedError.
+    """
+    if os.geteuid() != 0:
+        return []
+    setpriv = shutil.which("setpriv")
+    if setpriv is None:
+        raise EmbeddedError(
+            "As root the embedded servers need the program setpriv (package util-linux): "
+            "install it, or start as an ordinary user, or set DATABASE_URL and REDIS_URL."
+        )
+    user, group = owner()
+    return [
+        *(setpriv, f"--reuid={user}", f"--regid={group}", "--clear-groups"),
+        *("--securebits=+no_setuid_fixup", "--inh-caps=+dac_override"),
+        "--ambient-caps=+dac_override",
+    ]
+
+
+def environment() -> dict[str, str]:
+    """This process's, without what is meant for clients (PGPORT …), and with English messages."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("PG", "LC_"))}
+    return {**kept, "LC_ALL": "C"}
+
+
+def free_port() -> int:
+    """A port on which nobody listens. Raises EmbeddedError."""
+    for _ in range(PORT_ATTEMPTS_MAX):
+        port = PORT_MIN + secrets.randbelow(PORT_MAX - PORT_MIN)
+        with socket.socket() as probe, suppress(OSError):
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((HOST, port))
+            return port
+    raise EmbeddedError(f"There is no free port from {PORT_MIN} to {PORT_MAX}.")
+
+
+def bundled(package: str, pattern: str) -> Path | None:
+    """The first file like ``pattern`` in an installed package, which is not imported for it."""
+    spec = importlib.util.find_spec(package)
+    folders = (spec.submodule_search_locations if spec else None) or ()
+    return next((path for folder in folders for path in Path(folder).glob(pattern)), None)

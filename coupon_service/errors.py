@@ -1,0 +1,228 @@
+"""Every reason the service gives for not doing what it was asked: one class a reason.
+
+A class carries what a program needs (``metadata``); ``rpc/status.py`` holds the one table that
+turns a class into a gRPC status, and the ``ErrorReason`` enum of the proto names the same reasons.
+The docstring of a class says when it is raised, and is its message unless a better one is given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+class CouponServiceError(Exception):
+    """The request could not be carried out."""
+
+    def __init__(self, message: str = "", /, **metadata: object) -> None:
+        super().__init__(message or " ".join((type(self).__doc__ or "").split()))
+        self.metadata: Mapping[str, str] = {key: str(value) for key, value in metadata.items()}
+
+    @property
+    def message(self) -> str:
+        """What happened, for people."""
+        return str(self.args[0])
+
+
+# --- not found ----------------------------------------------------------------------------------
+
+
+class BookNotFound(CouponServiceError):
+    """No coupon book with this id."""
+
+
+class CodeNotFound(CouponServiceError):
+    """No such coupon code."""
+
+
+class AssignmentNotFound(CouponServiceError):
+    """The code is not assigned to this user."""
+
+
+class LockNotFound(CouponServiceError):
+    """No such lock."""
+
+
+class RedemptionNotFound(CouponServiceError):
+    """No such redemption."""
+
+
+# --- failed precondition: the rules say no ------------------------------------------------------
+
+
+class Refusal(CouponServiceError):
+    """The rules of the book, or the state of the code, do not allow it now."""
+
+
+class BookNotActive(Refusal):
+    """The coupon book is not active."""
+
+
+class BookNotStarted(Refusal):
+    """The validity window of the coupon book has not begun."""
+
+
+class BookExpired(Refusal):
+    """The validity window of the coupon book has ended."""
+
+
+class CodeDisabled(Refusal):
+    """The code is disabled."""
+
+
+class CodeExpired(Refusal):
+    """The code was assigned too long ago to be still valid for this user."""
+
+
+class CodeAlreadyRedeemed(Refusal):
+    """The code allows one redemption and has been redeemed."""
+
+
+class CodeLimitExceeded(Refusal):
+    """The code has been redeemed as often as it allows."""
+
+
+class UserLimitExceeded(Refusal):
+    """This user has reached a limit of the coupon book."""
+
+
+class BookLimitExceeded(Refusal):
+    """The coupon book has been redeemed as often as it allows."""
+
+
+class NoCodesAvailable(Refusal):
+    """The coupon book has no code left to assign."""
+
+
+class CodeNotAssignedToUser(Refusal):
+    """The coupon book requires an assignment and this user has none for the code."""
+
+
+class CodeLocked(Refusal):
+    """The code is locked for someone else. Metadata ``retry_after_ms``: the time left."""
+
+
+class LockRequired(Refusal):
+    """The coupon book requires a lock before a redemption."""
+
+
+class LockExpired(Refusal):
+    """The lock is no longer held: it expired, was released, or has been redeemed."""
+
+
+class LockTokenMismatch(Refusal):
+    """The lock token is not one of this service, or belongs to another code or user."""
+
+
+class LockLimitExceeded(Refusal):
+    """The lock has been extended, or the user holds locks, as often as is allowed."""
+
+
+class OrderBelowMinimum(Refusal):
+    """The order amount is below the minimum of the coupon book."""
+
+
+class CurrencyMismatch(Refusal):
+    """The order is in another currency than the coupon book."""
+
+
+class AlreadyRolledBack(Refusal):
+    """The redemption has been rolled back before."""
+
+
+class OrderAlreadyRedeemed(Refusal):
+    """The code has a live redemption for this order."""
+
+
+class CodeSpaceExhausted(Refusal):
+    """The code format is too small for the number of codes."""
+
+
+class InvalidStateTransition(Refusal):
+    """The state it is in does not allow the change."""
+
+
+# --- already exists -----------------------------------------------------------------------------
+
+
+class CodeAlreadyAssigned(CouponServiceError):
+    """The code is assigned, and cannot be assigned once more."""
+
+
+class DuplicateCode(CouponServiceError):
+    """The code exists."""
+
+
+# --- invalid argument ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class FieldViolation:
+    """A bad field: its path in the request, and what was expected of it."""
+
+    field: str
+    description: str
+
+
+class InvalidArgument(CouponServiceError):
+    """The request has bad fields; ``violations`` names each of them."""
+
+    def __init__(self, violations: tuple[FieldViolation, ...]) -> None:
+        super().__init__("; ".join(f"{v.field}: {v.description}" for v in violations))
+        self.violations = violations
+
+
+class CodeChecksumInvalid(CouponServiceError):
+    """The check character of the code does not fit: it was mistyped."""
+
+
+class RequestIdReused(CouponServiceError):
+    """This request_id was used before with other parameters."""
+
+
+# --- aborted: a retry is safe -------------------------------------------------------------------
+
+
+class ConcurrentModification(CouponServiceError):
+    """The resource has changed since the etag was read."""
+
+
+class Contention(CouponServiceError):
+    """Too many changes of the same rows at once; nothing was changed. Try again."""
+
+
+# --- resource exhausted: never a business limit -------------------------------------------------
+
+
+class RateLimited(CouponServiceError):
+    """Too many requests from this caller."""
+
+
+class Overloaded(CouponServiceError):
+    """The service has more to do than it can keep up with; nothing was changed. Try again."""
+
+
+# --- who may ------------------------------------------------------------------------------------
+
+
+class Unauthenticated(CouponServiceError):
+    """No valid credentials."""
+
+
+class PermissionDenied(CouponServiceError):
+    """The caller's roles do not allow it."""
+
+
+# --- what the service depends on ----------------------------------------------------------------
+
+
+class DatabaseUnavailable(CouponServiceError):
+    """PostgreSQL cannot be reached. Repeat with the same request_id."""
+
+
+class LocksUnavailable(CouponServiceError):
+    """Redis cannot be reached, so that no lock can be taken or looked at."""
+
+
+class DeadlineExceeded(CouponServiceError):
+    """The deadline passed. Repeat with the same request_id to learn the outcome."""

@@ -1,0 +1,30 @@
+"""Locks of codes: places held in Redis for a time, and the signed tokens that prove them."""
+
+from coupon_service.leases.leases import Leases
+from coupon_service.leases.results import (
+    Admission,
+    AdmitStatus,
+    ExtendStatus,
+    Extension,
+    IndexedLock,
+    Peek,
+    Taken,
+    TakenMomentarily,
+    TakeStatus,
+)
+from coupon_service.leases.token import sign, verify
+
+__all__ = [
+    "Admission",
+    "AdmitStatus",
+    "ExtendStatus",
+    "Extension",
+    "IndexedLock",
+    "Leases",
+    "Peek",
+    "TakeStatus",
+    "Taken",
+    "TakenMomentarily",
+    "sign",
+    "verify",
+]

@@ -1,0 +1,133 @@
+"""The lease scripts as Redis commands: which keys, which arguments, in which order.
+
+The text of a script says what its keys, arguments and replies mean.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from importlib.resources import files
+
+from coupon_service.leases.pipeline import Command
+from coupon_service.leases.results import IndexedLock
+
+
+class Commands:
+    """Builds the commands; reads the scripts once, when it is made."""
+
+    def __init__(self) -> None:
+        places = _text("places.lua")
+        self._sources: dict[str, str] = {}
+        self._take = self._script(places + _text("take.lua"))
+        self._momentary = self._script(places + _text("momentary.lua"))
+        self._peek = self._script(places + _text("peek.lua"))
+        self._release = self._script(places + _text("release.lua"))
+        self._extend = self._script(places + _text("extend.lua"))
+        self._index = self._script(_text("index.lua"))
+        self._list = self._script(_text("list.lua"))
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """The text of each script by its SHA-1."""
+        return self._sources
+
+    def take(
+        self,
+        code: str,
+        user_id: str,
+        lock_id: str,
+        *,
+        grace_ms: int,
+        expire_ms: int = 0,
+        ttl_ms: int = 0,
+        places_max: int | None = None,
+    ) -> Command:
+        keys = (*_places(code), _tombstone(code, user_id, lock_id))
+        at_most = -1 if places_max is None else max(places_max, 0)
+        return (*self._take, 3, *keys, user_id, lock_id, expire_ms, ttl_ms, grace_ms, at_most)
+
+    def take_momentarily(
+        self, code: str, attempt_id: str, user_id: str, ttl_ms: int
+    ) -> Command:
+        return (*self._momentary, 2, *_places(code), user_id, attempt_id, ttl_ms)
+
+    def peek(self, code: str, user_id: str, lock_id: str) -> Command:
+        keys = (*_places(code), _tombstone(code, user_id, lock_id))
+        return (*self._peek, 3, *keys, user_id, lock_id)
+
+    def release(self, code: str, user_id: str, lock_id: str, tombstone_until_ms: int) -> Command:
+        keys = (*_places(code), _tombstone(code, user_id, lock_id))
+        return (*self._release, 3, *keys, user_id, lock_id, tombstone_until_ms)
+
+    def release_momentary(self, code: str, attempt_id: str) -> Command:
+        return ("ZREM", _places(code)[0], f"m{attempt_id}")
+
+    def extend(
+        self,
+        code: str,
+        user_id: str,
+        lock_id: str,
+        *,
+        expire_ms: int,
+        grace_ms: int,
+        extensions_max: int,
+    ) -> Command:
+        keys = _places(code)
+        return (*self._extend, 2, *keys, user_id, lock_id, expire_ms, grace_ms, extensions_max)
+
+    def index(
+        self,
+        index: str,
+        member: str,
+        *,
+        expire_ms: int = 0,
+        ttl_ms: int = 0,
+        keep_ms: int = 0,
+        entries_max: int = 0,
+    ) -> Command:
+        return (*self._index, 1, index, member, expire_ms, ttl_ms, keep_ms, entries_max)
+
+    def list(self, index: str, from_ms: int, offset: int, count: int) -> Command:
+        return (*self._list, 1, index, from_ms, offset, count)
+
+    def ended(self, index: str, until_ms: int, count: int) -> Command:
+        return ("ZRANGEBYSCORE", index, "-inf", until_ms, "WITHSCORES", "LIMIT", 0, count)
+
+    def _script(self, source: str) -> tuple[str, str]:
+        sha = hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
+        self._sources[sha] = source
+        return ("EVALSHA", sha)
+
+
+def user_index(user_id: str) -> str:
+    """The key of the index of a user's locks."""
+    return f"coupon:user:{{{user_id}}}:locks"
+
+
+def book_index(book_id: str) -> str:
+    """The key of the index of a book's locks."""
+    return f"coupon:book:{{{book_id}}}:locks"
+
+
+def index_member(code: str, book_id: str, user_id: str, lock_id: str) -> str:
+    """A lock as a member of an index. No id contains NUL: such requests are refused at the edge."""
+    return "\0".join((code, book_id, user_id, lock_id))
+
+
+def indexed_lock(member: str, expire_ms: str) -> IndexedLock:
+    """The inverse of ``index_member``, with the score of the member."""
+    code, book_id, user_id, lock_id = member.split("\0")
+    return IndexedLock(code, book_id, user_id, lock_id, int(expire_ms))
+
+
+def _places(code: str) -> tuple[str, str]:
+    return f"coupon:{{{code}}}:places", f"coupon:{{{code}}}:locks"
+
+
+def _tombstone(code: str, user_id: str, lock_id: str) -> str:
+    # With the user in its name, so that no one buries the lock of another whose lock_id he knows.
+    return f"coupon:{{{code}}}:gone:{lock_id}:{user_id}"
+
+
+def _text(name: str) -> str:
+    return files("coupon_service.leases").joinpath(name).read_text("utf-8")

@@ -1,0 +1,315 @@
+"""Places on codes, held in Redis for a time.
+
+A lock is one place on a code for one user. Redis counts the places and PostgreSQL the redemptions,
+so a place is taken here first, then the caller looks at the count there, and gives the place back
+when ``redemptions + places_taken`` exceeds the limit. The other order has a window.
+
+The keys of a code share a hash tag, and no script touches more than one slot. The indexes of users
+and books lie in other slots: the place of a lock and its entry in the index of the user, which
+counts the user's locks, are asked for together, and one is given back when the other is refused;
+the exact expiry is written to both indexes once it is known. Whatever a crash leaves between these
+steps ends with the time of the lock.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import replace
+
+from coupon_service.leases.commands import (
+    Commands,
+    book_index,
+    index_member,
+    indexed_lock,
+    user_index,
+)
+from coupon_service.leases.pipeline import Client, Pipelines, connect
+from coupon_service.leases.results import (
+    Admission,
+    AdmitStatus,
+    ExtendStatus,
+    Extension,
+    IndexedLock,
+    Peek,
+    Taken,
+    TakenMomentarily,
+    TakeStatus,
+)
+
+# How long an ended lock waits in the index of its book for the sweeper.
+_ENDED_KEPT_MS = 24 * 60 * 60 * 1000
+
+_TAKE_STATUS = {
+    "TAKEN": TakeStatus.GRANTED,
+    "SAME": TakeStatus.HELD_BEFORE,
+    "OTHER": TakeStatus.HELD_BEFORE,
+    "GONE": TakeStatus.GONE,
+    "FULL": TakeStatus.FULL,
+}
+_ADMIT_STATUS = {
+    "TAKEN": AdmitStatus.RETAKEN,
+    "SAME": AdmitStatus.HELD,
+    "OTHER": AdmitStatus.GONE,
+    "GONE": AdmitStatus.GONE,
+}
+
+
+class Leases:
+    """The locks of codes.
+
+    Every method may raise LocksUnavailable: Redis cannot be reached, is silent for ``timeout_ms``,
+    or refuses. Whether anything happened is then unknown, and the same call again settles it. All
+    times are milliseconds since 1970; whether a lock has ended is decided by the clock of Redis.
+    """
+
+    def __init__(
+        self,
+        redis: str | Client,
+        *,
+        timeout_ms: int = 50,
+        grace_ms: int = 5_000,
+        locks_per_user_max: int = 5,
+    ) -> None:
+        """Connects when it is first used.
+
+        redis: a URL, or a client that decodes responses and does not retry.
+        grace_ms: how much longer than its token a lock lives, so that a redemption which was
+            admitted in time commits before anyone else gets in: the statement timeout and the
+            greatest difference between clocks.
+        """
+        self._commands = Commands()
+        client = connect(redis, timeout_ms) if isinstance(redis, str) else redis
+        self._redis = Pipelines(client, self._commands.sources, timeout_ms)
+        self._grace_ms = grace_ms
+        self._locks_per_user_max = locks_per_user_max
+
+    async def ping(self) -> None:
+        """Returns when Redis has answered."""
+        await self._redis.run(("PING",))
+
+    async def close(self) -> None:
+        """Waits for the calls on their way and closes the connection."""
+        await self._redis.close()
+
+    async def acquire(
+        self,
+        code: str,
+        book_id: str,
+        user_id: str,
+        lock_id: str,
+        ttl_ms: int,
+        *,
+        places_max: int | None = None,
+    ) -> Taken:
+        """Takes a place on ``code`` for ``user_id``, unless the user holds one.
+
+        places_max: the most places that can fit as far as the caller knows, such as the limit of
+            the code. When so many are taken the answer is FULL and nothing is added. Without it,
+            callers who find that theirs does not fit are in each other's way until they have given
+            it back, and in a storm of them nobody might get in.
+        """
+        member = index_member(code, book_id, user_id, lock_id)
+        (
+            counted,
+            (outcome, held_id, expire_ms, places_taken, others_end_in_ms),
+        ) = await self._redis.run(
+            self._commands.index(
+                user_index(user_id),
+                member,
+                ttl_ms=ttl_ms,
+                entries_max=self._locks_per_user_max,
+            ),
+            self._commands.take(
+                code,
+                user_id,
+                lock_id,
+                ttl_ms=ttl_ms,
+                grace_ms=self._grace_ms,
+                places_max=places_max,
+            ),
+        )
+        status = _TAKE_STATUS[outcome]
+        taken = Taken(status, held_id, expire_ms, places_taken, _time_left(others_end_in_ms))
+        if outcome == "TAKEN" and not counted:
+            await self._redis.run(self._commands.release(code, user_id, lock_id, 0))
+            return replace(taken, status=TakeStatus.LIMIT)
+        if outcome in ("TAKEN", "SAME"):
+            await self._write_indexes(book_id, user_id, member, expire_ms)
+        elif counted:
+            await self._redis.run(("ZREM", user_index(user_id), member))
+        return taken
+
+    async def acquire_momentary(
+        self, code: str, attempt_id: str, user_id: str, ttl_ms: int
+    ) -> TakenMomentarily:
+        """Takes a place for one attempt to redeem without a token; ``release_momentary`` ends it.
+
+        Only the locks of others are counted beside it: not the user's own, and not the places of
+        other attempts, since PostgreSQL lets one redemption of a code in at a time.
+        """
+        (answer,) = await self._redis.run(
+            self._commands.take_momentarily(code, attempt_id, user_id, ttl_ms)
+        )
+        places_taken, others_end_in_ms, own_lock_id, own_expire_ms = answer
+        return TakenMomentarily(
+            places_taken,
+            _time_left(others_end_in_ms),
+            own_lock_id or None,
+            own_expire_ms or None,
+        )
+
+    async def peek(self, code: str, user_id: str, lock_id: str = "") -> Peek:
+        """Looks at the locks of a code, and at ``lock_id`` of this user, and changes nothing."""
+        (answer,) = await self._redis.run(self._commands.peek(code, user_id, lock_id))
+        others, others_end_in_ms, own_lock_id, gone = answer
+        return Peek(others, _time_left(others_end_in_ms), bool(own_lock_id), bool(gone))
+
+    async def admit(
+        self, code: str, book_id: str, user_id: str, lock_id: str, expire_ms: int
+    ) -> Admission:
+        """Says whether a lock with a good token that ends at ``expire_ms`` still holds its place.
+
+        When Redis has lost it, its place is taken again, so that the token stays good until someone
+        else holds the code.
+        """
+        (answer,) = await self._redis.run(
+            self._commands.take(
+                code, user_id, lock_id, expire_ms=expire_ms, grace_ms=self._grace_ms
+            )
+        )
+        outcome, _, _, places_taken, others_end_in_ms = answer
+        status = _ADMIT_STATUS[outcome]
+        if status is AdmitStatus.RETAKEN:
+            member = index_member(code, book_id, user_id, lock_id)
+            await self._write_indexes(book_id, user_id, member, expire_ms)
+        return Admission(status, places_taken, _time_left(others_end_in_ms))
+
+    async def extend(
+        self,
+        code: str,
+        book_id: str,
+        user_id: str,
+        lock_id: str,
+        new_expire_ms: int,
+        *,
+        extensions_max: int,
+    ) -> Extension:
+        """Lets a held lock end at ``new_expire_ms``; never earlier than it would anyway."""
+        (answer,) = await self._redis.run(
+            self._commands.extend(
+                code,
+                user_id,
+                lock_id,
+                expire_ms=new_expire_ms,
+                grace_ms=self._grace_ms,
+                extensions_max=extensions_max,
+            )
+        )
+        outcome, expire_ms, extensions = answer
+        extension = Extension(ExtendStatus(outcome), expire_ms, extensions)
+        if extension.status is ExtendStatus.EXTENDED:
+            member = index_member(code, book_id, user_id, lock_id)
+            await self._write_indexes(book_id, user_id, member, expire_ms)
+        return extension
+
+    async def release(
+        self,
+        code: str,
+        book_id: str,
+        user_id: str,
+        lock_id: str,
+        *,
+        tombstone_until_ms: int = 0,
+    ) -> bool:
+        """Gives the place of a lock back, and says whether it was held.
+
+        tombstone_until_ms: until then the lock is GONE for whoever shows its token: it was redeemed
+            or unlocked. To be set to the end of the token plus the tolerance; 0 when no token of it
+            was given out. It counts also when Redis had lost the lock.
+        """
+        member = index_member(code, book_id, user_id, lock_id)
+        released, _, _ = await self._redis.run(
+            self._commands.release(code, user_id, lock_id, tombstone_until_ms),
+            ("ZREM", user_index(user_id), member),
+            ("ZREM", book_index(book_id), member),
+        )
+        return bool(released)
+
+    async def release_momentary(self, code: str, attempt_id: str) -> None:
+        """Gives the place of an attempt back."""
+        await self._redis.run(self._commands.release_momentary(code, attempt_id))
+
+    async def list_user(
+        self, user_id: str, after: IndexedLock | None = None, page_size: int = 100
+    ) -> list[IndexedLock]:
+        """The live locks of a user, those that end first first; ``after``: the page before's last.
+
+        Read from the index alone: a lock that just ended or was released may still be in it.
+        """
+        return await self._page(user_index(user_id), after, page_size)
+
+    async def list_book(
+        self, book_id: str, after: IndexedLock | None = None, page_size: int = 100
+    ) -> list[IndexedLock]:
+        """The live locks of a book, in the manner of ``list_user``."""
+        return await self._page(book_index(book_id), after, page_size)
+
+    async def expired(self, book_id: str, now_ms: int, limit: int) -> list[IndexedLock]:
+        """Locks of a book that ended without a release, grace included, by the caller's clock.
+
+        They are listed until ``forget``, or for a day.
+        """
+        (answer,) = await self._redis.run(
+            self._commands.ended(book_index(book_id), now_ms - self._grace_ms, limit)
+        )
+        return _locks(answer)
+
+    async def forget(self, entries: Iterable[IndexedLock]) -> None:
+        """Takes entries out of the indexes of their books and users."""
+        members: defaultdict[str, list[str]] = defaultdict(list)
+        for lock in entries:
+            member = index_member(lock.code, lock.book_id, lock.user_id, lock.lock_id)
+            members[book_index(lock.book_id)].append(member)
+            members[user_index(lock.user_id)].append(member)
+        await self._redis.run(*(("ZREM", index, *each) for index, each in members.items()))
+
+    async def _write_indexes(self, book_id: str, user_id: str, member: str, expire_ms: int) -> None:
+        await self._redis.run(
+            self._commands.index(user_index(user_id), member, expire_ms=expire_ms),
+            self._commands.index(
+                book_index(book_id), member, expire_ms=expire_ms, keep_ms=_ENDED_KEPT_MS
+            ),
+        )
+
+    async def _page(
+        self, index: str, after: IndexedLock | None, page_size: int
+    ) -> list[IndexedLock]:
+        """Keyset paging over (expire_ms, member), the order of the index itself."""
+        from_ms = after.expire_ms if after else 0
+        page: list[IndexedLock] = []
+        offset = 0
+        while len(page) < page_size:  # once, unless more than a page ends in one millisecond
+            (answer,) = await self._redis.run(
+                self._commands.list(index, from_ms, offset, page_size)
+            )
+            found = _locks(answer)
+            page += [lock for lock in found if after is None or _position(lock) > _position(after)]
+            if len(found) < page_size:
+                break
+            offset += page_size
+        return page[:page_size]
+
+
+def _time_left(others_end_in_ms: int) -> int | None:
+    return None if others_end_in_ms < 0 else others_end_in_ms
+
+
+def _locks(members_and_scores: list[str]) -> list[IndexedLock]:
+    each = iter(members_and_scores)
+    return [indexed_lock(member, expire_ms) for member, expire_ms in zip(each, each, strict=True)]
+
+
+def _position(lock: IndexedLock) -> tuple[int, str]:
+    # Text compares by code points, which is the order of its UTF-8 in Redis.
+    return lock.expire_ms, index_member(lock.code, lock.book_id, lock.user_id, lock.lock_id)

@@ -1,0 +1,174 @@
+"""The way to Redis: commands that many callers give at the same moment share one pipeline.
+
+What redis-py (8.1) does, and why the client is set up as it is:
+
+* It retries by default (``Redis()``: 10 times). A script whose reply was lost would run twice;
+  ours recognise that, but a dead server would take seconds to be noticed. So: no retries.
+* ``socket_timeout`` starts anew with each reply, so it does not bound a pipeline. One timeout
+  around the whole exchange, connecting included, does.
+* A cancellation, which is how that timeout ends an exchange, closes the connection
+  (``read_response`` and ``send_packed_command`` do so on every ``BaseException``), so that no reply
+  is left unread for whoever takes it next. The next exchange connects again.
+* With RESP3, its default, it takes part in "maintenance notifications": one more round trip to
+  connect, timeouts relaxed to 10 s when the server says so, and no look for unread data or an end
+  of file when a connection is taken from the pool. RESP2 has none of that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from redis.asyncio import Redis, RedisCluster
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import NoScriptError
+
+from coupon_service.errors import LocksUnavailable
+
+Client: TypeAlias = "Redis | RedisCluster"
+Command: TypeAlias = tuple[str | int, ...]
+
+# Takes Redis one or two milliseconds, far below the timeout; larger pipelines are no faster.
+COMMANDS_MAX = 64
+
+
+def connect(url: str, timeout_ms: int) -> Redis:
+    """A client for ``url`` (``redis://``, ``rediss://`` or ``unix://``); it connects when used."""
+    return Redis.from_url(  # pyright: ignore[reportUnknownMemberType]
+        url,
+        protocol=2,
+        decode_responses=True,
+        driver_info=None,
+        retry=Retry(NoBackoff(), 0),
+        socket_connect_timeout=timeout_ms / 1000,
+        socket_timeout=None,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    commands: tuple[Command, ...]
+    # The replies, or why there are none. A value and not an exception of the future, since nobody
+    # asks for it when the caller was cancelled.
+    outcome: asyncio.Future[list[Any] | Exception]
+    since_s: float
+
+
+class Pipelines:
+    """Sends commands to Redis, one pipeline at a time; what comes up meanwhile fills the next one.
+
+    The pipeline runs in a task of its own, so a caller's cancellation never reaches the connection.
+    Calls whose caller has gone before they were sent are left out.
+    """
+
+    def __init__(self, client: Client, sources: Mapping[str, str], timeout_ms: int) -> None:
+        """``sources``: the text of each script by its SHA-1."""
+        self._client = client
+        self._sources = sources
+        self._timeout_s = timeout_ms / 1000
+        self._waiting: deque[_Call] = deque()
+        self._sender: asyncio.Task[None] | None = None
+
+    async def run(self, *commands: Command) -> list[Any]:
+        """The replies to ``commands``, which go out together and in this order.
+
+        Raises LocksUnavailable when Redis cannot be reached, is silent for ``timeout_ms`` (which
+        takes twice as long at most, behind others who wait), or refuses one of the commands. What
+        was sent may then have been carried out or not.
+        """
+        loop = asyncio.get_running_loop()
+        call = _Call(commands, loop.create_future(), loop.time())
+        self._waiting.append(call)
+        if self._sender is None:
+            self._sender = loop.create_task(self._send(), name="redis pipelines")
+        outcome = await call.outcome
+        if isinstance(outcome, Exception):
+            raise LocksUnavailable from outcome
+        return outcome
+
+    async def close(self) -> None:
+        """Waits for what is on its way, then closes the connections."""
+        if self._sender is not None:
+            await self._sender
+        await self._client.aclose()
+
+    async def _send(self) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            while calls := self._next_calls():
+                try:
+                    async with _silence(self._timeout_s):
+                        replies = iter(await self._exchange(calls))
+                except Exception as error:  # noqa: BLE001 (each caller raises it)
+                    for call in calls + self._calls_since(loop.time() - self._timeout_s):
+                        _settle(call, error)
+                else:
+                    for call in calls:
+                        own = [next(replies) for _ in call.commands]
+                        refused = next((r for r in own if isinstance(r, Exception)), None)
+                        _settle(call, refused or own)
+        finally:
+            self._sender = None
+
+    def _calls_since(self, time_s: float) -> list[_Call]:
+        """Takes out the waiting calls that were made by then: they are not to wait any longer."""
+        calls: list[_Call] = []
+        while self._waiting and self._waiting[0].since_s <= time_s:
+            calls.append(self._waiting.popleft())
+        return calls
+
+    def _next_calls(self) -> list[_Call]:
+        calls: list[_Call] = []
+        size = 0
+        while self._waiting and size < COMMANDS_MAX:
+            call = self._waiting.popleft()
+            if not call.outcome.done():
+                calls.append(call)
+                size += len(call.commands)
+        return calls
+
+    async def _exchange(self, calls: list[_Call]) -> list[Any]:
+        commands = [command for call in calls for command in call.commands]
+        replies = await self._pipeline(commands)
+        unknown = [i for i, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
+        if unknown:  # the first time, or Redis was restarted: those have not been run at all
+            again = await self._pipeline([self._with_source(commands[i]) for i in unknown])
+            for i, reply in zip(unknown, again, strict=True):
+                replies[i] = reply
+        return replies
+
+    def _with_source(self, command: Command) -> Command:
+        _evalsha, sha, *keys_and_arguments = command
+        return ("EVAL", self._sources[str(sha)], *keys_and_arguments)
+
+    async def _pipeline(self, commands: list[Command]) -> list[Any]:
+        pipeline = self._client.pipeline(transaction=False)
+        for command in commands:
+            pipeline.execute_command(*command)  # pyright: ignore[reportUnknownMemberType]
+        return await pipeline.execute(raise_on_error=False)
+
+
+@asynccontextmanager
+async def _silence(timeout_s: float) -> AsyncGenerator[None]:
+    """Raises TimeoutError after ``timeout_s``, or a little later.
+
+    When this process was busy for so long, the replies may lie in the socket unread. So the end of
+    the time is not the end yet: the event loop gets round to reading once more.
+    """
+    loop = asyncio.get_running_loop()
+    async with asyncio.timeout(None) as timeout:
+        over = loop.call_later(timeout_s, lambda: timeout.reschedule(loop.time() + 0.001))
+        try:
+            yield
+        finally:
+            over.cancel()
+
+
+def _settle(call: _Call, outcome: list[Any] | Exception) -> None:
+    if not call.outcome.done():
+        call.outcome.set_result(outcome)

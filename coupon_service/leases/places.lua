@@ -1,0 +1,59 @@
+-- The places of one code. This file is put in front of every script that works on them.
+--
+-- KEYS[1]  zset: who holds a place, scored with the end of the hold (ms since 1970).
+--          Members: 'u<user_id>' for the lock of a user, 'm<attempt_id>' for a momentary place.
+-- KEYS[2]  hash: 'u<user_id>' -> '<expire_ms>:<extensions>:<lock_id>'. expire_ms is what the token
+--          says; the score in KEYS[1] lies a grace later.
+--
+-- Only Redis's own clock decides what has ended.
+
+local places, locks = KEYS[1], KEYS[2]
+local clock = redis.call('TIME')
+local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
+
+-- What has ended goes; in portions, so that no call pays for thousands (nothing below relies on it).
+local ended = redis.call('ZRANGEBYSCORE', places, '-inf', now, 'LIMIT', 0, 1000)
+if #ended > 0 then
+  redis.call('ZREM', places, unpack(ended))
+  redis.call('HDEL', locks, unpack(ended))
+end
+
+local function live_places()
+  return redis.call('ZCOUNT', places, '(' .. now, '+inf')
+end
+
+-- The live lock of a user as lock_id, expire_ms, extensions; nil without one.
+local function lock_of(user)
+  local ends, entry = redis.call('ZSCORE', places, user), redis.call('HGET', locks, user)
+  if not ends or not entry or tonumber(ends) <= now then return nil end
+  local expire, extensions, id = string.match(entry, '^(%d+):(%d+):(.*)$')
+  return id, tonumber(expire), tonumber(extensions)
+end
+
+-- Live locks, not counting the user's own; momentary places are none.
+local function locks_of_others(own_id)
+  return redis.call('HLEN', locks) - (own_id and 1 or 0)
+end
+
+-- Gives a member a place until `ends`. The keys live as long as the last place.
+local function hold(member, ends)
+  redis.call('ZADD', places, ends, member)
+  local last = redis.call('ZRANGE', places, -1, -1, 'WITHSCORES')[2]
+  redis.call('PEXPIREAT', places, last)
+  redis.call('PEXPIREAT', locks, last)
+end
+
+local function hold_lock(user, lock_id, expire, extensions, grace)
+  redis.call('HSET', locks, user, string.format('%.0f:%d:%s', expire, extensions, lock_id))
+  hold(user, expire + grace)
+end
+
+-- Milliseconds until the first place of someone else becomes free; -1 when no one else has one.
+local function others_end_in(own, own_momentary)
+  local first = redis.call('ZRANGEBYSCORE', places, '(' .. now, '+inf', 'WITHSCORES', 'LIMIT', 0, 3)
+  for i = 1, #first, 2 do
+    if first[i] ~= own and first[i] ~= own_momentary then return first[i + 1] - now end
+  end
+  return -1
+end
+

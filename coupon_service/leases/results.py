@@ -1,0 +1,118 @@
+"""What the lease module answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+
+class TakeStatus(Enum):
+    """What became of the wish for a place."""
+
+    GRANTED = "GRANTED"
+    """The place is taken. Whether it fits is for the caller to see:
+    redemptions + places_taken <= limit."""
+    HELD_BEFORE = "HELD_BEFORE"
+    """The user holds a lock on the code already, be it this very one; it is left as it was."""
+    GONE = "GONE"
+    """The lock was released or redeemed."""
+    FULL = "FULL"
+    """As many places as ``places_max`` are taken; nothing was added."""
+    LIMIT = "LIMIT"
+    """The user holds as many locks as is allowed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """The answer to ``acquire``."""
+
+    status: TakeStatus
+    lock_id: str
+    """The lock the user holds: with HELD_BEFORE perhaps not the one that was asked for."""
+    expire_ms: int
+    """When the lock ends, as its token says; Redis keeps it for the grace longer."""
+    places_taken: int
+    """Live places on the code, this one included once it is taken."""
+    retry_after_ms: int | None
+    """Until the first place of someone else ends; None when no one else has one."""
+
+
+@dataclass(frozen=True, slots=True)
+class TakenMomentarily:
+    """The answer to ``acquire_momentary``."""
+
+    places_taken: int
+    """Live locks of others, and this place."""
+    retry_after_ms: int | None
+    """Until the first place of someone else ends; None when no one else has one."""
+    own_lock_id: str | None
+    """The user's own lock on the code, which the redemption consumes."""
+    own_expire_ms: int | None
+    """When the token of that lock ends."""
+
+
+@dataclass(frozen=True, slots=True)
+class Peek:
+    """The answer to ``peek``."""
+
+    others: int
+    """Live locks of others on the code."""
+    retry_after_ms: int | None
+    """Until the first place of someone else ends; None when no one else has one."""
+    holds: bool
+    """Whether the user holds a lock on the code."""
+    gone: bool
+    """Whether the lock that was asked about was released, redeemed, or followed by another."""
+
+
+class AdmitStatus(Enum):
+    """What Redis says about a lock whose token is good."""
+
+    HELD = "HELD"
+    """The lock is held."""
+    RETAKEN = "RETAKEN"
+    """Redis had lost the lock; its place is taken again. Whether it still fits is for the caller:
+    redemptions + places_taken <= limit."""
+    GONE = "GONE"
+    """It was released or redeemed, its time is over, or the user holds another lock by now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """The answer to ``admit``."""
+
+    status: AdmitStatus
+    places_taken: int
+    """Live places on the code, this one included unless it is GONE."""
+    retry_after_ms: int | None
+    """Until the first place of someone else ends; None when no one else has one."""
+
+
+class ExtendStatus(Enum):
+    """What became of the wish for more time."""
+
+    EXTENDED = "EXTENDED"
+    GONE = "GONE"
+    """The lock is not held."""
+    LIMIT = "LIMIT"
+    """It has been extended as often as is allowed; it ends as before."""
+
+
+@dataclass(frozen=True, slots=True)
+class Extension:
+    """The answer to ``extend``. ``expire_ms`` and ``extensions`` are 0 when the lock is GONE."""
+
+    status: ExtendStatus
+    expire_ms: int
+    extensions: int
+
+
+@dataclass(frozen=True, slots=True)
+class IndexedLock:
+    """A lock as the indexes know it. The last one of a page is where the next page begins."""
+
+    code: str
+    book_id: str
+    user_id: str
+    lock_id: str
+    expire_ms: int

@@ -1,0 +1,398 @@
+"""Locks: lock, extend, unlock, look at them, and the sweeper that records those that ran out.
+
+The place is in Redis, its history in the ledger. Redis goes first, so that a place is never
+promised before it is taken; the ledger says what a repeat is answered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import astuple, dataclass, replace
+from datetime import UTC, datetime
+from uuid import UUID
+
+from coupon_service.coalesce import Coalescer
+from coupon_service.codes import bucket_of
+from coupon_service.errors import (
+    CodeLocked,
+    Contention,
+    CouponServiceError,
+    LockExpired,
+    LockLimitExceeded,
+    LockNotFound,
+    LocksUnavailable,
+)
+from coupon_service.leases import ExtendStatus, IndexedLock, Leases, Taken, TakeStatus
+from coupon_service.leases.token import sign, verify
+from coupon_service.model import (
+    Book,
+    Call,
+    ChangeLock,
+    Code,
+    Command,
+    Done,
+    EventType,
+    Lease,
+    LeaseNeeded,
+    Lock,
+    LockClaims,
+    LockPolicy,
+    LockState,
+    LockView,
+    Unit,
+    event_id,
+    fingerprint,
+)
+from coupon_service.rules import decide, lock_view
+from coupon_service.store.db import Connection, Database
+from coupon_service.store.execute import Executor
+from coupon_service.store.reads import Reads, sweeping_alone
+
+SWEEP_BATCH = 500
+"""Locks that the sweeper records at a time."""
+
+TOMBSTONE_EXTRA_MS = 60_000
+"""How much longer than its token a used lock is remembered: more than clocks can differ."""
+
+
+def tombstone_until_ms(expire_ms: int) -> int:
+    """Until when a lock has to be remembered as gone, in milliseconds since 1970."""
+    return expire_ms + TOMBSTONE_EXTRA_MS
+
+
+def time_of(milliseconds: int) -> datetime:
+    """Milliseconds since 1970 as a time."""
+    return datetime.fromtimestamp(milliseconds / 1000, UTC)
+
+
+def milliseconds_of(time: datetime) -> int:
+    """A time as milliseconds since 1970."""
+    return round(time.timestamp() * 1000)
+
+
+class LockTokens:
+    """Signs lock tokens with the first secret and verifies them with any of them."""
+
+    def __init__(self, secrets: Sequence[bytes]) -> None:
+        self._secrets = tuple(secrets)
+
+    def sign(self, lock: LockView) -> str:
+        """The token of a lock."""
+        return sign(
+            LockClaims(
+                lock_id=lock.lock_id,
+                code=lock.code,
+                book_id=lock.book_id,
+                user_id=lock.user_id,
+                fence=lock.fence,
+                expire_ms=milliseconds_of(lock.expire_time),
+            ),
+            self._secrets[0],
+        )
+
+    def verify(self, token: str) -> LockClaims:
+        """What the token proves. Raises LockTokenMismatch."""
+        return verify(token, self._secrets)
+
+
+@dataclass(frozen=True, slots=True)
+class LockTimes:
+    """The server's bounds for locks. Times in milliseconds."""
+
+    ttl_default_ms: int
+    ttl_max_ms: int
+    extensions_max: int
+    locks_per_user_max: int
+
+    def granted_ms(self, wish_ms: int | None, book: Book) -> int:
+        """The lifetime that is granted: the wish or the default, within book and server."""
+        ttl_ms = wish_ms or book.default_lock_ttl_ms or self.ttl_default_ms
+        return min(ttl_ms, book.max_lock_ttl_ms or self.ttl_max_ms, self.ttl_max_ms)
+
+
+class Locks:
+    """The life of locks."""
+
+    def __init__(
+        self,
+        executor: Executor,
+        coalescer: Coalescer,
+        reads: Reads,
+        leases: Leases,
+        tokens: LockTokens,
+        times: LockTimes,
+        now: Callable[[], datetime],
+    ) -> None:
+        self._executor = executor
+        self._coalescer = coalescer
+        self._reads = reads
+        self._leases = leases
+        self._tokens = tokens
+        self._times = times
+        self._now = now
+
+    async def lock(self, command: Lock, ttl_ms: int | None) -> tuple[LockView, str, bool]:
+        """Takes a lock: the lock, its token, and whether it was there before."""
+        seen = await self._look(command)
+        if isinstance(seen, Done):
+            return await self._answer(seen)
+        book = seen.book
+        taken = await self._leases.acquire(
+            command.code,
+            str(book.book_id),
+            command.user_id,
+            str(command.lock_id),
+            self._times.granted_ms(ttl_ms, book),
+            places_max=book.limits.max_redemptions_per_code or None,
+        )
+        self._refuse(taken)
+        granted = taken.status is TakeStatus.GRANTED
+        placed = replace(
+            command,
+            lock_id=UUID(taken.lock_id),
+            expire_time=time_of(taken.expire_ms),
+            lease=Lease(taken.places_taken, taken.retry_after_ms or 0),
+        )
+        try:
+            done = await self._carry_out(placed)
+        except BaseException:
+            if granted:
+                await self._give_back(placed, book)
+            raise
+        if granted and done.event.event_id != placed.lock_id:
+            await self._give_back(placed, book)  # a repeat of one that has another lock
+        return await self._answer(done)
+
+    async def extend(
+        self, token: str, ttl_ms: int | None, call: Call
+    ) -> tuple[LockView, str, bool]:
+        """Gives a lock a new expiry, `ttl_ms` from now: the lock, its new token, and whether this
+        had been done before."""
+        claims = self._tokens.verify(token)
+        bucket = bucket_of(claims.code)
+        command = ChangeLock(
+            call=call,
+            type=EventType.LOCK_EXTENDED,
+            code=claims.code,
+            event_id=event_id(
+                bucket, EventType.LOCK_EXTENDED, call.caller, call.request_id, claims.lock_id
+            ),
+            fingerprint=fingerprint(claims.lock_id),
+            user_id=claims.user_id,
+            lock_id=claims.lock_id,
+        )
+        seen = await self._look(command)
+        if isinstance(seen, Done) and not seen.replayed:
+            if milliseconds_of(self._now()) >= claims.expire_ms:
+                raise LockExpired
+            expire_ms = milliseconds_of(self._now()) + self._times.granted_ms(ttl_ms, seen.book)
+            extension = await self._leases.extend(
+                claims.code,
+                str(claims.book_id),
+                claims.user_id,
+                str(claims.lock_id),
+                expire_ms,
+                extensions_max=self._times.extensions_max,
+            )
+            if extension.status is ExtendStatus.GONE:
+                raise LockExpired
+            if extension.status is ExtendStatus.LIMIT:
+                raise LockLimitExceeded(
+                    "The lock has been extended as often as is allowed.",
+                    limit=self._times.extensions_max,
+                )
+            command = replace(command, expire_time=time_of(extension.expire_ms))
+        return await self._answer(await self._carry_out(command))
+
+    async def unlock(
+        self, token: str | None, lock_id: UUID | None, call: Call
+    ) -> tuple[LockView, bool]:
+        """Ends a lock: the lock, and whether it had been released before."""
+        if token is not None:
+            lock_id = self._tokens.verify(token).lock_id
+        if lock_id is None:
+            raise LockNotFound
+        view = await self.get(lock_id, call.business_id)
+        command = _change(view, EventType.UNLOCKED, call)
+        await self._look(command)
+        await self._leases.release(
+            view.code,
+            str(view.book_id),
+            view.user_id,
+            str(lock_id),
+            tombstone_until_ms=tombstone_until_ms(milliseconds_of(view.expire_time)),
+        )
+        done = await self._carry_out(command)
+        return await self.get(lock_id, call.business_id), done.replayed
+
+    async def get(self, lock_id: UUID, business_id: str) -> LockView:
+        """A lock as it is now. Raises LockNotFound."""
+        (events,) = await self._reads.lock_events([lock_id], business_id)
+        view = lock_view(events, self._now())
+        if view is None:
+            raise LockNotFound
+        return view
+
+    async def list(
+        self,
+        user_id: str | None,
+        book_id: UUID | None,
+        business_id: str,
+        page_size: int,
+        after: Sequence[object] | None,
+    ) -> tuple[list[LockView], Sequence[object] | None]:
+        """Live locks of a user or of a book, the next to expire first, and where to go on."""
+        position = IndexedLock(*after) if after is not None else None  # type: ignore[arg-type]
+        if user_id is not None:
+            indexed = await self._leases.list_user(user_id, position, page_size)
+        else:
+            indexed = await self._leases.list_book(str(book_id), position, page_size)
+        ids = [UUID(lock.lock_id) for lock in indexed]
+        histories = await self._reads.lock_events(ids, business_id) if ids else []
+        now = self._now()
+        views = [view for events in histories if (view := lock_view(events, now)) is not None]
+        following = astuple(indexed[-1]) if len(indexed) == page_size else None
+        return [view for view in views if view.state is LockState.HELD], following
+
+    async def locked_out(self, codes: Sequence[tuple[Code, Book]]) -> set[str]:
+        """The codes whose every remaining use is locked. None of them while Redis is away."""
+        limited = [
+            (code, book.limits.max_redemptions_per_code - code.redemptions)
+            for code, book in codes
+            if book.limits.max_redemptions_per_code and book.lock_policy is not LockPolicy.OFF
+        ]
+        try:
+            seen = await asyncio.gather(
+                *(self._leases.peek(code.code, "", "") for code, left in limited if left > 0)
+            )
+        except LocksUnavailable:
+            return set()
+        open_codes = [(code, left) for code, left in limited if left > 0]
+        return {
+            code.code
+            for (code, left), peek in zip(open_codes, seen, strict=True)
+            if peek.others >= left
+        }
+
+    async def _look(self, command: Command) -> Done | LeaseNeeded:
+        """What the command would come to now, Redis left aside. Raises why not."""
+        state = await self._executor.look([command])
+        ((outcome,),), _ = decide([Unit((command,))], state, self._now())
+        if isinstance(outcome, CouponServiceError):
+            raise outcome
+        return outcome
+
+    async def _carry_out(self, command: Command) -> Done:
+        (outcome,) = await self._coalescer.submit(Unit((command,)))
+        if isinstance(outcome, Done):
+            return outcome
+        raise outcome if isinstance(outcome, CouponServiceError) else Contention
+
+    async def _answer(self, done: Done) -> tuple[LockView, str, bool]:
+        event = done.event
+        assert event.lock_id is not None
+        view = None if done.replayed else lock_view([event], self._now())
+        if view is None:
+            view = await self.get(event.lock_id, "")
+        return view, self._tokens.sign(view), done.replayed
+
+    async def _give_back(self, command: Lock, book: Book) -> None:
+        with suppress(LocksUnavailable):  # its time ends it
+            await self._leases.release(
+                command.code, str(book.book_id), command.user_id, str(command.lock_id)
+            )
+
+    def _refuse(self, taken: Taken) -> None:
+        match taken.status:
+            case TakeStatus.FULL:
+                raise CodeLocked(retry_after_ms=taken.retry_after_ms or 0)
+            case TakeStatus.LIMIT:
+                raise LockLimitExceeded(
+                    "The user holds as many locks as is allowed.",
+                    limit=self._times.locks_per_user_max,
+                )
+            case TakeStatus.GONE:
+                raise LockExpired
+            case _:
+                pass
+
+
+def _change(view: LockView, event: EventType, call: Call) -> ChangeLock:
+    """The command that ends a lock; it happens once, whoever asks how often."""
+    return ChangeLock(
+        call=call,
+        type=event,
+        code=view.code,
+        event_id=event_id(bucket_of(view.code), event, view.lock_id),
+        fingerprint=fingerprint(view.lock_id),
+        user_id=view.user_id,
+        lock_id=view.lock_id,
+    )
+
+
+class Sweeper:
+    """Writes to the ledger that locks ran out, and clears their index entries.
+
+    Nothing waits for it. One at a time over all replicas: the others find the advisory lock taken.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        coalescer: Coalescer,
+        reads: Reads,
+        leases: Leases,
+        now: Callable[[], datetime],
+        interval_ms: int,
+    ) -> None:
+        self._database = database
+        self._coalescer = coalescer
+        self._reads = reads
+        self._leases = leases
+        self._now = now
+        self._interval_ms = interval_ms
+
+    async def run(self) -> None:
+        """Sweeps until it is cancelled; what fails is tried again the next time."""
+        while True:
+            await asyncio.sleep(self._interval_ms / 1000)
+            with suppress(CouponServiceError):
+                await self._database.read("sweep", self._sweep_alone)
+
+    async def sweep(self) -> int:
+        """Records every lock that ran out by now, and says how many."""
+        return await self._database.read("sweep", self._sweep_alone)
+
+    async def _sweep_alone(self, connection: Connection) -> int:
+        async with sweeping_alone(connection) as alone:
+            if not alone:
+                return 0
+            books = await self._reads.books_with_locks()
+            return sum([await self._sweep_book(book_id) for book_id in books])
+
+    async def _sweep_book(self, book_id: UUID) -> int:
+        swept = 0
+        while True:
+            now_ms = milliseconds_of(self._now())
+            ended = await self._leases.expired(str(book_id), now_ms, SWEEP_BATCH)
+            if ended:
+                swept += await self._record([UUID(lock.lock_id) for lock in ended])
+                await self._leases.forget(ended)
+            if len(ended) < SWEEP_BATCH:
+                return swept
+
+    async def _record(self, lock_ids: list[UUID]) -> int:
+        call = Call(caller="sweeper", request_id="lock-expired")
+        histories = await self._reads.lock_events(lock_ids, "")
+        views = [lock_view(events, self._now()) for events in histories]
+        commands = tuple(
+            _change(view, EventType.LOCK_EXPIRED, call)
+            for view in views
+            if view is not None and view.state is LockState.EXPIRED
+        )
+        if not commands:
+            return 0
+        outcomes = await self._coalescer.submit(Unit(commands))
+        return sum(isinstance(it, Done) and not it.replayed for it in outcomes)

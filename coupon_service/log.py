@@ -1,0 +1,149 @@
+"""Logs: one line an event on standard output, JSON for machines or coloured for people.
+
+No line carries a credential, and a line that cannot be written never fails the request that it
+is about. Codes are masked by whoever logs them, with ``mask_code``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import logging
+import re
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, BinaryIO, Literal, cast
+
+import structlog
+from structlog.typing import EventDict, Processor, WrappedLogger
+
+SECRET_KEYS = frozenset(
+    {"authorization", "database_url", "lock_token", "password", "redis_url", "token"}
+)
+"""The fields whose values are never written, at whatever depth."""
+
+REDACTED = "[redacted]"
+
+URL_PASSWORD = re.compile(r"(://[^\s/@:]*):[^\s/]+@")
+
+
+class LineLogger:
+    """Writes each line at once, so that those of several processes do not mix and none is lost."""
+
+    def __init__(self, stream: BinaryIO, name: str = "") -> None:
+        self._stream = stream
+        self.name = name
+
+    def write(self, line: bytes) -> None:
+        """Write ``line``; if that is impossible (closed pipe, full disk) it is lost."""
+        with contextlib.suppress(OSError, ValueError):  # ValueError: the stream is closed
+            self._stream.write(line + b"\n")
+            self._stream.flush()
+
+    debug = info = warning = error = critical = write
+
+
+class LibraryHandler(logging.Handler):
+    """Sends what libraries log through ``logging`` the way that our own events go."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Log ``record`` with the name of its logger, its level rounded down."""
+        try:
+            level = min(record.levelno // 10 * 10, logging.CRITICAL)
+            log = structlog.get_logger(record.name)
+            log.log(level, record.getMessage(), exc_info=record.exc_info)
+        except Exception:  # noqa: BLE001 - whatever a library logs badly, it must not fail for it
+            self.handleError(record)
+
+
+def configure_logging(
+    level: Literal["debug", "info", "warning", "error"],
+    output: Literal["auto", "json", "console"],
+    stream: BinaryIO | None = None,
+) -> None:
+    """Set up ``structlog`` and ``logging`` for this process; to be called before the first event.
+
+    Loggers come from ``structlog.get_logger(name)``; the name becomes the field ``logger``. Our own
+    events below ``level`` cost next to nothing; libraries are heard from WARNING on. ``auto`` is
+    the console on a terminal and JSON anywhere else. ``stream`` is standard output unless given.
+    """
+    target = stream if stream is not None else sys.stdout.buffer
+    on_terminal = target.isatty()
+    console = output == "console" or (output == "auto" and on_terminal)
+    structlog.configure(
+        processors=[
+            # The console would show local variables in tracebacks, and those hold codes and tokens.
+            structlog.processors.format_exc_info,
+            redact,
+            stamp,
+            console_renderer(colors=on_terminal) if console else render_json,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=functools.partial(LineLogger, target),
+        cache_logger_on_first_use=True,
+    )
+    # The handler has a level of its own: a library that sets its logger to DEBUG passes the root's.
+    handler = LibraryHandler(logging.WARNING)
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+
+
+def mask_code(code: str) -> str:
+    """A coupon code as it may be logged: only its end, to recognise it by in a support case.
+
+    That is four characters of a code of 10 or more, two of one of 6 or more, else none.
+    """
+    shown = 4 if len(code) >= 10 else 2 if len(code) >= 6 else 0
+    return f"***{code[len(code) - shown :]}"
+
+
+def redact(_logger: WrappedLogger, _method: str, event_dict: EventDict) -> EventDict:
+    """Processor: hide the values of ``SECRET_KEYS`` and the passwords in URLs, at every depth."""
+    return cast("EventDict", _redacted(event_dict))
+
+
+def stamp(logger: WrappedLogger, method: str, event_dict: EventDict) -> EventDict:
+    """Processor: put time (ISO 8601, UTC), level and logger in front."""
+    stamped: EventDict = {
+        "timestamp": datetime.now(UTC).isoformat(timespec="milliseconds"),
+        "level": method,
+    }
+    if logger.name:
+        stamped["logger"] = logger.name
+    stamped["event"] = event_dict.pop("event")
+    stamped.update(event_dict)
+    return stamped
+
+
+def render_json(_logger: WrappedLogger, _method: str, event_dict: EventDict) -> bytes:
+    """Processor: the event as a JSON object on one line."""
+    return _ENCODER.encode(event_dict).encode("ascii")
+
+
+def console_renderer(*, colors: bool) -> Processor:
+    """A processor that renders events for people."""
+    renderer = structlog.dev.ConsoleRenderer(colors=colors)
+
+    def render(logger: WrappedLogger, method: str, event_dict: EventDict) -> bytes:
+        return renderer(logger, method, event_dict).encode("utf-8", "backslashreplace")
+
+    return render
+
+
+# skipkeys: a nested mapping may have keys of any kind, and a log line must not raise.
+_ENCODER = json.JSONEncoder(separators=(",", ":"), skipkeys=True)
+
+
+def _redacted(value: Any) -> Any:
+    """``value`` without secrets, as JSON types; anything else becomes its ``repr``."""
+    if isinstance(value, str):
+        return URL_PASSWORD.sub(rf"\1:{REDACTED}@", value) if "://" in value else value
+    if value is None or isinstance(value, (int, float)):
+        return value
+    if isinstance(value, Mapping):
+        items = cast("Mapping[Any, Any]", value).items()
+        return {key: REDACTED if key in SECRET_KEYS else _redacted(each) for key, each in items}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [_redacted(each) for each in cast("list[Any]", value)]
+    return _redacted(repr(value))

@@ -1,0 +1,254 @@
+"""What is counted and timed, and the HTTP endpoint that Prometheus reads it from.
+
+Labels are method, status, reason and pool, never a code or a user: their number stays bounded.
+
+Several workers share one endpoint by prometheus_client's multiprocess mode. The environment of a
+worker names an empty folder in ``PROMETHEUS_MULTIPROC_DIR`` before prometheus_client is imported;
+the worker counts into files there, and the supervisor serves ``workers_registry(folder)``. When a
+worker has died, ``prometheus_client.multiprocess.mark_process_dead`` takes its gauges away.
+"""
+
+from __future__ import annotations
+
+import http.server
+import socket
+import socketserver
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+from urllib.parse import urlsplit
+
+import structlog
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, MetricsHandler
+from prometheus_client.multiprocess import MultiProcessCollector
+
+BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+BUCKETS_COMMANDS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+
+
+class MetricsServerError(Exception):
+    """The metrics endpoint cannot listen where it is to."""
+
+
+Child = TypeVar("Child", Counter, Gauge, Histogram)
+
+
+class Children(dict[tuple[str, ...], Child]):
+    """The children of a metric by their label values, found without the cost of ``labels()``."""
+
+    def __init__(self, metric: Child) -> None:
+        super().__init__()
+        self._metric = metric
+
+    def __missing__(self, labels: tuple[str, ...]) -> Child:
+        child = self[labels] = self._metric.labels(*labels)
+        return child
+
+
+class Metrics:
+    """All that one process counts, registered in ``registry``. Each method is an event."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"coupon_{name}_total", text, labels, registry=registry)
+
+        def duration(name: str, text: str, *labels: str) -> Histogram:
+            name = f"coupon_{name}_seconds"
+            return Histogram(name, text, labels, registry=registry, buckets=BUCKETS_S)
+
+        def gauge(name: str, text: str, *labels: str) -> Gauge:
+            name = f"coupon_{name}"  # livesum: added up over the living workers
+            return Gauge(name, text, labels, registry=registry, multiprocess_mode="livesum")
+
+        self._rpc_duration = Children(
+            duration("rpc_duration", "Time from a call's arrival to its end.", "method", "status")
+        )
+        self._rpcs = Children(
+            counter("rpcs", "Calls that have ended.", "method", "status", "reason")
+        )
+        self._batch_size = Histogram(
+            "coupon_batch_size_commands",
+            "Commands in a batch.",
+            registry=registry,
+            buckets=BUCKETS_COMMANDS,
+        )
+        self._batch_wait = duration("batch_wait", "Time that the first command of a batch waited.")
+        self._batch_duration = duration("batch_duration", "Time from a batch's start to its end.")
+        self._queue_length = gauge("queue_length", "Commands that wait for a batch.")
+        self._dropped = Children(
+            counter("commands_dropped", "Commands that were not executed.", "reason")
+        )
+        self._transaction_duration = duration(
+            "transaction_duration", "Time of a transaction, with all its tries."
+        )
+        self._transaction_retries = counter("transaction_retries", "Transactions tried once more.")
+        self._transaction_conflicts = Children(
+            counter("transaction_conflicts", "Tries that met another transaction.", "reason")
+        )
+        self._pool_connections = Children(
+            gauge("pool_connections", "Open connections to PostgreSQL.", "pool")
+        )
+        self._pool_idle = Children(
+            gauge("pool_idle_connections", "Connections that nobody uses.", "pool")
+        )
+        self._pool_waiting = Children(
+            gauge("pool_waiting", "Transactions that wait for a connection.", "pool")
+        )
+        self._redis_duration = duration("redis_duration", "Time of a round trip to Redis.")
+        self._redis_errors = counter("redis_errors", "Round trips to Redis that failed.")
+        self._locks = Children(counter("lock_outcomes", "Attempts to take a lock.", "reason"))
+        self._redemptions = Children(
+            counter("redemption_outcomes", "Attempts to redeem a code.", "reason")
+        )
+
+    def rpc_finished(self, method: str, status: str, reason: str, seconds: float) -> None:
+        """A call ended. ``reason`` is empty for an OK; ``method`` is one that is declared."""
+        self._rpc_duration[method, status].observe(seconds)
+        self._rpcs[method, status, reason].inc()
+
+    def batch_executed(self, size: int, seconds: float) -> None:
+        """A batch of ``size`` commands ended, well or not."""
+        self._batch_size.observe(size)
+        self._batch_duration.observe(seconds)
+
+    def batch_waited(self, seconds: float) -> None:
+        """A batch starts after its first command waited for ``seconds``."""
+        self._batch_wait.observe(seconds)
+
+    def queue_changed(self, length: int) -> None:
+        """``length`` commands of this process now wait for a batch."""
+        self._queue_length.set(length)
+
+    def command_dropped(self, reason: str) -> None:
+        """A command was not executed: OVERLOADED or DEADLINE_EXCEEDED."""
+        self._dropped[reason,].inc()
+
+    def transaction_finished(self, seconds: float) -> None:
+        """A transaction ended, well or not, after all its tries."""
+        self._transaction_duration.observe(seconds)
+
+    def transaction_conflicted(self, reason: str, *, retried: bool) -> None:
+        """A try of a transaction failed on another one: deadlock, lock timeout, …"""
+        self._transaction_conflicts[reason,].inc()
+        if retried:
+            self._transaction_retries.inc()
+
+    def pool_sampled(self, pool: str, connections: int, idle: int, waiting: int) -> None:
+        """The state of a connection pool of this process, now."""
+        self._pool_connections[pool,].set(connections)
+        self._pool_idle[pool,].set(idle)
+        self._pool_waiting[pool,].set(waiting)
+
+    def redis_answered(self, seconds: float) -> None:
+        """A round trip to Redis ended with an answer."""
+        self._redis_duration.observe(seconds)
+
+    def redis_failed(self) -> None:
+        """A round trip to Redis ended without an answer."""
+        self._redis_errors.inc()
+
+    def lock_finished(self, reason: str) -> None:
+        """An attempt to take a lock ended; ``reason`` is OK or why not."""
+        self._locks[reason,].inc()
+
+    def redemption_finished(self, reason: str) -> None:
+        """An attempt to redeem a code ended; ``reason`` is OK or why not."""
+        self._redemptions[reason,].inc()
+
+
+def workers_registry(folder: Path) -> CollectorRegistry:
+    """What all workers together have counted into ``folder``."""
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry, str(folder))
+    return registry
+
+
+class MetricsServer:
+    """A running endpoint; ``close`` ends it."""
+
+    def __init__(self, server: socketserver.TCPServer) -> None:
+        self._server = server
+        self._thread = threading.Thread(
+            target=server.serve_forever, args=(0.1,), name="metrics", daemon=True
+        )
+        self._thread.start()
+
+    @property
+    def port(self) -> int:
+        """The port it listens on, also when a free one was asked for."""
+        return self._server.server_address[1]
+
+    def close(self) -> None:
+        """Stop listening."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def serve_metrics(
+    host: str, port: int, registry: CollectorRegistry, healthy: Callable[[], bool]
+) -> MetricsServer:
+    """Answer ``/metrics`` from ``registry``, and ``/healthz`` with 200 or 503 from ``healthy``.
+
+    Port 0 takes a free one. Requests are answered in threads: ``healthy`` is called from there.
+
+    Raises:
+        MetricsServerError: it cannot listen there, for example because the port is in use.
+    """
+
+    class Handler(MetricsHandler):
+        timeout = 10  # seconds that a client may take to send its request
+
+        def do_GET(self) -> None:  # noqa: N802 - the name is http.server's
+            match urlsplit(self.path).path:
+                case "/metrics":
+                    super().do_GET()
+                case "/healthz":
+                    self._answer(200, "ok") if healthy() else self._answer(503, "not serving")
+                case _:
+                    self._answer(404, "there are /metrics and /healthz")
+
+        def _answer(self, status: int, text: str) -> None:
+            body = f"{text}\n".encode()
+            self.send_response(status)
+            self.send_header("Content-Type", "text/plain; charset=utf-8")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+    try:
+        return MetricsServer(_Server(host, port, Handler.factory(registry)))
+    except OSError as error:
+        raise MetricsServerError(
+            f"The metrics endpoint cannot listen on {host} port {port}: {error.strerror}."
+            " COUPON_METRICS_HOST and COUPON_METRICS_PORT say where it listens."
+        ) from error
+
+
+class _Server(http.server.ThreadingHTTPServer):
+    def __init__(self, host: str, port: int, handler: type[Any]) -> None:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        self.address_family, _, _, _, address = found[0]
+        super().__init__((str(address[0]), int(address[1])), handler)
+
+    def server_bind(self) -> None:
+        # HTTPServer also looks up the name of the host, which can take seconds without a DNS.
+        socketserver.TCPServer.server_bind(self)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002
+        structlog.get_logger("coupon_service.metrics").warning(
+            "metrics request failed", client=str(client_address), exc_info=True
+        )

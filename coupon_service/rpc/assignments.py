@@ -1,0 +1,95 @@
+"""AssignmentService."""
+
+# ruff: noqa: ARG002, N802 - the names and arguments are those of the contract
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+
+from coupon_service.coalesce import Coalescer
+from coupon_service.locking import Locks
+from coupon_service.model import Command, Done, Unit
+from coupon_service.rpc.context import current
+from coupon_service.rpc.convert import assignments as convert
+from coupon_service.rpc.convert.outcomes import done_of
+from coupon_service.rpc.paging import page_token
+from coupon_service.rules import effective_code_state
+from coupon_service.store.reads import Reads
+from coupon_service.v1 import assignment_service_pb2 as pb
+from coupon_service.v1.assignment_service_pb2_grpc import AssignmentServiceServicer
+
+
+class AssignmentServicer(AssignmentServiceServicer):
+    """Answers with what the rules decide, many calls at a time."""
+
+    def __init__(
+        self, coalescer: Coalescer, reads: Reads, locks: Locks, now: Callable[[], datetime]
+    ) -> None:
+        self._coalescer = coalescer
+        self._reads = reads
+        self._locks = locks
+        self._now = now
+
+    async def AssignCode(
+        self, request: pb.AssignCodeRequest, context: Any
+    ) -> pb.AssignCodeResponse:
+        done = await self._carry_out(convert.read_assign(request, current()))
+        return pb.AssignCodeResponse(
+            assignment=convert.done_assignment(done), replayed=done.replayed
+        )
+
+    async def AssignRandomCode(
+        self, request: pb.AssignRandomCodeRequest, context: Any
+    ) -> pb.AssignRandomCodeResponse:
+        done = await self._carry_out(convert.read_assign_random(request, current()))
+        return pb.AssignRandomCodeResponse(
+            assignment=convert.done_assignment(done), replayed=done.replayed
+        )
+
+    async def BatchAssignRandomCodes(
+        self, request: pb.BatchAssignRandomCodesRequest, context: Any
+    ) -> pb.BatchAssignRandomCodesResponse:
+        commands = convert.read_batch(request, current())
+        outcomes = await self._coalescer.submit(Unit(commands))
+        return convert.batch_message(commands, outcomes)
+
+    async def RevokeAssignment(
+        self, request: pb.RevokeAssignmentRequest, context: Any
+    ) -> pb.RevokeAssignmentResponse:
+        done = await self._carry_out(convert.read_revoke(request, current()))
+        return pb.RevokeAssignmentResponse(
+            assignment=convert.done_assignment(done), replayed=done.replayed
+        )
+
+    async def ListUserCoupons(
+        self, request: pb.ListUserCouponsRequest, context: Any
+    ) -> pb.ListUserCouponsResponse:
+        user_id, book_id, state, page = convert.read_list(request)
+        coupons, end = await self._reads.user_coupons(
+            user_id, book_id, current().business_id, state, page.size, page.after
+        )
+        locked_out = await self._locks.locked_out([(code, book) for _, code, book in coupons])
+        now = self._now()
+        return pb.ListUserCouponsResponse(
+            coupons=[
+                convert.coupon_message(
+                    link,
+                    book,
+                    effective_code_state(
+                        code,
+                        book,
+                        now,
+                        locked_out=code.code in locked_out,
+                        expire_time=link.expire_time,
+                    ),
+                )
+                for link, code, book in coupons
+            ],
+            next_page_token=page_token(request, end),
+        )
+
+    async def _carry_out(self, command: Command) -> Done:
+        (outcome,) = await self._coalescer.submit(Unit((command,)))
+        return done_of(outcome)

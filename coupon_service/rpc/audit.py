@@ -1,0 +1,30 @@
+"""AuditService."""
+
+# ruff: noqa: ARG002, N802 - the names and arguments are those of the contract
+
+from __future__ import annotations
+
+from typing import Any
+
+from coupon_service.rpc.context import current
+from coupon_service.rpc.convert import audit as convert
+from coupon_service.rpc.paging import page_token
+from coupon_service.store.reads import Reads
+from coupon_service.v1 import audit_service_pb2 as pb
+from coupon_service.v1.audit_service_pb2_grpc import AuditServiceServicer
+
+
+class AuditServicer(AuditServiceServicer):
+    """Answers with what Reads finds in the ledger."""
+
+    def __init__(self, reads: Reads) -> None:
+        self._reads = reads
+
+    async def ListAuditEvents(
+        self, request: pb.ListAuditEventsRequest, context: Any
+    ) -> pb.ListAuditEventsResponse:
+        wanted, page = convert.read_list(request, current().business_id)
+        events, end = await self._reads.audit_events(wanted, page.size, page.after)
+        return pb.ListAuditEventsResponse(
+            events=map(convert.event_message, events), next_page_token=page_token(request, end)
+        )

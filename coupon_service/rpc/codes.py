@@ -1,0 +1,146 @@
+"""CouponCodeService."""
+
+# ruff: noqa: ARG002, N802 - the names and arguments are those of the contract
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
+from datetime import datetime
+from typing import Any, Final
+
+from coupon_service.coalesce import Coalescer
+from coupon_service.codes import CodeFormat, check_capacity, generate
+from coupon_service.errors import CodeSpaceExhausted
+from coupon_service.locking import Locks
+from coupon_service.model import EventType, SwitchCode, Unit
+from coupon_service.rpc.context import current
+from coupon_service.rpc.convert import codes as convert
+from coupon_service.rpc.convert.outcomes import done_of
+from coupon_service.rpc.paging import page_token
+from coupon_service.rules import effective_code_state
+from coupon_service.store.books import Books
+from coupon_service.store.chunks import CodeChunks
+from coupon_service.store.reads import Reads
+from coupon_service.v1 import coupon_code_service_pb2 as pb
+from coupon_service.v1.coupon_code_service_pb2_grpc import CouponCodeServiceServicer
+
+EXPORT_PAGE: Final = 1_000
+
+
+class CouponCodeServicer(CouponCodeServiceServicer):
+    """Answers with what CodeChunks, Reads and the rules do."""
+
+    def __init__(  # noqa: PLR0917
+        self,
+        books: Books,
+        reads: Reads,
+        chunks: CodeChunks,
+        coalescer: Coalescer,
+        locks: Locks,
+        now: Callable[[], datetime],
+    ) -> None:
+        self._books = books
+        self._reads = reads
+        self._chunks = chunks
+        self._coalescer = coalescer
+        self._locks = locks
+        self._now = now
+
+    async def PreviewCodes(
+        self, request: pb.PreviewCodesRequest, context: Any
+    ) -> pb.PreviewCodesResponse:
+        preview = convert.read_preview(request)
+        code_format, existing = preview.code_format or CodeFormat(), 0
+        if preview.book_id is not None:
+            book, stats = await self._books.stats(preview.book_id, current().business_id)
+            code_format, existing = preview.code_format or book.code_format, stats.codes
+        samples = generate(code_format, min(preview.samples, code_format.capacity // 2))
+        problem = None
+        try:
+            check_capacity(code_format, existing, preview.count)
+        except CodeSpaceExhausted as error:
+            problem = error
+        return convert.preview_message(code_format, problem, samples)
+
+    async def GenerateCodes(
+        self, request: pb.GenerateCodesRequest, context: Any
+    ) -> AsyncIterator[pb.GenerateCodesResponse]:
+        book_id, count, call = convert.read_generate(request, current())
+        async with aclosing(self._chunks.generate(book_id, count, call)) as chunks:
+            async for progress in chunks:
+                yield pb.GenerateCodesResponse(
+                    generated_count=progress.generated,
+                    count=progress.count,
+                    replayed=progress.replayed,
+                )
+
+    async def ImportCodes(
+        self, request_iterator: AsyncIterator[pb.ImportCodesRequest], context: Any
+    ) -> AsyncIterator[pb.ImportCodesResponse]:
+        header = await anext(request_iterator, pb.ImportCodesRequest())
+        book_id, call = convert.read_header(header, current())
+        number: int | None = None
+        async for request in request_iterator:
+            number, rows = convert.read_chunk(request, before=number)
+            result = await self._chunks.import_chunk(book_id, number, rows, call)
+            yield convert.import_message(number, result)
+
+    async def ExportCodes(
+        self, request: pb.ExportCodesRequest, context: Any
+    ) -> AsyncIterator[pb.ExportCodesResponse]:
+        book_id, state, after = convert.read_export(request)
+        business_id = current().business_id
+        more = True
+        while more:
+            book, codes, after = await self._reads.codes(
+                book_id, business_id, state, EXPORT_PAGE, after
+            )
+            more = after is not None
+            yield pb.ExportCodesResponse(
+                codes=[convert.code_message(code, book, None) for code in codes],
+                next_page_token=page_token(request, after),
+            )
+
+    async def GetCode(self, request: pb.GetCodeRequest, context: Any) -> pb.GetCodeResponse:
+        wanted, book_id = convert.read_get(request)
+        code, book = await self._reads.code(wanted, book_id, current().business_id)
+        locked_out = code.code in await self._locks.locked_out([(code, book)])
+        state = effective_code_state(code, book, self._now(), locked_out=locked_out)
+        return pb.GetCodeResponse(coupon_code=convert.code_message(code, book, state))
+
+    async def ListCodes(self, request: pb.ListCodesRequest, context: Any) -> pb.ListCodesResponse:
+        book_id, state, page = convert.read_list(request)
+        book, codes, end = await self._reads.codes(
+            book_id, current().business_id, state, page.size, page.after
+        )
+        now = self._now()
+        return pb.ListCodesResponse(
+            codes=[
+                convert.code_message(code, book, effective_code_state(code, book, now))
+                for code in codes
+            ],
+            next_page_token=page_token(request, end),
+        )
+
+    async def DisableCode(
+        self, request: pb.DisableCodeRequest, context: Any
+    ) -> pb.DisableCodeResponse:
+        command = convert.read_switch(request, EventType.CODE_DISABLED, current())
+        message, replayed = await self._switch(command)
+        return pb.DisableCodeResponse(coupon_code=message, replayed=replayed)
+
+    async def EnableCode(
+        self, request: pb.EnableCodeRequest, context: Any
+    ) -> pb.EnableCodeResponse:
+        command = convert.read_switch(request, EventType.CODE_ENABLED, current())
+        message, replayed = await self._switch(command)
+        return pb.EnableCodeResponse(coupon_code=message, replayed=replayed)
+
+    async def _switch(self, command: SwitchCode) -> tuple[pb.CouponCode, bool]:
+        (outcome,) = await self._coalescer.submit(Unit((command,)))
+        done = done_of(outcome)
+        if done.code is None:
+            raise AssertionError("a code was switched and not returned")
+        state = effective_code_state(done.code, done.book, self._now())
+        return convert.code_message(done.code, done.book, state), done.replayed

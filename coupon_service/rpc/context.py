@@ -1,0 +1,51 @@
+"""Who asks: what is known of a call beside its request, at hand wherever the call is worked on."""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Final
+
+from coupon_service.model import Call
+
+Metadata = tuple[tuple[str, str | bytes], ...]
+"""What the client sent along, in order."""
+
+ANONYMOUS: Final = "anonymous"
+USER_AGENT_MAX_CHARACTERS: Final = 256
+
+
+@dataclass(slots=True)
+class RequestContext:
+    """The caller of one RPC; `request_id` is known once the request has been read.
+
+    `business_id` is the one the caller's token names; empty: the caller may see every business.
+    """
+
+    metadata: Metadata = ()
+    peer: str = ""
+    caller: str = ANONYMOUS
+    business_id: str = ""
+    request_id: str = ""
+
+    def call(self, request_id: str) -> Call:
+        """The call as the ledger remembers it; also tells the log its `request_id`."""
+        self.request_id = request_id
+        return Call(self.caller, request_id, self.peer, self.user_agent, self.business_id)
+
+    @property
+    def user_agent(self) -> str:
+        """What the client says it is, in printable characters; empty when it says nothing."""
+        for key, value in self.metadata:
+            if key == "user-agent" and isinstance(value, str):
+                agent = value[:USER_AGENT_MAX_CHARACTERS]
+                return agent if agent.isprintable() else ascii(agent)[1:-1]
+        return ""
+
+
+CURRENT: Final[ContextVar[RequestContext]] = ContextVar("coupon_service.rpc.current")
+
+
+def current() -> RequestContext:
+    """That of the RPC that is being answered: gRPC runs every RPC in a contextvars context."""
+    return CURRENT.get()

@@ -1,0 +1,202 @@
+"""Assignments between proto and model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+from uuid import UUID
+
+from coupon_service.codes import bucket_of
+from coupon_service.errors import CouponServiceError
+from coupon_service.model import (
+    Assign,
+    Assignment,
+    AssignmentState,
+    AssignRandom,
+    Book,
+    Call,
+    CodeState,
+    Done,
+    Event,
+    EventType,
+    Outcome,
+    Revoke,
+    bucket_of_book,
+    event_id,
+    fingerprint,
+)
+from coupon_service.rpc.context import RequestContext
+from coupon_service.rpc.convert.fields import Fields, Page
+from coupon_service.rpc.convert.outcomes import done_of
+from coupon_service.rpc.convert.values import to_struct, to_timestamp
+from coupon_service.rpc.status import item_error
+from coupon_service.v1 import assignment_service_pb2 as pb
+from coupon_service.v1 import coupon_code_service_pb2 as codes_pb
+
+STATES: Final = (AssignmentState.ACTIVE, AssignmentState.REDEEMED, AssignmentState.REVOKED)
+
+USERS_MAX: Final = 1_000
+
+# --- requests -----------------------------------------------------------------------------------
+
+
+def read_assign(request: pb.AssignCodeRequest, rpc: RequestContext) -> Assign:
+    """The command to give a code to a user."""
+    fields = Fields()
+    call = rpc.call(fields.request_id(request.request_id))
+    code = fields.code("code", request.code)
+    book_id = fields.optional_uuid("book_id", request.book_id)
+    user_id = fields.identifier("user_id", request.user_id)
+    metadata = fields.metadata(request.metadata)
+    fields.check()
+    return Assign(
+        call=call,
+        code=code,
+        event_id=event_id(bucket_of(code), EventType.ASSIGNED, call.caller, call.request_id, code),
+        fingerprint=fingerprint(user_id, book_id, metadata),
+        user_id=user_id,
+        book_id=book_id,
+        metadata=metadata,
+    )
+
+
+def read_assign_random(request: pb.AssignRandomCodeRequest, rpc: RequestContext) -> AssignRandom:
+    """The command to give any code of a book to a user."""
+    fields = Fields()
+    call = rpc.call(fields.request_id(request.request_id))
+    book_id = fields.uuid("book_id", request.book_id)
+    user_id = fields.identifier("user_id", request.user_id)
+    metadata = fields.metadata(request.metadata)
+    fields.check()
+    return _random(call, book_id, bucket_of_book(book_id), user_id, metadata)
+
+
+def read_batch(
+    request: pb.BatchAssignRandomCodesRequest, rpc: RequestContext
+) -> tuple[AssignRandom, ...]:
+    """The commands to give each of the users any code of the book, in the order of the request."""
+    fields = Fields()
+    call = rpc.call(fields.request_id(request.request_id))
+    book_id = fields.uuid("book_id", request.book_id)
+    metadata = fields.metadata(request.metadata)
+    if not 1 <= len(request.user_ids) <= USERS_MAX:
+        fields.refuse("user_ids", f"expected 1 to {USERS_MAX:,} users")
+    else:
+        seen: set[str] = set()
+        for index, user_id in enumerate(request.user_ids):
+            fields.identifier(f"user_ids[{index}]", user_id)
+            if user_id in seen:
+                fields.refuse(f"user_ids[{index}]", "expected every user once")
+            seen.add(user_id)
+    fields.check()
+    bucket = bucket_of_book(book_id)
+    return tuple(_random(call, book_id, bucket, user_id, metadata) for user_id in request.user_ids)
+
+
+def read_revoke(request: pb.RevokeAssignmentRequest, rpc: RequestContext) -> Revoke:
+    """The command to take a code from a user."""
+    fields = Fields()
+    call = rpc.call(fields.request_id(request.request_id))
+    code = fields.code("code", request.code)
+    user_id = fields.identifier("user_id", request.user_id)
+    fields.check()
+    return Revoke(
+        call=call,
+        code=code,
+        event_id=event_id(bucket_of(code), EventType.REVOKED, call.caller, call.request_id, code),
+        fingerprint=fingerprint(user_id),
+        user_id=user_id,
+    )
+
+
+def read_list(
+    request: pb.ListUserCouponsRequest,
+) -> tuple[str, UUID | None, AssignmentState | None, Page]:
+    """Whose codes, of which book, in which state, and which page of them."""
+    fields = Fields()
+    user_id = fields.identifier("user_id", request.user_id)
+    book_id = fields.optional_uuid("book_id", request.book_id)
+    state = fields.choice("state", request.state, STATES, None)
+    page = fields.page(request)
+    fields.check()
+    return user_id, book_id, state, page
+
+
+def _random(
+    call: Call, book_id: UUID, bucket: int, user_id: str, metadata: str | None
+) -> AssignRandom:
+    return AssignRandom(
+        call=call,
+        event_id=event_id(
+            bucket, EventType.ASSIGNED, call.caller, call.request_id, book_id, user_id
+        ),
+        fingerprint=fingerprint(metadata),
+        user_id=user_id,
+        book_id=book_id,
+        metadata=metadata,
+    )
+
+
+# --- answers ------------------------------------------------------------------------------------
+
+
+def assignment_message(assignment: Assignment, book: Book) -> pb.Assignment:
+    """The link between user and code as a client sees it."""
+    given, ends = assignment.assign_time, assignment.expire_time
+    return pb.Assignment(
+        code=assignment.code,
+        display_code=book.code_format.display(assignment.code),
+        book_id=str(assignment.book_id),
+        user_id=assignment.user_id,
+        state=pb.AssignmentState.ValueType(assignment.state),
+        redemption_count=assignment.redemptions,
+        assign_time=to_timestamp(given) if given else None,
+        expire_time=to_timestamp(ends) if ends else None,
+        metadata=to_struct(assignment.metadata),
+    )
+
+
+def done_assignment(done: Done) -> pb.Assignment:
+    """The assignment that a command was about."""
+    return assignment_message(done.assignment or _recorded_assignment(done.event), done.book)
+
+
+def batch_message(
+    commands: Sequence[AssignRandom], outcomes: Sequence[Outcome]
+) -> pb.BatchAssignRandomCodesResponse:
+    """What each user got."""
+    results = map(_batch_result, commands, outcomes)
+    return pb.BatchAssignRandomCodesResponse(results=results)
+
+
+def _batch_result(command: AssignRandom, outcome: Outcome) -> pb.BatchAssignResult:
+    if isinstance(outcome, CouponServiceError):
+        return pb.BatchAssignResult(user_id=command.user_id, error=item_error(outcome))
+    done = done_of(outcome)
+    return pb.BatchAssignResult(
+        user_id=command.user_id, assignment=done_assignment(done), replayed=done.replayed
+    )
+
+
+def _recorded_assignment(event: Event) -> Assignment:
+    """The assignment as it was when it was made: what a repeat of a random one is answered."""
+    return Assignment(
+        code=event.code or "",
+        user_id=event.user_id or "",
+        book_id=event.book_id,
+        state=AssignmentState.ACTIVE,
+        redemptions=event.user_code_redemptions or 0,
+        assign_time=event.event_time,
+        expire_time=event.expire_time,
+        metadata=event.metadata,
+    )
+
+
+def coupon_message(assignment: Assignment, book: Book, effective_state: CodeState) -> pb.UserCoupon:
+    """A user's code as the user would see it."""
+    if assignment.state is AssignmentState.REDEEMED:
+        effective_state = CodeState.REDEEMED
+    return pb.UserCoupon(
+        assignment=assignment_message(assignment, book),
+        effective_state=codes_pb.CouponCodeState.ValueType(effective_state),
+    )

@@ -1,0 +1,86 @@
+"""The ledger between proto and model."""
+
+from __future__ import annotations
+
+from coupon_service.model import BookState, CodeState, Event, EventType
+from coupon_service.rpc.convert.fields import Fields, Page
+from coupon_service.rpc.convert.values import to_money, to_struct, to_timestamp
+from coupon_service.store.reads import AuditFilter
+from coupon_service.v1 import audit_service_pb2 as pb
+
+ABOUT_BOOKS = frozenset(
+    {
+        EventType.BOOK_CREATED,
+        EventType.BOOK_UPDATED,
+        EventType.BOOK_ACTIVATED,
+        EventType.BOOK_PAUSED,
+        EventType.BOOK_CLOSED,
+        EventType.CODES_GENERATED,
+        EventType.CODES_IMPORTED,
+    }
+)
+"""Events whose states are those of a book; those of the others are of a code."""
+
+
+def read_list(request: pb.ListAuditEventsRequest, business_id: str) -> tuple[AuditFilter, Page]:
+    """Which events, and which page of them. `business_id`: of the caller."""
+    fields = Fields()
+    types: list[EventType] = []
+    for index, number in enumerate(request.types):
+        chosen = fields.choice(f"types[{index}]", number, EventType, None)
+        if chosen is None and not number:
+            fields.refuse(f"types[{index}]", "expected a type")
+        elif chosen is not None and chosen not in types:
+            types.append(chosen)
+    wanted = AuditFilter(
+        business_id=business_id,
+        book_id=fields.optional_uuid("book_id", request.book_id),
+        code=fields.code("code", request.code) if request.code else "",
+        user_id=fields.identifier("user_id", request.user_id, optional=True),
+        order_id=fields.identifier("order_id", request.order_id, optional=True),
+        types=tuple(types),
+        start_time=(
+            fields.time("start_time", request.start_time)
+            if request.HasField("start_time")
+            else None
+        ),
+        end_time=(
+            fields.time("end_time", request.end_time) if request.HasField("end_time") else None
+        ),
+    )
+    page = fields.page(request)
+    fields.check()
+    return wanted, page
+
+
+def event_message(event: Event) -> pb.AuditEvent:
+    """A row of the ledger as a client sees it."""
+    return pb.AuditEvent(
+        event_id=str(event.event_id),
+        type=pb.AuditEventType.ValueType(event.type),
+        event_time=to_timestamp(event.event_time),
+        book_id=str(event.book_id),
+        code=event.code or "",
+        user_id=event.user_id or "",
+        order_id=event.order_id or "",
+        caller=event.caller,
+        peer=event.peer,
+        user_agent=event.user_agent,
+        request_id=event.request_id,
+        state_before=_state_name(event, event.state_before),
+        state_after=_state_name(event, event.state_after),
+        order_amount=to_money(event.order_amount_minor, event.currency_code),
+        discount=to_money(event.discount_minor, event.currency_code),
+        redemption_id=str(event.redemption_id or ""),
+        lock_id=str(event.lock_id or ""),
+        fence=event.fence or 0,
+        code_redemption_count=event.code_redemptions or 0,
+        expire_time=to_timestamp(event.expire_time) if event.expire_time else None,
+        metadata=to_struct(event.metadata),
+    )
+
+
+def _state_name(event: Event, state: int | None) -> str:
+    if state is None:
+        return ""
+    return (BookState if event.type in ABOUT_BOOKS else CodeState)(state).name

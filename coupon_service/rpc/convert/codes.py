@@ -1,0 +1,209 @@
+"""Codes, and their import, export and generation, between proto and model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+from uuid import UUID
+
+from coupon_service.codes import CodeFormat, bucket_of
+from coupon_service.errors import CouponServiceError
+from coupon_service.model import (
+    Book,
+    Call,
+    Code,
+    CodeState,
+    EventType,
+    SwitchCode,
+    event_id,
+    fingerprint,
+)
+from coupon_service.rpc.context import RequestContext
+from coupon_service.rpc.convert.books import read_code_format
+from coupon_service.rpc.convert.fields import Fields, Page
+from coupon_service.rpc.paging import Position
+from coupon_service.rpc.status import item_error
+from coupon_service.store.uploads import ImportResult
+from coupon_service.v1 import coupon_code_service_pb2 as pb
+
+STORED_STATES: Final = (
+    CodeState.AVAILABLE,
+    CodeState.ASSIGNED,
+    CodeState.REDEEMED,
+    CodeState.DISABLED,
+)
+
+PREVIEW_MAX: Final = 10**9
+GENERATE_MAX: Final = 10**8
+SAMPLES_MAX: Final = 100
+SAMPLES_DEFAULT: Final = 5
+CHUNK_ROWS_MAX: Final = 10_000
+CHUNK_NUMBER_MAX: Final = 2**31 - 1
+CAPACITY_MAX: Final = 2**63 - 1
+
+# --- requests -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """Codes to think about. Without `code_format`, that of the book, or else the default."""
+
+    code_format: CodeFormat | None
+    count: int
+    book_id: UUID | None
+    samples: int
+
+
+def read_preview(request: pb.PreviewCodesRequest) -> Preview:
+    """What is to be previewed."""
+    fields = Fields()
+    code_format = None
+    if request.HasField("code_format"):
+        code_format = read_code_format(fields.within("code_format"), request.code_format)
+    count = fields.whole("count", request.count, 1, PREVIEW_MAX)
+    book_id = fields.optional_uuid("book_id", request.book_id)
+    samples = fields.whole("sample_count", request.sample_count, 0, SAMPLES_MAX)
+    fields.check()
+    return Preview(code_format, count, book_id, samples or SAMPLES_DEFAULT)
+
+
+def read_generate(request: pb.GenerateCodesRequest, rpc: RequestContext) -> tuple[UUID, int, Call]:
+    """For which book, how many codes."""
+    fields = Fields()
+    call = rpc.call(fields.request_id(request.request_id))
+    book_id = fields.uuid("book_id", request.book_id)
+    count = fields.whole("count", request.count, 1, GENERATE_MAX)
+    fields.check()
+    return book_id, count, call
+
+
+def read_header(request: pb.ImportCodesRequest, rpc: RequestContext) -> tuple[UUID, Call]:
+    """Where the codes of an upload go."""
+    fields = Fields()
+    if not request.HasField("header"):
+        fields.refuse("header", "expected the header in the first message")
+    header, inside = request.header, fields.within("header")
+    book_id = inside.uuid("book_id", header.book_id)
+    if not header.request_id:
+        inside.refuse("request_id", "expected one, so that the upload can be resumed")
+    call = rpc.call(inside.request_id(header.request_id))
+    fields.check()
+    return book_id, call
+
+
+def read_chunk(request: pb.ImportCodesRequest, before: int | None) -> tuple[int, Sequence[str]]:
+    """The number of a chunk, and its rows as they stand in the file.
+
+    `before`: the number of the chunk before it in the stream, None for the first.
+    """
+    fields = Fields()
+    if not request.HasField("chunk"):
+        fields.refuse("chunk", "expected a chunk in every message after the first")
+        fields.check()
+    chunk, inside = request.chunk, fields.within("chunk")
+    number = inside.whole("chunk_number", chunk.chunk_number, 1, CHUNK_NUMBER_MAX)
+    if before is not None and number != before + 1:
+        inside.refuse("chunk_number", f"expected {before + 1}, one more than the chunk before")
+    if not 1 <= len(chunk.codes) <= CHUNK_ROWS_MAX:
+        inside.refuse("codes", f"expected 1 to {CHUNK_ROWS_MAX:,} rows")
+    fields.check()
+    return number, chunk.codes
+
+
+def read_export(
+    request: pb.ExportCodesRequest,
+) -> tuple[UUID, CodeState | None, Position | None]:
+    """Which codes of which book, and after which one to go on."""
+    fields = Fields()
+    book_id = fields.uuid("book_id", request.book_id)
+    state = fields.choice("state", request.state, STORED_STATES, None)
+    after = fields.position(request)
+    fields.check()
+    return book_id, state, after
+
+
+def read_get(request: pb.GetCodeRequest) -> tuple[str, UUID | None]:
+    """Which code, and in which book it has to be."""
+    fields = Fields()
+    code = fields.code("code", request.code)
+    book_id = fields.optional_uuid("book_id", request.book_id)
+    fields.check()
+    return code, book_id
+
+
+def read_list(request: pb.ListCodesRequest) -> tuple[UUID, CodeState | None, Page]:
+    """Which codes of which book, and which page of them."""
+    fields = Fields()
+    book_id = fields.uuid("book_id", request.book_id)
+    state = fields.choice("state", request.state, STORED_STATES, None)
+    page = fields.page(request)
+    fields.check()
+    return book_id, state, page
+
+
+def read_switch(
+    request: pb.DisableCodeRequest | pb.EnableCodeRequest, event: EventType, rpc: RequestContext
+) -> SwitchCode:
+    """The command to disable or enable a code: `event` says which."""
+    fields = Fields()
+    call = rpc.call(fields.request_id(request.request_id))
+    code = fields.code("code", request.code)
+    fields.check()
+    return SwitchCode(
+        call=call,
+        type=event,
+        code=code,
+        event_id=event_id(bucket_of(code), event, call.caller, call.request_id, code),
+        fingerprint=fingerprint(),
+    )
+
+
+# --- answers ------------------------------------------------------------------------------------
+
+
+def code_message(code: Code, book: Book, effective_state: CodeState | None) -> pb.CouponCode:
+    """The code as a client sees it; without `effective_state` where that is not told."""
+    return pb.CouponCode(
+        code=code.code,
+        display_code=book.code_format.display(code.code),
+        book_id=str(code.book_id),
+        state=pb.CouponCodeState.ValueType(code.state),
+        effective_state=pb.CouponCodeState.ValueType(effective_state or 0),
+        redemption_count=code.redemptions,
+        max_redemptions=book.limits.max_redemptions_per_code,
+        assignment_count=code.assignments,
+    )
+
+
+def preview_message(
+    code_format: CodeFormat, problem: CouponServiceError | None, samples: Sequence[str]
+) -> pb.PreviewCodesResponse:
+    """What a format can do; `problem`: why it cannot make the codes that were asked for."""
+    return pb.PreviewCodesResponse(
+        feasible=problem is None,
+        problem=item_error(problem) if problem else None,
+        capacity=min(code_format.capacity, CAPACITY_MAX),
+        entropy_bits=code_format.entropy_bits,
+        sample_codes=[code_format.display(code) for code in samples],
+    )
+
+
+def import_message(number: int, result: ImportResult) -> pb.ImportCodesResponse:
+    """What became of the rows of a chunk."""
+    return pb.ImportCodesResponse(
+        chunk_number=number,
+        created_count=result.created,
+        duplicate_count=result.duplicates,
+        existing_count=result.existing,
+        invalid_count=result.invalid,
+        rejected_rows=[
+            pb.ImportRow(
+                index=index,
+                outcome=pb.ImportOutcome.ValueType(outcome),
+                error=item_error(error),
+            )
+            for index, outcome, error in result.rejected
+        ],
+        replayed=result.replayed,
+    )

@@ -1,0 +1,119 @@
+"""Locks between proto and model."""
+
+from __future__ import annotations
+
+from typing import Final
+from uuid import UUID
+
+from coupon_service.codes import bucket_of
+from coupon_service.model import Call, EventType, Lock, LockView, event_id, fingerprint
+from coupon_service.rpc.context import RequestContext
+from coupon_service.rpc.convert.fields import TTL_MAX_MS, Fields, Page
+from coupon_service.rpc.convert.values import to_timestamp
+from coupon_service.v1 import redemption_service_pb2 as pb
+
+TTL_MIN_MS: Final = 1_000
+
+# --- requests -----------------------------------------------------------------------------------
+
+
+def read_lock(request: pb.LockCodeRequest, rpc: RequestContext) -> tuple[Lock, int | None]:
+    """The command, still without a lease, and the lifetime that is wished for, if any."""
+    fields = Fields()
+    call = rpc.call(fields.request_id(request.request_id))
+    code = fields.code("code", request.code)
+    book_id = fields.optional_uuid("book_id", request.book_id)
+    user_id = fields.identifier("user_id", request.user_id)
+    ttl_ms = _ttl_ms(fields, request)
+    metadata = fields.metadata(request.metadata)
+    fields.check()
+    attempt = event_id(
+        bucket_of(code), EventType.LOCKED, call.caller, call.request_id, code, user_id
+    )
+    command = Lock(
+        call=call,
+        code=code,
+        event_id=attempt,
+        fingerprint=fingerprint(user_id, book_id, metadata),
+        user_id=user_id,
+        book_id=book_id,
+        lock_id=attempt,
+        metadata=metadata,
+    )
+    return command, ttl_ms
+
+
+def read_extend(request: pb.ExtendLockRequest, rpc: RequestContext) -> tuple[str, int | None, Call]:
+    """The token of the lock, and the lifetime that is wished for, if any."""
+    fields = Fields()
+    call = rpc.call(fields.request_id(request.request_id))
+    if not request.lock_token:
+        fields.refuse("lock_token", "expected the token of the lock")
+    ttl_ms = _ttl_ms(fields, request)
+    fields.check()
+    return request.lock_token, ttl_ms, call
+
+
+def read_unlock(
+    request: pb.UnlockCodeRequest, rpc: RequestContext
+) -> tuple[str | None, UUID | None, Call]:
+    """The token of the lock or else its id."""
+    fields = Fields()
+    call = rpc.call(fields.request_id(request.request_id))
+    token: str | None = None
+    lock_id: UUID | None = None
+    if request.lock_token:
+        token = request.lock_token
+    elif request.lock_id:
+        lock_id = fields.uuid("lock_id", request.lock_id)
+    else:
+        fields.refuse("lock", "expected lock_token or lock_id")
+    fields.check()
+    return token, lock_id, call
+
+
+def read_lock_id(request: pb.GetLockRequest) -> UUID:
+    """Which lock."""
+    fields = Fields()
+    lock_id = fields.uuid("lock_id", request.lock_id)
+    fields.check()
+    return lock_id
+
+
+def read_list(request: pb.ListLocksRequest) -> tuple[str | None, UUID | None, Page]:
+    """Locks of which user or of which book, and which page of them."""
+    fields = Fields()
+    user_id: str | None = None
+    book_id: UUID | None = None
+    if request.HasField("user_id"):
+        user_id = fields.identifier("user_id", request.user_id)
+    elif request.HasField("book_id"):
+        book_id = fields.uuid("book_id", request.book_id)
+    else:
+        fields.refuse("filter", "expected user_id or book_id")
+    page = fields.page(request)
+    fields.check()
+    return user_id, book_id, page
+
+
+def _ttl_ms(fields: Fields, request: pb.LockCodeRequest | pb.ExtendLockRequest) -> int | None:
+    if not request.HasField("ttl"):
+        return None
+    return fields.milliseconds("ttl", request.ttl, TTL_MIN_MS, TTL_MAX_MS)
+
+
+# --- answers ------------------------------------------------------------------------------------
+
+
+def lock_message(lock: LockView) -> pb.Lock:
+    """The lock as a client sees it."""
+    return pb.Lock(
+        lock_id=str(lock.lock_id),
+        code=lock.code,
+        book_id=str(lock.book_id),
+        user_id=lock.user_id,
+        state=pb.LockState.ValueType(lock.state),
+        fence=lock.fence,
+        create_time=to_timestamp(lock.create_time),
+        expire_time=to_timestamp(lock.expire_time),
+    )

@@ -1,0 +1,265 @@
+"""Redemptions between proto and model: the hot path."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Final
+from uuid import UUID
+
+from coupon_service.checkout import Validation
+from coupon_service.codes import bucket_of
+from coupon_service.errors import CouponServiceError
+from coupon_service.model import (
+    Call,
+    Done,
+    Event,
+    EventType,
+    Money,
+    Outcome,
+    Redeem,
+    Rollback,
+    bucket_of_event,
+    event_id,
+    fingerprint,
+)
+from coupon_service.rpc.context import RequestContext
+from coupon_service.rpc.convert.fields import Fields, Page
+from coupon_service.rpc.convert.outcomes import done_of
+from coupon_service.rpc.convert.values import to_money, to_struct, to_timestamp
+from coupon_service.rpc.status import item_error
+from coupon_service.v1 import redemption_service_pb2 as pb
+
+ITEMS_MAX: Final = 1_000
+
+# --- requests -----------------------------------------------------------------------------------
+
+
+def read_redeem(request: pb.RedeemCodeRequest, rpc: RequestContext) -> tuple[Redeem, str]:
+    """The command, and the lock token that was given."""
+    fields = Fields()
+    call = rpc.call(fields.request_id(request.request_id))
+    command = _redeem(fields, request, call)
+    fields.check()
+    return command, request.lock_token
+
+
+def read_validate(request: pb.ValidateCodeRequest, rpc: RequestContext) -> tuple[Redeem, str]:
+    """The command that is only tried, and the lock token that was given."""
+    fields = Fields()
+    command = _redeem(fields, request, rpc.call(fields.request_id("")))
+    fields.check()
+    return command, request.lock_token
+
+
+def read_batch(
+    request: pb.BatchRedeemCodesRequest, rpc: RequestContext
+) -> tuple[list[tuple[Redeem, str]], bool]:
+    """Commands with their lock tokens, in the order of the request; whether all or nothing."""
+    fields = Fields()
+    call = rpc.call(fields.request_id(request.request_id))
+    if request.mode not in pb.BatchMode.values():
+        fields.refuse("mode", "expected BEST_EFFORT or ALL_OR_NOTHING")
+    if not 1 <= len(request.items) <= ITEMS_MAX:
+        fields.refuse("items", f"expected 1 to {ITEMS_MAX:,} items")
+        fields.check()
+    commands: list[tuple[Redeem, str]] = []
+    seen: set[tuple[str, str]] = set()
+    for index, item in enumerate(request.items):
+        inside = fields.within(f"items[{index}]")
+        own = item.request_id
+        command = _redeem(
+            inside, item, replace(call, request_id=inside.request_id(own)) if own else call
+        )
+        attempt = (command.call.request_id, command.code)
+        if command.code and attempt in seen:
+            inside.refuse("code", "expected every code once, or items with their own request_id")
+        seen.add(attempt)
+        commands.append((command, item.lock_token))
+    fields.check()
+    return commands, request.mode == pb.BATCH_MODE_ALL_OR_NOTHING
+
+
+def read_rollback(
+    request: pb.RollbackRedemptionRequest, rpc: RequestContext
+) -> tuple[UUID, Call, str | None]:
+    """Which redemption is to be undone, by whom, with which metadata."""
+    fields = Fields()
+    call = rpc.call(fields.request_id(request.request_id))
+    redemption_id = fields.uuid("redemption_id", request.redemption_id)
+    metadata = fields.metadata(request.metadata)
+    fields.check()
+    return redemption_id, call, metadata
+
+
+def rollback_command(redemption: Event, call: Call, metadata: str | None) -> Rollback:
+    """The command to undo the redemption; its id is the same whoever asks how often."""
+    redemption_id = redemption.event_id
+    return Rollback(
+        call=call,
+        code=redemption.code or "",
+        event_id=event_id(bucket_of_event(redemption_id), EventType.ROLLED_BACK, redemption_id),
+        fingerprint=fingerprint(metadata),
+        user_id=redemption.user_id or "",
+        redemption=redemption,
+        metadata=metadata,
+    )
+
+
+def read_redemption_id(request: pb.GetRedemptionRequest) -> UUID:
+    """Which redemption."""
+    fields = Fields()
+    redemption_id = fields.uuid("redemption_id", request.redemption_id)
+    fields.check()
+    return redemption_id
+
+
+@dataclass(frozen=True, slots=True)
+class RedemptionFilter:
+    """Which redemptions are wanted; empty: any."""
+
+    user_id: str
+    book_id: UUID | None
+    code: str
+    order_id: str
+
+
+def read_list(request: pb.ListRedemptionsRequest) -> tuple[RedemptionFilter, Page]:
+    """Which redemptions, and which page of them."""
+    fields = Fields()
+    wanted = RedemptionFilter(
+        user_id=fields.identifier("user_id", request.user_id, optional=True),
+        book_id=fields.optional_uuid("book_id", request.book_id),
+        code=fields.code("code", request.code) if request.code else "",
+        order_id=fields.identifier("order_id", request.order_id, optional=True),
+    )
+    if not (request.user_id or request.book_id or request.code or request.order_id):
+        fields.refuse("user_id", "expected at least one of user_id, book_id, code and order_id")
+    page = fields.page(request)
+    fields.check()
+    return wanted, page
+
+
+def _redeem(
+    fields: Fields, item: pb.RedeemCodeRequest | pb.RedeemItem | pb.ValidateCodeRequest, call: Call
+) -> Redeem:
+    code = fields.code("code", item.code)
+    book_id = fields.optional_uuid("book_id", item.book_id)
+    user_id = fields.identifier("user_id", item.user_id)
+    order_id = fields.identifier("order_id", item.order_id, optional=True)
+    order: Money | None = None
+    if item.HasField("order_amount"):
+        order = fields.money("order_amount", item.order_amount)
+    metadata = None
+    if not isinstance(item, pb.ValidateCodeRequest) and item.HasField("metadata"):
+        metadata = fields.metadata(item.metadata)
+    return Redeem(
+        call=call,
+        code=code,
+        event_id=event_id(bucket_of(code), EventType.REDEEMED, call.caller, call.request_id, code),
+        fingerprint=fingerprint(
+            user_id,
+            book_id,
+            order_id,
+            order.amount_minor if order else "",
+            order.currency_code if order else "",
+            metadata,
+        ),
+        user_id=user_id,
+        book_id=book_id,
+        order_id=order_id,
+        order_amount=order,
+        metadata=metadata,
+    )
+
+
+# --- answers ------------------------------------------------------------------------------------
+
+
+def redemption_message(event: Event, rollback: Event | None = None) -> pb.Redemption:
+    """A redemption from its ledger row, and from that of its roll-back."""
+    message = pb.Redemption(
+        redemption_id=str(event.event_id),
+        code=event.code or "",
+        book_id=str(event.book_id),
+        user_id=event.user_id or "",
+        order_id=event.order_id or "",
+        state=pb.REDEMPTION_STATE_SUCCEEDED,
+        order_amount=to_money(event.order_amount_minor, event.currency_code),
+        discount=to_money(event.discount_minor, event.currency_code),
+        benefit=event.benefit or "",
+        lock_id=str(event.lock_id or ""),
+        redeem_time=to_timestamp(event.event_time),
+        metadata=to_struct(event.metadata),
+    )
+    if rollback is not None:
+        message.state = pb.REDEMPTION_STATE_ROLLED_BACK
+        message.rollback_time.CopyFrom(to_timestamp(rollback.event_time))
+    return message
+
+
+def counts_message(event: Event) -> pb.RedemptionCounts:
+    """The counts right after a redemption or roll-back."""
+    return _counts(
+        event.code_redemptions or 0,
+        event.code_redemption_limit or 0,
+        event.user_code_redemptions or 0,
+    )
+
+
+def redeemed_message(done: Done) -> pb.RedeemCodeResponse:
+    """A redemption, and the counts right after it."""
+    return pb.RedeemCodeResponse(
+        redemption=redemption_message(done.event),
+        counts=counts_message(done.event),
+        replayed=done.replayed,
+    )
+
+
+def batch_message(outcomes: Iterable[Outcome]) -> pb.BatchRedeemCodesResponse:
+    """What became of each item."""
+    response = pb.BatchRedeemCodesResponse(results=map(_batch_result, outcomes))
+    response.redeemed_count = sum(it.HasField("redemption") for it in response.results)
+    return response
+
+
+def _batch_result(outcome: Outcome) -> pb.BatchRedeemResult:
+    if isinstance(outcome, CouponServiceError):
+        return pb.BatchRedeemResult(error=item_error(outcome))
+    done = done_of(outcome)
+    return pb.BatchRedeemResult(
+        redemption=redemption_message(done.event),
+        counts=counts_message(done.event),
+        replayed=done.replayed,
+    )
+
+
+def validation_message(validation: Validation) -> pb.ValidateCodeResponse:
+    """What a redemption would come to."""
+    book, code, discount = validation.book, validation.code, validation.discount
+    response = pb.ValidateCodeResponse(
+        valid=not validation.problems,
+        problems=map(item_error, validation.problems),
+        book_id=str(book.book_id) if book else "",
+        discount=to_money(discount.amount_minor, discount.currency_code) if discount else None,
+        benefit=validation.benefit,
+    )
+    if book is not None and code is not None:
+        link = validation.assignment
+        response.counts.CopyFrom(
+            _counts(
+                code.redemptions,
+                book.limits.max_redemptions_per_code,
+                link.redemptions if link else 0,
+            )
+        )
+    return response
+
+
+def _counts(redemptions: int, limit: int, by_user: int) -> pb.RedemptionCounts:
+    return pb.RedemptionCounts(
+        code_redemption_count=redemptions,
+        code_max_redemptions=limit,
+        used_up=0 < limit <= redemptions,
+        user_code_redemption_count=by_user,
+    )

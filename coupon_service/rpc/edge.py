@@ -1,0 +1,282 @@
+"""What happens to every RPC around its servicer: one layer, for it is the hottest code there is.
+
+It reads and bounds the request, gives it a deadline, turns errors into statuses by the table of
+`status.py`, writes one line to the log and counts. The same could be done by interceptors, which
+grpc.aio calls anew for each RPC, and which see neither a request that cannot be parsed nor (being
+asked for a handler, not for an answer) the end of a call. Measured on grpcio 1.85 with all 33
+methods of the contract: a handler of the generic kind costs 280 µs of processor time an RPC, the
+same one behind an interceptor 10-20 µs more, and 20-80 µs more when the methods are registered with
+the server, since its loop then waits for each of them separately.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any, Final, NoReturn, Protocol, TypeVar
+
+import grpc
+import grpc.aio
+from google.protobuf.message import DecodeError
+from structlog.typing import FilteringBoundLogger
+
+from coupon_service.errors import (
+    CouponServiceError,
+    DeadlineExceeded,
+    FieldViolation,
+    InvalidArgument,
+)
+from coupon_service.rpc.context import CURRENT, RequestContext
+from coupon_service.rpc.status import Internal, kind_of, known, to_status
+
+Servicer = TypeVar("Servicer")
+Context = grpc.aio.ServicerContext[Any, Any]
+Answer = Callable[[Any, Context], Awaitable[bytes | None]]
+
+PACKAGE: Final = "coupon_service."
+
+DETAILS_KEY: Final = "grpc-status-details-bin"
+"""Where clients look for a google.rpc.Status."""
+
+
+class RpcObserver(Protocol):
+    """Who is told of every RPC that has ended."""
+
+    def rpc_finished(self, method: str, status: str, reason: str, seconds: float) -> None:
+        """`status` is the name of a gRPC status, `reason` of an ErrorReason, empty for OK."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class EdgeSettings:
+    """Bounds of an RPC. `request_max_bytes` holds for methods that `request_max_bytes_of` lacks.
+
+    `default_deadline_ms` is for unary RPCs without a deadline. A stream without one goes on for as
+    long as its client wants: GenerateCodes of millions takes minutes.
+    """
+
+    default_deadline_ms: int
+    request_max_bytes: int
+    request_max_bytes_of: Mapping[str, int]
+
+
+class Edge(grpc.GenericRpcHandler):
+    """Answers the RPCs of the servicers that were added to it.
+
+    `authenticate` sets the caller of a method's call, or raises Unauthenticated, PermissionDenied
+    or RateLimited; without it everybody is anonymous.
+    """
+
+    def __init__(
+        self,
+        settings: EdgeSettings,
+        log: FilteringBoundLogger,
+        observer: RpcObserver,
+        authenticate: Callable[[str, RequestContext], None] | None = None,
+    ) -> None:
+        self._settings = settings
+        self._log = log
+        self._observer = observer
+        self._authenticate = authenticate
+        self._handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
+
+    def add(self, register: Callable[[Servicer, Any], None], servicer: Servicer) -> None:
+        """Takes over the methods of a servicer; `register` is the generated add_…_to_server.
+
+        Other packages' methods (health, reflection) are answered as they are, without a log line.
+        """
+        register(servicer, self)
+
+    def add_generic_rpc_handlers(self, handlers: object) -> None:
+        """Called by the generated code, which gives the same handlers to the next one."""
+
+    def add_registered_method_handlers(
+        self, service: str, handlers: Mapping[str, grpc.RpcMethodHandler[Any, Any]]
+    ) -> None:
+        """Called by the generated code."""
+        for name, handler in handlers.items():
+            self._handlers[f"/{service}/{name}"] = (
+                self._guarded(f"{service.rpartition('.')[2]}/{name}", handler)
+                if service.startswith(PACKAGE)
+                else handler
+            )
+
+    def service(
+        self, handler_call_details: grpc.HandlerCallDetails
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+        """Called by gRPC for every RPC, in the context that its handler runs in."""
+        # The metadata has been read by now; ServicerContext.invocation_metadata() reads it again.
+        CURRENT.set(RequestContext(handler_call_details.invocation_metadata))
+        return self._handlers.get(handler_call_details.method)
+
+    def _guarded(
+        self, method: str, handler: grpc.RpcMethodHandler[Any, Any]
+    ) -> grpc.RpcMethodHandler[Any, Any]:
+        """The handler with everything around it that an RPC needs."""
+        name = method.rpartition("/")[2]
+        unary_deadline_s = self._settings.default_deadline_ms / 1000
+        parse = _parser(
+            handler.request_deserializer,
+            self._settings.request_max_bytes_of.get(name, self._settings.request_max_bytes),
+        )
+        work = _work(handler, parse)
+        streams = handler.request_streaming or handler.response_streaming
+
+        async def answer(given: Any, context: Context) -> bytes | None:
+            started = perf_counter()
+            rpc = CURRENT.get()
+            rpc.peer = context.peer()
+            try:
+                if self._authenticate is not None:
+                    self._authenticate(method, rpc)
+                if streams or _remaining_s(context) is not None:
+                    response = await work(given, context)
+                else:
+                    response = await _within(unary_deadline_s, work(given, context))
+            except asyncio.CancelledError as error:
+                if not _is_cancelled():
+                    # What it waited for was cancelled, and its client still expects an answer.
+                    await self._refuse(error, method, rpc, context, started)
+                if _is_late(context):
+                    late = "DEADLINE_EXCEEDED"
+                    self._finished(method, rpc, late, late, started)
+                else:
+                    self._finished(method, rpc, "CANCELLED", "", started)
+                raise
+            except grpc.aio.BaseError:  # the line was cut: there is nobody to answer
+                self._finished(method, rpc, "CANCELLED", "", started)
+                raise
+            except Exception as error:  # noqa: BLE001 - each becomes a status
+                await self._refuse(error, method, rpc, context, started)
+            else:
+                self._finished(method, rpc, "OK", "", started)
+                return response
+
+        return _HANDLERS[handler.request_streaming, handler.response_streaming](answer)
+
+    async def _refuse(
+        self,
+        error: BaseException,
+        method: str,
+        rpc: RequestContext,
+        context: Context,
+        started: float,
+    ) -> NoReturn:
+        """Logs the error and ends the RPC with its status."""
+        answer = known(error)
+        kind = kind_of(answer)
+        self._finished(method, rpc, kind.code.name, kind.name, started, answer, error)
+        details = to_status(answer)
+        await context.abort(
+            kind.code, details.message, ((DETAILS_KEY, details.SerializeToString()),)
+        )
+
+    def _finished(  # noqa: PLR0917
+        self,
+        method: str,
+        rpc: RequestContext,
+        status: str,
+        reason: str,
+        started: float,
+        answer: CouponServiceError | None = None,
+        error: BaseException | None = None,
+    ) -> None:
+        seconds = perf_counter() - started
+        self._observer.rpc_finished(method, status, reason, seconds)
+        line: dict[str, object] = {
+            "method": method,
+            "status": status,
+            "reason": reason,
+            "duration_ms": round(seconds * 1000, 2),
+            "request_id": rpc.request_id,
+            "caller": rpc.caller,
+            "peer": rpc.peer,
+        }
+        if isinstance(answer, Internal):
+            self._log.error("rpc", **line, **answer.metadata, exc_info=error)
+        elif error is not None and error.__cause__ is not None:
+            self._log.warning("rpc", **line, cause=repr(error.__cause__))
+        else:
+            self._log.info("rpc", **line)
+
+
+def _work(handler: grpc.RpcMethodHandler[Any, Any], parse: Callable[[bytes], Any]) -> Answer:
+    """The servicer's method, from bytes to bytes."""
+    behavior: Any = (
+        handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
+    )
+    serialize: Any = handler.response_serializer
+
+    async def parsed(messages: AsyncIterator[bytes]) -> AsyncIterator[Any]:
+        async for message in messages:
+            yield parse(message)
+
+    request: Callable[[Any], Any] = parsed if handler.request_streaming else parse
+
+    async def one(given: Any, context: Context) -> bytes:
+        response = await behavior(request(given), context)
+        return serialize(response)
+
+    async def many(given: Any, context: Context) -> None:
+        async with aclosing(behavior(request(given), context)) as responses:
+            async for response in responses:
+                await context.write(serialize(response))
+
+    return many if handler.response_streaming else one
+
+
+def _parser(deserialize: Any, max_bytes: int) -> Callable[[bytes], Any]:
+    def parse(raw: bytes) -> Any:
+        if len(raw) > max_bytes:
+            raise _unreadable(f"expected a message of at most {max_bytes} bytes, not {len(raw)}")
+        try:
+            return deserialize(raw)
+        except DecodeError:
+            raise _unreadable("expected a message of the method's type, text in UTF-8") from None
+
+    return parse
+
+
+def _unreadable(expected: str) -> InvalidArgument:
+    return InvalidArgument((FieldViolation("", expected),))
+
+
+async def _within(seconds: float, work: Awaitable[bytes | None]) -> bytes | None:
+    """What `work` returns. Raises DeadlineExceeded after `seconds`."""
+    limit = asyncio.timeout(seconds)
+    try:
+        async with limit:
+            return await work
+    except TimeoutError:
+        if limit.expired():
+            raise DeadlineExceeded from None
+        raise
+
+
+def _is_cancelled() -> bool:
+    """Whether gRPC cancels this RPC: its client does, its time is over, or the server stops."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def _remaining_s(context: Context) -> float | None:
+    return context.time_remaining()  # None without a deadline, whatever its type says
+
+
+def _is_late(context: Context) -> bool:
+    remaining_s = _remaining_s(context)
+    return remaining_s is not None and remaining_s < 0.01
+
+
+_HANDLERS: Final[
+    Mapping[tuple[bool, bool], Callable[[Answer], grpc.RpcMethodHandler[Any, Any]]]
+] = {
+    (False, False): grpc.unary_unary_rpc_method_handler,
+    (False, True): grpc.unary_stream_rpc_method_handler,
+    (True, False): grpc.stream_unary_rpc_method_handler,
+    (True, True): grpc.stream_stream_rpc_method_handler,
+}
+"""By whether requests and responses are streams. Without serializers: bytes in, bytes out."""

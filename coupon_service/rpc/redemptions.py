@@ -1,0 +1,120 @@
+"""RedemptionService."""
+
+# ruff: noqa: ARG002, N802 - the names and arguments are those of the contract
+
+from __future__ import annotations
+
+from typing import Any
+
+from coupon_service.checkout import Checkout
+from coupon_service.locking import Locks
+from coupon_service.rpc.context import current
+from coupon_service.rpc.convert import locks as convert_locks
+from coupon_service.rpc.convert import redemptions as convert
+from coupon_service.rpc.convert.outcomes import done_of
+from coupon_service.rpc.paging import page_token
+from coupon_service.store.reads import Reads
+from coupon_service.v1 import redemption_service_pb2 as pb
+from coupon_service.v1.redemption_service_pb2_grpc import RedemptionServiceServicer
+
+
+class RedemptionServicer(RedemptionServiceServicer):
+    """Answers with what Checkout and Locks do."""
+
+    def __init__(self, checkout: Checkout, locks: Locks, reads: Reads) -> None:
+        self._checkout = checkout
+        self._locks = locks
+        self._reads = reads
+
+    async def ValidateCode(
+        self, request: pb.ValidateCodeRequest, context: Any
+    ) -> pb.ValidateCodeResponse:
+        command, token = convert.read_validate(request, current())
+        return convert.validation_message(await self._checkout.validate(command, token))
+
+    async def LockCode(self, request: pb.LockCodeRequest, context: Any) -> pb.LockCodeResponse:
+        command, ttl_ms = convert_locks.read_lock(request, current())
+        lock, token, replayed = await self._locks.lock(command, ttl_ms)
+        return pb.LockCodeResponse(
+            lock=convert_locks.lock_message(lock), lock_token=token, replayed=replayed
+        )
+
+    async def ExtendLock(
+        self, request: pb.ExtendLockRequest, context: Any
+    ) -> pb.ExtendLockResponse:
+        token, ttl_ms, call = convert_locks.read_extend(request, current())
+        lock, token, replayed = await self._locks.extend(token, ttl_ms, call)
+        return pb.ExtendLockResponse(
+            lock=convert_locks.lock_message(lock), lock_token=token, replayed=replayed
+        )
+
+    async def UnlockCode(
+        self, request: pb.UnlockCodeRequest, context: Any
+    ) -> pb.UnlockCodeResponse:
+        token, lock_id, call = convert_locks.read_unlock(request, current())
+        lock, replayed = await self._locks.unlock(token, lock_id, call)
+        return pb.UnlockCodeResponse(lock=convert_locks.lock_message(lock), replayed=replayed)
+
+    async def GetLock(self, request: pb.GetLockRequest, context: Any) -> pb.GetLockResponse:
+        lock_id = convert_locks.read_lock_id(request)
+        lock = await self._locks.get(lock_id, current().business_id)
+        return pb.GetLockResponse(lock=convert_locks.lock_message(lock))
+
+    async def ListLocks(self, request: pb.ListLocksRequest, context: Any) -> pb.ListLocksResponse:
+        user_id, book_id, page = convert_locks.read_list(request)
+        locks, end = await self._locks.list(
+            user_id, book_id, current().business_id, page.size, page.after
+        )
+        return pb.ListLocksResponse(
+            locks=map(convert_locks.lock_message, locks), next_page_token=page_token(request, end)
+        )
+
+    async def RedeemCode(
+        self, request: pb.RedeemCodeRequest, context: Any
+    ) -> pb.RedeemCodeResponse:
+        (outcome,) = await self._checkout.redeem([convert.read_redeem(request, current())])
+        return convert.redeemed_message(done_of(outcome))
+
+    async def BatchRedeemCodes(
+        self, request: pb.BatchRedeemCodesRequest, context: Any
+    ) -> pb.BatchRedeemCodesResponse:
+        items, atomic = convert.read_batch(request, current())
+        return convert.batch_message(await self._checkout.redeem(items, atomic=atomic))
+
+    async def RollbackRedemption(
+        self, request: pb.RollbackRedemptionRequest, context: Any
+    ) -> pb.RollbackRedemptionResponse:
+        redemption_id, call, metadata = convert.read_rollback(request, current())
+        redemption, _ = await self._reads.redemption(redemption_id, call.business_id)
+        command = convert.rollback_command(redemption, call, metadata)
+        done = done_of(await self._checkout.rollback(command))
+        return pb.RollbackRedemptionResponse(
+            redemption=convert.redemption_message(redemption, done.event),
+            counts=convert.counts_message(done.event),
+            replayed=done.replayed,
+        )
+
+    async def GetRedemption(
+        self, request: pb.GetRedemptionRequest, context: Any
+    ) -> pb.GetRedemptionResponse:
+        redemption_id = convert.read_redemption_id(request)
+        found = await self._reads.redemption(redemption_id, current().business_id)
+        return pb.GetRedemptionResponse(redemption=convert.redemption_message(*found))
+
+    async def ListRedemptions(
+        self, request: pb.ListRedemptionsRequest, context: Any
+    ) -> pb.ListRedemptionsResponse:
+        wanted, page = convert.read_list(request)
+        found, end = await self._reads.redemptions(
+            wanted.user_id,
+            wanted.book_id,
+            wanted.code,
+            wanted.order_id,
+            current().business_id,
+            page.size,
+            page.after,
+        )
+        return pb.ListRedemptionsResponse(
+            redemptions=[convert.redemption_message(*it) for it in found],
+            next_page_token=page_token(request, end),
+        )

@@ -1,0 +1,28 @@
+"""Every rule of the service, once: pure functions of what was loaded and the time.
+
+`decide` turns commands into outcomes and effects, `refusals` says why not, `derived` what is never
+stored. No I/O, no clock, no randomness, no SQL.
+"""
+
+from coupon_service.rules.decide import decide
+from coupon_service.rules.derived import (
+    code_state,
+    discount_of,
+    effective_book_state,
+    effective_code_state,
+    lock_view,
+    order_discount,
+)
+from coupon_service.rules.refusals import find_code, redemption_refusals
+
+__all__ = [
+    "code_state",
+    "decide",
+    "discount_of",
+    "effective_book_state",
+    "effective_code_state",
+    "find_code",
+    "lock_view",
+    "order_discount",
+    "redemption_refusals",
+]

@@ -1,0 +1,118 @@
+"""Assign and revoke."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import timedelta
+
+from coupon_service.errors import (
+    AssignmentNotFound,
+    Contention,
+    InvalidStateTransition,
+    NoCodesAvailable,
+)
+from coupon_service.model import (
+    Assign,
+    Assignment,
+    AssignmentState,
+    AssignRandom,
+    Book,
+    Code,
+    CodeState,
+    Done,
+    Event,
+    EventType,
+    Outcome,
+    Revoke,
+)
+from coupon_service.rules.draft import Draft
+from coupon_service.rules.refusals import assignment_refusals, user_assignment_refusals
+
+
+def assign(command: Assign, code: Code, book: Book, draft: Draft) -> Outcome:
+    """Gives the code to a user."""
+    refusal = next(assignment_refusals(command, code, book, draft.state, draft.now), None)
+    return refusal or _give(command, code, book, draft)
+
+
+def assign_random(command: AssignRandom, book: Book, draft: Draft) -> Outcome:
+    """Gives one of the codes that were picked to a user."""
+    state, now = draft.state, draft.now
+    refusal = next(user_assignment_refusals(command, book, state, now), None)
+    if refusal is not None:
+        return refusal
+    picks = state.picks.get(book.book_id, [])
+    for place in reversed(range(len(picks))):
+        # A pick may be of no use: an earlier command of the batch may have changed the code, or
+        # the user may have used it up as a bearer.
+        code = state.codes[picks[place]]
+        if code.state is CodeState.AVAILABLE and not any(
+            assignment_refusals(command, code, book, state, now)
+        ):
+            del picks[place]
+            return _give(command, code, book, draft)
+    # Where a pick was of no use there may be others.
+    contended = picks or book.book_id in state.picks_contended
+    return Contention() if contended else NoCodesAvailable()
+
+
+def _give(command: Assign | AssignRandom, code: Code, book: Book, draft: Draft) -> Done:
+    after = draft.count_code(code, book, links=1)
+    link = draft.state.assignments.get((code.code, command.user_id))
+    if link is None:
+        link = Assignment(code.code, command.user_id, book.book_id, AssignmentState.ACTIVE)
+    validity_s = book.assigned_code_validity_s
+    link = replace(
+        link,
+        state=AssignmentState.ACTIVE,
+        assign_time=draft.now,
+        expire_time=draft.now + timedelta(seconds=validity_s) if validity_s else None,
+        metadata=command.metadata,
+    )
+    draft.put_assignment(link)
+    draft.count_user(book, command.user_id, assignments=1)
+    event = Event(
+        **draft.about(command, EventType.ASSIGNED, before=code, after=after),
+        user_id=command.user_id,
+        expire_time=link.expire_time,
+        user_code_redemptions=link.redemptions,
+        metadata=command.metadata,
+    )
+    draft.record(event)
+    return Done(event, book, after, link)
+
+
+def recorded_assignment(event: Event) -> Assignment:
+    """The assignment as it was right after its ledger row, ASSIGNED, was written."""
+    return Assignment(
+        code=event.code or "",
+        user_id=event.user_id or "",
+        book_id=event.book_id,
+        state=AssignmentState.ACTIVE,
+        redemptions=event.user_code_redemptions or 0,
+        assign_time=event.event_time,
+        expire_time=event.expire_time,
+        metadata=event.metadata,
+    )
+
+
+def revoke(command: Revoke, code: Code, book: Book, draft: Draft) -> Outcome:
+    """Takes the code from a user."""
+    link = draft.state.assignments.get((code.code, command.user_id))
+    if link is None or link.state is AssignmentState.UNASSIGNED:
+        return AssignmentNotFound()
+    if link.state is not AssignmentState.ACTIVE:
+        return InvalidStateTransition(
+            f"The assignment is {link.state.name}.", state=link.state.name
+        )
+    after = draft.count_code(code, book, links=-1)
+    link = replace(link, state=AssignmentState.REVOKED)
+    draft.put_assignment(link)
+    draft.count_user(book, command.user_id, assignments=-1)
+    event = Event(
+        **draft.about(command, EventType.REVOKED, before=code, after=after),
+        user_id=command.user_id,
+        user_code_redemptions=link.redemptions,
+    )
+    draft.record(event)
+    return Done(event, book, after, link)

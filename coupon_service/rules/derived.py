@@ -1,0 +1,138 @@
+"""States and amounts that follow from what is stored, and are never stored themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Final
+
+from coupon_service.model import (
+    AmountOff,
+    AssignmentState,
+    Benefit,
+    Book,
+    BookLimits,
+    BookState,
+    Code,
+    CodeState,
+    Event,
+    EventType,
+    LockState,
+    LockView,
+    Money,
+)
+
+_LOCK_ENDS: Final = {
+    EventType.REDEEMED: LockState.REDEEMED,
+    EventType.UNLOCKED: LockState.RELEASED,
+    EventType.LOCK_EXPIRED: LockState.EXPIRED,
+}
+
+
+def effective_book_state(book: Book, redemptions: int | None, now: datetime) -> BookState:
+    """The book's state, or SCHEDULED, EXPIRED or EXHAUSTED where that says more.
+
+    `redemptions`: of all codes, None where they are not at hand.
+    """
+    if book.state in (BookState.DRAFT, BookState.CLOSED):
+        return book.state
+    if book.end_time is not None and now >= book.end_time:
+        return BookState.EXPIRED
+    if book.state is BookState.PAUSED:
+        return book.state
+    if book.start_time is not None and now < book.start_time:
+        return BookState.SCHEDULED
+    limit = book.limits.max_redemptions
+    if limit and redemptions is not None and redemptions >= limit:
+        return BookState.EXHAUSTED
+    return book.state
+
+
+def code_state(redemptions: int, assignments: int, limit: int) -> CodeState:
+    """The stored state of a code that is not disabled, by its counts. `limit` 0 = none."""
+    if limit and redemptions >= limit:
+        return CodeState.REDEEMED
+    return CodeState.ASSIGNED if assignments else CodeState.AVAILABLE
+
+
+def assignment_state(
+    state: AssignmentState, redemptions: int, limits: BookLimits
+) -> AssignmentState:
+    """The stored state of an assignment whose user has redeemed the code so often.
+
+    REDEEMED when this user alone has reached a limit of the user or of the code, else ACTIVE; one
+    that was never made, or was revoked, stays so.
+    """
+    if state not in (AssignmentState.ACTIVE, AssignmentState.REDEEMED):
+        return state
+    bounds = (limits.max_redemptions_per_user_per_code, limits.max_redemptions_per_code)
+    used_up = any(limit and redemptions >= limit for limit in bounds)
+    return AssignmentState.REDEEMED if used_up else AssignmentState.ACTIVE
+
+
+def effective_code_state(
+    code: Code,
+    book: Book,
+    now: datetime,
+    *,
+    locked_out: bool = False,
+    expire_time: datetime | None = None,
+) -> CodeState:
+    """The code's state, or EXPIRED or LOCKED where that says more.
+
+    `locked_out`: every use that is left is locked. `expire_time`: end of the user's assignment.
+    """
+    if code.state in (CodeState.REDEEMED, CodeState.DISABLED):
+        return code.state
+    ends = [end for end in (book.end_time, expire_time) if end is not None]
+    if ends and now >= min(ends):
+        return CodeState.EXPIRED
+    return CodeState.LOCKED if locked_out else code.state
+
+
+def discount_of(book: Book, order_amount_minor: int | None) -> int | None:
+    """What the book takes off an order, in minor units, rounded down, at most the order itself.
+
+    None for benefits, and for a percentage of an unknown amount.
+    """
+    discount = book.discount
+    if isinstance(discount, Benefit):
+        return None
+    if isinstance(discount, AmountOff):
+        amount = discount.amount_minor
+        return amount if order_amount_minor is None else min(amount, order_amount_minor)
+    if order_amount_minor is None:
+        return None
+    share = order_amount_minor * discount.basis_points // 10_000
+    return min(share, discount.max_discount_minor) if discount.max_discount_minor else share
+
+
+def order_discount(book: Book, order: Money | None) -> Money | None:
+    """`discount_of` as money of the book's currency."""
+    discount = discount_of(book, order.amount_minor if order else None)
+    return None if discount is None else Money(discount, book.currency_code)
+
+
+def lock_view(events: Iterable[Event], now: datetime) -> LockView | None:
+    """A lock, from its ledger events (in any order); None when it was never taken."""
+    events = tuple(events)
+    locked = next((event for event in events if event.type is EventType.LOCKED), None)
+    expire_times = [event.expire_time for event in events if event.expire_time is not None]
+    if locked is None or not expire_times:
+        return None
+    expire_time = max(expire_times)
+    # Should it have ended in two ways, the first of _LOCK_ENDS counts most.
+    state = min(
+        (_LOCK_ENDS[event.type] for event in events if event.type in _LOCK_ENDS),
+        default=LockState.EXPIRED if now >= expire_time else LockState.HELD,
+    )
+    return LockView(
+        lock_id=locked.event_id,
+        code=locked.code or "",
+        book_id=locked.book_id,
+        user_id=locked.user_id or "",
+        state=state,
+        fence=locked.fence or 0,
+        create_time=locked.event_time,
+        expire_time=expire_time,
+    )

@@ -1,0 +1,183 @@
+"""The working copy of a decision: what was loaded, changed in place, and what has to be written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, replace
+from datetime import datetime
+from typing import Final, TypedDict
+from uuid import UUID
+
+from coupon_service.model import (
+    Assignment,
+    Book,
+    BookStats,
+    Code,
+    CodeState,
+    Command,
+    Effects,
+    Event,
+    EventType,
+    State,
+    UserCounts,
+)
+from coupon_service.rules.derived import code_state
+
+_COUNTER: Final = {
+    CodeState.AVAILABLE: "available",
+    CodeState.ASSIGNED: "assigned",
+    CodeState.REDEEMED: "redeemed",
+    CodeState.DISABLED: "disabled",
+}
+
+
+class CodeEvent(TypedDict):
+    """The columns that every ledger row of a code has."""
+
+    event_id: UUID
+    type: EventType
+    event_time: datetime
+    book_id: UUID
+    code: str
+    caller: str
+    peer: str
+    user_agent: str
+    request_id: str
+    fingerprint: int
+    state_before: int
+    state_after: int
+
+
+@dataclass(slots=True)
+class Draft:
+    """A State and the changes made to it. Later commands see the changes of earlier ones."""
+
+    state: State
+    now: datetime
+    codes: dict[str, tuple[Code, Code]] = field(default_factory=dict[str, tuple[Code, Code]])
+    assignments: dict[tuple[str, str], tuple[Assignment | None, Assignment]] = field(
+        default_factory=dict[tuple[str, str], tuple[Assignment | None, Assignment]]
+    )
+    users: dict[tuple[UUID, str], tuple[UserCounts, UserCounts]] = field(
+        default_factory=dict[tuple[UUID, str], tuple[UserCounts, UserCounts]]
+    )
+    totals: dict[UUID, tuple[int, int]] = field(default_factory=dict[UUID, tuple[int, int]])
+    events: list[Event] = field(default_factory=list[Event])
+    stats: dict[UUID, dict[str, int]] = field(default_factory=dict[UUID, dict[str, int]])
+
+    def effects(self) -> Effects:
+        """What has to be written."""
+        return Effects(
+            codes=self.codes,
+            assignments=self.assignments,
+            users=self.users,
+            totals=self.totals,
+            events=tuple(self.events),
+            stats={book_id: BookStats(**counts) for book_id, counts in self.stats.items()},
+        )
+
+    def fork(self) -> Draft:
+        """A copy that can be thrown away; the rows themselves never change, so it is shallow."""
+        state = replace(
+            self.state,
+            **{
+                item.name: value.copy()
+                for item in fields(self.state)
+                if isinstance(value := getattr(self.state, item.name), dict)
+            },
+        )
+        state.picks = {book_id: picks.copy() for book_id, picks in state.picks.items()}
+        return Draft(
+            state=state,
+            now=self.now,
+            codes=self.codes.copy(),
+            assignments=self.assignments.copy(),
+            users=self.users.copy(),
+            totals=self.totals.copy(),
+            events=self.events.copy(),
+            stats={book_id: counts.copy() for book_id, counts in self.stats.items()},
+        )
+
+    def about(self, command: Command, event: EventType, *, before: Code, after: Code) -> CodeEvent:
+        """What the ledger says of any command that is carried out."""
+        call = command.call
+        return {
+            "event_id": command.event_id,
+            "type": event,
+            "event_time": self.now,
+            "book_id": after.book_id,
+            "code": after.code,
+            "caller": call.caller,
+            "peer": call.peer,
+            "user_agent": call.user_agent,
+            "request_id": call.request_id,
+            "fingerprint": command.fingerprint,
+            "state_before": before.state,
+            "state_after": after.state,
+        }
+
+    def record(self, event: Event) -> None:
+        """Adds a row to the ledger; a repeat later in the same batch finds it, and so do commands
+        about the lock that it used."""
+        self.events.append(event)
+        self.state.events[event.event_id] = event
+        if event.lock_id is not None:
+            earlier = self.state.lock_events.get(event.lock_id, ())
+            self.state.lock_events[event.lock_id] = (*earlier, event)
+
+    def count(self, book_id: UUID, counter: str, change: int) -> None:
+        """Adds to a statistics counter, named as in BookStats."""
+        counts = self.stats.setdefault(book_id, {})
+        counts[counter] = counts.get(counter, 0) + change
+
+    def count_code(self, code: Code, book: Book, *, redemptions: int = 0, links: int = 0) -> Code:
+        """Adds to the counts of a code; its state follows from them unless it is disabled."""
+        redeemed = code.redemptions + redemptions
+        assigned = code.assignments + links
+        state = code.state
+        if state is not CodeState.DISABLED:
+            state = code_state(redeemed, assigned, book.limits.max_redemptions_per_code)
+        after = Code(code.code, code.book_id, state, redeemed, assigned)
+        if links:
+            self.count(book.book_id, "assignments", links)
+        self.put_code(after)
+        return after
+
+    def put_code(self, after: Code) -> None:
+        """Changes a code."""
+        before = self.state.codes[after.code]
+        if before.state is not after.state:
+            self.count(after.book_id, _COUNTER[before.state], -1)
+            self.count(after.book_id, _COUNTER[after.state], 1)
+        first = self.codes.get(after.code)
+        self.codes[after.code] = (first[0] if first else before, after)
+        self.state.codes[after.code] = after
+
+    def put_assignment(self, after: Assignment) -> None:
+        """Changes the link between a user and a code, or makes it."""
+        key = (after.code, after.user_id)
+        before = self.state.assignments.get(key)
+        first = self.assignments.get(key)
+        self.assignments[key] = (first[0] if first else before, after)
+        self.state.assignments[key] = after
+
+    def count_user(
+        self, book: Book, user_id: str, *, redemptions: int = 0, assignments: int = 0
+    ) -> None:
+        """Adds to what a user has done in a book, where the book limits it."""
+        if not book.limits.any_per_user:
+            return
+        key = (book.book_id, user_id)
+        before = self.state.users.get(key, UserCounts())
+        after = UserCounts(before.redemptions + redemptions, before.assignments + assignments)
+        first = self.users.get(key)
+        self.users[key] = (first[0] if first else before, after)
+        self.state.users[key] = after
+
+    def count_total(self, book: Book, redemptions: int) -> None:
+        """Adds to the redemptions of a book, where it limits them."""
+        if not book.limits.max_redemptions:
+            return
+        before = self.state.totals[book.book_id]
+        first = self.totals.get(book.book_id)
+        self.totals[book.book_id] = (first[0] if first else before, before + redemptions)
+        self.state.totals[book.book_id] = before + redemptions

@@ -1,0 +1,121 @@
+"""Redeem and roll back."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from coupon_service.model import (
+    Assignment,
+    AssignmentState,
+    Benefit,
+    Book,
+    Code,
+    Done,
+    Event,
+    EventType,
+    LeaseNeeded,
+    LockPolicy,
+    Outcome,
+    Redeem,
+    Rollback,
+)
+from coupon_service.rules.derived import assignment_state, discount_of
+from coupon_service.rules.draft import Draft
+from coupon_service.rules.refusals import redemption_refusals
+
+
+def redeem(command: Redeem, code: Code, book: Book, draft: Draft) -> Outcome:
+    """Uses the code once."""
+    refusal = next(redemption_refusals(command, code, book, draft.state, draft.now), None)
+    if refusal is not None:
+        return refusal
+    if command.lease is None and book.lock_policy is not LockPolicy.OFF:
+        return LeaseNeeded(book)
+
+    after = draft.count_code(code, book, redemptions=1)
+    link = _link_after(command, book, draft)
+    if link is not None:
+        draft.put_assignment(link)
+    draft.count_user(book, command.user_id, redemptions=1)
+    draft.count_total(book, 1)
+    order = command.order_amount
+    discount = discount_of(book, order.amount_minor if order else None)
+    draft.count(book.book_id, "redemptions", 1)
+    draft.count(book.book_id, "discount_minor", discount or 0)
+    lock_id = command.lock.lock_id if command.lock else None
+    if lock_id is None and command.lease is not None:
+        lock_id = command.lease.held_lock_id
+    event = Event(
+        **draft.about(command, EventType.REDEEMED, before=code, after=after),
+        user_id=command.user_id,
+        order_id=command.order_id or None,
+        order_amount_minor=order.amount_minor if order else None,
+        discount_minor=discount,
+        currency_code=order.currency_code if order else book.currency_code or None,
+        benefit=book.discount.description if isinstance(book.discount, Benefit) else None,
+        lock_id=lock_id,
+        fence=command.lock.fence if command.lock else None,
+        code_redemptions=after.redemptions,
+        code_redemption_limit=book.limits.max_redemptions_per_code,
+        user_code_redemptions=link.redemptions if link else None,
+        metadata=command.metadata,
+    )
+    draft.record(event)
+    if command.order_id:
+        draft.state.orders[(code.code, command.order_id)] = event.event_id
+    return Done(event, book, after, link)
+
+
+def _link_after(command: Redeem, book: Book, draft: Draft) -> Assignment | None:
+    """The user's link to the code, counting this redemption.
+
+    A bearer gets one only where something has to be remembered: a limit, or the lock's fence.
+    """
+    link = draft.state.assignments.get((command.code, command.user_id))
+    if link is None:
+        if not book.limits.max_redemptions_per_user_per_code and command.lock is None:
+            return None
+        link = Assignment(command.code, command.user_id, book.book_id, AssignmentState.UNASSIGNED)
+    return replace(
+        _counted(link, book, 1), fence=command.lock.fence if command.lock else link.fence
+    )
+
+
+def rollback(command: Rollback, code: Code, book: Book, draft: Draft) -> Outcome:
+    """Undoes a redemption: every count goes back."""
+    redemption = command.redemption
+    after = draft.count_code(code, book, redemptions=-1)
+    link = draft.state.assignments.get((code.code, command.user_id))
+    # A bearer's redemption was not counted, and the user may have got a link since then.
+    if link is not None and redemption.user_code_redemptions is not None:
+        link = _counted(link, book, -1)
+        draft.put_assignment(link)
+    draft.count_user(book, command.user_id, redemptions=-1)
+    draft.count_total(book, -1)
+    draft.count(book.book_id, "redemptions", -1)
+    draft.count(book.book_id, "rollbacks", 1)
+    draft.count(book.book_id, "discount_minor", -(redemption.discount_minor or 0))
+    if redemption.order_id:
+        draft.state.orders.pop((code.code, redemption.order_id), None)
+    event = Event(
+        **draft.about(command, EventType.ROLLED_BACK, before=code, after=after),
+        user_id=command.user_id,
+        order_id=redemption.order_id,
+        order_amount_minor=redemption.order_amount_minor,
+        discount_minor=redemption.discount_minor,
+        currency_code=redemption.currency_code,
+        benefit=redemption.benefit,
+        redemption_id=redemption.event_id,
+        code_redemptions=after.redemptions,
+        code_redemption_limit=book.limits.max_redemptions_per_code,
+        user_code_redemptions=link.redemptions if link else None,
+        metadata=command.metadata,
+    )
+    draft.record(event)
+    return Done(event, book, after, link)
+
+
+def _counted(link: Assignment, book: Book, change: int) -> Assignment:
+    redemptions = link.redemptions + change
+    state = assignment_state(link.state, redemptions, book.limits)
+    return replace(link, redemptions=redemptions, state=state)

@@ -1,0 +1,220 @@
+"""Why a command is refused: every reason there is, the most telling first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime
+from uuid import UUID
+
+from coupon_service.errors import (
+    BookExpired,
+    BookLimitExceeded,
+    BookNotActive,
+    BookNotStarted,
+    CodeAlreadyAssigned,
+    CodeAlreadyRedeemed,
+    CodeChecksumInvalid,
+    CodeDisabled,
+    CodeExpired,
+    CodeLimitExceeded,
+    CodeLocked,
+    CodeNotAssignedToUser,
+    CodeNotFound,
+    CouponServiceError,
+    CurrencyMismatch,
+    LockExpired,
+    LockRequired,
+    LockTokenMismatch,
+    OrderAlreadyRedeemed,
+    OrderBelowMinimum,
+    UserLimitExceeded,
+)
+from coupon_service.model import (
+    Assign,
+    Assignment,
+    AssignmentPolicy,
+    AssignmentState,
+    AssignRandom,
+    Book,
+    BookState,
+    Code,
+    CodeState,
+    Lease,
+    Lock,
+    LockPolicy,
+    Redeem,
+    State,
+    UserCounts,
+)
+
+LINKED = (AssignmentState.ACTIVE, AssignmentState.REDEEMED)
+"""States of an assignment in which the code is the user's."""
+
+NO_COUNTS = UserCounts()
+
+
+def find_code(
+    code: str, book_id: UUID | None, business_id: str, state: State
+) -> tuple[Code, Book] | CouponServiceError:
+    """The code and its book, when the caller may see it and it is in the book that was named."""
+    row = state.codes.get(code)
+    if row is None or (book_id is not None and row.book_id != book_id):
+        return _not_found(code, book_id, business_id, state)
+    book = state.books[row.book_id]
+    if business_id and business_id != book.business_id:
+        return CodeNotFound()
+    return row, book
+
+
+def _not_found(
+    code: str, book_id: UUID | None, business_id: str, state: State
+) -> CouponServiceError:
+    """CODE_NOT_FOUND, or that it was mistyped where the named book's check character tells."""
+    book = state.books.get(book_id) if book_id is not None else None
+    if book is not None and (not business_id or business_id == book.business_id):
+        try:
+            book.code_format.verify(code)
+        except CodeChecksumInvalid as error:
+            return error
+    return CodeNotFound()
+
+
+def redemption_refusals(
+    command: Redeem | Lock, code: Code, book: Book, state: State, now: datetime
+) -> Iterator[CouponServiceError]:
+    """Why this user cannot redeem, or lock, this code now."""
+    yield from _over(book, now)
+    if book.start_time is not None and now < book.start_time:
+        yield BookNotStarted(start_time=book.start_time.isoformat())
+    if code.state is CodeState.DISABLED:
+        yield CodeDisabled()
+    if isinstance(command, Redeem) and command.order_id:
+        redemption_id = state.orders.get((code.code, command.order_id))
+        if redemption_id is not None:
+            yield OrderAlreadyRedeemed(redemption_id=redemption_id)
+    yield from _code_used_up(code, book)
+    link = state.assignments.get((code.code, command.user_id))
+    yield from _link_refusals(link, book, now)
+    yield from _user_limits(command.user_id, link, book, state)
+    limit = book.limits.max_redemptions
+    if limit and state.totals[book.book_id] >= limit:
+        yield BookLimitExceeded(limit=limit)
+    if isinstance(command, Redeem):
+        yield from _order_refusals(command, book)
+        yield from _lock_refusals(command, link, book, now)
+    if command.lease is not None and not command.lease.gone:
+        yield from _no_place(command.lease, code, book)
+
+
+def assignment_refusals(
+    command: Assign | AssignRandom, code: Code, book: Book, state: State, now: datetime
+) -> Iterator[CouponServiceError]:
+    """Why this code cannot be assigned to this user now. The window need not have begun."""
+    yield from _over(book, now)
+    if code.state is CodeState.DISABLED:
+        yield CodeDisabled()
+    link = state.assignments.get((code.code, command.user_id))
+    if link is not None and link.state in LINKED:
+        yield CodeAlreadyAssigned("The code is assigned to this user already.")
+    yield from _code_used_up(code, book)
+    limit = book.limits.max_redemptions_per_code
+    if limit and code.assignments >= limit:
+        yield CodeAlreadyAssigned(
+            "The code is assigned to as many users as it has redemptions.", limit=limit
+        )
+    if link is not None:
+        yield from _user_code_limit(link, book)
+    yield from _assignment_limit(command.user_id, book, state)
+
+
+def user_assignment_refusals(
+    command: AssignRandom, book: Book, state: State, now: datetime
+) -> Iterator[CouponServiceError]:
+    """Why this user cannot be given any code of this book now."""
+    yield from _over(book, now)
+    yield from _assignment_limit(command.user_id, book, state)
+
+
+def _over(book: Book, now: datetime) -> Iterator[CouponServiceError]:
+    if book.state is not BookState.ACTIVE:
+        yield BookNotActive(state=book.state.name)
+    if book.end_time is not None and now >= book.end_time:
+        yield BookExpired(end_time=book.end_time.isoformat())
+
+
+def _code_used_up(code: Code, book: Book) -> Iterator[CouponServiceError]:
+    limit = book.limits.max_redemptions_per_code
+    if limit and code.redemptions >= limit:
+        yield CodeAlreadyRedeemed() if limit == 1 else CodeLimitExceeded(limit=limit)
+
+
+def _link_refusals(
+    link: Assignment | None, book: Book, now: datetime
+) -> Iterator[CouponServiceError]:
+    linked = link is not None and link.state in LINKED
+    if not linked and book.assignment_policy is AssignmentPolicy.REQUIRED:
+        yield CodeNotAssignedToUser()
+    if linked and link is not None and link.expire_time is not None and now >= link.expire_time:
+        yield CodeExpired(expire_time=link.expire_time.isoformat())
+
+
+def _user_limits(
+    user_id: str, link: Assignment | None, book: Book, state: State
+) -> Iterator[CouponServiceError]:
+    if link is not None:
+        yield from _user_code_limit(link, book)
+    limit = book.limits.max_redemptions_per_user
+    counts = state.users.get((book.book_id, user_id), NO_COUNTS)
+    if limit and counts.redemptions >= limit:
+        yield _user_limit("max_redemptions_per_user", limit)
+
+
+def _user_code_limit(link: Assignment, book: Book) -> Iterator[CouponServiceError]:
+    limit = book.limits.max_redemptions_per_user_per_code
+    if limit and link.redemptions >= limit:
+        yield _user_limit("max_redemptions_per_user_per_code", limit)
+
+
+def _assignment_limit(user_id: str, book: Book, state: State) -> Iterator[CouponServiceError]:
+    limit = book.limits.max_assignments_per_user
+    counts = state.users.get((book.book_id, user_id), NO_COUNTS)
+    if limit and counts.assignments >= limit:
+        yield _user_limit("max_assignments_per_user", limit)
+
+
+def _user_limit(limit_name: str, limit: int) -> UserLimitExceeded:
+    return UserLimitExceeded(limit_name=limit_name, limit=limit)
+
+
+def _order_refusals(command: Redeem, book: Book) -> Iterator[CouponServiceError]:
+    order = command.order_amount
+    if order is not None and book.currency_code and order.currency_code != book.currency_code:
+        yield CurrencyMismatch(currency_code=book.currency_code)
+    minimum = book.min_order_amount_minor
+    if minimum and (order is None or order.amount_minor < minimum):
+        yield OrderBelowMinimum(minimum_minor=minimum, currency_code=book.currency_code)
+
+
+def _lock_refusals(
+    command: Redeem, link: Assignment | None, book: Book, now: datetime
+) -> Iterator[CouponServiceError]:
+    lock = command.lock
+    if lock is None:
+        if book.lock_policy is LockPolicy.REQUIRED:
+            yield LockRequired()
+        return
+    if lock.code != command.code or lock.user_id != command.user_id:
+        yield LockTokenMismatch()
+        return
+    gone = command.lease is not None and command.lease.gone
+    used = link is not None and link.fence >= lock.fence
+    if gone or used or now.timestamp() * 1000 >= lock.expire_ms:
+        yield LockExpired()
+
+
+def _no_place(lease: Lease, code: Code, book: Book) -> Iterator[CouponServiceError]:
+    """Live locks + redemptions ≤ limit: does the place that was taken fit beside the others?"""
+    limit = book.limits.max_redemptions_per_code
+    left = limit - code.redemptions
+    if limit and 0 < left < lease.places_taken:
+        yield CodeLocked(retry_after_ms=lease.retry_after_ms)

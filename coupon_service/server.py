@@ -1,0 +1,309 @@
+"""The one place where the parts are put together, started and stopped in order."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import grpc
+import grpc.aio
+import structlog
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from prometheus_client import CollectorRegistry
+
+from coupon_service.checkout import Checkout
+from coupon_service.coalesce import Coalescer, CoalescerSettings
+from coupon_service.leases import Leases
+from coupon_service.locking import Locks, LockTimes, LockTokens, Sweeper
+from coupon_service.metrics import Metrics, MetricsServerError, serve_metrics
+from coupon_service.rpc.assignments import AssignmentServicer
+from coupon_service.rpc.audit import AuditServicer
+from coupon_service.rpc.books import CouponBookServicer
+from coupon_service.rpc.codes import CouponCodeServicer
+from coupon_service.rpc.edge import Edge, EdgeSettings
+from coupon_service.rpc.redemptions import RedemptionServicer
+from coupon_service.settings import Settings
+from coupon_service.store.books import Books
+from coupon_service.store.chunks import CodeChunks
+from coupon_service.store.db import Database, DatabaseSettings
+from coupon_service.store.execute import Executor
+from coupon_service.store.migrations import schema_is_current
+from coupon_service.store.reads import Reads
+from coupon_service.v1 import (
+    assignment_service_pb2_grpc,
+    audit_service_pb2_grpc,
+    coupon_book_service_pb2_grpc,
+    coupon_code_service_pb2_grpc,
+    redemption_service_pb2_grpc,
+)
+
+SERVICES: Final = tuple(
+    f"coupon_service.v1.{name}"
+    for name in (
+        "CouponBookService",
+        "CouponCodeService",
+        "AssignmentService",
+        "RedemptionService",
+        "AuditService",
+    )
+)
+
+READINESS_INTERVAL_S: Final = 1.0
+"""Time between two looks at PostgreSQL and its schema."""
+
+HTTP2_OPTIONS: Final = (
+    ("grpc.so_reuseport", 1),
+    ("grpc.max_concurrent_streams", 2_000),
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+)
+
+
+class ServerError(Exception):
+    """The server cannot start; one clear sentence."""
+
+
+def utc_now() -> datetime:
+    """The time."""
+    return datetime.now(UTC)
+
+
+class Server:
+    """One worker: a gRPC port with everything behind it."""
+
+    def __init__(
+        self, settings: Settings, registry: CollectorRegistry, now: Callable[[], datetime] = utc_now
+    ) -> None:
+        self._settings = settings
+        self._registry = registry
+        self._now = now
+        self._log = structlog.get_logger("coupon_service.server")
+        self._background: set[asyncio.Task[Any]] = set()
+        self.port = 0
+        self.serving = False
+
+    async def start(self) -> None:
+        """Connects, listens, and begins to answer as soon as PostgreSQL does. Raises ServerError."""
+        settings = self._settings
+        if settings.database_url is None or settings.redis_url is None:
+            raise ServerError("COUPON_DATABASE_URL and COUPON_REDIS_URL have to be set.")
+        if settings.lock_token_secret is None:
+            raise ServerError("COUPON_LOCK_TOKEN_SECRET has to be set.")
+        metrics = Metrics(self._registry)
+        self._database = Database(_database_settings(settings), metrics)
+        self._leases = Leases(
+            settings.redis_url.get_secret_value(),
+            timeout_ms=settings.redis_timeout_ms,
+            grace_ms=settings.statement_timeout_ms + settings.clock_tolerance_ms,
+            locks_per_user_max=settings.locks_per_user_max,
+        )
+        executor = Executor(self._database, self._now)
+        self._coalescer = Coalescer(
+            executor.execute,
+            CoalescerSettings(
+                batch_max_size=settings.batch_max_size,
+                batches_in_flight=settings.batches_in_flight,
+                batch_max_wait_ms=settings.batch_max_wait_ms,
+                queue_max_size=settings.queue_max_size,
+            ),
+            metrics,
+        )
+        reads = Reads(self._database)
+        books = Books(self._database, self._now)
+        tokens = LockTokens(_token_secrets(settings))
+        locks = Locks(
+            executor,
+            self._coalescer,
+            reads,
+            self._leases,
+            tokens,
+            LockTimes(
+                ttl_default_ms=settings.lock_ttl_default_ms,
+                ttl_max_ms=settings.lock_ttl_max_ms,
+                extensions_max=settings.lock_extensions_max,
+                locks_per_user_max=settings.locks_per_user_max,
+            ),
+            self._now,
+        )
+        checkout = Checkout(
+            executor,
+            self._coalescer,
+            self._leases,
+            tokens,
+            settings.default_deadline_ms + settings.statement_timeout_ms,
+            self._now,
+        )
+        self._sweeper = Sweeper(
+            self._database,
+            self._coalescer,
+            reads,
+            self._leases,
+            self._now,
+            settings.sweep_interval_ms,
+        )
+        self._metrics = metrics
+        self._health = health.aio.HealthServicer()
+        edge = Edge(_edge_settings(settings), structlog.get_logger("coupon_service.rpc"), metrics)
+        self._add_servicers(edge, books, reads, locks, checkout)
+        await self._database.open()
+        await self._listen(edge)
+        self._spawn(self._watch_readiness())
+        self._spawn(self._sweeper.run())
+
+    def _add_servicers(
+        self, edge: Edge, books: Books, reads: Reads, locks: Locks, checkout: Checkout
+    ) -> None:
+        now = self._now
+        chunks = CodeChunks(self._database, now)
+        edge.add(
+            coupon_book_service_pb2_grpc.add_CouponBookServiceServicer_to_server,
+            CouponBookServicer(books, now),
+        )
+        edge.add(
+            coupon_code_service_pb2_grpc.add_CouponCodeServiceServicer_to_server,
+            CouponCodeServicer(books, reads, chunks, self._coalescer, locks, now),
+        )
+        edge.add(
+            assignment_service_pb2_grpc.add_AssignmentServiceServicer_to_server,
+            AssignmentServicer(self._coalescer, reads, locks, now),
+        )
+        edge.add(
+            redemption_service_pb2_grpc.add_RedemptionServiceServicer_to_server,
+            RedemptionServicer(checkout, locks, reads),
+        )
+        edge.add(
+            audit_service_pb2_grpc.add_AuditServiceServicer_to_server,
+            AuditServicer(reads),
+        )
+        edge.add(health_pb2_grpc.add_HealthServicer_to_server, self._health)
+
+    async def _listen(self, edge: Edge) -> None:
+        settings = self._settings
+        max_bytes = max(settings.request_max_bytes, settings.import_request_max_bytes)
+        self._grpc = grpc.aio.server(
+            options=(
+                *HTTP2_OPTIONS,
+                # The edge refuses what is too large for a method, and says so; this only protects.
+                ("grpc.max_receive_message_length", max_bytes + 65_536),
+            )
+        )
+        self._grpc.add_generic_rpc_handlers((edge,))
+        if settings.reflection:
+            names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
+            reflection.enable_server_reflection(names, self._grpc)
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        try:
+            self.port = self._grpc.add_insecure_port(f"{host}:{settings.port}")
+        except RuntimeError as error:
+            await self._database.close()
+            await self._leases.close()
+            raise ServerError(
+                f"The server cannot listen on {settings.host} port {settings.port}:"
+                " is the port in use? COUPON_HOST and COUPON_PORT say where it listens."
+            ) from error
+        await self._grpc.start()
+
+    async def stop(self) -> None:
+        """Tells everybody, waits for load balancers, finishes what is in flight, and closes."""
+        settings = self._settings
+        await self._health.enter_graceful_shutdown()
+        self.serving = False
+        await asyncio.sleep(settings.drain_grace_ms / 1000)
+        await self._grpc.stop(settings.shutdown_timeout_ms / 1000)
+        for task in self._background:
+            task.cancel()
+        await asyncio.gather(*self._background, return_exceptions=True)
+        await self._coalescer.drain()
+        await self._leases.close()
+        await self._database.close()
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.ensure_future(work)
+        self._background.add(task)
+
+    async def _watch_readiness(self) -> None:
+        """SERVING while PostgreSQL answers with a schema that is new enough."""
+        while True:
+            ready = await self._is_ready()
+            if ready != self.serving:
+                self._log.info("ready" if ready else "not ready")
+            self.serving = ready
+            status = health_pb2.HealthCheckResponse
+            for service in ("", *SERVICES):
+                await self._health.set(service, status.SERVING if ready else status.NOT_SERVING)
+            stats = self._database.pool.get_stats()
+            self._metrics.pool_sampled(
+                "postgresql",
+                stats.get("pool_size", 0),
+                stats.get("pool_available", 0),
+                stats.get("requests_waiting", 0),
+            )
+            await asyncio.sleep(READINESS_INTERVAL_S if ready else READINESS_INTERVAL_S / 10)
+
+    async def _is_ready(self) -> bool:
+        try:
+            return await self._database.read("readiness", schema_is_current)
+        except Exception as error:  # noqa: BLE001 - whatever it is, we are not ready
+            self._log.debug("not ready", cause=repr(error))
+            return False
+
+
+async def serve(settings: Settings, *, ready: Callable[[Server], None] | None = None) -> None:
+    """Runs a worker and its metrics port until SIGTERM or SIGINT. Raises ServerError."""
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopped.set)
+    registry = CollectorRegistry()
+    server = Server(settings, registry)
+    try:
+        endpoint = serve_metrics(
+            settings.metrics_host, settings.metrics_port, registry, lambda: server.serving
+        )
+    except MetricsServerError as error:
+        raise ServerError(str(error)) from error
+    try:
+        await server.start()
+        if ready is not None:
+            ready(server)
+        await stopped.wait()
+        await server.stop()
+    finally:
+        with suppress(RuntimeError):
+            endpoint.close()
+
+
+def _database_settings(settings: Settings) -> DatabaseSettings:
+    assert settings.database_url is not None
+    return DatabaseSettings(
+        url=settings.database_url.get_secret_value(),
+        pool_min_size=settings.pool_min_size,
+        pool_max_size=settings.pool_max_size,
+        pool_timeout_ms=settings.pool_timeout_ms,
+        lock_timeout_ms=settings.lock_timeout_ms,
+        statement_timeout_ms=settings.statement_timeout_ms,
+        idle_in_transaction_timeout_ms=settings.idle_in_transaction_timeout_ms,
+        tcp_user_timeout_ms=settings.tcp_user_timeout_ms,
+        attempts_max=settings.transaction_attempts_max,
+    )
+
+
+def _edge_settings(settings: Settings) -> EdgeSettings:
+    return EdgeSettings(
+        default_deadline_ms=settings.default_deadline_ms,
+        request_max_bytes=settings.request_max_bytes,
+        request_max_bytes_of={
+            "ImportCodes": settings.import_request_max_bytes,
+            "BatchRedeemCodes": settings.import_request_max_bytes,
+            "BatchAssignRandomCodes": settings.import_request_max_bytes,
+        },
+    )
+
+
+def _token_secrets(settings: Settings) -> list[bytes]:
+    secrets = (settings.lock_token_secret, settings.lock_token_secret_previous)
+    return [secret.get_secret_value().encode() for secret in secrets if secret is not None]

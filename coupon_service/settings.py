@@ -1,0 +1,408 @@
+"""Every setting of the service, where it comes from, and what is wrong with it.
+
+A setting is an environment variable or a line of ``.env`` (the variable wins); an empty one counts
+as not set. ``.env.example`` and the table of the README are rendered from the class below.
+"""
+
+from __future__ import annotations
+
+import difflib
+import io
+import ipaddress
+import os
+import re
+import textwrap
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, get_args, get_origin
+
+from dotenv.parser import parse_stream
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    Field,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+PREFIX = "COUPON_"
+
+TEST_PREFIX = "COUPON_TEST_"
+"""Variables of the test suite; the service leaves them alone."""
+
+SERVICE_LINK = re.compile(r"\w+_(SERVICE_HOST|SERVICE_PORT\w*|PORT_\d+_(TCP|UDP|SCTP)\w*)")
+"""Variables that Kubernetes sets for a Service called coupon-something; left alone as well."""
+
+SECTIONS = {
+    "host": "Listening",
+    "database_url": "PostgreSQL",
+    "batch_max_size": "Batches",
+    "redis_url": "Redis and locks",
+    "drain_grace_ms": "Running",
+}
+"""The first setting of each section of ``.env.example``."""
+
+
+class SettingsError(Exception):
+    """The settings cannot be used. One line for each bad variable; no secret is ever in it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Matching:
+    """A validator of text that can say what it expects."""
+
+    pattern: str
+    expected: str
+
+    def __call__(self, value: str | SecretStr | None) -> str | SecretStr | None:
+        text = value.get_secret_value() if isinstance(value, SecretStr) else value
+        if text is not None and not re.fullmatch(self.pattern, text):
+            raise ValueError(self.expected)
+        return value
+
+
+Host = Annotated[str, AfterValidator(Matching(r"[0-9A-Za-z.:_-]+", "an IP address or a host name"))]
+Port = Annotated[int, Field(ge=0, le=65_535)]
+Milliseconds = Annotated[int, Field(ge=1, le=3_600_000)]
+Count = Annotated[int, Field(ge=1, le=1_000)]
+MessageBytes = Annotated[int, Field(ge=1_024, le=16_777_216)]
+DatabaseUrl = Annotated[
+    SecretStr | None,
+    AfterValidator(
+        Matching(
+            r"postgres(ql)?://\S+", "a URL such as postgresql://user:password@host:5432/database"
+        )
+    ),
+]
+RedisUrl = Annotated[
+    SecretStr | None,
+    AfterValidator(Matching(r"rediss?://\S+", "a URL such as redis://:password@host:6379/0")),
+]
+TokenSecret = Annotated[
+    SecretStr | None,
+    AfterValidator(Matching(r"(?s).{32,1024}", "32 to 1024 random characters")),
+]
+
+
+class Settings(BaseSettings):
+    """The settings, checked one by one and against each other."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        env_ignore_empty=True,
+        populate_by_name=True,
+        extra="ignore",  # load_settings() refuses unknown names, with a hint
+        frozen=True,
+    )
+
+    host: Host = Field(
+        "127.0.0.1",
+        description="Address of the gRPC port. Without authentication, one that other machines can"
+        " reach is refused unless COUPON_AUTH=none is set.",
+    )
+    port: Port = Field(50_051, description="gRPC port. 0 takes a free one.")
+    workers: Count = Field(
+        default_factory=lambda: os.cpu_count() or 1,
+        description="Worker processes behind the port. Default: one for each processor core.",
+    )
+    metrics_host: Host = Field(
+        "127.0.0.1", description="Address of the HTTP port for /metrics and /healthz."
+    )
+    metrics_port: Port = Field(
+        9_464, description="HTTP port for /metrics and /healthz. 0 takes a free one."
+    )
+    auth: Literal["none", "jwt"] = Field(
+        "none",
+        description="How callers prove who they are. none: not at all, everybody may do everything."
+        " jwt: not available yet.",
+    )
+    reflection: bool = Field(
+        default=False, description="Whether grpcurl and others may ask the server for its contract."
+    )
+    request_max_bytes: MessageBytes = Field(
+        65_536, description="Largest request message, in bytes."
+    )
+    import_request_max_bytes: MessageBytes = Field(
+        1_048_576, description="Largest message of an ImportCodes stream, in bytes."
+    )
+    default_deadline_ms: Milliseconds = Field(
+        5_000, description="Deadline of a call that comes without one, in milliseconds."
+    )
+
+    database_url: DatabaseUrl = Field(
+        default=None,
+        validation_alias=AliasChoices(f"{PREFIX}DATABASE_URL", "DATABASE_URL"),
+        description="PostgreSQL. Also read as DATABASE_URL. Not set: coupon-service dev starts"
+        " its own server, coupon-service serve refuses to start.",
+    )
+    pool_min_size: Count = Field(
+        2, description="Connections that each worker keeps open to PostgreSQL."
+    )
+    pool_max_size: Count = Field(
+        4, description="Connections that each worker opens to PostgreSQL at most."
+    )
+    pool_timeout_ms: Milliseconds = Field(
+        1_000, description="Longest wait for a free connection, in milliseconds."
+    )
+    lock_timeout_ms: Milliseconds = Field(
+        1_500, description="Longest wait for a row lock, in milliseconds; then the try is repeated."
+    )
+    statement_timeout_ms: Milliseconds = Field(
+        3_000, description="Longest time of one SQL statement, in milliseconds."
+    )
+    idle_in_transaction_timeout_ms: Milliseconds = Field(
+        5_000,
+        description="Longest pause of a transaction before PostgreSQL ends it, in milliseconds.",
+    )
+    tcp_user_timeout_ms: Milliseconds = Field(
+        5_000,
+        description="Longest silence of the network before a connection is dead, in milliseconds.",
+    )
+    transaction_attempts_max: Annotated[int, Field(ge=1, le=10)] = Field(
+        3,
+        description="Tries of a transaction that meets deadlocks, lock timeouts and the like.",
+    )
+
+    batch_max_size: Annotated[int, Field(ge=1, le=10_000)] = Field(
+        256, description="Commands that are executed in one transaction at most."
+    )
+    batch_max_wait_ms: Annotated[int, Field(ge=0, le=1_000)] = Field(
+        10,
+        description="Longest wait of a busy worker for more commands in a batch, in milliseconds.",
+    )
+    batches_in_flight: Count = Field(
+        2, description="Batches that each worker executes at the same time."
+    )
+    queue_max_size: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
+        10_000, description="Commands that may wait in each worker; more are answered OVERLOADED."
+    )
+
+    redis_url: RedisUrl = Field(
+        default=None,
+        validation_alias=AliasChoices(f"{PREFIX}REDIS_URL", "REDIS_URL"),
+        description="Redis. Also read as REDIS_URL. Not set: as for the database.",
+    )
+    redis_timeout_ms: Annotated[int, Field(ge=1, le=10_000)] = Field(
+        50, description="Longest wait for Redis to connect or to answer, in milliseconds."
+    )
+    lock_ttl_default_ms: Annotated[int, Field(ge=1_000, le=86_400_000)] = Field(
+        60_000,
+        description="Time of a lock for which neither caller nor book names one, in milliseconds.",
+    )
+    lock_ttl_max_ms: Annotated[int, Field(ge=1_000, le=86_400_000)] = Field(
+        900_000, description="Longest time that a lock is granted or extended for, in milliseconds."
+    )
+    lock_extensions_max: Annotated[int, Field(ge=0, le=1_000)] = Field(
+        3, description="How often a lock may be extended."
+    )
+    locks_per_user_max: Count = Field(5, description="Live locks that a user may hold.")
+    clock_tolerance_ms: Annotated[int, Field(ge=0, le=60_000)] = Field(
+        1_000,
+        description="How far the clocks of the machines may differ, in milliseconds. A lock is kept"
+        " longer than its token by this and the statement timeout.",
+    )
+    lock_token_secret: TokenSecret = Field(
+        default=None,
+        description="Secret that lock tokens are signed with; the same on all replicas. Not set:"
+        " coupon-service dev makes one and keeps it in its data folder, coupon-service serve"
+        " refuses to start.",
+    )
+    lock_token_secret_previous: TokenSecret = Field(
+        default=None,
+        description="The secret before the present one. Tokens signed with it are still accepted;"
+        " set it for the longest lock time after a change.",
+    )
+    sweep_interval_ms: Annotated[int, Field(ge=100, le=3_600_000)] = Field(
+        5_000, description="Time between two looks for expired locks, in milliseconds."
+    )
+
+    drain_grace_ms: Annotated[int, Field(ge=0, le=600_000)] = Field(
+        5_000,
+        description="Time between NOT_SERVING and the end of the port on SIGTERM, in milliseconds,"
+        " so that load balancers notice.",
+    )
+    shutdown_timeout_ms: Annotated[int, Field(ge=0, le=600_000)] = Field(
+        10_000, description="Longest time that calls in flight get to finish, in milliseconds."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Least severe level that is logged."
+    )
+    log_format: Literal["auto", "json", "console"] = Field(
+        "auto",
+        description="json: one object a line. console: for people. auto: console on a terminal,"
+        " json anywhere else.",
+    )
+    data_dir: Path = Field(
+        Path(".data"),
+        description="Folder of the servers and the lock token secret of coupon-service dev.",
+    )
+
+    @property
+    def open_without_auth(self) -> bool:
+        """Whether other machines may reach the service without proving who they are."""
+        return self.auth == "none" and not _is_loopback(self.host)
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        lines = list(self._orders_broken())
+        if self.auth == "jwt":
+            lines.append("COUPON_AUTH: expected none, because jwt is not available yet")
+        elif self.open_without_auth and "auth" not in self.model_fields_set:
+            lines.append(
+                f"COUPON_HOST: {self.host} can be reached from other machines and callers are not"
+                " authenticated; expected 127.0.0.1, or COUPON_AUTH=none to allow it"
+            )
+        if lines:
+            raise ValueError("\n".join(lines))
+        return self
+
+    def _orders_broken(self) -> Iterator[str]:
+        for smaller, relation, larger in (
+            ("lock_timeout_ms", "less than", "statement_timeout_ms"),
+            ("statement_timeout_ms", "less than", "default_deadline_ms"),
+            ("pool_min_size", "at most", "pool_max_size"),
+            ("batches_in_flight", "at most", "pool_max_size"),
+            ("batch_max_size", "at most", "queue_max_size"),
+            ("lock_ttl_default_ms", "at most", "lock_ttl_max_ms"),
+        ):
+            value, bound = getattr(self, smaller), getattr(self, larger)
+            if value > bound or (value == bound and relation == "less than"):
+                yield (
+                    f"{_variable(smaller)}: expected {relation} {_variable(larger)} ({bound}),"
+                    f" not {value}"
+                )
+
+
+def load_settings(env_file: Path | None = Path(".env"), **overrides: Any) -> Settings:
+    """Read the settings from the environment and ``env_file`` (which need not exist).
+
+    ``overrides`` are values by field name that win over both, for example from the command line.
+
+    Raises:
+        SettingsError: a value cannot be used, a name that begins with COUPON_ is unknown, or
+            ``env_file`` cannot be read.
+    """
+    lines: list[str] = []
+    if env_file is not None:
+        lines += [f"{env_file}: {hint}" for hint in _unknown(_names_in(env_file))]
+    lines += _unknown(
+        name
+        for name in os.environ
+        if not name.startswith(TEST_PREFIX) and not SERVICE_LINK.fullmatch(name)
+    )
+    arguments: dict[str, Any] = {"_env_file": env_file, **overrides}
+    try:
+        settings = Settings(**arguments)
+    except ValidationError as error:
+        lines += _lines(error)
+        raise SettingsError("\n".join(lines)) from None
+    if lines:
+        raise SettingsError("\n".join(lines))
+    return settings
+
+
+def settings_table() -> str:
+    """All settings as a Markdown table."""
+    lines = ["| Setting | Default | Expected | Meaning |", "| --- | --- | --- | --- |"]
+    for name, field in Settings.model_fields.items():
+        default = f"`{_default(field)}`" if _default(field) else ""
+        lines.append(
+            f"| `{_variable(name)}` | {default} | {_expected(field)} | {field.description} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def env_example() -> str:
+    """The text of ``.env.example``: all settings with their defaults, commented out."""
+    lines = [
+        "# Settings of the coupon service. Copy this file to .env and uncomment what is to differ",
+        "# from its default. Variables of the environment win over the file.",
+    ]
+    for name, field in Settings.model_fields.items():
+        if name in SECTIONS:
+            lines += ["", f"# --- {SECTIONS[name]} ---"]
+        meaning = f"{field.description} Expected: {_expected(field)}."
+        lines += ["", *textwrap.wrap(meaning, 100, initial_indent="# ", subsequent_indent="# ")]
+        lines.append(f"# {_variable(name)}={_default(field)}")
+    return "\n".join(lines) + "\n"
+
+
+def _names_in(env_file: Path) -> list[str]:
+    """The names that ``env_file`` sets; whatever is not a file sets nothing."""
+    try:
+        text = env_file.read_text("utf-8") if env_file.is_file() else ""
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise SettingsError(f"{env_file} cannot be read: {reason}") from None
+    names: list[str] = []
+    for binding in parse_stream(io.StringIO(text)):
+        if binding.error or (binding.key and binding.value is None):
+            source = binding.original.string
+            blank = source[: len(source) - len(source.lstrip())].count("\n")
+            line = binding.original.line + blank
+            raise SettingsError(f"{env_file}, line {line}: expected NAME=value or # comment")
+        if binding.key:
+            names.append(binding.key)
+    return names
+
+
+def _unknown(names: Iterable[str]) -> Iterator[str]:
+    known = [name.upper() for name in Settings.model_fields]
+    for name in names:
+        setting = name.upper().removeprefix(PREFIX)
+        if name.upper().startswith(PREFIX) and setting not in known:
+            near = difflib.get_close_matches(setting, known, n=1)
+            hint = f"; did you mean {PREFIX}{near[0]}?" if near else ""
+            yield f"{name}: there is no such setting{hint}"
+
+
+def _lines(error: ValidationError) -> Iterator[str]:
+    for problem in error.errors():
+        if not problem["loc"]:  # of the whole model: the message names its variables
+            yield str(problem.get("ctx", {})["error"])
+            continue
+        name = str(problem["loc"][0]).lower().removeprefix(PREFIX.lower())
+        field = Settings.model_fields[name]
+        got = "" if _is_secret(field) else f", not {str(problem['input'])[:60]!r}"
+        yield f"{_variable(name)}: expected {_expected(field)}{got}"
+
+
+def _variable(name: str) -> str:
+    return f"{PREFIX}{name.upper()}"
+
+
+def _is_secret(field: FieldInfo) -> bool:
+    return SecretStr in get_args(field.annotation)
+
+
+def _expected(field: FieldInfo) -> str:
+    for rule in field.metadata:
+        if isinstance(rule, AfterValidator) and isinstance(rule.func, Matching):
+            return rule.func.expected
+    if field.annotation is int:
+        low, high = (
+            next(getattr(rule, side) for rule in field.metadata if hasattr(rule, side))
+            for side in ("ge", "le")
+        )
+        return f"a whole number from {low} to {high}"
+    if get_origin(field.annotation) is Literal:
+        return " or ".join(get_args(field.annotation))
+    return "true or false" if field.annotation is bool else "a folder"
+
+
+def _default(field: FieldInfo) -> str:
+    """The default as it is written in ``.env``; empty when there is none or it is computed."""
+    if field.default_factory is not None or field.default is None:
+        return ""
+    return str(field.default).lower() if isinstance(field.default, bool) else str(field.default)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

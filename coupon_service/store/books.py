@@ -1,0 +1,417 @@
+"""Coupon books in PostgreSQL."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime
+from typing import Final, LiteralString
+from uuid import UUID
+
+from coupon_service import book_rules
+from coupon_service.errors import (
+    BookNotFound,
+    ConcurrentModification,
+    PermissionDenied,
+    RequestIdReused,
+)
+from coupon_service.model import (
+    Book,
+    BookState,
+    BookStats,
+    Call,
+    Event,
+    EventType,
+    bucket_of_book,
+    event_id,
+)
+from coupon_service.store.db import Connection, Database
+from coupon_service.store.keyset import Position, page_of, time_and_id, time_position
+from coupon_service.store.rows import (
+    BOOK_COLUMNS,
+    book_from_row,
+    book_parameters,
+    insert_events,
+    int_array,
+    recorded_fingerprint,
+    uuid_array,
+)
+
+
+class Books:
+    """Coupon books: made, found, changed, counted.
+
+    Every change locks the row of the book, is recorded in the ledger in the same transaction, and
+    is made once: a repeat of the call finds the record and returns the book as it is now. A book
+    of another business than the caller's does not exist (BookNotFound).
+
+    Everything here raises Contention, DatabaseUnavailable or Overloaded as Database does.
+    """
+
+    def __init__(self, database: Database, now: Callable[[], datetime]) -> None:
+        self._database = database
+        self._now = now
+
+    async def create(
+        self, book: Book, call: Call, event_id: UUID, fingerprint: int
+    ) -> tuple[Book, bool]:
+        """Stores a new book; returns it, and whether an earlier call had done so.
+
+        `event_id` is that of BOOK_CREATED, made of caller, request_id and business, and
+        `book.book_id` has to be the same UUID: so a repeat meets the book itself.
+
+        Raises PermissionDenied, RequestIdReused.
+        """
+        if call.business_id and call.business_id != book.business_id:
+            raise PermissionDenied("The caller may only make coupon books of its own business.")
+
+        async def work(connection: Connection) -> tuple[Book, bool]:
+            if await insert_book(connection, book):
+                await keep_total(connection, book)
+                created = EventType.BOOK_CREATED
+                event = _event(created, event_id, call, fingerprint, before=None, after=book)
+                await insert_events(connection, [event])
+                return book, False
+            if await recorded_fingerprint(connection, event_id) != fingerprint:
+                raise RequestIdReused
+            return await select_book(connection, book.book_id, call.business_id), True
+
+        return await self._database.transaction("create_book", work)
+
+    async def get(self, book_id: UUID, business_id: str) -> Book:
+        """The book. `business_id`: of the caller, empty = any. Raises BookNotFound."""
+        return await self._database.read(
+            "get_book", lambda connection: select_book(connection, book_id, business_id)
+        )
+
+    async def list(
+        self,
+        business_id: str,
+        state: BookState | None,
+        page_size: int,
+        after: Position | None,
+    ) -> tuple[list[Book], Position | None]:
+        """A page of books, newest first, and the position to go on from.
+
+        `business_id`: whose books, empty = all; `state`: a stored one.
+        """
+        return await self._database.read(
+            "list_books",
+            lambda connection: select_books(connection, business_id, state, page_size, after),
+        )
+
+    async def update(
+        self,
+        book_id: UUID,
+        changes: Mapping[str, object],
+        etag_version: int | None,
+        call: Call,
+        fingerprint: int,
+    ) -> tuple[Book, bool]:
+        """Gives the fields of Book that `changes` names other values.
+
+        Returns the book, and whether an earlier call had done so. `etag_version`: the version it
+        has to have, None = any.
+
+        Raises BookNotFound, RequestIdReused, ConcurrentModification, InvalidStateTransition,
+        InvalidArgument.
+        """
+        names = sorted(name.removesuffix("_ms").removesuffix("_s") for name in changes)
+        return await self._change(
+            book_id,
+            EventType.BOOK_UPDATED,
+            lambda book: book_rules.updated(book, changes),
+            etag_version=etag_version,
+            call=call,
+            fingerprint=fingerprint,
+            metadata=json.dumps({"fields": names}),
+        )
+
+    async def transition(
+        self,
+        book_id: UUID,
+        event: EventType,
+        etag_version: int | None,
+        call: Call,
+        fingerprint: int,
+    ) -> tuple[Book, bool]:
+        """Activates, pauses or closes a book: `event` is BOOK_ACTIVATED, BOOK_PAUSED, BOOK_CLOSED.
+
+        Raises BookNotFound, RequestIdReused, ConcurrentModification, InvalidStateTransition.
+        """
+        return await self._change(
+            book_id,
+            event,
+            lambda book: replace(book, state=book_rules.state_after(book, event)),
+            etag_version=etag_version,
+            call=call,
+            fingerprint=fingerprint,
+        )
+
+    async def stats(self, book_id: UUID, business_id: str) -> tuple[Book, BookStats]:
+        """The book and its counts. Raises BookNotFound."""
+
+        async def work(connection: Connection) -> tuple[Book, BookStats]:
+            book = await select_book(connection, book_id, business_id)
+            return book, await select_stats(connection, book_id)
+
+        return await self._database.read("book_stats", work)
+
+    async def redemptions(self, books: Sequence[Book]) -> Mapping[UUID, int]:
+        """How often each of the books that limit it (max_redemptions) has been redeemed."""
+        limited = [book.book_id for book in books if book.limits.max_redemptions]
+        if not limited:
+            return {}
+        return await self._database.read(
+            "book_totals", lambda connection: select_totals(connection, limited)
+        )
+
+    async def _change(
+        self,
+        book_id: UUID,
+        event_type: EventType,
+        change: Callable[[Book], Book],
+        *,
+        etag_version: int | None,
+        call: Call,
+        fingerprint: int,
+        metadata: str | None = None,
+    ) -> tuple[Book, bool]:
+        attempt = event_id(
+            bucket_of_book(book_id), event_type, call.caller, call.request_id, book_id
+        )
+
+        async def work(connection: Connection) -> tuple[Book, bool]:
+            before = await select_book(connection, book_id, call.business_id, lock=True)
+            # After the lock, so that a repeat that had to wait for the first call finds its record.
+            recorded = await recorded_fingerprint(connection, attempt)
+            if recorded is not None:
+                if recorded != fingerprint:
+                    raise RequestIdReused
+                return before, True
+            if etag_version not in (None, before.version):
+                raise ConcurrentModification
+            after = replace(change(before), version=before.version + 1, update_time=self._now())
+            await update_book(connection, after)
+            if after.limits.max_redemptions != before.limits.max_redemptions:
+                await keep_total(connection, after)
+            event = _event(
+                event_type,
+                attempt,
+                call,
+                fingerprint,
+                before=before,
+                after=after,
+                metadata=metadata,
+            )
+            await insert_events(connection, [event])
+            return after, False
+
+        return await self._database.transaction(event_type.name.lower(), work)
+
+
+def _event(
+    event_type: EventType,
+    attempt: UUID,
+    call: Call,
+    fingerprint: int,
+    *,
+    before: Book | None,
+    after: Book,
+    metadata: str | None = None,
+) -> Event:
+    return Event(
+        event_id=attempt,
+        type=event_type,
+        event_time=after.update_time,
+        book_id=after.book_id,
+        caller=call.caller,
+        peer=call.peer,
+        user_agent=call.user_agent,
+        request_id=call.request_id,
+        fingerprint=fingerprint,
+        state_before=before and before.state,
+        state_after=after.state,
+        metadata=metadata,
+    )
+
+
+# --- statements ---------------------------------------------------------------------------------
+
+INSERT_BOOK: Final = """
+INSERT INTO coupon_books (
+    book_id, business_id, name, description, state, percent_off_basis_points, max_discount_minor,
+    amount_off_minor, benefit, currency_code, min_order_amount_minor, max_redemptions,
+    max_redemptions_per_code, max_redemptions_per_user_per_code, max_redemptions_per_user,
+    max_assignments_per_user, assignment_policy, lock_policy, default_lock_ttl_ms, max_lock_ttl_ms,
+    start_time, end_time, assigned_code_validity_s, code_length, code_alphabet, code_prefix,
+    code_suffix, code_separator, code_group_size, code_check_character, metadata, version,
+    create_time, update_time)
+VALUES (
+    %(book_id)s, %(business_id)s, %(name)s, %(description)s, %(state)s,
+    %(percent_off_basis_points)s, %(max_discount_minor)s, %(amount_off_minor)s, %(benefit)s,
+    %(currency_code)s, %(min_order_amount_minor)s, %(max_redemptions)s,
+    %(max_redemptions_per_code)s, %(max_redemptions_per_user_per_code)s,
+    %(max_redemptions_per_user)s, %(max_assignments_per_user)s, %(assignment_policy)s,
+    %(lock_policy)s, %(default_lock_ttl_ms)s, %(max_lock_ttl_ms)s, %(start_time)s, %(end_time)s,
+    %(assigned_code_validity_s)s, %(code_length)s, %(code_alphabet)s, %(code_prefix)s,
+    %(code_suffix)s, %(code_separator)s, %(code_group_size)s, %(code_check_character)s,
+    %(metadata)s, %(version)s, %(create_time)s, %(update_time)s)
+ON CONFLICT DO NOTHING
+"""
+
+
+async def insert_book(connection: Connection, book: Book) -> bool:
+    """Stores a new book unless its id is there; returns whether it was stored."""
+    cursor = await connection.execute(INSERT_BOOK, book_parameters(book))
+    return cursor.rowcount == 1
+
+
+UPDATE_BOOK: Final = """
+UPDATE coupon_books
+SET name = %(name)s,
+    description = %(description)s,
+    state = %(state)s,
+    percent_off_basis_points = %(percent_off_basis_points)s,
+    max_discount_minor = %(max_discount_minor)s,
+    amount_off_minor = %(amount_off_minor)s,
+    benefit = %(benefit)s,
+    currency_code = %(currency_code)s,
+    min_order_amount_minor = %(min_order_amount_minor)s,
+    max_redemptions = %(max_redemptions)s,
+    max_redemptions_per_code = %(max_redemptions_per_code)s,
+    max_redemptions_per_user_per_code = %(max_redemptions_per_user_per_code)s,
+    max_redemptions_per_user = %(max_redemptions_per_user)s,
+    max_assignments_per_user = %(max_assignments_per_user)s,
+    assignment_policy = %(assignment_policy)s,
+    lock_policy = %(lock_policy)s,
+    default_lock_ttl_ms = %(default_lock_ttl_ms)s,
+    max_lock_ttl_ms = %(max_lock_ttl_ms)s,
+    start_time = %(start_time)s,
+    end_time = %(end_time)s,
+    assigned_code_validity_s = %(assigned_code_validity_s)s,
+    code_length = %(code_length)s,
+    code_alphabet = %(code_alphabet)s,
+    code_prefix = %(code_prefix)s,
+    code_suffix = %(code_suffix)s,
+    code_separator = %(code_separator)s,
+    code_group_size = %(code_group_size)s,
+    code_check_character = %(code_check_character)s,
+    metadata = %(metadata)s,
+    version = %(version)s,
+    update_time = %(update_time)s
+WHERE book_id = %(book_id)s
+"""
+
+
+async def update_book(connection: Connection, book: Book) -> None:
+    """Stores a changed book."""
+    await connection.execute(UPDATE_BOOK, book_parameters(book))
+
+
+# A limit below what was redeemed already cannot be stored: the closest that holds is.
+KEEP_TOTAL: Final = """
+INSERT INTO coupon_book_totals AS total (book_id, redemption_limit)
+VALUES (%(book_id)s, %(limit)s)
+ON CONFLICT (book_id) DO UPDATE
+SET redemption_limit = CASE
+    WHEN EXCLUDED.redemption_limit > 0
+    THEN greatest(EXCLUDED.redemption_limit, total.redemptions)
+    ELSE 0 END
+"""
+
+
+async def keep_total(connection: Connection, book: Book) -> None:
+    """Makes the row that counts the book's redemptions hold its limit for them."""
+    parameters = {"book_id": book.book_id, "limit": book.limits.max_redemptions}
+    await connection.execute(KEEP_TOTAL, parameters)
+
+
+SELECT_BOOKS: Final[LiteralString] = f"""
+SELECT {BOOK_COLUMNS} FROM coupon_books WHERE book_id = ANY(%s::uuid[])
+"""
+LOCK_BOOKS: Final[LiteralString] = f"{SELECT_BOOKS} FOR NO KEY UPDATE"
+
+
+async def select_book(
+    connection: Connection, book_id: UUID, business_id: str, *, lock: bool = False
+) -> Book:
+    """The book; `business_id`: of the caller, empty = any. `lock` its row. Raises BookNotFound."""
+    cursor = await connection.execute(LOCK_BOOKS if lock else SELECT_BOOKS, [uuid_array([book_id])])
+    book = next(map(book_from_row, await cursor.fetchall()), None)
+    if book is None or business_id not in ("", book.business_id):
+        raise BookNotFound
+    return book
+
+
+async def select_books_by_id(connection: Connection, ids: Iterable[UUID]) -> dict[UUID, Book]:
+    """Those of the books that there are."""
+    cursor = await connection.execute(SELECT_BOOKS, [uuid_array(set(ids))])
+    return {row[0]: book_from_row(row) for row in await cursor.fetchall()}
+
+
+LIST_BOOKS: Final[LiteralString] = f"""
+SELECT {BOOK_COLUMNS} FROM coupon_books
+WHERE state = ANY(%(states)s::smallint[]) AND (create_time, book_id) < (%(time)s, %(id)s)
+ORDER BY create_time DESC, book_id DESC
+LIMIT %(count)s
+"""
+LIST_BOOKS_OF_BUSINESS: Final[LiteralString] = f"""
+SELECT {BOOK_COLUMNS} FROM coupon_books
+WHERE business_id = %(business_id)s AND state = ANY(%(states)s::smallint[])
+    AND (create_time, book_id) < (%(time)s, %(id)s)
+ORDER BY create_time DESC, book_id DESC
+LIMIT %(count)s
+"""
+
+
+async def select_books(
+    connection: Connection,
+    business_id: str,
+    state: BookState | None,
+    page_size: int,
+    after: Position | None,
+) -> tuple[list[Book], Position | None]:
+    """A page of books, newest first, and the position to go on from."""
+    time, book_id = time_and_id(after)
+    cursor = await connection.execute(
+        LIST_BOOKS_OF_BUSINESS if business_id else LIST_BOOKS,
+        {
+            "business_id": business_id,
+            "states": int_array(list(BookState) if state is None else [state]),
+            "time": time,
+            "id": book_id,
+            "count": page_size + 1,
+        },
+    )
+    books = [book_from_row(row) for row in await cursor.fetchall()]
+    return page_of(books, page_size, lambda book: time_position(book.create_time, book.book_id))
+
+
+SUM_COUNTERS: Final = """
+SELECT coalesce(sum(available), 0)::bigint, coalesce(sum(assigned), 0)::bigint,
+    coalesce(sum(redeemed), 0)::bigint, coalesce(sum(disabled), 0)::bigint,
+    coalesce(sum(assignments), 0)::bigint, coalesce(sum(redemptions), 0)::bigint,
+    coalesce(sum(rollbacks), 0)::bigint, coalesce(sum(discount_minor), 0)::bigint
+FROM coupon_book_counters
+WHERE book_id = %s
+"""
+
+
+async def select_stats(connection: Connection, book_id: UUID) -> BookStats:
+    """The counts of a book: the sum of its counters."""
+    cursor = await connection.execute(SUM_COUNTERS, [book_id])
+    row = await cursor.fetchone()
+    return BookStats(*row or ())
+
+
+SELECT_TOTALS: Final = """
+SELECT book_id, redemptions FROM coupon_book_totals WHERE book_id = ANY(%s::uuid[])
+"""
+
+
+async def select_totals(connection: Connection, ids: Iterable[UUID]) -> dict[UUID, int]:
+    """The redemptions of those of the books that limit them."""
+    cursor = await connection.execute(SELECT_TOTALS, [uuid_array(ids)])
+    return dict(await cursor.fetchall())

@@ -1,0 +1,192 @@
+"""The pool, and the one helper in which a transaction begins and ends."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from time import perf_counter
+from typing import TypeVar
+
+import psycopg
+import structlog
+from psycopg import errors as pg
+from psycopg.rows import TupleRow
+from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
+
+from coupon_service.errors import Contention, DatabaseUnavailable, Overloaded
+from coupon_service.metrics import Metrics
+
+Connection = psycopg.AsyncConnection[TupleRow]
+
+T = TypeVar("T")
+
+Work = Callable[[Connection], Awaitable[T]]
+
+SLOW_S = 0.5
+"""A transaction that takes longer, all its tries together, is logged."""
+
+RETRIED = (pg.LockNotAvailable, pg.DeadlockDetected, pg.SerializationFailure)
+"""Conflicts with other transactions: nothing was done, and doing it again may work."""
+
+UNREACHABLE = (psycopg.OperationalError, psycopg.InterfaceError, pg.ReadOnlySqlTransaction)
+"""PostgreSQL is down, restarting, out of disk, or no longer the primary; or the line is cut."""
+
+
+@dataclass(frozen=True, slots=True)
+class DatabaseSettings:
+    """How to reach PostgreSQL and how long to wait for it. All times in milliseconds."""
+
+    url: str
+    pool_min_size: int
+    pool_max_size: int
+    pool_timeout_ms: int
+    lock_timeout_ms: int
+    statement_timeout_ms: int
+    idle_in_transaction_timeout_ms: int
+    tcp_user_timeout_ms: int
+    attempts_max: int
+
+
+class Database:
+    """A connection pool whose transactions are never cut short by a caller that stops waiting."""
+
+    def __init__(self, settings: DatabaseSettings, metrics: Metrics) -> None:
+        self._settings = settings
+        self._log = structlog.get_logger(__name__)
+        self._metrics = metrics
+        self._running: set[asyncio.Task[object]] = set()
+        self._check: asyncio.Task[None] | None = None
+        self.pool: AsyncConnectionPool[Connection] = AsyncConnectionPool(
+            settings.url,
+            min_size=settings.pool_min_size,
+            max_size=settings.pool_max_size,
+            timeout=settings.pool_timeout_ms / 1000,
+            reconnect_timeout=60,
+            open=False,
+            name="coupon_service",
+            kwargs={
+                "autocommit": True,
+                "connect_timeout": 5,
+                "application_name": "coupon_service",
+                "tcp_user_timeout": settings.tcp_user_timeout_ms,
+                "keepalives_idle": 10,
+                "options": (
+                    f"-c lock_timeout={settings.lock_timeout_ms}"
+                    f" -c statement_timeout={settings.statement_timeout_ms}"
+                    " -c idle_in_transaction_session_timeout="
+                    f"{settings.idle_in_transaction_timeout_ms}"
+                    " -c timezone=UTC -c plan_cache_mode=force_generic_plan"
+                ),
+                "prepare_threshold": 0,
+            },
+        )
+
+    async def open(self) -> None:
+        """Starts connecting; does not wait for PostgreSQL, which may come later."""
+        await self.pool.open(wait=False)
+
+    async def close(self) -> None:
+        """Waits for the transactions that are under way, then closes the connections."""
+        while self._running:
+            await asyncio.wait(self._running)
+        if self._check is not None:
+            await asyncio.wait([self._check])
+        await self.pool.close()
+
+    async def transaction(
+        self,
+        name: str,
+        work: Work[T],
+        *,
+        pipelined: bool = False,
+    ) -> T:
+        """Runs `work` in one transaction (READ COMMITTED) and commits it; any error rolls back.
+
+        `work` may run up to `attempts_max` times, so that it must be safe to repeat, also after a
+        commit whose answer was lost. It runs in a task of its own: a caller that is cancelled stops
+        waiting, the transaction goes on. `pipelined`: statements are sent without waiting for
+        answers (no COPY then). `name` is what the log calls it when it was slow.
+
+        Raises Contention, DatabaseUnavailable or Overloaded, and whatever `work` raises.
+        """
+        return await self._run(name, (_pipelined if pipelined else _in_transaction)(work))
+
+    async def read(self, name: str, work: Work[T]) -> T:
+        """Like `transaction`, for statements that change nothing: each sees its own snapshot."""
+        return await self._run(name, work)
+
+    async def _run(self, name: str, work: Work[T]) -> T:
+        task = asyncio.ensure_future(self._attempts(name, work))
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+        return await asyncio.shield(task)
+
+    async def _attempts(self, name: str, work: Work[T]) -> T:
+        started = perf_counter()
+        try:
+            for attempts_left in reversed(range(self._settings.attempts_max)):
+                try:
+                    async with self.pool.connection() as connection:
+                        return await work(connection)
+                except RETRIED as error:
+                    reason = type(error).__name__
+                    self._metrics.transaction_conflicted(reason, retried=attempts_left > 0)
+                    if not attempts_left:
+                        raise Contention from error
+                except (TooManyRequests, PoolTimeout) as error:
+                    if self.pool.get_stats().get("pool_size", 0) > 0:
+                        raise Overloaded from error
+                    raise DatabaseUnavailable from error
+                except (*UNREACHABLE, PoolClosed) as error:
+                    self._check_connections()
+                    if not attempts_left or not _line_was_cut(error):
+                        raise DatabaseUnavailable from error
+            raise AssertionError("attempts_max is at least 1")
+        finally:
+            seconds = perf_counter() - started
+            self._metrics.transaction_finished(seconds)
+            if seconds > SLOW_S:
+                self._log.warning("slow transaction", name=name, seconds=round(seconds, 3))
+
+    def _check_connections(self) -> None:
+        """Lets the pool replace broken connections, once at a time, and nobody waits for it."""
+        if self._check is None or self._check.done():
+            self._check = asyncio.ensure_future(self.pool.check())
+
+
+def _in_transaction(work: Work[T]) -> Work[T]:
+    async def run(connection: Connection) -> T:
+        async with connection.transaction():
+            return await work(connection)
+
+    return run
+
+
+def _pipelined(work: Work[T]) -> Work[T]:
+    async def run(connection: Connection) -> T:
+        try:
+            # BEGIN and COMMIT travel with the first and the last statements.
+            async with connection.pipeline() as pipeline:
+                await connection.execute("BEGIN")
+                value = await work(connection)
+                await connection.execute("COMMIT")
+                await pipeline.sync()
+        except BaseException:
+            if not connection.closed:
+                await connection.rollback()
+            raise
+        return value
+
+    return run
+
+
+def _line_was_cut(error: BaseException) -> bool:
+    """Whether the connection was lost, rather than refused or out of resources.
+
+    The transaction may or may not have been committed; a second try on another connection finds
+    out, since every change is recorded under the id of its attempt.
+    """
+    return isinstance(
+        error, (pg.AdminShutdown, pg.CrashShutdown, pg.IdleInTransactionSessionTimeout)
+    ) or (type(error) is psycopg.OperationalError)

@@ -1,0 +1,169 @@
+"""The ledger, read: events by id, the life of a lock, and pages of what is asked for.
+
+A page is read through the index of the narrowest filter that is given, by a statement of its own;
+the other filters only drop rows on the way.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Final, LiteralString
+from uuid import UUID
+
+from coupon_service.model import Event, EventType, bucket_of_event
+from coupon_service.store.db import Connection
+from coupon_service.store.keyset import Position, page_of, time_and_id, time_position
+from coupon_service.store.rows import EVENT_COLUMNS, event_from_row, int_array, uuid_array
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditFilter:
+    """Which events are wanted; all that is set has to hold. Empty texts and tuples: any.
+
+    `business_id`: whose books they are about. `start_time` is inclusive, `end_time` exclusive.
+    """
+
+    business_id: str = ""
+    book_id: UUID | None = None
+    code: str = ""
+    user_id: str = ""
+    order_id: str = ""
+    types: Sequence[EventType] = ()
+    start_time: datetime | None = None
+    end_time: datetime | None = None
+
+
+SELECT_EVENTS_BY_ID: Final[LiteralString] = f"""
+SELECT {EVENT_COLUMNS}
+FROM unnest(%s::uuid[], %s::smallint[]) AS wanted (event_id, bucket)
+JOIN redemption_audit USING (event_id, bucket)
+"""
+
+
+async def select_events_by_id(connection: Connection, ids: Iterable[UUID]) -> dict[UUID, Event]:
+    """Those of the events that there are.
+
+    Not for ASSIGNED: such an id does not lead to the bucket of a code that was picked at random.
+    """
+    ids = list(ids)
+    parameters = uuid_array(ids), int_array(map(bucket_of_event, ids))
+    cursor = await connection.execute(SELECT_EVENTS_BY_ID, parameters)
+    return {row[0]: event_from_row(row) for row in await cursor.fetchall()}
+
+
+SELECT_LOCK_EVENTS: Final[LiteralString] = f"""
+SELECT {EVENT_COLUMNS}
+FROM unnest(%s::uuid[], %s::smallint[]) AS wanted (lock_id, bucket)
+JOIN redemption_audit USING (lock_id, bucket)
+ORDER BY event_time
+"""
+
+
+async def select_lock_events(connection: Connection, lock_ids: Sequence[UUID]) -> list[Event]:
+    """All events of the locks, in their order."""
+    parameters = uuid_array(lock_ids), int_array(map(bucket_of_event, lock_ids))
+    cursor = await connection.execute(SELECT_LOCK_EVENTS, parameters)
+    return [event_from_row(row) for row in await cursor.fetchall()]
+
+
+# --- pages --------------------------------------------------------------------------------------
+
+_MATCHING: Final[LiteralString] = """
+    (event_time, event_id) < (%(time)s, %(id)s)
+    AND event_time >= %(start_time)s AND event_time < %(end_time)s
+    AND type = ANY(%(types)s::smallint[])
+    AND (%(book_id)s::uuid IS NULL OR book_id = %(book_id)s)
+    AND (%(code)s = '' OR code = %(code)s)
+    AND (%(user_id)s = '' OR user_id = %(user_id)s)
+    AND (%(order_id)s = '' OR order_id = %(order_id)s)
+    AND (%(business_id)s = '' OR book_id IN (
+        SELECT book.book_id FROM coupon_books AS book WHERE book.business_id = %(business_id)s))
+"""
+_NEWEST_FIRST: Final[LiteralString] = "ORDER BY event_time DESC, event_id DESC LIMIT %(count)s"
+
+# An order has few events, so they are taken first and sorted then: the planner, which does not know
+# how few, might otherwise walk along the time.
+EVENTS_OF_ORDER: Final[LiteralString] = f"""
+WITH of_order AS MATERIALIZED (SELECT * FROM redemption_audit WHERE order_id = %(order_id)s)
+SELECT {EVENT_COLUMNS} FROM of_order WHERE {_MATCHING} {_NEWEST_FIRST}
+"""
+EVENTS_OF_CODE: Final[LiteralString] = f"""
+SELECT {EVENT_COLUMNS} FROM redemption_audit
+WHERE code = %(code)s AND {_MATCHING} {_NEWEST_FIRST}
+"""
+EVENTS_OF_USER: Final[LiteralString] = f"""
+SELECT {EVENT_COLUMNS} FROM redemption_audit
+WHERE user_id = %(user_id)s AND {_MATCHING} {_NEWEST_FIRST}
+"""
+# One probe of the index a type: a few redemptions are found quickly among millions of assignments.
+EVENTS_OF_BOOK: Final[LiteralString] = f"""
+SELECT {EVENT_COLUMNS}
+FROM unnest(%(types)s::smallint[]) AS wanted (event_type)
+CROSS JOIN LATERAL (
+    SELECT * FROM redemption_audit
+    WHERE book_id = %(book_id)s AND type = wanted.event_type AND {_MATCHING} {_NEWEST_FIRST}
+) AS event
+{_NEWEST_FIRST}
+"""
+EVENTS_OF_BUSINESS: Final[LiteralString] = f"""
+SELECT {EVENT_COLUMNS}
+FROM (SELECT coupon_books.book_id AS own_book FROM coupon_books
+      WHERE business_id = %(business_id)s) AS own
+CROSS JOIN unnest(%(types)s::smallint[]) AS wanted (event_type)
+CROSS JOIN LATERAL (
+    SELECT * FROM redemption_audit
+    WHERE book_id = own_book AND type = wanted.event_type AND {_MATCHING} {_NEWEST_FIRST}
+) AS event
+{_NEWEST_FIRST}
+"""
+ALL_EVENTS: Final[LiteralString] = f"""
+SELECT {EVENT_COLUMNS} FROM redemption_audit WHERE {_MATCHING} {_NEWEST_FIRST}
+"""
+
+
+async def select_events(
+    connection: Connection, wanted: AuditFilter, page_size: int, after: Position | None
+) -> tuple[list[Event], Position | None]:
+    """A page of the ledger, newest first, and the position to go on from."""
+    time, event_id = time_and_id(after)
+    cursor = await connection.execute(
+        _statement(wanted),
+        {
+            "business_id": wanted.business_id,
+            "book_id": wanted.book_id,
+            "code": wanted.code,
+            "user_id": wanted.user_id,
+            "order_id": wanted.order_id,
+            "types": int_array(wanted.types or EventType),
+            "start_time": wanted.start_time or datetime.min.replace(tzinfo=UTC),
+            "end_time": wanted.end_time or datetime.max.replace(tzinfo=UTC),
+            "time": time,
+            "id": event_id,
+            "count": page_size + 1,
+        },
+    )
+    events = [_listed(event_from_row(row)) for row in await cursor.fetchall()]
+    return page_of(events, page_size, lambda it: time_position(it.event_time, it.event_id))
+
+
+def _statement(wanted: AuditFilter) -> LiteralString:
+    if wanted.order_id:
+        return EVENTS_OF_ORDER
+    if wanted.code:
+        return EVENTS_OF_CODE
+    if wanted.user_id:
+        return EVENTS_OF_USER
+    if wanted.book_id is not None:
+        return EVENTS_OF_BOOK
+    return EVENTS_OF_BUSINESS if wanted.business_id else ALL_EVENTS
+
+
+def _listed(event: Event) -> Event:
+    """Without the rejected rows of an upload, which are recorded only to answer a repeat."""
+    if event.type is not EventType.CODES_IMPORTED or event.metadata is None:
+        return event
+    counts = {key: value for key, value in json.loads(event.metadata).items() if key != "rejected"}
+    return replace(event, metadata=json.dumps(counts))

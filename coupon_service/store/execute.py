@@ -1,0 +1,47 @@
+"""Load, decide, apply: the one transaction in which a batch of commands is carried out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from uuid import UUID
+
+from coupon_service.model import Book, Command, Outcome, State, Unit
+from coupon_service.rules import decide
+from coupon_service.store.apply import apply
+from coupon_service.store.db import Connection, Database
+from coupon_service.store.load import load
+
+
+class Executor:
+    """Carries out batches. There is no other way to change a code."""
+
+    def __init__(self, database: Database, now: Callable[[], datetime]) -> None:
+        self._database = database
+        self._now = now
+        self._formats: dict[UUID, Book] = {}
+
+    async def execute(self, units: Sequence[Unit]) -> list[list[Outcome]]:
+        """Decides and commits the commands of all units together; an outcome for each command.
+
+        Raises what `Database.transaction` raises; then nothing was done, or (DatabaseUnavailable)
+        repeating the same commands finds out.
+        """
+        commands = [command for unit in units for command in unit.commands]
+
+        async def work(connection: Connection) -> list[list[Outcome]]:
+            state = await load(connection, commands, lock=True, formats=self._formats)
+            outcomes, effects = decide(units, state, self._now())
+            await apply(connection, effects, state.books)
+            return outcomes
+
+        return await self._database.transaction("commands", work, pipelined=True)
+
+    async def look(self, commands: Sequence[Command]) -> State:
+        """What the commands would be decided on, without locking or changing anything."""
+
+        async def work(connection: Connection) -> State:
+            async with connection.pipeline():
+                return await load(connection, commands, lock=False, formats=self._formats)
+
+        return await self._database.read("look", work)

@@ -1,0 +1,419 @@
+"""Load: what a batch of commands is decided on. Locks first, reads second.
+
+Under READ COMMITTED a statement that had to wait for a row lock sees that row as it is now, and
+everything it joined as it was before the wait. So one statement locks the code rows, in one fixed
+order, and the next ones read; all of them travel together. Only books that limit users or the
+whole book need a second trip, to lock those counters.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from secrets import randbelow
+from typing import Final, LiteralString
+from uuid import UUID
+
+import psycopg
+from psycopg.rows import TupleRow
+
+from coupon_service.codes import BUCKETS, bucket_of, generate
+from coupon_service.model import (
+    Assign,
+    AssignRandom,
+    Book,
+    ChangeLock,
+    Code,
+    Command,
+    Event,
+    EventType,
+    Lock,
+    Redeem,
+    Revoke,
+    Rollback,
+    State,
+    UserCounts,
+    bucket_of_event,
+    bucket_of_user,
+)
+from coupon_service.store.db import Connection
+from coupon_service.store.rows import (
+    ASSIGNMENT_COLUMNS,
+    BOOK_COLUMNS,
+    EVENT_COLUMNS,
+    assignment_from_row,
+    book_from_row,
+    code_from_row,
+    event_from_row,
+    int_array,
+    text_array,
+    uuid_array,
+)
+
+Cursor = psycopg.AsyncCursor[TupleRow]
+
+
+@dataclass(slots=True)
+class _Wanted:
+    """The keys of the rows that commands touch, each once."""
+
+    codes: set[str] = field(default_factory=set[str])
+    books: set[UUID] = field(default_factory=set[UUID])
+    links: set[tuple[str, str]] = field(default_factory=set[tuple[str, str]])
+    events: set[UUID] = field(default_factory=set[UUID])
+    picked_events: set[UUID] = field(default_factory=set[UUID])
+    lock_ids: dict[UUID, str] = field(default_factory=dict[UUID, str])
+    orders: set[tuple[str, str]] = field(default_factory=set[tuple[str, str]])
+    picks: Counter[UUID] = field(default_factory=Counter[UUID])
+    fences: int = 0
+
+
+def _wanted(commands: Iterable[Command]) -> _Wanted:
+    wanted = _Wanted()
+    for command in commands:
+        if isinstance(command, AssignRandom):
+            wanted.books.add(command.book_id)
+            wanted.picked_events.add(command.event_id)
+            wanted.picks[command.book_id] += 1
+            continue
+        wanted.codes.add(command.code)
+        wanted.events.add(command.event_id)
+        if isinstance(command, (Redeem, Lock, Assign)) and command.book_id is not None:
+            wanted.books.add(command.book_id)
+        if isinstance(command, (Redeem, Lock, Assign, Revoke, Rollback)):
+            wanted.links.add((command.code, command.user_id))
+        if isinstance(command, Redeem) and command.order_id:
+            wanted.orders.add((command.code, command.order_id))
+        elif isinstance(command, Lock):
+            wanted.events.add(command.lock_id)
+            wanted.fences += 1
+        elif isinstance(command, ChangeLock):
+            wanted.lock_ids[command.lock_id] = command.code
+    return wanted
+
+
+async def load(
+    connection: Connection, commands: Sequence[Command], *, lock: bool, formats: dict[UUID, Book]
+) -> State:
+    """Reads what the commands need, in a pipeline; with `lock`, locked against all other batches.
+
+    `formats` remembers active books, whose code format never changes, from call to call.
+    """
+    wanted = _wanted(commands)
+    state = State()
+    codes = sorted(wanted.codes, key=lambda code: (bucket_of(code), code))
+    code_rows = await _select_codes(connection, codes, lock=lock) if codes else None
+    # Picks never wait for a lock, so that they do not disturb the order; they come after the rest.
+    picks = [
+        await _pick(connection, book_id, count, formats.get(book_id))
+        for book_id, count in wanted.picks.items()
+        if lock
+    ]
+    book_rows = await _select_books(connection, codes, wanted.books)
+    link_rows = await _select_links(connection, wanted.links) if wanted.links else None
+    event_rows = await _select_events(connection, wanted.events) if wanted.events else None
+    lock_rows = await _select_lock_events(connection, wanted.lock_ids) if wanted.lock_ids else None
+    order_rows = await _select_orders(connection, wanted.orders) if wanted.orders else None
+    fences = await _next_fences(connection, wanted.fences) if wanted.fences and lock else None
+
+    for row in await code_rows.fetchall() if code_rows else ():
+        state.codes[row[0]] = code_from_row(row)
+    for row in await book_rows.fetchall():
+        book = book_from_row(row)
+        state.books[book.book_id] = book
+    for row in await link_rows.fetchall() if link_rows else ():
+        link = assignment_from_row(row)
+        state.assignments[(link.code, link.user_id)] = link
+    for row in await event_rows.fetchall() if event_rows else ():
+        event = event_from_row(row)
+        state.events[event.event_id] = event
+    for row in await lock_rows.fetchall() if lock_rows else ():
+        event = event_from_row(row)
+        if event.lock_id is not None:
+            others = state.lock_events.get(event.lock_id, ())
+            state.lock_events[event.lock_id] = (*others, event)
+    if order_rows:
+        _live_orders(await order_rows.fetchall(), state)
+    if fences:
+        state.fences = [row[0] for row in await fences.fetchall()]
+        state.fences.reverse()  # the decision takes them from the end
+    for pick in picks:
+        await pick.read_into(state)
+    for book_id in wanted.picks:
+        if book_id in state.books:
+            formats[book_id] = state.books[book_id]
+    await _load_counters(connection, commands, state, wanted, lock=lock)
+    return state
+
+
+SELECT_CODES: Final[LiteralString] = """
+SELECT code, c.book_id, c.state, c.redemptions, c.assignments
+FROM unnest(%s::smallint[], %s::text[]) AS wanted (bucket, code)
+JOIN coupon_codes AS c USING (bucket, code)
+"""
+LOCK_CODES: Final[LiteralString] = (
+    SELECT_CODES + "ORDER BY c.bucket, c.code FOR NO KEY UPDATE OF c"
+)
+
+
+async def _select_codes(connection: Connection, codes: Sequence[str], *, lock: bool) -> Cursor:
+    parameters = int_array(map(bucket_of, codes)), text_array(codes)
+    return await _execute(connection, LOCK_CODES if lock else SELECT_CODES, parameters)
+
+
+SELECT_BOOKS: Final[LiteralString] = f"""
+SELECT {BOOK_COLUMNS}
+FROM coupon_books
+WHERE book_id IN (
+    SELECT c.book_id
+    FROM unnest(%s::smallint[], %s::text[]) AS wanted (bucket, code)
+    JOIN coupon_codes AS c USING (bucket, code)
+    UNION SELECT unnest(%s::uuid[]))
+"""
+
+
+async def _select_books(
+    connection: Connection, codes: Sequence[str], books: Iterable[UUID]
+) -> Cursor:
+    parameters = int_array(map(bucket_of, codes)), text_array(codes), uuid_array(books)
+    return await _execute(connection, SELECT_BOOKS, parameters)
+
+
+SELECT_LINKS: Final[LiteralString] = f"""
+SELECT {ASSIGNMENT_COLUMNS}
+FROM unnest(%s::smallint[], %s::text[], %s::text[]) AS wanted (bucket, code, user_id)
+JOIN coupon_assignments USING (bucket, code, user_id)
+"""
+
+
+async def _select_links(connection: Connection, links: Iterable[tuple[str, str]]) -> Cursor:
+    links = list(links)
+    codes = [code for code, _ in links]
+    users = [user_id for _, user_id in links]
+    parameters = int_array(map(bucket_of, codes)), text_array(codes), text_array(users)
+    return await _execute(connection, SELECT_LINKS, parameters)
+
+
+SELECT_EVENTS: Final[LiteralString] = f"""
+SELECT {EVENT_COLUMNS}
+FROM unnest(%s::uuid[], %s::smallint[]) AS wanted (event_id, bucket)
+JOIN redemption_audit USING (event_id, bucket)
+"""
+
+
+async def _select_events(connection: Connection, events: Iterable[UUID]) -> Cursor:
+    events = list(events)
+    parameters = uuid_array(events), int_array(map(bucket_of_event, events))
+    return await _execute(connection, SELECT_EVENTS, parameters)
+
+
+# The row of a random assignment is in the bucket of the code that was picked.
+SELECT_PICKED_EVENTS: Final[LiteralString] = f"""
+SELECT {EVENT_COLUMNS} FROM redemption_audit WHERE event_id = ANY(%s::uuid[])
+"""
+
+SELECT_LOCK_EVENTS: Final[LiteralString] = f"""
+SELECT {EVENT_COLUMNS}
+FROM redemption_audit
+WHERE lock_id = ANY(%s::uuid[]) AND bucket = ANY(%s::smallint[])
+"""
+
+
+async def _select_lock_events(connection: Connection, lock_ids: dict[UUID, str]) -> Cursor:
+    buckets = {bucket_of(code) for code in lock_ids.values()}
+    return await _execute(
+        connection, SELECT_LOCK_EVENTS, (uuid_array(lock_ids), int_array(buckets))
+    )
+
+
+SELECT_ORDERS: Final[LiteralString] = """
+SELECT code, order_id, a.type, a.event_id, a.redemption_id
+FROM unnest(%s::smallint[], %s::text[], %s::text[]) AS wanted (bucket, code, order_id)
+JOIN redemption_audit AS a USING (bucket, code, order_id)
+"""
+
+
+async def _select_orders(connection: Connection, orders: Iterable[tuple[str, str]]) -> Cursor:
+    orders = list(orders)
+    codes = [code for code, _ in orders]
+    order_ids = [order_id for _, order_id in orders]
+    parameters = int_array(map(bucket_of, codes)), text_array(codes), text_array(order_ids)
+    return await _execute(connection, SELECT_ORDERS, parameters)
+
+
+def _live_orders(rows: Iterable[TupleRow], state: State) -> None:
+    """Redemptions for the orders that were not rolled back."""
+    redeemed: dict[UUID, tuple[str, str]] = {}
+    rolled_back: set[UUID] = set()
+    for code, order_id, event_type, event_id, redemption_id in rows:
+        if event_type == EventType.REDEEMED:
+            redeemed[event_id] = (code, order_id)
+        elif event_type == EventType.ROLLED_BACK:
+            rolled_back.add(redemption_id)
+    for event_id, order in redeemed.items():
+        if event_id not in rolled_back:
+            state.orders[order] = event_id
+
+
+NEXT_FENCES: Final = "SELECT nextval('lock_fences') FROM generate_series(1, %s)"
+
+
+async def _next_fences(connection: Connection, count: int) -> Cursor:
+    return await _execute(connection, NEXT_FENCES, (count,))
+
+
+# --- random codes -------------------------------------------------------------------------------
+
+PICK_IN_BUCKET: Final = """
+SELECT code, book_id, state, redemptions, assignments
+FROM coupon_codes
+WHERE book_id = %s AND state = 1 AND bucket = %s AND code >= %s
+ORDER BY code LIMIT %s
+FOR NO KEY UPDATE SKIP LOCKED
+"""
+PICK_AFTER: Final = """
+SELECT code, book_id, state, redemptions, assignments
+FROM coupon_codes
+WHERE book_id = %s AND state = 1 AND (bucket, code) > (%s, %s)
+ORDER BY bucket, code LIMIT %s
+FOR NO KEY UPDATE SKIP LOCKED
+"""
+ANY_AVAILABLE: Final = """
+SELECT EXISTS (SELECT FROM coupon_codes WHERE book_id = %s AND state = 1)
+"""
+
+
+@dataclass(slots=True)
+class _Pick:
+    """Available codes of a book from a random point on, locked; those that others lock are passed.
+
+    One probe of the index in a random bucket is nearly always enough. Where it is not, two more
+    go on to the end of the book and round from its beginning: always O(1), however few are left.
+    """
+
+    connection: Connection
+    book_id: UUID
+    count: int
+    bucket: int
+    start: str
+    first: Cursor
+
+    async def read_into(self, state: State) -> None:
+        found: dict[str, Code] = {}
+        self._take(await self.first.fetchall(), found)
+        for bucket, start in ((self.bucket, self.start), (-1, "")):
+            missing = self.count - len(found)
+            if missing <= 0:
+                break
+            rows = await _execute(
+                self.connection, PICK_AFTER, (self.book_id, bucket, start, self.count)
+            )
+            self._take((await rows.fetchall())[: self.count], found)
+        state.codes.update(found)
+        state.picks[self.book_id] = list(found)
+        if len(found) < self.count:
+            rows = await _execute(self.connection, ANY_AVAILABLE, (self.book_id,))
+            available = await rows.fetchone()
+            if available is not None and available[0]:
+                state.picks_contended |= {self.book_id}
+
+    @staticmethod
+    def _take(rows: Iterable[TupleRow], found: dict[str, Code]) -> None:
+        for row in rows:
+            found.setdefault(row[0], code_from_row(row))
+
+
+async def _pick(connection: Connection, book_id: UUID, count: int, book: Book | None) -> _Pick:
+    bucket = randbelow(BUCKETS)
+    start = generate(book.code_format, 1)[0] if book is not None else ""
+    rows = await _execute(connection, PICK_IN_BUCKET, (book_id, bucket, start, count))
+    return _Pick(connection, book_id, count, bucket, start, rows)
+
+
+# --- counters that only some books have ---------------------------------------------------------
+
+ENSURE_USERS: Final = """
+INSERT INTO coupon_user_counters (bucket, book_id, user_id)
+SELECT * FROM unnest(%s::smallint[], %s::uuid[], %s::text[])
+ON CONFLICT DO NOTHING
+"""
+SELECT_USERS: Final[LiteralString] = """
+SELECT u.book_id, u.user_id, u.redemptions, u.assignments
+FROM unnest(%s::smallint[], %s::uuid[], %s::text[]) AS wanted (bucket, book_id, user_id)
+JOIN coupon_user_counters AS u USING (bucket, book_id, user_id)
+"""
+LOCK_USERS: Final[LiteralString] = (
+    SELECT_USERS + "ORDER BY u.bucket, u.book_id, u.user_id FOR NO KEY UPDATE OF u"
+)
+SELECT_TOTALS: Final[LiteralString] = """
+SELECT book_id, redemptions FROM coupon_book_totals WHERE book_id = ANY(%s::uuid[])
+"""
+LOCK_TOTALS: Final[LiteralString] = SELECT_TOTALS + "ORDER BY book_id FOR NO KEY UPDATE"
+
+
+async def _load_counters(
+    connection: Connection,
+    commands: Iterable[Command],
+    state: State,
+    wanted: _Wanted,
+    *,
+    lock: bool,
+) -> None:
+    users, totals = _limited(commands, state)
+    if not users and not totals:
+        return
+    user_rows = total_rows = event_rows = None
+    if users:
+        keys = sorted((bucket_of_user(user_id), book_id, user_id) for book_id, user_id in users)
+        arrays = (
+            int_array([bucket for bucket, _, _ in keys]),
+            uuid_array([book_id for _, book_id, _ in keys]),
+            text_array([user_id for _, _, user_id in keys]),
+        )
+        if lock:
+            await _execute(connection, ENSURE_USERS, arrays)
+        user_rows = await _execute(connection, LOCK_USERS if lock else SELECT_USERS, arrays)
+    if totals:
+        total_rows = await _execute(
+            connection, LOCK_TOTALS if lock else SELECT_TOTALS, (uuid_array(totals),)
+        )
+    if wanted.picked_events:
+        # Repeats of a random assignment have no code in common; the user's row serialises them.
+        picked = (uuid_array(wanted.picked_events),)
+        event_rows = await _execute(connection, SELECT_PICKED_EVENTS, picked)
+    for row in await user_rows.fetchall() if user_rows else ():
+        state.users[(row[0], row[1])] = UserCounts(row[2], row[3])
+    for row in await total_rows.fetchall() if total_rows else ():
+        state.totals[row[0]] = row[1]
+    for row in await event_rows.fetchall() if event_rows else ():
+        event: Event = event_from_row(row)
+        state.events[event.event_id] = event
+
+
+def _limited(
+    commands: Iterable[Command], state: State
+) -> tuple[set[tuple[UUID, str]], set[UUID]]:
+    """The users and books whose counters the commands need, by the limits of the books."""
+    users: set[tuple[UUID, str]] = set()
+    totals: set[UUID] = set()
+    for command in commands:
+        if isinstance(command, AssignRandom):
+            users.add((command.book_id, command.user_id))
+            continue
+        code = state.codes.get(command.code)
+        if code is None or not isinstance(command, (Redeem, Lock, Rollback, Assign, Revoke)):
+            continue
+        limits = state.books[code.book_id].limits
+        if limits.any_per_user:
+            users.add((code.book_id, command.user_id))
+        if limits.max_redemptions and not isinstance(command, (Assign, Revoke)):
+            totals.add(code.book_id)
+    return users, totals
+
+
+async def _execute(
+    connection: Connection, statement: LiteralString, parameters: Sequence[object]
+) -> Cursor:
+    """Sends a statement; in pipeline mode its rows arrive when they are fetched."""
+    return await connection.cursor(binary=True).execute(statement, parameters)

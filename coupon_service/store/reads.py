@@ -1,0 +1,352 @@
+"""What is only looked at: codes, assignments, redemptions, the ledger. Nothing here locks."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Iterable, Sequence
+from contextlib import asynccontextmanager
+from typing import Final, LiteralString
+from uuid import UUID
+
+from coupon_service.codes import bucket_of
+from coupon_service.errors import CouponServiceError, RedemptionNotFound
+from coupon_service.model import (
+    Assignment,
+    AssignmentState,
+    Book,
+    BookState,
+    Code,
+    CodeState,
+    Event,
+    EventType,
+    LockPolicy,
+    State,
+    bucket_of_event,
+    event_id,
+)
+from coupon_service.rules import find_code
+from coupon_service.store.books import select_book, select_books_by_id
+from coupon_service.store.db import Connection, Database
+from coupon_service.store.events import (
+    AuditFilter,
+    select_events,
+    select_events_by_id,
+    select_lock_events,
+)
+from coupon_service.store.keyset import Position, code_only, page_of, time_and_code, time_position
+from coupon_service.store.rows import (
+    ASSIGNMENT_COLUMNS,
+    CODE_COLUMNS,
+    assignment_from_row,
+    code_from_row,
+    int_array,
+    text_array,
+)
+
+__all__ = ["AuditFilter", "Reads", "sweeping_alone"]
+
+
+class Reads:
+    """Looks at what is stored. `business_id` is always the caller's, empty = any: what belongs to
+    the book of another business is not there.
+
+    Everything here raises DatabaseUnavailable or Overloaded as Database does, and, where it pages,
+    InvalidArgument for a position that is not one.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def code(self, code: str, book_id: UUID | None, business_id: str) -> tuple[Code, Book]:
+        """A code and its book. Raises CodeNotFound; with `book_id` also CodeChecksumInvalid."""
+
+        async def work(connection: Connection) -> tuple[Code, Book]:
+            codes = await select_codes(connection, [code])
+            books = {row.book_id for row in codes.values()}
+            if book_id is not None:
+                books.add(book_id)
+            state = State(codes=codes, books=await select_books_by_id(connection, books))
+            found = find_code(code, book_id, business_id, state)
+            if isinstance(found, CouponServiceError):
+                raise found
+            return found
+
+        return await self._database.read("get_code", work)
+
+    async def codes(
+        self,
+        book_id: UUID,
+        business_id: str,
+        state: CodeState | None,
+        page_size: int,
+        after: Position | None,
+    ) -> tuple[Book, list[Code], Position | None]:
+        """The book, a page of its codes, in the order of the table, and the position to go on from.
+
+        A code keeps its place when its state changes, so that paging through all of them misses
+        none. Raises BookNotFound.
+        """
+
+        async def work(connection: Connection) -> tuple[Book, list[Code], Position | None]:
+            book = await select_book(connection, book_id, business_id)
+            return book, *await select_code_page(connection, book_id, state, page_size, after)
+
+        return await self._database.read("list_codes", work)
+
+    async def user_coupons(  # noqa: PLR0917
+        self,
+        user_id: str,
+        book_id: UUID | None,
+        business_id: str,
+        state: AssignmentState | None,
+        page_size: int,
+        after: Position | None,
+    ) -> tuple[list[tuple[Assignment, Code, Book]], Position | None]:
+        """A page of the codes that are or were a user's, newest first, and where to go on from."""
+
+        async def work(
+            connection: Connection,
+        ) -> tuple[list[tuple[Assignment, Code, Book]], Position | None]:
+            links, position = await select_assignment_page(
+                connection,
+                user_id,
+                book_id=book_id,
+                business_id=business_id,
+                state=state,
+                page_size=page_size,
+                after=after,
+            )
+            codes = await select_codes(connection, [link.code for link in links])
+            books = await select_books_by_id(connection, {link.book_id for link in links})
+            return [(it, codes[it.code], books[it.book_id]) for it in links], position
+
+        return await self._database.read("list_user_coupons", work)
+
+    async def event(self, event_id: UUID, event: EventType, business_id: str) -> Event | None:
+        """The event with this id, if it is one of this type. Not for ASSIGNED."""
+
+        async def work(connection: Connection) -> Event | None:
+            return await _event(connection, event_id, event, business_id)
+
+        return await self._database.read("get_event", work)
+
+    async def redemption(self, redemption_id: UUID, business_id: str) -> tuple[Event, Event | None]:
+        """A redemption, and its roll-back if there was one. Raises RedemptionNotFound."""
+
+        async def work(connection: Connection) -> tuple[Event, Event | None]:
+            event = await _event(connection, redemption_id, EventType.REDEEMED, business_id)
+            if event is None:
+                raise RedemptionNotFound
+            return (await _with_rollbacks(connection, [event]))[0]
+
+        return await self._database.read("get_redemption", work)
+
+    async def redemptions(  # noqa: PLR0917
+        self,
+        user_id: str,
+        book_id: UUID | None,
+        code: str,
+        order_id: str,
+        business_id: str,
+        page_size: int,
+        after: Position | None,
+    ) -> tuple[list[tuple[Event, Event | None]], Position | None]:
+        """A page of redemptions with their roll-backs, newest first, and where to go on from."""
+        wanted = AuditFilter(
+            business_id=business_id,
+            book_id=book_id,
+            code=code,
+            user_id=user_id,
+            order_id=order_id,
+            types=(EventType.REDEEMED,),
+        )
+
+        async def work(
+            connection: Connection,
+        ) -> tuple[list[tuple[Event, Event | None]], Position | None]:
+            events, position = await select_events(connection, wanted, page_size, after)
+            return await _with_rollbacks(connection, events), position
+
+        return await self._database.read("list_redemptions", work)
+
+    async def lock_events(self, lock_ids: Sequence[UUID], business_id: str) -> list[list[Event]]:
+        """For each of the locks all its events; none for one that is not there."""
+
+        async def work(connection: Connection) -> list[list[Event]]:
+            events = await select_lock_events(connection, lock_ids)
+            books = await select_books_by_id(connection, {it.book_id for it in events})
+            found: dict[UUID | None, list[Event]] = {lock_id: [] for lock_id in lock_ids}
+            for event in events:
+                if business_id in ("", books[event.book_id].business_id):
+                    found[event.lock_id].append(event)
+            return [found[lock_id] for lock_id in lock_ids]
+
+        return await self._database.read("lock_events", work)
+
+    async def books_with_locks(self) -> list[UUID]:
+        """The books that may have locks, live or just ended."""
+        return await self._database.read("books_with_locks", select_books_with_locks)
+
+    async def audit_events(
+        self, wanted: AuditFilter, page_size: int, after: Position | None
+    ) -> tuple[list[Event], Position | None]:
+        """A page of the ledger, newest first, and the position to go on from."""
+        return await self._database.read(
+            "list_events", lambda connection: select_events(connection, wanted, page_size, after)
+        )
+
+
+async def _event(
+    connection: Connection, wanted: UUID, event_type: EventType, business_id: str
+) -> Event | None:
+    event = (await select_events_by_id(connection, [wanted])).get(wanted)
+    if event is None or event.type is not event_type:
+        return None
+    if business_id:
+        books = await select_books_by_id(connection, [event.book_id])
+        if books[event.book_id].business_id != business_id:
+            return None
+    return event
+
+
+async def _with_rollbacks(
+    connection: Connection, redemptions: Iterable[Event]
+) -> list[tuple[Event, Event | None]]:
+    ids = {
+        it.event_id: event_id(bucket_of_event(it.event_id), EventType.ROLLED_BACK, it.event_id)
+        for it in redemptions
+    }
+    rollbacks = await select_events_by_id(connection, ids.values())
+    return [(it, rollbacks.get(ids[it.event_id])) for it in redemptions]
+
+
+# --- statements ---------------------------------------------------------------------------------
+
+SELECT_CODES: Final[LiteralString] = f"""
+SELECT {CODE_COLUMNS}
+FROM unnest(%s::smallint[], %s::text[]) AS wanted (bucket, code)
+JOIN coupon_codes USING (bucket, code)
+"""
+
+
+async def select_codes(connection: Connection, codes: Iterable[str]) -> dict[str, Code]:
+    """Those of the codes that there are."""
+    codes = set(codes)
+    parameters = int_array(map(bucket_of, codes)), text_array(codes)
+    cursor = await connection.execute(SELECT_CODES, parameters)
+    return {row[0]: code_from_row(row) for row in await cursor.fetchall()}
+
+
+# The index begins with the state, so each state is read by itself, and then merged.
+LIST_CODES: Final[LiteralString] = f"""
+SELECT {CODE_COLUMNS}
+FROM unnest(%(states)s::smallint[]) AS wanted (wanted_state)
+CROSS JOIN LATERAL (
+    SELECT * FROM coupon_codes
+    WHERE book_id = %(book_id)s AND state = wanted_state
+        AND (bucket, code) > (%(bucket)s, %(code)s)
+    ORDER BY bucket, code
+    LIMIT %(count)s
+) AS of_state
+ORDER BY bucket, code
+LIMIT %(count)s
+"""
+
+
+async def select_code_page(
+    connection: Connection,
+    book_id: UUID,
+    state: CodeState | None,
+    page_size: int,
+    after: Position | None,
+) -> tuple[list[Code], Position | None]:
+    """A page of a book's codes, by (bucket, code), and the position to go on from."""
+    code = code_only(after)
+    cursor = await connection.execute(
+        LIST_CODES,
+        {
+            "book_id": book_id,
+            "states": int_array(CodeState if state is None else [state]),
+            "bucket": bucket_of(code) if code else -1,
+            "code": code,
+            "count": page_size + 1,
+        },
+    )
+    codes = [code_from_row(row) for row in await cursor.fetchall()]
+    return page_of(codes, page_size, lambda code: (code.code,))
+
+
+LIST_ASSIGNMENTS: Final[LiteralString] = f"""
+SELECT {ASSIGNMENT_COLUMNS}
+FROM coupon_assignments
+WHERE user_id = %(user_id)s AND assign_time IS NOT NULL
+    AND (assign_time, code) < (%(time)s, %(code)s)
+    AND state = ANY(%(states)s::smallint[])
+    AND (%(book_id)s::uuid IS NULL OR book_id = %(book_id)s)
+    AND (%(business_id)s = '' OR book_id IN (
+        SELECT book.book_id FROM coupon_books AS book WHERE book.business_id = %(business_id)s))
+ORDER BY assign_time DESC, code DESC
+LIMIT %(count)s
+"""
+
+
+async def select_assignment_page(
+    connection: Connection,
+    user_id: str,
+    *,
+    book_id: UUID | None,
+    business_id: str,
+    state: AssignmentState | None,
+    page_size: int,
+    after: Position | None,
+) -> tuple[list[Assignment], Position | None]:
+    """A page of a user's assignments, newest first, and the position to go on from."""
+    time, code = time_and_code(after)
+    cursor = await connection.execute(
+        LIST_ASSIGNMENTS,
+        {
+            "user_id": user_id,
+            "book_id": book_id,
+            "business_id": business_id,
+            "states": int_array(AssignmentState if state is None else [state]),
+            "time": time,
+            "code": code,
+            "count": page_size + 1,
+        },
+    )
+    links = [assignment_from_row(row) for row in await cursor.fetchall()]
+    return page_of(
+        links, page_size, lambda link: time_position(link.assign_time or time, link.code)
+    )
+
+
+# A lock lives for a day at most, also when its book stopped using locks, or closed, meanwhile.
+SELECT_BOOKS_WITH_LOCKS: Final = """
+SELECT book_id FROM coupon_books
+WHERE state <> %s AND (state <> %s AND lock_policy <> %s OR update_time > now() - interval '1 day')
+"""
+
+
+async def select_books_with_locks(connection: Connection) -> list[UUID]:
+    """The books that may have locks, live or just ended."""
+    parameters = int(BookState.DRAFT), int(BookState.CLOSED), int(LockPolicy.OFF)
+    cursor = await connection.execute(SELECT_BOOKS_WITH_LOCKS, parameters)
+    return [row[0] for row in await cursor.fetchall()]
+
+
+SWEEP_LOCK: Final = 0x7377656570
+"""The advisory lock of the sweeper; the number means nothing."""
+
+
+@asynccontextmanager
+async def sweeping_alone(connection: Connection) -> AsyncGenerator[bool]:
+    """Whether nobody else is sweeping, over all replicas; nobody else is until the end.
+
+    For a connection in autocommit mode. The lock ends with the connection, if not before.
+    """
+    cursor = await connection.execute("SELECT pg_try_advisory_lock(%s)", [SWEEP_LOCK])
+    alone = await cursor.fetchone() == (True,)
+    try:
+        yield alone
+    finally:
+        if alone:
+            await connection.execute("SELECT pg_advisory_unlock(%s)", [SWEEP_LOCK])

@@ -1,0 +1,125 @@
+"""The rows of an uploaded file: which are codes, and what became of each. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum, StrEnum
+from operator import itemgetter
+
+from coupon_service.codes import CODE_LENGTH_MAX, CodeFormat, normalize
+from coupon_service.errors import (
+    CodeChecksumInvalid,
+    CouponServiceError,
+    DuplicateCode,
+    FieldViolation,
+    InvalidArgument,
+)
+
+
+class ImportOutcome(IntEnum):
+    """What became of a row; numbers of the proto."""
+
+    CREATED = 1
+    DUPLICATE_IN_UPLOAD = 2
+    ALREADY_EXISTS = 3
+    INVALID = 4
+
+
+@dataclass(frozen=True, slots=True)
+class ImportResult:
+    """What became of the rows of a chunk: counts by outcome, and those that were not created.
+
+    `rejected`: index in the chunk from 0, a number of ImportOutcome, why; in the order of the rows.
+    """
+
+    created: int
+    duplicates: int
+    existing: int
+    invalid: int
+    rejected: list[tuple[int, int, CouponServiceError]]
+    replayed: bool = False
+
+
+class Rejection(StrEnum):
+    """Why a row does not become a code; the names are kept in the ledger."""
+
+    DUPLICATE = "duplicate"
+    EXISTING = "existing"
+    MALFORMED = "malformed"
+    MISTYPED = "mistyped"
+
+
+@dataclass(slots=True)
+class ChunkRows:
+    """The rows of a chunk, sorted out: the codes with their rows, and the others by why not."""
+
+    codes: dict[str, int] = field(default_factory=dict[str, int])
+    rejected: dict[Rejection, list[int]] = field(default_factory=dict[Rejection, list[int]])
+
+    def reject(self, why: Rejection, index: int) -> None:
+        """Notes that a row does not become a code."""
+        self.rejected.setdefault(why, []).append(index)
+
+
+def read_rows(rows: Sequence[str], code_format: CodeFormat) -> ChunkRows:
+    """Sorts out rows as they stand in a file, with byte-order mark and line ends.
+
+    A row that looks like a generated code of the book, by prefix, suffix, length and alphabet, has
+    to have the right check character where the format has one; other rows are codes from elsewhere
+    and just have to be well-formed.
+    """
+    chunk = ChunkRows()
+    for index, row in enumerate(rows):
+        try:
+            code = normalize(row.removeprefix("\ufeff").strip())
+            code_format.verify(code)
+        except ValueError:
+            chunk.reject(Rejection.MALFORMED, index)
+        except CodeChecksumInvalid:
+            chunk.reject(Rejection.MISTYPED, index)
+        else:
+            if code in chunk.codes:
+                chunk.reject(Rejection.DUPLICATE, index)
+            else:
+                chunk.codes[code] = index
+    return chunk
+
+
+def import_result(
+    created: int, rejected: Mapping[Rejection, Sequence[int]], *, replayed: bool = False
+) -> ImportResult:
+    """The result, of how many rows were created and which were not, by why."""
+    counts = {why: len(indexes) for why, indexes in rejected.items()}
+    return ImportResult(
+        created=created,
+        duplicates=counts.get(Rejection.DUPLICATE, 0),
+        existing=counts.get(Rejection.EXISTING, 0),
+        invalid=counts.get(Rejection.MALFORMED, 0) + counts.get(Rejection.MISTYPED, 0),
+        rejected=sorted(
+            (
+                (index, *_verdict(why, index))
+                for why, indexes in rejected.items()
+                for index in indexes
+            ),
+            key=itemgetter(0),
+        ),
+        replayed=replayed,
+    )
+
+
+def _verdict(why: Rejection, index: int) -> tuple[ImportOutcome, CouponServiceError]:
+    match why:
+        case Rejection.DUPLICATE:
+            error = DuplicateCode("The code came earlier in this upload.")
+            return ImportOutcome.DUPLICATE_IN_UPLOAD, error
+        case Rejection.EXISTING:
+            error = DuplicateCode("The code was there before this upload.")
+            return ImportOutcome.ALREADY_EXISTS, error
+        case Rejection.MISTYPED:
+            return ImportOutcome.INVALID, CodeChecksumInvalid()
+        case Rejection.MALFORMED:
+            expected = f"expected 1 to {CODE_LENGTH_MAX} letters A-Z or digits 0-9"
+            return ImportOutcome.INVALID, InvalidArgument(
+                (FieldViolation(f"codes[{index}]", expected),)
+            )

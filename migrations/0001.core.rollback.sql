@@ -1,0 +1,9 @@
+DROP SEQUENCE lock_fences;
+DROP TABLE redemption_audit;
+DROP FUNCTION refuse_ledger_change();
+DROP TABLE coupon_book_counters;
+DROP TABLE coupon_book_totals;
+DROP TABLE coupon_user_counters;
+DROP TABLE coupon_assignments;
+DROP TABLE coupon_codes;
+DROP TABLE coupon_books;

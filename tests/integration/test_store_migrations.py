@@ -1,0 +1,104 @@
+"""The schema goes up, down, and up again, whatever happened before."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import psycopg
+import pytest
+from stores import opened
+
+from coupon_service.errors import DatabaseUnavailable
+from coupon_service.store import migrations
+from coupon_service.store.migrations import schema_is_current
+
+TABLES = "SELECT tablename FROM pg_tables WHERE schemaname = 'public' ORDER BY tablename"
+OBJECTS = """
+SELECT relname, relkind FROM pg_class WHERE relnamespace = 'public'::regnamespace
+UNION ALL SELECT proname, 'f' FROM pg_proc WHERE pronamespace = 'public'::regnamespace
+"""
+
+
+def names(url: str, query: str) -> set[str]:
+    with psycopg.connect(url) as connection:
+        return {row[0] for row in connection.execute(query.encode())}
+
+
+async def is_current(url: str) -> bool:
+    async with opened(url) as database:
+        return await database.read("test", schema_is_current)
+
+
+async def test_a_new_database_is_brought_up_to_date_once(empty_database_url: str) -> None:
+    assert not await is_current(empty_database_url)
+    steps = migrations.apply(empty_database_url)
+    assert steps[0] == "0001.core"
+    assert migrations.apply(empty_database_url) == []
+    assert migrations.status(empty_database_url) == [(step, True) for step in steps]
+    assert await is_current(empty_database_url)
+
+
+async def test_it_goes_down_to_nothing_and_up_again(empty_database_url: str) -> None:
+    steps = migrations.apply(empty_database_url)
+    full = names(empty_database_url, OBJECTS)
+    assert migrations.rollback(empty_database_url) == steps[::-1]
+    left = names(empty_database_url, OBJECTS)
+    assert {name for name in left if "yoyo" not in name} == set()
+    assert migrations.status(empty_database_url) == [(step, False) for step in steps]
+    assert not await is_current(empty_database_url)
+    assert migrations.apply(empty_database_url) == steps
+    assert names(empty_database_url, OBJECTS) == full
+
+
+async def test_the_last_step_alone_can_be_taken_back(database_url: str) -> None:
+    steps = [step for step, _ in migrations.status(database_url)]
+    assert migrations.rollback(database_url, count=1) == steps[-1:]
+    assert migrations.status(database_url)[-1] == (steps[-1], False)
+    assert not await is_current(database_url)
+
+
+async def test_a_schema_that_is_newer_is_new_enough(database_url: str) -> None:
+    with psycopg.connect(database_url) as connection:
+        connection.execute(
+            "INSERT INTO _yoyo_migration (migration_hash, migration_id) VALUES ('x', '9999.later')"
+        )
+    assert await is_current(database_url)
+
+
+def test_a_migration_that_was_killed_does_not_lock_out_the_next_one(
+    empty_database_url: str,
+) -> None:
+    migrations.status(empty_database_url)
+    with psycopg.connect(empty_database_url) as connection:
+        connection.execute("INSERT INTO yoyo_lock (locked, ctime, pid) VALUES (1, now(), 1)")
+    assert migrations.apply(empty_database_url)
+
+
+def test_migrating_from_several_places_at_once_applies_each_step_once(
+    empty_database_url: str,
+) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        applied = list(pool.map(migrations.apply, [empty_database_url] * 4))
+    assert sorted(applied)[:3] == [[], [], []]
+    assert sorted(applied)[3][0] == "0001.core"
+
+
+def test_the_ledger_is_append_only(database_url: str) -> None:
+    for statement in (
+        "UPDATE redemption_audit SET caller = 'x'",
+        "DELETE FROM redemption_audit",
+        "TRUNCATE redemption_audit",
+    ):
+        with psycopg.connect(database_url, autocommit=True) as connection:
+            connection.execute(
+                "INSERT INTO redemption_audit (event_id, book_id, event_time, fingerprint, bucket,"
+                " type, caller, peer, user_agent, request_id)"
+                " VALUES (gen_random_uuid(), gen_random_uuid(), now(), 0, 0, 1, '', '', '', '')"
+            )
+            with pytest.raises(psycopg.errors.InsufficientPrivilege, match="append-only"):
+                connection.execute(statement.encode())
+
+
+def test_a_database_that_cannot_be_reached_is_said_to_be(database_url: str) -> None:
+    with pytest.raises(DatabaseUnavailable):
+        migrations.apply("postgresql://nobody@127.0.0.1:1/nowhere")

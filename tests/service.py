@@ -1,0 +1,402 @@
+"""A real server in a thread, and a client that says in a line what a test wants of it."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeVar
+from uuid import uuid4
+
+import grpc
+import pytest
+import uvloop
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+from prometheus_client import CollectorRegistry
+from pydantic import SecretStr
+
+from coupon_service.server import Server
+from coupon_service.settings import Settings
+from coupon_service.v1 import (
+    assignment_service_pb2 as assignments,
+)
+from coupon_service.v1 import (
+    assignment_service_pb2_grpc,
+    audit_service_pb2_grpc,
+    coupon_book_service_pb2_grpc,
+    coupon_code_service_pb2_grpc,
+    redemption_service_pb2_grpc,
+)
+from coupon_service.v1 import (
+    audit_service_pb2 as audit,
+)
+from coupon_service.v1 import (
+    coupon_book_service_pb2 as books,
+)
+from coupon_service.v1 import (
+    coupon_code_service_pb2 as codes,
+)
+from coupon_service.v1 import (
+    money_pb2 as money,
+)
+from coupon_service.v1 import (
+    redemption_service_pb2 as redemptions,
+)
+
+__all__ = [
+    "Api",
+    "Refused",
+    "ServerThread",
+    "assignments",
+    "audit",
+    "books",
+    "codes",
+    "money",
+    "redemptions",
+    "refused",
+    "settings_for",
+]
+
+T = TypeVar("T")
+
+_numbers = itertools.count(1)
+
+
+def settings_for(database_url: str, redis_url: str, **changes: object) -> Settings:
+    """Settings of a test server: any free port, no grace."""
+    values: dict[str, Any] = {
+        "port": 0,
+        "metrics_port": 0,
+        "workers": 1,
+        "reflection": True,
+        "database_url": SecretStr(database_url),
+        "redis_url": SecretStr(redis_url),
+        "lock_token_secret": SecretStr("only the tests sign with this one"),
+        "redis_timeout_ms": 1_000,
+        "drain_grace_ms": 0,
+        "sweep_interval_ms": 200,
+    }
+    return Settings(_env_file=None, **(values | changes))  # type: ignore[call-arg]
+
+
+class ServerThread:
+    """A server with an event loop of its own, in this process."""
+
+    def __init__(self, settings: Settings, now: Callable[[], datetime] | None = None) -> None:
+        self.registry = CollectorRegistry()
+        self.server = Server(settings, self.registry, *([now] if now else []))
+        self._loop = uvloop.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+
+    def __enter__(self) -> ServerThread:
+        self._thread.start()
+        self.run(self.server.start())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.run(self.server.stop())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def run(self, work: Any) -> Any:
+        """Runs a coroutine in the server's loop."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(30)
+
+    @property
+    def address(self) -> str:
+        """Where it listens."""
+        return f"127.0.0.1:{self.server.port}"
+
+
+class Refused:
+    """What `refused` caught."""
+
+    error: grpc.RpcError
+
+    @property
+    def status(self) -> grpc.StatusCode:
+        """The gRPC status."""
+        return self.error.code()  # type: ignore[attr-defined]
+
+    @property
+    def reason(self) -> str:
+        """The reason of the ErrorInfo, which every error has."""
+        return self._info.reason
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """The metadata of the ErrorInfo."""
+        return dict(self._info.metadata)
+
+    @property
+    def fields(self) -> list[str]:
+        """The bad fields of an INVALID_ARGUMENT, in order."""
+        bad = self._detail(error_details_pb2.BadRequest)
+        return [violation.field for violation in bad.field_violations] if bad else []
+
+    @property
+    def retry_after_s(self) -> float | None:
+        """When to try again, if that can help."""
+        info = self._detail(error_details_pb2.RetryInfo)
+        return None if info is None else info.retry_delay.ToTimedelta().total_seconds()
+
+    @property
+    def _info(self) -> error_details_pb2.ErrorInfo:
+        info = self._detail(error_details_pb2.ErrorInfo)
+        assert info is not None, self.error
+        assert info.domain == "coupon_service.v1"
+        return info
+
+    def _detail(self, kind: type[T]) -> T | None:
+        status = rpc_status.from_call(self.error)  # type: ignore[arg-type]
+        assert status is not None, self.error
+        for detail in status.details:
+            message: Any = kind()
+            if detail.Unpack(message):
+                return message
+        return None
+
+
+class refused:  # noqa: N801 - reads like pytest.raises
+    """`with refused("REASON", StatusCode.X) as it:` the call fails for this reason."""
+
+    def __init__(self, reason: str, status: grpc.StatusCode | None = None) -> None:
+        self._reason = reason
+        self._status = status
+        self._caught = Refused()
+
+    def __enter__(self) -> Refused:
+        return self._caught
+
+    def __exit__(self, kind: object, error: BaseException | None, _: object) -> bool:
+        if error is None:
+            pytest.fail(f"not refused; expected {self._reason}")
+        if not isinstance(error, grpc.RpcError):
+            return False
+        self._caught.error = error
+        assert self._caught.reason == self._reason, error
+        if self._status is not None:
+            assert self._caught.status == self._status
+        return True
+
+
+class Api:
+    """The stubs of all services, and what most tests begin with."""
+
+    def __init__(self, address: str) -> None:
+        self.channel = grpc.insecure_channel(
+            address, options=[("grpc.use_local_subchannel_pool", 1)]
+        )
+        self.books = coupon_book_service_pb2_grpc.CouponBookServiceStub(self.channel)
+        self.codes = coupon_code_service_pb2_grpc.CouponCodeServiceStub(self.channel)
+        self.assignments = assignment_service_pb2_grpc.AssignmentServiceStub(self.channel)
+        self.redemptions = redemption_service_pb2_grpc.RedemptionServiceStub(self.channel)
+        self.audit = audit_service_pb2_grpc.AuditServiceStub(self.channel)
+
+    def close(self) -> None:
+        """Ends the connection."""
+        self.channel.close()
+
+    # --- books ----------------------------------------------------------------------------------
+
+    def draft(self, **fields: Any) -> books.CouponBook:
+        """A book in DRAFT: 10 % off in EUR, single use, bearer, locking off; `fields` differ."""
+        values: dict[str, Any] = {
+            "business_id": unique("business"),
+            "name": "A book",
+            "currency_code": "EUR",
+            "assignment_policy": books.ASSIGNMENT_POLICY_BEARER,
+            "lock_policy": books.LOCK_POLICY_OFF,
+            **fields,
+        }
+        values.setdefault(
+            "discount", books.Discount(percent_off=books.PercentOff(basis_points=1_000))
+        )
+        request = books.CreateCouponBookRequest(
+            coupon_book=books.CouponBook(**values), request_id=unique("request")
+        )
+        return self.books.CreateCouponBook(request).coupon_book
+
+    def book(self, *, codes: Sequence[str] | int = (), **fields: Any) -> books.CouponBook:
+        """An active book with these codes, or so many new ones."""
+        book = self.draft(**fields)
+        if codes:
+            self.import_codes(book.book_id, new_codes(codes) if isinstance(codes, int) else codes)
+        request = books.ActivateCouponBookRequest(
+            book_id=book.book_id, request_id=unique("request")
+        )
+        return self.books.ActivateCouponBook(request).coupon_book
+
+    def code(self, **fields: Any) -> str:
+        """The only code of a new active book."""
+        (code,) = new_codes(1)
+        self.book(codes=[code], **fields)
+        return code
+
+    def stats(self, book_id: str) -> books.CouponBookStats:
+        """The counters of a book."""
+        request = books.GetCouponBookStatsRequest(book_id=book_id)
+        return self.books.GetCouponBookStats(request).stats
+
+    # --- codes ----------------------------------------------------------------------------------
+
+    def import_codes(
+        self, book_id: str, *chunks: Iterable[str], request_id: str = "", first: int = 1
+    ) -> list[codes.ImportCodesResponse]:
+        """Uploads chunks of codes; the answer to each."""
+        request_id = request_id or unique("upload")
+
+        def messages() -> Iterable[codes.ImportCodesRequest]:
+            header = codes.ImportHeader(book_id=book_id, request_id=request_id)
+            yield codes.ImportCodesRequest(header=header)
+            for number, chunk in enumerate(chunks, first):
+                yield codes.ImportCodesRequest(
+                    chunk=codes.ImportChunk(chunk_number=number, codes=chunk)
+                )
+
+        return list(self.codes.ImportCodes(iter(messages())))
+
+    def get_code(self, code: str) -> codes.CouponCode:
+        """A code as it is now."""
+        return self.codes.GetCode(codes.GetCodeRequest(code=code)).coupon_code
+
+    # --- assignments ----------------------------------------------------------------------------
+
+    def assign(self, code: str, user_id: str, **fields: Any) -> assignments.AssignCodeResponse:
+        """Gives a code to a user."""
+        return self.assignments.AssignCode(
+            assignments.AssignCodeRequest(**_with_request_id(fields, code=code, user_id=user_id))
+        )
+
+    def assign_random(
+        self, book_id: str, user_id: str, **fields: Any
+    ) -> assignments.AssignRandomCodeResponse:
+        """Gives any code of a book to a user."""
+        return self.assignments.AssignRandomCode(
+            assignments.AssignRandomCodeRequest(
+                **_with_request_id(fields, book_id=book_id, user_id=user_id)
+            )
+        )
+
+    def revoke(self, code: str, user_id: str) -> assignments.RevokeAssignmentResponse:
+        """Takes a code from a user."""
+        return self.assignments.RevokeAssignment(
+            assignments.RevokeAssignmentRequest(
+                code=code, user_id=user_id, request_id=unique("request")
+            )
+        )
+
+    # --- redemptions ----------------------------------------------------------------------------
+
+    def redeem_request(self, code: str, user_id: str, **fields: Any) -> Any:
+        """A RedeemCodeRequest with a request_id of its own."""
+        return redemptions.RedeemCodeRequest(
+            **_with_request_id(fields, code=code, user_id=user_id)
+        )
+
+    def redeem(self, code: str, user_id: str, **fields: Any) -> redemptions.RedeemCodeResponse:
+        """Uses a code."""
+        return self.redemptions.RedeemCode(self.redeem_request(code, user_id, **fields))
+
+    def rollback(self, redemption_id: str, **fields: Any) -> redemptions.RollbackRedemptionResponse:
+        """Undoes a redemption."""
+        return self.redemptions.RollbackRedemption(
+            redemptions.RollbackRedemptionRequest(
+                **_with_request_id(fields, redemption_id=redemption_id)
+            )
+        )
+
+    def validate(self, code: str, user_id: str, **fields: Any) -> redemptions.ValidateCodeResponse:
+        """A dry run of `redeem`."""
+        return self.redemptions.ValidateCode(
+            redemptions.ValidateCodeRequest(code=code, user_id=user_id, **fields)
+        )
+
+    def lock(
+        self, code: str, user_id: str, *, ttl_s: float | None = None, **fields: Any
+    ) -> redemptions.LockCodeResponse:
+        """Locks a code."""
+        request = redemptions.LockCodeRequest(
+            **_with_request_id(fields, code=code, user_id=user_id)
+        )
+        if ttl_s is not None:
+            request.ttl.FromTimedelta(timedelta(seconds=ttl_s))
+        return self.redemptions.LockCode(request)
+
+    def unlock(self, lock_token: str) -> redemptions.UnlockCodeResponse:
+        """Ends a lock."""
+        return self.redemptions.UnlockCode(
+            redemptions.UnlockCodeRequest(lock_token=lock_token, request_id=unique("request"))
+        )
+
+    # --- the ledger -----------------------------------------------------------------------------
+
+    def events(self, **filters: Any) -> list[audit.AuditEvent]:
+        """All events that match, oldest first."""
+        found: list[audit.AuditEvent] = []
+        token = ""
+        while True:
+            page = self.audit.ListAuditEvents(
+                audit.ListAuditEventsRequest(page_size=1_000, page_token=token, **filters)
+            )
+            found += page.events
+            token = page.next_page_token
+            if not token:
+                return found[::-1]
+
+    def event_names(self, **filters: Any) -> list[str]:
+        """The types of all events that match, oldest first, without their prefix."""
+        return [
+            audit.AuditEventType.Name(event.type).removeprefix("AUDIT_EVENT_TYPE_")
+            for event in self.events(**filters)
+        ]
+
+
+def unique(what: str) -> str:
+    """A name that no other test has."""
+    return f"{what}-{uuid4().hex[:12]}-{next(_numbers)}"
+
+
+def new_codes(count: int) -> list[str]:
+    """Codes that no other test has."""
+    stem = uuid4().hex[:12].upper()
+    return [f"T{stem}{number:06d}" for number in range(count)]
+
+
+def euros(amount_minor: int) -> money.Money:
+    """An amount in EUR."""
+    return money.Money(amount_minor=amount_minor, currency_code="EUR")
+
+
+def from_now(**duration: float) -> datetime:
+    """A time so far from now."""
+    return datetime.now(UTC) + timedelta(**duration)
+
+
+def all_at_once(calls: Sequence[Callable[[], T]]) -> list[T | grpc.RpcError]:
+    """Makes all calls at the same time; the answer or the error of each."""
+
+    def outcome(call: Callable[[], T]) -> T | grpc.RpcError:
+        try:
+            return call()
+        except grpc.RpcError as error:
+            return error
+
+    with ThreadPoolExecutor(len(calls)) as pool:
+        return list(pool.map(outcome, calls))
+
+
+def reason_of(error: grpc.RpcError) -> str:
+    """The reason of an error."""
+    caught = Refused()
+    caught.error = error
+    return caught.reason
+
+
+def _with_request_id(fields: dict[str, Any], **more: Any) -> dict[str, Any]:
+    return {"request_id": unique("request"), **more, **fields}

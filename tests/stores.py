@@ -1,0 +1,90 @@
+"""What the tests of the store share: a Database, books and calls."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from prometheus_client import CollectorRegistry
+
+from coupon_service.metrics import Metrics
+from coupon_service.model import (
+    Benefit,
+    Book,
+    Call,
+    EventType,
+    event_id,
+)
+from coupon_service.store.books import Books
+from coupon_service.store.db import Database, DatabaseSettings
+
+START = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
+
+
+class Clock:
+    """A time that goes on by a second whenever it is asked for."""
+
+    def __init__(self) -> None:
+        self.now = START
+
+    def __call__(self) -> datetime:
+        self.now += timedelta(seconds=1)
+        return self.now
+
+
+@asynccontextmanager
+async def opened(url: str) -> AsyncGenerator[Database]:
+    """A Database on this URL."""
+    settings = DatabaseSettings(
+        url=url,
+        pool_min_size=1,
+        pool_max_size=4,
+        pool_timeout_ms=10_000,
+        lock_timeout_ms=2_000,
+        statement_timeout_ms=5_000,
+        idle_in_transaction_timeout_ms=10_000,
+        tcp_user_timeout_ms=10_000,
+        attempts_max=3,
+    )
+    database = Database(settings, Metrics(CollectorRegistry()))
+    await database.open()
+    try:
+        yield database
+    finally:
+        await database.close()
+
+
+def call(request_id: str, caller: str = "shop", business_id: str = "") -> Call:
+    """A call of the shop."""
+    return Call(caller, request_id, "ipv4:127.0.0.1:5", "tests", business_id)
+
+
+def new_book(name: str = "spring", business_id: str = "bakery", **fields: Any) -> Book:
+    """A book that is not stored yet, with the id that `make_book` gives it."""
+    attempt = event_id(7, EventType.BOOK_CREATED, "shop", f"create-{name}", business_id)
+    values: dict[str, Any] = {
+        "discount": Benefit("a gift"),
+        "create_time": START,
+        "update_time": START,
+        **fields,
+    }
+    return Book(book_id=attempt, business_id=business_id, name=name, **values)
+
+
+async def make_book(
+    books: Books, name: str = "spring", business_id: str = "bakery", **fields: Any
+) -> Book:
+    """A book in state DRAFT."""
+    book = new_book(name, business_id, **fields)
+    stored, _ = await books.create(book, call(f"create-{name}"), book.book_id, 1)
+    return stored
+
+
+async def activate(books: Books, book: Book) -> Book:
+    """The book, activated."""
+    active, _ = await books.transition(
+        book.book_id, EventType.BOOK_ACTIVATED, None, call("activate"), 1
+    )
+    return active

@@ -1,0 +1,176 @@
+"""What may be changed of a book, and when."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from coupon_service.book_rules import state_after, updated, violations
+from coupon_service.codes import CodeFormat
+from coupon_service.errors import InvalidArgument, InvalidStateTransition
+from coupon_service.model import (
+    AmountOff,
+    Benefit,
+    Book,
+    BookLimits,
+    BookState,
+    EventType,
+    PercentOff,
+)
+
+NOW = datetime(2026, 3, 1, tzinfo=UTC)
+LIMITS = BookLimits(100, 5, 4, 3, 2)
+
+DRAFT, ACTIVE, PAUSED, CLOSED = (
+    BookState.DRAFT,
+    BookState.ACTIVE,
+    BookState.PAUSED,
+    BookState.CLOSED,
+)
+
+
+def book(state: BookState = DRAFT, **fields: Any) -> Book:
+    values: dict[str, Any] = {
+        "discount": AmountOff(500),
+        "currency_code": "EUR",
+        "limits": LIMITS,
+        "create_time": NOW,
+        "update_time": NOW,
+        **fields,
+    }
+    return Book(book_id=UUID(int=1), business_id="bakery", name="spring", state=state, **values)
+
+
+@pytest.mark.parametrize(
+    ("event", "before", "after"),
+    [
+        (EventType.BOOK_ACTIVATED, DRAFT, ACTIVE),
+        (EventType.BOOK_ACTIVATED, PAUSED, ACTIVE),
+        (EventType.BOOK_PAUSED, ACTIVE, PAUSED),
+        (EventType.BOOK_CLOSED, DRAFT, CLOSED),
+        (EventType.BOOK_CLOSED, ACTIVE, CLOSED),
+        (EventType.BOOK_CLOSED, PAUSED, CLOSED),
+    ],
+)
+def test_a_verb_leads_from_its_states_to_its_state(
+    event: EventType, before: BookState, after: BookState
+) -> None:
+    assert state_after(book(before), event) is after
+
+
+@pytest.mark.parametrize(
+    ("event", "before"),
+    [
+        (EventType.BOOK_ACTIVATED, ACTIVE),
+        (EventType.BOOK_ACTIVATED, CLOSED),
+        (EventType.BOOK_PAUSED, DRAFT),
+        (EventType.BOOK_PAUSED, PAUSED),
+        (EventType.BOOK_PAUSED, CLOSED),
+        (EventType.BOOK_CLOSED, CLOSED),
+    ],
+)
+def test_a_verb_is_refused_in_every_other_state(event: EventType, before: BookState) -> None:
+    with pytest.raises(InvalidStateTransition) as refused:
+        state_after(book(before), event)
+    assert refused.value.metadata == {"state": before.name}
+
+
+def test_a_draft_can_be_changed_in_everything() -> None:
+    changes: dict[str, Any] = {
+        "limits": BookLimits(max_redemptions=0, max_redemptions_per_code=0),
+        "currency_code": "USD",
+        "code_format": CodeFormat(length=20),
+        "discount": PercentOff(1500, 0),
+    }
+    assert updated(book(), changes) == replace(book(), **changes)
+    introduced = {"limits": LIMITS}
+    assert updated(book(limits=BookLimits()), introduced).limits == LIMITS
+
+
+@pytest.mark.parametrize("state", [ACTIVE, PAUSED])
+@pytest.mark.parametrize(
+    ("field", "changes"),
+    [
+        ("currency_code", {"currency_code": "USD"}),
+        ("code_format", {"code_format": CodeFormat(length=20)}),
+        (
+            "limits.max_redemptions_per_code",
+            {"limits": BookLimits(100, 6, 4, 3, 2)},
+        ),
+        (
+            "limits.max_redemptions_per_code",
+            {"limits": BookLimits(100, 0, 4, 3, 2)},
+        ),
+    ],
+)
+def test_what_codes_were_made_and_used_by_is_fixed_once_a_book_was_active(
+    state: BookState, field: str, changes: dict[str, Any]
+) -> None:
+    with pytest.raises(InvalidStateTransition) as refused:
+        updated(book(state), changes)
+    assert refused.value.metadata == {"state": state.name, "field": field}
+
+
+def test_naming_a_fixed_field_without_changing_it_is_no_change() -> None:
+    active = book(ACTIVE)
+    changes: dict[str, Any] = {
+        "currency_code": "EUR",
+        "limits": LIMITS,
+        "code_format": CodeFormat(),
+        "name": "May",
+    }
+    assert updated(active, changes) == replace(active, name="May")
+
+
+@pytest.mark.parametrize(
+    "limit",
+    [
+        "max_redemptions",
+        "max_redemptions_per_user_per_code",
+        "max_redemptions_per_user",
+        "max_assignments_per_user",
+    ],
+)
+def test_a_limit_of_an_active_book_can_be_raised_lowered_and_lifted_but_not_introduced(
+    limit: str,
+) -> None:
+    for value in (1000, 1, 0):
+        limits = replace(LIMITS, **{limit: value})
+        assert updated(book(ACTIVE), {"limits": limits}).limits == limits
+    with pytest.raises(InvalidStateTransition) as refused:
+        updated(book(PAUSED, limits=replace(LIMITS, **{limit: 0})), {"limits": LIMITS})
+    assert refused.value.metadata == {"state": "PAUSED", "field": f"limits.{limit}"}
+
+
+def test_a_closed_book_is_never_changed() -> None:
+    with pytest.raises(InvalidStateTransition) as refused:
+        updated(book(CLOSED), {"name": "May"})
+    assert refused.value.metadata == {"state": "CLOSED"}
+
+
+def test_the_fields_of_the_changed_book_have_to_go_together() -> None:
+    window = book(start_time=NOW, end_time=NOW + timedelta(days=1))
+    with pytest.raises(InvalidArgument) as refused:
+        updated(window, {"start_time": NOW + timedelta(days=1), "currency_code": ""})
+    assert [it.field for it in refused.value.violations] == [
+        "coupon_book.end_time",
+        "coupon_book.currency_code",
+    ]
+
+
+def test_only_a_benefit_without_a_least_order_needs_no_currency() -> None:
+    def missing(**fields: Any) -> list[str]:
+        return [it.field for it in violations(book(currency_code="", **fields))]
+
+    assert missing(discount=Benefit("a gift")) == []
+    kinds: list[dict[str, Any]] = [
+        {"discount": AmountOff(1)},
+        {"discount": PercentOff(1, 0)},
+        {"discount": Benefit("a gift"), "min_order_amount_minor": 1},
+    ]
+    for fields in kinds:
+        assert missing(**fields) == ["coupon_book.currency_code"]

@@ -1,0 +1,218 @@
+"""The coalescer: one transaction for commands that arrive together, and what bounds it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from time import perf_counter
+from uuid import uuid4
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from coupon_service.coalesce import Coalescer, CoalescerSettings
+from coupon_service.errors import Contention, DeadlineExceeded, NoCodesAvailable, Overloaded
+from coupon_service.metrics import Metrics
+from coupon_service.model import Call, EventType, Outcome, SwitchCode, Unit
+
+
+class Transactions:
+    """Stands in for the database: notes each batch and ends it when it is told to."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[str]] = []
+        self.open = asyncio.Event()
+        self.open.set()
+        self.error: Exception | None = None
+        self.poison = ""
+
+    async def execute(self, units: Sequence[Unit]) -> list[list[Outcome]]:
+        self.batches.append([_name(unit) for unit in units])
+        await self.open.wait()
+        if self.error is not None:
+            raise self.error
+        if self.poison in self.batches[-1]:
+            raise ValueError(self.poison)
+        return [[NoCodesAvailable(_name(unit)) for _ in unit.commands] for unit in units]
+
+
+def _name(unit: Unit) -> str:
+    command = unit.commands[0]
+    assert isinstance(command, SwitchCode)
+    return command.code
+
+
+def _unit(code: str, *, size: int = 1, deadline: float | None = None) -> Unit:
+    command = SwitchCode(
+        call=Call("test", "request", deadline=deadline),
+        type=EventType.CODE_DISABLED,
+        code=code,
+        event_id=uuid4(),
+        fingerprint=0,
+    )
+    return Unit((command,) * size)
+
+
+def _coalescer(transactions: Transactions, **changes: float) -> Coalescer:
+    settings = {
+        "batch_max_size": 4,
+        "batches_in_flight": 1,
+        "batch_max_wait_ms": 0.0,
+        "queue_max_size": 8,
+    } | changes
+    return Coalescer(
+        transactions.execute,
+        CoalescerSettings(**settings),  # type: ignore[arg-type]
+        Metrics(CollectorRegistry()),
+    )
+
+
+def _submit(coalescer: Coalescer, *units: Unit) -> list[asyncio.Task[list[Outcome]]]:
+    return [asyncio.ensure_future(coalescer.submit(unit)) for unit in units]
+
+
+async def _answers(tasks: Sequence[asyncio.Task[list[Outcome]]]) -> list[str]:
+    return [str(outcome) for outcomes in await asyncio.gather(*tasks) for outcome in outcomes]
+
+
+async def test_a_command_that_finds_the_service_idle_is_carried_out_at_once() -> None:
+    transactions = Transactions()
+    outcomes = await _coalescer(transactions, batch_max_wait_ms=60_000).submit(_unit("A"))
+    assert [str(outcome) for outcome in outcomes] == ["A"]
+    assert transactions.batches == [["A"]]
+
+
+async def test_what_arrives_during_a_batch_shares_the_next_one() -> None:
+    transactions = Transactions()
+    transactions.open.clear()
+    coalescer = _coalescer(transactions)
+    tasks = _submit(coalescer, *map(_unit, "ABCD"))
+    await asyncio.sleep(0)
+    transactions.open.set()
+    assert await _answers(tasks) == ["A", "B", "C", "D"]
+    assert transactions.batches == [["A"], ["B", "C", "D"]]
+
+
+async def test_a_batch_has_a_greatest_size_and_a_large_unit_is_never_split() -> None:
+    transactions = Transactions()
+    transactions.open.clear()
+    coalescer = _coalescer(transactions)
+    tasks = _submit(coalescer, _unit("A"), *map(_unit, "BCDEF"))
+    await asyncio.sleep(0)
+    transactions.open.set()
+    await asyncio.gather(*tasks)
+    assert transactions.batches == [["A"], ["B", "C", "D", "E"], ["F"]]
+    await coalescer.submit(_unit("G", size=20))
+    assert transactions.batches[-1] == ["G"]
+
+
+async def test_a_second_batch_waits_while_it_is_smaller_than_what_is_in_flight() -> None:
+    transactions = Transactions()
+    transactions.open.clear()
+    coalescer = _coalescer(transactions, batches_in_flight=2, batch_max_wait_ms=60_000)
+    tasks = _submit(coalescer, _unit("A", size=3), _unit("B"))
+    await asyncio.sleep(0.01)
+    assert transactions.batches == [["A"]]
+    tasks += _submit(coalescer, _unit("C"), _unit("D"))
+    await asyncio.sleep(0.01)
+    assert transactions.batches == [["A"], ["B", "C", "D"]]
+    transactions.open.set()
+    await asyncio.gather(*tasks)
+
+
+async def test_a_second_batch_waits_for_a_bounded_time() -> None:
+    transactions = Transactions()
+    transactions.open.clear()
+    coalescer = _coalescer(transactions, batches_in_flight=2, batch_max_wait_ms=5)
+    tasks = _submit(coalescer, _unit("A", size=3), _unit("B"))
+    await asyncio.sleep(0.1)
+    assert transactions.batches == [["A"], ["B"]]
+    transactions.open.set()
+    await asyncio.gather(*tasks)
+
+
+async def test_a_full_queue_is_told_at_once() -> None:
+    transactions = Transactions()
+    transactions.open.clear()
+    coalescer = _coalescer(transactions)
+    tasks = _submit(coalescer, _unit("A"), _unit("B", size=4), _unit("C", size=4))
+    await asyncio.sleep(0)
+    with pytest.raises(Overloaded):
+        await coalescer.submit(_unit("D"))
+    transactions.open.set()
+    await asyncio.gather(*tasks)
+    assert [str(outcome) for outcome in await coalescer.submit(_unit("E"))] == ["E"]
+
+
+async def test_a_command_whose_deadline_has_passed_is_not_carried_out() -> None:
+    transactions = Transactions()
+    transactions.open.clear()
+    coalescer = _coalescer(transactions)
+    tasks = _submit(coalescer, _unit("A"), _unit("B", deadline=perf_counter() - 1), _unit("C"))
+    await asyncio.sleep(0)
+    transactions.open.set()
+    with pytest.raises(DeadlineExceeded):
+        await tasks[1]
+    assert await _answers([tasks[0], tasks[2]]) == ["A", "C"]
+    assert transactions.batches == [["A"], ["C"]]
+
+
+async def test_a_caller_that_stops_waiting_before_its_turn_is_left_out() -> None:
+    transactions = Transactions()
+    transactions.open.clear()
+    coalescer = _coalescer(transactions)
+    tasks = _submit(coalescer, *map(_unit, "ABC"))
+    await asyncio.sleep(0)
+    tasks[1].cancel()
+    await asyncio.sleep(0)
+    transactions.open.set()
+    assert await _answers([tasks[0], tasks[2]]) == ["A", "C"]
+    assert transactions.batches == [["A"], ["C"]]
+
+
+async def test_a_caller_that_stops_waiting_does_not_disturb_its_batch() -> None:
+    transactions = Transactions()
+    transactions.open.clear()
+    coalescer = _coalescer(transactions)
+    tasks = _submit(coalescer, *map(_unit, "AB"))
+    await asyncio.sleep(0)
+    tasks[0].cancel()
+    await asyncio.sleep(0)
+    transactions.open.set()
+    assert await _answers(tasks[1:]) == ["B"]
+    assert transactions.batches == [["A"], ["B"]]
+
+
+async def test_a_failed_transaction_fails_all_its_callers() -> None:
+    transactions = Transactions()
+    transactions.open.clear()
+    transactions.error = Contention()
+    coalescer = _coalescer(transactions)
+    tasks = _submit(coalescer, *map(_unit, "ABC"))
+    await asyncio.sleep(0)
+    transactions.open.set()
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [type(result) for result in results] == [Contention] * 3
+
+
+async def test_a_command_that_breaks_its_batch_only_fails_itself() -> None:
+    transactions = Transactions()
+    transactions.open.clear()
+    transactions.poison = "C"
+    coalescer = _coalescer(transactions)
+    tasks = _submit(coalescer, *map(_unit, "ABCD"))
+    await asyncio.sleep(0)
+    transactions.open.set()
+    with pytest.raises(ValueError, match="C"):
+        await tasks[2]
+    assert await _answers([tasks[0], tasks[1], tasks[3]]) == ["A", "B", "D"]
+
+
+async def test_draining_carries_out_what_waits() -> None:
+    transactions = Transactions()
+    coalescer = _coalescer(transactions, batches_in_flight=2, batch_max_wait_ms=60_000)
+    tasks = _submit(coalescer, _unit("A", size=3), _unit("B"))
+    await asyncio.sleep(0)
+    await coalescer.drain()
+    assert all(task.done() for task in tasks) or await asyncio.gather(*tasks)
+    assert [name for batch in transactions.batches for name in batch] == ["A", "B"]

@@ -1,0 +1,46 @@
+"""What the lease module sends to Redis."""
+
+from __future__ import annotations
+
+import pytest
+from redis.crc import key_slot
+
+from coupon_service.leases.commands import Commands, index_member, indexed_lock
+from coupon_service.leases.pipeline import Command
+from coupon_service.leases.results import IndexedLock
+
+
+def keys(command: Command) -> list[str]:
+    _evalsha, _sha, count, *rest = command
+    return [str(key) for key in rest[: int(count)]]
+
+
+@pytest.mark.parametrize("user_id", ["user-1", "{other}", "}{", "{}", "CODE2"])
+def test_a_script_on_a_code_touches_one_slot_of_a_cluster(user_id: str) -> None:
+    commands = Commands()
+    on_a_code = (
+        commands.take("CODE1", user_id, "lock", grace_ms=1),
+        commands.take_momentarily("CODE1", "attempt", user_id, 1, None),
+        commands.release("CODE1", user_id, "lock", 0),
+        commands.extend("CODE1", user_id, "lock", expire_ms=1, grace_ms=1, extensions_max=1),
+    )
+
+    slots = {key_slot(key.encode()) for command in on_a_code for key in keys(command)}
+
+    assert slots == {key_slot(b"CODE1")}
+
+
+@pytest.mark.parametrize("strange", ["a:b", "{x}", "ü", " ", "", "\n"])
+def test_an_index_entry_tells_code_book_user_and_lock_whatever_they_contain(strange: str) -> None:
+    member = index_member("CODE1", strange, strange, strange)
+
+    assert indexed_lock(member, "17") == IndexedLock("CODE1", strange, strange, strange, 17)
+
+
+def test_every_script_is_sent_by_the_hash_of_its_text() -> None:
+    commands = Commands()
+
+    sha = next(iter(commands.sources))
+
+    assert commands.take("C", "u", "l", grace_ms=1)[:2] == ("EVALSHA", sha)
+    assert len(commands.sources) == 6

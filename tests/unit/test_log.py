@@ -1,0 +1,271 @@
+from __future__ import annotations
+
+import io
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog
+from hypothesis import given
+from hypothesis import strategies as st
+
+from coupon_service.log import SECRET_KEYS, configure_logging, mask_code
+
+SECRET = "hunter2"
+
+Lines = Callable[[], list[dict[str, Any]]]
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before() -> Iterator[None]:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    for handler in handlers:  # basicConfig(force=True) closes those that it finds
+        root.removeHandler(handler)
+    yield
+    structlog.reset_defaults()
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+@pytest.fixture
+def stream() -> io.BytesIO:
+    return io.BytesIO()
+
+
+@pytest.fixture
+def lines(stream: io.BytesIO) -> Lines:
+    configure_logging("info", "json", stream)
+    return lambda: [json.loads(line) for line in stream.getvalue().splitlines()]
+
+
+class TestJson:
+    def test_an_event_is_one_object_on_one_line(self, lines: Lines) -> None:
+        structlog.get_logger("coupon_service.rpc").info(
+            "rpc", method="RedeemCode", note="a\nb", n=1.5
+        )
+        (line,) = lines()
+        time = datetime.fromisoformat(line.pop("timestamp"))
+        assert time.utcoffset() == timedelta(0)
+        assert abs(datetime.now(UTC) - time) < timedelta(hours=1)
+        assert line == {
+            "level": "info",
+            "event": "rpc",
+            "logger": "coupon_service.rpc",
+            "method": "RedeemCode",
+            "note": "a\nb",
+            "n": 1.5,
+        }
+
+    def test_only_the_level_asked_for_and_above_is_written(self, lines: Lines) -> None:
+        log = structlog.get_logger()
+        log.debug("no")
+        log.info("yes")
+        log.warning("yes")
+        log.error("yes")
+        assert [line["level"] for line in lines()] == ["info", "warning", "error"]
+        assert {line["event"] for line in lines()} == {"yes"}
+
+    def test_an_exception_comes_with_its_traceback(self, lines: Lines) -> None:
+        try:
+            raise RuntimeError("broken")
+        except RuntimeError:
+            structlog.get_logger().exception("failed", error_id="e1")
+        (line,) = lines()
+        assert line["level"] == "error"
+        assert line["error_id"] == "e1"
+        assert line["exception"].startswith("Traceback")
+        assert line["exception"].endswith("RuntimeError: broken")
+
+    @pytest.mark.parametrize(
+        "value",
+        [
+            object(),
+            {1, 2},
+            {(1, 2): 3},
+            b"\xff",
+            "\ud800",
+            "\x00\n🎉",
+            ValueError("x"),
+            float("inf"),
+        ],
+    )
+    def test_any_value_can_be_logged(self, value: object, lines: Lines) -> None:
+        structlog.get_logger().info("event", value=value)
+        assert len(lines()) == 1
+
+    def test_a_line_is_out_when_the_call_returns(self) -> None:
+        reader, writer = os.pipe()
+        os.set_blocking(reader, False)
+        with os.fdopen(writer, "wb") as stream:
+            configure_logging("info", "json", stream)
+            structlog.get_logger().info("event")
+            assert os.read(reader, 4096).endswith(b'"event":"event"}\n')
+        os.close(reader)
+
+
+class TestWhereItGoes:
+    def test_automatically_json_when_it_is_not_a_terminal(self, stream: io.BytesIO) -> None:
+        configure_logging("info", "auto", stream)
+        structlog.get_logger().info("event")
+        assert json.loads(stream.getvalue())["event"] == "event"
+
+    def test_automatically_coloured_on_a_terminal(self) -> None:
+        master, slave = os.openpty()
+        with os.fdopen(slave, "wb") as stream:
+            configure_logging("info", "auto", stream)
+            structlog.get_logger().info("event", method="RedeemCode")
+            shown = os.read(master, 4096).decode()
+        os.close(master)
+        assert "\x1b[" in shown
+        assert "RedeemCode" in shown
+        assert not shown.startswith("{")
+
+    def test_the_console_without_a_terminal_has_no_colours(self, stream: io.BytesIO) -> None:
+        configure_logging("info", "console", stream)
+        structlog.get_logger().info("event", method="RedeemCode", odd="\ud800🎉")
+        assert "method=RedeemCode" in stream.getvalue().decode()
+        assert b"\x1b[" not in stream.getvalue()
+
+    def test_the_console_does_not_show_the_variables_of_a_traceback(
+        self, stream: io.BytesIO
+    ) -> None:
+        configure_logging("info", "console", stream)
+        try:
+            token_of_caller = SECRET
+            raise RuntimeError(len(token_of_caller))
+        except RuntimeError:
+            structlog.get_logger().exception("failed")
+        assert "RuntimeError" in stream.getvalue().decode()
+        assert SECRET not in stream.getvalue().decode()
+
+    def test_standard_output_is_used_when_nothing_is_given(
+        self, capfdbinary: pytest.CaptureFixture[bytes]
+    ) -> None:
+        configure_logging("info", "json")
+        structlog.get_logger().info("event")
+        assert b'"event":"event"' in capfdbinary.readouterr().out
+
+    def test_a_full_disk_does_not_fail_the_caller(self) -> None:
+        with Path("/dev/full").open("wb", buffering=0) as stream:
+            configure_logging("info", "json", stream)
+            structlog.get_logger().info("event")
+
+    def test_a_closed_output_does_not_fail_the_caller(self, stream: io.BytesIO) -> None:
+        configure_logging("info", "json", stream)
+        stream.close()
+        structlog.get_logger().info("event")
+
+
+class TestLibraries:
+    def test_their_warnings_go_the_same_way(self, lines: Lines) -> None:
+        logging.getLogger("psycopg.pool").warning("error connecting in %r: %s", "pool-1", "refused")
+        (line,) = lines()
+        del line["timestamp"]
+        assert line == {
+            "level": "warning",
+            "event": "error connecting in 'pool-1': refused",
+            "logger": "psycopg.pool",
+        }
+
+    def test_their_exceptions_have_a_traceback(self, lines: Lines) -> None:
+        try:
+            raise RuntimeError("broken")
+        except RuntimeError:
+            logging.getLogger("asyncio").exception("never retrieved")
+        assert lines()[0]["exception"].endswith("RuntimeError: broken")
+
+    def test_an_exception_that_is_none_is_no_traceback(self, lines: Lines) -> None:
+        logging.getLogger("asyncio").error("late", exc_info=True)  # noqa: LOG014
+        assert lines()[0]["event"] == "late"
+
+    def test_below_warning_they_are_not_heard(
+        self, lines: Lines, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        library = logging.getLogger("grpc")
+        monkeypatch.setattr(library, "level", logging.DEBUG)
+        library.info("polling")
+        assert lines() == []
+
+    @pytest.mark.parametrize(
+        ("number", "level"), [(30, "warning"), (35, "warning"), (45, "error"), (99, "critical")]
+    )
+    def test_levels_of_their_own_are_rounded_down(
+        self, number: int, level: str, lines: Lines
+    ) -> None:
+        logging.getLogger("redis").log(number, "event")
+        assert lines()[0]["level"] == level
+
+    def test_what_they_log_badly_fails_nobody(
+        self, lines: Lines, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(logging, "raiseExceptions", False)
+        logging.getLogger("redis").warning("%d", "not a number")
+        assert lines() == []
+
+
+class TestSecrets:
+    @pytest.mark.parametrize("key", sorted(SECRET_KEYS))
+    def test_they_are_not_written_at_any_depth(self, key: str, lines: Lines) -> None:
+        log = structlog.get_logger().bind(**{key: SECRET})
+        log.info("event", inner={"list": [{key: SECRET}, ({key: [SECRET]},)]})
+        (line,) = lines()
+        assert SECRET not in json.dumps(line)
+        assert line[key] == "[redacted]"
+        assert line["inner"]["list"][0] == {key: "[redacted]"}
+
+    @pytest.mark.parametrize("output", ["json", "console"])
+    def test_passwords_in_urls_are_not_written(self, output: Any, stream: io.BytesIO) -> None:
+        configure_logging("info", output, stream)
+        url = f"postgresql://coupon:{SECRET}@db:5432/coupon"
+        log = structlog.get_logger()
+        log.info("connecting to %s", url, deep=[{"url": url}], object=ConnectionError(url))
+        logging.getLogger("psycopg.pool").warning("cannot connect to %s", url)
+        try:
+            raise ConnectionError(f"redis://:{SECRET}@cache:6379/0")
+        except ConnectionError:
+            log.exception("failed")
+        text = stream.getvalue().decode()
+        assert SECRET not in text
+        assert "@db:5432/coupon" in text
+        assert "@cache:6379/0" in text
+
+    def test_other_values_stay_as_they_are(self, lines: Lines) -> None:
+        structlog.get_logger().info("event", url="https://host/path?a=b:c@d", tokens=3, code="x@y")
+        (line,) = lines()
+        assert line["url"] == "https://host/path?a=b:c@d"
+        assert (line["tokens"], line["code"]) == (3, "x@y")
+
+    def test_what_the_caller_passed_is_not_changed(self, lines: Lines) -> None:
+        metadata = {"token": SECRET}
+        structlog.get_logger().info("event", metadata=metadata)
+        assert metadata == {"token": SECRET}
+        assert lines()[0]["metadata"] == {"token": "[redacted]"}
+
+
+class TestMaskCode:
+    @pytest.mark.parametrize(
+        ("code", "masked"),
+        [
+            ("ABCDEFGHJKMN", "***JKMN"),
+            ("ABCDEFGHJK", "***GHJK"),
+            ("SUMMER25", "***25"),
+            ("ABCDEF", "***EF"),
+            ("ABCDE", "***"),
+            ("A", "***"),
+            ("", "***"),
+        ],
+    )
+    def test_only_the_end_is_shown(self, code: str, masked: str) -> None:
+        assert mask_code(code) == masked
+
+    @given(st.text(min_size=1))
+    def test_most_of_a_code_stays_hidden(self, code: str) -> None:
+        shown = mask_code(code).removeprefix("***")
+        assert code.endswith(shown)
+        assert len(shown) <= min(4, len(code) * 0.4)

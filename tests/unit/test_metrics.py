@@ -1,0 +1,243 @@
+from __future__ import annotations
+
+import gzip
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from http.client import HTTPConnection
+from pathlib import Path
+
+import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.multiprocess import (
+    mark_process_dead,  # pyright: ignore[reportUnknownVariableType]
+)
+from prometheus_client.parser import text_string_to_metric_families
+
+from coupon_service.metrics import (
+    Metrics,
+    MetricsServer,
+    MetricsServerError,
+    serve_metrics,
+    workers_registry,
+)
+
+REDEEM = "RedemptionService/RedeemCode"
+
+
+@pytest.fixture
+def registry() -> CollectorRegistry:
+    return CollectorRegistry()
+
+
+@pytest.fixture
+def metrics(registry: CollectorRegistry) -> Metrics:
+    return Metrics(registry)
+
+
+def get(port: int, path: str, host: str = "127.0.0.1") -> tuple[int, str]:
+    connection = HTTPConnection(host, port, timeout=5)  # the server drops a silent client after 10
+    try:
+        connection.request("GET", path)
+        response = connection.getresponse()
+        return response.status, response.read().decode()
+    finally:
+        connection.close()
+
+
+def has_ipv6() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
+class TestMetrics:
+    def test_a_call_is_timed_by_method_and_status_and_counted_by_reason(
+        self, metrics: Metrics, registry: CollectorRegistry
+    ) -> None:
+        metrics.rpc_finished(REDEEM, "OK", "", 0.004)
+        metrics.rpc_finished(REDEEM, "OK", "", 0.006)
+        metrics.rpc_finished(REDEEM, "FAILED_PRECONDITION", "CODE_LOCKED", 20.0)
+        ok = {"method": REDEEM, "status": "OK"}
+        locked = {"method": REDEEM, "status": "FAILED_PRECONDITION"}
+        value = registry.get_sample_value
+        assert value("coupon_rpcs_total", ok | {"reason": ""}) == 2
+        assert value("coupon_rpcs_total", locked | {"reason": "CODE_LOCKED"}) == 1
+        assert value("coupon_rpc_duration_seconds_sum", ok) == pytest.approx(0.01)
+        assert value("coupon_rpc_duration_seconds_bucket", ok | {"le": "0.005"}) == 1
+        assert value("coupon_rpc_duration_seconds_bucket", locked | {"le": "10.0"}) == 0
+        assert value("coupon_rpc_duration_seconds_count", locked) == 1
+
+    def test_every_event_can_be_read_again(
+        self, metrics: Metrics, registry: CollectorRegistry
+    ) -> None:
+        metrics.batch_executed(60, 0.02)
+        metrics.batch_waited(0.003)
+        metrics.queue_changed(7)
+        metrics.queue_changed(5)
+        metrics.command_dropped("OVERLOADED")
+        metrics.transaction_finished(0.1)
+        metrics.transaction_conflicted("deadlock", retried=True)
+        metrics.transaction_conflicted("deadlock", retried=False)
+        metrics.pool_sampled("main", connections=4, idle=1, waiting=2)
+        metrics.redis_answered(0.001)
+        metrics.redis_failed()
+        metrics.lock_finished("CODE_LOCKED")
+        metrics.redemption_finished("OK")
+        for name, labels, expected in [
+            ("batch_size_commands_sum", {}, 60),
+            ("batch_duration_seconds_sum", {}, 0.02),
+            ("batch_wait_seconds_sum", {}, 0.003),
+            ("queue_length", {}, 5),
+            ("commands_dropped_total", {"reason": "OVERLOADED"}, 1),
+            ("transaction_duration_seconds_count", {}, 1),
+            ("transaction_conflicts_total", {"reason": "deadlock"}, 2),
+            ("transaction_retries_total", {}, 1),
+            ("pool_connections", {"pool": "main"}, 4),
+            ("pool_idle_connections", {"pool": "main"}, 1),
+            ("pool_waiting", {"pool": "main"}, 2),
+            ("redis_duration_seconds_count", {}, 1),
+            ("redis_errors_total", {}, 1),
+            ("lock_outcomes_total", {"reason": "CODE_LOCKED"}, 1),
+            ("redemption_outcomes_total", {"reason": "OK"}, 1),
+        ]:
+            assert registry.get_sample_value(f"coupon_{name}", labels) == expected, name
+
+    def test_names_units_and_labels_are_bounded(
+        self, metrics: Metrics, registry: CollectorRegistry
+    ) -> None:
+        metrics.rpc_finished(REDEEM, "OK", "", 0.004)
+        metrics.pool_sampled("main", 1, 1, 1)
+        for family in text_string_to_metric_families(generate_latest(registry).decode()):
+            assert family.name.startswith("coupon_")
+            assert family.documentation.endswith(".")
+            for sample in family.samples:
+                assert set(sample.labels) <= {"method", "status", "reason", "pool", "le"}
+
+    def test_two_of_them_do_not_share_anything(self) -> None:
+        one, other = CollectorRegistry(), CollectorRegistry()
+        Metrics(one).queue_changed(3)
+        Metrics(other)
+        assert one.get_sample_value("coupon_queue_length") == 3
+        assert other.get_sample_value("coupon_queue_length") == 0
+
+
+WORKER = f"""
+import os
+from prometheus_client import CollectorRegistry
+from coupon_service.metrics import Metrics
+
+metrics = Metrics(CollectorRegistry())
+metrics.rpc_finished("{REDEEM}", "OK", "", 0.004)
+metrics.queue_changed(5)
+metrics.pool_sampled("main", connections=4, idle=1, waiting=0)
+print(os.getpid())
+"""
+
+
+class TestSeveralWorkers:
+    @pytest.fixture
+    def workers(self, tmp_path: Path) -> list[int]:
+        environment = os.environ | {"PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
+        command = [sys.executable, "-c", WORKER]
+        return [
+            int(subprocess.run(command, env=environment, check=True, capture_output=True).stdout)
+            for _ in range(2)
+        ]
+
+    def test_what_they_count_is_added_up(self, workers: list[int], tmp_path: Path) -> None:
+        value = workers_registry(tmp_path).get_sample_value
+        ok = {"method": REDEEM, "status": "OK"}
+        assert value("coupon_rpcs_total", ok | {"reason": ""}) == len(workers)
+        assert value("coupon_rpc_duration_seconds_bucket", ok | {"le": "0.005"}) == len(workers)
+        assert value("coupon_queue_length") == 10
+        assert value("coupon_pool_connections", {"pool": "main"}) == 8
+
+    def test_a_dead_one_keeps_its_counts_but_not_its_gauges(
+        self, workers: list[int], tmp_path: Path
+    ) -> None:
+        mark_process_dead(workers[0], str(tmp_path))
+        value = workers_registry(tmp_path).get_sample_value
+        assert value("coupon_queue_length") == 5
+        assert value("coupon_rpcs_total", {"method": REDEEM, "status": "OK", "reason": ""}) == 2
+
+
+class TestEndpoint:
+    @pytest.fixture
+    def health(self) -> list[bool]:
+        return [True]
+
+    @pytest.fixture
+    def server(self, registry: CollectorRegistry, health: list[bool]) -> Iterator[MetricsServer]:
+        with serve_metrics("127.0.0.1", 0, registry, lambda: health[0]) as server:
+            yield server
+
+    def test_metrics_are_served(self, server: MetricsServer, metrics: Metrics) -> None:
+        metrics.queue_changed(5)
+        status, text = get(server.port, "/metrics")
+        assert status == 200
+        assert "coupon_queue_length 5.0" in text
+
+    def test_metrics_are_compressed_for_who_asks(
+        self, server: MetricsServer, metrics: Metrics
+    ) -> None:
+        metrics.queue_changed(5)
+        connection = HTTPConnection("127.0.0.1", server.port, timeout=10)
+        connection.request("GET", "/metrics?x=1", headers={"Accept-Encoding": "gzip"})
+        assert b"coupon_queue_length 5.0" in gzip.decompress(connection.getresponse().read())
+        connection.close()
+
+    def test_health_is_asked_each_time(self, server: MetricsServer, health: list[bool]) -> None:
+        assert get(server.port, "/healthz") == (200, "ok\n")
+        health[0] = False
+        assert get(server.port, "/healthz") == (503, "not serving\n")
+
+    def test_anything_else_is_not_found(self, server: MetricsServer) -> None:
+        assert get(server.port, "/")[0] == 404
+
+    def test_a_client_that_says_nothing_holds_up_nobody(self, server: MetricsServer) -> None:
+        with socket.create_connection(("127.0.0.1", server.port)):
+            assert get(server.port, "/healthz")[0] == 200
+
+    def test_a_failing_health_check_is_not_an_ok_and_ends_nothing(
+        self, registry: CollectorRegistry, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        results = iter([True])
+        with serve_metrics("127.0.0.1", 0, registry, lambda: next(results)) as server:
+            assert get(server.port, "/healthz")[0] == 200
+            with pytest.raises(ConnectionError):
+                get(server.port, "/healthz")
+            assert get(server.port, "/metrics")[0] == 200
+        assert "metrics request failed" in capfd.readouterr().out
+
+    @pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
+    def test_it_listens_on_ipv6_as_well(self, registry: CollectorRegistry) -> None:
+        with serve_metrics("::1", 0, registry, lambda: True) as server:
+            assert get(server.port, "/healthz", host="::1")[0] == 200
+
+    def test_after_close_the_port_is_free(self, registry: CollectorRegistry) -> None:
+        server = serve_metrics("127.0.0.1", 0, registry, lambda: True)
+        port = server.port
+        get(port, "/healthz")
+        server.close()
+        with serve_metrics("127.0.0.1", port, registry, lambda: True) as again:
+            assert again.port == port
+
+    def test_a_port_in_use_is_one_clear_sentence(
+        self, server: MetricsServer, registry: CollectorRegistry
+    ) -> None:
+        with pytest.raises(MetricsServerError) as raised:
+            serve_metrics("127.0.0.1", server.port, registry, lambda: True)
+        assert str(raised.value) == (
+            f"The metrics endpoint cannot listen on 127.0.0.1 port {server.port}: Address already"
+            " in use. COUPON_METRICS_HOST and COUPON_METRICS_PORT say where it listens."
+        )
+
+    def test_a_host_that_is_not_this_machine_is_one_too(self, registry: CollectorRegistry) -> None:
+        with pytest.raises(MetricsServerError, match=r"192\.0\.2\.1"):
+            serve_metrics("192.0.2.1", 0, registry, lambda: True)
