@@ -153,7 +153,7 @@ class Coalescer:
         except CouponServiceError as error:
             for it in batch:
                 _fail(it, error)
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - no caller is left waiting
             if len(batch) == 1 or not isinstance(error, Exception):
                 for it in batch:
                     _fail(it, error)

@@ -292,10 +292,9 @@ class Locks:
 
     async def _answer(self, done: Done) -> tuple[LockView, str, bool]:
         event = done.event
-        assert event.lock_id is not None
         view = None if done.replayed else lock_view([event], self._now())
         if view is None:
-            view = await self.get(event.lock_id, "")
+            view = await self.get(event.lock_id or event.event_id, "")
         return view, self._tokens.sign(view), done.replayed
 
     async def _give_back(self, command: Lock, book: Book) -> None:

@@ -7,7 +7,7 @@ import signal
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import grpc
 import grpc.aio
@@ -87,14 +87,15 @@ class Server:
         self.serving = False
 
     async def start(self) -> None:
-        """Connects, listens, and begins to answer as soon as PostgreSQL does. Raises ServerError."""
+        """Connects, listens, and answers as soon as PostgreSQL does. Raises ServerError."""
         settings = self._settings
         if settings.database_url is None or settings.redis_url is None:
             raise ServerError("COUPON_DATABASE_URL and COUPON_REDIS_URL have to be set.")
         if settings.lock_token_secret is None:
             raise ServerError("COUPON_LOCK_TOKEN_SECRET has to be set.")
         metrics = Metrics(self._registry)
-        self._database = Database(_database_settings(settings), metrics)
+        database_url = settings.database_url.get_secret_value()
+        self._database = Database(_database_settings(database_url, settings), metrics)
         self._leases = Leases(
             settings.redis_url.get_secret_value(),
             timeout_ms=settings.redis_timeout_ms,
@@ -146,7 +147,8 @@ class Server:
             settings.sweep_interval_ms,
         )
         self._metrics = metrics
-        self._health = health.aio.HealthServicer()
+        # types-grpcio does not know the asyncio half of grpc_health.
+        self._health: Any = cast("Any", health).aio.HealthServicer()
         edge = Edge(_edge_settings(settings), structlog.get_logger("coupon_service.rpc"), metrics)
         self._add_servicers(edge, books, reads, locks, checkout)
         await self._database.open()
@@ -179,7 +181,8 @@ class Server:
             audit_service_pb2_grpc.add_AuditServiceServicer_to_server,
             AuditServicer(reads),
         )
-        edge.add(health_pb2_grpc.add_HealthServicer_to_server, self._health)
+        register_health: Any = cast("Any", health_pb2_grpc).add_HealthServicer_to_server
+        edge.add(register_health, self._health)
 
     async def _listen(self, edge: Edge) -> None:
         settings = self._settings
@@ -277,10 +280,9 @@ async def serve(settings: Settings, *, ready: Callable[[Server], None] | None = 
             endpoint.close()
 
 
-def _database_settings(settings: Settings) -> DatabaseSettings:
-    assert settings.database_url is not None
+def _database_settings(url: str, settings: Settings) -> DatabaseSettings:
     return DatabaseSettings(
-        url=settings.database_url.get_secret_value(),
+        url=url,
         pool_min_size=settings.pool_min_size,
         pool_max_size=settings.pool_max_size,
         pool_timeout_ms=settings.pool_timeout_ms,

@@ -20,7 +20,7 @@ from coupon_service.model import (
 from coupon_service.store.books import Books
 from coupon_service.store.db import Database, DatabaseSettings
 
-START = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
+START = datetime(2021, 3, 1, 12, 0, tzinfo=UTC)
 
 
 class Clock:

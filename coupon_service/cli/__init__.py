@@ -11,7 +11,6 @@ from coupon_service import __version__
 from coupon_service.cli import call, codes, dev, health, migrate, serve, upload
 from coupon_service.cli.failure import CommandError
 from coupon_service.embedded import EmbeddedError
-from coupon_service.server import ServerError
 from coupon_service.settings import SettingsError, settings_table
 
 __all__ = ["application", "main"]
@@ -24,7 +23,7 @@ def main() -> None:
     """Run the command line. What a user can do something about ends it with a sentence, code 1."""
     try:
         application()()
-    except (CommandError, EmbeddedError, ServerError, SettingsError) as error:
+    except (CommandError, EmbeddedError, SettingsError) as error:
         sys.exit(str(error))
 
 

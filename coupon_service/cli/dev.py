@@ -1,5 +1,8 @@
 """`coupon-service dev`: everything the service needs, on this machine, with one command."""
 
+# What the server imports takes longer than a call to one: only who starts one waits for it.
+# ruff: noqa: PLC0415
+
 from __future__ import annotations
 
 import asyncio
@@ -10,22 +13,21 @@ import socket
 import sys
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
-import uvloop
 
 from coupon_service.cli.client import address_of, connect
 from coupon_service.cli.failure import CommandError
 from coupon_service.cli.health import wait_until_serving
-from coupon_service.cli.migrate import database_of
+from coupon_service.cli.migrate import apply_steps
+from coupon_service.cli.serve import serve_until_stopped
 from coupon_service.cli.session import DEMO_CODES, make_demo_book, session
 from coupon_service.embedded import EmbeddedPostgres, EmbeddedRedis
-from coupon_service.log import configure_logging
-from coupon_service.server import Server
-from coupon_service.server import serve as serve_until_stopped
 from coupon_service.settings import Settings, load_settings
-from coupon_service.store import migrations
+
+if TYPE_CHECKING:
+    from coupon_service.server import Server
 
 
 def dev() -> None:
@@ -35,6 +37,10 @@ def dev() -> None:
     where it was. With DATABASE_URL or REDIS_URL set, those are used instead. Ctrl-C stops all that
     was started. Made for trying and developing; coupon-service serve is for everything else.
     """
+    import uvloop
+
+    from coupon_service.log import configure_logging
+
     given = load_settings()
     _require_free_port(given.host, given.port, "COUPON_PORT")
     _require_free_port(given.metrics_host, given.metrics_port, "COUPON_METRICS_PORT")
@@ -67,8 +73,7 @@ def _complete(given: Settings, servers: ExitStack) -> Settings:
     if given.database_url is None:
         values["database_url"] = servers.enter_context(EmbeddedPostgres(folder / "postgres")).url
     settings = load_settings(**values)
-    with database_of(settings) as url:
-        migrations.apply(url)
+    apply_steps(settings)
     return settings
 
 

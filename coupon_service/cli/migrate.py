@@ -1,5 +1,8 @@
 """`coupon-service migrate`: the schema of the database of COUPON_DATABASE_URL."""
 
+# What this imports takes longer than a call to a service: only who changes a schema waits for it.
+# ruff: noqa: PLC0415
+
 from __future__ import annotations
 
 from collections.abc import Generator
@@ -11,14 +14,11 @@ import typer
 from coupon_service.cli.failure import CommandError
 from coupon_service.errors import CouponServiceError
 from coupon_service.settings import Settings, load_settings
-from coupon_service.store import migrations
 
 
 def up() -> None:
     """Bring the schema up to date."""
-    with database_of(load_settings()) as url:
-        steps = migrations.apply(url)
-    for step in steps:
+    for step in apply_steps(load_settings()):
         typer.echo(f"applied {step}")
     typer.echo("The schema is up to date.")
 
@@ -38,6 +38,8 @@ def down(
 
     Without --to all of them, which leaves nothing. Asks before it does.
     """
+    from coupon_service.store import migrations
+
     with database_of(load_settings()) as url:
         applied = [step for step, is_applied in migrations.status(url) if is_applied]
         if to is not None and to not in applied:
@@ -62,12 +64,22 @@ def status() -> None:
 
     Exit code 1 when the schema is not up to date.
     """
+    from coupon_service.store import migrations
+
     with database_of(load_settings()) as url:
         steps = migrations.status(url)
     for step, is_applied in steps:
         typer.echo(f"{'applied' if is_applied else 'missing'} {step}")
     if not all(is_applied for _, is_applied in steps):
         raise typer.Exit(1)
+
+
+def apply_steps(settings: Settings) -> list[str]:
+    """Bring the schema up to date; returns what was needed. Raises CommandError."""
+    from coupon_service.store import migrations
+
+    with database_of(settings) as url:
+        return migrations.apply(url)
 
 
 @contextmanager

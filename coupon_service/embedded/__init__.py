@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from coupon_service.embedded.machine import EmbeddedError
 from coupon_service.embedded.postgres import EmbeddedPostgres
-from coupon_service.embedded.process import DEFAULT_FOLDER
 from coupon_service.embedded.redis import EmbeddedRedis
 
-__all__ = ["DEFAULT_FOLDER", "EmbeddedError", "EmbeddedPostgres", "EmbeddedRedis"]
+__all__ = ["EmbeddedError", "EmbeddedPostgres", "EmbeddedRedis"]

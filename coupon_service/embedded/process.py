@@ -40,8 +40,6 @@ from coupon_service.embedded.machine import (
 if TYPE_CHECKING:
     from psutil import Process
 
-DEFAULT_FOLDER = Path(".data")
-
 START_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 20.0
 POLL_INTERVAL_S = 0.02

@@ -46,9 +46,7 @@ class Commands:
         at_most = -1 if places_max is None else max(places_max, 0)
         return (*self._take, 3, *keys, user_id, lock_id, expire_ms, ttl_ms, grace_ms, at_most)
 
-    def take_momentarily(
-        self, code: str, attempt_id: str, user_id: str, ttl_ms: int
-    ) -> Command:
+    def take_momentarily(self, code: str, attempt_id: str, user_id: str, ttl_ms: int) -> Command:
         return (*self._momentary, 2, *_places(code), user_id, attempt_id, ttl_ms)
 
     def peek(self, code: str, user_id: str, lock_id: str) -> Command:

@@ -31,7 +31,7 @@ EXPORT_PAGE: Final = 1_000
 class CouponCodeServicer(CouponCodeServiceServicer):
     """Answers with what CodeChunks, Reads and the rules do."""
 
-    def __init__(  # noqa: PLR0917
+    def __init__(
         self,
         books: Books,
         reads: Reads,

@@ -174,7 +174,7 @@ class Edge(grpc.GenericRpcHandler):
             kind.code, details.message, ((DETAILS_KEY, details.SerializeToString()),)
         )
 
-    def _finished(  # noqa: PLR0917
+    def _finished(
         self,
         method: str,
         rpc: RequestContext,

@@ -82,7 +82,7 @@ class Draft:
             **{
                 item.name: value.copy()
                 for item in fields(self.state)
-                if isinstance(value := getattr(self.state, item.name), dict)
+                if isinstance(value := getattr(self.state, item.name), (dict, list))
             },
         )
         state.picks = {book_id: picks.copy() for book_id, picks in state.picks.items()}

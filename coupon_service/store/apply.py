@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 from uuid import UUID
 
 from coupon_service.codes import bucket_of
-from coupon_service.model import Book, Effects, bucket_of_user
+from coupon_service.model import Assignment, Book, Effects, bucket_of_user
 from coupon_service.store.db import Connection
 from coupon_service.store.rows import (
     bucket_of_event_row,
@@ -101,31 +101,35 @@ async def _write_assignments(
     connection: Connection, effects: Effects, books: Mapping[UUID, Book]
 ) -> None:
     # Two statements: the counts of an update are differences, which the CHECKs of an insert refuse.
-    for statement, existing in ((INSERT_ASSIGNMENTS, False), (UPDATE_ASSIGNMENTS, True)):
-        rows = [
-            (after, after.redemptions - (before.redemptions if before else 0))
-            for before, after in effects.assignments.values()
-            if (before is not None) is existing
-        ]
-        if not rows:
-            continue
-        limits = [books[row.book_id].limits for row, _ in rows]
-        await connection.execute(
-            statement,
-            (
-                int_array([bucket_of(row.code) for row, _ in rows]),
-                text_array([row.code for row, _ in rows]),
-                text_array([row.user_id for row, _ in rows]),
-                uuid_array([row.book_id for row, _ in rows]),
-                int_array([row.state for row, _ in rows]),
-                int_array([redemptions for _, redemptions in rows]),
-                int_array([limit.max_redemptions_per_user_per_code for limit in limits]),
-                int_array([row.fence for row, _ in rows]),
-                time_array([row.assign_time for row, _ in rows]),
-                time_array([row.expire_time for row, _ in rows]),
-                text_array([row.metadata for row, _ in rows]),
-            ),
-        )
+    changes = effects.assignments.values()
+    new = [(after, after.redemptions) for before, after in changes if before is None]
+    changed = [
+        (after, after.redemptions - before.redemptions) for before, after in changes if before
+    ]
+    if new:
+        await connection.execute(INSERT_ASSIGNMENTS, _assignment_arrays(new, books))
+    if changed:
+        await connection.execute(UPDATE_ASSIGNMENTS, _assignment_arrays(changed, books))
+
+
+def _assignment_arrays(
+    rows: Sequence[tuple[Assignment, int]], books: Mapping[UUID, Book]
+) -> tuple[str, ...]:
+    """The rows, each with what is added to its redemptions, as parameters of the statements."""
+    limits = [books[row.book_id].limits for row, _ in rows]
+    return (
+        int_array([bucket_of(row.code) for row, _ in rows]),
+        text_array([row.code for row, _ in rows]),
+        text_array([row.user_id for row, _ in rows]),
+        uuid_array([row.book_id for row, _ in rows]),
+        int_array([row.state for row, _ in rows]),
+        int_array([redemptions for _, redemptions in rows]),
+        int_array([limit.max_redemptions_per_user_per_code for limit in limits]),
+        int_array([row.fence for row, _ in rows]),
+        time_array([row.assign_time for row, _ in rows]),
+        time_array([row.expire_time for row, _ in rows]),
+        text_array([row.metadata for row, _ in rows]),
+    )
 
 
 UPDATE_USERS: Final = """

@@ -68,7 +68,8 @@ class Books:
 
         async def work(connection: Connection) -> tuple[Book, bool]:
             if await insert_book(connection, book):
-                await keep_total(connection, book)
+                if book.limits.max_redemptions:
+                    await keep_total(connection, book)
                 created = EventType.BOOK_CREATED
                 event = _event(created, event_id, call, fingerprint, before=None, after=book)
                 await insert_events(connection, [event])

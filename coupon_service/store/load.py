@@ -152,9 +152,7 @@ SELECT code, c.book_id, c.state, c.redemptions, c.assignments
 FROM unnest(%s::smallint[], %s::text[]) AS wanted (bucket, code)
 JOIN coupon_codes AS c USING (bucket, code)
 """
-LOCK_CODES: Final[LiteralString] = (
-    SELECT_CODES + "ORDER BY c.bucket, c.code FOR NO KEY UPDATE OF c"
-)
+LOCK_CODES: Final[LiteralString] = SELECT_CODES + "ORDER BY c.bucket, c.code FOR NO KEY UPDATE OF c"
 
 
 async def _select_codes(connection: Connection, codes: Sequence[str], *, lock: bool) -> Cursor:
@@ -391,9 +389,7 @@ async def _load_counters(
         state.events[event.event_id] = event
 
 
-def _limited(
-    commands: Iterable[Command], state: State
-) -> tuple[set[tuple[UUID, str]], set[UUID]]:
+def _limited(commands: Iterable[Command], state: State) -> tuple[set[tuple[UUID, str]], set[UUID]]:
     """The users and books whose counters the commands need, by the limits of the books."""
     users: set[tuple[UUID, str]] = set()
     totals: set[UUID] = set()

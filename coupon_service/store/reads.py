@@ -92,7 +92,7 @@ class Reads:
 
         return await self._database.read("list_codes", work)
 
-    async def user_coupons(  # noqa: PLR0917
+    async def user_coupons(
         self,
         user_id: str,
         book_id: UUID | None,
@@ -140,7 +140,7 @@ class Reads:
 
         return await self._database.read("get_redemption", work)
 
-    async def redemptions(  # noqa: PLR0917
+    async def redemptions(
         self,
         user_id: str,
         book_id: UUID | None,

@@ -1,0 +1,465 @@
+"""RedeemCode: every reason for a refusal, and what a redemption leaves behind."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from coupon_service.errors import (
+    BookExpired,
+    BookLimitExceeded,
+    BookNotActive,
+    BookNotStarted,
+    CodeAlreadyRedeemed,
+    CodeDisabled,
+    CodeExpired,
+    CodeLimitExceeded,
+    CodeNotAssignedToUser,
+    CouponServiceError,
+    CurrencyMismatch,
+    OrderAlreadyRedeemed,
+    OrderBelowMinimum,
+    UserLimitExceeded,
+)
+from coupon_service.model import (
+    AssignmentPolicy,
+    AssignmentState,
+    Benefit,
+    BookState,
+    BookStats,
+    Code,
+    CodeState,
+    Event,
+    EventType,
+    Money,
+    PercentOff,
+    UserCounts,
+)
+from unit.rules.builders import (
+    BOOK_ID,
+    MINUTE,
+    MOMENT,
+    NOW,
+    World,
+    active,
+    assign,
+    book,
+    call,
+    disable,
+    eur,
+    redeem,
+    revoke,
+    rollback,
+)
+
+REQUIRED = AssignmentPolicy.REQUIRED
+
+
+class TestBook:
+    @pytest.mark.parametrize("state", [BookState.DRAFT, BookState.PAUSED, BookState.CLOSED])
+    def test_a_book_that_is_not_active_is_not_redeemed(self, state: BookState) -> None:
+        error = World(book(state=state)).refuses(redeem())
+        assert type(error) is BookNotActive
+        assert error.metadata == {"state": state.name}
+
+    def test_the_window_begins_at_its_start(self) -> None:
+        world = World(book(start_time=NOW), now=NOW - MOMENT)
+        error = world.refuses(redeem())
+        assert type(error) is BookNotStarted
+        assert error.metadata == {"start_time": NOW.isoformat()}
+        world.now = NOW
+        world.does(redeem())
+
+    def test_the_window_ends_before_its_end(self) -> None:
+        world = World(book(end_time=NOW), now=NOW)
+        error = world.refuses(redeem())
+        assert type(error) is BookExpired
+        assert error.metadata == {"end_time": NOW.isoformat()}
+        world.now = NOW - MOMENT
+        world.does(redeem())
+
+    def test_a_book_without_window_is_always_open(self) -> None:
+        for year in (2000, 9999):
+            World(book(), now=NOW.replace(year=year)).does(redeem())
+
+
+class TestLimits:
+    def test_a_single_use_code_is_redeemed_once(self) -> None:
+        world = World()
+        world.does(redeem())
+        error = world.refuses(redeem(user="bob"))
+        assert type(error) is CodeAlreadyRedeemed
+        assert error.metadata == {}
+
+    def test_a_code_is_redeemed_as_often_as_the_book_allows(self) -> None:
+        world = World(book(max_redemptions_per_code=3))
+        for user in ("ann", "ann", "bob"):
+            world.does(redeem(user=user))
+        error = world.refuses(redeem(user="cid"))
+        assert type(error) is CodeLimitExceeded
+        assert error.metadata == {"limit": "3"}
+
+    def test_a_code_without_limit_is_redeemed_for_ever(self) -> None:
+        world = World(book(max_redemptions_per_code=0))
+        for _ in range(20):
+            world.does(redeem())
+        assert world.code().redemptions == 20
+        assert world.code().state is CodeState.AVAILABLE
+
+    def test_a_user_redeems_a_code_as_often_as_the_book_allows(self) -> None:
+        world = World(book(max_redemptions_per_code=9, max_redemptions_per_user_per_code=2))
+        world.does(redeem())
+        world.does(redeem())
+        error = world.refuses(redeem())
+        assert type(error) is UserLimitExceeded
+        assert error.metadata == {"limit_name": "max_redemptions_per_user_per_code", "limit": "2"}
+        world.does(redeem(user="bob"))
+        world.does(redeem("B"))
+
+    def test_a_user_redeems_a_book_as_often_as_it_allows(self) -> None:
+        world = World(book(max_redemptions_per_user=2))
+        world.does(redeem("A"))
+        world.does(redeem("B"))
+        error = world.refuses(redeem("C"))
+        assert type(error) is UserLimitExceeded
+        assert error.metadata == {"limit_name": "max_redemptions_per_user", "limit": "2"}
+        world.does(redeem("C", user="bob"))
+
+    def test_a_book_is_redeemed_as_often_as_it_allows(self) -> None:
+        world = World(book(max_redemptions=2))
+        world.does(redeem("A", user="ann"))
+        world.does(redeem("B", user="bob"))
+        error = world.refuses(redeem("C", user="cid"))
+        assert type(error) is BookLimitExceeded
+        assert error.metadata == {"limit": "2"}
+
+    def test_a_limit_that_was_raised_allows_more(self) -> None:
+        world = World(book(max_redemptions=1, max_redemptions_per_user=1))
+        world.does(redeem("A"))
+        world.change_book(max_redemptions=2, max_redemptions_per_user=2)
+        world.does(redeem("B"))
+
+    def test_a_limit_below_what_was_redeemed_refuses(self) -> None:
+        world = World(book(max_redemptions=3))
+        world.does(redeem("A"))
+        world.does(redeem("B"))
+        world.change_book(max_redemptions=1)
+        assert type(world.refuses(redeem("C"))) is BookLimitExceeded
+
+
+class TestCode:
+    def test_a_disabled_code_is_not_redeemed(self) -> None:
+        world = World()
+        world.does(disable())
+        assert type(world.refuses(redeem())) is CodeDisabled
+
+    @pytest.mark.parametrize("state", [AssignmentState.REVOKED, AssignmentState.UNASSIGNED, None])
+    def test_where_it_is_required_only_an_assigned_user_redeems(
+        self, state: AssignmentState | None
+    ) -> None:
+        world = World(book(assignment_policy=REQUIRED, max_redemptions_per_code=5))
+        if state is not None:
+            world.put(active(state=state))
+        assert type(world.refuses(redeem())) is CodeNotAssignedToUser
+        world.does(assign())
+        world.does(redeem())
+
+    @pytest.mark.parametrize("state", [AssignmentState.ACTIVE, AssignmentState.REDEEMED])
+    def test_an_assigned_user_redeems_while_uses_are_left(self, state: AssignmentState) -> None:
+        # REDEEMED with uses left: the limit was raised since then.
+        world = World(book(assignment_policy=REQUIRED, max_redemptions_per_user_per_code=2))
+        world.put(active(state=state, redemptions=1))
+        world.does(redeem())
+
+    @pytest.mark.parametrize("state", [AssignmentState.REVOKED, None])
+    def test_whoever_has_a_bearer_code_redeems_it(self, state: AssignmentState | None) -> None:
+        world = World()
+        if state is not None:
+            world.put(active(state=state, expire_time=NOW - MINUTE))
+        world.does(redeem())
+
+    @pytest.mark.parametrize("policy", AssignmentPolicy)
+    def test_an_assignment_is_valid_until_it_expires(self, policy: AssignmentPolicy) -> None:
+        world = World(book(assignment_policy=policy, assigned_code_validity_s=60))
+        world.does(assign())
+        world.now = NOW + MINUTE
+        error = world.refuses(redeem())
+        assert type(error) is CodeExpired
+        assert error.metadata == {"expire_time": (NOW + MINUTE).isoformat()}
+        world.now -= MOMENT
+        world.does(redeem())
+
+    def test_what_expired_for_one_user_is_good_for_another_bearer(self) -> None:
+        world = World(book(assigned_code_validity_s=60))
+        world.does(assign())
+        world.now = NOW + MINUTE
+        world.does(redeem(user="bob"))
+
+
+class TestOrder:
+    @pytest.mark.parametrize("amount", [None, eur(999)])
+    def test_a_minimum_has_to_be_met(self, amount: Money | None) -> None:
+        world = World(book(min_order_amount_minor=1_000))
+        error = world.refuses(redeem(amount=amount))
+        assert type(error) is OrderBelowMinimum
+        assert error.metadata == {"minimum_minor": "1000", "currency_code": "EUR"}
+        world.does(redeem(amount=eur(1_000)))
+
+    def test_an_order_is_in_the_currency_of_the_book(self) -> None:
+        world = World()
+        error = world.refuses(redeem(amount=Money(1_000, "USD")))
+        assert type(error) is CurrencyMismatch
+        assert error.metadata == {"currency_code": "EUR"}
+
+    def test_a_benefit_without_currency_goes_with_any_order(self) -> None:
+        world = World(book(discount=Benefit("a cup"), currency_code=""))
+        event = world.does(redeem(amount=Money(1_000, "USD"))).event
+        assert (event.benefit, event.discount_minor) == ("a cup", None)
+        assert (event.order_amount_minor, event.currency_code) == (1_000, "USD")
+
+    def test_a_code_is_redeemed_once_for_an_order(self) -> None:
+        world = World(book(max_redemptions_per_code=0))
+        redeemed = world.does(redeem(order="o1")).event
+        error = world.refuses(redeem(order="o1", user="bob"))
+        assert type(error) is OrderAlreadyRedeemed
+        assert error.metadata == {"redemption_id": str(redeemed.event_id)}
+        world.does(redeem(order="o2"))
+        world.does(redeem("B", order="o1"))
+
+    def test_that_holds_years_later(self) -> None:
+        world = World(book(max_redemptions_per_code=0))
+        world.does(redeem(order="o1"))
+        world.now += timedelta(days=3_650)
+        assert type(world.refuses(redeem(order="o1"))) is OrderAlreadyRedeemed
+
+    def test_without_an_order_it_is_redeemed_as_often_as_allowed(self) -> None:
+        world = World(book(max_redemptions_per_code=2))
+        world.does(redeem())
+        world.does(redeem())
+
+    def test_an_order_is_free_again_after_a_roll_back(self) -> None:
+        world = World()
+        world.does(rollback(world.does(redeem(order="o1")).event))
+        again = world.does(redeem(order="o1")).event
+        error = world.refuses(redeem(order="o1"))
+        assert type(error) is OrderAlreadyRedeemed
+        assert error.metadata == {"redemption_id": str(again.event_id)}
+
+    def test_of_a_used_up_code_the_order_is_the_more_telling_reason(self) -> None:
+        world = World()
+        world.does(redeem(order="o1"))
+        assert type(world.refuses(redeem(order="o1"))) is OrderAlreadyRedeemed
+
+
+class TestEffects:
+    def test_the_ledger_has_a_row_with_everything(self) -> None:
+        world = World(
+            book(
+                discount=PercentOff(1_500, 0),
+                max_redemptions_per_code=5,
+                max_redemptions_per_user_per_code=3,
+            )
+        )
+        by = call("r1")
+        command = redeem(by=by, order="o1", amount=eur(1_999), metadata='{"till": 7}')
+        done = world.does(command)
+        assert world.ledger == [done.event]
+        assert done.event == Event(
+            event_id=command.event_id,
+            type=EventType.REDEEMED,
+            event_time=NOW,
+            book_id=BOOK_ID,
+            code="A",
+            user_id="ann",
+            order_id="o1",
+            caller="shop",
+            peer="10.0.0.1:4711",
+            user_agent="curl",
+            request_id="r1",
+            fingerprint=command.fingerprint,
+            state_before=CodeState.AVAILABLE,
+            state_after=CodeState.AVAILABLE,
+            order_amount_minor=1_999,
+            discount_minor=299,
+            currency_code="EUR",
+            code_redemptions=1,
+            code_redemption_limit=5,
+            user_code_redemptions=1,
+            metadata='{"till": 7}',
+        )
+
+    def test_what_was_not_given_is_not_recorded(self) -> None:
+        event = World(book(discount=PercentOff(1_500, 0))).does(redeem()).event
+        assert event.order_id is None
+        assert event.order_amount_minor is None
+        assert event.discount_minor is None
+        assert event.currency_code == "EUR"
+        assert event.user_code_redemptions is None
+        assert event.lock_id is None
+        assert event.metadata is None
+
+    def test_the_counters_of_the_book_follow(self) -> None:
+        world = World(book(max_redemptions_per_code=2))
+        world.does(redeem(amount=eur(300)))
+        assert world.stats == {BOOK_ID: BookStats(redemptions=1, discount_minor=300)}
+        world.does(redeem(amount=eur(2_000)))
+        assert world.stats == {
+            BOOK_ID: BookStats(available=-1, redeemed=1, redemptions=2, discount_minor=800)
+        }
+
+    def test_a_used_up_code_is_redeemed(self) -> None:
+        world = World(book(max_redemptions_per_code=2))
+        world.does(assign())
+        event = world.does(redeem()).event
+        assert (event.state_before, event.state_after) == (CodeState.ASSIGNED, CodeState.ASSIGNED)
+        done = world.does(redeem())
+        assert done.event.state_after is CodeState.REDEEMED
+        assert done.code == world.code()
+        assert world.code().state is CodeState.REDEEMED
+        assert (world.code().redemptions, world.code().assignments) == (2, 1)
+
+    @pytest.mark.parametrize(
+        ("limits", "counted"),
+        [
+            ({}, False),
+            ({"max_redemptions": 5, "max_redemptions_per_user_per_code": 5}, False),
+            ({"max_redemptions_per_user": 5}, True),
+            ({"max_assignments_per_user": 5}, True),
+        ],
+    )
+    def test_users_are_counted_where_the_book_limits_them(
+        self, limits: dict[str, Any], counted: bool
+    ) -> None:
+        world = World(book(**limits))
+        world.does(redeem())
+        expected = {(BOOK_ID, "ann"): UserCounts(redemptions=1)} if counted else {}
+        assert world.state.users == expected
+
+    @pytest.mark.parametrize(("limit", "total"), [(0, 0), (5, 1)])
+    def test_the_total_is_counted_where_the_book_limits_it(self, limit: int, total: int) -> None:
+        world = World(book(max_redemptions=limit))
+        world.does(redeem())
+        assert world.state.totals == {BOOK_ID: total}
+
+
+class TestLink:
+    def test_a_bearer_leaves_no_link_where_nothing_is_limited(self) -> None:
+        world = World()
+        done = world.does(redeem())
+        assert done.assignment is None
+        assert world.state.assignments == {}
+
+    def test_a_bearer_is_counted_where_a_limit_needs_it(self) -> None:
+        world = World(book(max_redemptions_per_code=0, max_redemptions_per_user_per_code=5))
+        world.does(redeem())
+        done = world.does(redeem())
+        assert done.assignment == world.link()
+        assert world.link().state is AssignmentState.UNASSIGNED
+        assert world.link().redemptions == 2
+        assert world.link().assign_time is None
+
+    def test_an_assignment_counts(self) -> None:
+        world = World(book(max_redemptions_per_code=0))
+        world.does(assign())
+        done = world.does(redeem())
+        assert done.event.user_code_redemptions == 1
+        assert world.link().redemptions == 1
+        assert world.link().state is AssignmentState.ACTIVE
+
+    @pytest.mark.parametrize(
+        "limits",
+        [
+            {"max_redemptions_per_code": 2},
+            {"max_redemptions_per_code": 0, "max_redemptions_per_user_per_code": 2},
+            {"max_redemptions_per_code": 9, "max_redemptions_per_user_per_code": 2},
+            {"max_redemptions_per_code": 2, "max_redemptions_per_user_per_code": 9},
+        ],
+    )
+    def test_an_assignment_is_redeemed_when_its_user_can_redeem_no_more(
+        self, limits: dict[str, Any]
+    ) -> None:
+        world = World(book(**limits))
+        world.does(assign())
+        world.does(redeem())
+        assert world.link().state is AssignmentState.ACTIVE
+        world.does(redeem())
+        assert world.link().state is AssignmentState.REDEEMED
+
+    def test_an_assignment_of_a_code_that_others_used_up_stays_active(self) -> None:
+        world = World(book(max_redemptions_per_code=2))
+        world.does(assign(user="ann"))
+        world.does(assign(user="bob"))
+        world.does(redeem(user="ann"))
+        world.does(redeem(user="bob"))
+        assert world.code().state is CodeState.REDEEMED
+        assert world.link("ann").state is AssignmentState.ACTIVE
+        assert world.link("bob").state is AssignmentState.ACTIVE
+
+    def test_a_revoked_bearer_stays_revoked(self) -> None:
+        world = World()
+        world.does(assign())
+        world.does(revoke())
+        world.does(redeem())
+        assert world.link().state is AssignmentState.REVOKED
+        assert world.link().redemptions == 1
+
+
+ALL_AT_ONCE: list[type[CouponServiceError]] = [
+    BookNotActive,
+    BookExpired,
+    BookNotStarted,
+    CodeDisabled,
+    OrderAlreadyRedeemed,
+    CodeLimitExceeded,
+    CodeNotAssignedToUser,
+    UserLimitExceeded,
+    UserLimitExceeded,
+    BookLimitExceeded,
+    CurrencyMismatch,
+    OrderBelowMinimum,
+]
+
+
+def test_the_most_telling_reason_comes_first() -> None:
+    """Of everything that speaks against a redemption the service answers with the first reason."""
+    world = World(
+        book(
+            state=BookState.PAUSED,
+            start_time=NOW + MINUTE,
+            end_time=NOW,
+            assignment_policy=REQUIRED,
+            max_redemptions=1,
+            max_redemptions_per_code=2,
+            max_redemptions_per_user=1,
+            max_redemptions_per_user_per_code=1,
+            min_order_amount_minor=1_000,
+        )
+    )
+    world.put(active(state=AssignmentState.REVOKED, redemptions=1))
+    world.put(UserCounts(redemptions=1))
+    world.put(Code("A", BOOK_ID, CodeState.DISABLED, 2, 0))
+    world.state.totals[BOOK_ID] = 1
+    world.state.orders[("A", "o1")] = UUID(int=7)
+    command = redeem(order="o1", amount=Money(999, "USD"))
+
+    remedies = [
+        lambda: world.change_book(state=BookState.ACTIVE),
+        lambda: world.change_book(end_time=None),
+        lambda: world.change_book(start_time=None),
+        lambda: world.put(Code("A", BOOK_ID, CodeState.AVAILABLE, 2, 0)),
+        lambda: world.state.orders.clear(),
+        lambda: world.change_book(max_redemptions_per_code=9),
+        lambda: world.put(active(redemptions=1)),
+        lambda: world.change_book(max_redemptions_per_user_per_code=2),
+        lambda: world.change_book(max_redemptions_per_user=2),
+        lambda: world.change_book(max_redemptions=2),
+        lambda: world.change_book(currency_code="USD"),
+        lambda: world.change_book(min_order_amount_minor=999),
+    ]
+    for reason, remedy in zip(ALL_AT_ONCE, remedies, strict=True):
+        assert type(world.refuses(command)) is reason
+        remedy()
+    world.does(command)
