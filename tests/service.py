@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 from uuid import uuid4
 
 import grpc
@@ -153,9 +153,10 @@ class Refused:
         return info
 
     def _detail(self, kind: type[T]) -> T | None:
-        status: Any = rpc_status.from_call(self.error)  # type: ignore[arg-type]
+        status = cast("Any", rpc_status).from_call(self.error)
         assert status is not None, self.error
-        for detail in status.details:
+        details: list[Any] = list(status.details)
+        for detail in details:
             message: Any = kind()
             if detail.Unpack(message):
                 return message

@@ -20,6 +20,7 @@ class RequestContext:
     """The caller of one RPC; `request_id` is known once the request has been read.
 
     `business_id` is the one the caller's token names; empty: the caller may see every business.
+    `deadline`: in seconds of time.perf_counter.
     """
 
     metadata: Metadata = ()
@@ -27,11 +28,14 @@ class RequestContext:
     caller: str = ANONYMOUS
     business_id: str = ""
     request_id: str = ""
+    deadline: float | None = None
 
     def call(self, request_id: str) -> Call:
         """The call as the ledger remembers it; also tells the log its `request_id`."""
         self.request_id = request_id
-        return Call(self.caller, request_id, self.peer, self.user_agent, self.business_id)
+        return Call(
+            self.caller, request_id, self.peer, self.user_agent, self.business_id, self.deadline
+        )
 
     @property
     def user_agent(self) -> str:

@@ -311,8 +311,8 @@ class CodeFormat(_message.Message):
     group_size: _builtins.int
     """Random characters a group; 0 = one group."""
     check_character: _builtins.bool
-    """Adds a check character (ISO/IEC 7064, MOD N+1,N over the alphabet) after the random ones, so
-    that a mistyped code is told apart from an unknown one.
+    """Adds a check character (ISO/IEC 7064 over the alphabet) after the random ones, so that a mistyped
+    code is told apart from an unknown one.
     """
     def __init__(
         self,

@@ -133,9 +133,10 @@ class CouponBookServiceServicer:
 
     def UpdateCouponBook(self, request, context):
         """Changes the fields that `update_mask` names. BOOK_NOT_FOUND; CONCURRENT_MODIFICATION when the
-        etag does not match; INVALID_STATE_TRANSITION when the book is CLOSED, or when
-        `limits.max_redemptions_per_code`, `currency_code` or `code_format` is changed after the first
-        activation, since codes have been made and redeemed by them.
+        etag does not match; INVALID_STATE_TRANSITION when the book is CLOSED, and after the first
+        activation when `limits.max_redemptions_per_code`, `currency_code` or `code_format` is changed,
+        since codes have been made and redeemed by them, or when another limit is introduced where there
+        was none, since nothing was counted until then (raising, lowering and lifting one is fine).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

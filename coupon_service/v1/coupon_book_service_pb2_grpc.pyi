@@ -58,9 +58,10 @@ class CouponBookServiceStub:
     """Lists books, newest first."""
     UpdateCouponBook: _grpc.UnaryUnaryMultiCallable[_coupon_book_service_pb2.UpdateCouponBookRequest, _coupon_book_service_pb2.UpdateCouponBookResponse]
     """Changes the fields that `update_mask` names. BOOK_NOT_FOUND; CONCURRENT_MODIFICATION when the
-    etag does not match; INVALID_STATE_TRANSITION when the book is CLOSED, or when
-    `limits.max_redemptions_per_code`, `currency_code` or `code_format` is changed after the first
-    activation, since codes have been made and redeemed by them.
+    etag does not match; INVALID_STATE_TRANSITION when the book is CLOSED, and after the first
+    activation when `limits.max_redemptions_per_code`, `currency_code` or `code_format` is changed,
+    since codes have been made and redeemed by them, or when another limit is introduced where there
+    was none, since nothing was counted until then (raising, lowering and lifting one is fine).
     """
     ActivateCouponBook: _grpc.UnaryUnaryMultiCallable[_coupon_book_service_pb2.ActivateCouponBookRequest, _coupon_book_service_pb2.ActivateCouponBookResponse]
     """DRAFT or PAUSED → ACTIVE: codes can be assigned, locked and redeemed within the validity window.
@@ -107,9 +108,10 @@ class CouponBookServiceAsyncStub(CouponBookServiceStub):
     """Lists books, newest first."""
     UpdateCouponBook: _aio.UnaryUnaryMultiCallable[_coupon_book_service_pb2.UpdateCouponBookRequest, _coupon_book_service_pb2.UpdateCouponBookResponse]  # type: ignore[assignment]
     """Changes the fields that `update_mask` names. BOOK_NOT_FOUND; CONCURRENT_MODIFICATION when the
-    etag does not match; INVALID_STATE_TRANSITION when the book is CLOSED, or when
-    `limits.max_redemptions_per_code`, `currency_code` or `code_format` is changed after the first
-    activation, since codes have been made and redeemed by them.
+    etag does not match; INVALID_STATE_TRANSITION when the book is CLOSED, and after the first
+    activation when `limits.max_redemptions_per_code`, `currency_code` or `code_format` is changed,
+    since codes have been made and redeemed by them, or when another limit is introduced where there
+    was none, since nothing was counted until then (raising, lowering and lifting one is fine).
     """
     ActivateCouponBook: _aio.UnaryUnaryMultiCallable[_coupon_book_service_pb2.ActivateCouponBookRequest, _coupon_book_service_pb2.ActivateCouponBookResponse]  # type: ignore[assignment]
     """DRAFT or PAUSED → ACTIVE: codes can be assigned, locked and redeemed within the validity window.
@@ -177,9 +179,10 @@ class CouponBookServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_coupon_book_service_pb2.UpdateCouponBookResponse, _abc.Awaitable[_coupon_book_service_pb2.UpdateCouponBookResponse]]:
         """Changes the fields that `update_mask` names. BOOK_NOT_FOUND; CONCURRENT_MODIFICATION when the
-        etag does not match; INVALID_STATE_TRANSITION when the book is CLOSED, or when
-        `limits.max_redemptions_per_code`, `currency_code` or `code_format` is changed after the first
-        activation, since codes have been made and redeemed by them.
+        etag does not match; INVALID_STATE_TRANSITION when the book is CLOSED, and after the first
+        activation when `limits.max_redemptions_per_code`, `currency_code` or `code_format` is changed,
+        since codes have been made and redeemed by them, or when another limit is introduced where there
+        was none, since nothing was counted until then (raising, lowering and lifting one is fine).
         """
 
     @_abc_1.abstractmethod

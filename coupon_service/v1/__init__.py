@@ -1,0 +1,1 @@
+"""Generated from proto/coupon_service/v1 by `make stubs`."""
