@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import Callable
-from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, Final, cast
 
@@ -76,11 +75,16 @@ class Server:
     """One worker: a gRPC port with everything behind it."""
 
     def __init__(
-        self, settings: Settings, registry: CollectorRegistry, now: Callable[[], datetime] = utc_now
+        self,
+        settings: Settings,
+        registry: CollectorRegistry,
+        now: Callable[[], datetime] = utc_now,
+        readiness_changed: Callable[[bool], None] = lambda _: None,
     ) -> None:
         self._settings = settings
         self._registry = registry
         self._now = now
+        self._readiness_changed = readiness_changed
         self._log = structlog.get_logger("coupon_service.server")
         self._background: set[asyncio.Task[Any]] = set()
         self.port = 0
@@ -153,6 +157,7 @@ class Server:
         self._add_servicers(edge, books, reads, locks, checkout)
         await self._database.open()
         await self._listen(edge)
+        await self._set_serving(False)
         self._spawn(self._watch_readiness())
         self._spawn(self._sweeper.run())
 
@@ -213,13 +218,13 @@ class Server:
     async def stop(self) -> None:
         """Tells everybody, waits for load balancers, finishes what is in flight, and closes."""
         settings = self._settings
-        await self._health.enter_graceful_shutdown()
-        self.serving = False
-        await asyncio.sleep(settings.drain_grace_ms / 1000)
-        await self._grpc.stop(settings.shutdown_timeout_ms / 1000)
         for task in self._background:
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
+        await self._set_serving(False)
+        await self._health.enter_graceful_shutdown()
+        await asyncio.sleep(settings.drain_grace_ms / 1000)
+        await self._grpc.stop(settings.shutdown_timeout_ms / 1000)
         await self._coalescer.drain()
         await self._leases.close()
         await self._database.close()
@@ -234,10 +239,7 @@ class Server:
             ready = await self._is_ready()
             if ready != self.serving:
                 self._log.info("ready" if ready else "not ready")
-            self.serving = ready
-            status = health_pb2.HealthCheckResponse
-            for service in ("", *SERVICES):
-                await self._health.set(service, status.SERVING if ready else status.NOT_SERVING)
+                await self._set_serving(ready)
             stats = self._database.pool.get_stats()
             self._metrics.pool_sampled(
                 "postgresql",
@@ -246,6 +248,13 @@ class Server:
                 stats.get("requests_waiting", 0),
             )
             await asyncio.sleep(READINESS_INTERVAL_S if ready else READINESS_INTERVAL_S / 10)
+
+    async def _set_serving(self, serving: bool) -> None:
+        self.serving = serving
+        self._readiness_changed(serving)
+        status = health_pb2.HealthCheckResponse
+        for service in ("", *SERVICES):
+            await self._health.set(service, status.SERVING if serving else status.NOT_SERVING)
 
     async def _is_ready(self) -> bool:
         try:
@@ -257,10 +266,7 @@ class Server:
 
 async def serve(settings: Settings, *, ready: Callable[[Server], None] | None = None) -> None:
     """Runs a worker and its metrics port until SIGTERM or SIGINT. Raises ServerError."""
-    stopped = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopped.set)
+    stopped = _stop_signals(signal.SIGTERM, signal.SIGINT)
     registry = CollectorRegistry()
     server = Server(settings, registry)
     try:
@@ -269,15 +275,37 @@ async def serve(settings: Settings, *, ready: Callable[[Server], None] | None = 
         )
     except MetricsServerError as error:
         raise ServerError(str(error)) from error
-    try:
+    with endpoint:
         await server.start()
         if ready is not None:
             ready(server)
         await stopped.wait()
         await server.stop()
-    finally:
-        with suppress(RuntimeError):
-            endpoint.close()
+
+
+async def work(
+    settings: Settings, readiness_changed: Callable[[bool], None], orphaned: int | None
+) -> None:
+    """Runs one of several workers until SIGTERM, or until the supervisor is gone.
+
+    `orphaned`: a descriptor that becomes readable then. The supervisor serves the metrics.
+    """
+    stopped = _stop_signals(signal.SIGTERM)
+    if orphaned is not None:
+        asyncio.get_running_loop().add_reader(orphaned, stopped.set)
+    server = Server(settings, CollectorRegistry(), readiness_changed=readiness_changed)
+    await server.start()
+    await stopped.wait()
+    if orphaned is not None:
+        asyncio.get_running_loop().remove_reader(orphaned)
+    await server.stop()
+
+
+def _stop_signals(*numbers: signal.Signals) -> asyncio.Event:
+    stopped = asyncio.Event()
+    for number in numbers:
+        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+    return stopped
 
 
 def _database_settings(url: str, settings: Settings) -> DatabaseSettings:

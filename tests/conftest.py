@@ -16,6 +16,7 @@ import shutil
 import uuid
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -155,3 +156,16 @@ def api(server_address: str) -> Iterator[Api]:
     client = Api(server_address)
     yield client
     client.close()
+
+
+@pytest.fixture(scope="session")
+def tomorrow(server: ServerThread) -> Iterator[Api]:
+    """A client of a second server on the same data, whose clock is a day ahead. To look with."""
+    from service import Api, ServerThread
+
+    # It would find that the locks of all other tests have run out.
+    settings = server.settings.model_copy(update={"sweep_interval_ms": 3_600_000})
+    with ServerThread(settings, lambda: datetime.now(UTC) + timedelta(days=1)) as running:
+        client = Api(running.address)
+        yield client
+        client.close()

@@ -14,6 +14,7 @@ from uuid import uuid4
 import grpc
 import pytest
 import uvloop
+from google.protobuf.field_mask_pb2 import FieldMask
 from google.rpc import error_details_pb2  # pyright: ignore[reportMissingTypeStubs]
 from grpc_status import rpc_status
 from prometheus_client import CollectorRegistry
@@ -56,6 +57,7 @@ __all__ = [
     "books",
     "codes",
     "money",
+    "pages",
     "redemptions",
     "refused",
     "settings_for",
@@ -87,6 +89,7 @@ class ServerThread:
     """A server with an event loop of its own, in this process."""
 
     def __init__(self, settings: Settings, now: Callable[[], datetime] | None = None) -> None:
+        self.settings = settings
         self.registry = CollectorRegistry()
         self.server = Server(settings, self.registry, *([now] if now else []))
         self._loop = uvloop.new_event_loop()
@@ -228,10 +231,37 @@ class Api:
         book = self.draft(**fields)
         if codes:
             self.import_codes(book.book_id, new_codes(codes) if isinstance(codes, int) else codes)
-        request = books.ActivateCouponBookRequest(
-            book_id=book.book_id, request_id=unique("request")
+        return self.activate(book.book_id)
+
+    def get_book(self, book_id: str) -> books.CouponBook:
+        """A book as it is now."""
+        return self.books.GetCouponBook(books.GetCouponBookRequest(book_id=book_id)).coupon_book
+
+    def update(
+        self, book_id: str, *paths: str, etag: str = "", **fields: Any
+    ) -> books.CouponBook:
+        """Changes these fields of a book, or those that `paths` names."""
+        request = books.UpdateCouponBookRequest(
+            coupon_book=books.CouponBook(book_id=book_id, etag=etag, **fields),
+            update_mask=FieldMask(paths=paths or fields),
+            request_id=unique("request"),
         )
+        return self.books.UpdateCouponBook(request).coupon_book
+
+    def activate(self, book_id: str, **fields: Any) -> books.CouponBook:
+        """DRAFT or PAUSED → ACTIVE."""
+        request = books.ActivateCouponBookRequest(**_with_request_id(fields, book_id=book_id))
         return self.books.ActivateCouponBook(request).coupon_book
+
+    def pause(self, book_id: str, **fields: Any) -> books.CouponBook:
+        """ACTIVE → PAUSED."""
+        request = books.PauseCouponBookRequest(**_with_request_id(fields, book_id=book_id))
+        return self.books.PauseCouponBook(request).coupon_book
+
+    def close_book(self, book_id: str, **fields: Any) -> books.CouponBook:
+        """Any state → CLOSED."""
+        request = books.CloseCouponBookRequest(**_with_request_id(fields, book_id=book_id))
+        return self.books.CloseCouponBook(request).coupon_book
 
     def code(self, **fields: Any) -> str:
         """The only code of a new active book."""
@@ -266,6 +296,15 @@ class Api:
         """A code as it is now."""
         return self.codes.GetCode(codes.GetCodeRequest(code=code)).coupon_code
 
+    def disable(self, code: str, **fields: Any) -> codes.DisableCodeResponse:
+        """Switches a code off."""
+        request = codes.DisableCodeRequest(**_with_request_id(fields, code=code))
+        return self.codes.DisableCode(request)
+
+    def enable(self, code: str, **fields: Any) -> codes.EnableCodeResponse:
+        """Switches a code on again."""
+        return self.codes.EnableCode(codes.EnableCodeRequest(**_with_request_id(fields, code=code)))
+
     # --- assignments ----------------------------------------------------------------------------
 
     def assign(self, code: str, user_id: str, **fields: Any) -> assignments.AssignCodeResponse:
@@ -284,11 +323,13 @@ class Api:
             )
         )
 
-    def revoke(self, code: str, user_id: str) -> assignments.RevokeAssignmentResponse:
+    def revoke(
+        self, code: str, user_id: str, **fields: Any
+    ) -> assignments.RevokeAssignmentResponse:
         """Takes a code from a user."""
         return self.assignments.RevokeAssignment(
             assignments.RevokeAssignmentRequest(
-                code=code, user_id=user_id, request_id=unique("request")
+                **_with_request_id(fields, code=code, user_id=user_id)
             )
         )
 
@@ -354,6 +395,19 @@ class Api:
             audit.AuditEventType.Name(event.type).removeprefix("AUDIT_EVENT_TYPE_")
             for event in self.events(**filters)
         ]
+
+
+def pages(list_rpc: Callable[[Any], Any], request: Any, items: str) -> list[list[Any]]:
+    """The pages of a list, from the first to the last; `items`: the field of the answer."""
+    found: list[list[Any]] = []
+    asked = type(request)()
+    asked.CopyFrom(request)
+    while True:
+        answer = list_rpc(asked)
+        found.append(list(getattr(answer, items)))
+        asked.page_token = answer.next_page_token
+        if not asked.page_token:
+            return found
 
 
 def unique(what: str) -> str:

@@ -35,6 +35,20 @@ Token = Annotated[
     typer.Option(help="Bearer token that says who is calling.", show_default=False),
 ]
 
+RETRIES: Final = """{
+  "methodConfig": [{
+    "name": [{}],
+    "retryPolicy": {
+      "maxAttempts": 5,
+      "initialBackoff": "0.1s",
+      "maxBackoff": "2s",
+      "backoffMultiplier": 3,
+      "retryableStatusCodes": ["UNAVAILABLE", "ABORTED", "RESOURCE_EXHAUSTED"]
+    }
+  }]
+}"""
+"""A service config for clients: https://github.com/grpc/proposal/blob/master/A6-client-retries.md"""
+
 STATUS_DETAILS: Final = "grpc-status-details-bin"
 BREAKS_MAX: Final = 8
 """How often in a row a stream is opened again without an answer: half a minute in all."""
@@ -52,12 +66,18 @@ Connection = AbstractAsyncContextManager[Service]
 
 
 @asynccontextmanager
-async def connect(address: str | None, token: str | None = None) -> AsyncGenerator[Service]:
-    """A connection to the service. Errors of calls leave it as CommandError, in plain words."""
+async def connect(
+    address: str | None, token: str | None = None, *, retries: bool = False
+) -> AsyncGenerator[Service]:
+    """A connection to the service. Errors of calls leave it as CommandError, in plain words.
+
+    With `retries`, gRPC repeats calls that met a passing fault; each has to have a request_id.
+    """
     target = address or address_of(load_settings())
     options = (
         ("grpc.primary_user_agent", f"coupon-service/{__version__}"),
         ("grpc.enable_http_proxy", 0),  # set for browsing, and in the way on the machine itself
+        *([("grpc.service_config", RETRIES)] if retries else []),
     )
     metadata = (("authorization", f"Bearer {token}"),) if token else ()
     try:
@@ -91,6 +111,12 @@ def explain(error: grpc.aio.AioRpcError, address: str) -> str:
     if retry := _detail(status, RetryInfo):
         lines.append(f"  A repeat may help in {retry.retry_delay.ToMilliseconds() / 1000:g} s.")
     return "\n".join(lines)
+
+
+def reason_of(error: grpc.aio.AioRpcError) -> str:
+    """The name of the ErrorReason, or that of the status where the service did not answer."""
+    info = _detail(_status(error), ErrorInfo)
+    return info.reason if info is not None else error.code().name
 
 
 async def lasting(open_stream: Callable[[], AsyncIterable[T]]) -> AsyncGenerator[T]:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -22,13 +23,22 @@ def serve() -> None:
     or from .env in this folder. The schema has to be up to date: coupon-service migrate up.
     coupon-service settings lists all settings.
     """
-    import uvloop
-
     from coupon_service.log import configure_logging
+    from coupon_service.supervisor import Supervisor, SupervisorError
 
     settings = load_settings()
+    for name in ("database_url", "redis_url", "lock_token_secret"):
+        if getattr(settings, name) is None:
+            raise CommandError(f"COUPON_{name.upper()} has to be set.")
     configure_logging(settings.log_level, settings.log_format)
-    uvloop.run(serve_until_stopped(settings))
+
+    async def supervise() -> None:
+        await Supervisor(settings).run()
+
+    try:
+        asyncio.run(supervise())
+    except SupervisorError as error:
+        raise CommandError(str(error)) from error
 
 
 async def serve_until_stopped(

@@ -145,8 +145,8 @@ class Leases:
     ) -> TakenMomentarily:
         """Takes a place for one attempt to redeem without a token; ``release_momentary`` ends it.
 
-        Only the locks of others are counted beside it: not the user's own, and not the places of
-        other attempts, since PostgreSQL lets one redemption of a code in at a time.
+        The user's own lock is not counted beside it, and other attempts only while someone else
+        holds a lock: among themselves they take turns in PostgreSQL.
         """
         (answer,) = await self._redis.run(
             self._commands.take_momentarily(code, attempt_id, user_id, ttl_ms)

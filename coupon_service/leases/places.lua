@@ -11,21 +11,23 @@ local places, locks = KEYS[1], KEYS[2]
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 
--- What has ended goes; in portions, so that no call pays for thousands (nothing below relies on it).
-local ended = redis.call('ZRANGEBYSCORE', places, '-inf', now, 'LIMIT', 0, 1000)
-if #ended > 0 then
-  redis.call('ZREM', places, unpack(ended))
-  redis.call('HDEL', locks, unpack(ended))
-end
+-- What has ended goes, in portions that fit on Lua's stack.
+repeat
+  local ended = redis.call('ZRANGEBYSCORE', places, '-inf', now, 'LIMIT', 0, 1000)
+  if #ended > 0 then
+    redis.call('ZREM', places, unpack(ended))
+    redis.call('HDEL', locks, unpack(ended))
+  end
+until #ended < 1000
 
 local function live_places()
-  return redis.call('ZCOUNT', places, '(' .. now, '+inf')
+  return redis.call('ZCARD', places)
 end
 
 -- The live lock of a user as lock_id, expire_ms, extensions; nil without one.
 local function lock_of(user)
-  local ends, entry = redis.call('ZSCORE', places, user), redis.call('HGET', locks, user)
-  if not ends or not entry or tonumber(ends) <= now then return nil end
+  local entry = redis.call('HGET', locks, user)
+  if not entry or not redis.call('ZSCORE', places, user) then return nil end
   local expire, extensions, id = string.match(entry, '^(%d+):(%d+):(.*)$')
   return id, tonumber(expire), tonumber(extensions)
 end
@@ -50,7 +52,7 @@ end
 
 -- Milliseconds until the first place of someone else becomes free; -1 when no one else has one.
 local function others_end_in(own, own_momentary)
-  local first = redis.call('ZRANGEBYSCORE', places, '(' .. now, '+inf', 'WITHSCORES', 'LIMIT', 0, 3)
+  local first = redis.call('ZRANGE', places, 0, 2, 'WITHSCORES')
   for i = 1, #first, 2 do
     if first[i] ~= own and first[i] ~= own_momentary then return first[i + 1] - now end
   end

@@ -42,7 +42,8 @@ class TakenMomentarily:
     """The answer to ``acquire_momentary``."""
 
     places_taken: int
-    """Live locks of others, and this place."""
+    """Live places on the code, this one included, the user's own lock never; other attempts only
+    while someone else holds a lock."""
     retry_after_ms: int | None
     """Until the first place of someone else ends; None when no one else has one."""
     own_lock_id: str | None

@@ -104,23 +104,29 @@ SELECT {EVENT_COLUMNS}
 FROM unnest(%(types)s::smallint[]) AS wanted (event_type)
 CROSS JOIN LATERAL (
     SELECT * FROM redemption_audit
-    WHERE book_id = %(book_id)s AND type = wanted.event_type AND {_MATCHING} {_NEWEST_FIRST}
+    WHERE book_id = %(book_id)s AND type = event_type AND {_MATCHING} {_NEWEST_FIRST}
 ) AS event
 {_NEWEST_FIRST}
 """
 EVENTS_OF_BUSINESS: Final[LiteralString] = f"""
 SELECT {EVENT_COLUMNS}
-FROM (SELECT coupon_books.book_id AS own_book FROM coupon_books
-      WHERE business_id = %(business_id)s) AS own
+FROM (SELECT book.book_id AS own_book FROM coupon_books AS book
+      WHERE book.business_id = %(business_id)s) AS own
 CROSS JOIN unnest(%(types)s::smallint[]) AS wanted (event_type)
 CROSS JOIN LATERAL (
     SELECT * FROM redemption_audit
-    WHERE book_id = own_book AND type = wanted.event_type AND {_MATCHING} {_NEWEST_FIRST}
+    WHERE book_id = own_book AND type = event_type AND {_MATCHING} {_NEWEST_FIRST}
 ) AS event
 {_NEWEST_FIRST}
 """
 ALL_EVENTS: Final[LiteralString] = f"""
-SELECT {EVENT_COLUMNS} FROM redemption_audit WHERE {_MATCHING} {_NEWEST_FIRST}
+SELECT {EVENT_COLUMNS}
+FROM unnest(%(types)s::smallint[]) AS wanted (event_type)
+CROSS JOIN LATERAL (
+    SELECT * FROM redemption_audit
+    WHERE type = event_type AND {_MATCHING} {_NEWEST_FIRST}
+) AS event
+{_NEWEST_FIRST}
 """
 
 

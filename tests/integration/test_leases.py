@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import pytest
 from redis.asyncio import Redis
@@ -86,12 +87,13 @@ async def test_the_same_user_gets_the_same_lock_and_no_more_time(leases: Leases)
     assert [lock.lock_id for lock in await leases.list_user("ann")] == ["lock-a"]
 
 
-async def test_the_same_call_again_gives_the_same_answer(leases: Leases) -> None:
+async def test_the_same_call_again_finds_its_own_lock(leases: Leases) -> None:
     first = await leases.acquire(CODE, BOOK, "ann", "lock-a", TTL_MS)
     listed = await leases.list_book(BOOK)
     await time_passes(2)
+    again = await leases.acquire(CODE, BOOK, "ann", "lock-a", TTL_MS)
 
-    assert await leases.acquire(CODE, BOOK, "ann", "lock-a", TTL_MS) == first
+    assert again == replace(first, status=TakeStatus.HELD_BEFORE)
     assert await leases.list_book(BOOK) == listed
 
 
@@ -130,8 +132,6 @@ async def test_thousands_of_ended_places_do_not_count_and_go(leases: Leases, red
     await redis.zadd(places, ended)
     await redis.hset(locks, mapping=dict.fromkeys(ended, "1:0:lock-old"))
     taken = await leases.acquire(CODE, BOOK, "ann", "lock-a", TTL_MS, places_max=1)
-    for _ in range(9):
-        await leases.admit(CODE, BOOK, "ann", "lock-a", taken.expire_ms)
 
     assert (taken.status, taken.lock_id, taken.places_taken) == (TakeStatus.GRANTED, "lock-a", 1)
     assert (await redis.zcard(places), await redis.hlen(locks)) == (1, 1)
@@ -191,7 +191,7 @@ async def test_at_the_limit_a_user_still_gets_the_locks_he_holds(leases: Leases)
     repeated = await leases.acquire("CODE1", BOOK, "ann", "lock-1", TTL_MS)
 
     assert (again.status, again.lock_id) == (TakeStatus.HELD_BEFORE, "lock-0")
-    assert (repeated.status, repeated.lock_id) == (TakeStatus.GRANTED, "lock-1")
+    assert (repeated.status, repeated.lock_id) == (TakeStatus.HELD_BEFORE, "lock-1")
 
 
 async def test_a_lock_given_back_or_ended_counts_no_longer(leases: Leases) -> None:
@@ -217,36 +217,57 @@ async def test_a_refused_lock_does_not_count(leases: Leases) -> None:
 # --- momentary places ---------------------------------------------------------------------------
 
 
-async def test_each_attempt_of_a_user_is_a_place_of_its_own(leases: Leases) -> None:
-    first = await leases.acquire_momentary(CODE, "attempt-1", "ann", TTL_MS)
-    second = await leases.acquire_momentary(CODE, "attempt-2", "ann", TTL_MS)
-    again = await leases.acquire_momentary(CODE, "attempt-1", "ann", TTL_MS)
+async def test_attempts_do_not_count_each_other_while_no_one_else_holds_a_lock(
+    leases: Leases,
+) -> None:
+    answers = [
+        await leases.acquire_momentary(CODE, attempt_id, "ann", TTL_MS)
+        for attempt_id in ("attempt-1", "attempt-2", "attempt-1")
+    ]
 
-    assert (first.places_taken, second.places_taken, again.places_taken) == (1, 2, 2)
-    assert first.own_lock_id is None
+    assert [answer.places_taken for answer in answers] == [1, 1, 1]
+    assert answers[0].own_lock_id is None
+
+
+async def test_each_attempt_of_a_user_is_a_place_that_a_lock_counts(leases: Leases) -> None:
+    for attempt_id in ("attempt-1", "attempt-2", "attempt-1"):
+        await leases.acquire_momentary(CODE, attempt_id, "ann", TTL_MS)
+
+    assert (await leases.acquire(CODE, BOOK, "bob", "lock-b", TTL_MS)).places_taken == 3
+
+
+async def test_an_attempt_leaves_the_room_that_a_lock_left_to_an_earlier_one(
+    leases: Leases,
+) -> None:
+    # Limit 2: the lock fits beside the first attempt; a second attempt in between must not pass
+    # for the first, which does not know of the lock.
+    await leases.acquire_momentary(CODE, "attempt-1", "ann", TTL_MS)
+    lock = await leases.acquire(CODE, BOOK, "bob", "lock-b", TTL_MS)
+    second = await leases.acquire_momentary(CODE, "attempt-2", "cy", TTL_MS)
+
+    assert (lock.places_taken, second.places_taken) == (2, 3)
 
 
 async def test_a_lock_never_blocks_its_holder(leases: Leases) -> None:
     lock = await leases.acquire(CODE, BOOK, "ann", "lock-a", TTL_MS)
-    own = await leases.acquire_momentary(CODE, "attempt-1", "ann", TTL_MS, places_max=1)
-    twice = await leases.acquire_momentary(CODE, "attempt-2", "ann", TTL_MS, places_max=1)
+    own = await leases.acquire_momentary(CODE, "attempt-1", "ann", TTL_MS)
+    await leases.acquire("CODE2", BOOK, "ann", "lock-2", TTL_MS)
+    await leases.acquire("CODE2", BOOK, "bob", "lock-3", TTL_MS)
+    beside = await leases.acquire_momentary("CODE2", "attempt-1", "ann", TTL_MS)
 
-    assert (own.status, own.places_taken) == (TakeStatus.GRANTED, 1)
+    assert own.places_taken == 1
     assert (own.own_lock_id, own.own_expire_ms) == ("lock-a", lock.expire_ms)
     assert own.retry_after_ms is None
-    assert twice.status is TakeStatus.FULL
+    assert beside.places_taken == 2
 
 
 async def test_a_lock_blocks_everyone_else(leases: Leases) -> None:
     await leases.acquire(CODE, BOOK, "ann", "lock-a", TTL_MS)
-    counted = await leases.acquire_momentary(CODE, "attempt-1", "bob", TTL_MS)
-    await leases.release_momentary(CODE, "attempt-1")
-    full = await leases.acquire_momentary(CODE, "attempt-2", "bob", TTL_MS, places_max=1)
+    other = await leases.acquire_momentary(CODE, "attempt-1", "bob", TTL_MS)
 
-    assert (counted.status, counted.places_taken) == (TakeStatus.GRANTED, 2)
-    assert (full.status, full.places_taken) == (TakeStatus.FULL, 1)
-    assert full.retry_after_ms is not None
-    assert full.own_lock_id is None
+    assert other.places_taken == 2
+    assert other.retry_after_ms is not None
+    assert (other.own_lock_id, other.own_expire_ms) == (None, None)
 
 
 async def test_a_momentary_place_counts_for_a_lock_until_it_is_given_back(leases: Leases) -> None:
@@ -273,6 +294,40 @@ async def test_a_momentary_place_that_was_forgotten_ends_by_itself(leases: Lease
     await time_passes(20)
 
     assert (await leases.acquire(CODE, BOOK, "bob", "lock-b", TTL_MS)).places_taken == 1
+
+
+# --- peek ---------------------------------------------------------------------------------------
+
+
+async def test_a_look_tells_who_holds_the_code_and_changes_nothing(
+    leases: Leases, redis: Redis
+) -> None:
+    nobody = await leases.peek(CODE, "ann", "lock-a")
+    assert await redis.keys() == []
+    await leases.acquire(CODE, BOOK, "ann", "lock-a", TTL_MS)
+    await leases.acquire(CODE, BOOK, "bob", "lock-b", TTL_MS)
+    await leases.acquire_momentary(CODE, "attempt", "cy", TTL_MS)
+    before = {key: await redis.dump(key) for key in await redis.keys()}
+    ann, cy = await leases.peek(CODE, "ann", "lock-a"), await leases.peek(CODE, "cy")
+
+    assert (nobody.others, nobody.retry_after_ms, nobody.holds, nobody.gone) == (
+        *(0, None, False, False),
+    )
+    assert (ann.others, ann.holds, ann.gone) == (1, True, False)
+    assert (cy.others, cy.holds, cy.gone) == (2, False, False)
+    assert cy.retry_after_ms is not None
+    assert {key: await redis.dump(key) for key in await redis.keys()} == before
+
+
+async def test_a_look_tells_that_a_lock_was_given_up_or_replaced(leases: Leases) -> None:
+    await leases.acquire(CODE, BOOK, "ann", "lock-a", TTL_MS)
+    await leases.release(CODE, BOOK, "ann", "lock-a", tombstone_until_ms=soon_ms())
+    given_up = await leases.peek(CODE, "ann", "lock-a")
+    await leases.acquire(CODE, BOOK, "ann", "lock-b", TTL_MS)
+    replaced = await leases.peek(CODE, "ann", "lock-x")
+
+    assert (given_up.holds, given_up.gone) == (False, True)
+    assert (replaced.holds, replaced.gone) == (True, True)
 
 
 # --- admit --------------------------------------------------------------------------------------

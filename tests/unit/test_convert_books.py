@@ -189,7 +189,10 @@ def test_output_only_fields_are_ignored() -> None:
     noisy = full()
     noisy.MergeFrom(
         pb.CouponBook(
-            book_id="x", etag="x", state=pb.COUPON_BOOK_STATE_CLOSED, create_time=Timestamp(nanos=-1)
+            book_id="x",
+            etag="x",
+            state=pb.COUPON_BOOK_STATE_CLOSED,
+            create_time=Timestamp(nanos=-1),
         )
     )
 
@@ -291,7 +294,10 @@ def test_everything_that_is_missing_is_named() -> None:
         ({"end_time": Timestamp(seconds=1_700_000_000)}, "end_time"),
         ({"end_time": Timestamp(seconds=1_600_000_000)}, "end_time"),
         ({"assigned_code_validity": Duration()}, "assigned_code_validity"),
-        ({"assigned_code_validity": Duration(seconds=1, nanos=1_000_000)}, "assigned_code_validity"),
+        (
+            {"assigned_code_validity": Duration(seconds=1, nanos=1_000_000)},
+            "assigned_code_validity",
+        ),
         ({"assigned_code_validity": Duration(seconds=11 * 31_536_000)}, "assigned_code_validity"),
         ({"code_format": pb.CodeFormat(length=3)}, "code_format.length"),
         ({"code_format": pb.CodeFormat(length=-1)}, "code_format.length"),
@@ -305,7 +311,6 @@ def test_everything_that_is_missing_is_named() -> None:
             "code_format.group_size",
         ),
     ],
-    ids=lambda it: None if isinstance(it, dict) else "",
 )
 def test_a_bad_value_is_refused_by_its_path(values: dict[str, Any], field: str) -> None:
     assert bad_fields(lambda: create(setting(**values))) == [f"coupon_book.{field}"]

@@ -303,7 +303,9 @@ def test_empty_metadata_are_none() -> None:
 
 
 def test_metadata_are_compact_and_keep_every_letter() -> None:
-    assert from_struct(struct({"ä": [1, 2.5, None, True, 'x"']})) == '{"ä":[1,2.5,null,true,"x\\""]}'
+    assert (
+        from_struct(struct({"ä": [1, 2.5, None, True, 'x"']})) == '{"ä":[1,2.5,null,true,"x\\""]}'
+    )
 
 
 def test_metadata_have_at_most_five_levels() -> None:
@@ -372,4 +374,3 @@ def test_a_negative_page_size_is_refused() -> None:
     fields = Fields()
     fields.page(ListCodesRequest(page_size=-1))
     assert bad_fields(fields.check) == ["page_size"]
-

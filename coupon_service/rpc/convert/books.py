@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -288,9 +289,8 @@ def _version(tag: str) -> int | None:
     """The version an etag stands for; None for an empty one, no book's for one that is not ours."""
     if not tag:
         return None
-    digits = tag.removeprefix("v")
-    known = tag != digits and digits.isascii() and digits.isdigit() and len(digits) < 10
-    return int(digits) if known else NO_VERSION
+    version = re.fullmatch(r"v([1-9][0-9]{0,8})", tag)
+    return int(version[1]) if version else NO_VERSION
 
 
 def book_message(book: Book, effective_state: BookState) -> pb.CouponBook:

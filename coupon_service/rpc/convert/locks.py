@@ -47,11 +47,10 @@ def read_extend(request: pb.ExtendLockRequest, rpc: RequestContext) -> tuple[str
     """The token of the lock, and the lifetime that is wished for, if any."""
     fields = Fields()
     call = rpc.call(fields.request_id(request.request_id))
-    if not request.lock_token:
-        fields.refuse("lock_token", "expected the token of the lock")
+    token = _token(fields, request.lock_token)
     ttl_ms = _ttl_ms(fields, request)
     fields.check()
-    return request.lock_token, ttl_ms, call
+    return token, ttl_ms, call
 
 
 def read_unlock(
@@ -62,10 +61,10 @@ def read_unlock(
     call = rpc.call(fields.request_id(request.request_id))
     token: str | None = None
     lock_id: UUID | None = None
-    if request.lock_token:
-        token = request.lock_token
-    elif request.lock_id:
+    if request.HasField("lock_id"):
         lock_id = fields.uuid("lock_id", request.lock_id)
+    elif request.HasField("lock_token"):
+        token = _token(fields, request.lock_token)
     else:
         fields.refuse("lock", "expected lock_token or lock_id")
     fields.check()
@@ -94,6 +93,13 @@ def read_list(request: pb.ListLocksRequest) -> tuple[str | None, UUID | None, Pa
     page = fields.page(request)
     fields.check()
     return user_id, book_id, page
+
+
+def _token(fields: Fields, token: str) -> str:
+    # What is in it is looked at where it is verified: LOCK_TOKEN_MISMATCH.
+    if not token:
+        fields.refuse("lock_token", "expected the token of the lock")
+    return token
 
 
 def _ttl_ms(fields: Fields, request: pb.LockCodeRequest | pb.ExtendLockRequest) -> int | None:

@@ -1,0 +1,394 @@
+"""Replays a year of real coupon use through the public API, and checks that the sums hold.
+
+    python -m bench.replay FOLDER
+
+FOLDER has the files of "The Complete Journey", a year of a grocer's coupon campaigns:
+campaigns.csv, coupons.csv and redemptions.csv. Every campaign becomes a book, every coupon a code
+`<campaign>-<upc>` that any number of households may use. A household is assigned the codes that it
+came to redeem, and no others: those that it got and left in the drawer, 800,000 of them, would
+change nothing in what is replayed. Then all households redeem at once, each in the order of its
+year. The windows of 2017 are moved so that all are open now.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections import Counter, defaultdict, deque
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Annotated, Final, TypeVar
+
+import grpc.aio
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from coupon_service.cli.client import Service, connect, reason_of
+from coupon_service.cli.failure import CommandError
+from coupon_service.cli.health import wait_until_serving
+from coupon_service.embedded.machine import free_port
+from coupon_service.v1.assignment_service_pb2 import AssignCodeRequest
+from coupon_service.v1.assignment_service_pb2_grpc import AssignmentServiceStub
+from coupon_service.v1.audit_service_pb2 import AUDIT_EVENT_TYPE_REDEEMED, ListAuditEventsRequest
+from coupon_service.v1.audit_service_pb2_grpc import AuditServiceStub
+from coupon_service.v1.coupon_book_service_pb2 import (
+    ActivateCouponBookRequest,
+    Benefit,
+    BookLimits,
+    CouponBook,
+    CreateCouponBookRequest,
+    Discount,
+    GetCouponBookStatsRequest,
+)
+from coupon_service.v1.coupon_book_service_pb2_grpc import CouponBookServiceStub
+from coupon_service.v1.coupon_code_service_pb2 import ImportChunk, ImportCodesRequest, ImportHeader
+from coupon_service.v1.coupon_code_service_pb2_grpc import CouponCodeServiceStub
+from coupon_service.v1.redemption_service_pb2 import RedeemCodeRequest
+from coupon_service.v1.redemption_service_pb2_grpc import RedemptionServiceStub
+
+Item = TypeVar("Item")
+
+PAGE_SIZE: Final = 1_000
+EXPECTED_REFUSAL: Final = "USER_LIMIT_EXCEEDED"
+
+
+@dataclass(frozen=True, slots=True)
+class Campaign:
+    """A campaign and its codes."""
+
+    campaign_id: str
+    kind: str
+    duration: timedelta
+    codes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Redemption:
+    """A line of redemptions.csv; its number names the order."""
+
+    number: int
+    day: date
+    household: str
+    campaign_id: str
+    code: str
+
+
+@dataclass(frozen=True, slots=True)
+class Year:
+    """What happened. Redemptions are in the order of their days."""
+
+    campaigns: tuple[Campaign, ...]
+    redemptions: tuple[Redemption, ...]
+
+    def assignments(self) -> list[tuple[str, str]]:
+        """Each code with each household that came to redeem it."""
+        return list(dict.fromkeys((it.code, it.household) for it in self.redemptions))
+
+    def acceptable(self, per_user: int) -> int:
+        """How many redemptions a limit of so many a household and code lets through."""
+        wishes = Counter((it.code, it.household) for it in self.redemptions)
+        return sum(min(count, per_user) for count in wishes.values())
+
+
+@dataclass(slots=True)
+class Result:
+    """What the service answered, and what it says of itself afterwards. Orders by campaign."""
+
+    seconds: float = 0.0
+    accepted: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+    refused: Counter[str] = field(default_factory=Counter[str])
+    ledger: dict[str, set[str]] = field(default_factory=dict[str, set[str]])
+    counters: dict[str, int] = field(default_factory=dict[str, int])
+
+    def sums_hold(self) -> bool:
+        """Whether what was accepted is in the ledger, and in the counters, of every campaign."""
+        return all(
+            self.accepted[campaign] == orders and len(orders) == self.counters[campaign]
+            for campaign, orders in self.ledger.items()
+        )
+
+
+def read_year(folder: Path) -> Year:
+    """Read the files of the folder. Raises CommandError."""
+    try:
+        codes: defaultdict[str, list[str]] = defaultdict(list)
+        for row in _rows(folder / "coupons.csv"):
+            codes[row["campaign_id"]].append(_code(row))
+        campaigns = tuple(
+            Campaign(
+                campaign_id=row["campaign_id"],
+                kind=row["campaign_type"],
+                duration=date.fromisoformat(row["end_date"])
+                - date.fromisoformat(row["start_date"]),
+                codes=tuple(codes[row["campaign_id"]]),
+            )
+            for row in _rows(folder / "campaigns.csv")
+        )
+        redemptions = [
+            Redemption(
+                number=number,
+                day=date.fromisoformat(row["redemption_date"]),
+                household=row["household_id"],
+                campaign_id=row["campaign_id"],
+                code=_code(row),
+            )
+            for number, row in enumerate(_rows(folder / "redemptions.csv"), start=1)
+        ]
+    except OSError as error:
+        raise CommandError(f"{error.filename} cannot be read: {error.strerror}.") from error
+    except (KeyError, ValueError) as error:
+        raise CommandError(f"The files in {folder} are not those of a year: {error}.") from error
+    return Year(campaigns, tuple(sorted(redemptions, key=lambda it: (it.day, it.number))))
+
+
+def _rows(path: Path) -> Iterable[Mapping[str, str]]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        yield from csv.DictReader(file)
+
+
+def _code(row: Mapping[str, str]) -> str:
+    return f"{row['campaign_id']}-{row['coupon_upc']}"
+
+
+class Replay:
+    """One replay against one service. Names of its own, so that another one is not in its way."""
+
+    def __init__(self, year: Year, service: Service, per_user: int, clients: int) -> None:
+        self._year = year
+        self._service = service
+        self._per_user = per_user
+        self._clients = clients
+        self._run = uuid.uuid4().hex[:12]
+        self._books = CouponBookServiceStub(service.channel)
+        self._codes = CouponCodeServiceStub(service.channel)
+        self._assignments = AssignmentServiceStub(service.channel)
+        self._redemptions = RedemptionServiceStub(service.channel)
+        self._audit = AuditServiceStub(service.channel)
+
+    async def run(self) -> Result:
+        """Everything in order. Raises CommandError where the service cannot be used for it."""
+        result = Result()
+        book_ids = {it.campaign_id: await self._open(it) for it in self._year.campaigns}
+        await self._at_once(self._year.assignments(), self._assign)
+        households: defaultdict[str, list[Redemption]] = defaultdict(list)
+        for redemption in self._year.redemptions:
+            households[redemption.household].append(redemption)
+
+        async def redeem_in_order(wishes: list[Redemption]) -> None:
+            for redemption in wishes:
+                await self._redeem(redemption, result)
+
+        started = time.perf_counter()
+        await self._at_once(households.values(), redeem_in_order)
+        result.seconds = time.perf_counter() - started
+        for campaign_id, book_id in book_ids.items():
+            result.ledger[campaign_id] = await self._orders_in_ledger(book_id)
+            result.counters[campaign_id] = await self._counted(book_id)
+        return result
+
+    async def _at_once(
+        self, items: Iterable[Item], work: Callable[[Item], Awaitable[None]]
+    ) -> None:
+        """Each client takes the next item as soon as it is done with the one before."""
+        waiting = deque(items)
+
+        async def client() -> None:
+            while waiting:
+                await work(waiting.popleft())
+
+        async with asyncio.TaskGroup() as clients:
+            for _ in range(self._clients):
+                clients.create_task(client())
+
+    async def _open(self, campaign: Campaign) -> str:
+        """A book with the codes of the campaign, in use; returns its id."""
+        start = datetime.now(UTC) - timedelta(hours=1)
+        book = CouponBook(
+            business_id="grocer",
+            name=f"Campaign {campaign.campaign_id} ({campaign.kind})",
+            discount=Discount(benefit=Benefit(description="As printed on the coupon")),
+            limits=BookLimits(
+                max_redemptions_per_code=0, max_redemptions_per_user_per_code=self._per_user
+            ),
+        )
+        book.start_time.FromDatetime(start)
+        book.end_time.FromDatetime(start + campaign.duration + timedelta(days=1))
+        request_id = f"replay-{self._run}-{campaign.campaign_id}"
+        created = await self._books.CreateCouponBook(
+            CreateCouponBookRequest(coupon_book=book, request_id=request_id)
+        )
+        book_id = created.coupon_book.book_id
+        messages = (
+            ImportCodesRequest(header=ImportHeader(book_id=book_id, request_id=request_id)),
+            ImportCodesRequest(chunk=ImportChunk(chunk_number=1, codes=campaign.codes)),
+        )
+        async for answer in self._codes.ImportCodes(iter(messages)):
+            if answer.created_count < len(campaign.codes):
+                raise CommandError(
+                    "The service has codes of this year already, and a code cannot be in two"
+                    " books: replay it where it has not been replayed yet."
+                )
+        await self._books.ActivateCouponBook(
+            ActivateCouponBookRequest(book_id=book_id, request_id=request_id)
+        )
+        return book_id
+
+    async def _assign(self, assignment: tuple[str, str]) -> None:
+        code, household = assignment
+        await self._assignments.AssignCode(
+            AssignCodeRequest(
+                code=code,
+                user_id=household,
+                request_id=f"replay-{self._run}-{household}",
+            )
+        )
+
+    async def _redeem(self, redemption: Redemption, result: Result) -> None:
+        order_id = f"{self._run}-{redemption.number}"
+        request = RedeemCodeRequest(
+            code=redemption.code,
+            user_id=redemption.household,
+            order_id=order_id,
+            request_id=f"replay-{order_id}",
+        )
+        request.metadata.update({"day": redemption.day.isoformat()})
+        try:
+            await self._redemptions.RedeemCode(request)
+        except grpc.aio.AioRpcError as error:
+            result.refused[reason_of(error)] += 1
+        else:
+            result.accepted[redemption.campaign_id].add(order_id)
+
+    async def _orders_in_ledger(self, book_id: str) -> set[str]:
+        request = ListAuditEventsRequest(
+            book_id=book_id, types=[AUDIT_EVENT_TYPE_REDEEMED], page_size=PAGE_SIZE
+        )
+        orders: list[str] = []
+        while True:
+            page = await self._audit.ListAuditEvents(request)
+            orders += [event.order_id for event in page.events]
+            if not page.next_page_token:
+                break
+            request.page_token = page.next_page_token
+        if len(orders) != len(set(orders)):
+            raise CommandError(f"The ledger of book {book_id} has an order twice.")
+        return set(orders)
+
+    async def _counted(self, book_id: str) -> int:
+        answer = await self._books.GetCouponBookStats(GetCouponBookStatsRequest(book_id=book_id))
+        return answer.stats.redemption_count
+
+
+@asynccontextmanager
+async def own_service() -> AsyncGenerator[str]:
+    """The address of a service of our own, with empty servers in a folder that is deleted after."""
+    port = free_port()
+    with tempfile.TemporaryDirectory(prefix="coupon-replay-") as folder:
+        ours = ("COUPON_", "DATABASE_URL", "REDIS_URL")
+        environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith(ours)},
+            "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path]),
+            "COUPON_DATA_DIR": str(Path(folder) / "data"),
+            "COUPON_PORT": str(port),
+            "COUPON_METRICS_PORT": "0",
+            "COUPON_LOG_LEVEL": "warning",
+        }
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "coupon_service", "dev"),
+            cwd=folder,  # no .env there
+            env=environment,
+            stdout=subprocess.DEVNULL,
+        )
+        address = f"127.0.0.1:{port}"
+        ended = asyncio.create_task(process.wait())
+        serving = asyncio.create_task(_serving(address))
+        try:
+            await asyncio.wait({ended, serving}, return_when=asyncio.FIRST_COMPLETED)
+            if ended.done():
+                raise CommandError("The service of our own did not start.")
+            yield address
+        finally:
+            serving.cancel()
+            if process.returncode is None:
+                process.terminate()
+            await ended
+
+
+async def _serving(address: str) -> None:
+    async with connect(address) as service:
+        await wait_until_serving(service)
+
+
+def main(
+    data: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder with the year.")],
+    address: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="A service that runs. Default: one of our own, with empty servers.",
+            show_default=False,
+        ),
+    ] = None,
+    per_user: Annotated[
+        int, typer.Option(min=1, help="How often a household may redeem a code.")
+    ] = 1,
+    clients: Annotated[int, typer.Option(min=1, help="Calls at the same time.")] = 64,
+) -> None:
+    """Replay a year of real coupon use, and check that the sums hold."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends what was started, as Ctrl-C
+    try:
+        year = read_year(data)
+        result = asyncio.run(_replay(year, address, per_user, clients))
+    except CommandError as error:
+        sys.exit(str(error))
+    acceptable = year.acceptable(per_user)
+    Console().print(_table(year, result, acceptable))
+    accepted = sum(map(len, result.accepted.values()))
+    limited = result.refused[EXPECTED_REFUSAL]
+    if not result.sums_hold():
+        sys.exit("The ledger or the counters are not what was accepted.")
+    if (accepted, limited) != (acceptable, len(year.redemptions) - acceptable):
+        sys.exit("Not every redemption was answered as the limit says.")
+
+
+async def _replay(year: Year, address: str | None, per_user: int, clients: int) -> Result:
+    if address is None:
+        async with own_service() as own_address:
+            return await _replay(year, own_address, per_user, clients)
+    async with connect(address, retries=True) as service:
+        return await Replay(year, service, per_user, clients).run()
+
+
+def _table(year: Year, result: Result, acceptable: int) -> Table:
+    accepted = sum(map(len, result.accepted.values()))
+    table = Table("", "Count", title=f"{len(year.campaigns)} campaigns", title_justify="left")
+    table.columns[1].justify = "right"
+    rows: list[tuple[str, float]] = [
+        ("Codes", sum(len(campaign.codes) for campaign in year.campaigns)),
+        ("Assignments", len(year.assignments())),
+        ("Redemptions asked for", len(year.redemptions)),
+        ("  that the limit allows", acceptable),
+        ("Accepted", accepted),
+        *((f"Refused: {reason}", count) for reason, count in result.refused.most_common()),
+        ("In the ledger", sum(map(len, result.ledger.values()))),
+        ("In the counters", sum(result.counters.values())),
+        ("Answers per second", len(year.redemptions) // result.seconds),
+    ]
+    for name, count in rows:
+        table.add_row(name, f"{count:,.0f}")
+    return table
+
+
+if __name__ == "__main__":
+    typer.run(main)

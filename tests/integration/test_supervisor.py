@@ -1,0 +1,169 @@
+"""`coupon-service serve`: workers behind one port, watched, replaced and stopped together."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.error import URLError
+from urllib.request import urlopen
+
+import psutil
+import pytest
+from service import Api, unique
+
+from coupon_service.supervisor import reserve_port
+
+PATIENCE_S = 60
+
+
+@pytest.fixture
+def environment(database_url: str, redis_url: str) -> dict[str, str]:
+    """Settings of a service with two workers."""
+    with reserve_port("127.0.0.1", 0) as grpc_port, reserve_port("127.0.0.1", 0) as metrics_port:
+        ports = grpc_port.getsockname()[1], metrics_port.getsockname()[1]
+    return {
+        **os.environ,
+        "COUPON_DATABASE_URL": database_url,
+        "COUPON_REDIS_URL": redis_url,
+        "COUPON_LOCK_TOKEN_SECRET": "only the tests sign with this one",
+        "COUPON_WORKERS": "2",
+        "COUPON_DRAIN_GRACE_MS": "0",
+        "COUPON_PORT": str(ports[0]),
+        "COUPON_METRICS_PORT": str(ports[1]),
+    }
+
+
+@contextmanager
+def serving(environment: dict[str, str], folder: Path) -> Generator[subprocess.Popen[bytes]]:
+    """A service that is ready to serve."""
+    command = [sys.executable, "-m", "coupon_service", "serve"]
+    with (folder / "log").open("wb") as log:
+        service = subprocess.Popen(command, env=environment, cwd=folder, stdout=log, stderr=log)
+        try:
+            wait_until(lambda: fetch(environment, "healthz") == "ok\n")
+            yield service
+        finally:
+            service.terminate()
+            service.wait(PATIENCE_S)
+
+
+@pytest.fixture
+def service(environment: dict[str, str], tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A service with two workers."""
+    with serving(environment, tmp_path) as running:
+        yield running
+
+
+def fetch(environment: dict[str, str], path: str) -> str:
+    """What the metrics port answers; empty while it does not."""
+    url = f"http://127.0.0.1:{environment['COUPON_METRICS_PORT']}/{path}"
+    try:
+        with urlopen(url, timeout=5) as answer:
+            return answer.read().decode()
+    except (URLError, OSError):
+        return ""
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    """Returns when the condition holds; fails when it never does."""
+    ends = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < ends
+        time.sleep(0.05)
+
+
+def workers_of(service: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    """Its worker processes that have not ended."""
+
+    def is_worker(process: psutil.Process) -> bool:
+        try:
+            return "spawn_main" in " ".join(process.cmdline())
+        except psutil.NoSuchProcess:  # it has ended, and perhaps nobody took notice yet
+            return False
+
+    return list(filter(is_worker, psutil.Process(service.pid).children()))
+
+
+def book_on_a_new_connection(environment: dict[str, str]) -> None:
+    """One call that whichever worker takes the connection answers."""
+    client = Api(f"127.0.0.1:{environment['COUPON_PORT']}")
+    client.draft()
+    client.close()
+
+
+def test_all_workers_answer_and_are_counted_together(
+    service: subprocess.Popen[bytes], environment: dict[str, str]
+) -> None:
+    for _ in range(20):
+        book_on_a_new_connection(environment)
+    assert len(workers_of(service)) == 2
+    assert (
+        'coupon_rpcs_total{method="CouponBookService/CreateCouponBook",reason="",status="OK"} 20.0'
+        in fetch(environment, "metrics")
+    )
+
+
+def test_a_worker_that_is_killed_is_replaced_and_nothing_is_lost(
+    service: subprocess.Popen[bytes], environment: dict[str, str]
+) -> None:
+    client = Api(f"127.0.0.1:{environment['COUPON_PORT']}")
+    book = client.book(codes=1, name=unique("name"))
+    before = workers_of(service)
+    for worker in before:
+        worker.kill()
+    wait_until(lambda: len(set(workers_of(service)) - set(before)) == 2)
+    wait_until(lambda: fetch(environment, "healthz") == "ok\n")
+    client.close()
+    client = Api(f"127.0.0.1:{environment['COUPON_PORT']}")
+    assert client.stats(book.book_id).available_count == 1
+    client.close()
+
+
+def test_sigterm_ends_it_in_order(
+    service: subprocess.Popen[bytes], environment: dict[str, str]
+) -> None:
+    workers = workers_of(service)
+    service.send_signal(signal.SIGTERM)
+    assert service.wait(PATIENCE_S) == 0
+    assert not any(worker.is_running() for worker in workers)
+    assert fetch(environment, "healthz") == ""
+
+
+def test_workers_end_when_their_supervisor_is_killed(service: subprocess.Popen[bytes]) -> None:
+    workers = workers_of(service)
+    service.kill()
+    service.wait(PATIENCE_S)
+    wait_until(lambda: not any(worker.is_running() for worker in workers))
+
+
+def test_a_port_in_use_is_one_clear_sentence(
+    service: subprocess.Popen[bytes], environment: dict[str, str], tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "coupon_service", "serve"]
+    second = subprocess.run(
+        command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert second.returncode == 1
+    (sentence,) = second.stderr.splitlines()
+    assert f"port {environment['COUPON_PORT']}" in sentence
+    assert "in use" in sentence
+
+
+@pytest.mark.parametrize(
+    "name", ["COUPON_DATABASE_URL", "COUPON_REDIS_URL", "COUPON_LOCK_TOKEN_SECRET"]
+)
+def test_a_missing_setting_is_one_clear_sentence(
+    environment: dict[str, str], tmp_path: Path, name: str
+) -> None:
+    environment = {key: value for key, value in environment.items() if key != name}
+    command = [sys.executable, "-m", "coupon_service", "serve"]
+    ended = subprocess.run(
+        command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert (ended.returncode, ended.stderr) == (1, f"{name} has to be set.\n")

@@ -1,0 +1,431 @@
+"""LockCode, ExtendLock, UnlockCode and the sweeper: what the ledger says of locks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from unit.rules.builders import (
+    BOOK_ID,
+    MINUTE,
+    MOMENT,
+    NOW,
+    PLACE,
+    World,
+    active,
+    book,
+    call,
+    disable,
+    expire,
+    extend,
+    lock,
+    redeem,
+    rollback,
+    token,
+    unlock,
+)
+
+from coupon_service.errors import (
+    BookExpired,
+    BookLimitExceeded,
+    BookNotActive,
+    BookNotStarted,
+    CodeAlreadyRedeemed,
+    CodeDisabled,
+    CodeExpired,
+    CodeLocked,
+    CodeNotAssignedToUser,
+    CouponServiceError,
+    InvalidStateTransition,
+    LockExpired,
+    LockNotFound,
+    RequestIdReused,
+    UserLimitExceeded,
+)
+from coupon_service.model import (
+    AssignmentPolicy,
+    BookState,
+    Code,
+    CodeState,
+    Command,
+    Done,
+    Event,
+    EventType,
+    Lease,
+    LockPolicy,
+    LockState,
+    Unit,
+    UserCounts,
+)
+from coupon_service.rules import lock_view
+
+
+def lockable(policy: LockPolicy = LockPolicy.OPTIONAL, **changes: Any) -> World:
+    return World(book(lock_policy=policy, **changes))
+
+
+def state_of(world: World, locked: Event) -> LockState:
+    view = lock_view(world.state.lock_events[locked.event_id], world.now)
+    assert view is not None
+    return view.state
+
+
+class TestLock:
+    @pytest.mark.parametrize("policy", [LockPolicy.OPTIONAL, LockPolicy.REQUIRED])
+    def test_the_ledger_has_a_row_with_everything_and_nothing_else_changes(
+        self, policy: LockPolicy
+    ) -> None:
+        world = lockable(policy)
+        before = world.code()
+        command = lock(by=call("r1"), metadata='{"cart": 7}')
+        done = world.does(command)
+        assert world.ledger == [done.event]
+        assert done.event == Event(
+            event_id=command.lock_id,
+            type=EventType.LOCKED,
+            event_time=NOW,
+            book_id=BOOK_ID,
+            code="A",
+            user_id="ann",
+            caller="shop",
+            peer="10.0.0.1:4711",
+            user_agent="curl",
+            request_id="r1",
+            fingerprint=command.fingerprint,
+            state_before=CodeState.AVAILABLE,
+            state_after=CodeState.AVAILABLE,
+            lock_id=command.lock_id,
+            fence=1,
+            expire_time=NOW + MINUTE,
+            metadata='{"cart": 7}',
+        )
+        assert done.code == world.code() == before
+        assert world.stats == {}
+        assert state_of(world, done.event) is LockState.HELD
+
+    def test_every_lock_has_a_greater_fence(self) -> None:
+        world = lockable(max_redemptions_per_code=0)
+        one, two = world.batch(lock(user="ann"), lock(user="bob"))
+        three = world.does(lock("B", user="ann"))
+        fences = [it.event.fence for it in (one, two, three) if isinstance(it, Done)]
+        assert fences == [1, 2, 3]
+
+    def test_a_book_with_locking_off_has_no_locks(self) -> None:
+        error = World().refuses(lock())
+        assert type(error) is InvalidStateTransition
+        assert error.metadata == {"state": "LOCK_POLICY_OFF"}
+
+    def test_without_a_place_it_is_to_come_again(self) -> None:
+        assert lockable().asks_for_a_lease(lock(lease=None))
+
+    @pytest.mark.parametrize("lease", [None, PLACE])
+    @pytest.mark.parametrize(
+        ("rules", "reason"),
+        [
+            ({"state": BookState.PAUSED}, BookNotActive),
+            ({"start_time": NOW + MOMENT}, BookNotStarted),
+            ({"end_time": NOW}, BookExpired),
+            ({"assignment_policy": AssignmentPolicy.REQUIRED}, CodeNotAssignedToUser),
+            ({"max_redemptions_per_user": 1}, UserLimitExceeded),
+            ({"max_redemptions": 1}, BookLimitExceeded),
+        ],
+    )
+    def test_who_could_not_redeem_cannot_lock(
+        self, rules: dict[str, Any], reason: type[CouponServiceError], lease: Lease | None
+    ) -> None:
+        world = lockable(**rules)
+        world.put(UserCounts(redemptions=1))
+        world.state.totals[BOOK_ID] = 1
+        assert type(world.refuses(lock(lease=lease))) is reason
+
+    def test_nor_who_has_used_the_code_up_or_whose_time_is_over(self) -> None:
+        world = lockable(max_redemptions_per_code=5, max_redemptions_per_user_per_code=1)
+        world.put(active(redemptions=1))
+        assert type(world.refuses(lock())) is UserLimitExceeded
+        world.put(active(expire_time=NOW))
+        assert type(world.refuses(lock())) is CodeExpired
+        world.put(Code("A", BOOK_ID, CodeState.DISABLED, 0, 1))
+        assert type(world.refuses(lock(user="bob"))) is CodeDisabled
+
+    def test_a_redeemed_code_cannot_be_locked(self) -> None:
+        world = lockable()
+        world.does(redeem(lease=PLACE))
+        assert type(world.refuses(lock(user="bob"))) is CodeAlreadyRedeemed
+
+    def test_the_order_is_not_looked_at(self) -> None:
+        lockable(min_order_amount_minor=1_000).does(lock())
+
+
+class TestOwnLock:
+    def test_asking_again_gives_the_same_lock(self) -> None:
+        world = lockable()
+        first = world.does(lock())
+        again = world.does(lock(lock_id=first.event.event_id, expire_time=NOW + 2 * MINUTE))
+        assert again.replayed
+        assert again.event == first.event
+        assert world.ledger == [first.event]
+
+    def test_also_at_the_same_moment(self) -> None:
+        world = lockable()
+        first = lock()
+        one, two = world.batch(first, lock(lock_id=first.lock_id))
+        assert isinstance(one, Done)
+        assert isinstance(two, Done)
+        assert (one.replayed, two.replayed) == (False, True)
+        assert one.event == two.event
+
+    def test_also_when_the_second_is_decided_first(self) -> None:
+        # Both asked for other things, so that their fingerprints differ.
+        world = lockable()
+        first = lock(metadata='{"n": 1}')
+        second = lock(lock_id=first.lock_id, metadata='{"n": 2}')
+        two, one = world.batch(second, first)
+        assert isinstance(one, Done)
+        assert isinstance(two, Done)
+        assert (one.replayed, two.replayed) == (True, False)
+        assert one.event == two.event
+        assert one.event.lock_id == first.lock_id
+
+    def test_a_place_whose_lock_was_not_recorded_is_recorded_by_the_next_who_asks(self) -> None:
+        world = lockable()
+        lost = lock(by=call("r1"))
+        command = lock(by=call("r2"), lock_id=lost.lock_id)
+        event = world.does(command).event
+        assert event.event_id == event.lock_id == lost.lock_id
+        assert event.request_id == "r2"
+        repeated = world.does(lost)
+        assert repeated.replayed
+        assert repeated.event == event
+
+    def test_a_repeat_with_other_parameters_is_refused(self) -> None:
+        world = lockable()
+        world.does(lock(by=call("r1")))
+        error = world.refuses(lock(by=call("r1"), metadata='{"cart": 8}'))
+        assert type(error) is RequestIdReused
+
+    def test_a_repeat_is_answered_also_when_the_lock_is_over(self) -> None:
+        world = lockable()
+        first = world.does(lock(by=call("r1")))
+        world.does(unlock(first.event))
+        world.change_book(lock_policy=LockPolicy.OFF)
+        assert world.does(lock(by=call("r1"))).event == first.event
+
+
+class TestPlaces:
+    """Live locks + redemptions ≤ the code's limit, the place that was just taken included."""
+
+    @pytest.mark.parametrize(
+        ("limit", "redemptions", "places_taken", "fits"),
+        [
+            (1, 0, 1, True),
+            (1, 0, 2, False),
+            (3, 0, 3, True),
+            (3, 0, 4, False),
+            (3, 1, 2, True),
+            (3, 1, 3, False),
+            (3, 2, 1, True),
+            (3, 2, 2, False),
+            (0, 1_000, 1_000, True),
+        ],
+    )
+    def test_a_place_has_to_fit_beside_the_others(
+        self, limit: int, redemptions: int, places_taken: int, fits: bool
+    ) -> None:
+        world = lockable(max_redemptions_per_code=limit)
+        world.put(Code("A", BOOK_ID, CodeState.AVAILABLE, redemptions, 0))
+        lease = Lease(places_taken=places_taken, retry_after_ms=1_500)
+        for command in (lock(lease=lease), redeem(lease=lease)):
+            if fits:
+                ((outcome,),), _ = world.decide(Unit((command,)))
+                assert isinstance(outcome, Done)
+            else:
+                error = world.refuses(command)
+                assert type(error) is CodeLocked
+                assert error.metadata == {"retry_after_ms": "1500"}
+
+    def test_a_used_up_code_is_redeemed_rather_than_locked(self) -> None:
+        world = lockable()
+        world.put(Code("A", BOOK_ID, CodeState.REDEEMED, 1, 0))
+        assert type(world.refuses(lock(lease=Lease(places_taken=2)))) is CodeAlreadyRedeemed
+        assert type(world.refuses(redeem(lease=Lease(places_taken=2)))) is CodeAlreadyRedeemed
+
+    def test_a_redemption_of_the_same_batch_counts(self) -> None:
+        world = lockable(max_redemptions_per_code=2)
+        first, second = world.batch(
+            redeem(user="bob", lease=Lease(places_taken=2)),
+            redeem(user="ann", lease=Lease(places_taken=2)),
+        )
+        assert isinstance(first, Done)
+        assert type(second) is CodeLocked
+
+
+class TestExtend:
+    def test_it_gets_a_new_end(self) -> None:
+        world = lockable()
+        locked = world.does(lock()).event
+        world.now += MINUTE / 2
+        command = extend(locked, NOW + 2 * MINUTE, call("r2"))
+        done = world.does(command)
+        assert world.ledger == [locked, done.event]
+        assert done.event == Event(
+            event_id=command.event_id,
+            type=EventType.LOCK_EXTENDED,
+            event_time=world.now,
+            book_id=BOOK_ID,
+            code="A",
+            user_id="ann",
+            caller="shop",
+            peer="10.0.0.1:4711",
+            user_agent="curl",
+            request_id="r2",
+            fingerprint=command.fingerprint,
+            state_before=CodeState.AVAILABLE,
+            state_after=CodeState.AVAILABLE,
+            lock_id=locked.event_id,
+            fence=1,
+            expire_time=NOW + 2 * MINUTE,
+        )
+        world.now = NOW + 2 * MINUTE - MOMENT
+        assert state_of(world, locked) is LockState.HELD
+        world.now += MOMENT
+        assert state_of(world, locked) is LockState.EXPIRED
+
+    def test_a_lock_that_ran_out_cannot_be_extended(self) -> None:
+        world = lockable()
+        locked = world.does(lock()).event
+        world.now = NOW + MINUTE
+        error = world.refuses(extend(locked, NOW + 2 * MINUTE))
+        assert type(error) is LockExpired
+        assert error.metadata == {"state": "EXPIRED"}
+        world.now -= MOMENT
+        world.does(extend(locked, NOW + 2 * MINUTE))
+
+    def test_its_repeat_is_answered_as_before(self) -> None:
+        world = lockable()
+        locked = world.does(lock()).event
+        first = world.does(extend(locked, NOW + 2 * MINUTE, call("r2")))
+        world.does(unlock(locked))
+        again = world.does(extend(locked, NOW + 3 * MINUTE, call("r2")))
+        assert again.replayed
+        assert again.event == first.event
+
+
+class TestUnlock:
+    def test_it_ends_the_lock(self) -> None:
+        world = lockable()
+        locked = world.does(lock()).event
+        command = unlock(locked, call("r2"))
+        done = world.does(command)
+        assert world.ledger == [locked, done.event]
+        assert done.event == Event(
+            event_id=command.event_id,
+            type=EventType.UNLOCKED,
+            event_time=NOW,
+            book_id=BOOK_ID,
+            code="A",
+            user_id="ann",
+            caller="shop",
+            peer="10.0.0.1:4711",
+            user_agent="curl",
+            request_id="r2",
+            fingerprint=command.fingerprint,
+            state_before=CodeState.AVAILABLE,
+            state_after=CodeState.AVAILABLE,
+            lock_id=locked.event_id,
+            fence=1,
+        )
+        assert state_of(world, locked) is LockState.RELEASED
+
+    def test_whoever_ends_it_again_hears_that_it_was_ended(self) -> None:
+        world = lockable()
+        locked = world.does(lock()).event
+        first = world.does(unlock(locked, call("r2")))
+        for by in (call("r2"), call("r3"), call("r2", "operator")):
+            again = world.does(unlock(locked, by))
+            assert again.replayed
+            assert again.event == first.event
+
+    @pytest.mark.parametrize("state", BookState)
+    def test_it_works_whatever_the_state_of_book_and_code(self, state: BookState) -> None:
+        world = lockable()
+        locked = world.does(lock()).event
+        world.does(disable())
+        world.change_book(state=state, end_time=NOW, lock_policy=LockPolicy.OFF)
+        world.does(unlock(locked))
+
+
+class TestExpire:
+    def test_the_sweeper_records_that_a_lock_ran_out(self) -> None:
+        world = lockable()
+        locked = world.does(lock()).event
+        world.now += 2 * MINUTE
+        event = world.does(expire(locked)).event
+        assert (event.type, event.caller) == (EventType.LOCK_EXPIRED, "sweeper")
+        assert (event.user_id, event.lock_id, event.fence) == ("ann", locked.event_id, 1)
+        assert event.expire_time is None
+        assert world.does(expire(locked)).replayed
+        assert state_of(world, locked) is LockState.EXPIRED
+
+    def test_a_lock_does_not_run_out_before_its_time(self) -> None:
+        world = lockable()
+        locked = world.does(lock()).event
+        world.now = NOW + MINUTE - MOMENT
+        error = world.refuses(expire(locked))
+        assert type(error) is LockExpired
+        assert error.metadata == {"state": "HELD"}
+        world.now += MOMENT
+        world.does(expire(locked))
+
+    def test_a_lock_that_was_extended_meanwhile_does_not_run_out(self) -> None:
+        world = lockable()
+        locked = world.does(lock()).event
+        world.does(extend(locked, NOW + 3 * MINUTE))
+        world.now += 2 * MINUTE
+        assert type(world.refuses(expire(locked))) is LockExpired
+
+
+def _redeemed(locked: Event) -> Command:
+    return redeem(lock=token(locked))
+
+
+class TestEnds:
+    @pytest.mark.parametrize("end", [_redeemed, unlock, expire])
+    def test_a_lock_ends_once(self, end: Callable[[Event], Command]) -> None:
+        world = lockable(max_redemptions_per_code=2)
+        locked = world.does(lock()).event
+        if end is expire:
+            world.now += 2 * MINUTE
+        world.does(end(locked))
+        ended = state_of(world, locked)
+        world.now += 2 * MINUTE
+        for change in {unlock, expire} - {end}:
+            assert type(world.refuses(change(locked))) is LockExpired
+        error = world.refuses(extend(locked, NOW + 9 * MINUTE))
+        assert type(error) is LockExpired
+        assert error.metadata == {"state": ended.name}
+        assert state_of(world, locked) is ended
+
+    def test_also_within_a_batch(self) -> None:
+        world = lockable()
+        locked = world.does(lock()).event
+        redeemed, unlocked = world.batch(redeem(lock=token(locked)), unlock(locked))
+        assert isinstance(redeemed, Done)
+        assert isinstance(unlocked, LockExpired)
+        assert unlocked.metadata == {"state": "REDEEMED"}
+        assert state_of(world, locked) is LockState.REDEEMED
+
+    def test_a_roll_back_does_not_bring_it_back(self) -> None:
+        world = lockable()
+        locked = world.does(lock()).event
+        redeemed = world.does(redeem(lock=token(locked))).event
+        world.does(rollback(redeemed))
+        assert state_of(world, locked) is LockState.REDEEMED
+        assert type(world.refuses(redeem(lock=token(locked)))) is LockExpired
+
+    def test_a_lock_that_never_was_is_not_found(self) -> None:
+        world = lockable()
+        other = lockable()
+        locked = other.does(lock()).event
+        for command in (extend(locked, NOW + MINUTE), unlock(locked), expire(locked)):
+            assert type(world.refuses(command)) is LockNotFound

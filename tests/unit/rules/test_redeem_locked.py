@@ -1,0 +1,233 @@
+"""RedeemCode in books with locking: tokens, fences, and places without a token."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from uuid import UUID
+
+import pytest
+from unit.rules.builders import (
+    MINUTE,
+    MOMENT,
+    NOW,
+    PLACE,
+    World,
+    active,
+    assign,
+    book,
+    extend,
+    lock,
+    redeem,
+    token,
+    unlock,
+)
+
+from coupon_service.errors import (
+    CodeLocked,
+    CouponServiceError,
+    LockExpired,
+    LockRequired,
+    LockTokenMismatch,
+    OrderBelowMinimum,
+)
+from coupon_service.model import (
+    AssignmentState,
+    Done,
+    Lease,
+    LockPolicy,
+    Redeem,
+)
+from coupon_service.rules import redemption_refusals
+
+
+def lockable(policy: LockPolicy = LockPolicy.OPTIONAL, **changes: int) -> World:
+    return World(book(lock_policy=policy, **changes))
+
+
+class TestPolicy:
+    def test_where_it_is_required_a_token_has_to_be_shown(self) -> None:
+        world = lockable(LockPolicy.REQUIRED)
+        assert type(world.refuses(redeem())) is LockRequired
+        assert type(world.refuses(redeem(lease=PLACE))) is LockRequired
+        locked = world.does(lock()).event
+        world.does(redeem(lock=token(locked)))
+
+    def test_where_it_is_optional_a_place_is_needed_without_token(self) -> None:
+        world = lockable()
+        assert world.asks_for_a_lease(redeem())
+        world.does(redeem(lease=PLACE))
+
+    def test_where_it_is_off_nothing_is_needed(self) -> None:
+        world = World()
+        assert not world.asks_for_a_lease(redeem())
+        world.does(redeem())
+
+    def test_a_token_is_still_good_when_locking_was_switched_off(self) -> None:
+        world = lockable()
+        locked = world.does(lock()).event
+        world.change_book(lock_policy=LockPolicy.OFF)
+        world.does(redeem(lock=token(locked)))
+
+    def test_what_is_refused_anyway_needs_no_place(self) -> None:
+        world = lockable(min_order_amount_minor=1_000)
+        assert type(world.refuses(redeem())) is OrderBelowMinimum
+
+
+class TestToken:
+    def test_the_ledger_names_the_lock_and_the_link_keeps_the_fence(self) -> None:
+        world = lockable()
+        locked = world.does(lock()).event
+        done = world.does(redeem(lock=token(locked)))
+        assert (done.event.lock_id, done.event.fence) == (locked.event_id, 1)
+        assert done.assignment == world.link()
+        assert world.link().state is AssignmentState.UNASSIGNED
+        assert (world.link().redemptions, world.link().fence) == (1, 1)
+
+    def test_an_assignment_keeps_the_fence(self) -> None:
+        world = lockable()
+        world.does(assign())
+        locked = world.does(lock()).event
+        world.does(redeem(lock=token(locked)))
+        assert world.link() == active(state=AssignmentState.REDEEMED, redemptions=1, fence=1)
+
+    def test_the_own_place_never_stands_in_the_way(self) -> None:
+        world = lockable()
+        locked = world.does(lock()).event
+        world.does(redeem(lock=token(locked), lease=Lease(places_taken=0)))
+
+    def test_it_is_for_one_user_and_one_code(self) -> None:
+        world = lockable()
+        locked = world.does(lock()).event
+        assert type(world.refuses(redeem(user="bob", lock=token(locked)))) is LockTokenMismatch
+        assert type(world.refuses(redeem("B", lock=token(locked)))) is LockTokenMismatch
+
+    def test_it_is_good_until_it_expires(self) -> None:
+        world = lockable()
+        locked = world.does(lock()).event
+        world.now = NOW + MINUTE
+        assert type(world.refuses(redeem(lock=token(locked)))) is LockExpired
+        world.now -= MOMENT
+        world.does(redeem(lock=token(locked)))
+
+    def test_the_token_of_an_extension_is_good_for_longer(self) -> None:
+        world = lockable()
+        locked = world.does(lock()).event
+        extended = world.does(extend(locked, NOW + 2 * MINUTE)).event
+        world.now = NOW + MINUTE
+        assert type(world.refuses(redeem(lock=token(locked)))) is LockExpired
+        world.does(redeem(lock=token(locked, extended.expire_time)))
+
+    def test_it_is_of_no_use_when_redis_says_that_the_lock_is_gone(self) -> None:
+        world = lockable()
+        locked = world.does(lock()).event
+        world.does(unlock(locked))
+        gone = redeem(lock=token(locked), lease=Lease(places_taken=2, gone=True))
+        assert type(world.refuses(gone)) is LockExpired
+
+    def test_a_place_that_redis_had_lost_has_to_fit_again(self) -> None:
+        world = lockable()
+        locked = world.does(lock()).event
+        retaken = redeem(lock=token(locked), lease=Lease(places_taken=2, retry_after_ms=700))
+        error = world.refuses(retaken)
+        assert type(error) is CodeLocked
+        assert error.metadata == {"retry_after_ms": "700"}
+        world.does(replace(retaken, lease=PLACE))
+
+
+class TestFence:
+    def test_a_token_is_good_once(self) -> None:
+        world = lockable(max_redemptions_per_code=5)
+        locked = world.does(lock()).event
+        world.does(redeem(lock=token(locked)))
+        assert type(world.refuses(redeem(lock=token(locked)))) is LockExpired
+
+    def test_also_within_a_batch(self) -> None:
+        world = lockable(max_redemptions_per_code=5)
+        locked = world.does(lock()).event
+        first, second = world.batch(redeem(lock=token(locked)), redeem(lock=token(locked)))
+        assert isinstance(first, Done)
+        assert type(second) is LockExpired
+
+    def test_an_older_token_is_refused_after_a_newer_one(self) -> None:
+        world = lockable(max_redemptions_per_code=5)
+        older = world.does(lock()).event
+        newer = world.does(lock()).event
+        assert (older.fence, newer.fence) == (1, 2)
+        world.does(redeem(lock=token(newer)))
+        assert type(world.refuses(redeem(lock=token(older)))) is LockExpired
+
+    def test_a_newer_token_is_good_after_an_older_one(self) -> None:
+        world = lockable(max_redemptions_per_code=5)
+        older = world.does(lock()).event
+        newer = world.does(lock()).event
+        world.does(redeem(lock=token(older)))
+        world.does(redeem(lock=token(newer)))
+        assert world.link().fence == 2
+
+    def test_a_redemption_without_token_leaves_the_fence(self) -> None:
+        world = lockable(max_redemptions_per_code=5)
+        locked = world.does(lock()).event
+        world.does(redeem(lock=token(locked)))
+        world.does(redeem(lease=PLACE))
+        assert (world.link().redemptions, world.link().fence) == (2, 1)
+
+    def test_the_fence_of_one_user_does_not_concern_another(self) -> None:
+        world = lockable(max_redemptions_per_code=5)
+        anns = world.does(lock(user="ann")).event
+        bobs = world.does(lock(user="bob")).event
+        world.does(redeem(user="bob", lock=token(bobs)))
+        world.does(redeem(user="ann", lock=token(anns)))
+
+
+class TestWithoutToken:
+    def test_it_never_passes_the_lock_of_another(self) -> None:
+        world = lockable()
+        error = world.refuses(redeem(lease=Lease(places_taken=2, retry_after_ms=900)))
+        assert type(error) is CodeLocked
+        assert error.metadata == {"retry_after_ms": "900"}
+
+    def test_it_uses_the_own_lock_up(self) -> None:
+        world = lockable()
+        locked = world.does(lock()).event
+        lease = Lease(places_taken=1, held_lock_id=locked.event_id)
+        event = world.does(redeem(lease=lease)).event
+        assert (event.lock_id, event.fence) == (locked.event_id, None)
+
+    def test_the_token_that_was_shown_is_the_one_that_is_named(self) -> None:
+        world = lockable(max_redemptions_per_code=5)
+        locked = world.does(lock()).event
+        lease = Lease(held_lock_id=UUID(int=7))
+        event = world.does(redeem(lock=token(locked), lease=lease)).event
+        assert event.lock_id == locked.event_id
+
+
+def every_reason(world: World, command: Redeem) -> list[type[CouponServiceError]]:
+    code = world.code(command.code)
+    found = redemption_refusals(
+        command, code, world.state.books[code.book_id], world.state, world.now
+    )
+    return [type(error) for error in found]
+
+
+@pytest.mark.parametrize(
+    ("policy", "reasons"),
+    [
+        (LockPolicy.REQUIRED, [OrderBelowMinimum, LockRequired, CodeLocked]),
+        (LockPolicy.OPTIONAL, [OrderBelowMinimum, CodeLocked]),
+    ],
+)
+def test_the_lock_is_the_last_reason(
+    policy: LockPolicy, reasons: list[type[CouponServiceError]]
+) -> None:
+    world = lockable(policy, min_order_amount_minor=1_000)
+    assert every_reason(world, redeem(lease=Lease(places_taken=2))) == reasons
+
+
+def test_of_a_token_one_thing_is_said() -> None:
+    world = lockable()
+    locked = world.does(lock()).event
+    world.now += MINUTE
+    lease = Lease(places_taken=2, gone=True)
+    assert every_reason(world, redeem(lock=token(locked), lease=lease)) == [LockExpired]
+    mismatched = redeem(user="bob", lock=token(locked), lease=lease)
+    assert every_reason(world, mismatched) == [LockTokenMismatch]

@@ -1,0 +1,496 @@
+"""What happens to every RPC, through real gRPC, with servicers that only do what a test needs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+import structlog
+from google.rpc.error_details_pb2 import BadRequest, ErrorInfo
+from google.rpc.status_pb2 import Status
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from structlog.testing import LogCapture
+
+from coupon_service.errors import (
+    CodeAlreadyRedeemed,
+    DatabaseUnavailable,
+    Unauthenticated,
+)
+from coupon_service.rpc.context import RequestContext, current
+from coupon_service.rpc.edge import Edge, EdgeSettings
+from coupon_service.v1 import coupon_code_service_pb2 as codes
+from coupon_service.v1 import coupon_code_service_pb2_grpc as codes_grpc
+from coupon_service.v1 import redemption_service_pb2 as pb
+from coupon_service.v1 import redemption_service_pb2_grpc as pb_grpc
+
+REDEEM = "/coupon_service.v1.RedemptionService/RedeemCode"
+DEADLINE_MS = 300
+MAX_BYTES = 2_000
+
+
+class AnyServicer:
+    """Answers every method with the one function that the test gives."""
+
+    def __init__(self, behavior: Callable[..., Any]) -> None:
+        self._behavior = behavior
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        return self._behavior
+
+
+@dataclass
+class Running:
+    """A server with an edge, and what it logged and counted."""
+
+    channel: grpc.aio.Channel
+    log: LogCapture
+    counted: list[tuple[str, str, str]] = field(default_factory=list[tuple[str, str, str]])
+
+    @property
+    def redemptions(self) -> pb_grpc.RedemptionServiceAsyncStub:
+        return pb_grpc.RedemptionServiceStub(self.channel)
+
+    @property
+    def codes(self) -> codes_grpc.CouponCodeServiceAsyncStub:
+        return codes_grpc.CouponCodeServiceStub(self.channel)
+
+    def rpc_finished(self, method: str, status: str, reason: str, seconds: float) -> None:
+        assert seconds >= 0
+        self.counted.append((method, status, reason))
+
+    async def line(self) -> dict[str, Any]:
+        """The one line of the one RPC; its client may have been answered before it is written."""
+        for _ in range(200):
+            if self.log.entries:
+                break
+            await asyncio.sleep(0.01)
+        (line,) = self.log.entries
+        return dict(line)
+
+
+@asynccontextmanager
+async def running(
+    behavior: Callable[..., Any],
+    authenticate: Callable[[str, RequestContext], None] | None = None,
+) -> AsyncIterator[Running]:
+    capture = LogCapture()
+    server = grpc.aio.server()
+    port = server.add_insecure_port("127.0.0.1:0")
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        run = Running(channel, capture)
+        log = structlog.wrap_logger(None, processors=[capture])
+        settings = EdgeSettings(DEADLINE_MS, MAX_BYTES, {"ImportCodes": 10 * MAX_BYTES})
+        edge = Edge(settings, log, run, authenticate)
+        servicer: Any = AnyServicer(behavior)
+        edge.add(pb_grpc.add_RedemptionServiceServicer_to_server, servicer)
+        edge.add(codes_grpc.add_CouponCodeServiceServicer_to_server, servicer)
+        edge.add(health_pb2_grpc.add_HealthServicer_to_server, health.aio.HealthServicer())
+        server.add_generic_rpc_handlers((edge,))
+        await server.start()
+        try:
+            yield run
+        finally:
+            await server.stop(0)
+
+
+async def failed(call: Awaitable[object]) -> tuple[grpc.StatusCode, str, Status]:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    error = caught.value
+    metadata = dict(error.trailing_metadata() or ())
+    status = Status.FromString(metadata.get("grpc-status-details-bin", b""))  # pyright: ignore[reportArgumentType]
+    return error.code(), error.details() or "", status
+
+
+def info_of(status: Status) -> ErrorInfo:
+    info = ErrorInfo()
+    assert status.details[0].Unpack(info)
+    return info
+
+
+async def answer_ok(request: Any, context: Any) -> pb.RedeemCodeResponse:
+    return pb.RedeemCodeResponse(replayed=True)
+
+
+# --- answers and errors -------------------------------------------------------------------------
+
+
+async def test_an_answer_passes_and_leaves_one_line_and_one_count() -> None:
+    async def behavior(request: pb.RedeemCodeRequest, context: Any) -> pb.RedeemCodeResponse:
+        current().call(request.request_id)
+        return pb.RedeemCodeResponse(replayed=True)
+
+    async with running(behavior) as run:
+        answer = await run.redemptions.RedeemCode(pb.RedeemCodeRequest(request_id="r7"), timeout=5)
+        assert answer.replayed
+        line = await run.line()
+    assert run.counted == [("RedemptionService/RedeemCode", "OK", "")]
+    assert line.pop("duration_ms") >= 0
+    assert line.pop("peer").startswith("ipv4:127.0.0.1:")
+    assert line == {
+        "event": "rpc",
+        "log_level": "info",
+        "method": "RedemptionService/RedeemCode",
+        "status": "OK",
+        "reason": "",
+        "request_id": "r7",
+        "caller": "anonymous",
+    }
+
+
+async def test_a_refusal_becomes_its_status_with_details() -> None:
+    async def behavior(request: Any, context: Any) -> Any:
+        raise CodeAlreadyRedeemed("Once is enough, Zoë.", limit=1)
+
+    async with running(behavior) as run:
+        call = run.redemptions.RedeemCode(pb.RedeemCodeRequest(), timeout=5)
+        code, text, status = await failed(call)
+        line = await run.line()
+    assert code is grpc.StatusCode.FAILED_PRECONDITION
+    assert text == status.message == "Once is enough, Zoë."
+    assert info_of(status).reason == "CODE_ALREADY_REDEEMED"
+    assert info_of(status).metadata == {"limit": "1"}
+    assert (line["status"], line["reason"]) == ("FAILED_PRECONDITION", "CODE_ALREADY_REDEEMED")
+    assert run.counted[0][1:] == ("FAILED_PRECONDITION", "CODE_ALREADY_REDEEMED")
+
+
+async def test_a_fault_tells_the_client_an_id_and_the_log_the_cause() -> None:
+    async def behavior(request: Any, context: Any) -> Any:
+        raise KeyError("secret")
+
+    async with running(behavior) as run:
+        call = run.redemptions.RedeemCode(pb.RedeemCodeRequest(), timeout=5)
+        code, text, status = await failed(call)
+        line = await run.line()
+    assert code is grpc.StatusCode.INTERNAL
+    assert "secret" not in text + str(status)
+    assert line["error_id"] == info_of(status).metadata["error_id"] != ""
+    assert line["log_level"] == "error"
+    assert isinstance(line["exc_info"], KeyError)
+
+
+async def test_the_cause_of_an_outage_is_in_the_log() -> None:
+    async def behavior(request: Any, context: Any) -> Any:
+        raise DatabaseUnavailable from OSError("no route")
+
+    async with running(behavior) as run:
+        call = run.redemptions.RedeemCode(pb.RedeemCodeRequest(), timeout=5)
+        code, text, _ = await failed(call)
+        line = await run.line()
+    assert code is grpc.StatusCode.UNAVAILABLE
+    assert "no route" not in text
+    assert (line["log_level"], line["cause"]) == ("warning", "OSError('no route')")
+
+
+async def test_an_answer_that_cannot_be_sent_is_a_fault() -> None:
+    async def behavior(request: Any, context: Any) -> Any:
+        return "no message"
+
+    async with running(behavior) as run:
+        code, _, _ = await failed(run.redemptions.RedeemCode(pb.RedeemCodeRequest(), timeout=5))
+    assert code is grpc.StatusCode.INTERNAL
+
+
+async def test_something_cancelled_inside_is_a_fault_and_not_silence() -> None:
+    async def behavior(request: Any, context: Any) -> Any:
+        raise asyncio.CancelledError
+
+    async with running(behavior) as run:
+        code, _, status = await failed(
+            run.redemptions.RedeemCode(pb.RedeemCodeRequest(), timeout=5)
+        )
+    assert code is grpc.StatusCode.INTERNAL
+    assert info_of(status).reason == "INTERNAL"
+
+
+# --- requests that cannot be read ---------------------------------------------------------------
+
+
+async def send(run: Running, raw: bytes, method: str = REDEEM) -> tuple[grpc.StatusCode, Status]:
+    call: Any = run.channel.unary_unary(method)(raw, timeout=5)
+    code, _, status = await failed(call)
+    return code, status
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [b"\xff\xff\xff", b"\x0a\x05ab", b"\x0a\x01\xff", b"\x0a\x03\xed\xa0\x80"],
+    ids=["no message", "cut off", "no UTF-8", "surrogate"],
+)
+async def test_what_cannot_be_parsed_is_an_invalid_argument(raw: bytes) -> None:
+    async with running(answer_ok) as run:
+        code, status = await send(run, raw)
+        line = await run.line()
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert info_of(status).reason == "INVALID_ARGUMENT"
+    assert line["reason"] == "INVALID_ARGUMENT"
+
+
+async def test_a_message_that_is_too_large_is_an_invalid_argument() -> None:
+    def request(size: int) -> bytes:
+        empty = pb.RedeemCodeRequest(user_id="x" * (size - 3)).SerializeToString()
+        return pb.RedeemCodeRequest(user_id="x" * (2 * size - 3 - len(empty))).SerializeToString()
+
+    async with running(answer_ok) as run:
+        largest = request(MAX_BYTES)
+        assert len(largest) == MAX_BYTES
+        await run.channel.unary_unary(REDEEM)(largest, timeout=5)
+        code, status = await send(run, request(MAX_BYTES + 1))
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    bad = BadRequest()
+    assert status.details[1].Unpack(bad)
+    assert "at most 2000 bytes" in bad.field_violations[0].description
+
+
+async def test_an_unknown_method_is_unimplemented() -> None:
+    async with running(answer_ok) as run:
+        code, _ = await send(run, b"", "/coupon_service.v1.RedemptionService/Steal")
+    assert code is grpc.StatusCode.UNIMPLEMENTED
+
+
+# --- deadlines and cancellations ----------------------------------------------------------------
+
+
+async def forever(request: Any, context: Any) -> Any:
+    await asyncio.Event().wait()
+
+
+async def test_a_call_without_a_deadline_gets_the_servers() -> None:
+    async with running(forever) as run:
+        code, _, status = await failed(run.redemptions.RedeemCode(pb.RedeemCodeRequest()))
+        line = await run.line()
+    assert code is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert info_of(status).reason == "DEADLINE_EXCEEDED"
+    assert (line["status"], line["reason"]) == ("DEADLINE_EXCEEDED", "DEADLINE_EXCEEDED")
+
+
+async def test_a_call_with_a_deadline_ends_on_the_server_too() -> None:
+    async with running(forever) as run:
+        call = run.redemptions.RedeemCode(pb.RedeemCodeRequest(), timeout=0.2)
+        code, _, _ = await failed(call)
+        line = await run.line()
+    assert code is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert (line["status"], line["reason"]) == ("DEADLINE_EXCEEDED", "DEADLINE_EXCEEDED")
+
+
+async def test_a_longer_deadline_of_the_client_is_respected() -> None:
+    async def slow(request: Any, context: Any) -> pb.RedeemCodeResponse:
+        await asyncio.sleep(2 * DEADLINE_MS / 1000)
+        return pb.RedeemCodeResponse()
+
+    async with running(slow) as run:
+        await run.redemptions.RedeemCode(pb.RedeemCodeRequest(), timeout=10)
+
+
+async def test_a_timeout_of_something_else_is_not_the_deadline() -> None:
+    async def behavior(request: Any, context: Any) -> Any:
+        raise TimeoutError
+
+    async with running(behavior) as run:
+        code, _, _ = await failed(run.redemptions.RedeemCode(pb.RedeemCodeRequest()))
+    assert code is grpc.StatusCode.INTERNAL
+
+
+async def test_a_client_that_cancels_stops_the_wait_and_not_the_work() -> None:
+    began, finish, done = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def work() -> None:
+        began.set()
+        await finish.wait()
+        done.set()
+
+    async def behavior(request: Any, context: Any) -> Any:
+        await asyncio.shield(asyncio.ensure_future(work()))
+
+    async with running(behavior) as run:
+        call = run.redemptions.RedeemCode(pb.RedeemCodeRequest(), timeout=5)
+        waiting = asyncio.ensure_future(call.wait_for_connection())
+        await began.wait()
+        waiting.cancel()
+        call.cancel()
+        line = await run.line()
+        assert not done.is_set()
+        finish.set()
+        await asyncio.wait_for(done.wait(), 5)
+    assert (line["status"], line["reason"]) == ("CANCELLED", "")
+
+
+# --- streams ------------------------------------------------------------------------------------
+
+
+async def test_a_stream_of_answers_passes() -> None:
+    async def behavior(request: codes.ExportCodesRequest, context: Any) -> Any:
+        for number in range(3):
+            yield codes.ExportCodesResponse(next_page_token=f"{request.book_id}{number}")
+
+    async with running(behavior) as run:
+        stream = run.codes.ExportCodes(codes.ExportCodesRequest(book_id="b"))
+        assert [answer.next_page_token async for answer in stream] == ["b0", "b1", "b2"]
+        line = await run.line()
+    assert (line["method"], line["status"]) == ("CouponCodeService/ExportCodes", "OK")
+
+
+async def test_a_stream_that_fails_delivers_what_came_before() -> None:
+    closed = asyncio.Event()
+
+    async def behavior(request: Any, context: Any) -> Any:
+        try:
+            yield codes.ExportCodesResponse(next_page_token="first")
+            raise CodeAlreadyRedeemed
+        finally:
+            closed.set()
+
+    received: list[str] = []
+
+    async def read(run: Running) -> None:
+        async for answer in run.codes.ExportCodes(codes.ExportCodesRequest(), timeout=5):
+            received.append(answer.next_page_token)
+
+    async with running(behavior) as run:
+        code, _, status = await failed(read(run))
+    assert received == ["first"]
+    assert code is grpc.StatusCode.FAILED_PRECONDITION
+    assert info_of(status).reason == "CODE_ALREADY_REDEEMED"
+    assert closed.is_set()
+
+
+async def test_a_stream_without_a_deadline_may_outlast_the_servers() -> None:
+    async def behavior(request: Any, context: Any) -> Any:
+        await asyncio.sleep(2 * DEADLINE_MS / 1000)
+        yield codes.ExportCodesResponse()
+
+    async with running(behavior) as run:
+        stream = run.codes.ExportCodes(codes.ExportCodesRequest())
+        assert len([answer async for answer in stream]) == 1
+
+
+async def test_a_stream_that_its_client_leaves_is_closed() -> None:
+    closed = asyncio.Event()
+
+    async def behavior(request: Any, context: Any) -> Any:
+        try:
+            while True:
+                yield codes.ExportCodesResponse()
+                await asyncio.sleep(0.01)
+        finally:
+            closed.set()
+
+    async with running(behavior) as run:
+        stream = run.codes.ExportCodes(codes.ExportCodesRequest(), timeout=5)
+        await anext(aiter(stream))
+        stream.cancel()
+        await asyncio.wait_for(closed.wait(), 5)
+        assert (await run.line())["status"] == "CANCELLED"
+
+
+async def echo_chunks(requests: AsyncIterator[codes.ImportCodesRequest], context: Any) -> Any:
+    async for request in requests:
+        yield codes.ImportCodesResponse(chunk_number=request.chunk.chunk_number)
+
+
+def chunk(number: int, size: int = 1) -> codes.ImportCodesRequest:
+    return codes.ImportCodesRequest(
+        chunk=codes.ImportChunk(chunk_number=number, codes=["x" * size])
+    )
+
+
+async def test_requests_and_answers_stream_both_ways() -> None:
+    async with running(echo_chunks) as run:
+        stream = run.codes.ImportCodes(iter([chunk(1), chunk(2, size=2 * MAX_BYTES)]))
+        assert [answer.chunk_number async for answer in stream] == [1, 2]
+
+
+async def test_a_bad_message_ends_a_stream_after_the_good_ones() -> None:
+    async def read(run: Running, bad: bytes) -> None:
+        call: Any = run.channel.stream_stream("/coupon_service.v1.CouponCodeService/ImportCodes")
+        messages = iter([chunk(1).SerializeToString(), bad])
+        async for _ in call(messages, timeout=5):
+            received.append(1)
+
+    for bad in (b"\xff", chunk(2, size=11 * MAX_BYTES).SerializeToString()):
+        received: list[int] = []
+        async with running(echo_chunks) as run:
+            code, _, _ = await failed(read(run, bad))
+        assert code is grpc.StatusCode.INVALID_ARGUMENT
+        assert received == [1]
+
+
+# --- who asks -----------------------------------------------------------------------------------
+
+
+async def test_servicers_know_peer_and_user_agent() -> None:
+    async def behavior(request: Any, context: Any) -> pb.RedeemCodeResponse:
+        call = current().call("r")
+        return pb.RedeemCodeResponse(
+            redemption=pb.Redemption(code=call.peer, user_id=call.user_agent)
+        )
+
+    async with running(behavior) as run:
+        answer = await run.redemptions.RedeemCode(pb.RedeemCodeRequest(), timeout=5)
+    assert answer.redemption.code.startswith("ipv4:127.0.0.1:")
+    assert answer.redemption.user_id.startswith("grpc-python-asyncio/")
+
+
+@pytest.mark.parametrize(
+    ("metadata", "agent"),
+    [
+        ((), ""),
+        ((("user-agent", "a" * 300),), "a" * 256),
+        ((("user-agent", "a\0b\nc"),), r"a\x00b\nc"),
+    ],
+    ids=["none", "long", "controls"],
+)
+def test_a_user_agent_is_bounded_and_printable(metadata: Any, agent: str) -> None:
+    assert RequestContext(metadata).user_agent == agent
+
+
+async def test_who_is_authenticated_is_the_caller() -> None:
+    def authenticate(method: str, rpc: RequestContext) -> None:
+        if dict(rpc.metadata).get("authorization") != "Bearer good":
+            raise Unauthenticated
+        rpc.caller, rpc.business_id = f"{method}!", "acme"
+
+    async def behavior(request: Any, context: Any) -> pb.RedeemCodeResponse:
+        call = current().call("r")
+        return pb.RedeemCodeResponse(
+            redemption=pb.Redemption(code=call.caller, user_id=call.business_id)
+        )
+
+    async with running(behavior, authenticate) as run:
+        answer = await run.redemptions.RedeemCode(
+            pb.RedeemCodeRequest(), timeout=5, metadata=(("authorization", "Bearer good"),)
+        )
+        code, _, status = await failed(run.redemptions.RedeemCode(pb.RedeemCodeRequest()))
+    assert answer.redemption.code == "RedemptionService/RedeemCode!"
+    assert answer.redemption.user_id == "acme"
+    assert code is grpc.StatusCode.UNAUTHENTICATED
+    assert info_of(status).reason == "UNAUTHENTICATED"
+
+
+async def test_many_calls_at_once_keep_their_callers_apart() -> None:
+    async def behavior(request: pb.RedeemCodeRequest, context: Any) -> pb.RedeemCodeResponse:
+        current().call(request.request_id)
+        await asyncio.sleep(0.01)
+        return pb.RedeemCodeResponse(redemption=pb.Redemption(code=current().request_id))
+
+    async def ask(run: Running, name: str) -> bool:
+        request = pb.RedeemCodeRequest(request_id=name)
+        return (await run.redemptions.RedeemCode(request, timeout=5)).redemption.code == name
+
+    async with running(behavior) as run:
+        assert all(await asyncio.gather(*(ask(run, str(number)) for number in range(100))))
+
+
+async def test_health_is_answered_without_a_line() -> None:
+    async with running(answer_ok) as run:
+        stub = health_pb2_grpc.HealthStub(run.channel)
+        answer: Any = await stub.Check(health_pb2.HealthCheckRequest(), timeout=5)
+        assert answer.status == health_pb2.HealthCheckResponse.SERVING
+        assert run.log.entries == []
+        assert run.counted == []
