@@ -11,6 +11,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import Final
 from uuid import UUID, uuid4
 
 from coupon_service.coalesce import Coalescer
@@ -39,8 +40,13 @@ from coupon_service.model import (
     Rollback,
     Unit,
 )
-from coupon_service.rules import find_code, order_discount, redemption_refusals
+from coupon_service.rules import find_code, order_discount, redemption_refusals, refuse_all
 from coupon_service.store.execute import Executor
+
+NO_CLAIMS: Final = LockClaims(
+    UUID(int=0), code="", book_id=UUID(int=0), user_id="", fence=0, expire_ms=0
+)
+"""What a token proves that is not one of ours. The decision refuses it among the other reasons."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,15 +92,16 @@ class Checkout:
         if isinstance(found, CouponServiceError):
             return Validation([found])
         code, book = found
-        problems: list[CouponServiceError] = []
+        command = replace(command, lock=self._claims(token))
+        unseen: list[CouponServiceError] = []
         if book.lock_policy is not LockPolicy.OFF:
             try:
-                command = await self._look_at_lock(command, token)
-            except (LockTokenMismatch, LocksUnavailable) as error:
-                problems.append(error)
-        problems[:0] = redemption_refusals(command, code, book, state, self._now())
+                command = await self._look_at_lock(command)
+            except LocksUnavailable as error:
+                if command.lock is None:
+                    unseen.append(error)  # with a lock, its token is enough
         return Validation(
-            problems=problems,
+            problems=[*redemption_refusals(command, code, book, state, self._now()), *unseen],
             book=book,
             code=code,
             assignment=state.assignments.get((code.code, command.user_id)),
@@ -102,9 +109,16 @@ class Checkout:
             benefit=book.discount.description if isinstance(book.discount, Benefit) else "",
         )
 
-    async def _look_at_lock(self, command: Redeem, token: str) -> Redeem:
+    def _claims(self, token: str) -> LockClaims | None:
+        """What the token proves; None without one."""
+        try:
+            return self._tokens.verify(token) if token else None
+        except LockTokenMismatch:
+            return NO_CLAIMS
+
+    async def _look_at_lock(self, command: Redeem) -> Redeem:
         """The command with the lease it would get, without taking it."""
-        lock = self._tokens.verify(token) if token else None
+        lock = command.lock
         seen = await self._leases.peek(
             command.code, command.user_id, str(lock.lock_id) if lock else ""
         )
@@ -113,7 +127,7 @@ class Checkout:
             retry_after_ms=seen.retry_after_ms or 0,
             gone=seen.gone,
         )
-        return replace(command, lock=lock, lease=lease)
+        return replace(command, lease=lease)
 
     async def redeem(
         self, items: Sequence[tuple[Redeem, str]], *, atomic: bool = False
@@ -147,26 +161,18 @@ class Checkout:
     async def _redeem_with_tokens(
         self, items: Sequence[tuple[Redeem, str]], atomic: bool
     ) -> list[Outcome]:
-        admitted = await asyncio.gather(*(self._admit(*item) for item in items))
-        errors = [it for it in admitted if isinstance(it, CouponServiceError)]
-        commands = [it for it in admitted if isinstance(it, Redeem)]
-        if not commands or (atomic and errors):
-            return [it if isinstance(it, CouponServiceError) else errors[0] for it in admitted]
+        commands = await asyncio.gather(*(self._admit(*item) for item in items))
         outcomes = await self._coalescer.submit(Unit(tuple(commands), atomic))
         if any(isinstance(outcome, LeaseNeeded) for outcome in outcomes):
             outcomes = await self._redeem_momentarily(commands, outcomes, atomic)
         await asyncio.gather(*map(self._settle_lock, commands, outcomes))
-        decided = iter(outcomes)
-        return [it if isinstance(it, CouponServiceError) else next(decided) for it in admitted]
+        return outcomes
 
-    async def _admit(self, command: Redeem, token: str) -> Redeem | CouponServiceError:
+    async def _admit(self, command: Redeem, token: str) -> Redeem:
         """The command with what its token and Redis say of its lock."""
-        if not token:
+        lock = self._claims(token)
+        if lock is None:
             return command
-        try:
-            lock = self._tokens.verify(token)
-        except LockTokenMismatch as error:
-            return error
         admitted = replace(command, lock=lock, lease=Lease())
         if lock.code != command.code or lock.user_id != command.user_id:
             return admitted  # the decision refuses it
@@ -187,12 +193,12 @@ class Checkout:
 
     async def _settle_lock(self, command: Redeem, outcome: Outcome) -> None:
         """Uses the lock up after its redemption; gives a place that did not fit again back."""
-        lock = command.lock
-        if lock is None:
+        lock, lease = command.lock, command.lease
+        if lock is None or lease is None:
             return
         if isinstance(outcome, Done) and outcome.event.lock_id == lock.lock_id:
             await self._release(lock, tombstone_until_ms(lock.expire_ms))
-        elif isinstance(outcome, CodeLocked):
+        elif isinstance(outcome, CodeLocked) and lease.places_taken:
             await self._release(lock, 0)
 
     async def _release(self, lock: LockClaims, until_ms: int) -> None:
@@ -210,8 +216,17 @@ class Checkout:
     async def _redeem_momentarily(
         self, commands: Sequence[Redeem], outcomes: Sequence[Outcome], atomic: bool
     ) -> list[Outcome]:
-        """Once more for those that need a lease, each with a place of its own for a moment."""
-        needed = [i for i, outcome in enumerate(outcomes) if isinstance(outcome, LeaseNeeded)]
+        """Once more for those that need a lease, each with a place of its own for a moment.
+
+        When `atomic`, all of them are to come again, also those that need none.
+        """
+        needed = [
+            i
+            for i, outcome in enumerate(outcomes)
+            if isinstance(outcome, LeaseNeeded)
+            and outcome.book.lock_policy is not LockPolicy.OFF
+            and commands[i].lease is None
+        ]
         attempts = [uuid4() for _ in needed]
         try:
             placed = await asyncio.gather(
@@ -222,10 +237,10 @@ class Checkout:
             for i, it in zip(needed, placed, strict=True):
                 if isinstance(it, Redeem):
                     again[i] = it
-                elif atomic:
-                    return [it] * len(answers)
                 else:
                     answers[i] = it
+            if atomic and any(isinstance(it, CouponServiceError) for it in placed):
+                return refuse_all(answers)
             if again:
                 decided = await self._coalescer.submit(Unit(tuple(again.values()), atomic))
                 for i, outcome in zip(again, decided, strict=True):

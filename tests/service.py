@@ -237,9 +237,7 @@ class Api:
         """A book as it is now."""
         return self.books.GetCouponBook(books.GetCouponBookRequest(book_id=book_id)).coupon_book
 
-    def update(
-        self, book_id: str, *paths: str, etag: str = "", **fields: Any
-    ) -> books.CouponBook:
+    def update(self, book_id: str, *paths: str, etag: str = "", **fields: Any) -> books.CouponBook:
         """Changes these fields of a book, or those that `paths` names."""
         request = books.UpdateCouponBookRequest(
             coupon_book=books.CouponBook(book_id=book_id, etag=etag, **fields),

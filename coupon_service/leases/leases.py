@@ -43,6 +43,7 @@ _ENDED_KEPT_MS = 24 * 60 * 60 * 1000
 _TAKE_STATUS = {
     "TAKEN": TakeStatus.GRANTED,
     "SAME": TakeStatus.HELD_BEFORE,
+    "AGAIN": TakeStatus.HELD_BEFORE,
     "OTHER": TakeStatus.HELD_BEFORE,
     "GONE": TakeStatus.GONE,
     "FULL": TakeStatus.FULL,
@@ -50,6 +51,7 @@ _TAKE_STATUS = {
 _ADMIT_STATUS = {
     "TAKEN": AdmitStatus.RETAKEN,
     "SAME": AdmitStatus.HELD,
+    "AGAIN": AdmitStatus.RETAKEN,
     "OTHER": AdmitStatus.GONE,
     "GONE": AdmitStatus.GONE,
 }
@@ -134,7 +136,7 @@ class Leases:
         if outcome == "TAKEN" and not counted:
             await self._redis.run(self._commands.release(code, user_id, lock_id, 0))
             return replace(taken, status=TakeStatus.LIMIT)
-        if outcome in ("TAKEN", "SAME"):
+        if held_id == lock_id and status in (TakeStatus.GRANTED, TakeStatus.HELD_BEFORE):
             await self._write_indexes(book_id, user_id, member, expire_ms)
         elif counted:
             await self._redis.run(("ZREM", user_index(user_id), member))

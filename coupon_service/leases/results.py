@@ -72,8 +72,8 @@ class AdmitStatus(Enum):
     HELD = "HELD"
     """The lock is held."""
     RETAKEN = "RETAKEN"
-    """Redis had lost the lock; its place is taken again. Whether it still fits is for the caller:
-    redemptions + places_taken <= limit."""
+    """Redis had lost the lock; its place is taken again, now or before. Whether it still fits is
+    for the caller: redemptions + places_taken <= limit."""
     GONE = "GONE"
     """It was released or redeemed, its time is over, or the user holds another lock by now."""
 

@@ -1,4 +1,5 @@
--- Takes a place for the lock of a user, once: a user has at most one lock on a code.
+-- Takes a place for the lock of a user, once: a user has at most one lock on a code. For a new lock
+-- with a ttl_ms; for one that has a token, which Redis may have lost, with the expire_ms of the token.
 --
 -- KEYS     1, 2 as in places.lua; 3: the tombstone of this user's lock_id
 -- ARGV     user_id, lock_id, expire_ms (0: now + ttl_ms), ttl_ms, grace_ms,
@@ -6,23 +7,29 @@
 -- Returns  {outcome, lock_id, expire_ms, places_taken, others_end_in_ms}; outcome is
 --          TAKEN  the place was free and is this lock's now
 --          SAME   this lock had it already
+--          AGAIN  so it had, but taken again after a loss
 --          OTHER  the user holds another lock (lock_id and expire_ms are that one's)
 --          GONE   this lock was given up for good, or its time is over
 --          FULL   places_max
 
 local user, lock_id, grace = 'u' .. ARGV[1], ARGV[2], tonumber(ARGV[5])
 local expire, places_max = tonumber(ARGV[3]), tonumber(ARGV[6])
-if expire == 0 then expire = now + ARGV[4] end
 
 local function answer(outcome, id, ends)
   return {outcome, id, ends, live_places(), others_end_in(user)}
 end
 
-local held_id, held_expire = lock_of(user)
-if held_id then return answer(held_id == lock_id and 'SAME' or 'OTHER', held_id, held_expire) end
+local retaken = expire == 0 and 0 or 1
+if expire == 0 then expire = now + ARGV[4] end
+
+local held_id, held_expire, _, held_retaken = lock_of(user)
+if held_id then
+  local outcome = held_id ~= lock_id and 'OTHER' or held_retaken == 1 and 'AGAIN' or 'SAME'
+  return answer(outcome, held_id, held_expire)
+end
 if expire + grace <= now or redis.call('EXISTS', KEYS[3]) == 1 then
   return answer('GONE', lock_id, expire)
 end
 if places_max >= 0 and live_places() >= places_max then return answer('FULL', lock_id, expire) end
-hold_lock(user, lock_id, expire, 0, grace)
+hold_lock(user, lock_id, expire, 0, retaken, grace)
 return answer('TAKEN', lock_id, expire)

@@ -117,13 +117,13 @@ class Edge(grpc.GenericRpcHandler):
     ) -> grpc.RpcMethodHandler[Any, Any]:
         """The handler with everything around it that an RPC needs."""
         name = method.rpartition("/")[2]
-        unary_deadline_s = self._settings.default_deadline_ms / 1000
+        streams = handler.request_streaming or handler.response_streaming
+        default_s = None if streams else self._settings.default_deadline_ms / 1000
         parse = _parser(
             handler.request_deserializer,
             self._settings.request_max_bytes_of.get(name, self._settings.request_max_bytes),
         )
         work = _work(handler, parse)
-        streams = handler.request_streaming or handler.response_streaming
 
         async def answer(given: Any, context: Context) -> bytes | None:
             started = perf_counter()
@@ -132,10 +132,15 @@ class Edge(grpc.GenericRpcHandler):
             try:
                 if self._authenticate is not None:
                     self._authenticate(method, rpc)
-                if streams or _remaining_s(context) is not None:
+                if (remaining_s := _remaining_s(context)) is not None:
+                    # gRPC itself ends the call then.
+                    rpc.deadline = started + remaining_s
                     response = await work(given, context)
+                elif default_s is not None:
+                    rpc.deadline = started + default_s
+                    response = await _within(default_s, work(given, context))
                 else:
-                    response = await _within(unary_deadline_s, work(given, context))
+                    response = await work(given, context)
             except asyncio.CancelledError as error:
                 if not _is_cancelled():
                     # What it waited for was cancelled, and its client still expects an answer.

@@ -4,7 +4,7 @@
 stored. No I/O, no clock, no randomness, no SQL.
 """
 
-from coupon_service.rules.decide import decide
+from coupon_service.rules.decide import decide, refuse_all
 from coupon_service.rules.derived import (
     code_state,
     discount_of,
@@ -25,4 +25,5 @@ __all__ = [
     "lock_view",
     "order_discount",
     "redemption_refusals",
+    "refuse_all",
 ]

@@ -56,14 +56,14 @@ def decide(
         attempt = draft.fork() if unit.atomic else draft
         decided = [_decide_one(command, attempt) for command in unit.commands]
         if unit.atomic and not all(isinstance(outcome, Done) for outcome in decided):
-            decided = _refuse_all(decided)
+            decided = refuse_all(decided)
         else:
             draft = attempt
         outcomes.append(decided)
     return outcomes, draft.effects()
 
 
-def _refuse_all(decided: list[Outcome]) -> list[Outcome]:
+def refuse_all(decided: list[Outcome]) -> list[Outcome]:
     """What an atomic unit answers when not all of it can be done.
 
     The first error, for every command that has none of its own; without an error some commands need

@@ -108,8 +108,9 @@ def discount_of(book: Book, order_amount_minor: int | None) -> int | None:
 
 
 def order_discount(book: Book, order: Money | None) -> Money | None:
-    """`discount_of` as money of the book's currency."""
-    discount = discount_of(book, order.amount_minor if order else None)
+    """`discount_of` as money of the book's currency; an order in another one tells no amount."""
+    known = order is not None and order.currency_code == book.currency_code
+    discount = discount_of(book, order.amount_minor if order and known else None)
     return None if discount is None else Money(discount, book.currency_code)
 
 

@@ -20,14 +20,14 @@ from coupon_service.model import (
 )
 from coupon_service.rules.derived import lock_view
 from coupon_service.rules.draft import Draft
-from coupon_service.rules.refusals import redemption_refusals
+from coupon_service.rules.refusals import redemption_refusal
 
 
 def lock(command: Lock, code: Code, book: Book, draft: Draft) -> Outcome:
     """Records a lock."""
     if book.lock_policy is LockPolicy.OFF:
         return InvalidStateTransition("The coupon book has locking off.", state="LOCK_POLICY_OFF")
-    refusal = next(redemption_refusals(command, code, book, draft.state, draft.now), None)
+    refusal = redemption_refusal(command, code, book, draft)
     if refusal is not None:
         return refusal
     if command.lease is None:

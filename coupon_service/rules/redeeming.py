@@ -21,12 +21,12 @@ from coupon_service.model import (
 )
 from coupon_service.rules.derived import assignment_state, discount_of
 from coupon_service.rules.draft import Draft
-from coupon_service.rules.refusals import redemption_refusals
+from coupon_service.rules.refusals import redemption_refusal
 
 
 def redeem(command: Redeem, code: Code, book: Book, draft: Draft) -> Outcome:
     """Uses the code once."""
-    refusal = next(redemption_refusals(command, code, book, draft.state, draft.now), None)
+    refusal = redemption_refusal(command, code, book, draft)
     if refusal is not None:
         return refusal
     if command.lease is None and book.lock_policy is not LockPolicy.OFF:

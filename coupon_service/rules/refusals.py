@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import datetime
 from uuid import UUID
 
@@ -46,6 +47,7 @@ from coupon_service.model import (
     State,
     UserCounts,
 )
+from coupon_service.rules.draft import Draft
 
 LINKED = (AssignmentState.ACTIVE, AssignmentState.REDEEMED)
 """States of an assignment in which the code is the user's."""
@@ -77,6 +79,19 @@ def _not_found(
         except CodeChecksumInvalid as error:
             return error
     return CodeNotFound()
+
+
+def redemption_refusal(
+    command: Redeem | Lock, code: Code, book: Book, draft: Draft
+) -> CouponServiceError | None:
+    """The first reason why a command of a batch cannot redeem, or lock, this code now."""
+    lease = command.lease
+    decided = code.redemptions - draft.loaded(code).redemptions
+    if lease is not None and decided > 0:
+        # Redemptions that the batch has decided still have their places, and are not to count
+        # twice: everybody's place has to fit beside what was redeemed before the batch.
+        command = replace(command, lease=replace(lease, places_taken=lease.places_taken - decided))
+    return next(redemption_refusals(command, code, book, draft.state, draft.now), None)
 
 
 def redemption_refusals(

@@ -124,17 +124,22 @@ SELECT {EVENT_COLUMNS}
 FROM unnest(%(types)s::smallint[]) AS wanted (event_type)
 CROSS JOIN LATERAL (
     SELECT * FROM redemption_audit
-    WHERE type = event_type AND {_MATCHING} {_NEWEST_FIRST}
+    WHERE type::integer = event_type AND {_MATCHING} {_NEWEST_FIRST}
 ) AS event
 {_NEWEST_FIRST}
 """
 
 
+# A plan for any filters at once would take the page for tiny, and read and sort everything for it.
+PLAN_FOR_THESE: Final = "SET LOCAL plan_cache_mode = force_custom_plan"
+
+
 async def select_events(
     connection: Connection, wanted: AuditFilter, page_size: int, after: Position | None
 ) -> tuple[list[Event], Position | None]:
-    """A page of the ledger, newest first, and the position to go on from."""
+    """A page of the ledger, newest first, and the position to go on from. In a transaction."""
     time, event_id = time_and_id(after)
+    await connection.execute(PLAN_FOR_THESE)
     cursor = await connection.execute(
         _statement(wanted),
         {

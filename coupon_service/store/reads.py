@@ -121,20 +121,15 @@ class Reads:
 
         return await self._database.read("list_user_coupons", work)
 
-    async def event(self, event_id: UUID, event: EventType, business_id: str) -> Event | None:
-        """The event with this id, if it is one of this type. Not for ASSIGNED."""
-
-        async def work(connection: Connection) -> Event | None:
-            return await _event(connection, event_id, event, business_id)
-
-        return await self._database.read("get_event", work)
-
     async def redemption(self, redemption_id: UUID, business_id: str) -> tuple[Event, Event | None]:
         """A redemption, and its roll-back if there was one. Raises RedemptionNotFound."""
 
         async def work(connection: Connection) -> tuple[Event, Event | None]:
-            event = await _event(connection, redemption_id, EventType.REDEEMED, business_id)
-            if event is None:
+            event = (await select_events_by_id(connection, [redemption_id])).get(redemption_id)
+            if event is None or event.type is not EventType.REDEEMED:
+                raise RedemptionNotFound
+            books = await select_books_by_id(connection, [event.book_id])
+            if business_id not in ("", books[event.book_id].business_id):
                 raise RedemptionNotFound
             return (await _with_rollbacks(connection, [event]))[0]
 
@@ -166,7 +161,7 @@ class Reads:
             events, position = await select_events(connection, wanted, page_size, after)
             return await _with_rollbacks(connection, events), position
 
-        return await self._database.read("list_redemptions", work)
+        return await self._database.transaction("list_redemptions", work)
 
     async def lock_events(self, lock_ids: Sequence[UUID], business_id: str) -> list[list[Event]]:
         """For each of the locks all its events; none for one that is not there."""
@@ -190,22 +185,9 @@ class Reads:
         self, wanted: AuditFilter, page_size: int, after: Position | None
     ) -> tuple[list[Event], Position | None]:
         """A page of the ledger, newest first, and the position to go on from."""
-        return await self._database.read(
+        return await self._database.transaction(
             "list_events", lambda connection: select_events(connection, wanted, page_size, after)
         )
-
-
-async def _event(
-    connection: Connection, wanted: UUID, event_type: EventType, business_id: str
-) -> Event | None:
-    event = (await select_events_by_id(connection, [wanted])).get(wanted)
-    if event is None or event.type is not event_type:
-        return None
-    if business_id:
-        books = await select_books_by_id(connection, [event.book_id])
-        if books[event.book_id].business_id != business_id:
-            return None
-    return event
 
 
 async def _with_rollbacks(

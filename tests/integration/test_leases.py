@@ -130,7 +130,7 @@ async def test_thousands_of_ended_places_do_not_count_and_go(leases: Leases, red
     places, locks = f"coupon:{{{CODE}}}:places", f"coupon:{{{CODE}}}:locks"
     ended = {f"uold{i}": 1 for i in range(9_000)} | {"uann": 2}
     await redis.zadd(places, ended)
-    await redis.hset(locks, mapping=dict.fromkeys(ended, "1:0:lock-old"))
+    await redis.hset(locks, mapping=dict.fromkeys(ended, "1:0:0:lock-old"))
     taken = await leases.acquire(CODE, BOOK, "ann", "lock-a", TTL_MS, places_max=1)
 
     assert (taken.status, taken.lock_id, taken.places_taken) == (TakeStatus.GRANTED, "lock-a", 1)
@@ -363,7 +363,7 @@ async def test_a_lock_that_redis_lost_is_taken_again(leases: Leases, redis: Redi
     blocked = await leases.acquire(CODE, BOOK, "bob", "lock-b", TTL_MS, places_max=1)
 
     assert (admission.status, admission.places_taken) == (AdmitStatus.RETAKEN, 1)
-    assert again.status is AdmitStatus.HELD
+    assert again == admission
     assert blocked.status is TakeStatus.FULL
     assert await leases.list_book(BOOK) == await leases.list_user("ann") == listed
 
@@ -388,6 +388,34 @@ async def test_a_lost_lock_whose_place_someone_else_has_is_counted_behind(
 
     assert (admission.status, admission.places_taken) == (AdmitStatus.RETAKEN, 2)
     assert admission.retry_after_ms is not None
+
+
+async def test_a_lost_lock_that_did_not_fit_is_not_taken_for_held_later(
+    leases: Leases, redis: Redis
+) -> None:
+    taken = await leases.acquire(CODE, BOOK, "ann", "lock-a", TTL_MS)
+    await redis.flushdb()
+    await leases.acquire(CODE, BOOK, "bob", "lock-b", TTL_MS)
+    await leases.admit(CODE, BOOK, "ann", "lock-a", taken.expire_ms)
+    later_ms = taken.expire_ms + 1_000
+    await leases.extend(CODE, BOOK, "ann", "lock-a", later_ms, extensions_max=1)
+    beside_bob = await leases.admit(CODE, BOOK, "ann", "lock-a", later_ms)
+    await leases.release(CODE, BOOK, "bob", "lock-b")
+    alone = await leases.admit(CODE, BOOK, "ann", "lock-a", later_ms)
+
+    assert (beside_bob.status, beside_bob.places_taken) == (AdmitStatus.RETAKEN, 2)
+    assert (alone.status, alone.places_taken) == (AdmitStatus.RETAKEN, 1)
+
+
+@pytest.mark.parametrize("part", ["places", "locks"])
+async def test_a_lock_of_which_redis_lost_a_part_is_taken_again(
+    leases: Leases, redis: Redis, part: str
+) -> None:
+    taken = await leases.acquire(CODE, BOOK, "ann", "lock-a", TTL_MS)
+    await redis.delete(f"coupon:{{{CODE}}}:{part}")
+    admission = await leases.admit(CODE, BOOK, "ann", "lock-a", taken.expire_ms)
+
+    assert (admission.status, admission.places_taken) == (AdmitStatus.RETAKEN, 1)
 
 
 async def test_after_a_new_lock_of_the_user_the_old_one_is_gone(leases: Leases) -> None:

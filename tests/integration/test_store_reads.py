@@ -44,6 +44,7 @@ from coupon_service.model import (
 from coupon_service.store.books import Books
 from coupon_service.store.chunks import CodeChunks
 from coupon_service.store.db import Database
+from coupon_service.store.events import select_events
 from coupon_service.store.execute import Executor
 from coupon_service.store.keyset import Position
 from coupon_service.store.reads import AuditFilter, Reads, sweeping_alone
@@ -307,16 +308,6 @@ async def test_a_redemption_is_found_with_its_rollback(shop: Shop) -> None:
             await shop.reads.redemption(missing, business_id)
 
 
-async def test_an_event_is_found_by_its_id_and_type(shop: Shop) -> None:
-    await shop.codes(shop.book, "A1")
-    redemption = await shop.redeem("A1", "ann")
-    found = redemption.event_id
-    assert await shop.reads.event(found, EventType.REDEEMED, "bakery") == redemption
-    assert await shop.reads.event(found, EventType.LOCKED, "bakery") is None
-    assert await shop.reads.event(found, EventType.REDEEMED, "butcher") is None
-    assert await shop.reads.event(NOBODY, EventType.REDEEMED, "") is None
-
-
 async def test_redemptions_are_listed_by_each_filter_and_all_of_them_together(shop: Shop) -> None:
     await shop.codes(shop.book, "A1", "A2")
     await shop.codes(shop.other, "B1")
@@ -512,3 +503,50 @@ async def test_one_sweeps_at_a_time(shop: Shop) -> None:
                 assert not also
         async with sweeping_alone(two) as alone:
             assert alone
+
+
+# --- how much is read ---------------------------------------------------------------------------
+
+LEDGER_OF_20_000 = """
+INSERT INTO redemption_audit (
+    event_id, bucket, book_id, event_time, fingerprint, type, code, user_id, order_id, caller, peer,
+    user_agent, request_id)
+SELECT gen_random_uuid(), n %% 64, %s, %s::timestamptz + n * interval '1 s', 1,
+    CASE WHEN n <= 100 THEN 16 ELSE 10 END, 'C' || n %% 2, 'u' || n %% 2, 'o' || n / 100, '', '', '',
+    ''
+FROM generate_series(1, 20000) AS n
+"""
+ROWS_READ = """
+SELECT seq_tup_read + idx_tup_fetch FROM pg_stat_user_tables WHERE relname = 'redemption_audit'
+"""
+
+
+async def test_a_page_of_the_ledger_is_read_without_reading_the_ledger(shop: Shop) -> None:
+    book_id = shop.book.book_id
+    redeemed = (EventType.REDEEMED,)
+    async with shop.database.pool.connection() as connection:
+        await connection.execute(LEDGER_OF_20_000, (book_id, START))
+        await connection.execute("ANALYZE redemption_audit")
+
+        async def rows_read() -> int:
+            await connection.execute("SELECT pg_stat_force_next_flush()")
+            cursor = await connection.execute(ROWS_READ)
+            (row,) = await cursor.fetchall()
+            return row[0]
+
+        for wanted in (
+            AuditFilter(),
+            AuditFilter(types=redeemed),
+            AuditFilter(order_id="o7"),
+            AuditFilter(code="C1"),
+            AuditFilter(user_id="u1"),
+            AuditFilter(book_id=book_id),
+            AuditFilter(book_id=book_id, types=redeemed),
+            AuditFilter(business_id="bakery"),
+            AuditFilter(business_id="bakery", types=redeemed),
+        ):
+            before = await rows_read()
+            async with connection.transaction():
+                events, _ = await select_events(connection, wanted, 10, None)
+            assert len(events) == 10
+            assert await rows_read() - before <= 150, wanted

@@ -30,11 +30,14 @@ from coupon_service.model import (
     Done,
     Event,
     EventType,
+    LeaseNeeded,
     bucket_of_book,
     bucket_of_event,
 )
 from coupon_service.rpc.context import RequestContext
 from coupon_service.rpc.convert import assignments, codes
+from coupon_service.rpc.convert.outcomes import done_of
+from coupon_service.rpc.convert.fields import Page
 from coupon_service.rpc.convert.values import to_timestamp
 from coupon_service.rpc.paging import page_token
 from coupon_service.store.uploads import ImportResult
@@ -97,6 +100,8 @@ def test_a_capacity_beyond_64_bits_is_the_greatest_number() -> None:
 def test_the_number_of_codes_to_generate_is_bounded(count: int) -> None:
     request = pb.GenerateCodesRequest(book_id=str(BOOK_ID), count=count)
     assert bad_fields(lambda: codes.read_generate(request, rpc())) == ["count"]
+    request.count = 100_000_000
+    assert codes.read_generate(request, rpc())[:2] == (BOOK_ID, 100_000_000)
 
 
 def test_an_upload_begins_with_its_header() -> None:
@@ -169,6 +174,8 @@ def test_an_export_goes_on_where_its_token_says() -> None:
 def test_a_list_of_codes_is_of_a_book_and_a_stored_state() -> None:
     request = pb.ListCodesRequest(book_id="", state=pb.COUPON_CODE_STATE_LOCKED, page_size=2_000)
     assert bad_fields(lambda: codes.read_list(request)) == ["book_id", "state", "page_size"]
+    good = pb.ListCodesRequest(book_id=str(BOOK_ID), state=pb.COUPON_CODE_STATE_REDEEMED)
+    assert codes.read_list(good) == (BOOK_ID, CodeState.REDEEMED, Page(50, None))
 
 
 def test_a_code_is_looked_up_as_it_is_stored() -> None:
@@ -334,10 +341,19 @@ def test_every_user_of_a_batch_gets_a_result_of_its_own() -> None:
 
 
 def test_a_user_who_has_redeemed_a_code_sees_it_redeemed_though_others_can_use_it() -> None:
-    redeemed = replace(LINK, state=AssignmentState.REDEEMED)
-    for link, seen in (
-        (LINK, pb.COUPON_CODE_STATE_ASSIGNED),
-        (redeemed, pb.COUPON_CODE_STATE_REDEEMED),
-    ):
-        message = assignments.coupon_message(link, BOOK, CodeState.ASSIGNED)
-        assert message.effective_state == seen
+    def seen(state: AssignmentState) -> pb.CouponCodeState.ValueType:
+        link = replace(LINK, state=state)
+        return assignments.coupon_message(link, BOOK, CodeState.ASSIGNED).effective_state
+
+    assert seen(AssignmentState.ACTIVE) == pb.COUPON_CODE_STATE_ASSIGNED
+    assert seen(AssignmentState.REDEEMED) == pb.COUPON_CODE_STATE_REDEEMED
+    assert seen(AssignmentState.REVOKED) == pb.COUPON_CODE_STATE_UNSPECIFIED
+
+
+def test_the_outcome_of_a_command_is_what_was_done_or_an_error() -> None:
+    done = Done(ASSIGNED, BOOK, None, LINK)
+    assert done_of(done) is done
+    with pytest.raises(NoCodesAvailable):
+        done_of(NoCodesAvailable())
+    with pytest.raises(AssertionError):
+        done_of(LeaseNeeded(BOOK))

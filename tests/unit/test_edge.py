@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+import importlib
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from time import perf_counter
 from typing import Any
 
 import grpc
@@ -14,7 +16,6 @@ import pytest
 import structlog
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo
 from google.rpc.status_pb2 import Status
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from structlog.testing import LogCapture
 
 from coupon_service.errors import (
@@ -28,6 +29,11 @@ from coupon_service.v1 import coupon_code_service_pb2 as codes
 from coupon_service.v1 import coupon_code_service_pb2_grpc as codes_grpc
 from coupon_service.v1 import redemption_service_pb2 as pb
 from coupon_service.v1 import redemption_service_pb2_grpc as pb_grpc
+
+# These come without types.
+HEALTH = importlib.import_module("grpc_health.v1.health")
+HEALTH_PB = importlib.import_module("grpc_health.v1.health_pb2")
+HEALTH_GRPC = importlib.import_module("grpc_health.v1.health_pb2_grpc")
 
 REDEEM = "/coupon_service.v1.RedemptionService/RedeemCode"
 DEADLINE_MS = 300
@@ -78,7 +84,7 @@ class Running:
 async def running(
     behavior: Callable[..., Any],
     authenticate: Callable[[str, RequestContext], None] | None = None,
-) -> AsyncIterator[Running]:
+) -> AsyncGenerator[Running]:
     capture = LogCapture()
     server = grpc.aio.server()
     port = server.add_insecure_port("127.0.0.1:0")
@@ -90,7 +96,7 @@ async def running(
         servicer: Any = AnyServicer(behavior)
         edge.add(pb_grpc.add_RedemptionServiceServicer_to_server, servicer)
         edge.add(codes_grpc.add_CouponCodeServiceServicer_to_server, servicer)
-        edge.add(health_pb2_grpc.add_HealthServicer_to_server, health.aio.HealthServicer())
+        edge.add(HEALTH_GRPC.add_HealthServicer_to_server, HEALTH.aio.HealthServicer())
         server.add_generic_rpc_handlers((edge,))
         await server.start()
         try:
@@ -213,8 +219,8 @@ async def test_something_cancelled_inside_is_a_fault_and_not_silence() -> None:
 
 
 async def send(run: Running, raw: bytes, method: str = REDEEM) -> tuple[grpc.StatusCode, Status]:
-    call: Any = run.channel.unary_unary(method)(raw, timeout=5)
-    code, _, status = await failed(call)
+    channel: Any = run.channel
+    code, _, status = await failed(channel.unary_unary(method)(raw, timeout=5))
     return code, status
 
 
@@ -277,6 +283,21 @@ async def test_a_call_with_a_deadline_ends_on_the_server_too() -> None:
         line = await run.line()
     assert code is grpc.StatusCode.DEADLINE_EXCEEDED
     assert (line["status"], line["reason"]) == ("DEADLINE_EXCEEDED", "DEADLINE_EXCEEDED")
+
+
+@pytest.mark.parametrize(("timeout_s", "longest_s"), [(None, DEADLINE_MS / 1000), (7.0, 7.0)])
+async def test_the_work_knows_its_deadline(timeout_s: float | None, longest_s: float) -> None:
+    left_s: list[float] = []
+
+    async def behavior(request: Any, context: Any) -> pb.RedeemCodeResponse:
+        deadline = current().call("r").deadline
+        assert deadline is not None
+        left_s.append(deadline - perf_counter())
+        return pb.RedeemCodeResponse()
+
+    async with running(behavior) as run:
+        await run.redemptions.RedeemCode(pb.RedeemCodeRequest(), timeout=timeout_s)
+    assert 0 < left_s[0] <= longest_s
 
 
 async def test_a_longer_deadline_of_the_client_is_respected() -> None:
@@ -350,7 +371,7 @@ async def test_a_stream_that_fails_delivers_what_came_before() -> None:
 
     async def read(run: Running) -> None:
         async for answer in run.codes.ExportCodes(codes.ExportCodesRequest(), timeout=5):
-            received.append(answer.next_page_token)
+            received.append(answer.next_page_token)  # noqa: PERF401 - before the error
 
     async with running(behavior) as run:
         code, _, status = await failed(read(run))
@@ -408,10 +429,10 @@ async def test_requests_and_answers_stream_both_ways() -> None:
 
 async def test_a_bad_message_ends_a_stream_after_the_good_ones() -> None:
     async def read(run: Running, bad: bytes) -> None:
-        call: Any = run.channel.stream_stream("/coupon_service.v1.CouponCodeService/ImportCodes")
-        messages = iter([chunk(1).SerializeToString(), bad])
-        async for _ in call(messages, timeout=5):
-            received.append(1)
+        channel: Any = run.channel
+        call = channel.stream_stream("/coupon_service.v1.CouponCodeService/ImportCodes")
+        async for _ in call(iter([chunk(1).SerializeToString(), bad]), timeout=5):
+            received.append(1)  # noqa: PERF401 - what came before the error counts
 
     for bad in (b"\xff", chunk(2, size=11 * MAX_BYTES).SerializeToString()):
         received: list[int] = []
@@ -489,8 +510,8 @@ async def test_many_calls_at_once_keep_their_callers_apart() -> None:
 
 async def test_health_is_answered_without_a_line() -> None:
     async with running(answer_ok) as run:
-        stub = health_pb2_grpc.HealthStub(run.channel)
-        answer: Any = await stub.Check(health_pb2.HealthCheckRequest(), timeout=5)
-        assert answer.status == health_pb2.HealthCheckResponse.SERVING
+        stub = HEALTH_GRPC.HealthStub(run.channel)
+        answer = await stub.Check(HEALTH_PB.HealthCheckRequest(), timeout=5)
+        assert answer.status == HEALTH_PB.HealthCheckResponse.SERVING
         assert run.log.entries == []
         assert run.counted == []

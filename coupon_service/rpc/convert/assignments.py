@@ -193,10 +193,10 @@ def _recorded_assignment(event: Event) -> Assignment:
 
 
 def coupon_message(assignment: Assignment, book: Book, effective_state: CodeState) -> pb.UserCoupon:
-    """A user's code as the user would see it."""
+    """A user's code as the user would see it; no state where it was taken back."""
+    coupon = pb.UserCoupon(assignment=assignment_message(assignment, book))
     if assignment.state is AssignmentState.REDEEMED:
-        effective_state = CodeState.REDEEMED
-    return pb.UserCoupon(
-        assignment=assignment_message(assignment, book),
-        effective_state=codes_pb.CouponCodeState.ValueType(effective_state),
-    )
+        coupon.effective_state = codes_pb.COUPON_CODE_STATE_REDEEMED
+    elif assignment.state is not AssignmentState.REVOKED:
+        coupon.effective_state = codes_pb.CouponCodeState.ValueType(effective_state)
+    return coupon

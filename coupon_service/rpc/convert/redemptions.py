@@ -47,7 +47,7 @@ def read_redeem(request: pb.RedeemCodeRequest, rpc: RequestContext) -> tuple[Red
 def read_validate(request: pb.ValidateCodeRequest, rpc: RequestContext) -> tuple[Redeem, str]:
     """The command that is only tried, and the lock token that was given."""
     fields = Fields()
-    command = _redeem(fields, request, rpc.call(fields.request_id("")))
+    command = _redeem(fields, request, rpc.call(request_id=""))
     fields.check()
     return command, request.lock_token
 

@@ -250,14 +250,46 @@ class TestPlaces:
         assert type(world.refuses(lock(lease=Lease(places_taken=2)))) is CodeAlreadyRedeemed
         assert type(world.refuses(redeem(lease=Lease(places_taken=2)))) is CodeAlreadyRedeemed
 
-    def test_a_redemption_of_the_same_batch_counts(self) -> None:
-        world = lockable(max_redemptions_per_code=2)
-        first, second = world.batch(
-            redeem(user="bob", lease=Lease(places_taken=2)),
-            redeem(user="ann", lease=Lease(places_taken=2)),
+    @pytest.mark.parametrize("locks", [0, 1, 9])
+    @pytest.mark.parametrize("latest_first", [False, True])
+    def test_of_many_at_once_as_many_redeem_as_fit_beside_the_locks(
+        self, locks: int, latest_first: bool
+    ) -> None:
+        # Each counts the places that were taken before its own.
+        world = lockable(max_redemptions_per_code=12)
+        world.put(Code("A", BOOK_ID, CodeState.AVAILABLE, 2, 0))
+        held = [
+            world.does(lock(user=f"holder {n}", lease=Lease(places_taken=n))).event
+            for n in range(1, locks + 1)
+        ]
+        places = range(locks + 1, locks + 31)
+        outcomes = world.batch(
+            *(
+                redeem(user=f"user {n}", lease=Lease(places_taken=n))
+                for n in (reversed(places) if latest_first else places)
+            )
         )
-        assert isinstance(first, Done)
-        assert type(second) is CodeLocked
+        assert sum(isinstance(it, Done) for it in outcomes) == 10 - locks
+        for locked in held:
+            world.does(redeem(user=locked.user_id or "", lock=token(locked)))
+        assert world.code().redemptions == 12
+
+    def test_a_use_that_was_given_back_in_the_same_batch_is_free(self) -> None:
+        world = lockable()
+        redeemed = world.does(redeem(lease=PLACE)).event
+        _, again = world.batch(rollback(redeemed), redeem(user="bob", lease=PLACE))
+        assert isinstance(again, Done)
+
+    def test_a_lock_counts_the_redemptions_of_its_batch_once(self) -> None:
+        world = lockable(max_redemptions_per_code=2)
+        redeemed, locked, late = world.batch(
+            redeem(user="ann", lease=Lease(places_taken=1)),
+            lock(user="bob", lease=Lease(places_taken=2)),
+            lock(user="cid", lease=Lease(places_taken=3)),
+        )
+        assert isinstance(redeemed, Done)
+        assert isinstance(locked, Done)
+        assert type(late) is CodeLocked
 
 
 class TestExtend:

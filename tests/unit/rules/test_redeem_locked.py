@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -40,7 +41,7 @@ from coupon_service.model import (
 from coupon_service.rules import redemption_refusals
 
 
-def lockable(policy: LockPolicy = LockPolicy.OPTIONAL, **changes: int) -> World:
+def lockable(policy: LockPolicy = LockPolicy.OPTIONAL, **changes: Any) -> World:
     return World(book(lock_policy=policy, **changes))
 
 

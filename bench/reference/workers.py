@@ -1,0 +1,48 @@
+"""Worker processes behind one port, as the service has them: SO_REUSEPORT, grpc.aio, uvloop."""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import signal
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import grpc.aio
+import uvloop
+
+Serve = Callable[[grpc.aio.Server], Coroutine[Any, Any, None]]
+"""Adds its servicers to the server, and returns; what it needs is made in the worker's loop."""
+
+OPTIONS = (("grpc.so_reuseport", 1), ("grpc.max_concurrent_streams", 2_000))
+
+
+def run_workers(serve: Serve, address: str, workers: int) -> None:
+    """Runs until SIGTERM. `serve` has to be something that another process can import."""
+    context = multiprocessing.get_context("spawn")  # gRPC does not survive a fork
+    processes = [
+        context.Process(target=_run_worker, args=(serve, address), daemon=True)
+        for _ in range(workers)
+    ]
+    for process in processes:
+        process.start()
+    signal.sigwait({signal.SIGTERM, signal.SIGINT})
+    for process in processes:
+        process.terminate()
+    for process in processes:
+        process.join()
+
+
+def _run_worker(serve: Serve, address: str) -> None:
+    uvloop.run(_serve(serve, address))
+
+
+async def _serve(serve: Serve, address: str) -> None:
+    stopped = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
+    server = grpc.aio.server(options=OPTIONS)
+    await serve(server)
+    server.add_insecure_port(address)
+    await server.start()
+    await stopped.wait()
+    await server.stop(None)

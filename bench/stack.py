@@ -1,0 +1,195 @@
+"""The servers of a run: PostgreSQL, Redis, the service and those it is compared with.
+
+Everything is in a temporary folder and on loopback, and ends with the `with` that started it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from time import perf_counter
+from typing import Final
+
+import grpc.aio
+import psutil
+
+from coupon_service.cli.client import connect
+from coupon_service.cli.health import wait_until_serving
+from coupon_service.embedded import EmbeddedPostgres, EmbeddedRedis
+from coupon_service.embedded.machine import HOST, free_port
+
+ROOT: Final = Path(__file__).parents[1]
+START_TIMEOUT_S: Final = 60.0
+STOP_TIMEOUT_S: Final = 20.0
+
+POSTGRES_SETTINGS: Final = {
+    "shared_buffers": "1GB",
+    "max_wal_size": "4GB",
+    "max_connections": "200",
+}
+"""Beside these the defaults: every commit is on disk before it is answered."""
+
+
+class BenchError(Exception):
+    """The run cannot go on; a sentence for people."""
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A server that answers gRPC, and its processes."""
+
+    name: str
+    address: str
+    process: psutil.Process
+    start_s: float
+
+    @property
+    def workers(self) -> list[psutil.Process]:
+        """Those of its processes that answer."""
+        return sorted(
+            (it for it in self.process.children() if _listens(it, self.address)),
+            key=lambda it: it.pid,
+        )
+
+
+def _listens(process: psutil.Process, address: str) -> bool:
+    port = int(address.rpartition(":")[2])
+    return any(
+        it.status == psutil.CONN_LISTEN and it.laddr.port == port
+        for it in process.net_connections("tcp")
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """PostgreSQL, migrated, and Redis; the service and others can be started on them."""
+
+    folder: Path
+    postgres: EmbeddedPostgres
+    redis: EmbeddedRedis
+    workers: int
+
+    @contextmanager
+    def service(self, **settings: str) -> Iterator[Server]:
+        """The service as in production; `settings` are COUPON_ variables without the prefix."""
+        port = free_port()
+        environment = self._settings() | {
+            "COUPON_PORT": str(port),
+            **{f"COUPON_{name.upper()}": value for name, value in settings.items()},
+        }
+        command = ("-m", "coupon_service", "serve")
+        with self._server("service", command, port, environment) as server:
+            yield server
+
+    @contextmanager
+    def reference(self, name: str) -> Iterator[Server]:
+        """A server of bench/reference."""
+        port = free_port()
+        command = ("-m", f"bench.reference.{name}", f"{HOST}:{port}", str(self.workers))
+        environment = _environment() | {"DATABASE_URL": self.postgres.url}
+        with self._server(name, command, port, environment) as server:
+            yield server
+
+    def migrate(self) -> None:
+        """Makes the tables. Raises BenchError."""
+        command = (sys.executable, "-m", "coupon_service", "migrate", "up")
+        done = subprocess.run(
+            command,
+            cwd=self.folder,
+            env=self._settings(),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            raise BenchError(f"The database cannot be migrated: {done.stderr.strip()}")
+
+    def _settings(self) -> dict[str, str]:
+        return _environment() | {
+            "COUPON_DATABASE_URL": self.postgres.url,
+            "COUPON_REDIS_URL": self.redis.url,
+            "COUPON_LOCK_TOKEN_SECRET": "only the benchmark signs with this one",
+            "COUPON_WORKERS": str(self.workers),
+            "COUPON_METRICS_PORT": "0",
+            "COUPON_DRAIN_GRACE_MS": "0",
+            "COUPON_LOG_FORMAT": "json",
+        }
+
+    @contextmanager
+    def _server(
+        self, name: str, command: tuple[str, ...], port: int, environment: Mapping[str, str]
+    ) -> Iterator[Server]:
+        log = self.folder / f"{name}.log"
+        started = perf_counter()
+        with log.open("ab") as output:
+            process = psutil.Popen(
+                [sys.executable, *command],
+                cwd=self.folder,  # no .env there
+                env=dict(environment),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C is for us
+            )
+        address = f"{HOST}:{port}"
+        try:
+            asyncio.run(_await_answer(address, process, log))
+            start_s = perf_counter() - started
+            yield Server(name, address, psutil.Process(process.pid), start_s)
+        finally:
+            if process.poll() is None:
+                process.terminate()
+            try:
+                process.wait(STOP_TIMEOUT_S)
+            except psutil.TimeoutExpired:
+                for it in (*process.children(recursive=True), process):
+                    it.kill()
+
+
+@contextmanager
+def stack(workers: int) -> Iterator[Stack]:
+    """PostgreSQL and Redis of our own. Raises EmbeddedError or BenchError."""
+    with ExitStack() as servers:
+        folder = Path(servers.enter_context(TemporaryDirectory(prefix="coupon-bench-")))
+        redis = servers.enter_context(EmbeddedRedis(folder / "redis"))
+        postgres = EmbeddedPostgres(folder / "postgres", settings=POSTGRES_SETTINGS)
+        servers.enter_context(postgres)
+        made = Stack(folder, postgres, redis, workers)
+        made.migrate()
+        yield made
+
+
+def _environment() -> dict[str, str]:
+    ours = ("COUPON_", "DATABASE_URL", "REDIS_URL", "PROMETHEUS_")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+    return kept | {"PYTHONPATH": str(ROOT)}
+
+
+async def _await_answer(address: str, process: psutil.Popen, log: Path) -> None:
+    """Returns when the server works. One with a health service says so itself."""
+    serving = asyncio.create_task(_until_serving(address))
+    deadline = perf_counter() + START_TIMEOUT_S
+    while not serving.done():
+        if process.poll() is not None or perf_counter() > deadline:
+            serving.cancel()
+            said = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+            raise BenchError(f"A server did not start: {said[-1] if said else 'it said nothing'}")
+        await asyncio.wait({serving}, timeout=0.05)
+    await serving
+
+
+async def _until_serving(address: str) -> None:
+    async with connect(address) as service:
+        try:
+            await wait_until_serving(service)
+        except grpc.aio.AioRpcError as error:
+            # It answers, and has no health service.
+            if error.code() is not grpc.StatusCode.UNIMPLEMENTED:
+                raise

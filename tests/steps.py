@@ -1,0 +1,159 @@
+"""Calls that the tests of redemptions and locks make, in a line each; beside those of Api."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+import grpc
+import pytest
+from service import Api, assignments, books, codes, reason_of, redemptions, unique
+
+from coupon_service.v1.error_reason_pb2 import ErrorReason, ItemError
+
+REASON_PREFIX = "ERROR_REASON_"
+
+BEST_EFFORT = redemptions.BATCH_MODE_BEST_EFFORT
+ALL_OR_NOTHING = redemptions.BATCH_MODE_ALL_OR_NOTHING
+
+
+def reason_name(error: ItemError) -> str:
+    """The reason of an item, as the ErrorInfo of a call would name it."""
+    return ErrorReason.Name(error.reason).removeprefix(REASON_PREFIX)
+
+
+def reasons_of(validation: redemptions.ValidateCodeResponse) -> list[str]:
+    """All reasons why not, in their order."""
+    return [reason_name(problem) for problem in validation.problems]
+
+
+def reason_or_ok(outcome: Any) -> str:
+    """The reason of what `all_at_once` returned, or OK."""
+    return reason_of(outcome) if isinstance(outcome, grpc.RpcError) else "OK"
+
+
+# --- books and codes ----------------------------------------------------------------------------
+
+
+def pause(api: Api, book_id: str, request_id: str = "") -> books.PauseCouponBookResponse:
+    """ACTIVE → PAUSED."""
+    request = books.PauseCouponBookRequest(
+        book_id=book_id, request_id=request_id or unique("request")
+    )
+    return api.books.PauseCouponBook(request)
+
+
+def close(api: Api, book_id: str, request_id: str = "") -> books.CloseCouponBookResponse:
+    """Any state → CLOSED."""
+    request = books.CloseCouponBookRequest(
+        book_id=book_id, request_id=request_id or unique("request")
+    )
+    return api.books.CloseCouponBook(request)
+
+
+def update(api: Api, book_id: str, **fields: Any) -> books.UpdateCouponBookResponse:
+    """Changes these fields of a book."""
+    request = books.UpdateCouponBookRequest(
+        coupon_book=books.CouponBook(book_id=book_id, **fields), request_id=unique("request")
+    )
+    request.update_mask.paths.extend(fields)
+    return api.books.UpdateCouponBook(request)
+
+
+def disable(api: Api, code: str, request_id: str = "") -> codes.DisableCodeResponse:
+    """Switches a code off."""
+    request = codes.DisableCodeRequest(code=code, request_id=request_id or unique("request"))
+    return api.codes.DisableCode(request)
+
+
+def enable(api: Api, code: str, request_id: str = "") -> codes.EnableCodeResponse:
+    """Switches a code on again."""
+    request = codes.EnableCodeRequest(code=code, request_id=request_id or unique("request"))
+    return api.codes.EnableCode(request)
+
+
+def coupons(api: Api, user_id: str) -> list[assignments.UserCoupon]:
+    """The codes that are or were a user's."""
+    request = assignments.ListUserCouponsRequest(user_id=user_id, page_size=1_000)
+    return list(api.assignments.ListUserCoupons(request).coupons)
+
+
+# --- redemptions --------------------------------------------------------------------------------
+
+
+def item(code: str, user_id: str, **fields: Any) -> redemptions.RedeemItem:
+    """One code of a batch."""
+    return redemptions.RedeemItem(code=code, user_id=user_id, **fields)
+
+
+def batch(
+    api: Api,
+    items: Sequence[redemptions.RedeemItem],
+    mode: redemptions.BatchMode = BEST_EFFORT,
+    request_id: str = "",
+) -> redemptions.BatchRedeemCodesResponse:
+    """Redeems many codes."""
+    request = redemptions.BatchRedeemCodesRequest(
+        items=items, mode=mode, request_id=request_id or unique("request")
+    )
+    return api.redemptions.BatchRedeemCodes(request)
+
+
+def outcomes_of(response: redemptions.BatchRedeemCodesResponse) -> list[str]:
+    """What became of each item: its reason, REPLAYED, or OK."""
+    return [
+        reason_name(result.error)
+        if result.HasField("error")
+        else ("REPLAYED" if result.replayed else "OK")
+        for result in response.results
+    ]
+
+
+def redemption(api: Api, redemption_id: str) -> redemptions.Redemption:
+    """A redemption as it is now."""
+    request = redemptions.GetRedemptionRequest(redemption_id=redemption_id)
+    return api.redemptions.GetRedemption(request).redemption
+
+
+# --- locks --------------------------------------------------------------------------------------
+
+
+def extend(
+    api: Api, lock_token: str, *, ttl_s: float | None = None, request_id: str = ""
+) -> redemptions.ExtendLockResponse:
+    """Gives a lock a new expiry."""
+    request = redemptions.ExtendLockRequest(
+        lock_token=lock_token, request_id=request_id or unique("request")
+    )
+    if ttl_s is not None:
+        request.ttl.FromTimedelta(timedelta(seconds=ttl_s))
+    return api.redemptions.ExtendLock(request)
+
+
+def unlock_by_id(api: Api, lock_id: str) -> redemptions.UnlockCodeResponse:
+    """Ends a lock, as an operator."""
+    request = redemptions.UnlockCodeRequest(lock_id=lock_id, request_id=unique("request"))
+    return api.redemptions.UnlockCode(request)
+
+
+def get_lock(api: Api, lock_id: str) -> redemptions.Lock:
+    """A lock as it is now."""
+    return api.redemptions.GetLock(redemptions.GetLockRequest(lock_id=lock_id)).lock
+
+
+def locks_of(api: Api, **whose: str) -> list[redemptions.Lock]:
+    """The live locks of a user or of a book."""
+    request = redemptions.ListLocksRequest(page_size=1_000, **whose)
+    return list(api.redemptions.ListLocks(request).locks)
+
+
+def ttl_s(lock: redemptions.Lock) -> float:
+    """For how long a lock was granted."""
+    granted = lock.expire_time.ToDatetime() - lock.create_time.ToDatetime()
+    return granted.total_seconds()
+
+
+def about(seconds: float) -> Any:
+    """So long, give or take what the machine needs to answer."""
+    return pytest.approx(seconds, abs=1)

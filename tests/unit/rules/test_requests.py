@@ -1,0 +1,151 @@
+"""request_id: a repeat is answered from the ledger and changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from unit.rules.builders import (
+    BOOK_ID,
+    MINUTE,
+    NOW,
+    PLACE,
+    World,
+    active,
+    assign,
+    assign_random,
+    book,
+    call,
+    eur,
+    lock,
+    redeem,
+    revoke,
+)
+from unit.rules.kinds import KINDS, world_for_all_kinds
+
+from coupon_service.errors import RequestIdReused
+from coupon_service.model import (
+    Assignment,
+    AssignmentState,
+    BookState,
+    Command,
+    Done,
+)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+class TestEveryCommand:
+    def test_a_repeat_is_answered_as_before(self, kind: str) -> None:
+        world = world_for_all_kinds()
+        first = world.does(KINDS[kind](world, call("r1")))
+        written = len(world.ledger)
+        again = world.does(KINDS[kind](world, call("r1")))
+        assert not first.replayed
+        assert again.replayed
+        assert again.event == first.event
+        assert again.book == first.book
+        assert again.assignment == first.assignment
+        assert len(world.ledger) == written
+
+    def test_also_years_later_in_a_book_that_is_closed(self, kind: str) -> None:
+        world = world_for_all_kinds()
+        command = KINDS[kind](world, call("r1"))
+        first = world.does(command)
+        world.change_book(state=BookState.CLOSED, end_time=NOW)
+        world.now = world.now.replace(year=2040)
+        assert world.does(command).event == first.event
+
+    def test_also_at_the_same_moment(self, kind: str) -> None:
+        world = world_for_all_kinds()
+        command = KINDS[kind](world, call("r1"))
+        first, again = world.batch(command, command)
+        assert isinstance(first, Done)
+        assert isinstance(again, Done)
+        assert (first.replayed, again.replayed) == (False, True)
+        assert again.event == first.event
+        assert again.assignment == first.assignment
+
+    def test_a_refused_one_can_be_tried_again(self, kind: str) -> None:
+        world = world_for_all_kinds()
+        command = KINDS[kind](world, call("r1", business="another"))
+        world.refuses(command)
+        assert not world.does(KINDS[kind](world, call("r1"))).replayed
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS.keys() - {"rollback", "unlock"}))
+def test_a_request_id_is_the_callers_own(kind: str) -> None:
+    world = world_for_all_kinds()
+    world.does(KINDS[kind](world, call("r1", "shop")))
+    (outcome,) = world.batch(KINDS[kind](world, call("r1", "another")))
+    assert not (isinstance(outcome, Done) and outcome.replayed)
+
+
+@pytest.mark.parametrize(
+    ("make", "others"),
+    [
+        (redeem, [{"user": "bob"}, {"order": "o2"}, {"amount": eur(9)}, {"metadata": "{}"}]),
+        (lock, [{"metadata": "{}"}]),
+        (assign, [{"user": "bob"}, {"metadata": "{}"}]),
+        (assign_random, [{"metadata": "{}"}]),
+    ],
+)
+def test_with_other_parameters_it_is_refused(
+    make: Callable[..., Command], others: list[dict[str, Any]]
+) -> None:
+    world = world_for_all_kinds()
+    lease: dict[str, Any] = {"lease": PLACE} if make is redeem else {}
+    world.does(make(by=call("r1"), **lease))
+    for other in others:
+        error = world.refuses(make(by=call("r1"), **{**lease, **other}))
+        assert type(error) is RequestIdReused
+
+
+def test_one_request_id_serves_different_codes() -> None:
+    world = World()
+    outcomes = world.batch(*(redeem(code, by=call("r1")) for code in "ABC"))
+    assert [isinstance(it, Done) and it.replayed for it in outcomes] == [False] * 3
+
+
+def test_a_replayed_assignment_is_as_it_was_given() -> None:
+    world = World(book(max_redemptions_per_code=5, assigned_code_validity_s=60))
+    first = world.does(assign(by=call("r1"), metadata='{"n": 1}'))
+    world.does(redeem())
+    world.does(revoke())
+    again = world.does(assign(by=call("r1"), metadata='{"n": 1}'))
+    assert again.assignment == first.assignment
+    assert again.code == world.code()
+
+
+def test_a_replayed_random_assignment_is_told_from_the_ledger_alone() -> None:
+    world = World(book(assigned_code_validity_s=60))
+    world.state.picks = {BOOK_ID: ["B"]}
+    world.does(assign_random(by=call("r1"), metadata='{"n": 1}'))
+    world.state.codes.clear()
+    world.state.assignments.clear()
+    again = world.does(assign_random(by=call("r1"), metadata='{"n": 1}'))
+    assert again.replayed
+    assert again.code is None
+    assert again.assignment == Assignment(
+        code="B",
+        user_id="ann",
+        book_id=BOOK_ID,
+        state=AssignmentState.ACTIVE,
+        assign_time=NOW,
+        expire_time=NOW + MINUTE,
+        metadata='{"n": 1}',
+    )
+
+
+def test_a_replayed_revocation_shows_the_assignment_as_it_is() -> None:
+    world = World()
+    world.does(assign())
+    world.does(revoke(by=call("r1")))
+    world.does(assign())
+    assert world.does(revoke(by=call("r1"))).assignment == active()
+
+
+def test_a_repeat_needs_no_place() -> None:
+    world = world_for_all_kinds()
+    world.does(KINDS["redeem"](world, call("r1")))
+    assert world.does(redeem(by=call("r1"), order="o1", amount=eur(900), lease=None)).replayed

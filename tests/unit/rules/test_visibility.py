@@ -1,0 +1,107 @@
+"""What a caller may see: codes and books of its own business, and what is said of the others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+from uuid import UUID
+
+import pytest
+from unit.rules.builders import (
+    BOOK_ID,
+    PLACE,
+    World,
+    assign,
+    book,
+    call,
+    disable,
+    enable,
+    lock,
+    redeem,
+    revoke,
+)
+from unit.rules.kinds import KINDS, world_for_all_kinds
+
+from coupon_service.codes import CodeFormat, generate
+from coupon_service.errors import (
+    BookNotFound,
+    CodeChecksumInvalid,
+    CodeNotFound,
+    LockNotFound,
+    RedemptionNotFound,
+)
+from coupon_service.model import Command, LockPolicy
+
+OTHER_BOOK = UUID(int=2)
+
+
+NOT_FOUND = {
+    "rollback": RedemptionNotFound,
+    "extend": LockNotFound,
+    "unlock": LockNotFound,
+    "assign_random": BookNotFound,
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+class TestBusiness:
+    def test_what_belongs_to_another_business_is_not_there(self, kind: str) -> None:
+        world = world_for_all_kinds()
+        error = world.refuses(KINDS[kind](world, call(business="another")))
+        assert type(error) is NOT_FOUND.get(kind, CodeNotFound)
+        assert error.metadata == {}
+
+    @pytest.mark.parametrize("business", ["business", ""])
+    def test_what_is_its_own_is_and_some_callers_see_all(self, kind: str, business: str) -> None:
+        world = world_for_all_kinds()
+        world.does(KINDS[kind](world, call(business=business)))
+
+
+@pytest.mark.parametrize("make", [redeem, lock, assign, revoke, disable, enable])
+def test_a_code_that_never_was_is_not_found(make: Callable[..., Command]) -> None:
+    assert type(World().refuses(make("unknown"))) is CodeNotFound
+
+
+class TestNamedBook:
+    @pytest.mark.parametrize("make", [redeem, lock, assign])
+    def test_a_code_has_to_be_in_the_book_that_is_named(self, make: Callable[..., Command]) -> None:
+        optional = LockPolicy.OPTIONAL
+        world = World(book(lock_policy=optional), book(OTHER_BOOK, lock_policy=optional))
+        lease: dict[str, Any] = {"lease": PLACE} if make is redeem else {}
+        for book_id in (OTHER_BOOK, UUID(int=9)):
+            assert type(world.refuses(make("A", book_id=book_id, **lease))) is CodeNotFound
+        world.does(make("A", book_id=BOOK_ID, **lease))
+
+
+class TestCheckCharacter:
+    right = generate(CodeFormat(check_character=True), 1, random=bytes)[0]
+    wrong = right[:-1] + ("3" if right[-1] == "2" else "2")
+
+    def checked(self, **changes: Any) -> World:
+        return World(book(code_format=CodeFormat(check_character=True), **changes), codes="A")
+
+    @pytest.mark.parametrize("make", [redeem, lock, assign])
+    def test_a_mistyped_code_is_told_apart_from_an_unknown_one(
+        self, make: Callable[..., Command]
+    ) -> None:
+        world = self.checked()
+        mistyped = world.refuses(make(self.wrong, book_id=BOOK_ID))
+        assert type(mistyped) is CodeChecksumInvalid
+        assert type(world.refuses(make(self.right, book_id=BOOK_ID))) is CodeNotFound
+
+    def test_only_where_the_book_is_named(self) -> None:
+        assert type(self.checked().refuses(redeem(self.wrong))) is CodeNotFound
+
+    def test_only_where_the_book_has_a_check_character(self) -> None:
+        assert type(World().refuses(redeem(self.wrong, book_id=BOOK_ID))) is CodeNotFound
+
+    def test_only_of_a_book_that_the_caller_sees(self) -> None:
+        stranger = call(business="another")
+        error = self.checked().refuses(redeem(self.wrong, by=stranger, book_id=BOOK_ID))
+        assert type(error) is CodeNotFound
+        owner = call(business="business")
+        error = self.checked().refuses(redeem(self.wrong, by=owner, book_id=BOOK_ID))
+        assert type(error) is CodeChecksumInvalid
+
+    def test_a_code_that_is_there_needs_none(self) -> None:
+        self.checked().does(redeem("A", book_id=BOOK_ID))
