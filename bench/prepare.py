@@ -48,9 +48,7 @@ def make_book(
     book_id = created.coupon_book.book_id
     if codes:
         import_codes(channel, book_id, f"bench-{name}", codes)
-    books.ActivateCouponBook(
-        ActivateCouponBookRequest(book_id=book_id, request_id=f"bench-{name}")
-    )
+    books.ActivateCouponBook(ActivateCouponBookRequest(book_id=book_id, request_id=f"bench-{name}"))
     return book_id
 
 
@@ -62,9 +60,7 @@ def import_codes(
         assert not answer.rejected_rows, answer
 
 
-def _messages(
-    book_id: str, request_id: str, codes: Sequence[str]
-) -> Iterator[ImportCodesRequest]:
+def _messages(book_id: str, request_id: str, codes: Sequence[str]) -> Iterator[ImportCodesRequest]:
     yield ImportCodesRequest(header=ImportHeader(book_id=book_id, request_id=request_id))
     for number, start in enumerate(range(0, len(codes), CHUNK_SIZE), start=1):
         chunk = ImportChunk(chunk_number=number, codes=codes[start : start + CHUNK_SIZE])

@@ -14,16 +14,13 @@ from __future__ import annotations
 
 import asyncio
 import csv
-import os
 import signal
-import subprocess
 import sys
-import tempfile
 import time
 import uuid
 from collections import Counter, defaultdict, deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -34,10 +31,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from bench.stack import BenchError, stack
 from coupon_service.cli.client import Service, connect, reason_of
 from coupon_service.cli.failure import CommandError
-from coupon_service.cli.health import wait_until_serving
-from coupon_service.embedded.machine import free_port
+from coupon_service.embedded import EmbeddedError
 from coupon_service.v1.assignment_service_pb2 import AssignCodeRequest
 from coupon_service.v1.assignment_service_pb2_grpc import AssignmentServiceStub
 from coupon_service.v1.audit_service_pb2 import AUDIT_EVENT_TYPE_REDEEMED, ListAuditEventsRequest
@@ -290,46 +287,6 @@ class Replay:
         return answer.stats.redemption_count
 
 
-@asynccontextmanager
-async def own_service() -> AsyncGenerator[str]:
-    """The address of a service of our own, with empty servers in a folder that is deleted after."""
-    port = free_port()
-    with tempfile.TemporaryDirectory(prefix="coupon-replay-") as folder:
-        ours = ("COUPON_", "DATABASE_URL", "REDIS_URL")
-        environment = {
-            **{name: value for name, value in os.environ.items() if not name.startswith(ours)},
-            "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path]),
-            "COUPON_DATA_DIR": str(Path(folder) / "data"),
-            "COUPON_PORT": str(port),
-            "COUPON_METRICS_PORT": "0",
-            "COUPON_LOG_LEVEL": "warning",
-        }
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "coupon_service", "dev"),
-            cwd=folder,  # no .env there
-            env=environment,
-            stdout=subprocess.DEVNULL,
-        )
-        address = f"127.0.0.1:{port}"
-        ended = asyncio.create_task(process.wait())
-        serving = asyncio.create_task(_serving(address))
-        try:
-            await asyncio.wait({ended, serving}, return_when=asyncio.FIRST_COMPLETED)
-            if ended.done():
-                raise CommandError("The service of our own did not start.")
-            yield address
-        finally:
-            serving.cancel()
-            if process.returncode is None:
-                process.terminate()
-            await ended
-
-
-async def _serving(address: str) -> None:
-    async with connect(address) as service:
-        await wait_until_serving(service)
-
-
 def main(
     data: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder with the year.")],
     address: Annotated[
@@ -349,8 +306,9 @@ def main(
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends what was started, as Ctrl-C
     try:
         year = read_year(data)
-        result = asyncio.run(_replay(year, address, per_user, clients))
-    except CommandError as error:
+        with _own_service() if address is None else nullcontext(address) as target:
+            result = asyncio.run(_replay(year, target, per_user, clients))
+    except (BenchError, CommandError, EmbeddedError) as error:
         sys.exit(str(error))
     acceptable = year.acceptable(per_user)
     Console().print(_table(year, result, acceptable))
@@ -362,12 +320,16 @@ def main(
         sys.exit("Not every redemption was answered as the limit says.")
 
 
-async def _replay(year: Year, address: str | None, per_user: int, clients: int) -> Result:
-    if address is None:
-        async with own_service() as own_address:
-            return await _replay(year, own_address, per_user, clients)
+async def _replay(year: Year, address: str, per_user: int, clients: int) -> Result:
     async with connect(address, retries=True) as service:
         return await Replay(year, service, per_user, clients).run()
+
+
+@contextmanager
+def _own_service() -> Generator[str]:
+    """The address of a service with empty servers, which end with it."""
+    with stack(workers=1) as servers, servers.service(log_level="warning") as server:
+        yield server.address
 
 
 def _table(year: Year, result: Result, acceptable: int) -> Table:

@@ -7,14 +7,14 @@ PostgreSQL has the last word.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final
 from uuid import UUID, uuid4
 
-from coupon_service.coalesce import Coalescer
+from coupon_service.coalesce import Coalescer, ToTheEnd
 from coupon_service.errors import (
     CodeLocked,
     Contention,
@@ -83,7 +83,7 @@ class Checkout:
         self._tokens = tokens
         self._momentary_ttl_ms = momentary_ttl_ms
         self._now = now
-        self._running: set[asyncio.Task[list[Outcome]]] = set()
+        self._to_the_end = ToTheEnd()
 
     async def validate(self, command: Redeem, token: str) -> Validation:
         """Every reason why the redemption would be refused now, and what it would take off."""
@@ -138,23 +138,16 @@ class Checkout:
         """
         commands = [command for command, _ in items]
         if any(token for _, token in items):
-            return await self._to_the_end(self._redeem_with_tokens(items, atomic))
+            return await self._to_the_end.run(self._redeem_with_tokens(items, atomic))
         outcomes = await self._coalescer.submit(Unit(tuple(commands), atomic))
         if any(isinstance(outcome, LeaseNeeded) for outcome in outcomes):
-            return await self._to_the_end(self._redeem_momentarily(commands, outcomes, atomic))
+            return await self._to_the_end.run(self._redeem_momentarily(commands, outcomes, atomic))
         return outcomes
 
     async def rollback(self, command: Rollback) -> Outcome:
         """Undoes a redemption."""
         (outcome,) = await self._coalescer.submit(Unit((command,)))
         return outcome
-
-    async def _to_the_end(self, work: Coroutine[None, None, list[Outcome]]) -> list[Outcome]:
-        """Lets the work finish, and give its places back, also when the caller stops waiting."""
-        task = asyncio.ensure_future(work)
-        self._running.add(task)
-        task.add_done_callback(self._running.discard)
-        return await asyncio.shield(task)
 
     # --- with a lock token ----------------------------------------------------------------------
 

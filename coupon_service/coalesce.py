@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from time import perf_counter
+from typing import Any, TypeVar
 
 from coupon_service.errors import CouponServiceError, DeadlineExceeded, Overloaded
 from coupon_service.metrics import Metrics
 from coupon_service.model import Outcome, Unit
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +168,20 @@ class Coalescer:
             for it, outcome in zip(batch, outcomes, strict=True):
                 if not it.answer.done():
                     it.answer.set_result(outcome)
+
+
+class ToTheEnd:
+    """Work of several steps that goes on, and tidies up, also when its caller stops waiting."""
+
+    def __init__(self) -> None:
+        self._running: set[asyncio.Task[Any]] = set()
+
+    async def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """What the work returns or raises."""
+        task = asyncio.ensure_future(work)
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+        return await asyncio.shield(task)
 
 
 def _fail(waiting: _Waiting, error: BaseException) -> None:

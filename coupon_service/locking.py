@@ -13,12 +13,15 @@ from dataclasses import astuple, dataclass, replace
 from datetime import UTC, datetime
 from uuid import UUID
 
-from coupon_service.coalesce import Coalescer
+import structlog
+
+from coupon_service.coalesce import Coalescer, ToTheEnd
 from coupon_service.codes import bucket_of
 from coupon_service.errors import (
     CodeLocked,
     Contention,
     CouponServiceError,
+    DatabaseUnavailable,
     LockExpired,
     LockLimitExceeded,
     LockNotFound,
@@ -132,9 +135,13 @@ class Locks:
         self._tokens = tokens
         self._times = times
         self._now = now
+        self._to_the_end = ToTheEnd()
 
     async def lock(self, command: Lock, ttl_ms: int | None) -> tuple[LockView, str, bool]:
         """Takes a lock: the lock, its token, and whether it was there before."""
+        return await self._to_the_end.run(self._lock(command, ttl_ms))
+
+    async def _lock(self, command: Lock, ttl_ms: int | None) -> tuple[LockView, str, bool]:
         seen = await self._look(command)
         if isinstance(seen, Done):
             return await self._answer(seen)
@@ -157,7 +164,9 @@ class Locks:
         )
         try:
             done = await self._carry_out(placed)
-        except BaseException:
+        except DatabaseUnavailable:
+            raise  # it may have been recorded; if not, its time ends it
+        except CouponServiceError:
             if granted:
                 await self._give_back(placed, book)
             raise
@@ -179,9 +188,10 @@ class Locks:
             event_id=event_id(
                 bucket, EventType.LOCK_EXTENDED, call.caller, call.request_id, claims.lock_id
             ),
-            fingerprint=fingerprint(claims.lock_id),
+            fingerprint=fingerprint(claims.lock_id, ttl_ms),
             user_id=claims.user_id,
             lock_id=claims.lock_id,
+            extensions_max=self._times.extensions_max,
         )
         seen = await self._look(command)
         if isinstance(seen, Done) and not seen.replayed:
@@ -194,15 +204,10 @@ class Locks:
                 claims.user_id,
                 str(claims.lock_id),
                 expire_ms,
-                extensions_max=self._times.extensions_max,
+                extensions_max=10**9,
             )
             if extension.status is ExtendStatus.GONE:
                 raise LockExpired
-            if extension.status is ExtendStatus.LIMIT:
-                raise LockLimitExceeded(
-                    "The lock has been extended as often as is allowed.",
-                    limit=self._times.extensions_max,
-                )
             command = replace(command, expire_time=time_of(extension.expire_ms))
         return await self._answer(await self._carry_out(command))
 
@@ -246,14 +251,15 @@ class Locks:
         """Live locks of a user or of a book, the next to expire first, and where to go on."""
         position = IndexedLock(*after) if after is not None else None  # type: ignore[arg-type]
         if user_id is not None:
-            indexed = await self._leases.list_user(user_id, position, page_size)
+            indexed = await self._leases.list_user(user_id, position, page_size + 1)
         else:
-            indexed = await self._leases.list_book(str(book_id), position, page_size)
-        ids = [UUID(lock.lock_id) for lock in indexed]
+            indexed = await self._leases.list_book(str(book_id), position, page_size + 1)
+        page = indexed[:page_size]
+        ids = [UUID(lock.lock_id) for lock in page]
         histories = await self._reads.lock_events(ids, business_id) if ids else []
         now = self._now()
         views = [view for events in histories if (view := lock_view(events, now)) is not None]
-        following = astuple(indexed[-1]) if len(indexed) == page_size else None
+        following = astuple(page[-1]) if len(indexed) > page_size else None
         return [view for view in views if view.state is LockState.HELD], following
 
     async def locked_out(self, codes: Sequence[tuple[Code, Book]]) -> set[str]:
@@ -352,13 +358,18 @@ class Sweeper:
         self._leases = leases
         self._now = now
         self._interval_ms = interval_ms
+        self._log = structlog.get_logger(__name__)
 
     async def run(self) -> None:
         """Sweeps until it is cancelled; what fails is tried again the next time."""
         while True:
             await asyncio.sleep(self._interval_ms / 1000)
-            with suppress(CouponServiceError):
-                await self._database.read("sweep", self._sweep_alone)
+            try:
+                await self.sweep()
+            except CouponServiceError:
+                pass  # PostgreSQL or Redis is away, and others say so
+            except Exception as error:  # noqa: BLE001 - such as a schema that is not there yet
+                self._log.warning("sweep failed", cause=repr(error))
 
     async def sweep(self) -> int:
         """Records every lock that ran out by now, and says how many."""

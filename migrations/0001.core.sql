@@ -1,5 +1,5 @@
 -- The tables of the coupon service. Small numbers (state, type, policy) are those of the enums in
--- coupon_service/model.py and in the proto. Every row that belongs to a code carries its bucket, a
+-- coupon_service/model/enums.py and in the proto. Every row that belongs to a code carries its bucket, a
 -- stable hash of the code, so that the tables can be distributed by it (Citus).
 
 CREATE TABLE coupon_books (

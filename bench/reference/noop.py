@@ -143,9 +143,7 @@ class Assignments(AssignmentServiceServicer):
 class Codes(CouponCodeServiceServicer):
     """Knows one code."""
 
-    async def GetCode(
-        self, request: codes.GetCodeRequest, context: Any
-    ) -> codes.GetCodeResponse:
+    async def GetCode(self, request: codes.GetCodeRequest, context: Any) -> codes.GetCodeResponse:
         return FOUND
 
 

@@ -3,71 +3,14 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated, Final
-
-import typer
-
-from coupon_service import __version__
-from coupon_service.cli import call, codes, dev, health, migrate, serve, upload
-from coupon_service.cli.failure import CommandError
-from coupon_service.embedded import EmbeddedError
-from coupon_service.settings import SettingsError, settings_table
-
-__all__ = ["application", "main"]
-
-RUNNING: Final = "Running a service"
-USING: Final = "Using a service that runs"
 
 
 def main() -> None:
-    """Run the command line. What a user can do something about ends it with a sentence, code 1."""
+    """Run the command line."""
     try:
-        application()()
-    except (CommandError, EmbeddedError, SettingsError) as error:
-        sys.exit(str(error))
+        # Takes so long that people press Ctrl-C meanwhile.
+        from coupon_service.cli.application import run  # noqa: PLC0415
 
-
-def application() -> typer.Typer:
-    """All commands."""
-    app = typer.Typer(
-        no_args_is_help=True,
-        add_completion=False,
-        pretty_exceptions_enable=False,
-        context_settings={"help_option_names": ["-h", "--help"]},
-    )
-    app.callback()(coupon_service)
-    app.command(rich_help_panel=RUNNING)(dev.dev)
-    app.command(rich_help_panel=RUNNING)(serve.serve)
-    app.command(rich_help_panel=RUNNING)(health.health)
-    app.command("settings", rich_help_panel=RUNNING)(settings)
-    schema = typer.Typer(no_args_is_help=True, help="Change or look at the database schema.")
-    schema.command()(migrate.up)
-    schema.command()(migrate.down)
-    schema.command()(migrate.status)
-    app.add_typer(schema, name="migrate", rich_help_panel=RUNNING)
-    app.command(rich_help_panel=USING)(call.call)
-    app.command(rich_help_panel=USING)(codes.generate)
-    app.command("import", rich_help_panel=USING)(upload.import_codes)
-    app.command(rich_help_panel=USING)(codes.export)
-    return app
-
-
-def print_version(wanted: bool) -> None:
-    """What --version does."""
-    if wanted:
-        typer.echo(f"coupon-service {__version__}")
-        raise typer.Exit
-
-
-def coupon_service(
-    version: Annotated[
-        bool,
-        typer.Option("--version", help="Print the version.", is_eager=True, callback=print_version),
-    ] = False,
-) -> None:
-    """Coupons that are issued, assigned, locked and redeemed exactly once, over gRPC."""
-
-
-def settings() -> None:
-    """List all settings: environment variables, or lines of .env in this folder."""
-    typer.echo(settings_table(), nl=False)
+        run()
+    except KeyboardInterrupt:
+        sys.exit(130)

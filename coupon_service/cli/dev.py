@@ -9,7 +9,6 @@ import asyncio
 import secrets
 import shlex
 import signal
-import socket
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -40,12 +39,15 @@ def dev() -> None:
     import uvloop
 
     from coupon_service.log import configure_logging
+    from coupon_service.supervisor import SupervisorError, reserve_port
 
     given = load_settings()
-    _require_free_port(given.host, given.port, "COUPON_PORT")
-    _require_free_port(given.metrics_host, given.metrics_port, "COUPON_METRICS_PORT")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as orderly as Ctrl-C
     with ExitStack() as servers:
+        try:
+            servers.enter_context(reserve_port(given.host, given.port))
+        except SupervisorError as error:
+            raise CommandError(str(error)) from error
         settings = _complete(given, servers)
         configure_logging(settings.log_level, settings.log_format)
         uvloop.run(_serve(settings))
@@ -87,25 +89,6 @@ def _lock_token_secret(folder: Path) -> str:
         new.write_text(secrets.token_urlsafe(48), encoding="ascii")
         new.rename(path)
     return path.read_text(encoding="ascii")
-
-
-def _require_free_port(host: str, port: int, setting: str) -> None:
-    """Raises CommandError when the port cannot be had.
-
-    gRPC would not notice: its ports can be shared, so that two services would take turns.
-    """
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        with socket.socket(family, kind, protocol) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-    except OSError as error:
-        raise CommandError(
-            f"Port {port} on {host} cannot be had: {error.strerror}."
-            f" Choose another one with {setting}, or stop what is using it."
-        ) from error
 
 
 async def _serve(settings: Settings) -> None:

@@ -17,6 +17,7 @@ What redis-py (8.1) does, and why the client is set up as it is:
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
@@ -99,15 +100,19 @@ class Pipelines:
 
     async def _send(self) -> None:
         loop = asyncio.get_running_loop()
+        failed_s = -math.inf  # when the exchange before failed
         try:
             while calls := self._next_calls():
                 try:
                     async with _silence(self._timeout_s):
                         replies = iter(await self._exchange(calls))
                 except Exception as error:  # noqa: BLE001 (each caller raises it)
-                    for call in calls + self._calls_since(loop.time() - self._timeout_s):
+                    # One may be bad luck. After a second, who waited all the time need not wait on.
+                    for call in calls + self._calls_until(failed_s):
                         _settle(call, error)
+                    failed_s = loop.time()
                 else:
+                    failed_s = -math.inf
                     for call in calls:
                         own = [next(replies) for _ in call.commands]
                         refused = next((r for r in own if isinstance(r, Exception)), None)
@@ -115,8 +120,8 @@ class Pipelines:
         finally:
             self._sender = None
 
-    def _calls_since(self, time_s: float) -> list[_Call]:
-        """Takes out the waiting calls that were made by then: they are not to wait any longer."""
+    def _calls_until(self, time_s: float) -> list[_Call]:
+        """Takes out the waiting calls that were made by then."""
         calls: list[_Call] = []
         while self._waiting and self._waiting[0].since_s <= time_s:
             calls.append(self._waiting.popleft())

@@ -8,6 +8,7 @@ from datetime import datetime
 from coupon_service.errors import (
     AlreadyRolledBack,
     BookNotFound,
+    Contention,
     CouponServiceError,
     LockNotFound,
     RedemptionNotFound,
@@ -120,11 +121,15 @@ def _decide_on_code(command: CodeCommand, draft: Draft) -> Outcome:
 
 def _replay(
     command: Command, state: State, book: Book, code: Code | None = None
-) -> Done | RequestIdReused | AlreadyRolledBack | None:
+) -> Done | CouponServiceError | None:
     """What is answered when the ledger has the row that this command would write."""
     recorded = state.events.get(command.event_id)
     if recorded is None and isinstance(command, Lock):
         recorded = state.events.get(command.lock_id)  # the user holds this lock already
+        if recorded is not None and recorded.user_id != command.user_id:
+            # The place was taken by an attempt that was never recorded, and whose request_id was
+            # then used for another user. It ends by itself.
+            return Contention()
     if recorded is None:
         return None
     call = command.call

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from coupon_service.errors import InvalidStateTransition, LockExpired, LockNotFound
+from coupon_service.errors import (
+    InvalidStateTransition,
+    LockExpired,
+    LockLimitExceeded,
+    LockNotFound,
+)
 from coupon_service.model import (
     Book,
     ChangeLock,
@@ -49,12 +54,19 @@ def lock(command: Lock, code: Code, book: Book, draft: Draft) -> Outcome:
 
 def change_lock(command: ChangeLock, code: Code, book: Book, draft: Draft) -> Outcome:
     """Records that a lock was extended, released, or ran out."""
-    view = lock_view(draft.state.lock_events.get(command.lock_id, ()), draft.now)
+    history = draft.state.lock_events.get(command.lock_id, ())
+    view = lock_view(history, draft.now)
     if view is None:
         return LockNotFound()
     expected = LockState.EXPIRED if command.type is EventType.LOCK_EXPIRED else LockState.HELD
     if view.state is not expected:
         return LockExpired(state=view.state.name)
+    if command.type is EventType.LOCK_EXTENDED:
+        limit = command.extensions_max
+        if sum(it.type is EventType.LOCK_EXTENDED for it in history) >= limit:
+            return LockLimitExceeded(
+                "The lock has been extended as often as is allowed.", limit=limit
+            )
     event = Event(
         **draft.about(command, command.type, before=code, after=code),
         user_id=view.user_id,

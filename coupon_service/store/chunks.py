@@ -357,11 +357,17 @@ async def insert_or_replace_codes(
     )
 
 
+# LATERAL and LIMIT keep the planner, which does not know how many codes the book will have got, from
+# going through all of them for every code that is wanted.
 SELECT_CODES_OF: Final = """
-SELECT code
+SELECT wanted.code
 FROM unnest(%s::smallint[], %s::text[]) AS wanted (bucket, code)
-JOIN coupon_codes USING (bucket, code)
-WHERE book_id = %s AND source_tag = %s
+CROSS JOIN LATERAL (
+    SELECT book_id, source_tag FROM coupon_codes AS c
+    WHERE c.bucket = wanted.bucket AND c.code = wanted.code
+    LIMIT 1
+) AS found
+WHERE found.book_id = %s AND found.source_tag = %s
 """
 
 

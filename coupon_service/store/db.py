@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from time import perf_counter
-from typing import TypeVar
+from typing import LiteralString, TypeVar
 
 import psycopg
 import structlog
@@ -18,6 +18,7 @@ from coupon_service.errors import Contention, DatabaseUnavailable, Overloaded
 from coupon_service.metrics import Metrics
 
 Connection = psycopg.AsyncConnection[TupleRow]
+Cursor = psycopg.AsyncCursor[TupleRow]
 
 T = TypeVar("T")
 
@@ -31,6 +32,16 @@ RETRIED = (pg.LockNotAvailable, pg.DeadlockDetected, pg.SerializationFailure)
 
 UNREACHABLE = (psycopg.OperationalError, psycopg.InterfaceError, pg.ReadOnlySqlTransaction)
 """PostgreSQL is down, restarting, out of disk, or no longer the primary; or the line is cut."""
+
+
+PLANNING = (
+    "-c plan_cache_mode=force_generic_plan"
+    " -c enable_seqscan=off -c enable_hashjoin=off -c enable_mergejoin=off"
+)
+"""Every statement finds its rows by a key, through an index, and is planned once. A plan that was
+made while a table was small would otherwise read all of it, row by row, for each batch, until
+PostgreSQL has analyzed the grown table: 260 ms a redemption instead of 10 with 200,000 new codes.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +87,7 @@ class Database:
                     f" -c statement_timeout={settings.statement_timeout_ms}"
                     " -c idle_in_transaction_session_timeout="
                     f"{settings.idle_in_transaction_timeout_ms}"
-                    " -c timezone=UTC -c plan_cache_mode=force_generic_plan"
+                    f" -c timezone=UTC {PLANNING}"
                 ),
                 "prepare_threshold": 0,
             },
@@ -153,6 +164,13 @@ class Database:
         """Lets the pool replace broken connections, once at a time, and nobody waits for it."""
         if self._check is None or self._check.done():
             self._check = asyncio.ensure_future(self.pool.check())
+
+
+async def send(
+    connection: Connection, statement: LiteralString, parameters: Sequence[object]
+) -> Cursor:
+    """Sends a statement; in a pipeline its rows arrive when they are fetched."""
+    return await connection.cursor(binary=True).execute(statement, parameters)
 
 
 def _in_transaction(work: Work[T]) -> Work[T]:

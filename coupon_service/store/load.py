@@ -11,20 +11,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from secrets import randbelow
 from typing import Final, LiteralString
 from uuid import UUID
 
-import psycopg
 from psycopg.rows import TupleRow
 
-from coupon_service.codes import BUCKETS, bucket_of, generate
+from coupon_service.codes import bucket_of
 from coupon_service.model import (
     Assign,
     AssignRandom,
     Book,
     ChangeLock,
-    Code,
     Command,
     Event,
     EventType,
@@ -37,7 +34,8 @@ from coupon_service.model import (
     bucket_of_event,
     bucket_of_user,
 )
-from coupon_service.store.db import Connection
+from coupon_service.store.db import Connection, Cursor, send
+from coupon_service.store.picks import pick_codes
 from coupon_service.store.rows import (
     ASSIGNMENT_COLUMNS,
     BOOK_COLUMNS,
@@ -50,8 +48,6 @@ from coupon_service.store.rows import (
     text_array,
     uuid_array,
 )
-
-Cursor = psycopg.AsyncCursor[TupleRow]
 
 
 @dataclass(slots=True)
@@ -106,7 +102,7 @@ async def load(
     code_rows = await _select_codes(connection, codes, lock=lock) if codes else None
     # Picks never wait for a lock, so that they do not disturb the order; they come after the rest.
     picks = [
-        await _pick(connection, book_id, count, formats.get(book_id))
+        await pick_codes(connection, book_id, count, formats.get(book_id))
         for book_id, count in wanted.picks.items()
         if lock
     ]
@@ -157,7 +153,7 @@ LOCK_CODES: Final[LiteralString] = SELECT_CODES + "ORDER BY c.bucket, c.code FOR
 
 async def _select_codes(connection: Connection, codes: Sequence[str], *, lock: bool) -> Cursor:
     parameters = int_array(map(bucket_of, codes)), text_array(codes)
-    return await _execute(connection, LOCK_CODES if lock else SELECT_CODES, parameters)
+    return await send(connection, LOCK_CODES if lock else SELECT_CODES, parameters)
 
 
 SELECT_BOOKS: Final[LiteralString] = f"""
@@ -175,7 +171,7 @@ async def _select_books(
     connection: Connection, codes: Sequence[str], books: Iterable[UUID]
 ) -> Cursor:
     parameters = int_array(map(bucket_of, codes)), text_array(codes), uuid_array(books)
-    return await _execute(connection, SELECT_BOOKS, parameters)
+    return await send(connection, SELECT_BOOKS, parameters)
 
 
 SELECT_LINKS: Final[LiteralString] = f"""
@@ -190,7 +186,7 @@ async def _select_links(connection: Connection, links: Iterable[tuple[str, str]]
     codes = [code for code, _ in links]
     users = [user_id for _, user_id in links]
     parameters = int_array(map(bucket_of, codes)), text_array(codes), text_array(users)
-    return await _execute(connection, SELECT_LINKS, parameters)
+    return await send(connection, SELECT_LINKS, parameters)
 
 
 SELECT_EVENTS: Final[LiteralString] = f"""
@@ -203,7 +199,7 @@ JOIN redemption_audit USING (event_id, bucket)
 async def _select_events(connection: Connection, events: Iterable[UUID]) -> Cursor:
     events = list(events)
     parameters = uuid_array(events), int_array(map(bucket_of_event, events))
-    return await _execute(connection, SELECT_EVENTS, parameters)
+    return await send(connection, SELECT_EVENTS, parameters)
 
 
 # The row of a random assignment is in the bucket of the code that was picked.
@@ -220,7 +216,7 @@ WHERE lock_id = ANY(%s::uuid[]) AND bucket = ANY(%s::smallint[])
 
 async def _select_lock_events(connection: Connection, lock_ids: dict[UUID, str]) -> Cursor:
     buckets = {bucket_of(code) for code in lock_ids.values()}
-    return await _execute(
+    return await send(
         connection, SELECT_LOCK_EVENTS, (uuid_array(lock_ids), int_array(buckets))
     )
 
@@ -237,7 +233,7 @@ async def _select_orders(connection: Connection, orders: Iterable[tuple[str, str
     codes = [code for code, _ in orders]
     order_ids = [order_id for _, order_id in orders]
     parameters = int_array(map(bucket_of, codes)), text_array(codes), text_array(order_ids)
-    return await _execute(connection, SELECT_ORDERS, parameters)
+    return await send(connection, SELECT_ORDERS, parameters)
 
 
 def _live_orders(rows: Iterable[TupleRow], state: State) -> None:
@@ -258,75 +254,7 @@ NEXT_FENCES: Final = "SELECT nextval('lock_fences') FROM generate_series(1, %s)"
 
 
 async def _next_fences(connection: Connection, count: int) -> Cursor:
-    return await _execute(connection, NEXT_FENCES, (count,))
-
-
-# --- random codes -------------------------------------------------------------------------------
-
-PICK_IN_BUCKET: Final = """
-SELECT code, book_id, state, redemptions, assignments
-FROM coupon_codes
-WHERE book_id = %s AND state = 1 AND bucket = %s AND code >= %s
-ORDER BY code LIMIT %s
-FOR NO KEY UPDATE SKIP LOCKED
-"""
-PICK_AFTER: Final = """
-SELECT code, book_id, state, redemptions, assignments
-FROM coupon_codes
-WHERE book_id = %s AND state = 1 AND (bucket, code) > (%s, %s)
-ORDER BY bucket, code LIMIT %s
-FOR NO KEY UPDATE SKIP LOCKED
-"""
-ANY_AVAILABLE: Final = """
-SELECT EXISTS (SELECT FROM coupon_codes WHERE book_id = %s AND state = 1)
-"""
-
-
-@dataclass(slots=True)
-class _Pick:
-    """Available codes of a book from a random point on, locked; those that others lock are passed.
-
-    One probe of the index in a random bucket is nearly always enough. Where it is not, two more
-    go on to the end of the book and round from its beginning: always O(1), however few are left.
-    """
-
-    connection: Connection
-    book_id: UUID
-    count: int
-    bucket: int
-    start: str
-    first: Cursor
-
-    async def read_into(self, state: State) -> None:
-        found: dict[str, Code] = {}
-        self._take(await self.first.fetchall(), found)
-        for bucket, start in ((self.bucket, self.start), (-1, "")):
-            missing = self.count - len(found)
-            if missing <= 0:
-                break
-            rows = await _execute(
-                self.connection, PICK_AFTER, (self.book_id, bucket, start, self.count)
-            )
-            self._take((await rows.fetchall())[: self.count], found)
-        state.codes.update(found)
-        state.picks[self.book_id] = list(found)
-        if len(found) < self.count:
-            rows = await _execute(self.connection, ANY_AVAILABLE, (self.book_id,))
-            available = await rows.fetchone()
-            if available is not None and available[0]:
-                state.picks_contended |= {self.book_id}
-
-    @staticmethod
-    def _take(rows: Iterable[TupleRow], found: dict[str, Code]) -> None:
-        for row in rows:
-            found.setdefault(row[0], code_from_row(row))
-
-
-async def _pick(connection: Connection, book_id: UUID, count: int, book: Book | None) -> _Pick:
-    bucket = randbelow(BUCKETS)
-    start = generate(book.code_format, 1)[0] if book is not None else ""
-    rows = await _execute(connection, PICK_IN_BUCKET, (book_id, bucket, start, count))
-    return _Pick(connection, book_id, count, bucket, start, rows)
+    return await send(connection, NEXT_FENCES, (count,))
 
 
 # --- counters that only some books have ---------------------------------------------------------
@@ -370,16 +298,16 @@ async def _load_counters(
             text_array([user_id for _, _, user_id in keys]),
         )
         if lock:
-            await _execute(connection, ENSURE_USERS, arrays)
-        user_rows = await _execute(connection, LOCK_USERS if lock else SELECT_USERS, arrays)
+            await send(connection, ENSURE_USERS, arrays)
+        user_rows = await send(connection, LOCK_USERS if lock else SELECT_USERS, arrays)
     if totals:
-        total_rows = await _execute(
+        total_rows = await send(
             connection, LOCK_TOTALS if lock else SELECT_TOTALS, (uuid_array(totals),)
         )
     if wanted.picked_events:
         # Repeats of a random assignment have no code in common; the user's row serialises them.
         picked = (uuid_array(wanted.picked_events),)
-        event_rows = await _execute(connection, SELECT_PICKED_EVENTS, picked)
+        event_rows = await send(connection, SELECT_PICKED_EVENTS, picked)
     for row in await user_rows.fetchall() if user_rows else ():
         state.users[(row[0], row[1])] = UserCounts(row[2], row[3])
     for row in await total_rows.fetchall() if total_rows else ():
@@ -406,10 +334,3 @@ def _limited(commands: Iterable[Command], state: State) -> tuple[set[tuple[UUID,
         if limits.max_redemptions and not isinstance(command, (Assign, Revoke)):
             totals.add(code.book_id)
     return users, totals
-
-
-async def _execute(
-    connection: Connection, statement: LiteralString, parameters: Sequence[object]
-) -> Cursor:
-    """Sends a statement; in pipeline mode its rows arrive when they are fetched."""
-    return await connection.cursor(binary=True).execute(statement, parameters)

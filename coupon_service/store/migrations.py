@@ -28,13 +28,16 @@ from coupon_service.store.db import Connection
 MIGRATION_LOCK: Final = 0x636F75706F6E
 """The advisory lock that lets one process at a time change the schema; the number means nothing."""
 
+LOCK_TIMEOUT_MS: Final = 60_000
+"""How long to wait for another process, and for the tables to be free."""
+
 
 def apply(database_url: str) -> list[str]:
     """Brings the schema up to date; returns the ids of the steps that were needed.
 
     A step is done and recorded in one transaction: after a crash it is either done or not begun.
 
-    Raises DatabaseUnavailable, or Contention when others hold it up for a minute.
+    Raises DatabaseUnavailable, or Contention when others hold it up for LOCK_TIMEOUT_MS.
     """
     with _exclusive(database_url) as backend:
         steps = backend.to_apply(_all_steps())
@@ -96,7 +99,7 @@ def _exclusive(database_url: str) -> Generator[DatabaseBackend]:
     uri = "postgresql+psycopg://?" + urlencode(conninfo_to_dict(database_url))
     try:
         with yoyo.get_backend(uri) as backend:
-            backend.execute("SET lock_timeout = '60s'")
+            backend.execute(f"SET lock_timeout = {LOCK_TIMEOUT_MS}")
             backend.execute(f"SELECT pg_advisory_lock({MIGRATION_LOCK})")
             backend.break_lock()
             backend.ensure_internal_schema_updated()

@@ -134,6 +134,19 @@ async def test_nobody_waits_for_the_silence_of_others_to_end(
     assert together_s < 2 * alone_s  # ten silences: more than three times
 
 
+async def test_a_silence_that_ends_is_the_error_of_few(
+    leases: Leases, server: EmbeddedRedis
+) -> None:
+    await lock(leases, "before")
+    server.pause()
+    calls = [asyncio.create_task(lock(leases, str(i))) for i in range(300)]
+    await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
+    server.resume()
+    outcomes = await asyncio.gather(*calls, return_exceptions=True)
+
+    assert 0 < sum(isinstance(outcome, LocksUnavailable) for outcome in outcomes) < 100
+
+
 async def test_scripts_that_redis_forgot_are_sent_again(leases: Leases, redis: Redis) -> None:
     for _ in range(2):
         taken = await leases.acquire(CODE, BOOK, "ann", "lock-a", TTL_MS)

@@ -144,6 +144,19 @@ async def test_a_generation_of_another_count_is_another_request(
     assert await store.assert_counted(book) == 25
 
 
+async def test_of_two_counts_at_once_under_one_request_id_one_is_refused(
+    store: Store, chunks_of_ten: None
+) -> None:
+    book = await make_book(store.books)
+    answers = await asyncio.gather(
+        store.generate(book, 20, call("g")),
+        store.generate(book, 95, call("g")),
+        return_exceptions=True,
+    )
+    assert [isinstance(it, RequestIdReused) for it in answers].count(True) == 1
+    assert await store.assert_counted(book) in (20, 95)
+
+
 async def test_more_than_half_of_a_format_is_refused_at_once(store: Store) -> None:
     book = await make_book(store.books, code_format=CodeFormat(length=4, alphabet="ABCD"))
     await store.generate(book, 100, call("g1"))

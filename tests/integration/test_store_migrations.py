@@ -8,7 +8,7 @@ import psycopg
 import pytest
 from stores import opened
 
-from coupon_service.errors import DatabaseUnavailable
+from coupon_service.errors import Contention, DatabaseUnavailable
 from coupon_service.store import migrations
 from coupon_service.store.migrations import schema_is_current
 
@@ -81,6 +81,17 @@ def test_migrating_from_several_places_at_once_applies_each_step_once(
         applied = list(pool.map(migrations.apply, [empty_database_url] * 4))
     assert sorted(applied)[:3] == [[], [], []]
     assert sorted(applied)[3][0] == "0001.core"
+
+
+def test_a_schema_that_others_keep_busy_is_not_waited_for_without_end(
+    empty_database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(migrations, "LOCK_TIMEOUT_MS", 50)
+    with psycopg.connect(empty_database_url) as other:
+        other.execute("SELECT pg_advisory_lock(%s)", [migrations.MIGRATION_LOCK])
+        with pytest.raises(Contention):
+            migrations.apply(empty_database_url)
+    assert migrations.apply(empty_database_url)
 
 
 def test_the_ledger_is_append_only(database_url: str) -> None:

@@ -512,8 +512,8 @@ INSERT INTO redemption_audit (
     event_id, bucket, book_id, event_time, fingerprint, type, code, user_id, order_id, caller, peer,
     user_agent, request_id)
 SELECT gen_random_uuid(), n %% 64, %s, %s::timestamptz + n * interval '1 s', 1,
-    CASE WHEN n <= 100 THEN 16 ELSE 10 END, 'C' || n %% 2, 'u' || n %% 2, 'o' || n / 100, '', '', '',
-    ''
+    CASE WHEN n <= 100 THEN 16 ELSE 10 END, 'C' || n %% 2, 'u' || n %% 2, 'o' || n / 100,
+    '', '', '', ''
 FROM generate_series(1, 20000) AS n
 """
 ROWS_READ = """

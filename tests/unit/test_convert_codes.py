@@ -36,8 +36,8 @@ from coupon_service.model import (
 )
 from coupon_service.rpc.context import RequestContext
 from coupon_service.rpc.convert import assignments, codes
-from coupon_service.rpc.convert.outcomes import done_of
 from coupon_service.rpc.convert.fields import Page
+from coupon_service.rpc.convert.outcomes import done_of
 from coupon_service.rpc.convert.values import to_timestamp
 from coupon_service.rpc.paging import page_token
 from coupon_service.store.uploads import ImportResult

@@ -1,4 +1,4 @@
-"""Requests and answers of RedemptionService and AuditService."""
+"""Requests and answers of RedemptionService about redemptions."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from google.protobuf.duration_pb2 import Duration
 from violations import bad_fields
 
 from coupon_service.checkout import Validation
@@ -25,17 +24,14 @@ from coupon_service.model import (
     Done,
     Event,
     EventType,
-    LockState,
-    LockView,
     Money,
     Redeem,
     bucket_of_event,
     event_id,
 )
 from coupon_service.rpc.context import RequestContext
-from coupon_service.rpc.convert import audit, locks, redemptions
+from coupon_service.rpc.convert import redemptions
 from coupon_service.rpc.convert.values import to_timestamp
-from coupon_service.v1 import audit_service_pb2 as audit_pb
 from coupon_service.v1 import error_reason_pb2 as reasons
 from coupon_service.v1 import redemption_service_pb2 as pb
 from coupon_service.v1.money_pb2 import Money as MoneyMessage
@@ -431,182 +427,3 @@ def test_a_code_that_passes_is_valid() -> None:
     message = redemptions.validation_message(Validation([], book(), code, benefit="a gift"))
     assert message.valid
     assert message.benefit == "a gift"
-
-
-# --- locks --------------------------------------------------------------------------------------
-
-
-def read_lock(**values: Any) -> Any:
-    message = pb.LockCodeRequest(code="ab-cd", user_id="u", request_id="r")
-    message.MergeFrom(pb.LockCodeRequest(**values))
-    return locks.read_lock(message, rpc())
-
-
-def test_a_lock_is_named_by_its_attempt() -> None:
-    command, ttl_ms = read_lock()
-    assert command.lock_id == command.event_id
-    assert bucket_of_event(command.lock_id) == bucket_of("ABCD")
-    assert ttl_ms is None
-    assert read_lock(user_id="v")[0].event_id != command.event_id
-
-
-def test_another_lifetime_is_no_other_attempt() -> None:
-    command, ttl_ms = read_lock(ttl=Duration(seconds=1, nanos=500_000_000))
-    assert ttl_ms == 1_500
-    assert command == read_lock()[0]
-
-
-@pytest.mark.parametrize(
-    "ttl",
-    [Duration(), Duration(seconds=86_401), Duration(seconds=31_536_000), Duration(seconds=-1)],
-    ids=["0", "more than a day", "a year", "negative"],
-)
-def test_a_lifetime_of_nothing_or_a_year_is_refused(ttl: Duration) -> None:
-    assert bad_fields(lambda: read_lock(ttl=ttl)) == ["ttl"]
-    extend = pb.ExtendLockRequest(lock_token="t", ttl=ttl)
-    assert bad_fields(lambda: locks.read_extend(extend, rpc())) == ["ttl"]
-
-
-def test_a_bad_lock_names_every_field() -> None:
-    message = pb.LockCodeRequest(code="", book_id="x", user_id="", ttl=Duration())
-    assert bad_fields(lambda: locks.read_lock(message, rpc())) == [
-        "code",
-        "book_id",
-        "user_id",
-        "ttl",
-    ]
-
-
-def test_an_extension_needs_a_token() -> None:
-    good = pb.ExtendLockRequest(lock_token="t", ttl=Duration(seconds=5), request_id="r")
-    token, ttl_ms, call = locks.read_extend(good, rpc())
-    assert (token, ttl_ms, call.request_id) == ("t", 5_000, "r")
-    assert bad_fields(lambda: locks.read_extend(pb.ExtendLockRequest(), rpc())) == ["lock_token"]
-
-
-def test_a_lock_is_released_by_its_token_or_its_id() -> None:
-    by_token = locks.read_unlock(pb.UnlockCodeRequest(lock_token="t"), rpc())
-    by_id = locks.read_unlock(pb.UnlockCodeRequest(lock_id=str(ID)), rpc())
-    assert by_token[:2] == ("t", None)
-    assert by_id[:2] == (None, ID)
-    for bad, field in (
-        (pb.UnlockCodeRequest(), "lock"),
-        (pb.UnlockCodeRequest(lock_token=""), "lock_token"),
-        (pb.UnlockCodeRequest(lock_id="x"), "lock_id"),
-    ):
-        assert bad_fields(lambda bad=bad: locks.read_unlock(bad, rpc())) == [field]
-
-
-def test_locks_are_listed_of_a_user_or_of_a_book() -> None:
-    assert locks.read_list(pb.ListLocksRequest(user_id="u"))[:2] == ("u", None)
-    assert locks.read_list(pb.ListLocksRequest(book_id=str(ID)))[:2] == (None, ID)
-    for bad, field in (
-        (pb.ListLocksRequest(), "filter"),
-        (pb.ListLocksRequest(user_id=" "), "user_id"),
-        (pb.ListLocksRequest(book_id="x"), "book_id"),
-    ):
-        assert bad_fields(lambda bad=bad: locks.read_list(bad)) == [field]
-
-
-def test_a_lock_is_looked_at_by_its_id() -> None:
-    assert locks.read_lock_id(pb.GetLockRequest(lock_id=str(ID))) == ID
-    assert bad_fields(lambda: locks.read_lock_id(pb.GetLockRequest())) == ["lock_id"]
-
-
-def test_a_lock_is_told_as_it_is() -> None:
-    view = LockView(ID, "ABCD", ID, "u", LockState.RELEASED, 7, NOW, NOW + timedelta(minutes=1))
-    assert locks.lock_message(view) == pb.Lock(
-        lock_id=str(ID),
-        code="ABCD",
-        book_id=str(ID),
-        user_id="u",
-        state=pb.LOCK_STATE_RELEASED,
-        fence=7,
-        create_time=to_timestamp(NOW),
-        expire_time=to_timestamp(NOW + timedelta(minutes=1)),
-    )
-
-
-# --- the ledger ---------------------------------------------------------------------------------
-
-
-def test_the_ledger_can_be_asked_for_everything() -> None:
-    wanted, page = audit.read_list(audit_pb.ListAuditEventsRequest(), "acme")
-    assert wanted.business_id == "acme"
-    assert (wanted.book_id, wanted.code, wanted.types) == (None, "", ())
-    assert page.size == 50
-
-
-def test_the_ledger_is_filtered_by_what_is_given() -> None:
-    wanted, _ = audit.read_list(
-        audit_pb.ListAuditEventsRequest(
-            book_id=str(ID),
-            code="ab-cd",
-            user_id="u",
-            order_id="o",
-            types=map(audit_pb.AuditEventType.ValueType, [16, 17, 16]),
-            start_time=to_timestamp(NOW),
-            end_time=to_timestamp(NOW + timedelta(days=1)),
-        ),
-        "",
-    )
-    assert (wanted.book_id, wanted.code, wanted.user_id, wanted.order_id) == (ID, "ABCD", "u", "o")
-    assert wanted.types == (EventType.REDEEMED, EventType.ROLLED_BACK)
-    assert (wanted.start_time, wanted.end_time) == (NOW, NOW + timedelta(days=1))
-
-
-def test_bad_filters_are_all_named() -> None:
-    request = audit_pb.ListAuditEventsRequest(
-        book_id="x",
-        code="\0",
-        user_id=" ",
-        order_id=TOO_LONG,
-        types=map(audit_pb.AuditEventType.ValueType, [0, 16, 99]),
-        page_token="x",
-    )
-    request.start_time.nanos = -1
-    request.end_time.seconds = 2**62
-    assert bad_fields(lambda: audit.read_list(request, "")) == [
-        "types[0]",
-        "types[2]",
-        "book_id",
-        "code",
-        "user_id",
-        "order_id",
-        "start_time",
-        "end_time",
-        "page_token",
-    ]
-
-
-def test_an_event_is_told_as_the_ledger_has_it() -> None:
-    expected = audit_pb.AuditEvent(
-        event_id=str(REDEEMED.event_id),
-        type=audit_pb.AUDIT_EVENT_TYPE_REDEEMED,
-        event_time=to_timestamp(NOW),
-        book_id=str(ID),
-        code="ABCD",
-        user_id="u",
-        order_id="o",
-        caller="shop",
-        peer="ipv4:1.2.3.4:5",
-        user_agent="test/1",
-        request_id="r",
-        state_before="ASSIGNED",
-        state_after="REDEEMED",
-        order_amount=EUR_10,
-        discount=MoneyMessage(amount_minor=150, currency_code="EUR"),
-        lock_id=str(ID),
-        fence=9,
-        code_redemption_count=2,
-    )
-    expected.metadata.update({"a": 1})
-    assert audit.event_message(REDEEMED) == expected
-
-
-def test_states_of_books_are_told_as_such() -> None:
-    event = replace(REDEEMED, type=EventType.BOOK_ACTIVATED, state_before=1, state_after=2)
-    message = audit.event_message(event)
-    assert (message.state_before, message.state_after) == ("DRAFT", "ACTIVE")
-    created = replace(event, type=EventType.BOOK_CREATED, state_before=None, state_after=1)
-    assert audit.event_message(created).state_before == ""

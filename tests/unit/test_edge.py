@@ -3,121 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator
 from time import perf_counter
 from typing import Any
 
 import grpc
-import grpc.aio
 import pytest
-import structlog
-from google.rpc.error_details_pb2 import BadRequest, ErrorInfo
-from google.rpc.status_pb2 import Status
-from structlog.testing import LogCapture
-
-from coupon_service.errors import (
-    CodeAlreadyRedeemed,
-    DatabaseUnavailable,
-    Unauthenticated,
+from edge_server import (
+    DEADLINE_MS,
+    HEALTH_GRPC,
+    HEALTH_PB,
+    MAX_BYTES,
+    Running,
+    failed,
+    info_of,
+    running,
 )
-from coupon_service.rpc.context import RequestContext, current
-from coupon_service.rpc.edge import Edge, EdgeSettings
-from coupon_service.v1 import coupon_code_service_pb2 as codes
-from coupon_service.v1 import coupon_code_service_pb2_grpc as codes_grpc
-from coupon_service.v1 import redemption_service_pb2 as pb
-from coupon_service.v1 import redemption_service_pb2_grpc as pb_grpc
+from google.rpc.error_details_pb2 import BadRequest
+from google.rpc.status_pb2 import Status
 
-# These come without types.
-HEALTH = importlib.import_module("grpc_health.v1.health")
-HEALTH_PB = importlib.import_module("grpc_health.v1.health_pb2")
-HEALTH_GRPC = importlib.import_module("grpc_health.v1.health_pb2_grpc")
+from coupon_service.errors import CodeAlreadyRedeemed, DatabaseUnavailable, Unauthenticated
+from coupon_service.rpc.context import RequestContext, current
+from coupon_service.v1 import coupon_code_service_pb2 as codes
+from coupon_service.v1 import redemption_service_pb2 as pb
 
 REDEEM = "/coupon_service.v1.RedemptionService/RedeemCode"
-DEADLINE_MS = 300
-MAX_BYTES = 2_000
-
-
-class AnyServicer:
-    """Answers every method with the one function that the test gives."""
-
-    def __init__(self, behavior: Callable[..., Any]) -> None:
-        self._behavior = behavior
-
-    def __getattr__(self, name: str) -> Callable[..., Any]:
-        return self._behavior
-
-
-@dataclass
-class Running:
-    """A server with an edge, and what it logged and counted."""
-
-    channel: grpc.aio.Channel
-    log: LogCapture
-    counted: list[tuple[str, str, str]] = field(default_factory=list[tuple[str, str, str]])
-
-    @property
-    def redemptions(self) -> pb_grpc.RedemptionServiceAsyncStub:
-        return pb_grpc.RedemptionServiceStub(self.channel)
-
-    @property
-    def codes(self) -> codes_grpc.CouponCodeServiceAsyncStub:
-        return codes_grpc.CouponCodeServiceStub(self.channel)
-
-    def rpc_finished(self, method: str, status: str, reason: str, seconds: float) -> None:
-        assert seconds >= 0
-        self.counted.append((method, status, reason))
-
-    async def line(self) -> dict[str, Any]:
-        """The one line of the one RPC; its client may have been answered before it is written."""
-        for _ in range(200):
-            if self.log.entries:
-                break
-            await asyncio.sleep(0.01)
-        (line,) = self.log.entries
-        return dict(line)
-
-
-@asynccontextmanager
-async def running(
-    behavior: Callable[..., Any],
-    authenticate: Callable[[str, RequestContext], None] | None = None,
-) -> AsyncGenerator[Running]:
-    capture = LogCapture()
-    server = grpc.aio.server()
-    port = server.add_insecure_port("127.0.0.1:0")
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-        run = Running(channel, capture)
-        log = structlog.wrap_logger(None, processors=[capture])
-        settings = EdgeSettings(DEADLINE_MS, MAX_BYTES, {"ImportCodes": 10 * MAX_BYTES})
-        edge = Edge(settings, log, run, authenticate)
-        servicer: Any = AnyServicer(behavior)
-        edge.add(pb_grpc.add_RedemptionServiceServicer_to_server, servicer)
-        edge.add(codes_grpc.add_CouponCodeServiceServicer_to_server, servicer)
-        edge.add(HEALTH_GRPC.add_HealthServicer_to_server, HEALTH.aio.HealthServicer())
-        server.add_generic_rpc_handlers((edge,))
-        await server.start()
-        try:
-            yield run
-        finally:
-            await server.stop(0)
-
-
-async def failed(call: Awaitable[object]) -> tuple[grpc.StatusCode, str, Status]:
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await call
-    error = caught.value
-    metadata = dict(error.trailing_metadata() or ())
-    status = Status.FromString(metadata.get("grpc-status-details-bin", b""))  # pyright: ignore[reportArgumentType]
-    return error.code(), error.details() or "", status
-
-
-def info_of(status: Status) -> ErrorInfo:
-    info = ErrorInfo()
-    assert status.details[0].Unpack(info)
-    return info
 
 
 async def answer_ok(request: Any, context: Any) -> pb.RedeemCodeResponse:

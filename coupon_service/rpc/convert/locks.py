@@ -27,14 +27,12 @@ def read_lock(request: pb.LockCodeRequest, rpc: RequestContext) -> tuple[Lock, i
     ttl_ms = _ttl_ms(fields, request)
     metadata = fields.metadata(request.metadata)
     fields.check()
-    attempt = event_id(
-        bucket_of(code), EventType.LOCKED, call.caller, call.request_id, code, user_id
-    )
+    attempt = event_id(bucket_of(code), EventType.LOCKED, call.caller, call.request_id, code)
     command = Lock(
         call=call,
         code=code,
         event_id=attempt,
-        fingerprint=fingerprint(user_id, book_id, metadata),
+        fingerprint=fingerprint(user_id, book_id, ttl_ms, metadata),
         user_id=user_id,
         book_id=book_id,
         lock_id=attempt,

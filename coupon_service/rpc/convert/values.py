@@ -129,6 +129,6 @@ def _string(text: str) -> str:
 def _number(number: float) -> str:
     if not math.isfinite(number):
         raise ValueError("expected finite numbers")
-    # PostgreSQL spells numbers out: 1e300 is 301 digits in what it answers. Its size counts so.
-    text = repr(number)
+    # PostgreSQL knows no negative zero, and spells numbers out: 1e300 has 301 digits there.
+    text = repr(number or 0.0)
     return format(Decimal(text), "f") if "e" in text else text.removesuffix(".0")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from copy import copy
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -208,6 +209,14 @@ class World:
         elif event.order_id:
             assert state.orders.pop(order) == event.redemption_id
 
+    def copy(self) -> World:
+        """Rows of their own, equal to these."""
+        twin = copy(self)
+        twin.state = self._loaded()
+        twin.stats = self.stats.copy()
+        twin.ledger = self.ledger.copy()
+        return twin
+
     def _loaded(self) -> State:
         state = self.state
         return State(
@@ -323,7 +332,9 @@ def token(locked: Event, expire_time: datetime | None = None) -> LockClaims:
     )
 
 
-def extend(locked: Event, expire_time: datetime, by: Call | None = None) -> ChangeLock:
+def extend(
+    locked: Event, expire_time: datetime, by: Call | None = None, extensions_max: int = 9
+) -> ChangeLock:
     """The command of ExtendLock."""
     by = by or call()
     changed = _change(locked, EventType.LOCK_EXTENDED, by)
@@ -334,7 +345,9 @@ def extend(locked: Event, expire_time: datetime, by: Call | None = None) -> Chan
         by.request_id,
         changed.lock_id,
     )
-    return replace(changed, event_id=attempt, expire_time=expire_time)
+    return replace(
+        changed, event_id=attempt, expire_time=expire_time, extensions_max=extensions_max
+    )
 
 
 def unlock(locked: Event, by: Call | None = None) -> ChangeLock:

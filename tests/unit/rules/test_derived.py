@@ -6,7 +6,6 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from itertools import permutations
 from typing import Any
-from uuid import UUID
 
 import pytest
 from hypothesis import given
@@ -256,9 +255,3 @@ class TestLock:
         world.does(extend(locked, NOW + 2 * MINUTE))
         assert lock_view(world.ledger[1:], NOW) is None
         assert lock_view([replace(locked, expire_time=None)], NOW) is None
-
-    def test_other_books_do_not_matter(self) -> None:
-        _, locked = self.life()
-        view = lock_view([replace(locked, book_id=UUID(int=2))], NOW)
-        assert view is not None
-        assert view.book_id == UUID(int=2)

@@ -333,6 +333,15 @@ class TestExtend:
         world.now -= MOMENT
         world.does(extend(locked, NOW + 2 * MINUTE))
 
+    def test_it_is_extended_no_more_often_than_allowed(self) -> None:
+        world = lockable()
+        locked = world.does(lock()).event
+        for _ in range(2):
+            world.does(extend(locked, NOW + 2 * MINUTE, extensions_max=2))
+        error = world.refuses(extend(locked, NOW + 3 * MINUTE, extensions_max=2))
+        assert type(error) is LockLimitExceeded
+        assert error.metadata == {"limit": "2"}
+
     def test_its_repeat_is_answered_as_before(self) -> None:
         world = lockable()
         locked = world.does(lock()).event

@@ -1,0 +1,105 @@
+"""Coupon books and what they give."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from uuid import UUID
+
+from coupon_service.codes import CodeFormat
+from coupon_service.model.enums import AssignmentPolicy, BookState, LockPolicy
+
+
+@dataclass(frozen=True, slots=True)
+class Money:
+    """An amount in minor units."""
+
+    amount_minor: int
+    currency_code: str
+
+
+@dataclass(frozen=True, slots=True)
+class PercentOff:
+    """A share of the order, in basis points (1/100 %), with an optional cap (0 = none)."""
+
+    basis_points: int
+    max_discount_minor: int
+
+
+@dataclass(frozen=True, slots=True)
+class AmountOff:
+    """A fixed amount, never more than the order."""
+
+    amount_minor: int
+
+
+@dataclass(frozen=True, slots=True)
+class Benefit:
+    """Something that is not computed here."""
+
+    description: str
+
+
+Discount = PercentOff | AmountOff | Benefit
+
+
+@dataclass(frozen=True, slots=True)
+class BookLimits:
+    """How often codes can be used. 0 = no limit."""
+
+    max_redemptions: int = 0
+    max_redemptions_per_code: int = 1
+    max_redemptions_per_user_per_code: int = 0
+    max_redemptions_per_user: int = 0
+    max_assignments_per_user: int = 0
+
+    @property
+    def any_per_user(self) -> bool:
+        """Whether the book keeps a row of counts for each user."""
+        return bool(self.max_redemptions_per_user or self.max_assignments_per_user)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Book:
+    """A coupon book as stored. Lock lifetimes of 0 mean the server's."""
+
+    book_id: UUID
+    business_id: str
+    name: str
+    description: str = ""
+    state: BookState = BookState.DRAFT
+    discount: Discount
+    currency_code: str = ""
+    min_order_amount_minor: int = 0
+    limits: BookLimits = field(default_factory=BookLimits)
+    assignment_policy: AssignmentPolicy = AssignmentPolicy.REQUIRED
+    lock_policy: LockPolicy = LockPolicy.OPTIONAL
+    default_lock_ttl_ms: int = 0
+    max_lock_ttl_ms: int = 0
+    start_time: datetime | None = None
+    end_time: datetime | None = None
+    assigned_code_validity_s: int = 0
+    code_format: CodeFormat = field(default_factory=CodeFormat)
+    metadata: str | None = None
+    version: int = 1
+    create_time: datetime
+    update_time: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class BookStats:
+    """Counts of a book; codes by stored state."""
+
+    available: int = 0
+    assigned: int = 0
+    redeemed: int = 0
+    disabled: int = 0
+    assignments: int = 0
+    redemptions: int = 0
+    rollbacks: int = 0
+    discount_minor: int = 0
+
+    @property
+    def codes(self) -> int:
+        """All codes of the book."""
+        return self.available + self.assigned + self.redeemed + self.disabled

@@ -1,0 +1,183 @@
+"""What is asked for: one value for each change that a caller can wish for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
+
+from coupon_service.model.books import Money
+from coupon_service.model.enums import EventType
+from coupon_service.model.records import Event
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """Who asks, from where, and what the caller named the attempt.
+
+    `business_id` is the one the caller's token names; empty: the caller may see every business.
+    `deadline`, in seconds of time.perf_counter: a command that has not begun by then is dropped.
+    """
+
+    caller: str
+    request_id: str
+    peer: str = ""
+    user_agent: str = ""
+    business_id: str = ""
+    deadline: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LockClaims:
+    """What a lock token proves. `expire_ms`: milliseconds since 1970."""
+
+    lock_id: UUID
+    code: str
+    book_id: UUID
+    user_id: str
+    fence: int
+    expire_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """What Redis said of the place that a redemption or lock needs.
+
+    `places_taken` counts the live places of the code, this one included; 0 when this one was
+    counted when the lock was taken. `gone`: the lock of the token was released or used.
+    `held_lock_id`: the user's own lock, which a redemption without token uses up; it ends at
+    `held_expire_ms` (since 1970).
+    """
+
+    places_taken: int = 0
+    retry_after_ms: int = 0
+    gone: bool = False
+    held_lock_id: UUID | None = None
+    held_expire_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Redeem:
+    """Use a code once. Without `lease`, a book with locking answers LeaseNeeded."""
+
+    call: Call
+    code: str
+    event_id: UUID
+    fingerprint: int
+    user_id: str
+    book_id: UUID | None = None
+    order_id: str = ""
+    order_amount: Money | None = None
+    lock: LockClaims | None = None
+    lease: Lease | None = None
+    metadata: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rollback:
+    """Undo a redemption, whose ledger row is `redemption`."""
+
+    call: Call
+    code: str
+    event_id: UUID
+    fingerprint: int
+    user_id: str
+    redemption: Event
+    metadata: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lock:
+    """Record the lock `lock_id`, for which Redis granted a place until `expire_time`.
+
+    `event_id` names the attempt; `lock_id` differs from it when the user held a lock before.
+    """
+
+    call: Call
+    code: str
+    event_id: UUID
+    fingerprint: int
+    user_id: str
+    book_id: UUID | None = None
+    lock_id: UUID
+    lease: Lease | None = None
+    expire_time: datetime | None = None
+    metadata: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChangeLock:
+    """Extend, release or expire the lock `lock_id`: `type` says which.
+
+    `expire_time` is the new one of an extension, `extensions_max` how many there may be.
+    """
+
+    call: Call
+    type: EventType
+    code: str
+    event_id: UUID
+    fingerprint: int
+    user_id: str
+    lock_id: UUID
+    expire_time: datetime | None = None
+    extensions_max: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assign:
+    """Give a code to a user."""
+
+    call: Call
+    code: str
+    event_id: UUID
+    fingerprint: int
+    user_id: str
+    book_id: UUID | None = None
+    metadata: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AssignRandom:
+    """Give any available code of a book to a user."""
+
+    call: Call
+    event_id: UUID
+    fingerprint: int
+    user_id: str
+    book_id: UUID
+    metadata: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Revoke:
+    """Take a code from a user."""
+
+    call: Call
+    code: str
+    event_id: UUID
+    fingerprint: int
+    user_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SwitchCode:
+    """Disable or enable a code: `type` says which."""
+
+    call: Call
+    type: EventType
+    code: str
+    event_id: UUID
+    fingerprint: int
+
+
+CodeCommand = Redeem | Rollback | Lock | ChangeLock | Assign | Revoke | SwitchCode
+"""Commands that name the code they change."""
+
+Command = CodeCommand | AssignRandom
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """Commands of one call, decided in order; when `atomic`, all of them or none."""
+
+    commands: tuple[Command, ...]

@@ -1,0 +1,81 @@
+"""What commands are decided on, and what comes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from uuid import UUID
+
+from coupon_service.errors import CouponServiceError
+from coupon_service.model.books import Book
+from coupon_service.model.records import Assignment, Code, Event, UserCounts
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The command was carried out, now or (`replayed`) by an earlier call.
+
+    `code` and `assignment` are as they are after the command. When replayed, `code` is as it is
+    now (None for a random assignment), and `assignment` as it was recorded, where it was assigned,
+    or else as it is now.
+    """
+
+    event: Event
+    book: Book
+    code: Code | None
+    assignment: Assignment | None = None
+    replayed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseNeeded:
+    """Nothing speaks against it, but the book has locking: take a place in Redis and come again."""
+
+    book: Book
+
+
+Outcome = Done | LeaseNeeded | CouponServiceError
+
+
+@dataclass(slots=True)
+class State:
+    """What a batch of commands is decided on; the decision works on it in place.
+
+    Holds just what the commands touch: a missing key means that there is no such row.
+    `users` has the books that count users, `totals` those with a limit for all redemptions.
+    `picks` are locked, available codes of a book for AssignRandom; `picks_contended` the books
+    where more are available but were locked by others. `fences` are unused fencing numbers.
+    """
+
+    codes: dict[str, Code] = field(default_factory=dict[str, Code])
+    books: dict[UUID, Book] = field(default_factory=dict[UUID, Book])
+    assignments: dict[tuple[str, str], Assignment] = field(
+        default_factory=dict[tuple[str, str], Assignment]
+    )
+    events: dict[UUID, Event] = field(default_factory=dict[UUID, Event])
+    lock_events: dict[UUID, tuple[Event, ...]] = field(
+        default_factory=dict[UUID, tuple[Event, ...]]
+    )
+    orders: dict[tuple[str, str], UUID] = field(default_factory=dict[tuple[str, str], UUID])
+    users: dict[tuple[UUID, str], UserCounts] = field(
+        default_factory=dict[tuple[UUID, str], UserCounts]
+    )
+    totals: dict[UUID, int] = field(default_factory=dict[UUID, int])
+    picks: dict[UUID, list[str]] = field(default_factory=dict[UUID, list[str]])
+    picks_contended: frozenset[UUID] = frozenset()
+    fences: list[int] = field(default_factory=list[int])
+
+
+@dataclass(frozen=True, slots=True)
+class Effects:
+    """What a decision changes, table by table, as it is written.
+
+    Codes, assignments, users and totals hold the row as it is afterwards and the row as it was
+    (None: new); what is added to a counter is their difference.
+    """
+
+    codes: Mapping[str, tuple[Code, Code]]
+    assignments: Mapping[tuple[str, str], tuple[Assignment | None, Assignment]]
+    users: Mapping[tuple[UUID, str], tuple[UserCounts, UserCounts]]
+    totals: Mapping[UUID, tuple[int, int]]
+    events: tuple[Event, ...]

@@ -1,0 +1,86 @@
+"""States, policies and types of events. The numbers are those of the proto and the database."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class BookState(IntEnum):
+    """State of a book. From SCHEDULED on derived, never stored."""
+
+    DRAFT = 1
+    ACTIVE = 2
+    PAUSED = 3
+    CLOSED = 4
+    SCHEDULED = 5
+    EXPIRED = 6
+    EXHAUSTED = 7
+
+
+class CodeState(IntEnum):
+    """State of a code. LOCKED and EXPIRED are derived, never stored."""
+
+    AVAILABLE = 1
+    ASSIGNED = 2
+    REDEEMED = 3
+    DISABLED = 4
+    LOCKED = 5
+    EXPIRED = 6
+
+
+class AssignmentState(IntEnum):
+    """State of the link between user and code.
+
+    UNASSIGNED is a bearer's: the code was never given to the user, the link only counts.
+    """
+
+    UNASSIGNED = 0
+    ACTIVE = 1
+    REDEEMED = 2
+    REVOKED = 3
+
+
+class AssignmentPolicy(IntEnum):
+    """Who may redeem."""
+
+    REQUIRED = 1
+    BEARER = 2
+
+
+class LockPolicy(IntEnum):
+    """Whether a redemption needs a lock."""
+
+    REQUIRED = 1
+    OPTIONAL = 2
+    OFF = 3
+
+
+class LockState(IntEnum):
+    """State of a lock, derived from its ledger events and the time."""
+
+    HELD = 1
+    REDEEMED = 2
+    RELEASED = 3
+    EXPIRED = 4
+
+
+class EventType(IntEnum):
+    """What a ledger row records."""
+
+    BOOK_CREATED = 1
+    BOOK_UPDATED = 2
+    BOOK_ACTIVATED = 3
+    BOOK_PAUSED = 4
+    BOOK_CLOSED = 5
+    CODES_GENERATED = 6
+    CODES_IMPORTED = 7
+    CODE_DISABLED = 8
+    CODE_ENABLED = 9
+    ASSIGNED = 10
+    REVOKED = 11
+    LOCKED = 12
+    LOCK_EXTENDED = 13
+    UNLOCKED = 14
+    LOCK_EXPIRED = 15
+    REDEEMED = 16
+    ROLLED_BACK = 17

@@ -1,0 +1,44 @@
+"""What names an attempt for ever, and which bucket a row is in."""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+from uuid import UUID
+
+from coupon_service.codes import bucket_of
+from coupon_service.model.enums import EventType
+
+
+def event_id(bucket: int, event: EventType, *parts: object) -> UUID:
+    """The id of the ledger row of an attempt: the same attempt has the same id, for ever.
+
+    A hash of what names the attempt (caller, request_id, resource), so that the primary key of the
+    ledger is what makes every change happen once, and so that an id leads to its bucket: the first
+    byte is the bucket, the rest a UUID of version 8 (RFC 9562).
+    """
+    text = "\x1f".join((event.name, *map(str, parts)))
+    digest = bytearray(blake2b(text.encode(), digest_size=16).digest())
+    digest[0] = bucket
+    digest[6] = 0x80 | (digest[6] & 0x0F)
+    digest[8] = 0x80 | (digest[8] & 0x3F)
+    return UUID(bytes=bytes(digest))
+
+
+def bucket_of_event(event: UUID) -> int:
+    """The bucket an event id leads to. Any number 0-255 for ids that are not ours."""
+    return event.bytes[0]
+
+
+def fingerprint(*parameters: object) -> int:
+    """A signed 64-bit hash of the parameters of a call, to tell a repeat from a reuse."""
+    text = "\x1f".join(map(str, parameters))
+    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big", signed=True)
+
+
+def bucket_of_book(book_id: UUID) -> int:
+    """The bucket of ledger rows that are about a book as a whole."""
+    return bucket_of(f"books/{book_id}")
+
+
+def bucket_of_user(user_id: str) -> int:
+    """The bucket of a user's counts."""

@@ -1,0 +1,93 @@
+"""Rows: codes, assignments, counts, events of the ledger; and locks, which events tell of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
+
+from coupon_service.model.enums import AssignmentState, CodeState, EventType, LockState
+
+
+@dataclass(frozen=True, slots=True)
+class Code:
+    """A row of coupon_codes. `assignments` counts those that were not revoked."""
+
+    code: str
+    book_id: UUID
+    state: CodeState
+    redemptions: int
+    assignments: int
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """A row of coupon_assignments. `fence`: the newest lock this user redeemed the code with."""
+
+    code: str
+    user_id: str
+    book_id: UUID
+    state: AssignmentState
+    redemptions: int = 0
+    fence: int = 0
+    assign_time: datetime | None = None
+    expire_time: datetime | None = None
+    metadata: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class UserCounts:
+    """What one user has done in one book; kept where the book limits it."""
+
+    redemptions: int = 0
+    assignments: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """A row of redemption_audit; also what a repeat of the call is answered from.
+
+    `state_before` and `state_after` are numbers of BookState or CodeState, by the type of the
+    event. `metadata` is JSON text.
+    """
+
+    event_id: UUID
+    type: EventType
+    event_time: datetime
+    book_id: UUID
+    code: str | None = None
+    user_id: str | None = None
+    order_id: str | None = None
+    caller: str
+    peer: str
+    user_agent: str
+    request_id: str
+    fingerprint: int
+    state_before: int | None = None
+    state_after: int | None = None
+    order_amount_minor: int | None = None
+    discount_minor: int | None = None
+    currency_code: str | None = None
+    benefit: str | None = None
+    redemption_id: UUID | None = None
+    lock_id: UUID | None = None
+    fence: int | None = None
+    code_redemptions: int | None = None
+    code_redemption_limit: int | None = None
+    user_code_redemptions: int | None = None
+    expire_time: datetime | None = None
+    metadata: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LockView:
+    """A lock as its ledger events tell it."""
+
+    lock_id: UUID
+    code: str
+    book_id: UUID
+    user_id: str
+    state: LockState
+    fence: int
+    create_time: datetime
+    expire_time: datetime

@@ -1,0 +1,173 @@
+"""Locks that run out: nobody has to do anything, and it is written down once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+import grpc
+import pytest
+from grpc import StatusCode
+from service import (
+    Api,
+    ServerThread,
+    books,
+    new_codes,
+    reason_of,
+    redemptions,
+    refused,
+    settings_for,
+    unique,
+)
+from steps import extend, get_lock, locks_of, reasons_of, unlock_by_id
+
+GRACE_MS = 1_000
+"""How much longer than its token a lock keeps others out: here, the statement timeout alone."""
+
+WAIT_S = 20
+EXPIRED = redemptions.LOCK_STATE_EXPIRED
+
+Held = redemptions.LockCodeResponse
+
+
+@dataclass(frozen=True)
+class RanOut:
+    """Locks of a second that were taken together, and what became of them."""
+
+    api: Api
+    locks: dict[str, Held]
+    extended: redemptions.ExtendLockResponse
+    free_after_s: float
+    """Time between the end of the token and the lock of another user."""
+
+
+@pytest.fixture(scope="module")
+def api(
+    new_database: Callable[[], AbstractContextManager[str]], redis_server_url: str
+) -> Iterator[Api]:
+    """A client of one of two servers on the same data, which both look for locks that ran out."""
+    with new_database() as database_url, ExitStack() as stack:
+        settings = settings_for(
+            database_url,
+            redis_server_url,
+            statement_timeout_ms=GRACE_MS,
+            lock_timeout_ms=GRACE_MS // 2,
+            clock_tolerance_ms=0,
+            sweep_interval_ms=100,
+        )
+        first, _second = (stack.enter_context(ServerThread(settings)) for _ in range(2))
+        client = Api(first.address)
+        yield client
+        client.close()
+
+
+@pytest.fixture(scope="module")
+def ran_out(api: Api) -> RanOut:
+    """Two locks on a code with two uses, one of which ends while we look, and some on others."""
+    limits = books.BookLimits(max_redemptions_per_code=2)
+    names = dict(zip(("late", "again", "extended"), new_codes(3), strict=True))
+    api.book(codes=list(names.values()), lock_policy=books.LOCK_POLICY_OPTIONAL, limits=limits)
+    locks = {
+        what: api.lock(code, unique(what), ttl_s=2 if what == "extended" else 1)
+        for what, code in names.items()
+    }
+    extended = extend(api, locks["extended"].lock_token, ttl_s=600)
+    api.lock(names["late"], unique("beside"), ttl_s=600)
+    while True:  # nobody gets in before the grace is over, and somebody does then
+        try:
+            api.lock(names["late"], unique("next"), ttl_s=600)
+        except grpc.RpcError as error:
+            assert reason_of(error) == "CODE_LOCKED"
+            time.sleep(0.02)
+        else:
+            break
+    ended = locks["late"].lock.expire_time.ToDatetime(UTC)
+    return RanOut(api, locks, extended, (datetime.now(UTC) - ended).total_seconds())
+
+
+def test_a_code_is_free_again_when_its_lock_and_the_grace_are_over(ran_out: RanOut) -> None:
+    assert GRACE_MS / 1000 - 0.05 < ran_out.free_after_s < WAIT_S
+
+
+def test_the_late_holder_is_refused(ran_out: RanOut) -> None:
+    api, held = ran_out.api, ran_out.locks["late"]
+    code, user, token = held.lock.code, held.lock.user_id, held.lock_token
+    assert reasons_of(api.validate(code, user, lock_token=token))[0] == "LOCK_EXPIRED"
+    for call in (
+        lambda: api.redeem(code, user, lock_token=token),
+        lambda: extend(api, token),
+        lambda: api.unlock(token),
+        lambda: unlock_by_id(api, held.lock.lock_id),
+    ):
+        with refused("LOCK_EXPIRED", StatusCode.FAILED_PRECONDITION):
+            call()
+    assert get_lock(api, held.lock.lock_id).state == EXPIRED
+    assert locks_of(api, user_id=user) == []
+
+
+def test_its_holder_locks_the_code_anew(ran_out: RanOut) -> None:
+    api, held = ran_out.api, ran_out.locks["again"]
+    code, user = held.lock.code, held.lock.user_id
+    newer = api.lock(code, user, ttl_s=600)
+    assert not newer.replayed
+    assert newer.lock.lock_id != held.lock.lock_id
+    assert newer.lock.fence > held.lock.fence
+    with refused("LOCK_EXPIRED"):
+        api.redeem(code, user, lock_token=held.lock_token)
+    api.redeem(code, user, lock_token=newer.lock_token)
+
+
+def test_that_a_lock_ran_out_is_written_down_once(ran_out: RanOut) -> None:
+    api, held = ran_out.api, ran_out.locks["late"].lock
+
+    def names() -> list[str]:
+        events = api.events(code=held.code, user_id=held.user_id)
+        assert {event.lock_id for event in events} == {held.lock_id}
+        return api.event_names(code=held.code, user_id=held.user_id)
+
+    _until(lambda: "LOCK_EXPIRED" in names())
+    time.sleep(0.5)  # the sweepers of both servers come by again
+    assert names() == ["LOCKED", "LOCK_EXPIRED"]
+    event = api.events(code=held.code, user_id=held.user_id)[-1]
+    assert event.fence == held.fence
+    assert event.state_before == event.state_after
+    assert get_lock(api, held.lock_id).state == EXPIRED
+
+
+def test_a_lock_that_is_held_is_left_alone(ran_out: RanOut) -> None:
+    api, held, longer = ran_out.api, ran_out.locks["extended"], ran_out.extended
+    _until(lambda: datetime.now(UTC) > held.lock.expire_time.ToDatetime(UTC))
+    with refused("LOCK_EXPIRED"):  # the old token keeps its old expiry
+        api.redeem(held.lock.code, held.lock.user_id, lock_token=held.lock_token)
+    assert get_lock(api, held.lock.lock_id) == longer.lock
+    assert api.event_names(code=held.lock.code) == ["LOCKED", "LOCK_EXTENDED"]
+    api.redeem(held.lock.code, held.lock.user_id, lock_token=longer.lock_token)
+
+
+def test_a_lock_that_ran_out_no_longer_counts_for_its_user(api: Api) -> None:
+    names, user = new_codes(6), unique("user")
+    api.book(codes=names, lock_policy=books.LOCK_POLICY_OPTIONAL)
+    for code in names[:5]:
+        api.lock(code, user, ttl_s=1)
+    with refused("LOCK_LIMIT_EXCEEDED"):
+        api.lock(names[5], user)
+
+    def locked() -> bool:
+        try:
+            api.lock(names[5], user)
+        except grpc.RpcError as error:
+            assert reason_of(error) == "LOCK_LIMIT_EXCEEDED"
+            return False
+        return True
+
+    _until(locked)
+
+
+def _until(holds: Callable[[], bool]) -> None:
+    deadline = datetime.now(UTC) + timedelta(seconds=WAIT_S)
+    while not holds():
+        assert datetime.now(UTC) < deadline
+        time.sleep(0.05)
