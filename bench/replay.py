@@ -204,9 +204,7 @@ class Replay:
             while waiting:
                 await work(waiting.popleft())
 
-        async with asyncio.TaskGroup() as clients:
-            for _ in range(self._clients):
-                clients.create_task(client())
+        await asyncio.gather(*(client() for _ in range(self._clients)))
 
     async def _open(self, campaign: Campaign) -> str:
         """A book with the codes of the campaign, in use; returns its id."""
@@ -353,4 +351,6 @@ def _table(year: Year, result: Result, acceptable: int) -> Table:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(main)
+    app()

@@ -162,12 +162,13 @@ class Pipelines:
 async def _silence(timeout_s: float) -> AsyncGenerator[None]:
     """Raises TimeoutError after ``timeout_s``, or a little later.
 
-    When this process was busy for so long, the replies may lie in the socket unread. So the end of
-    the time is not the end yet: the event loop gets round to reading once more.
+    When this process was busy at that time, the replies may lie in the socket unread. So as much
+    time as it is late is added for the event loop to get round to reading.
     """
     loop = asyncio.get_running_loop()
+    end_s = loop.time() + timeout_s
     async with asyncio.timeout(None) as timeout:
-        over = loop.call_later(timeout_s, lambda: timeout.reschedule(loop.time() + 0.001))
+        over = loop.call_at(end_s, lambda: timeout.reschedule(2 * loop.time() - end_s + 0.001))
         try:
             yield
         finally:

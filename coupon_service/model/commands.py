@@ -181,3 +181,4 @@ class Unit:
     """Commands of one call, decided in order; when `atomic`, all of them or none."""
 
     commands: tuple[Command, ...]
+    atomic: bool = False

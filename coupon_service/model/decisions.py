@@ -79,3 +79,4 @@ class Effects:
     users: Mapping[tuple[UUID, str], tuple[UserCounts, UserCounts]]
     totals: Mapping[UUID, tuple[int, int]]
     events: tuple[Event, ...]
+    stats: Mapping[UUID, BookStats]

@@ -42,3 +42,4 @@ def bucket_of_book(book_id: UUID) -> int:
 
 def bucket_of_user(user_id: str) -> int:
     """The bucket of a user's counts."""
+    return bucket_of(user_id)

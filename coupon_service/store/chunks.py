@@ -357,7 +357,7 @@ async def insert_or_replace_codes(
     )
 
 
-# LATERAL and LIMIT keep the planner, which does not know how many codes the book will have got, from
+# LATERAL and LIMIT keep the planner, which does not know how many codes the book will get, from
 # going through all of them for every code that is wanted.
 SELECT_CODES_OF: Final = """
 SELECT wanted.code

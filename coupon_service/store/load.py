@@ -216,9 +216,7 @@ WHERE lock_id = ANY(%s::uuid[]) AND bucket = ANY(%s::smallint[])
 
 async def _select_lock_events(connection: Connection, lock_ids: dict[UUID, str]) -> Cursor:
     buckets = {bucket_of(code) for code in lock_ids.values()}
-    return await send(
-        connection, SELECT_LOCK_EVENTS, (uuid_array(lock_ids), int_array(buckets))
-    )
+    return await send(connection, SELECT_LOCK_EVENTS, (uuid_array(lock_ids), int_array(buckets)))
 
 
 SELECT_ORDERS: Final[LiteralString] = """

@@ -75,9 +75,7 @@ class Pick:
             found.setdefault(row[0], code_from_row(row))
 
 
-async def pick_codes(
-    connection: Connection, book_id: UUID, count: int, book: Book | None
-) -> Pick:
+async def pick_codes(connection: Connection, book_id: UUID, count: int, book: Book | None) -> Pick:
     """Sends the first probe. `book`: for a start that its codes are spread around."""
     bucket = randbelow(BUCKETS)
     start = generate(book.code_format, 1)[0] if book is not None else ""

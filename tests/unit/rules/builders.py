@@ -255,8 +255,8 @@ def call(request: str = "", caller: str = "shop", business: str = "") -> Call:
     return Call(caller, request or uuid4().hex, "10.0.0.1:4711", "curl", business)
 
 
-def _id(code: str, event: EventType, by: Call, *more: object) -> UUID:
-    return event_id(bucket_of(code), event, by.caller, by.request_id, code, *more)
+def _id(code: str, event: EventType, by: Call) -> UUID:
+    return event_id(bucket_of(code), event, by.caller, by.request_id, code)
 
 
 def eur(amount_minor: int) -> Money:
@@ -307,7 +307,7 @@ def rollback(redemption: Event, by: Call | None = None, metadata: str | None = N
 def lock(code: str = "A", user: str = "ann", by: Call | None = None, **more: Any) -> Lock:
     """The command of LockCode, with a place on the code for a minute."""
     by = by or call()
-    attempt = _id(code, EventType.LOCKED, by, user)
+    attempt = _id(code, EventType.LOCKED, by)
     return Lock(
         call=by,
         code=code,

@@ -36,15 +36,18 @@ from coupon_service.errors import (
     CodeExpired,
     CodeLocked,
     CodeNotAssignedToUser,
+    Contention,
     CouponServiceError,
     InvalidStateTransition,
     LockExpired,
+    LockLimitExceeded,
     LockNotFound,
     RequestIdReused,
     UserLimitExceeded,
 )
 from coupon_service.model import (
     AssignmentPolicy,
+    BookLimits,
     BookState,
     Code,
     CodeState,
@@ -197,6 +200,13 @@ class TestOwnLock:
         repeated = world.does(lost)
         assert repeated.replayed
         assert repeated.event == event
+
+    def test_a_place_whose_request_id_was_then_used_for_another_user_is_not_theirs(self) -> None:
+        world = lockable(limits=BookLimits(max_redemptions_per_code=2))
+        lost = lock(by=call("r1"))
+        world.does(lock(user="bob", by=call("r1")))
+        assert type(world.refuses(lost)) is RequestIdReused
+        assert type(world.refuses(lock(by=call("r2"), lock_id=lost.lock_id))) is Contention
 
     def test_a_repeat_with_other_parameters_is_refused(self) -> None:
         world = lockable()

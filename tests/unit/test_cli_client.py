@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import grpc
+import grpc.aio
+import pytest
+from google.protobuf.duration_pb2 import Duration
+from google.rpc.error_details_pb2 import RetryInfo
+from google.rpc.status_pb2 import Status
+
+from coupon_service import errors
+from coupon_service.cli import client
+from coupon_service.cli.client import address_of, explain, lasting, reason_of
+from coupon_service.rpc.status import to_status
+from coupon_service.settings import load_settings
+
+
+def rpc_error(status: Status) -> grpc.aio.AioRpcError:
+    codes = {code.value[0]: code for code in grpc.StatusCode}
+    details = (("grpc-status-details-bin", status.SerializeToString()),)
+    return grpc.aio.AioRpcError(
+        codes[status.code], grpc.aio.Metadata(), grpc.aio.Metadata(*details), status.message
+    )
+
+
+def bare_error(code: grpc.StatusCode, details: str = "connection refused") -> grpc.aio.AioRpcError:
+    return grpc.aio.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata(), details)
+
+
+class TestExplainingErrors:
+    def test_status_reason_message_and_metadata_are_told(self) -> None:
+        error = rpc_error(to_status(errors.CodeLimitExceeded(limit=3)))
+        assert explain(error, "host:1").splitlines() == [
+            "FAILED_PRECONDITION CODE_LIMIT_EXCEEDED:"
+            " The code has been redeemed as often as it allows.",
+            "  limit: 3",
+        ]
+
+    def test_every_bad_field_has_a_line_of_its_own(self) -> None:
+        violations = (
+            errors.FieldViolation("user_id", "expected 1-128 characters"),
+            errors.FieldViolation("", "expected less"),
+        )
+        assert explain(
+            rpc_error(to_status(errors.InvalidArgument(violations))), ""
+        ).splitlines() == [
+            "INVALID_ARGUMENT INVALID_ARGUMENT:",
+            "  user_id: expected 1-128 characters",
+            "  request: expected less",
+        ]
+
+    def test_it_is_told_when_a_repeat_may_help(self) -> None:
+        error = rpc_error(to_status(errors.CodeLocked(retry_after_ms=1_500)))
+        assert explain(error, "").splitlines()[-1] == "  A repeat may help in 1.5 s."
+
+    def test_without_a_service_its_address_is_told(self) -> None:
+        error = bare_error(grpc.StatusCode.UNAVAILABLE)
+        assert explain(error, "host:1") == (
+            "UNAVAILABLE: the service at host:1 cannot be reached (connection refused)."
+        )
+
+    def test_an_error_of_grpc_itself_is_told_as_it_is(self) -> None:
+        error = bare_error(grpc.StatusCode.UNIMPLEMENTED, "Method not found!")
+        assert explain(error, "host:1") == "UNIMPLEMENTED: Method not found!"
+
+    def test_the_reason_is_that_of_the_service_or_else_the_status(self) -> None:
+        assert reason_of(rpc_error(to_status(errors.BookExpired()))) == "BOOK_EXPIRED"
+        assert reason_of(bare_error(grpc.StatusCode.CANCELLED)) == "CANCELLED"
+
+
+@pytest.mark.parametrize(
+    ("host", "address"),
+    [
+        ("127.0.0.1", "127.0.0.1:50051"),
+        ("0.0.0.0", "127.0.0.1:50051"),
+        ("::1", "[::1]:50051"),
+        ("::", "[::1]:50051"),
+        ("coupons.example", "coupons.example:50051"),
+    ],
+)
+def test_a_client_on_the_machine_gets_an_address_it_can_connect_to(host: str, address: str) -> None:
+    assert address_of(load_settings(None, host=host, auth="none", port=50_051)) == address
+
+
+class TestStreamsThatLast:
+    """`lasting` on streams that are lists here: an answer is a number, a break is an error."""
+
+    @pytest.fixture(autouse=True)
+    def pauses(self, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+        pauses: list[float] = []
+
+        async def pause(seconds: float) -> None:
+            pauses.append(seconds)
+
+        monkeypatch.setattr(client.asyncio, "sleep", pause)
+        return pauses
+
+    async def answers(self, *streams: list[int | grpc.aio.AioRpcError]) -> list[int]:
+        opened = iter(streams)
+
+        async def stream() -> AsyncIterator[int]:
+            for answer in next(opened):
+                if isinstance(answer, grpc.aio.AioRpcError):
+                    raise answer
+                yield answer
+                await asyncio.tasks.sleep(0)
+
+        return [answer async for answer in lasting(stream)]
+
+    async def test_after_a_break_the_stream_is_opened_again(self) -> None:
+        broken = bare_error(grpc.StatusCode.UNAVAILABLE)
+        assert await self.answers([1, broken], [broken], [2, 3]) == [1, 2, 3]
+
+    async def test_a_service_that_never_answered_is_not_waited_for(self) -> None:
+        with pytest.raises(grpc.aio.AioRpcError):
+            await self.answers([bare_error(grpc.StatusCode.UNAVAILABLE)], [1])
+
+    async def test_a_refusal_ends_it(self) -> None:
+        with pytest.raises(grpc.aio.AioRpcError):
+            await self.answers([1, rpc_error(to_status(errors.BookNotFound()))], [2])
+
+    async def test_it_waits_as_long_as_the_service_asks_for(self, pauses: list[float]) -> None:
+        status = to_status(errors.Overloaded())
+        for packed in status.details:
+            if packed.Is(RetryInfo.DESCRIPTOR):
+                packed.Pack(RetryInfo(retry_delay=Duration(seconds=7)))
+        assert await self.answers([1, rpc_error(status)], [2]) == [1, 2]
+        assert pauses == [7]
+
+    async def test_it_gives_up_in_the_end_having_waited_longer_and_longer(
+        self, pauses: list[float]
+    ) -> None:
+        broken = bare_error(grpc.StatusCode.UNAVAILABLE)
+        with pytest.raises(grpc.aio.AioRpcError):
+            await self.answers([1, broken], *([broken] for _ in range(100)))
+        assert len(pauses) == client.BREAKS_MAX
+        assert pauses == sorted(pauses)
+
+    async def test_an_answer_makes_it_patient_again(self, pauses: list[float]) -> None:
+        broken = bare_error(grpc.StatusCode.UNAVAILABLE)
+        streams = [[number, broken] for number in range(100)]
+        assert await self.answers(*streams, [100]) == list(range(101))
+        assert set(pauses) == {pauses[0]}
