@@ -6,6 +6,7 @@ import asyncio
 import multiprocessing
 import signal
 from collections.abc import Callable, Coroutine
+from multiprocessing import connection
 from typing import Any
 
 import grpc.aio
@@ -24,13 +25,17 @@ def run_workers(serve: Serve, address: str, workers: int) -> None:
         context.Process(target=_run_worker, args=(serve, address), daemon=True)
         for _ in range(workers)
     ]
-    for process in processes:
-        process.start()
-    signal.sigwait({signal.SIGTERM, signal.SIGINT})
-    for process in processes:
-        process.terminate()
-    for process in processes:
-        process.join()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        for process in processes:
+            process.start()
+        connection.wait([process.sentinel for process in processes])  # one died
+    except KeyboardInterrupt:
+        pass
+    finally:
+        for process in processes:
+            process.terminate()
+            process.join()
 
 
 def _run_worker(serve: Serve, address: str) -> None:

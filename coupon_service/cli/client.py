@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterable, Callable
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Annotated, Final, TypeVar
@@ -119,9 +119,11 @@ def reason_of(error: grpc.aio.AioRpcError) -> str:
     return info.reason if info is not None else error.code().name
 
 
-async def lasting(open_stream: Callable[[], AsyncIterable[T]]) -> AsyncGenerator[T]:
+async def lasting(
+    open_stream: Callable[[], AsyncIterable[T]], patience: Patience | None = None
+) -> AsyncGenerator[T]:
     """The answers of a stream that, when it breaks, is opened again: `open_stream` knows where."""
-    patience = Patience()
+    patience = patience or Patience()
     while True:
         try:
             async for answer in open_stream():
@@ -136,7 +138,8 @@ async def lasting(open_stream: Callable[[], AsyncIterable[T]]) -> AsyncGenerator
 class Patience:
     """How long a command puts up with breaks: not before the first answer, and not for ever."""
 
-    def __init__(self) -> None:
+    def __init__(self, pause: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
+        self._pause = pause
         self._breaks_left = 0
 
     def answered(self) -> None:
@@ -151,7 +154,7 @@ class Patience:
             raise error
         self._breaks_left -= 1
         pause_s = min(0.25 * 2 ** (BREAKS_MAX - self._breaks_left), 5.0)
-        await asyncio.sleep(max(pause_s, retry.retry_delay.ToMilliseconds() / 1000 if retry else 0))
+        await self._pause(max(pause_s, retry.retry_delay.ToMilliseconds() / 1000 if retry else 0))
 
 
 def _status(error: grpc.aio.AioRpcError) -> Status:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from uuid import UUID
 
 from coupon_service.errors import CouponServiceError
-from coupon_service.model.books import Book
+from coupon_service.model.books import Book, BookStats
 from coupon_service.model.records import Assignment, Code, Event, UserCounts
 
 

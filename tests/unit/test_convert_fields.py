@@ -364,7 +364,9 @@ def test_bad_metadata_are_a_bad_field() -> None:
 
 @pytest.mark.parametrize(("asked", "given"), [(0, 50), (1, 1), (1_000, 1_000)])
 def test_a_page_has_fifty_rows_unless_asked_otherwise(asked: int, given: int) -> None:
-    assert Fields().page(ListCodesRequest(page_size=asked)).size == given
+    fields = Fields()
+    assert fields.page(ListCodesRequest(page_size=asked)).size == given
+    fields.check()
 
 
 def test_a_bad_size_and_a_bad_token_are_both_named() -> None:

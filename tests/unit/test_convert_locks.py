@@ -36,13 +36,27 @@ def test_a_lock_is_named_by_its_attempt() -> None:
     assert command.lock_id == command.event_id
     assert bucket_of_event(command.lock_id) == bucket_of("ABCD")
     assert ttl_ms is None
-    assert read_lock(user_id="v")[0].event_id != command.event_id
 
 
-def test_another_lifetime_is_no_other_attempt() -> None:
-    command, ttl_ms = read_lock(ttl=Duration(seconds=1, nanos=500_000_000))
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"user_id": "v"},
+        {"book_id": str(ID)},
+        {"ttl": Duration(seconds=1)},
+        {"metadata": {"till": 7}},
+    ],
+    ids=lambda changed: next(iter(changed)),
+)
+def test_other_parameters_are_told_from_a_repeat(changed: dict[str, Any]) -> None:
+    command, other = read_lock()[0], read_lock(**changed)[0]
+    assert other.event_id == command.event_id
+    assert other.fingerprint != command.fingerprint
+
+
+def test_a_lifetime_is_read_in_milliseconds() -> None:
+    _, ttl_ms = read_lock(ttl=Duration(seconds=1, nanos=500_000_000))
     assert ttl_ms == 1_500
-    assert command == read_lock()[0]
 
 
 @pytest.mark.parametrize(

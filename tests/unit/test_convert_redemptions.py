@@ -110,7 +110,7 @@ def test_an_attempt_is_named_by_caller_request_id_and_code() -> None:
         {"book_id": str(ID)},
         {"order_id": "o"},
         {"order_amount": EUR_10},
-        {"order_amount": MoneyMessage(amount_minor=1_000, currency_code="USD")},
+        {"order_amount": MoneyMessage(amount_minor=1, currency_code="USD")},
     ],
     ids=["user", "book", "order", "amount", "currency"],
 )

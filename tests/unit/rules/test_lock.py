@@ -47,7 +47,6 @@ from coupon_service.errors import (
 )
 from coupon_service.model import (
     AssignmentPolicy,
-    BookLimits,
     BookState,
     Code,
     CodeState,
@@ -202,7 +201,7 @@ class TestOwnLock:
         assert repeated.event == event
 
     def test_a_place_whose_request_id_was_then_used_for_another_user_is_not_theirs(self) -> None:
-        world = lockable(limits=BookLimits(max_redemptions_per_code=2))
+        world = lockable(max_redemptions_per_code=2)
         lost = lock(by=call("r1"))
         world.does(lock(user="bob", by=call("r1")))
         assert type(world.refuses(lost)) is RequestIdReused

@@ -1,0 +1,74 @@
+"""Whether what was answered OK is what the database holds: counters, ledger and rows."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+import psycopg
+
+from bench.ghz import Load
+from bench.stack import BenchError
+from coupon_service.model import EventType
+
+COUNTERS: Final = """
+SELECT coalesce(sum(redemptions), 0)::bigint, coalesce(sum(assignments), 0)::bigint
+FROM coupon_book_counters WHERE book_id = %s
+"""
+CODES: Final = """
+SELECT coalesce(sum(redemptions), 0)::bigint, coalesce(sum(assignments), 0)::bigint
+FROM coupon_codes WHERE book_id = %s
+"""
+LEDGER: Final = """
+SELECT type, count(*) FROM redemption_audit WHERE book_id = %s AND code IS NOT NULL GROUP BY type
+"""
+
+
+@dataclass(slots=True)
+class Answers:
+    """The OK answers of the calls that change a book, and those whose effect is not known."""
+
+    ok: Counter[EventType] = field(default_factory=Counter[EventType])
+    unknown: Counter[EventType] = field(default_factory=Counter[EventType])
+
+    def add(self, event: EventType, load: Load, effects_per_call: int = 1) -> None:
+        """What ghz was answered by calls with this effect."""
+        self.ok[event] += load.ok * effects_per_call
+        self.unknown[event] += load.unknown * effects_per_call
+
+    def net_ok(self, done: EventType, undone: EventType) -> int:
+        """Effects that were not undone."""
+        return self.ok[done] - self.ok[undone]
+
+
+def check_book(database_url: str, book_id: str, answers: Answers) -> str:
+    """What was compared, in a line. Raises BenchError when an answer and the database differ."""
+    with psycopg.connect(database_url) as connection:
+        counted = connection.execute(COUNTERS, (book_id,)).fetchone()
+        stored = connection.execute(CODES, (book_id,)).fetchone()
+        ledger = Counter(
+            {EventType(row[0]): row[1] for row in connection.execute(LEDGER, (book_id,))}
+        )
+    assert counted is not None
+    assert stored is not None
+    redeemed = ledger[EventType.REDEEMED] - ledger[EventType.ROLLED_BACK]
+    assigned = ledger[EventType.ASSIGNED] - ledger[EventType.REVOKED]
+    _same("redemptions", redeemed, counters=counted[0], codes=stored[0])
+    _same("assignments", assigned, counters=counted[1], codes=stored[1])
+    for event, ok in answers.ok.items():
+        unknown = answers.unknown[event]
+        if not ok <= ledger[event] <= ok + unknown:
+            raise BenchError(
+                f"{ok} calls were answered OK, {unknown} are open, and the ledger has"
+                f" {ledger[event]} rows {event.name}."
+            )
+    told = ", ".join(f"{count:,} {event.name}" for event, count in sorted(answers.ok.items()))
+    return f"{told} = ledger; {redeemed:,} redemptions = counters = codes"
+
+
+def _same(what: str, ledger: int, **others: int) -> None:
+    if any(count != ledger for count in others.values()):
+        found: Mapping[str, int] = {"ledger": ledger, **others}
+        raise BenchError(f"The {what} differ: {found}.")

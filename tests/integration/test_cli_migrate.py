@@ -1,0 +1,71 @@
+"""`coupon-service migrate` on a real database."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+from commands import run
+
+from coupon_service.embedded.machine import free_port
+
+STEPS = sorted(
+    path.stem
+    for path in (Path(__file__).parents[2] / "migrations").glob("*.sql")
+    if not path.stem.endswith(".rollback")
+)
+
+
+def test_up_down_and_up_again(empty_database_url: str, tmp_path: Path) -> None:
+    def migrate(*arguments: str) -> tuple[int, list[str]]:
+        done = run(tmp_path, "migrate", *arguments, DATABASE_URL=empty_database_url)
+        assert done.stderr == ""
+        return done.returncode, done.stdout.splitlines()
+
+    assert migrate("status") == (1, [f"missing {step}" for step in STEPS])
+    applied = [f"applied {step}" for step in STEPS]
+    for _ in range(2):
+        assert migrate("up") == (0, [*applied, "The schema is up to date."])
+        assert migrate("up") == (0, ["The schema is up to date."])
+        assert migrate("status") == (0, applied)
+        assert migrate("down", "--yes", "--to", STEPS[-1]) == (
+            0,
+            ["There is nothing to take back."],
+        )
+        assert migrate("down", "--yes") == (0, [f"took back {step}" for step in reversed(STEPS)])
+    assert migrate("down") == (0, ["There is nothing to take back."])
+
+
+@pytest.mark.parametrize("answer", [b"n\n", b""])
+def test_nothing_is_taken_back_unless_the_question_is_answered_with_yes(
+    answer: bytes, database_url: str, tmp_path: Path
+) -> None:
+    done = run(tmp_path, "migrate", "down", stdin=answer, DATABASE_URL=database_url)
+    assert done.returncode == 1
+    assert STEPS[-1] in done.stdout
+    assert run(tmp_path, "migrate", "status", DATABASE_URL=database_url).returncode == 0
+
+
+def test_a_step_that_is_not_there_cannot_be_gone_back_to(database_url: str, tmp_path: Path) -> None:
+    done = run(
+        tmp_path, "migrate", "down", "--yes", "--to", "0000.nothing", DATABASE_URL=database_url
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("0000.nothing is not an applied step. Applied: 0001")
+    assert run(tmp_path, "migrate", "status", DATABASE_URL=database_url).returncode == 0
+
+
+@pytest.mark.parametrize("action", ["up", "down", "status"])
+def test_a_database_that_cannot_be_used_is_told_in_a_sentence(
+    action: str, empty_database_url: str, tmp_path: Path
+) -> None:
+    there = urlsplit(empty_database_url)
+    elsewhere = there._replace(netloc=f"nobody@127.0.0.1:{free_port()}").geturl()
+    for url in (elsewhere, there._replace(path="/no_such_database").geturl()):
+        done = run(tmp_path, "migrate", action, DATABASE_URL=url)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr.startswith("The database cannot be used: ")
+        assert len(done.stderr.splitlines()) == 1
+        assert "Traceback" not in done.stderr
+        assert not there.password or there.password not in done.stderr

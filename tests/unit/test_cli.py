@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from coupon_service import __version__, cli
+from coupon_service.cli.application import application
+from coupon_service.settings import settings_table
+
+COMMANDS = [
+    *(("dev",), ("serve",), ("health",), ("settings",)),
+    *(("migrate",), ("migrate", "up"), ("migrate", "down"), ("migrate", "status")),
+    *(("call",), ("generate",), ("import",), ("export",)),
+]
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(application(), arguments)
+
+
+@pytest.mark.parametrize("command", [(), *COMMANDS])
+@pytest.mark.parametrize("option", ["-h", "--help"])
+def test_help_says_what_a_command_does_and_what_each_option_means(
+    command: tuple[str, ...], option: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("TERM", "dumb")
+    result = run(*command, option)
+    assert result.exit_code == 0
+    said, *options = result.output.split("Options")
+    assert len(said.split("Usage")[1].splitlines()) >= 3
+    lines = [line for line in options[0].splitlines() if "--" in line]
+    assert lines
+    assert all(len(line.strip("│ ").split("  ")) > 1 for line in lines)
+
+
+def test_without_a_command_the_commands_are_listed() -> None:
+    assert "migrate" in run().output
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    assert run("--version").output == f"coupon-service {__version__}\n"
+
+
+def test_the_settings_are_listed_as_in_the_readme() -> None:
+    assert run("settings").output == settings_table()
+
+
+def test_all_methods_are_listed_with_what_they_take_and_give() -> None:
+    lines = run("call", "--list").output.splitlines()
+    assert "RedemptionService/RedeemCode: RedeemCodeRequest -> RedeemCodeResponse" in lines
+    assert (
+        "CouponCodeService/ImportCodes: stream of ImportCodesRequest -> stream of"
+        " ImportCodesResponse" in lines
+    )
+
+
+class TestEndingWithASentence:
+    @pytest.fixture(autouse=True)
+    def folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        monkeypatch.chdir(tmp_path)
+        for name in ("DATABASE_URL", "REDIS_URL", "COUPON_LOCK_TOKEN_SECRET"):
+            monkeypatch.delenv(name, raising=False)
+        return tmp_path
+
+    def said(self, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> str:
+        """What the command line says in the end; what `sys.exit` is given is exit code 1."""
+        monkeypatch.setattr("sys.argv", ["coupon-service", *arguments])
+        with pytest.raises(SystemExit) as raised:
+            cli.main()
+        assert isinstance(raised.value.code, str)
+        return raised.value.code
+
+    @pytest.mark.parametrize("command", ["dev", "serve", "health"])
+    def test_a_broken_env_file_is_told_with_its_line(
+        self, command: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (folder / ".env").write_text("COUPON_PORT=50051\nnonsense\n")
+        assert self.said(monkeypatch, command) == ".env, line 2: expected NAME=value or # comment"
+
+    def test_serving_without_a_database_tells_what_to_set(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        assert self.said(monkeypatch, "serve") == "COUPON_DATABASE_URL has to be set."
+
+    def test_migrating_without_a_database_tells_what_to_set(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        assert "DATABASE_URL" in self.said(monkeypatch, "migrate", "up")
+
+    def test_a_file_that_is_not_there_is_told_by_its_name(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        said = self.said(monkeypatch, "import", "book", "codes.txt")
+        assert said == "codes.txt cannot be read: No such file or directory."
+
+    def test_a_csv_file_needs_the_name_of_its_column(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert "--column" in self.said(monkeypatch, "import", "book", "codes.csv")
+
+    def test_ctrl_c_ends_it_without_a_word(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def interrupted() -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr("coupon_service.cli.application.run", interrupted)
+        with pytest.raises(SystemExit) as raised:
+            cli.main()
+        assert raised.value.code == 130
