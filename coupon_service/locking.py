@@ -152,7 +152,7 @@ class Locks:
             command.user_id,
             str(command.lock_id),
             self._times.granted_ms(ttl_ms, book),
-            places_max=book.limits.max_redemptions_per_code or None,
+            places_max=seen.uses_left,
         )
         self._refuse(taken)
         granted = taken.status is TakeStatus.GRANTED

@@ -89,6 +89,8 @@ class Server:
         self._background: set[asyncio.Task[Any]] = set()
         self.port = 0
         self.serving = False
+        self.failed = asyncio.Event()
+        """Set when gRPC closes its port without being told to."""
 
     async def start(self) -> None:
         """Connects, listens, and answers as soon as PostgreSQL does. Raises ServerError."""
@@ -158,6 +160,7 @@ class Server:
         await self._database.open()
         await self._listen(edge)
         await self._set_serving(False)
+        self._spawn(self._watch_port())
         self._spawn(self._watch_readiness())
         self._spawn(self._sweeper.run())
 
@@ -233,6 +236,12 @@ class Server:
         task = asyncio.ensure_future(work)
         self._background.add(task)
 
+    async def _watch_port(self) -> None:
+        """gRPC shuts itself down at some requests, such as one whose path is not UTF-8."""
+        await self._grpc.wait_for_termination()
+        self._log.error("gRPC has closed its port")
+        self.failed.set()
+
     async def _watch_readiness(self) -> None:
         """SERVING while PostgreSQL answers with a schema that is new enough."""
         while True:
@@ -279,8 +288,7 @@ async def serve(settings: Settings, *, ready: Callable[[Server], None] | None = 
         await server.start()
         if ready is not None:
             ready(server)
-        await stopped.wait()
-        await server.stop()
+        await _until_stopped(server, stopped)
 
 
 async def work(
@@ -295,10 +303,22 @@ async def work(
         asyncio.get_running_loop().add_reader(orphaned, stopped.set)
     server = Server(settings, CollectorRegistry(), readiness_changed=readiness_changed)
     await server.start()
-    await stopped.wait()
-    if orphaned is not None:
-        asyncio.get_running_loop().remove_reader(orphaned)
+    try:
+        await _until_stopped(server, stopped)
+    finally:
+        if orphaned is not None:
+            asyncio.get_running_loop().remove_reader(orphaned)
+
+
+async def _until_stopped(server: Server, stopped: asyncio.Event) -> None:
+    """Stops the server when it is told to, or when it failed. Raises ServerError then."""
+    waits = [asyncio.ensure_future(event.wait()) for event in (stopped, server.failed)]
+    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    for wait in waits:
+        wait.cancel()
     await server.stop()
+    if server.failed.is_set():
+        raise ServerError("gRPC has closed its port.")
 
 
 def _stop_signals(*numbers: signal.Signals) -> asyncio.Event:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -13,6 +14,9 @@ from service import Api, assignments, books, codes, reason_of, redemptions, uniq
 from coupon_service.v1.error_reason_pb2 import ErrorReason, ItemError
 
 REASON_PREFIX = "ERROR_REASON_"
+
+WAIT_S = 20
+"""Longer than anything takes that is waited for."""
 
 BEST_EFFORT = redemptions.BATCH_MODE_BEST_EFFORT
 ALL_OR_NOTHING = redemptions.BATCH_MODE_ALL_OR_NOTHING
@@ -157,3 +161,11 @@ def ttl_s(lock: redemptions.Lock) -> float:
 def about(seconds: float) -> Any:
     """So long, give or take what the machine needs to answer."""
     return pytest.approx(seconds, abs=1)
+
+
+def until(holds: Callable[[], bool]) -> None:
+    """Returns when it holds."""
+    deadline_s = time.monotonic() + WAIT_S
+    while not holds():
+        assert time.monotonic() < deadline_s, "it took too long"
+        time.sleep(0.05)

@@ -50,8 +50,8 @@ RETRIES: Final = """{
 """A service config for clients: https://github.com/grpc/proposal/blob/master/A6-client-retries.md"""
 
 STATUS_DETAILS: Final = "grpc-status-details-bin"
-BREAKS_MAX: Final = 8
-"""How often in a row a stream is opened again without an answer: half a minute in all."""
+BREAKS_MAX: Final = 14
+"""How often in a row a stream is opened again without an answer: a minute in all."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -104,7 +104,8 @@ class Report:
             left = self.counts.total() - self.counts["created"] - len(self.shown)
             if left:
                 typer.echo(f"and {left:,} more: --rejects FILE writes them all.", err=True)
-        typer.echo(", ".join(f"{count:,} {outcome}" for outcome, count in self.counts.items()))
+        outcomes = ", ".join(f"{count:,} {outcome}" for outcome, count in self.counts.items())
+        typer.echo(outcomes or "There was nothing to import.")
 
 
 def _cells(chunk: Chunk, rejected: ImportRow) -> tuple[str, ...]:

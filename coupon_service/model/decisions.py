@@ -29,9 +29,13 @@ class Done:
 
 @dataclass(frozen=True, slots=True)
 class LeaseNeeded:
-    """Nothing speaks against it, but the book has locking: take a place in Redis and come again."""
+    """Nothing speaks against it, but the book has locking: take a place in Redis and come again.
+
+    `uses_left`: of the code, as far as PostgreSQL knows; None without a limit.
+    """
 
     book: Book
+    uses_left: int | None = None
 
 
 Outcome = Done | LeaseNeeded | CouponServiceError

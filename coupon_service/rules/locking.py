@@ -36,7 +36,8 @@ def lock(command: Lock, code: Code, book: Book, draft: Draft) -> Outcome:
     if refusal is not None:
         return refusal
     if command.lease is None:
-        return LeaseNeeded(book)
+        limit = book.limits.max_redemptions_per_code
+        return LeaseNeeded(book, limit - code.redemptions if limit else None)
     # The row has the id of the lock, which differs from the attempt's when an earlier attempt took
     # the place in Redis and did not come to record it.
     recorded = replace(command, event_id=command.lock_id)

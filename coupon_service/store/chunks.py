@@ -50,7 +50,7 @@ from coupon_service.store.uploads import (
 )
 
 GENERATED_CHUNK: Final = 20_000
-"""Codes a transaction: more are not faster, and a lost connection would lose more."""
+"""Codes a transaction: more are hardly faster, and a lost connection would lose more."""
 
 TOP_UPS_MAX: Final = 64
 """How often codes that were taken are replaced; half of them or more are new each time, unless
@@ -344,7 +344,7 @@ async def insert_or_replace_codes(
 
     Raises CodeSpaceExhausted.
     """
-    missing = len(codes)
+    requested = missing = len(codes)
     for _ in range(TOP_UPS_MAX):
         missing -= len(await insert_codes(connection, book.book_id, tag, codes))
         if not missing:
@@ -353,7 +353,9 @@ async def insert_or_replace_codes(
     raise CodeSpaceExhausted(
         "Nearly all codes of this format are taken, by this and by other coupon books.",
         capacity=book.code_format.capacity,
-        requested=missing,
+        existing=(await select_stats(connection, book.book_id)).codes,
+        requested=requested,
+        max_codes=book.code_format.capacity // 2,
     )
 
 

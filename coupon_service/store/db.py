@@ -12,7 +12,7 @@ import psycopg
 import structlog
 from psycopg import errors as pg
 from psycopg.rows import TupleRow
-from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
+from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
 
 from coupon_service.errors import Contention, DatabaseUnavailable, Overloaded
 from coupon_service.metrics import Metrics
@@ -67,13 +67,16 @@ class Database:
         self._log = structlog.get_logger(__name__)
         self._metrics = metrics
         self._running: set[asyncio.Task[object]] = set()
+        self._in_use = 0
         self._check: asyncio.Task[None] | None = None
         self.pool: AsyncConnectionPool[Connection] = AsyncConnectionPool(
             settings.url,
             min_size=settings.pool_min_size,
             max_size=settings.pool_max_size,
             timeout=settings.pool_timeout_ms / 1000,
-            reconnect_timeout=60,
+            # It tries after 1, 2, 4, 8, ... seconds and then gives up, and the next who asks makes
+            # it begin anew: so that it finds PostgreSQL soon after it is back.
+            reconnect_timeout=3,
             open=False,
             name="coupon_service",
             kwargs={
@@ -130,8 +133,13 @@ class Database:
     async def _run(self, name: str, work: Work[T]) -> T:
         task = asyncio.ensure_future(self._attempts(name, work))
         self._running.add(task)
-        task.add_done_callback(self._running.discard)
+        task.add_done_callback(self._ended)
         return await asyncio.shield(task)
+
+    def _ended(self, task: asyncio.Task[object]) -> None:
+        self._running.discard(task)
+        if not task.cancelled():
+            task.exception()  # seen, also when nobody waits for it any more
 
     async def _attempts(self, name: str, work: Work[T]) -> T:
         started = perf_counter()
@@ -139,16 +147,19 @@ class Database:
             for attempts_left in reversed(range(self._settings.attempts_max)):
                 try:
                     async with self.pool.connection() as connection:
-                        return await work(connection)
+                        self._in_use += 1
+                        try:
+                            return await work(connection)
+                        finally:
+                            self._in_use -= 1
                 except RETRIED as error:
                     reason = type(error).__name__
                     self._metrics.transaction_conflicted(reason, retried=attempts_left > 0)
                     if not attempts_left:
                         raise Contention from error
-                except (TooManyRequests, PoolTimeout) as error:
-                    if self.pool.get_stats().get("pool_size", 0) > 0:
-                        raise Overloaded from error
-                    raise DatabaseUnavailable from error
+                except PoolTimeout as error:
+                    # The pool counts connections that it only tries to make as well.
+                    raise (Overloaded if self._in_use else DatabaseUnavailable) from error
                 except (*UNREACHABLE, PoolClosed) as error:
                     self._check_connections()
                     if not attempts_left or not _line_was_cut(error):

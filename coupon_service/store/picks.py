@@ -29,8 +29,9 @@ WHERE book_id = %s AND state = 1 AND (bucket, code) > (%s, %s)
 ORDER BY bucket, code LIMIT %s
 FOR NO KEY UPDATE SKIP LOCKED
 """
-ANY_AVAILABLE: Final = """
-SELECT EXISTS (SELECT FROM coupon_codes WHERE book_id = %s AND state = 1)
+MORE_AVAILABLE: Final = """
+SELECT count(*) > %s
+FROM (SELECT FROM coupon_codes WHERE book_id = %s AND state = 1 LIMIT %s) AS available
 """
 
 
@@ -64,9 +65,9 @@ class Pick:
         state.codes.update(found)
         state.picks[self.book_id] = list(found)
         if len(found) < self.count:
-            rows = await send(self.connection, ANY_AVAILABLE, (self.book_id,))
-            available = await rows.fetchone()
-            if available is not None and available[0]:
+            own = len(found)
+            rows = await send(self.connection, MORE_AVAILABLE, (own, self.book_id, own + 1))
+            if await rows.fetchone() == (True,):
                 state.picks_contended |= {self.book_id}
 
     @staticmethod

@@ -71,7 +71,7 @@ def test_a_stream_is_read_from_standard_input_and_each_message_answered(
     ]
     done = call("CouponCodeService/ImportCodes", header, *chunks, mark=mark)
     assert (done.returncode, done.stderr) == (0, "")
-    first, second = json.loads(f"[{done.stdout.replace('}\n{', '},{')}]")
+    first, second = json.loads("[" + done.stdout.replace("}\n{", "},{") + "]")
     assert (first["chunk_number"], first["created_count"]) == (1, 2)
     assert (second["created_count"], second["duplicate_count"]) == (1, 1)
     assert second["rejected_rows"][0]["error"]["reason"] == "ERROR_REASON_DUPLICATE_CODE"

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from typing import Any
 from uuid import uuid4
 
-import grpc
 import pytest
 from grpc import StatusCode
-from service import Api, all_at_once, books, codes, new_codes, pages, reason_of, refused, unique
+from service import Api, all_at_once, books, codes, new_codes, refused, unique
 
 from coupon_service.v1.error_reason_pb2 import ERROR_REASON_CODE_SPACE_EXHAUSTED
 
@@ -221,16 +221,17 @@ def test_books_that_share_a_format_share_no_code(api: Api) -> None:
 
 
 def test_a_generation_that_finds_no_free_codes_ends_and_can_be_tried_again(api: Api) -> None:
-    form = books.CodeFormat(length=5, alphabet="AB", prefix=prefix())
-    generate(api, api.draft(code_format=form).book_id, 16)
-    generate(api, api.draft(code_format=form).book_id, 16)
+    form = books.CodeFormat(length=4, alphabet="AB", prefix=prefix())
+    taken = [form.prefix + "".join(body) for body in itertools.product("AB", repeat=4)]
+    api.import_codes(api.draft().book_id, taken)
     book, request_id = api.draft(code_format=form), unique("request")
-    with refused("CODE_SPACE_EXHAUSTED") as it:
-        generate(api, book.book_id, 16, request_id)
-    assert set(it.metadata) == {"capacity", "existing", "requested", "max_codes"}
+    with refused("CODE_SPACE_EXHAUSTED", StatusCode.FAILED_PRECONDITION) as it:
+        generate(api, book.book_id, 2, request_id)
+    assert it.metadata == {"capacity": "16", "existing": "0", "requested": "2", "max_codes": "8"}
     assert api.stats(book.book_id).code_count == 0
+    assert api.event_names(book_id=book.book_id) == ["BOOK_CREATED"]
     api.update(book.book_id, code_format=books.CodeFormat())
-    assert generate(api, book.book_id, 16, request_id)[-1].generated_count == 16
+    assert generate(api, book.book_id, 2, request_id)[-1].generated_count == 2
 
 
 def test_codes_can_be_generated_until_the_book_is_closed(api: Api) -> None:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 import grpc
 import pytest
@@ -22,12 +22,10 @@ from service import (
     settings_for,
     unique,
 )
-from steps import extend, get_lock, locks_of, reasons_of, unlock_by_id
+from steps import WAIT_S, extend, get_lock, locks_of, reasons_of, unlock_by_id, until
 
 GRACE_MS = 1_000
 """How much longer than its token a lock keeps others out: here, the statement timeout alone."""
-
-WAIT_S = 20
 EXPIRED = redemptions.LOCK_STATE_EXPIRED
 
 Held = redemptions.LockCodeResponse
@@ -128,7 +126,7 @@ def test_that_a_lock_ran_out_is_written_down_once(ran_out: RanOut) -> None:
         assert {event.lock_id for event in events} == {held.lock_id}
         return api.event_names(code=held.code, user_id=held.user_id)
 
-    _until(lambda: "LOCK_EXPIRED" in names())
+    until(lambda: "LOCK_EXPIRED" in names())
     time.sleep(0.5)  # the sweepers of both servers come by again
     assert names() == ["LOCKED", "LOCK_EXPIRED"]
     event = api.events(code=held.code, user_id=held.user_id)[-1]
@@ -139,7 +137,7 @@ def test_that_a_lock_ran_out_is_written_down_once(ran_out: RanOut) -> None:
 
 def test_a_lock_that_is_held_is_left_alone(ran_out: RanOut) -> None:
     api, held, longer = ran_out.api, ran_out.locks["extended"], ran_out.extended
-    _until(lambda: datetime.now(UTC) > held.lock.expire_time.ToDatetime(UTC))
+    until(lambda: datetime.now(UTC) > held.lock.expire_time.ToDatetime(UTC))
     with refused("LOCK_EXPIRED"):  # the old token keeps its old expiry
         api.redeem(held.lock.code, held.lock.user_id, lock_token=held.lock_token)
     assert get_lock(api, held.lock.lock_id) == longer.lock
@@ -163,11 +161,4 @@ def test_a_lock_that_ran_out_no_longer_counts_for_its_user(api: Api) -> None:
             return False
         return True
 
-    _until(locked)
-
-
-def _until(holds: Callable[[], bool]) -> None:
-    deadline = datetime.now(UTC) + timedelta(seconds=WAIT_S)
-    while not holds():
-        assert datetime.now(UTC) < deadline
-        time.sleep(0.05)
+    until(locked)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
@@ -123,6 +124,45 @@ def test_a_worker_that_is_killed_is_replaced_and_nothing_is_lost(
     client = Api(f"127.0.0.1:{environment['COUPON_PORT']}")
     assert client.stats(book.book_id).available_count == 1
     client.close()
+
+
+def test_a_request_that_brings_grpc_down_does_not_bring_the_service_down(
+    service: subprocess.Popen[bytes], environment: dict[str, str]
+) -> None:
+    before = workers_of(service)
+    for _ in range(40):  # until both workers have had it
+        with socket.socket() as client, suppress(OSError):
+            client.settimeout(0.2)
+            client.connect(("127.0.0.1", int(environment["COUPON_PORT"])))
+            client.sendall(request_with_path(b"/not/utf-8/\xff"))
+            client.recv(1_000)
+        if not any(worker.is_running() for worker in before):
+            break
+    wait_until(lambda: len(set(workers_of(service)) - set(before)) == 2)
+    wait_until(lambda: fetch(environment, "healthz") == "ok\n")
+    book_on_a_new_connection(environment)
+
+
+def request_with_path(path: bytes) -> bytes:
+    """An HTTP/2 connection's first bytes (RFC 9113, RFC 7541), with the headers of a gRPC call."""
+    headers = b"".join(
+        (
+            b"\x83\x86",  # :method POST, :scheme http
+            b"\x04" + bytes([len(path)]) + path,
+            b"\x01\x09localhost",
+            b"\x0f\x10\x10application/grpc",
+            b"\x00\x02te\x08trailers",
+        )
+    )
+    settings = bytes(3) + b"\x04" + bytes(5)
+    return (
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+        + settings
+        + len(headers).to_bytes(3, "big")
+        + b"\x01\x04"
+        + (1).to_bytes(4, "big")
+        + headers
+    )
 
 
 def test_sigterm_ends_it_in_order(

@@ -171,6 +171,11 @@ class TestDiscount:
         money = order_discount(the_book, order)
         assert money == (None if expected is None else Money(expected, "EUR"))
 
+    def test_an_order_in_another_currency_tells_no_amount(self) -> None:
+        dollars = Money(100, "USD")
+        assert order_discount(book(discount=PercentOff(1_500, 0)), dollars) is None
+        assert order_discount(book(discount=AmountOff(500)), dollars) == Money(500, "EUR")
+
     @given(st.integers(1, 10_000), st.integers(0, 10**6), st.integers(1, 10**15))
     def test_a_percentage_is_between_nothing_and_the_order(
         self, basis_points: int, cap_minor: int, order_minor: int

@@ -1,0 +1,278 @@
+"""`coupon-service generate`, `import` and `export`, against a real server."""
+
+from __future__ import annotations
+
+import csv
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Generator
+from contextlib import ExitStack
+from pathlib import Path
+
+import psutil
+import pytest
+from commands import descendants, run, running
+from service import Api, new_codes
+
+from coupon_service.embedded.machine import free_port
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def command(server_address: str, tmp_path: Path) -> Command:
+    """Run a command against the shared server, in a folder of the test's own."""
+
+    def command(*arguments: str | Path, stdin: bytes = b"") -> subprocess.CompletedProcess[str]:
+        return run(tmp_path, *arguments, "--address", server_address, stdin=stdin)
+
+    return command
+
+
+def rejected(path: Path) -> list[tuple[str, str, str]]:
+    """Line, code and outcome of each row of a file of rejects."""
+    with path.open(newline="") as file:
+        return [(row["line"], row["code"], row["outcome"]) for row in csv.DictReader(file)]
+
+
+class TestImport:
+    def test_a_file_from_windows_is_imported_and_what_is_wrong_reported_by_line(
+        self, api: Api, command: Command, tmp_path: Path
+    ) -> None:
+        there, first, second = new_codes(3)
+        api.book(codes=[there])
+        rows = [first, "", second, "NO/CODE", first.lower(), there]
+        (tmp_path / "codes.txt").write_bytes("\r\n".join(rows).encode("utf-8-sig"))
+        book = api.draft()
+        done = command("import", book.book_id, "codes.txt", "--rejects", "rejects.csv")
+        assert done.returncode == 0
+        assert done.stdout == "2 created, 1 twice in the file, 1 there already, 1 invalid\n"
+        assert api.stats(book.book_id).code_count == 2
+        assert rejected(tmp_path / "rejects.csv") == [
+            ("4", "NO/CODE", "INVALID"),
+            ("5", first.lower(), "DUPLICATE_IN_UPLOAD"),
+            ("6", there, "ALREADY_EXISTS"),
+        ]
+        assert "NO/CODE" in done.stderr
+
+    def test_a_column_of_a_csv_file_is_imported(
+        self, api: Api, command: Command, tmp_path: Path
+    ) -> None:
+        codes = new_codes(2)
+        (tmp_path / "codes.csv").write_text(f"note;Code\nx;{codes[0]}\ny;{codes[1]}\n")
+        book = api.draft()
+        done = command("import", book.book_id, "codes.csv", "--column", "code")
+        assert (done.returncode, done.stdout.split(",")[0]) == (0, "2 created")
+        assert {api.get_code(code).book_id for code in codes} == {book.book_id}
+
+    def test_rows_are_read_from_standard_input_and_numbered_over_all_chunks(
+        self, api: Api, command: Command, tmp_path: Path
+    ) -> None:
+        codes = new_codes(12_000)
+        codes[9_999] = codes[0]
+        book = api.draft()
+        rows = "\n".join(codes).encode()
+        done = command("import", book.book_id, "-", "--rejects", "rejects.csv", stdin=rows)
+        assert done.stdout == "11,999 created, 1 twice in the file, 0 there already, 0 invalid\n"
+        assert rejected(tmp_path / "rejects.csv") == [("10000", codes[0], "DUPLICATE_IN_UPLOAD")]
+
+    def test_importing_again_with_the_request_id_that_was_printed_changes_nothing(
+        self, api: Api, command: Command
+    ) -> None:
+        book, rows = api.draft(), "\n".join(new_codes(10)).encode()
+        first = command("import", book.book_id, "-", stdin=rows)
+        request_id = first.stderr.split("--request-id ")[1].split()[0]
+        again = command("import", book.book_id, "-", "--request-id", request_id, stdin=rows)
+        assert first.stdout == again.stdout
+        assert api.stats(book.book_id).code_count == 10
+
+    def test_without_the_request_id_the_codes_are_there_already(
+        self, api: Api, command: Command
+    ) -> None:
+        book, rows = api.draft(), "\n".join(new_codes(30)).encode()
+        command("import", book.book_id, "-", stdin=rows)
+        again = command("import", book.book_id, "-", stdin=rows)
+        assert again.stdout.startswith("0 created, 0 twice in the file, 30 there already")
+        assert "and 10 more: --rejects FILE writes them all." in again.stderr
+
+    def test_an_empty_file_is_imported(self, api: Api, command: Command) -> None:
+        done = command("import", api.draft().book_id, "-")
+        assert (done.returncode, done.stdout) == (0, "There was nothing to import.\n")
+
+    def test_a_book_that_is_not_there_is_explained(self, command: Command) -> None:
+        done = command("import", "no-book", "-", stdin=b"A1B2C3\n")
+        assert done.returncode == 1
+        assert "BOOK_NOT_FOUND" in done.stderr or "book_id" in done.stderr
+
+
+class TestGenerate:
+    def test_as_many_codes_are_made_as_were_asked_for(self, api: Api, command: Command) -> None:
+        book = api.draft()
+        done = command("generate", book.book_id, "1234")
+        assert (done.returncode, done.stdout) == (0, "1,234 codes generated.\n")
+        assert api.stats(book.book_id).code_count == 1_234
+
+    def test_the_same_request_id_makes_them_once(self, api: Api, command: Command) -> None:
+        book = api.draft()
+        for _ in range(2):
+            done = command("generate", book.book_id, "20", "--request-id", "mine")
+            assert (done.returncode, done.stdout) == (0, "20 codes generated.\n")
+        assert api.stats(book.book_id).code_count == 20
+
+    def test_a_refusal_is_explained(self, api: Api, command: Command) -> None:
+        book = api.draft(code_format={"length": 4, "alphabet": "AB"})
+        done = command("generate", book.book_id, "1000")
+        assert done.returncode == 1
+        assert "CODE_SPACE_EXHAUSTED" in done.stderr
+
+
+class TestExport:
+    def test_what_was_imported_is_exported_one_a_line(self, api: Api, command: Command) -> None:
+        codes = new_codes(2_500)
+        book = api.book(codes=codes)
+        done = command("export", book.book_id)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert sorted(done.stdout.splitlines()) == codes
+
+    def test_codes_are_exported_by_their_state_and_with_all_that_is_known(
+        self, api: Api, command: Command, tmp_path: Path
+    ) -> None:
+        codes = new_codes(3)
+        book = api.book(codes=codes)
+        api.redeem(codes[1], "ann")
+        done = command("export", book.book_id, "out.csv", "--csv", "--state", "redeemed")
+        assert (done.returncode, done.stdout) == (0, "")
+        with (tmp_path / "out.csv").open(newline="") as file:
+            (row,) = csv.DictReader(file)
+        assert (row["code"], row["state"], row["redemption_count"]) == (codes[1], "REDEEMED", "1")
+
+    def test_a_book_without_codes_makes_an_empty_file(
+        self, api: Api, command: Command, tmp_path: Path
+    ) -> None:
+        assert command("export", api.draft().book_id, "out.txt").returncode == 0
+        assert (tmp_path / "out.txt").read_text() == ""
+
+    def test_a_file_is_replaced_only_by_a_complete_one(
+        self, api: Api, command: Command, tmp_path: Path
+    ) -> None:
+        out = tmp_path / "out.txt"
+        out.write_text("before")
+        failed = command("export", "6f2a7a3e-0000-8000-8000-000000000000", out)
+        assert failed.returncode == 1
+        assert "BOOK_NOT_FOUND" in failed.stderr
+        assert out.read_text() == "before"
+        (code,) = new_codes(1)
+        assert command("export", api.book(codes=[code]).book_id, out).returncode == 0
+        assert out.read_text() == f"{code}\n"
+
+    def test_a_file_that_cannot_be_written_is_told_by_its_name(
+        self, api: Api, command: Command
+    ) -> None:
+        done = command("export", api.draft().book_id, "no/such/folder/out.txt")
+        assert done.returncode == 1
+        assert "no/such/folder/out.txt" in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+
+
+class Restartable:
+    """A service of the test's own, that is killed and comes back on the same port."""
+
+    def __init__(self, folder: Path, database_url: str, redis_url: str) -> None:
+        self.address = f"127.0.0.1:{free_port()}"
+        self.api = Api(self.address)
+        self._folder = folder
+        self._settings = {
+            "DATABASE_URL": database_url,
+            "REDIS_URL": redis_url,
+            "COUPON_LOCK_TOKEN_SECRET": "only the tests sign with this one",
+            "COUPON_PORT": self.address.split(":")[1],
+            "COUPON_METRICS_PORT": "0",
+            "COUPON_WORKERS": "1",
+            "COUPON_DRAIN_GRACE_MS": "0",
+            "COUPON_LOG_LEVEL": "error",
+        }
+        self._started = ExitStack()
+
+    def start(self) -> None:
+        self._process = self._started.enter_context(
+            running(self._folder, "serve", **self._settings)
+        )
+        deadline_s = time.monotonic() + 60
+        while run(self._folder, "health", "--address", self.address).returncode != 0:
+            assert time.monotonic() < deadline_s, self._process.poll()
+
+    def kill(self) -> None:
+        family = [*descendants(self._process), psutil.Process(self._process.pid)]
+        for process in reversed(family):  # the supervisor first, so that nobody is replaced
+            process.send_signal(signal.SIGSTOP)
+        for process in family:
+            process.kill()
+        self._process.wait()
+
+    def stop(self) -> None:
+        self.api.close()
+        self._started.close()
+
+    def code_count(self, book_id: str) -> int:
+        return self.api.stats(book_id).code_count
+
+
+@pytest.fixture
+def service(database_url: str, redis_url: str, tmp_path: Path) -> Generator[Restartable]:
+    service = Restartable(tmp_path, database_url, redis_url)
+    service.start()
+    yield service
+    service.stop()
+
+
+class TestWhenTheServiceIsKilledMeanwhile:
+    def test_an_import_goes_on_and_every_code_is_there_once(
+        self, service: Restartable, tmp_path: Path
+    ) -> None:
+        codes, book = new_codes(15_000), service.api.draft()
+        with running(
+            tmp_path, "import", book.book_id, "-", "--address", service.address
+        ) as command:
+            assert command.stdin is not None
+            command.stdin.write("\n".join(codes[:10_001]) + "\n")
+            command.stdin.flush()
+            while service.code_count(book.book_id) < 5_000:
+                assert command.poll() is None
+            service.kill()
+            command.stdin.write("\n".join(codes[10_001:]))
+            service.start()
+            out, _ = command.communicate(timeout=120)
+        assert command.returncode == 0
+        assert out.startswith("15,000 created, 0 twice in the file, 0 there already")
+        assert service.code_count(book.book_id) == 15_000
+
+    def test_a_generation_goes_on_and_makes_as_many_as_were_asked_for(
+        self, service: Restartable, tmp_path: Path
+    ) -> None:
+        book = service.api.draft()
+        with running(
+            tmp_path, "generate", book.book_id, "200000", "--address", service.address
+        ) as command:
+            while service.code_count(book.book_id) == 0:
+                assert command.poll() is None
+            service.kill()
+            service.start()
+            out, _ = command.communicate(timeout=120)
+        assert (command.returncode, out) == (0, "200,000 codes generated.\n")
+        assert service.code_count(book.book_id) == 200_000
+
+    def test_an_export_goes_on_and_has_every_code_once(
+        self, service: Restartable, tmp_path: Path
+    ) -> None:
+        codes, book = new_codes(60_000), service.api.draft()
+        chunks = (codes[start : start + 10_000] for start in range(0, 60_000, 10_000))
+        service.api.import_codes(book.book_id, *chunks)
+        with running(tmp_path, "export", book.book_id, "--address", service.address) as command:
+            assert command.stdout is not None
+            begin = [command.stdout.readline() for _ in range(10)]  # the rest waits in the pipe
+            service.kill()
+            service.start()
+            out, _ = command.communicate(timeout=120)
+        assert command.returncode == 0
+        assert sorted(("".join(begin) + out).splitlines()) == codes
