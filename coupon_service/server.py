@@ -237,8 +237,13 @@ class Server:
         self._background.add(task)
 
     async def _watch_port(self) -> None:
-        """gRPC shuts itself down at some requests, such as one whose path is not UTF-8."""
-        await self._grpc.wait_for_termination()
+        """gRPC closes its port at some requests, such as one whose path is not UTF-8.
+
+        Its wait_for_termination does not return then (grpcio 1.85).
+        """
+        listening: Any = cast("Any", self._grpc)._server  # noqa: SLF001 - nothing public tells
+        while listening.is_running():  # noqa: ASYNC110 - there is no event to wait for
+            await asyncio.sleep(READINESS_INTERVAL_S)
         self._log.error("gRPC has closed its port")
         self.failed.set()
 

@@ -32,9 +32,17 @@ def reasons_of(validation: redemptions.ValidateCodeResponse) -> list[str]:
     return [reason_name(problem) for problem in validation.problems]
 
 
-def reason_or_ok(outcome: Any) -> str:
+def reason_or_ok(outcome: object) -> str:
     """The reason of what `all_at_once` returned, or OK."""
     return reason_of(outcome) if isinstance(outcome, grpc.RpcError) else "OK"
+
+
+def tried(call: Callable[[], object]) -> str:
+    """Makes a call: the reason why it was refused, or OK."""
+    try:
+        return reason_or_ok(call())
+    except grpc.RpcError as error:
+        return reason_of(error)
 
 
 # --- books and codes ----------------------------------------------------------------------------
@@ -94,7 +102,7 @@ def item(code: str, user_id: str, **fields: Any) -> redemptions.RedeemItem:
 def batch(
     api: Api,
     items: Sequence[redemptions.RedeemItem],
-    mode: redemptions.BatchMode = BEST_EFFORT,
+    mode: redemptions.BatchMode.ValueType = BEST_EFFORT,
     request_id: str = "",
 ) -> redemptions.BatchRedeemCodesResponse:
     """Redeems many codes."""
@@ -121,6 +129,12 @@ def redemption(api: Api, redemption_id: str) -> redemptions.Redemption:
 
 
 # --- locks --------------------------------------------------------------------------------------
+
+
+def locking_code(api: Api, uses: int = 1, **fields: Any) -> str:
+    """The only code of a new active book; it can be locked, and redeemed so often."""
+    limits = books.BookLimits(max_redemptions_per_code=uses)
+    return api.code(**{"lock_policy": books.LOCK_POLICY_OPTIONAL, "limits": limits, **fields})
 
 
 def extend(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import difflib
 import json
 import sys
@@ -16,7 +15,7 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health_pb2
 
-from coupon_service.cli.client import Address, Connection, Token, connect
+from coupon_service.cli.client import Address, BlockingService, Token, connect_blocking
 from coupon_service.cli.failure import CommandError
 from coupon_service.v1 import (
     assignment_service_pb2,
@@ -82,33 +81,31 @@ def call(
         return
     descriptor = find_method(method)
     requests = read_messages(sys.stdin.read() if messages in STDIN_MARKS else messages, descriptor)
-    asyncio.run(_call(descriptor, requests, timeout_s, connect(address, token)))
+    with connect_blocking(address, token) as service:
+        _call(descriptor, requests, timeout_s, service)
 
 
-async def _call(
+def _call(
     method: MethodDescriptor,
     requests: list[Message],
     timeout_s: float | None,
-    connection: Connection,
+    service: BlockingService,
 ) -> None:
     streams = method.client_streaming or method.server_streaming
-    async with connection as service:
-        # On the wire a single message is a stream of one.
-        answers = service.channel.stream_stream(
-            f"/{method.containing_service.full_name}/{method.name}",
-            request_serializer=GetMessageClass(method.input_type).SerializeToString,
-            response_deserializer=GetMessageClass(method.output_type).FromString,
-        )(
-            iter(requests),
-            timeout=timeout_s or (None if streams else UNARY_TIMEOUT_S),
-            metadata=service.metadata,
+    # On the wire a single message is a stream of one.
+    answers = service.channel.stream_stream(
+        f"/{method.containing_service.full_name}/{method.name}",
+        request_serializer=GetMessageClass(method.input_type).SerializeToString,
+        response_deserializer=GetMessageClass(method.output_type).FromString,
+    )(
+        iter(requests),
+        timeout=timeout_s or (None if streams else UNARY_TIMEOUT_S),
+        metadata=service.metadata,
+    )
+    for answer in answers:
+        typer.echo(
+            json_format.MessageToJson(answer, preserving_proto_field_name=True, ensure_ascii=False)
         )
-        async for answer in answers:
-            typer.echo(
-                json_format.MessageToJson(
-                    answer, preserving_proto_field_name=True, ensure_ascii=False
-                )
-            )
 
 
 def methods() -> list[MethodDescriptor]:

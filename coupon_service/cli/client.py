@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+import time
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from typing import Annotated, Final, TypeVar
+from typing import Annotated, Any, Final, TypeVar
 
 import grpc
 import grpc.aio
@@ -49,6 +49,11 @@ RETRIES: Final = """{
 }"""
 """A service config for clients: https://github.com/grpc/proposal/blob/master/A6-client-retries.md"""
 
+OPTIONS: Final = (
+    ("grpc.primary_user_agent", f"coupon-service/{__version__}"),
+    ("grpc.enable_http_proxy", 0),  # set for browsing, and in the way on the machine itself
+)
+
 STATUS_DETAILS: Final = "grpc-status-details-bin"
 BREAKS_MAX: Final = 14
 """How often in a row a stream is opened again without an answer: a minute in all."""
@@ -56,34 +61,46 @@ BREAKS_MAX: Final = 14
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """An open connection. `metadata` goes with each call."""
+    """An open connection for a program with an event loop."""
 
     channel: grpc.aio.Channel
+
+
+@dataclass(frozen=True, slots=True)
+class BlockingService:
+    """An open connection for a command. `metadata` goes with each call."""
+
+    channel: grpc.Channel
     metadata: tuple[tuple[str, str], ...]
 
 
-Connection = AbstractAsyncContextManager[Service]
-
-
 @asynccontextmanager
-async def connect(
-    address: str | None, token: str | None = None, *, retries: bool = False
-) -> AsyncGenerator[Service]:
+async def connect(address: str, *, retries: bool = False) -> AsyncGenerator[Service]:
     """A connection to the service. Errors of calls leave it as CommandError, in plain words.
 
     With `retries`, gRPC repeats calls that met a passing fault; each has to have a request_id.
     """
+    options = (*OPTIONS, *([("grpc.service_config", RETRIES)] if retries else []))
+    try:
+        async with grpc.aio.insecure_channel(address, options) as channel:
+            yield Service(channel)
+    except grpc.RpcError as error:
+        raise CommandError(explain(error, address)) from error
+
+
+@contextmanager
+def connect_blocking(address: str | None, token: str | None = None) -> Generator[BlockingService]:
+    """The same for a command, with its options.
+
+    Not grpc.aio, which may lose the status of a stream that ends while it is written to
+    (https://github.com/grpc/grpc/issues/36066).
+    """
     target = address or address_of(load_settings())
-    options = (
-        ("grpc.primary_user_agent", f"coupon-service/{__version__}"),
-        ("grpc.enable_http_proxy", 0),  # set for browsing, and in the way on the machine itself
-        *([("grpc.service_config", RETRIES)] if retries else []),
-    )
     metadata = (("authorization", f"Bearer {token}"),) if token else ()
     try:
-        async with grpc.aio.insecure_channel(target, options) as channel:
-            yield Service(channel, metadata)
-    except grpc.aio.AioRpcError as error:
+        with grpc.insecure_channel(target, OPTIONS) as channel:
+            yield BlockingService(channel, metadata)
+    except grpc.RpcError as error:
         raise CommandError(explain(error, target)) from error
 
 
@@ -93,7 +110,7 @@ def address_of(settings: Settings) -> str:
     return f"[{host}]:{settings.port}" if ":" in host else f"{host}:{settings.port}"
 
 
-def explain(error: grpc.aio.AioRpcError, address: str) -> str:
+def explain(error: grpc.RpcError, address: str) -> str:
     """The status, the reason, every bad field and whatever else the error tells, for people."""
     status = _status(error)
     code = error.code().name
@@ -113,24 +130,24 @@ def explain(error: grpc.aio.AioRpcError, address: str) -> str:
     return "\n".join(lines)
 
 
-def reason_of(error: grpc.aio.AioRpcError) -> str:
+def reason_of(error: grpc.RpcError) -> str:
     """The name of the ErrorReason, or that of the status where the service did not answer."""
     info = _detail(_status(error), ErrorInfo)
     return info.reason if info is not None else error.code().name
 
 
-async def lasting(
-    open_stream: Callable[[], AsyncIterable[T]], patience: Patience | None = None
-) -> AsyncGenerator[T]:
+def lasting(
+    open_stream: Callable[[], Iterable[T]], patience: Patience | None = None
+) -> Generator[T]:
     """The answers of a stream that, when it breaks, is opened again: `open_stream` knows where."""
     patience = patience or Patience()
     while True:
         try:
-            async for answer in open_stream():
+            for answer in open_stream():
                 patience.answered()
                 yield answer
-        except grpc.aio.AioRpcError as error:
-            await patience.wait_after(error)
+        except grpc.RpcError as error:
+            patience.wait_after(error)
         else:
             return
 
@@ -138,7 +155,7 @@ async def lasting(
 class Patience:
     """How long a command puts up with breaks: not before the first answer, and not for ever."""
 
-    def __init__(self, pause: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
+    def __init__(self, pause: Callable[[float], None] = time.sleep) -> None:
         self._pause = pause
         self._breaks_left = 0
 
@@ -146,7 +163,7 @@ class Patience:
         """The service answered: what went wrong before is over."""
         self._breaks_left = BREAKS_MAX
 
-    async def wait_after(self, error: grpc.aio.AioRpcError) -> None:
+    def wait_after(self, error: grpc.RpcError) -> None:
         """Wait for a while, if it may help; raises the error otherwise."""
         retry = _detail(_status(error), RetryInfo)
         unavailable = error.code() is grpc.StatusCode.UNAVAILABLE
@@ -154,11 +171,12 @@ class Patience:
             raise error
         self._breaks_left -= 1
         pause_s = min(0.25 * 2 ** (BREAKS_MAX - self._breaks_left), 5.0)
-        await self._pause(max(pause_s, retry.retry_delay.ToMilliseconds() / 1000 if retry else 0))
+        self._pause(max(pause_s, retry.retry_delay.ToMilliseconds() / 1000 if retry else 0))
 
 
-def _status(error: grpc.aio.AioRpcError) -> Status:
-    for key, value in error.trailing_metadata() or ():
+def _status(error: grpc.RpcError) -> Status:
+    metadata: Any = error.trailing_metadata()
+    for key, value in metadata or ():
         if key == STATUS_DETAILS and isinstance(value, bytes):
             return Status.FromString(value)
     return Status()

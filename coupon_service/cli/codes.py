@@ -5,11 +5,10 @@ Each goes on where it was when the connection breaks, for as long as there is ho
 
 from __future__ import annotations
 
-import asyncio
 import csv
 import sys
 import uuid
-from collections.abc import AsyncIterable, Generator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
@@ -19,7 +18,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from coupon_service.cli.client import Address, Connection, Token, connect, lasting
+from coupon_service.cli.client import Address, BlockingService, Token, connect_blocking, lasting
 from coupon_service.cli.failure import CommandError
 from coupon_service.v1.coupon_book_service_pb2 import GetCouponBookStatsRequest
 from coupon_service.v1.coupon_book_service_pb2_grpc import CouponBookServiceStub
@@ -72,19 +71,15 @@ def generate(
     request = GenerateCodesRequest(
         book_id=book, count=count, request_id=announced(request_id, "generate")
     )
-    asyncio.run(_generate(request, connect(address, token)))
-
-
-async def _generate(request: GenerateCodesRequest, connection: Connection) -> None:
-    async with connection as service:
+    with connect_blocking(address, token) as service:
         stub = CouponCodeServiceStub(service.channel)
 
-        def go_on() -> AsyncIterable[GenerateCodesResponse]:
+        def go_on() -> Iterable[GenerateCodesResponse]:
             return stub.GenerateCodes(request, metadata=service.metadata)
 
         generated = 0
         with progress_bar("Generating", request.count) as bar:
-            async for answer in lasting(go_on):
+            for answer in lasting(go_on):
                 generated = answer.generated_count
                 bar.update(bar.task_ids[0], completed=generated)
     typer.echo(f"{generated:,} codes generated.")
@@ -111,16 +106,12 @@ def export(
     token: Token = None,
 ) -> None:
     """Write the codes of a book, one a line."""
-    with _destination(file) as out:
-        asyncio.run(_export(book, state, out, as_csv, connect(address, token)))
+    with connect_blocking(address, token) as service, _destination(file) as out:
+        _export(book, state, out, as_csv, service)
 
 
-async def _export(
-    book: str,
-    state: StoredState | None,
-    out: TextIO,
-    as_csv: bool,
-    connection: Connection,
+def _export(
+    book: str, state: StoredState | None, out: TextIO, as_csv: bool, service: BlockingService
 ) -> None:
     request = ExportCodesRequest(book_id=book)
     if state is not None:
@@ -128,23 +119,22 @@ async def _export(
     writer = csv.writer(out, lineterminator="\n")
     if as_csv:
         writer.writerow(EXPORTED)
-    async with connection as service:
-        stub = CouponCodeServiceStub(service.channel)
+    stub = CouponCodeServiceStub(service.channel)
 
-        def go_on() -> AsyncIterable[ExportCodesResponse]:
-            return stub.ExportCodes(request, metadata=service.metadata)
+    def go_on() -> Iterable[ExportCodesResponse]:
+        return stub.ExportCodes(request, metadata=service.metadata)
 
-        found = await CouponBookServiceStub(service.channel).GetCouponBookStats(
-            GetCouponBookStatsRequest(book_id=book), metadata=service.metadata
-        )
-        counted = f"{state}_count" if state else "code_count"
-        with progress_bar("Exporting", getattr(found.stats, counted)) as bar:
-            async for answer in lasting(go_on):
-                writer.writerows(_cells(code) if as_csv else (code.code,) for code in answer.codes)
-                bar.advance(bar.task_ids[0], len(answer.codes))
-                request.page_token = answer.next_page_token
-                if not request.page_token:
-                    break  # a break from now on is not one of the export
+    found = CouponBookServiceStub(service.channel).GetCouponBookStats(
+        GetCouponBookStatsRequest(book_id=book), metadata=service.metadata
+    )
+    counted = f"{state}_count" if state else "code_count"
+    with progress_bar("Exporting", getattr(found.stats, counted)) as bar:
+        for answer in lasting(go_on):
+            writer.writerows(_cells(code) if as_csv else (code.code,) for code in answer.codes)
+            bar.advance(bar.task_ids[0], len(answer.codes))
+            request.page_token = answer.next_page_token
+            if not request.page_token:
+                break  # a break from now on is not one of the export
 
 
 def _cells(code: CouponCode) -> tuple[object, ...]:
@@ -168,6 +158,9 @@ def _destination(file: Path | None) -> Generator[TextIO]:
             path.replace(file)
     except OSError as error:
         raise CommandError(f"{path} cannot be written: {error.strerror}.") from error
+    finally:
+        if complete:
+            path.unlink(missing_ok=True)
 
 
 def announced(request_id: str | None, command: str) -> str:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any, Final
 
 import typer
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from coupon_service.cli.client import Address, Service, connect
+from coupon_service.cli.client import Address, Service, connect_blocking
 
 TIMEOUT_S: Final = 5.0
 
 
 def health(address: Address = None) -> None:
     """Ask a running service whether it serves. Exit code 0 when it does, else 1."""
-    status = asyncio.run(serving_status(address))
+    with connect_blocking(address) as service:
+        stub: Any = health_pb2_grpc.HealthStub(service.channel)
+        response = stub.Check(health_pb2.HealthCheckRequest(), timeout=TIMEOUT_S)
+    status = health_pb2.HealthCheckResponse.ServingStatus.Name(response.status)
     typer.echo(status)
     if status != "SERVING":
         raise typer.Exit(1)
@@ -28,11 +30,3 @@ async def wait_until_serving(service: Service) -> None:
     async for update in stub.Watch(health_pb2.HealthCheckRequest(), wait_for_ready=True):
         if update.status == status.SERVING:
             return
-
-
-async def serving_status(address: str | None) -> str:
-    """What the service says: SERVING, or NOT_SERVING. Raises CommandError when it says nothing."""
-    async with connect(address) as service:
-        stub: Any = health_pb2_grpc.HealthStub(service.channel)
-        response = await stub.Check(health_pb2.HealthCheckRequest(), timeout=TIMEOUT_S)
-    return health_pb2.HealthCheckResponse.ServingStatus.Name(response.status)

@@ -80,8 +80,7 @@ async def make_demo_book(service: Service) -> CouponBook:
                 discount=Discount(percent_off=PercentOff(basis_points=1_000)),
                 assignment_policy=ASSIGNMENT_POLICY_BEARER,
             ),
-        ),
-        metadata=service.metadata,
+        )
     )
     book_id = created.coupon_book.book_id
     upload = CouponCodeServiceStub(service.channel).ImportCodes(
@@ -90,12 +89,11 @@ async def make_demo_book(service: Service) -> CouponBook:
                 ImportCodesRequest(header=ImportHeader(book_id=book_id, request_id="demo")),
                 ImportCodesRequest(chunk=ImportChunk(chunk_number=1, codes=DEMO_CODES)),
             )
-        ),
-        metadata=service.metadata,
+        )
     )
     async for _ in upload:
         pass
     activated = await books.ActivateCouponBook(
-        ActivateCouponBookRequest(book_id=book_id, request_id="demo"), metadata=service.metadata
+        ActivateCouponBookRequest(book_id=book_id, request_id="demo")
     )
     return activated.coupon_book

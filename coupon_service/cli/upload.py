@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
 import csv
 import os
 import stat
 import sys
 from collections import Counter
-from collections.abc import AsyncGenerator, Generator, Iterable
-from contextlib import contextmanager, suppress
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Annotated, BinaryIO, Final, TextIO
 
-import grpc.aio
+import grpc
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from coupon_service.cli.client import Address, Connection, Patience, Service, Token, connect
+from coupon_service.cli.client import Address, BlockingService, Patience, Token, connect_blocking
 from coupon_service.cli.codes import Book, RequestId, announced, progress_bar
 from coupon_service.cli.failure import CommandError
 from coupon_service.cli.rows import Chunk, chunked, read_rows
@@ -70,8 +70,12 @@ def import_codes(
     if file.suffix.lower() == ".csv" and column is None:
         raise CommandError(f"{file} is CSV: which column has the codes? Name it with --column.")
     header = ImportHeader(book_id=book, request_id=announced(request_id, "import"))
-    with _opened(file) as source, _report_to(rejects) as report:
-        asyncio.run(_import(header, source, column, report, connect(address, token)))
+    with (
+        _opened(file) as source,
+        _report_to(rejects) as report,
+        connect_blocking(address, token) as service,
+    ):
+        _import(header, source, column, report, service)
     report.show()
 
 
@@ -119,63 +123,70 @@ def _cells(chunk: Chunk, rejected: ImportRow) -> tuple[str, ...]:
     )
 
 
-async def _import(
+def _import(
     header: ImportHeader,
     source: BinaryIO,
     column: str | None,
     report: Report,
-    connection: Connection,
+    service: BlockingService,
 ) -> None:
     about = os.fstat(source.fileno())
     size = about.st_size if stat.S_ISREG(about.st_mode) else None
-    async with connection as service:
-        with progress_bar("Importing bytes", size) as bar:
-            async for chunk, answer in _uploaded(
-                service, header, chunked(read_rows(source, column))
-            ):
-                report.add(chunk, answer)
-                if size is not None:
-                    bar.update(bar.task_ids[0], completed=source.tell())
+    with progress_bar("Importing bytes", size) as bar:
+        for chunk, answer in _uploaded(service, header, chunked(read_rows(source, column))):
+            report.add(chunk, answer)
+            if size is not None:
+                bar.update(bar.task_ids[0], completed=source.tell())
 
 
-async def _uploaded(
-    service: Service, header: ImportHeader, chunks: Iterable[Chunk]
-) -> AsyncGenerator[tuple[Chunk, ImportCodesResponse]]:
-    """Each chunk with its answer.
-
-    One at a time: with more on the way, a service that waits for us to take its answer and we, who
-    wait for it to take a chunk, could wait for ever. After a break the chunk is sent once more.
-    """
-    stub = CouponCodeServiceStub(service.channel)
+def _uploaded(
+    service: BlockingService, header: ImportHeader, chunks: Iterable[Chunk]
+) -> Generator[tuple[Chunk, ImportCodesResponse]]:
+    """Each chunk with its answer. After a break the chunk that was not answered is sent again."""
     patience = Patience()
-    stream: grpc.aio.StreamStreamCall[ImportCodesRequest, ImportCodesResponse] | None = None
+    upload: Upload | None = None
     for chunk in chunks:
-        message = ImportChunk(chunk_number=chunk.number, codes=[row.text for row in chunk.rows])
-        answer: object = None
+        answer: ImportCodesResponse | None = None
         while answer is None:
             try:
-                if stream is None:
-                    stream = stub.ImportCodes(metadata=service.metadata)
-                    await _write(stream, ImportCodesRequest(header=header))
-                await _write(stream, ImportCodesRequest(chunk=message))
-                answer = await stream.read()
-            except grpc.aio.AioRpcError as error:
-                stream = None
-                await patience.wait_after(error)
-        if not isinstance(answer, ImportCodesResponse):
-            raise CommandError("The service ended the upload before its end.")
+                upload = upload or Upload(service, header)
+                answer = upload.send(chunk)
+            except grpc.RpcError as error:
+                if upload is not None:
+                    upload.end()
+                upload = None
+                patience.wait_after(error)
         patience.answered()
         yield chunk, answer
-    if stream is not None:
-        await stream.done_writing()
+    if upload is not None:
+        upload.end()
 
 
-async def _write(
-    stream: grpc.aio.StreamStreamCall[ImportCodesRequest, ImportCodesResponse],
-    message: ImportCodesRequest,
-) -> None:
-    with suppress(asyncio.InvalidStateError):  # it has ended: reading tells why
-        await stream.write(message)
+class Upload:
+    """An open stream of ImportCodes.
+
+    It sends one chunk at a time: with more on the way, a service that waits for us to take its
+    answer and we, who wait for it to take a chunk, could wait for ever.
+    """
+
+    def __init__(self, service: BlockingService, header: ImportHeader) -> None:
+        self._messages: SimpleQueue[ImportCodesRequest | None] = SimpleQueue()
+        self._messages.put(ImportCodesRequest(header=header))
+        self._answers = CouponCodeServiceStub(service.channel).ImportCodes(
+            iter(self._messages.get, None), metadata=service.metadata
+        )
+
+    def send(self, chunk: Chunk) -> ImportCodesResponse:
+        """The answer to a chunk. Raises CommandError when there is none."""
+        message = ImportChunk(chunk_number=chunk.number, codes=[row.text for row in chunk.rows])
+        self._messages.put(ImportCodesRequest(chunk=message))
+        for answer in self._answers:
+            return answer
+        raise CommandError("The service ended the upload before its end.")
+
+    def end(self) -> None:
+        """There is no further chunk."""
+        self._messages.put(None)
 
 
 @contextmanager

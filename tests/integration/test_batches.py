@@ -30,7 +30,7 @@ both_modes = pytest.mark.parametrize(
 
 @both_modes
 def test_a_thousand_codes_are_redeemed_in_one_call(
-    api: Api, mode: redemptions.BatchMode
+    api: Api, mode: redemptions.BatchMode.ValueType
 ) -> None:
     names = new_codes(1_000)
     book = api.book(codes=names)
@@ -119,7 +119,7 @@ def test_all_or_nothing_redeems_nothing_when_one_item_is_refused(api: Api) -> No
 
 @both_modes
 def test_items_are_decided_in_order_each_seeing_those_before_it(
-    api: Api, mode: redemptions.BatchMode
+    api: Api, mode: redemptions.BatchMode.ValueType
 ) -> None:
     names = new_codes(3)
     book = api.book(codes=names, limits=books.BookLimits(max_redemptions_per_user=2))
@@ -163,7 +163,7 @@ def test_a_batch_has_one_to_a_thousand_items(api: Api, count: int) -> None:
 
 @both_modes
 def test_a_batch_mixes_tokens_books_that_lock_and_books_that_do_not(
-    api: Api, mode: redemptions.BatchMode
+    api: Api, mode: redemptions.BatchMode.ValueType
 ) -> None:
     user = unique("user")
     (locked, held, free), (must,), (plain,) = new_codes(3), new_codes(1), new_codes(1)
@@ -208,7 +208,7 @@ def test_items_past_the_lock_of_another_are_refused_and_the_others_are_not(api: 
 
 @pytest.mark.parametrize("policy", [OPTIONAL, books.LOCK_POLICY_OFF])
 def test_a_bad_token_refuses_all_or_nothing_as_any_other_error(
-    api: Api, policy: books.LockPolicy
+    api: Api, policy: books.LockPolicy.ValueType
 ) -> None:
     first, forged, last = new_codes(3)
     book = api.book(codes=[first, forged, last], lock_policy=policy)

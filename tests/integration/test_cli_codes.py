@@ -103,7 +103,7 @@ class TestImport:
     def test_a_book_that_is_not_there_is_explained(self, command: Command) -> None:
         done = command("import", "no-book", "-", stdin=b"A1B2C3\n")
         assert done.returncode == 1
-        assert "BOOK_NOT_FOUND" in done.stderr or "book_id" in done.stderr
+        assert "  header.book_id: " in done.stderr
 
 
 class TestGenerate:
@@ -162,6 +162,7 @@ class TestExport:
         assert failed.returncode == 1
         assert "BOOK_NOT_FOUND" in failed.stderr
         assert out.read_text() == "before"
+        assert list(tmp_path.iterdir()) == [out]
         (code,) = new_codes(1)
         assert command("export", api.book(codes=[code]).book_id, out).returncode == 0
         assert out.read_text() == f"{code}\n"
@@ -240,9 +241,8 @@ class TestWhenTheServiceIsKilledMeanwhile:
             while service.code_count(book.book_id) < 5_000:
                 assert command.poll() is None
             service.kill()
-            command.stdin.write("\n".join(codes[10_001:]))
             service.start()
-            out, _ = command.communicate(timeout=120)
+            out, _ = command.communicate("\n".join(codes[10_001:]), timeout=120)
         assert command.returncode == 0
         assert out.startswith("15,000 created, 0 twice in the file, 0 there already")
         assert service.code_count(book.book_id) == 15_000
@@ -273,6 +273,6 @@ class TestWhenTheServiceIsKilledMeanwhile:
             begin = [command.stdout.readline() for _ in range(10)]  # the rest waits in the pipe
             service.kill()
             service.start()
-            out, _ = command.communicate(timeout=120)
+            rest = command.stdout.read()
         assert command.returncode == 0
-        assert sorted(("".join(begin) + out).splitlines()) == codes
+        assert sorted(("".join(begin) + rest).splitlines()) == codes

@@ -26,7 +26,6 @@ from service import (
     books,
     codes,
     new_codes,
-    reason_of,
     redemptions,
     refused,
     settings_for,
@@ -42,6 +41,7 @@ from steps import (
     outcomes_of,
     reason_or_ok,
     reasons_of,
+    tried,
     until,
 )
 
@@ -82,20 +82,15 @@ def redis_api(new_database: NewDatabase, redis_server: EmbeddedRedis) -> Iterato
 
 
 @pytest.fixture
-def api(redis_api: Api, redis_server: EmbeddedRedis) -> Iterator[Api]:
+def api(redis_api: Api, redis_server: EmbeddedRedis) -> Api:
     """The same, with Redis running at first."""
     redis_server.start()
-    until(lambda: not locks_are_away(redis_api))
-    yield redis_api
+    until(lambda: locks_are_there(redis_api))
+    return redis_api
 
 
-def locks_are_away(api: Api) -> bool:
-    try:
-        locks_of(api, user_id="anybody")
-    except grpc.RpcError as error:
-        assert reason_of(error) == "LOCKS_UNAVAILABLE"
-        return True
-    return False
+def locks_are_there(api: Api) -> bool:
+    return tried(lambda: locks_of(api, user_id="anybody")) == "OK"
 
 
 def flush(server: EmbeddedRedis) -> None:
@@ -104,9 +99,7 @@ def flush(server: EmbeddedRedis) -> None:
         client.flushall()
 
 
-def test_without_redis_there_are_no_locks_to_be_had(
-    api: Api, redis_server: EmbeddedRedis
-) -> None:
+def test_without_redis_there_are_no_locks_to_be_had(api: Api, redis_server: EmbeddedRedis) -> None:
     code, user = api.code(lock_policy=OPTIONAL), unique("user")
     held = api.lock(code, user)
     redis_server.kill()
@@ -125,7 +118,7 @@ def test_without_redis_there_are_no_locks_to_be_had(
     assert get_lock(api, held.lock.lock_id) == held.lock
     assert api.get_code(code).effective_state == codes.COUPON_CODE_STATE_AVAILABLE
     redis_server.start()
-    until(lambda: not locks_are_away(api))
+    until(lambda: locks_are_there(api))
     api.lock(api.code(lock_policy=OPTIONAL), unique("user"))
 
 
@@ -338,16 +331,9 @@ def test_connections_that_are_cut_are_replaced(
                 " WHERE application_name = 'coupon_service'"
             )
         request = api.redeem_request(code, "ann")
-
-        def settled(request: Any = request) -> bool:
-            try:
-                api.redemptions.RedeemCode(request)
-            except grpc.RpcError as error:
-                assert reason_of(error) == "DATABASE_UNAVAILABLE"
-                return False
-            return True
-
-        until(settled)
+        redeem = functools.partial(api.redemptions.RedeemCode, request)
+        while (outcome := tried(redeem)) != "OK":
+            assert outcome == "DATABASE_UNAVAILABLE"
     assert api.get_code(code).redemption_count == 5
 
 

@@ -31,11 +31,7 @@ from steps import (
     enable,
     extend,
     item,
-    outcomes_of,
     pause,
-    reason_name,
-    redemption,
-    unlock_by_id,
 )
 
 OPTIONAL = books.LOCK_POLICY_OPTIONAL
@@ -76,7 +72,7 @@ def create_book(api: Api) -> Attempt:
 def update_book(api: Api) -> Attempt:
     book = api.draft()
 
-    def call(request_id: str, etag: str = "", **fields: str) -> books.UpdateCouponBookResponse:
+    def call(request_id: str, etag: str = "", **fields: Any) -> books.UpdateCouponBookResponse:
         changed = books.CouponBook(book_id=book.book_id, etag=etag, **fields)
         request = books.UpdateCouponBookRequest(coupon_book=changed, request_id=request_id)
         request.update_mask.paths.extend(fields)

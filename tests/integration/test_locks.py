@@ -12,9 +12,9 @@ from steps import (
     about,
     coupons,
     disable,
-    enable,
     extend,
     get_lock,
+    locking_code,
     locks_of,
     pause,
     ttl_s,
@@ -22,20 +22,12 @@ from steps import (
     update,
 )
 
-from coupon_service.leases import sign, verify
-
 OFF = books.LOCK_POLICY_OFF
 OPTIONAL = books.LOCK_POLICY_OPTIONAL
 REQUIRED = books.LOCK_POLICY_REQUIRED
 HELD = redemptions.LOCK_STATE_HELD
 
 UNKNOWN_ID = "00000000-0000-4000-8000-000000000000"
-
-
-def locking_code(api: Api, uses: int = 1, lock_policy: books.LockPolicy = OPTIONAL, **f: Any) -> str:
-    """A code that can be locked, and redeemed so often."""
-    limits = books.BookLimits(max_redemptions_per_code=uses)
-    return api.code(lock_policy=lock_policy, limits=limits, **f)
 
 
 # --- taking one ---------------------------------------------------------------------------------
@@ -148,7 +140,9 @@ def test_a_user_holds_five_locks_at_a_time(api: Api) -> None:
 def test_the_service_chooses_how_long_a_lock_lives(
     api: Api, book_s: dict[str, int], wish_s: float | None, granted_s: float
 ) -> None:
-    durations = {name: Duration(seconds=seconds) for name, seconds in book_s.items()}
+    durations: dict[str, Any] = {
+        name: Duration(seconds=seconds) for name, seconds in book_s.items()
+    }
     answer = api.lock(locking_code(api, **durations), unique("user"), ttl_s=wish_s)
     assert ttl_s(answer.lock) == about(granted_s)
     extended = extend(api, answer.lock_token, ttl_s=wish_s)
@@ -197,143 +191,6 @@ def test_the_order_is_not_looked_at_before_there_is_one(api: Api) -> None:
     with refused("ORDER_BELOW_MINIMUM"):
         api.redeem(code, user, lock_token=token)
     assert [it.code for it in locks_of(api, user_id=user)] == [code]
-
-
-# --- redeeming with one -------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("policy", [OPTIONAL, REQUIRED])
-def test_a_redemption_uses_its_lock_up(api: Api, policy: books.LockPolicy) -> None:
-    code, user = locking_code(api, uses=2, lock_policy=policy), unique("user")
-    held = api.lock(code, user)
-    redeemed = api.redeem(code, user, lock_token=held.lock_token)
-    assert redeemed.redemption.lock_id == held.lock.lock_id
-    event = api.events(code=code)[-1]
-    assert (event.lock_id, event.fence) == (held.lock.lock_id, held.lock.fence)
-    assert get_lock(api, held.lock.lock_id).state == redemptions.LOCK_STATE_REDEEMED
-    assert locks_of(api, user_id=user) == []
-    with refused("LOCK_EXPIRED", StatusCode.FAILED_PRECONDITION):
-        api.redeem(code, user, lock_token=held.lock_token)
-    assert api.get_code(code).redemption_count == 1
-    newer = api.lock(code, user)
-    assert newer.lock.fence > held.lock.fence
-    api.redeem(code, user, lock_token=newer.lock_token)
-
-
-def test_a_book_can_require_a_lock(api: Api) -> None:
-    code, user = locking_code(api, lock_policy=REQUIRED), unique("user")
-    api.lock(code, user)
-    with refused("LOCK_REQUIRED", StatusCode.FAILED_PRECONDITION):
-        api.redeem(code, user)
-
-
-def test_the_holder_who_redeems_without_its_token_uses_its_lock_up(api: Api) -> None:
-    code, user = locking_code(api, uses=2), unique("user")
-    held = api.lock(code, user)
-    redeemed = api.redeem(code, user).redemption
-    assert redeemed.lock_id == held.lock.lock_id
-    assert get_lock(api, held.lock.lock_id).state == redemptions.LOCK_STATE_REDEEMED
-    assert locks_of(api, user_id=user) == []
-    with refused("LOCK_EXPIRED"):
-        api.redeem(code, user, lock_token=held.lock_token)
-    api.redeem(code, "another")  # there is no place left that nobody uses
-
-
-def test_a_lock_is_not_held_again_after_its_redemption_was_rolled_back(api: Api) -> None:
-    code, user = locking_code(api), unique("user")
-    held = api.lock(code, user)
-    redeemed = api.redeem(code, user, lock_token=held.lock_token).redemption
-    api.rollback(redeemed.redemption_id)
-    assert get_lock(api, held.lock.lock_id).state == redemptions.LOCK_STATE_REDEEMED
-    with refused("LOCK_EXPIRED"):
-        api.redeem(code, user, lock_token=held.lock_token)
-    api.redeem(code, "another")
-
-
-def test_a_lock_is_no_claim_on_a_code_that_is_switched_off(api: Api) -> None:
-    code, user = locking_code(api), unique("user")
-    token = api.lock(code, user).lock_token
-    disable(api, code)
-    with refused("CODE_DISABLED"):
-        api.redeem(code, user, lock_token=token)
-    enable(api, code)
-    api.redeem(code, user, lock_token=token)
-
-
-def test_a_token_is_for_one_code_and_one_user(api: Api) -> None:
-    code, other = new_codes(2)
-    api.book(codes=[code, other], lock_policy=OPTIONAL)
-    user, another = unique("user"), unique("another")
-    token = api.lock(code, user).lock_token
-    for where, who in ((other, user), (code, another)):
-        with refused("LOCK_TOKEN_MISMATCH", StatusCode.FAILED_PRECONDITION):
-            api.redeem(where, who, lock_token=token)
-    api.redeem(code, user, lock_token=token)
-
-
-def test_a_token_that_was_altered_or_made_by_others_proves_nothing(api: Api) -> None:
-    code, user = locking_code(api), unique("user")
-    token = api.lock(code, user).lock_token
-    claims = verify(token, [b"only the tests sign with this one"])
-    altered = [f"{token[:n]}{'A' if token[n] != 'A' else 'B'}{token[n + 1 :]}" for n in (0, 40, -1)]
-    forged = sign(claims, b"somebody else's secret")
-    for bad in (*altered, token[:-1], token + "A", forged, "nonsense", "ä" * 10, "x" * 5_000):
-        for call in (
-            lambda bad=bad: api.redeem(code, user, lock_token=bad),
-            lambda bad=bad: extend(api, bad),
-            lambda bad=bad: api.unlock(bad),
-        ):
-            with refused("LOCK_TOKEN_MISMATCH"):
-                call()
-    assert [it.state for it in locks_of(api, user_id=user)] == [HELD]
-    api.redeem(code, user, lock_token=token)
-
-
-# --- extending one ------------------------------------------------------------------------------
-
-
-def test_a_lock_is_extended_three_times(api: Api) -> None:
-    code, user = locking_code(api), unique("user")
-    held = api.lock(code, user, ttl_s=10)
-    answers = [held]
-    for seconds in (20, 30, 40):
-        answers.append(extend(api, answers[-1].lock_token, ttl_s=seconds))
-    assert [ttl_s(it.lock) for it in answers] == [about(s) for s in (10, 20, 30, 40)]
-    assert {(it.lock.lock_id, it.lock.fence, it.lock.state) for it in answers} == {
-        (held.lock.lock_id, held.lock.fence, HELD)
-    }
-    assert len({it.lock_token for it in answers}) == 4
-    last = answers[-1]
-    assert get_lock(api, held.lock.lock_id) == last.lock
-    with refused("LOCK_LIMIT_EXCEEDED", StatusCode.FAILED_PRECONDITION) as it:
-        extend(api, last.lock_token, ttl_s=50)
-    assert it.metadata == {"limit": "3"}
-    assert get_lock(api, held.lock.lock_id) == last.lock
-    events = api.events(code=code, types=[audit.AUDIT_EVENT_TYPE_LOCK_EXTENDED])
-    assert [event.expire_time for event in events] == [it.lock.expire_time for it in answers[1:]]
-    assert {event.lock_id for event in events} == {held.lock.lock_id}
-    api.redeem(code, user, lock_token=last.lock_token)
-
-
-def test_an_extension_never_makes_a_lock_shorter(api: Api) -> None:
-    held = api.lock(locking_code(api), unique("user"), ttl_s=60)
-    assert extend(api, held.lock_token, ttl_s=5).lock.expire_time == held.lock.expire_time
-
-
-def test_the_old_token_of_an_extended_lock_is_good_until_its_time(api: Api) -> None:
-    code, user = locking_code(api), unique("user")
-    held = api.lock(code, user, ttl_s=30)
-    extend(api, held.lock_token, ttl_s=60)
-    api.redeem(code, user, lock_token=held.lock_token)
-
-
-def test_a_lock_that_has_ended_cannot_be_extended(api: Api) -> None:
-    for end in (api.unlock, lambda token: api.redeem(code, user, lock_token=token)):
-        code, user = locking_code(api), unique("user")
-        token = api.lock(code, user).lock_token
-        end(token)
-        with refused("LOCK_EXPIRED", StatusCode.FAILED_PRECONDITION):
-            extend(api, token)
 
 
 # --- ending one ---------------------------------------------------------------------------------
@@ -401,9 +258,7 @@ def test_locks_are_listed_in_pages_the_next_to_expire_first(api: Api) -> None:
     names, user = new_codes(5), unique("user")
     book = api.book(codes=names, lock_policy=OPTIONAL)
     lifetimes_s = (50, 20, 40, 10, 30)
-    held = [
-        api.lock(code, user, ttl_s=s).lock for code, s in zip(names, lifetimes_s, strict=True)
-    ]
+    held = [api.lock(code, user, ttl_s=s).lock for code, s in zip(names, lifetimes_s, strict=True)]
     in_order = sorted(held, key=lambda lock: lock.expire_time.ToNanoseconds())
     for whose in ({"user_id": user}, {"book_id": book.book_id}):
         for page_size, sizes in ((2, [2, 2, 1]), (5, [5]), (1, [1] * 5)):

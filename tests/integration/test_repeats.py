@@ -211,7 +211,7 @@ def test_a_code_is_the_same_however_it_is_typed(api: Api) -> None:
 )
 @pytest.mark.parametrize("policy", [books.LOCK_POLICY_OFF, OPTIONAL])
 def test_a_batch_shares_one_id_over_its_codes(
-    api: Api, mode: redemptions.BatchMode, policy: books.LockPolicy
+    api: Api, mode: redemptions.BatchMode.ValueType, policy: books.LockPolicy.ValueType
 ) -> None:
     names, request_id = new_codes(3), unique("request")
     book = api.book(codes=names, lock_policy=policy)
@@ -377,9 +377,7 @@ def test_who_stopped_waiting_for_a_lock_finds_it_held(api: Api) -> None:
     names = new_codes(40)
     book = api.book(codes=names, lock_policy=OPTIONAL)
     requests = [
-        redemptions.LockCodeRequest(
-            code=code, user_id=unique("user"), request_id=unique("request")
-        )
+        redemptions.LockCodeRequest(code=code, user_id=unique("user"), request_id=unique("request"))
         for code in names
     ]
     for n, request in enumerate(requests):

@@ -14,6 +14,7 @@ from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
 
+import grpc
 import psutil
 import pytest
 from service import Api, unique
@@ -130,17 +131,24 @@ def test_a_request_that_brings_grpc_down_does_not_bring_the_service_down(
     service: subprocess.Popen[bytes], environment: dict[str, str]
 ) -> None:
     before = workers_of(service)
-    for _ in range(40):  # until both workers have had it
+    while all(worker.is_running() for worker in before):
         with socket.socket() as client, suppress(OSError):
             client.settimeout(0.2)
             client.connect(("127.0.0.1", int(environment["COUPON_PORT"])))
             client.sendall(request_with_path(b"/not/utf-8/\xff"))
             client.recv(1_000)
-        if not any(worker.is_running() for worker in before):
-            break
-    wait_until(lambda: len(set(workers_of(service)) - set(before)) == 2)
-    wait_until(lambda: fetch(environment, "healthz") == "ok\n")
-    book_on_a_new_connection(environment)
+        time.sleep(0.2)
+    wait_until(lambda: len(workers_of(service)) == 2 and fetch(environment, "healthz") == "ok\n")
+    wait_until(lambda: answers_on_a_new_connection(environment))
+
+
+def answers_on_a_new_connection(environment: dict[str, str]) -> bool:
+    """Whether the service takes a call."""
+    try:
+        book_on_a_new_connection(environment)
+    except grpc.RpcError:
+        return False
+    return True
 
 
 def request_with_path(path: bytes) -> bytes:

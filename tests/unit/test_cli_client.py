@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import grpc
 import grpc.aio
@@ -96,49 +96,49 @@ class TestStreamsThatLast:
     def no_pauses_yet(self) -> None:
         self.pauses = []
 
-    async def answers(self, *streams: Sequence[int | grpc.aio.AioRpcError]) -> list[int]:
+    def answers(self, *streams: Sequence[int | grpc.aio.AioRpcError]) -> list[int]:
         opened = iter(streams)
 
-        async def stream() -> AsyncIterator[int]:
+        def stream() -> Iterator[int]:
             for answer in next(opened):
                 if isinstance(answer, grpc.aio.AioRpcError):
                     raise answer
                 yield answer
 
-        async def pause(seconds: float) -> None:
+        def pause(seconds: float) -> None:
             self.pauses.append(seconds)
 
-        return [answer async for answer in lasting(stream, Patience(pause))]
+        return list(lasting(stream, Patience(pause)))
 
-    async def test_after_a_break_the_stream_is_opened_again(self) -> None:
+    def test_after_a_break_the_stream_is_opened_again(self) -> None:
         broken = bare_error(grpc.StatusCode.UNAVAILABLE)
-        assert await self.answers([1, broken], [broken], [2, 3]) == [1, 2, 3]
+        assert self.answers([1, broken], [broken], [2, 3]) == [1, 2, 3]
 
-    async def test_a_service_that_never_answered_is_not_waited_for(self) -> None:
+    def test_a_service_that_never_answered_is_not_waited_for(self) -> None:
         with pytest.raises(grpc.aio.AioRpcError):
-            await self.answers([bare_error(grpc.StatusCode.UNAVAILABLE)], [1])
+            self.answers([bare_error(grpc.StatusCode.UNAVAILABLE)], [1])
 
-    async def test_a_refusal_ends_it(self) -> None:
+    def test_a_refusal_ends_it(self) -> None:
         with pytest.raises(grpc.aio.AioRpcError):
-            await self.answers([1, rpc_error(to_status(errors.BookNotFound()))], [2])
+            self.answers([1, rpc_error(to_status(errors.BookNotFound()))], [2])
 
-    async def test_it_waits_as_long_as_the_service_asks_for(self) -> None:
+    def test_it_waits_as_long_as_the_service_asks_for(self) -> None:
         status = to_status(errors.Overloaded())
         for packed in status.details:
             if packed.Unpack(RetryInfo()):
                 packed.Pack(RetryInfo(retry_delay=Duration(seconds=7)))
-        assert await self.answers([1, rpc_error(status)], [2]) == [1, 2]
+        assert self.answers([1, rpc_error(status)], [2]) == [1, 2]
         assert self.pauses == [7]
 
-    async def test_it_gives_up_in_the_end_having_waited_longer_and_longer(self) -> None:
+    def test_it_gives_up_in_the_end_having_waited_longer_and_longer(self) -> None:
         broken = bare_error(grpc.StatusCode.UNAVAILABLE)
         with pytest.raises(grpc.aio.AioRpcError):
-            await self.answers([1, broken], *([broken] for _ in range(100)))
+            self.answers([1, broken], *([broken] for _ in range(100)))
         assert len(self.pauses) == BREAKS_MAX
         assert self.pauses == sorted(self.pauses)
 
-    async def test_an_answer_makes_it_patient_again(self) -> None:
+    def test_an_answer_makes_it_patient_again(self) -> None:
         broken = bare_error(grpc.StatusCode.UNAVAILABLE)
         streams = [[number, broken] for number in range(100)]
-        assert await self.answers(*streams, [100]) == list(range(101))
+        assert self.answers(*streams, [100]) == list(range(101))
         assert set(self.pauses) == {self.pauses[0]}

@@ -109,10 +109,18 @@ def test_contention_in_another_book_does_not_matter() -> None:
     assert type(world.refuses(assign_random())) is NoCodesAvailable
 
 
-@pytest.mark.parametrize("before", [assign("A", "bob"), redeem("A", "bob"), disable("A")])
-def test_a_pick_that_the_batch_changed_before_is_passed_over(before: Command) -> None:
-    world = picked(World(), "B", "A")
+@pytest.mark.parametrize("before", [assign("A", "bob"), disable("A")])
+@pytest.mark.parametrize("uses", [1, 2])
+def test_a_pick_that_the_batch_changed_before_is_passed_over(before: Command, uses: int) -> None:
+    world = picked(World(book(max_redemptions_per_code=uses)), "B", "A")
     _, outcome = world.batch(before, assign_random())
+    assert isinstance(outcome, Done)
+    assert outcome.event.code == "B"
+
+
+def test_a_pick_that_the_batch_used_up_before_is_passed_over() -> None:
+    world = picked(World(), "B", "A")
+    _, outcome = world.batch(redeem("A", "bob"), assign_random())
     assert isinstance(outcome, Done)
     assert outcome.event.code == "B"
 

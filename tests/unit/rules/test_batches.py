@@ -35,6 +35,7 @@ from coupon_service.errors import (
     CodeNotAssignedToUser,
     CodeNotFound,
     CouponServiceError,
+    OrderAlreadyRedeemed,
     Refusal,
     UserLimitExceeded,
 )
@@ -103,6 +104,11 @@ class TestOrder:
         outcomes = world.batch(redeem(user="bob"), rollback(redeemed), redeem(order="o1"))
         assert [type(it) for it in outcomes] == [CodeAlreadyRedeemed, Done, Done]
         assert world.code().redemptions == 1
+
+    def test_an_order_redeems_a_code_once_also_at_the_same_moment(self) -> None:
+        world = World(book(max_redemptions_per_code=9))
+        outcomes = world.batch(*(redeem(order="o1") for _ in range(3)))
+        assert [type(it) for it in outcomes] == [Done, OrderAlreadyRedeemed, OrderAlreadyRedeemed]
 
     def test_a_code_goes_to_the_first_who_asks(self) -> None:
         outcomes = World().batch(assign(user="ann"), assign(user="bob"))
@@ -198,9 +204,7 @@ class TestAllOrNothing:
             atomic=True,
         )
         by = call("r1")
-        after = Unit(
-            (redeem("A", order="o1", lease=PLACE), assign("B"), lock("C"), assign_random("bob", by))
-        )
+        after = Unit((redeem("A", order="o1", lease=PLACE), lock("C"), assign_random("cid", by)))
         alone, alone_effects = world.decide(after)
         (outcomes, together), effects = world.decide(refused, after)
         assert all(isinstance(it, CodeNotFound) for it in outcomes)

@@ -24,6 +24,7 @@ from unit.rules.builders import (
 )
 
 from coupon_service.errors import (
+    CodeAlreadyRedeemed,
     CodeLocked,
     CouponServiceError,
     LockExpired,
@@ -232,3 +233,9 @@ def test_of_a_token_one_thing_is_said() -> None:
     assert every_reason(world, redeem(lock=token(locked), lease=lease)) == [LockExpired]
     mismatched = redeem(user="bob", lock=token(locked), lease=lease)
     assert every_reason(world, mismatched) == [LockTokenMismatch]
+
+
+def test_a_used_up_code_is_not_called_locked_as_well() -> None:
+    world = lockable()
+    world.does(redeem(user="bob", lease=PLACE))
+    assert every_reason(world, redeem(lease=Lease(places_taken=2))) == [CodeAlreadyRedeemed]

@@ -1,0 +1,388 @@
+"""Every reason of the contract can be had, with the status, details and metadata it names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from google.protobuf.duration_pb2 import Duration
+from grpc import StatusCode
+from pydantic import SecretStr
+from service import (
+    Api,
+    ServerThread,
+    books,
+    codes,
+    from_now,
+    money,
+    new_codes,
+    refused,
+    unique,
+)
+from steps import (
+    disable,
+    extend,
+    get_lock,
+    pause,
+    reason_name,
+    redemption,
+    until,
+    update,
+)
+
+from coupon_service.v1.error_reason_pb2 import ErrorReason
+
+CONTRACT = Path(__file__).parents[2] / "proto/coupon_service/v1/error_reason.proto"
+NOWHERE = "127.0.0.1:1"
+UNKNOWN_ID = "00000000-0000-4000-8000-000000000000"
+OPTIONAL = books.LOCK_POLICY_OPTIONAL
+
+WITH_AUTHENTICATION = {"UNAUTHENTICATED", "PERMISSION_DENIED", "RATE_LIMITED"}
+"""Everybody may do everything as often as they like until there is authentication. The statuses of
+these reasons are tested with the table of all of them: tests/unit/test_status.py."""
+
+IN_ROWS = {"DUPLICATE_CODE"}
+"""Never an error of a call."""
+
+
+@dataclass(frozen=True)
+class Promise:
+    """What the comment of a reason says."""
+
+    status: StatusCode
+    metadata: frozenset[str]
+    retry: bool
+
+
+def promises() -> dict[str, Promise]:
+    """What the contract says of each reason."""
+    pattern = r"((?:  //[^\n]*\n)+)  ERROR_REASON_(\w+) = [1-9]"
+    found: dict[str, Promise] = {}
+    for comment, reason in re.findall(pattern, CONTRACT.read_text("utf-8")):
+        text = re.sub(r"\s*//\s*", " ", comment)
+        status = re.search(r"\[(\w+)\]", text)
+        assert status is not None, reason
+        _, _, metadata = text.partition("Metadata:")
+        keys = frozenset(re.findall(r"`(\w+)`", metadata))
+        found[reason] = Promise(StatusCode[status[1]], keys, "RetryInfo" in text)
+    return found
+
+
+# --- how to get each of them --------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The shared server, and others on its data where it needs a special one."""
+
+    api: Api
+    tomorrow: Api
+    main: ServerThread
+    stack: ExitStack
+
+    def server(self, **settings: object) -> Api:
+        """A client of another server, with other settings."""
+        changed = self.main.settings.model_copy(update=settings)
+        running = self.stack.enter_context(ServerThread(changed))
+        client = Api(running.address)
+        self.stack.callback(client.close)
+        return client
+
+    def hold(self, code: str) -> None:
+        """Somebody else has the row of the code, as in a transaction that hangs."""
+        assert self.main.settings.database_url is not None
+        url = self.main.settings.database_url.get_secret_value()
+        connection = self.stack.enter_context(psycopg.connect(url))
+        connection.execute("SELECT FROM coupon_codes WHERE code = %s FOR UPDATE", [code])
+
+
+@pytest.fixture
+def stage(api: Api, tomorrow: Api, server: ServerThread) -> Iterator[Stage]:
+    with ExitStack() as stack:
+        yield Stage(api, tomorrow, server, stack)
+
+
+def book_not_found(stage: Stage) -> object:
+    return stage.api.stats(UNKNOWN_ID)
+
+
+def code_not_found(stage: Stage) -> object:
+    return stage.api.get_code(*new_codes(1))
+
+
+def assignment_not_found(stage: Stage) -> object:
+    return stage.api.revoke(stage.api.code(), "ann")
+
+
+def lock_not_found(stage: Stage) -> object:
+    return get_lock(stage.api, UNKNOWN_ID)
+
+
+def redemption_not_found(stage: Stage) -> object:
+    return redemption(stage.api, UNKNOWN_ID)
+
+
+def book_not_active(stage: Stage) -> object:
+    code = stage.api.code()
+    pause(stage.api, stage.api.get_code(code).book_id)
+    return stage.api.redeem(code, "ann")
+
+
+def book_not_started(stage: Stage) -> object:
+    return stage.api.redeem(stage.api.code(start_time=from_now(days=1)), "ann")
+
+
+def book_expired(stage: Stage) -> object:
+    return stage.api.redeem(stage.api.code(end_time=from_now(days=-1)), "ann")
+
+
+def code_disabled(stage: Stage) -> object:
+    code = stage.api.code()
+    disable(stage.api, code)
+    return stage.api.redeem(code, "ann")
+
+
+def code_expired(stage: Stage) -> object:
+    code = stage.api.code(assigned_code_validity=Duration(seconds=3_600))
+    stage.api.assign(code, "ann")
+    return stage.tomorrow.redeem(code, "ann")
+
+
+def code_already_redeemed(stage: Stage) -> object:
+    code = stage.api.code()
+    stage.api.redeem(code, "ann")
+    return stage.api.redeem(code, "ann")
+
+
+def code_limit_exceeded(stage: Stage) -> object:
+    code = stage.api.code(limits=books.BookLimits(max_redemptions_per_code=2))
+    return [stage.api.redeem(code, "ann") for _ in range(3)]
+
+
+def user_limit_exceeded(stage: Stage) -> object:
+    names = new_codes(2)
+    stage.api.book(codes=names, limits=books.BookLimits(max_redemptions_per_user=1))
+    return [stage.api.redeem(code, "ann") for code in names]
+
+
+def book_limit_exceeded(stage: Stage) -> object:
+    names = new_codes(2)
+    stage.api.book(codes=names, limits=books.BookLimits(max_redemptions=1))
+    return [stage.api.redeem(code, "ann") for code in names]
+
+
+def no_codes_available(stage: Stage) -> object:
+    return stage.api.assign_random(stage.api.book().book_id, "ann")
+
+
+def code_not_assigned_to_user(stage: Stage) -> object:
+    code = stage.api.code(assignment_policy=books.ASSIGNMENT_POLICY_REQUIRED)
+    return stage.api.redeem(code, "ann")
+
+
+def code_locked(stage: Stage) -> object:
+    code = stage.api.code(lock_policy=OPTIONAL)
+    stage.api.lock(code, unique("holder"))
+    return stage.api.redeem(code, "ann")
+
+
+def lock_required(stage: Stage) -> object:
+    return stage.api.redeem(stage.api.code(lock_policy=books.LOCK_POLICY_REQUIRED), "ann")
+
+
+def lock_expired(stage: Stage) -> object:
+    token = stage.api.lock(stage.api.code(lock_policy=OPTIONAL), unique("user")).lock_token
+    stage.api.unlock(token)
+    return extend(stage.api, token)
+
+
+def lock_token_mismatch(stage: Stage) -> object:
+    return extend(stage.api, "bm90IG9uZSBvZiBvdXJz")
+
+
+def lock_limit_exceeded(stage: Stage) -> object:
+    names, user = new_codes(6), unique("user")
+    stage.api.book(codes=names, lock_policy=OPTIONAL)
+    return [stage.api.lock(code, user) for code in names]
+
+
+def order_below_minimum(stage: Stage) -> object:
+    return stage.api.redeem(stage.api.code(min_order_amount_minor=100), "ann")
+
+
+def currency_mismatch(stage: Stage) -> object:
+    dollars = money.Money(amount_minor=1, currency_code="USD")
+    return stage.api.redeem(stage.api.code(), "ann", order_amount=dollars)
+
+
+def already_rolled_back(stage: Stage) -> object:
+    redeemed = stage.api.redeem(stage.api.code(), "ann").redemption
+    return [stage.api.rollback(redeemed.redemption_id) for _ in range(2)]
+
+
+def order_already_redeemed(stage: Stage) -> object:
+    code = stage.api.code()
+    return [stage.api.redeem(code, "ann", order_id="order 1") for _ in range(2)]
+
+
+def code_space_exhausted(stage: Stage) -> object:
+    small = books.CodeFormat(length=4, alphabet="AB")
+    request = codes.GenerateCodesRequest(
+        book_id=stage.api.book(code_format=small).book_id, count=9, request_id=unique("request")
+    )
+    return list(stage.api.codes.GenerateCodes(request))
+
+
+def invalid_state_transition(stage: Stage) -> object:
+    return pause(stage.api, stage.api.draft().book_id)
+
+
+def code_already_assigned(stage: Stage) -> object:
+    code = stage.api.code()
+    return [stage.api.assign(code, user) for user in ("ann", "bob")]
+
+
+def invalid_argument(stage: Stage) -> object:
+    return stage.api.redeem("", "")
+
+
+def code_checksum_invalid(stage: Stage) -> object:
+    book = stage.api.book(code_format=books.CodeFormat(check_character=True))
+    preview = codes.PreviewCodesRequest(book_id=book.book_id, count=1, sample_count=1)
+    (sample,) = stage.api.codes.PreviewCodes(preview).sample_codes
+    mistyped = ("3" if sample[0] == "2" else "2") + sample[1:]
+    return stage.api.redeem(mistyped, "ann", book_id=book.book_id)
+
+
+def request_id_reused(stage: Stage) -> object:
+    code, request_id = stage.api.code(), unique("request")
+    return [stage.api.redeem(code, user, request_id=request_id) for user in ("ann", "bob")]
+
+
+def concurrent_modification(stage: Stage) -> object:
+    book = stage.api.draft()
+    request = books.ActivateCouponBookRequest(book_id=book.book_id, etag=book.etag)
+    update(stage.api, book.book_id, name="New")
+    return stage.api.books.ActivateCouponBook(request)
+
+
+def contention(stage: Stage) -> object:
+    (code,) = new_codes(1)
+    book = stage.api.book(codes=[code])
+    stage.hold(code)
+    return stage.api.assign_random(book.book_id, "ann")
+
+
+def overloaded(stage: Stage) -> object:
+    busy = stage.server(queue_max_size=1, batches_in_flight=1)
+    code = stage.api.code()
+    stage.hold(code)
+    redeem: Any = busy.redemptions.RedeemCode
+    calls = [redeem.future(busy.redeem_request(code, "ann")) for _ in range(5)]
+    until(lambda: any(call.done() for call in calls))
+    return next(call for call in calls if call.done()).result()
+
+
+def locks_unavailable(stage: Stage) -> object:
+    without_redis = stage.server(redis_url=SecretStr(f"redis://{NOWHERE}/0"))
+    return without_redis.lock(stage.api.code(lock_policy=OPTIONAL), "ann")
+
+
+def database_unavailable(stage: Stage) -> object:
+    without_database = stage.server(
+        database_url=SecretStr(f"postgresql://nobody@{NOWHERE}/none"), pool_timeout_ms=100
+    )
+    (code,) = new_codes(1)
+    return without_database.redeem(code, "ann")
+
+
+def deadline_exceeded(stage: Stage) -> object:
+    impatient = stage.server(default_deadline_ms=100)
+    code = stage.api.code()
+    stage.hold(code)
+    return impatient.redeem(code, "ann")
+
+
+def internal(stage: Stage) -> object:
+    assert stage.main.settings.database_url is not None
+    url = stage.main.settings.database_url.get_secret_value()
+    # A database without our tables is a fault that nobody foresaw.
+    elsewhere = url.rpartition("/")[0] + "/postgres"
+    return stage.server(database_url=SecretStr(elsewhere)).draft()
+
+
+PROVOKE: dict[str, Callable[[Stage], object]] = {
+    function.__name__.upper(): function
+    for function in (
+        book_not_found,
+        code_not_found,
+        assignment_not_found,
+        lock_not_found,
+        redemption_not_found,
+        book_not_active,
+        book_not_started,
+        book_expired,
+        code_disabled,
+        code_expired,
+        code_already_redeemed,
+        code_limit_exceeded,
+        user_limit_exceeded,
+        book_limit_exceeded,
+        no_codes_available,
+        code_not_assigned_to_user,
+        code_locked,
+        lock_required,
+        lock_expired,
+        lock_token_mismatch,
+        lock_limit_exceeded,
+        order_below_minimum,
+        currency_mismatch,
+        already_rolled_back,
+        order_already_redeemed,
+        code_space_exhausted,
+        invalid_state_transition,
+        code_already_assigned,
+        invalid_argument,
+        code_checksum_invalid,
+        request_id_reused,
+        concurrent_modification,
+        contention,
+        overloaded,
+        locks_unavailable,
+        database_unavailable,
+        deadline_exceeded,
+        internal,
+    )
+}
+
+
+def test_there_is_a_way_to_every_reason() -> None:
+    names = {name.removeprefix("ERROR_REASON_") for name in ErrorReason.DESCRIPTOR.values_by_name}
+    assert promises().keys() == names - {"UNSPECIFIED"}
+    assert PROVOKE.keys() | IN_ROWS | WITH_AUTHENTICATION == promises().keys()
+
+
+@pytest.mark.parametrize("reason", PROVOKE)
+def test_a_reason_comes_as_the_contract_says(stage: Stage, reason: str) -> None:
+    promise = promises()[reason]
+    with refused(reason, promise.status) as it:
+        PROVOKE[reason](stage)
+    assert it.metadata.keys() >= promise.metadata
+    assert all(it.metadata.values())
+    assert bool(it.fields) is (reason == "INVALID_ARGUMENT")
+    may_help = promise.retry or promise.status is StatusCode.UNAVAILABLE or reason == "CODE_LOCKED"
+    assert (it.retry_after_s is not None) is may_help
+    assert it.error.details()  # type: ignore[attr-defined]
+
+
+def test_a_row_that_is_there_already_has_its_reason(api: Api) -> None:
+    code = api.code()
+    (answer,) = api.import_codes(api.book().book_id, [code])
+    (row,) = answer.rejected_rows
+    assert reason_name(row.error) == "DUPLICATE_CODE"
