@@ -13,10 +13,11 @@ AGAINST ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install run test check lint types imports contract format stubs migrate replay lock clean
+.PHONY: help install run test check lint types imports contract format stubs migrate replay lock clean \
+	tools bench bench-quick bench-10m
 
 help: ## Show this help
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # --- running ------------------------------------------------------------------------------------
 
@@ -93,6 +94,31 @@ contract: install
 			$(BIN)/buf breaking proto --against '-#format=tar,subdir=proto'; \
 		exit $$?; \
 	done; echo "There is no other contract to compare with."
+
+# --- measuring ----------------------------------------------------------------------------------
+
+TOOLS := .tools
+
+bench: install tools ## Measure everything, and write bench/REPORT.md (about an hour on two cores)
+	@$(BIN)/python -m bench.run $(ARGS)
+
+bench-quick: install tools ## Measure the most important in less than three minutes
+	@$(BIN)/python -m bench.run --quick $(ARGS)
+
+bench-10m: install tools ## Measure with ten million codes in a book, and write bench/REPORT.md
+	@$(BIN)/python -m bench.millions $(ARGS)
+
+tools: $(TOOLS)/ghz $(TOOLS)/grpcurl ## Install ghz and grpcurl into .tools, once (needs Go)
+
+$(TOOLS)/ghz: PACKAGE := github.com/bojand/ghz/cmd/ghz@v0.120.0
+$(TOOLS)/grpcurl: PACKAGE := github.com/fullstorydev/grpcurl/cmd/grpcurl@v1.9.3
+$(TOOLS)/ghz $(TOOLS)/grpcurl:
+	@command -v go >/dev/null || { \
+		echo "$(@F) is a Go program, and there is no Go here: install it (https://go.dev/dl," \
+			"or your system's package golang, 1.21 or newer) and repeat this," \
+			"or put a $(@F) of your own at $@." >&2; exit 1; }
+	@echo "Building $(PACKAGE) into $(TOOLS) (a minute or two) ..."
+	@GOBIN="$(CURDIR)/$(TOOLS)" go install $(PACKAGE)
 
 # --- upkeep -------------------------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ COUNTERS: Final = """
 SELECT coalesce(sum(redemptions), 0)::bigint, coalesce(sum(assignments), 0)::bigint
 FROM coupon_book_counters WHERE book_id = %s
 """
-CODES: Final = """
+STORED: Final = """
 SELECT coalesce(sum(redemptions), 0)::bigint, coalesce(sum(assignments), 0)::bigint
 FROM coupon_codes WHERE book_id = %s
 """
@@ -47,7 +47,7 @@ def check_book(database_url: str, book_id: str, answers: Answers) -> str:
     """What was compared, in a line. Raises BenchError when an answer and the database differ."""
     with psycopg.connect(database_url) as connection:
         counted = connection.execute(COUNTERS, (book_id,)).fetchone()
-        stored = connection.execute(CODES, (book_id,)).fetchone()
+        stored = connection.execute(STORED, (book_id,)).fetchone()
         ledger = Counter(
             {EventType(row[0]): row[1] for row in connection.execute(LEDGER, (book_id,))}
         )

@@ -1,12 +1,17 @@
-"""Books and codes for the benchmark, made through the public API."""
+"""Books, codes, coupons and locks for the benchmark, made through the public API."""
 
 from __future__ import annotations
 
+import asyncio
+import uuid
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 import grpc
+import grpc.aio
 
+from coupon_service.v1.assignment_service_pb2 import BatchAssignRandomCodesRequest
+from coupon_service.v1.assignment_service_pb2_grpc import AssignmentServiceStub
 from coupon_service.v1.coupon_book_service_pb2 import (
     ASSIGNMENT_POLICY_BEARER,
     LOCK_POLICY_OFF,
@@ -18,18 +23,34 @@ from coupon_service.v1.coupon_book_service_pb2 import (
     PercentOff,
 )
 from coupon_service.v1.coupon_book_service_pb2_grpc import CouponBookServiceStub
-from coupon_service.v1.coupon_code_service_pb2 import ImportChunk, ImportCodesRequest, ImportHeader
+from coupon_service.v1.coupon_code_service_pb2 import (
+    GenerateCodesRequest,
+    ImportChunk,
+    ImportCodesRequest,
+    ImportHeader,
+)
 from coupon_service.v1.coupon_code_service_pb2_grpc import CouponCodeServiceStub
+from coupon_service.v1.redemption_service_pb2 import LockCodeRequest
+from coupon_service.v1.redemption_service_pb2_grpc import RedemptionServiceStub
 
 CHUNK_SIZE: Final = 10_000
+BATCH_SIZE: Final = 1_000
+LOCKERS: Final = 200
+"""Clients that lock at the same time."""
 
 
 def make_book(
-    channel: grpc.Channel, name: str, codes: Sequence[str], *, uses: int = 0, **fields: Any
+    channel: grpc.Channel,
+    name: str,
+    codes: Sequence[str] | int,
+    *,
+    uses: int = 0,
+    **fields: Any,
 ) -> str:
-    """An active book with these codes; returns its id. `uses`: redemptions a code, 0 any number.
+    """An active book with these codes, or so many generated ones; returns its id.
 
-    10 % off in EUR; whoever has a code may use it, without locks, unless `fields` differ.
+    10 % off in EUR, each code for `uses` redemptions (0: any number). Whoever has a code may use
+    it, and there are no locks, unless `fields` differ.
     """
     books = CouponBookServiceStub(channel)
     values: dict[str, Any] = {
@@ -42,26 +63,59 @@ def make_book(
         "lock_policy": LOCK_POLICY_OFF,
         **fields,
     }
+    request_id = f"bench-{name}"
     created = books.CreateCouponBook(
-        CreateCouponBookRequest(coupon_book=CouponBook(**values), request_id=f"bench-{name}")
+        CreateCouponBookRequest(coupon_book=CouponBook(**values), request_id=request_id)
     )
     book_id = created.coupon_book.book_id
-    if codes:
-        import_codes(channel, book_id, f"bench-{name}", codes)
-    books.ActivateCouponBook(ActivateCouponBookRequest(book_id=book_id, request_id=f"bench-{name}"))
+    if isinstance(codes, int):
+        request = GenerateCodesRequest(book_id=book_id, count=codes, request_id=request_id)
+        for _ in CouponCodeServiceStub(channel).GenerateCodes(request):
+            pass
+    else:
+        upload = _upload(book_id, request_id, codes)
+        for answer in CouponCodeServiceStub(channel).ImportCodes(upload):
+            assert not answer.rejected_rows, answer
+    books.ActivateCouponBook(ActivateCouponBookRequest(book_id=book_id, request_id=request_id))
     return book_id
 
 
-def import_codes(
-    channel: grpc.Channel, book_id: str, request_id: str, codes: Sequence[str]
-) -> None:
-    """Uploads the codes."""
-    for answer in CouponCodeServiceStub(channel).ImportCodes(_messages(book_id, request_id, codes)):
-        assert not answer.rejected_rows, answer
-
-
-def _messages(book_id: str, request_id: str, codes: Sequence[str]) -> Iterator[ImportCodesRequest]:
+def _upload(book_id: str, request_id: str, codes: Sequence[str]) -> Iterator[ImportCodesRequest]:
     yield ImportCodesRequest(header=ImportHeader(book_id=book_id, request_id=request_id))
     for number, start in enumerate(range(0, len(codes), CHUNK_SIZE), start=1):
         chunk = ImportChunk(chunk_number=number, codes=codes[start : start + CHUNK_SIZE])
         yield ImportCodesRequest(chunk=chunk)
+
+
+def give_coupons(channel: grpc.Channel, book_id: str, users: Sequence[str]) -> None:
+    """A random code of the book for each user."""
+    stub = AssignmentServiceStub(channel)
+    for start in range(0, len(users), BATCH_SIZE):
+        answer = stub.BatchAssignRandomCodes(
+            BatchAssignRandomCodesRequest(
+                book_id=book_id,
+                user_ids=users[start : start + BATCH_SIZE],
+                request_id=uuid.uuid4().hex,
+            )
+        )
+        assert not any(result.HasField("error") for result in answer.results), answer
+
+
+async def lock_codes(address: str, codes: Sequence[str]) -> list[str]:
+    """Locks each code for a user of its own; returns the lock tokens."""
+    tokens: list[str] = []
+    left = iter(codes)
+    async with grpc.aio.insecure_channel(address, (("grpc.enable_http_proxy", 0),)) as channel:
+        stub = RedemptionServiceStub(channel)
+
+        async def locker() -> None:
+            for code in left:
+                attempt = uuid.uuid4().hex
+                request = LockCodeRequest(code=code, user_id=attempt, request_id=attempt)
+                request.ttl.FromSeconds(600)
+                tokens.append((await stub.LockCode(request)).lock_token)
+
+        async with asyncio.TaskGroup() as lockers:
+            for _ in range(LOCKERS):
+                lockers.create_task(locker())
+    return tokens

@@ -2,18 +2,57 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import grpc
+import redis
 
 from bench.conservation import Answers, check_book
 from bench.ghz import scenario
-from bench.prepare import make_book
+from bench.prepare import BATCH_SIZE, give_coupons, lock_codes, make_book
 from bench.rounds import NOOP, PER_REQUEST, SERVICE, Measured, Rounds, measure
 from bench.stack import Server, Stack
 from coupon_service.model import EventType
+from coupon_service.v1.coupon_book_service_pb2 import (
+    ASSIGNMENT_POLICY_REQUIRED,
+    LOCK_POLICY_OPTIONAL,
+)
+
+CODES: Final = 20_000
+"""Codes of a book, and the most calls of a round: no scenario uses a code twice in one."""
+
+Data = dict[str, Any] | list[dict[str, Any]]
+
+
+@dataclass(slots=True)
+class Bench:
+    """The servers, and what is known of the books on them."""
+
+    stack: Stack
+    servers: dict[str, Server]
+    channel: grpc.Channel
+    books: dict[str, str] = field(default_factory=dict[str, str])
+    answers: dict[str, Answers] = field(default_factory=dict[str, Answers])
+    lock_tokens: list[str] = field(default_factory=list[str])
+
+    def book(self, name: str, codes: list[str] | int, **fields: Any) -> str:
+        """The id of a book, which is made when it is not there."""
+        if name not in self.books:
+            book_id = self.books[name] = make_book(self.channel, name, codes, **fields)
+            self.answers[book_id] = Answers()
+        return self.books[name]
+
+    def check(self, book_id: str) -> str:
+        """What was compared, in a line. Raises BenchError when the sums do not hold."""
+        return check_book(self.stack.postgres.url, book_id, self.answers[book_id])
+
+    def forget_locks(self) -> None:
+        """Empties Redis, so that all codes can be locked anew."""
+        with redis.Redis.from_url(self.stack.redis.url) as client:
+            client.flushdb()
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,86 +67,135 @@ class Rival:
     calls_share: float = 1.0
 
 
-@dataclass(slots=True)
-class Bench:
-    """The servers, and what is known of the books on them."""
-
-    stack: Stack
-    servers: dict[str, Server]
-    channel: grpc.Channel
-    answers: dict[str, Answers] = field(default_factory=dict[str, Answers])
-
-    def book(self, name: str, codes: list[str], **fields: Any) -> str:
-        """A new book whose sums are checked after each round."""
-        book_id = make_book(self.channel, name, codes, **fields)
-        self.answers[book_id] = Answers()
-        return book_id
-
-
-Config = Callable[[Bench, int], dict[str, Any]]
-"""The load of a scenario with so many calls; called before each round."""
-
-
 @dataclass(frozen=True, slots=True)
 class Scenario:
     """A load, and whom the service is compared with under it.
 
-    `setup` makes what the load needs, and returns the book that it changes. `effect`: what each OK
-    answer of a server with a database leaves in the ledger. `before_each`: called before each
-    round, changes the load.
+    `setup` makes what the load needs, and returns the id of its book. `effect`: what each OK answer
+    of a server with a database leaves in the ledger, `effects_per_call` times. `data`: the data of
+    a round where those of the file are only an example; from the bench, the server, the book and
+    the number of calls. `calls_share`: the part of the calls that a round has.
     """
 
     name: str
     title: str
     rivals: tuple[Rival, ...]
-    setup: Callable[[Bench], str] | None = None
+    setup: Callable[[Bench], str]
     effect: EventType | None = None
     effects_per_call: int = 1
-    before_each: Callable[[Bench, dict[str, Any]], None] | None = None
+    data: Callable[[Bench, str, str, int], Data] | None = None
+    calls_share: float = 1.0
 
     def run(self, bench: Bench, calls: int, rounds: int) -> Rounds:
         """Alternates, and checks after every round of a server with a database that sums hold.
 
         Raises BenchError when they do not.
         """
-        book_id = self.setup(bench) if self.setup else ""
-        contenders = {SERVICE: 1.0, **{it.server: it.calls_share for it in self.rivals}}
-        conservation = ""
-        for server in contenders:
-            self._once(bench, server, max(calls // 10, 200), book_id)
+        book_id = self.setup(bench)
+        shares = {SERVICE: 1.0, **{it.server: it.calls_share for it in self.rivals}}
+        counts = {it: max(int(calls * self.calls_share * share), 8) for it, share in shares.items()}
+        for server, count in counts.items():  # warm
+            self._once(bench, server, max(count // 10, 8), book_id)
         done: list[list[Measured]] = []
+        conservation = ""
         for _ in range(rounds):
             measured: list[Measured] = []
-            for server, share in contenders.items():
-                measured.append(self._once(bench, server, int(calls * share), book_id))
-                if book_id and server != NOOP:
-                    url = bench.stack.postgres.url
-                    conservation = check_book(url, book_id, bench.answers[book_id])
+            for server, count in counts.items():
+                measured.append(self._once(bench, server, count, book_id))
+                if self.effect is not None and server != NOOP:
+                    conservation = bench.check(book_id)
             done.append(measured)
         return Rounds(done, conservation)
 
     def _once(self, bench: Bench, server: str, calls: int, book_id: str) -> Measured:
         config = scenario(self.name)
         config["total"] = calls
-        config["concurrency"] = min(config["concurrency"], calls)
-        if self.before_each:
-            self.before_each(bench, config)
+        for bound in ("concurrency", "connections"):
+            config[bound] = min(config[bound], calls)
+        if self.data is not None:
+            config["data"] = self.data(bench, server, book_id, calls)
         measured = measure(bench.stack, bench.servers[server], config)
         if self.effect is not None and server != NOOP:
             bench.answers[book_id].add(self.effect, measured.load, self.effects_per_call)
         return measured
 
 
-CODES: Final = 20_000
+# --- books --------------------------------------------------------------------------------------
+
+
+def _nothing(bench: Bench) -> str:  # noqa: ARG001
+    return ""
 
 
 def _hot(bench: Bench) -> str:
     return bench.book("hot", ["BENCHHOT"])
 
 
-def _spread(bench: Bench) -> str:
+def spread_book(bench: Bench) -> str:
+    """Codes that anybody may redeem any number of times."""
     return bench.book("spread", [f"BENCHSPREAD{number}" for number in range(CODES)])
 
+
+def _lockable(bench: Bench) -> str:
+    codes = [f"BENCHLOCK{number}" for number in range(CODES)]
+    return bench.book("lock", codes, uses=1, lock_policy=LOCK_POLICY_OPTIONAL)
+
+
+def _assignable(bench: Bench) -> str:
+    policy = ASSIGNMENT_POLICY_REQUIRED
+    return bench.book("assign", 30 * CODES, uses=1, assignment_policy=policy)
+
+
+def _held(bench: Bench) -> str:
+    if "held" not in bench.books:
+        policy = ASSIGNMENT_POLICY_REQUIRED
+        book_id = bench.book("held", 3 * CODES, uses=1, assignment_policy=policy)
+        for _ in range(2):
+            give_coupons(bench.channel, book_id, [f"holder-{number}" for number in range(CODES)])
+    return bench.books["held"]
+
+
+def batch_book(bench: Bench) -> str:
+    """Codes that are redeemed a thousand a call."""
+    return bench.book("batch", [f"BENCHBATCH{number}" for number in range(CODES)])
+
+
+# --- data ---------------------------------------------------------------------------------------
+
+
+def _locks(bench: Bench, server: str, book_id: str, calls: int) -> Data:  # noqa: ARG001
+    if server == SERVICE:
+        bench.forget_locks()
+    return scenario("lock")["data"]
+
+
+def _unlocks(bench: Bench, server: str, book_id: str, calls: int) -> Data:
+    """Tokens of locks that the service has just granted; the no-op server gets the same ones."""
+    if server == SERVICE:
+        bench.forget_locks()
+        codes = [f"BENCHLOCK{number}" for number in range(calls)]
+        bench.lock_tokens = asyncio.run(lock_codes(bench.servers[SERVICE].address, codes))
+        bench.answers[book_id].ok[EventType.LOCKED] += calls
+    request = scenario("unlock")["data"]
+    return [{**request, "lock_token": token} for token in bench.lock_tokens]
+
+
+def _in_book(bench: Bench, server: str, book_id: str, calls: int) -> Data:  # noqa: ARG001
+    return {**scenario("assign-random")["data"], "book_id": book_id}
+
+
+def _batches(bench: Bench, server: str, book_id: str, calls: int) -> Data:  # noqa: ARG001
+    request = scenario("batch-redeem")["data"]
+    (item,) = request["items"]
+    items = [
+        {**item, "code": f"BENCHBATCH{number}", "user_id": f"user-{number}"}
+        for number in range(CODES)
+    ]
+    starts = range(0, CODES, BATCH_SIZE)
+    return [{**request, "items": items[start : start + BATCH_SIZE]} for start in starts]
+
+
+# --- the table ----------------------------------------------------------------------------------
 
 SCENARIOS: Final = (
     Scenario(
@@ -119,10 +207,67 @@ SCENARIOS: Final = (
     ),
     Scenario(
         name="redeem-spread",
-        title="RedeemCode, spread over 5,000 and more codes",
+        title="RedeemCode, each call another code",
         rivals=(Rival(NOOP, 0.75), Rival(PER_REQUEST, 3.0, 0.25)),
-        setup=_spread,
+        setup=spread_book,
         effect=EventType.REDEEMED,
     ),
-    Scenario(name="health", title="health Check", rivals=(Rival(NOOP, 0.9),)),
+    Scenario(
+        name="health",
+        title="health Check",
+        rivals=(Rival(NOOP, 0.9),),
+        setup=_nothing,
+    ),
+    Scenario(
+        name="lock",
+        title="LockCode",
+        rivals=(Rival(NOOP, 0.55),),
+        setup=_lockable,
+        effect=EventType.LOCKED,
+        data=_locks,
+    ),
+    Scenario(
+        name="unlock",
+        title="UnlockCode",
+        rivals=(Rival(NOOP, 0.55),),
+        setup=_lockable,
+        effect=EventType.UNLOCKED,
+        data=_unlocks,
+    ),
+    Scenario(
+        name="assign-random",
+        title="AssignRandomCode, 600,000 codes in the book",
+        rivals=(Rival(NOOP, 0.6),),
+        setup=_assignable,
+        effect=EventType.ASSIGNED,
+        data=_in_book,
+    ),
+    Scenario(
+        name="validate",
+        title="ValidateCode",
+        rivals=(Rival(NOOP, 0.7),),
+        setup=spread_book,
+    ),
+    Scenario(
+        name="list-user-coupons",
+        title="ListUserCoupons, two coupons each",
+        rivals=(Rival(NOOP, 0.7),),
+        setup=_held,
+    ),
+    Scenario(
+        name="get-code",
+        title="GetCode",
+        rivals=(Rival(NOOP, 0.7),),
+        setup=spread_book,
+    ),
+    Scenario(
+        name="batch-redeem",
+        title="BatchRedeemCodes, 1,000 codes a call",
+        rivals=(),
+        setup=batch_book,
+        effect=EventType.REDEEMED,
+        effects_per_call=BATCH_SIZE,
+        data=_batches,
+        calls_share=0.002,
+    ),
 )

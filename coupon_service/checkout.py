@@ -38,10 +38,10 @@ from coupon_service.model import (
     Outcome,
     Redeem,
     Rollback,
+    State,
     Unit,
 )
 from coupon_service.rules import find_code, order_discount, redemption_refusals, refuse_all
-from coupon_service.store.execute import Executor
 
 NO_CLAIMS: Final = LockClaims(
     UUID(int=0), code="", book_id=UUID(int=0), user_id="", fence=0, expire_ms=0
@@ -70,14 +70,14 @@ class Checkout:
 
     def __init__(
         self,
-        executor: Executor,
-        coalescer: Coalescer,
+        looks: Coalescer[State],
+        coalescer: Coalescer[list[Outcome]],
         leases: Leases,
         tokens: LockTokens,
         momentary_ttl_ms: int,
         now: Callable[[], datetime],
     ) -> None:
-        self._executor = executor
+        self._looks = looks
         self._coalescer = coalescer
         self._leases = leases
         self._tokens = tokens
@@ -87,7 +87,7 @@ class Checkout:
 
     async def validate(self, command: Redeem, token: str) -> Validation:
         """Every reason why the redemption would be refused now, and what it would take off."""
-        state = await self._executor.look([command])
+        state = await self._looks.submit(Unit((command,)))
         found = find_code(command.code, command.book_id, command.call.business_id, state)
         if isinstance(found, CouponServiceError):
             return Validation([found])

@@ -11,12 +11,13 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from coupon_service.errors import CouponServiceError, DeadlineExceeded, Overloaded
 from coupon_service.metrics import Metrics
-from coupon_service.model import Outcome, Unit
+from coupon_service.model import Unit
 
+R = TypeVar("R")
 T = TypeVar("T")
 
 
@@ -31,34 +32,39 @@ class CoalescerSettings:
 
 
 @dataclass(slots=True)
-class _Waiting:
+class _Waiting(Generic[R]):
     unit: Unit
-    answer: asyncio.Future[list[Outcome]]
+    answer: asyncio.Future[R]
     since: float
     deadline: float | None
 
 
-class Coalescer:
-    """Carries out units of commands in batches, first come first served."""
+class Coalescer(Generic[R]):
+    """Carries out units of commands in batches, first come first served.
+
+    `execute` answers each unit of a batch. `kind` names the batches in the metrics.
+    """
 
     def __init__(
         self,
-        execute: Callable[[Sequence[Unit]], Awaitable[list[list[Outcome]]]],
+        execute: Callable[[Sequence[Unit]], Awaitable[Sequence[R]]],
         settings: CoalescerSettings,
         metrics: Metrics,
+        kind: str = "changes",
     ) -> None:
+        self._kind = kind
         self._execute = execute
         self._settings = settings
         self._metrics = metrics
-        self._queue: deque[_Waiting] = deque()
+        self._queue: deque[_Waiting[R]] = deque()
         self._queued = 0
         self._in_flight = 0
         self._in_flight_commands = 0
         self._timer: asyncio.TimerHandle | None = None
         self._batches: set[asyncio.Task[None]] = set()
 
-    async def submit(self, unit: Unit) -> list[Outcome]:
-        """The outcome of each command of the unit, in order.
+    async def submit(self, unit: Unit) -> R:
+        """The answer to a unit: for changes, the outcome of each of its commands, in order.
 
         A caller that is cancelled only stops waiting. A unit whose deadline passes before its turn
         comes is not carried out. Raises Overloaded, at once, when too many wait; DeadlineExceeded;
@@ -66,14 +72,14 @@ class Coalescer:
         """
         size = len(unit.commands)
         if self._queued + size > self._settings.queue_max_size and self._queued:
-            self._metrics.command_dropped("OVERLOADED")
+            self._metrics.command_dropped(self._kind, "OVERLOADED")
             raise Overloaded
         loop = asyncio.get_running_loop()
         deadline = unit.commands[0].call.deadline
-        waiting = _Waiting(unit, loop.create_future(), perf_counter(), deadline)
+        waiting: _Waiting[R] = _Waiting(unit, loop.create_future(), perf_counter(), deadline)
         self._queue.append(waiting)
         self._queued += size
-        self._metrics.queue_changed(self._queued)
+        self._metrics.queue_changed(self._kind, self._queued)
         self._start_batches()
         return await waiting.answer
 
@@ -116,8 +122,8 @@ class Coalescer:
         self._timer = None
         self._start_batches()
 
-    def _take_batch(self) -> list[_Waiting]:
-        batch: list[_Waiting] = []
+    def _take_batch(self) -> list[_Waiting[R]]:
+        batch: list[_Waiting[R]] = []
         size = 0
         now = perf_counter()
         while self._queue:
@@ -130,27 +136,27 @@ class Coalescer:
             if first.answer.cancelled():
                 continue
             if first.deadline is not None and now > first.deadline:
-                self._metrics.command_dropped("DEADLINE_EXCEEDED")
+                self._metrics.command_dropped(self._kind, "DEADLINE_EXCEEDED")
                 first.answer.set_exception(DeadlineExceeded())
                 continue
             batch.append(first)
             size += count
-        self._metrics.queue_changed(self._queued)
+        self._metrics.queue_changed(self._kind, self._queued)
         return batch
 
-    async def _run(self, batch: list[_Waiting]) -> None:
+    async def _run(self, batch: list[_Waiting[R]]) -> None:
         started = perf_counter()
-        self._metrics.batch_waited(started - batch[0].since)
+        self._metrics.batch_waited(self._kind, started - batch[0].since)
         size = sum(len(it.unit.commands) for it in batch)
         try:
             await self._answer(batch)
         finally:
             self._in_flight -= 1
             self._in_flight_commands -= size
-            self._metrics.batch_executed(size, perf_counter() - started)
+            self._metrics.batch_executed(self._kind, size, perf_counter() - started)
             self._start_batches()
 
-    async def _answer(self, batch: list[_Waiting]) -> None:
+    async def _answer(self, batch: list[_Waiting[R]]) -> None:
         try:
             outcomes = await self._execute([it.unit for it in batch])
         except CouponServiceError as error:
@@ -180,10 +186,15 @@ class ToTheEnd:
         """What the work returns or raises."""
         task = asyncio.ensure_future(work)
         self._running.add(task)
-        task.add_done_callback(self._running.discard)
+        task.add_done_callback(self._ended)
         return await asyncio.shield(task)
 
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._running.discard(task)
+        if not task.cancelled():
+            task.exception()  # seen, also when nobody waits for it any more
 
-def _fail(waiting: _Waiting, error: BaseException) -> None:
+
+def _fail(waiting: _Waiting[R], error: BaseException) -> None:
     if not waiting.answer.done():
         waiting.answer.set_exception(error)

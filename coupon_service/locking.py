@@ -27,7 +27,7 @@ from coupon_service.errors import (
     LockNotFound,
     LocksUnavailable,
 )
-from coupon_service.leases import ExtendStatus, IndexedLock, Leases, Taken, TakeStatus
+from coupon_service.leases import IndexedLock, Leases, Taken, TakeStatus
 from coupon_service.leases.token import sign, verify
 from coupon_service.model import (
     Book,
@@ -44,13 +44,14 @@ from coupon_service.model import (
     LockPolicy,
     LockState,
     LockView,
+    Outcome,
+    State,
     Unit,
     event_id,
     fingerprint,
 )
 from coupon_service.rules import decide, lock_view
 from coupon_service.store.db import Connection, Database
-from coupon_service.store.execute import Executor
 from coupon_service.store.reads import Reads, sweeping_alone
 
 SWEEP_BATCH = 500
@@ -120,15 +121,15 @@ class Locks:
 
     def __init__(
         self,
-        executor: Executor,
-        coalescer: Coalescer,
+        looks: Coalescer[State],
+        coalescer: Coalescer[list[Outcome]],
         reads: Reads,
         leases: Leases,
         tokens: LockTokens,
         times: LockTimes,
         now: Callable[[], datetime],
     ) -> None:
-        self._executor = executor
+        self._looks = looks
         self._coalescer = coalescer
         self._reads = reads
         self._leases = leases
@@ -170,8 +171,6 @@ class Locks:
             if granted:
                 await self._give_back(placed, book)
             raise
-        if granted and done.event.event_id != placed.lock_id:
-            await self._give_back(placed, book)  # a repeat of one that has another lock
         return await self._answer(done)
 
     async def extend(
@@ -198,17 +197,16 @@ class Locks:
             if milliseconds_of(self._now()) >= claims.expire_ms:
                 raise LockExpired
             expire_ms = milliseconds_of(self._now()) + self._times.granted_ms(ttl_ms, seen.book)
-            extension = await self._leases.extend(
+            held_until_ms = await self._leases.extend(
                 claims.code,
                 str(claims.book_id),
                 claims.user_id,
                 str(claims.lock_id),
                 expire_ms,
-                extensions_max=10**9,
             )
-            if extension.status is ExtendStatus.GONE:
+            if held_until_ms is None:
                 raise LockExpired
-            command = replace(command, expire_time=time_of(extension.expire_ms))
+            command = replace(command, expire_time=time_of(held_until_ms))
         return await self._answer(await self._carry_out(command))
 
     async def unlock(
@@ -284,8 +282,8 @@ class Locks:
 
     async def _look(self, command: Command) -> Done | LeaseNeeded:
         """What the command would come to now, Redis left aside. Raises why not."""
-        state = await self._executor.look([command])
-        ((outcome,),), _ = decide([Unit((command,))], state, self._now())
+        unit = Unit((command,), atomic=True)  # atomic units are decided on a copy
+        ((outcome,),), _ = decide([unit], await self._looks.submit(unit), self._now())
         if isinstance(outcome, CouponServiceError):
             raise outcome
         return outcome
@@ -346,7 +344,7 @@ class Sweeper:
     def __init__(
         self,
         database: Database,
-        coalescer: Coalescer,
+        coalescer: Coalescer[list[Outcome]],
         reads: Reads,
         leases: Leases,
         now: Callable[[], datetime],
@@ -373,7 +371,7 @@ class Sweeper:
 
     async def sweep(self) -> int:
         """Records every lock that ran out by now, and says how many."""
-        return await self._database.read("sweep", self._sweep_alone)
+        return await self._database.read_at_once("sweep", self._sweep_alone)
 
     async def _sweep_alone(self, connection: Connection) -> int:
         async with sweeping_alone(connection) as alone:

@@ -68,17 +68,26 @@ class Metrics:
         self._rpcs = Children(
             counter("rpcs", "Calls that have ended.", "method", "status", "reason")
         )
-        self._batch_size = Histogram(
-            "coupon_batch_size_commands",
-            "Commands in a batch.",
-            registry=registry,
-            buckets=BUCKETS_COMMANDS,
+        self._batch_size = Children(
+            Histogram(
+                "coupon_batch_size_commands",
+                "Commands in a batch.",
+                ("kind",),
+                registry=registry,
+                buckets=BUCKETS_COMMANDS,
+            )
         )
-        self._batch_wait = duration("batch_wait", "Time that the first command of a batch waited.")
-        self._batch_duration = duration("batch_duration", "Time from a batch's start to its end.")
-        self._queue_length = gauge("queue_length", "Commands that wait for a batch.")
+        self._batch_wait = Children(
+            duration("batch_wait", "Time that the first command of a batch waited.", "kind")
+        )
+        self._batch_duration = Children(
+            duration("batch_duration", "Time from a batch's start to its end.", "kind")
+        )
+        self._queue_length = Children(
+            gauge("queue_length", "Commands that wait for a batch.", "kind")
+        )
         self._dropped = Children(
-            counter("commands_dropped", "Commands that were not executed.", "reason")
+            counter("commands_dropped", "Commands that were not executed.", "kind", "reason")
         )
         self._transaction_duration = duration(
             "transaction_duration", "Time of a transaction, with all its tries."
@@ -108,22 +117,22 @@ class Metrics:
         self._rpc_duration[method, status].observe(seconds)
         self._rpcs[method, status, reason].inc()
 
-    def batch_executed(self, size: int, seconds: float) -> None:
-        """A batch of ``size`` commands ended, well or not."""
-        self._batch_size.observe(size)
-        self._batch_duration.observe(seconds)
+    def batch_executed(self, kind: str, size: int, seconds: float) -> None:
+        """A batch of ``size`` commands ended, well or not. ``kind``: changes or looks."""
+        self._batch_size[kind,].observe(size)
+        self._batch_duration[kind,].observe(seconds)
 
-    def batch_waited(self, seconds: float) -> None:
+    def batch_waited(self, kind: str, seconds: float) -> None:
         """A batch starts after its first command waited for ``seconds``."""
-        self._batch_wait.observe(seconds)
+        self._batch_wait[kind,].observe(seconds)
 
-    def queue_changed(self, length: int) -> None:
+    def queue_changed(self, kind: str, length: int) -> None:
         """``length`` commands of this process now wait for a batch."""
-        self._queue_length.set(length)
+        self._queue_length[kind,].set(length)
 
-    def command_dropped(self, reason: str) -> None:
+    def command_dropped(self, kind: str, reason: str) -> None:
         """A command was not executed: OVERLOADED or DEADLINE_EXCEEDED."""
-        self._dropped[reason,].inc()
+        self._dropped[kind, reason].inc()
 
     def transaction_finished(self, seconds: float) -> None:
         """A transaction ended, well or not, after all its tries."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Final, cast
 
@@ -109,21 +110,19 @@ class Server:
             locks_per_user_max=settings.locks_per_user_max,
         )
         executor = Executor(self._database, self._now)
-        self._coalescer = Coalescer(
-            executor.execute,
-            CoalescerSettings(
-                batch_max_size=settings.batch_max_size,
-                batches_in_flight=settings.batches_in_flight,
-                batch_max_wait_ms=settings.batch_max_wait_ms,
-                queue_max_size=settings.queue_max_size,
-            ),
-            metrics,
+        batches = CoalescerSettings(
+            batch_max_size=settings.batch_max_size,
+            batches_in_flight=settings.batches_in_flight,
+            batch_max_wait_ms=settings.batch_max_wait_ms,
+            queue_max_size=settings.queue_max_size,
         )
+        self._coalescer = Coalescer(executor.execute, batches, metrics)
+        looks = Coalescer(executor.look, replace(batches, batches_in_flight=1), metrics, "looks")
         reads = Reads(self._database)
         books = Books(self._database, self._now)
         tokens = LockTokens(_token_secrets(settings))
         locks = Locks(
-            executor,
+            looks,
             self._coalescer,
             reads,
             self._leases,
@@ -137,7 +136,7 @@ class Server:
             self._now,
         )
         checkout = Checkout(
-            executor,
+            looks,
             self._coalescer,
             self._leases,
             tokens,
@@ -272,7 +271,7 @@ class Server:
 
     async def _is_ready(self) -> bool:
         try:
-            return await self._database.read("readiness", schema_is_current)
+            return await self._database.read_at_once("readiness", schema_is_current)
         except Exception as error:  # noqa: BLE001 - whatever it is, we are not ready
             self._log.debug("not ready", cause=repr(error))
             return False
@@ -344,6 +343,8 @@ def _database_settings(url: str, settings: Settings) -> DatabaseSettings:
         idle_in_transaction_timeout_ms=settings.idle_in_transaction_timeout_ms,
         tcp_user_timeout_ms=settings.tcp_user_timeout_ms,
         attempts_max=settings.transaction_attempts_max,
+        # One connection is for looks, the rest are for what is read without being joined.
+        reads_max=max(1, settings.pool_max_size - settings.batches_in_flight - 1),
     )
 
 

@@ -143,7 +143,7 @@ class Settings(BaseSettings):
         2, description="Connections that each worker keeps open to PostgreSQL."
     )
     pool_max_size: Count = Field(
-        4, description="Connections that each worker opens to PostgreSQL at most."
+        6, description="Connections that each worker opens to PostgreSQL at most."
     )
     pool_timeout_ms: Milliseconds = Field(
         1_000, description="Longest wait for a free connection, in milliseconds."

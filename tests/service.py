@@ -15,6 +15,7 @@ import grpc
 import pytest
 import uvloop
 from google.protobuf.field_mask_pb2 import FieldMask
+from google.protobuf.struct_pb2 import Struct
 from google.rpc import error_details_pb2  # pyright: ignore[reportMissingTypeStubs]
 from grpc_status import rpc_status
 from prometheus_client import CollectorRegistry
@@ -417,6 +418,13 @@ def new_codes(count: int) -> list[str]:
     """Codes that no other test has."""
     stem = uuid4().hex[:12].upper()
     return [f"T{stem}{number:06d}" for number in range(count)]
+
+
+def struct(**values: Any) -> Struct:
+    """Metadata."""
+    message = Struct()
+    message.update(values)
+    return message
 
 
 def euros(amount_minor: int) -> money.Money:

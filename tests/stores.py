@@ -47,6 +47,7 @@ async def opened(url: str) -> AsyncGenerator[Database]:
         idle_in_transaction_timeout_ms=10_000,
         tcp_user_timeout_ms=10_000,
         attempts_max=3,
+        reads_max=2,
     )
     database = Database(settings, Metrics(CollectorRegistry()))
     await database.open()

@@ -4,8 +4,6 @@ from coupon_service.leases.leases import Leases
 from coupon_service.leases.results import (
     Admission,
     AdmitStatus,
-    ExtendStatus,
-    Extension,
     IndexedLock,
     Peek,
     Taken,
@@ -17,8 +15,6 @@ from coupon_service.leases.token import sign, verify
 __all__ = [
     "Admission",
     "AdmitStatus",
-    "ExtendStatus",
-    "Extension",
     "IndexedLock",
     "Leases",
     "Peek",

@@ -68,10 +68,9 @@ class Commands:
         *,
         expire_ms: int,
         grace_ms: int,
-        extensions_max: int,
     ) -> Command:
         keys = _places(code)
-        return (*self._extend, 2, *keys, user_id, lock_id, expire_ms, grace_ms, extensions_max)
+        return (*self._extend, 2, *keys, user_id, lock_id, expire_ms, grace_ms)
 
     def index(
         self,

@@ -28,8 +28,6 @@ from coupon_service.leases.pipeline import Client, Pipelines, connect
 from coupon_service.leases.results import (
     Admission,
     AdmitStatus,
-    ExtendStatus,
-    Extension,
     IndexedLock,
     Peek,
     Taken,
@@ -188,32 +186,22 @@ class Leases:
         return Admission(status, places_taken, _time_left(others_end_in_ms))
 
     async def extend(
-        self,
-        code: str,
-        book_id: str,
-        user_id: str,
-        lock_id: str,
-        new_expire_ms: int,
-        *,
-        extensions_max: int,
-    ) -> Extension:
-        """Lets a held lock end at ``new_expire_ms``; never earlier than it would anyway."""
-        (answer,) = await self._redis.run(
+        self, code: str, book_id: str, user_id: str, lock_id: str, new_expire_ms: int
+    ) -> int | None:
+        """Lets a held lock end at ``new_expire_ms``, never earlier than it would anyway.
+
+        Returns when it ends now; None when it is not held.
+        """
+        (expire_ms,) = await self._redis.run(
             self._commands.extend(
-                code,
-                user_id,
-                lock_id,
-                expire_ms=new_expire_ms,
-                grace_ms=self._grace_ms,
-                extensions_max=extensions_max,
+                code, user_id, lock_id, expire_ms=new_expire_ms, grace_ms=self._grace_ms
             )
         )
-        outcome, expire_ms, extensions = answer
-        extension = Extension(ExtendStatus(outcome), expire_ms, extensions)
-        if extension.status is ExtendStatus.EXTENDED:
-            member = index_member(code, book_id, user_id, lock_id)
-            await self._write_indexes(book_id, user_id, member, expire_ms)
-        return extension
+        if not expire_ms:
+            return None
+        member = index_member(code, book_id, user_id, lock_id)
+        await self._write_indexes(book_id, user_id, member, expire_ms)
+        return expire_ms
 
     async def release(
         self,

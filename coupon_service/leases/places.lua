@@ -2,9 +2,9 @@
 --
 -- KEYS[1]  zset: who holds a place, scored with the end of the hold (ms since 1970).
 --          Members: 'u<user_id>' for the lock of a user, 'm<attempt_id>' for a momentary place.
--- KEYS[2]  hash: 'u<user_id>' -> '<expire_ms>:<extensions>:<retaken>:<lock_id>'. expire_ms is what
---          the token says; the score in KEYS[1] lies a grace later. retaken is 1 when Redis had lost
---          the lock and took it again from its token, so that nobody knows whether it fits.
+-- KEYS[2]  hash: 'u<user_id>' -> '<expire_ms>:<retaken>:<lock_id>'. expire_ms is what the token
+--          says; the score in KEYS[1] lies a grace later. retaken is 1 when Redis had lost the lock
+--          and took it again from its token, so that nobody knows whether it fits.
 --
 -- Only Redis's own clock decides what has ended.
 
@@ -25,12 +25,12 @@ local function live_places()
   return redis.call('ZCARD', places)
 end
 
--- The live lock of a user as lock_id, expire_ms, extensions, retaken; nil without one.
+-- The live lock of a user as lock_id, expire_ms, retaken; nil without one.
 local function lock_of(user)
   local entry = redis.call('HGET', locks, user)
   if not entry or not redis.call('ZSCORE', places, user) then return nil end
-  local expire, extensions, retaken, id = string.match(entry, '^(%d+):(%d+):(%d):(.*)$')
-  return id, tonumber(expire), tonumber(extensions), tonumber(retaken)
+  local expire, retaken, id = string.match(entry, '^(%d+):(%d):(.*)$')
+  return id, tonumber(expire), tonumber(retaken)
 end
 
 -- Live locks, not counting the user's own; momentary places are none.
@@ -46,8 +46,8 @@ local function hold(member, ends)
   redis.call('PEXPIREAT', locks, last)
 end
 
-local function hold_lock(user, lock_id, expire, extensions, retaken, grace)
-  local entry = string.format('%.0f:%d:%d:%s', expire, extensions, retaken, lock_id)
+local function hold_lock(user, lock_id, expire, retaken, grace)
+  local entry = string.format('%.0f:%d:%s', expire, retaken, lock_id)
   redis.call('HSET', locks, user, entry)
   hold(user, expire + grace)
 end

@@ -89,25 +89,6 @@ class Admission:
     """Until the first place of someone else ends; None when no one else has one."""
 
 
-class ExtendStatus(Enum):
-    """What became of the wish for more time."""
-
-    EXTENDED = "EXTENDED"
-    GONE = "GONE"
-    """The lock is not held."""
-    LIMIT = "LIMIT"
-    """It has been extended as often as is allowed; it ends as before."""
-
-
-@dataclass(frozen=True, slots=True)
-class Extension:
-    """The answer to ``extend``. ``expire_ms`` and ``extensions`` are 0 when the lock is GONE."""
-
-    status: ExtendStatus
-    expire_ms: int
-    extensions: int
-
-
 @dataclass(frozen=True, slots=True)
 class IndexedLock:
     """A lock as the indexes know it. The last one of a page is where the next page begins."""

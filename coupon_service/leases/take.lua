@@ -22,7 +22,7 @@ end
 local retaken = expire == 0 and 0 or 1
 if expire == 0 then expire = now + ARGV[4] end
 
-local held_id, held_expire, _, held_retaken = lock_of(user)
+local held_id, held_expire, held_retaken = lock_of(user)
 if held_id then
   local outcome = held_id ~= lock_id and 'OTHER' or held_retaken == 1 and 'AGAIN' or 'SAME'
   return answer(outcome, held_id, held_expire)
@@ -31,5 +31,5 @@ if expire + grace <= now or redis.call('EXISTS', KEYS[3]) == 1 then
   return answer('GONE', lock_id, expire)
 end
 if places_max >= 0 and live_places() >= places_max then return answer('FULL', lock_id, expire) end
-hold_lock(user, lock_id, expire, 0, retaken, grace)
+hold_lock(user, lock_id, expire, retaken, grace)
 return answer('TAKEN', lock_id, expire)

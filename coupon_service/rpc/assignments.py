@@ -10,7 +10,7 @@ from typing import Any
 
 from coupon_service.coalesce import Coalescer
 from coupon_service.locking import Locks
-from coupon_service.model import Command, Done, Unit
+from coupon_service.model import Command, Done, Outcome, Unit
 from coupon_service.rpc.context import current
 from coupon_service.rpc.convert import assignments as convert
 from coupon_service.rpc.convert.outcomes import done_of
@@ -25,7 +25,11 @@ class AssignmentServicer(AssignmentServiceServicer):
     """Answers with what the rules decide, many calls at a time."""
 
     def __init__(
-        self, coalescer: Coalescer, reads: Reads, locks: Locks, now: Callable[[], datetime]
+        self,
+        coalescer: Coalescer[list[Outcome]],
+        reads: Reads,
+        locks: Locks,
+        now: Callable[[], datetime],
     ) -> None:
         self._coalescer = coalescer
         self._reads = reads

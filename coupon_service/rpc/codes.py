@@ -13,7 +13,7 @@ from coupon_service.coalesce import Coalescer
 from coupon_service.codes import CodeFormat, check_capacity, generate
 from coupon_service.errors import CodeSpaceExhausted
 from coupon_service.locking import Locks
-from coupon_service.model import EventType, SwitchCode, Unit
+from coupon_service.model import EventType, Outcome, SwitchCode, Unit
 from coupon_service.rpc.context import current
 from coupon_service.rpc.convert import codes as convert
 from coupon_service.rpc.convert.outcomes import done_of
@@ -36,7 +36,7 @@ class CouponCodeServicer(CouponCodeServiceServicer):
         books: Books,
         reads: Reads,
         chunks: CodeChunks,
-        coalescer: Coalescer,
+        coalescer: Coalescer[list[Outcome]],
         locks: Locks,
         now: Callable[[], datetime],
     ) -> None:

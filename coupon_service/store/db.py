@@ -46,7 +46,10 @@ PostgreSQL has analyzed the grown table: 260 ms a redemption instead of 10 with 
 
 @dataclass(frozen=True, slots=True)
 class DatabaseSettings:
-    """How to reach PostgreSQL and how long to wait for it. All times in milliseconds."""
+    """How to reach PostgreSQL and how long to wait for it. All times in milliseconds.
+
+    `reads_max`: connections for `Database.read`; others wait for their turn, until their deadline.
+    """
 
     url: str
     pool_min_size: int
@@ -57,6 +60,7 @@ class DatabaseSettings:
     idle_in_transaction_timeout_ms: int
     tcp_user_timeout_ms: int
     attempts_max: int
+    reads_max: int
 
 
 class Database:
@@ -67,6 +71,7 @@ class Database:
         self._log = structlog.get_logger(__name__)
         self._metrics = metrics
         self._running: set[asyncio.Task[object]] = set()
+        self._reads = asyncio.Semaphore(settings.reads_max)
         self._in_use = 0
         self._check: asyncio.Task[None] | None = None
         self.pool: AsyncConnectionPool[Connection] = AsyncConnectionPool(
@@ -127,7 +132,15 @@ class Database:
         return await self._run(name, (_pipelined if pipelined else _in_transaction)(work))
 
     async def read(self, name: str, work: Work[T]) -> T:
-        """Like `transaction`, for statements that change nothing: each sees its own snapshot."""
+        """Like `transaction`, for statements that change nothing: each sees its own snapshot.
+
+        Only so many go on at a time that those who share a connection always get theirs.
+        """
+        async with self._reads:
+            return await self._run(name, work)
+
+    async def read_at_once(self, name: str, work: Work[T]) -> T:
+        """Like `read`, without waiting for other reads: for what there is only one of at a time."""
         return await self._run(name, work)
 
     async def _run(self, name: str, work: Work[T]) -> T:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 from uuid import UUID
 
-from coupon_service.model import Book, Command, Outcome, State, Unit
+from coupon_service.model import Book, Outcome, State, Unit
 from coupon_service.rules import decide
 from coupon_service.store.apply import apply
 from coupon_service.store.db import Connection, Database
@@ -37,11 +37,15 @@ class Executor:
 
         return await self._database.transaction("commands", work, pipelined=True)
 
-    async def look(self, commands: Sequence[Command]) -> State:
-        """What the commands would be decided on, without locking or changing anything."""
+    async def look(self, units: Sequence[Unit]) -> list[State]:
+        """What the commands would be decided on, without locking or changing anything.
+
+        It is one state for all units: whoever decides on it decides on a copy.
+        """
+        commands = [command for unit in units for command in unit.commands]
 
         async def work(connection: Connection) -> State:
             async with connection.pipeline():
                 return await load(connection, commands, lock=False, formats=self._formats)
 
-        return await self._database.read("look", work)
+        return [await self._database.read_at_once("look", work)] * len(units)

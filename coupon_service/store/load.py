@@ -321,7 +321,8 @@ def _limited(commands: Iterable[Command], state: State) -> tuple[set[tuple[UUID,
     totals: set[UUID] = set()
     for command in commands:
         if isinstance(command, AssignRandom):
-            users.add((command.book_id, command.user_id))
+            if command.book_id in state.books:
+                users.add((command.book_id, command.user_id))
             continue
         code = state.codes.get(command.code)
         if code is None or not isinstance(command, (Redeem, Lock, Rollback, Assign, Revoke)):

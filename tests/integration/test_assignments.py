@@ -6,11 +6,21 @@ from datetime import timedelta
 from typing import Any
 from uuid import uuid4
 
+import psycopg
 import pytest
-from google.protobuf.duration_pb2 import Duration
-from google.protobuf.struct_pb2 import Struct
 from grpc import StatusCode
-from service import Api, assignments, books, codes, from_now, new_codes, refused, unique
+from service import (
+    Api,
+    ServerThread,
+    assignments,
+    books,
+    codes,
+    from_now,
+    new_codes,
+    refused,
+    struct,
+    unique,
+)
 
 from coupon_service.v1.error_reason_pb2 import ErrorReason
 
@@ -21,25 +31,9 @@ REVOKED = assignments.ASSIGNMENT_STATE_REVOKED
 MANY = books.BookLimits(max_redemptions_per_code=2)
 
 
-def noted(**values: Any) -> Struct:
-    struct = Struct()
-    struct.update(values)
-    return struct
-
-
 def coupons(api: Api, user_id: str, **filters: Any) -> list[assignments.UserCoupon]:
     request = assignments.ListUserCouponsRequest(user_id=user_id, **filters)
     return list(api.assignments.ListUserCoupons(request).coupons)
-
-
-def shown(api: Api, user_id: str, **filters: Any) -> dict[str, str]:
-    """What a user can do with each of the codes."""
-    return {
-        it.assignment.code: codes.CouponCodeState.Name(it.effective_state).removeprefix(
-            "COUPON_CODE_STATE_"
-        )
-        for it in coupons(api, user_id, **filters)
-    }
 
 
 def batch(
@@ -59,7 +53,7 @@ def test_an_assignment_is_told_with_all_there_is_to_it(api: Api) -> None:
     form = books.CodeFormat(length=4, alphabet="AB", prefix=prefix, separator="-")
     book = api.book(codes=[prefix + "ABBA"], code_format=form)
     user_id = unique("user")
-    answer = api.assign(f"{prefix.lower()} abba", user_id, metadata=noted(campaign="mail"))
+    answer = api.assign(f"{prefix.lower()} abba", user_id, metadata=struct(campaign="mail"))
     given = answer.assignment
     assert not answer.replayed
     assert abs(given.assign_time.ToDatetime() - from_now().replace(tzinfo=None)) < timedelta(days=1)
@@ -70,7 +64,7 @@ def test_an_assignment_is_told_with_all_there_is_to_it(api: Api) -> None:
         user_id=user_id,
         state=ACTIVE,
         assign_time=given.assign_time,
-        metadata=noted(campaign="mail"),
+        metadata=struct(campaign="mail"),
     )
     (coupon,) = coupons(api, user_id)
     assert coupon.assignment == given
@@ -217,9 +211,17 @@ def test_a_code_that_others_have_too_is_given_at_random_to_nobody_else(api: Api)
         api.assign_random(book.book_id, "b")
 
 
-def test_a_random_code_needs_a_book_in_use(api: Api) -> None:
+def test_nothing_is_written_about_a_book_that_is_not_there(api: Api, server: ServerThread) -> None:
+    user_id = unique("user")
     with refused("BOOK_NOT_FOUND", StatusCode.NOT_FOUND):
-        api.assign_random(str(uuid4()), "user")
+        api.assign_random(str(uuid4()), user_id)
+    assert server.settings.database_url is not None
+    with psycopg.connect(server.settings.database_url.get_secret_value()) as connection:
+        count = "SELECT count(*) FROM coupon_user_counters WHERE user_id = %s"
+        assert connection.execute(count, [user_id]).fetchone() == (0,)
+
+
+def test_a_random_code_needs_a_book_in_use(api: Api) -> None:
     with refused("BOOK_NOT_ACTIVE", StatusCode.FAILED_PRECONDITION) as it:
         api.assign_random(api.draft().book_id, "user")
     assert it.metadata == {"state": "DRAFT"}
@@ -233,12 +235,12 @@ def test_a_random_code_needs_a_book_in_use(api: Api) -> None:
 def test_a_thousand_users_get_a_code_each_in_the_order_of_the_request(api: Api) -> None:
     book = api.book(codes=1_000)
     user_ids = [f"user-{number}" for number in range(1_000)]
-    results = batch(api, book.book_id, user_ids, metadata=noted(a=1))
+    results = batch(api, book.book_id, user_ids, metadata=struct(a=1))
     assert [it.user_id for it in results] == user_ids
     assert [it.assignment.user_id for it in results] == user_ids
     assert len({it.assignment.code for it in results}) == 1_000
     assert not any(it.replayed for it in results)
-    assert all(it.assignment.metadata == noted(a=1) for it in results)
+    assert all(it.assignment.metadata == struct(a=1) for it in results)
     assert api.stats(book.book_id).assignment_count == 1_000
     assert len(api.events(book_id=book.book_id)) == 1_003
 
@@ -265,7 +267,7 @@ def test_a_batch_is_repeated_user_by_user(api: Api) -> None:
     assert [second[2].assignment, second[0].assignment] == [it.assignment for it in first]
     alone = api.assign_random(book.book_id, "c", request_id=request_id)
     assert (alone.replayed, alone.assignment) == (True, second[1].assignment)
-    third = batch(api, book.book_id, ["a", "d"], request_id=request_id, metadata=noted(a=1))
+    third = batch(api, book.book_id, ["a", "d"], request_id=request_id, metadata=struct(a=1))
     reasons = [ErrorReason.Name(it.error.reason) for it in third]
     assert reasons == ["ERROR_REASON_REQUEST_ID_REUSED", "ERROR_REASON_NO_CODES_AVAILABLE"]
     assert api.stats(book.book_id).assigned_count == 3
@@ -283,7 +285,7 @@ def test_every_user_of_a_batch_hears_that_the_book_is_not_there(api: Api) -> Non
 
 def test_a_code_that_is_taken_back_is_free_for_the_next(api: Api) -> None:
     code = api.code()
-    given = api.assign(code, "a", metadata=noted(why="x")).assignment
+    given = api.assign(code, "a", metadata=struct(why="x")).assignment
     answer = api.revoke(f" {code.lower()}", "a")
     assert not answer.replayed
     given.state = REVOKED
@@ -306,11 +308,11 @@ def test_a_code_stays_assigned_while_somebody_has_it(api: Api) -> None:
 
 def test_a_code_can_be_given_to_the_same_user_again(api: Api) -> None:
     code, user_id = api.code(), unique("user")
-    first = api.assign(code, user_id, metadata=noted(time=1)).assignment
+    first = api.assign(code, user_id, metadata=struct(time=1)).assignment
     api.revoke(code, user_id)
-    second = api.assign(code, user_id, metadata=noted(time=2)).assignment
+    second = api.assign(code, user_id, metadata=struct(time=2)).assignment
     assert second.state == ACTIVE
-    assert second.metadata == noted(time=2)
+    assert second.metadata == struct(time=2)
     assert second.assign_time.ToDatetime() > first.assign_time.ToDatetime()
     (coupon,) = coupons(api, user_id)
     assert coupon.assignment == second
@@ -358,96 +360,3 @@ def test_a_bearer_who_only_redeemed_has_no_assignment(api: Api) -> None:
     with refused("ASSIGNMENT_NOT_FOUND"):
         api.revoke(code, user_id)
     assert api.assign(code, user_id).assignment.redemption_count == 1
-
-
-# --- a user's coupons ---------------------------------------------------------------------------
-
-
-def test_a_user_sees_what_can_be_done_with_each_code(api: Api, tomorrow: Api) -> None:
-    user_id = unique("user")
-    names = new_codes(5)
-    free, locked, used, off, taken = names
-    api.book(codes=names, lock_policy=books.LOCK_POLICY_OPTIONAL, end_time=from_now(hours=1))
-    for code in names:
-        api.assign(code, user_id)
-    api.lock(locked, user_id)
-    api.redeem(used, user_id)
-    api.disable(off)
-    api.redeem(taken, "a bearer")
-    now = {
-        free: "ASSIGNED",
-        locked: "LOCKED",
-        used: "REDEEMED",
-        off: "DISABLED",
-        taken: "REDEEMED",
-    }
-    assert shown(api, user_id) == now
-    assert shown(tomorrow, user_id) == {**now, free: "EXPIRED", locked: "EXPIRED"}
-
-
-def test_a_code_is_shown_as_redeemed_to_those_who_have_used_their_part(api: Api) -> None:
-    limits = books.BookLimits(max_redemptions_per_code=3, max_redemptions_per_user_per_code=1)
-    code, user_id, other = api.code(limits=limits), unique("user"), unique("user")
-    for it in (user_id, other):
-        api.assign(code, it)
-    redemption_id = api.redeem(code, user_id).redemption.redemption_id
-    assert shown(api, user_id) == {code: "REDEEMED"}
-    (mine,), (theirs,) = coupons(api, user_id), coupons(api, other)
-    assert (mine.assignment.state, mine.assignment.redemption_count) == (REDEEMED, 1)
-    assert (theirs.assignment.state, theirs.assignment.redemption_count) == (ACTIVE, 0)
-    assert shown(api, other) == {code: "ASSIGNED"}
-    api.rollback(redemption_id)
-    (mine,) = coupons(api, user_id)
-    assert (mine.assignment.state, mine.assignment.redemption_count) == (ACTIVE, 0)
-
-
-def test_a_code_is_valid_for_a_user_as_long_as_the_book_says(api: Api, tomorrow: Api) -> None:
-    names, user_id = new_codes(2), unique("user")
-    book = api.book(codes=names, assigned_code_validity=Duration(seconds=3_600))
-    given = [
-        api.assign(names[0], user_id).assignment,
-        api.assign_random(book.book_id, user_id).assignment,
-    ]
-    for it in given:
-        assert it.expire_time.ToDatetime() - it.assign_time.ToDatetime() == timedelta(hours=1)
-    assert shown(api, user_id) == dict.fromkeys(names, "ASSIGNED")
-    assert shown(tomorrow, user_id) == dict.fromkeys(names, "EXPIRED")
-    # The code itself is not over: another user may have it tomorrow.
-    assert tomorrow.get_code(names[0]).effective_state == codes.COUPON_CODE_STATE_ASSIGNED
-    with refused("CODE_EXPIRED", StatusCode.FAILED_PRECONDITION) as refusal:
-        tomorrow.redeem(names[0], user_id)
-    end = given[0].expire_time.ToDatetime().isoformat()
-    assert refusal.metadata == {"expire_time": f"{end}+00:00"}
-    api.redeem(names[0], user_id)
-
-
-def test_a_validity_of_another_length_holds_for_the_next_assignment(api: Api) -> None:
-    names, user_id = new_codes(2), unique("user")
-    book = api.book(codes=names, assigned_code_validity=Duration(seconds=3_600))
-    before = api.assign(names[0], user_id).assignment
-    api.update(book.book_id, "assigned_code_validity")
-    after = api.assign(names[1], user_id).assignment
-    assert not after.HasField("expire_time")
-    assert [it.assignment for it in coupons(api, user_id)] == [after, before]
-
-
-def test_coupons_are_listed_by_user_book_and_state_newest_first(api: Api) -> None:
-    user_id = unique("user")
-    first, second = api.book(codes=3), api.book(codes=1)
-    given = [api.assign_random(first.book_id, user_id).assignment.code for _ in range(3)]
-    given += [api.assign_random(second.book_id, user_id).assignment.code]
-    api.redeem(given[0], user_id)
-    api.revoke(given[1], user_id)
-    newest_first = given[::-1]
-    assert list(shown(api, user_id)) == newest_first
-    assert list(shown(api, user_id, book_id=first.book_id)) == newest_first[1:]
-    assert list(shown(api, user_id, book_id=str(uuid4()))) == []
-    assert list(shown(api, unique("nobody"))) == []
-    for state, expected in (
-        (ACTIVE, [given[3], given[2]]),
-        (REDEEMED, [given[0]]),
-        (REVOKED, [given[1]]),
-    ):
-        found = coupons(api, user_id, state=state)
-        assert [it.assignment.code for it in found] == expected
-        assert {it.assignment.state for it in found} == {state}

@@ -149,9 +149,7 @@ def test_generated_codes_have_the_right_check_character(api: Api) -> None:
 
 def test_a_broken_generation_goes_on_with_the_same_request_id(api: Api) -> None:
     book, request_id = api.draft(), unique("request")
-    request = codes.GenerateCodesRequest(
-        book_id=book.book_id, count=60_000, request_id=request_id
-    )
+    request = codes.GenerateCodesRequest(book_id=book.book_id, count=60_000, request_id=request_id)
     stream = api.codes.GenerateCodes(request)
     first = next(stream).generated_count
     stream.cancel()
@@ -182,9 +180,7 @@ def test_another_count_under_the_same_request_id_is_refused(api: Api) -> None:
 
 def test_the_same_generation_twice_at_once_makes_its_codes_once(api: Api) -> None:
     book, request_id = api.draft(), unique("request")
-    results: list[Any] = all_at_once(
-        [lambda: generate(api, book.book_id, 1_000, request_id)] * 4
-    )
+    results: list[Any] = all_at_once([lambda: generate(api, book.book_id, 1_000, request_id)] * 4)
     assert [messages[-1].generated_count for messages in results] == [1_000] * 4
     assert api.stats(book.book_id).available_count == 1_000
 

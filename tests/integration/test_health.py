@@ -38,9 +38,7 @@ def test_the_health_of_an_unknown_service_is_not_known(api: Api) -> None:
     assert error.value.code() == StatusCode.NOT_FOUND
 
 
-def reflected(
-    api: Api, **fields: str
-) -> reflection_pb2.ServerReflectionResponse:
+def reflected(api: Api, **fields: str) -> reflection_pb2.ServerReflectionResponse:
     stub = reflection_pb2_grpc.ServerReflectionStub(api.channel)
     request = reflection_pb2.ServerReflectionRequest(**fields)
     (answer,) = stub.ServerReflectionInfo(iter([request]))

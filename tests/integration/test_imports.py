@@ -329,9 +329,7 @@ def test_a_bad_chunk_ends_the_upload_and_those_before_it_stay(
     ],
     ids=["no message", "a chunk", "bad", "long", "empty"],
 )
-def test_an_upload_begins_with_a_header(
-    api: Api, first: Message | None, fields: list[str]
-) -> None:
+def test_an_upload_begins_with_a_header(api: Api, first: Message | None, fields: list[str]) -> None:
     with refused("INVALID_ARGUMENT", StatusCode.INVALID_ARGUMENT) as it:
         list(api.codes.ImportCodes(iter([first] if first else [])))
     assert it.fields == fields

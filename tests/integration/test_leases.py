@@ -15,7 +15,6 @@ from redis.asyncio import Redis
 
 from coupon_service.leases import (
     AdmitStatus,
-    ExtendStatus,
     IndexedLock,
     Leases,
     TakeStatus,
@@ -398,7 +397,7 @@ async def test_a_lost_lock_that_did_not_fit_is_not_taken_for_held_later(
     await leases.acquire(CODE, BOOK, "bob", "lock-b", TTL_MS)
     await leases.admit(CODE, BOOK, "ann", "lock-a", taken.expire_ms)
     later_ms = taken.expire_ms + 1_000
-    await leases.extend(CODE, BOOK, "ann", "lock-a", later_ms, extensions_max=1)
+    await leases.extend(CODE, BOOK, "ann", "lock-a", later_ms)
     beside_bob = await leases.admit(CODE, BOOK, "ann", "lock-a", later_ms)
     await leases.release(CODE, BOOK, "bob", "lock-b")
     alone = await leases.admit(CODE, BOOK, "ann", "lock-a", later_ms)
@@ -488,66 +487,38 @@ async def test_a_release_by_a_stranger_changes_nothing(
 async def test_an_extended_lock_ends_later_everywhere(leases: Leases) -> None:
     taken = await leases.acquire(CODE, BOOK, "ann", "lock-a", 30)
     later_ms = taken.expire_ms + TTL_MS
-    extension = await leases.extend(CODE, BOOK, "ann", "lock-a", later_ms, extensions_max=1)
+    ends_ms = await leases.extend(CODE, BOOK, "ann", "lock-a", later_ms)
     await time_passes(30 + GRACE_MS)
     again = await leases.acquire(CODE, BOOK, "ann", "lock-z", TTL_MS)
 
-    assert (extension.status, extension.expire_ms) == (ExtendStatus.EXTENDED, later_ms)
-    assert extension.extensions == 1
+    assert ends_ms == later_ms
     assert (again.status, again.expire_ms) == (TakeStatus.HELD_BEFORE, later_ms)
     expected = [IndexedLock(CODE, BOOK, "ann", "lock-a", later_ms)]
     assert await leases.list_user("ann") == await leases.list_book(BOOK) == expected
 
 
-async def test_the_same_extension_again_is_counted_once(leases: Leases) -> None:
-    taken = await leases.acquire(CODE, BOOK, "ann", "lock-a", TTL_MS)
-    later_ms = taken.expire_ms + 1_000
-    first = await leases.extend(CODE, BOOK, "ann", "lock-a", later_ms, extensions_max=1)
-
-    assert await leases.extend(CODE, BOOK, "ann", "lock-a", later_ms, extensions_max=1) == first
-
-
 async def test_an_extension_never_shortens(leases: Leases) -> None:
     taken = await leases.acquire(CODE, BOOK, "ann", "lock-a", TTL_MS)
-    extension = await leases.extend(
-        CODE, BOOK, "ann", "lock-a", taken.expire_ms - 1_000, extensions_max=1
-    )
+    ends_ms = await leases.extend(CODE, BOOK, "ann", "lock-a", taken.expire_ms - 1_000)
 
-    assert (extension.expire_ms, extension.extensions) == (taken.expire_ms, 0)
-
-
-async def test_a_lock_is_extended_no_more_often_than_allowed(leases: Leases) -> None:
-    taken = await leases.acquire(CODE, BOOK, "ann", "lock-a", TTL_MS)
-    statuses = [
-        (
-            await leases.extend(
-                CODE, BOOK, "ann", "lock-a", taken.expire_ms + i * 1_000, extensions_max=2
-            )
-        ).status
-        for i in (1, 2, 3)
-    ]
-    at_most = (await leases.list_user("ann"))[0].expire_ms
-
-    assert statuses == [ExtendStatus.EXTENDED, ExtendStatus.EXTENDED, ExtendStatus.LIMIT]
-    assert at_most == taken.expire_ms + 2_000
+    assert ends_ms == taken.expire_ms
+    assert (await leases.list_user("ann"))[0].expire_ms == taken.expire_ms
 
 
 @pytest.mark.parametrize(("user_id", "lock_id"), [("bob", "lock-a"), ("ann", "lock-b")])
 async def test_only_the_holder_extends(leases: Leases, user_id: str, lock_id: str) -> None:
     taken = await leases.acquire(CODE, BOOK, "ann", "lock-a", TTL_MS)
     later_ms = taken.expire_ms + 1_000
-    extension = await leases.extend(CODE, BOOK, user_id, lock_id, later_ms, extensions_max=9)
 
-    assert extension.status is ExtendStatus.GONE
+    assert await leases.extend(CODE, BOOK, user_id, lock_id, later_ms) is None
     assert (await leases.list_book(BOOK))[0].expire_ms == taken.expire_ms
 
 
 async def test_a_lock_that_ended_cannot_be_extended(leases: Leases) -> None:
     await leases.acquire(CODE, BOOK, "ann", "lock-a", 10)
     await time_passes(10 + GRACE_MS)
-    extension = await leases.extend(CODE, BOOK, "ann", "lock-a", soon_ms(), extensions_max=9)
 
-    assert extension.status is ExtendStatus.GONE
+    assert await leases.extend(CODE, BOOK, "ann", "lock-a", soon_ms()) is None
 
 
 # --- indexes ------------------------------------------------------------------------------------

@@ -66,7 +66,7 @@ def test_a_list_shows_what_was_rolled_back(api: Api) -> None:
     rolled_back = api.rollback(undone).redemption
     request = redemptions.ListRedemptionsRequest(code=code)
     first, second = api.redemptions.ListRedemptions(request).redemptions
-    assert (first.redemption_id, first.state) == (kept, SUCCEEDED)
+    assert (first.redemption_id, first.state) == (kept, redemptions.REDEMPTION_STATE_SUCCEEDED)
     assert second == rolled_back
 
 

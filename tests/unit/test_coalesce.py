@@ -53,7 +53,7 @@ def _unit(code: str, *, size: int = 1, deadline: float | None = None) -> Unit:
     return Unit((command,) * size)
 
 
-def _coalescer(transactions: Transactions, **changes: float) -> Coalescer:
+def _coalescer(transactions: Transactions, **changes: float) -> Coalescer[list[Outcome]]:
     settings = {
         "batch_max_size": 4,
         "batches_in_flight": 1,
@@ -67,7 +67,7 @@ def _coalescer(transactions: Transactions, **changes: float) -> Coalescer:
     )
 
 
-def _submit(coalescer: Coalescer, *units: Unit) -> list[asyncio.Task[list[Outcome]]]:
+def _submit(coalescer: Coalescer[list[Outcome]], *units: Unit) -> list[asyncio.Task[list[Outcome]]]:
     return [asyncio.ensure_future(coalescer.submit(unit)) for unit in units]
 
 

@@ -76,11 +76,11 @@ class TestMetrics:
     def test_every_event_can_be_read_again(
         self, metrics: Metrics, registry: CollectorRegistry
     ) -> None:
-        metrics.batch_executed(60, 0.02)
-        metrics.batch_waited(0.003)
-        metrics.queue_changed(7)
-        metrics.queue_changed(5)
-        metrics.command_dropped("OVERLOADED")
+        metrics.batch_executed("changes", 60, 0.02)
+        metrics.batch_waited("changes", 0.003)
+        metrics.queue_changed("changes", 7)
+        metrics.queue_changed("changes", 5)
+        metrics.command_dropped("changes", "OVERLOADED")
         metrics.transaction_finished(0.1)
         metrics.transaction_conflicted("deadlock", retried=True)
         metrics.transaction_conflicted("deadlock", retried=False)
@@ -90,11 +90,11 @@ class TestMetrics:
         metrics.lock_finished("CODE_LOCKED")
         metrics.redemption_finished("OK")
         for name, labels, expected in [
-            ("batch_size_commands_sum", {}, 60),
-            ("batch_duration_seconds_sum", {}, 0.02),
-            ("batch_wait_seconds_sum", {}, 0.003),
-            ("queue_length", {}, 5),
-            ("commands_dropped_total", {"reason": "OVERLOADED"}, 1),
+            ("batch_size_commands_sum", {"kind": "changes"}, 60),
+            ("batch_duration_seconds_sum", {"kind": "changes"}, 0.02),
+            ("batch_wait_seconds_sum", {"kind": "changes"}, 0.003),
+            ("queue_length", {"kind": "changes"}, 5),
+            ("commands_dropped_total", {"kind": "changes", "reason": "OVERLOADED"}, 1),
             ("transaction_duration_seconds_count", {}, 1),
             ("transaction_conflicts_total", {"reason": "deadlock"}, 2),
             ("transaction_retries_total", {}, 1),
@@ -117,14 +117,14 @@ class TestMetrics:
             assert family.name.startswith("coupon_")
             assert family.documentation.endswith(".")
             for sample in family.samples:
-                assert set(sample.labels) <= {"method", "status", "reason", "pool", "le"}
+                assert set(sample.labels) <= {"kind", "method", "status", "reason", "pool", "le"}
 
     def test_two_of_them_do_not_share_anything(self) -> None:
         one, other = CollectorRegistry(), CollectorRegistry()
-        Metrics(one).queue_changed(3)
+        Metrics(one).queue_changed("changes", 3)
         Metrics(other)
-        assert one.get_sample_value("coupon_queue_length") == 3
-        assert other.get_sample_value("coupon_queue_length") == 0
+        assert one.get_sample_value("coupon_queue_length", {"kind": "changes"}) == 3
+        assert other.get_sample_value("coupon_queue_length", {"kind": "changes"}) is None
 
 
 WORKER = f"""
@@ -134,7 +134,7 @@ from coupon_service.metrics import Metrics
 
 metrics = Metrics(CollectorRegistry())
 metrics.rpc_finished("{REDEEM}", "OK", "", 0.004)
-metrics.queue_changed(5)
+metrics.queue_changed("changes", 5)
 metrics.pool_sampled("main", connections=4, idle=1, waiting=0)
 print(os.getpid())
 """
@@ -155,7 +155,7 @@ class TestSeveralWorkers:
         ok = {"method": REDEEM, "status": "OK"}
         assert value("coupon_rpcs_total", ok | {"reason": ""}) == len(workers)
         assert value("coupon_rpc_duration_seconds_bucket", ok | {"le": "0.005"}) == len(workers)
-        assert value("coupon_queue_length") == 10
+        assert value("coupon_queue_length", {"kind": "changes"}) == 10
         assert value("coupon_pool_connections", {"pool": "main"}) == 8
 
     def test_a_dead_one_keeps_its_counts_but_not_its_gauges(
@@ -163,7 +163,7 @@ class TestSeveralWorkers:
     ) -> None:
         mark_process_dead(workers[0], str(tmp_path))
         value = workers_registry(tmp_path).get_sample_value
-        assert value("coupon_queue_length") == 5
+        assert value("coupon_queue_length", {"kind": "changes"}) == 5
         assert value("coupon_rpcs_total", {"method": REDEEM, "status": "OK", "reason": ""}) == 2
 
 
@@ -178,18 +178,20 @@ class TestEndpoint:
             yield server
 
     def test_metrics_are_served(self, server: MetricsServer, metrics: Metrics) -> None:
-        metrics.queue_changed(5)
+        metrics.queue_changed("changes", 5)
         status, text = get(server.port, "/metrics")
         assert status == 200
-        assert "coupon_queue_length 5.0" in text
+        assert 'coupon_queue_length{kind="changes"} 5.0' in text
 
     def test_metrics_are_compressed_for_who_asks(
         self, server: MetricsServer, metrics: Metrics
     ) -> None:
-        metrics.queue_changed(5)
+        metrics.queue_changed("changes", 5)
         connection = HTTPConnection("127.0.0.1", server.port, timeout=10)
         connection.request("GET", "/metrics?x=1", headers={"Accept-Encoding": "gzip"})
-        assert b"coupon_queue_length 5.0" in gzip.decompress(connection.getresponse().read())
+        assert b'coupon_queue_length{kind="changes"} 5.0' in gzip.decompress(
+            connection.getresponse().read()
+        )
         connection.close()
 
     def test_health_is_asked_each_time(self, server: MetricsServer, health: list[bool]) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import replace
+from dataclasses import fields, replace
+from typing import Any
 from uuid import UUID
 
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from unit.rules.builders import (
     BOOK_ID,
     MINUTE,
@@ -39,6 +39,7 @@ from coupon_service.model import (
     AssignRandom,
     Benefit,
     Book,
+    BookLimits,
     BookState,
     BookStats,
     Call,
@@ -60,37 +61,42 @@ from coupon_service.rules import code_state
 
 OTHER_ID = UUID(int=2)
 
-limit = st.integers(0, 3)
+BEARER = AssignmentPolicy.BEARER
+
+limits = st.sampled_from([0, 0, 2, 3, 1])
+lock_policies = st.sampled_from([LockPolicy.OPTIONAL, LockPolicy.OFF, LockPolicy.REQUIRED])
 books = st.builds(
     book,
-    max_redemptions=limit,
-    max_redemptions_per_code=limit,
-    max_redemptions_per_user_per_code=limit,
-    max_redemptions_per_user=limit,
-    max_assignments_per_user=limit,
-    assignment_policy=st.sampled_from(AssignmentPolicy),
-    lock_policy=st.sampled_from(LockPolicy),
+    max_redemptions=limits,
+    max_redemptions_per_code=limits,
+    max_redemptions_per_user_per_code=limits,
+    max_redemptions_per_user=limits,
+    max_assignments_per_user=limits,
+    assignment_policy=st.sampled_from([BEARER, BEARER, AssignmentPolicy.REQUIRED]),
+    lock_policy=lock_policies,
     assigned_code_validity_s=st.sampled_from([0, 120]),
     discount=st.sampled_from([AmountOff(500), PercentOff(1_500, 400), Benefit("a cup")]),
 )
-codes = st.sampled_from(["A", "B", "C", "X", "unknown"])
-users = st.sampled_from(["ann", "bob", "cid"])
-calls = st.builds(call, st.sampled_from(["r1", "r2", "r3"]), st.sampled_from(["shop", "desk"]))
-orders = st.sampled_from(["", "o1", "o2"])
-places = st.sampled_from([PLACE, PLACE, None])
+codes = st.sampled_from(["A", "B", "A", "B", "A", "X", "A", "unknown"])
+users = st.sampled_from(["ann", "bob", "ann", "cid"])
+calls = st.builds(call, st.sampled_from("12345678"), st.sampled_from(["shop", "desk"]))
+orders = st.sampled_from(["", "", "o1", "o2"])
 amounts = st.sampled_from([None, eur(300), eur(5_000)])
+places = st.sampled_from([PLACE, PLACE, PLACE, None])
 
 
 def commands(world: World) -> st.SearchStrategy[Command]:
-    """Commands about everything that there is: many can be carried out, many repeat others."""
+    """Commands about everything that there is: many can be carried out, some repeat others."""
+    redemption = st.builds(redeem, codes, users, calls, order=orders, amount=amounts, lease=places)
     kinds: list[st.SearchStrategy[Command]] = [
-        st.builds(redeem, codes, users, calls, order=orders, amount=amounts, lease=places),
-        st.builds(redeem, codes, users, calls, order=orders, amount=amounts, lease=places),
+        redemption,
+        redemption,
+        redemption,
+        redemption,
         st.builds(lock, codes, users, calls, expire_time=st.just(world.now + MINUTE)),
         st.builds(assign, codes, users, calls),
         st.builds(assign_random, users, calls, st.sampled_from([BOOK_ID, OTHER_ID])),
-        st.builds(revoke, codes, users, calls),
-        st.builds(disable, codes, calls),
+        st.builds(revoke, codes, users, calls) | st.builds(disable, codes, calls),
         st.builds(enable, codes, calls),
     ]
     redeemed = [event for event in world.ledger if event.type is EventType.REDEEMED]
@@ -100,14 +106,21 @@ def commands(world: World) -> st.SearchStrategy[Command]:
     if locked:
         locks = st.sampled_from(locked)
         leases = st.sampled_from([Lease(), PLACE, Lease(gone=True)])
+        end = st.builds(unlock, locks, calls) | st.builds(expire, locks)
         kinds += [
             st.builds(_redeem_with, locks, calls, orders, leases),
-            st.builds(_lock_again, locks, calls),
-            st.builds(extend, locks, st.just(world.now + 2 * MINUTE), calls),
-            st.builds(unlock, locks, calls),
-            st.builds(expire, locks),
+            st.builds(_lock_again, locks, calls) | end,
+            st.builds(extend, locks, st.just(world.now + 2 * MINUTE), calls) | end,
         ]
     return st.one_of(kinds)
+
+
+def units(world: World) -> st.SearchStrategy[list[Unit]]:
+    """A batch: single commands, and some that are done all or not at all."""
+    command = commands(world)
+    one = st.builds(Unit, st.tuples(command))
+    all_or_nothing = st.builds(Unit, st.tuples(command, command), atomic=st.just(True))
+    return st.lists(st.one_of(one, one, one, all_or_nothing), min_size=4, max_size=12)
 
 
 def _redeem_with(locked: Event, by: Call, order: str, lease: Lease) -> Command:
@@ -120,175 +133,159 @@ def _lock_again(locked: Event, by: Call) -> Command:
     return replace(again, lock_id=locked.event_id, expire_time=locked.expire_time)
 
 
-class Programs(RuleBasedStateMachine):
-    """Batches of random units, decided at once and one after the other."""
-
-    @initialize(first=books, second=books)
-    def open(self, first: Book, second: Book) -> None:
-        self.world = World(first, replace(second, book_id=OTHER_ID))
-        self.world.put(Code("X", OTHER_ID, CodeState.AVAILABLE, 0, 0))
-
-    @rule(data=st.data())
-    def run_batch(self, data: st.DataObject) -> None:
-        """A batch does what its units do one after the other, and nothing more than it says."""
-        world = self.world
-        self._pick(data)
-        items = st.lists(commands(world), min_size=1, max_size=4)
-        units = data.draw(
-            st.lists(
-                st.builds(Unit, items.map(tuple), atomic=st.booleans()),
-                min_size=1,
-                max_size=4,
-            )
-        )
+@settings(max_examples=60, deadline=None)
+@given(books, books, st.data())
+def test_batches_of_any_commands(first: Book, second: Book, data: st.DataObject) -> None:
+    """They do what their commands do one after the other, and leave every count right."""
+    world = World(first, replace(second, book_id=OTHER_ID), codes="AB")
+    world.put(Code("X", OTHER_ID, CodeState.AVAILABLE, 0, 0))
+    for _ in range(5):
+        batch = data.draw(units(world))
+        world.state.picks = data.draw(_picks(world))
         alone = world.copy()
-        one_by_one = [_run_alone(alone, unit) for unit in units]
-        outcomes, effects = world.decide(*units)
-        self._growth_is_within_limits(effects)
-        known = set(world.state.events)
+        one_by_one = [_run_alone(alone, unit) for unit in batch]
+        outcomes, effects = world.decide(*batch)
+        assert_within_limits(world, effects)
+        assert_one_event_each(world, batch, outcomes, effects)
         world.write(effects)
 
         assert [list(map(_comparable, it)) for it in outcomes] == one_by_one
         alone.state.picks = world.state.picks
-        assert world == alone
-        for unit, answers in zip(units, outcomes, strict=True):
-            assert not unit.atomic or len({isinstance(it, Done) for it in answers}) == 1
-        done = [it for answers in outcomes for it in answers if isinstance(it, Done)]
-        assert [it.event for it in done if not it.replayed] == list(effects.events)
-        for it in done:
-            assert world.state.events[it.event.event_id] == it.event
-            assert it.replayed or it.event.event_id not in known
+        assert alone == world
+        assert_codes_are_what_the_ledger_says(world)
+        assert_links_are_what_the_ledger_says(world)
+        assert_counters_are_what_the_ledger_says(world)
+        assert_statistics_are_what_ledger_and_codes_say(world)
+        data.draw(_pastimes(world))()
 
-    @rule(minutes=st.integers(1, 3))
-    def wait(self, minutes: int) -> None:
-        self.world.now += minutes * MINUTE
 
-    @rule(
-        state=st.sampled_from([BookState.ACTIVE, BookState.ACTIVE, BookState.PAUSED]),
-        lock_policy=st.sampled_from(LockPolicy),
-        values=st.lists(st.integers(1, 3), min_size=4, max_size=4),
+def _picks(world: World) -> st.SearchStrategy[dict[UUID, list[str]]]:
+    available: dict[UUID, list[str]] = {BOOK_ID: [], OTHER_ID: []}
+    for code in world.state.codes.values():
+        if code.state is CodeState.AVAILABLE:
+            available[code.book_id].append(code.code)
+    return st.fixed_dictionaries({key: st.permutations(it) for key, it in available.items()})
+
+
+def _pastimes(world: World) -> st.SearchStrategy[Callable[[], None]]:
+    """What may happen between two batches: time passes, or the book gets other rules."""
+
+    def wait(minutes: int) -> Callable[[], None]:
+        def happen() -> None:
+            world.now += minutes * MINUTE
+
+        return happen
+
+    def change(**changes: Any) -> Callable[[], None]:
+        return lambda: world.change_book(**changes)
+
+    # Limits that there are go up and down; there are no new ones while a book is in use.
+    names = [it.name for it in fields(BookLimits) if it.name != "max_redemptions_per_code"]
+    present = [name for name in names if getattr(world.state.books[BOOK_ID].limits, name)]
+    limit = {name: st.integers(1, 4) for name in present}
+    states = st.sampled_from([BookState.ACTIVE, BookState.ACTIVE, BookState.PAUSED])
+    return st.one_of(
+        st.builds(wait, st.integers(0, 2)),
+        st.builds(change, state=states, lock_policy=lock_policies, **limit),
     )
-    def change_book(self, state: BookState, lock_policy: LockPolicy, values: list[int]) -> None:
-        """What a book allows while it is in use: limits that there are go up and down."""
-        names = (
-            "max_redemptions",
-            "max_redemptions_per_user_per_code",
-            "max_redemptions_per_user",
-            "max_assignments_per_user",
-        )
-        limits = self.world.state.books[BOOK_ID].limits
-        changes = {
-            name: value for name, value in zip(names, values, strict=True) if getattr(limits, name)
-        }
-        self.world.change_book(state=state, lock_policy=lock_policy, **changes)
 
-    def _pick(self, data: st.DataObject) -> None:
-        state = self.world.state
-        state.picks = {}
-        for book_id in state.books:
-            available = [
-                code.code
-                for code in state.codes.values()
-                if code.book_id == book_id and code.state is CodeState.AVAILABLE
-            ]
-            state.picks[book_id] = data.draw(st.permutations(available))
 
-    def _growth_is_within_limits(self, effects: Effects) -> None:
-        books = self.world.state.books
-        for before, after in effects.codes.values():
-            allowed = books[after.book_id].limits.max_redemptions_per_code
-            _within(before.redemptions, after.redemptions, allowed)
-            _within(before.assignments, after.assignments, allowed)
-        for link, new_link in effects.assignments.values():
-            limits = books[new_link.book_id].limits
-            before_count = link.redemptions if link else 0
-            allowed = limits.max_redemptions_per_user_per_code
-            _within(before_count, new_link.redemptions, allowed)
-        for (book_id, _), (counts, new_counts) in effects.users.items():
-            limits = books[book_id].limits
-            _within(counts.redemptions, new_counts.redemptions, limits.max_redemptions_per_user)
-            _within(counts.assignments, new_counts.assignments, limits.max_assignments_per_user)
-        for book_id, (total, new_total) in effects.totals.items():
-            _within(total, new_total, books[book_id].limits.max_redemptions)
+def assert_one_event_each(
+    world: World, batch: list[Unit], outcomes: list[list[Outcome]], effects: Effects
+) -> None:
+    """Whatever was done has a row in the ledger, and a repeat has the row of what it repeats."""
+    done = [it for answers in outcomes for it in answers if isinstance(it, Done)]
+    assert [it.event for it in done if not it.replayed] == list(effects.events)
+    rows = world.state.events | {event.event_id: event for event in effects.events}
+    assert all(rows[it.event.event_id] == it.event for it in done)
+    for unit, answers in zip(batch, outcomes, strict=True):
+        assert not unit.atomic or len({isinstance(it, Done) for it in answers}) == 1
 
-    # --- every count is a sum over the ledger ---------------------------------------------------
 
-    @invariant()
-    def codes_are_what_the_ledger_says(self) -> None:
-        redeemed = _counted(self.world.ledger, lambda it: it.code, _REDEMPTIONS)
-        assigned = _counted(self.world.ledger, lambda it: it.code, _ASSIGNMENTS)
-        disabled = _counted(self.world.ledger, lambda it: it.code, _SWITCHES)
-        for code in self.world.state.codes.values():
-            assert code.redemptions == redeemed[code.code] >= 0
-            assert code.assignments == assigned[code.code] >= 0
-            per_code = self.world.state.books[code.book_id].limits.max_redemptions_per_code
-            state = code_state(code.redemptions, code.assignments, per_code)
-            assert code.state is (CodeState.DISABLED if disabled[code.code] else state)
+def assert_within_limits(world: World, effects: Effects) -> None:
+    books_now = world.state.books
+    for before, after in effects.codes.values():
+        allowed = books_now[after.book_id].limits.max_redemptions_per_code
+        _within(before.redemptions, after.redemptions, allowed)
+        _within(before.assignments, after.assignments, allowed)
+    for link, new_link in effects.assignments.values():
+        limits = books_now[new_link.book_id].limits
+        before_count = link.redemptions if link else 0
+        allowed = limits.max_redemptions_per_user_per_code
+        _within(before_count, new_link.redemptions, allowed)
+    for (book_id, _), (counts, new_counts) in effects.users.items():
+        limits = books_now[book_id].limits
+        _within(counts.redemptions, new_counts.redemptions, limits.max_redemptions_per_user)
+        _within(counts.assignments, new_counts.assignments, limits.max_assignments_per_user)
+    for book_id, (total, new_total) in effects.totals.items():
+        _within(total, new_total, books_now[book_id].limits.max_redemptions)
 
-    @invariant()
-    def links_are_what_the_ledger_says(self) -> None:
-        events = self.world.state.events
-        counted = [
-            it
-            for it in self.world.ledger
-            if events.get(it.redemption_id or it.event_id, it).user_code_redemptions is not None
+
+def assert_codes_are_what_the_ledger_says(world: World) -> None:
+    redeemed = _counted(world.ledger, lambda it: it.code, _REDEMPTIONS)
+    assigned = _counted(world.ledger, lambda it: it.code, _ASSIGNMENTS)
+    disabled = _counted(world.ledger, lambda it: it.code, _SWITCHES)
+    for code in world.state.codes.values():
+        assert code.redemptions == redeemed[code.code] >= 0
+        assert code.assignments == assigned[code.code] >= 0
+        per_code = world.state.books[code.book_id].limits.max_redemptions_per_code
+        state = code_state(code.redemptions, code.assignments, per_code)
+        assert code.state is (CodeState.DISABLED if disabled[code.code] else state)
+
+
+def assert_links_are_what_the_ledger_says(world: World) -> None:
+    events = world.state.events
+    counted = [
+        it
+        for it in world.ledger
+        if events.get(it.redemption_id or it.event_id, it).user_code_redemptions is not None
+    ]
+    redeemed = _counted(counted, lambda it: (it.code, it.user_id), _REDEMPTIONS)
+    assigned = _counted(world.ledger, lambda it: (it.code, it.user_id), _ASSIGNMENTS)
+    for key, link in world.state.assignments.items():
+        assert link.redemptions == redeemed[key] >= 0
+        assert (link.state.name in ("ACTIVE", "REDEEMED")) is (assigned[key] == 1)
+        fences = [
+            it.fence or 0
+            for it in world.ledger
+            if it.type is EventType.REDEEMED and (it.code, it.user_id) == key
         ]
-        redeemed = _counted(counted, lambda it: (it.code, it.user_id), _REDEMPTIONS)
-        assigned = _counted(self.world.ledger, lambda it: (it.code, it.user_id), _ASSIGNMENTS)
-        for key, link in self.world.state.assignments.items():
-            assert link.redemptions == redeemed[key] >= 0
-            assert (link.state.name in ("ACTIVE", "REDEEMED")) is (assigned[key] == 1)
-            fences = [
-                it.fence or 0
-                for it in self.world.ledger
-                if it.type is EventType.REDEEMED and (it.code, it.user_id) == key
-            ]
-            assert link.fence == max(fences, default=0)
+        assert link.fence == max(fences, default=0)
 
-    @invariant()
-    def counters_are_what_the_ledger_says(self) -> None:
-        ledger, state = self.world.ledger, self.world.state
-        redeemed = _counted(ledger, lambda it: (it.book_id, it.user_id), _REDEMPTIONS)
-        assigned = _counted(ledger, lambda it: (it.book_id, it.user_id), _ASSIGNMENTS)
-        totals = _counted(ledger, lambda it: it.book_id, _REDEMPTIONS)
-        for book_id, each in state.books.items():
-            assert state.totals[book_id] == (totals[book_id] if each.limits.max_redemptions else 0)
-            if each.limits.any_per_user:
-                for user in ("ann", "bob", "cid"):
-                    key = (book_id, user)
-                    counts = state.users.get(key, UserCounts())
-                    assert counts == UserCounts(redeemed[key], assigned[key])
 
-    @invariant()
-    def statistics_are_what_the_ledger_and_the_codes_say(self) -> None:
-        world = self.world
-        for book_id in world.state.books:
-            ledger = [it for it in world.ledger if it.book_id == book_id]
-            codes = [it for it in world.state.codes.values() if it.book_id == book_id]
-            states = Counter(it.state for it in codes)
-            types = Counter(it.type for it in ledger)
-            discounts = {EventType.REDEEMED: 1, EventType.ROLLED_BACK: -1}
-            assert world.stats.get(book_id, BookStats()) == BookStats(
-                available=states[CodeState.AVAILABLE] - len(codes),
-                assigned=states[CodeState.ASSIGNED],
-                redeemed=states[CodeState.REDEEMED],
-                disabled=states[CodeState.DISABLED],
-                assignments=types[EventType.ASSIGNED] - types[EventType.REVOKED],
-                redemptions=types[EventType.REDEEMED] - types[EventType.ROLLED_BACK],
-                rollbacks=types[EventType.ROLLED_BACK],
-                discount_minor=sum(
-                    discounts.get(it.type, 0) * (it.discount_minor or 0) for it in ledger
-                ),
-            )
+def assert_counters_are_what_the_ledger_says(world: World) -> None:
+    ledger, state = world.ledger, world.state
+    redeemed = _counted(ledger, lambda it: (it.book_id, it.user_id), _REDEMPTIONS)
+    assigned = _counted(ledger, lambda it: (it.book_id, it.user_id), _ASSIGNMENTS)
+    totals = _counted(ledger, lambda it: it.book_id, _REDEMPTIONS)
+    for book_id, each in state.books.items():
+        assert state.totals[book_id] == (totals[book_id] if each.limits.max_redemptions else 0)
+        if each.limits.any_per_user:
+            for user in ("ann", "bob", "cid"):
+                key = (book_id, user)
+                counts = state.users.get(key, UserCounts())
+                assert counts == UserCounts(redeemed[key], assigned[key])
 
-    @invariant()
-    def states_in_the_ledger_follow_each_other(self) -> None:
-        last: dict[str, int] = {}
-        for it in self.world.ledger:
-            code = it.code or ""
-            assert it.state_before == last.get(code, CodeState.AVAILABLE)
-            assert it.state_after is not None
-            last[code] = it.state_after
+
+def assert_statistics_are_what_ledger_and_codes_say(world: World) -> None:
+    for book_id in world.state.books:
+        ledger = [it for it in world.ledger if it.book_id == book_id]
+        codes = [it for it in world.state.codes.values() if it.book_id == book_id]
+        states = Counter(it.state for it in codes)
+        types = Counter(it.type for it in ledger)
+        discounts = {EventType.REDEEMED: 1, EventType.ROLLED_BACK: -1}
+        assert world.stats.get(book_id, BookStats()) == BookStats(
+            available=states[CodeState.AVAILABLE] - len(codes),
+            assigned=states[CodeState.ASSIGNED],
+            redeemed=states[CodeState.REDEEMED],
+            disabled=states[CodeState.DISABLED],
+            assignments=types[EventType.ASSIGNED] - types[EventType.REVOKED],
+            redemptions=types[EventType.REDEEMED] - types[EventType.ROLLED_BACK],
+            rollbacks=types[EventType.ROLLED_BACK],
+            discount_minor=sum(
+                discounts.get(it.type, 0) * (it.discount_minor or 0) for it in ledger
+            ),
+        )
 
 
 _REDEMPTIONS = {EventType.REDEEMED: 1, EventType.ROLLED_BACK: -1}
@@ -322,7 +319,3 @@ def _comparable(outcome: Outcome) -> object:
     if isinstance(outcome, CouponServiceError):
         return type(outcome), outcome.message, outcome.metadata
     return outcome
-
-
-TestPrograms = Programs.TestCase
-TestPrograms.settings = settings(max_examples=40, stateful_step_count=20, deadline=None)

@@ -1,0 +1,153 @@
+"""What PostgreSQL does with the service's own statements when nothing stands before it.
+
+The statements of a batch of redemptions are recorded while the service's code carries it out (and
+is rolled back); then they are timed as they are, each batch in a transaction, in a pipeline, on as
+many connections as the workers of the service have batches in flight.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import multiprocessing
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from time import perf_counter
+from typing import Any, Final, Self
+
+import psycopg
+from psycopg.rows import TupleRow
+
+from bench.prepare import BATCH_SIZE
+from coupon_service.model import Unit
+from coupon_service.rpc.context import RequestContext
+from coupon_service.rpc.convert.redemptions import read_batch
+from coupon_service.rules import decide
+from coupon_service.store.apply import apply
+from coupon_service.store.load import load
+from coupon_service.v1.money_pb2 import Money
+from coupon_service.v1.redemption_service_pb2 import BatchRedeemCodesRequest, RedeemItem
+
+Statement = tuple[Any, Any, bool | None]
+BATCHES_IN_FLIGHT: Final = 2
+SETTINGS: Final = "-c timezone=UTC -c plan_cache_mode=force_generic_plan"
+
+
+class RecordingCursor(psycopg.AsyncCursor[TupleRow]):
+    """Keeps what it executes, in the list that its connection carries."""
+
+    async def execute(
+        self,
+        query: Any,
+        params: Any = None,
+        *,
+        prepare: bool | None = None,
+        binary: bool | None = None,
+    ) -> Self:
+        """As in psycopg."""
+        recorded: list[Statement] = getattr(self.connection, "recorded")  # noqa: B009
+        recorded.append((query, params, self.format == psycopg.pq.Format.BINARY or binary))
+        return await super().execute(query, params, prepare=prepare, binary=binary)
+
+
+class RecordingConnection(psycopg.AsyncConnection[TupleRow]):
+    """A connection whose cursors record."""
+
+    recorded: list[Statement]
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """A process's part: the batches to redeem, by the number of their first code."""
+
+    database_url: str
+    starts: Sequence[int]
+
+
+async def _record(database_url: str, start: int) -> list[Statement]:
+    items = [
+        RedeemItem(
+            code=f"BENCHBATCH{start + number}",
+            user_id=f"user-{number}",
+            order_id=f"order-{uuid.uuid4()}",
+            order_amount=Money(amount_minor=4_000, currency_code="EUR"),
+        )
+        for number in range(BATCH_SIZE)
+    ]
+    request = BatchRedeemCodesRequest(items=items, request_id=uuid.uuid4().hex)
+    redeems = [command for command, _ in read_batch(request, RequestContext(peer="direct"))[0]]
+    async with await RecordingConnection.connect(
+        database_url, autocommit=True, options=SETTINGS, cursor_factory=RecordingCursor
+    ) as connection:
+        connection.recorded = []
+        async with connection.transaction(force_rollback=True), connection.pipeline():
+            connection.recorded.clear()
+            state = await load(connection, redeems, lock=True, formats={})
+            _, effects = decide([Unit(tuple(redeems))], state, datetime.now(UTC))
+            await apply(connection, effects, state.books)
+            return list(connection.recorded)
+
+
+async def _replay(database_url: str, batches: list[list[Statement]]) -> None:
+    left = iter(batches)
+
+    async def one_connection() -> None:
+        async with await psycopg.AsyncConnection.connect(
+            database_url, autocommit=True, options=SETTINGS, prepare_threshold=0
+        ) as connection:
+            for batch in left:
+                async with connection.pipeline():
+                    await connection.execute("BEGIN")
+                    cursors = [
+                        await connection.cursor(binary=bool(binary)).execute(statement, parameters)
+                        for statement, parameters, binary in batch
+                    ]
+                    for cursor in cursors:
+                        if cursor.description:
+                            await cursor.fetchall()
+                    await connection.execute("COMMIT")
+
+    await asyncio.gather(*(one_connection() for _ in range(BATCHES_IN_FLIGHT)))
+
+
+def _work(work: Work, ready: Any, done: Any) -> None:
+    async def run() -> None:
+        batches = [await _record(work.database_url, start) for start in work.starts]
+        await asyncio.to_thread(ready.wait)
+        await _replay(work.database_url, batches)
+        await asyncio.to_thread(done.wait)
+
+    asyncio.run(run())
+
+
+def redeem_directly(database_url: str, batches: int, codes: int, processes: int) -> float:
+    """Codes a second, with so many processes. Each batch redeems 1,000 codes of bench's book."""
+    context = multiprocessing.get_context("spawn")
+    ready, done = context.Barrier(processes + 1), context.Barrier(processes + 1)
+    starts = [number * BATCH_SIZE % codes for number in range(batches)]
+    workers = [
+        context.Process(
+            target=_work,
+            args=(Work(database_url, starts[part::processes]), ready, done),
+            daemon=True,
+        )
+        for part in range(processes)
+    ]
+    for worker in workers:
+        worker.start()
+    ready.wait(120)
+    started = perf_counter()
+    done.wait(120)
+    seconds = perf_counter() - started
+    for worker in workers:
+        worker.join()
+    return batches * BATCH_SIZE / seconds
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("database_url")
+    arguments = parser.parse_args()
+    print(f"{redeem_directly(arguments.database_url, 20, 20_000, 2):,.0f} codes/s")
