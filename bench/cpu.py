@@ -33,8 +33,7 @@ class CpuClock:
         """What each process of each part has used since then."""
         return {
             part: {
-                pid: now_s - self.used_s[part].get(pid, 0.0)
-                for pid, now_s in _used_s(find).items()
+                pid: now_s - self.used_s[part].get(pid, 0.0) for pid, now_s in _used_s(find).items()
             }
             for part, find in self.parts.items()
         }

@@ -1,6 +1,7 @@
-"""Measures the service side by side with what it is compared with.
+"""Measures the service side by side with what it is compared with, and writes bench/REPORT.md.
 
-    python -m bench.run --quick
+python -m bench.run            the whole table, with curves
+python -m bench.run --quick    the most important, shorter, to the terminal only
 """
 
 from __future__ import annotations
@@ -10,15 +11,22 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Annotated
+from dataclasses import asdict
+from typing import Annotated, Final
 
 import grpc
 import typer
 
-from bench.rounds import NOOP, PER_REQUEST, SERVICE, Rounds
-from bench.scenarios import SCENARIOS, Bench, Scenario
+from bench.parts import PARTS
+from bench.report import told, write_report
+from bench.results import Found, Row, about_machine
+from bench.rounds import NOOP, PER_REQUEST, SERVICE
+from bench.scenarios import SCENARIOS, Bench
 from bench.stack import BenchError, stack
 from coupon_service.embedded import EmbeddedError
+
+QUICK: Final = ("redeem-hot", "redeem-spread", "health", "lock")
+QUICK_SECONDS_MAX: Final = 140.0
 
 
 @contextmanager
@@ -36,54 +44,43 @@ def bench(workers: int) -> Iterator[Bench]:
         yield Bench(servers, {SERVICE: service, **references}, channel)
 
 
-def tell(scenario: Scenario, result: Rounds) -> None:
-    """The figures of a scenario on a few lines."""
-    print(f"\n{scenario.title}")
-    for name in (SERVICE, *(rival.server for rival in scenario.rivals)):
-        calls = [it.load.calls for it in result.of(name)]
-        seen = result.of(name)
-        cpu = 1e6 * sum(it.server_cpu_s for it in seen) / sum(calls)
-        pg = 1e6 * sum(it.postgres_cpu_s for it in seen) / sum(calls)
-        ghz = 1e6 * sum(it.load.cpu_s for it in seen) / sum(calls)
-        errors = {k: v for it in seen for k, v in it.load.statuses.items() if k != "OK"}
-        print(
-            f"  {name:12} {result.per_s(name):7,.0f}/s  p50 {result.middle(name, lambda it: it.load.p50_ms):6.0f} ms"
-            f"  p99 {result.middle(name, lambda it: it.load.p99_ms):6.0f} ms"
-            f"  CPU us/call: server {cpu:5.0f} postgres {pg:5.0f} ghz {ghz:5.0f}"
-            f"  shares {[round(min(it.shares, default=0), 2) for it in seen]} {errors or ''}"
-        )
-    for rival in scenario.rivals:
-        ratios = result.ratios(SERVICE, rival.server)
-        middle = sorted(ratios)[len(ratios) // 2]
-        print(
-            f"  {middle:.2f} of {rival.server} (target {rival.target}),"
-            f" rounds {[round(it, 2) for it in ratios]}"
-        )
-    if result.conservation:
-        print(f"  {result.conservation}")
-    sys.stdout.flush()
-
-
 def main(
-    quick: Annotated[bool, typer.Option(help="Fewer and shorter rounds.")] = False,
-    only: Annotated[list[str] | None, typer.Option(help="Only these scenarios.")] = None,
-    workers: Annotated[int, typer.Option(help="Worker processes of each server.")] = 2,
-    rounds: int = 3,
-    calls: int = 8_000,
+    quick: Annotated[bool, typer.Option(help="Less, in under three minutes; no report.")] = False,
+    only: Annotated[
+        list[str] | None, typer.Option(help="Only this scenario or part; no report.")
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Worker processes of each server.")] = 2,
+    rounds: Annotated[int | None, typer.Option(min=1, help="Rounds of a scenario.")] = None,
+    calls: Annotated[int | None, typer.Option(min=1_000, max=20_000, help="Of a round.")] = None,
 ) -> None:
-    """Measure."""
+    """Measure the service, the no-op server and the transaction-a-request server in turn."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    wanted = only or (QUICK if quick else [it.name for it in SCENARIOS] + list(PARTS))
+    rounds = rounds or (2 if quick else 5)
+    calls = calls or (5_000 if quick else 20_000)
     started = time.perf_counter()
     try:
         with bench(workers) as running:
-            print({k: round(v.start_s, 2) for k, v in running.servers.items()})
+            found = Found(about_machine(running.stack))
             for scenario in SCENARIOS:
-                if only and scenario.name not in only:
+                if scenario.name not in wanted:
                     continue
-                tell(scenario, scenario.run(running, calls, rounds))
+                if quick and time.perf_counter() - started > QUICK_SECONDS_MAX:
+                    print(f"No time is left for {scenario.title}.")
+                    continue
+                row = Row.of(scenario, scenario.run(running, calls, rounds))
+                found.rows.append(row)
+                print(told(row), flush=True)
+            for name, part in PARTS.items():
+                if name in wanted:
+                    found.parts[name] = asdict(part(running, rounds))
+                    print(f"\n{name}: {found.parts[name]}", flush=True)
     except (BenchError, EmbeddedError) as error:
         sys.exit(str(error))
-    print(f"{time.perf_counter() - started:.0f} s")
+    print(f"\n{time.perf_counter() - started:.0f} s")
+    if not quick and not only:
+        found.save("table")
+        write_report()
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from grpc_status import rpc_status
 from prometheus_client import CollectorRegistry
 from pydantic import SecretStr
 
-from coupon_service.server import Server
+from coupon_service.server import Server, utc_now
 from coupon_service.settings import Settings
 from coupon_service.v1 import (
     assignment_service_pb2 as assignments,
@@ -92,7 +92,7 @@ class ServerThread:
     def __init__(self, settings: Settings, now: Callable[[], datetime] | None = None) -> None:
         self.settings = settings
         self.registry = CollectorRegistry()
-        self.server = Server(settings, self.registry, *([now] if now else []))
+        self.server = Server(settings, self.registry, now or utc_now)
         self._loop = uvloop.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
 

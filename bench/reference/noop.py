@@ -73,6 +73,9 @@ LOCK = redemptions.Lock(
 )
 LOCKED = redemptions.LockCodeResponse(lock=LOCK, lock_token="t" * 200)
 UNLOCKED = redemptions.UnlockCodeResponse(lock=LOCK)
+ROLLED_BACK = redemptions.RollbackRedemptionResponse(
+    redemption=REDEMPTION.redemption, counts=REDEMPTION.counts
+)
 ASSIGNMENT = assignments.Assignment(
     code=CODE,
     display_code=CODE,
@@ -124,6 +127,11 @@ class Redemptions(RedemptionServiceServicer):
         self, request: redemptions.UnlockCodeRequest, context: Any
     ) -> redemptions.UnlockCodeResponse:
         return UNLOCKED
+
+    async def RollbackRedemption(
+        self, request: redemptions.RollbackRedemptionRequest, context: Any
+    ) -> redemptions.RollbackRedemptionResponse:
+        return ROLLED_BACK
 
 
 class Assignments(AssignmentServiceServicer):

@@ -51,6 +51,7 @@ RETRIES: Final = """{
 
 OPTIONS: Final = (
     ("grpc.primary_user_agent", f"coupon-service/{__version__}"),
+    ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 5_000),  # not 2 min after the service is back
     ("grpc.enable_http_proxy", 0),  # set for browsing, and in the way on the machine itself
 )

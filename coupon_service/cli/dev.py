@@ -12,7 +12,7 @@ import signal
 import sys
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import typer
 
@@ -20,13 +20,10 @@ from coupon_service.cli.client import address_of, connect
 from coupon_service.cli.failure import CommandError
 from coupon_service.cli.health import wait_until_serving
 from coupon_service.cli.migrate import apply_steps
-from coupon_service.cli.serve import serve_until_stopped
+from coupon_service.cli.serve import supervise
 from coupon_service.cli.session import DEMO_CODES, make_demo_book, session
 from coupon_service.embedded import EmbeddedPostgres, EmbeddedRedis
 from coupon_service.settings import Settings, load_settings
-
-if TYPE_CHECKING:
-    from coupon_service.server import Server
 
 
 def dev() -> None:
@@ -36,27 +33,26 @@ def dev() -> None:
     where it was. With DATABASE_URL or REDIS_URL set, those are used instead. Ctrl-C stops all that
     was started. Made for trying and developing; coupon-service serve is for everything else.
     """
-    import uvloop
-
-    from coupon_service.log import configure_logging
     from coupon_service.supervisor import SupervisorError, reserve_port
 
     given = load_settings()
+    folder = given.data_dir.absolute()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as orderly as Ctrl-C
     with ExitStack() as servers:
         try:
-            servers.enter_context(reserve_port(given.host, given.port))
+            with reserve_port(given.host, given.port) as reserved:  # before anything is started
+                port: int = reserved.getsockname()[1]
         except SupervisorError as error:
             raise CommandError(str(error)) from error
-        settings = _complete(given, servers)
-        configure_logging(settings.log_level, settings.log_format)
-        uvloop.run(_serve(settings))
+        settings = _complete(given, port, servers)
+        where = f"Its data is in {folder}." if given.database_url is None else ""
+        asyncio.run(_serve(settings, where))
 
 
-def _complete(given: Settings, servers: ExitStack) -> Settings:
+def _complete(given: Settings, port: int, servers: ExitStack) -> Settings:
     """The settings, with servers of our own and a secret where none are given; migrated."""
     folder = given.data_dir.absolute()
-    values: dict[str, Any] = {}
+    values: dict[str, Any] = {"port": port}
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if given.lock_token_secret is None:
@@ -66,6 +62,8 @@ def _complete(given: Settings, servers: ExitStack) -> Settings:
             f"The data folder {folder} cannot be used: {error.strerror}."
             " COUPON_DATA_DIR takes another one."
         ) from error
+    if "workers" not in given.model_fields_set:
+        values["workers"] = 1  # quick to start
     if "reflection" not in given.model_fields_set:
         values["reflection"] = True  # so that grpcurl works
     if "drain_grace_ms" not in given.model_fields_set:
@@ -91,11 +89,10 @@ def _lock_token_secret(folder: Path) -> str:
     return path.read_text(encoding="ascii")
 
 
-async def _serve(settings: Settings) -> None:
+async def _serve(settings: Settings, where: str) -> None:
     """Serve until Ctrl-C; show how to use it as soon as it can be used."""
-    started: asyncio.Future[Server] = asyncio.get_running_loop().create_future()
-    serving = asyncio.create_task(serve_until_stopped(settings, ready=started.set_result))
-    welcome = asyncio.create_task(_welcome(settings, started))
+    serving = asyncio.create_task(supervise(settings))
+    welcome = asyncio.create_task(_welcome(settings, where))
     await asyncio.wait({serving, welcome}, return_when=asyncio.FIRST_COMPLETED)
     if welcome.done():
         await welcome  # raises what went wrong
@@ -103,14 +100,13 @@ async def _serve(settings: Settings) -> None:
     await serving
 
 
-async def _welcome(settings: Settings, started: asyncio.Future[Server]) -> None:
-    server = await started
-    address = address_of(settings.model_copy(update={"port": server.port}))
+async def _welcome(settings: Settings, where: str) -> None:
+    address = address_of(settings)
     async with connect(address) as service:
         await wait_until_serving(service)
         book = await make_demo_book(service)
     typer.echo(
-        f"\nThe coupon service listens on {address}; its data is in {settings.data_dir}.\n"
+        f"\nThe coupon service listens on {address}. {where}".rstrip() + "\n"
         f'The demo book "{book.name}" ({book.book_id}) has the codes'
         f" {DEMO_CODES[0]} to {DEMO_CODES[-1]}.\n"
         "Ctrl-C stops everything. This session can be pasted into another shell:\n\n"

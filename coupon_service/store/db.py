@@ -30,6 +30,10 @@ SLOW_S = 0.5
 RETRIED = (pg.LockNotAvailable, pg.DeadlockDetected, pg.SerializationFailure)
 """Conflicts with other transactions: nothing was done, and doing it again may work."""
 
+TOO_LONG = (pg.QueryCanceled,)
+"""A statement took longer than statement_timeout: nothing was done, and another try at once would
+only add to what is too much already."""
+
 UNREACHABLE = (psycopg.OperationalError, psycopg.InterfaceError, pg.ReadOnlySqlTransaction)
 """PostgreSQL is down, restarting, out of disk, or no longer the primary; or the line is cut."""
 
@@ -170,6 +174,8 @@ class Database:
                     self._metrics.transaction_conflicted(reason, retried=attempts_left > 0)
                     if not attempts_left:
                         raise Contention from error
+                except TOO_LONG as error:
+                    raise Contention from error
                 except PoolTimeout as error:
                     # The pool counts connections that it only tries to make as well.
                     raise (Overloaded if self._in_use else DatabaseUnavailable) from error

@@ -92,7 +92,7 @@ SELECT {EVENT_COLUMNS} FROM of_order WHERE {_MATCHING} {_NEWEST_FIRST}
 """
 EVENTS_OF_CODE: Final[LiteralString] = f"""
 SELECT {EVENT_COLUMNS} FROM redemption_audit
-WHERE code = %(code)s AND {_MATCHING} {_NEWEST_FIRST}
+WHERE code IS NOT NULL AND code || '' = %(code)s AND {_MATCHING} {_NEWEST_FIRST}
 """
 EVENTS_OF_USER: Final[LiteralString] = f"""
 SELECT {EVENT_COLUMNS} FROM redemption_audit

@@ -39,8 +39,9 @@ def coupons(api: Api, user_id: str, **filters: Any) -> list[assignments.UserCoup
 def batch(
     api: Api, book_id: str, user_ids: list[str], **fields: Any
 ) -> list[assignments.BatchAssignResult]:
+    fields = {"request_id": unique("request"), **fields}
     request = assignments.BatchAssignRandomCodesRequest(
-        **{"book_id": book_id, "user_ids": user_ids, "request_id": unique("request"), **fields}
+        book_id=book_id, user_ids=user_ids, **fields
     )
     return list(api.assignments.BatchAssignRandomCodes(request).results)
 

@@ -91,8 +91,8 @@ def test_users_of_a_batch_are_different_ones(api: Api) -> None:
 
 
 def raw(api: Api, method: str, message: bytes) -> Any:
-    call = api.channel.unary_unary(f"/coupon_service.v1.{method}")
-    return call(message)
+    channel: Any = api.channel
+    return channel.unary_unary(f"/coupon_service.v1.{method}")(message)
 
 
 def test_a_message_that_is_too_large_is_refused(api: Api) -> None:
@@ -129,7 +129,8 @@ def test_bytes_that_are_no_message_end_an_upload_and_what_was_committed_stays(ap
         codes.ImportCodesRequest(chunk=chunk).SerializeToString(),
         b"\xff",
     ]
-    upload = api.channel.stream_stream("/coupon_service.v1.CouponCodeService/ImportCodes")
+    channel: Any = api.channel
+    upload = channel.stream_stream("/coupon_service.v1.CouponCodeService/ImportCodes")
     answers = upload(iter(messages))
     assert codes.ImportCodesResponse.FromString(next(answers)).created_count == 1
     with refused("INVALID_ARGUMENT") as it:

@@ -235,8 +235,8 @@ def test_bad_metadata_are_refused_wherever_they_can_be_given(
 ) -> None:
     code = api.code()
     redemption_id = api.redeem(code, "u").redemption.redemption_id
-    attempt = {"code": code, "user_id": "u", "metadata": value}
-    of_book = {"book_id": BOOK_ID, "metadata": value}
+    attempt: dict[str, Any] = {"code": code, "user_id": "u", "metadata": value}
+    of_book: dict[str, Any] = {"book_id": BOOK_ID, "metadata": value}
     for method, request, field in (
         (
             "books.CreateCouponBook",
@@ -291,43 +291,53 @@ def test_metadata_and_texts_of_the_greatest_size_are_kept(api: Api) -> None:
     assert api.events(user_id=user_id)[-1].metadata == deep
 
 
-def test_numbers_that_are_not_of_the_enum_are_refused(api: Api) -> None:
-    for method, request, field in (
-        ("books.ListCouponBooks", books.ListCouponBooksRequest(state=99), "state"),
-        ("books.ListCouponBooks", books.ListCouponBooksRequest(state=5), "state"),  # derived
-        ("codes.ListCodes", codes.ListCodesRequest(book_id=BOOK_ID, state=5), "state"),
-        ("codes.ExportCodes", codes.ExportCodesRequest(book_id=BOOK_ID, state=6), "state"),
-        ("codes.ListCodes", codes.ListCodesRequest(book_id=BOOK_ID, state=-1), "state"),
-        (
-            "assignments.ListUserCoupons",
-            assignments.ListUserCouponsRequest(user_id="u", state=4),
-            "state",
-        ),
-        (
-            "redemptions.BatchRedeemCodes",
-            redemptions.BatchRedeemCodesRequest(
-                items=[redemptions.RedeemItem(code="C", user_id="u")], mode=3
-            ),
-            "mode",
-        ),
-        ("audit.ListAuditEvents", audit.ListAuditEventsRequest(types=[1, 18]), "types[1]"),
-        ("audit.ListAuditEvents", audit.ListAuditEventsRequest(types=[0]), "types[0]"),
-        ("codes.PreviewCodes", codes.PreviewCodesRequest(count=0), "count"),
-        ("codes.PreviewCodes", codes.PreviewCodesRequest(count=10**9 + 1), "count"),
-        (
-            "codes.PreviewCodes",
-            codes.PreviewCodesRequest(count=1, sample_count=101),
-            "sample_count",
-        ),
-        ("codes.PreviewCodes", codes.PreviewCodesRequest(count=1, sample_count=-1), "sample_count"),
-    ):
-        assert bad_fields(api, method, request) == [field], request
+NUMBERS: list[tuple[str, type[Any], dict[str, Any], str]] = [
+    ("books.ListCouponBooks", books.ListCouponBooksRequest, {"state": 99}, "state"),
+    ("books.ListCouponBooks", books.ListCouponBooksRequest, {"state": 5}, "state"),  # derived
+    ("codes.ListCodes", codes.ListCodesRequest, {"book_id": BOOK_ID, "state": 5}, "state"),
+    ("codes.ListCodes", codes.ListCodesRequest, {"book_id": BOOK_ID, "state": -1}, "state"),
+    ("codes.ExportCodes", codes.ExportCodesRequest, {"book_id": BOOK_ID, "state": 6}, "state"),
+    (
+        "assignments.ListUserCoupons",
+        assignments.ListUserCouponsRequest,
+        {"user_id": "u", "state": 4},
+        "state",
+    ),
+    (
+        "redemptions.BatchRedeemCodes",
+        redemptions.BatchRedeemCodesRequest,
+        {"items": [redemptions.RedeemItem(code="C", user_id="u")], "mode": 3},
+        "mode",
+    ),
+    ("audit.ListAuditEvents", audit.ListAuditEventsRequest, {"types": [1, 18]}, "types[1]"),
+    ("audit.ListAuditEvents", audit.ListAuditEventsRequest, {"types": [0]}, "types[0]"),
+    ("codes.PreviewCodes", codes.PreviewCodesRequest, {"count": 0}, "count"),
+    ("codes.PreviewCodes", codes.PreviewCodesRequest, {"count": 10**9 + 1}, "count"),
+    (
+        "codes.PreviewCodes",
+        codes.PreviewCodesRequest,
+        {"count": 1, "sample_count": 101},
+        "sample_count",
+    ),
+    (
+        "codes.PreviewCodes",
+        codes.PreviewCodesRequest,
+        {"count": 1, "sample_count": -1},
+        "sample_count",
+    ),
+]
+
+
+def test_numbers_out_of_their_bounds_or_enums_are_refused(api: Api) -> None:
+    for method, request_type, fields, bad in NUMBERS:
+        assert bad_fields(api, method, request_type(**fields)) == [bad], (method, fields)
 
 
 @pytest.mark.parametrize("field", ["start_time", "end_time"])
 def test_a_time_that_is_none_is_refused_by_the_ledger(api: Api, field: str) -> None:
     for value in TIMES:
-        request = audit.ListAuditEventsRequest(**{field: value})
+        fields: dict[str, Any] = {field: value}
+        request = audit.ListAuditEventsRequest(**fields)
         assert bad_fields(api, "audit.ListAuditEvents", request) == [field]
 
 

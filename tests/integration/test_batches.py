@@ -246,6 +246,19 @@ def test_all_or_nothing_leaves_the_locks_as_they_were_when_it_is_refused(api: Ap
     api.redeem(mine, user, lock_token=lock.lock_token)
 
 
+def test_a_repeat_in_a_batch_leaves_a_lock_that_was_taken_since_alone(api: Api) -> None:
+    user, request_id = unique("user"), unique("request")
+    code, other = new_codes(2)
+    limits = books.BookLimits(max_redemptions_per_code=2)
+    api.book(codes=[code, other], lock_policy=OPTIONAL, limits=limits)
+    api.redeem(code, user, request_id=request_id)
+    held = api.lock(code, user)
+    items = [item(code, user, request_id=request_id), item(other, user)]
+    assert outcomes_of(batch(api, items, ALL_OR_NOTHING)) == ["REPLAYED", "OK"]
+    assert get_lock(api, held.lock.lock_id) == held.lock
+    api.redeem(code, user, lock_token=held.lock_token)
+
+
 def test_a_lock_outlives_a_change_of_the_policy(api: Api) -> None:
     (code,), user = new_codes(1), unique("user")
     book = api.book(codes=[code], lock_policy=REQUIRED)

@@ -13,13 +13,13 @@ Verb = Callable[[Api, str], books.CouponBook]
 
 DRAFT, ACTIVE = books.COUPON_BOOK_STATE_DRAFT, books.COUPON_BOOK_STATE_ACTIVE
 PAUSED, CLOSED = books.COUPON_BOOK_STATE_PAUSED, books.COUPON_BOOK_STATE_CLOSED
-WAYS: dict[books.CouponBookState, Sequence[Verb]] = {
+WAYS: dict[books.CouponBookState.ValueType, Sequence[Verb]] = {
     DRAFT: (),
     ACTIVE: (Api.activate,),
     PAUSED: (Api.activate, Api.pause),
     CLOSED: (Api.close_book,),
 }
-ALLOWED = {
+ALLOWED: dict[tuple[books.CouponBookState.ValueType, Verb], books.CouponBookState.ValueType] = {
     (DRAFT, Api.activate): ACTIVE,
     (PAUSED, Api.activate): ACTIVE,
     (ACTIVE, Api.pause): PAUSED,
@@ -32,7 +32,7 @@ ALLOWED = {
 @pytest.mark.parametrize("verb", [Api.activate, Api.pause, Api.close_book])
 @pytest.mark.parametrize("state", WAYS, ids=books.CouponBookState.Name)
 def test_states_lead_where_the_contract_says_and_nowhere_else(
-    api: Api, state: books.CouponBookState, verb: Verb
+    api: Api, state: books.CouponBookState.ValueType, verb: Verb
 ) -> None:
     made = api.draft()
     for way in WAYS[state]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.field_mask_pb2 import FieldMask
+from google.protobuf.timestamp_pb2 import Timestamp
 from grpc import StatusCode
 from service import Api, books, euros, from_now, new_codes, refused, unique
 
@@ -56,6 +58,12 @@ def test_a_book_of_which_little_is_said_has_the_defaults(api: Api) -> None:
     )
 
 
+def moment(time: datetime) -> Timestamp:
+    timestamp = Timestamp()
+    timestamp.FromDatetime(time)
+    return timestamp
+
+
 def whole_book() -> books.CouponBook:
     """A book with a value in every field that a client can set, the greatest where there is one."""
     book = books.CouponBook(
@@ -70,8 +78,8 @@ def whole_book() -> books.CouponBook:
         lock_policy=books.LOCK_POLICY_REQUIRED,
         default_lock_ttl=Duration(seconds=1, nanos=500_000_000),
         max_lock_ttl=Duration(seconds=86_400),
-        start_time=from_now(days=-1),
-        end_time=from_now(days=10_000),
+        start_time=moment(from_now(days=-1)),
+        end_time=moment(from_now(days=10_000)),
         assigned_code_validity=Duration(seconds=3_650 * 86_400),
         code_format=books.CodeFormat(
             length=8,
@@ -196,7 +204,7 @@ def test_every_field_of_a_draft_can_be_changed_and_be_set_back_to_its_default(ap
     changed = api.books.UpdateCouponBook(request).coupon_book
     for field in fields:
         assert getattr(changed, field) == getattr(asked, field), field
-    required = {"name": made.name, "discount": made.discount}
+    required: dict[str, Any] = {"name": made.name, "discount": made.discount}
     reset = api.update(made.book_id, *fields, **required)
     fresh = api.books.CreateCouponBook(
         books.CreateCouponBookRequest(

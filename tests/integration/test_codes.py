@@ -25,7 +25,9 @@ def states(code: codes.CouponCode) -> tuple[str, str]:
     return stored.removeprefix("COUPON_CODE_STATE_"), derived.removeprefix("COUPON_CODE_STATE_")
 
 
-def one_in_each_state(api: Api) -> tuple[books.CouponBook, dict[int, str]]:
+def one_in_each_state(
+    api: Api,
+) -> tuple[books.CouponBook, dict[codes.CouponCodeState.ValueType, str]]:
     """A book with a code in each stored state."""
     names = new_codes(4)
     book = api.book(codes=names)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import grpc
 import pytest
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
@@ -23,7 +25,7 @@ SERVING = health_pb2.HealthCheckResponse.SERVING
 
 @pytest.mark.parametrize("service", ["", *sorted(SERVICES)])
 def test_a_server_whose_database_answers_is_serving(api: Api, service: str) -> None:
-    health = health_pb2_grpc.HealthStub(api.channel)
+    health: Any = health_pb2_grpc.HealthStub(api.channel)
     request = health_pb2.HealthCheckRequest(service=service)
     assert health.Check(request).status == SERVING
     watch = health.Watch(request)
@@ -32,14 +34,14 @@ def test_a_server_whose_database_answers_is_serving(api: Api, service: str) -> N
 
 
 def test_the_health_of_an_unknown_service_is_not_known(api: Api) -> None:
-    health = health_pb2_grpc.HealthStub(api.channel)
+    health: Any = health_pb2_grpc.HealthStub(api.channel)
     with pytest.raises(grpc.RpcError) as error:
         health.Check(health_pb2.HealthCheckRequest(service="coupon_service.v2.Nothing"))
     assert error.value.code() == StatusCode.NOT_FOUND
 
 
-def reflected(api: Api, **fields: str) -> reflection_pb2.ServerReflectionResponse:
-    stub = reflection_pb2_grpc.ServerReflectionStub(api.channel)
+def reflected(api: Api, **fields: Any) -> reflection_pb2.ServerReflectionResponse:
+    stub: Any = reflection_pb2_grpc.ServerReflectionStub(api.channel)
     request = reflection_pb2.ServerReflectionRequest(**fields)
     (answer,) = stub.ServerReflectionInfo(iter([request]))
     return answer

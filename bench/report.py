@@ -1,0 +1,259 @@
+"""Tells what was found: to the terminal, and in bench/REPORT.md."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from statistics import median
+from typing import Any, Final
+
+from bench import plots
+from bench.results import Comparison, Figures, Found, Row, load_found
+from bench.rounds import NOOP, PER_REQUEST, SERVICE
+from bench.stack import POSTGRES_SETTINGS, ROOT
+
+REPORT: Final = ROOT / "bench" / "REPORT.md"
+
+NAMES: Final = {SERVICE: "service", NOOP: "no-op", PER_REQUEST: "a transaction a request"}
+
+INTRODUCTION: Final = """# Measured
+
+Made by `make bench` and `make bench-10m`; `make bench-quick` shows the most important on the
+terminal. Client, service, PostgreSQL and Redis share one machine, so the ratios count, and not how
+fast the machine is: each round puts the same load on each server in turn (A B A B …), and a ratio
+is the median of those of the rounds. After every round on a server with a database, the OK answers,
+the ledger, the counters and the rows of the codes were compared; the run fails when they differ.
+
+The servers: the **service**, as it runs in production (`coupon-service serve`: request log,
+metrics, a request_id on every call, ledger, every commit on disk; there is no authentication yet);
+a **no-op** server, which answers a constant and is the limit of grpcio on the machine; and one that
+makes **a transaction a request**, which is what most people would write: the same contract, schema
+and effects, a row lock, a pool of 20 connections a worker (both in `bench/reference/`). All have as
+many workers, behind one port with SO_REUSEPORT. ghz has 1,000 calls in flight on 50 connections.
+"""
+
+
+def told(row: Row) -> str:
+    """A scenario on a few lines of the terminal."""
+    lines = [f"\n{row.title}"]
+    for it in row.figures:
+        errors = f"  {it.errors}" if it.errors else ""
+        lines.append(
+            f"  {NAMES[it.server]:24}{it.per_s:8,.0f}/s  p50 {it.p50_ms:7,.1f}  p95 {it.p95_ms:7,.1f}"
+            f"  p99 {it.p99_ms:7,.1f} ms   CPU µs a call: {it.server_us:5,.0f} + PostgreSQL"
+            f" {it.postgres_us:5,.0f} + Redis {it.redis_us:4,.0f} + ghz {it.client_us:4,.0f}"
+            f"   least worker {it.share_min:.0%}{errors}"
+        )
+    lines += [f"  {_ratio(it)}" for it in row.comparisons]
+    if row.conservation:
+        lines.append(f"  {row.conservation}")
+    return "\n".join(lines)
+
+
+def _ratio(it: Comparison) -> str:
+    times = f"{it.ratio:.2f} of {NAMES[it.rival]} ({it.low:.2f}-{it.high:.2f})"
+    return f"{times}, target {it.target:g}: {_verdict(it.ratio >= it.target)}"
+
+
+def _verdict(reached: bool) -> str:  # noqa: FBT001
+    return "reached" if reached else "**missed**"
+
+
+def write_report() -> None:
+    """Writes bench/REPORT.md from all that is kept in bench/out."""
+    table, millions = load_found("table"), load_found("millions")
+    parts = [INTRODUCTION]
+    if table is not None:
+        parts += [_machine(table), *_table(table)]
+    if millions is not None:
+        parts += ["## Ten million codes\n", _machine(millions), *_millions(millions)]
+    REPORT.write_text("\n".join(parts).rstrip() + "\n", encoding="utf-8")
+    print(f"Written: {REPORT.relative_to(ROOT)}")
+
+
+def _machine(found: Found) -> str:
+    settings = ", ".join(f"{name} {value}" for name, value in POSTGRES_SETTINGS.items())
+    about = "; ".join(f"{name} {value}" for name, value in found.about.items())
+    return f"{about}. PostgreSQL: {settings}, else its defaults.\n"
+
+
+def _grid(head: str, rows: list[str]) -> str:
+    columns = head.count("|") - 1
+    line = "|" + "---|" * columns
+    return "\n".join([head, line, *rows]) + "\n"
+
+
+# --- make bench ---------------------------------------------------------------------------------
+
+
+def _table(found: Found) -> Iterator[str]:
+    yield "## Against the targets\n"
+    ratios = [
+        f"| {row.title} | {NAMES[it.rival]} | {it.ratio:.2f} | {it.low:.2f}-{it.high:.2f}"
+        f" | {it.target:g} | {_verdict(it.ratio >= it.target)} |"
+        for row in found.rows
+        for it in row.comparisons
+    ]
+    ratios += _other_targets(found)
+    yield _grid("| load | against | ratio | rounds | target | |", ratios)
+    yield "## Absolute figures, and where the processor time goes\n"
+    yield (
+        "Processor time in µs a call; with all cores busy, their sum is what decides the"
+        " throughput.\n"
+    )
+    yield _grid(
+        "| load | server | OK/s | p50 ms | p95 ms | p99 ms | server | PostgreSQL | Redis | ghz |"
+        " least worker |",
+        [_figures(row, it) for row in found.rows for it in row.figures],
+    )
+    errors = [
+        f"{row.title}, {NAMES[it.server]}: {it.errors}."
+        for row in found.rows
+        for it in row.figures
+        if it.errors
+    ]
+    yield "Calls that were not answered OK: " + (" ".join(errors) or "none.") + "\n"
+    yield "## Conservation\n"
+    yield "".join(f"- {row.title}: {row.conservation}\n" for row in found.rows if row.conservation)
+    yield from _parts(found.parts)
+
+
+def _figures(row: Row, it: Figures) -> str:
+    return (
+        f"| {row.title} | {NAMES[it.server]} | {it.per_s:,.0f} | {it.p50_ms:,.1f} | {it.p95_ms:,.1f}"
+        f" | {it.p99_ms:,.1f} | {it.server_us:,.0f} | {it.postgres_us:,.0f} | {it.redis_us:,.0f}"
+        f" | {it.client_us:,.0f} | {it.share_min:.0%} |"
+    )
+
+
+def _other_targets(found: Found) -> Iterator[str]:
+    parts = found.parts
+    if direct := parts.get("direct"):
+        ratio, per_s = median(direct["ratios"]), direct["service_per_s"]
+        low, high = min(direct["ratios"]), max(direct["ratios"])
+        yield (
+            f"| BatchRedeemCodes, 1,000 a call | its statements through psycopg | {ratio:.2f}"
+            f" | {low:.2f}-{high:.2f} | 0.7 | {_verdict(ratio >= 0.7)} |"
+        )
+        yield f"| … codes a second | | {per_s:,.0f} | | 10,000 | {_verdict(per_s >= 10_000)} |"
+    if tills := parts.get("tills"):
+        runs = [it for it in tills["service"] if it["rate"] == 1_000]
+        for percent, target in ((95, 20), (99, 50)):
+            values = [it[f"p{percent}_ms"] for it in runs]
+            yield (
+                f"| the till, 1,000/s open on 1,000 connections, p{percent} ms | |"
+                f" {median(values):.1f} | {min(values):.1f}-{max(values):.1f} | < {target}"
+                f" | {_verdict(median(values) < target)} |"
+            )
+        errors = sum(sum(it["errors"].values()) for it in runs)
+        yield f"| … errors | | {errors} | | 0 | {_verdict(errors == 0)} |"
+    if starts := parts.get("starts"):
+        values = starts["service_s"]
+        yield (
+            f"| cold start to SERVING, s | | {median(values):.2f} | {min(values):.2f}-"
+            f"{max(values):.2f} | < 2 | {_verdict(median(values) < 2)} |"
+        )
+
+
+def _parts(parts: dict[str, Any]) -> Iterator[str]:
+    if tills := parts.get("tills"):
+        yield "## The till: an open load on 1,000 connections\n"
+        yield (
+            "Shoppers validate, lock, and redeem with the token; every seventh unlocks instead,"
+            " every twentieth redemption is rolled back (`bench/checkout.py`, a client of grpc.aio,"
+            " since ghz cannot use an answer in the next call). Latency counts from the moment at"
+            " which a call was due.\n"
+        )
+        rows = [_till("service", it) for it in sorted(tills["service"], key=lambda it: it["rate"])]
+        rows += [_till("no-op", it) for it in tills["noop"]]
+        yield _grid(
+            "| server | calls/s | p50 ms | p95 ms | p99 ms | client late p99 | errors |", rows
+        )
+        yield plots.till_latency(tills["service"]) + "\n"
+        yield f"Conservation: {tills['conservation']}.\n"
+    if curves := parts.get("curves"):
+        yield "## Throughput by calls in flight\n"
+        yield "One hot code:\n\n" + plots.throughput(curves, "redeem-hot") + "\n"
+        yield "Each call another code:\n\n" + plots.throughput(curves, "redeem-spread") + "\n"
+    if pgbench := parts.get("pgbench"):
+        yield "## PostgreSQL alone\n"
+        yield (
+            "pgbench, 20 clients, the transaction of one redemption"
+            f" (`bench/scenarios/redeem.pgbench.sql`): {pgbench['hot_per_s']:,.0f}/s on one hot code,"
+            f" {pgbench['spread_per_s']:,.0f}/s spread. What the service does above that comes from"
+            f" joining commands. {pgbench['conservation']}.\n"
+        )
+
+
+def _till(server: str, it: dict[str, Any]) -> str:
+    return (
+        f"| {server} | {it['rate']:,.0f} | {it['p50_ms']:.1f} | {it['p95_ms']:.1f}"
+        f" | {it['p99_ms']:.1f} | {it['late_p99_ms']:.1f} | {sum(it['errors'].values())} |"
+    )
+
+
+# --- make bench-10m -----------------------------------------------------------------------------
+
+
+def _millions(found: Found) -> Iterator[str]:
+    parts = found.parts
+    generated = parts["generation"]
+    ratio = generated["copy_s"] / generated["generate_s"]
+    count = generated["count"]
+    yield (
+        f"GenerateCodes made {count:,} codes in {generated['generate_s']:,.0f} s"
+        f" ({count / generated['generate_s']:,.0f}/s); COPY of as many random codes, unsorted, into"
+        f" the same table and indexes took {generated['copy_s']:,.0f} s"
+        f" ({count / generated['copy_s']:,.0f}/s). Ratio {ratio:.2f}, target 1:"
+        f" {_verdict(ratio >= 1)}. The largest worker had {generated['worker_mib']:,.0f} MiB, target"
+        f" 300: {_verdict(generated['worker_mib'] < 300)}.\n"
+    )
+    yield plots.generation(generated["curves"]) + "\n"
+    if imported := parts.get("import"):
+        ratio = imported["copy_s"] / imported["import_s"]
+        yield (
+            f"ImportCodes took {imported['import_s']:,.0f} s for {imported['count']:,} codes of a"
+            f" file, COPY {imported['copy_s']:,.0f} s: {ratio:.2f}, target 0.6:"
+            f" {_verdict(ratio >= 0.6)}.\n"
+        )
+    if row := next(iter(found.rows), None):
+        yield "".join(f"{row.title}: {_ratio(it)}.\n" for it in row.comparisons)
+        yield f"Conservation: {row.conservation}.\n"
+    points = parts["points"]
+    yield "Latency of one call after the other (p50 ms, p99 in brackets):\n"
+    kinds = [key.removesuffix("_p50_ms") for key in points[0] if key.endswith("_p50_ms")]
+    yield _grid(
+        "| codes | used up | " + " | ".join(kinds) + " |",
+        [
+            f"| {it['codes']:,} | {it['used']} | "
+            + " | ".join(
+                f"{it[f'{kind}_p50_ms']:.1f} ({it[f'{kind}_p99_ms']:.1f})" for kind in kinds
+            )
+            + " |"
+            for it in points
+        ],
+    )
+    yield plots.assignment_latency(points) + "\n"
+    yield from _flatness(points)
+    yield (
+        f"Exporting the book: {parts['export']['per_s']:,.0f} codes/s."
+        f" The largest worker after all of it: {parts['worker_mib']:,.0f} MiB.\n"
+    )
+
+
+def _flatness(points: list[dict[str, Any]]) -> Iterator[str]:
+    at = {(it["codes"], it["used"]): it["assign_p50_ms"] for it in points}
+    sizes = sorted({it["codes"] for it in points})
+    large = sizes[-1]
+    rows: list[str] = []
+    if len(sizes) > 1:
+        ratio = at[large, "0 %"] / at[sizes[0], "0 %"]
+        rows.append(
+            f"| AssignRandomCode at {large:,} codes | at {sizes[0]:,} | {ratio:.2f} | ≤ 1.3"
+            f" | {_verdict(ratio <= 1.3)} |"
+        )
+    for used in ("99.9 %", "all"):
+        ratio = at[large, used] / at[large, "0 %"]
+        rows.append(
+            f"| … {used} used up | at 0 % | {ratio:.2f} | ≤ 1.5 | {_verdict(ratio <= 1.5)} |"
+        )
+    yield _grid("| latency | against | ratio | target | |", rows)

@@ -1,0 +1,168 @@
+"""What a run found, as it is kept in bench/out and told in the report."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import Any, Final
+
+import psycopg
+
+from bench.ghz import find_ghz
+from bench.rounds import SERVICE, Measured, Rounds
+from bench.scenarios import Scenario
+from bench.stack import ROOT, Stack
+from coupon_service.embedded.postgres import EmbeddedPostgres
+
+OUT: Final = ROOT / "bench" / "out"
+PACKAGES: Final = ("grpcio", "protobuf", "uvloop", "psycopg", "redis")
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """One server under one load: medians over the rounds.
+
+    Processor times in microseconds a call; `share_min`: the part of the work that the worker with
+    the least of it did.
+    """
+
+    server: str
+    per_s: float
+    p50_ms: float
+    p95_ms: float
+    p99_ms: float
+    server_us: float
+    postgres_us: float
+    redis_us: float
+    client_us: float
+    share_min: float
+    errors: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """How many times as fast as a rival the service was: median, least and most of the rounds."""
+
+    rival: str
+    target: float
+    ratio: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A scenario. `effects_per_call`: codes that a call is about."""
+
+    name: str
+    title: str
+    figures: list[Figures]
+    comparisons: list[Comparison]
+    effects_per_call: int
+    conservation: str
+
+    @classmethod
+    def of(cls, scenario: Scenario, rounds: Rounds) -> Row:
+        """What the rounds of the scenario come to."""
+        servers = (SERVICE, *(rival.server for rival in scenario.rivals))
+        comparisons: list[Comparison] = []
+        for rival in scenario.rivals:
+            ratios = rounds.ratios(SERVICE, rival.server)
+            comparisons.append(
+                Comparison(rival.server, rival.target, median(ratios), min(ratios), max(ratios))
+            )
+        return cls(
+            name=scenario.name,
+            title=scenario.title,
+            figures=[_figures(rounds.of(server)) for server in servers],
+            comparisons=comparisons,
+            effects_per_call=scenario.effects_per_call,
+            conservation=rounds.conservation,
+        )
+
+
+def _figures(rounds: Sequence[Measured]) -> Figures:
+    errors: dict[str, int] = {}
+    for it in rounds:
+        for status, count in it.load.statuses.items():
+            if status != "OK":
+                errors[status] = errors.get(status, 0) + count
+    return Figures(
+        server=rounds[0].server,
+        per_s=median(it.load.per_s for it in rounds),
+        p50_ms=median(it.load.p50_ms for it in rounds),
+        p95_ms=median(it.load.p95_ms for it in rounds),
+        p99_ms=median(it.load.p99_ms for it in rounds),
+        server_us=median(it.server_cpu_s / it.load.calls * 1e6 for it in rounds),
+        postgres_us=median(it.postgres_cpu_s / it.load.calls * 1e6 for it in rounds),
+        redis_us=median(it.redis_cpu_s / it.load.calls * 1e6 for it in rounds),
+        client_us=median(it.load.cpu_s / it.load.calls * 1e6 for it in rounds),
+        share_min=median(min(it.shares, default=0.0) for it in rounds),
+        errors=errors,
+    )
+
+
+@dataclass(slots=True)
+class Found:
+    """Everything that one command measured; parts that it did not are empty."""
+
+    about: dict[str, str] = field(default_factory=dict[str, str])
+    rows: list[Row] = field(default_factory=list[Row])
+    parts: dict[str, Any] = field(default_factory=dict[str, Any])
+
+    def save(self, name: str) -> None:
+        """Keeps it in bench/out."""
+        OUT.mkdir(exist_ok=True)
+        text = json.dumps(asdict(self), indent=1)
+        (OUT / f"{name}.json").write_text(text, encoding="utf-8")
+
+
+def load_found(name: str) -> Found | None:
+    """What was kept, if it was."""
+    path = OUT / f"{name}.json"
+    if not path.exists():
+        return None
+    kept = json.loads(path.read_text(encoding="utf-8"))
+    rows = [
+        Row(
+            **{
+                **row,
+                "figures": [Figures(**it) for it in row["figures"]],
+                "comparisons": [Comparison(**it) for it in row["comparisons"]],
+            }
+        )
+        for row in kept["rows"]
+    ]
+    return Found(kept["about"], rows, kept["parts"])
+
+
+def about_machine(stack: Stack) -> dict[str, str]:
+    """The machine and the versions."""
+    cpuinfo = Path("/proc/cpuinfo")
+    models = [
+        line.partition(":")[2].strip()
+        for line in (cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else ())
+        if line.startswith("model name")
+    ]
+    ghz = subprocess.run([find_ghz(), "--version"], capture_output=True, text=True, check=False)
+    with psycopg.connect(stack.postgres.url) as connection:
+        row = connection.execute("SHOW server_version").fetchone()
+    return {
+        "when": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "processors": f"{os.cpu_count()} × {models[0] if models else platform.machine()}",
+        "memory": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB",
+        "system": f"{platform.system()} {platform.release()}",
+        "Python": platform.python_version(),
+        EmbeddedPostgres.name: row[0] if row else "",
+        "ghz": (ghz.stdout or ghz.stderr).strip() or "0.120.0",
+        **{package: version(package) for package in PACKAGES},
+        "workers": str(stack.workers),
+    }

@@ -1,0 +1,75 @@
+"""The parts of README.md that follow from the code.
+
+`python tests/readme.py` brings them up to date. A part stands between `<!-- name -->` and `<!-- /name -->`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from coupon_service.cli.client import RETRIES
+from coupon_service.cli.session import session
+from coupon_service.settings import settings_table
+
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+PROTO = ROOT / "proto" / "coupon_service" / "v1"
+
+SERVICES = ("coupon_book", "coupon_code", "assignment", "redemption", "audit")
+
+
+def rpc_table() -> str:
+    """Every method, with the first sentence of its comment."""
+    lines = ["| Service | Method | What it does |", "| --- | --- | --- |"]
+    for name in SERVICES:
+        text = (PROTO / f"{name}_service.proto").read_text(encoding="utf-8")
+        (service,) = re.findall(r"^service (\w+) \{", text, re.MULTILINE)
+        for comment, method in _commented(text, r"rpc (\w+)\("):
+            lines.append(f"| {service} | {method} | {first_sentence(comment)} |")
+    return "\n".join(lines)
+
+
+def reasons_table() -> str:
+    """Every reason with its status, as its comment has them."""
+    lines = ["| Status | Reason | When |", "| --- | --- | --- |"]
+    text = (PROTO / "error_reason.proto").read_text(encoding="utf-8")
+    for comment, reason in _commented(text, r"ERROR_REASON_(\w+) = [1-9]\d*;"):
+        status, when = re.findall(r"^\[(\w+)\] (.*)$", comment)[0]
+        lines.append(f"| {status} | {reason} | {when} |")
+    return "\n".join(lines)
+
+
+def _commented(text: str, pattern: str) -> Iterator[tuple[str, str]]:
+    """What matches the pattern, with the comment right above it."""
+    for comment, name in re.findall(rf"((?:^ *//.*\n)+) *{pattern}", text, re.MULTILINE):
+        yield " ".join(re.sub(r"^ *//", "", comment, flags=re.MULTILINE).split()), name
+
+
+def first_sentence(comment: str) -> str:
+    """Up to the first full stop that ends something."""
+    return re.split(r"(?<=[.])\s", comment, maxsplit=1)[0]
+
+
+PARTS: Mapping[str, Callable[[], str]] = {
+    "session": lambda: f"```sh\n{session('127.0.0.1:50051', '.venv/bin/coupon-service')}\n```",
+    "rpcs": rpc_table,
+    "reasons": reasons_table,
+    "retries": lambda: f"```json\n{RETRIES}\n```",
+    "settings": lambda: settings_table().strip(),
+}
+
+
+def up_to_date(readme: str) -> str:
+    """The text with all parts as they are to be."""
+    for name, render in PARTS.items():
+        pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+        part = f"{render()}\n"
+        readme, count = pattern.subn(lambda found, part=part: found[1] + part + found[2], readme)
+        assert count == 1, f"README.md has the part {name} {count} times"
+    return readme
+
+
+if __name__ == "__main__":
+    README.write_text(up_to_date(README.read_text(encoding="utf-8")), encoding="utf-8")
