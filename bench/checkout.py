@@ -44,7 +44,10 @@ PRICE: Final = Money(amount_minor=4_000, currency_code="EUR")
 
 @dataclass(slots=True)
 class Till:
-    """What the shoppers saw. Latencies in milliseconds, by kind of call; `late`: of the client."""
+    """What the shoppers saw. Latencies in milliseconds, by kind of call.
+
+    `late_ms`: how late the client sent shoppers, which is its own doing.
+    """
 
     latencies_ms: dict[str, list[float]] = field(default_factory=dict[str, list[float]])
     ok: Counter[str] = field(default_factory=Counter[str])
@@ -90,6 +93,8 @@ class Shoppers:
                 if due > begin + WARM_UP_S + seconds:
                     return
                 await _until(due)
+                if due >= self._measure_from:
+                    self.till.late_ms.append((time.perf_counter() - due) * 1000)
                 shoppers.create_task(self._shopper(number, due))
 
     async def _shopper(self, number: int, due: float) -> None:
@@ -125,16 +130,13 @@ class Shoppers:
     ) -> Any:
         """The answer, or None after an error."""
         await _until(due)
-        measured = due >= self._measure_from
-        if measured:
-            self.till.late_ms.append((time.perf_counter() - due) * 1000)
         try:
             answer = await call(request, timeout=TIMEOUT_S)
         except grpc.aio.AioRpcError as error:
             self.till.errors[f"{kind}: {error.code().name} {error.details()}"] += 1
             return None
         self.till.ok[kind] += 1
-        if measured:
+        if due >= self._measure_from:
             latency_ms = (time.perf_counter() - due) * 1000
             self.till.latencies_ms.setdefault(kind, []).append(latency_ms)
         return answer

@@ -64,8 +64,9 @@ def check_book(database_url: str, book_id: str, answers: Answers) -> str:
                 f"{ok} calls were answered OK, {unknown} are open, and the ledger has"
                 f" {ledger[event]} rows {event.name}."
             )
-    told = ", ".join(f"{count:,} {event.name}" for event, count in sorted(answers.ok.items()))
-    return f"{told} = ledger; {redeemed:,} redemptions = counters = codes"
+    told = [f"{count:,} answers {event.name}" for event, count in sorted(answers.ok.items())]
+    told += [f"{redeemed:,} redemptions in ledger, counters and codes"]
+    return "; ".join(told)
 
 
 def _same(what: str, ledger: int, **others: int) -> None:

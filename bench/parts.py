@@ -170,7 +170,8 @@ def pgbench(bench: Bench, rounds: int) -> Pgbench:  # noqa: ARG001
         if done.returncode or not lines:
             raise BenchError(f"pgbench failed: {done.stderr.strip()[-500:]}")
         rates.append(float(lines[0].split()[2]))
-    return Pgbench(*rates, bench.check(book_id))
+    hot, spread = rates
+    return Pgbench(hot, spread, bench.check(book_id))
 
 
 # --- curves -------------------------------------------------------------------------------------

@@ -9,9 +9,9 @@ import matplotlib as mpl
 
 mpl.use("svg")
 
-from matplotlib import pyplot as plt  # noqa: E402 - it has to know the backend
+from matplotlib import pyplot as plt
 
-from bench.stack import ROOT  # noqa: E402
+from bench.stack import ROOT
 
 PLOTS: Final = ROOT / "bench" / "plots"
 STYLE: Final[dict[str, Any]] = {
@@ -34,9 +34,10 @@ NAMES: Final = {
 
 def plot(name: str, draw: Callable[[Any], None]) -> str:
     """Makes bench/plots/<name>.svg; returns the Markdown that shows it."""
+    library: Any = mpl
     pyplot: Any = plt
     PLOTS.mkdir(exist_ok=True)
-    with mpl.rc_context(STYLE):
+    with library.rc_context(STYLE):
         figure, axes = pyplot.subplots()
         draw(axes)
         if axes.get_legend_handles_labels()[0]:

@@ -38,9 +38,10 @@ def told(row: Row) -> str:
     for it in row.figures:
         errors = f"  {it.errors}" if it.errors else ""
         lines.append(
-            f"  {NAMES[it.server]:24}{it.per_s:8,.0f}/s  p50 {it.p50_ms:7,.1f}  p95 {it.p95_ms:7,.1f}"
-            f"  p99 {it.p99_ms:7,.1f} ms   CPU µs a call: {it.server_us:5,.0f} + PostgreSQL"
-            f" {it.postgres_us:5,.0f} + Redis {it.redis_us:4,.0f} + ghz {it.client_us:4,.0f}"
+            f"  {NAMES[it.server]:24}{it.per_s:8,.0f}/s  p50 {it.p50_ms:7,.1f}"
+            f"  p95 {it.p95_ms:7,.1f}  p99 {it.p99_ms:7,.1f} ms"
+            f"   CPU µs a call: {it.server_us:5,.0f}"
+            f" + PostgreSQL {it.postgres_us:5,.0f} + Redis {it.redis_us:4,.0f} + ghz {it.client_us:4,.0f}"
             f"   least worker {it.share_min:.0%}{errors}"
         )
     lines += [f"  {_ratio(it)}" for it in row.comparisons]
@@ -54,7 +55,7 @@ def _ratio(it: Comparison) -> str:
     return f"{times}, target {it.target:g}: {_verdict(it.ratio >= it.target)}"
 
 
-def _verdict(reached: bool) -> str:  # noqa: FBT001
+def _verdict(reached: bool) -> str:
     return "reached" if reached else "**missed**"
 
 
@@ -119,9 +120,9 @@ def _table(found: Found) -> Iterator[str]:
 
 def _figures(row: Row, it: Figures) -> str:
     return (
-        f"| {row.title} | {NAMES[it.server]} | {it.per_s:,.0f} | {it.p50_ms:,.1f} | {it.p95_ms:,.1f}"
-        f" | {it.p99_ms:,.1f} | {it.server_us:,.0f} | {it.postgres_us:,.0f} | {it.redis_us:,.0f}"
-        f" | {it.client_us:,.0f} | {it.share_min:.0%} |"
+        f"| {row.title} | {NAMES[it.server]} | {it.per_s:,.0f} | {it.p50_ms:,.1f}"
+        f" | {it.p95_ms:,.1f} | {it.p99_ms:,.1f} | {it.server_us:,.0f} | {it.postgres_us:,.0f}"
+        f" | {it.redis_us:,.0f} | {it.client_us:,.0f} | {it.share_min:.0%} |"
     )
 
 
@@ -178,7 +179,8 @@ def _parts(parts: dict[str, Any]) -> Iterator[str]:
         yield "## PostgreSQL alone\n"
         yield (
             "pgbench, 20 clients, the transaction of one redemption"
-            f" (`bench/scenarios/redeem.pgbench.sql`): {pgbench['hot_per_s']:,.0f}/s on one hot code,"
+            " (`bench/scenarios/redeem.pgbench.sql`):"
+            f" {pgbench['hot_per_s']:,.0f}/s on one hot code,"
             f" {pgbench['spread_per_s']:,.0f}/s spread. What the service does above that comes from"
             f" joining commands. {pgbench['conservation']}.\n"
         )
@@ -204,8 +206,8 @@ def _millions(found: Found) -> Iterator[str]:
         f" ({count / generated['generate_s']:,.0f}/s); COPY of as many random codes, unsorted, into"
         f" the same table and indexes took {generated['copy_s']:,.0f} s"
         f" ({count / generated['copy_s']:,.0f}/s). Ratio {ratio:.2f}, target 1:"
-        f" {_verdict(ratio >= 1)}. The largest worker had {generated['worker_mib']:,.0f} MiB, target"
-        f" 300: {_verdict(generated['worker_mib'] < 300)}.\n"
+        f" {_verdict(ratio >= 1)}. The largest worker had {generated['worker_mib']:,.0f} MiB,"
+        f" target 300: {_verdict(generated['worker_mib'] < 300)}.\n"
     )
     yield plots.generation(generated["curves"]) + "\n"
     if imported := parts.get("import"):

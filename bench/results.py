@@ -131,16 +131,11 @@ def load_found(name: str) -> Found | None:
     if not path.exists():
         return None
     kept = json.loads(path.read_text(encoding="utf-8"))
-    rows = [
-        Row(
-            **{
-                **row,
-                "figures": [Figures(**it) for it in row["figures"]],
-                "comparisons": [Comparison(**it) for it in row["comparisons"]],
-            }
-        )
-        for row in kept["rows"]
-    ]
+    rows: list[Row] = []
+    for row in kept["rows"]:
+        row["figures"] = [Figures(**it) for it in row["figures"]]
+        row["comparisons"] = [Comparison(**it) for it in row["comparisons"]]
+        rows.append(Row(**row))
     return Found(kept["about"], rows, kept["parts"])
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from typing import Annotated, Final
@@ -30,7 +30,7 @@ QUICK_SECONDS_MAX: Final = 140.0
 
 
 @contextmanager
-def bench(workers: int) -> Iterator[Bench]:
+def bench(workers: int) -> Generator[Bench]:
     """Everything started."""
     with ExitStack() as running:
         servers = running.enter_context(stack(workers))

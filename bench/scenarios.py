@@ -1,5 +1,8 @@
 """What is measured: the loads, what they need beforehand, and what they have to leave behind."""
 
+# redis-py leaves the type of its keyword arguments open.
+# pyright: reportUnknownMemberType=false
+
 from __future__ import annotations
 
 import asyncio

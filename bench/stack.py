@@ -9,7 +9,7 @@ import asyncio
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,7 +77,7 @@ class Stack:
     workers: int
 
     @contextmanager
-    def service(self, **settings: str) -> Iterator[Server]:
+    def service(self, **settings: str) -> Generator[Server]:
         """The service as in production; `settings` are COUPON_ variables without the prefix."""
         port = free_port()
         environment = self._settings() | {
@@ -89,7 +89,7 @@ class Stack:
             yield server
 
     @contextmanager
-    def reference(self, name: str) -> Iterator[Server]:
+    def reference(self, name: str) -> Generator[Server]:
         """A server of bench/reference."""
         port = free_port()
         command = ("-m", f"bench.reference.{name}", f"{HOST}:{port}", str(self.workers))
@@ -125,7 +125,7 @@ class Stack:
     @contextmanager
     def _server(
         self, name: str, command: tuple[str, ...], port: int, environment: Mapping[str, str]
-    ) -> Iterator[Server]:
+    ) -> Generator[Server]:
         log = self.folder / f"{name}.log"
         started = perf_counter()
         with log.open("ab") as output:
@@ -154,7 +154,7 @@ class Stack:
 
 
 @contextmanager
-def stack(workers: int) -> Iterator[Stack]:
+def stack(workers: int) -> Generator[Stack]:
     """PostgreSQL and Redis of our own. Raises EmbeddedError or BenchError."""
     with ExitStack() as servers:
         folder = Path(servers.enter_context(TemporaryDirectory(prefix="coupon-bench-")))
@@ -167,20 +167,20 @@ def stack(workers: int) -> Iterator[Stack]:
 
 
 def _environment() -> dict[str, str]:
-    ours = ("COUPON_", "DATABASE_URL", "REDIS_URL", "PROMETHEUS_")
+    # As it is where it is installed: bytecode is kept.
+    ours = ("COUPON_", "DATABASE_URL", "REDIS_URL", "PROMETHEUS_", "PYTHONDONTWRITEBYTECODE")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     return kept | {"PYTHONPATH": str(ROOT)}
 
 
 async def _await_answer(address: str, process: psutil.Popen, log: Path) -> None:
-    """Returns when the server works. One with a health service says so itself."""
+    """Returns when the server says that it works."""
     serving = asyncio.create_task(_until_serving(address))
     deadline = perf_counter() + START_TIMEOUT_S
     while not serving.done():
         if process.poll() is not None or perf_counter() > deadline:
             serving.cancel()
-            said = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-            raise BenchError(f"A server did not start: {said[-1] if said else 'it said nothing'}")
+            raise BenchError(f"A server did not start: {_last_line(log)}")
         await asyncio.wait({serving}, timeout=0.05)
     await serving
 
@@ -190,6 +190,11 @@ async def _until_serving(address: str) -> None:
         try:
             await wait_until_serving(service)
         except grpc.aio.AioRpcError as error:
-            # It answers, and has no health service.
+            # It answers, and has no health service that can be watched.
             if error.code() is not grpc.StatusCode.UNIMPLEMENTED:
                 raise
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return lines[-1] if lines else "it said nothing."

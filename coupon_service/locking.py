@@ -103,10 +103,11 @@ class LockTokens:
 
 @dataclass(frozen=True, slots=True)
 class LockTimes:
-    """The server's bounds for locks. Times in milliseconds."""
+    """The server's bounds for locks. Times in milliseconds; `grace_ms` is that of Leases."""
 
     ttl_default_ms: int
     ttl_max_ms: int
+    grace_ms: int
     extensions_max: int
     locks_per_user_max: int
 
@@ -318,7 +319,15 @@ class Locks:
                 )
             case TakeStatus.GONE:
                 raise LockExpired
-            case _:
+            case TakeStatus.HELD_BEFORE:
+                # One that ran out is no lock, but redemptions with it may still be on their way.
+                over_ms = milliseconds_of(self._now()) - taken.expire_ms
+                if over_ms >= 0:
+                    raise CodeLocked(
+                        "The lock of the user ran out just now; its place is not free yet.",
+                        retry_after_ms=max(self._times.grace_ms - over_ms, 0),
+                    )
+            case TakeStatus.GRANTED:
                 pass
 
 

@@ -105,12 +105,6 @@ class Metrics:
         self._pool_waiting = Children(
             gauge("pool_waiting", "Transactions that wait for a connection.", "pool")
         )
-        self._redis_duration = duration("redis_duration", "Time of a round trip to Redis.")
-        self._redis_errors = counter("redis_errors", "Round trips to Redis that failed.")
-        self._locks = Children(counter("lock_outcomes", "Attempts to take a lock.", "reason"))
-        self._redemptions = Children(
-            counter("redemption_outcomes", "Attempts to redeem a code.", "reason")
-        )
 
     def rpc_finished(self, method: str, status: str, reason: str, seconds: float) -> None:
         """A call ended. ``reason`` is empty for an OK; ``method`` is one that is declared."""
@@ -149,22 +143,6 @@ class Metrics:
         self._pool_connections[pool,].set(connections)
         self._pool_idle[pool,].set(idle)
         self._pool_waiting[pool,].set(waiting)
-
-    def redis_answered(self, seconds: float) -> None:
-        """A round trip to Redis ended with an answer."""
-        self._redis_duration.observe(seconds)
-
-    def redis_failed(self) -> None:
-        """A round trip to Redis ended without an answer."""
-        self._redis_errors.inc()
-
-    def lock_finished(self, reason: str) -> None:
-        """An attempt to take a lock ended; ``reason`` is OK or why not."""
-        self._locks[reason,].inc()
-
-    def redemption_finished(self, reason: str) -> None:
-        """An attempt to redeem a code ended; ``reason`` is OK or why not."""
-        self._redemptions[reason,].inc()
 
 
 def workers_registry(folder: Path) -> CollectorRegistry:

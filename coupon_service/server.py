@@ -107,7 +107,7 @@ class Server:
         self._leases = Leases(
             settings.redis_url.get_secret_value(),
             timeout_ms=settings.redis_timeout_ms,
-            grace_ms=settings.statement_timeout_ms + settings.clock_tolerance_ms,
+            grace_ms=settings.lock_grace_ms,
             locks_per_user_max=settings.locks_per_user_max,
         )
         executor = Executor(self._database, self._now)
@@ -131,6 +131,7 @@ class Server:
             LockTimes(
                 ttl_default_ms=settings.lock_ttl_default_ms,
                 ttl_max_ms=settings.lock_ttl_max_ms,
+                grace_ms=settings.lock_grace_ms,
                 extensions_max=settings.lock_extensions_max,
                 locks_per_user_max=settings.locks_per_user_max,
             ),

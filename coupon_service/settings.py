@@ -242,6 +242,11 @@ class Settings(BaseSettings):
     )
 
     @property
+    def lock_grace_ms(self) -> int:
+        """How much longer than its token a lock is kept: who was admitted in time is done then."""
+        return self.statement_timeout_ms + self.clock_tolerance_ms
+
+    @property
     def open_without_auth(self) -> bool:
         """Whether other machines may reach the service without proving who they are."""
         return self.auth == "none" and not _is_loopback(self.host)

@@ -1,6 +1,7 @@
 """The parts of README.md that follow from the code.
 
-`python tests/readme.py` brings them up to date. A part stands between `<!-- name -->` and `<!-- /name -->`.
+`python tests/readme.py` brings them up to date. A part stands between `<!-- name -->` and
+`<!-- /name -->`.
 """
 
 from __future__ import annotations

@@ -399,6 +399,7 @@ class Api:
 def pages(list_rpc: Callable[[Any], Any], request: Any, items: str) -> list[list[Any]]:
     """The pages of a list, from the first to the last; `items`: the field of the answer."""
     found: list[list[Any]] = []
+    tokens: set[str] = set()
     asked = type(request)()
     asked.CopyFrom(request)
     while True:
@@ -407,6 +408,8 @@ def pages(list_rpc: Callable[[Any], Any], request: Any, items: str) -> list[list
         asked.page_token = answer.next_page_token
         if not asked.page_token:
             return found
+        assert asked.page_token not in tokens, "the list does not end"
+        tokens.add(asked.page_token)
 
 
 def unique(what: str) -> str:

@@ -222,7 +222,8 @@ async def serve(server: grpc.aio.Server) -> None:
         os.environ["DATABASE_URL"], min_size=POOL_SIZE, max_size=POOL_SIZE, timeout=30, open=False
     )
     await pool.open(wait=True)
-    add_RedemptionServiceServicer_to_server(Redemptions(pool), server)
+    servicer = Redemptions(pool)  # pyright: ignore[reportAbstractUsage] - the others: UNIMPLEMENTED
+    add_RedemptionServiceServicer_to_server(servicer, server)
 
 
 if __name__ == "__main__":

@@ -104,7 +104,7 @@ class Report:
             table = Table("Line", "Code", "Outcome", "Reason", "Message")
             for cells in self.shown:
                 table.add_row(*cells)
-            Console(stderr=True).print(table)
+            Console(stderr=True, markup=False, emoji=False).print(table)
             left = self.counts.total() - self.counts["created"] - len(self.shown)
             if left:
                 typer.echo(f"and {left:,} more: --rejects FILE writes them all.", err=True)

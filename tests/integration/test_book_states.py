@@ -180,6 +180,23 @@ def test_a_book_is_exhausted_while_it_is_redeemed_as_often_as_it_allows(api: Api
     assert states(api, made.book_id) == ("PAUSED", "PAUSED")
 
 
+def test_limits_that_a_draft_is_given_later_hold_like_those_it_was_made_with(api: Api) -> None:
+    names = new_codes(4)
+    made = api.draft()
+    api.import_codes(made.book_id, names)
+    limits = books.BookLimits(max_redemptions=3, max_redemptions_per_user=1)
+    api.update(made.book_id, limits=limits)
+    api.activate(made.book_id)
+    api.redeem(names[0], "a")
+    with refused("USER_LIMIT_EXCEEDED"):
+        api.redeem(names[1], "a")
+    for code, user_id in zip(names[1:3], ("b", "c"), strict=True):
+        api.redeem(code, user_id)
+    assert states(api, made.book_id) == ("ACTIVE", "EXHAUSTED")
+    with refused("BOOK_LIMIT_EXCEEDED"):
+        api.redeem(names[3], "d")
+
+
 def test_a_limit_below_what_was_redeemed_holds_until_it_is_raised_or_lifted(api: Api) -> None:
     names = new_codes(5)
     made = api.book(codes=names, limits=books.BookLimits(max_redemptions=9))

@@ -42,7 +42,7 @@ class TestImport:
     ) -> None:
         there, first, second = new_codes(3)
         api.book(codes=[there])
-        rows = [first, "", second, "NO/CODE", first.lower(), there]
+        rows = [first, "", second, "[/no]:code:", first.lower(), there]
         (tmp_path / "codes.txt").write_bytes("\r\n".join(rows).encode("utf-8-sig"))
         book = api.draft()
         done = command("import", book.book_id, "codes.txt", "--rejects", "rejects.csv")
@@ -50,11 +50,11 @@ class TestImport:
         assert done.stdout == "2 created, 1 twice in the file, 1 there already, 1 invalid\n"
         assert api.stats(book.book_id).code_count == 2
         assert rejected(tmp_path / "rejects.csv") == [
-            ("4", "NO/CODE", "INVALID"),
+            ("4", "[/no]:code:", "INVALID"),
             ("5", first.lower(), "DUPLICATE_IN_UPLOAD"),
             ("6", there, "ALREADY_EXISTS"),
         ]
-        assert "NO/CODE" in done.stderr
+        assert "[/no]:code:" in done.stderr
 
     def test_a_column_of_a_csv_file_is_imported(
         self, api: Api, command: Command, tmp_path: Path

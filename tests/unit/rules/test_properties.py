@@ -10,14 +10,9 @@ from uuid import UUID
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from unit.rules.builders import (
-    BOOK_ID,
-    MINUTE,
-    PLACE,
-    World,
+from unit.rules.commands import (
     assign,
     assign_random,
-    book,
     call,
     disable,
     enable,
@@ -31,6 +26,7 @@ from unit.rules.builders import (
     token,
     unlock,
 )
+from unit.rules.world import BOOK_ID, MINUTE, PLACE, World, book
 
 from coupon_service.errors import CouponServiceError
 from coupon_service.model import (

@@ -6,20 +6,8 @@ from datetime import timedelta
 from uuid import UUID
 
 import pytest
-from unit.rules.builders import (
-    BOOK_ID,
-    MINUTE,
-    MOMENT,
-    NOW,
-    World,
-    active,
-    assign,
-    book,
-    disable,
-    eur,
-    redeem,
-    rollback,
-)
+from unit.rules.commands import assign, disable, eur, redeem, rollback
+from unit.rules.world import BOOK_ID, MINUTE, MOMENT, NOW, World, active, book
 
 from coupon_service.errors import (
     BookExpired,

@@ -5,17 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from unit.rules.builders import (
-    BOOK_ID,
-    NOW,
-    World,
-    assign,
-    book,
-    call,
-    eur,
-    redeem,
-    revoke,
-)
+from unit.rules.commands import assign, call, eur, redeem, revoke
+from unit.rules.world import BOOK_ID, NOW, World, book
 
 from coupon_service.model import (
     AssignmentState,

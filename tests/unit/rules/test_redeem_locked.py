@@ -3,25 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 from uuid import UUID
 
 import pytest
-from unit.rules.builders import (
-    MINUTE,
-    MOMENT,
-    NOW,
-    PLACE,
-    World,
-    active,
-    assign,
-    book,
-    extend,
-    lock,
-    redeem,
-    token,
-    unlock,
-)
+from unit.rules.commands import assign, extend, lock, redeem, token, unlock
+from unit.rules.world import MINUTE, MOMENT, NOW, PLACE, World, active, lockable
 
 from coupon_service.errors import (
     CodeAlreadyRedeemed,
@@ -40,10 +26,6 @@ from coupon_service.model import (
     Redeem,
 )
 from coupon_service.rules import redemption_refusals
-
-
-def lockable(policy: LockPolicy = LockPolicy.OPTIONAL, **changes: Any) -> World:
-    return World(book(lock_policy=policy, **changes))
 
 
 class TestPolicy:

@@ -6,23 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from unit.rules.builders import (
-    BOOK_ID,
-    MINUTE,
-    NOW,
-    PLACE,
-    World,
-    active,
-    assign,
-    assign_random,
-    book,
-    call,
-    eur,
-    lock,
-    redeem,
-    revoke,
-)
+from unit.rules.commands import assign, assign_random, call, eur, lock, redeem, revoke
 from unit.rules.kinds import KINDS, world_for_all_kinds
+from unit.rules.world import BOOK_ID, MINUTE, NOW, PLACE, World, active, book
 
 from coupon_service.errors import RequestIdReused
 from coupon_service.model import (

@@ -5,20 +5,8 @@ from __future__ import annotations
 from datetime import timedelta
 
 import pytest
-from unit.rules.builders import (
-    BOOK_ID,
-    NOW,
-    World,
-    assign,
-    book,
-    call,
-    disable,
-    enable,
-    eur,
-    redeem,
-    revoke,
-    rollback,
-)
+from unit.rules.commands import assign, call, disable, enable, eur, redeem, revoke, rollback
+from unit.rules.world import BOOK_ID, NOW, World, book
 
 from coupon_service.errors import AlreadyRolledBack, CodeAlreadyRedeemed, RequestIdReused
 from coupon_service.model import (

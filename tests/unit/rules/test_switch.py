@@ -5,19 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from unit.rules.builders import (
-    BOOK_ID,
-    NOW,
-    World,
-    active,
-    assign,
-    book,
-    call,
-    disable,
-    enable,
-    lock,
-    redeem,
-)
+from unit.rules.commands import assign, call, disable, enable, lock, redeem
+from unit.rules.world import BOOK_ID, NOW, World, active, book
 
 from coupon_service.errors import CodeAlreadyRedeemed, CodeDisabled, InvalidStateTransition
 from coupon_service.model import (

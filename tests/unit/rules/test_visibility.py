@@ -7,20 +7,9 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from unit.rules.builders import (
-    BOOK_ID,
-    PLACE,
-    World,
-    assign,
-    book,
-    call,
-    disable,
-    enable,
-    lock,
-    redeem,
-    revoke,
-)
+from unit.rules.commands import assign, call, disable, enable, lock, redeem, revoke
 from unit.rules.kinds import KINDS, world_for_all_kinds
+from unit.rules.world import BOOK_ID, PLACE, World, book
 
 from coupon_service.codes import CodeFormat, generate
 from coupon_service.errors import (

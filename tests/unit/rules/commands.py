@@ -1,0 +1,210 @@
+"""What decisions are asked for: the commands of the service, as its edge makes them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import datetime
+from typing import Any
+from uuid import UUID, uuid4
+
+from unit.rules.world import BOOK_ID, MINUTE, NOW, PLACE
+
+from coupon_service.codes import bucket_of
+from coupon_service.model import (
+    Assign,
+    AssignRandom,
+    Call,
+    ChangeLock,
+    Event,
+    EventType,
+    Lease,
+    Lock,
+    LockClaims,
+    Money,
+    Redeem,
+    Revoke,
+    Rollback,
+    SwitchCode,
+    bucket_of_book,
+    event_id,
+    fingerprint,
+)
+
+
+def call(request: str = "", caller: str = "shop", business: str = "") -> Call:
+    """A call; without `request` the service makes a request_id up."""
+    return Call(caller, request or uuid4().hex, "10.0.0.1:4711", "curl", business)
+
+
+def _id(code: str, event: EventType, by: Call) -> UUID:
+    return event_id(bucket_of(code), event, by.caller, by.request_id, code)
+
+
+def eur(amount_minor: int) -> Money:
+    """Cents."""
+    return Money(amount_minor, "EUR")
+
+
+def redeem(
+    code: str = "A",
+    user: str = "ann",
+    by: Call | None = None,
+    *,
+    order: str = "",
+    amount: Money | None = None,
+    lock: LockClaims | None = None,
+    **more: Any,
+) -> Redeem:
+    """The command of RedeemCode."""
+    by = by or call()
+    lease = Lease() if lock else None
+    return Redeem(
+        call=by,
+        code=code,
+        event_id=_id(code, EventType.REDEEMED, by),
+        fingerprint=fingerprint(user, order, amount, more.get("metadata")),
+        user_id=user,
+        order_id=order,
+        order_amount=amount,
+        lock=lock,
+        **dict[str, Any]({"lease": lease, **more}),
+    )
+
+
+def rollback(redemption: Event, by: Call | None = None, metadata: str | None = None) -> Rollback:
+    """The command of RollbackRedemption: its id is the same for everybody."""
+    code = redemption.code or ""
+    return Rollback(
+        call=by or call(),
+        code=code,
+        event_id=event_id(bucket_of(code), EventType.ROLLED_BACK, redemption.event_id),
+        fingerprint=fingerprint(metadata),
+        user_id=redemption.user_id or "",
+        redemption=redemption,
+        metadata=metadata,
+    )
+
+
+def lock(code: str = "A", user: str = "ann", by: Call | None = None, **more: Any) -> Lock:
+    """The command of LockCode, with a place on the code for a minute."""
+    by = by or call()
+    attempt = _id(code, EventType.LOCKED, by)
+    return Lock(
+        call=by,
+        code=code,
+        event_id=attempt,
+        fingerprint=fingerprint(user, more.get("metadata")),
+        user_id=user,
+        **dict[str, Any]({"lock_id": attempt, "lease": PLACE, "expire_time": NOW + MINUTE, **more}),
+    )
+
+
+def token(locked: Event, expire_time: datetime | None = None) -> LockClaims:
+    """What the token of a lock proves; `expire_time` after an extension."""
+    expires = expire_time or locked.expire_time
+    assert expires is not None
+    return LockClaims(
+        lock_id=locked.event_id,
+        code=locked.code or "",
+        book_id=locked.book_id,
+        user_id=locked.user_id or "",
+        fence=locked.fence or 0,
+        expire_ms=round(expires.timestamp() * 1000),
+    )
+
+
+def extend(
+    locked: Event, expire_time: datetime, by: Call | None = None, extensions_max: int = 9
+) -> ChangeLock:
+    """The command of ExtendLock."""
+    by = by or call()
+    changed = _change(locked, EventType.LOCK_EXTENDED, by)
+    attempt = event_id(
+        bucket_of(changed.code),
+        EventType.LOCK_EXTENDED,
+        by.caller,
+        by.request_id,
+        changed.lock_id,
+    )
+    return replace(
+        changed, event_id=attempt, expire_time=expire_time, extensions_max=extensions_max
+    )
+
+
+def unlock(locked: Event, by: Call | None = None) -> ChangeLock:
+    """The command of UnlockCode: its id is the same for everybody."""
+    return _change(locked, EventType.UNLOCKED, by or call())
+
+
+def expire(locked: Event) -> ChangeLock:
+    """The command of the sweeper."""
+    return _change(locked, EventType.LOCK_EXPIRED, call("lock-expired", "sweeper"))
+
+
+def _change(locked: Event, event: EventType, by: Call) -> ChangeLock:
+    code = locked.code or ""
+    return ChangeLock(
+        call=by,
+        type=event,
+        code=code,
+        event_id=event_id(bucket_of(code), event, locked.event_id),
+        fingerprint=fingerprint(locked.event_id),
+        user_id=locked.user_id or "",
+        lock_id=locked.event_id,
+    )
+
+
+def assign(code: str = "A", user: str = "ann", by: Call | None = None, **more: Any) -> Assign:
+    """The command of AssignCode."""
+    by = by or call()
+    return Assign(
+        call=by,
+        code=code,
+        event_id=_id(code, EventType.ASSIGNED, by),
+        fingerprint=fingerprint(user, more.get("metadata")),
+        user_id=user,
+        **more,
+    )
+
+
+def assign_random(
+    user: str = "ann", by: Call | None = None, book_id: UUID = BOOK_ID, **more: Any
+) -> AssignRandom:
+    """The command of AssignRandomCode."""
+    by = by or call()
+    bucket = bucket_of_book(book_id)
+    return AssignRandom(
+        call=by,
+        event_id=event_id(bucket, EventType.ASSIGNED, by.caller, by.request_id, book_id, user),
+        fingerprint=fingerprint(more.get("metadata")),
+        user_id=user,
+        book_id=book_id,
+        **more,
+    )
+
+
+def revoke(code: str = "A", user: str = "ann", by: Call | None = None) -> Revoke:
+    """The command of RevokeAssignment."""
+    by = by or call()
+    attempt = _id(code, EventType.REVOKED, by)
+    return Revoke(call=by, code=code, event_id=attempt, fingerprint=fingerprint(user), user_id=user)
+
+
+def disable(code: str = "A", by: Call | None = None) -> SwitchCode:
+    """The command of DisableCode."""
+    return _switch(EventType.CODE_DISABLED, code, by or call())
+
+
+def enable(code: str = "A", by: Call | None = None) -> SwitchCode:
+    """The command of EnableCode."""
+    return _switch(EventType.CODE_ENABLED, code, by or call())
+
+
+def _switch(event: EventType, code: str, by: Call) -> SwitchCode:
+    return SwitchCode(
+        call=by,
+        type=event,
+        code=code,
+        event_id=_id(code, event, by),
+        fingerprint=fingerprint(),
+    )
