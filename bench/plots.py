@@ -79,12 +79,12 @@ def till_latency(summaries: list[dict[str, Any]]) -> str:
 
 def assignment_latency(points: list[dict[str, Any]]) -> str:
     """Latency of AssignRandomCode by how much of the book is used up."""
-    sizes = sorted({it["codes"] for it in points})
-    labels = [str(it["used"]) for it in points if it["codes"] == sizes[0]]
+    sizes = sorted({it["codes"] for it in points}, reverse=True)  # the large one has all labels
 
     def draw(axes: Any) -> None:
         for size in sizes:
             mine = [it for it in points if it["codes"] == size]
+            labels = [str(it["used"]) for it in mine]
             axes.plot(labels, [it["assign_p50_ms"] for it in mine], label=f"{size:,} codes, p50")
             axes.plot(labels, [it["assign_p99_ms"] for it in mine], "--", label=f"{size:,}, p99")
         axes.set_ylim(bottom=0)

@@ -1,7 +1,7 @@
 """Locks: lock, extend, unlock, look at them, and the sweeper that records those that ran out.
 
-The place is in Redis, its history in the ledger. Redis goes first, so that a place is never
-promised before it is taken; the ledger says what a repeat is answered.
+The place is in Redis, its history in the ledger. A place is taken before it is promised in the
+ledger, and given back after its end is recorded there; the ledger says what a repeat is answered.
 """
 
 from __future__ import annotations
@@ -219,16 +219,16 @@ class Locks:
         if lock_id is None:
             raise LockNotFound
         view = await self.get(lock_id, call.business_id)
-        command = _change(view, EventType.UNLOCKED, call)
-        await self._look(command)
-        await self._leases.release(
-            view.code,
-            str(view.book_id),
-            view.user_id,
-            str(lock_id),
-            tombstone_until_ms=tombstone_until_ms(milliseconds_of(view.expire_time)),
-        )
-        done = await self._carry_out(command)
+        done = await self._carry_out(_change(view, EventType.UNLOCKED, call))
+        # Only now: whoever gets the place next must not meet a redemption with this lock.
+        with suppress(LocksUnavailable):  # its time ends it
+            await self._leases.release(
+                view.code,
+                str(view.book_id),
+                view.user_id,
+                str(lock_id),
+                tombstone_until_ms=tombstone_until_ms(milliseconds_of(view.expire_time)),
+            )
         return await self.get(lock_id, call.business_id), done.replayed
 
     async def get(self, lock_id: UUID, business_id: str) -> LockView:

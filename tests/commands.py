@@ -1,16 +1,22 @@
-"""The command line as its users have it: a process of its own."""
+"""The command line, run by tests."""
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
+from unittest import mock
 
 import psutil
+import structlog
+
+from coupon_service import cli
 
 ROOT = Path(__file__).parents[1]
 COMMAND = (sys.executable, "-m", "coupon_service")
@@ -27,18 +33,56 @@ def environment(**variables: str) -> dict[str, str]:
 def run(
     folder: Path, *arguments: str | Path, stdin: bytes = b"", **variables: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run `coupon-service` with these arguments in a folder, to its end."""
-    done = subprocess.run(
+    """Run `coupon-service` with these arguments in a folder, to its end, within this process."""
+    command = ["coupon-service", *map(str, arguments)]
+    said, complained = io.StringIO(), io.StringIO()
+    exit_code = 0
+    with (
+        tempfile.TemporaryFile("w+b") as given,
+        _logs_as_before(),
+        mock.patch.dict(os.environ, environment(**variables), clear=True),
+        mock.patch.object(sys, "argv", command),
+        mock.patch.object(sys, "stdin", io.TextIOWrapper(given, encoding="utf-8")),
+        redirect_stdout(said),
+        redirect_stderr(complained),
+        chdir(folder),
+    ):
+        given.write(stdin)
+        given.seek(0)
+        try:
+            cli.main()
+        except SystemExit as end:
+            # What the interpreter makes of it.
+            if isinstance(end.code, str):
+                complained.write(f"{end.code}\n")
+            exit_code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    return subprocess.CompletedProcess(command, exit_code, said.getvalue(), complained.getvalue())
+
+
+@contextmanager
+def _logs_as_before() -> Generator[None]:
+    """A server in this process goes on to log where it logged, not to where commands write."""
+    before = structlog.get_config()
+    structlog.configure(logger_factory=structlog.WriteLoggerFactory(sys.stdout))
+    try:
+        yield
+    finally:
+        structlog.configure(**before)
+
+
+def run_apart(
+    folder: Path, *arguments: str | Path, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """The same in a process of its own: for what takes hold of signals, or starts processes."""
+    return subprocess.run(
         [*COMMAND, *map(str, arguments)],
-        input=stdin,
+        stdin=subprocess.DEVNULL,
         capture_output=True,
+        text=True,
         cwd=folder,
         env=environment(**variables),
         timeout=TIMEOUT_S,
         check=False,
-    )
-    return subprocess.CompletedProcess(
-        done.args, done.returncode, done.stdout.decode(), done.stderr.decode()
     )
 
 

@@ -80,6 +80,7 @@ class CouponCodeServicer(CouponCodeServiceServicer):
     ) -> AsyncIterator[pb.ImportCodesResponse]:
         header = await anext(request_iterator, pb.ImportCodesRequest())
         book_id, call = convert.read_header(header, current())
+        await self._books.get(book_id, call.business_id)
         number: int | None = None
         async for request in request_iterator:
             number, rows = convert.read_chunk(request, before=number)

@@ -40,6 +40,7 @@ from coupon_service.model import (
     BookState,
     Code,
     CodeState,
+    EventType,
     Lease,
     Lock,
     LockPolicy,
@@ -51,6 +52,9 @@ from coupon_service.rules.draft import Draft
 
 LINKED = (AssignmentState.ACTIVE, AssignmentState.REDEEMED)
 """States of an assignment in which the code is the user's."""
+
+LOCK_ENDS = (EventType.REDEEMED, EventType.UNLOCKED, EventType.LOCK_EXPIRED)
+"""Events after which a lock is over, whatever Redis has kept of it."""
 
 NO_COUNTS = UserCounts()
 
@@ -116,7 +120,7 @@ def redemption_refusals(
         yield BookLimitExceeded(limit=limit)
     if isinstance(command, Redeem):
         yield from _order_refusals(command, book)
-        yield from _lock_refusals(command, link, book, now)
+        yield from _lock_refusals(command, link, book, state, now)
     if command.lease is not None and not command.lease.gone:
         yield from _no_place(command.lease, code, book)
 
@@ -211,7 +215,7 @@ def _order_refusals(command: Redeem, book: Book) -> Iterator[CouponServiceError]
 
 
 def _lock_refusals(
-    command: Redeem, link: Assignment | None, book: Book, now: datetime
+    command: Redeem, link: Assignment | None, book: Book, state: State, now: datetime
 ) -> Iterator[CouponServiceError]:
     lock = command.lock
     if lock is None:
@@ -222,8 +226,9 @@ def _lock_refusals(
         yield LockTokenMismatch()
         return
     gone = command.lease is not None and command.lease.gone
-    used = link is not None and link.fence >= lock.fence
-    if gone or used or now.timestamp() * 1000 >= lock.expire_ms:
+    outdated = link is not None and link.fence >= lock.fence
+    ended = any(event.type in LOCK_ENDS for event in state.lock_events.get(lock.lock_id, ()))
+    if gone or outdated or ended or now.timestamp() * 1000 >= lock.expire_ms:
         yield LockExpired()
 
 

@@ -79,8 +79,11 @@ def _wanted(commands: Iterable[Command]) -> _Wanted:
             wanted.books.add(command.book_id)
         if isinstance(command, (Redeem, Lock, Assign, Revoke, Rollback)):
             wanted.links.add((command.code, command.user_id))
-        if isinstance(command, Redeem) and command.order_id:
-            wanted.orders.add((command.code, command.order_id))
+        if isinstance(command, Redeem):
+            if command.order_id:
+                wanted.orders.add((command.code, command.order_id))
+            if command.lock is not None:
+                wanted.lock_ids[command.lock.lock_id] = command.code
         elif isinstance(command, Lock):
             wanted.events.add(command.lock_id)
             wanted.fences += 1
@@ -207,6 +210,14 @@ SELECT_PICKED_EVENTS: Final[LiteralString] = f"""
 SELECT {EVENT_COLUMNS} FROM redemption_audit WHERE event_id = ANY(%s::uuid[])
 """
 
+# What users who get a random code had to do with the picked ones before: one may have been revoked.
+SELECT_PICKED_LINKS: Final[LiteralString] = f"""
+SELECT {ASSIGNMENT_COLUMNS}
+FROM unnest(%s::smallint[], %s::text[]) AS wanted (bucket, code)
+JOIN coupon_assignments USING (bucket, code)
+WHERE user_id = ANY(%s::text[])
+"""
+
 SELECT_LOCK_EVENTS: Final[LiteralString] = f"""
 SELECT {EVENT_COLUMNS}
 FROM redemption_audit
@@ -287,7 +298,7 @@ async def _load_counters(
     users, totals = _limited(commands, state)
     if not users and not totals:
         return
-    user_rows = total_rows = event_rows = None
+    user_rows = total_rows = event_rows = link_rows = None
     if users:
         keys = sorted((bucket_of_user(user_id), book_id, user_id) for book_id, user_id in users)
         arrays = (
@@ -306,6 +317,10 @@ async def _load_counters(
         # Repeats of a random assignment have no code in common; the user's row serialises them.
         picked = (uuid_array(wanted.picked_events),)
         event_rows = await send(connection, SELECT_PICKED_EVENTS, picked)
+        codes = [code for picks in state.picks.values() for code in picks]
+        arrays = int_array(map(bucket_of, codes)), text_array(codes)
+        users_of = text_array({user_id for _, user_id in users})
+        link_rows = await send(connection, SELECT_PICKED_LINKS, (*arrays, users_of))
     for row in await user_rows.fetchall() if user_rows else ():
         state.users[(row[0], row[1])] = UserCounts(row[2], row[3])
     for row in await total_rows.fetchall() if total_rows else ():
@@ -313,6 +328,9 @@ async def _load_counters(
     for row in await event_rows.fetchall() if event_rows else ():
         event: Event = event_from_row(row)
         state.events[event.event_id] = event
+    for row in await link_rows.fetchall() if link_rows else ():
+        link = assignment_from_row(row)
+        state.assignments[(link.code, link.user_id)] = link
 
 
 def _limited(commands: Iterable[Command], state: State) -> tuple[set[tuple[UUID, str]], set[UUID]]:

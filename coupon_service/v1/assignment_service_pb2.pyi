@@ -121,7 +121,7 @@ class UserCoupon(_message.Message):
     EFFECTIVE_STATE_FIELD_NUMBER: _builtins.int
     effective_state: _coupon_code_service_pb2.CouponCodeState.ValueType
     """What the user can do with it now: ASSIGNED (redeem it), LOCKED (by anyone, and no use left
-    beside), REDEEMED, EXPIRED or DISABLED.
+    beside), REDEEMED, EXPIRED or DISABLED. Unset when the assignment is REVOKED.
     """
     @_builtins.property
     def assignment(self) -> Global___Assignment:

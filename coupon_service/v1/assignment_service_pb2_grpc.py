@@ -97,8 +97,8 @@ class AssignmentServiceServicer:
 
     def RevokeAssignment(self, request, context):
         """Takes a code from a user. Without another assignment the code is AVAILABLE again, if uses are
-        left. Works whatever the book's state. ASSIGNMENT_NOT_FOUND; INVALID_STATE_TRANSITION when the
-        assignment is REDEEMED or REVOKED.
+        left. Works whatever the book's state. CODE_NOT_FOUND, ASSIGNMENT_NOT_FOUND;
+        INVALID_STATE_TRANSITION when the assignment is REDEEMED or REVOKED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -52,8 +52,8 @@ class AssignmentServiceStub:
     """
     RevokeAssignment: _grpc.UnaryUnaryMultiCallable[_assignment_service_pb2.RevokeAssignmentRequest, _assignment_service_pb2.RevokeAssignmentResponse]
     """Takes a code from a user. Without another assignment the code is AVAILABLE again, if uses are
-    left. Works whatever the book's state. ASSIGNMENT_NOT_FOUND; INVALID_STATE_TRANSITION when the
-    assignment is REDEEMED or REVOKED.
+    left. Works whatever the book's state. CODE_NOT_FOUND, ASSIGNMENT_NOT_FOUND;
+    INVALID_STATE_TRANSITION when the assignment is REDEEMED or REVOKED.
     """
     ListUserCoupons: _grpc.UnaryUnaryMultiCallable[_assignment_service_pb2.ListUserCouponsRequest, _assignment_service_pb2.ListUserCouponsResponse]
     """Lists the codes that are or were assigned to a user, newest first."""
@@ -82,8 +82,8 @@ class AssignmentServiceAsyncStub(AssignmentServiceStub):
     """
     RevokeAssignment: _aio.UnaryUnaryMultiCallable[_assignment_service_pb2.RevokeAssignmentRequest, _assignment_service_pb2.RevokeAssignmentResponse]  # type: ignore[assignment]
     """Takes a code from a user. Without another assignment the code is AVAILABLE again, if uses are
-    left. Works whatever the book's state. ASSIGNMENT_NOT_FOUND; INVALID_STATE_TRANSITION when the
-    assignment is REDEEMED or REVOKED.
+    left. Works whatever the book's state. CODE_NOT_FOUND, ASSIGNMENT_NOT_FOUND;
+    INVALID_STATE_TRANSITION when the assignment is REDEEMED or REVOKED.
     """
     ListUserCoupons: _aio.UnaryUnaryMultiCallable[_assignment_service_pb2.ListUserCouponsRequest, _assignment_service_pb2.ListUserCouponsResponse]  # type: ignore[assignment]
     """Lists the codes that are or were assigned to a user, newest first."""
@@ -133,8 +133,8 @@ class AssignmentServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_assignment_service_pb2.RevokeAssignmentResponse, _abc.Awaitable[_assignment_service_pb2.RevokeAssignmentResponse]]:
         """Takes a code from a user. Without another assignment the code is AVAILABLE again, if uses are
-        left. Works whatever the book's state. ASSIGNMENT_NOT_FOUND; INVALID_STATE_TRANSITION when the
-        assignment is REDEEMED or REVOKED.
+        left. Works whatever the book's state. CODE_NOT_FOUND, ASSIGNMENT_NOT_FOUND;
+        INVALID_STATE_TRANSITION when the assignment is REDEEMED or REVOKED.
         """
 
     @_abc_1.abstractmethod

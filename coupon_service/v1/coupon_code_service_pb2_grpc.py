@@ -139,8 +139,8 @@ class CouponCodeServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DisableCode(self, request, context):
-        """Makes a code unusable until EnableCode; assignments stay. A live lock ends with the next use
-        that is tried. CODE_NOT_FOUND; INVALID_STATE_TRANSITION when it is disabled.
+        """Makes a code unusable until EnableCode; assignments stay, and so do live locks, for their time.
+        CODE_NOT_FOUND; INVALID_STATE_TRANSITION when it is disabled.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

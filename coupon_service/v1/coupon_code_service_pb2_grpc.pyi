@@ -61,8 +61,8 @@ class CouponCodeServiceStub:
     ListCodes: _grpc.UnaryUnaryMultiCallable[_coupon_code_service_pb2.ListCodesRequest, _coupon_code_service_pb2.ListCodesResponse]
     """Lists codes of a book in a fixed order of no meaning."""
     DisableCode: _grpc.UnaryUnaryMultiCallable[_coupon_code_service_pb2.DisableCodeRequest, _coupon_code_service_pb2.DisableCodeResponse]
-    """Makes a code unusable until EnableCode; assignments stay. A live lock ends with the next use
-    that is tried. CODE_NOT_FOUND; INVALID_STATE_TRANSITION when it is disabled.
+    """Makes a code unusable until EnableCode; assignments stay, and so do live locks, for their time.
+    CODE_NOT_FOUND; INVALID_STATE_TRANSITION when it is disabled.
     """
     EnableCode: _grpc.UnaryUnaryMultiCallable[_coupon_code_service_pb2.EnableCodeRequest, _coupon_code_service_pb2.EnableCodeResponse]
     """Undoes DisableCode: the code is AVAILABLE, ASSIGNED or REDEEMED again, by its counts.
@@ -102,8 +102,8 @@ class CouponCodeServiceAsyncStub(CouponCodeServiceStub):
     ListCodes: _aio.UnaryUnaryMultiCallable[_coupon_code_service_pb2.ListCodesRequest, _coupon_code_service_pb2.ListCodesResponse]  # type: ignore[assignment]
     """Lists codes of a book in a fixed order of no meaning."""
     DisableCode: _aio.UnaryUnaryMultiCallable[_coupon_code_service_pb2.DisableCodeRequest, _coupon_code_service_pb2.DisableCodeResponse]  # type: ignore[assignment]
-    """Makes a code unusable until EnableCode; assignments stay. A live lock ends with the next use
-    that is tried. CODE_NOT_FOUND; INVALID_STATE_TRANSITION when it is disabled.
+    """Makes a code unusable until EnableCode; assignments stay, and so do live locks, for their time.
+    CODE_NOT_FOUND; INVALID_STATE_TRANSITION when it is disabled.
     """
     EnableCode: _aio.UnaryUnaryMultiCallable[_coupon_code_service_pb2.EnableCodeRequest, _coupon_code_service_pb2.EnableCodeResponse]  # type: ignore[assignment]
     """Undoes DisableCode: the code is AVAILABLE, ASSIGNED or REDEEMED again, by its counts.
@@ -182,8 +182,8 @@ class CouponCodeServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _coupon_code_service_pb2.DisableCodeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_coupon_code_service_pb2.DisableCodeResponse, _abc.Awaitable[_coupon_code_service_pb2.DisableCodeResponse]]:
-        """Makes a code unusable until EnableCode; assignments stay. A live lock ends with the next use
-        that is tried. CODE_NOT_FOUND; INVALID_STATE_TRANSITION when it is disabled.
+        """Makes a code unusable until EnableCode; assignments stay, and so do live locks, for their time.
+        CODE_NOT_FOUND; INVALID_STATE_TRANSITION when it is disabled.
         """
 
     @_abc_1.abstractmethod

@@ -134,7 +134,8 @@ class RedemptionServiceServicer:
 
     def UnlockCode(self, request, context):
         """Ends a lock before its time. LOCK_NOT_FOUND, LOCK_EXPIRED (it ended otherwise),
-        LOCK_TOKEN_MISMATCH, LOCKS_UNAVAILABLE.
+        LOCK_TOKEN_MISMATCH. While Redis cannot be reached, the token is worthless at once and the code
+        free when the time of the lock is over.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -56,7 +56,8 @@ class RedemptionServiceStub:
     """
     UnlockCode: _grpc.UnaryUnaryMultiCallable[_redemption_service_pb2.UnlockCodeRequest, _redemption_service_pb2.UnlockCodeResponse]
     """Ends a lock before its time. LOCK_NOT_FOUND, LOCK_EXPIRED (it ended otherwise),
-    LOCK_TOKEN_MISMATCH, LOCKS_UNAVAILABLE.
+    LOCK_TOKEN_MISMATCH. While Redis cannot be reached, the token is worthless at once and the code
+    free when the time of the lock is over.
     """
     GetLock: _grpc.UnaryUnaryMultiCallable[_redemption_service_pb2.GetLockRequest, _redemption_service_pb2.GetLockResponse]
     """Returns a lock, also one that has ended. LOCK_NOT_FOUND."""
@@ -112,7 +113,8 @@ class RedemptionServiceAsyncStub(RedemptionServiceStub):
     """
     UnlockCode: _aio.UnaryUnaryMultiCallable[_redemption_service_pb2.UnlockCodeRequest, _redemption_service_pb2.UnlockCodeResponse]  # type: ignore[assignment]
     """Ends a lock before its time. LOCK_NOT_FOUND, LOCK_EXPIRED (it ended otherwise),
-    LOCK_TOKEN_MISMATCH, LOCKS_UNAVAILABLE.
+    LOCK_TOKEN_MISMATCH. While Redis cannot be reached, the token is worthless at once and the code
+    free when the time of the lock is over.
     """
     GetLock: _aio.UnaryUnaryMultiCallable[_redemption_service_pb2.GetLockRequest, _redemption_service_pb2.GetLockResponse]  # type: ignore[assignment]
     """Returns a lock, also one that has ended. LOCK_NOT_FOUND."""
@@ -189,7 +191,8 @@ class RedemptionServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_redemption_service_pb2.UnlockCodeResponse, _abc.Awaitable[_redemption_service_pb2.UnlockCodeResponse]]:
         """Ends a lock before its time. LOCK_NOT_FOUND, LOCK_EXPIRED (it ended otherwise),
-        LOCK_TOKEN_MISMATCH, LOCKS_UNAVAILABLE.
+        LOCK_TOKEN_MISMATCH. While Redis cannot be reached, the token is worthless at once and the code
+        free when the time of the lock is over.
         """
 
     @_abc_1.abstractmethod

@@ -361,3 +361,13 @@ def test_a_bearer_who_only_redeemed_has_no_assignment(api: Api) -> None:
     with refused("ASSIGNMENT_NOT_FOUND"):
         api.revoke(code, user_id)
     assert api.assign(code, user_id).assignment.redemption_count == 1
+
+
+def test_a_random_code_may_be_one_that_was_revoked_from_the_user(api: Api) -> None:
+    (code,) = new_codes(1)
+    book = api.book(codes=[code])
+    api.assign(code, "user")
+    api.revoke(code, "user")
+    again = api.assign_random(book.book_id, "user").assignment
+    assert (again.code, again.state) == (code, assignments.ASSIGNMENT_STATE_ACTIVE)
+    assert api.stats(book.book_id).assignment_count == 1

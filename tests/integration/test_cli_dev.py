@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from commands import TIMEOUT_S, descendants, environment, run, running
+from commands import TIMEOUT_S, descendants, environment, run, run_apart, running
 
 from coupon_service.embedded.machine import free_port
 
@@ -124,14 +124,14 @@ class TestTheSession:
     def test_a_second_one_on_the_port_or_the_folder_is_refused_with_a_sentence(
         self, ready: Dev, tmp_path: Path
     ) -> None:
-        done = run(tmp_path, "dev", COUPON_PORT=str(ready.port), COUPON_METRICS_PORT="0")
+        done = run_apart(tmp_path, "dev", COUPON_PORT=str(ready.port), COUPON_METRICS_PORT="0")
         assert (done.returncode, done.stdout) == (1, "")
         assert f"port {ready.port}: Address already in use" in done.stderr
         assert "COUPON_PORT" in done.stderr
         assert len(done.stderr.splitlines()) == 1
 
         folder = psutil.Process(ready.process.pid).cwd()
-        done = run(
+        done = run_apart(
             tmp_path,
             "dev",
             COUPON_PORT="0",
@@ -165,7 +165,7 @@ class TestStoppingAndStartingAgain:
             taken.bind(("127.0.0.1", 0))
             taken.listen()
             port = taken.getsockname()[1]
-            done = run(
+            done = run_apart(
                 tmp_path,
                 "dev",
                 COUPON_PORT="0",
@@ -191,7 +191,7 @@ class TestStoppingAndStartingAgain:
 class TestWhatIsMissing:
     def test_a_folder_that_cannot_be_made_is_told_in_a_sentence(self, tmp_path: Path) -> None:
         (tmp_path / "file").touch()
-        done = run(
+        done = run_apart(
             tmp_path, "dev", COUPON_PORT="0", COUPON_METRICS_PORT="0", COUPON_DATA_DIR="file/data"
         )
         assert (done.returncode, done.stdout) == (1, "")
@@ -201,7 +201,7 @@ class TestWhatIsMissing:
     def test_a_database_that_is_not_there_is_told_in_a_sentence(
         self, tmp_path: Path, redis_url: str
     ) -> None:
-        done = run(
+        done = run_apart(
             tmp_path,
             "dev",
             COUPON_PORT="0",

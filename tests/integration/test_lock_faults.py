@@ -89,7 +89,6 @@ def test_without_redis_there_are_no_locks_to_be_had(api: Api, redis_server: Embe
         lambda: api.lock(code, unique("another")),
         lambda: api.lock(code, user),
         lambda: extend(api, held.lock_token),
-        lambda: api.unlock(held.lock_token),
         lambda: locks_of(api, user_id=user),
         lambda: locks_of(api, book_id=held.lock.book_id),
     ):
@@ -102,6 +101,17 @@ def test_without_redis_there_are_no_locks_to_be_had(api: Api, redis_server: Embe
     redis_server.start()
     until(lambda: locks_are_there(api))
     api.lock(api.code(lock_policy=OPTIONAL), unique("user"))
+
+
+def test_a_lock_that_is_ended_without_redis_is_worth_nothing(
+    api: Api, redis_server: EmbeddedRedis
+) -> None:
+    code, user = api.code(lock_policy=REQUIRED), unique("user")
+    held = api.lock(code, user)
+    redis_server.kill()
+    assert api.unlock(held.lock_token).lock.state == redemptions.LOCK_STATE_RELEASED
+    with refused("LOCK_EXPIRED"):
+        api.redeem(code, user, lock_token=held.lock_token)
 
 
 def test_without_redis_a_token_is_enough_to_redeem(api: Api, redis_server: EmbeddedRedis) -> None:

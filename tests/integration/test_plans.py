@@ -17,6 +17,7 @@ STATEMENTS = {
     "assignments": load.SELECT_LINKS,
     "events": load.SELECT_EVENTS,
     "picked events": load.SELECT_PICKED_EVENTS,
+    "picked assignments": load.SELECT_PICKED_LINKS,
     "events of locks": load.SELECT_LOCK_EVENTS,
     "orders": load.SELECT_ORDERS,
     "lock users": load.LOCK_USERS,
