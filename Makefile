@@ -29,7 +29,7 @@ run: install ## Start everything: PostgreSQL, Redis, the service with a demo boo
 migrate: install ## Bring the database of DATABASE_URL up to date
 	@$(BIN)/coupon-service migrate up
 
-replay: install ## Send the real redemptions in the folder DATA= through a running service
+replay: install ## Replay the real redemptions in the folder DATA= through a service of its own
 	@[ -d "$(DATA)" ] || { echo "Say where the data is: make replay DATA=<folder>" >&2; exit 2; }
 	@$(BIN)/python -m bench.replay "$(DATA)" $(ARGS)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import uuid
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
@@ -35,8 +36,26 @@ from coupon_service.v1.redemption_service_pb2_grpc import RedemptionServiceStub
 
 CHUNK_SIZE: Final = 10_000
 BATCH_SIZE: Final = 1_000
-LOCKERS: Final = 200
+LOCKERS: Final = 32
 """Clients that lock at the same time."""
+
+RETRYING: Final = json.dumps(
+    {
+        "methodConfig": [
+            {
+                "name": [{}],
+                "retryPolicy": {
+                    "maxAttempts": 5,
+                    "initialBackoff": "0.1s",
+                    "maxBackoff": "2s",
+                    "backoffMultiplier": 3,
+                    "retryableStatusCodes": ["UNAVAILABLE", "ABORTED", "RESOURCE_EXHAUSTED"],
+                },
+            }
+        ]
+    }
+)
+"""A service config of gRPC: preparing goes on after what a repeat can mend."""
 
 
 def make_book(
@@ -105,7 +124,8 @@ async def lock_codes(address: str, codes: Sequence[str]) -> list[str]:
     """Locks each code for a user of its own; returns the lock tokens."""
     tokens: list[str] = []
     left = iter(codes)
-    async with grpc.aio.insecure_channel(address, (("grpc.enable_http_proxy", 0),)) as channel:
+    options = (("grpc.enable_http_proxy", 0), ("grpc.service_config", RETRYING))
+    async with grpc.aio.insecure_channel(address, options) as channel:
         stub = RedemptionServiceStub(channel)
 
         async def locker() -> None:

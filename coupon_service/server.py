@@ -21,7 +21,7 @@ from coupon_service.checkout import Checkout
 from coupon_service.coalesce import Coalescer, CoalescerSettings
 from coupon_service.leases import Leases
 from coupon_service.locking import Locks, LockTimes, LockTokens, Sweeper
-from coupon_service.metrics import Metrics, MetricsServerError, serve_metrics
+from coupon_service.metrics import Metrics
 from coupon_service.rpc.assignments import AssignmentServicer
 from coupon_service.rpc.audit import AuditServicer
 from coupon_service.rpc.books import CouponBookServicer
@@ -277,24 +277,6 @@ class Server:
         except Exception as error:  # noqa: BLE001 - whatever it is, we are not ready
             self._log.debug("not ready", cause=repr(error))
             return False
-
-
-async def serve(settings: Settings, *, ready: Callable[[Server], None] | None = None) -> None:
-    """Runs a worker and its metrics port until SIGTERM or SIGINT. Raises ServerError."""
-    stopped = _stop_signals(signal.SIGTERM, signal.SIGINT)
-    registry = CollectorRegistry()
-    server = Server(settings, registry)
-    try:
-        endpoint = serve_metrics(
-            settings.metrics_host, settings.metrics_port, registry, lambda: server.serving
-        )
-    except MetricsServerError as error:
-        raise ServerError(str(error)) from error
-    with endpoint:
-        await server.start()
-        if ready is not None:
-            ready(server)
-        await _until_stopped(server, stopped)
 
 
 async def work(

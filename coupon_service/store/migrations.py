@@ -96,7 +96,10 @@ def _exclusive(database_url: str) -> Generator[DatabaseBackend]:
     yoyo's own lock is a row that stays behind when its process is killed, so PostgreSQL's is held
     as well, which ends with the connection; under it, a row that is there was left behind.
     """
-    uri = "postgresql+psycopg://?" + urlencode(conninfo_to_dict(database_url))
+    try:
+        uri = "postgresql+psycopg://?" + urlencode(conninfo_to_dict(database_url))
+    except psycopg.ProgrammingError:  # its text may hold the password
+        raise DatabaseUnavailable("The database URL is not one that PostgreSQL can read.") from None
     try:
         with yoyo.get_backend(uri) as backend:
             backend.execute(f"SET lock_timeout = {LOCK_TIMEOUT_MS}")

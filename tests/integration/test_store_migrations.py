@@ -113,3 +113,9 @@ def test_the_ledger_is_append_only(database_url: str) -> None:
 def test_a_database_that_cannot_be_reached_is_said_to_be(database_url: str) -> None:
     with pytest.raises(DatabaseUnavailable):
         migrations.apply("postgresql://nobody@127.0.0.1:1/nowhere")
+
+
+def test_a_url_that_cannot_be_read_is_said_without_its_password() -> None:
+    with pytest.raises(DatabaseUnavailable, match="can read") as raised:
+        migrations.status("postgresql://coupon:p%zz@localhost/coupon")
+    assert "zz" not in str(raised.value)
