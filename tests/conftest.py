@@ -22,6 +22,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+import hypothesis
 import psutil
 import psycopg
 import pytest
@@ -35,6 +36,10 @@ if TYPE_CHECKING:
 
 MEMORY = Path("/dev/shm")
 MEMORY_MIN_BYTES = 2 << 30
+
+# A busy machine is slow now and then, and that is no fault of what is tested.
+hypothesis.settings.register_profile("tests", deadline=None)
+hypothesis.settings.load_profile("tests")
 
 
 @pytest.fixture(scope="session")
