@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import multiprocessing
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,15 +19,13 @@ from typing import Any, Final, Self
 import psycopg
 from psycopg.rows import TupleRow
 
-from bench.prepare import BATCH_SIZE
+from bench.prepare import BATCH_SIZE, batch_request
 from coupon_service.model import Unit
 from coupon_service.rpc.context import RequestContext
 from coupon_service.rpc.convert.redemptions import read_batch
 from coupon_service.rules import decide
 from coupon_service.store.apply import apply
 from coupon_service.store.load import load
-from coupon_service.v1.money_pb2 import Money
-from coupon_service.v1.redemption_service_pb2 import BatchRedeemCodesRequest, RedeemItem
 
 Statement = tuple[Any, Any, bool | None]
 BATCHES_IN_FLIGHT: Final = 2
@@ -67,16 +64,7 @@ class Work:
 
 
 async def _record(database_url: str, start: int) -> list[Statement]:
-    items = [
-        RedeemItem(
-            code=f"BENCHBATCH{start + number}",
-            user_id=f"user-{number}",
-            order_id=f"order-{uuid.uuid4()}",
-            order_amount=Money(amount_minor=4_000, currency_code="EUR"),
-        )
-        for number in range(BATCH_SIZE)
-    ]
-    request = BatchRedeemCodesRequest(items=items, request_id=uuid.uuid4().hex)
+    request = batch_request(start)
     redeems = [command for command, _ in read_batch(request, RequestContext(peer="direct"))[0]]
     async with await RecordingConnection.connect(
         database_url, autocommit=True, options=SETTINGS, cursor_factory=RecordingCursor

@@ -28,7 +28,7 @@ from bench.checkout import percentile
 from bench.copying import Copies
 from bench.prepare import make_book
 from bench.report import told, write_report
-from bench.results import Found, Row, about_machine
+from bench.results import Found, Row, about_run
 from bench.rounds import SERVICE
 from bench.run import bench
 from bench.scenarios import SCENARIOS, Bench, Scenario
@@ -257,7 +257,7 @@ def main(
     started = perf_counter()
     try:
         with bench(workers) as running:
-            found = Found(about_machine(running.stack))
+            found = Found(about_run(running.stack, rounds, calls))
             copies = Copies.prepare(running.stack)
             small = running.book("small", SMALL, uses=1, lock_policy=LOCK_POLICY_OPTIONAL)
             large = running.book("large", [], uses=1, lock_policy=LOCK_POLICY_OPTIONAL)

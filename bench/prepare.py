@@ -31,7 +31,12 @@ from coupon_service.v1.coupon_code_service_pb2 import (
     ImportHeader,
 )
 from coupon_service.v1.coupon_code_service_pb2_grpc import CouponCodeServiceStub
-from coupon_service.v1.redemption_service_pb2 import LockCodeRequest
+from coupon_service.v1.money_pb2 import Money
+from coupon_service.v1.redemption_service_pb2 import (
+    BatchRedeemCodesRequest,
+    LockCodeRequest,
+    RedeemItem,
+)
 from coupon_service.v1.redemption_service_pb2_grpc import RedemptionServiceStub
 
 CHUNK_SIZE: Final = 10_000
@@ -118,6 +123,21 @@ def give_coupons(channel: grpc.Channel, book_id: str, users: Sequence[str]) -> N
             )
         )
         assert not any(result.HasField("error") for result in answer.results), answer
+
+
+def batch_request(start: int) -> BatchRedeemCodesRequest:
+    """A request to redeem 1,000 codes BENCHBATCH…, from number `start` on."""
+    order_id = uuid.uuid4().hex
+    items = [
+        RedeemItem(
+            code=f"BENCHBATCH{number}",
+            user_id=f"user-{number}",
+            order_id=order_id,
+            order_amount=Money(amount_minor=4_000, currency_code="EUR"),
+        )
+        for number in range(start, start + BATCH_SIZE)
+    ]
+    return BatchRedeemCodesRequest(items=items, request_id=order_id)
 
 
 async def lock_codes(address: str, codes: Sequence[str]) -> list[str]:

@@ -67,7 +67,8 @@ def write_report() -> None:
     if table is not None:
         parts += [_machine(table), *_table(table)]
     if millions is not None:
-        parts += ["## Ten million codes\n", _machine(millions), *_millions(millions)]
+        count = millions.parts["generation"]["count"]
+        parts += [f"## {count:,} codes in a book\n", _machine(millions), *_millions(millions)]
     REPORT.write_text("\n".join(parts).rstrip() + "\n", encoding="utf-8")
     print(f"Written: {REPORT.relative_to(ROOT)}")
 

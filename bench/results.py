@@ -139,8 +139,8 @@ def load_found(name: str) -> Found | None:
     return Found(kept["about"], rows, kept["parts"])
 
 
-def about_machine(stack: Stack) -> dict[str, str]:
-    """The machine and the versions."""
+def about_run(stack: Stack, rounds: int, calls: int) -> dict[str, str]:
+    """The machine, what else it was doing, the versions, and how much was measured."""
     cpuinfo = Path("/proc/cpuinfo")
     models = [
         line.partition(":")[2].strip()
@@ -159,6 +159,9 @@ def about_machine(stack: Stack) -> dict[str, str]:
         "ghz": _ghz_version(),
         **{package: version(package) for package in PACKAGES},
         "workers": str(stack.workers),
+        "rounds": str(rounds),
+        "calls of a round": f"{calls:,}",
+        "load average before": f"{os.getloadavg()[0]:.1f}",
     }
 
 

@@ -19,7 +19,7 @@ import typer
 
 from bench.parts import PARTS
 from bench.report import told, write_report
-from bench.results import Found, Row, about_machine
+from bench.results import Found, Row, about_run
 from bench.rounds import NOOP, PER_REQUEST, SERVICE
 from bench.scenarios import SCENARIOS, Bench
 from bench.stack import BenchError, stack
@@ -61,7 +61,7 @@ def main(
     started = time.perf_counter()
     try:
         with bench(workers) as running:
-            found = Found(about_machine(running.stack))
+            found = Found(about_run(running.stack, rounds, calls))
             for scenario in SCENARIOS:
                 if scenario.name not in wanted:
                     continue

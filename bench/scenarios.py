@@ -12,10 +12,11 @@ from typing import Any, Final
 
 import grpc
 import redis
+from google.protobuf import proto
 
 from bench.conservation import Answers, check_book
 from bench.ghz import scenario
-from bench.prepare import BATCH_SIZE, give_coupons, lock_codes, make_book
+from bench.prepare import BATCH_SIZE, batch_request, give_coupons, lock_codes, make_book
 from bench.rounds import NOOP, PER_REQUEST, SERVICE, Measured, Rounds, measure
 from bench.stack import Server, Stack
 from coupon_service.model import EventType
@@ -27,7 +28,8 @@ from coupon_service.v1.coupon_book_service_pb2 import (
 CODES: Final = 20_000
 """Codes of a book, and the most calls of a round: no scenario uses a code twice in one."""
 
-Data = dict[str, Any] | list[dict[str, Any]]
+Changes = dict[str, Any]
+"""What a round changes in the configuration of ghz."""
 
 
 @dataclass(slots=True)
@@ -75,9 +77,10 @@ class Scenario:
     """A load, and whom the service is compared with under it.
 
     `setup` makes what the load needs, and returns the id of its book. `effect`: what each OK answer
-    of a server with a database leaves in the ledger, `effects_per_call` times. `data`: the data of
-    a round where those of the file are only an example; from the bench, the server, the book and
-    the number of calls. `calls_share`: the part of the calls that a round has.
+    of a server with a database leaves in the ledger, `effects_per_call` times. `prepare`: called
+    before a round, returns what is different in the configuration, whose data may only be an
+    example; from the bench, the server, the book and the number of calls. `calls_share`: the part
+    of the calls that a round has.
     """
 
     name: str
@@ -86,7 +89,7 @@ class Scenario:
     setup: Callable[[Bench], str]
     effect: EventType | None = None
     effects_per_call: int = 1
-    data: Callable[[Bench, str, str, int], Data] | None = None
+    prepare: Callable[[Bench, str, str, int], dict[str, Any]] | None = None
     calls_share: float = 1.0
 
     def run(self, bench: Bench, calls: int, rounds: int) -> Rounds:
@@ -115,8 +118,8 @@ class Scenario:
         config["total"] = calls
         for bound in ("concurrency", "connections"):
             config[bound] = min(config[bound], calls)
-        if self.data is not None:
-            config["data"] = self.data(bench, server, book_id, calls)
+        if self.prepare is not None:
+            config |= self.prepare(bench, server, book_id, calls)
         measured = measure(bench.stack, bench.servers[server], config)
         if self.effect is not None and server != NOOP:
             bench.answers[book_id].add(self.effect, measured.load, self.effects_per_call)
@@ -163,16 +166,16 @@ def batch_book(bench: Bench) -> str:
     return bench.book("batch", [f"BENCHBATCH{number}" for number in range(CODES)])
 
 
-# --- data ---------------------------------------------------------------------------------------
+# --- before a round -----------------------------------------------------------------------------
 
 
-def _locks(bench: Bench, server: str, book_id: str, calls: int) -> Data:  # noqa: ARG001
+def _lock(bench: Bench, server: str, book_id: str, calls: int) -> dict[str, Any]:  # noqa: ARG001
     if server == SERVICE:
         bench.forget_locks()
-    return scenario("lock")["data"]
+    return {}
 
 
-def _unlocks(bench: Bench, server: str, book_id: str, calls: int) -> Data:
+def _unlock(bench: Bench, server: str, book_id: str, calls: int) -> dict[str, Any]:
     """Tokens of locks that the service has just granted; the no-op server gets the same ones."""
     if server == SERVICE:
         bench.forget_locks()
@@ -180,22 +183,22 @@ def _unlocks(bench: Bench, server: str, book_id: str, calls: int) -> Data:
         bench.lock_tokens = asyncio.run(lock_codes(bench.servers[SERVICE].address, codes))
         bench.answers[book_id].ok[EventType.LOCKED] += calls
     request = scenario("unlock")["data"]
-    return [{**request, "lock_token": token} for token in bench.lock_tokens]
+    return {"data": [{**request, "lock_token": token} for token in bench.lock_tokens]}
 
 
-def _in_book(bench: Bench, server: str, book_id: str, calls: int) -> Data:  # noqa: ARG001
-    return {**scenario("assign-random")["data"], "book_id": book_id}
+def _assign(bench: Bench, server: str, book_id: str, calls: int) -> dict[str, Any]:  # noqa: ARG001
+    return {"data": {**scenario("assign-random")["data"], "book_id": book_id}}
 
 
-def _batches(bench: Bench, server: str, book_id: str, calls: int) -> Data:  # noqa: ARG001
-    request = scenario("batch-redeem")["data"]
-    (item,) = request["items"]
-    items = [
-        {**item, "code": f"BENCHBATCH{number}", "user_id": f"user-{number}"}
-        for number in range(CODES)
-    ]
-    starts = range(0, CODES, BATCH_SIZE)
-    return [{**request, "items": items[start : start + BATCH_SIZE]} for start in starts]
+def _batch(bench: Bench, server: str, book_id: str, calls: int) -> dict[str, Any]:  # noqa: ARG001
+    """Messages made beforehand: ghz would take longer for them than the service."""
+    file = bench.stack.folder / "batches"
+    with file.open("wb") as opened:
+        output: Any = opened  # its type is said to be BytesIO
+        for call in range(calls):
+            start = call * BATCH_SIZE % CODES
+            proto.serialize_length_prefixed(batch_request(start), output)
+    return {"data": None, "binary-file": str(file)}
 
 
 # --- the table ----------------------------------------------------------------------------------
@@ -227,7 +230,7 @@ SCENARIOS: Final = (
         rivals=(Rival(NOOP, 0.55),),
         setup=_lockable,
         effect=EventType.LOCKED,
-        data=_locks,
+        prepare=_lock,
     ),
     Scenario(
         name="unlock",
@@ -235,7 +238,7 @@ SCENARIOS: Final = (
         rivals=(Rival(NOOP, 0.55),),
         setup=_lockable,
         effect=EventType.UNLOCKED,
-        data=_unlocks,
+        prepare=_unlock,
     ),
     Scenario(
         name="assign-random",
@@ -243,7 +246,7 @@ SCENARIOS: Final = (
         rivals=(Rival(NOOP, 0.6),),
         setup=_assignable,
         effect=EventType.ASSIGNED,
-        data=_in_book,
+        prepare=_assign,
     ),
     Scenario(
         name="validate",
@@ -270,7 +273,7 @@ SCENARIOS: Final = (
         setup=batch_book,
         effect=EventType.REDEEMED,
         effects_per_call=BATCH_SIZE,
-        data=_batches,
+        prepare=_batch,
         calls_share=0.002,
     ),
 )

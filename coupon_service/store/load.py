@@ -213,9 +213,13 @@ SELECT {EVENT_COLUMNS} FROM redemption_audit WHERE event_id = ANY(%s::uuid[])
 # What users who get a random code had to do with the picked ones before: one may have been revoked.
 SELECT_PICKED_LINKS: Final[LiteralString] = f"""
 SELECT {ASSIGNMENT_COLUMNS}
-FROM unnest(%s::smallint[], %s::text[]) AS wanted (bucket, code)
-JOIN coupon_assignments USING (bucket, code)
-WHERE user_id = ANY(%s::text[])
+FROM unnest(%s::smallint[], %s::text[]) AS wanted (picked_bucket, picked_code)
+CROSS JOIN LATERAL (
+    SELECT * FROM coupon_assignments
+    WHERE bucket = wanted.picked_bucket AND code = wanted.picked_code
+    AND user_id = ANY(%s::text[])
+    OFFSET 0  -- code by code
+) AS link
 """
 
 SELECT_LOCK_EVENTS: Final[LiteralString] = f"""
