@@ -27,7 +27,7 @@ The servers: the **service**, as it runs in production (`coupon-service serve`: 
 metrics, a request_id on every call, ledger, every commit on disk; there is no authentication yet);
 a **no-op** server, which answers a constant and is the limit of grpcio on the machine; and one that
 makes **a transaction a request**, which is what most people would write: the same contract, schema
-and effects, a row lock, a pool of 20 connections a worker (both in `bench/reference/`). All have as
+and effects, a row lock, a pool of 20 connections in all (both in `bench/reference/`). All have as
 many workers, behind one port with SO_REUSEPORT. ghz has 1,000 calls in flight on 50 connections.
 """
 

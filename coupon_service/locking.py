@@ -229,7 +229,7 @@ class Locks:
                 str(lock_id),
                 tombstone_until_ms=tombstone_until_ms(milliseconds_of(view.expire_time)),
             )
-        return await self.get(lock_id, call.business_id), done.replayed
+        return replace(view, state=LockState.RELEASED), done.replayed
 
     async def get(self, lock_id: UUID, business_id: str) -> LockView:
         """A lock as it is now. Raises LockNotFound."""

@@ -16,6 +16,7 @@ import argparse
 import os
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Final, NoReturn
 
 import grpc
@@ -36,6 +37,8 @@ from coupon_service.v1.redemption_service_pb2_grpc import (
 )
 
 POOL_SIZE: Final = 20
+"""Connections of all workers together. More of them only wait for the row of a hot code."""
+
 CALLER: Final = "anonymous"
 
 Connection = AsyncConnection[TupleRow]
@@ -216,10 +219,10 @@ def _answer(
     )
 
 
-async def serve(server: grpc.aio.Server) -> None:
-    """Opens the pool, and adds the servicer."""
+async def serve(server: grpc.aio.Server, pool_size: int) -> None:
+    """Opens the pool of a worker, and adds the servicer."""
     pool: AsyncConnectionPool[Connection] = AsyncConnectionPool(
-        os.environ["DATABASE_URL"], min_size=POOL_SIZE, max_size=POOL_SIZE, timeout=30, open=False
+        os.environ["DATABASE_URL"], min_size=pool_size, max_size=pool_size, timeout=30, open=False
     )
     await pool.open(wait=True)
     servicer = Redemptions(pool)  # pyright: ignore[reportAbstractUsage] - the others: UNIMPLEMENTED
@@ -231,4 +234,5 @@ if __name__ == "__main__":
     parser.add_argument("address")
     parser.add_argument("workers", type=int)
     arguments = parser.parse_args()
-    run_workers(serve, arguments.address, arguments.workers)
+    serve_part = partial(serve, pool_size=max(POOL_SIZE // arguments.workers, 1))
+    run_workers(serve_part, arguments.address, arguments.workers)
