@@ -20,7 +20,7 @@ from prometheus_client import CollectorRegistry
 from coupon_service.checkout import Checkout
 from coupon_service.coalesce import Coalescer, CoalescerSettings
 from coupon_service.leases import Leases
-from coupon_service.locking import Locks, LockTimes, LockTokens, Sweeper
+from coupon_service.locking import Locks, LockTimes, LockTokens
 from coupon_service.metrics import Metrics
 from coupon_service.rpc.assignments import AssignmentServicer
 from coupon_service.rpc.audit import AuditServicer
@@ -35,6 +35,7 @@ from coupon_service.store.db import Database, DatabaseSettings
 from coupon_service.store.execute import Executor
 from coupon_service.store.migrations import schema_is_current
 from coupon_service.store.reads import Reads
+from coupon_service.sweeper import Sweeper
 from coupon_service.v1 import (
     assignment_service_pb2_grpc,
     audit_service_pb2_grpc,

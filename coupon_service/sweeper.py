@@ -1,0 +1,93 @@
+"""Records in the ledger that locks ran out. Redis ends them by itself; nothing waits for this."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from datetime import datetime
+from uuid import UUID
+
+import structlog
+
+from coupon_service.coalesce import Coalescer
+from coupon_service.errors import CouponServiceError
+from coupon_service.leases import Leases
+from coupon_service.locking import end_of_lock, milliseconds_of
+from coupon_service.model import Call, Done, EventType, LockState, Outcome, Unit
+from coupon_service.rules import lock_view
+from coupon_service.store.db import Connection, Database
+from coupon_service.store.reads import Reads, sweeping_alone
+
+SWEEP_BATCH = 500
+"""Locks that the sweeper records at a time."""
+
+
+class Sweeper:
+    """Writes to the ledger that locks ran out, and clears their index entries.
+
+    Nothing waits for it. One at a time over all replicas: the others find the advisory lock taken.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        coalescer: Coalescer[list[Outcome]],
+        reads: Reads,
+        leases: Leases,
+        now: Callable[[], datetime],
+        interval_ms: int,
+    ) -> None:
+        self._database = database
+        self._coalescer = coalescer
+        self._reads = reads
+        self._leases = leases
+        self._now = now
+        self._interval_ms = interval_ms
+        self._log = structlog.get_logger(__name__)
+
+    async def run(self) -> None:
+        """Sweeps until it is cancelled; what fails is tried again the next time."""
+        while True:
+            await asyncio.sleep(self._interval_ms / 1000)
+            try:
+                await self.sweep()
+            except CouponServiceError:
+                pass  # PostgreSQL or Redis is away, and others say so
+            except Exception as error:  # noqa: BLE001 - such as a schema that is not there yet
+                self._log.warning("sweep failed", cause=repr(error))
+
+    async def sweep(self) -> int:
+        """Records every lock that ran out by now, and says how many."""
+        return await self._database.read_at_once("sweep", self._sweep_alone)
+
+    async def _sweep_alone(self, connection: Connection) -> int:
+        async with sweeping_alone(connection) as alone:
+            if not alone:
+                return 0
+            books = await self._reads.books_with_locks()
+            return sum([await self._sweep_book(book_id) for book_id in books])
+
+    async def _sweep_book(self, book_id: UUID) -> int:
+        swept = 0
+        while True:
+            now_ms = milliseconds_of(self._now())
+            ended = await self._leases.expired(str(book_id), now_ms, SWEEP_BATCH)
+            if ended:
+                swept += await self._record([UUID(lock.lock_id) for lock in ended])
+                await self._leases.forget(ended)
+            if len(ended) < SWEEP_BATCH:
+                return swept
+
+    async def _record(self, lock_ids: list[UUID]) -> int:
+        call = Call(caller="sweeper", request_id="lock-expired")
+        histories = await self._reads.lock_events(lock_ids, "")
+        views = [lock_view(events, self._now()) for events in histories]
+        commands = tuple(
+            end_of_lock(view, EventType.LOCK_EXPIRED, call)
+            for view in views
+            if view is not None and view.state is LockState.EXPIRED
+        )
+        if not commands:
+            return 0
+        outcomes = await self._coalescer.submit(Unit(commands))
+        return sum(isinstance(it, Done) and not it.replayed for it in outcomes)
