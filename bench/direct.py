@@ -72,8 +72,9 @@ async def _record(database_url: str, start: int) -> list[Statement]:
         connection.recorded = []
         async with connection.transaction(force_rollback=True), connection.pipeline():
             connection.recorded.clear()
-            state = await load(connection, redeems, lock=True, formats={})
-            _, effects = decide([Unit(tuple(redeems))], state, datetime.now(UTC))
+            now = datetime.now(UTC)
+            state = await load(connection, redeems, now, lock=True, formats={})
+            _, effects = decide([Unit(tuple(redeems))], state, now)
             await apply(connection, effects, state.books)
             return list(connection.recorded)
 

@@ -30,7 +30,7 @@ class Executor:
         commands = [command for unit in units for command in unit.commands]
 
         async def work(connection: Connection) -> list[list[Outcome]]:
-            state = await load(connection, commands, lock=True, formats=self._formats)
+            state = await load(connection, commands, self._now(), lock=True, formats=self._formats)
             outcomes, effects = decide(units, state, self._now())
             await apply(connection, effects, state.books)
             return outcomes
@@ -46,6 +46,8 @@ class Executor:
 
         async def work(connection: Connection) -> State:
             async with connection.pipeline():
-                return await load(connection, commands, lock=False, formats=self._formats)
+                return await load(
+                    connection, commands, self._now(), lock=False, formats=self._formats
+                )
 
         return [await self._database.read_at_once("look", work)] * len(units)

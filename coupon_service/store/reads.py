@@ -121,12 +121,19 @@ class Reads:
 
         return await self._database.read("list_user_coupons", work)
 
-    async def redemption(self, redemption_id: UUID, business_id: str) -> tuple[Event, Event | None]:
-        """A redemption, and its roll-back if there was one. Raises RedemptionNotFound."""
+    async def redemption(
+        self, redemption_id: UUID, business_id: str, own_user_id: str = ""
+    ) -> tuple[Event, Event | None]:
+        """A redemption, of this user, empty = any, and its roll-back if there was one.
+
+        Raises RedemptionNotFound.
+        """
 
         async def work(connection: Connection) -> tuple[Event, Event | None]:
             event = (await select_events_by_id(connection, [redemption_id])).get(redemption_id)
             if event is None or event.type is not EventType.REDEEMED:
+                raise RedemptionNotFound
+            if own_user_id not in ("", event.user_id):
                 raise RedemptionNotFound
             books = await select_books_by_id(connection, [event.book_id])
             if business_id not in ("", books[event.book_id].business_id):
