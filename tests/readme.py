@@ -12,7 +12,7 @@ from pathlib import Path
 
 from coupon_service.cli.client import RETRIES
 from coupon_service.cli.session import session
-from coupon_service.rpc.access import ACCESS, Role, may_call
+from coupon_service.rpc.access import ACCESS, Role, methods_of
 from coupon_service.settings import settings_table
 
 ROOT = Path(__file__).parents[1]
@@ -38,7 +38,7 @@ def access_table() -> str:
     roles = list(Role)
     lines = [f"| Method | {' | '.join(roles)} |", f"| --- |{' --- |' * len(roles)}"]
     for method in ACCESS:
-        marks = ("yes" if may_call(frozenset({role}), method) else "" for role in roles)
+        marks = ("yes" if method in methods_of(frozenset({role})) else "" for role in roles)
         lines.append(f"| {method} | {' | '.join(marks)} |")
     return "\n".join(lines)
 

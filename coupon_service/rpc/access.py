@@ -69,7 +69,7 @@ ACCESS: Final[Mapping[str, frozenset[Role]]] = {
     "RedemptionService/ListRedemptions": _READ_OWN,
     "AuditService/ListAuditEvents": _AUDIT,
 }
-"""The roles that may call a method, beside admin, which may call all of them."""
+"""The roles that may call a method, beside admin, which may call all of these."""
 
 IDENTITIES_MAX: Final = 8_192
 """Tokens whose meaning a worker remembers; the one that was used longest ago goes first."""
@@ -79,18 +79,15 @@ IDENTITIES_MAX: Final = 8_192
 class Identity:
     """What a valid token says of its bearer. `expire_s`: in seconds since 1970.
 
-    `business_id` is the only business it may see; empty: any.
+    `business_id` is the only business it may see; empty: any. `end_user`: it is a user, with its
+    user_id as subject. `methods`: what it may call.
     """
 
     subject: str
-    roles: frozenset[Role]
     business_id: str
-    expire_s: float
-
-    @property
-    def end_user(self) -> bool:
-        """Whether the bearer is a user, with its user_id as subject."""
-        return Role.SELF in self.roles
+    end_user: bool
+    methods: frozenset[str]
+    expire_s: int
 
 
 class Access:
@@ -116,7 +113,7 @@ class Access:
         rpc.caller = identity.subject
         rpc.business_id = identity.business_id
         rpc.end_user = identity.end_user
-        if not may_call(identity.roles, method):
+        if method not in identity.methods:
             raise PermissionDenied
         if identity.end_user and not identity.business_id:
             # The users of two businesses may have the same user_id.
@@ -133,9 +130,13 @@ class Access:
         return identity
 
 
-def may_call(roles: frozenset[Role], method: str) -> bool:
-    """Whether one of the roles is for the method `Service/Method`; for an unknown one, admin."""
-    return Role.ADMIN in roles or not roles.isdisjoint(ACCESS.get(method, ()))
+def methods_of(roles: frozenset[Role]) -> frozenset[str]:
+    """What may be called with these roles, as `Service/Method`."""
+    if Role.SELF in roles:
+        roles = frozenset({Role.SELF})
+    return frozenset(
+        name for name, who in ACCESS.items() if not roles.isdisjoint({*who, Role.ADMIN})
+    )
 
 
 def _bearer_token(rpc: RequestContext) -> str:
@@ -149,14 +150,16 @@ def _bearer_token(rpc: RequestContext) -> str:
 
 def _identity(fields: Fields, claims: Mapping[str, Any]) -> Identity:
     """What the claims mean; `fields` remembers which of them are bad."""
+    roles = _roles(fields, claims.get("roles", []))
     return Identity(
         subject=fields.identifier("sub", claims["sub"]),
-        roles=_roles(fields, claims.get("roles", [])),
         business_id=(
             fields.identifier("business_id", _text(claims["business_id"]))
             if "business_id" in claims
             else ""
         ),
+        end_user=Role.SELF in roles,
+        methods=methods_of(roles),
         expire_s=int(claims["exp"]) + LEEWAY_S,
     )
 
@@ -168,8 +171,7 @@ def _roles(fields: Fields, claim: object) -> frozenset[Role]:
         fields.refuse("roles", "expected a list")
         return frozenset()
     named = [str(name) for name in cast("list[object]", names)]
-    roles = frozenset(role for role in Role if role in named)
-    return frozenset({Role.SELF}) if Role.SELF in roles else roles
+    return frozenset(role for role in Role if role in named)
 
 
 def _text(claim: object) -> str:
