@@ -8,7 +8,7 @@ import signal
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import grpc
 import grpc.aio
@@ -44,6 +44,9 @@ from coupon_service.v1 import (
     coupon_code_service_pb2_grpc,
     redemption_service_pb2_grpc,
 )
+
+if TYPE_CHECKING:
+    from coupon_service.rpc.access import Access
 
 SERVICES: Final = tuple(
     f"coupon_service.v1.{name}"
@@ -163,7 +166,12 @@ class Server:
         self._metrics = metrics
         # types-grpcio does not know the asyncio half of grpc_health.
         self._health: Any = cast("Any", health).aio.HealthServicer()
-        edge = Edge(_edge_settings(settings), structlog.get_logger("coupon_service.rpc"), metrics)
+        edge = Edge(
+            _edge_settings(settings),
+            structlog.get_logger("coupon_service.rpc"),
+            metrics,
+            self._authentication() if settings.auth == "jwt" else None,
+        )
         self._add_servicers(edge, books, reads, locks, checkout)
         await self._database.open()
         await self._listen(edge)
@@ -171,6 +179,19 @@ class Server:
         self._spawn(self._watch_port())
         self._spawn(self._watch_readiness())
         self._spawn(self._sweeper.run())
+
+    def _authentication(self) -> Access:
+        """What tells callers by their tokens. Raises ServerError."""
+        # They take a tenth of a second to import, which only who needs them waits for.
+        from coupon_service.auth import KeysError, tokens_of  # noqa: PLC0415
+        from coupon_service.rpc.access import Access  # noqa: PLC0415
+
+        try:
+            tokens = tokens_of(self._settings)
+        except KeysError as error:
+            raise ServerError(str(error)) from error
+        self._spawn(tokens.watch())
+        return Access(tokens)
 
     def _add_servicers(
         self, edge: Edge, books: Books, reads: Reads, locks: Locks, checkout: Checkout
