@@ -29,6 +29,7 @@ HEALTH_GRPC = importlib.import_module("grpc_health.v1.health_pb2_grpc")
 
 DEADLINE_MS = 300
 MAX_BYTES = 2_000
+CALLS_MAX = 200
 
 
 class AnyServicer:
@@ -82,7 +83,13 @@ async def running(
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         run = Running(channel, capture)
         log = structlog.wrap_logger(None, processors=[capture])
-        settings = EdgeSettings(DEADLINE_MS, MAX_BYTES, {"ImportCodes": 10 * MAX_BYTES})
+        settings = EdgeSettings(
+            default_deadline_ms=DEADLINE_MS,
+            request_max_bytes=MAX_BYTES,
+            request_max_bytes_of={"ImportCodes": 10 * MAX_BYTES},
+            stream_idle_ms=DEADLINE_MS,
+            calls_max=CALLS_MAX,
+        )
         edge = Edge(settings, log, run, authenticate)
         servicer: Any = AnyServicer(behavior)
         edge.add(pb_grpc.add_RedemptionServiceServicer_to_server, servicer)

@@ -20,12 +20,13 @@ class RequestContext:
     """The caller of one RPC; `request_id` is known once the request has been read.
 
     `business_id` is the one the caller's token names; empty: the caller may see every business.
-    `deadline`: in seconds of time.perf_counter.
+    `deadline`: in seconds of time.perf_counter. `end_user`: the caller may act for itself only.
     """
 
     metadata: Metadata = ()
     peer: str = ""
     caller: str = ANONYMOUS
+    end_user: bool = False
     business_id: str = ""
     request_id: str = ""
     deadline: float | None = None
@@ -36,6 +37,11 @@ class RequestContext:
         return Call(
             self.caller, request_id, self.peer, self.user_agent, self.business_id, self.deadline
         )
+
+    @property
+    def anonymous(self) -> bool:
+        """Whether the caller did not have to prove who it is."""
+        return self.caller == ANONYMOUS
 
     @property
     def user_agent(self) -> str:
