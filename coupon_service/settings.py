@@ -182,8 +182,8 @@ class Settings(BaseSettings):
     )
     guess_limit_peers: RateLimits = Field(
         "10/minute;100/day",
-        description="Unknown codes of an address without a token. Calls of this machine without a token"
-        " count, against their users as well, only when this is set explicitly.",
+        description="Unknown codes of an address without a token. Those that this machine looks up"
+        " without one count, also against the user, only when this is set explicitly.",
     )
 
     database_url: DatabaseUrl = Field(
