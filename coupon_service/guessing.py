@@ -68,7 +68,9 @@ class Guesses:
             return
         user_id = caller.caller
         if self._looking[user_id] >= min(item.amount for item in self._limits.end_users):
-            raise RateLimited("Too many codes looked up at the same time.")
+            raise RateLimited(
+                "Too many codes are looked up at the same time.", retry_after_ms=1_000
+            )
         self._looking[user_id] += 1
         try:
             yield

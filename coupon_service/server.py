@@ -28,7 +28,7 @@ from coupon_service.rpc.assignments import AssignmentServicer
 from coupon_service.rpc.audit import AuditServicer
 from coupon_service.rpc.books import CouponBookServicer
 from coupon_service.rpc.codes import CouponCodeServicer
-from coupon_service.rpc.edge import Edge, EdgeSettings
+from coupon_service.rpc.edge import HEADERS_MAX_BYTES, Edge, EdgeSettings
 from coupon_service.rpc.redemptions import RedemptionServicer
 from coupon_service.settings import Settings
 from coupon_service.store.books import Books
@@ -60,15 +60,16 @@ SERVICES: Final = tuple(
 READINESS_INTERVAL_S: Final = 1.0
 """Time between two looks at PostgreSQL and its schema."""
 
-HEADERS_MAX_BYTES: Final = 16_384
-"""Headers of a call. gRPC would refuse some of those above a softer limit by chance."""
-
 HTTP2_OPTIONS: Final = (
     ("grpc.so_reuseport", 1),
     ("grpc.max_concurrent_streams", 2_000),
+    # Above a softer limit gRPC would refuse some calls by chance.
     ("grpc.max_metadata_size", HEADERS_MAX_BYTES),
     ("grpc.absolute_max_metadata_size", HEADERS_MAX_BYTES),
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    # Until it has confirmed our settings, which takes a round trip, a client may ignore them.
+    ("grpc.http2.settings_timeout", 10_000),
+    ("grpc.server_handshake_timeout_ms", 10_000),
 )
 
 

@@ -148,7 +148,7 @@ class Settings(BaseSettings):
         description="Longest wait for the next message of an ImportCodes stream, in milliseconds.",
     )
     calls_max: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
-        20_000,
+        10_000,
         description="Calls that may be open in each worker at a time; more are answered OVERLOADED,"
         " at once.",
     )

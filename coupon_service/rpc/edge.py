@@ -42,6 +42,9 @@ Answer = Callable[[Any, Context], Awaitable[bytes | None]]
 
 PACKAGE: Final = "coupon_service."
 
+HEADERS_MAX_BYTES: Final = 16_384
+"""Of the metadata of a call. gRPC holds clients to it only once they confirmed its settings."""
+
 DETAILS_KEY: Final = "grpc-status-details-bin"
 """Where clients look for a google.rpc.Status."""
 
@@ -93,7 +96,8 @@ class Edge(grpc.GenericRpcHandler):
         self._authenticate = authenticate
         self._limiter = limiter
         self._guesses = guesses
-        self._open_calls = 0
+        self.open_calls = 0
+        """Calls of any method that are being answered."""
         self._handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
 
     def add(self, register: Callable[[Servicer, Any], None], servicer: Servicer) -> None:
@@ -122,21 +126,33 @@ class Edge(grpc.GenericRpcHandler):
     ) -> grpc.RpcMethodHandler[Any, Any] | None:
         """Called by gRPC for every RPC, in the context that its handler runs in."""
         # The metadata has been read by now; ServicerContext.invocation_metadata() reads it again.
-        CURRENT.set(RequestContext(handler_call_details.invocation_metadata))
-        method = handler_call_details.method
-        handler = self._handlers.get(method)
-        if self._open_calls >= self._settings.calls_max:
-            if handler is not None:
-                name = method.rpartition(".")[2]
-                self._observer.rpc_finished(name, "RESOURCE_EXHAUSTED", "OVERLOADED", 0.0)
-            return _REFUSING
+        metadata = handler_call_details.invocation_metadata
+        CURRENT.set(RequestContext(metadata))
+        handler = self._handlers.get(handler_call_details.method)
+        if self.open_calls >= self._settings.calls_max:
+            return self._refusing(handler_call_details.method, Overloaded())
+        if sum(len(key) + len(value) for key, value in metadata) > HEADERS_MAX_BYTES:
+            expected = f"expected at most {HEADERS_MAX_BYTES} bytes of metadata"
+            return self._refusing(handler_call_details.method, _unreadable(expected))
         if (task := asyncio.current_task()) is not None:
-            self._open_calls += 1
+            self.open_calls += 1
             task.add_done_callback(self._closed)
         return handler
 
+    def _refusing(self, method: str, error: CouponServiceError) -> grpc.RpcMethodHandler[Any, Any]:
+        """Answers any method with the error, at once: it does not wait for the request."""
+        kind, details = kind_of(error), to_status(error)
+        if method in self._handlers:
+            self._observer.rpc_finished(method.rpartition(".")[2], kind.code.name, kind.name, 0.0)
+
+        async def refuse(_: Any, context: Context) -> None:
+            trailer = ((DETAILS_KEY, details.SerializeToString()),)
+            await context.abort(kind.code, details.message, trailer)
+
+        return _HANDLERS[True, True](refuse)
+
     def _closed(self, _: object) -> None:
-        self._open_calls -= 1
+        self.open_calls -= 1
 
     def _guarded(
         self, method: str, handler: grpc.RpcMethodHandler[Any, Any]
@@ -313,20 +329,6 @@ def _is_late(context: Context) -> bool:
     remaining_s = _remaining_s(context)
     return remaining_s is not None and remaining_s < 0.01
 
-
-async def _overloaded(_: Any, context: Context) -> None:
-    details = to_status(Overloaded())
-    await context.abort(
-        grpc.StatusCode.RESOURCE_EXHAUSTED,
-        details.message,
-        ((DETAILS_KEY, details.SerializeToString()),),
-    )
-
-
-_REFUSING: Final[grpc.RpcMethodHandler[Any, Any]] = grpc.stream_stream_rpc_method_handler(
-    _overloaded
-)
-"""Answers any method, at once: it does not wait for the request."""
 
 _HANDLERS: Final[
     Mapping[tuple[bool, bool], Callable[[Answer], grpc.RpcMethodHandler[Any, Any]]]

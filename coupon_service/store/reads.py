@@ -28,6 +28,7 @@ from coupon_service.store.books import select_book, select_books_by_id
 from coupon_service.store.db import Connection, Database
 from coupon_service.store.events import (
     AuditFilter,
+    event_position,
     select_events,
     select_events_by_id,
     select_lock_events,
@@ -42,7 +43,7 @@ from coupon_service.store.rows import (
     text_array,
 )
 
-__all__ = ["AuditFilter", "Reads", "sweeping_alone"]
+__all__ = ["AuditFilter", "Reads", "assignment_position", "event_position", "sweeping_alone"]
 
 
 class Reads:
@@ -296,9 +297,14 @@ async def select_assignment_page(
         },
     )
     links = [assignment_from_row(row) for row in await cursor.fetchall()]
-    return page_of(
-        links, page_size, lambda link: time_position(link.assign_time or time, link.code)
-    )
+    return page_of(links, page_size, assignment_position)
+
+
+def assignment_position(link: Assignment) -> Position:
+    """Where a page goes on after this assignment, one that was made."""
+    if link.assign_time is None:
+        raise AssertionError("a user's code without an assignment")
+    return time_position(link.assign_time, link.code)
 
 
 # A lock lives for a day at most, also when its book stopped using locks, or closed, meanwhile.
