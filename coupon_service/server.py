@@ -68,7 +68,7 @@ HTTP2_OPTIONS: Final = (
     ("grpc.absolute_max_metadata_size", HEADERS_MAX_BYTES),
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
     # Until it has confirmed our settings, which takes a round trip, a client may ignore them.
-    ("grpc.http2.settings_timeout", 10_000),
+    ("grpc.http2.settings_timeout", 5_000),
     ("grpc.server_handshake_timeout_ms", 10_000),
 )
 
@@ -219,6 +219,10 @@ class Server:
                 # The edge refuses what is too large for a method, and says so; this only protects.
                 ("grpc.max_receive_message_length", max_bytes + 65_536),
                 ("grpc.max_allowed_incoming_connections", settings.connections_max),
+                # Calls that the edge has not seen yet. gRPC's own bound of 1,000 cancels by chance
+                # what a burst brings, and a client does not repeat what was cancelled.
+                ("grpc.server.max_pending_requests", settings.calls_max),
+                ("grpc.server.max_pending_requests_hard_limit", settings.calls_max),
             )
         )
         self._grpc.add_generic_rpc_handlers((edge,))

@@ -36,7 +36,7 @@ from service import (
     settings_for,
     unique,
 )
-from steps import ALL_OR_NOTHING, batch, item, outcomes_of
+from steps import ALL_OR_NOTHING, batch, item, outcomes_of, tried
 
 from coupon_service.embedded import EmbeddedRedis
 from coupon_service.errors import CodeNotFound
@@ -165,9 +165,12 @@ def test_a_dry_run_that_finds_a_code_is_none_whatever_it_says(api: Api) -> None:
 def test_a_mistyped_check_character_is_a_miss(api: Api) -> None:
     book = api.draft(code_format=books.CodeFormat(length=8, check_character=True))
     user_id = unique("user")
-    for _ in range(LIMIT):
-        with refused("CODE_CHECKSUM_INVALID"):
-            api.redeem("AAAAAAAB", user_id, book_id=book.book_id)
+    misses: list[str] = []
+    for last in "23456789":
+        outcome = tried(lambda it=last: api.redeem(f"AAAAAAAA{it}", user_id, book_id=book.book_id))
+        misses.append(outcome)
+    assert misses[0] == "CODE_CHECKSUM_INVALID"
+    assert misses[LIMIT:] == ["RATE_LIMITED"] * (8 - LIMIT)
     with refused("RATE_LIMITED"):
         api.redeem(api.code(), user_id)
 
