@@ -198,7 +198,7 @@ def serve_metrics(
     port: int,
     registry: CollectorRegistry,
     alive: Callable[[], bool],
-    ready: Callable[[], tuple[bool, Mapping[str, object]]],
+    ready: Callable[[], tuple[bool, Mapping[str, object]]] = lambda: (True, {}),
 ) -> MetricsServer:
     """Answer ``/metrics`` from ``registry``, ``/healthz`` and ``/readyz`` with 200 or 503.
 
