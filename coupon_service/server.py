@@ -259,7 +259,7 @@ class Server:
         configure_logging(settings.log_level, settings.log_format)
         if self._tls is not None:
             self._tls.refresh()
-        self._log.info("reloaded", log_level=settings.log_level)
+        self._log.warning("reloaded", log_level=settings.log_level)
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.ensure_future(work)
