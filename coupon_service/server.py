@@ -323,7 +323,9 @@ class Server:
         """Without it the service goes on: only what needs a new lock does not."""
         try:
             await self._leases.ping()
-        except LocksUnavailable:
+        except LocksUnavailable as error:
+            if Readiness.REDIS in self._found or not self._found:
+                self._log.warning("Redis cannot be reached", cause=str(error.__cause__))
             return Readiness(0)
         return Readiness.REDIS
 
