@@ -264,6 +264,13 @@ class Server:
     def _spawn(self, work: Any) -> None:
         task = asyncio.ensure_future(work)
         self._background.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        """What goes on for as long as the server must not end before it."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._log.error("the server cannot go on", exc_info=error)
+            self.failed.set()
 
     async def _watch_port(self) -> None:
         """gRPC closes its port at some requests, such as one whose path is not UTF-8.

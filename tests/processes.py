@@ -15,6 +15,8 @@ from urllib.error import HTTPError, URLError
 from urllib.request import urlopen
 
 import psutil
+from secrecy import keep_secret
+from service import LOCK_TOKEN_SECRET
 
 from coupon_service.supervisor import reserve_port
 
@@ -23,13 +25,14 @@ PATIENCE_S = 60
 
 def environment_of(database_url: str, redis_url: str) -> dict[str, str]:
     """Settings of a service with two workers, on free ports."""
+    keep_secret(database_url, redis_url, LOCK_TOKEN_SECRET)
     with reserve_port("127.0.0.1", 0) as grpc_port, reserve_port("127.0.0.1", 0) as metrics_port:
         ports = grpc_port.getsockname()[1], metrics_port.getsockname()[1]
     return {
         **os.environ,
         "COUPON_DATABASE_URL": database_url,
         "COUPON_REDIS_URL": redis_url,
-        "COUPON_LOCK_TOKEN_SECRET": "only the tests sign with this one",
+        "COUPON_LOCK_TOKEN_SECRET": LOCK_TOKEN_SECRET,
         "COUPON_WORKERS": "2",
         "COUPON_DRAIN_GRACE_MS": "0",
         "COUPON_PORT": str(ports[0]),
