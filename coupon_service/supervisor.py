@@ -15,11 +15,14 @@ import tempfile
 from contextlib import ExitStack
 from multiprocessing.context import SpawnContext, SpawnProcess
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
 from coupon_service.settings import Settings
+
+if TYPE_CHECKING:
+    from coupon_service.collectors import WorkerCounts, Workers
 
 RESTART_DELAY_S: Final = 0.1
 """Before a worker that died is replaced; doubles while it dies young, up to RESTART_DELAY_MAX_S."""
@@ -46,6 +49,7 @@ class Supervisor:
         # One byte a worker: whether it is ready to serve.
         self._ready: Any = self._context.Array("b", settings.workers, lock=False)
         self._workers: dict[int, SpawnProcess] = {}
+        self._restarts = 0
         self._stopping = asyncio.Event()
         self._log = structlog.get_logger("coupon_service.supervisor")
 
@@ -55,12 +59,10 @@ class Supervisor:
         with ExitStack() as stack:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="coupon-metrics-"))
             os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
-            from coupon_service.metrics import (  # noqa: PLC0415
-                MetricsServerError,
-                serve_metrics,
-                workers_registry,
-            )
+            from coupon_service.collectors import WorkerCounts, service_registry  # noqa: PLC0415
+            from coupon_service.metrics import MetricsServerError, serve_metrics  # noqa: PLC0415
 
+            counts = WorkerCounts(Path(folder))
             loop = asyncio.get_running_loop()
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, self._stopping.set)
@@ -72,7 +74,7 @@ class Supervisor:
                     serve_metrics(
                         settings.metrics_host,
                         settings.metrics_port,
-                        workers_registry(Path(folder)),
+                        service_registry(counts, Path(folder), self._counted),
                         lambda: any(self._ready),
                     )
                 )
@@ -82,11 +84,18 @@ class Supervisor:
                 "starting", port=port, workers=settings.workers, metrics_port=metrics.port
             )
             await asyncio.gather(
-                *(self._keep(slot, settings, Path(folder)) for slot in range(settings.workers))
+                *(self._keep(slot, settings, counts) for slot in range(settings.workers))
             )
             self._log.info("stopped")
 
-    async def _keep(self, slot: int, settings: Settings, folder: Path) -> None:
+    def _counted(self) -> Workers:
+        """The workers, for the metrics. Called from other threads."""
+        from coupon_service.collectors import Workers  # noqa: PLC0415
+
+        running = {it.name: it.pid for it in list(self._workers.values()) if it.pid is not None}
+        return Workers(self._settings.workers, sum(self._ready), self._restarts, running)
+
+    async def _keep(self, slot: int, settings: Settings, counts: WorkerCounts) -> None:
         """Keeps one worker running."""
         loop = asyncio.get_running_loop()
         delay_s = RESTART_DELAY_S
@@ -99,9 +108,12 @@ class Supervisor:
             self._workers[slot] = worker
             await self._end_of(worker)
             self._ready[slot] = False
-            _forget_gauges(worker.pid, folder)
+            del self._workers[slot]
+            if worker.pid is not None:
+                counts.worker_ended(worker.pid)
             if self._stopping.is_set():
                 return
+            self._restarts += 1
             self._log.error("worker died", worker=slot, pid=worker.pid, exit_code=worker.exitcode)
             young = loop.time() - started < YOUNG_S
             delay_s = min(delay_s * 2, RESTART_DELAY_MAX_S) if young else RESTART_DELAY_S
@@ -177,9 +189,3 @@ def run_worker(settings: Settings, slot: int, ready: Any) -> None:
     parent = multiprocessing.parent_process()
     orphaned = parent.sentinel if parent is not None else None
     uvloop.run(work(settings, readiness_changed, orphaned))
-
-
-def _forget_gauges(pid: int | None, folder: Path) -> None:
-    """Takes the gauges of a process that has ended away; what it counted stays."""
-    for path in folder.glob(f"gauge_live*_{pid}.db"):
-        path.unlink()
