@@ -24,6 +24,9 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metr
 BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 BUCKETS_REDIS_S = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1)
 BUCKETS_COMMANDS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+REDIS_ERRORS = ("silent", "unreachable", "refused", "other")
+BOOK_EVENTS = ("BOOK_RUNNING_LOW", "BOOK_USED_UP")
+CONFLICTS = ("LockNotAvailable", "DeadlockDetected", "SerializationFailure")
 
 
 class MetricsServerError(Exception):
@@ -133,6 +136,16 @@ class Metrics:
                 "book_events", "Books that ran low or were used up, by their ledger event.", "event"
             )
         )
+        # What may never happen is there from the start: Prometheus does not see a first time else.
+        for kind in REDIS_ERRORS:
+            self._redis_errors[kind,]
+        for event in BOOK_EVENTS:
+            self._book_events[event,]
+        for reason in CONFLICTS:
+            self._transaction_conflicts[reason,]
+        for kind in ("changes", "looks"):
+            for reason in ("OVERLOADED", "DEADLINE_EXCEEDED"):
+                self._dropped[kind, reason]
         self._guess_alarms = counter(
             "guess_alarms", "Times that somebody asked for more unknown codes than is allowed."
         )
