@@ -48,7 +48,7 @@ _ENDED_KEPT_MS = 24 * 60 * 60 * 1000
 _BOOK_KEPT_MS = 50 * 60 * 60 * 1000
 
 # How often a busy book is written down as one that has locks, by each process.
-_BOOK_AGAIN_S = 60.0
+_BOOK_AGAIN_S = 10.0
 _BOOKS_REMEMBERED_MAX = 10_000
 
 _TAKE_STATUS = {
@@ -264,8 +264,8 @@ class Leases:
         return await self._page(book_index(book_id), after, page_size)
 
     async def books(self) -> list[str]:
-        """The books that may have locks, live or just ended; may lack one for a minute after Redis
-        has lost its data."""
+        """The books that may have locks, live or just ended; may lack one for some seconds after
+        Redis has lost its data."""
         since_ms = round(time.time() * 1000) - _BOOK_KEPT_MS
         _, books = await self._redis.run(
             ("ZREMRANGEBYSCORE", LOCKING_BOOKS, "-inf", since_ms),
