@@ -18,7 +18,7 @@ from coupon_service.model import (
     bucket_of_book,
     event_id,
 )
-from coupon_service.rules.stock import crossed, stock_left, stock_level
+from coupon_service.rules import crossed, stock_left, stock_level
 from coupon_service.store.db import Connection
 from coupon_service.store.rows import insert_events
 

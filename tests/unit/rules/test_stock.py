@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from coupon_service.model import BookLimits, EventType, StockLevel
-from coupon_service.rules.stock import crossed, stock_left, stock_level
+from coupon_service.rules import crossed, stock_left, stock_level
 
 ENOUGH, LOW, USED_UP = StockLevel
 RUNNING_LOW, NOTHING_LEFT = EventType.BOOK_RUNNING_LOW, EventType.BOOK_USED_UP
