@@ -118,6 +118,12 @@ class Metrics:
         self._pool_waiting = Children(
             gauge("pool_waiting", "Transactions that wait for a connection.", "pool")
         )
+        self._rate_limit_unchecked = counter(
+            "rate_limit_unchecked", "Calls that passed uncounted, since Redis did not answer."
+        )
+        self._guess_alarms = Children(
+            counter("guess_alarms", "Limits of unknown codes that somebody reached.", "kind")
+        )
         self._redis_duration = duration(
             "redis_duration", "Time of a pipeline to Redis and back.", buckets=BUCKETS_REDIS_S
         )
@@ -136,7 +142,10 @@ class Metrics:
                 "book_events", "Books that ran low or were used up, by their ledger event.", "event"
             )
         )
-        # What may never happen is there from the start: Prometheus does not see a first time else.
+        self._begin_at_zero()
+
+    def _begin_at_zero(self) -> None:
+        """What may never happen is there from the start: else Prometheus misses the first time."""
         for kind in REDIS_ERRORS:
             self._redis_errors[kind,]
         for event in BOOK_EVENTS:
@@ -146,12 +155,8 @@ class Metrics:
         for kind in ("changes", "looks"):
             for reason in ("OVERLOADED", "DEADLINE_EXCEEDED"):
                 self._dropped[kind, reason]
-        self._guess_alarms = counter(
-            "guess_alarms", "Times that somebody asked for more unknown codes than is allowed."
-        )
-        self._rate_limit_failed_open = counter(
-            "rate_limit_failed_open", "Calls that were let through since Redis could not be asked."
-        )
+        for kind in ("user", "service", "peer"):
+            self._guess_alarms[kind,]
 
     def rpc_finished(self, method: str, status: str, reason: str, seconds: float) -> None:
         """A call ended. ``reason`` is empty for an OK; ``method`` is one that is declared."""
@@ -212,13 +217,13 @@ class Metrics:
         """BOOK_RUNNING_LOW or BOOK_USED_UP was written to the ledger."""
         self._book_events[event,].inc()
 
-    def guess_alarm(self) -> None:
-        """Somebody has asked for more unknown codes than is allowed."""
-        self._guess_alarms.inc()
+    def rate_limit_unchecked(self) -> None:
+        """A call of somebody with a rate limit passed uncounted: Redis did not answer."""
+        self._rate_limit_unchecked.inc()
 
-    def rate_limit_failed_open(self) -> None:
-        """A call was not held to its rate limit, since Redis could not be asked."""
-        self._rate_limit_failed_open.inc()
+    def guess_alarm(self, kind: str) -> None:
+        """Somebody looked up as many unknown codes as is allowed. ``kind``: user, service, peer."""
+        self._guess_alarms[kind,].inc()
 
 
 class MetricsServer:

@@ -177,10 +177,6 @@ def test_the_dashboard_and_the_alerts_name_only_what_is_there(service: Service) 
         "alerts": set(),
         "dashboard": set(),
     }
-    of_our_own = {name for name, *_ in metrics()}
-    shown = {re.sub(r"_(bucket|sum|count)$", "", name) for name in named["dashboard"]}
-    not_shown = {"coupon_rpc_duration_seconds"} - shown | (of_our_own - shown)
-    assert not_shown <= {"coupon_book_low_threshold"}
 
 
 def expressions(part: Any) -> Iterator[str]:

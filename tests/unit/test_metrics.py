@@ -86,8 +86,8 @@ class TestMetrics:
         metrics.redis_failed("silent")
         metrics.lock_lost()
         metrics.book_event("BOOK_USED_UP")
-        metrics.guess_alarm()
-        metrics.rate_limit_failed_open()
+        metrics.guess_alarm("user")
+        metrics.rate_limit_unchecked()
         for name, labels, expected in [
             ("batch_size_commands_sum", {"kind": "changes"}, 60),
             ("batch_duration_seconds_sum", {"kind": "changes"}, 0.02),
@@ -107,8 +107,9 @@ class TestMetrics:
             ("redis_errors_total", {"kind": "silent"}, 1),
             ("locks_lost_total", {}, 1),
             ("book_events_total", {"event": "BOOK_USED_UP"}, 1),
-            ("guess_alarms_total", {}, 1),
-            ("rate_limit_failed_open_total", {}, 1),
+            ("guess_alarms_total", {"kind": "user"}, 1),
+            ("guess_alarms_total", {"kind": "peer"}, 0),
+            ("rate_limit_unchecked_total", {}, 1),
         ]:
             assert registry.get_sample_value(f"coupon_{name}", labels) == expected, name
 
