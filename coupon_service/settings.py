@@ -227,8 +227,8 @@ class Settings(BaseSettings):
 
     book_series_max: Annotated[int, Field(ge=0, le=10_000)] = Field(
         100,
-        description="Books that have gauges of their own in the metrics: those with a low_threshold"
-        " that are closest to it.",
+        description="Books with a low_threshold that have gauges of their own in the metrics: first"
+        " those that run low, then those that are used up.",
     )
     drain_grace_ms: Annotated[int, Field(ge=0, le=600_000)] = Field(
         5_000,

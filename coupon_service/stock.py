@@ -28,8 +28,8 @@ class StockWatch:
     """Tells the ledger of books that run low, and the metrics of what only a look can tell.
 
     On every replica, by one of its workers at a time. However many see that a book has come to
-    another level, one writes it down. `series_max`: books that have gauges of their own, those
-    that are closest to their threshold.
+    another level, one writes it down. `series_max`: books that have gauges of their own; first
+    those that run low, then those that are used up.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class StockWatch:
         return census.live, max(now_ms - census.waiting_since_ms, 0) / 1000
 
     def _show(self, stocks: Sequence[Stock], lag_s: float, locks: tuple[int, float] | None) -> None:
-        shown = sorted(stocks, key=lambda it: it.left / it.threshold)[: self._series_max]
+        shown = sorted(stocks, key=_urgency)[: self._series_max]
         levels = [stock.level for stock in stocks]
         values = {
             "book_left": {str(it.book_id): it.left for it in shown},
@@ -109,3 +109,9 @@ class StockWatch:
         for it in types:
             self._metrics.book_event(it.name)
             self._log.info(it.name, book_id=str(stock.book_id), left=stock.left)
+
+
+def _urgency(stock: Stock) -> tuple[int, float]:
+    """Least for the book that most needs somebody to do something in time."""
+    levels = (StockLevel.LOW, StockLevel.USED_UP, StockLevel.ENOUGH)
+    return levels.index(stock.level), stock.left / stock.threshold

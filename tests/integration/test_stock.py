@@ -164,7 +164,7 @@ def test_each_event_is_counted_by_who_wrote_it(api: Api, replicas: Replicas) -> 
     until(lambda: counted() == len(api.events(types=TYPES[:1])))
 
 
-def test_gauges_say_what_the_books_closest_to_their_threshold_have_left(
+def test_gauges_say_what_books_have_left_first_those_that_run_low(
     database_url: str, redis_url: str
 ) -> None:
     settings = settings_for(database_url, redis_url, stock_interval_ms=100, book_series_max=2)
@@ -177,16 +177,18 @@ def test_gauges_say_what_the_books_closest_to_their_threshold_have_left(
             return {it.labels["book_id"]: it.value for it in left.samples} if left else {}
 
         codes = new_codes(2)
-        close, closer, _far = (
+        close, closer, far = (
             api.book(codes=some, low_threshold=100).book_id for some in (codes, 1, 3)
         )
         api.book(codes=101, low_threshold=100)
         until(lambda: shown() == {closer: 1, close: 2})
         use_up(api, *codes)
-        until(lambda: shown() == {close: 0, closer: 1})
+        until(lambda: shown() == {closer: 1, far: 3})
         levels = {it.name: value("coupon_books_watched", {"level": it.name}) for it in StockLevel}
         assert levels == {"ENOUGH": 1, "LOW": 2, "USED_UP": 1}
-        assert value("coupon_book_low_threshold", {"book_id": close}) == 100
+        assert value("coupon_book_low_threshold", {"book_id": far}) == 100
+        api.close_book(far)
+        until(lambda: shown() == {closer: 1, close: 0})
         assert value("coupon_locks_live") == 0
         locked = api.code(lock_policy=books.LOCK_POLICY_OPTIONAL)
         api.lock(locked, "ann")
