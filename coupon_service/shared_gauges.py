@@ -23,8 +23,7 @@ Values = Mapping[str, Mapping[str, float]]
 GAUGES: Final[Mapping[str, tuple[str, str]]] = {
     "book_left": (
         "book_id",
-        "What a book with a low_threshold has left: first of those that run low, then of those that"
-        " are used up.",
+        "What a book with a low_threshold has left; first of those that run low, then used up.",
     ),
     "book_low_threshold": ("book_id", "The low_threshold of the same books."),
     "books_watched": (
