@@ -17,7 +17,8 @@ from coupon_service.locking import milliseconds_of
 from coupon_service.metrics import Metrics
 from coupon_service.model import StockLevel
 from coupon_service.shared_gauges import SharedGauges
-from coupon_service.store.db import Connection, Database
+from coupon_service.store.db import Database
+from coupon_service.store.pipeline import Connection
 from coupon_service.store.stock import Stock, ledger_lag_s, select_stocks, tell_level
 
 LOOKS_KEPT = 3

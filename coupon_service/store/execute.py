@@ -30,8 +30,9 @@ from coupon_service.model import (
 )
 from coupon_service.rules import decide
 from coupon_service.store.apply import apply
-from coupon_service.store.db import Connection, Database
+from coupon_service.store.db import Database
 from coupon_service.store.load import load
+from coupon_service.store.pipeline import Connection, Pipeline
 
 EVENTS: Final[Mapping[type[Command], str]] = {
     Redeem: EventType.REDEEMED.name,
@@ -61,13 +62,13 @@ class Executor:
         """
         commands = [command for unit in units for command in unit.commands]
 
-        async def work(connection: Connection) -> list[list[Outcome]]:
-            state = await load(connection, commands, lock=True, formats=self._formats)
+        async def work(pipeline: Pipeline) -> list[list[Outcome]]:
+            state = await load(pipeline, commands, lock=True, formats=self._formats)
             outcomes, effects = decide(units, state, self._now())
-            await apply(connection, effects, state.books)
+            apply(pipeline, effects, state.books)
             return outcomes
 
-        outcomes = await self._database.transaction("commands", work, pipelined=True)
+        outcomes = await self._database.batch("commands", work)
         self._metrics.commands_decided(_counted(units, outcomes))
         return outcomes
 
@@ -79,8 +80,7 @@ class Executor:
         commands = [command for unit in units for command in unit.commands]
 
         async def work(connection: Connection) -> State:
-            async with connection.pipeline():
-                return await load(connection, commands, lock=False, formats=self._formats)
+            return await load(Pipeline(connection), commands, lock=False, formats=self._formats)
 
         return [await self._database.read_at_once("look", work)] * len(units)
 

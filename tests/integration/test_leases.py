@@ -56,7 +56,7 @@ async def time_passes(ms: int) -> None:
 
 async def keys_of_locks(redis: Redis) -> list[str]:
     """All keys but the one that has all books."""
-    return [key for key in await redis.keys() if key != LOCKING_BOOKS]
+    return [str(key) for key in await redis.keys() if key != LOCKING_BOOKS]
 
 
 # --- acquire ------------------------------------------------------------------------------------
