@@ -214,7 +214,7 @@ class Overloaded(CouponServiceError):
 
 
 class Unauthenticated(CouponServiceError):
-    """No valid credentials."""
+    """No valid token."""
 
 
 class PermissionDenied(CouponServiceError):
