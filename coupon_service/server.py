@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import signal
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import grpc
@@ -34,6 +36,8 @@ from coupon_service.rpc.codes import CouponCodeServicer
 from coupon_service.rpc.edge import HEADERS_MAX_BYTES, Edge, EdgeSettings
 from coupon_service.rpc.redemptions import RedemptionServicer
 from coupon_service.settings import Settings, SettingsError
+from coupon_service.shared_gauges import FILE_NAME, SharedGauges
+from coupon_service.stock import StockWatch
 from coupon_service.store.books import Books
 from coupon_service.store.chunks import CodeChunks
 from coupon_service.store.db import Database, DatabaseSettings
@@ -102,9 +106,11 @@ class Server:
         registry: CollectorRegistry,
         now: Callable[[], datetime] = utc_now,
         readiness_changed: Callable[[Readiness], None] = lambda _: None,
+        gauges: SharedGauges | None = None,
     ) -> None:
         self._settings = settings
         self._registry = registry
+        self._gauges = gauges or SharedGauges()
         self._now = now
         self._readiness_changed = readiness_changed
         self._log = structlog.get_logger("coupon_service.server")
@@ -128,6 +134,7 @@ class Server:
         except TlsError as error:
             raise ServerError(str(error)) from error
         metrics = Metrics(self._registry)
+        self._registry.register(self._gauges)
         database_url = settings.database_url.get_secret_value()
         self._database = Database(_database_settings(database_url, settings), metrics)
         redis_url = settings.redis_url.get_secret_value()
@@ -136,8 +143,9 @@ class Server:
             timeout_ms=settings.redis_timeout_ms,
             grace_ms=settings.lock_grace_ms,
             locks_per_user_max=settings.locks_per_user_max,
+            metrics=metrics,
         )
-        executor = Executor(self._database, self._now)
+        executor = Executor(self._database, self._now, metrics)
         batches = CoalescerSettings(
             batch_max_size=settings.batch_max_size,
             batches_in_flight=settings.batches_in_flight,
@@ -178,12 +186,16 @@ class Server:
             self._now,
         )
         self._sweeper = Sweeper(
+            self._coalescer, reads, self._leases, self._now, settings.sweep_interval_ms
+        )
+        self._stock_watch = StockWatch(
             self._database,
-            self._coalescer,
-            reads,
             self._leases,
+            self._gauges,
+            metrics,
             self._now,
-            settings.sweep_interval_ms,
+            interval_ms=settings.stock_interval_ms,
+            series_max=settings.book_series_max,
         )
         self._metrics = metrics
         # types-grpcio does not know the asyncio half of grpc_health.
@@ -204,6 +216,7 @@ class Server:
         self._spawn(self._watch_port())
         self._spawn(self._watch_readiness())
         self._spawn(self._sweeper.run())
+        self._spawn(self._stock_watch.run())
 
     def _authentication(self) -> Access:
         """What tells callers by their tokens. Raises ServerError."""
@@ -403,7 +416,10 @@ async def work(
     """
     loop = asyncio.get_running_loop()
     stopped, replaced = asyncio.Event(), asyncio.Event()
-    server = Server(settings, CollectorRegistry(), readiness_changed=readiness_changed)
+    gauges = SharedGauges(Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]) / FILE_NAME)
+    server = Server(
+        settings, CollectorRegistry(), readiness_changed=readiness_changed, gauges=gauges
+    )
 
     def reload() -> None:
         try:

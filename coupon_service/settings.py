@@ -47,7 +47,7 @@ SECTIONS = {
     "database_url": "PostgreSQL",
     "batch_max_size": "Batches",
     "redis_url": "Redis and locks",
-    "drain_grace_ms": "Running",
+    "book_series_max": "Running",
 }
 """The first setting of each section of ``.env.example``."""
 
@@ -306,7 +306,17 @@ class Settings(BaseSettings):
     sweep_interval_ms: Annotated[int, Field(ge=100, le=3_600_000)] = Field(
         5_000, description="Time between two looks for expired locks, in milliseconds."
     )
+    stock_interval_ms: Annotated[int, Field(ge=100, le=3_600_000)] = Field(
+        5_000,
+        description="Time between two looks at what books with a low_threshold have left, in"
+        " milliseconds.",
+    )
 
+    book_series_max: Annotated[int, Field(ge=0, le=10_000)] = Field(
+        100,
+        description="Books with a low_threshold that have gauges of their own in the metrics: first"
+        " those that run low, then those that are used up.",
+    )
     drain_grace_ms: Annotated[int, Field(ge=0, le=600_000)] = Field(
         5_000,
         description="Time between NOT_SERVING and the end of the port on SIGTERM, in milliseconds,"

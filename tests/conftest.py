@@ -212,7 +212,8 @@ def tomorrow(server: ServerThread) -> Iterator[Api]:
     from service import Api, ServerThread
 
     # It would find that the locks of all other tests have run out.
-    settings = server.settings.model_copy(update={"sweep_interval_ms": 3_600_000})
+    never = {"sweep_interval_ms": 3_600_000, "stock_interval_ms": 3_600_000}
+    settings = server.settings.model_copy(update=never)
     with ServerThread(settings, lambda: datetime.now(UTC) + timedelta(days=1)) as running:
         client = Api(running.address)
         yield client

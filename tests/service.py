@@ -86,6 +86,7 @@ def settings_for(database_url: str, redis_url: str, **changes: object) -> Settin
         "redis_timeout_ms": 1_000,
         "drain_grace_ms": 0,
         "sweep_interval_ms": 200,
+        "stock_interval_ms": 200,
     }
     return Settings(_env_file=None, **(values | changes))  # type: ignore[call-arg]
 
