@@ -11,11 +11,16 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from coupon_service.errors import CouponServiceError, DeadlineExceeded, Overloaded
 from coupon_service.metrics import Metrics
 from coupon_service.model import Unit
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Span
+
+    from coupon_service.tracing import Tracer
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -37,6 +42,7 @@ class _Waiting(Generic[R]):
     answer: asyncio.Future[R]
     since: float
     deadline: float | None
+    span: Span | None
 
 
 class Coalescer(Generic[R]):
@@ -51,11 +57,13 @@ class Coalescer(Generic[R]):
         settings: CoalescerSettings,
         metrics: Metrics,
         kind: str = "changes",
+        tracer: Tracer | None = None,
     ) -> None:
         self._kind = kind
         self._execute = execute
         self._settings = settings
         self._metrics = metrics
+        self._tracer = tracer
         self._queue: deque[_Waiting[R]] = deque()
         self._queued = 0
         self._in_flight = 0
@@ -76,7 +84,8 @@ class Coalescer(Generic[R]):
             raise Overloaded
         loop = asyncio.get_running_loop()
         deadline = unit.commands[0].call.deadline
-        waiting: _Waiting[R] = _Waiting(unit, loop.create_future(), perf_counter(), deadline)
+        span = self._tracer.caller() if self._tracer is not None else None
+        waiting: _Waiting[R] = _Waiting(unit, loop.create_future(), perf_counter(), deadline, span)
         self._queue.append(waiting)
         self._queued += size
         self._metrics.queue_changed(self._kind, self._queued)
@@ -149,7 +158,12 @@ class Coalescer(Generic[R]):
         self._metrics.batch_waited(self._kind, started - batch[0].since)
         size = sum(len(it.unit.commands) for it in batch)
         try:
-            await self._answer(batch)
+            if self._tracer is None:
+                await self._answer(batch)
+            else:
+                callers = [it.span for it in batch if it.span is not None]
+                with self._tracer.batch(self._kind, size, callers):
+                    await self._answer(batch)
         finally:
             self._in_flight -= 1
             self._in_flight_commands -= size

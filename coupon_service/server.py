@@ -8,7 +8,7 @@ import signal
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import grpc
 import grpc.aio
@@ -43,6 +43,9 @@ from coupon_service.v1 import (
     coupon_code_service_pb2_grpc,
     redemption_service_pb2_grpc,
 )
+
+if TYPE_CHECKING:
+    from coupon_service.tracing import Tracer
 
 SERVICES: Final = tuple(
     f"coupon_service.v1.{name}"
@@ -83,7 +86,9 @@ class Server:
         registry: CollectorRegistry,
         now: Callable[[], datetime] = utc_now,
         readiness_changed: Callable[[bool], None] = lambda _: None,
+        tracer: Tracer | None = None,
     ) -> None:
+        self._tracer = tracer
         self._settings = settings
         self._registry = registry
         self._now = now
@@ -103,13 +108,15 @@ class Server:
         if settings.lock_token_secret is None:
             raise ServerError("COUPON_LOCK_TOKEN_SECRET has to be set.")
         metrics = Metrics(self._registry)
+        tracer = self._tracer = self._tracer or _tracer(settings)
         database_url = settings.database_url.get_secret_value()
-        self._database = Database(_database_settings(database_url, settings), metrics)
+        self._database = Database(_database_settings(database_url, settings), metrics, tracer)
         self._leases = Leases(
             settings.redis_url.get_secret_value(),
             timeout_ms=settings.redis_timeout_ms,
             grace_ms=settings.lock_grace_ms,
             locks_per_user_max=settings.locks_per_user_max,
+            tracer=tracer,
         )
         executor = Executor(self._database, self._now)
         batches = CoalescerSettings(
@@ -118,8 +125,9 @@ class Server:
             batch_max_wait_ms=settings.batch_max_wait_ms,
             queue_max_size=settings.queue_max_size,
         )
-        self._coalescer = Coalescer(executor.execute, batches, metrics)
-        looks = Coalescer(executor.look, replace(batches, batches_in_flight=1), metrics, "looks")
+        self._coalescer = Coalescer(executor.execute, batches, metrics, tracer=tracer)
+        one_look = replace(batches, batches_in_flight=1)
+        looks = Coalescer(executor.look, one_look, metrics, "looks", tracer)
         reads = Reads(self._database)
         books = Books(self._database, self._now)
         tokens = LockTokens(_token_secrets(settings))
@@ -157,7 +165,8 @@ class Server:
         self._metrics = metrics
         # types-grpcio does not know the asyncio half of grpc_health.
         self._health: Any = cast("Any", health).aio.HealthServicer()
-        edge = Edge(_edge_settings(settings), structlog.get_logger("coupon_service.rpc"), metrics)
+        log = structlog.get_logger("coupon_service.rpc")
+        edge = Edge(_edge_settings(settings), log, metrics, tracer=tracer)
         self._add_servicers(edge, books, reads, locks, checkout)
         await self._database.open()
         await self._listen(edge)
@@ -233,6 +242,8 @@ class Server:
         await self._coalescer.drain()
         await self._leases.close()
         await self._database.close()
+        if self._tracer is not None:
+            await self._tracer.close()
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.ensure_future(work)
@@ -319,6 +330,14 @@ def _stop_signals(*numbers: signal.Signals) -> asyncio.Event:
     for number in numbers:
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
     return stopped
+
+
+def _tracer(settings: Settings) -> Tracer | None:
+    if not settings.tracing:
+        return None
+    from coupon_service.tracing import otlp_tracer  # noqa: PLC0415 - its packages may not be there
+
+    return otlp_tracer()
 
 
 def _database_settings(url: str, settings: Settings) -> DatabaseSettings:

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from coupon_service.leases.commands import (
     Commands,
@@ -34,6 +35,9 @@ from coupon_service.leases.results import (
     TakenMomentarily,
     TakeStatus,
 )
+
+if TYPE_CHECKING:
+    from coupon_service.tracing import Tracer
 
 # How long an ended lock waits in the index of its book for the sweeper.
 _ENDED_KEPT_MS = 24 * 60 * 60 * 1000
@@ -70,6 +74,7 @@ class Leases:
         timeout_ms: int = 50,
         grace_ms: int = 5_000,
         locks_per_user_max: int = 5,
+        tracer: Tracer | None = None,
     ) -> None:
         """Connects when it is first used.
 
@@ -80,7 +85,7 @@ class Leases:
         """
         self._commands = Commands()
         client = connect(redis, timeout_ms) if isinstance(redis, str) else redis
-        self._redis = Pipelines(client, self._commands.sources, timeout_ms)
+        self._redis = Pipelines(client, self._commands.sources, timeout_ms, tracer)
         self._grace_ms = grace_ms
         self._locks_per_user_max = locks_per_user_max
 

@@ -22,7 +22,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from redis.asyncio import Redis, RedisCluster
 from redis.asyncio.retry import Retry
@@ -30,6 +30,9 @@ from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError
 
 from coupon_service.errors import LocksUnavailable
+
+if TYPE_CHECKING:
+    from coupon_service.tracing import Tracer
 
 Client: TypeAlias = "Redis | RedisCluster"
 Command: TypeAlias = tuple[str | int, ...]
@@ -67,11 +70,18 @@ class Pipelines:
     Calls whose caller has gone before they were sent are left out.
     """
 
-    def __init__(self, client: Client, sources: Mapping[str, str], timeout_ms: int) -> None:
+    def __init__(
+        self,
+        client: Client,
+        sources: Mapping[str, str],
+        timeout_ms: int,
+        tracer: Tracer | None = None,
+    ) -> None:
         """``sources``: the text of each script by its SHA-1."""
         self._client = client
         self._sources = sources
         self._timeout_s = timeout_ms / 1000
+        self._tracer = tracer
         self._waiting: deque[_Call] = deque()
         self._sender: asyncio.Task[None] | None = None
 
@@ -82,6 +92,11 @@ class Pipelines:
         takes twice as long at most, behind others who wait), or refuses one of the commands. What
         was sent may then have been carried out or not.
         """
+        if self._tracer is not None:
+            return await self._tracer.around("redis", "redis", self._replies(commands))
+        return await self._replies(commands)
+
+    async def _replies(self, commands: tuple[Command, ...]) -> list[Any]:
         loop = asyncio.get_running_loop()
         call = _Call(commands, loop.create_future(), loop.time())
         self._waiting.append(call)

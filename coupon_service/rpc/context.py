@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from coupon_service.model import Call
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Span
 
 Metadata = tuple[tuple[str, str | bytes], ...]
 """What the client sent along, in order."""
@@ -20,7 +23,7 @@ class RequestContext:
     """The caller of one RPC; `request_id` is known once the request has been read.
 
     `business_id` is the one the caller's token names; empty: the caller may see every business.
-    `deadline`: in seconds of time.perf_counter.
+    `deadline`: in seconds of time.perf_counter. `span`: of its trace, where calls are traced.
     """
 
     metadata: Metadata = ()
@@ -29,6 +32,7 @@ class RequestContext:
     business_id: str = ""
     request_id: str = ""
     deadline: float | None = None
+    span: Span | None = None
 
     def call(self, request_id: str) -> Call:
         """The call as the ledger remembers it; also tells the log its `request_id`."""

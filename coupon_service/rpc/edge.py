@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any, Final, NoReturn, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol, TypeVar
 
 import grpc
 import grpc.aio
@@ -31,6 +31,9 @@ from coupon_service.errors import (
 )
 from coupon_service.rpc.context import CURRENT, RequestContext
 from coupon_service.rpc.status import Internal, kind_of, known, to_status
+
+if TYPE_CHECKING:
+    from coupon_service.tracing import Tracer
 
 Servicer = TypeVar("Servicer")
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -76,11 +79,13 @@ class Edge(grpc.GenericRpcHandler):
         log: FilteringBoundLogger,
         observer: RpcObserver,
         authenticate: Callable[[str, RequestContext], None] | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
         self._settings = settings
         self._log = log
         self._observer = observer
         self._authenticate = authenticate
+        self._tracer = tracer
         self._handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
 
     def add(self, register: Callable[[Servicer, Any], None], servicer: Servicer) -> None:
@@ -129,6 +134,8 @@ class Edge(grpc.GenericRpcHandler):
             started = perf_counter()
             rpc = CURRENT.get()
             rpc.peer = context.peer()
+            if self._tracer is not None:
+                rpc.span = self._tracer.call_started(method, rpc.metadata)
             try:
                 if self._authenticate is not None:
                     self._authenticate(method, rpc)
@@ -200,6 +207,8 @@ class Edge(grpc.GenericRpcHandler):
             "caller": rpc.caller,
             "peer": rpc.peer,
         }
+        if self._tracer is not None and rpc.span is not None:
+            line["trace_id"] = self._tracer.call_finished(rpc.span, status, reason)
         if isinstance(answer, Internal):
             self._log.error("rpc", **line, **answer.metadata, exc_info=error)
         elif error is not None and error.__cause__ is not None:
