@@ -11,6 +11,7 @@ where `COUPON_TRACING` is on: the others ask whether they were given a Tracer.
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import threading
 from collections.abc import Awaitable, Generator, Iterable, Sequence
@@ -47,6 +48,12 @@ class Tracer:
         self._provider = provider
         self._tracer = provider.get_tracer("coupon_service", __version__)
         self._propagator = TraceContextTextMapPropagator()
+        # What an error says may name a code or a user.
+        self._span = functools.partial(
+            self._tracer.start_as_current_span,
+            record_exception=False,
+            set_status_on_exception=False,
+        )
 
     def call_started(self, method: str, metadata: Iterable[tuple[str, str | bytes]]) -> Span:
         """The span of a call to `Service/Method`, current from here to the end of its context."""
@@ -88,9 +95,7 @@ class Tracer:
                 return
             links = [Link(span.get_span_context()) for span in traced]
             sizes = {"coupon.batch.commands": commands, "coupon.batch.callers": len(callers)}
-            with self._tracer.start_as_current_span(
-                f"batch {kind}", attributes=sizes, links=links
-            ) as span:
+            with self._span(f"batch {kind}", attributes=sizes, links=links) as span:
                 for other in traced[1:]:
                     other.add_link(span.get_span_context())
                 yield
@@ -104,16 +109,13 @@ class Tracer:
         """
         if not trace.get_current_span().is_recording():
             return await work
-        with self._tracer.start_as_current_span(
-            name,
-            kind=SpanKind.CLIENT,
-            attributes={"db.system.name": system},
-            record_exception=False,
-        ) as span:
+        attributes = {"db.system.name": system}
+        with self._span(name, kind=SpanKind.CLIENT, attributes=attributes) as span:
             try:
                 return await work
             except Exception as error:
                 span.set_attribute("error.type", type(error).__name__)
+                span.set_status(StatusCode.ERROR)
                 raise
 
     async def close(self) -> None:

@@ -211,6 +211,24 @@ def test_no_span_names_a_code_a_user_or_a_token(traced: Traced) -> None:
         assert secret not in told
 
 
+async def test_what_an_error_says_is_not_in_its_span() -> None:
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    tracer = Tracer(provider)
+
+    async def work() -> None:
+        raise ValueError("Key (code)=(SECRET-1) already exists")
+
+    with provider.get_tracer("").start_as_current_span("call"):
+        with pytest.raises(ValueError, match="SECRET-1"):
+            await tracer.around("transaction", "postgresql", work())
+    span, _ = exporter.get_finished_spans()
+    assert (span.attributes or {})["error.type"] == "ValueError"
+    assert span.status.status_code is StatusCode.ERROR
+    assert "SECRET-1" not in span.to_json()
+
+
 def test_who_has_not_switched_it_on_does_not_need_it() -> None:
     script = (
         "import sys\n"
