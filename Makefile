@@ -15,7 +15,7 @@ BASE ?=
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help install run test check lint types imports contract format stubs migrate replay lock clean \
-	tools bench bench-quick bench-10m check-deploy image-check
+	tools bench bench-quick bench-10m deployment image-check
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -47,7 +47,7 @@ ifeq (,$(ARGS))
 endif
 endif
 
-check: lint types imports contract ## Run every check that needs no server
+check: lint types imports contract deployment ## Run every check that needs no server
 
 lint: install
 	$(BIN)/ruff check
@@ -59,7 +59,7 @@ types: install
 imports: install
 	$(BIN)/lint-imports --no-cache --no-logo
 
-check-deploy: install ## Check what is for deploying: the Dockerfile, deploy/
+deployment: install
 	$(BIN)/hadolint Dockerfile
 	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec deploy/compose.yaml
 
