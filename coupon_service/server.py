@@ -46,6 +46,7 @@ from coupon_service.v1 import (
 )
 
 if TYPE_CHECKING:
+    from coupon_service.rpc.access import Access
     from coupon_service.tracing import Tracer
 
 SERVICES: Final = tuple(
@@ -170,8 +171,13 @@ class Server:
         self._metrics = metrics
         # types-grpcio does not know the asyncio half of grpc_health.
         self._health: Any = cast("Any", health).aio.HealthServicer()
-        log = structlog.get_logger("coupon_service.rpc")
-        edge = Edge(_edge_settings(settings), log, metrics, tracer=tracer)
+        edge = Edge(
+            _edge_settings(settings),
+            structlog.get_logger("coupon_service.rpc"),
+            metrics,
+            self._authentication() if settings.auth == "jwt" else None,
+            tracer,
+        )
         self._add_servicers(edge, books, reads, locks, checkout)
         await self._database.open()
         await self._listen(edge)
@@ -179,6 +185,19 @@ class Server:
         self._spawn(self._watch_port())
         self._spawn(self._watch_readiness())
         self._spawn(self._sweeper.run())
+
+    def _authentication(self) -> Access:
+        """What tells callers by their tokens. Raises ServerError."""
+        # They take a tenth of a second to import, which only who needs them waits for.
+        from coupon_service.auth import KeysError, tokens_of  # noqa: PLC0415
+        from coupon_service.rpc.access import Access  # noqa: PLC0415
+
+        try:
+            tokens = tokens_of(self._settings)
+        except KeysError as error:
+            raise ServerError(str(error)) from error
+        self._spawn(tokens.watch())
+        return Access(tokens)
 
     def _add_servicers(
         self, edge: Edge, books: Books, reads: Reads, locks: Locks, checkout: Checkout

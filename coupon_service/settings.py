@@ -35,6 +35,9 @@ PREFIX = "COUPON_"
 TEST_PREFIX = "COUPON_TEST_"
 """Variables of the test suite; the service leaves them alone."""
 
+TOKEN_VARIABLE = "COUPON_TOKEN"  # noqa: S105 - its name
+"""The token of the commands that use a service; the service leaves it alone."""
+
 SERVICE_LINK = re.compile(r"\w+_(SERVICE_HOST|SERVICE_PORT\w*|PORT_\d+_(TCP|UDP|SCTP)\w*)")
 """Variables that Kubernetes sets for a Service called coupon-something; left alone as well."""
 
@@ -87,6 +90,7 @@ TokenSecret = Annotated[
     SecretStr | None,
     AfterValidator(Matching(r"(?s).{32,1024}", "32 to 1024 random characters")),
 ]
+TokenName = Annotated[str, AfterValidator(Matching(r"[!-~]{1,256}", "a name or a URL"))]
 
 
 class Settings(BaseSettings):
@@ -119,7 +123,23 @@ class Settings(BaseSettings):
     auth: Literal["none", "jwt"] = Field(
         "none",
         description="How callers prove who they are. none: not at all, everybody may do everything."
-        " jwt: not available yet.",
+        " jwt: with a bearer token, which needs COUPON_JWT_KEYS_FILE or COUPON_JWT_SECRET.",
+    )
+    jwt_keys_file: Path | None = Field(
+        None,
+        description="JWK Set with the public keys of tokens. A key is for tokens of its kid and its"
+        " iss, which a key without one has from COUPON_JWT_ISSUER. Read again when it changes.",
+    )
+    jwt_secret: TokenSecret = Field(
+        default=None,
+        description="Secret of HS256 tokens without a kid. Whoever has it can make tokens:"
+        " coupon-service token does. coupon-service dev makes one when there are no keys.",
+    )
+    jwt_issuer: TokenName = Field(
+        "coupon-service", description="Issuer (iss) of tokens, for the secret and keys without iss."
+    )
+    jwt_audience: TokenName = Field(
+        "coupon-service", description="What the audience (aud) of tokens has to contain."
     )
     reflection: bool = Field(
         default=False, description="Whether grpcurl and others may ask the server for its contract."
@@ -244,7 +264,7 @@ class Settings(BaseSettings):
     )
     data_dir: Path = Field(
         Path(".data"),
-        description="Folder of the servers and the lock token secret of coupon-service dev.",
+        description="Folder of the servers and the secrets of coupon-service dev.",
     )
 
     @property
@@ -260,9 +280,7 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         lines = list(self._orders_broken())
-        if self.auth == "jwt":
-            lines.append("COUPON_AUTH: expected none, because jwt is not available yet")
-        elif self.open_without_auth and "auth" not in self.model_fields_set:
+        if self.open_without_auth and "auth" not in self.model_fields_set:
             lines.append(
                 f"COUPON_HOST: {self.host} can be reached from other machines and callers are not"
                 " authenticated; expected 127.0.0.1, or COUPON_AUTH=none to allow it"
@@ -305,7 +323,9 @@ def load_settings(env_file: Path | None = Path(".env"), **overrides: Any) -> Set
     lines += _unknown(
         name
         for name in os.environ
-        if not name.startswith(TEST_PREFIX) and not SERVICE_LINK.fullmatch(name)
+        if not name.startswith(TEST_PREFIX)
+        and name != TOKEN_VARIABLE
+        and not SERVICE_LINK.fullmatch(name)
     )
     arguments: dict[str, Any] = {"_env_file": env_file, **overrides}
     try:
@@ -404,7 +424,9 @@ def _expected(field: FieldInfo) -> str:
         return f"a whole number from {low} to {high}"
     if get_origin(field.annotation) is Literal:
         return " or ".join(get_args(field.annotation))
-    return "true or false" if field.annotation is bool else "a folder"
+    if field.annotation is bool:
+        return "true or false"
+    return "a folder" if field.annotation is Path else "a file"
 
 
 def _default(field: FieldInfo) -> str:

@@ -70,7 +70,7 @@ class AssignmentServicer(AssignmentServiceServicer):
     async def ListUserCoupons(
         self, request: pb.ListUserCouponsRequest, context: Any
     ) -> pb.ListUserCouponsResponse:
-        user_id, book_id, state, page = convert.read_list(request)
+        user_id, book_id, state, page = convert.read_list(request, current())
         coupons, end = await self._reads.user_coupons(
             user_id, book_id, current().business_id, state, page.size, page.after
         )

@@ -113,12 +113,19 @@ class Reads:
             found, page_size, lambda it: time_position(it[0].assign_time or time, it[0].code)
         )
 
-    async def redemption(self, redemption_id: UUID, business_id: str) -> tuple[Event, Event | None]:
-        """A redemption, and its roll-back if there was one. Raises RedemptionNotFound."""
+    async def redemption(
+        self, redemption_id: UUID, business_id: str, own_user_id: str = ""
+    ) -> tuple[Event, Event | None]:
+        """A redemption, of this user, empty = any, and its roll-back if there was one.
+
+        Raises RedemptionNotFound.
+        """
 
         async def work(connection: Connection) -> tuple[Event, Event | None]:
             event = (await select_events_by_id(connection, [redemption_id])).get(redemption_id)
             if event is None or event.type is not EventType.REDEEMED:
+                raise RedemptionNotFound
+            if own_user_id not in ("", event.user_id):
                 raise RedemptionNotFound
             books = await select_books_by_id(connection, [event.book_id])
             if business_id not in ("", books[event.book_id].business_id):

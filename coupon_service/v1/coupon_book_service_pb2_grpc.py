@@ -40,6 +40,8 @@ class CouponBookServiceStub:
     all other fields but `page_size` unchanged; anything else is INVALID_ARGUMENT.
     * `metadata`: any JSON object, at most 4 KiB as JSON and 5 levels deep. Stored, returned, never
     looked at.
+    * A caller whose token names a business sees and changes nothing of another: what belongs to
+    another business is as if it did not exist, and does not come in lists.
     * Errors: see ErrorReason.
     """
 
@@ -106,6 +108,8 @@ class CouponBookServiceServicer:
     all other fields but `page_size` unchanged; anything else is INVALID_ARGUMENT.
     * `metadata`: any JSON object, at most 4 KiB as JSON and 5 levels deep. Stored, returned, never
     looked at.
+    * A caller whose token names a business sees and changes nothing of another: what belongs to
+    another business is as if it did not exist, and does not come in lists.
     * Errors: see ErrorReason.
     """
 
@@ -239,6 +243,8 @@ class CouponBookService:
     all other fields but `page_size` unchanged; anything else is INVALID_ARGUMENT.
     * `metadata`: any JSON object, at most 4 KiB as JSON and 5 levels deep. Stored, returned, never
     looked at.
+    * A caller whose token names a business sees and changes nothing of another: what belongs to
+    another business is as if it did not exist, and does not come in lists.
     * Errors: see ErrorReason.
     """
 

@@ -41,6 +41,8 @@ class CouponBookServiceStub:
        all other fields but `page_size` unchanged; anything else is INVALID_ARGUMENT.
      * `metadata`: any JSON object, at most 4 KiB as JSON and 5 levels deep. Stored, returned, never
        looked at.
+     * A caller whose token names a business sees and changes nothing of another: what belongs to
+       another business is as if it did not exist, and does not come in lists.
      * Errors: see ErrorReason.
     """
 
@@ -94,6 +96,8 @@ class CouponBookServiceAsyncStub(CouponBookServiceStub):
        all other fields but `page_size` unchanged; anything else is INVALID_ARGUMENT.
      * `metadata`: any JSON object, at most 4 KiB as JSON and 5 levels deep. Stored, returned, never
        looked at.
+     * A caller whose token names a business sees and changes nothing of another: what belongs to
+       another business is as if it did not exist, and does not come in lists.
      * Errors: see ErrorReason.
     """
 
@@ -143,6 +147,8 @@ class CouponBookServiceServicer(metaclass=_abc_1.ABCMeta):
        all other fields but `page_size` unchanged; anything else is INVALID_ARGUMENT.
      * `metadata`: any JSON object, at most 4 KiB as JSON and 5 levels deep. Stored, returned, never
        looked at.
+     * A caller whose token names a business sees and changes nothing of another: what belongs to
+       another business is as if it did not exist, and does not come in lists.
      * Errors: see ErrorReason.
     """
 

@@ -142,6 +142,11 @@ def test_secrets_come_from_elsewhere() -> None:
         assert all(value.startswith("arn:aws:secretsmanager:") for value in secrets.values())
 
 
+def test_callers_prove_who_they_are_wherever_other_machines_reach_it() -> None:
+    assert variables("ecs service")["COUPON_AUTH"] == "jwt"
+    assert "COUPON_JWT_SECRET" in variables("ecs service")
+
+
 def test_nothing_is_published_to_other_machines_without_authentication() -> None:
     for name, service in compose()["services"].items():
         for port in service.get("ports", []):
