@@ -33,7 +33,7 @@ DEBIAN = "bookworm"
 
 BASE_DOCKERFILE = "FROM scratch\nADD base.tar /\n"
 
-START_TIMEOUT_S = 60.0
+START_TIMEOUT_S = 180.0
 STOP_TIMEOUT_S = 60.0
 
 PIP_SETTINGS = ("cert", "extra-index-url", "index-url", "proxy", "timeout", "trusted-host")
@@ -66,7 +66,7 @@ class Image:
 
     def command(self, arguments: list[str]) -> list[str]:
         """What runs `arguments` in a container of this image."""
-        spaces = ["unshare", "--mount", "--pid", "--fork", "--kill-child"]
+        spaces = ["unshare", "--mount", "--pid", "--fork"]
         where = [str(self.root), self.config["User"], self.config["WorkingDir"]]
         return [*spaces, "sh", "-c", ENTER, "enter", *where, *arguments]
 
@@ -238,7 +238,9 @@ def check_life(
         code = engine.wait(STOP_TIMEOUT_S)
         expect(code == 0, f"SIGTERM ends it with exit code {code}")
     finally:
-        engine.kill()
+        # unshare's own --kill-child ends with a change of user. All end with their process 1.
+        for process in psutil.Process(engine.pid).children() if engine.poll() is None else ():
+            process.kill()
         engine.wait()
 
 
