@@ -197,11 +197,8 @@ class Edge(grpc.GenericRpcHandler):
                 if not _is_cancelled():
                     # What it waited for was cancelled, and its client still expects an answer.
                     await self._refuse(error, method, rpc, context, started)
-                if _is_late(context):
-                    late = "DEADLINE_EXCEEDED"
-                    self._finished(method, rpc, late, late, started)
-                else:
-                    self._finished(method, rpc, "CANCELLED", "", started)
+                late = "DEADLINE_EXCEEDED" if _is_late(context) else ""
+                self._finished(method, rpc, late or "CANCELLED", late, started)
                 raise
             except grpc.aio.BaseError:  # the line was cut: there is nobody to answer
                 self._finished(method, rpc, "CANCELLED", "", started)
