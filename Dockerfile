@@ -1,26 +1,40 @@
-# The service alone: PostgreSQL and Redis are elsewhere (DATABASE_URL, REDIS_URL).
+# syntax=docker/dockerfile:1
+# The service alone: PostgreSQL and Redis are elsewhere (COUPON_DATABASE_URL, COUPON_REDIS_URL).
 #   docker build --tag coupon-service .
-#   docker run --env-file .env --publish 50051:50051 coupon-service
+#   docker run --read-only --env-file .env --publish 50051:50051 coupon-service
+# A package index of one's own: --secret id=pip.conf,src=<a pip.conf>. Nothing of it stays.
 
-FROM python:3.13-slim AS build
-RUN python -m venv /venv
+ARG PYTHON_IMAGE=python:3.13-slim
+
+FROM ${PYTHON_IMAGE} AS build
+# pip installs from outside, so that there is none in what is shipped.
+RUN python3 -m venv /pip && python3 -m venv --without-pip /venv
 COPY requirements.lock /
-RUN /venv/bin/pip install --no-cache-dir --only-binary :all: --require-hashes -r /requirements.lock
+RUN --mount=type=secret,id=pip.conf,target=/run/secrets/pip.conf \
+    PIP_CONFIG_FILE=/run/secrets/pip.conf /pip/bin/pip --python /venv/bin/python install \
+        --no-cache-dir --no-compile --only-binary :all: --require-hashes -r /requirements.lock
 COPY coupon_service /app/coupon_service
 COPY migrations /app/migrations
-RUN python -m compileall -q /app/coupon_service
+# The root file system may be read-only later.
+RUN printf '#!/bin/sh\nexec python -m coupon_service "$@"\n' > /venv/bin/coupon-service && \
+    chmod 755 /venv/bin/coupon-service && \
+    /venv/bin/python -m compileall -q -j 0 /venv/lib /app
 
-FROM python:3.13-slim
+FROM ${PYTHON_IMAGE}
 COPY --from=build /venv /venv
 COPY --from=build /app /app
 WORKDIR /app
-USER 10001:10001
 ENV PATH=/venv/bin:$PATH \
+    PYTHONPATH=/app \
     PYTHONUNBUFFERED=1 \
     COUPON_HOST=0.0.0.0 \
     COUPON_METRICS_HOST=0.0.0.0
+# Nobody in particular, who owns nothing here.
+USER 10001:10001
+# The counts of the workers; the one folder that is written to.
+VOLUME /tmp
 EXPOSE 50051 9464
-HEALTHCHECK --interval=10s --timeout=3s --start-period=20s CMD \
-    ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:9464/healthz', timeout=2)"]
-ENTRYPOINT ["python", "-m", "coupon_service"]
+HEALTHCHECK --interval=10s --timeout=5s --start-period=20s --retries=3 \
+    CMD ["coupon-service", "health"]
+ENTRYPOINT ["coupon-service"]
 CMD ["serve"]

@@ -10,14 +10,15 @@ PYTHON ?=
 ARGS ?=
 DATA ?=
 AGAINST ?=
+BASE ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help install run test check lint types imports contract format stubs migrate replay lock clean \
-	tools bench bench-quick bench-10m check-deploy
+	tools bench bench-quick bench-10m check-deploy deployment image-check
 
 help: ## Show this help
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # --- running ------------------------------------------------------------------------------------
 
@@ -46,7 +47,7 @@ ifeq (,$(ARGS))
 endif
 endif
 
-check: lint types imports contract ## Run every check that needs no server
+check: lint types imports contract deployment ## Run every check that needs no server
 
 lint: install
 	$(BIN)/ruff check
@@ -58,12 +59,19 @@ types: install
 imports: install
 	$(BIN)/lint-imports --no-cache --no-logo
 
+deployment: install
+	$(BIN)/hadolint Dockerfile
+	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec deploy/compose.yaml
+
 check-deploy: install ## Check the dashboard and the alerts, against the metrics of a real service (needs promtool)
 	@command -v promtool >/dev/null || { \
 		echo "promtool checks them, and it is not here (Debian and Ubuntu: apt install prometheus)." >&2; \
 		exit 1; }
 	@cd deploy/prometheus && promtool check config prometheus.yml && promtool test rules alerts.test.yml
 	@$(BIN)/pytest -q tests/integration/test_scrape.py
+
+image-check: install ## Build the container image and run it, without an engine (root, on Debian)
+	@$(BIN)/python tests/image_check.py $(if $(BASE),--base "$(BASE)")
 
 format: install ## Put the code into its shape
 	$(BIN)/ruff check --fix
@@ -134,8 +142,10 @@ COMPILE := $(BIN)/uv pip compile pyproject.toml --quiet --universal --python-ver
 
 lock: install ## Lock the newest versions of all dependencies
 	@$(PIP) install uv
-	$(COMPILE) --upgrade --extra embedded --group dev --output-file requirements-dev.lock
-	$(COMPILE) --upgrade --constraint requirements-dev.lock --output-file requirements.lock
+	$(COMPILE) --upgrade --extra embedded --extra tracing --group dev \
+		--output-file requirements-dev.lock
+	$(COMPILE) --upgrade --extra tracing --constraint requirements-dev.lock \
+		--output-file requirements.lock
 
 clean: ## Remove what was made, but for the data of `make run` (in .data)
 	@rm -rf $(VENV) build dist .coverage .coverage.* .hypothesis .pytest_cache .ruff_cache

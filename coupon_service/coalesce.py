@@ -12,11 +12,16 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any, Final, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
 
 from coupon_service.errors import CouponServiceError, DeadlineExceeded, Overloaded
 from coupon_service.metrics import Metrics
 from coupon_service.model import Outcome, Unit
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Span
+
+    from coupon_service.tracing import Tracer
 
 TURNS: Final = 4
 """Turns of the event loop that a batch waits for more."""
@@ -55,6 +60,7 @@ class _Waiting(Generic[Q, R]):
     unit: Q
     answer: asyncio.Future[R]
     since: float
+    span: Span | None
 
 
 class Coalescer(Generic[Q, R]):
@@ -69,11 +75,13 @@ class Coalescer(Generic[Q, R]):
         settings: CoalescerSettings,
         metrics: Metrics,
         kind: str = "changes",
+        tracer: Tracer | None = None,
     ) -> None:
         self._kind = kind
         self._execute = execute
         self._settings = settings
         self._metrics = metrics
+        self._tracer = tracer
         self._queue: deque[_Waiting[Q, R]] = deque()
         self._queued = 0
         self._in_flight = 0
@@ -104,7 +112,8 @@ class Coalescer(Generic[Q, R]):
 
     def _enqueue(self, unit: Q) -> asyncio.Future[R]:
         answer: asyncio.Future[R] = asyncio.get_running_loop().create_future()
-        self._queue.append(_Waiting(unit, answer, perf_counter()))
+        span = self._tracer.caller() if self._tracer is not None else None
+        self._queue.append(_Waiting(unit, answer, perf_counter(), span))
         self._queued += unit.size
         self._wait_for_more()
         return answer
@@ -170,7 +179,12 @@ class Coalescer(Generic[Q, R]):
         self._metrics.batch_waited(self._kind, started - batch[0].since)
         size = sum(it.unit.size for it in batch)
         try:
-            await self._answer(batch)
+            if self._tracer is None:
+                await self._answer(batch)
+            else:
+                callers = [it.span for it in batch if it.span is not None]
+                with self._tracer.batch(self._kind, size, callers):
+                    await self._answer(batch)
         finally:
             self._in_flight -= 1
             self._metrics.batch_executed(self._kind, size, perf_counter() - started)

@@ -58,6 +58,7 @@ from coupon_service.v1 import (
 if TYPE_CHECKING:
     from coupon_service.auth import Tokens
     from coupon_service.rpc.access import Access
+    from coupon_service.tracing import Tracer
 
 SERVICES: Final = tuple(
     f"coupon_service.v1.{name}"
@@ -107,7 +108,9 @@ class Server:
         now: Callable[[], datetime] = utc_now,
         readiness_changed: Callable[[Readiness], None] = lambda _: None,
         gauges: SharedGauges | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
+        self._tracer = tracer
         self._settings = settings
         self._registry = registry
         self._gauges = gauges or SharedGauges()
@@ -135,8 +138,9 @@ class Server:
             raise ServerError(str(error)) from error
         metrics = Metrics(self._registry)
         self._registry.register(self._gauges)
+        tracer = self._tracer = self._tracer or _tracer(settings)
         database_url = settings.database_url.get_secret_value()
-        self._database = Database(_database_settings(database_url, settings), metrics)
+        self._database = Database(_database_settings(database_url, settings), metrics, tracer)
         redis_url = settings.redis_url.get_secret_value()
         self._leases = Leases(
             redis_url,
@@ -144,6 +148,7 @@ class Server:
             grace_ms=settings.lock_grace_ms,
             locks_per_user_max=settings.locks_per_user_max,
             metrics=metrics,
+            tracer=tracer,
         )
         executor = Executor(self._database, self._now, metrics)
         batches = CoalescerSettings(
@@ -154,11 +159,11 @@ class Server:
         )
         one = replace(batches, batches_in_flight=1)
         self._coalescer = Changes(
-            Coalescer(executor.execute, batches, metrics),
-            Coalescer(executor.execute, one, metrics, "bulk"),
+            Coalescer(executor.execute, batches, metrics, tracer=tracer),
+            Coalescer(executor.execute, one, metrics, "bulk", tracer),
         )
-        looks = Coalescer(executor.look, one, metrics, "looks")
-        lookups = Coalescer(Lookups(self._database).execute, one, metrics, "lookups")
+        looks = Coalescer(executor.look, one, metrics, "looks", tracer)
+        lookups = Coalescer(Lookups(self._database).execute, one, metrics, "lookups", tracer)
         reads = Reads(self._database, lookups.submit)
         books = Books(self._database, self._now)
         tokens = LockTokens(_token_secrets(settings))
@@ -208,6 +213,7 @@ class Server:
             self._authentication() if settings.auth == "jwt" else None,
             limiter=_limiter(settings, self._windows, metrics),
             guesses=_guesses(settings, self._windows, metrics),
+            tracer=tracer,
         )
         self._add_servicers(edge, books, reads, locks, checkout)
         await self._database.open()
@@ -316,6 +322,8 @@ class Server:
         await self._windows.close()
         await self._leases.close()
         await self._database.close()
+        if self._tracer is not None:
+            await self._tracer.close()
 
     def reload(self, settings: Settings) -> None:
         """Takes up what may change while it runs: the log level, keys, and the files of TLS."""
@@ -475,6 +483,14 @@ def _server_credentials(tls: TlsReader) -> grpc.ServerCredentials:
         changed,
         require_client_authentication=tls.identity.client_ca is not None,
     )
+
+
+def _tracer(settings: Settings) -> Tracer | None:
+    if not settings.tracing:
+        return None
+    from coupon_service.tracing import otlp_tracer  # noqa: PLC0415 - its packages may not be there
+
+    return otlp_tracer()
 
 
 def _database_settings(url: str, settings: Settings) -> DatabaseSettings:

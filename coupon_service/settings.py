@@ -7,6 +7,7 @@ as not set. ``.env.example`` and the table of the README are rendered from the c
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import io
 import ipaddress
 import os
@@ -333,6 +334,11 @@ class Settings(BaseSettings):
         description="json: one object a line. console: for people. auto: console on a terminal,"
         " json anywhere else.",
     )
+    tracing: bool = Field(
+        default=False,
+        description="Whether calls are traced, with OpenTelemetry, and sent to a collector by OTLP"
+        " over gRPC: the OTEL_* variables say where to and which. Needs coupon-service[tracing].",
+    )
     pid_file: Path | None = Field(
         default=None,
         description="File by which coupon-service reload and restart find the service; held while"
@@ -369,6 +375,8 @@ class Settings(BaseSettings):
                 f"COUPON_HOST: {self.host} can be reached from other machines and callers are not"
                 " authenticated; expected 127.0.0.1, or COUPON_AUTH=none to allow it"
             )
+        if self.tracing and not _is_installed("opentelemetry.exporter.otlp.proto.grpc"):
+            lines.append("COUPON_TRACING: needs pip install 'coupon-service[tracing]'")
         if lines:
             raise ValueError("\n".join(lines))
         return self
@@ -538,6 +546,13 @@ def _default(field: FieldInfo) -> str:
     if field.default_factory is not None or field.default is None:
         return ""
     return str(field.default).lower() if isinstance(field.default, bool) else str(field.default)
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # not even the package that it would be in
+        return False
 
 
 def _is_loopback(host: str) -> bool:

@@ -18,7 +18,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from coupon_service.leases.commands import (
     LOCKING_BOOKS,
@@ -40,6 +40,9 @@ from coupon_service.leases.results import (
     TakeStatus,
 )
 from coupon_service.metrics import Metrics
+
+if TYPE_CHECKING:
+    from coupon_service.tracing import Tracer
 
 # How long an ended lock waits in the index of its book for the sweeper.
 _ENDED_KEPT_MS = 24 * 60 * 60 * 1000
@@ -84,6 +87,7 @@ class Leases:
         grace_ms: int = 5_000,
         locks_per_user_max: int = 5,
         metrics: Metrics | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
         """Connects when it is first used.
 
@@ -94,7 +98,7 @@ class Leases:
         """
         self._commands = Commands()
         client = connect(redis, timeout_ms) if isinstance(redis, str) else redis
-        self._redis = Pipelines(client, self._commands.sources, timeout_ms, metrics)
+        self._redis = Pipelines(client, self._commands.sources, timeout_ms, metrics, tracer)
         self._grace_ms = grace_ms
         self._locks_per_user_max = locks_per_user_max
         self._metrics = metrics

@@ -22,7 +22,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import hiredis
 from redis.asyncio import Redis, RedisCluster
@@ -34,6 +34,9 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from coupon_service.errors import LocksUnavailable
 from coupon_service.metrics import Metrics
+
+if TYPE_CHECKING:
+    from coupon_service.tracing import Tracer
 
 Client: TypeAlias = "Redis | RedisCluster"
 Command: TypeAlias = tuple[str | int, ...]
@@ -77,12 +80,14 @@ class Pipelines:
         sources: Mapping[str, str],
         timeout_ms: int,
         metrics: Metrics | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
         """``sources``: the text of each script by its SHA-1."""
         self._metrics = metrics
         self._client = client
         self._sources = sources
         self._timeout_s = timeout_ms / 1000
+        self._tracer = tracer
         self._waiting: deque[_Call] = deque()
         self._sender: asyncio.Task[None] | None = None
 
@@ -93,6 +98,11 @@ class Pipelines:
         takes twice as long at most, behind others who wait), or refuses one of the commands. What
         was sent may then have been carried out or not.
         """
+        if self._tracer is not None:
+            return await self._tracer.around("redis", "redis", self._replies(commands))
+        return await self._replies(commands)
+
+    async def _replies(self, commands: tuple[Command, ...]) -> list[Any]:
         loop = asyncio.get_running_loop()
         call = _Call(commands, loop.create_future(), loop.time())
         self._waiting.append(call)

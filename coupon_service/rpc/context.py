@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from coupon_service.errors import PermissionDenied
 from coupon_service.model import Call
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Span
 
 Metadata = tuple[tuple[str, str | bytes], ...]
 """What the client sent along, in order."""
@@ -22,7 +25,7 @@ class RequestContext:
 
     `business_id` is the one the caller's token names; empty: the caller may see every business.
     `end_user`: the caller is a user, whose user_id is `caller`, and sees only what is its own.
-    `deadline`: in seconds of time.perf_counter.
+    `deadline`: in seconds of time.perf_counter. `span`: of its trace, where calls are traced.
     """
 
     metadata: Metadata = ()
@@ -32,6 +35,7 @@ class RequestContext:
     end_user: bool = False
     request_id: str = ""
     deadline: float | None = None
+    span: Span | None = None
 
     def call(self, request_id: str) -> Call:
         """The call as the ledger remembers it; also tells the log its `request_id`."""

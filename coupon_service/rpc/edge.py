@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any, Final, NoReturn, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol, TypeVar
 
 import grpc
 import grpc.aio
@@ -35,6 +35,9 @@ from coupon_service.ratelimit import RateLimiter
 from coupon_service.rpc.context import CURRENT, RequestContext
 from coupon_service.rpc.guesses import counting
 from coupon_service.rpc.status import Internal, kind_of, known, to_status
+
+if TYPE_CHECKING:
+    from coupon_service.tracing import Tracer
 
 Servicer = TypeVar("Servicer")
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -89,11 +92,13 @@ class Edge(grpc.GenericRpcHandler):
         authenticate: Callable[[str, RequestContext], None] | None = None,
         limiter: RateLimiter | None = None,
         guesses: Guesses | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
         self._settings = settings
         self._log = log
         self._observer = observer
         self._authenticate = authenticate
+        self._tracer = tracer
         self._limiter = limiter
         self._guesses = guesses
         self.open_calls = 0
@@ -172,6 +177,8 @@ class Edge(grpc.GenericRpcHandler):
             started = perf_counter()
             rpc = CURRENT.get()
             rpc.peer = context.peer()
+            if self._tracer is not None:
+                rpc.span = self._tracer.call_started(method, rpc.metadata)
             try:
                 if self._authenticate is not None:
                     self._authenticate(method, rpc)
@@ -190,11 +197,8 @@ class Edge(grpc.GenericRpcHandler):
                 if not _is_cancelled():
                     # What it waited for was cancelled, and its client still expects an answer.
                     await self._refuse(error, method, rpc, context, started)
-                if _is_late(context):
-                    late = "DEADLINE_EXCEEDED"
-                    self._finished(method, rpc, late, late, started)
-                else:
-                    self._finished(method, rpc, "CANCELLED", "", started)
+                late = "DEADLINE_EXCEEDED" if _is_late(context) else ""
+                self._finished(method, rpc, late or "CANCELLED", late, started)
                 raise
             except grpc.aio.BaseError:  # the line was cut: there is nobody to answer
                 self._finished(method, rpc, "CANCELLED", "", started)
@@ -245,6 +249,8 @@ class Edge(grpc.GenericRpcHandler):
             "caller": rpc.caller,
             "peer": rpc.peer,
         }
+        if self._tracer is not None and rpc.span is not None:
+            line["trace_id"] = self._tracer.call_finished(rpc.span, status, reason)
         if isinstance(answer, Internal):
             self._log.error("rpc", **line, **answer.metadata, exc_info=error)
         elif error is not None and error.__cause__ is not None:

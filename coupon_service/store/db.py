@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from time import perf_counter
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import psycopg
 import structlog
@@ -16,6 +16,9 @@ from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
 from coupon_service.errors import Contention, DatabaseUnavailable, Overloaded
 from coupon_service.metrics import Metrics
 from coupon_service.store.pipeline import Connection, Pipeline
+
+if TYPE_CHECKING:
+    from coupon_service.tracing import Tracer
 
 T = TypeVar("T")
 
@@ -68,10 +71,13 @@ class DatabaseSettings:
 class Database:
     """A connection pool whose transactions are never cut short by a caller that stops waiting."""
 
-    def __init__(self, settings: DatabaseSettings, metrics: Metrics) -> None:
+    def __init__(
+        self, settings: DatabaseSettings, metrics: Metrics, tracer: Tracer | None = None
+    ) -> None:
         self._settings = settings
         self._log = structlog.get_logger(__name__)
         self._metrics = metrics
+        self._tracer = tracer
         self._running: set[asyncio.Task[object]] = set()
         self._reads = asyncio.Semaphore(settings.reads_max)
         self._in_use = 0
@@ -147,7 +153,10 @@ class Database:
         return await self._run(name, work)
 
     async def _run(self, name: str, work: Work[T]) -> T:
-        task = asyncio.ensure_future(self._attempts(name, work))
+        attempts = self._attempts(name, work)
+        if self._tracer is not None:
+            attempts = self._tracer.around(f"transaction {name}", "postgresql", attempts)
+        task = asyncio.ensure_future(attempts)
         self._running.add(task)
         task.add_done_callback(self._ended)
         return await asyncio.shield(task)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hmac
 from base64 import urlsafe_b64encode
 from dataclasses import replace
+from itertools import pairwise
 from uuid import UUID
 
 import pytest
@@ -52,6 +53,13 @@ def test_a_token_fits_into_a_url_as_it_is() -> None:
 
 def test_a_token_is_good_for_every_secret_in_use() -> None:
     assert verify(sign(CLAIMS, SECRET), [ROTATED, SECRET]) == CLAIMS
+
+
+def test_while_the_secret_is_changed_in_three_rollouts_every_replica_accepts_every_token() -> None:
+    rollouts = ([SECRET], [SECRET, ROTATED], [ROTATED, SECRET], [ROTATED])
+    for before, after in pairwise(rollouts):
+        assert verify(sign(CLAIMS, before[0]), after) == CLAIMS
+        assert verify(sign(CLAIMS, after[0]), before) == CLAIMS
 
 
 @pytest.mark.parametrize("secrets", [[], [ROTATED]])

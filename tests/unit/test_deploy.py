@@ -1,0 +1,235 @@
+"""What is in deploy/ fits the service: settings, commands, ports, times, files."""
+
+# typer and ruamel.yaml leave types open.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import typer
+from pydantic import SecretStr
+from ruamel.yaml import YAML
+
+from coupon_service.cli.application import application
+from coupon_service.settings import PREFIX, Settings
+from coupon_service.supervisor import STOP_MARGIN_S
+
+ROOT = Path(__file__).parents[2]
+DEPLOY = ROOT / "deploy"
+
+OURS = ("migrate", "coupon-service")
+"""The services of the compose file that are this program."""
+
+TASKS = ("migrate", "service")
+
+
+def compose() -> dict[str, Any]:
+    """The compose file, with what its anchors stand for."""
+    return YAML(typ="safe").load((DEPLOY / "compose.yaml").read_text(encoding="utf-8"))
+
+
+def ecs(name: str) -> dict[str, Any]:
+    """A document of deploy/ecs."""
+    return json.loads((DEPLOY / "ecs" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def container(task: str) -> dict[str, Any]:
+    """The one container of an ECS task."""
+    (found,) = ecs(f"{task}-task")["containerDefinitions"]
+    return found
+
+
+def pairs(container: Mapping[str, Any], field: str, value: str) -> dict[str, str]:
+    """What ECS writes as a list of names and values."""
+    return {it["name"]: it[value] for it in container.get(field, [])}
+
+
+def variables(where: str) -> dict[str, str]:
+    """All variables that a container of ours gets."""
+    kind, _, name = where.partition(" ")
+    if kind == "compose":
+        return compose()["services"][name]["environment"]
+    task = container(name)
+    return pairs(task, "environment", "value") | pairs(task, "secrets", "valueFrom")
+
+
+def command(where: str) -> list[str]:
+    """What a container of ours is told to do."""
+    kind, _, name = where.partition(" ")
+    return (compose()["services"][name] if kind == "compose" else container(name))["command"]
+
+
+CONTAINERS = [*(f"compose {name}" for name in OURS), *(f"ecs {name}" for name in TASKS)]
+
+
+def is_secret(variable: str) -> bool:
+    """Whether the setting is one that is never shown."""
+    field = Settings.model_fields[variable.removeprefix(PREFIX).lower()]
+    return SecretStr in get_args(field.annotation)
+
+
+def seconds(duration: str) -> int:
+    """A duration of a compose file."""
+    number, unit = re.fullmatch(r"(\d+)(s|m)", duration).groups()  # pyright: ignore[reportOptionalMemberAccess]
+    return int(number) * (60 if unit == "m" else 1)
+
+
+def stop_takes_s(given: Mapping[str, str]) -> float:
+    """How long a service with these variables may take to stop."""
+    names = ("COUPON_DRAIN_GRACE_MS", "COUPON_SHUTDOWN_TIMEOUT_MS")
+    defaults = (Settings.model_fields[name.removeprefix(PREFIX).lower()].default for name in names)
+    times = (int(given.get(name, default)) for name, default in zip(names, defaults, strict=True))
+    return sum(times) / 1000 + STOP_MARGIN_S
+
+
+def test_the_compose_file_is_one() -> None:
+    checker = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec"]
+    done = subprocess.run(
+        [*checker, DEPLOY / "compose.yaml"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("where", CONTAINERS)
+def test_every_variable_is_a_setting(where: str) -> None:
+    known = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields}
+    assert set(variables(where)) <= known
+
+
+@pytest.mark.parametrize("where", CONTAINERS)
+def test_every_value_can_be_used(where: str) -> None:
+    values = {
+        name.removeprefix(PREFIX).lower(): value
+        for name, value in variables(where).items()
+        if not is_secret(name)
+    }
+    Settings(_env_file=None, **values)  # pyright: ignore[reportCallIssue]
+
+
+@pytest.mark.parametrize("where", CONTAINERS)
+def test_every_command_is_one(where: str) -> None:
+    found: Any = typer.main.get_command(application())
+    for word in command(where):
+        found = found.commands[word]
+    assert not hasattr(found, "commands"), "that is a group of commands"
+
+
+@pytest.mark.parametrize("where", ["compose coupon-service", "ecs service"])
+def test_the_service_is_told_what_it_cannot_start_without(where: str) -> None:
+    needed = {"COUPON_DATABASE_URL", "COUPON_REDIS_URL", "COUPON_LOCK_TOKEN_SECRET"}
+    assert needed <= set(variables(where))
+
+
+def test_secrets_come_from_elsewhere() -> None:
+    for name, service in compose()["services"].items():
+        for variable, value in service.get("environment", {}).items():
+            if "PASSWORD" in variable or (variable.startswith(PREFIX) and is_secret(variable)):
+                assert re.search(r"\$\{[A-Z_]+:\?\}", value), f"{name}: {variable}"
+    for task in TASKS:
+        plain = pairs(container(task), "environment", "value")
+        assert not [variable for variable in plain if is_secret(variable)]
+        secrets = pairs(container(task), "secrets", "valueFrom")
+        assert all(is_secret(variable) for variable in secrets)
+        assert all(value.startswith("arn:aws:secretsmanager:") for value in secrets.values())
+
+
+def test_callers_prove_who_they_are_wherever_other_machines_reach_it() -> None:
+    assert variables("ecs service")["COUPON_AUTH"] == "jwt"
+    assert "COUPON_JWT_SECRET" in variables("ecs service")
+
+
+def test_nothing_is_published_to_other_machines_without_authentication() -> None:
+    for name, service in compose()["services"].items():
+        for port in service.get("ports", []):
+            assert port.startswith("127.0.0.1:"), name
+
+
+def test_the_ports_are_those_it_listens_on() -> None:
+    port = Settings.model_fields["port"].default
+    metrics_port = Settings.model_fields["metrics_port"].default
+    (published,) = compose()["services"]["coupon-service"]["ports"]
+    assert published.endswith(f":{port}")
+    mapped = {it["name"]: it["containerPort"] for it in container("service")["portMappings"]}
+    assert mapped == {"grpc": port, "metrics": metrics_port}
+    (balancer,) = ecs("service")["loadBalancers"]
+    assert balancer["containerName"] == container("service")["name"]
+    assert balancer["containerPort"] == port
+    exposed = re.findall(r"^EXPOSE (.*)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    assert exposed == [f"{port} {metrics_port}"]
+
+
+def test_nobody_is_killed_while_draining() -> None:
+    service = compose()["services"]["coupon-service"]
+    assert seconds(service["stop_grace_period"]) >= stop_takes_s(service["environment"])
+    task = container("service")
+    given = pairs(task, "environment", "value")
+    assert stop_takes_s(given) <= task["stopTimeout"] <= 120  # what Fargate allows
+
+
+def test_there_are_always_two_and_a_deployment_takes_none_away() -> None:
+    assert compose()["services"]["coupon-service"]["deploy"]["replicas"] >= 2
+    service = ecs("service")
+    assert service["desiredCount"] >= 2
+    assert service["taskDefinition"] == ecs("service-task")["family"]
+    rollout = service["deploymentConfiguration"]
+    assert rollout["minimumHealthyPercent"] >= 100
+    assert rollout["maximumPercent"] > 100
+
+
+def test_the_containers_may_write_to_their_temporary_folder_alone() -> None:
+    for name in OURS:
+        service = compose()["services"][name]
+        assert service["read_only"]
+        assert service["tmpfs"] == ["/tmp"]
+        assert service["cap_drop"] == ["ALL"]
+    for name in TASKS:
+        task, place = container(name), {"sourceVolume": "tmp", "containerPath": "/tmp"}
+        assert task["readonlyRootFilesystem"]
+        assert task["mountPoints"] == [{**place, "readOnly": False}]
+        assert ecs(f"{name}-task")["volumes"] == [{"name": "tmp"}]
+
+
+def test_the_health_check_is_that_of_the_image() -> None:
+    text = re.sub(r"\\\n\s*", "", (ROOT / "Dockerfile").read_text(encoding="utf-8"))
+    (found,) = re.findall(r"^HEALTHCHECK .*CMD (\[.*\])$", text, re.MULTILINE)
+    image: list[str] = json.loads(found)
+    assert container("service")["healthCheck"]["command"] == ["CMD", *image]
+    assert "healthcheck" not in compose()["services"]["coupon-service"]
+    assert image[0] == "coupon-service"
+    assert image[1] in typer.main.get_command(application()).commands  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_what_is_mounted_and_waited_for_is_there() -> None:
+    whole = compose()
+    for name, service in whole["services"].items():
+        for mount in service.get("volumes", []):
+            source = mount.split(":")[0]
+            known = (DEPLOY / source).exists() if source[0] == "." else source in whole["volumes"]
+            assert known, f"{name}: {mount}"
+        assert set(service.get("depends_on", [])) <= set(whole["services"]), name
+
+
+def test_prometheus_and_grafana_find_what_they_look_for() -> None:
+    services = compose()["services"]
+    (source,) = YAML(typ="safe").load(
+        (DEPLOY / "grafana/provisioning/datasources/prometheus.yaml").read_text()
+    )["datasources"]
+    assert source["url"] == "http://prometheus:9090"
+    scraped = YAML(typ="safe").load((DEPLOY / "prometheus/prometheus.yml").read_text())
+    port = Settings.model_fields["metrics_port"].default
+    text = json.dumps(scraped["scrape_configs"])
+    assert re.findall(r"coupon-service", text)
+    assert str(port) in text
+    assert {"prometheus", "grafana", "coupon-service"} <= set(services)
+    dashboard = json.loads((DEPLOY / "grafana/coupon-service.json").read_text(encoding="utf-8"))
+    uids = set(re.findall(r'"datasource": \{[^}]*"uid": "([^"]*)"', json.dumps(dashboard)))
+    assert all(uid in (source["uid"], "-- Grafana --") or uid.startswith("$") for uid in uids)

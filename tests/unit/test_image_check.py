@@ -1,0 +1,48 @@
+"""`make image-check`, where it cannot run, and what it tells the build."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import image_check
+import pytest
+
+
+def test_it_says_in_a_sentence_that_it_needs_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    with pytest.raises(image_check.CheckError, match=r"^The image was not checked: .* root.*\.$"):
+        image_check.complain_about_the_machine(None)
+
+
+def test_it_says_in_a_sentence_which_programs_are_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+
+    def which(program: str) -> str | None:
+        return None if "b" in program else program
+
+    monkeypatch.setattr(shutil, "which", which)
+    with pytest.raises(image_check.CheckError, match=r"buildah and debootstrap cannot be found \("):
+        image_check.complain_about_the_machine(None)
+    with pytest.raises(image_check.CheckError, match=r": buildah cannot be found \("):
+        image_check.complain_about_the_machine("python:3.13-slim")
+
+
+def test_the_build_is_told_where_packages_come_from_and_nobody_else_is(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    listed = "global.index-url='https://user:secret@host/simple'\n:env:.cert='/etc/ca.pem'\nx.y='z'"
+
+    def call(*_: str) -> str:
+        return listed
+
+    monkeypatch.setattr(image_check, "call", call)
+    conf = tmp_path / "pip.conf"
+    assert image_check.write_pip_conf(conf) == ["/etc/ca.pem"]
+    assert conf.read_text().splitlines() == [
+        "[global]",
+        "cert = /etc/ca.pem",
+        "index-url = https://user:secret@host/simple",
+    ]
+    assert conf.stat().st_mode & 0o077 == 0
