@@ -184,6 +184,15 @@ class Reads:
 
         return await self._database.read("lock_events", work)
 
+    async def has_book(self, book_id: UUID, business_id: str) -> bool:
+        """Whether there is such a book."""
+
+        async def work(connection: Connection) -> bool:
+            book = (await select_books_by_id(connection, [book_id])).get(book_id)
+            return book is not None and business_id in ("", book.business_id)
+
+        return await self._database.read("get_book", work)
+
     async def books_with_locks(self) -> list[UUID]:
         """The books that may have locks, live or just ended."""
         return await self._database.read("books_with_locks", select_books_with_locks)
