@@ -42,6 +42,7 @@ SERVICE_LINK = re.compile(r"\w+_(SERVICE_HOST|SERVICE_PORT\w*|PORT_\d+_(TCP|UDP|
 
 SECTIONS = {
     "host": "Listening",
+    "rate_limit_end_users": "Limits for callers",
     "database_url": "PostgreSQL",
     "batch_max_size": "Batches",
     "redis_url": "Redis and locks",
@@ -90,6 +91,15 @@ TokenSecret = Annotated[
     AfterValidator(Matching(r"(?s).{32,1024}", "32 to 1024 random characters")),
 ]
 TokenName = Annotated[str, AfterValidator(Matching(r"[!-~]{1,256}", "a name or a URL"))]
+RATE = r"[1-9][0-9]{0,8}/([1-9][0-9]{0,3} ?)?(second|minute|hour|day)s?"
+RateLimits = Annotated[
+    str,
+    AfterValidator(
+        Matching(
+            rf"none|{RATE}(;{RATE})*", "none, or limits such as 100/minute or 10/second;1000/hour"
+        )
+    ),
+]
 
 
 class Settings(BaseSettings):
@@ -151,6 +161,49 @@ class Settings(BaseSettings):
     )
     default_deadline_ms: Milliseconds = Field(
         5_000, description="Deadline of a call that comes without one, in milliseconds."
+    )
+
+    stream_idle_ms: Milliseconds = Field(
+        60_000,
+        description="Longest wait for the next message of an ImportCodes stream, in milliseconds.",
+    )
+    calls_max: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
+        10_000,
+        description="Calls that may be open in each worker at a time; more are answered OVERLOADED,"
+        " at once.",
+    )
+    connections_max: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
+        5_000,
+        description="Client connections that each worker keeps open at a time; more are closed.",
+    )
+
+    rate_limit_end_users: RateLimits = Field(
+        "100/minute",
+        description="Calls of an end-user token, for each class of methods: reads, changes, and the"
+        " calls at the till.",
+    )
+    rate_limit_services: RateLimits = Field(
+        "none", description="Calls of any other token, counted in the same way."
+    )
+    rate_limit_peers: RateLimits = Field(
+        "100/minute",
+        description="Calls of an address without a token (an IPv6 address counts as its /64), in"
+        " the same way. Addresses of this machine are limited only when this is set explicitly.",
+    )
+    guess_limit_end_users: RateLimits = Field(
+        "10/minute;100/day",
+        description="Unknown codes of an end user: who has a token, or whose user_id a call names."
+        " After so many, all their look-ups of codes are RATE_LIMITED until the time is over.",
+    )
+    guess_limit_services: RateLimits = Field(
+        "none",
+        description="Unknown codes of a token that is not an end user's, for all its users"
+        " together.",
+    )
+    guess_limit_peers: RateLimits = Field(
+        "10/minute;100/day",
+        description="Unknown codes of an address without a token. Those that this machine looks up"
+        " without one count, also against the user, only when this is set explicitly.",
     )
 
     database_url: DatabaseUrl = Field(
@@ -270,6 +323,12 @@ class Settings(BaseSettings):
     def open_without_auth(self) -> bool:
         """Whether other machines may reach the service without proving who they are."""
         return self.auth == "none" and not _is_loopback(self.host)
+
+    @property
+    def peers_limited(self) -> bool:
+        """Whether there are callers without a token whose calls are limited."""
+        explicit = "rate_limit_peers" in self.model_fields_set
+        return self.rate_limit_peers != "none" and (explicit or self.open_without_auth)
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

@@ -63,6 +63,11 @@ class RequestContext:
         return self.caller if self.end_user else ""
 
     @property
+    def anonymous(self) -> bool:
+        """Whether the caller did not have to prove who it is."""
+        return self.caller == ANONYMOUS
+
+    @property
     def user_agent(self) -> str:
         """What the client says it is, in printable characters; empty when it says nothing."""
         for value in self.values("user-agent"):

@@ -12,8 +12,8 @@ from coupon_service.rpc.context import current
 from coupon_service.rpc.convert import locks as convert_locks
 from coupon_service.rpc.convert import redemptions as convert
 from coupon_service.rpc.convert.outcomes import done_of
-from coupon_service.rpc.paging import page_token
-from coupon_service.store.reads import Reads
+from coupon_service.rpc.paging import page_token, page_within_bounds
+from coupon_service.store.reads import Reads, event_position
 from coupon_service.v1 import redemption_service_pb2 as pb
 from coupon_service.v1.redemption_service_pb2_grpc import RedemptionServiceServicer
 
@@ -116,7 +116,9 @@ class RedemptionServicer(RedemptionServiceServicer):
             page.size,
             page.after,
         )
+        messages, end = page_within_bounds(
+            found, lambda it: convert.redemption_message(*it), end, lambda it: event_position(it[0])
+        )
         return pb.ListRedemptionsResponse(
-            redemptions=[convert.redemption_message(*it) for it in found],
-            next_page_token=page_token(request, end),
+            redemptions=messages, next_page_token=page_token(request, end)
         )

@@ -46,7 +46,8 @@ class Executor:
         commands = [command for unit in units for command in unit.commands]
 
         async def work(connection: Connection) -> State:
-            pipeline = Pipeline(connection)
-            return await load(pipeline, commands, self._now(), lock=False, formats=self._formats)
+            return await load(
+                Pipeline(connection), commands, self._now(), lock=False, formats=self._formats
+            )
 
         return [await self._database.read_at_once("look", work)] * len(units)

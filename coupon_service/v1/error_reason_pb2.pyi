@@ -131,7 +131,9 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     detail says when to try again.
     """
     ERROR_REASON_RATE_LIMITED: _ErrorReason.ValueType  # 70
-    """[RESOURCE_EXHAUSTED] Too many requests from this caller, with RetryInfo."""
+    """[RESOURCE_EXHAUSTED] Too many requests from this caller, or too many unknown codes looked up for
+    this user or by this caller, with RetryInfo. Metadata: `retry_after_ms`.
+    """
     ERROR_REASON_OVERLOADED: _ErrorReason.ValueType  # 71
     """[RESOURCE_EXHAUSTED] The service has more to do than it can keep up with, with RetryInfo.
     Never a limit of a book.
@@ -270,7 +272,9 @@ ERROR_REASON_CONTENTION: ErrorReason.ValueType  # 61
 detail says when to try again.
 """
 ERROR_REASON_RATE_LIMITED: ErrorReason.ValueType  # 70
-"""[RESOURCE_EXHAUSTED] Too many requests from this caller, with RetryInfo."""
+"""[RESOURCE_EXHAUSTED] Too many requests from this caller, or too many unknown codes looked up for
+this user or by this caller, with RetryInfo. Metadata: `retry_after_ms`.
+"""
 ERROR_REASON_OVERLOADED: ErrorReason.ValueType  # 71
 """[RESOURCE_EXHAUSTED] The service has more to do than it can keep up with, with RetryInfo.
 Never a limit of a book.

@@ -173,8 +173,11 @@ def _batch_result(command: AssignRandom, outcome: Outcome) -> pb.BatchAssignResu
     if isinstance(outcome, CouponServiceError):
         return pb.BatchAssignResult(user_id=command.user_id, error=item_error(outcome))
     done = done_of(outcome)
+    assignment = done_assignment(done)
+    # A thousand copies of what the caller has sent would be more than a client takes.
+    assignment.ClearField("metadata")
     return pb.BatchAssignResult(
-        user_id=command.user_id, assignment=done_assignment(done), replayed=done.replayed
+        user_id=command.user_id, assignment=assignment, replayed=done.replayed
     )
 
 
