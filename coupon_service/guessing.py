@@ -118,7 +118,7 @@ class Guesses:
         if self._limits.exempt(caller):
             return {}
         suspects: dict[str, tuple[Sequence[RateLimitItem], int]] = {
-            user_identity(user_id): (self._limits.end_users, count)
+            user_identity(user_id, caller): (self._limits.end_users, count)
             for user_id, count in misses.items()
             if user_id
         }

@@ -24,7 +24,7 @@ from service import (
 from steps import reasons_of, update
 
 from coupon_service.rpc.context import CURRENT
-from coupon_service.store import load
+from coupon_service.store.pipeline import Pipeline
 
 OPTIONAL = books.LOCK_POLICY_OPTIONAL
 REQUIRED = books.ASSIGNMENT_POLICY_REQUIRED
@@ -324,24 +324,29 @@ ATTEMPTS: dict[str, Attempt] = {
 
 
 class Work:
-    """Counts what a server asks of PostgreSQL and of Redis."""
+    """What a server asks of PostgreSQL, trip by trip, and of Redis."""
 
     def __init__(self, server: ServerThread, monkeypatch: pytest.MonkeyPatch) -> None:
         self.done: list[str] = []
         redis = cast("Any", server.server)._leases._redis
-        send, run = load.send, redis.run
+        add, run, run_redis = Pipeline.add, Pipeline.run, redis.run
 
-        async def counted_send(connection: Any, statement: Any, parameters: Any) -> Any:
-            self.done.append(str(statement))
-            return await send(connection, statement, parameters)
+        def counted_add(pipeline: Pipeline, statement: Any, parameters: Any = ()) -> Any:
+            self.done.append(statement)
+            return add(pipeline, statement, parameters)
 
-        async def counted_run(*commands: Any) -> Any:
+        async def counted_run(pipeline: Pipeline) -> None:
+            self.done.append("trip")
+            await run(pipeline)
+
+        async def counted_run_redis(*commands: Any) -> Any:
             if CURRENT.get(None) is not None:  # of a call, not of the sweeper
                 self.done += ["redis" for _ in commands]
-            return await run(*commands)
+            return await run_redis(*commands)
 
-        monkeypatch.setattr(load, "send", counted_send)
-        monkeypatch.setattr(redis, "run", counted_run)
+        monkeypatch.setattr(Pipeline, "add", counted_add)
+        monkeypatch.setattr(Pipeline, "run", counted_run)
+        monkeypatch.setattr(redis, "run", counted_run_redis)
 
     def of(self, attempt: Attempt, api: Api, code: str) -> tuple[object, list[str]]:
         """All that the caller is told, and what was done for it."""
