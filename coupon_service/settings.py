@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args, get_origin
+from urllib.parse import parse_qsl
 
 from dotenv.parser import parse_stream
 from pydantic import (
@@ -46,7 +47,7 @@ SECTIONS = {
     "database_url": "PostgreSQL",
     "batch_max_size": "Batches",
     "redis_url": "Redis and locks",
-    "drain_grace_ms": "Running",
+    "book_series_max": "Running",
 }
 """The first setting of each section of ``.env.example``."""
 
@@ -124,10 +125,23 @@ class Settings(BaseSettings):
         description="Worker processes behind the port. Default: one for each processor core.",
     )
     metrics_host: Host = Field(
-        "127.0.0.1", description="Address of the HTTP port for /metrics and /healthz."
+        "127.0.0.1", description="Address of the HTTP port for /metrics, /healthz and /readyz."
     )
     metrics_port: Port = Field(
-        9_464, description="HTTP port for /metrics and /healthz. 0 takes a free one."
+        9_464, description="HTTP port for /metrics, /healthz and /readyz. 0 takes a free one."
+    )
+    tls_certificate_file: Path | None = Field(
+        default=None,
+        description="Certificate of the gRPC port in PEM form, then those that lead to its"
+        " authority. With it the port speaks TLS only. Read again when it changes.",
+    )
+    tls_key_file: Path | None = Field(
+        default=None, description="Private key of the certificate in PEM form, without passphrase."
+    )
+    tls_client_ca_file: Path | None = Field(
+        default=None,
+        description="Authorities in PEM form. With it, callers need a certificate that one of them"
+        " has signed.",
     )
     auth: Literal["none", "jwt"] = Field(
         "none",
@@ -292,7 +306,17 @@ class Settings(BaseSettings):
     sweep_interval_ms: Annotated[int, Field(ge=100, le=3_600_000)] = Field(
         5_000, description="Time between two looks for expired locks, in milliseconds."
     )
+    stock_interval_ms: Annotated[int, Field(ge=100, le=3_600_000)] = Field(
+        5_000,
+        description="Time between two looks at what books with a low_threshold have left, in"
+        " milliseconds.",
+    )
 
+    book_series_max: Annotated[int, Field(ge=0, le=10_000)] = Field(
+        100,
+        description="Books with a low_threshold that have gauges of their own in the metrics: first"
+        " those that run low, then those that are used up.",
+    )
     drain_grace_ms: Annotated[int, Field(ge=0, le=600_000)] = Field(
         5_000,
         description="Time between NOT_SERVING and the end of the port on SIGTERM, in milliseconds,"
@@ -308,6 +332,12 @@ class Settings(BaseSettings):
         "auto",
         description="json: one object a line. console: for people. auto: console on a terminal,"
         " json anywhere else.",
+    )
+    pid_file: Path | None = Field(
+        default=None,
+        description="File by which coupon-service reload and restart find the service; held while"
+        " it runs. Not set: coupon-service dev has one in its data folder, coupon-service serve"
+        " none.",
     )
     data_dir: Path = Field(
         Path(".data"),
@@ -333,6 +363,7 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         lines = list(self._orders_broken())
+        lines += self._unverified()
         if self.open_without_auth and "auth" not in self.model_fields_set:
             lines.append(
                 f"COUPON_HOST: {self.host} can be reached from other machines and callers are not"
@@ -341,6 +372,23 @@ class Settings(BaseSettings):
         if lines:
             raise ValueError("\n".join(lines))
         return self
+
+    def _unverified(self) -> Iterator[str]:
+        """Encryption without knowing with whom."""
+        if (self.tls_certificate_file is None) != (self.tls_key_file is None):
+            yield "COUPON_TLS_CERTIFICATE_FILE: expected together with COUPON_TLS_KEY_FILE"
+        if self.tls_client_ca_file is not None and self.tls_certificate_file is None:
+            yield "COUPON_TLS_CLIENT_CA_FILE: expected together with COUPON_TLS_CERTIFICATE_FILE"
+        database, redis = (_query(url) for url in (self.database_url, self.redis_url))
+        if database.get("sslmode") == "require" and "sslrootcert" not in database:
+            yield (
+                "COUPON_DATABASE_URL: sslmode=require does not verify the server's certificate;"
+                " expected sslmode=verify-full, with sslrootcert=<file> or sslrootcert=system"
+            )
+        if redis.get("ssl_cert_reqs", "required") != "required":
+            yield "COUPON_REDIS_URL: expected ssl_cert_reqs=required, so that it is verified"
+        if redis.get("ssl_check_hostname", "true").lower() != "true":
+            yield "COUPON_REDIS_URL: expected ssl_check_hostname=true, so that it is verified"
 
     def _orders_broken(self) -> Iterator[str]:
         for smaller, relation, larger in (
@@ -459,6 +507,11 @@ def _variable(name: str) -> str:
     return f"{PREFIX}{name.upper()}"
 
 
+def _query(url: SecretStr | None) -> dict[str, str]:
+    """The parameters of a URL."""
+    return dict(parse_qsl(url.get_secret_value().partition("?")[2])) if url is not None else {}
+
+
 def _is_secret(field: FieldInfo) -> bool:
     return SecretStr in get_args(field.annotation)
 
@@ -475,9 +528,9 @@ def _expected(field: FieldInfo) -> str:
         return f"a whole number from {low} to {high}"
     if get_origin(field.annotation) is Literal:
         return " or ".join(get_args(field.annotation))
-    if field.annotation is bool:
-        return "true or false"
-    return "a folder" if field.annotation is Path else "a file"
+    if Path in get_args(field.annotation):
+        return "a file"
+    return "true or false" if field.annotation is bool else "a folder"
 
 
 def _default(field: FieldInfo) -> str:

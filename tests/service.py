@@ -20,6 +20,7 @@ from google.rpc import error_details_pb2  # pyright: ignore[reportMissingTypeStu
 from grpc_status import rpc_status
 from prometheus_client import CollectorRegistry
 from pydantic import SecretStr
+from secrecy import SECRETS, Watched, keep_secret
 
 from coupon_service.server import Server, utc_now
 from coupon_service.settings import Settings
@@ -64,6 +65,8 @@ __all__ = [
     "settings_for",
 ]
 
+LOCK_TOKEN_SECRET = "only the tests sign with this one"
+
 T = TypeVar("T")
 
 _numbers = itertools.count(1)
@@ -71,6 +74,7 @@ _numbers = itertools.count(1)
 
 def settings_for(database_url: str, redis_url: str, **changes: object) -> Settings:
     """Settings of a test server: any free port, no grace."""
+    keep_secret(database_url, redis_url, LOCK_TOKEN_SECRET)
     values: dict[str, Any] = {
         "port": 0,
         "metrics_port": 0,
@@ -78,10 +82,11 @@ def settings_for(database_url: str, redis_url: str, **changes: object) -> Settin
         "reflection": True,
         "database_url": SecretStr(database_url),
         "redis_url": SecretStr(redis_url),
-        "lock_token_secret": SecretStr("only the tests sign with this one"),
+        "lock_token_secret": SecretStr(LOCK_TOKEN_SECRET),
         "redis_timeout_ms": 1_000,
         "drain_grace_ms": 0,
         "sweep_interval_ms": 200,
+        "stock_interval_ms": 200,
     }
     return Settings(_env_file=None, **(values | changes))  # type: ignore[call-arg]
 
@@ -203,6 +208,7 @@ class _Details(NamedTuple):
 
 def with_token(channel: grpc.Channel, token: str) -> grpc.Channel:
     """The channel with a bearer token in every call."""
+    keep_secret(token)
 
     def call(_: object, proceed: Any, details: Any, request: Any) -> Any:
         values: dict[str, Any] = {name: getattr(details, name) for name in _Details._fields}
@@ -225,7 +231,8 @@ class Api:
         self.channel = grpc.insecure_channel(
             address, options=[("grpc.use_local_subchannel_pool", 1)]
         )
-        channel = self.channel if token is None else with_token(self.channel, token)
+        calls = self.channel if token is None else with_token(self.channel, token)
+        channel: Any = Watched(calls, SECRETS)
         self.books = coupon_book_service_pb2_grpc.CouponBookServiceStub(channel)
         self.codes = coupon_code_service_pb2_grpc.CouponCodeServiceStub(channel)
         self.assignments = assignment_service_pb2_grpc.AssignmentServiceStub(channel)

@@ -6,10 +6,12 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import secrets
 import shlex
 import signal
 import sys
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -46,13 +48,16 @@ def dev() -> None:
                 port: int = reserved.getsockname()[1]
         except SupervisorError as error:
             raise CommandError(str(error)) from error
-        settings = _complete(given, port, servers)
+        values = _complete(given, port, servers)
+        read_settings = functools.partial(load_settings, **values)
+        settings = read_settings()
+        apply_steps(settings)
         where = f"Its data is in {folder}." if given.database_url is None else ""
-        asyncio.run(_serve(settings, where))
+        asyncio.run(_serve(settings, read_settings, where))
 
 
-def _complete(given: Settings, port: int, servers: ExitStack) -> Settings:
-    """The settings, with servers of our own and a secret where none are given; migrated."""
+def _complete(given: Settings, port: int, servers: ExitStack) -> dict[str, Any]:
+    """What the settings lack: servers of our own and a secret where none are given."""
     folder = given.data_dir.absolute()
     values: dict[str, Any] = {"port": port}
     try:
@@ -72,13 +77,13 @@ def _complete(given: Settings, port: int, servers: ExitStack) -> Settings:
         values["reflection"] = True  # so that grpcurl works
     if "drain_grace_ms" not in given.model_fields_set:
         values["drain_grace_ms"] = 0  # there is no load balancer that has to notice
+    if given.pid_file is None:
+        values["pid_file"] = folder / "pid"
     if given.redis_url is None:
         values["redis_url"] = servers.enter_context(EmbeddedRedis(folder / "redis")).url
     if given.database_url is None:
         values["database_url"] = servers.enter_context(EmbeddedPostgres(folder / "postgres")).url
-    settings = load_settings(**values)
-    apply_steps(settings)
-    return settings
+    return values
 
 
 def kept_secret(path: Path) -> str:
@@ -92,9 +97,9 @@ def kept_secret(path: Path) -> str:
     return path.read_text(encoding="ascii")
 
 
-async def _serve(settings: Settings, where: str) -> None:
+async def _serve(settings: Settings, read_settings: Callable[[], Settings], where: str) -> None:
     """Serve until Ctrl-C; show how to use it as soon as it can be used."""
-    serving = asyncio.create_task(supervise(settings))
+    serving = asyncio.create_task(supervise(settings, read_settings))
     welcome = asyncio.create_task(_welcome(settings, where))
     await asyncio.wait({serving, welcome}, return_when=asyncio.FIRST_COMPLETED)
     if welcome.done():

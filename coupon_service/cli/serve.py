@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from coupon_service.cli.failure import CommandError
 from coupon_service.settings import Settings, load_settings
@@ -22,11 +23,11 @@ def serve() -> None:
     for name in ("database_url", "redis_url", "lock_token_secret"):
         if getattr(settings, name) is None:
             raise CommandError(f"COUPON_{name.upper()} has to be set.")
-    asyncio.run(supervise(settings))
+    asyncio.run(supervise(settings, load_settings))
 
 
-async def supervise(settings: Settings) -> None:
-    """Serve until SIGTERM or Ctrl-C. Raises CommandError."""
+async def supervise(settings: Settings, read_settings: Callable[[], Settings]) -> None:
+    """Serve until SIGTERM or Ctrl-C. `read_settings` reads them again. Raises CommandError."""
     import structlog
 
     from coupon_service.log import configure_logging
@@ -42,7 +43,7 @@ async def supervise(settings: Settings) -> None:
     if settings.auth == "jwt":
         _check_keys(settings)
     try:
-        await Supervisor(settings).run()
+        await Supervisor(settings, read_settings).run()
     except SupervisorError as error:
         raise CommandError(str(error)) from error
 

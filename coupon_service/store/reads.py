@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any, Final, LiteralString
 from uuid import UUID
 
@@ -13,12 +13,10 @@ from coupon_service.model import (
     Assignment,
     AssignmentState,
     Book,
-    BookState,
     Code,
     CodeState,
     Event,
     EventType,
-    LockPolicy,
     bucket_of_event,
     event_id,
 )
@@ -47,7 +45,7 @@ from coupon_service.store.rows import (
     int_array,
 )
 
-__all__ = ["AuditFilter", "Reads", "assignment_position", "event_position", "sweeping_alone"]
+__all__ = ["AuditFilter", "Reads", "assignment_position", "event_position"]
 
 
 class Reads:
@@ -175,9 +173,21 @@ class Reads:
 
         return await self._database.read("get_book", work)
 
-    async def books_with_locks(self) -> list[UUID]:
-        """The books that may have locks, live or just ended."""
-        return await self._database.read("books_with_locks", select_books_with_locks)
+    async def known_books(self, ids: Iterable[str]) -> set[str]:
+        """Those that are ids of books that there are."""
+        parsed = list(_uuids(ids))
+
+        async def work(connection: Connection) -> set[str]:
+            return set(map(str, await select_books_by_id(connection, parsed)))
+
+        return await self._database.read("known_books", work)
+
+    async def my_turn(self, name: str, interval_ms: int) -> bool:
+        """Whether it is the caller's turn; see `take_turn`."""
+        least_ms = interval_ms * 9 // 10  # whoever slept for the interval may have woken early
+        return await self._database.read_at_once(
+            "turn", lambda connection: take_turn(connection, name, least_ms)
+        )
 
     async def audit_events(
         self, wanted: AuditFilter, page_size: int, after: Position | None
@@ -186,6 +196,12 @@ class Reads:
         return await self._database.transaction(
             "list_events", lambda connection: select_events(connection, wanted, page_size, after)
         )
+
+
+def _uuids(texts: Iterable[str]) -> Iterator[UUID]:
+    for text in texts:
+        with suppress(ValueError):
+            yield UUID(text)
 
 
 async def _with_rollbacks(
@@ -247,34 +263,17 @@ def assignment_position(link: Assignment) -> Position:
     return time_position(link.assign_time, link.code)
 
 
-# A lock lives for a day at most, also when its book stopped using locks, or closed, meanwhile.
-SELECT_BOOKS_WITH_LOCKS: Final = """
-SELECT book_id FROM coupon_books
-WHERE state <> %s AND (state <> %s AND lock_policy <> %s OR update_time > now() - interval '1 day')
+TAKE_TURN: Final = """
+INSERT INTO coupon_turns AS turn (name, taken_time) VALUES (%(name)s, now())
+ON CONFLICT (name) DO UPDATE SET taken_time = now()
+WHERE turn.taken_time <= now() - %(interval_ms)s * interval '1 ms'
 """
 
 
-async def select_books_with_locks(connection: Connection) -> list[UUID]:
-    """The books that may have locks, live or just ended."""
-    parameters = int(BookState.DRAFT), int(BookState.CLOSED), int(LockPolicy.OFF)
-    cursor = await connection.execute(SELECT_BOOKS_WITH_LOCKS, parameters)
-    return [row[0] for row in await cursor.fetchall()]
+async def take_turn(connection: Connection, name: str, interval_ms: int) -> bool:
+    """Whether it is the caller's turn to do what is done once in `interval_ms`, over all replicas.
 
-
-SWEEP_LOCK: Final = 0x7377656570
-"""The advisory lock of the sweeper; the number means nothing."""
-
-
-@asynccontextmanager
-async def sweeping_alone(connection: Connection) -> AsyncGenerator[bool]:
-    """Whether nobody else is sweeping, over all replicas; nobody else is until the end.
-
-    For a connection in autocommit mode. The lock ends with the connection, if not before.
+    Who takes a turn and then dies leaves it undone until the next one.
     """
-    cursor = await connection.execute("SELECT pg_try_advisory_lock(%s)", [SWEEP_LOCK])
-    alone = await cursor.fetchone() == (True,)
-    try:
-        yield alone
-    finally:
-        if alone:
-            await connection.execute("SELECT pg_advisory_unlock(%s)", [SWEEP_LOCK])
+    cursor = await connection.execute(TAKE_TURN, {"name": name, "interval_ms": interval_ms})
+    return cursor.rowcount == 1

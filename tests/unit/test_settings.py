@@ -276,6 +276,41 @@ class TestWhoMayReachIt:
         assert load_settings(None).open_without_auth
 
 
+class TestWhoIsVerified:
+    @pytest.mark.parametrize(
+        ("name", "value", "expected"),
+        [
+            ("DATABASE_URL", "postgresql://a:b@c/d?sslmode=require", "sslmode=verify-full"),
+            ("REDIS_URL", "rediss://:b@c?ssl_cert_reqs=none", "ssl_cert_reqs=required"),
+            ("REDIS_URL", "rediss://:b@c?ssl_check_hostname=False", "ssl_check_hostname=true"),
+            ("TLS_CERTIFICATE_FILE", "a.pem", "together with COUPON_TLS_KEY_FILE"),
+            ("TLS_CLIENT_CA_FILE", "a.pem", "together with COUPON_TLS_CERTIFICATE_FILE"),
+        ],
+    )
+    def test_encryption_without_knowing_with_whom_is_refused(
+        self, name: str, value: str, expected: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv(f"COUPON_{name}", value)
+        (line,) = refusal().splitlines()
+        assert line.startswith("COUPON_")
+        assert f"expected {expected}" in line
+
+    @pytest.mark.parametrize(
+        "url",
+        [
+            "postgresql://a:b@c/d",
+            "postgresql://a:b@c/d?sslmode=verify-full&sslrootcert=system",
+            "postgresql://a:b@c/d?sslmode=require&sslrootcert=/tls/ca.pem",
+        ],
+    )
+    def test_a_database_that_is_verified_is_not(
+        self, url: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("COUPON_DATABASE_URL", url)
+        monkeypatch.setenv("COUPON_REDIS_URL", "rediss://:b@c?ssl_check_hostname=True")
+        assert load_settings(None).database_url
+
+
 class TestDocumentation:
     def test_every_setting_says_what_it_is_with_its_unit(self) -> None:
         assert len(Settings.model_fields) >= 20
