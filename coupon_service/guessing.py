@@ -66,18 +66,18 @@ class Guesses:
         if not (caller.end_user and self._limits.end_users):
             yield
             return
-        user_id = caller.caller
-        if self._looking[user_id] >= min(item.amount for item in self._limits.end_users):
+        name = self._limits.identity(caller)
+        if self._looking[name] >= min(item.amount for item in self._limits.end_users):
             raise RateLimited(
                 "Too many codes are looked up at the same time.", retry_after_ms=1_000
             )
-        self._looking[user_id] += 1
+        self._looking[name] += 1
         try:
             yield
         finally:
-            self._looking[user_id] -= 1
-            if not self._looking[user_id]:
-                del self._looking[user_id]
+            self._looking[name] -= 1
+            if not self._looking[name]:
+                del self._looking[name]
 
     def refusal(self, caller: Caller, user_id: str) -> RateLimited | None:
         """Why codes are not looked up now for this caller and user, if they are not."""
@@ -118,7 +118,7 @@ class Guesses:
         if self._limits.exempt(caller):
             return {}
         suspects: dict[str, tuple[Sequence[RateLimitItem], int]] = {
-            user_identity(user_id): (self._limits.end_users, count)
+            user_identity(user_id, caller): (self._limits.end_users, count)
             for user_id, count in misses.items()
             if user_id
         }

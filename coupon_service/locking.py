@@ -246,7 +246,7 @@ class Locks:
         """Live locks of a user or of a book, the next to expire first, and where to go on."""
         position = IndexedLock(*after) if after is not None else None  # type: ignore[arg-type]
         found: list[tuple[IndexedLock, LockView]] = []
-        more = True
+        more = book_id is None or await self._reads.has_book(book_id, business_id)
         # The index has locks of other businesses, and some that have ended: neither may count.
         while more and len(found) <= page_size:
             if user_id is not None:

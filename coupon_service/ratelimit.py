@@ -16,7 +16,7 @@ from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
 from time import monotonic
 from typing import Final, Protocol
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 from limits import RateLimitItem, parse_many
 from limits.aio.storage.redis.bridge import RedisBridge
@@ -96,6 +96,7 @@ class Caller(Protocol):
     """What is known of who calls; `caller` is the subject of a token, unless `anonymous`."""
 
     caller: str
+    business_id: str
     end_user: bool
     peer: str
 
@@ -151,15 +152,18 @@ class Limits:
     def identity(self, caller: Caller) -> str:
         """Under which name the calls of this caller are counted."""
         if caller.end_user:
-            return user_identity(caller.caller)
+            return user_identity(caller.caller, caller)
         if not caller.anonymous:
             return f"service/{caller.caller}"
         return f"peer/{self._network(caller.peer) or 'loopback'}"
 
 
-def user_identity(user_id: str) -> str:
-    """Under which name an end user is counted, whoever speaks for them."""
-    return f"user/{user_id}"
+def user_identity(user_id: str, caller: Caller) -> str:
+    """Under which name an end user is counted, whoever speaks for them.
+
+    Users of other businesses are others: nobody's calls keep their namesakes from theirs.
+    """
+    return f"user/{quote(caller.business_id, safe='')}/{user_id}"
 
 
 def read_limits(text: str) -> tuple[RateLimitItem, ...]:

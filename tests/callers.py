@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 from service import Api
@@ -12,7 +12,7 @@ ISSUER = Issuer(kid="")
 
 
 @contextmanager
-def caller(address: str, *roles: str, sub: str = "service", business: str = "") -> Iterator[Api]:
+def caller(address: str, *roles: str, sub: str = "service", business: str = "") -> Generator[Api]:
     """A client with a token for these roles; `business` empty: of all businesses."""
     token = ISSUER.token(sub=sub, roles=list(roles), business_id=business or None)
     api = Api(address, token)

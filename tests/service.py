@@ -206,22 +206,22 @@ class _Details(NamedTuple):
     compression: Any
 
 
-class WithToken(
-    grpc.UnaryUnaryClientInterceptor,  # pyright: ignore[reportMissingTypeArgument] - it takes none
-    grpc.UnaryStreamClientInterceptor,  # pyright: ignore[reportMissingTypeArgument]
-    grpc.StreamStreamClientInterceptor,  # pyright: ignore[reportMissingTypeArgument]
-):
-    """Sends a bearer token with every call."""
+def with_token(channel: grpc.Channel, token: str) -> grpc.Channel:
+    """The channel with a bearer token in every call."""
+    keep_secret(token)
 
-    def __init__(self, token: str) -> None:
-        self._metadata = ("authorization", f"Bearer {token}")
-
-    def _call(self, continuation: Any, details: Any, request: Any) -> Any:
+    def call(_: object, proceed: Any, details: Any, request: Any) -> Any:
         values: dict[str, Any] = {name: getattr(details, name) for name in _Details._fields}
-        values["metadata"] = (*(details.metadata or ()), self._metadata)
-        return continuation(_Details(**values), request)
+        values["metadata"] = (*(details.metadata or ()), ("authorization", f"Bearer {token}"))
+        return proceed(_Details(**values), request)
 
-    intercept_unary_unary = intercept_unary_stream = intercept_stream_stream = _call
+    kinds: dict[str, type[Any]] = {
+        "intercept_unary_unary": grpc.UnaryUnaryClientInterceptor,
+        "intercept_unary_stream": grpc.UnaryStreamClientInterceptor,
+        "intercept_stream_stream": grpc.StreamStreamClientInterceptor,
+    }
+    interceptor: Any = type("Bearer", tuple(kinds.values()), dict.fromkeys(kinds, call))()
+    return grpc.intercept_channel(channel, interceptor)
 
 
 class Api:
@@ -231,9 +231,7 @@ class Api:
         self.channel = grpc.insecure_channel(
             address, options=[("grpc.use_local_subchannel_pool", 1)]
         )
-        calls = self.channel
-        if token is not None:
-            calls = grpc.intercept_channel(calls, cast("Any", WithToken(token)))
+        calls = self.channel if token is None else with_token(self.channel, token)
         channel: Any = Watched(calls, SECRETS)
         self.books = coupon_book_service_pb2_grpc.CouponBookServiceStub(channel)
         self.codes = coupon_code_service_pb2_grpc.CouponCodeServiceStub(channel)

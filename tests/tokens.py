@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import jwt
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
@@ -53,7 +53,7 @@ class Issuer:
         """The public key as an entry of a JWK Set; `members` are added, None takes one away."""
         public = self.private if isinstance(self.private, bytes) else self.private.public_key()
         kind = get_default_algorithms()[self.algorithm]
-        entry = cast("dict[str, Any]", kind.to_jwk(public, as_dict=True))
+        entry = dict(kind.to_jwk(public, as_dict=True))
         entry |= {"alg": self.algorithm, "iss": self.name, "kid": self.kid or None, **members}
         return {name: value for name, value in entry.items() if value is not None}
 

@@ -164,6 +164,15 @@ class Reads:
         """For each of the locks all its events; none for one that is not there."""
         return await self._look_up(LocksLookup(lock_ids, business_id))
 
+    async def has_book(self, book_id: UUID, business_id: str) -> bool:
+        """Whether there is such a book."""
+
+        async def work(connection: Connection) -> bool:
+            book = (await select_books_by_id(connection, [book_id])).get(book_id)
+            return book is not None and business_id in ("", book.business_id)
+
+        return await self._database.read("get_book", work)
+
     async def known_books(self, ids: Iterable[str]) -> set[str]:
         """Those that are ids of books that there are."""
         parsed = list(_uuids(ids))

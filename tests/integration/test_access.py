@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import pytest
@@ -150,7 +150,7 @@ def test_health_and_reflection_need_no_token(guarded: ServerThread, anybody: Cal
     status = health_pb2.HealthCheckResponse
     assert health(health_pb2.HealthCheckRequest(), timeout=10).status == status.SERVING
     assert guarded.settings.reflection
-    ask: Any = anybody.channel.stream_stream(
+    ask = cast("Any", anybody.channel).stream_stream(
         "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
     )
     list_services = b"\x3a\x00"  # list_services = ""

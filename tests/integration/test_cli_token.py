@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -18,15 +19,15 @@ SETTINGS = {
 }
 
 
-def made(folder: Path, *options: str, **variables: str) -> str:
+def made(folder: Path, *options: str) -> str:
     """The token that the command prints."""
-    done = run(folder, "token", *options, **(SETTINGS | variables))
+    done = run(folder, "token", *options, stdin=b"", **SETTINGS)
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout.strip()
 
 
-def complaint(folder: Path, *options: str, **variables: str) -> str:
-    done = run(folder, "token", *options, **variables)
+def complaint(folder: Path, *options: str, variables: Mapping[str, str] = SETTINGS) -> str:
+    done = run(folder, "token", *options, stdin=b"", **variables)
     assert (done.returncode, done.stdout) == (1, "")
     (line,) = done.stderr.splitlines()
     return line
@@ -74,7 +75,7 @@ def test_codes_are_made_uploaded_and_downloaded_with_it(
 
 
 def test_an_end_user_has_a_business(guarded: ServerThread, tmp_path: Path) -> None:
-    said = complaint(tmp_path, "--role", "self", "--subject", "ann", **SETTINGS)
+    said = complaint(tmp_path, "--role", "self", "--subject", "ann")
     assert "--business" in said
     token = made(tmp_path, "--role", "self", "--subject", "ann", "--business", "acme")
     request = '{"user_id": "ann"}'
@@ -94,16 +95,18 @@ def test_it_lasts_as_long_as_is_said(guarded: ServerThread, tmp_path: Path) -> N
 
 
 def test_an_unknown_role_is_told_with_the_known_ones(tmp_path: Path) -> None:
-    said = complaint(tmp_path, "--role", "boss", **SETTINGS)
+    said = complaint(tmp_path, "--role", "boss")
     assert said == "There is no role boss, only admin, issuer, redeemer, auditor, self."
 
 
 def test_without_a_secret_it_is_told_where_one_comes_from(tmp_path: Path) -> None:
-    said = complaint(tmp_path, "--role", "admin")
+    said = complaint(tmp_path, "--role", "admin", variables={})
     assert "COUPON_JWT_SECRET" in said
     assert "coupon-service dev" in said
 
 
 @pytest.mark.parametrize("name", ["COUPON_JWT_SECRET", "COUPON_AUTH"])
 def test_a_setting_that_cannot_be_used_is_told(name: str, tmp_path: Path) -> None:
-    assert complaint(tmp_path, "--role", "admin", **{name: "x"}).startswith(f"{name}: expected")
+    assert complaint(tmp_path, "--role", "admin", variables={name: "x"}).startswith(
+        f"{name}: expected"
+    )

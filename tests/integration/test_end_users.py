@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import pytest
@@ -24,7 +24,7 @@ from service import (
 from steps import reasons_of, update
 
 from coupon_service.rpc.context import CURRENT
-from coupon_service.store import load
+from coupon_service.store.pipeline import Pipeline
 
 OPTIONAL = books.LOCK_POLICY_OPTIONAL
 REQUIRED = books.ASSIGNMENT_POLICY_REQUIRED
@@ -54,9 +54,11 @@ def ann(guarded: ServerThread, business: str) -> Iterator[Api]:
 @pytest.fixture
 def make(root: Api, business: str) -> Callable[..., str]:
     """Makes a code in a book of ann's business."""
-    return lambda **fields: root.code(
-        **{"business_id": business, "lock_policy": OPTIONAL, "limits": LIMITS, **fields}
-    )
+
+    def make(**fields: Any) -> str:
+        return code_in(root, business, **fields)
+
+    return make
 
 
 class TestTheirOwn:
@@ -84,8 +86,12 @@ class TestTheirOwn:
         code = make(limits=books.BookLimits(max_redemptions_per_code=2))
         for user in ("ann", "bob"):
             root.redeem(code, user, order_id=f"{order}{user}")
-        for filters in ({"code": code}, {"order_id": f"{order}ann"}, {}, {"user_id": "ann"}):
-            request = redemptions.ListRedemptionsRequest(**filters)
+        for request in (
+            redemptions.ListRedemptionsRequest(code=code),
+            redemptions.ListRedemptionsRequest(order_id=f"{order}ann"),
+            redemptions.ListRedemptionsRequest(user_id="ann"),
+            redemptions.ListRedemptionsRequest(),
+        ):
             found = ann.redemptions.ListRedemptions(request).redemptions
             assert {it.user_id for it in found} == {"ann"}
         request = redemptions.ListRedemptionsRequest(order_id=f"{order}bob")
@@ -126,28 +132,30 @@ class TestTheirOwn:
             ann.redeem(code, "ann")
 
 
+NAMING: dict[str, Callable[[Api, str], object]] = {
+    "ValidateCode": lambda api, code: api.validate(code, "bob"),
+    "LockCode": lambda api, code: api.lock(code, "bob"),
+    "RedeemCode": lambda api, code: api.redeem(code, "bob"),
+    "ListUserCoupons": lambda api, _: api.assignments.ListUserCoupons(
+        assignments.ListUserCouponsRequest(user_id="bob")
+    ),
+    "ListLocks": lambda api, _: api.redemptions.ListLocks(
+        redemptions.ListLocksRequest(user_id="bob")
+    ),
+    "ListRedemptions": lambda api, _: api.redemptions.ListRedemptions(
+        redemptions.ListRedemptionsRequest(user_id="bob")
+    ),
+}
+"""Calls for somebody else."""
+
+
 class TestOthers:
-    @pytest.mark.parametrize(
-        "call",
-        [
-            lambda api, code: api.validate(code, "bob"),
-            lambda api, code: api.lock(code, "bob"),
-            lambda api, code: api.redeem(code, "bob"),
-            lambda api, _: api.assignments.ListUserCoupons(
-                assignments.ListUserCouponsRequest(user_id="bob")
-            ),
-            lambda api, _: api.redemptions.ListLocks(redemptions.ListLocksRequest(user_id="bob")),
-            lambda api, _: api.redemptions.ListRedemptions(
-                redemptions.ListRedemptionsRequest(user_id="bob")
-            ),
-        ],
-        ids=["validate", "lock", "redeem", "coupons", "locks", "redemptions"],
-    )
+    @pytest.mark.parametrize("name", NAMING)
     def test_no_user_but_themselves_can_be_named(
-        self, call: Callable[[Api, str], object], ann: Api, make: Callable[..., str]
+        self, name: str, ann: Api, make: Callable[..., str]
     ) -> None:
         with refused("PERMISSION_DENIED", grpc.StatusCode.PERMISSION_DENIED):
-            call(ann, make())
+            NAMING[name](ann, make())
 
     def test_the_locks_of_a_book_are_not_listed(
         self, root: Api, ann: Api, make: Callable[..., str]
@@ -316,23 +324,29 @@ ATTEMPTS: dict[str, Attempt] = {
 
 
 class Work:
-    """Counts what a server asks of PostgreSQL and of Redis."""
+    """What a server asks of PostgreSQL, trip by trip, and of Redis."""
 
     def __init__(self, server: ServerThread, monkeypatch: pytest.MonkeyPatch) -> None:
         self.done: list[str] = []
-        send, run = load.send, server.server._leases._redis.run
+        redis = cast("Any", server.server)._leases._redis
+        add, run, run_redis = Pipeline.add, Pipeline.run, redis.run
 
-        async def counted_send(connection: Any, statement: Any, parameters: Any) -> Any:
-            self.done.append(str(statement))
-            return await send(connection, statement, parameters)
+        def counted_add(pipeline: Pipeline, statement: Any, parameters: Any = ()) -> Any:
+            self.done.append(statement)
+            return add(pipeline, statement, parameters)
 
-        async def counted_run(*commands: Any) -> Any:
+        async def counted_run(pipeline: Pipeline) -> None:
+            self.done.append("trip")
+            await run(pipeline)
+
+        async def counted_run_redis(*commands: Any) -> Any:
             if CURRENT.get(None) is not None:  # of a call, not of the sweeper
                 self.done += ["redis" for _ in commands]
-            return await run(*commands)
+            return await run_redis(*commands)
 
-        monkeypatch.setattr(load, "send", counted_send)
-        monkeypatch.setattr(server.server._leases._redis, "run", counted_run)
+        monkeypatch.setattr(Pipeline, "add", counted_add)
+        monkeypatch.setattr(Pipeline, "run", counted_run)
+        monkeypatch.setattr(redis, "run", counted_run_redis)
 
     def of(self, attempt: Attempt, api: Api, code: str) -> tuple[object, list[str]]:
         """All that the caller is told, and what was done for it."""

@@ -371,7 +371,7 @@ async def test_each_limit_that_is_reached_is_one_alarm_and_one_line(redis_url: s
     assert line == {
         "event": "guess limit reached",
         "kind": "user",
-        "who": "ann",
+        "who": "/ann",
         "limit": "3 per 1 hour",
         "caller": "shop",
         "peer": THERE,

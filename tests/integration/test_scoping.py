@@ -498,3 +498,19 @@ class TestRepeats:
             code = api.code(business_id=business)
             api.redeem(code, "ann")
             assert {event.caller for event in api.events(code=code)} == {"till 7"}
+
+
+def test_unknown_codes_of_one_business_do_not_stop_the_users_of_another(
+    guarded: ServerThread,
+) -> None:
+    mine, other, user = unique("mine"), unique("other"), unique("user")
+    settings = guarded.settings.model_copy(update={"guess_limit_end_users": "2/hour"})
+    with (
+        ServerThread(settings) as server,
+        caller(server.address, "admin", business=mine) as api,
+        caller(server.address, "admin", business=other) as others,
+    ):
+        for reason in ("CODE_NOT_FOUND", "CODE_NOT_FOUND", "RATE_LIMITED"):
+            with refused(reason):
+                others.redeem(new_codes(1)[0], user)
+        api.redeem(api.code(business_id=mine), user)

@@ -22,7 +22,15 @@ from hypothesis import strategies as st
 from structlog.testing import LogCapture
 from tokens import AUDIENCE, ISSUER, SECRET, Issuer, key_file, private_key, tokens
 
-from coupon_service.auth import ALGORITHMS, LEEWAY_S, NEEDED, KeysError, make_token, secret_key
+from coupon_service.auth import (
+    ALGORITHMS,
+    LEEWAY_S,
+    NEEDED,
+    KeysError,
+    Tokens,
+    make_token,
+    secret_key,
+)
 from coupon_service.errors import PermissionDenied, Unauthenticated
 from coupon_service.rpc.access import ACCESS, Access
 from coupon_service.rpc.context import RequestContext
@@ -359,11 +367,10 @@ class TestRemembering:
     def test_a_token_that_was_verified_is_not_verified_again(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        verifier = tokens()
-        access = Access(verifier)
+        access = Access(tokens())
         token = OURS.token()
         with_token(token, access)
-        monkeypatch.setattr(verifier, "claims", lambda _: pytest.fail("verified again"))
+        monkeypatch.delattr(Tokens, "claims")
         assert with_token(token, access).caller == "shop"
 
     def test_it_ends_when_it_expires(self) -> None:
@@ -387,11 +394,16 @@ class TestRemembering:
         with_token(new.token(), access)
 
     def test_so_many_and_no_more_are_remembered(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("coupon_service.rpc.access.IDENTITIES_MAX", 10)
+        monkeypatch.setattr("coupon_service.rpc.access.IDENTITIES_MAX", 2)
         access = Access(tokens())
-        for number in range(20):
-            with_token(OURS.token(sub=f"user-{number}"), access)
-        assert access._identity.cache_info().currsize == 10
+        made = [OURS.token(sub=f"user-{number}") for number in range(3)]
+        for token in made:
+            with_token(token, access)
+        monkeypatch.delattr(Tokens, "claims")
+        for token in made[1:]:
+            with_token(token, access)
+        with pytest.raises(AttributeError):
+            with_token(made[0], access)
 
 
 class TestKeys:
