@@ -124,7 +124,7 @@ def test_after_the_last_unknown_code_those_that_exist_are_refused_as_well(
     for _ in range(LIMIT):
         with refused("CODE_NOT_FOUND"):
             BY_USER[method](api, unknown(), user_id)
-    for wanted in (unknown(), code, code):
+    for wanted in (code, unknown(), code):
         with refused("RATE_LIMITED", grpc.StatusCode.RESOURCE_EXHAUSTED) as it:
             BY_USER[method](api, wanted, user_id)
         assert it.retry_after_s is not None

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
+from time import monotonic
 from typing import Any, Protocol
 
 import grpc
@@ -144,6 +145,19 @@ async def test_while_redis_does_not_answer_calls_pass_and_are_reported(server_fo
             redis.stop()
             assert await admitted(limiter, end_user("ann"), *[REDEEM] * 9) == 9
             assert one.told.unchecked == 18
+
+
+async def test_of_many_calls_few_wait_for_a_redis_that_is_silent(server_folder: Path) -> None:
+    with EmbeddedRedis(server_folder / "redis-of-limits", durable=False) as redis:
+        async with worker(redis.url, timeout_ms=500) as one:
+            limiter = one.limiter(USERS)
+            redis.pause()
+            began = monotonic()
+            assert await admitted(limiter, end_user("ann"), REDEEM) == 1
+            waited_s = monotonic() - began
+            assert await admitted(limiter, end_user("ann"), *[REDEEM] * 20) == 20
+            assert monotonic() - began < 2 * waited_s
+            redis.resume()
 
 
 async def test_a_redis_that_is_back_is_asked_again(server_folder: Path) -> None:
