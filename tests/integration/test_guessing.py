@@ -296,6 +296,7 @@ async def test_an_end_user_is_one_and_the_same_by_token_and_by_name(one: Worker)
     assert await missed(guesses, service("shop"), "ann", "ann") == 1
     assert guesses.refusal(end_user("ann"), "") is not None
     assert guesses.refusal(end_user("ben"), "") is None
+    assert guesses.refusal(end_user("ben"), "ann") is None  # may not name her
 
 
 async def test_a_peer_counts_beside_the_user_that_it_names(one: Worker) -> None:
