@@ -16,7 +16,7 @@ from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
 from time import monotonic
 from typing import Final, Protocol
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 from limits import RateLimitItem, parse_many
 from limits.aio.storage.redis.bridge import RedisBridge
@@ -96,6 +96,7 @@ class Caller(Protocol):
     """What is known of who calls; `caller` is the subject of a token, unless `anonymous`."""
 
     caller: str
+    business_id: str
     end_user: bool
     peer: str
 
@@ -151,15 +152,18 @@ class Limits:
     def identity(self, caller: Caller) -> str:
         """Under which name the calls of this caller are counted."""
         if caller.end_user:
-            return user_identity(caller.caller)
+            return user_identity(caller.business_id, caller.caller)
         if not caller.anonymous:
-            return f"service/{caller.caller}"
+            return f"service/{quote(caller.business_id, safe='')}/{caller.caller}"
         return f"peer/{self._network(caller.peer) or 'loopback'}"
 
 
-def user_identity(user_id: str) -> str:
-    """Under which name an end user is counted, whoever speaks for them."""
-    return f"user/{user_id}"
+def user_identity(business_id: str, user_id: str) -> str:
+    """Under which name an end user of a business is counted, whoever speaks for them.
+
+    The users of two businesses may have the same user_id.
+    """
+    return f"user/{quote(business_id, safe='')}/{user_id}"
 
 
 def read_limits(text: str) -> tuple[RateLimitItem, ...]:

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import grpc
 import pytest
+from callers import caller
 from edge_server import failed, info_of, running
 from google.rpc.error_details_pb2 import RetryInfo
 from limiting import (
@@ -25,7 +26,8 @@ from limiting import (
     service,
     worker,
 )
-from service import Api, ServerThread, refused, settings_for, unique
+from service import Api, ServerThread, redemptions, refused, settings_for, unique
+from steps import tried
 
 from coupon_service.embedded import EmbeddedRedis
 from coupon_service.errors import RateLimited
@@ -253,6 +255,21 @@ async def test_the_answer_has_the_reason_and_the_time(one: Worker) -> None:
         for _ in range(3):
             await redeem(service="till")
             await redeem()
+
+
+def test_an_end_user_makes_a_hundred_calls_a_minute_and_a_service_any_number(
+    guarded: ServerThread,
+) -> None:
+    business, ann = unique("business"), unique("user")
+    request = redemptions.ListRedemptionsRequest(user_id=ann)
+    with (
+        caller(guarded.address, "self", sub=ann, business=business) as client,
+        caller(guarded.address, "redeemer", business=business) as shop,
+    ):
+        outcomes = [tried(lambda: client.redemptions.ListRedemptions(request)) for _ in range(110)]
+        assert outcomes == ["OK"] * 100 + ["RATE_LIMITED"] * 10
+        for _ in range(110):
+            shop.redemptions.ListRedemptions(request)
 
 
 def test_peers_of_this_machine_are_limited_by_a_server_that_is_told_to(
