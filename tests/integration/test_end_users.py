@@ -24,7 +24,7 @@ from service import (
 from steps import reasons_of, update
 
 from coupon_service.rpc.context import CURRENT
-from coupon_service.store import load
+from coupon_service.store.pipeline import Pipeline, Rows
 
 OPTIONAL = books.LOCK_POLICY_OPTIONAL
 REQUIRED = books.ASSIGNMENT_POLICY_REQUIRED
@@ -320,18 +320,18 @@ class Work:
 
     def __init__(self, server: ServerThread, monkeypatch: pytest.MonkeyPatch) -> None:
         self.done: list[str] = []
-        send, run = load.send, server.server._leases._redis.run
+        add, run = Pipeline.add, server.server._leases._redis.run
 
-        async def counted_send(connection: Any, statement: Any, parameters: Any) -> Any:
-            self.done.append(str(statement))
-            return await send(connection, statement, parameters)
+        def counted_add(pipeline: Pipeline, statement: Any, parameters: Any = ()) -> Rows:
+            self.done.append(statement)
+            return add(pipeline, statement, parameters)
 
         async def counted_run(*commands: Any) -> Any:
             if CURRENT.get(None) is not None:  # of a call, not of the sweeper
                 self.done += ["redis" for _ in commands]
             return await run(*commands)
 
-        monkeypatch.setattr(load, "send", counted_send)
+        monkeypatch.setattr(Pipeline, "add", counted_add)
         monkeypatch.setattr(server.server._leases._redis, "run", counted_run)
 
     def of(self, attempt: Attempt, api: Api, code: str) -> tuple[object, list[str]]:

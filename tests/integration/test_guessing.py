@@ -309,12 +309,14 @@ async def test_users_of_two_businesses_may_have_the_same_name(one: Worker) -> No
         assert guesses.refusal(end_user("ann", business_id), "") is None
 
 
-def test_for_an_end_user_what_looks_unknown_counts_as_unknown(guarded: ServerThread) -> None:
+def test_for_an_end_user_what_looks_unknown_counts_as_unknown(
+    limiting_server: ServerThread,
+) -> None:
     business, ann = unique("business"), unique("user")
     with (
-        caller(guarded.address, "admin") as admin,
-        caller(guarded.address, "self", sub=ann, business=business) as client,
-        caller(guarded.address, "redeemer", business=business) as shop,
+        caller(limiting_server.address, "admin") as admin,
+        caller(limiting_server.address, "self", sub=ann, business=business) as client,
+        caller(limiting_server.address, "redeemer", business=business) as shop,
     ):
         required = books.ASSIGNMENT_POLICY_REQUIRED
         foreign, own = new_codes(2)

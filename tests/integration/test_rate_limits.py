@@ -258,13 +258,13 @@ async def test_the_answer_has_the_reason_and_the_time(one: Worker) -> None:
 
 
 def test_an_end_user_makes_a_hundred_calls_a_minute_and_a_service_any_number(
-    guarded: ServerThread,
+    limiting_server: ServerThread,
 ) -> None:
     business, ann = unique("business"), unique("user")
     request = redemptions.ListRedemptionsRequest(user_id=ann)
     with (
-        caller(guarded.address, "self", sub=ann, business=business) as client,
-        caller(guarded.address, "redeemer", business=business) as shop,
+        caller(limiting_server.address, "self", sub=ann, business=business) as client,
+        caller(limiting_server.address, "redeemer", business=business) as shop,
     ):
         outcomes = [tried(lambda: client.redemptions.ListRedemptions(request)) for _ in range(110)]
         assert outcomes == ["OK"] * 100 + ["RATE_LIMITED"] * 10
