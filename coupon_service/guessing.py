@@ -118,9 +118,9 @@ class Guesses:
         if self._limits.exempt(caller):
             return {}
         suspects: dict[str, tuple[Sequence[RateLimitItem], int]] = {
-            user_identity(user_id, caller): (self._limits.end_users, count)
+            user_identity(caller.business_id, user_id): (self._limits.end_users, count)
             for user_id, count in misses.items()
-            if user_id
+            if user_id and not caller.end_user  # who speaks for nobody else
         }
         suspects[self._limits.identity(caller)] = self._limits.of(caller), sum(misses.values())
         return suspects

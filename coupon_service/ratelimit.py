@@ -152,18 +152,18 @@ class Limits:
     def identity(self, caller: Caller) -> str:
         """Under which name the calls of this caller are counted."""
         if caller.end_user:
-            return user_identity(caller.caller, caller)
+            return user_identity(caller.business_id, caller.caller)
         if not caller.anonymous:
-            return f"service/{caller.caller}"
+            return f"service/{quote(caller.business_id, safe='')}/{caller.caller}"
         return f"peer/{self._network(caller.peer) or 'loopback'}"
 
 
-def user_identity(user_id: str, caller: Caller) -> str:
-    """Under which name an end user is counted, whoever speaks for them.
+def user_identity(business_id: str, user_id: str) -> str:
+    """Under which name an end user of a business is counted, whoever speaks for them.
 
-    Users of other businesses are others: nobody's calls keep their namesakes from theirs.
+    The users of two businesses may have the same user_id.
     """
-    return f"user/{quote(caller.business_id, safe='')}/{user_id}"
+    return f"user/{quote(business_id, safe='')}/{user_id}"
 
 
 def read_limits(text: str) -> tuple[RateLimitItem, ...]:

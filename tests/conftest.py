@@ -194,15 +194,27 @@ def api(server_address: str) -> Iterator[Api]:
 def guarded(
     new_database: Callable[[], AbstractContextManager[str]], redis_server_url: str
 ) -> Iterator[ServerThread]:
-    """A server that asks for tokens, which tests.tokens makes."""
-    from pydantic import SecretStr
+    """A server that asks for tokens, which tests.tokens makes; users call as often as they like."""
     from service import ServerThread, settings_for
-    from tokens import AUDIENCE, ISSUER, SECRET
+    from tokens import ASKED_FOR
 
-    tokens = {"jwt_secret": SecretStr(SECRET), "jwt_issuer": ISSUER, "jwt_audience": AUDIENCE}
+    unlimited = {"rate_limit_end_users": "none", "guess_limit_end_users": "none"}
     with new_database() as database_url:
-        limits = {"rate_limit_end_users": "none", "guess_limit_end_users": "none"}
-        settings = settings_for(database_url, redis_server_url, auth="jwt", **tokens, **limits)
+        settings = settings_for(database_url, redis_server_url, **ASKED_FOR, **unlimited)
+        with ServerThread(settings) as running:
+            yield running
+
+
+@pytest.fixture(scope="session")
+def limiting_server(
+    new_database: Callable[[], AbstractContextManager[str]], redis_server_url: str
+) -> Iterator[ServerThread]:
+    """A server that asks for tokens and has the limits that are the default."""
+    from service import ServerThread, settings_for
+    from tokens import ASKED_FOR
+
+    with new_database() as database_url:
+        settings = settings_for(database_url, redis_server_url, **ASKED_FOR)
         with ServerThread(settings) as running:
             yield running
 

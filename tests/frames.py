@@ -26,6 +26,12 @@ def connect(port: int, timeout_s: float = 30) -> socket.socket:
     return connection
 
 
+def confirm_settings(connection: socket.socket) -> None:
+    """Accepts what the server has said that it wants."""
+    connection.recv(1 << 16)
+    connection.sendall(frame(SETTINGS, 1, 0))
+
+
 def opening(stream: int, path: str, metadata: Sequence[tuple[str, str]] = ()) -> bytes:
     """The frames that open a call, without its message."""
     entries = [

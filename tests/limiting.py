@@ -23,12 +23,12 @@ NO_LIMITS = CallerLimits(end_users="none", services="none", peers="none")
 TIMEOUT_MS = 2_000
 
 
-def end_user(name: str) -> RequestContext:
-    return RequestContext(caller=name, end_user=True, peer=THERE)
+def end_user(name: str, business_id: str = "acme") -> RequestContext:
+    return RequestContext(caller=name, business_id=business_id, end_user=True, peer=THERE)
 
 
-def service(name: str) -> RequestContext:
-    return RequestContext(caller=name, peer=THERE)
+def service(name: str, business_id: str = "acme") -> RequestContext:
+    return RequestContext(caller=name, business_id=business_id, peer=THERE)
 
 
 def peer(address: str) -> RequestContext:

@@ -13,6 +13,7 @@ from typing import Any
 import jwt
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from jwt.algorithms import get_default_algorithms
+from pydantic import SecretStr
 from structlog.testing import LogCapture
 
 from coupon_service.auth import Tokens
@@ -20,6 +21,14 @@ from coupon_service.auth import Tokens
 ISSUER = "https://login.test"
 AUDIENCE = "coupons"
 SECRET = "a secret of issuer and service that has forty characters"
+
+ASKED_FOR: Mapping[str, Any] = {
+    "auth": "jwt",
+    "jwt_secret": SecretStr(SECRET),
+    "jwt_issuer": ISSUER,
+    "jwt_audience": AUDIENCE,
+}
+"""Settings of a server that asks for such tokens."""
 
 
 @cache

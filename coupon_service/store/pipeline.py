@@ -14,6 +14,7 @@ from typing import Any, Final, LiteralString
 
 import psycopg
 from psycopg import pq
+from psycopg.abc import PQGen
 from psycopg.adapt import Transformer
 from psycopg.rows import TupleRow
 from psycopg.waiting import Ready, Wait
@@ -31,6 +32,12 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
         self.prepared: dict[str, bytes] = {}
         self.names = map(b"coupon_%d".__mod__, count())
         self.transformer = Transformer(self)
+
+    def _deallocate(self, name: bytes | None) -> PQGen[None]:
+        # After a ROLLBACK psycopg (3.3) has the server forget all statements, ours as well.
+        if name is None:
+            self.prepared.clear()
+        return super()._deallocate(name)
 
 
 class Rows(list[TupleRow]):

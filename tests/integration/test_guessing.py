@@ -14,6 +14,7 @@ from typing import Any
 
 import grpc
 import pytest
+from callers import caller
 from edge_server import failed, info_of, running
 from limiting import (
     NO_LIMITS,
@@ -65,7 +66,7 @@ async def one(redis_url: str) -> AsyncIterator[Worker]:
 
 
 @pytest.fixture(scope="module")
-def guarded(
+def counting(
     new_database: NewDatabase, redis_server_url: str
 ) -> Iterator[tuple[ServerThread, ServerThread]]:
     """Two servers on the same data that count the unknown codes of this machine's users."""
@@ -81,15 +82,15 @@ def guarded(
 
 
 @pytest.fixture(scope="module")
-def api(guarded: tuple[ServerThread, ServerThread]) -> Iterator[Api]:
-    client = Api(guarded[0].address)
+def api(counting: tuple[ServerThread, ServerThread]) -> Iterator[Api]:
+    client = Api(counting[0].address)
     yield client
     client.close()
 
 
 @pytest.fixture(scope="module")
-def other(guarded: tuple[ServerThread, ServerThread]) -> Iterator[Api]:
-    client = Api(guarded[1].address)
+def other(counting: tuple[ServerThread, ServerThread]) -> Iterator[Api]:
+    client = Api(counting[1].address)
     yield client
     client.close()
 
@@ -124,7 +125,7 @@ def test_after_the_last_unknown_code_those_that_exist_are_refused_as_well(
     for _ in range(LIMIT):
         with refused("CODE_NOT_FOUND"):
             BY_USER[method](api, unknown(), user_id)
-    for wanted in (unknown(), code, code):
+    for wanted in (code, unknown(), code):
         with refused("RATE_LIMITED", grpc.StatusCode.RESOURCE_EXHAUSTED) as it:
             BY_USER[method](api, wanted, user_id)
         assert it.retry_after_s is not None
@@ -296,6 +297,38 @@ async def test_an_end_user_is_one_and_the_same_by_token_and_by_name(one: Worker)
     assert await missed(guesses, service("shop"), "ann", "ann") == 1
     assert guesses.refusal(end_user("ann"), "") is not None
     assert guesses.refusal(end_user("ben"), "") is None
+    assert guesses.refusal(end_user("ben"), "ann") is None  # may not name her
+
+
+async def test_users_of_two_businesses_may_have_the_same_name(one: Worker) -> None:
+    guesses = one.guesses(USERS)
+    assert await missed(guesses, service("shop", "acme"), *["ann"] * 4) == LIMIT
+    assert await missed(guesses, service("shop", "acme/ann"), *["ann"] * 2) == 2
+    assert guesses.refusal(end_user("ann", "acme"), "") is not None
+    for business_id in ("globex", "", "acme/ann"):
+        assert guesses.refusal(end_user("ann", business_id), "") is None
+
+
+def test_for_an_end_user_what_looks_unknown_counts_as_unknown(
+    limiting_server: ServerThread,
+) -> None:
+    business, ann = unique("business"), unique("user")
+    with (
+        caller(limiting_server.address, "admin") as admin,
+        caller(limiting_server.address, "self", sub=ann, business=business) as client,
+        caller(limiting_server.address, "redeemer", business=business) as shop,
+    ):
+        required = books.ASSIGNMENT_POLICY_REQUIRED
+        foreign, own = new_codes(2)
+        admin.book(codes=[foreign, own], business_id=business, assignment_policy=required)
+        admin.assign(foreign, unique("user"))
+        admin.assign(own, ann)
+        outcomes = [tried(lambda: client.redeem(foreign, ann)) for _ in range(10)]
+        assert outcomes == ["CODE_NOT_FOUND"] * 10
+        for _ in range(2):
+            assert tried(lambda: client.redeem(own, ann)) == "RATE_LIMITED"
+            assert tried(lambda: shop.redeem(own, ann)) == "RATE_LIMITED"
+        assert tried(lambda: shop.redeem(unknown(), unique("user"))) == "CODE_NOT_FOUND"
 
 
 async def test_a_peer_counts_beside_the_user_that_it_names(one: Worker) -> None:
@@ -303,7 +336,8 @@ async def test_a_peer_counts_beside_the_user_that_it_names(one: Worker) -> None:
     assert await missed(guesses, peer(THERE), *["ann"] * 4) == 3
     assert await missed(guesses, peer(THERE), *["ben"] * 2) == 0
     assert guesses.refusal(peer(THERE), "carl") is not None
-    assert guesses.refusal(service("shop"), "ben") is None
+    assert guesses.refusal(service("shop", ""), "ann") is not None
+    assert guesses.refusal(service("shop", ""), "ben") is None
 
 
 async def test_each_of_several_limits_holds(one: Worker) -> None:
@@ -371,7 +405,7 @@ async def test_each_limit_that_is_reached_is_one_alarm_and_one_line(redis_url: s
     assert line == {
         "event": "guess limit reached",
         "kind": "user",
-        "who": "/ann",
+        "who": "acme/ann",
         "limit": "3 per 1 hour",
         "caller": "shop",
         "peer": THERE,
@@ -379,7 +413,7 @@ async def test_each_limit_that_is_reached_is_one_alarm_and_one_line(redis_url: s
 
 
 def test_no_line_of_the_log_has_the_code(
-    api: Api, guarded: tuple[ServerThread, ServerThread], capsys: pytest.CaptureFixture[str]
+    api: Api, counting: tuple[ServerThread, ServerThread], capsys: pytest.CaptureFixture[str]
 ) -> None:
     user_id = unique("user")
     guesses = new_codes(LIMIT)
@@ -389,7 +423,7 @@ def test_no_line_of_the_log_has_the_code(
     told = capsys.readouterr().out
     assert "guess limit reached" in told
     assert not any(code in told for code in guesses)
-    registry = guarded[0].registry
+    registry = counting[0].registry
     assert (registry.get_sample_value("coupon_guess_alarms_total", {"kind": "user"}) or 0) >= 1
 
 

@@ -213,8 +213,10 @@ def test_more_connections_than_a_worker_keeps_are_closed(service: Service, api: 
     assert served(api)
     with ExitStack() as stack:
         clients = [stack.enter_context(closing(frames.connect(service.port))) for _ in range(300)]
+        for client in clients:
+            with suppress(OSError):  # it is closed
+                frames.confirm_settings(client)
         until(lambda: sum(map(is_closed, clients)) >= 300 - CONNECTIONS_MAX)
-        assert len(service.worker.net_connections("tcp")) < 2 * CONNECTIONS_MAX
         assert served(api)
     until(lambda: answers_a_new_connection(service))
 

@@ -7,10 +7,12 @@ from collections.abc import AsyncIterator
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
+from time import monotonic
 from typing import Any, Protocol
 
 import grpc
 import pytest
+from callers import caller
 from edge_server import failed, info_of, running
 from google.rpc.error_details_pb2 import RetryInfo
 from limiting import (
@@ -24,7 +26,8 @@ from limiting import (
     service,
     worker,
 )
-from service import Api, ServerThread, refused, settings_for, unique
+from service import Api, ServerThread, redemptions, refused, settings_for, unique
+from steps import tried
 
 from coupon_service.embedded import EmbeddedRedis
 from coupon_service.errors import RateLimited
@@ -146,6 +149,19 @@ async def test_while_redis_does_not_answer_calls_pass_and_are_reported(server_fo
             assert one.told.unchecked == 18
 
 
+async def test_of_many_calls_few_wait_for_a_redis_that_is_silent(server_folder: Path) -> None:
+    with EmbeddedRedis(server_folder / "redis-of-limits", durable=False) as redis:
+        async with worker(redis.url, timeout_ms=500) as one:
+            limiter = one.limiter(USERS)
+            redis.pause()
+            began = monotonic()
+            assert await admitted(limiter, end_user("ann"), REDEEM) == 1
+            waited_s = monotonic() - began
+            assert await admitted(limiter, end_user("ann"), *[REDEEM] * 20) == 20
+            assert monotonic() - began < 2 * waited_s
+            redis.resume()
+
+
 async def test_a_redis_that_is_back_is_asked_again(server_folder: Path) -> None:
     with EmbeddedRedis(server_folder / "redis-of-limits", durable=False) as redis:
         async with worker(redis.url, timeout_ms=500) as one:
@@ -239,6 +255,21 @@ async def test_the_answer_has_the_reason_and_the_time(one: Worker) -> None:
         for _ in range(3):
             await redeem(service="till")
             await redeem()
+
+
+def test_an_end_user_makes_a_hundred_calls_a_minute_and_a_service_any_number(
+    limiting_server: ServerThread,
+) -> None:
+    business, ann = unique("business"), unique("user")
+    request = redemptions.ListRedemptionsRequest(user_id=ann)
+    with (
+        caller(limiting_server.address, "self", sub=ann, business=business) as client,
+        caller(limiting_server.address, "redeemer", business=business) as shop,
+    ):
+        outcomes = [tried(lambda: client.redemptions.ListRedemptions(request)) for _ in range(110)]
+        assert outcomes == ["OK"] * 100 + ["RATE_LIMITED"] * 10
+        for _ in range(110):
+            shop.redemptions.ListRedemptions(request)
 
 
 def test_peers_of_this_machine_are_limited_by_a_server_that_is_told_to(
