@@ -213,19 +213,19 @@ def test_without_its_schema_it_lives_but_is_not_ready(
     empty_database_url: str, redis_url: str, tmp_path: Path
 ) -> None:
     environment = environment_of(empty_database_url, redis_url)
-    asked = {"COUPON_PORT": environment["COUPON_PORT"]}
+    port = environment["COUPON_PORT"]
     with serving(environment, tmp_path, ready=False):
         wait_until(lambda: readyz(environment)["schema"] == "too old")
         assert readyz(environment)["status"] == "NOT_SERVING"
         assert fetch(environment, "readyz") == ""
         assert fetch(environment, "healthz") == "ok\n"
-        done = run(tmp_path, "health", **asked)
+        done = run(tmp_path, "health", COUPON_PORT=port)
         assert (done.returncode, done.stdout) == (1, "NOT_SERVING\n")
         migrations.apply(empty_database_url)
         wait_until(lambda: fetch(environment, "readyz"))
-        done = run(tmp_path, "health", "coupon_service.v1.RedemptionService", **asked)
+        done = run(tmp_path, "health", "coupon_service.v1.RedemptionService", COUPON_PORT=port)
         assert (done.returncode, done.stdout) == (0, "SERVING\n")
-    done = run(tmp_path, "health", "--timeout", "1", **asked)
+    done = run(tmp_path, "health", "--timeout", "1", COUPON_PORT=port)
     assert done.returncode == 1
     assert done.stderr.startswith("UNAVAILABLE")
 
