@@ -6,6 +6,7 @@ import itertools
 import signal
 import subprocess
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -32,6 +33,8 @@ from service import Api, books, new_codes, unique
 
 from coupon_service.embedded import EmbeddedRedis
 from coupon_service.store import migrations
+
+MOMENT_S = 0.5
 
 MANY = books.BookLimits(
     max_redemptions_per_code=1_000_000, max_redemptions_per_user_per_code=1_000_000
@@ -73,7 +76,8 @@ def health_of(api: Api) -> str:
 class Load:
     """Customers who redeem without a pause, each on a connection of its own.
 
-    A call that fails is repeated once, with the same request_id and at once.
+    A call that fails is repeated once, with the same request_id, a moment later: gRPC refuses what
+    reaches a worker that ends a little before it tells the client to go elsewhere.
     """
 
     def __init__(self, address: str, codes: list[str], customers: int) -> None:
@@ -100,6 +104,7 @@ class Load:
                     api.redemptions.RedeemCode(request, timeout=20)
                     acknowledged[0] += 1
                 except grpc.RpcError:
+                    time.sleep(MOMENT_S)
                     api.redemptions.RedeemCode(request, timeout=20)
                     acknowledged[1] += 1
         return acknowledged
