@@ -14,7 +14,7 @@ AGAINST ?=
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help install run test check lint types imports contract format stubs migrate replay lock clean \
-	tools bench bench-quick bench-10m
+	tools bench bench-quick bench-10m check-deploy
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -57,6 +57,13 @@ types: install
 
 imports: install
 	$(BIN)/lint-imports --no-cache --no-logo
+
+check-deploy: install ## Check the dashboard and the alerts, against the metrics of a real service (needs promtool)
+	@command -v promtool >/dev/null || { \
+		echo "promtool checks them, and it is not here (Debian and Ubuntu: apt install prometheus)." >&2; \
+		exit 1; }
+	@cd deploy/prometheus && promtool check config prometheus.yml && promtool test rules alerts.test.yml
+	@$(BIN)/pytest -q tests/integration/test_scrape.py
 
 format: install ## Put the code into its shape
 	$(BIN)/ruff check --fix

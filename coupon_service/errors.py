@@ -7,8 +7,10 @@ The docstring of a class says when it is raised, and is its message unless a bet
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 
 
 class CouponServiceError(Exception):
@@ -22,6 +24,12 @@ class CouponServiceError(Exception):
     def message(self) -> str:
         """What happened, for people."""
         return str(self.args[0])
+
+
+@cache
+def reason_name(kind: type[CouponServiceError]) -> str:
+    """The reason of a class of errors, as ErrorReason names it: CODE_LOCKED for CodeLocked."""
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", kind.__name__).upper()
 
 
 # --- not found ----------------------------------------------------------------------------------
@@ -206,7 +214,7 @@ class Overloaded(CouponServiceError):
 
 
 class Unauthenticated(CouponServiceError):
-    """No valid credentials."""
+    """No valid token."""
 
 
 class PermissionDenied(CouponServiceError):

@@ -4,8 +4,7 @@ Labels are method, status, reason and pool, never a code or a user: their number
 
 Several workers share one endpoint by prometheus_client's multiprocess mode. The environment of a
 worker names an empty folder in ``PROMETHEUS_MULTIPROC_DIR`` before prometheus_client is imported;
-the worker counts into files there, and the supervisor serves ``workers_registry(folder)``. When a
-worker has died, ``prometheus_client.multiprocess.mark_process_dead`` takes its gauges away.
+the worker counts into files there, and the supervisor serves what they come to (``collectors.py``).
 """
 
 from __future__ import annotations
@@ -15,18 +14,20 @@ import json
 import socket
 import socketserver
 import threading
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
 from urllib.parse import urlsplit
 
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, MetricsHandler
-from prometheus_client.multiprocess import MultiProcessCollector
 
 BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+BUCKETS_REDIS_S = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1)
 BUCKETS_COMMANDS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+REDIS_ERRORS = ("silent", "unreachable", "refused", "other")
+BOOK_EVENTS = ("BOOK_RUNNING_LOW", "BOOK_USED_UP")
+CONFLICTS = ("LockNotAvailable", "DeadlockDetected", "SerializationFailure")
 
 
 class MetricsServerError(Exception):
@@ -55,9 +56,11 @@ class Metrics:
         def counter(name: str, text: str, *labels: str) -> Counter:
             return Counter(f"coupon_{name}_total", text, labels, registry=registry)
 
-        def duration(name: str, text: str, *labels: str) -> Histogram:
+        def duration(
+            name: str, text: str, *labels: str, buckets: Sequence[float] = BUCKETS_S
+        ) -> Histogram:
             name = f"coupon_{name}_seconds"
-            return Histogram(name, text, labels, registry=registry, buckets=BUCKETS_S)
+            return Histogram(name, text, labels, registry=registry, buckets=buckets)
 
         def gauge(name: str, text: str, *labels: str) -> Gauge:
             name = f"coupon_{name}"  # livesum: added up over the living workers
@@ -90,6 +93,16 @@ class Metrics:
         self._dropped = Children(
             counter("commands_dropped", "Commands that were not executed.", "kind", "reason")
         )
+        self._commands = Children(
+            counter(
+                "commands",
+                "Commands that were decided, also within batches, by the ledger event that each is"
+                " to write. outcome: done, replayed or refused, which has a reason.",
+                "event",
+                "outcome",
+                "reason",
+            )
+        )
         self._transaction_duration = duration(
             "transaction_duration", "Time of a transaction, with all its tries."
         )
@@ -106,9 +119,48 @@ class Metrics:
         self._pool_waiting = Children(
             gauge("pool_waiting", "Transactions that wait for a connection.", "pool")
         )
+        self._rate_limit_unchecked = counter(
+            "rate_limit_unchecked", "Calls that passed uncounted, since Redis did not answer."
+        )
+        self._guess_alarms = Children(
+            counter("guess_alarms", "Limits of unknown codes that somebody reached.", "kind")
+        )
         self._reaches = Children(
             gauge("reaches", "Workers that reach it: postgresql, schema (current), redis.", "what")
         )
+        self._redis_duration = duration(
+            "redis_duration", "Time of a pipeline to Redis and back.", buckets=BUCKETS_REDIS_S
+        )
+        self._redis_errors = Children(
+            counter(
+                "redis_errors",
+                "What went wrong with Redis. kind: silent, unreachable, refused or other.",
+                "kind",
+            )
+        )
+        self._locks_lost = counter(
+            "locks_lost", "Locks with a good token that Redis had lost, and took again."
+        )
+        self._book_events = Children(
+            counter(
+                "book_events", "Books that ran low or were used up, by their ledger event.", "event"
+            )
+        )
+        self._begin_at_zero()
+
+    def _begin_at_zero(self) -> None:
+        """What may never happen is there from the start: else Prometheus misses the first time."""
+        for kind in REDIS_ERRORS:
+            self._redis_errors[kind,]
+        for event in BOOK_EVENTS:
+            self._book_events[event,]
+        for reason in CONFLICTS:
+            self._transaction_conflicts[reason,]
+        for kind in ("changes", "bulk", "looks", "lookups"):
+            for reason in ("OVERLOADED", "DEADLINE_EXCEEDED"):
+                self._dropped[kind, reason]
+        for kind in ("user", "service", "peer"):
+            self._guess_alarms[kind,]
 
     def rpc_finished(self, method: str, status: str, reason: str, seconds: float) -> None:
         """A call ended. ``reason`` is empty for an OK; ``method`` is one that is declared."""
@@ -132,6 +184,11 @@ class Metrics:
         """A command was not executed: OVERLOADED or DEADLINE_EXCEEDED."""
         self._dropped[kind, reason].inc()
 
+    def commands_decided(self, counts: Mapping[tuple[str, str, str], int]) -> None:
+        """How many commands of a batch that was committed had which event, outcome, and reason."""
+        for labels, count in counts.items():
+            self._commands[labels].inc(count)
+
     def transaction_finished(self, seconds: float) -> None:
         """A transaction ended, well or not, after all its tries."""
         self._transaction_duration.observe(seconds)
@@ -148,16 +205,33 @@ class Metrics:
         self._pool_idle[pool,].set(idle)
         self._pool_waiting[pool,].set(waiting)
 
+    def redis_exchanged(self, seconds: float) -> None:
+        """Redis has answered a pipeline."""
+        self._redis_duration.observe(seconds)
+
+    def redis_failed(self, kind: str) -> None:
+        """Redis did not answer a pipeline, or refused one of the commands."""
+        self._redis_errors[kind,].inc()
+
+    def lock_lost(self) -> None:
+        """A lock had to be taken again, since Redis had lost it."""
+        self._locks_lost.inc()
+
+    def book_event(self, event: str) -> None:
+        """BOOK_RUNNING_LOW or BOOK_USED_UP was written to the ledger."""
+        self._book_events[event,].inc()
+
+    def rate_limit_unchecked(self) -> None:
+        """A call of somebody with a rate limit passed uncounted: Redis did not answer."""
+        self._rate_limit_unchecked.inc()
+
+    def guess_alarm(self, kind: str) -> None:
+        """Somebody looked up as many unknown codes as is allowed. ``kind``: user, service, peer."""
+        self._guess_alarms[kind,].inc()
+
     def looked(self, what: str, *, reached: bool) -> None:
         """Whether this process reaches postgresql or redis, or the schema is new enough, now."""
         self._reaches[what,].set(reached)
-
-
-def workers_registry(folder: Path) -> CollectorRegistry:
-    """What all workers together have counted into ``folder``."""
-    registry = CollectorRegistry()
-    MultiProcessCollector(registry, str(folder))
-    return registry
 
 
 class MetricsServer:

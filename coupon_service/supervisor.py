@@ -19,10 +19,11 @@ import tempfile
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
+from itertools import count
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
@@ -31,6 +32,9 @@ from coupon_service.pid_file import PidFileError, holding
 from coupon_service.readiness import Readiness, is_serving, report
 from coupon_service.settings import Settings, SettingsError
 from coupon_service.tls import TlsError, read_certificate
+
+if TYPE_CHECKING:
+    from coupon_service.collectors import Workers
 
 RESTART_DELAY_S: Final = 0.1
 """Before a worker that died is replaced; doubles while it dies young, up to RESTART_DELAY_MAX_S."""
@@ -59,6 +63,7 @@ class Worker:
 
     def __init__(
         self,
+        name: str,
         context: ForkServerContext,
         settings: Settings,
         read_settings: Callable[[], Settings],
@@ -68,7 +73,7 @@ class Worker:
         # One byte that the worker writes and the supervisor reads.
         self._found: Any = context.RawValue("B", 0)
         self.process = context.Process(
-            target=run_worker, args=(settings, read_settings, self._found), name="worker"
+            target=run_worker, args=(settings, read_settings, self._found), name=name
         )
         self.delay_s = delay_s
         self.retired = False
@@ -111,6 +116,7 @@ class Supervisor:
         self._context: ForkServerContext = multiprocessing.get_context("forkserver")
         self._workers: list[Worker] = []
         self._restarting: asyncio.Task[None] | None = None
+        self._deaths = 0
         self._stopping = asyncio.Event()
         self._log = structlog.get_logger("coupon_service.supervisor")
 
@@ -142,6 +148,15 @@ class Supervisor:
                 await asyncio.gather(*(self._end(it, signal.SIGTERM) for it in self._workers))
             self._log.info("stopped")
 
+    def _counted(self) -> Workers:
+        """The workers, for the metrics. Called from other threads."""
+        from coupon_service.collectors import Workers  # noqa: PLC0415
+
+        workers = [it for it in tuple(self._workers) if not it.ended.is_set()]
+        serving = sum(bool(it.readiness & Readiness.SERVING) for it in workers)
+        pids = {it.process.name: it.process.pid for it in workers if it.process.pid is not None}
+        return Workers(self._settings.workers, serving, self._deaths, pids)
+
     def _handle_signals(self) -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -152,12 +167,10 @@ class Supervisor:
     def _open_ports(self, stack: ExitStack) -> None:
         """Keeps the port of the workers, and serves the metrics. Raises SupervisorError."""
         # Only now, since prometheus_client looks for its folder when it is imported.
-        from coupon_service.metrics import (  # noqa: PLC0415
-            MetricsServerError,
-            serve_metrics,
-            workers_registry,
-        )
+        from coupon_service.collectors import WorkerCounts, service_registry  # noqa: PLC0415
+        from coupon_service.metrics import MetricsServerError, serve_metrics  # noqa: PLC0415
 
+        self._counts = WorkerCounts(self._folder)
         settings = self._settings
         reserved = stack.enter_context(reserve_port(settings.host, settings.port))
         port = reserved.getsockname()[1]
@@ -167,7 +180,7 @@ class Supervisor:
                 serve_metrics(
                     settings.metrics_host,
                     settings.metrics_port,
-                    workers_registry(self._folder),
+                    service_registry(self._counts, self._folder, self._counted),
                     lambda: bool(self._readiness()),
                     lambda: (is_serving(found := self._readiness()), report(found)),
                 )
@@ -181,7 +194,9 @@ class Supervisor:
         return [worker.readiness for worker in tuple(self._workers) if not worker.ended.is_set()]
 
     def _start(self, delay_s: float) -> Worker:
-        worker = Worker(self._context, self._settings, self._read_settings, delay_s)
+        names = (f"worker-{number}" for number in count())
+        name = next(it for it in names if all(it != other.process.name for other in self._workers))
+        worker = Worker(name, self._context, self._settings, self._read_settings, delay_s)
         self._workers.append(worker)
         self._tasks.create_task(self._watch(worker))
         return worker
@@ -190,9 +205,11 @@ class Supervisor:
         """Until the worker has ended; another takes its place unless it was to end."""
         await worker.ended.wait()
         self._workers.remove(worker)
-        _forget_gauges(worker.process.pid, self._folder)
+        if worker.process.pid is not None:
+            self._counts.worker_ended(worker.process.pid)
         if worker.retired:
             return
+        self._deaths += 1
         exit_code = worker.process.exitcode
         self._log.error("worker died", pid=worker.process.pid, exit_code=exit_code)
         young = worker.age_s < YOUNG_S
@@ -330,9 +347,3 @@ def run_worker(settings: Settings, read_settings: Callable[[], Settings], found:
     except ServerError as error:
         structlog.get_logger("coupon_service.server").error("cannot go on", cause=str(error))
         sys.exit(1)
-
-
-def _forget_gauges(pid: int | None, folder: Path) -> None:
-    """Takes the gauges of a process that has ended away; what it counted stays."""
-    for path in folder.glob(f"gauge_live*_{pid}.db"):
-        path.unlink()

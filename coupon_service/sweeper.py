@@ -11,13 +11,11 @@ import structlog
 
 from coupon_service.coalesce import Changes
 from coupon_service.errors import CouponServiceError
-from coupon_service.leases import Leases
+from coupon_service.leases import IndexedLock, Leases
 from coupon_service.locking import end_of_lock, milliseconds_of
 from coupon_service.model import Call, Done, EventType, LockState, Unit
 from coupon_service.rules import lock_view
-from coupon_service.store.db import Database
-from coupon_service.store.pipeline import Connection
-from coupon_service.store.reads import Reads, sweeping_alone
+from coupon_service.store.reads import Reads
 
 SWEEP_BATCH = 500
 """Locks that the sweeper records at a time."""
@@ -26,19 +24,17 @@ SWEEP_BATCH = 500
 class Sweeper:
     """Writes to the ledger that locks ran out, and clears their index entries.
 
-    Nothing waits for it. One at a time over all replicas: the others find the advisory lock taken.
+    Nothing waits for it. All replicas take turns; should two do it at once, nothing happens twice.
     """
 
     def __init__(
         self,
-        database: Database,
         coalescer: Changes,
         reads: Reads,
         leases: Leases,
         now: Callable[[], datetime],
         interval_ms: int,
     ) -> None:
-        self._database = database
         self._coalescer = coalescer
         self._reads = reads
         self._leases = leases
@@ -58,26 +54,24 @@ class Sweeper:
                 self._log.warning("sweep failed", cause=repr(error))
 
     async def sweep(self) -> int:
-        """Records every lock that ran out by now, and says how many."""
-        return await self._database.read_at_once("sweep", self._sweep_alone)
-
-    async def _sweep_alone(self, connection: Connection) -> int:
-        async with sweeping_alone(connection) as alone:
-            if not alone:
-                return 0
-            books = await self._reads.books_with_locks()
-            return sum([await self._sweep_book(book_id) for book_id in books])
-
-    async def _sweep_book(self, book_id: UUID) -> int:
+        """Records every lock that ran out by now, and says how many. 0 when it is not its turn."""
+        if not await self._reads.my_turn("sweep", self._interval_ms):
+            return 0
         swept = 0
-        while True:
-            now_ms = milliseconds_of(self._now())
-            ended = await self._leases.expired(str(book_id), now_ms, SWEEP_BATCH)
-            if ended:
-                swept += await self._record([UUID(lock.lock_id) for lock in ended])
-                await self._leases.forget(ended)
-            if len(ended) < SWEEP_BATCH:
-                return swept
+        while ended := await self._ended():
+            for locks in ended:
+                swept += await self._record([UUID(lock.lock_id) for lock in locks])
+                await self._leases.forget(locks)
+            if max(map(len, ended)) < SWEEP_BATCH:
+                break
+        return swept
+
+    async def _ended(self) -> list[list[IndexedLock]]:
+        """Locks that ran out, book by book, of the books that are in this database."""
+        now_ms = milliseconds_of(self._now())
+        ended = await self._leases.expired(await self._leases.books(), now_ms, SWEEP_BATCH)
+        known = await self._reads.known_books(ended) if ended else ()
+        return [locks for book_id, locks in ended.items() if book_id in known]
 
     async def _record(self, lock_ids: list[UUID]) -> int:
         call = Call(caller="sweeper", request_id="lock-expired")

@@ -191,12 +191,29 @@ def api(server_address: str) -> Iterator[Api]:
 
 
 @pytest.fixture(scope="session")
+def guarded(
+    new_database: Callable[[], AbstractContextManager[str]], redis_server_url: str
+) -> Iterator[ServerThread]:
+    """A server that asks for tokens, which tests.tokens makes."""
+    from pydantic import SecretStr
+    from service import ServerThread, settings_for
+    from tokens import AUDIENCE, ISSUER, SECRET
+
+    tokens = {"jwt_secret": SecretStr(SECRET), "jwt_issuer": ISSUER, "jwt_audience": AUDIENCE}
+    with new_database() as database_url:
+        settings = settings_for(database_url, redis_server_url, auth="jwt", **tokens)
+        with ServerThread(settings) as running:
+            yield running
+
+
+@pytest.fixture(scope="session")
 def tomorrow(server: ServerThread) -> Iterator[Api]:
     """A client of a second server on the same data, whose clock is a day ahead. To look with."""
     from service import Api, ServerThread
 
     # It would find that the locks of all other tests have run out.
-    settings = server.settings.model_copy(update={"sweep_interval_ms": 3_600_000})
+    never = {"sweep_interval_ms": 3_600_000, "stock_interval_ms": 3_600_000}
+    settings = server.settings.model_copy(update=never)
     with ServerThread(settings, lambda: datetime.now(UTC) + timedelta(days=1)) as running:
         client = Api(running.address)
         yield client

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 from uuid import uuid4
 
 import grpc
@@ -86,6 +86,7 @@ def settings_for(database_url: str, redis_url: str, **changes: object) -> Settin
         "redis_timeout_ms": 1_000,
         "drain_grace_ms": 0,
         "sweep_interval_ms": 200,
+        "stock_interval_ms": 200,
     }
     return Settings(_env_file=None, **(values | changes))  # type: ignore[call-arg]
 
@@ -194,14 +195,46 @@ class refused:  # noqa: N801 - reads like pytest.raises
         return True
 
 
+class _Details(NamedTuple):
+    """What an interceptor may change of a call."""
+
+    method: str
+    timeout: float | None
+    metadata: Any
+    credentials: Any
+    wait_for_ready: Any
+    compression: Any
+
+
+class WithToken(
+    grpc.UnaryUnaryClientInterceptor,  # pyright: ignore[reportMissingTypeArgument] - it takes none
+    grpc.UnaryStreamClientInterceptor,  # pyright: ignore[reportMissingTypeArgument]
+    grpc.StreamStreamClientInterceptor,  # pyright: ignore[reportMissingTypeArgument]
+):
+    """Sends a bearer token with every call."""
+
+    def __init__(self, token: str) -> None:
+        self._metadata = ("authorization", f"Bearer {token}")
+
+    def _call(self, continuation: Any, details: Any, request: Any) -> Any:
+        values: dict[str, Any] = {name: getattr(details, name) for name in _Details._fields}
+        values["metadata"] = (*(details.metadata or ()), self._metadata)
+        return continuation(_Details(**values), request)
+
+    intercept_unary_unary = intercept_unary_stream = intercept_stream_stream = _call
+
+
 class Api:
     """The stubs of all services, and what most tests begin with."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, token: str | None = None) -> None:
         self.channel = grpc.insecure_channel(
             address, options=[("grpc.use_local_subchannel_pool", 1)]
         )
-        channel: Any = Watched(self.channel, SECRETS)
+        calls = self.channel
+        if token is not None:
+            calls = grpc.intercept_channel(calls, cast("Any", WithToken(token)))
+        channel: Any = Watched(calls, SECRETS)
         self.books = coupon_book_service_pb2_grpc.CouponBookServiceStub(channel)
         self.codes = coupon_code_service_pb2_grpc.CouponCodeServiceStub(channel)
         self.assignments = assignment_service_pb2_grpc.AssignmentServiceStub(channel)

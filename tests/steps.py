@@ -177,9 +177,9 @@ def about(seconds: float) -> Any:
     return pytest.approx(seconds, abs=1)
 
 
-def until(holds: Callable[[], bool]) -> None:
+def until(holds: Callable[[], bool], within_s: float = WAIT_S) -> None:
     """Returns when it holds."""
-    deadline_s = time.monotonic() + WAIT_S
+    deadline_s = time.monotonic() + within_s
     while not holds():
         assert time.monotonic() < deadline_s, "it took too long"
         time.sleep(0.05)

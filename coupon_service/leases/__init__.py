@@ -4,6 +4,7 @@ from coupon_service.leases.leases import Leases
 from coupon_service.leases.results import (
     Admission,
     AdmitStatus,
+    Census,
     IndexedLock,
     Peek,
     Taken,
@@ -15,6 +16,7 @@ from coupon_service.leases.token import sign, verify
 __all__ = [
     "Admission",
     "AdmitStatus",
+    "Census",
     "IndexedLock",
     "Leases",
     "Peek",

@@ -11,6 +11,11 @@ from importlib.resources import files
 from coupon_service.leases.pipeline import Command
 from coupon_service.leases.results import IndexedLock
 
+LOCKING_BOOKS = "coupon:locking-books"
+"""A zset: the books that have locks, scored with when that was last written down (ms since 1970).
+One key for all books, and so in one slot of a Redis Cluster: each process writes a book once in
+some seconds, not with each lock."""
+
 
 class Commands:
     """Builds the commands; reads the scripts once, when it is made."""

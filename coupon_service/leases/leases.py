@@ -13,30 +13,43 @@ steps ends with the time of the lock.
 
 from __future__ import annotations
 
+import math
+import time
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from typing import Any
 
 from coupon_service.leases.commands import (
+    LOCKING_BOOKS,
     Commands,
     book_index,
     index_member,
     indexed_lock,
     user_index,
 )
-from coupon_service.leases.pipeline import Client, Pipelines, connect
+from coupon_service.leases.pipeline import COMMANDS_MAX, Client, Command, Pipelines, connect
 from coupon_service.leases.results import (
     Admission,
     AdmitStatus,
+    Census,
     IndexedLock,
     Peek,
     Taken,
     TakenMomentarily,
     TakeStatus,
 )
+from coupon_service.metrics import Metrics
 
 # How long an ended lock waits in the index of its book for the sweeper.
 _ENDED_KEPT_MS = 24 * 60 * 60 * 1000
+
+# How long a book is one that has locks: a lock lives for a day at most, and is kept for another.
+_BOOK_KEPT_MS = 50 * 60 * 60 * 1000
+
+# How often a busy book is written down as one that has locks, by each process.
+_BOOK_AGAIN_S = 10.0
+_BOOKS_REMEMBERED_MAX = 10_000
 
 _TAKE_STATUS = {
     "TAKEN": TakeStatus.GRANTED,
@@ -70,6 +83,7 @@ class Leases:
         timeout_ms: int = 50,
         grace_ms: int = 5_000,
         locks_per_user_max: int = 5,
+        metrics: Metrics | None = None,
     ) -> None:
         """Connects when it is first used.
 
@@ -80,9 +94,11 @@ class Leases:
         """
         self._commands = Commands()
         client = connect(redis, timeout_ms) if isinstance(redis, str) else redis
-        self._redis = Pipelines(client, self._commands.sources, timeout_ms)
+        self._redis = Pipelines(client, self._commands.sources, timeout_ms, metrics)
         self._grace_ms = grace_ms
         self._locks_per_user_max = locks_per_user_max
+        self._metrics = metrics
+        self._books_written: dict[str, float] = {}
 
     async def ping(self) -> None:
         """Returns when Redis has answered."""
@@ -180,6 +196,8 @@ class Leases:
         )
         outcome, _, _, places_taken, others_end_in_ms = answer
         status = _ADMIT_STATUS[outcome]
+        if outcome == "TAKEN" and self._metrics is not None:
+            self._metrics.lock_lost()
         if status is AdmitStatus.RETAKEN:
             member = index_member(code, book_id, user_id, lock_id)
             await self._write_indexes(book_id, user_id, member, expire_ms)
@@ -245,15 +263,38 @@ class Leases:
         """The live locks of a book, in the manner of ``list_user``."""
         return await self._page(book_index(book_id), after, page_size)
 
-    async def expired(self, book_id: str, now_ms: int, limit: int) -> list[IndexedLock]:
-        """Locks of a book that ended without a release, grace included, by the caller's clock.
-
-        They are listed until ``forget``, or for a day.
-        """
-        (answer,) = await self._redis.run(
-            self._commands.ended(book_index(book_id), now_ms - self._grace_ms, limit)
+    async def books(self) -> list[str]:
+        """The books that may have locks, live or just ended; may lack one for some seconds after
+        Redis has lost its data."""
+        since_ms = round(time.time() * 1000) - _BOOK_KEPT_MS
+        _, books = await self._redis.run(
+            ("ZREMRANGEBYSCORE", LOCKING_BOOKS, "-inf", since_ms),
+            ("ZRANGE", LOCKING_BOOKS, 0, -1),
         )
-        return _locks(answer)
+        return books
+
+    async def expired(
+        self, book_ids: Sequence[str], now_ms: int, limit: int
+    ) -> dict[str, list[IndexedLock]]:
+        """Locks that ended without a release, grace included, by the caller's clock.
+
+        At most ``limit`` of each book, and only the books that have any. They are listed until
+        ``forget``, or for a day.
+        """
+        until_ms = now_ms - self._grace_ms
+        answers = await self._of_books(
+            [self._commands.ended(book_index(it), until_ms, limit) for it in book_ids]
+        )
+        found = zip(book_ids, map(_locks, answers), strict=True)
+        return {book_id: ended for book_id, ended in found if ended}
+
+    async def census(self, book_ids: Sequence[str], now_ms: int) -> Census:
+        """How many locks of these books are live, and since when one waits for ``expired``."""
+        indexes = list(map(book_index, book_ids))
+        live = await self._of_books([("ZCOUNT", it, f"({now_ms}", "+inf") for it in indexes])
+        first = await self._of_books([self._commands.ended(it, now_ms, 1) for it in indexes])
+        ended_ms = [lock.expire_ms for each in first for lock in _locks(each)]
+        return Census(sum(live), min(ended_ms, default=now_ms) + self._grace_ms)
 
     async def forget(self, entries: Iterable[IndexedLock]) -> None:
         """Takes entries out of the indexes of their books and users."""
@@ -264,12 +305,33 @@ class Leases:
             members[user_index(lock.user_id)].append(member)
         await self._redis.run(*(("ZREM", index, *each) for index, each in members.items()))
 
+    async def _of_books(self, commands: Sequence[Command]) -> list[Any]:
+        """The replies to commands on the indexes of many books, a pipeline's worth at a time."""
+        answers: list[Any] = []
+        for start in range(0, len(commands), COMMANDS_MAX):
+            answers += await self._redis.run(*commands[start : start + COMMANDS_MAX])
+        return answers
+
     async def _write_indexes(self, book_id: str, user_id: str, member: str, expire_ms: int) -> None:
         await self._redis.run(
             self._commands.index(user_index(user_id), member, expire_ms=expire_ms),
             self._commands.index(
                 book_index(book_id), member, expire_ms=expire_ms, keep_ms=_ENDED_KEPT_MS
             ),
+            *self._write_book(book_id),
+        )
+
+    def _write_book(self, book_id: str) -> Sequence[Command]:
+        """Writes down that the book has locks, unless this process did so a moment ago."""
+        now_s = time.monotonic()
+        if self._books_written.get(book_id, -math.inf) > now_s - _BOOK_AGAIN_S:
+            return ()
+        if len(self._books_written) >= _BOOKS_REMEMBERED_MAX:
+            self._books_written.clear()
+        self._books_written[book_id] = now_s
+        return (
+            ("ZADD", LOCKING_BOOKS, round(time.time() * 1000), book_id),
+            ("PEXPIRE", LOCKING_BOOKS, _BOOK_KEPT_MS),
         )
 
     async def _page(

@@ -28,9 +28,12 @@ import hiredis
 from redis.asyncio import Redis, RedisCluster
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import NoScriptError, ResponseError
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import NoScriptError, RedisError, ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from coupon_service.errors import LocksUnavailable
+from coupon_service.metrics import Metrics
 
 Client: TypeAlias = "Redis | RedisCluster"
 Command: TypeAlias = tuple[str | int, ...]
@@ -68,8 +71,15 @@ class Pipelines:
     Calls whose caller has gone before they were sent are left out.
     """
 
-    def __init__(self, client: Client, sources: Mapping[str, str], timeout_ms: int) -> None:
+    def __init__(
+        self,
+        client: Client,
+        sources: Mapping[str, str],
+        timeout_ms: int,
+        metrics: Metrics | None = None,
+    ) -> None:
         """``sources``: the text of each script by its SHA-1."""
+        self._metrics = metrics
         self._client = client
         self._sources = sources
         self._timeout_s = timeout_ms / 1000
@@ -104,6 +114,7 @@ class Pipelines:
         failed_s = -math.inf  # when the exchange before failed
         try:
             while calls := self._next_calls():
+                started_s = loop.time()
                 try:
                     async with _silence(self._timeout_s):
                         replies = iter(await self._exchange(calls))
@@ -112,14 +123,23 @@ class Pipelines:
                     for call in calls + self._calls_until(failed_s):
                         _settle(call, error)
                     failed_s = loop.time()
+                    self._failed(error)
                 else:
                     failed_s = -math.inf
+                    if self._metrics is not None:
+                        self._metrics.redis_exchanged(loop.time() - started_s)
                     for call in calls:
                         own = [next(replies) for _ in call.commands]
                         refused = next((r for r in own if isinstance(r, Exception)), None)
+                        if refused is not None:
+                            self._failed(refused)
                         _settle(call, refused or own)
         finally:
             self._sender = None
+
+    def _failed(self, error: Exception) -> None:
+        if self._metrics is not None:
+            self._metrics.redis_failed(_kind_of(error))
 
     def _calls_until(self, time_s: float) -> list[_Call]:
         """Takes out the waiting calls that were made by then."""
@@ -194,6 +214,19 @@ async def _silence(timeout_s: float) -> AsyncGenerator[None]:
             yield
         finally:
             over.cancel()
+
+
+def _kind_of(error: Exception) -> str:
+    """What the metrics call an error of Redis."""
+    match error:
+        case TimeoutError() | RedisTimeoutError():
+            return "silent"
+        case RedisConnectionError() | OSError():
+            return "unreachable"
+        case RedisError():
+            return "refused"
+        case _:
+            return "other"
 
 
 def _settle(call: _Call, outcome: list[Any] | Exception) -> None:

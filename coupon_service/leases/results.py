@@ -90,6 +90,17 @@ class Admission:
 
 
 @dataclass(frozen=True, slots=True)
+class Census:
+    """The answer to ``census``."""
+
+    live: int
+    """Locks that have not ended, by their tokens."""
+    waiting_since_ms: int
+    """When the first of the locks that wait for the sweeper ended, grace included; in the future
+    when none does."""
+
+
+@dataclass(frozen=True, slots=True)
 class IndexedLock:
     """A lock as the indexes know it. The last one of a page is where the next page begins."""
 

@@ -45,6 +45,7 @@ from coupon_service.model.enums import (
     EventType,
     LockPolicy,
     LockState,
+    StockLevel,
 )
 from coupon_service.model.identity import (
     bucket_of_book,
@@ -98,6 +99,7 @@ __all__ = [
     "Revoke",
     "Rollback",
     "State",
+    "StockLevel",
     "SwitchCode",
     "Unit",
     "UserCounts",

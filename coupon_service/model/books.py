@@ -54,6 +54,11 @@ class BookLimits:
     max_assignments_per_user: int = 0
 
     @property
+    def single_use(self) -> bool:
+        """Whether a code is used up by one redemption."""
+        return self.max_redemptions_per_code == 1
+
+    @property
     def any_per_user(self) -> bool:
         """Whether the book keeps a row of counts for each user."""
         return bool(self.max_redemptions_per_user or self.max_assignments_per_user)
@@ -81,6 +86,7 @@ class Book:
     assigned_code_validity_s: int = 0
     code_format: CodeFormat = field(default_factory=CodeFormat)
     metadata: str | None = None
+    low_threshold: int = 0
     version: int = 1
     create_time: datetime
     update_time: datetime

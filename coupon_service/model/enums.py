@@ -64,6 +64,14 @@ class LockState(IntEnum):
     EXPIRED = 4
 
 
+class StockLevel(IntEnum):
+    """How much a book has left, by its threshold."""
+
+    ENOUGH = 1
+    LOW = 2
+    USED_UP = 3
+
+
 class EventType(IntEnum):
     """What a ledger row records."""
 
@@ -84,3 +92,5 @@ class EventType(IntEnum):
     LOCK_EXPIRED = 15
     REDEEMED = 16
     ROLLED_BACK = 17
+    BOOK_RUNNING_LOW = 18
+    BOOK_USED_UP = 19

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import secrets
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from google.rpc.status_pb2 import Status
 from grpc import StatusCode
 
 from coupon_service import errors
-from coupon_service.errors import CouponServiceError, InvalidArgument
+from coupon_service.errors import CouponServiceError, InvalidArgument, reason_name
 from coupon_service.v1.error_reason_pb2 import ErrorReason, ItemError
 
 DOMAIN: Final = "coupon_service.v1"
@@ -45,7 +44,7 @@ def _kinds(
     code: StatusCode, *classes: type[CouponServiceError]
 ) -> Iterator[tuple[type[CouponServiceError], Kind]]:
     for cls in classes:
-        name = re.sub(r"(?<!^)(?=[A-Z])", "_", cls.__name__).upper()
+        name = reason_name(cls)
         reason = ErrorReason.Value(f"ERROR_REASON_{name}")
         yield cls, Kind(code, reason, name, RETRY_AFTER_MS.get(cls))
 

@@ -1,7 +1,7 @@
 """Every rule of the service, once: pure functions of what was loaded and the time.
 
 `decide` turns commands into outcomes and effects, `refusals` says why not, `derived` what is never
-stored. No I/O, no clock, no randomness, no SQL.
+stored, `stock` what a book has left. No I/O, no clock, no randomness, no SQL.
 """
 
 from coupon_service.rules.decide import decide, refuse_all
@@ -13,17 +13,22 @@ from coupon_service.rules.derived import (
     lock_view,
     order_discount,
 )
-from coupon_service.rules.refusals import find_code, redemption_refusals
+from coupon_service.rules.refusals import find_code, is_hidden, redemption_refusals
+from coupon_service.rules.stock import crossed, stock_left, stock_level
 
 __all__ = [
     "code_state",
+    "crossed",
     "decide",
     "discount_of",
     "effective_book_state",
     "effective_code_state",
     "find_code",
+    "is_hidden",
     "lock_view",
     "order_discount",
     "redemption_refusals",
     "refuse_all",
+    "stock_left",
+    "stock_level",
 ]

@@ -249,7 +249,7 @@ INSERT INTO coupon_books (
     max_assignments_per_user, assignment_policy, lock_policy, default_lock_ttl_ms, max_lock_ttl_ms,
     start_time, end_time, assigned_code_validity_s, code_length, code_alphabet, code_prefix,
     code_suffix, code_separator, code_group_size, code_check_character, metadata, version,
-    create_time, update_time)
+    create_time, update_time, low_threshold)
 VALUES (
     %(book_id)s, %(business_id)s, %(name)s, %(description)s, %(state)s,
     %(percent_off_basis_points)s, %(max_discount_minor)s, %(amount_off_minor)s, %(benefit)s,
@@ -259,7 +259,8 @@ VALUES (
     %(lock_policy)s, %(default_lock_ttl_ms)s, %(max_lock_ttl_ms)s, %(start_time)s, %(end_time)s,
     %(assigned_code_validity_s)s, %(code_length)s, %(code_alphabet)s, %(code_prefix)s,
     %(code_suffix)s, %(code_separator)s, %(code_group_size)s, %(code_check_character)s,
-    %(metadata)s, %(version)s, %(create_time)s, %(update_time)s)
+    %(metadata)s, %(version)s, %(create_time)s, %(update_time)s,
+    %(low_threshold)s)
 ON CONFLICT DO NOTHING
 """
 
@@ -301,6 +302,7 @@ SET name = %(name)s,
     code_group_size = %(code_group_size)s,
     code_check_character = %(code_check_character)s,
     metadata = %(metadata)s,
+    low_threshold = %(low_threshold)s,
     version = %(version)s,
     update_time = %(update_time)s
 WHERE book_id = %(book_id)s
@@ -388,7 +390,12 @@ async def select_books(
         },
     )
     books = [book_from_row(row) for row in await cursor.fetchall()]
-    return page_of(books, page_size, lambda book: time_position(book.create_time, book.book_id))
+    return page_of(books, page_size, book_position)
+
+
+def book_position(book: Book) -> Position:
+    """Where a page goes on after this book."""
+    return time_position(book.create_time, book.book_id)
 
 
 SUM_COUNTERS: Final = """

@@ -2,24 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
+from typing import Final
 from uuid import UUID
 
-from coupon_service.model import Book, Outcome, State, Unit
+from coupon_service.errors import reason_name
+from coupon_service.metrics import Metrics
+from coupon_service.model import (
+    Assign,
+    AssignRandom,
+    Book,
+    ChangeLock,
+    Command,
+    Done,
+    EventType,
+    LeaseNeeded,
+    Lock,
+    Outcome,
+    Redeem,
+    Revoke,
+    Rollback,
+    State,
+    SwitchCode,
+    Unit,
+)
 from coupon_service.rules import decide
 from coupon_service.store.apply import apply
 from coupon_service.store.db import Database
 from coupon_service.store.load import load
 from coupon_service.store.pipeline import Connection, Pipeline
 
+EVENTS: Final[Mapping[type[Command], str]] = {
+    Redeem: EventType.REDEEMED.name,
+    Rollback: EventType.ROLLED_BACK.name,
+    Lock: EventType.LOCKED.name,
+    Assign: EventType.ASSIGNED.name,
+    AssignRandom: EventType.ASSIGNED.name,
+    Revoke: EventType.REVOKED.name,
+}
+"""What each command is to write to the ledger; the others say it themselves."""
+
 
 class Executor:
     """Carries out batches. There is no other way to change a code."""
 
-    def __init__(self, database: Database, now: Callable[[], datetime]) -> None:
+    def __init__(self, database: Database, now: Callable[[], datetime], metrics: Metrics) -> None:
         self._database = database
         self._now = now
+        self._metrics = metrics
         self._formats: dict[UUID, Book] = {}
 
     async def execute(self, units: Sequence[Unit]) -> list[list[Outcome]]:
@@ -31,12 +63,14 @@ class Executor:
         commands = [command for unit in units for command in unit.commands]
 
         async def work(pipeline: Pipeline) -> list[list[Outcome]]:
-            state = await load(pipeline, commands, lock=True, formats=self._formats)
+            state = await load(pipeline, commands, self._now(), lock=True, formats=self._formats)
             outcomes, effects = decide(units, state, self._now())
             apply(pipeline, effects, state.books)
             return outcomes
 
-        return await self._database.batch("commands", work)
+        outcomes = await self._database.batch("commands", work)
+        self._metrics.commands_decided(_counted(units, outcomes))
+        return outcomes
 
     async def look(self, units: Sequence[Unit]) -> list[State]:
         """What the commands would be decided on, without locking or changing anything.
@@ -46,6 +80,24 @@ class Executor:
         commands = [command for unit in units for command in unit.commands]
 
         async def work(connection: Connection) -> State:
-            return await load(Pipeline(connection), commands, lock=False, formats=self._formats)
+            return await load(
+                Pipeline(connection), commands, self._now(), lock=False, formats=self._formats
+            )
 
         return [await self._database.read_at_once("look", work)] * len(units)
+
+
+def _counted(
+    units: Sequence[Unit], outcomes: Sequence[Sequence[Outcome]]
+) -> Counter[tuple[str, str, str]]:
+    """How often there was which event, outcome and reason. Who has to come again will be then."""
+    counts: Counter[tuple[str, str, str]] = Counter()
+    for unit, decided in zip(units, outcomes, strict=True):
+        for command, outcome in zip(unit.commands, decided, strict=True):
+            own = isinstance(command, (ChangeLock, SwitchCode))
+            event = command.type.name if own else EVENTS[type(command)]
+            if isinstance(outcome, Done):
+                counts[event, "replayed" if outcome.replayed else "done", ""] += 1
+            elif not isinstance(outcome, LeaseNeeded):
+                counts[event, "refused", reason_name(type(outcome))] += 1
+    return counts

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any, Final, LiteralString
 from uuid import UUID
 
 from coupon_service.codes import bucket_of
 from coupon_service.errors import CouponServiceError, RedemptionNotFound
 from coupon_service.model import (
+    Assignment,
     AssignmentState,
     Book,
-    BookState,
     Code,
     CodeState,
     Event,
     EventType,
-    LockPolicy,
     bucket_of_event,
     event_id,
 )
@@ -25,6 +24,7 @@ from coupon_service.store.books import select_book, select_books_by_id
 from coupon_service.store.db import Database
 from coupon_service.store.events import (
     AuditFilter,
+    event_position,
     select_events,
     select_events_by_id,
 )
@@ -45,7 +45,7 @@ from coupon_service.store.rows import (
     int_array,
 )
 
-__all__ = ["AuditFilter", "Reads", "sweeping_alone"]
+__all__ = ["AuditFilter", "Reads", "assignment_position", "event_position"]
 
 
 class Reads:
@@ -109,16 +109,21 @@ class Reads:
         states = tuple(AssignmentState) if state is None else (state,)
         wanted = CouponsLookup(user_id, book_id, business_id, states, time, code, page_size + 1)
         found: list[Coupon] = await self._look_up(wanted)
-        return page_of(
-            found, page_size, lambda it: time_position(it[0].assign_time or time, it[0].code)
-        )
+        return page_of(found, page_size, lambda it: assignment_position(it[0]))
 
-    async def redemption(self, redemption_id: UUID, business_id: str) -> tuple[Event, Event | None]:
-        """A redemption, and its roll-back if there was one. Raises RedemptionNotFound."""
+    async def redemption(
+        self, redemption_id: UUID, business_id: str, own_user_id: str = ""
+    ) -> tuple[Event, Event | None]:
+        """A redemption, of this user, empty = any, and its roll-back if there was one.
+
+        Raises RedemptionNotFound.
+        """
 
         async def work(connection: Connection) -> tuple[Event, Event | None]:
             event = (await select_events_by_id(connection, [redemption_id])).get(redemption_id)
             if event is None or event.type is not EventType.REDEEMED:
+                raise RedemptionNotFound
+            if own_user_id not in ("", event.user_id):
                 raise RedemptionNotFound
             books = await select_books_by_id(connection, [event.book_id])
             if business_id not in ("", books[event.book_id].business_id):
@@ -159,9 +164,21 @@ class Reads:
         """For each of the locks all its events; none for one that is not there."""
         return await self._look_up(LocksLookup(lock_ids, business_id))
 
-    async def books_with_locks(self) -> list[UUID]:
-        """The books that may have locks, live or just ended."""
-        return await self._database.read("books_with_locks", select_books_with_locks)
+    async def known_books(self, ids: Iterable[str]) -> set[str]:
+        """Those that are ids of books that there are."""
+        parsed = list(_uuids(ids))
+
+        async def work(connection: Connection) -> set[str]:
+            return set(map(str, await select_books_by_id(connection, parsed)))
+
+        return await self._database.read("known_books", work)
+
+    async def my_turn(self, name: str, interval_ms: int) -> bool:
+        """Whether it is the caller's turn; see `take_turn`."""
+        least_ms = interval_ms * 9 // 10  # whoever slept for the interval may have woken early
+        return await self._database.read_at_once(
+            "turn", lambda connection: take_turn(connection, name, least_ms)
+        )
 
     async def audit_events(
         self, wanted: AuditFilter, page_size: int, after: Position | None
@@ -170,6 +187,12 @@ class Reads:
         return await self._database.transaction(
             "list_events", lambda connection: select_events(connection, wanted, page_size, after)
         )
+
+
+def _uuids(texts: Iterable[str]) -> Iterator[UUID]:
+    for text in texts:
+        with suppress(ValueError):
+            yield UUID(text)
 
 
 async def _with_rollbacks(
@@ -224,34 +247,24 @@ async def select_code_page(
     return page_of(codes, page_size, lambda code: (code.code,))
 
 
-# A lock lives for a day at most, also when its book stopped using locks, or closed, meanwhile.
-SELECT_BOOKS_WITH_LOCKS: Final = """
-SELECT book_id FROM coupon_books
-WHERE state <> %s AND (state <> %s AND lock_policy <> %s OR update_time > now() - interval '1 day')
+def assignment_position(link: Assignment) -> Position:
+    """Where a page goes on after this assignment, one that was made."""
+    if link.assign_time is None:
+        raise AssertionError("a user's code without an assignment")
+    return time_position(link.assign_time, link.code)
+
+
+TAKE_TURN: Final = """
+INSERT INTO coupon_turns AS turn (name, taken_time) VALUES (%(name)s, now())
+ON CONFLICT (name) DO UPDATE SET taken_time = now()
+WHERE turn.taken_time <= now() - %(interval_ms)s * interval '1 ms'
 """
 
 
-async def select_books_with_locks(connection: Connection) -> list[UUID]:
-    """The books that may have locks, live or just ended."""
-    parameters = int(BookState.DRAFT), int(BookState.CLOSED), int(LockPolicy.OFF)
-    cursor = await connection.execute(SELECT_BOOKS_WITH_LOCKS, parameters)
-    return [row[0] for row in await cursor.fetchall()]
+async def take_turn(connection: Connection, name: str, interval_ms: int) -> bool:
+    """Whether it is the caller's turn to do what is done once in `interval_ms`, over all replicas.
 
-
-SWEEP_LOCK: Final = 0x7377656570
-"""The advisory lock of the sweeper; the number means nothing."""
-
-
-@asynccontextmanager
-async def sweeping_alone(connection: Connection) -> AsyncGenerator[bool]:
-    """Whether nobody else is sweeping, over all replicas; nobody else is until the end.
-
-    For a connection in autocommit mode. The lock ends with the connection, if not before.
+    Who takes a turn and then dies leaves it undone until the next one.
     """
-    cursor = await connection.execute("SELECT pg_try_advisory_lock(%s)", [SWEEP_LOCK])
-    alone = await cursor.fetchone() == (True,)
-    try:
-        yield alone
-    finally:
-        if alone:
-            await connection.execute("SELECT pg_advisory_unlock(%s)", [SWEEP_LOCK])
+    cursor = await connection.execute(TAKE_TURN, {"name": name, "interval_ms": interval_ms})
+    return cursor.rowcount == 1

@@ -76,7 +76,7 @@ BOOK_COLUMNS: Final[LiteralString] = """
     max_assignments_per_user, assignment_policy, lock_policy, default_lock_ttl_ms, max_lock_ttl_ms,
     start_time, end_time, assigned_code_validity_s, code_length, code_alphabet, code_prefix,
     code_suffix, code_separator, code_group_size, code_check_character, metadata::text, version,
-    create_time, update_time"""
+    create_time, update_time, low_threshold"""
 
 
 def book_from_row(row: Row) -> Book:
@@ -103,6 +103,7 @@ def book_from_row(row: Row) -> Book:
         version=row[31],
         create_time=row[32],
         update_time=row[33],
+        low_threshold=row[34],
     )
 
 
@@ -155,6 +156,7 @@ def book_parameters(book: Book) -> Mapping[str, object]:
         "version": book.version,
         "create_time": book.create_time,
         "update_time": book.update_time,
+        "low_threshold": book.low_threshold,
     }
 
 

@@ -64,6 +64,14 @@ class _AuditEventTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AuditE
     """A code was redeemed."""
     AUDIT_EVENT_TYPE_ROLLED_BACK: _AuditEventType.ValueType  # 17
     """A redemption was rolled back."""
+    AUDIT_EVENT_TYPE_BOOK_RUNNING_LOW: _AuditEventType.ValueType  # 18
+    """A book has no more left than its `low_threshold`. Written some seconds after, once each time that
+    it comes to it; `metadata` has `left` and `threshold`.
+    """
+    AUDIT_EVENT_TYPE_BOOK_USED_UP: _AuditEventType.ValueType  # 19
+    """A book with a `low_threshold` has nothing left. Written some seconds after, once each time that it
+    comes to it, after a BOOK_RUNNING_LOW; `metadata` has `left` and `threshold`.
+    """
 
 class AuditEventType(_AuditEventType, metaclass=_AuditEventTypeEnumTypeWrapper):
     """What was changed."""
@@ -104,6 +112,14 @@ AUDIT_EVENT_TYPE_REDEEMED: AuditEventType.ValueType  # 16
 """A code was redeemed."""
 AUDIT_EVENT_TYPE_ROLLED_BACK: AuditEventType.ValueType  # 17
 """A redemption was rolled back."""
+AUDIT_EVENT_TYPE_BOOK_RUNNING_LOW: AuditEventType.ValueType  # 18
+"""A book has no more left than its `low_threshold`. Written some seconds after, once each time that
+it comes to it; `metadata` has `left` and `threshold`.
+"""
+AUDIT_EVENT_TYPE_BOOK_USED_UP: AuditEventType.ValueType  # 19
+"""A book with a `low_threshold` has nothing left. Written some seconds after, once each time that it
+comes to it, after a BOOK_RUNNING_LOW; `metadata` has `left` and `threshold`.
+"""
 Global___AuditEventType: _TypeAlias = AuditEventType  # noqa: Y015
 
 @_typing.final

@@ -361,6 +361,7 @@ class CouponBook(_message.Message):
     ETAG_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
+    LOW_THRESHOLD_FIELD_NUMBER: _builtins.int
     book_id: _builtins.str
     """Output only. UUID."""
     business_id: _builtins.str
@@ -385,6 +386,12 @@ class CouponBook(_message.Message):
     """Whether codes are locked. Default OPTIONAL."""
     etag: _builtins.str
     """Output only. Changes with every change of the book."""
+    low_threshold: _builtins.int
+    """BOOK_RUNNING_LOW is written to the ledger when no more than this is left while the book is ACTIVE,
+    and BOOK_USED_UP when nothing is. What is left are the AVAILABLE codes; where codes can be used
+    more than once and `limits.max_redemptions` is set, the redemptions up to it; where codes are
+    single-use and it is set, the smaller of both. 0 = neither is written. At most 10^12.
+    """
     @_builtins.property
     def discount(self) -> Global___Discount:
         """What a redemption gives. Required."""
@@ -460,10 +467,11 @@ class CouponBook(_message.Message):
         etag: _builtins.str = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
+        low_threshold: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["assigned_code_validity", b"assigned_code_validity", "code_format", b"code_format", "create_time", b"create_time", "default_lock_ttl", b"default_lock_ttl", "discount", b"discount", "end_time", b"end_time", "limits", b"limits", "max_lock_ttl", b"max_lock_ttl", "metadata", b"metadata", "start_time", b"start_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["assigned_code_validity", b"assigned_code_validity", "assignment_policy", b"assignment_policy", "book_id", b"book_id", "business_id", b"business_id", "code_format", b"code_format", "create_time", b"create_time", "currency_code", b"currency_code", "default_lock_ttl", b"default_lock_ttl", "description", b"description", "discount", b"discount", "effective_state", b"effective_state", "end_time", b"end_time", "etag", b"etag", "limits", b"limits", "lock_policy", b"lock_policy", "max_lock_ttl", b"max_lock_ttl", "metadata", b"metadata", "min_order_amount_minor", b"min_order_amount_minor", "name", b"name", "start_time", b"start_time", "state", b"state", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assigned_code_validity", b"assigned_code_validity", "assignment_policy", b"assignment_policy", "book_id", b"book_id", "business_id", b"business_id", "code_format", b"code_format", "create_time", b"create_time", "currency_code", b"currency_code", "default_lock_ttl", b"default_lock_ttl", "description", b"description", "discount", b"discount", "effective_state", b"effective_state", "end_time", b"end_time", "etag", b"etag", "limits", b"limits", "lock_policy", b"lock_policy", "low_threshold", b"low_threshold", "max_lock_ttl", b"max_lock_ttl", "metadata", b"metadata", "min_order_amount_minor", b"min_order_amount_minor", "name", b"name", "start_time", b"start_time", "state", b"state", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -652,8 +660,8 @@ class UpdateCouponBookRequest(_message.Message):
     def update_mask(self) -> _field_mask_pb2.FieldMask:
         """Top-level fields of CouponBook: name, description, discount, currency_code,
         min_order_amount_minor, limits, assignment_policy, lock_policy, default_lock_ttl, max_lock_ttl,
-        start_time, end_time, assigned_code_validity, code_format, metadata. Required; a named field
-        that is unset in `coupon_book` gets its default.
+        start_time, end_time, assigned_code_validity, code_format, metadata, low_threshold. Required; a
+        named field that is unset in `coupon_book` gets its default.
         """
 
     def __init__(

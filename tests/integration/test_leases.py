@@ -15,10 +15,12 @@ from redis.asyncio import Redis
 
 from coupon_service.leases import (
     AdmitStatus,
+    Census,
     IndexedLock,
     Leases,
     TakeStatus,
 )
+from coupon_service.leases.commands import LOCKING_BOOKS
 
 CODE = "SUMMER25"
 BOOK = "book-1"
@@ -50,6 +52,11 @@ async def time_passes(ms: int) -> None:
     end_ms = soon_ms(ms)
     while soon_ms(0) <= end_ms:
         await asyncio.sleep(0.002)
+
+
+async def keys_of_locks(redis: Redis) -> list[str]:
+    """All keys but the one that has all books."""
+    return [str(key) for key in await redis.keys() if key != LOCKING_BOOKS]
 
 
 # --- acquire ------------------------------------------------------------------------------------
@@ -144,7 +151,7 @@ async def test_nothing_is_left_in_redis_when_the_time_of_all_is_over(
     await leases.release(CODE, BOOK, "cy", "lock-c", tombstone_until_ms=soon_ms(20))
     await time_passes(20 + GRACE_MS)
 
-    assert await redis.keys() == [f"coupon:book:{{{BOOK}}}:locks"]
+    assert await keys_of_locks(redis) == [f"coupon:book:{{{BOOK}}}:locks"]
     assert await redis.pttl(f"coupon:book:{{{BOOK}}}:locks") > 0
 
 
@@ -154,7 +161,7 @@ async def test_a_released_lock_leaves_nothing_behind(leases: Leases, redis: Redi
     await leases.release(CODE, BOOK, "ann", "lock-a")
     await leases.release_momentary(CODE, "attempt")
 
-    assert await redis.keys() == []
+    assert await keys_of_locks(redis) == []
 
 
 async def test_every_key_has_an_end(leases: Leases, redis: Redis) -> None:
@@ -165,7 +172,7 @@ async def test_every_key_has_an_end(leases: Leases, redis: Redis) -> None:
 
     ends = {key: await redis.pttl(key) for key in await redis.keys()}
 
-    assert len(ends) == 5
+    assert len(ends) == 6
     assert all(left > TTL_MS - PATIENT_MS for left in ends.values()), ends
 
 
@@ -586,13 +593,41 @@ async def test_ended_locks_are_found_until_they_are_forgotten(leases: Leases) ->
     over_ms = ended.expire_ms + GRACE_MS
     entry = IndexedLock(CODE, BOOK, "ann", "lock-a", ended.expire_ms)
 
-    assert await leases.expired(BOOK, over_ms - 1, 10) == []
-    assert await leases.expired(BOOK, over_ms, 10) == [entry]
-    assert await leases.expired(BOOK, over_ms, 0) == []
+    assert await leases.expired([BOOK], over_ms - 1, 10) == {}
+    assert await leases.expired(["book-2", BOOK], over_ms, 10) == {BOOK: [entry]}
+    assert await leases.expired([BOOK], over_ms, 0) == {}
     await leases.forget([entry])
-    assert await leases.expired(BOOK, over_ms, 10) == []
+    assert await leases.expired([BOOK], over_ms, 10) == {}
     assert [lock.lock_id for lock in await leases.list_book(BOOK)] == ["lock-b"]
 
 
 async def test_forgetting_nothing_is_nothing(leases: Leases) -> None:
     await leases.forget([])
+
+
+async def test_books_that_have_locks_are_known(leases: Leases, redis: Redis) -> None:
+    assert await leases.books() == []
+    await leases.acquire(CODE, BOOK, "ann", "lock-a", TTL_MS)
+    await leases.acquire("CODE2", BOOK, "bob", "lock-b", TTL_MS)
+    await leases.acquire("CODE3", "book-2", "ann", "lock-c", TTL_MS)
+    assert sorted(await leases.books()) == sorted([BOOK, "book-2"])
+    days_ago_ms = soon_ms(-3 * 24 * 60 * 60 * 1000)
+    await redis.zadd(LOCKING_BOOKS, {BOOK: days_ago_ms})
+    assert await leases.books() == ["book-2"]
+
+
+async def test_live_locks_of_many_books_are_counted(leases: Leases) -> None:
+    books = [f"many-{i}" for i in range(70)]
+    for i, book in enumerate(books):
+        await leases.acquire(f"CODE{i}", book, f"user-{i}", f"lock-{i}", TTL_MS)
+    now_ms = soon_ms(0)
+    census = await leases.census(books, now_ms)
+    assert census.live == 70
+    assert census.waiting_since_ms > now_ms
+
+    ended = await leases.acquire(CODE, BOOK, "ann", "lock-a", 1)
+    await time_passes(1 + GRACE_MS)
+    census = await leases.census([*books, BOOK], soon_ms(0))
+    assert census.live == 70
+    assert census.waiting_since_ms == ended.expire_ms + GRACE_MS
+    assert await leases.census([], now_ms) == Census(0, now_ms + GRACE_MS)

@@ -163,6 +163,26 @@ def test_a_lock_that_ran_out_no_longer_counts_for_its_user(api: Api) -> None:
     until(lambda: tried(lambda: api.lock(names[5], user)) == "OK")
 
 
+def test_one_connection_is_enough_to_write_it_down(database_url: str, redis_url: str) -> None:
+    settings = settings_for(
+        database_url,
+        redis_url,
+        pool_min_size=1,
+        pool_max_size=1,
+        batches_in_flight=1,
+        statement_timeout_ms=GRACE_MS,
+        lock_timeout_ms=GRACE_MS // 2,
+        clock_tolerance_ms=0,
+        sweep_interval_ms=100,
+    )
+    with ServerThread(settings) as server:
+        api = Api(server.address)
+        code = locking_code(api)
+        api.lock(code, "ann", ttl_s=1)
+        until(lambda: api.event_names(code=code) == ["LOCKED", "LOCK_EXPIRED"])
+        api.close()
+
+
 def _gets_in(lock: Callable[[], object]) -> bool:
     outcome = tried(lock)
     assert outcome in {"OK", "CODE_LOCKED"}

@@ -57,6 +57,29 @@ async def test_the_last_step_alone_can_be_taken_back(database_url: str) -> None:
     assert not await is_current(database_url)
 
 
+def test_books_outlive_the_step_of_running_low_both_ways(empty_database_url: str) -> None:
+    migrations.apply(empty_database_url)
+    while migrations.rollback(empty_database_url, count=1) != ["0002.running_low"]:
+        pass
+    with psycopg.connect(empty_database_url) as connection:
+        connection.execute(
+            "INSERT INTO coupon_books (book_id, business_id, name, description, state, benefit,"
+            " currency_code, min_order_amount_minor, max_redemptions, max_redemptions_per_code,"
+            " max_redemptions_per_user_per_code, max_redemptions_per_user,"
+            " max_assignments_per_user, assignment_policy, lock_policy, default_lock_ttl_ms,"
+            " max_lock_ttl_ms, assigned_code_validity_s, code_length, code_alphabet, code_prefix,"
+            " code_suffix, code_separator, code_group_size, code_check_character, version,"
+            " create_time, update_time)"
+            " VALUES (gen_random_uuid(), 'bakery', 'spring', '', 2, 'a gift', '', 0, 0, 1, 0, 0,"
+            " 0, 1, 1, 0, 0, 0, 12, 'AB', '', '', '', 0, false, 1, now(), now())"
+        )
+    migrations.apply(empty_database_url)
+    thresholds = "SELECT low_threshold FROM coupon_books"
+    assert names(empty_database_url, thresholds) == {0}
+    migrations.rollback(empty_database_url, count=1)
+    assert names(empty_database_url, "SELECT name FROM coupon_books") == {"spring"}
+
+
 async def test_a_schema_that_is_newer_is_new_enough(database_url: str) -> None:
     with psycopg.connect(database_url) as connection:
         connection.execute(

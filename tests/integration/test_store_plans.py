@@ -8,7 +8,7 @@ from itertools import count
 import psycopg
 import pytest
 
-from coupon_service.store import apply, chunks, events, load, lookups, picks
+from coupon_service.store import apply, chunks, events, load, lookups, picks, stock
 from coupon_service.store.db import PLANNING
 
 STATEMENTS = {
@@ -69,3 +69,12 @@ def test_random_codes_are_picked_by_the_state(database_url: str, statement: str)
 
 def test_orders_of_a_hot_code_are_found_by_the_order(database_url: str) -> None:
     assert "redemption_audit_by_order" in plan_of(database_url, load.SELECT_ORDERS)
+
+
+def test_only_books_with_a_threshold_are_looked_at_for_what_they_have_left(
+    database_url: str,
+) -> None:
+    plan = plan_of(database_url, stock.SELECT_STOCKS)
+    assert "Seq Scan" not in plan
+    for table in ("coupon_books_watched", "coupon_book_counters_pkey", "coupon_book_totals_pkey"):
+        assert table in plan, plan

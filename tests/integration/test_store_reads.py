@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -9,6 +10,7 @@ from typing import TypeVar
 from uuid import UUID
 
 import pytest
+from prometheus_client import CollectorRegistry
 from stores import START, Clock, activate, call, make_book, opened
 
 from coupon_service.codes import CodeFormat, bucket_of, generate
@@ -19,13 +21,13 @@ from coupon_service.errors import (
     InvalidArgument,
     RedemptionNotFound,
 )
+from coupon_service.metrics import Metrics
 from coupon_service.model import (
     Assign,
     AssignmentPolicy,
     AssignmentState,
     Book,
     BookLimits,
-    BookState,
     Code,
     CodeState,
     Command,
@@ -47,7 +49,7 @@ from coupon_service.store.db import Database
 from coupon_service.store.events import select_events
 from coupon_service.store.execute import Executor
 from coupon_service.store.keyset import Position
-from coupon_service.store.reads import AuditFilter, Reads, sweeping_alone
+from coupon_service.store.reads import AuditFilter, Reads
 from coupon_service.store.rows import insert_events
 
 T = TypeVar("T")
@@ -153,7 +155,7 @@ async def shop(database_url: str) -> AsyncGenerator[Shop]:
             books,
             Reads(database),
             CodeChunks(database, clock),
-            Executor(database, clock),
+            Executor(database, clock, Metrics(CollectorRegistry())),
             *made,
         )
 
@@ -488,21 +490,17 @@ async def test_the_life_of_a_lock_is_read_in_order_for_its_own_business(shop: Sh
     assert await shop.reads.lock_events([], "") == []
 
 
-async def test_only_books_that_may_have_locks_are_swept(shop: Shop) -> None:
-    draft = await make_book(shop.books, "draft")
-    locking = await activate(shop.books, await make_book(shop.books, "locking"))
-    assert draft.state is BookState.DRAFT
-    assert await shop.reads.books_with_locks() == [locking.book_id]
+async def test_books_of_other_databases_are_not_known(shop: Shop) -> None:
+    book = await make_book(shop.books)
+    ids = [str(NOBODY), str(book.book_id), "no id at all"]
+    assert await shop.reads.known_books(ids) == {str(book.book_id)}
 
 
-async def test_one_sweeps_at_a_time(shop: Shop) -> None:
-    async with shop.database.pool.connection() as one, shop.database.pool.connection() as two:
-        async with sweeping_alone(one) as alone:
-            assert alone
-            async with sweeping_alone(two) as also:
-                assert not also
-        async with sweeping_alone(two) as alone:
-            assert alone
+async def test_a_turn_is_taken_once_in_an_interval(shop: Shop) -> None:
+    turns = await asyncio.gather(*(shop.reads.my_turn("sweep", 60_000) for _ in range(4)))
+    assert sorted(turns) == [False, False, False, True]
+    assert await shop.reads.my_turn("something else", 60_000)
+    assert await shop.reads.my_turn("sweep", 0)
 
 
 # --- how much is read ---------------------------------------------------------------------------

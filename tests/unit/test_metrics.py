@@ -1,19 +1,12 @@
 from __future__ import annotations
 
 import gzip
-import os
 import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 from http.client import HTTPConnection
-from pathlib import Path
 
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.multiprocess import (
-    mark_process_dead,  # pyright: ignore[reportUnknownVariableType]
-)
 from prometheus_client.parser import text_string_to_metric_families
 
 from coupon_service.metrics import (
@@ -21,9 +14,10 @@ from coupon_service.metrics import (
     MetricsServer,
     MetricsServerError,
     serve_metrics,
-    workers_registry,
 )
 
+LABELS = {"kind", "method", "status", "reason", "pool", "le", "event", "outcome"}
+COMMAND: tuple[str, ...] = ("event", "outcome", "reason")
 REDEEM = "RedemptionService/RedeemCode"
 
 
@@ -85,6 +79,15 @@ class TestMetrics:
         metrics.transaction_conflicted("deadlock", retried=True)
         metrics.transaction_conflicted("deadlock", retried=False)
         metrics.pool_sampled("main", connections=4, idle=1, waiting=2)
+        done, refused = ("REDEEMED", "done", ""), ("REDEEMED", "refused", "CODE_LOCKED")
+        metrics.commands_decided({done: 40, refused: 2})
+        metrics.commands_decided({done: 5})
+        metrics.redis_exchanged(0.0004)
+        metrics.redis_failed("silent")
+        metrics.lock_lost()
+        metrics.book_event("BOOK_USED_UP")
+        metrics.guess_alarm("user")
+        metrics.rate_limit_unchecked()
         for name, labels, expected in [
             ("batch_size_commands_sum", {"kind": "changes"}, 60),
             ("batch_duration_seconds_sum", {"kind": "changes"}, 0.02),
@@ -97,6 +100,16 @@ class TestMetrics:
             ("pool_connections", {"pool": "main"}, 4),
             ("pool_idle_connections", {"pool": "main"}, 1),
             ("pool_waiting", {"pool": "main"}, 2),
+            ("commands_total", dict(zip(COMMAND, done, strict=True)), 45),
+            ("commands_total", dict(zip(COMMAND, refused, strict=True)), 2),
+            ("redis_duration_seconds_bucket", {"le": "0.0005"}, 1),
+            ("redis_duration_seconds_bucket", {"le": "0.00025"}, 0),
+            ("redis_errors_total", {"kind": "silent"}, 1),
+            ("locks_lost_total", {}, 1),
+            ("book_events_total", {"event": "BOOK_USED_UP"}, 1),
+            ("guess_alarms_total", {"kind": "user"}, 1),
+            ("guess_alarms_total", {"kind": "peer"}, 0),
+            ("rate_limit_unchecked_total", {}, 1),
         ]:
             assert registry.get_sample_value(f"coupon_{name}", labels) == expected, name
 
@@ -105,11 +118,12 @@ class TestMetrics:
     ) -> None:
         metrics.rpc_finished(REDEEM, "OK", "", 0.004)
         metrics.pool_sampled("main", 1, 1, 1)
+        metrics.commands_decided({("REDEEMED", "done", ""): 1})
         for family in text_string_to_metric_families(generate_latest(registry).decode()):
             assert family.name.startswith("coupon_")
             assert family.documentation.endswith(".")
             for sample in family.samples:
-                assert set(sample.labels) <= {"kind", "method", "status", "reason", "pool", "le"}
+                assert set(sample.labels) <= LABELS
 
     def test_two_of_them_do_not_share_anything(self) -> None:
         one, other = CollectorRegistry(), CollectorRegistry()
@@ -117,46 +131,6 @@ class TestMetrics:
         Metrics(other)
         assert one.get_sample_value("coupon_queue_length", {"kind": "changes"}) == 3
         assert other.get_sample_value("coupon_queue_length", {"kind": "changes"}) is None
-
-
-WORKER = f"""
-import os
-from prometheus_client import CollectorRegistry
-from coupon_service.metrics import Metrics
-
-metrics = Metrics(CollectorRegistry())
-metrics.rpc_finished("{REDEEM}", "OK", "", 0.004)
-metrics.queue_changed("changes", 5)
-metrics.pool_sampled("main", connections=4, idle=1, waiting=0)
-print(os.getpid())
-"""
-
-
-class TestSeveralWorkers:
-    @pytest.fixture
-    def workers(self, tmp_path: Path) -> list[int]:
-        environment = os.environ | {"PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
-        command = [sys.executable, "-c", WORKER]
-        return [
-            int(subprocess.run(command, env=environment, check=True, capture_output=True).stdout)
-            for _ in range(2)
-        ]
-
-    def test_what_they_count_is_added_up(self, workers: list[int], tmp_path: Path) -> None:
-        value = workers_registry(tmp_path).get_sample_value
-        ok = {"method": REDEEM, "status": "OK"}
-        assert value("coupon_rpcs_total", ok | {"reason": ""}) == len(workers)
-        assert value("coupon_rpc_duration_seconds_bucket", ok | {"le": "0.005"}) == len(workers)
-        assert value("coupon_queue_length", {"kind": "changes"}) == 10
-        assert value("coupon_pool_connections", {"pool": "main"}) == 8
-
-    def test_a_dead_one_keeps_its_counts_but_not_its_gauges(
-        self, workers: list[int], tmp_path: Path
-    ) -> None:
-        mark_process_dead(workers[0], str(tmp_path))
-        value = workers_registry(tmp_path).get_sample_value
-        assert value("coupon_queue_length", {"kind": "changes"}) == 5
-        assert value("coupon_rpcs_total", {"method": REDEEM, "status": "OK", "reason": ""}) == 2
 
 
 class TestEndpoint:

@@ -17,6 +17,8 @@ ABOUT_BOOKS = frozenset(
         EventType.BOOK_CLOSED,
         EventType.CODES_GENERATED,
         EventType.CODES_IMPORTED,
+        EventType.BOOK_RUNNING_LOW,
+        EventType.BOOK_USED_UP,
     }
 )
 """Events whose states are those of a book; those of the others are of a code."""

@@ -193,6 +193,7 @@ def _readers(fields: Fields, book: pb.CouponBook) -> dict[str, Callable[[], Any]
         "assigned_code_validity": lambda: _validity_s(fields, book),
         "code_format": lambda: read_code_format(fields.within("code_format"), book.code_format),
         "metadata": lambda: fields.metadata(book.metadata),
+        "low_threshold": lambda: fields.whole("low_threshold", book.low_threshold, 0, 10**12),
     }
 
 
@@ -315,6 +316,7 @@ def book_message(book: Book, effective_state: BookState) -> pb.CouponBook:
         etag=etag(book),
         create_time=to_timestamp(book.create_time),
         update_time=to_timestamp(book.update_time),
+        low_threshold=book.low_threshold,
     )
     if book.default_lock_ttl_ms:
         message.default_lock_ttl.FromMilliseconds(book.default_lock_ttl_ms)

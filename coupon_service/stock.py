@@ -1,0 +1,118 @@
+"""Looks every few seconds at what books have left, at the locks, and at the ledger.
+
+What it sees becomes gauges, and events of the ledger where a book runs low or is used up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from datetime import datetime
+
+import structlog
+
+from coupon_service.errors import CouponServiceError, LocksUnavailable
+from coupon_service.leases import Leases
+from coupon_service.locking import milliseconds_of
+from coupon_service.metrics import Metrics
+from coupon_service.model import StockLevel
+from coupon_service.shared_gauges import SharedGauges
+from coupon_service.store.db import Database
+from coupon_service.store.pipeline import Connection
+from coupon_service.store.stock import Stock, ledger_lag_s, select_stocks, tell_level
+
+LOOKS_KEPT = 3
+"""For how many intervals a gauge is shown when nobody has looked since."""
+
+
+class StockWatch:
+    """Tells the ledger of books that run low, and the metrics of what only a look can tell.
+
+    On every replica, by one of its workers at a time. However many see that a book has come to
+    another level, one writes it down. `series_max`: books that have gauges of their own; first
+    those that run low, then those that are used up.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        leases: Leases,
+        gauges: SharedGauges,
+        metrics: Metrics,
+        now: Callable[[], datetime],
+        *,
+        interval_ms: int,
+        series_max: int,
+    ) -> None:
+        self._database = database
+        self._leases = leases
+        self._gauges = gauges
+        self._metrics = metrics
+        self._now = now
+        self._interval_s = interval_ms / 1000
+        self._series_max = series_max
+        self._log = structlog.get_logger(__name__)
+
+    async def run(self) -> None:
+        """Looks until it is cancelled; what fails is tried again the next time."""
+        while True:
+            await asyncio.sleep(self._interval_s)
+            if self._gauges.age_s() < self._interval_s * 0.9:
+                continue  # another worker of this replica has looked
+            try:
+                await self.look()
+            except CouponServiceError:
+                pass  # PostgreSQL is away, and others say so
+            except Exception as error:  # noqa: BLE001 - such as a schema that is not there yet
+                self._log.warning("look at the stock failed", cause=repr(error))
+
+    async def look(self) -> None:
+        """Looks at everything once. Raises as Database does."""
+
+        async def work(connection: Connection) -> tuple[list[Stock], float]:
+            return (
+                await select_stocks(connection, self._now()),
+                await ledger_lag_s(connection),
+            )
+
+        stocks, lag_s = await self._database.read_at_once("stock", work)
+        self._show(stocks, lag_s, await self._locks())
+        for stock in stocks:
+            if stock.level is not stock.told:
+                await self._tell(stock)
+
+    async def _locks(self) -> tuple[int, float] | None:
+        """Live locks, and for how many seconds one waits for the sweeper; None without Redis."""
+        now_ms = milliseconds_of(self._now())
+        try:
+            census = await self._leases.census(await self._leases.books(), now_ms)
+        except LocksUnavailable:
+            return None
+        return census.live, max(now_ms - census.waiting_since_ms, 0) / 1000
+
+    def _show(self, stocks: Sequence[Stock], lag_s: float, locks: tuple[int, float] | None) -> None:
+        shown = sorted(stocks, key=_urgency)[: self._series_max]
+        levels = [stock.level for stock in stocks]
+        values = {
+            "book_left": {str(it.book_id): it.left for it in shown},
+            "book_low_threshold": {str(it.book_id): it.threshold for it in shown},
+            "books_watched": {level.name: levels.count(level) for level in StockLevel},
+            "ledger_lag_seconds": {"": lag_s},
+        }
+        if locks is not None:
+            values["locks_live"], values["sweep_lag_seconds"] = {"": locks[0]}, {"": locks[1]}
+        self._gauges.show(values, self._interval_s * LOOKS_KEPT)
+
+    async def _tell(self, stock: Stock) -> None:
+        types = await self._database.transaction(
+            "book_level", lambda connection: tell_level(connection, stock, self._now())
+        )
+        for it in types:
+            self._metrics.book_event(it.name)
+            self._log.info(it.name, book_id=str(stock.book_id), left=stock.left)
+
+
+def _urgency(stock: Stock) -> tuple[int, float]:
+    """Least for the book that most needs somebody to do something in time."""
+    levels = (StockLevel.LOW, StockLevel.USED_UP, StockLevel.ENOUGH)
+    return levels.index(stock.level), stock.left / stock.threshold
