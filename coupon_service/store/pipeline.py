@@ -14,6 +14,7 @@ from typing import Any, Final, LiteralString
 
 import psycopg
 from psycopg import pq
+from psycopg._preparing import PrepareManager
 from psycopg.adapt import Transformer
 from psycopg.rows import TupleRow
 from psycopg.waiting import Ready, Wait
@@ -23,12 +24,31 @@ BINARY: Final = pq.Format.BINARY
 Exchange = Generator[Wait, Ready | int, list[pq.abc.PGresult]]
 
 
+class _Prepared(PrepareManager):
+    """The statements that psycopg has prepared.
+
+    After a rollback it gives them up with DEALLOCATE ALL, which takes ours away as well; one that
+    is used without being there fails whatever is done on the connection from then on.
+    """
+
+    def __init__(self, ours: dict[str, bytes]) -> None:
+        super().__init__()
+        self._ours = ours
+
+    def clear(self) -> bool:
+        given_up = super().clear()
+        if given_up:
+            self._ours.clear()
+        return given_up
+
+
 class Connection(psycopg.AsyncConnection[TupleRow]):
     """A connection that knows what was prepared on it."""
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
         self.prepared: dict[str, bytes] = {}
+        self._prepared = _Prepared(self.prepared)
         self.names = map(b"coupon_%d".__mod__, count())
         self.transformer = Transformer(self)
 
