@@ -24,6 +24,7 @@ from processes import (
     environment_of,
     events_in,
     fetch,
+    is_ready,
     readyz,
     serving,
     wait_until,
@@ -227,7 +228,8 @@ def test_without_its_schema_it_lives_but_is_not_ready(
         done = run(tmp_path, "health", COUPON_PORT=port)
         assert (done.returncode, done.stdout) == (1, "NOT_SERVING\n")
         migrations.apply(empty_database_url)
-        wait_until(lambda: fetch(environment, "readyz"))
+        wait_until(lambda: is_ready(environment))
+        assert fetch(environment, "readyz")
         done = run(tmp_path, "health", "coupon_service.v1.RedemptionService", COUPON_PORT=port)
         assert (done.returncode, done.stdout) == (0, "SERVING\n")
     done = run(tmp_path, "health", "--timeout", "1", COUPON_PORT=port)
