@@ -54,7 +54,7 @@ class Server:
     def workers(self) -> list[psutil.Process]:
         """Those of its processes that answer."""
         return sorted(
-            (it for it in self.process.children() if _listens(it, self.address)),
+            (it for it in self.process.children(recursive=True) if _listens(it, self.address)),
             key=lambda it: it.pid,
         )
 

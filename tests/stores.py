@@ -35,12 +35,12 @@ class Clock:
 
 
 @asynccontextmanager
-async def opened(url: str) -> AsyncGenerator[Database]:
+async def opened(url: str, *, pool_max_size: int = 4) -> AsyncGenerator[Database]:
     """A Database on this URL."""
     settings = DatabaseSettings(
         url=url,
         pool_min_size=1,
-        pool_max_size=4,
+        pool_max_size=pool_max_size,
         pool_timeout_ms=10_000,
         lock_timeout_ms=2_000,
         statement_timeout_ms=5_000,

@@ -44,7 +44,7 @@ def tls_in_front_of(port: int, own: Pair, *, postgresql: bool = False) -> Genera
         return await asyncio.start_server(hand_on, HOST, 0)
 
     loop = asyncio.new_event_loop()
-    loop.set_exception_handler(lambda *_: None)  # a client that goes away is what is tested
+    loop.set_exception_handler(_ignore)
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
     server = asyncio.run_coroutine_threadsafe(start(), loop).result()
@@ -55,6 +55,10 @@ def tls_in_front_of(port: int, own: Pair, *, postgresql: bool = False) -> Genera
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()
+
+
+def _ignore(_loop: asyncio.AbstractEventLoop, _context: object) -> None:
+    """A client that goes away is what is tested."""
 
 
 async def _end(server: asyncio.Server) -> None:

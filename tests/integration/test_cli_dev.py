@@ -185,7 +185,8 @@ class TestStoppingAndStartingAgain:
     ) -> None:
         with dev(tmp_path, DATABASE_URL=empty_database_url, REDIS_URL=redis_url) as ready:
             assert events(paste(ready.session)) == ["REDEEMED", "LOCKED", "ASSIGNED"]
-        assert [path.name for path in (tmp_path / ".data").iterdir()] == ["lock-token-secret"]
+        made = {path.name for path in (tmp_path / ".data").iterdir()}
+        assert made == {"lock-token-secret", "pid"}
 
 
 class TestTokens:

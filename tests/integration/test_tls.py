@@ -12,8 +12,9 @@ from urllib.parse import urlencode, urlsplit
 import grpc
 import pytest
 from certificates import DAY, Authority, Pair
-from commands import run
+from commands import run, run_apart
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from processes import environment_of, serving
 from service import Api, ServerThread, refused, settings_for
 from steps import until
 from tls_proxy import HOST, tls_in_front_of
@@ -184,6 +185,29 @@ def test_the_command_line_speaks_tls(
         assert (done.returncode, done.stderr[:12]) == (1, "UNAVAILABLE:")
     done = run(tmp_path, "health", *options)
     assert (done.returncode, done.stderr) == (1, "TLS options need --tls-ca.\n")
+
+
+def test_a_container_need_not_have_a_certificate_to_ask_how_it_is(
+    database_url: str, redis_url: str, authority: Authority, tmp_path: Path
+) -> None:
+    own = authority.sign("server", "coupon.example")
+    files = {
+        "COUPON_TLS_CERTIFICATE_FILE": str(own.certificate),
+        "COUPON_TLS_KEY_FILE": str(own.key),
+        "COUPON_TLS_CLIENT_CA_FILE": str(authority.path),
+    }
+    environment = environment_of(database_url, redis_url) | files
+    with serving(environment, tmp_path):
+        done = run_apart(tmp_path, "health", **environment)
+        assert (done.returncode, done.stdout) == (0, "SERVING\n")
+    done = run_apart(tmp_path, "health", **environment)
+    assert (done.returncode, done.stderr[:12]) == (1, "UNAVAILABLE:")
+    own.key.unlink()
+    done = run_apart(tmp_path, "serve", **environment)
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"COUPON_TLS_KEY_FILE: {own.key} cannot be read: No such file or directory.\n"
+    )
 
 
 # --- PostgreSQL ---------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from http.client import HTTPConnection
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
+from steps import until
 
 from coupon_service.metrics import (
     Metrics,
@@ -189,7 +190,7 @@ class TestEndpoint:
             with pytest.raises(ConnectionError):
                 get(server.port, "/healthz")
             assert get(server.port, "/metrics")[0] == 200
-        assert "metrics request failed" in capfd.readouterr().out
+            until(lambda: "metrics request failed" in capfd.readouterr().out)
 
     @pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
     def test_it_listens_on_ipv6_as_well(self, registry: CollectorRegistry) -> None:
