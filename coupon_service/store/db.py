@@ -28,8 +28,14 @@ Batch = Callable[[Pipeline], Awaitable[T]]
 SLOW_S = 0.5
 """A transaction that takes longer, all its tries together, is logged."""
 
-RETRIED = (pg.LockNotAvailable, pg.DeadlockDetected, pg.SerializationFailure)
-"""Conflicts with other transactions: nothing was done, and doing it again may work."""
+RETRIED = (
+    pg.LockNotAvailable,
+    pg.DeadlockDetected,
+    pg.SerializationFailure,
+    pg.InvalidSqlStatementName,
+)
+"""Conflicts with other transactions: nothing was done, and doing it again may work. And what was
+prepared is gone: psycopg lets PostgreSQL forget all of it (DEALLOCATE ALL) after a rollback."""
 
 TOO_LONG = (pg.QueryCanceled,)
 """A statement took longer than statement_timeout: nothing was done, and another try at once would

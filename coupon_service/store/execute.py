@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from typing import Final
+from typing import Final, cast
 from uuid import UUID
 
 from coupon_service.errors import reason_name
@@ -94,10 +94,9 @@ def _counted(
     counts: Counter[tuple[str, str, str]] = Counter()
     for unit, decided in zip(units, outcomes, strict=True):
         for command, outcome in zip(unit.commands, decided, strict=True):
-            own = isinstance(command, (ChangeLock, SwitchCode))
-            event = command.type.name if own else EVENTS[type(command)]
-            if isinstance(outcome, Done):
+            event = EVENTS.get(type(command)) or cast("ChangeLock | SwitchCode", command).type.name
+            if type(outcome) is Done:
                 counts[event, "replayed" if outcome.replayed else "done", ""] += 1
-            elif not isinstance(outcome, LeaseNeeded):
+            elif type(outcome) is not LeaseNeeded:
                 counts[event, "refused", reason_name(type(outcome))] += 1
     return counts

@@ -98,7 +98,10 @@ class Pipeline:
 
     def _check(self, result: pq.abc.PGresult) -> None:
         if result.status not in (pq.ExecStatus.TUPLES_OK, pq.ExecStatus.COMMAND_OK):
-            raise psycopg.errors.error_from_result(result)
+            error = psycopg.errors.error_from_result(result)
+            if isinstance(error, psycopg.errors.InvalidSqlStatementName):
+                self._connection.prepared.clear()
+            raise error
 
 
 def _numbered(statement: str) -> bytes:
