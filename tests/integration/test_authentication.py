@@ -108,6 +108,6 @@ def test_an_open_service_without_authentication_says_so_when_it_starts(
     monkeypatch.setattr("coupon_service.log.configure_logging", configured)
     settings = Settings(_env_file=None, host=host, **changes)  # type: ignore[call-arg]
     with structlog.testing.capture_logs() as lines:
-        asyncio.run(supervise(settings))
+        asyncio.run(supervise(settings, lambda: settings))
     assert [line["log_level"] for line in lines] == ["warning"] * warnings
     assert all(line["host"] == host for line in lines)
