@@ -413,14 +413,14 @@ async def test_each_limit_that_is_reached_is_one_alarm_and_one_line(redis_url: s
 
 
 def test_no_line_of_the_log_has_the_code(
-    api: Api, counting: tuple[ServerThread, ServerThread], capsys: pytest.CaptureFixture[str]
+    api: Api, counting: tuple[ServerThread, ServerThread], capfd: pytest.CaptureFixture[str]
 ) -> None:
     user_id = unique("user")
     guesses = new_codes(LIMIT)
     for code in guesses:
         with refused("CODE_NOT_FOUND"):
             api.redeem(code, user_id)
-    told = capsys.readouterr().out
+    told = capfd.readouterr().out
     assert "guess limit reached" in told
     assert not any(code in told for code in guesses)
     registry = counting[0].registry

@@ -6,22 +6,19 @@ what is kept for every call or message from what is not.
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, closing, suppress
 from dataclasses import dataclass
 from typing import Any
-from urllib.error import URLError
-from urllib.request import urlopen
 
 import frames
 import grpc
 import psutil
 import pytest
+from processes import PATIENCE_S, environment_of, fetch, serving, wait_until, workers_of
 from service import (
     Api,
     all_at_once,
@@ -37,9 +34,6 @@ from service import (
 )
 from steps import tried
 
-from coupon_service.supervisor import reserve_port
-
-PATIENCE_S = 60
 CALLS_MAX = 3_000
 CONNECTIONS_MAX = 100
 MIB = 1 << 20
@@ -56,17 +50,17 @@ class Service:
     """A service with one worker."""
 
     process: subprocess.Popen[bytes]
-    port: int
-    metrics_port: int
+    environment: dict[str, str]
+
+    @property
+    def port(self) -> int:
+        """Its gRPC port."""
+        return int(self.environment["COUPON_PORT"])
 
     @property
     def worker(self) -> psutil.Process:
         """The worker."""
-        (worker,) = (
-            child
-            for child in psutil.Process(self.process.pid).children()
-            if "spawn_main" in " ".join(child.cmdline())
-        )
+        (worker,) = workers_of(self.process)
         return worker
 
     @property
@@ -78,47 +72,23 @@ class Service:
         """A client with a connection of its own."""
         return Api(f"127.0.0.1:{self.port}")
 
-    def fetch(self, path: str) -> str:
-        """What the metrics port answers; empty while it does not."""
-        try:
-            with urlopen(f"http://127.0.0.1:{self.metrics_port}/{path}", timeout=5) as answer:
-                return answer.read().decode()
-        except (URLError, OSError):
-            return ""
-
 
 @pytest.fixture(scope="module")
 def service(
     new_database: NewDatabase, redis_server_url: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Service]:
-    folder = tmp_path_factory.mktemp("service")
-    with reserve_port("127.0.0.1", 0) as grpc_port, reserve_port("127.0.0.1", 0) as metrics_port:
-        port, metrics = grpc_port.getsockname()[1], metrics_port.getsockname()[1]
-    with new_database() as database_url, (folder / "log").open("wb") as log:
+    with new_database() as database_url:
         environment = {
-            **os.environ,
-            "COUPON_DATABASE_URL": database_url,
-            "COUPON_REDIS_URL": redis_server_url,
-            "COUPON_LOCK_TOKEN_SECRET": "only the tests sign with this one",
+            **environment_of(database_url, redis_server_url),
             "COUPON_WORKERS": "1",
-            "COUPON_PORT": str(port),
-            "COUPON_METRICS_PORT": str(metrics),
-            "COUPON_DRAIN_GRACE_MS": "0",
             "COUPON_SHUTDOWN_TIMEOUT_MS": "100",
             "COUPON_REDIS_TIMEOUT_MS": "1000",
             "COUPON_CALLS_MAX": str(CALLS_MAX),
             "COUPON_CONNECTIONS_MAX": str(CONNECTIONS_MAX),
             "COUPON_STREAM_IDLE_MS": "1500",
         }
-        command = [sys.executable, "-m", "coupon_service", "serve"]
-        process = subprocess.Popen(command, env=environment, cwd=folder, stdout=log, stderr=log)
-        running = Service(process, port, metrics)
-        try:
-            until(lambda: running.fetch("healthz") == "ok\n")
-            yield running
-        finally:
-            process.terminate()
-            process.wait(PATIENCE_S)
+        with serving(environment, tmp_path_factory.mktemp("service")) as process:
+            yield Service(process, environment)
 
 
 @pytest.fixture
@@ -126,14 +96,6 @@ def api(service: Service) -> Iterator[Api]:
     client = service.api()
     yield client
     client.close()
-
-
-def until(condition: Callable[[], object]) -> None:
-    """Returns when it holds; fails when it never does."""
-    ends = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < ends
-        time.sleep(0.05)
 
 
 @pytest.fixture
@@ -181,10 +143,10 @@ def test_more_calls_than_a_worker_keeps_open_are_refused_whatever_they_wait_for(
         for client in clients:
             for number in range(1_000):
                 client.sendall(frames.opening(2 * number + 1, REDEEM))
-        until(lambda: is_overloaded(api))
+        wait_until(lambda: is_overloaded(api))
         flat(300 * MIB)
-    until(lambda: served(api))
-    assert 'reason="OVERLOADED"' in service.fetch("metrics")
+    wait_until(lambda: served(api))
+    assert 'reason="OVERLOADED"' in fetch(service.environment, "metrics")
     api.close()
 
 
@@ -216,9 +178,9 @@ def test_more_connections_than_a_worker_keeps_are_closed(service: Service, api: 
         for client in clients:
             with suppress(OSError):  # it is closed
                 frames.confirm_settings(client)
-        until(lambda: sum(map(is_closed, clients)) >= 300 - CONNECTIONS_MAX)
+        wait_until(lambda: sum(map(is_closed, clients)) >= 300 - CONNECTIONS_MAX)
         assert served(api)
-    until(lambda: answers_a_new_connection(service))
+    wait_until(lambda: answers_a_new_connection(service))
 
 
 def is_closed(client: Any) -> bool:
@@ -321,7 +283,7 @@ def test_who_does_not_read_an_export_costs_no_memory(
             assert served(api)
             flat(100 * MIB)
         assert len(exports) == 100
-    until(lambda: sum(len(part.codes) for part in api.codes.ExportCodes(wanted)) == 30_000)
+    wait_until(lambda: sum(len(part.codes) for part in api.codes.ExportCodes(wanted)) == 30_000)
 
 
 def test_who_does_not_read_the_progress_still_gets_the_codes(service: Service, api: Api) -> None:
@@ -330,7 +292,7 @@ def test_who_does_not_read_the_progress_still_gets_the_codes(service: Service, a
         book_id=book.book_id, count=20_000, request_id=unique("request")
     )
     unread = api.codes.GenerateCodes(request)
-    until(lambda: api.stats(book.book_id).code_count == 20_000)
+    wait_until(lambda: api.stats(book.book_id).code_count == 20_000)
     assert list(unread)[-1].generated_count == 20_000
 
 
