@@ -133,7 +133,7 @@ class Settings(BaseSettings):
     )
     tls_certificate_file: Path | None = Field(
         default=None,
-        description="Certificate of the gRPC port in PEM form, then those that lead to its"
+        description="Certificate of the gRPC port in PEM form, then the chain up to its"
         " authority. With it the port speaks TLS only. Read again when it changes.",
     )
     tls_key_file: Path | None = Field(
