@@ -17,6 +17,7 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import StatusCode
+from secrecy import Log
 from service import Api, ServerThread, all_at_once, new_codes, refused, settings_for
 
 from coupon_service.embedded.machine import free_port
@@ -91,7 +92,7 @@ def eventually(holds: Callable[[], object]) -> None:
 
 
 def test_a_call_goes_on_with_the_trace_of_its_caller_down_to_the_transaction(
-    traced: Traced, capsys: pytest.CaptureFixture[str]
+    traced: Traced, service_log: Log
 ) -> None:
     code = traced.api.code()
     traced.forget()
@@ -113,7 +114,7 @@ def test_a_call_goes_on_with_the_trace_of_its_caller_down_to_the_transaction(
     (transaction,) = traced.spans("transaction commands")
     assert transaction.parent is not None
     assert (transaction.parent.trace_id, transaction.parent.span_id) == ids(batch)
-    assert f"trace_id={TRACE}" in capsys.readouterr().out
+    assert f'"trace_id":"{TRACE}"' in service_log.take()
 
 
 def test_a_batch_and_its_callers_have_links_to_each_other(traced: Traced) -> None:
@@ -179,14 +180,14 @@ def test_a_refusal_is_no_error_of_the_server_and_an_unreachable_redis_is(
 
 
 def test_a_caller_who_is_not_sampled_costs_no_span_but_has_the_id_in_the_log(
-    traced: Traced, capsys: pytest.CaptureFixture[str]
+    traced: Traced, service_log: Log
 ) -> None:
     code = traced.api.code()
     traced.forget()
     traced.redeem(code, "ann", parent_of(sampled=False))
     time.sleep(0.1)
     assert traced.spans() == []
-    assert f"trace_id={TRACE}" in capsys.readouterr().out
+    assert f'"trace_id":"{TRACE}"' in service_log.take()
 
 
 def test_a_malformed_traceparent_starts_a_trace(traced: Traced) -> None:
