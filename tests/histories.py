@@ -24,12 +24,16 @@ from one_code import (
     Unlock,
     perform,
 )
-from service import reason_of, redemptions
 from service import codes as codes_pb
+from service import reason_of, redemptions
 
 from coupon_service.codes import bucket_of
 from coupon_service.model import EventType, event_id
-from coupon_service.v1 import coupon_code_service_pb2_grpc, redemption_service_pb2_grpc
+from coupon_service.v1 import (
+    assignment_service_pb2_grpc,
+    coupon_code_service_pb2_grpc,
+    redemption_service_pb2_grpc,
+)
 
 Recorded = Operation[Call, Answer]
 
@@ -63,6 +67,7 @@ class Connection:
         channel: Any = self.channel
         self.redemptions: Any = redemption_service_pb2_grpc.RedemptionServiceStub(channel)
         self.codes: Any = coupon_code_service_pb2_grpc.CouponCodeServiceStub(channel)
+        self.assignments: Any = assignment_service_pb2_grpc.AssignmentServiceStub(channel)
 
 
 @dataclass(slots=True)
@@ -270,9 +275,7 @@ def telling(record: Record, *, after_losses: bool) -> list[Recorded]:
             for other in record.operations
         )
 
-    return [
-        it for it in record.operations if it.answer != ("CODE_LOCKED",) or not is_disturbed(it)
-    ]
+    return [it for it in record.operations if it.answer != ("CODE_LOCKED",) or not is_disturbed(it)]
 
 
 def without_locks(operations: Iterable[Recorded]) -> list[Recorded]:
@@ -289,8 +292,15 @@ def contradiction(operations: Sequence[Recorded], rules: Rules) -> str:
     """Empty when the history could have happened one call after the other; else the history."""
 
     def after(code: Code, operation: Recorded) -> Code | None:
-        answer, then = perform(rules, code, operation.call)
-        return then if operation.answer in (None, answer) else None
+        call, answer = operation.call, operation.answer
+        expected, then = perform(rules, code, call)
+        if answer in (None, expected):
+            return then
+        if isinstance(call, Lock) and answer is not None and expected == ("OK", call.request):
+            # The place of another attempt of the user that was not carried out, and its name.
+            expected, then = perform(rules, code, replace(call, request=str(answer[-1])))
+            return then if answer == expected and then != code else None
+        return None
 
     order = longest_order(operations, Code(), after)
     if is_whole(order, operations):

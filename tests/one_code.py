@@ -46,7 +46,7 @@ class Rollback:
 
 @dataclass(frozen=True, slots=True)
 class Lock:
-    """Answered with the lock."""
+    """Answered with the lock: the one that the user held before, if there was one."""
 
     request: str
     user: str
@@ -95,11 +95,10 @@ class RolledBack:
 
 @dataclass(frozen=True, slots=True)
 class Locked:
-    """An effect, and what a repeat is answered: the lock is the one held before, if there was."""
+    """An effect, and what a repeat is answered."""
 
     request: str
     user: str
-    lock: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,17 +202,18 @@ def _lock(rules: Rules, code: Code, call: Lock) -> tuple[Answer, Code]:
         if past.request == call.request:
             if past.user != call.user:
                 return ("REQUEST_ID_REUSED",), code
-            return ("OK", past.lock), code
+            return ("OK", call.request), code
     refusal = next(_used_up(rules, code, call.user), None)
     if refusal is not None:
         return (refusal,), code
-    lock = code.lock_of(call.user) or call.request
+    if held := code.lock_of(call.user):
+        return ("OK", held), code  # which is no effect: a repeat is decided anew
     if not _has_room(rules, code, call.user):
         return ("CODE_LOCKED",), code
-    return ("OK", lock), replace(
+    return ("OK", call.request), replace(
         code,
-        locked=code.locked | {Locked(call.request, call.user, lock)},
-        held=code.held | {(call.user, lock)},
+        locked=code.locked | {Locked(call.request, call.user)},
+        held=code.held | {(call.user, call.request)},
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,11 +28,13 @@ class Kept:
     idle_connections: int
     descriptors: int
     """Of the whole process."""
+    waiting: int
+    """Commands in a queue."""
 
     @property
     def is_idle(self) -> bool:
         """Whether nothing is under way."""
-        return not self.tasks and self.connections == self.idle_connections
+        return not self.tasks and not self.waiting and self.connections == self.idle_connections
 
 
 async def _kept(running: ServerThread) -> Kept:
@@ -51,8 +52,13 @@ async def _kept(running: ServerThread) -> Kept:
         tasks,
         stats.get("pool_size", 0),
         stats.get("pool_available", 0),
-        len(list(Path(f"/proc/{os.getpid()}/fd").iterdir())),
+        _descriptors(),
+        server._coalescer._queued,
     )
+
+
+def _descriptors() -> int:
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
 
 def kept(running: ServerThread) -> Kept:

@@ -23,7 +23,7 @@ from typing import Any, Final
 import psycopg
 import pytest
 import redis.asyncio
-from conservation import assert_adds_up
+from adds_up import assert_adds_up
 from histories import (
     Connection,
     Impatience,
@@ -42,9 +42,9 @@ from settled import settle
 from coupon_service.embedded import EmbeddedRedis
 from coupon_service.model import EventType
 
-HISTORIES: Final = times(400, 20_000)
+HISTORIES: Final = times(200, 20_000)
 """Of each kind of trouble."""
-CODES_AT_ONCE: Final = 200
+CODES_AT_ONCE: Final = 100
 CHANNELS: Final = 4
 
 RULES: Final = (
@@ -173,9 +173,7 @@ TROUBLES: Final = {
 
 
 @pytest.mark.parametrize("kind", TROUBLES)
-async def test_every_history_is_that_of_one_caller_after_the_other(
-    stack: Stack, kind: str
-) -> None:
+async def test_every_history_is_that_of_one_caller_after_the_other(stack: Stack, kind: str) -> None:
     trouble = TROUBLES[kind]
     seed = os.environ.get("COUPON_TEST_SEED") or str(random.randrange(10**9))
     connections = [Connection(stack.server.address) for _ in range(CHANNELS)]

@@ -1,0 +1,60 @@
+"""Whether a whole database adds up: invariants I1, I3, I8 and I9 in what it holds."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import psycopg
+from conservation import broken_rules
+
+from coupon_service.model import EventType
+
+LOCK_RULES: Final = {
+    "a lock redeems once": f"""
+        SELECT lock_id, count(*) FROM redemption_audit
+        WHERE type = {EventType.REDEEMED:d} AND lock_id IS NOT NULL
+        GROUP BY lock_id HAVING count(*) > 1
+    """,
+    "no redemption has an older fence than one before it": f"""
+        SELECT code, user_id, fence, newest FROM (
+            SELECT code, user_id, fence, max(fence) OVER (
+                PARTITION BY code, user_id ORDER BY event_time
+                ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS newest
+            FROM redemption_audit WHERE type = {EventType.REDEEMED:d} AND fence IS NOT NULL
+        ) AS fenced WHERE fence <= newest
+    """,
+    "as many codes are in each state as the statistics say": """
+        SELECT book_id, counted.*, found.* FROM (
+            SELECT book_id, sum(available) AS available, sum(assigned) AS assigned,
+                sum(redeemed) AS redeemed, sum(disabled) AS disabled
+            FROM coupon_book_counters GROUP BY book_id
+        ) AS counted JOIN (
+            SELECT book_id, count(*) FILTER (WHERE state = 1) AS available,
+                count(*) FILTER (WHERE state = 2) AS assigned,
+                count(*) FILTER (WHERE state = 3) AS redeemed,
+                count(*) FILTER (WHERE state = 4) AS disabled
+            FROM coupon_codes GROUP BY book_id
+        ) AS found USING (book_id)
+        WHERE (counted.available, counted.assigned, counted.redeemed, counted.disabled)
+            <> (found.available, found.assigned, found.redeemed, found.disabled)
+    """,
+}
+"""Each finds the rows that break it."""
+
+
+def assert_adds_up(database_url: str) -> None:
+    """Rows, counters and ledger of all books say the same, and no limit is passed."""
+    with psycopg.connect(database_url) as connection:
+        book_ids = [str(row[0]) for row in connection.execute("SELECT book_id FROM coupon_books")]
+        broken = broken_rules(connection, book_ids)
+        for rule, query in LOCK_RULES.items():
+            if rows := connection.execute(query.encode()).fetchmany(5):
+                broken[rule] = list(rows)
+    assert not broken, "\n".join(f"not so: {rule}: {rows}" for rule, rows in broken.items())
+
+
+def assert_between(ok: int, unknown: int, effects: int) -> None:
+    """Every effect that was answered is there, and no other but those whose outcome was open."""
+    assert ok <= effects <= ok + unknown, (
+        f"{ok} were answered OK, {unknown} are open, and there are {effects}"
+    )
