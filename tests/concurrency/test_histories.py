@@ -129,7 +129,7 @@ async def backends_terminated(stack: Stack) -> AsyncGenerator[None]:
     async with await psycopg.AsyncConnection.connect(
         stack.database_url, autocommit=True
     ) as connection:
-        async with repeatedly(lambda: connection.execute(END_A_BACKEND), 0.05):
+        async with repeatedly(lambda: connection.execute(END_A_BACKEND), 0.1):
             yield
 
 
@@ -139,14 +139,14 @@ async def redis_connections_cut(stack: Stack) -> AsyncGenerator[None]:
         cut: Callable[[], Any] = lambda: client.execute_command(  # noqa: E731
             "CLIENT", "KILL", "TYPE", "NORMAL", "SKIPME", "YES"
         )
-        async with repeatedly(cut, 0.05):
+        async with repeatedly(cut, 0.2):
             yield
 
 
 @asynccontextmanager
 async def redis_flushed(stack: Stack) -> AsyncGenerator[None]:
     async with redis.asyncio.Redis.from_url(stack.redis_url) as client:
-        async with repeatedly(client.flushall, 0.05):
+        async with repeatedly(client.flushall, 0.1):
             yield
 
 

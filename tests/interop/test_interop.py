@@ -88,7 +88,7 @@ class Grpcurl:
         method = f"coupon_service.v1.{service}/{method}"
         ran = subprocess.run(
             [GRPCURL, "-plaintext", *self._contract, "-d", "@", self._address, method],
-            input="\n".join(map(json.dumps, requests)),
+            input="\n".join(json.dumps(it, ensure_ascii=False) for it in requests),
             capture_output=True,
             text=True,
             timeout=PATIENCE_S,
@@ -99,12 +99,10 @@ class Grpcurl:
 
 
 def _plain(request: Message) -> Message:
-    """Node's loader takes the fields of well-known types, not their form in JSON."""
+    """Node's loader takes the fields of a duration, not its form in JSON."""
     plain = dict(request)
     if "ttl" in plain:
         plain["ttl"] = {"seconds": int(plain["ttl"].removesuffix("s"))}
-    if "updateMask" in plain:
-        plain["updateMask"] = {"paths": plain["updateMask"].split(",")}
     return plain
 
 
@@ -209,7 +207,7 @@ def a_book_and_its_codes(caller: Caller) -> tuple[str, list[str]]:
     changed = caller.change(
         "CouponBookService/UpdateCouponBook",
         couponBook={"bookId": book_id, "name": "Ünïcode ✓"},
-        updateMask="name",
+        updateMask={"paths": ["name"]},
     )
     assert changed["couponBook"]["name"] == "Ünïcode ✓"
     for verb, state in (("Activate", "ACTIVE"), ("Pause", "PAUSED"), ("Activate", "ACTIVE")):
