@@ -135,19 +135,21 @@ async def backends_terminated(stack: Stack) -> AsyncGenerator[None]:
 
 @asynccontextmanager
 async def redis_connections_cut(stack: Stack) -> AsyncGenerator[None]:
-    async with redis.asyncio.Redis.from_url(stack.redis_url) as client:
-        cut: Callable[[], Any] = lambda: client.execute_command(  # noqa: E731
-            "CLIENT", "KILL", "TYPE", "NORMAL", "SKIPME", "YES"
-        )
-        async with repeatedly(cut, 0.2):
-            yield
+    async with on_redis(stack, "CLIENT", "KILL", "TYPE", "NORMAL", "SKIPME", "YES", every_s=0.2):
+        yield
 
 
 @asynccontextmanager
 async def redis_flushed(stack: Stack) -> AsyncGenerator[None]:
-    async with redis.asyncio.Redis.from_url(stack.redis_url) as client:
-        async with repeatedly(client.flushall, 0.1):
-            yield
+    async with on_redis(stack, "FLUSHALL", every_s=0.1):
+        yield
+
+
+@asynccontextmanager
+async def on_redis(stack: Stack, *command: str, every_s: float) -> AsyncGenerator[None]:
+    client: Any = redis.asyncio.Redis.from_url(stack.redis_url)
+    async with client, repeatedly(lambda: client.execute_command(*command), every_s):
+        yield
 
 
 @dataclass(frozen=True)
@@ -213,7 +215,7 @@ def look_at_the_end(database_url: str, records: Sequence[Record]) -> None:
     """The last operation of each history: what the ledger says in the end."""
     live: defaultdict[str, set[str]] = defaultdict(set)
     with psycopg.connect(database_url) as connection:
-        for code, request in connection.execute(LIVE, ([it.code for it in records],)):
+        for code, request in connection.execute(LIVE.encode(), ([it.code for it in records],)):
             live[code].add(request)
     now_s = perf_counter()
     for it in records:

@@ -13,10 +13,11 @@ import os
 import random
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import UTC
+from itertools import pairwise
 from typing import Any, Final
 
 import grpc.aio
@@ -51,10 +52,10 @@ LATER_S: Final = 0.02
 
 
 @pytest.fixture
-def chance() -> Iterator[random.Random]:
+def chance() -> random.Random:
     seed = os.environ.get("COUPON_TEST_SEED") or str(random.randrange(10**9))
     print(f"COUPON_TEST_SEED={seed}")  # noqa: T201 - shown when the test fails
-    yield random.Random(seed)
+    return random.Random(seed)
 
 
 @dataclass(slots=True)
@@ -72,7 +73,7 @@ class Holds:
     def assert_apart(self) -> None:
         """Nobody held it before the one before him had ended."""
         ordered = sorted(self.times_s)
-        for before, after in zip(ordered, ordered[1:], strict=False):
+        for before, after in pairwise(ordered):
             assert before[1] <= after[0], (before, after)
 
 
@@ -227,18 +228,15 @@ class Contender:
     async def run(self) -> None:
         """Until the code is used up, or was held."""
         while True:
-            try:
-                held = await self._lock()
-            except grpc.aio.AioRpcError as error:
-                reason = reason_of(error)
-                self._holds.ended[reason] += 1
-                if reason == "CODE_ALREADY_REDEEMED":
-                    return
-                assert reason in ("CODE_LOCKED", "CONTENTION"), error
-                await asyncio.sleep(self._chance.random() * 0.3)
-            else:
+            held = await answer_or_reason(self._lock())
+            if not isinstance(held, str):
                 await self._use(held, time.time())
                 return
+            self._holds.ended[held] += 1
+            if held == "CODE_ALREADY_REDEEMED":
+                return
+            assert held in ("CODE_LOCKED", "CONTENTION")
+            await asyncio.sleep(self._chance.random() * 0.3)
 
     async def _lock(self) -> redemptions.LockCodeResponse:
         request = redemptions.LockCodeRequest(
@@ -262,12 +260,9 @@ class Contender:
             request = redemptions.UnlockCodeRequest(
                 lock_token=held.lock_token, request_id=unique("request")
             )
-            try:
-                await self._stub.UnlockCode(request)
-                self._holds.ended["released"] += 1
-            except grpc.aio.AioRpcError as error:
-                assert reason_of(error) == "LOCK_EXPIRED", error
-                assert time.time() >= expire_s  # noqa: PT017
+            answer = await answer_or_reason(self._stub.UnlockCode(request))
+            assert answer != "LOCK_EXPIRED" or time.time() >= expire_s
+            self._holds.ended["late" if answer == "LOCK_EXPIRED" else "released"] += 1
             assert await self._redeem(held) in ("LOCK_EXPIRED", "CODE_ALREADY_REDEEMED")
             return
         answer = await self._redeem(held)
@@ -282,8 +277,13 @@ class Contender:
             lock_token=held.lock_token,
             request_id=unique("request"),
         )
-        try:
-            await self._stub.RedeemCode(request)
-        except grpc.aio.AioRpcError as error:
-            return reason_of(error)
-        return "OK"
+        answer = await answer_or_reason(self._stub.RedeemCode(request))
+        return answer if isinstance(answer, str) else "OK"
+
+
+async def answer_or_reason(call: Awaitable[Any]) -> Any:
+    """What a call is answered, or why it was refused."""
+    try:
+        return await call
+    except grpc.aio.AioRpcError as error:
+        return reason_of(error)
