@@ -23,6 +23,18 @@ RULES: Final = {
         ) l USING (code, user_id)
         WHERE a.redemptions <> coalesce(live, 0)
     """,
+    # Only books with a limit for users count what they do.
+    "a user's count of a book is the sum over its ledger": f"""
+        SELECT book_id, user_id, u.redemptions, coalesce(live, 0)
+        FROM coupon_user_counters u JOIN coupon_books b USING (book_id) LEFT JOIN (
+            SELECT book_id, user_id,
+                count(*) FILTER (WHERE type = {EventType.REDEEMED:d})
+                    - count(*) FILTER (WHERE type = {EventType.ROLLED_BACK:d}) AS live
+            FROM redemption_audit WHERE code IS NOT NULL GROUP BY book_id, user_id
+        ) l USING (book_id, user_id)
+        WHERE (b.max_redemptions_per_user > 0 OR b.max_assignments_per_user > 0)
+            AND u.redemptions <> coalesce(live, 0)
+    """,
     "a lock redeems once": f"""
         SELECT lock_id, count(*) FROM redemption_audit
         WHERE type = {EventType.REDEEMED:d} AND lock_id IS NOT NULL

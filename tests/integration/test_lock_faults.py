@@ -9,6 +9,7 @@ import functools
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
+from typing import cast
 
 import grpc
 import pytest
@@ -200,7 +201,7 @@ def test_a_lock_that_was_ended_without_redis_is_not_in_its_users_way(
     with Redis.from_url(redis_server.url) as client:
         client.flushall()
         for key, value in places.items():
-            client.restore(key, 60_000, value)
+            client.restore(key, 60_000, cast("bytes", value))
     for code, before in zip(names, held, strict=True):
         again = api.lock(code, user)
         assert again.lock.lock_id != before.lock.lock_id
