@@ -280,7 +280,10 @@ def telling(record: Record, *, after_losses: bool) -> list[Recorded]:
 
 def without_locks(operations: Iterable[Recorded]) -> list[Recorded]:
     """The redemptions alone, whatever became of the locks."""
-    of_locks = {("CODE_LOCKED",), ("LOCK_EXPIRED",), ("LOCK_REQUIRED",)}
+    of_locks = {
+        (reason,)
+        for reason in ("CODE_LOCKED", "LOCK_EXPIRED", "LOCK_REQUIRED", "LOCK_TOKEN_MISMATCH")
+    }
     return [
         replace(it, call=replace(it.call, lock="")) if isinstance(it.call, Redeem) else it
         for it in operations

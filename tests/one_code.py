@@ -167,6 +167,8 @@ def _redeem_refusals(rules: Rules, code: Code, call: Redeem) -> Iterator[str]:
     yield from _used_up(rules, code, call.user)
     if not call.lock and rules.locks == "REQUIRED":
         yield "LOCK_REQUIRED"
+    if any(it.request == call.lock and it.user != call.user for it in code.locked):
+        yield "LOCK_TOKEN_MISMATCH"
     if call.lock and (call.user, call.lock) not in code.held:
         yield "LOCK_EXPIRED"
     if not _has_room(rules, code, call.user):

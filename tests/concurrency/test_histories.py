@@ -42,7 +42,7 @@ from settled import settle
 from coupon_service.embedded import EmbeddedRedis
 from coupon_service.model import EventType
 
-HISTORIES: Final = times(200, 20_000)
+HISTORIES: Final = times(400, 20_000)
 """Of each kind of trouble."""
 CODES_AT_ONCE: Final = 100
 CHANNELS: Final = 4
@@ -105,9 +105,10 @@ def stack(
 @asynccontextmanager
 async def repeatedly(act: Callable[[], Any], every_s: float) -> AsyncGenerator[None]:
     """Does it again and again, at times that nobody can foresee."""
+    over = False
 
     async def go_on() -> None:
-        while True:
+        while not over:  # psycopg and redis-py sometimes lose a cancellation
             await asyncio.sleep(random.random() * 2 * every_s)
             await act()
 
@@ -115,8 +116,8 @@ async def repeatedly(act: Callable[[], Any], every_s: float) -> AsyncGenerator[N
     try:
         yield
     finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        over = True
+        await task
 
 
 @asynccontextmanager
