@@ -63,7 +63,7 @@ def configure_logging(
     output: Literal["auto", "json", "console"],
     stream: BinaryIO | None = None,
 ) -> None:
-    """Set up ``structlog`` and ``logging`` for this process; to be called before the first event.
+    """Set up ``structlog`` and ``logging`` for this process; again to change the level.
 
     Loggers come from ``structlog.get_logger(name)``; the name becomes the field ``logger``. Our own
     events below ``level`` cost next to nothing; libraries are heard from WARNING on. ``auto`` is
@@ -82,7 +82,8 @@ def configure_logging(
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=functools.partial(LineLogger, target),
-        cache_logger_on_first_use=True,
+        # Costs a microsecond a line, and the level can be changed while the process runs.
+        cache_logger_on_first_use=False,
     )
     # The handler has a level of its own: a library that sets its logger to DEBUG passes the root's.
     handler = LibraryHandler(logging.WARNING)

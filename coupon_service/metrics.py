@@ -11,10 +11,11 @@ worker has died, ``prometheus_client.multiprocess.mark_process_dead`` takes its 
 from __future__ import annotations
 
 import http.server
+import json
 import socket
 import socketserver
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -105,6 +106,15 @@ class Metrics:
         self._pool_waiting = Children(
             gauge("pool_waiting", "Transactions that wait for a connection.", "pool")
         )
+        self._rate_limit_unchecked = counter(
+            "rate_limit_unchecked", "Calls that passed uncounted, since Redis did not answer."
+        )
+        self._guess_alarms = Children(
+            counter("guess_alarms", "Limits of unknown codes that somebody reached.", "kind")
+        )
+        self._reaches = Children(
+            gauge("reaches", "Workers that reach it: postgresql, schema (current), redis.", "what")
+        )
 
     def rpc_finished(self, method: str, status: str, reason: str, seconds: float) -> None:
         """A call ended. ``reason`` is empty for an OK; ``method`` is one that is declared."""
@@ -112,7 +122,7 @@ class Metrics:
         self._rpcs[method, status, reason].inc()
 
     def batch_executed(self, kind: str, size: int, seconds: float) -> None:
-        """A batch of ``size`` commands ended, well or not. ``kind``: changes or looks."""
+        """A batch of ``size`` ended, well or not. ``kind``: changes, bulk, looks or lookups."""
         self._batch_size[kind,].observe(size)
         self._batch_duration[kind,].observe(seconds)
 
@@ -143,6 +153,18 @@ class Metrics:
         self._pool_connections[pool,].set(connections)
         self._pool_idle[pool,].set(idle)
         self._pool_waiting[pool,].set(waiting)
+
+    def rate_limit_unchecked(self) -> None:
+        """A call of somebody with a rate limit passed uncounted: Redis did not answer."""
+        self._rate_limit_unchecked.inc()
+
+    def guess_alarm(self, kind: str) -> None:
+        """Somebody looked up as many unknown codes as is allowed. ``kind``: user, service, peer."""
+        self._guess_alarms[kind,].inc()
+
+    def looked(self, what: str, *, reached: bool) -> None:
+        """Whether this process reaches postgresql or redis, or the schema is new enough, now."""
+        self._reaches[what,].set(reached)
 
 
 def workers_registry(folder: Path) -> CollectorRegistry:
@@ -186,11 +208,16 @@ class MetricsServer:
 
 
 def serve_metrics(
-    host: str, port: int, registry: CollectorRegistry, healthy: Callable[[], bool]
+    host: str,
+    port: int,
+    registry: CollectorRegistry,
+    alive: Callable[[], bool],
+    ready: Callable[[], tuple[bool, Mapping[str, object]]] = lambda: (True, {}),
 ) -> MetricsServer:
-    """Answer ``/metrics`` from ``registry``, and ``/healthz`` with 200 or 503 from ``healthy``.
+    """Answer ``/metrics`` from ``registry``, ``/healthz`` and ``/readyz`` with 200 or 503.
 
-    Port 0 takes a free one. Requests are answered in threads: ``healthy`` is called from there.
+    ``ready`` also says what the body of ``/readyz`` is, a JSON object. Port 0 takes a free one.
+    Requests are answered in threads: ``alive`` and ``ready`` are called from there.
 
     Raises:
         MetricsServerError: it cannot listen there, for example because the port is in use.
@@ -204,14 +231,18 @@ def serve_metrics(
                 case "/metrics":
                     super().do_GET()
                 case "/healthz":
-                    self._answer(200, "ok") if healthy() else self._answer(503, "not serving")
+                    self._answer(200, "ok") if alive() else self._answer(503, "no worker runs")
+                case "/readyz":
+                    is_ready, state = ready()
+                    body = json.dumps(state)
+                    self._answer(200 if is_ready else 503, body, "application/json")
                 case _:
-                    self._answer(404, "there are /metrics and /healthz")
+                    self._answer(404, "there are /metrics, /healthz and /readyz")
 
-        def _answer(self, status: int, text: str) -> None:
+        def _answer(self, status: int, text: str, kind: str = "text/plain; charset=utf-8") -> None:
             body = f"{text}\n".encode()
             self.send_response(status)
-            self.send_header("Content-Type", "text/plain; charset=utf-8")
+            self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)

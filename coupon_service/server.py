@@ -8,7 +8,7 @@ import signal
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import grpc
 import grpc.aio
@@ -18,24 +18,31 @@ from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry
 
 from coupon_service.checkout import Checkout
-from coupon_service.coalesce import Coalescer, CoalescerSettings
+from coupon_service.coalesce import Changes, Coalescer, CoalescerSettings
+from coupon_service.errors import LocksUnavailable
+from coupon_service.guessing import Guesses
 from coupon_service.leases import Leases
 from coupon_service.locking import Locks, LockTimes, LockTokens
+from coupon_service.log import configure_logging
 from coupon_service.metrics import Metrics
+from coupon_service.ratelimit import CallerLimits, RateLimiter, Windows
+from coupon_service.readiness import Readiness
 from coupon_service.rpc.assignments import AssignmentServicer
 from coupon_service.rpc.audit import AuditServicer
 from coupon_service.rpc.books import CouponBookServicer
 from coupon_service.rpc.codes import CouponCodeServicer
-from coupon_service.rpc.edge import Edge, EdgeSettings
+from coupon_service.rpc.edge import HEADERS_MAX_BYTES, Edge, EdgeSettings
 from coupon_service.rpc.redemptions import RedemptionServicer
-from coupon_service.settings import Settings
+from coupon_service.settings import Settings, SettingsError
 from coupon_service.store.books import Books
 from coupon_service.store.chunks import CodeChunks
 from coupon_service.store.db import Database, DatabaseSettings
 from coupon_service.store.execute import Executor
+from coupon_service.store.lookups import Lookups
 from coupon_service.store.migrations import schema_is_current
 from coupon_service.store.reads import Reads
 from coupon_service.sweeper import Sweeper
+from coupon_service.tls import TlsError, TlsIdentity, TlsReader, read_certificate
 from coupon_service.v1 import (
     assignment_service_pb2_grpc,
     audit_service_pb2_grpc,
@@ -43,6 +50,10 @@ from coupon_service.v1 import (
     coupon_code_service_pb2_grpc,
     redemption_service_pb2_grpc,
 )
+
+if TYPE_CHECKING:
+    from coupon_service.auth import Tokens
+    from coupon_service.rpc.access import Access
 
 SERVICES: Final = tuple(
     f"coupon_service.v1.{name}"
@@ -56,12 +67,20 @@ SERVICES: Final = tuple(
 )
 
 READINESS_INTERVAL_S: Final = 1.0
-"""Time between two looks at PostgreSQL and its schema."""
+"""Time between two looks at PostgreSQL, its schema, and Redis."""
+
+LOOKED_AT: Final = ("POSTGRESQL", "SCHEMA", "REDIS")
 
 HTTP2_OPTIONS: Final = (
     ("grpc.so_reuseport", 1),
     ("grpc.max_concurrent_streams", 2_000),
+    # Above a softer limit gRPC would refuse some calls by chance.
+    ("grpc.max_metadata_size", HEADERS_MAX_BYTES),
+    ("grpc.absolute_max_metadata_size", HEADERS_MAX_BYTES),
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    # Until it has confirmed our settings, which takes a round trip, a client may ignore them.
+    ("grpc.http2.settings_timeout", 5_000),
+    ("grpc.server_handshake_timeout_ms", 10_000),
 )
 
 
@@ -82,7 +101,7 @@ class Server:
         settings: Settings,
         registry: CollectorRegistry,
         now: Callable[[], datetime] = utc_now,
-        readiness_changed: Callable[[bool], None] = lambda _: None,
+        readiness_changed: Callable[[Readiness], None] = lambda _: None,
     ) -> None:
         self._settings = settings
         self._registry = registry
@@ -90,8 +109,10 @@ class Server:
         self._readiness_changed = readiness_changed
         self._log = structlog.get_logger("coupon_service.server")
         self._background: set[asyncio.Task[Any]] = set()
+        self._tokens: Tokens | None = None
+        self._tls: TlsReader | None = None
+        self._found = Readiness(0)
         self.port = 0
-        self.serving = False
         self.failed = asyncio.Event()
         """Set when gRPC closes its port without being told to."""
 
@@ -102,11 +123,16 @@ class Server:
             raise ServerError("COUPON_DATABASE_URL and COUPON_REDIS_URL have to be set.")
         if settings.lock_token_secret is None:
             raise ServerError("COUPON_LOCK_TOKEN_SECRET has to be set.")
+        try:
+            self._tls = read_certificate(settings, utc_now)
+        except TlsError as error:
+            raise ServerError(str(error)) from error
         metrics = Metrics(self._registry)
         database_url = settings.database_url.get_secret_value()
         self._database = Database(_database_settings(database_url, settings), metrics)
+        redis_url = settings.redis_url.get_secret_value()
         self._leases = Leases(
-            settings.redis_url.get_secret_value(),
+            redis_url,
             timeout_ms=settings.redis_timeout_ms,
             grace_ms=settings.lock_grace_ms,
             locks_per_user_max=settings.locks_per_user_max,
@@ -118,9 +144,14 @@ class Server:
             batch_max_wait_ms=settings.batch_max_wait_ms,
             queue_max_size=settings.queue_max_size,
         )
-        self._coalescer = Coalescer(executor.execute, batches, metrics)
-        looks = Coalescer(executor.look, replace(batches, batches_in_flight=1), metrics, "looks")
-        reads = Reads(self._database)
+        one = replace(batches, batches_in_flight=1)
+        self._coalescer = Changes(
+            Coalescer(executor.execute, batches, metrics),
+            Coalescer(executor.execute, one, metrics, "bulk"),
+        )
+        looks = Coalescer(executor.look, one, metrics, "looks")
+        lookups = Coalescer(Lookups(self._database).execute, one, metrics, "lookups")
+        reads = Reads(self._database, lookups.submit)
         books = Books(self._database, self._now)
         tokens = LockTokens(_token_secrets(settings))
         locks = Locks(
@@ -157,14 +188,36 @@ class Server:
         self._metrics = metrics
         # types-grpcio does not know the asyncio half of grpc_health.
         self._health: Any = cast("Any", health).aio.HealthServicer()
-        edge = Edge(_edge_settings(settings), structlog.get_logger("coupon_service.rpc"), metrics)
+        self._windows = Windows(redis_url, settings.redis_timeout_ms)
+        edge = Edge(
+            _edge_settings(settings),
+            structlog.get_logger("coupon_service.rpc"),
+            metrics,
+            self._authentication() if settings.auth == "jwt" else None,
+            limiter=_limiter(settings, self._windows, metrics),
+            guesses=_guesses(settings, self._windows, metrics),
+        )
         self._add_servicers(edge, books, reads, locks, checkout)
         await self._database.open()
         await self._listen(edge)
-        await self._set_serving(False)
+        await self._tell(Readiness(0))
         self._spawn(self._watch_port())
         self._spawn(self._watch_readiness())
         self._spawn(self._sweeper.run())
+
+    def _authentication(self) -> Access:
+        """What tells callers by their tokens. Raises ServerError."""
+        # They take a tenth of a second to import, which only who needs them waits for.
+        from coupon_service.auth import KeysError, tokens_of  # noqa: PLC0415
+        from coupon_service.rpc.access import Access  # noqa: PLC0415
+
+        try:
+            tokens = tokens_of(self._settings)
+        except KeysError as error:
+            raise ServerError(str(error)) from error
+        self._tokens = tokens
+        self._spawn(tokens.watch())
+        return Access(tokens)
 
     def _add_servicers(
         self, edge: Edge, books: Books, reads: Reads, locks: Locks, checkout: Checkout
@@ -202,6 +255,11 @@ class Server:
                 *HTTP2_OPTIONS,
                 # The edge refuses what is too large for a method, and says so; this only protects.
                 ("grpc.max_receive_message_length", max_bytes + 65_536),
+                ("grpc.max_allowed_incoming_connections", settings.connections_max),
+                # Calls that the edge has not seen yet. gRPC's own bound of 1,000 cancels by chance
+                # what a burst brings, and a client does not repeat what was cancelled.
+                ("grpc.server.max_pending_requests", settings.calls_max),
+                ("grpc.server.max_pending_requests_hard_limit", settings.calls_max),
             )
         )
         self._grpc.add_generic_rpc_handlers((edge,))
@@ -209,34 +267,62 @@ class Server:
             names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, self._grpc)
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        address = f"{host}:{settings.port}"
         try:
-            self.port = self._grpc.add_insecure_port(f"{host}:{settings.port}")
+            self.port = (
+                self._grpc.add_insecure_port(address)
+                if self._tls is None
+                else self._grpc.add_secure_port(address, _server_credentials(self._tls))
+            )
         except RuntimeError as error:
-            await self._database.close()
-            await self._leases.close()
+            await self._close()
             raise ServerError(
                 f"The server cannot listen on {settings.host} port {settings.port}:"
                 " is the port in use? COUPON_HOST and COUPON_PORT say where it listens."
             ) from error
         await self._grpc.start()
 
-    async def stop(self) -> None:
-        """Tells everybody, waits for load balancers, finishes what is in flight, and closes."""
+    async def stop(self, *, replaced: bool = False) -> None:
+        """Tells everybody, waits for load balancers, finishes what is in flight, and closes.
+
+        `replaced`: another worker serves at the port, so that nobody has to be told.
+        """
         settings = self._settings
         for task in self._background:
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
-        await self._set_serving(False)
-        await self._health.enter_graceful_shutdown()
-        await asyncio.sleep(settings.drain_grace_ms / 1000)
+        if not replaced:
+            await self._tell(Readiness.LOOKED)
+            await self._health.enter_graceful_shutdown()
+            await asyncio.sleep(settings.drain_grace_ms / 1000)
         await self._grpc.stop(settings.shutdown_timeout_ms / 1000)
         await self._coalescer.drain()
+        await self._close()
+
+    async def _close(self) -> None:
+        await self._windows.close()
         await self._leases.close()
         await self._database.close()
+
+    def reload(self, settings: Settings) -> None:
+        """Takes up what may change while it runs: the log level, keys, and the files of TLS."""
+        configure_logging(settings.log_level, settings.log_format)
+        if self._tokens is not None:
+            self._tokens.refresh()
+        if self._tls is not None:
+            self._tls.refresh()
+        self._log.warning("reloaded", log_level=settings.log_level)
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.ensure_future(work)
         self._background.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        """What goes on for as long as the server must not end before it."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._log.error("the server cannot go on", exc_info=error)
+            self.failed.set()
 
     async def _watch_port(self) -> None:
         """gRPC closes its port at some requests, such as one whose path is not UTF-8.
@@ -252,10 +338,14 @@ class Server:
     async def _watch_readiness(self) -> None:
         """SERVING while PostgreSQL answers with a schema that is new enough."""
         while True:
-            ready = await self._is_ready()
-            if ready != self.serving:
-                self._log.info("ready" if ready else "not ready")
-                await self._set_serving(ready)
+            found = await self._look()
+            if found != self._found:
+                state = {what.lower(): bool(found & Readiness[what]) for what in LOOKED_AT}
+                degraded = not all(state.values())
+                (self._log.warning if degraded else self._log.info)("readiness", **state)
+                await self._tell(found)
+            for what in LOOKED_AT:
+                self._metrics.looked(what.lower(), reached=bool(found & Readiness[what]))
             stats = self._database.pool.get_stats()
             self._metrics.pool_sampled(
                 "postgresql",
@@ -263,62 +353,112 @@ class Server:
                 stats.get("pool_available", 0),
                 stats.get("requests_waiting", 0),
             )
+            ready = found & Readiness.SERVING
             await asyncio.sleep(READINESS_INTERVAL_S if ready else READINESS_INTERVAL_S / 10)
 
-    async def _set_serving(self, serving: bool) -> None:
-        self.serving = serving
-        self._readiness_changed(serving)
+    async def _tell(self, found: Readiness) -> None:
+        self._found = found
+        self._readiness_changed(found)
+        serving = Readiness.SERVING in found
         status = health_pb2.HealthCheckResponse
         for service in ("", *SERVICES):
             await self._health.set(service, status.SERVING if serving else status.NOT_SERVING)
 
-    async def _is_ready(self) -> bool:
+    async def _look(self) -> Readiness:
+        database, redis = await asyncio.gather(self._look_at_database(), self._look_at_redis())
+        return Readiness.LOOKED | database | redis
+
+    async def _look_at_database(self) -> Readiness:
         try:
-            return await self._database.read_at_once("readiness", schema_is_current)
+            current = await self._database.read_at_once("readiness", schema_is_current)
         except Exception as error:  # noqa: BLE001 - whatever it is, we are not ready
             self._log.debug("not ready", cause=repr(error))
-            return False
+            return Readiness(0)
+        if not current:
+            return Readiness.POSTGRESQL
+        return Readiness.POSTGRESQL | Readiness.SCHEMA | Readiness.SERVING
+
+    async def _look_at_redis(self) -> Readiness:
+        """Without it the service goes on: only what needs a new lock does not."""
+        try:
+            await self._leases.ping()
+        except LocksUnavailable as error:
+            if Readiness.REDIS in self._found or not self._found:
+                self._log.warning("Redis cannot be reached", cause=str(error.__cause__))
+            return Readiness(0)
+        return Readiness.REDIS
 
 
 async def work(
-    settings: Settings, readiness_changed: Callable[[bool], None], orphaned: int | None
+    settings: Settings,
+    read_settings: Callable[[], Settings],
+    readiness_changed: Callable[[Readiness], None],
+    orphaned: int | None,
 ) -> None:
     """Runs one of several workers until SIGTERM, or until the supervisor is gone.
 
-    `orphaned`: a descriptor that becomes readable then. The supervisor serves the metrics.
+    SIGUSR2 tells it that another worker has taken over; SIGHUP, to reload from `read_settings`.
+    `orphaned`: a descriptor that becomes readable when the supervisor, which serves the metrics, is
+    gone.
     """
-    stopped = _stop_signals(signal.SIGTERM)
-    if orphaned is not None:
-        asyncio.get_running_loop().add_reader(orphaned, stopped.set)
+    loop = asyncio.get_running_loop()
+    stopped, replaced = asyncio.Event(), asyncio.Event()
     server = Server(settings, CollectorRegistry(), readiness_changed=readiness_changed)
+
+    def reload() -> None:
+        try:
+            server.reload(read_settings())
+        except SettingsError:
+            return  # the supervisor tells
+
+    loop.add_signal_handler(signal.SIGTERM, stopped.set)
+    loop.add_signal_handler(signal.SIGUSR2, replaced.set)
+    loop.add_signal_handler(signal.SIGHUP, reload)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # they may have come before
+    if orphaned is not None:
+        loop.add_reader(orphaned, stopped.set)
     await server.start()
     try:
-        await _until_stopped(server, stopped)
+        await _until_stopped(server, stopped, replaced)
     finally:
         if orphaned is not None:
-            asyncio.get_running_loop().remove_reader(orphaned)
+            loop.remove_reader(orphaned)
 
 
-async def _until_stopped(server: Server, stopped: asyncio.Event) -> None:
+async def _until_stopped(server: Server, stopped: asyncio.Event, replaced: asyncio.Event) -> None:
     """Stops the server when it is told to, or when it failed. Raises ServerError then."""
     # What has been made so far stays; an RPC leaves little that only the collector can free.
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)
-    waits = [asyncio.ensure_future(event.wait()) for event in (stopped, server.failed)]
+    events = (stopped, replaced, server.failed)
+    waits = [asyncio.ensure_future(event.wait()) for event in events]
     await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
     for wait in waits:
         wait.cancel()
-    await server.stop()
+    await server.stop(replaced=replaced.is_set() and not stopped.is_set())
     if server.failed.is_set():
         raise ServerError("gRPC has closed its port.")
 
 
-def _stop_signals(*numbers: signal.Signals) -> asyncio.Event:
-    stopped = asyncio.Event()
-    for number in numbers:
-        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
-    return stopped
+def _server_credentials(tls: TlsReader) -> grpc.ServerCredentials:
+    """Credentials that follow the files: gRPC asks for what has changed at every handshake."""
+    cygrpc: Any = grpc
+
+    def configuration(identity: TlsIdentity) -> Any:
+        return cygrpc.ssl_server_certificate_configuration(
+            [(identity.key, identity.certificate)], identity.client_ca
+        )
+
+    def changed() -> Any:
+        identity = tls.changed()
+        return None if identity is None else configuration(identity)
+
+    return cygrpc.dynamic_ssl_server_credentials(
+        configuration(tls.identity),
+        changed,
+        require_client_authentication=tls.identity.client_ca is not None,
+    )
 
 
 def _database_settings(url: str, settings: Settings) -> DatabaseSettings:
@@ -332,8 +472,9 @@ def _database_settings(url: str, settings: Settings) -> DatabaseSettings:
         idle_in_transaction_timeout_ms=settings.idle_in_transaction_timeout_ms,
         tcp_user_timeout_ms=settings.tcp_user_timeout_ms,
         attempts_max=settings.transaction_attempts_max,
-        # One connection is for looks, the rest are for what is read without being joined.
-        reads_max=max(1, settings.pool_max_size - settings.batches_in_flight - 1),
+        # One connection is for large calls, one for looks, one for lookups, the rest are for what
+        # is read without being joined.
+        reads_max=max(1, settings.pool_max_size - settings.batches_in_flight - 3),
     )
 
 
@@ -346,7 +487,32 @@ def _edge_settings(settings: Settings) -> EdgeSettings:
             "BatchRedeemCodes": settings.import_request_max_bytes,
             "BatchAssignRandomCodes": settings.import_request_max_bytes,
         },
+        stream_idle_ms=settings.stream_idle_ms,
+        calls_max=settings.calls_max,
     )
+
+
+def _limiter(settings: Settings, windows: Windows, metrics: Metrics) -> RateLimiter | None:
+    """None where nobody has a limit, so that nobody pays for it."""
+    limits = CallerLimits(
+        end_users=settings.rate_limit_end_users,
+        services=settings.rate_limit_services,
+        peers=settings.rate_limit_peers,
+        loopback="rate_limit_peers" in settings.model_fields_set,
+    )
+    if settings.auth == "none" and not settings.peers_limited:
+        return None
+    return RateLimiter(limits, windows, metrics)
+
+
+def _guesses(settings: Settings, windows: Windows, metrics: Metrics) -> Guesses:
+    limits = CallerLimits(
+        end_users=settings.guess_limit_end_users,
+        services=settings.guess_limit_services,
+        peers=settings.guess_limit_peers,
+        loopback="guess_limit_peers" in settings.model_fields_set,
+    )
+    return Guesses(limits, windows, metrics, structlog.get_logger("coupon_service.guesses"))
 
 
 def _token_secrets(settings: Settings) -> list[bytes]:

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args, get_origin
+from urllib.parse import parse_qsl
 
 from dotenv.parser import parse_stream
 from pydantic import (
@@ -34,11 +35,15 @@ PREFIX = "COUPON_"
 TEST_PREFIX = "COUPON_TEST_"
 """Variables of the test suite; the service leaves them alone."""
 
+TOKEN_VARIABLE = "COUPON_TOKEN"  # noqa: S105 - its name
+"""The token of the commands that use a service; the service leaves it alone."""
+
 SERVICE_LINK = re.compile(r"\w+_(SERVICE_HOST|SERVICE_PORT\w*|PORT_\d+_(TCP|UDP|SCTP)\w*)")
 """Variables that Kubernetes sets for a Service called coupon-something; left alone as well."""
 
 SECTIONS = {
     "host": "Listening",
+    "rate_limit_end_users": "Limits for callers",
     "database_url": "PostgreSQL",
     "batch_max_size": "Batches",
     "redis_url": "Redis and locks",
@@ -86,6 +91,16 @@ TokenSecret = Annotated[
     SecretStr | None,
     AfterValidator(Matching(r"(?s).{32,1024}", "32 to 1024 random characters")),
 ]
+TokenName = Annotated[str, AfterValidator(Matching(r"[!-~]{1,256}", "a name or a URL"))]
+RATE = r"[1-9][0-9]{0,8}/([1-9][0-9]{0,3} ?)?(second|minute|hour|day)s?"
+RateLimits = Annotated[
+    str,
+    AfterValidator(
+        Matching(
+            rf"none|{RATE}(;{RATE})*", "none, or limits such as 100/minute or 10/second;1000/hour"
+        )
+    ),
+]
 
 
 class Settings(BaseSettings):
@@ -110,15 +125,44 @@ class Settings(BaseSettings):
         description="Worker processes behind the port. Default: one for each processor core.",
     )
     metrics_host: Host = Field(
-        "127.0.0.1", description="Address of the HTTP port for /metrics and /healthz."
+        "127.0.0.1", description="Address of the HTTP port for /metrics, /healthz and /readyz."
     )
     metrics_port: Port = Field(
-        9_464, description="HTTP port for /metrics and /healthz. 0 takes a free one."
+        9_464, description="HTTP port for /metrics, /healthz and /readyz. 0 takes a free one."
+    )
+    tls_certificate_file: Path | None = Field(
+        default=None,
+        description="Certificate of the gRPC port in PEM form, then those that lead to its"
+        " authority. With it the port speaks TLS only. Read again when it changes.",
+    )
+    tls_key_file: Path | None = Field(
+        default=None, description="Private key of the certificate in PEM form, without passphrase."
+    )
+    tls_client_ca_file: Path | None = Field(
+        default=None,
+        description="Authorities in PEM form. With it, callers need a certificate that one of them"
+        " has signed.",
     )
     auth: Literal["none", "jwt"] = Field(
         "none",
         description="How callers prove who they are. none: not at all, everybody may do everything."
-        " jwt: not available yet.",
+        " jwt: with a bearer token, which needs COUPON_JWT_KEYS_FILE or COUPON_JWT_SECRET.",
+    )
+    jwt_keys_file: Path | None = Field(
+        None,
+        description="JWK Set with the public keys of tokens. A key is for tokens of its kid and its"
+        " iss, which a key without one has from COUPON_JWT_ISSUER. Read again when it changes.",
+    )
+    jwt_secret: TokenSecret = Field(
+        default=None,
+        description="Secret of HS256 tokens without a kid. Whoever has it can make tokens:"
+        " coupon-service token does. coupon-service dev makes one when there are no keys.",
+    )
+    jwt_issuer: TokenName = Field(
+        "coupon-service", description="Issuer (iss) of tokens, for the secret and keys without iss."
+    )
+    jwt_audience: TokenName = Field(
+        "coupon-service", description="What the audience (aud) of tokens has to contain."
     )
     reflection: bool = Field(
         default=False, description="Whether grpcurl and others may ask the server for its contract."
@@ -131,6 +175,49 @@ class Settings(BaseSettings):
     )
     default_deadline_ms: Milliseconds = Field(
         5_000, description="Deadline of a call that comes without one, in milliseconds."
+    )
+
+    stream_idle_ms: Milliseconds = Field(
+        60_000,
+        description="Longest wait for the next message of an ImportCodes stream, in milliseconds.",
+    )
+    calls_max: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
+        10_000,
+        description="Calls that may be open in each worker at a time; more are answered OVERLOADED,"
+        " at once.",
+    )
+    connections_max: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
+        5_000,
+        description="Client connections that each worker keeps open at a time; more are closed.",
+    )
+
+    rate_limit_end_users: RateLimits = Field(
+        "100/minute",
+        description="Calls of an end-user token, for each class of methods: reads, changes, and the"
+        " calls at the till.",
+    )
+    rate_limit_services: RateLimits = Field(
+        "none", description="Calls of any other token, counted in the same way."
+    )
+    rate_limit_peers: RateLimits = Field(
+        "100/minute",
+        description="Calls of an address without a token (an IPv6 address counts as its /64), in"
+        " the same way. Addresses of this machine are limited only when this is set explicitly.",
+    )
+    guess_limit_end_users: RateLimits = Field(
+        "10/minute;100/day",
+        description="Unknown codes of an end user: who has a token, or whose user_id a call names."
+        " After so many, all their look-ups of codes are RATE_LIMITED until the time is over.",
+    )
+    guess_limit_services: RateLimits = Field(
+        "none",
+        description="Unknown codes of a token that is not an end user's, for all its users"
+        " together.",
+    )
+    guess_limit_peers: RateLimits = Field(
+        "10/minute;100/day",
+        description="Unknown codes of an address without a token. Those that this machine looks up"
+        " without one count, also against the user, only when this is set explicitly.",
     )
 
     database_url: DatabaseUrl = Field(
@@ -236,9 +323,15 @@ class Settings(BaseSettings):
         description="json: one object a line. console: for people. auto: console on a terminal,"
         " json anywhere else.",
     )
+    pid_file: Path | None = Field(
+        default=None,
+        description="File by which coupon-service reload and restart find the service; held while"
+        " it runs. Not set: coupon-service dev has one in its data folder, coupon-service serve"
+        " none.",
+    )
     data_dir: Path = Field(
         Path(".data"),
-        description="Folder of the servers and the lock token secret of coupon-service dev.",
+        description="Folder of the servers and the secrets of coupon-service dev.",
     )
 
     @property
@@ -251,12 +344,17 @@ class Settings(BaseSettings):
         """Whether other machines may reach the service without proving who they are."""
         return self.auth == "none" and not _is_loopback(self.host)
 
+    @property
+    def peers_limited(self) -> bool:
+        """Whether there are callers without a token whose calls are limited."""
+        explicit = "rate_limit_peers" in self.model_fields_set
+        return self.rate_limit_peers != "none" and (explicit or self.open_without_auth)
+
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         lines = list(self._orders_broken())
-        if self.auth == "jwt":
-            lines.append("COUPON_AUTH: expected none, because jwt is not available yet")
-        elif self.open_without_auth and "auth" not in self.model_fields_set:
+        lines += self._unverified()
+        if self.open_without_auth and "auth" not in self.model_fields_set:
             lines.append(
                 f"COUPON_HOST: {self.host} can be reached from other machines and callers are not"
                 " authenticated; expected 127.0.0.1, or COUPON_AUTH=none to allow it"
@@ -264,6 +362,23 @@ class Settings(BaseSettings):
         if lines:
             raise ValueError("\n".join(lines))
         return self
+
+    def _unverified(self) -> Iterator[str]:
+        """Encryption without knowing with whom."""
+        if (self.tls_certificate_file is None) != (self.tls_key_file is None):
+            yield "COUPON_TLS_CERTIFICATE_FILE: expected together with COUPON_TLS_KEY_FILE"
+        if self.tls_client_ca_file is not None and self.tls_certificate_file is None:
+            yield "COUPON_TLS_CLIENT_CA_FILE: expected together with COUPON_TLS_CERTIFICATE_FILE"
+        database, redis = (_query(url) for url in (self.database_url, self.redis_url))
+        if database.get("sslmode") == "require" and "sslrootcert" not in database:
+            yield (
+                "COUPON_DATABASE_URL: sslmode=require does not verify the server's certificate;"
+                " expected sslmode=verify-full, with sslrootcert=<file> or sslrootcert=system"
+            )
+        if redis.get("ssl_cert_reqs", "required") != "required":
+            yield "COUPON_REDIS_URL: expected ssl_cert_reqs=required, so that it is verified"
+        if redis.get("ssl_check_hostname", "true").lower() != "true":
+            yield "COUPON_REDIS_URL: expected ssl_check_hostname=true, so that it is verified"
 
     def _orders_broken(self) -> Iterator[str]:
         for smaller, relation, larger in (
@@ -297,7 +412,9 @@ def load_settings(env_file: Path | None = Path(".env"), **overrides: Any) -> Set
     lines += _unknown(
         name
         for name in os.environ
-        if not name.startswith(TEST_PREFIX) and not SERVICE_LINK.fullmatch(name)
+        if not name.startswith(TEST_PREFIX)
+        and name != TOKEN_VARIABLE
+        and not SERVICE_LINK.fullmatch(name)
     )
     arguments: dict[str, Any] = {"_env_file": env_file, **overrides}
     try:
@@ -380,6 +497,11 @@ def _variable(name: str) -> str:
     return f"{PREFIX}{name.upper()}"
 
 
+def _query(url: SecretStr | None) -> dict[str, str]:
+    """The parameters of a URL."""
+    return dict(parse_qsl(url.get_secret_value().partition("?")[2])) if url is not None else {}
+
+
 def _is_secret(field: FieldInfo) -> bool:
     return SecretStr in get_args(field.annotation)
 
@@ -396,6 +518,8 @@ def _expected(field: FieldInfo) -> str:
         return f"a whole number from {low} to {high}"
     if get_origin(field.annotation) is Literal:
         return " or ".join(get_args(field.annotation))
+    if Path in get_args(field.annotation):
+        return "a file"
     return "true or false" if field.annotation is bool else "a folder"
 
 

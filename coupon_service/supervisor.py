@@ -1,7 +1,10 @@
 """Several worker processes behind one port: started, watched, replaced, and stopped together.
 
 The workers share the port by SO_REUSEPORT and nothing else. The supervisor serves the metrics of
-all of them. gRPC objects are only made in the workers, after the processes are.
+all of them. They are forked from a process that has imported everything and made nothing: gRPC
+objects are only made in the workers, after the processes are.
+
+SIGTERM and SIGINT stop it, SIGHUP makes the workers reload, SIGUSR2 replaces them one by one.
 """
 
 from __future__ import annotations
@@ -11,15 +14,23 @@ import multiprocessing
 import os
 import signal
 import socket
+import sys
 import tempfile
-from contextlib import ExitStack
-from multiprocessing.context import SpawnContext, SpawnProcess
+from collections.abc import Callable, Generator
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any, Final
 
 import structlog
 
-from coupon_service.settings import Settings
+from coupon_service.log import configure_logging
+from coupon_service.pid_file import PidFileError, holding
+from coupon_service.readiness import Readiness, is_serving, report
+from coupon_service.settings import Settings, SettingsError
+from coupon_service.tls import TlsError, read_certificate
 
 RESTART_DELAY_S: Final = 0.1
 """Before a worker that died is replaced; doubles while it dies young, up to RESTART_DELAY_MAX_S."""
@@ -32,109 +43,248 @@ YOUNG_S: Final = 10.0
 STOP_MARGIN_S: Final = 5.0
 """What a worker gets beyond its drain and shutdown times before it is killed."""
 
+SERVE_TIMEOUT_S: Final = 30.0
+"""What a worker that replaces another gets to serve; after that the old ones stay."""
+
+KEPT: Final = ("host", "port", "workers", "metrics_host", "metrics_port", "pid_file", "data_dir")
+"""Settings of the supervisor: a restart of the workers does not change them."""
+
 
 class SupervisorError(Exception):
     """The service cannot start; one clear sentence."""
 
 
+class Worker:
+    """One worker process."""
+
+    def __init__(
+        self,
+        context: ForkServerContext,
+        settings: Settings,
+        read_settings: Callable[[], Settings],
+        delay_s: float,
+    ) -> None:
+        """`delay_s`: the pause before another takes its place when it dies young."""
+        # One byte that the worker writes and the supervisor reads.
+        self._found: Any = context.RawValue("B", 0)
+        self.process = context.Process(
+            target=run_worker, args=(settings, read_settings, self._found), name="worker"
+        )
+        self.delay_s = delay_s
+        self.retired = False
+        """Whether it is to end, so that nobody wonders when it does."""
+        self.ended = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        self._started_s = loop.time()
+        with signals_blocked():
+            self.process.start()
+        loop.add_reader(self.process.sentinel, self._end)
+
+    @property
+    def readiness(self) -> Readiness:
+        """What it last found."""
+        return Readiness(0) if self.ended.is_set() else Readiness(self._found.value)
+
+    @property
+    def age_s(self) -> float:
+        """Time since its start."""
+        return asyncio.get_running_loop().time() - self._started_s
+
+    def signal(self, number: signal.Signals) -> None:
+        """Sends it a signal, if it still lives."""
+        if not self.ended.is_set() and self.process.pid is not None:
+            os.kill(self.process.pid, number)
+
+    def _end(self) -> None:
+        asyncio.get_running_loop().remove_reader(self.process.sentinel)
+        self.process.join()
+        self.ended.set()
+
+
 class Supervisor:
     """Keeps `settings.workers` workers running until SIGTERM or SIGINT."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, read_settings: Callable[[], Settings]) -> None:
+        """`read_settings` reads them again; it is called in the workers as well."""
         self._settings = settings
-        self._context: SpawnContext = multiprocessing.get_context("spawn")
-        # One byte a worker: whether it is ready to serve.
-        self._ready: Any = self._context.Array("b", settings.workers, lock=False)
-        self._workers: dict[int, SpawnProcess] = {}
+        self._read_settings = read_settings
+        self._context: ForkServerContext = multiprocessing.get_context("forkserver")
+        self._workers: list[Worker] = []
+        self._restarting: asyncio.Task[None] | None = None
         self._stopping = asyncio.Event()
         self._log = structlog.get_logger("coupon_service.supervisor")
 
     async def run(self) -> None:
         """Returns when all workers have ended. Raises SupervisorError when it cannot start."""
-        # Only now, since prometheus_client looks for its folder when it is imported.
         with ExitStack() as stack:
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="coupon-metrics-"))
-            os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
-            from coupon_service.metrics import (  # noqa: PLC0415
-                MetricsServerError,
-                serve_metrics,
-                workers_registry,
+            self._folder = Path(
+                stack.enter_context(tempfile.TemporaryDirectory(prefix="coupon-metrics-"))
             )
-
-            loop = asyncio.get_running_loop()
-            for number in (signal.SIGTERM, signal.SIGINT):
-                loop.add_signal_handler(number, self._stopping.set)
-            reserved = stack.enter_context(reserve_port(self._settings.host, self._settings.port))
-            port = reserved.getsockname()[1]
-            settings = self._settings.model_copy(update={"port": port})
+            # prometheus_client looks for it when it is imported, here and where workers come from.
+            os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(self._folder)
+            with signals_blocked():
+                self._context.set_forkserver_preload(["coupon_service.server"])
+                forkserver.ensure_running()
+            self._handle_signals()
             try:
-                metrics = stack.enter_context(
-                    serve_metrics(
-                        settings.metrics_host,
-                        settings.metrics_port,
-                        workers_registry(Path(folder)),
-                        lambda: any(self._ready),
-                    )
-                )
-            except MetricsServerError as error:
+                read_certificate(self._settings, lambda: datetime.now(UTC))
+                if self._settings.pid_file is not None:
+                    stack.enter_context(holding(self._settings.pid_file))
+            except (PidFileError, TlsError) as error:
                 raise SupervisorError(str(error)) from error
-            self._log.info(
-                "starting", port=port, workers=settings.workers, metrics_port=metrics.port
-            )
-            await asyncio.gather(
-                *(self._keep(slot, settings, Path(folder)) for slot in range(settings.workers))
-            )
+            self._open_ports(stack)
+            async with asyncio.TaskGroup() as self._tasks:
+                for _ in range(self._settings.workers):
+                    self._start(RESTART_DELAY_S)
+                await self._stopping.wait()
+                if self._restarting is not None:
+                    self._restarting.cancel()
+                await asyncio.gather(*(self._end(it, signal.SIGTERM) for it in self._workers))
             self._log.info("stopped")
 
-    async def _keep(self, slot: int, settings: Settings, folder: Path) -> None:
-        """Keeps one worker running."""
+    def _handle_signals(self) -> None:
         loop = asyncio.get_running_loop()
-        delay_s = RESTART_DELAY_S
-        while not self._stopping.is_set():
-            started = loop.time()
-            worker = self._context.Process(
-                target=run_worker, args=(settings, slot, self._ready), name=f"worker-{slot}"
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stopping.set)
+        loop.add_signal_handler(signal.SIGHUP, self._reload)
+        loop.add_signal_handler(signal.SIGUSR2, self._restart)
+
+    def _open_ports(self, stack: ExitStack) -> None:
+        """Keeps the port of the workers, and serves the metrics. Raises SupervisorError."""
+        # Only now, since prometheus_client looks for its folder when it is imported.
+        from coupon_service.metrics import (  # noqa: PLC0415
+            MetricsServerError,
+            serve_metrics,
+            workers_registry,
+        )
+
+        settings = self._settings
+        reserved = stack.enter_context(reserve_port(settings.host, settings.port))
+        port = reserved.getsockname()[1]
+        self._settings = settings.model_copy(update={"port": port})
+        try:
+            metrics = stack.enter_context(
+                serve_metrics(
+                    settings.metrics_host,
+                    settings.metrics_port,
+                    workers_registry(self._folder),
+                    lambda: bool(self._readiness()),
+                    lambda: (is_serving(found := self._readiness()), report(found)),
+                )
             )
-            worker.start()
-            self._workers[slot] = worker
-            await self._end_of(worker)
-            self._ready[slot] = False
-            _forget_gauges(worker.pid, folder)
-            if self._stopping.is_set():
-                return
-            self._log.error("worker died", worker=slot, pid=worker.pid, exit_code=worker.exitcode)
-            young = loop.time() - started < YOUNG_S
-            delay_s = min(delay_s * 2, RESTART_DELAY_MAX_S) if young else RESTART_DELAY_S
-            await self._stopping_within(delay_s)
+        except MetricsServerError as error:
+            raise SupervisorError(str(error)) from error
+        self._log.info("starting", port=port, workers=settings.workers, metrics_port=metrics.port)
 
-    async def _end_of(self, worker: SpawnProcess) -> None:
-        """Returns when the worker has ended, and ends it when the supervisor is to stop."""
-        ended = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        loop.add_reader(worker.sentinel, ended.set)
-        end = asyncio.ensure_future(ended.wait())
-        stop = asyncio.ensure_future(self._stopping.wait())
-        try:
-            await asyncio.wait({end, stop}, return_when=asyncio.FIRST_COMPLETED)
-            if not ended.is_set():
-                worker.terminate()
-                settings = self._settings
-                patience_s = (settings.drain_grace_ms + settings.shutdown_timeout_ms) / 1000
-                await asyncio.wait({end}, timeout=patience_s + STOP_MARGIN_S)
-                if not ended.is_set():
-                    self._log.error("worker does not stop and is killed", pid=worker.pid)
-                    worker.kill()
-                    await end
-        finally:
-            loop.remove_reader(worker.sentinel)
-            stop.cancel()
-        worker.join()
+    def _readiness(self) -> list[Readiness]:
+        """What the workers that live have found. Called from the threads of the metrics."""
+        return [worker.readiness for worker in tuple(self._workers) if not worker.ended.is_set()]
 
-    async def _stopping_within(self, seconds: float) -> None:
-        try:
-            await asyncio.wait_for(self._stopping.wait(), seconds)
-        except TimeoutError:
+    def _start(self, delay_s: float) -> Worker:
+        worker = Worker(self._context, self._settings, self._read_settings, delay_s)
+        self._workers.append(worker)
+        self._tasks.create_task(self._watch(worker))
+        return worker
+
+    async def _watch(self, worker: Worker) -> None:
+        """Until the worker has ended; another takes its place unless it was to end."""
+        await worker.ended.wait()
+        self._workers.remove(worker)
+        _forget_gauges(worker.process.pid, self._folder)
+        if worker.retired:
             return
+        exit_code = worker.process.exitcode
+        self._log.error("worker died", pid=worker.process.pid, exit_code=exit_code)
+        young = worker.age_s < YOUNG_S
+        delay_s = min(worker.delay_s * 2, RESTART_DELAY_MAX_S) if young else RESTART_DELAY_S
+        if not await _set_within(delay_s, self._stopping):
+            self._start(delay_s)
+
+    async def _end(self, worker: Worker, number: signal.Signals) -> None:
+        """Ends a worker: by SIGTERM, or by SIGUSR2 when another has taken over."""
+        worker.retired = True
+        worker.signal(number)
+        settings = self._settings
+        patience_s = (settings.drain_grace_ms + settings.shutdown_timeout_ms) / 1000
+        if not await _set_within(patience_s + STOP_MARGIN_S, worker.ended):
+            self._log.error("worker does not stop and is killed", pid=worker.process.pid)
+            worker.signal(signal.SIGKILL)
+            await worker.ended.wait()
+
+    def _reload(self) -> None:
+        """On SIGHUP."""
+        if (settings := self._read_again()) is not None:
+            self._settings = self._settings.model_copy(update={"log_level": settings.log_level})
+            configure_logging(settings.log_level, settings.log_format)
+            for worker in self._workers:
+                worker.signal(signal.SIGHUP)
+
+    def _restart(self) -> None:
+        """On SIGUSR2."""
+        if self._restarting is not None and not self._restarting.done():
+            self._log.warning("a restart is under way")
+        elif not self._stopping.is_set() and (settings := self._read_again()) is not None:
+            kept = {name: getattr(self._settings, name) for name in KEPT}
+            self._settings = settings.model_copy(update=kept)
+            self._restarting = self._tasks.create_task(self._replace_all())
+
+    async def _replace_all(self) -> None:
+        """Replaces the workers one by one; each new one serves before an old one goes."""
+        for old in tuple(self._workers):
+            old.retired = True  # its place is being taken already, should it die now
+            new = self._start(RESTART_DELAY_S)
+            if await _serves(new):
+                self._log.info("worker replaced", pid=old.process.pid, by=new.process.pid)
+                await self._end(old, signal.SIGUSR2)
+            elif not old.ended.is_set():
+                self._log.error("the new worker does not serve; the others stay as they are")
+                old.retired = False
+                await self._end(new, signal.SIGTERM)
+                return
+        self._log.info("all workers replaced")
+
+    def _read_again(self) -> Settings | None:
+        try:
+            return self._read_settings()
+        except SettingsError as error:
+            self._log.error("the settings stay as they were", cause=str(error))
+            return None
+
+
+async def _serves(worker: Worker) -> bool:
+    """Whether the worker serves, in time."""
+    loop = asyncio.get_running_loop()
+    ends = loop.time() + SERVE_TIMEOUT_S
+    while not worker.readiness & Readiness.SERVING:
+        if worker.ended.is_set() or loop.time() > ends:
+            return False
+        await asyncio.sleep(0.02)  # nothing wakes us up when the byte changes
+    return True
+
+
+async def _set_within(seconds: float, event: asyncio.Event) -> bool:
+    """Whether the event is set in time."""
+    try:
+        await asyncio.wait_for(event.wait(), seconds)
+    except TimeoutError:
+        return False
+    return True
+
+
+@contextmanager
+def signals_blocked() -> Generator[None]:
+    """Processes that are started meanwhile do not get these signals before they ask for them.
+
+    Whoever signals the whole group, as a service manager does, would end the process that workers
+    are forked from, and with it a worker that has not yet said what to do at a signal.
+    """
+    before = signal.pthread_sigmask(
+        signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2)
+    )
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def reserve_port(host: str, port: int) -> socket.socket:
@@ -161,22 +311,25 @@ def reserve_port(host: str, port: int) -> socket.socket:
     return reserved
 
 
-def run_worker(settings: Settings, slot: int, ready: Any) -> None:
-    """The main function of a worker process."""
+def run_worker(settings: Settings, read_settings: Callable[[], Settings], found: Any) -> None:
+    """The main function of a worker process. `found` is its byte."""
     import uvloop  # noqa: PLC0415
 
-    from coupon_service.log import configure_logging  # noqa: PLC0415
-    from coupon_service.server import work  # noqa: PLC0415
+    from coupon_service.server import ServerError, work  # noqa: PLC0415
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches us too, but we wait to be told
     configure_logging(settings.log_level, settings.log_format)
 
-    def readiness_changed(serving: bool) -> None:
-        ready[slot] = serving
+    def readiness_changed(readiness: Readiness) -> None:
+        found.value = readiness
 
     parent = multiprocessing.parent_process()
     orphaned = parent.sentinel if parent is not None else None
-    uvloop.run(work(settings, readiness_changed, orphaned))
+    try:
+        uvloop.run(work(settings, read_settings, readiness_changed, orphaned))
+    except ServerError as error:
+        structlog.get_logger("coupon_service.server").error("cannot go on", cause=str(error))
+        sys.exit(1)
 
 
 def _forget_gauges(pid: int | None, folder: Path) -> None:

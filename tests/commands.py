@@ -14,7 +14,6 @@ from pathlib import Path
 from unittest import mock
 
 import psutil
-import structlog
 
 from coupon_service import cli
 
@@ -39,7 +38,6 @@ def run(
     exit_code = 0
     with (
         tempfile.TemporaryFile("w+b") as given,
-        _logs_as_before(),
         mock.patch.dict(os.environ, environment(**variables), clear=True),
         mock.patch.object(sys, "argv", command),
         mock.patch.object(sys, "stdin", io.TextIOWrapper(given, encoding="utf-8")),
@@ -57,17 +55,6 @@ def run(
                 complained.write(f"{end.code}\n")
             exit_code = end.code if isinstance(end.code, int) else int(end.code is not None)
     return subprocess.CompletedProcess(command, exit_code, said.getvalue(), complained.getvalue())
-
-
-@contextmanager
-def _logs_as_before() -> Generator[None]:
-    """A server in this process goes on to log where it logged, not to where commands write."""
-    before = structlog.get_config()
-    structlog.configure(logger_factory=structlog.WriteLoggerFactory(sys.stdout))
-    try:
-        yield
-    finally:
-        structlog.configure(**before)
 
 
 def run_apart(

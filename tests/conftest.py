@@ -19,7 +19,7 @@ from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO, cast
 from urllib.parse import urlsplit
 
 import hypothesis
@@ -27,9 +27,12 @@ import psutil
 import psycopg
 import pytest
 import redis
+import structlog
 from psycopg import sql
+from secrecy import SECRETS, Log
 
 from coupon_service.embedded import EmbeddedPostgres, EmbeddedRedis
+from coupon_service.log import configure_logging
 
 if TYPE_CHECKING:
     from service import Api, ServerThread
@@ -40,6 +43,30 @@ MEMORY_MIN_BYTES = 2 << 30
 # A busy machine is slow now and then, and that is no fault of what is tested.
 hypothesis.settings.register_profile("tests", deadline=None)
 hypothesis.settings.load_profile("tests")
+
+
+@pytest.fixture(scope="session")
+def service_log() -> Log:
+    """What the service logs in this process."""
+    log = Log()
+    configure_logging("info", "json", cast("BinaryIO", log))
+    return log
+
+
+@pytest.fixture(autouse=True)
+def _no_secret_is_logged(request: pytest.FixtureRequest, service_log: Log) -> Iterator[None]:
+    """Fails the test during which a code, token or password was logged, here or by a process."""
+    folder = request.getfixturevalue("tmp_path") if "tmp_path" in request.fixturenames else None
+    if not structlog.is_configured():
+        configure_logging("info", "json", cast("BinaryIO", service_log))
+    yield
+    logs = (
+        [path.read_text("utf-8", "replace") for path in folder.rglob("log") if path.is_file()]
+        if folder
+        else []
+    )
+    for log in (service_log.take(), *logs):
+        assert list(SECRETS.found_in(log)) == [], "a secret is in the log"
 
 
 @pytest.fixture(scope="session")
@@ -161,6 +188,22 @@ def api(server_address: str) -> Iterator[Api]:
     client = Api(server_address)
     yield client
     client.close()
+
+
+@pytest.fixture(scope="session")
+def guarded(
+    new_database: Callable[[], AbstractContextManager[str]], redis_server_url: str
+) -> Iterator[ServerThread]:
+    """A server that asks for tokens, which tests.tokens makes."""
+    from pydantic import SecretStr
+    from service import ServerThread, settings_for
+    from tokens import AUDIENCE, ISSUER, SECRET
+
+    tokens = {"jwt_secret": SecretStr(SECRET), "jwt_issuer": ISSUER, "jwt_audience": AUDIENCE}
+    with new_database() as database_url:
+        settings = settings_for(database_url, redis_server_url, auth="jwt", **tokens)
+        with ServerThread(settings) as running:
+            yield running
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 from uuid import uuid4
 
 import grpc
@@ -20,6 +20,7 @@ from google.rpc import error_details_pb2  # pyright: ignore[reportMissingTypeStu
 from grpc_status import rpc_status
 from prometheus_client import CollectorRegistry
 from pydantic import SecretStr
+from secrecy import SECRETS, Watched, keep_secret
 
 from coupon_service.server import Server, utc_now
 from coupon_service.settings import Settings
@@ -64,6 +65,8 @@ __all__ = [
     "settings_for",
 ]
 
+LOCK_TOKEN_SECRET = "only the tests sign with this one"
+
 T = TypeVar("T")
 
 _numbers = itertools.count(1)
@@ -71,6 +74,7 @@ _numbers = itertools.count(1)
 
 def settings_for(database_url: str, redis_url: str, **changes: object) -> Settings:
     """Settings of a test server: any free port, no grace."""
+    keep_secret(database_url, redis_url, LOCK_TOKEN_SECRET)
     values: dict[str, Any] = {
         "port": 0,
         "metrics_port": 0,
@@ -78,7 +82,7 @@ def settings_for(database_url: str, redis_url: str, **changes: object) -> Settin
         "reflection": True,
         "database_url": SecretStr(database_url),
         "redis_url": SecretStr(redis_url),
-        "lock_token_secret": SecretStr("only the tests sign with this one"),
+        "lock_token_secret": SecretStr(LOCK_TOKEN_SECRET),
         "redis_timeout_ms": 1_000,
         "drain_grace_ms": 0,
         "sweep_interval_ms": 200,
@@ -190,18 +194,51 @@ class refused:  # noqa: N801 - reads like pytest.raises
         return True
 
 
+class _Details(NamedTuple):
+    """What an interceptor may change of a call."""
+
+    method: str
+    timeout: float | None
+    metadata: Any
+    credentials: Any
+    wait_for_ready: Any
+    compression: Any
+
+
+class WithToken(
+    grpc.UnaryUnaryClientInterceptor,  # pyright: ignore[reportMissingTypeArgument] - it takes none
+    grpc.UnaryStreamClientInterceptor,  # pyright: ignore[reportMissingTypeArgument]
+    grpc.StreamStreamClientInterceptor,  # pyright: ignore[reportMissingTypeArgument]
+):
+    """Sends a bearer token with every call."""
+
+    def __init__(self, token: str) -> None:
+        self._metadata = ("authorization", f"Bearer {token}")
+
+    def _call(self, continuation: Any, details: Any, request: Any) -> Any:
+        values: dict[str, Any] = {name: getattr(details, name) for name in _Details._fields}
+        values["metadata"] = (*(details.metadata or ()), self._metadata)
+        return continuation(_Details(**values), request)
+
+    intercept_unary_unary = intercept_unary_stream = intercept_stream_stream = _call
+
+
 class Api:
     """The stubs of all services, and what most tests begin with."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, token: str | None = None) -> None:
         self.channel = grpc.insecure_channel(
             address, options=[("grpc.use_local_subchannel_pool", 1)]
         )
-        self.books = coupon_book_service_pb2_grpc.CouponBookServiceStub(self.channel)
-        self.codes = coupon_code_service_pb2_grpc.CouponCodeServiceStub(self.channel)
-        self.assignments = assignment_service_pb2_grpc.AssignmentServiceStub(self.channel)
-        self.redemptions = redemption_service_pb2_grpc.RedemptionServiceStub(self.channel)
-        self.audit = audit_service_pb2_grpc.AuditServiceStub(self.channel)
+        calls = self.channel
+        if token is not None:
+            calls = grpc.intercept_channel(calls, cast("Any", WithToken(token)))
+        channel: Any = Watched(calls, SECRETS)
+        self.books = coupon_book_service_pb2_grpc.CouponBookServiceStub(channel)
+        self.codes = coupon_code_service_pb2_grpc.CouponCodeServiceStub(channel)
+        self.assignments = assignment_service_pb2_grpc.AssignmentServiceStub(channel)
+        self.redemptions = redemption_service_pb2_grpc.RedemptionServiceStub(channel)
+        self.audit = audit_service_pb2_grpc.AuditServiceStub(channel)
 
     def close(self) -> None:
         """Ends the connection."""

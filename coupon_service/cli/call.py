@@ -15,7 +15,17 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health_pb2
 
-from coupon_service.cli.client import Address, BlockingService, Token, connect_blocking
+from coupon_service.cli.client import (
+    Address,
+    BlockingService,
+    Tls,
+    TlsCa,
+    TlsCertificate,
+    TlsKey,
+    TlsName,
+    Token,
+    connect_blocking,
+)
 from coupon_service.cli.failure import CommandError
 from coupon_service.v1 import (
     assignment_service_pb2,
@@ -58,6 +68,10 @@ def call(
     ] = False,
     address: Address = None,
     token: Token = None,
+    tls_ca: TlsCa = None,
+    tls_certificate: TlsCertificate = None,
+    tls_key: TlsKey = None,
+    tls_name: TlsName = None,
     timeout_s: Annotated[
         float | None,
         typer.Option(
@@ -81,7 +95,9 @@ def call(
         return
     descriptor = find_method(method)
     requests = read_messages(sys.stdin.read() if messages in STDIN_MARKS else messages, descriptor)
-    with connect_blocking(address, token) as service:
+    with connect_blocking(
+        address, token, Tls(tls_ca, tls_certificate, tls_key, tls_name)
+    ) as service:
         _call(descriptor, requests, timeout_s, service)
 
 

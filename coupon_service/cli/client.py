@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Generator, Iterable
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Final, TypeVar
 
 import grpc
@@ -17,7 +18,7 @@ from google.rpc.status_pb2 import Status
 
 from coupon_service import __version__
 from coupon_service.cli.failure import CommandError
-from coupon_service.settings import Settings, load_settings
+from coupon_service.settings import TOKEN_VARIABLE, Settings, load_settings
 
 T = TypeVar("T")
 Detail = TypeVar("Detail", bound=Message)
@@ -32,7 +33,34 @@ Address = Annotated[
 ]
 Token = Annotated[
     str | None,
-    typer.Option(help="Bearer token that says who is calling.", show_default=False),
+    typer.Option(
+        envvar=TOKEN_VARIABLE, help="Bearer token that says who is calling.", show_default=False
+    ),
+]
+
+TlsCa = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Authorities (PEM) that the service's certificate is checked with; turns TLS on.",
+        show_default=False,
+    ),
+]
+TlsCertificate = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Own certificate (PEM), if asked for.", show_default=False),
+]
+TlsKey = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Private key (PEM) of it.", show_default=False),
+]
+TlsName = Annotated[
+    str | None,
+    typer.Option(
+        metavar="HOST",
+        help="Name that the service's certificate is for, if not that of --address.",
+        show_default=False,
+    ),
 ]
 
 RETRIES: Final = """{
@@ -43,11 +71,14 @@ RETRIES: Final = """{
       "initialBackoff": "0.1s",
       "maxBackoff": "2s",
       "backoffMultiplier": 3,
-      "retryableStatusCodes": ["UNAVAILABLE", "ABORTED", "RESOURCE_EXHAUSTED"]
+      "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED", "ABORTED", "RESOURCE_EXHAUSTED"]
     }
   }]
 }"""
-"""A service config for clients: https://github.com/grpc/proposal/blob/master/A6-client-retries.md"""
+"""A service config for clients: https://github.com/grpc/proposal/blob/master/A6-client-retries.md
+
+CANCELLED is what gRPC answers calls that reach a worker while it ends.
+"""
 
 OPTIONS: Final = (
     ("grpc.primary_user_agent", f"coupon-service/{__version__}"),
@@ -61,11 +92,39 @@ BREAKS_MAX: Final = 14
 """How often in a row a stream is opened again without an answer: a minute in all."""
 
 
+Metadata = tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """How to know the service, and how it knows us. Nothing of it: a connection without TLS."""
+
+    ca: Path | None
+    certificate: Path | None
+    key: Path | None
+    name: str | None
+
+    def channel(self, address: str) -> grpc.Channel:
+        """Raises CommandError."""
+        if self.ca is None:
+            if any((self.certificate, self.key, self.name)):
+                raise CommandError("TLS options need --tls-ca.")
+            return grpc.insecure_channel(address, OPTIONS)
+        if (self.certificate is None) != (self.key is None):
+            raise CommandError("--tls-certificate and --tls-key go together.")
+        credentials = grpc.ssl_channel_credentials(
+            *(_content(path) for path in (self.ca, self.key, self.certificate))
+        )
+        named = (("grpc.ssl_target_name_override", self.name),) if self.name else ()
+        return grpc.secure_channel(address, credentials, (*OPTIONS, *named))
+
+
 @dataclass(frozen=True, slots=True)
 class Service:
-    """An open connection for a program with an event loop."""
+    """An open connection for a program with an event loop. `metadata` goes with each call."""
 
     channel: grpc.aio.Channel
+    metadata: Metadata = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +132,13 @@ class BlockingService:
     """An open connection for a command. `metadata` goes with each call."""
 
     channel: grpc.Channel
-    metadata: tuple[tuple[str, str], ...]
+    metadata: Metadata
 
 
 @asynccontextmanager
-async def connect(address: str, *, retries: bool = False) -> AsyncGenerator[Service]:
+async def connect(
+    address: str, token: str | None = None, *, retries: bool = False
+) -> AsyncGenerator[Service]:
     """A connection to the service. Errors of calls leave it as CommandError, in plain words.
 
     With `retries`, gRPC repeats calls that met a passing fault; each has to have a request_id.
@@ -85,31 +146,41 @@ async def connect(address: str, *, retries: bool = False) -> AsyncGenerator[Serv
     options = (*OPTIONS, *([("grpc.service_config", RETRIES)] if retries else []))
     try:
         async with grpc.aio.insecure_channel(address, options) as channel:
-            yield Service(channel)
+            yield Service(channel, _bearer(token))
     except grpc.RpcError as error:
         raise CommandError(explain(error, address)) from error
 
 
 @contextmanager
-def connect_blocking(address: str | None, token: str | None = None) -> Generator[BlockingService]:
+def connect_blocking(
+    address: str | None, token: str | None = None, tls: Tls | None = None
+) -> Generator[BlockingService]:
     """The same for a command, with its options.
 
     Not grpc.aio, which may lose the status of a stream that ends while it is written to
     (https://github.com/grpc/grpc/issues/36066).
     """
     target = address or address_of(load_settings())
-    metadata = (("authorization", f"Bearer {token}"),) if token else ()
     try:
-        with grpc.insecure_channel(target, OPTIONS) as channel:
-            yield BlockingService(channel, metadata)
+        with (tls or Tls(None, None, None, None)).channel(target) as channel:
+            yield BlockingService(channel, _bearer(token))
     except grpc.RpcError as error:
         raise CommandError(explain(error, target)) from error
 
 
+def _bearer(token: str | None) -> Metadata:
+    return (("authorization", f"Bearer {token}"),) if token else ()
+
+
 def address_of(settings: Settings) -> str:
     """Where a client on this machine reaches the service with these settings."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)  # noqa: S104
-    return f"[{host}]:{settings.port}" if ":" in host else f"{host}:{settings.port}"
+    return f"{url_host(settings.host)}:{settings.port}"
+
+
+def url_host(host: str) -> str:
+    """How a client on this machine writes the address that a service listens on."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
+    return f"[{host}]" if ":" in host else host
 
 
 def explain(error: grpc.RpcError, address: str) -> str:
@@ -168,12 +239,19 @@ class Patience:
     def wait_after(self, error: grpc.RpcError) -> None:
         """Wait for a while, if it may help; raises the error otherwise."""
         retry = _detail(_status(error), RetryInfo)
-        unavailable = error.code() is grpc.StatusCode.UNAVAILABLE
-        if not self._breaks_left or not (unavailable or retry):
+        ended = error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+        if not self._breaks_left or not (ended or retry):
             raise error
         self._breaks_left -= 1
         pause_s = min(0.25 * 2 ** (BREAKS_MAX - self._breaks_left), 5.0)
         self._pause(max(pause_s, retry.retry_delay.ToMilliseconds() / 1000 if retry else 0))
+
+
+def _content(path: Path | None) -> bytes | None:
+    try:
+        return path.read_bytes() if path is not None else None
+    except OSError as error:
+        raise CommandError(f"{path} cannot be read: {error.strerror}.") from error
 
 
 def _status(error: grpc.RpcError) -> Status:

@@ -18,7 +18,18 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from coupon_service.cli.client import Address, BlockingService, Token, connect_blocking, lasting
+from coupon_service.cli.client import (
+    Address,
+    BlockingService,
+    Tls,
+    TlsCa,
+    TlsCertificate,
+    TlsKey,
+    TlsName,
+    Token,
+    connect_blocking,
+    lasting,
+)
 from coupon_service.cli.failure import CommandError
 from coupon_service.v1.coupon_book_service_pb2 import GetCouponBookStatsRequest
 from coupon_service.v1.coupon_book_service_pb2_grpc import CouponBookServiceStub
@@ -66,12 +77,18 @@ def generate(
     request_id: RequestId = None,
     address: Address = None,
     token: Token = None,
+    tls_ca: TlsCa = None,
+    tls_certificate: TlsCertificate = None,
+    tls_key: TlsKey = None,
+    tls_name: TlsName = None,
 ) -> None:
     """Make random codes in a book, in the book's code format."""
     request = GenerateCodesRequest(
         book_id=book, count=count, request_id=announced(request_id, "generate")
     )
-    with connect_blocking(address, token) as service:
+    with connect_blocking(
+        address, token, Tls(tls_ca, tls_certificate, tls_key, tls_name)
+    ) as service:
         stub = CouponCodeServiceStub(service.channel)
 
         def go_on() -> Iterable[GenerateCodesResponse]:
@@ -104,9 +121,18 @@ def export(
     ] = False,
     address: Address = None,
     token: Token = None,
+    tls_ca: TlsCa = None,
+    tls_certificate: TlsCertificate = None,
+    tls_key: TlsKey = None,
+    tls_name: TlsName = None,
 ) -> None:
     """Write the codes of a book, one a line."""
-    with connect_blocking(address, token) as service, _destination(file) as out:
+    with (
+        connect_blocking(
+            address, token, Tls(tls_ca, tls_certificate, tls_key, tls_name)
+        ) as service,
+        _destination(file) as out,
+    ):
         _export(book, state, out, as_csv, service)
 
 

@@ -6,10 +6,12 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import secrets
 import shlex
 import signal
 import sys
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from coupon_service.cli.health import wait_until_serving
 from coupon_service.cli.migrate import apply_steps
 from coupon_service.cli.serve import supervise
 from coupon_service.cli.session import DEMO_CODES, make_demo_book, session
+from coupon_service.cli.token import SECRET_FILE, new_token
 from coupon_service.embedded import EmbeddedPostgres, EmbeddedRedis
 from coupon_service.settings import Settings, load_settings
 
@@ -30,8 +33,9 @@ def dev() -> None:
     """Run everything: PostgreSQL, Redis, the service, and a demo book to try it with.
 
     PostgreSQL and Redis keep their data in .data (COUPON_DATA_DIR), so that starting again goes on
-    where it was. With DATABASE_URL or REDIS_URL set, those are used instead. Ctrl-C stops all that
-    was started. Made for trying and developing; coupon-service serve is for everything else.
+    where it was. With DATABASE_URL or REDIS_URL set, those are used instead. With COUPON_AUTH=jwt
+    calls need a token, which coupon-service token makes. Ctrl-C stops all that was started. Made
+    for trying and developing; coupon-service serve is for everything else.
     """
     from coupon_service.supervisor import SupervisorError, reserve_port
 
@@ -44,19 +48,24 @@ def dev() -> None:
                 port: int = reserved.getsockname()[1]
         except SupervisorError as error:
             raise CommandError(str(error)) from error
-        settings = _complete(given, port, servers)
+        values = _complete(given, port, servers)
+        read_settings = functools.partial(load_settings, **values)
+        settings = read_settings()
+        apply_steps(settings)
         where = f"Its data is in {folder}." if given.database_url is None else ""
-        asyncio.run(_serve(settings, where))
+        asyncio.run(_serve(settings, read_settings, where))
 
 
-def _complete(given: Settings, port: int, servers: ExitStack) -> Settings:
-    """The settings, with servers of our own and a secret where none are given; migrated."""
+def _complete(given: Settings, port: int, servers: ExitStack) -> dict[str, Any]:
+    """What the settings lack: servers of our own and a secret where none are given."""
     folder = given.data_dir.absolute()
     values: dict[str, Any] = {"port": port}
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if given.lock_token_secret is None:
-            values["lock_token_secret"] = _lock_token_secret(folder)
+            values["lock_token_secret"] = kept_secret(folder / "lock-token-secret")
+        if given.auth == "jwt" and given.jwt_secret is None:
+            values["jwt_secret"] = kept_secret(folder / SECRET_FILE)
     except OSError as error:
         raise CommandError(
             f"The data folder {folder} cannot be used: {error.strerror}."
@@ -68,18 +77,17 @@ def _complete(given: Settings, port: int, servers: ExitStack) -> Settings:
         values["reflection"] = True  # so that grpcurl works
     if "drain_grace_ms" not in given.model_fields_set:
         values["drain_grace_ms"] = 0  # there is no load balancer that has to notice
+    if given.pid_file is None:
+        values["pid_file"] = folder / "pid"
     if given.redis_url is None:
         values["redis_url"] = servers.enter_context(EmbeddedRedis(folder / "redis")).url
     if given.database_url is None:
         values["database_url"] = servers.enter_context(EmbeddedPostgres(folder / "postgres")).url
-    settings = load_settings(**values)
-    apply_steps(settings)
-    return settings
+    return values
 
 
-def _lock_token_secret(folder: Path) -> str:
-    """Made once and kept, so that locks outlive a restart."""
-    path = folder / "lock-token-secret"
+def kept_secret(path: Path) -> str:
+    """Made once and kept, so that what it has signed outlives a restart."""
     if not path.exists():
         new = path.with_suffix(".new")
         new.unlink(missing_ok=True)
@@ -89,9 +97,9 @@ def _lock_token_secret(folder: Path) -> str:
     return path.read_text(encoding="ascii")
 
 
-async def _serve(settings: Settings, where: str) -> None:
+async def _serve(settings: Settings, read_settings: Callable[[], Settings], where: str) -> None:
     """Serve until Ctrl-C; show how to use it as soon as it can be used."""
-    serving = asyncio.create_task(supervise(settings))
+    serving = asyncio.create_task(supervise(settings, read_settings))
     welcome = asyncio.create_task(_welcome(settings, where))
     await asyncio.wait({serving, welcome}, return_when=asyncio.FIRST_COMPLETED)
     if welcome.done():
@@ -102,7 +110,12 @@ async def _serve(settings: Settings, where: str) -> None:
 
 async def _welcome(settings: Settings, where: str) -> None:
     address = address_of(settings)
-    async with connect(address) as service:
+    token = token_command = None
+    if settings.auth == "jwt":
+        token = new_token(settings, ["admin"], "demo")
+        folder = shlex.quote(str(settings.data_dir.absolute()))
+        token_command = f"COUPON_DATA_DIR={folder} {_own_command()} token --role admin"
+    async with connect(address, token) as service:
         await wait_until_serving(service)
         book = await make_demo_book(service)
     typer.echo(
@@ -110,7 +123,7 @@ async def _welcome(settings: Settings, where: str) -> None:
         f'The demo book "{book.name}" ({book.book_id}) has the codes'
         f" {DEMO_CODES[0]} to {DEMO_CODES[-1]}.\n"
         "Ctrl-C stops everything. This session can be pasted into another shell:\n\n"
-        f"{session(address, _own_command())}\n"
+        f"{session(address, _own_command(), token_command)}\n"
     )
 
 

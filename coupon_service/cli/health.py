@@ -2,25 +2,75 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from http.client import HTTPException
+from typing import Annotated, Any, Final
+from urllib.error import HTTPError
+from urllib.request import ProxyHandler, build_opener
 
 import typer
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from coupon_service.cli.client import Address, Service, connect_blocking
+from coupon_service.cli.client import (
+    Address,
+    Service,
+    Tls,
+    TlsCa,
+    TlsCertificate,
+    TlsKey,
+    TlsName,
+    connect_blocking,
+    url_host,
+)
+from coupon_service.cli.failure import CommandError
+from coupon_service.settings import Settings, load_settings
 
 TIMEOUT_S: Final = 5.0
 
 
-def health(address: Address = None) -> None:
-    """Ask a running service whether it serves. Exit code 0 when it does, else 1."""
-    with connect_blocking(address) as service:
-        stub: Any = health_pb2_grpc.HealthStub(service.channel)
-        response = stub.Check(health_pb2.HealthCheckRequest(), timeout=TIMEOUT_S)
-    status = health_pb2.HealthCheckResponse.ServingStatus.Name(response.status)
+def health(
+    service: Annotated[
+        str,
+        typer.Argument(help="One of its gRPC services. Default: all of it.", show_default=False),
+    ] = "",
+    *,
+    address: Address = None,
+    timeout_s: Annotated[
+        float, typer.Option("--timeout", metavar="SECONDS", min=0.001, help="Longest wait.")
+    ] = TIMEOUT_S,
+    tls_ca: TlsCa = None,
+    tls_certificate: TlsCertificate = None,
+    tls_key: TlsKey = None,
+    tls_name: TlsName = None,
+) -> None:
+    """Ask a running service whether it serves. Exit code 0 when it does, else 1.
+
+    Without --address this is the service with the settings that hold here; when it speaks TLS, its
+    metrics port is asked (/readyz), for which no certificate is needed.
+    """
+    settings = load_settings()
+    if address is None and tls_ca is None and settings.tls_certificate_file is not None:
+        status = _readyz(settings, timeout_s)
+    else:
+        tls = Tls(tls_ca, tls_certificate, tls_key, tls_name)
+        with connect_blocking(address, tls=tls) as connection:
+            stub: Any = health_pb2_grpc.HealthStub(connection.channel)
+            request = health_pb2.HealthCheckRequest(service=service)
+            answer = stub.Check(request, timeout=timeout_s)
+        status = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
     typer.echo(status)
     if status != "SERVING":
         raise typer.Exit(1)
+
+
+def _readyz(settings: Settings, timeout_s: float) -> str:
+    url = f"http://{url_host(settings.metrics_host)}:{settings.metrics_port}/readyz"
+    try:
+        with build_opener(ProxyHandler({})).open(url, timeout=timeout_s):
+            return "SERVING"
+    except HTTPError:
+        return "NOT_SERVING"
+    except (OSError, HTTPException) as error:
+        raise CommandError(f"UNAVAILABLE: {url} cannot be reached ({error}).") from error
 
 
 async def wait_until_serving(service: Service) -> None:

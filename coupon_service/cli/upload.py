@@ -19,7 +19,18 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from coupon_service.cli.client import Address, BlockingService, Patience, Token, connect_blocking
+from coupon_service.cli.client import (
+    Address,
+    BlockingService,
+    Patience,
+    Tls,
+    TlsCa,
+    TlsCertificate,
+    TlsKey,
+    TlsName,
+    Token,
+    connect_blocking,
+)
 from coupon_service.cli.codes import Book, RequestId, announced, progress_bar
 from coupon_service.cli.failure import CommandError
 from coupon_service.cli.rows import Chunk, chunked, read_rows
@@ -62,6 +73,10 @@ def import_codes(
     request_id: RequestId = None,
     address: Address = None,
     token: Token = None,
+    tls_ca: TlsCa = None,
+    tls_certificate: TlsCertificate = None,
+    tls_key: TlsKey = None,
+    tls_name: TlsName = None,
 ) -> None:
     """Import codes from a file into a book.
 
@@ -73,7 +88,9 @@ def import_codes(
     with (
         _opened(file) as source,
         _report_to(rejects) as report,
-        connect_blocking(address, token) as service,
+        connect_blocking(
+            address, token, Tls(tls_ca, tls_certificate, tls_key, tls_name)
+        ) as service,
     ):
         _import(header, source, column, report, service)
     report.show()

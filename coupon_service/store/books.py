@@ -26,8 +26,9 @@ from coupon_service.model import (
     bucket_of_book,
     event_id,
 )
-from coupon_service.store.db import Connection, Database
+from coupon_service.store.db import Database
 from coupon_service.store.keyset import Position, page_of, time_and_id, time_position
+from coupon_service.store.pipeline import Connection
 from coupon_service.store.rows import (
     BOOK_COLUMNS,
     book_from_row,
@@ -387,7 +388,12 @@ async def select_books(
         },
     )
     books = [book_from_row(row) for row in await cursor.fetchall()]
-    return page_of(books, page_size, lambda book: time_position(book.create_time, book.book_id))
+    return page_of(books, page_size, book_position)
+
+
+def book_position(book: Book) -> Position:
+    """Where a page goes on after this book."""
+    return time_position(book.create_time, book.book_id)
 
 
 SUM_COUNTERS: Final = """

@@ -14,8 +14,8 @@ from typing import Final, LiteralString
 from uuid import UUID
 
 from coupon_service.model import Event, EventType, bucket_of_event
-from coupon_service.store.db import Connection
 from coupon_service.store.keyset import Position, page_of, time_and_id, time_position
+from coupon_service.store.pipeline import Connection
 from coupon_service.store.rows import EVENT_COLUMNS, event_from_row, int_array, uuid_array
 
 
@@ -60,13 +60,6 @@ FROM unnest(%s::uuid[], %s::smallint[]) AS wanted (lock_id, bucket)
 JOIN redemption_audit USING (lock_id, bucket)
 ORDER BY event_time
 """
-
-
-async def select_lock_events(connection: Connection, lock_ids: Sequence[UUID]) -> list[Event]:
-    """All events of the locks, in their order."""
-    parameters = uuid_array(lock_ids), int_array(map(bucket_of_event, lock_ids))
-    cursor = await connection.execute(SELECT_LOCK_EVENTS, parameters)
-    return [event_from_row(row) for row in await cursor.fetchall()]
 
 
 # --- pages --------------------------------------------------------------------------------------
@@ -157,7 +150,12 @@ async def select_events(
         },
     )
     events = [_listed(event_from_row(row)) for row in await cursor.fetchall()]
-    return page_of(events, page_size, lambda it: time_position(it.event_time, it.event_id))
+    return page_of(events, page_size, event_position)
+
+
+def event_position(event: Event) -> Position:
+    """Where a page goes on after this event."""
+    return time_position(event.event_time, event.event_id)
 
 
 def _statement(wanted: AuditFilter) -> LiteralString:

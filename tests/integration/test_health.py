@@ -11,6 +11,7 @@ from grpc import StatusCode
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from service import Api
+from steps import until
 
 from coupon_service.v1 import redemption_service_pb2
 
@@ -27,7 +28,7 @@ SERVING = health_pb2.HealthCheckResponse.SERVING
 def test_a_server_whose_database_answers_is_serving(api: Api, service: str) -> None:
     health: Any = health_pb2_grpc.HealthStub(api.channel)
     request = health_pb2.HealthCheckRequest(service=service)
-    assert health.Check(request).status == SERVING
+    until(lambda: health.Check(request).status == SERVING)
     watch = health.Watch(request)
     assert next(watch).status == SERVING
     watch.cancel()

@@ -2,57 +2,33 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
-from urllib.error import URLError
-from urllib.request import urlopen
 
 import grpc
-import psutil
 import pytest
+from processes import (
+    PATIENCE_S,
+    environment_of,
+    fetch,
+    is_ready,
+    serving,
+    wait_until,
+    workers_of,
+)
 from service import Api, unique
-
-from coupon_service.supervisor import reserve_port
-
-PATIENCE_S = 60
 
 
 @pytest.fixture
 def environment(database_url: str, redis_url: str) -> dict[str, str]:
     """Settings of a service with two workers."""
-    with reserve_port("127.0.0.1", 0) as grpc_port, reserve_port("127.0.0.1", 0) as metrics_port:
-        ports = grpc_port.getsockname()[1], metrics_port.getsockname()[1]
-    return {
-        **os.environ,
-        "COUPON_DATABASE_URL": database_url,
-        "COUPON_REDIS_URL": redis_url,
-        "COUPON_LOCK_TOKEN_SECRET": "only the tests sign with this one",
-        "COUPON_WORKERS": "2",
-        "COUPON_DRAIN_GRACE_MS": "0",
-        "COUPON_PORT": str(ports[0]),
-        "COUPON_METRICS_PORT": str(ports[1]),
-    }
-
-
-@contextmanager
-def serving(environment: dict[str, str], folder: Path) -> Generator[subprocess.Popen[bytes]]:
-    """A service that is ready to serve."""
-    command = [sys.executable, "-m", "coupon_service", "serve"]
-    with (folder / "log").open("wb") as log:
-        service = subprocess.Popen(command, env=environment, cwd=folder, stdout=log, stderr=log)
-        try:
-            wait_until(lambda: fetch(environment, "healthz") == "ok\n")
-            yield service
-        finally:
-            service.terminate()
-            service.wait(PATIENCE_S)
+    return environment_of(database_url, redis_url)
 
 
 @pytest.fixture
@@ -60,36 +36,6 @@ def service(environment: dict[str, str], tmp_path: Path) -> Iterator[subprocess.
     """A service with two workers."""
     with serving(environment, tmp_path) as running:
         yield running
-
-
-def fetch(environment: dict[str, str], path: str) -> str:
-    """What the metrics port answers; empty while it does not."""
-    url = f"http://127.0.0.1:{environment['COUPON_METRICS_PORT']}/{path}"
-    try:
-        with urlopen(url, timeout=5) as answer:
-            return answer.read().decode()
-    except (URLError, OSError):
-        return ""
-
-
-def wait_until(condition: Callable[[], object]) -> None:
-    """Returns when the condition holds; fails when it never does."""
-    ends = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < ends
-        time.sleep(0.05)
-
-
-def workers_of(service: subprocess.Popen[bytes]) -> list[psutil.Process]:
-    """Its worker processes that have not ended."""
-
-    def is_worker(process: psutil.Process) -> bool:
-        try:
-            return "spawn_main" in " ".join(process.cmdline())
-        except psutil.NoSuchProcess:  # it has ended, and perhaps nobody took notice yet
-            return False
-
-    return list(filter(is_worker, psutil.Process(service.pid).children()))
 
 
 def book_on_a_new_connection(environment: dict[str, str]) -> None:
@@ -120,7 +66,7 @@ def test_a_worker_that_is_killed_is_replaced_and_nothing_is_lost(
     for worker in before:
         worker.kill()
     wait_until(lambda: len(set(workers_of(service)) - set(before)) == 2)
-    wait_until(lambda: fetch(environment, "healthz") == "ok\n")
+    wait_until(lambda: is_ready(environment))
     client.close()
     client = Api(f"127.0.0.1:{environment['COUPON_PORT']}")
     assert client.stats(book.book_id).available_count == 1
@@ -138,7 +84,7 @@ def test_a_request_that_brings_grpc_down_does_not_bring_the_service_down(
             client.sendall(request_with_path(b"/not/utf-8/\xff"))
             client.recv(1_000)
         time.sleep(0.2)
-    wait_until(lambda: len(workers_of(service)) == 2 and fetch(environment, "healthz") == "ok\n")
+    wait_until(lambda: len(workers_of(service)) == 2 and is_ready(environment))
     wait_until(lambda: answers_on_a_new_connection(environment))
 
 

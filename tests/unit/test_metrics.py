@@ -189,7 +189,15 @@ class TestEndpoint:
     def test_health_is_asked_each_time(self, server: MetricsServer, health: list[bool]) -> None:
         assert get(server.port, "/healthz") == (200, "ok\n")
         health[0] = False
-        assert get(server.port, "/healthz") == (503, "not serving\n")
+        assert get(server.port, "/healthz") == (503, "no worker runs\n")
+
+    def test_who_asks_whether_it_is_ready_is_told_what_is_missing(
+        self, registry: CollectorRegistry
+    ) -> None:
+        states = iter([(True, {"redis": "ok"}), (False, {"redis": "unreachable"})])
+        with serve_metrics("127.0.0.1", 0, registry, lambda: True, lambda: next(states)) as server:
+            assert get(server.port, "/readyz") == (200, '{"redis": "ok"}\n')
+            assert get(server.port, "/readyz") == (503, '{"redis": "unreachable"}\n')
 
     def test_anything_else_is_not_found(self, server: MetricsServer) -> None:
         assert get(server.port, "/")[0] == 404

@@ -119,7 +119,8 @@ class TestWrongValues:
             ("HOST", "a b", "expected an IP address or a host name, not 'a b'"),
             ("REFLECTION", "maybe", "expected true or false, not 'maybe'"),
             ("LOG_FORMAT", "xml", "expected auto or json or console, not 'xml'"),
-            ("AUTH", "jwt", "expected none, because jwt is not available yet"),
+            ("AUTH", "basic", "expected none or jwt, not 'basic'"),
+            ("JWT_ISSUER", "two words", "expected a name or a URL, not 'two words'"),
             ("POOL_MIN_SIZE", "7", "expected at most COUPON_POOL_MAX_SIZE (6), not 7"),
             ("BATCHES_IN_FLIGHT", "7", "expected at most COUPON_POOL_MAX_SIZE (6), not 7"),
             ("QUEUE_MAX_SIZE", "9", None),
@@ -152,6 +153,7 @@ class TestWrongValues:
             ("COUPON_REDIS_URL", f"http://:{PASSWORD}@host"),
             ("COUPON_LOCK_TOKEN_SECRET", PASSWORD),
             ("COUPON_LOCK_TOKEN_SECRET_PREVIOUS", PASSWORD),
+            ("COUPON_JWT_SECRET", PASSWORD),
         ],
     )
     def test_a_bad_secret_is_never_shown(
@@ -210,6 +212,7 @@ class TestUnknownNames:
         "name",
         [
             "COUPON_TEST_DATABASE_URL",
+            "COUPON_TOKEN",
             "COUPON_SERVICE_HOST",
             "COUPON_SERVICE_PORT",
             "COUPON_SERVICE_SERVICE_PORT_GRPC",
@@ -217,7 +220,7 @@ class TestUnknownNames:
             "COUPON_PORT_50051_TCP",
         ],
     )
-    def test_those_of_the_tests_and_of_kubernetes_are_left_alone(
+    def test_those_of_the_tests_of_clients_and_of_kubernetes_are_left_alone(
         self, name: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv(name, "tcp://10.0.0.1:50051")
@@ -271,6 +274,41 @@ class TestWhoMayReachIt:
         assert "COUPON_AUTH=none" in text
         monkeypatch.setenv("COUPON_AUTH", "none")
         assert load_settings(None).open_without_auth
+
+
+class TestWhoIsVerified:
+    @pytest.mark.parametrize(
+        ("name", "value", "expected"),
+        [
+            ("DATABASE_URL", "postgresql://a:b@c/d?sslmode=require", "sslmode=verify-full"),
+            ("REDIS_URL", "rediss://:b@c?ssl_cert_reqs=none", "ssl_cert_reqs=required"),
+            ("REDIS_URL", "rediss://:b@c?ssl_check_hostname=False", "ssl_check_hostname=true"),
+            ("TLS_CERTIFICATE_FILE", "a.pem", "together with COUPON_TLS_KEY_FILE"),
+            ("TLS_CLIENT_CA_FILE", "a.pem", "together with COUPON_TLS_CERTIFICATE_FILE"),
+        ],
+    )
+    def test_encryption_without_knowing_with_whom_is_refused(
+        self, name: str, value: str, expected: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv(f"COUPON_{name}", value)
+        (line,) = refusal().splitlines()
+        assert line.startswith("COUPON_")
+        assert f"expected {expected}" in line
+
+    @pytest.mark.parametrize(
+        "url",
+        [
+            "postgresql://a:b@c/d",
+            "postgresql://a:b@c/d?sslmode=verify-full&sslrootcert=system",
+            "postgresql://a:b@c/d?sslmode=require&sslrootcert=/tls/ca.pem",
+        ],
+    )
+    def test_a_database_that_is_verified_is_not(
+        self, url: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("COUPON_DATABASE_URL", url)
+        monkeypatch.setenv("COUPON_REDIS_URL", "rediss://:b@c?ssl_check_hostname=True")
+        assert load_settings(None).database_url
 
 
 class TestDocumentation:

@@ -1,0 +1,114 @@
+"""`coupon-service serve` as a process of its own, and what its metrics port says."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError, URLError
+from urllib.request import urlopen
+
+import psutil
+from secrecy import keep_secret
+from service import LOCK_TOKEN_SECRET
+
+from coupon_service.supervisor import reserve_port
+
+PATIENCE_S = 60
+
+
+def environment_of(database_url: str, redis_url: str) -> dict[str, str]:
+    """Settings of a service with two workers, on free ports."""
+    keep_secret(database_url, redis_url, LOCK_TOKEN_SECRET)
+    with reserve_port("127.0.0.1", 0) as grpc_port, reserve_port("127.0.0.1", 0) as metrics_port:
+        ports = grpc_port.getsockname()[1], metrics_port.getsockname()[1]
+    return {
+        **os.environ,
+        "COUPON_DATABASE_URL": database_url,
+        "COUPON_REDIS_URL": redis_url,
+        "COUPON_LOCK_TOKEN_SECRET": LOCK_TOKEN_SECRET,
+        "COUPON_WORKERS": "2",
+        "COUPON_DRAIN_GRACE_MS": "0",
+        "COUPON_PORT": str(ports[0]),
+        "COUPON_METRICS_PORT": str(ports[1]),
+    }
+
+
+@contextmanager
+def serving(
+    environment: dict[str, str], folder: Path, *, ready: bool = True
+) -> Generator[subprocess.Popen[bytes]]:
+    """A service that is ready to serve, or at least answers; its log is `folder / "log"`."""
+    command = [sys.executable, "-m", "coupon_service", "serve"]
+    with (folder / "log").open("ab") as log:
+        service = subprocess.Popen(command, env=environment, cwd=folder, stdout=log, stderr=log)
+        try:
+            wait_until(lambda: is_ready(environment) if ready else readyz(environment))
+            yield service
+        finally:
+            service.terminate()
+            service.wait(PATIENCE_S)
+
+
+def fetch(environment: dict[str, str], path: str) -> str:
+    """What the metrics port answers; empty while it does not."""
+    try:
+        with urlopen(_url(environment, path), timeout=5) as answer:  # noqa: S310
+            return answer.read().decode()
+    except (URLError, OSError):
+        return ""
+
+
+def readyz(environment: dict[str, str]) -> dict[str, Any]:
+    """The body of /readyz, whatever its status; empty while nobody answers."""
+    try:
+        with urlopen(_url(environment, "readyz"), timeout=5) as answer:  # noqa: S310
+            return json.load(answer)
+    except HTTPError as error:
+        with error:
+            return json.load(error)
+    except (URLError, OSError):
+        return {}
+
+
+def is_ready(environment: dict[str, str]) -> bool:
+    """Whether all of its workers serve."""
+    return readyz(environment).get("workers_serving") == int(environment["COUPON_WORKERS"])
+
+
+def events_in(log: Path, event: str) -> list[dict[str, Any]]:
+    """The lines of a log about an event."""
+    lines = (json.loads(line) for line in log.read_bytes().splitlines() if line.startswith(b"{"))
+    return [line for line in lines if line["event"] == event]
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    """Returns when the condition holds; fails when it never does."""
+    ends = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < ends
+        time.sleep(0.05)
+
+
+def workers_of(service: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    """Its worker processes that have not ended: the children of the one they are forked from."""
+
+    def is_source(process: psutil.Process) -> bool:
+        try:
+            return "multiprocessing.forkserver" in " ".join(process.cmdline())
+        except psutil.NoSuchProcess:
+            return False
+
+    sources = filter(is_source, psutil.Process(service.pid).children())
+    workers = [worker for source in sources for worker in source.children()]
+    return [it for it in workers if it.is_running() and it.status() != psutil.STATUS_ZOMBIE]
+
+
+def _url(environment: dict[str, str], path: str) -> str:
+    return f"http://127.0.0.1:{environment['COUPON_METRICS_PORT']}/{path}"
