@@ -299,7 +299,7 @@ def contradiction(operations: Sequence[Recorded], rules: Rules) -> str:
         expected, then = perform(rules, code, call)
         if answer in (None, expected):
             return then
-        if isinstance(call, Lock) and answer is not None and expected == ("OK", call.request):
+        if isinstance(call, Lock) and expected == ("OK", call.request):
             # The place of another attempt of the user that was not carried out, and its name.
             expected, then = perform(rules, code, replace(call, request=str(answer[-1])))
             return then if answer == expected and then != code else None

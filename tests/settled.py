@@ -53,7 +53,7 @@ async def _kept(running: ServerThread) -> Kept:
         stats.get("pool_size", 0),
         stats.get("pool_available", 0),
         _descriptors(),
-        server._coalescer._queued,
+        sum(it._queued for it in (server._coalescer._single, server._coalescer._bulk)),
     )
 
 
