@@ -6,7 +6,7 @@ from dataclasses import replace
 from uuid import UUID
 
 import pytest
-from unit.rules.commands import assign, extend, lock, redeem, token, unlock
+from unit.rules.commands import assign, call, extend, lock, redeem, token, unlock
 from unit.rules.world import MINUTE, MOMENT, NOW, PLACE, World, active, lockable
 
 from coupon_service.errors import (
