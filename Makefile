@@ -15,7 +15,7 @@ BASE ?=
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help install run test check lint types imports contract format stubs migrate replay lock clean \
-	tools bench bench-quick bench-10m check-deploy deployment image-check
+	tools interop bench bench-quick bench-10m check-deploy deployment image-check
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -134,6 +134,9 @@ $(TOOLS)/ghz $(TOOLS)/grpcurl:
 			"or put a $(@F) of your own at $@." >&2; exit 1; }
 	@echo "Building $(PACKAGE) into $(TOOLS) (a minute or two) ..."
 	@GOBIN="$(CURDIR)/$(TOOLS)" go install $(PACKAGE)
+
+interop: ## Install what the tests need to call the service from Node (needs npm)
+	@npm --prefix tests/interop ci --ignore-scripts
 
 # --- upkeep -------------------------------------------------------------------------------------
 

@@ -26,7 +26,7 @@ from coupon_service.errors import (
     LocksUnavailable,
     LockTokenMismatch,
 )
-from coupon_service.leases import IndexedLock, Leases, Taken, TakeStatus
+from coupon_service.leases import AdmitStatus, IndexedLock, Leases, Taken, TakeStatus
 from coupon_service.leases.token import sign, verify
 from coupon_service.model import (
     Book,
@@ -141,17 +141,14 @@ class Locks:
         seen = await self._look(command)
         if isinstance(seen, Done):
             return await self._answer(seen)
-        book = seen.book
-        taken = await self._leases.acquire(
-            command.code,
-            str(book.book_id),
-            command.user_id,
-            str(command.lock_id),
-            self._times.granted_ms(ttl_ms, book),
-            places_max=seen.uses_left,
-        )
+        taken = await self._acquire(command, seen, ttl_ms)
+        if taken.status is TakeStatus.HELD_BEFORE and await self._free_if_ended(taken):
+            taken = await self._acquire(command, seen, ttl_ms)
+        if taken.status is TakeStatus.GONE:  # another attempt with this request_id was faster
+            seen = await self._look(command)
+            if isinstance(seen, Done):
+                return await self._answer(seen)
         self._refuse(taken)
-        granted = taken.status is TakeStatus.GRANTED
         placed = replace(
             command,
             lock_id=UUID(taken.lock_id),
@@ -163,16 +160,45 @@ class Locks:
         except DatabaseUnavailable:
             raise  # it may have been recorded; if not, its time ends it
         except CouponServiceError:
-            if granted:
-                await self._give_back(placed, book)
+            with suppress(LocksUnavailable):  # its time ends it
+                await self._leases.give_up(
+                    command.code, str(seen.book.book_id), command.user_id, taken.lock_id
+                )
             raise
         return await self._answer(done)
+
+    async def _acquire(self, command: Lock, seen: LeaseNeeded, ttl_ms: int | None) -> Taken:
+        return await self._leases.acquire(
+            command.code,
+            str(seen.book.book_id),
+            command.user_id,
+            str(command.lock_id),
+            self._times.granted_ms(ttl_ms, seen.book),
+            places_max=seen.uses_left,
+        )
+
+    async def _free_if_ended(self, taken: Taken) -> bool:
+        """Gives the place of a lock back that was redeemed or released, should it still have it:
+        it is being given back at this moment, or Redis was not reached when it was to be."""
+        try:
+            view = await self.get(UUID(taken.lock_id), "")
+        except LockNotFound:
+            return False  # not recorded yet
+        ended = view.state in (LockState.REDEEMED, LockState.RELEASED)
+        if ended:
+            await self._release(view)
+        return ended
 
     async def extend(
         self, token: str, ttl_ms: int | None, call: Call
     ) -> tuple[LockView, str, bool]:
         """Gives a lock a new expiry, `ttl_ms` from now: the lock, its new token, and whether this
         had been done before."""
+        return await self._to_the_end.run(self._extend(token, ttl_ms, call))
+
+    async def _extend(
+        self, token: str, ttl_ms: int | None, call: Call
+    ) -> tuple[LockView, str, bool]:
         claims = self._tokens.verify(token)
         if call.own_user_id not in ("", claims.user_id):
             raise LockTokenMismatch
@@ -194,22 +220,40 @@ class Locks:
             if milliseconds_of(self._now()) >= claims.expire_ms:
                 raise LockExpired
             expire_ms = milliseconds_of(self._now()) + self._times.granted_ms(ttl_ms, seen.book)
-            held_until_ms = await self._leases.extend(
-                claims.code,
-                str(claims.book_id),
-                claims.user_id,
-                str(claims.lock_id),
-                expire_ms,
-            )
+            lease = (claims.code, str(claims.book_id), claims.user_id, str(claims.lock_id))
+            held_until_ms = await self._leases.extend(*lease, expire_ms)
+            if held_until_ms is None:
+                await self._take_again(claims, seen)
+                held_until_ms = await self._leases.extend(*lease, expire_ms)
             if held_until_ms is None:
                 raise LockExpired
             command = replace(command, expire_time=time_of(held_until_ms))
         return await self._answer(await self._carry_out(command))
 
+    async def _take_again(self, claims: LockClaims, seen: Done) -> None:
+        """Takes the place of a lock again that Redis has lost, unless it is someone else's now."""
+        lease = (claims.code, str(claims.book_id), claims.user_id, str(claims.lock_id))
+        admission = await self._leases.admit(*lease, claims.expire_ms)
+        limit = seen.book.limits.max_redemptions_per_code
+        fits = (
+            not limit
+            or seen.code is None
+            or (seen.code.redemptions + admission.places_taken <= limit)
+        )
+        if admission.status is AdmitStatus.RETAKEN and not fits:
+            with suppress(LocksUnavailable):  # its time ends it
+                await self._leases.release(*lease)
+            raise CodeLocked(retry_after_ms=admission.retry_after_ms or 0)
+
     async def unlock(
         self, token: str | None, lock_id: UUID | None, call: Call
     ) -> tuple[LockView, bool]:
         """Ends a lock: the lock, and whether it had been released before."""
+        return await self._to_the_end.run(self._unlock(token, lock_id, call))
+
+    async def _unlock(
+        self, token: str | None, lock_id: UUID | None, call: Call
+    ) -> tuple[LockView, bool]:
         if token is not None:
             lock_id = self._tokens.verify(token).lock_id
         if lock_id is None:
@@ -218,14 +262,18 @@ class Locks:
         done = await self._carry_out(end_of_lock(view, EventType.UNLOCKED, call))
         # Only now: whoever gets the place next must not meet a redemption with this lock.
         with suppress(LocksUnavailable):  # its time ends it
-            await self._leases.release(
-                view.code,
-                str(view.book_id),
-                view.user_id,
-                str(lock_id),
-                tombstone_until_ms=tombstone_until_ms(milliseconds_of(view.expire_time)),
-            )
+            await self._release(view)
         return replace(view, state=LockState.RELEASED), done.replayed
+
+    async def _release(self, view: LockView) -> None:
+        """Gives the place of a lock that has ended back, for good."""
+        await self._leases.release(
+            view.code,
+            str(view.book_id),
+            view.user_id,
+            str(view.lock_id),
+            tombstone_until_ms=tombstone_until_ms(milliseconds_of(view.expire_time)),
+        )
 
     async def get(self, lock_id: UUID, business_id: str, own_user_id: str = "") -> LockView:
         """A lock as it is now, of this business and user, empty = any. Raises LockNotFound."""
@@ -311,12 +359,6 @@ class Locks:
         if view is None:
             view = await self.get(event.lock_id or event.event_id, "")
         return view, self._tokens.sign(view), done.replayed
-
-    async def _give_back(self, command: Lock, book: Book) -> None:
-        with suppress(LocksUnavailable):  # its time ends it
-            await self._leases.release(
-                command.code, str(book.book_id), command.user_id, str(command.lock_id)
-            )
 
     def _refuse(self, taken: Taken) -> None:
         match taken.status:

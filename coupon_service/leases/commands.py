@@ -58,9 +58,17 @@ class Commands:
         keys = (*_places(code), _tombstone(code, user_id, lock_id))
         return (*self._peek, 3, *keys, user_id, lock_id)
 
-    def release(self, code: str, user_id: str, lock_id: str, tombstone_until_ms: int) -> Command:
+    def release(
+        self,
+        code: str,
+        user_id: str,
+        lock_id: str,
+        *,
+        tombstone_until_ms: int = 0,
+        attempt: bool = False,
+    ) -> Command:
         keys = (*_places(code), _tombstone(code, user_id, lock_id))
-        return (*self._release, 3, *keys, user_id, lock_id, tombstone_until_ms)
+        return (*self._release, 3, *keys, user_id, lock_id, tombstone_until_ms, int(attempt))
 
     def release_momentary(self, code: str, attempt_id: str) -> Command:
         return ("ZREM", _places(code)[0], f"m{attempt_id}")

@@ -6,9 +6,9 @@
 -- Returns  the end of the lock now, 0 when it is not held
 
 local user, expire = 'u' .. ARGV[1], tonumber(ARGV[3])
-local held_id, held_expire, retaken = lock_of(user)
+local held_id, held_expire, attempts = lock_of(user)
 
 if held_id ~= ARGV[2] then return 0 end
 if expire <= held_expire then return held_expire end
-hold_lock(user, held_id, expire, retaken, ARGV[4])
+hold_lock(user, held_id, expire, attempts, ARGV[4])
 return expire

@@ -152,7 +152,7 @@ class Leases:
         status = _TAKE_STATUS[outcome]
         taken = Taken(status, held_id, expire_ms, places_taken, _time_left(others_end_in_ms))
         if outcome == "TAKEN" and not counted:
-            await self._redis.run(self._commands.release(code, user_id, lock_id, 0))
+            await self._redis.run(self._commands.release(code, user_id, lock_id, attempt=True))
             return replace(taken, status=TakeStatus.LIMIT)
         if held_id == lock_id and status in (TakeStatus.GRANTED, TakeStatus.HELD_BEFORE):
             await self._write_indexes(book_id, user_id, member, expire_ms)
@@ -242,11 +242,23 @@ class Leases:
         """
         member = index_member(code, book_id, user_id, lock_id)
         released, _, _ = await self._redis.run(
-            self._commands.release(code, user_id, lock_id, tombstone_until_ms),
+            self._commands.release(code, user_id, lock_id, tombstone_until_ms=tombstone_until_ms),
             ("ZREM", user_index(user_id), member),
             ("ZREM", book_index(book_id), member),
         )
         return bool(released)
+
+    async def give_up(self, code: str, book_id: str, user_id: str, lock_id: str) -> None:
+        """Ends an attempt that ``acquire`` told of this lock, and that did not come to record it.
+
+        The place is given back with the last attempt that knows of it: another may have recorded
+        the lock.
+        """
+        (released,) = await self._redis.run(
+            self._commands.release(code, user_id, lock_id, attempt=True)
+        )
+        if released:
+            await self.forget([IndexedLock(code, book_id, user_id, lock_id, 0)])
 
     async def release_momentary(self, code: str, attempt_id: str) -> None:
         """Gives the place of an attempt back."""

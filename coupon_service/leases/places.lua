@@ -2,12 +2,14 @@
 --
 -- KEYS[1]  zset: who holds a place, scored with the end of the hold (ms since 1970).
 --          Members: 'u<user_id>' for the lock of a user, 'm<attempt_id>' for a momentary place.
--- KEYS[2]  hash: 'u<user_id>' -> '<expire_ms>:<retaken>:<lock_id>'. expire_ms is what the token
---          says; the score in KEYS[1] lies a grace later. retaken is 1 when Redis had lost the lock
---          and took it again from its token, so that nobody knows whether it fits.
+-- KEYS[2]  hash: 'u<user_id>' -> '<expire_ms>:<attempts>:<lock_id>'. expire_ms is what the token
+--          says; the score in KEYS[1] lies a grace later. attempts: how many asked for the lock and
+--          did not give it back; RETAKEN when Redis had lost it and took it again from its token, so
+--          that nobody knows whether it fits.
 --
 -- Only Redis's own clock decides what has ended.
 
+local RETAKEN = 0
 local places, locks = KEYS[1], KEYS[2]
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
@@ -25,12 +27,12 @@ local function live_places()
   return redis.call('ZCARD', places)
 end
 
--- The live lock of a user as lock_id, expire_ms, retaken; nil without one.
+-- The live lock of a user as lock_id, expire_ms, attempts; nil without one.
 local function lock_of(user)
   local entry = redis.call('HGET', locks, user)
   if not entry or not redis.call('ZSCORE', places, user) then return nil end
-  local expire, retaken, id = string.match(entry, '^(%d+):(%d):(.*)$')
-  return id, tonumber(expire), tonumber(retaken)
+  local expire, attempts, id = string.match(entry, '^(%d+):(%d+):(.*)$')
+  return id, tonumber(expire), tonumber(attempts)
 end
 
 -- Live locks, not counting the user's own; momentary places are none.
@@ -46,9 +48,12 @@ local function hold(member, ends)
   redis.call('PEXPIREAT', locks, last)
 end
 
-local function hold_lock(user, lock_id, expire, retaken, grace)
-  local entry = string.format('%.0f:%d:%s', expire, retaken, lock_id)
-  redis.call('HSET', locks, user, entry)
+local function write_lock(user, lock_id, expire, attempts)
+  redis.call('HSET', locks, user, string.format('%.0f:%d:%s', expire, attempts, lock_id))
+end
+
+local function hold_lock(user, lock_id, expire, attempts, grace)
+  write_lock(user, lock_id, expire, attempts)
   hold(user, expire + grace)
 end
 

@@ -19,17 +19,20 @@ local function answer(outcome, id, ends)
   return {outcome, id, ends, live_places(), others_end_in(user)}
 end
 
-local retaken = expire == 0 and 0 or 1
+local attempts = expire == 0 and 1 or RETAKEN
 if expire == 0 then expire = now + ARGV[4] end
 
-local held_id, held_expire, held_retaken = lock_of(user)
+local held_id, held_expire, held_attempts = lock_of(user)
 if held_id then
-  local outcome = held_id ~= lock_id and 'OTHER' or held_retaken == 1 and 'AGAIN' or 'SAME'
+  if attempts == 1 and held_attempts ~= RETAKEN then
+    write_lock(user, held_id, held_expire, held_attempts + 1)
+  end
+  local outcome = held_id ~= lock_id and 'OTHER' or held_attempts == RETAKEN and 'AGAIN' or 'SAME'
   return answer(outcome, held_id, held_expire)
 end
 if expire + grace <= now or redis.call('EXISTS', KEYS[3]) == 1 then
   return answer('GONE', lock_id, expire)
 end
 if places_max >= 0 and live_places() >= places_max then return answer('FULL', lock_id, expire) end
-hold_lock(user, lock_id, expire, retaken, grace)
+hold_lock(user, lock_id, expire, attempts, grace)
 return answer('TAKEN', lock_id, expire)

@@ -147,6 +147,8 @@ def _replay(
             return RequestIdReused()
     elif isinstance(command, Rollback):
         return AlreadyRolledBack()
+    elif isinstance(command, Lock) and recorded.user_id != command.user_id:
+        return RequestIdReused()  # another attempt of the first user has recorded its lock
     if recorded.type is EventType.ASSIGNED:
         link = recorded_assignment(recorded)
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from uuid import UUID
 
 from coupon_service.model import (
     Assignment,
@@ -15,11 +16,12 @@ from coupon_service.model import (
     EventType,
     LeaseNeeded,
     LockPolicy,
+    LockState,
     Outcome,
     Redeem,
     Rollback,
 )
-from coupon_service.rules.derived import assignment_state, discount_of
+from coupon_service.rules.derived import assignment_state, discount_of, lock_view
 from coupon_service.rules.draft import Draft
 from coupon_service.rules.refusals import redemption_refusal
 
@@ -42,9 +44,6 @@ def redeem(command: Redeem, code: Code, book: Book, draft: Draft) -> Outcome:
     discount = discount_of(book, order.amount_minor if order else None)
     draft.count(book.book_id, "redemptions", 1)
     draft.count(book.book_id, "discount_minor", discount or 0)
-    lock_id = command.lock.lock_id if command.lock else None
-    if lock_id is None and command.lease is not None:
-        lock_id = command.lease.held_lock_id
     event = Event(
         **draft.about(command, EventType.REDEEMED, before=code, after=after),
         user_id=command.user_id,
@@ -53,7 +52,7 @@ def redeem(command: Redeem, code: Code, book: Book, draft: Draft) -> Outcome:
         discount_minor=discount,
         currency_code=order.currency_code if order else book.currency_code or None,
         benefit=book.discount.description if isinstance(book.discount, Benefit) else None,
-        lock_id=lock_id,
+        lock_id=_used_lock(command, draft),
         fence=command.lock.fence if command.lock else None,
         code_redemptions=after.redemptions,
         code_redemption_limit=book.limits.max_redemptions_per_code,
@@ -64,6 +63,15 @@ def redeem(command: Redeem, code: Code, book: Book, draft: Draft) -> Outcome:
     if command.order_id:
         draft.state.orders[(code.code, command.order_id)] = event.event_id
     return Done(event, book, after, link)
+
+
+def _used_lock(command: Redeem, draft: Draft) -> UUID | None:
+    """The lock of the token, or else the one that the user holds, by the ledger as well."""
+    if command.lock is not None:
+        return command.lock.lock_id
+    held = command.lease.held_lock_id if command.lease is not None else None
+    view = lock_view(draft.state.lock_events.get(held, ()), draft.now) if held else None
+    return held if view is not None and view.state is LockState.HELD else None
 
 
 def _link_after(command: Redeem, book: Book, draft: Draft) -> Assignment | None:

@@ -112,11 +112,21 @@ def redemption_refusal(
     """The first reason why a command of a batch cannot redeem, or lock, this code now."""
     lease = command.lease
     decided = code.redemptions - draft.loaded(code).redemptions
+    if lease is not None and _was_redeemed_by_token(lease.held_lock_id, draft):
+        decided -= 1  # its place is the user's own, which was not counted
     if lease is not None and decided > 0:
         # Redemptions that the batch has decided still have their places, and are not to count
         # twice: everybody's place has to fit beside what was redeemed before the batch.
         command = replace(command, lease=replace(lease, places_taken=lease.places_taken - decided))
     return next(redemption_refusals(command, code, book, draft.state, draft.now), None)
+
+
+def _was_redeemed_by_token(lock_id: UUID | None, draft: Draft) -> bool:
+    """Whether a redemption of the batch has used the lock, and had no other place than its."""
+    return lock_id is not None and any(
+        event.type is EventType.REDEEMED and event.lock_id == lock_id and event.fence is not None
+        for event in draft.events
+    )
 
 
 def redemption_refusals(

@@ -86,6 +86,8 @@ def _wanted(commands: Iterable[Command]) -> _Wanted:
                 wanted.orders.add((command.code, command.order_id))
             if command.lock is not None:
                 wanted.lock_ids[command.lock.lock_id] = command.code
+            elif command.lease is not None and command.lease.held_lock_id is not None:
+                wanted.lock_ids[command.lease.held_lock_id] = command.code
         elif isinstance(command, Lock):
             wanted.events.add(command.lock_id)
             wanted.fences += 1

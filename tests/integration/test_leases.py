@@ -461,6 +461,25 @@ async def test_a_lock_that_redis_lost_can_be_made_gone(leases: Leases, redis: Re
     assert admission.status is AdmitStatus.GONE
 
 
+async def test_who_gives_up_leaves_a_lock_to_others_that_were_told_of_it(leases: Leases) -> None:
+    await leases.acquire(CODE, BOOK, "ann", "lock-a", TTL_MS)
+    await leases.acquire(CODE, BOOK, "ann", "lock-b", TTL_MS)  # is told of lock-a
+    await leases.give_up(CODE, BOOK, "ann", "lock-a")
+    assert (await leases.peek(CODE, "bob")).others == 1
+    assert len(await leases.list_user("ann")) == 1
+    await leases.give_up(CODE, BOOK, "ann", "lock-a")
+    assert (await leases.peek(CODE, "bob")).others == 0
+    assert await leases.list_user("ann") == []
+
+
+async def test_who_gives_up_changes_nothing_of_a_lock_that_redis_had_lost(leases: Leases) -> None:
+    expire_ms = soon_ms()
+    await leases.admit(CODE, BOOK, "ann", "lock-a", expire_ms)
+    await leases.acquire(CODE, BOOK, "ann", "lock-b", TTL_MS)
+    await leases.give_up(CODE, BOOK, "ann", "lock-a")
+    assert (await leases.peek(CODE, "bob")).others == 1
+
+
 async def test_a_second_release_says_so_and_changes_nothing(leases: Leases) -> None:
     await leases.acquire(CODE, BOOK, "ann", "lock-a", TTL_MS)
 

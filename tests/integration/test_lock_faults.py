@@ -9,6 +9,7 @@ import functools
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
+from typing import cast
 
 import grpc
 import pytest
@@ -166,14 +167,52 @@ def test_a_token_outlives_the_memory_of_redis(api: Api, redis_server: EmbeddedRe
     assert get_lock(api, held.lock.lock_id).state == redemptions.LOCK_STATE_REDEEMED
 
 
-def test_a_lock_that_redis_lost_is_not_extended_but_taken_anew(
+def test_a_lock_that_redis_lost_is_extended_while_nobody_else_has_the_code(
     api: Api, redis_server: EmbeddedRedis
 ) -> None:
     code, user = locking_code(api), unique("user")
+    lost = api.lock(code, user, ttl_s=30)
+    flush(redis_server)
+    extended = extend(api, lost.lock_token, ttl_s=300)
+    assert extended.lock.lock_id == lost.lock.lock_id
+    assert extended.lock.expire_time.seconds > lost.lock.expire_time.seconds
+    with refused("CODE_LOCKED"):
+        api.lock(code, unique("another"))
+    flush(redis_server)
+    held = api.lock(code, unique("another"))
+    for _ in range(2):  # and asking does not take the place from the one who has it
+        with refused("CODE_LOCKED"):
+            extend(api, extended.lock_token)
+    api.unlock(held.lock_token)
+    api.redeem(code, user, lock_token=extended.lock_token)
+
+
+def test_a_lock_that_was_ended_without_redis_is_not_in_its_users_way(
+    api: Api, redis_server: EmbeddedRedis
+) -> None:
+    limits = books.BookLimits(max_redemptions_per_code=2)
+    names, user = new_codes(2), unique("user")
+    api.book(codes=names, lock_policy=OPTIONAL, limits=limits)
+    held = [api.lock(code, user) for code in names]
+    with Redis.from_url(redis_server.url) as client:
+        places = {key: client.dump(key) for key in client.keys("*")}  # as if it had been away
+    api.unlock(held[0].lock_token)
+    api.redeem(names[1], user, lock_token=held[1].lock_token)
+    with Redis.from_url(redis_server.url) as client:
+        client.flushall()
+        for key, value in places.items():
+            client.restore(key, 60_000, cast("bytes", value))
+    for code, before in zip(names, held, strict=True):
+        again = api.lock(code, user)
+        assert again.lock.lock_id != before.lock.lock_id
+        assert again.lock.state == redemptions.LOCK_STATE_HELD
+        api.redeem(code, user, lock_token=again.lock_token)
+
+
+def test_a_lock_that_redis_lost_can_be_taken_anew(api: Api, redis_server: EmbeddedRedis) -> None:
+    code, user = locking_code(api), unique("user")
     lost = api.lock(code, user)
     flush(redis_server)
-    with refused("LOCK_EXPIRED"):
-        extend(api, lost.lock_token)
     anew = api.lock(code, user)
     assert anew.lock.fence > lost.lock.fence
     with refused("LOCK_EXPIRED"):

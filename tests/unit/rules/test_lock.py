@@ -184,6 +184,12 @@ class TestOwnLock:
         assert type(world.refuses(lost)) is RequestIdReused
         assert type(world.refuses(lock(by=call("r2"), lock_id=lost.lock_id))) is Contention
 
+    def test_nor_is_it_theirs_when_the_next_of_the_first_user_has_recorded_it(self) -> None:
+        world = lockable(max_redemptions_per_code=2)
+        lost = lock(by=call("r1"))
+        world.does(lock(by=call("r2"), lock_id=lost.lock_id))
+        assert type(world.refuses(lock(user="bob", by=call("r1")))) is RequestIdReused
+
     def test_a_repeat_with_other_parameters_is_refused(self) -> None:
         world = lockable()
         world.does(lock(by=call("r1")))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from unit.rules.commands import lock, redeem, rollback, token
+from unit.rules.commands import call, lock, redeem, rollback, token
 from unit.rules.world import BOOK_ID, PLACE, lockable
 
 from coupon_service.errors import (
@@ -50,6 +50,18 @@ class TestPlaces:
                 error = world.refuses(command)
                 assert type(error) is CodeLocked
                 assert error.metadata == {"retry_after_ms": "1500"}
+
+    def test_who_has_just_used_a_lock_does_not_pass_that_of_another_as_well(self) -> None:
+        # The own lock is not counted beside the second, so that its redemption is no place of it.
+        world = lockable(max_redemptions_per_code=2)
+        own = world.does(lock(user="ann")).event
+        world.does(lock(user="bob", lease=Lease(places_taken=2)))
+        lease = Lease(places_taken=2, held_lock_id=own.event_id)
+        first, second = world.batch(
+            redeem(by=call("r1"), lock=token(own)), redeem(by=call("r2"), lease=lease)
+        )
+        assert isinstance(first, Done)
+        assert isinstance(second, CodeLocked)
 
     def test_a_used_up_code_is_redeemed_rather_than_locked(self) -> None:
         world = lockable()

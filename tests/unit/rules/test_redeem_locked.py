@@ -6,7 +6,7 @@ from dataclasses import replace
 from uuid import UUID
 
 import pytest
-from unit.rules.commands import assign, extend, lock, redeem, token, unlock
+from unit.rules.commands import assign, call, extend, lock, redeem, token, unlock
 from unit.rules.world import MINUTE, MOMENT, NOW, PLACE, World, active, lockable
 
 from coupon_service.errors import (
@@ -176,6 +176,15 @@ class TestWithoutToken:
         lease = Lease(places_taken=1, held_lock_id=locked.event_id)
         event = world.does(redeem(lease=lease)).event
         assert (event.lock_id, event.fence) == (locked.event_id, None)
+
+    def test_it_uses_no_lock_up_that_was_not_recorded_or_has_ended(self) -> None:
+        world = lockable(max_redemptions_per_code=5)
+        unknown = Lease(places_taken=1, held_lock_id=UUID(int=7))
+        assert world.does(redeem(by=call("r1"), lease=unknown)).event.lock_id is None
+        locked = world.does(lock()).event
+        world.does(redeem(by=call("r2"), lock=token(locked)))
+        used = Lease(places_taken=1, held_lock_id=locked.event_id)
+        assert world.does(redeem(by=call("r3"), lease=used)).event.lock_id is None
 
     def test_the_token_that_was_shown_is_the_one_that_is_named(self) -> None:
         world = lockable(max_redemptions_per_code=5)

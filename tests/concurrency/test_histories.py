@@ -1,0 +1,233 @@
+"""Callers who use a code at the same time see what one caller after the other could have seen.
+
+I1, I2, I3, I5, I6, I8 and, while Redis keeps its data, I10. `COUPON_TEST_SEED` repeats the calls of
+a run that failed; how they meet is up to the machine.
+"""
+
+# redis-py leaves the type of its keyword arguments open.
+# pyright: reportUnknownMemberType=false
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+from collections import defaultdict
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from time import perf_counter
+from typing import Any, Final
+
+import psycopg
+import pytest
+import redis.asyncio
+from adds_up import assert_adds_up
+from histories import (
+    Connection,
+    Impatience,
+    Record,
+    contradiction,
+    telling,
+    use_at_once,
+    without_locks,
+)
+from linearizability import Operation
+from one_code import Redemptions, Rules
+from proof import times
+from service import Api, ServerThread, books, new_codes, settings_for
+from settled import settle
+
+from coupon_service.embedded import EmbeddedRedis
+from coupon_service.model import EventType
+
+HISTORIES: Final = times(400, 20_000)
+"""Of each kind of trouble."""
+CODES_AT_ONCE: Final = 100
+CHANNELS: Final = 4
+
+RULES: Final = (
+    Rules(1, 0, "OFF"),
+    Rules(2, 1, "OFF"),
+    Rules(3, 0, "OFF"),
+    Rules(0, 2, "OPTIONAL"),
+    Rules(1, 0, "OPTIONAL"),
+    Rules(2, 0, "OPTIONAL"),
+    Rules(3, 1, "OPTIONAL"),
+    Rules(1, 0, "REQUIRED"),
+    Rules(2, 2, "REQUIRED"),
+)
+LOCK_POLICIES: Final = {
+    "OFF": books.LOCK_POLICY_OFF,
+    "OPTIONAL": books.LOCK_POLICY_OPTIONAL,
+    "REQUIRED": books.LOCK_POLICY_REQUIRED,
+}
+
+LIVE: Final = f"""
+SELECT code, request_id FROM redemption_audit AS r
+WHERE type = {int(EventType.REDEEMED)} AND code = ANY(%s) AND NOT EXISTS (
+    SELECT FROM redemption_audit AS b
+    WHERE b.type = {int(EventType.ROLLED_BACK)} AND b.redemption_id = r.event_id
+    AND b.code = r.code)
+"""
+END_A_BACKEND: Final = """
+SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+WHERE datname = current_database() AND application_name = 'coupon_service'
+ORDER BY random() LIMIT 1
+"""
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A service with a database and a Redis that nobody else uses."""
+
+    server: ServerThread
+    database_url: str
+    redis_url: str
+
+
+@pytest.fixture(scope="module")
+def stack(
+    new_database: Callable[[], AbstractContextManager[str]], server_folder: Path
+) -> Iterator[Stack]:
+    with (
+        new_database() as database_url,
+        EmbeddedRedis(server_folder / "redis-of-histories", durable=False) as server,
+        ServerThread(settings_for(database_url, server.url)) as running,
+    ):
+        yield Stack(running, database_url, server.url)
+
+
+# --- what goes wrong meanwhile ------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def repeatedly(act: Callable[[], Any], every_s: float) -> AsyncGenerator[None]:
+    """Does it again and again, at times that nobody can foresee."""
+    over = False
+
+    async def go_on() -> None:
+        while not over:  # psycopg and redis-py sometimes lose a cancellation
+            await asyncio.sleep(random.random() * 2 * every_s)
+            await act()
+
+    task = asyncio.create_task(go_on())
+    try:
+        yield
+    finally:
+        over = True
+        await task
+
+
+@asynccontextmanager
+async def peace(stack: Stack) -> AsyncGenerator[None]:
+    yield
+
+
+@asynccontextmanager
+async def backends_terminated(stack: Stack) -> AsyncGenerator[None]:
+    async with await psycopg.AsyncConnection.connect(
+        stack.database_url, autocommit=True
+    ) as connection:
+        async with repeatedly(lambda: connection.execute(END_A_BACKEND), 0.1):
+            yield
+
+
+@asynccontextmanager
+async def redis_connections_cut(stack: Stack) -> AsyncGenerator[None]:
+    async with on_redis(stack, "CLIENT", "KILL", "TYPE", "NORMAL", "SKIPME", "YES", every_s=0.2):
+        yield
+
+
+@asynccontextmanager
+async def redis_flushed(stack: Stack) -> AsyncGenerator[None]:
+    async with on_redis(stack, "FLUSHALL", every_s=0.1):
+        yield
+
+
+@asynccontextmanager
+async def on_redis(stack: Stack, *command: str, every_s: float) -> AsyncGenerator[None]:
+    client: Any = redis.asyncio.Redis.from_url(stack.redis_url)
+    async with client, repeatedly(lambda: client.execute_command(*command), every_s):
+        yield
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """What callers and servers suffer from."""
+
+    what: Callable[[Stack], Any] = peace
+    impatient: float = 0.0
+    loses_places: bool = False
+    loses_locks: bool = False
+
+
+TROUBLES: Final = {
+    "none": Trouble(),
+    "impatient callers": Trouble(impatient=0.25),
+    "backends terminated": Trouble(backends_terminated, 0.05, loses_places=True),
+    "redis connections cut": Trouble(redis_connections_cut, 0.05, loses_places=True),
+    "redis flushed": Trouble(redis_flushed, 0.05, loses_locks=True),
+}
+
+
+# --- the test -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", TROUBLES)
+async def test_every_history_is_that_of_one_caller_after_the_other(stack: Stack, kind: str) -> None:
+    trouble = TROUBLES[kind]
+    seed = os.environ.get("COUPON_TEST_SEED") or str(random.randrange(10**9))
+    connections = [Connection(stack.server.address) for _ in range(CHANNELS)]
+    found: list[str] = []
+    for round_ in range(-(-HISTORIES // CODES_AT_ONCE)):
+        records = new_records(stack.server.address)
+        async with trouble.what(stack):
+            await use_at_once(
+                records, connections, f"{seed}/{round_}", Impatience(trouble.impatient)
+            )
+        await asyncio.to_thread(settle, stack.server)
+        look_at_the_end(stack.database_url, records)
+        found += [wrong for it in records if (wrong := contradiction_of(it, trouble))]
+    for connection in connections:
+        await connection.channel.close()
+    assert not found, f"COUPON_TEST_SEED={seed}\n" + "\n\n".join(found[:5])
+    assert_adds_up(stack.database_url)
+
+
+def new_records(address: str) -> list[Record]:
+    """Codes of every kind that nobody has used yet."""
+    api = Api(address)
+    records: list[Record] = []
+    for rules in RULES:
+        names = new_codes(-(-CODES_AT_ONCE // len(RULES)))
+        limits = books.BookLimits(
+            max_redemptions_per_code=rules.limit,
+            max_redemptions_per_user_per_code=rules.user_limit,
+        )
+        api.book(codes=names, limits=limits, lock_policy=LOCK_POLICIES[rules.locks])
+        records += [Record(code, rules) for code in names]
+    api.close()
+    return records
+
+
+def look_at_the_end(database_url: str, records: Sequence[Record]) -> None:
+    """The last operation of each history: what the ledger says in the end."""
+    live: defaultdict[str, set[str]] = defaultdict(set)
+    with psycopg.connect(database_url) as connection:
+        for code, request in connection.execute(LIVE.encode(), ([it.code for it in records],)):
+            live[code].add(request)
+    now_s = perf_counter()
+    for it in records:
+        answer = ("OK", frozenset(live[it.code]))
+        it.operations.append(Operation(Redemptions(), answer, now_s, now_s))
+
+
+def contradiction_of(record: Record, trouble: Trouble) -> str:
+    """Why the history of a code cannot be; empty when it can."""
+    operations = telling(record, after_losses=trouble.loses_places)
+    rules = record.rules
+    if trouble.loses_locks:
+        operations, rules = without_locks(operations), replace(rules, locks="OFF")
+    return contradiction(operations, rules)

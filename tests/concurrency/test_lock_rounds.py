@@ -1,0 +1,289 @@
+"""Rounds of callers who want the same single-use code: one holds it at a time (I10, I7, I8).
+
+`COUPON_TEST_SEED` repeats the pauses of a run that failed; who is first is up to the machine.
+"""
+
+# redis-py leaves the type of its keyword arguments open.
+# pyright: reportUnknownMemberType=false
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from datetime import UTC
+from itertools import pairwise
+from typing import Any, Final
+
+import grpc.aio
+import pytest
+from adds_up import assert_adds_up
+from histories import Connection
+from proof import times
+from service import (
+    Api,
+    ServerThread,
+    books,
+    new_codes,
+    reason_of,
+    redemptions,
+    settings_for,
+    unique,
+)
+
+from coupon_service.leases import AdmitStatus, Leases, TakeStatus
+
+ROUNDS: Final = times(500, 10_000)
+ROUNDS_AT_ONCE: Final = 25
+RPC_ROUNDS: Final = times(60, 1_000)
+RPC_ROUNDS_AT_ONCE: Final = 60
+CALLERS: Final = 4
+
+BOOK: Final = "book-1"
+PATIENT_MS: Final = 10_000  # a busy machine is no silent Redis
+GRACE_MS: Final = 10
+LATER_S: Final = 0.02
+"""Later than a lock can still be there whose time and grace are over."""
+
+
+@pytest.fixture
+def chance() -> random.Random:
+    seed = os.environ.get("COUPON_TEST_SEED") or str(random.randrange(10**9))
+    print(f"COUPON_TEST_SEED={seed}")  # noqa: T201 - shown when the test fails
+    return random.Random(seed)
+
+
+@dataclass(slots=True)
+class Holds:
+    """When a code was held, as the holders know it, in seconds since 1970."""
+
+    times_s: list[tuple[float, float, str]] = field(default_factory=list[tuple[float, float, str]])
+    ended: Counter[str] = field(default_factory=Counter[str])
+
+    def add(self, begin_s: float, end_s: float, who: str) -> None:
+        """Somebody held it for sure."""
+        if begin_s < end_s:
+            self.times_s.append((begin_s, end_s, who))
+
+    def assert_apart(self) -> None:
+        """Nobody held it before the one before him had ended."""
+        ordered = sorted(self.times_s)
+        for before, after in pairwise(ordered):
+            assert before[1] <= after[0], (before, after)
+
+
+# --- places in Redis ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def clients(redis_url: str) -> AsyncIterator[list[Leases]]:
+    clients = [Leases(redis_url, timeout_ms=PATIENT_MS, grace_ms=GRACE_MS) for _ in range(3)]
+    yield clients
+    for leases in clients:
+        await leases.close()
+
+
+async def test_a_code_is_held_by_one_at_a_time_round_after_round(
+    clients: list[Leases], chance: random.Random
+) -> None:
+    ended: Counter[str] = Counter()
+    for first in range(0, ROUNDS, ROUNDS_AT_ONCE):
+        rounds = [Holds() for _ in range(ROUNDS_AT_ONCE)]
+        await asyncio.gather(
+            *(
+                contend(clients[who % 3], holds, f"CODE{first + n}", who, chance)
+                for n, holds in enumerate(rounds)
+                for who in range(CALLERS)
+            )
+        )
+        for holds in rounds:
+            holds.assert_apart()
+            ended += holds.ended
+    assert ended["held"] >= ROUNDS
+    assert min(ended["used"], ended["given back"], ended["late"], ended["refused"]) > 0, ended
+
+
+async def contend(leases: Leases, holds: Holds, code: str, who: int, chance: random.Random) -> None:
+    """Tries until the code was held once, and then holds it shorter or longer than is allowed."""
+    user = f"user-{who}-{code}"
+    for attempt in range(50):
+        lock = (code, BOOK, user, f"lock-{who}-{attempt}")
+        ttl_ms = chance.choice((20, 60))
+        taken = await leases.acquire(*lock, ttl_ms, places_max=1)
+        if taken.status is TakeStatus.GRANTED:
+            await hold(leases, holds, lock, taken.expire_ms, chance)
+            return
+        assert taken.status is TakeStatus.FULL, taken
+        holds.ended["refused"] += 1
+        await asyncio.sleep(chance.random() * 0.03)
+
+
+async def hold(
+    leases: Leases,
+    holds: Holds,
+    lock: tuple[str, str, str, str],
+    expire_ms: int,
+    chance: random.Random,
+) -> None:
+    """Asks again, then uses the lock, gives it back, or comes too late."""
+    code, book, user, lock_id = lock
+    begin_s = time.time()
+    holds.ended["held"] += 1
+    again = await leases.acquire(code, book, user, f"{lock_id}-again", 20, places_max=1)
+    if again.status is not TakeStatus.HELD_BEFORE:  # nobody stands in their own way
+        assert time.time() * 1000 >= expire_ms + GRACE_MS, again
+        holds.ended["late"] += 1
+        await leases.release(code, book, user, f"{lock_id}-again")
+        return
+    match chance.choice(("use", "give back", "be late")):
+        case "use":
+            await asyncio.sleep(chance.random() * 0.02)
+            asked_s = time.time()
+            admission = await leases.admit(*lock, expire_ms)
+            if asked_s * 1000 < expire_ms:
+                in_time = time.time() * 1000 < expire_ms + GRACE_MS
+                assert admission.status is AdmitStatus.HELD or not in_time, admission
+            holds.add(begin_s, min(time.time(), expire_ms / 1000), user)
+            holds.ended["used"] += 1
+            await leases.release(*lock, tombstone_until_ms=expire_ms + 60_000)
+            assert (await leases.admit(*lock, expire_ms)).status is AdmitStatus.GONE
+        case "give back":
+            await asyncio.sleep(chance.random() * 0.02)
+            holds.add(begin_s, min(time.time(), expire_ms / 1000), user)
+            holds.ended["given back"] += 1
+            await leases.release(*lock)
+        case _:
+            holds.add(begin_s, expire_ms / 1000, user)
+            over_s = (expire_ms + GRACE_MS) / 1000 - time.time()
+            await asyncio.sleep(max(over_s, 0) + LATER_S)
+            assert (await leases.admit(*lock, expire_ms)).status is AdmitStatus.GONE
+            holds.ended["late"] += 1
+
+
+# --- locks of the service -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def server(
+    new_database: Callable[[], AbstractContextManager[str]], redis_url: str
+) -> Iterator[ServerThread]:
+    """Its locks keep others out for a second after their time."""
+    with new_database() as database_url:
+        settings = settings_for(
+            database_url,
+            redis_url,
+            statement_timeout_ms=1_000,
+            lock_timeout_ms=500,
+            clock_tolerance_ms=0,
+        )
+        with ServerThread(settings) as running:
+            yield running
+
+
+async def test_a_code_of_the_service_is_held_by_one_at_a_time(
+    server: ServerThread, chance: random.Random
+) -> None:
+    connections = [Connection(server.address) for _ in range(3)]
+    ended: Counter[str] = Counter()
+    for _ in range(0, RPC_ROUNDS, RPC_ROUNDS_AT_ONCE):
+        names = new_codes(RPC_ROUNDS_AT_ONCE)
+        api = Api(server.address)
+        api.book(codes=names, lock_policy=books.LOCK_POLICY_REQUIRED)
+        api.close()
+        rounds = [Holds() for _ in names]
+        await asyncio.gather(
+            *(
+                Contender(connections[who % 3].redemptions, holds, code, chance).run()
+                for code, holds in zip(names, rounds, strict=True)
+                for who in range(CALLERS)
+            )
+        )
+        for holds in rounds:
+            holds.assert_apart()
+            ended += holds.ended
+    for connection in connections:
+        await connection.channel.close()
+    assert min(ended["late"], ended["released"], ended["CODE_LOCKED"]) > 0, ended
+    assert ended["redeemed"] <= RPC_ROUNDS + RPC_ROUNDS_AT_ONCE
+    url = server.settings.database_url
+    assert url is not None
+    assert_adds_up(url.get_secret_value())
+
+
+class Contender:
+    """Somebody who wants a code that others want."""
+
+    def __init__(self, stub: Any, holds: Holds, code: str, chance: random.Random) -> None:
+        self._stub = stub
+        self._holds = holds
+        self._code = code
+        self._chance = chance
+        self._user = unique("user")
+
+    async def run(self) -> None:
+        """Until the code is used up, or was held."""
+        while True:
+            held = await answer_or_reason(self._lock())
+            if not isinstance(held, str):
+                await self._use(held, time.time())
+                return
+            self._holds.ended[held] += 1
+            if held == "CODE_ALREADY_REDEEMED":
+                return
+            assert held in ("CODE_LOCKED", "CONTENTION")
+            await asyncio.sleep(self._chance.random() * 0.3)
+
+    async def _lock(self) -> redemptions.LockCodeResponse:
+        request = redemptions.LockCodeRequest(
+            code=self._code, user_id=self._user, request_id=unique("request")
+        )
+        request.ttl.seconds = 1
+        return await self._stub.LockCode(request)
+
+    async def _use(self, held: redemptions.LockCodeResponse, begin_s: float) -> None:
+        expire_s = held.lock.expire_time.ToDatetime(UTC).timestamp()
+        what = self._chance.choice(("redeem", "release", "be late"))
+        if what == "be late":
+            self._holds.add(begin_s, expire_s, self._user)
+            await asyncio.sleep(max(expire_s - time.time(), 0) + LATER_S)
+            assert await self._redeem(held) in ("LOCK_EXPIRED", "CODE_ALREADY_REDEEMED")
+            self._holds.ended["late"] += 1
+            return
+        await asyncio.sleep(self._chance.random() * 0.1)
+        self._holds.add(begin_s, min(time.time(), expire_s), self._user)
+        if what == "release":
+            request = redemptions.UnlockCodeRequest(
+                lock_token=held.lock_token, request_id=unique("request")
+            )
+            answer = await answer_or_reason(self._stub.UnlockCode(request))
+            assert answer != "LOCK_EXPIRED" or time.time() >= expire_s
+            self._holds.ended["late" if answer == "LOCK_EXPIRED" else "released"] += 1
+            assert await self._redeem(held) in ("LOCK_EXPIRED", "CODE_ALREADY_REDEEMED")
+            return
+        answer = await self._redeem(held)
+        # Nobody else was in the way of who redeemed in time.
+        assert answer == "OK" or time.time() >= expire_s, answer
+        self._holds.ended["redeemed" if answer == "OK" else "late"] += 1
+
+    async def _redeem(self, held: redemptions.LockCodeResponse) -> str:
+        request = redemptions.RedeemCodeRequest(
+            code=self._code,
+            user_id=self._user,
+            lock_token=held.lock_token,
+            request_id=unique("request"),
+        )
+        answer = await answer_or_reason(self._stub.RedeemCode(request))
+        return answer if isinstance(answer, str) else "OK"
+
+
+async def answer_or_reason(call: Awaitable[Any]) -> Any:
+    """What a call is answered, or why it was refused."""
+    try:
+        return await call
+    except grpc.aio.AioRpcError as error:
+        return reason_of(error)

@@ -1,0 +1,298 @@
+"""Every RPC, called by implementations of gRPC and protobuf that are not ours: Node's and Go's."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from abc import abstractmethod
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import pytest
+from service import new_codes, unique
+
+from coupon_service.server import SERVICES
+from coupon_service.v1 import (
+    assignment_service_pb2,
+    audit_service_pb2,
+    coupon_book_service_pb2,
+    coupon_code_service_pb2,
+    redemption_service_pb2,
+)
+
+ROOT: Final = Path(__file__).parents[2]
+HERE: Final = Path(__file__).parent
+GRPCURL: Final = ROOT / ".tools" / "grpcurl"
+PATIENCE_S: Final = 60
+
+MODULES: Final = (
+    coupon_book_service_pb2,
+    coupon_code_service_pb2,
+    assignment_service_pb2,
+    redemption_service_pb2,
+    audit_service_pb2,
+)
+
+Message = dict[str, Any]
+
+
+class Client(Protocol):
+    """Calls a method with its requests, in JSON; its responses. Raises AssertionError."""
+
+    @abstractmethod
+    def call(self, service: str, method: str, *requests: Message) -> list[Message]: ...
+
+
+class Node:
+    """`client.js` beside this file, on @grpc/grpc-js."""
+
+    def __init__(self, address: str) -> None:
+        self.process = subprocess.Popen(
+            ["node", HERE / "client.js", address, ROOT / "proto"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def call(self, service: str, method: str, *requests: Message) -> list[Message]:
+        """One line there, one line back."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        call = {"service": service, "method": method, "requests": list(map(_plain, requests))}
+        print(json.dumps(call), file=self.process.stdin, flush=True)
+        told = json.loads(self.process.stdout.readline())
+        assert "responses" in told, f"{method}: {told}"
+        return told["responses"]
+
+    def close(self) -> None:
+        """Ends the program."""
+        with self.process as process:
+            assert process.stdin is not None
+            process.stdin.close()
+            assert process.wait(PATIENCE_S) == 0
+
+
+class Grpcurl:
+    """grpcurl, on the proto files."""
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+        self._contract = ["-import-path", ROOT / "proto"]
+        for path in (ROOT / "proto").glob("coupon_service/v1/*.proto"):
+            self._contract += ["-proto", path.relative_to(ROOT / "proto")]
+
+    def call(self, service: str, method: str, *requests: Message) -> list[Message]:
+        """One run of the program."""
+        method = f"coupon_service.v1.{service}/{method}"
+        ran = subprocess.run(
+            [GRPCURL, "-plaintext", *self._contract, "-d", "@", self._address, method],
+            input="\n".join(json.dumps(it, ensure_ascii=False) for it in requests),
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_S,
+            check=False,
+        )
+        assert ran.returncode == 0, f"{method}: {ran.stderr}"
+        return list(_messages(ran.stdout))
+
+
+def _plain(request: Message) -> Message:
+    """Node's loader takes the fields of a duration, not its form in JSON."""
+    plain = dict(request)
+    if "ttl" in plain:
+        plain["ttl"] = {"seconds": int(plain["ttl"].removesuffix("s"))}
+    return plain
+
+
+def _messages(text: str) -> Iterator[Message]:
+    decoder = json.JSONDecoder()
+    while text := text.lstrip():
+        message, end = decoder.raw_decode(text)
+        yield message
+        text = text[end:]
+
+
+@pytest.fixture(params=["node", "grpcurl"])
+def client(request: pytest.FixtureRequest, server_address: str) -> Iterator[Client]:
+    if request.param == "grpcurl":
+        if not GRPCURL.exists():
+            pytest.skip("grpcurl is not there: make tools")
+        yield Grpcurl(server_address)
+        return
+    if shutil.which("node") is None or not (HERE / "node_modules").exists():
+        pytest.skip("Node or its packages are not there: make interop")
+    node = Node(server_address)
+    yield node
+    node.close()
+
+
+class Caller:
+    """Makes the calls that the test wants, and remembers which."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self.called: set[str] = set()
+
+    def all(self, path: str, *requests: Message) -> list[Message]:
+        """All answers to a call."""
+        service, method = path.split("/")
+        self.called.add(path)
+        return self._client.call(service, method, *requests)
+
+    def one(self, path: str, /, **request: Any) -> Message:
+        """The only answer to a call with these fields."""
+        (response,) = self.all(path, request)
+        return response
+
+    def change(self, path: str, /, **request: Any) -> Message:
+        """The same for what has a request_id."""
+        return self.one(path, requestId=unique("request"), **request)
+
+
+def all_methods() -> set[str]:
+    """Service/Method of the whole contract."""
+    found = {
+        f"{service.name}/{method.name}"
+        for module in MODULES
+        for service in module.DESCRIPTOR.services_by_name.values()
+        for method in service.methods
+    }
+    assert {path.split("/")[0] for path in found} == {it.rpartition(".")[2] for it in SERVICES}
+    return found
+
+
+def test_every_rpc_answers_other_implementations(client: Client) -> None:
+    caller = Caller(client)
+    book_id, codes = a_book_and_its_codes(caller)
+    its_users(caller, book_id, codes)
+    its_locks(caller, book_id, codes[0])
+    its_redemptions(caller, book_id, codes)
+    the_end(caller, book_id)
+    assert all_methods() - caller.called == set()
+
+
+def a_book_and_its_codes(caller: Caller) -> tuple[str, list[str]]:
+    """A book with five codes that were uploaded and five that were made."""
+    book = caller.change(
+        "CouponBookService/CreateCouponBook",
+        couponBook={
+            "businessId": unique("business"),
+            "name": "Interop",
+            "discount": {"percentOff": {"basisPoints": 1_000}},
+            "currencyCode": "EUR",
+            "assignmentPolicy": "ASSIGNMENT_POLICY_BEARER",
+            "lockPolicy": "LOCK_POLICY_OPTIONAL",
+            "limits": {"maxRedemptionsPerCode": 2},
+        },
+    )["couponBook"]
+    book_id = book["bookId"]
+    assert book["state"] == "COUPON_BOOK_STATE_DRAFT"
+    preview = caller.one("CouponCodeService/PreviewCodes", bookId=book_id, count=5, sampleCount=2)
+    assert len(preview["sampleCodes"]) == 2
+    codes = new_codes(5)
+    answers = caller.all(
+        "CouponCodeService/ImportCodes",
+        {"header": {"bookId": book_id, "requestId": unique("upload")}},
+        {"chunk": {"chunkNumber": 1, "codes": codes[:3]}},
+        {"chunk": {"chunkNumber": 2, "codes": codes[3:]}},
+    )
+    assert len(answers) >= 2
+    made = caller.all(
+        "CouponCodeService/GenerateCodes",
+        {"bookId": book_id, "count": 5, "requestId": unique("request")},
+    )
+    assert int(made[-1]["generatedCount"]) == 5
+    changed = caller.change(
+        "CouponBookService/UpdateCouponBook",
+        couponBook={"bookId": book_id, "name": "Ünïcode ✓"},
+        updateMask={"paths": ["name"]},
+    )
+    assert changed["couponBook"]["name"] == "Ünïcode ✓"
+    for verb, state in (("Activate", "ACTIVE"), ("Pause", "PAUSED"), ("Activate", "ACTIVE")):
+        answer = caller.change(f"CouponBookService/{verb}CouponBook", bookId=book_id)
+        assert answer["couponBook"]["state"] == f"COUPON_BOOK_STATE_{state}"
+    got = caller.one("CouponBookService/GetCouponBook", bookId=book_id)["couponBook"]
+    assert got["limits"]["maxRedemptionsPerCode"] == 2
+    listed = caller.one("CouponBookService/ListCouponBooks", businessId=book["businessId"])
+    assert [it["bookId"] for it in listed["couponBooks"]] == [book_id]
+    exported = caller.all("CouponCodeService/ExportCodes", {"bookId": book_id})
+    assert sum(len(it["codes"]) for it in exported) == 10
+    assert len(caller.one("CouponCodeService/ListCodes", bookId=book_id)["codes"]) == 10
+    for verb, state in (("Disable", "DISABLED"), ("Enable", "AVAILABLE")):
+        caller.change(f"CouponCodeService/{verb}Code", code=codes[0])
+        found = caller.one("CouponCodeService/GetCode", code=codes[0])["couponCode"]
+        assert found["state"] == f"COUPON_CODE_STATE_{state}"
+    return book_id, codes
+
+
+def its_users(caller: Caller, book_id: str, codes: list[str]) -> None:
+    """Codes are given to users, and one is taken back."""
+    user = unique("user")
+    caller.change("AssignmentService/AssignCode", code=codes[1], userId=user)
+    caller.change("AssignmentService/AssignRandomCode", bookId=book_id, userId=user)
+    given = caller.change(
+        "AssignmentService/BatchAssignRandomCodes",
+        bookId=book_id,
+        userIds=[unique("user"), unique("user")],
+    )
+    assert len(given["results"]) == 2
+    coupons = caller.one("AssignmentService/ListUserCoupons", userId=user)["coupons"]
+    assert len(coupons) == 2
+    caller.change("AssignmentService/RevokeAssignment", code=codes[1], userId=user)
+
+
+def its_locks(caller: Caller, book_id: str, code: str) -> None:
+    """A code is locked, for longer, and released."""
+    user = unique("user")
+    locked = caller.change("RedemptionService/LockCode", code=code, userId=user, ttl="30s")
+    lock_id = locked["lock"]["lockId"]
+    extended = caller.change(
+        "RedemptionService/ExtendLock", lockToken=locked["lockToken"], ttl="60s"
+    )
+    assert extended["lock"]["lockId"] == lock_id
+    for whose in ({"userId": user}, {"bookId": book_id}):
+        listed = caller.one("RedemptionService/ListLocks", **whose)["locks"]
+        assert [it["lockId"] for it in listed] == [lock_id]
+    caller.change("RedemptionService/UnlockCode", lockToken=extended["lockToken"])
+    lock = caller.one("RedemptionService/GetLock", lockId=lock_id)["lock"]
+    assert lock["state"] == "LOCK_STATE_RELEASED"
+
+
+def its_redemptions(caller: Caller, book_id: str, codes: list[str]) -> None:
+    """Codes are redeemed, one by one and together, and one redemption is undone."""
+    user, amount = unique("user"), {"amountMinor": "1000", "currencyCode": "EUR"}
+    valid = caller.one(
+        "RedemptionService/ValidateCode", code=codes[0], userId=user, orderAmount=amount
+    )
+    assert valid["valid"]
+    redeemed = caller.change(
+        "RedemptionService/RedeemCode",
+        code=codes[0],
+        userId=user,
+        orderId="order 1",
+        orderAmount=amount,
+    )
+    redemption_id = redeemed["redemption"]["redemptionId"]
+    assert int(redeemed["redemption"]["discount"]["amountMinor"]) == 100
+    batch = caller.change(
+        "RedemptionService/BatchRedeemCodes",
+        items=[{"code": code, "userId": user} for code in codes[2:4]],
+        mode="BATCH_MODE_ALL_OR_NOTHING",
+    )
+    assert batch["redeemedCount"] == 2
+    caller.change("RedemptionService/RollbackRedemption", redemptionId=redemption_id)
+    found = caller.one("RedemptionService/GetRedemption", redemptionId=redemption_id)
+    assert found["redemption"]["state"] == "REDEMPTION_STATE_ROLLED_BACK"
+    listed = caller.one("RedemptionService/ListRedemptions", userId=user)["redemptions"]
+    assert len(listed) == 3
+    stats = caller.one("CouponBookService/GetCouponBookStats", bookId=book_id)["stats"]
+    assert int(stats["redemptionCount"]) == 2
+
+
+def the_end(caller: Caller, book_id: str) -> None:
+    """The book is closed, and the ledger knows everything."""
+    caller.change("CouponBookService/CloseCouponBook", bookId=book_id)
+    events = caller.one("AuditService/ListAuditEvents", bookId=book_id, pageSize=100)["events"]
+    assert events[0]["type"] == "AUDIT_EVENT_TYPE_BOOK_CLOSED"
