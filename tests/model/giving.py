@@ -320,4 +320,3 @@ def reached(name: str, limits: Message, count: int) -> Iterator[No]:
 def iso(time: int) -> str:
     """Milliseconds since 1970 as metadata of an error tells them."""
     return datetime.fromtimestamp(time / 1000, UTC).isoformat()
-

@@ -30,7 +30,7 @@ class World(Giving):
         if self.codes[code].disabled:
             yield No("CODE_DISABLED")
         for it in self.live(code=code, order_id=item.order_id) if item and item.order_id else ():
-            yield No("ORDER_ALREADY_REDEEMED", redemption_id=it["redemption_id"].value)
+            yield No("ORDER_ALREADY_REDEEMED", redemption_id=it["redemption_id"])
         if self.left(code) == 0:
             yield used_up(limits[USES])
         has_it = link is not None and link.state in ("ACTIVE", "REDEEMED")

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, closing
 
 import psycopg
 import pytest
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import HealthCheck, settings
 from hypothesis.stateful import run_state_machine_as_test  # pyright: ignore[reportUnknownVariableType]
 from model.clock import Clock, clocked_server
 from model.programs import Programs
@@ -44,6 +44,6 @@ def test_every_answer_and_the_final_state_are_those_of_a_plain_model(
             stateful_step_count=STEPS,
             deadline=None,
             suppress_health_check=list(HealthCheck),
-            print_blob=True, **({'phases': [Phase.generate]} if __import__('os').environ.get('M') else {}),
+            print_blob=True,
         ),
     )

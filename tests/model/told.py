@@ -33,7 +33,9 @@ class No(Exception):
     def __init__(self, reason: str, **metadata: object) -> None:
         self.told: Message = {
             "reason": reason,
-            "metadata": {key: str(value) for key, value in metadata.items()},
+            "metadata": {
+                key: it if isinstance(it, Unknown) else str(it) for key, it in metadata.items()
+            },
         }
 
 
