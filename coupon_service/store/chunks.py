@@ -32,8 +32,9 @@ from coupon_service.model import (
     fingerprint,
 )
 from coupon_service.store.books import select_book, select_stats
-from coupon_service.store.db import Connection, Database
+from coupon_service.store.db import Database
 from coupon_service.store.events import select_events_by_id
+from coupon_service.store.pipeline import Connection
 from coupon_service.store.rows import (
     insert_event_once,
     insert_events,

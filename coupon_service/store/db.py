@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from time import perf_counter
-from typing import LiteralString, TypeVar
+from typing import TypeVar
 
 import psycopg
 import structlog
 from psycopg import errors as pg
-from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
 
 from coupon_service.errors import Contention, DatabaseUnavailable, Overloaded
 from coupon_service.metrics import Metrics
-
-Connection = psycopg.AsyncConnection[TupleRow]
-Cursor = psycopg.AsyncCursor[TupleRow]
+from coupon_service.store.pipeline import Connection, Pipeline
 
 T = TypeVar("T")
 
 Work = Callable[[Connection], Awaitable[T]]
+Batch = Callable[[Pipeline], Awaitable[T]]
 
 SLOW_S = 0.5
 """A transaction that takes longer, all its tries together, is logged."""
@@ -80,6 +78,7 @@ class Database:
         self._check: asyncio.Task[None] | None = None
         self.pool: AsyncConnectionPool[Connection] = AsyncConnectionPool(
             settings.url,
+            connection_class=Connection,
             min_size=settings.pool_min_size,
             max_size=settings.pool_max_size,
             timeout=settings.pool_timeout_ms / 1000,
@@ -117,23 +116,23 @@ class Database:
             await asyncio.wait([self._check])
         await self.pool.close()
 
-    async def transaction(
-        self,
-        name: str,
-        work: Work[T],
-        *,
-        pipelined: bool = False,
-    ) -> T:
+    async def transaction(self, name: str, work: Work[T]) -> T:
         """Runs `work` in one transaction (READ COMMITTED) and commits it; any error rolls back.
 
         `work` may run up to `attempts_max` times, so that it must be safe to repeat, also after a
         commit whose answer was lost. It runs in a task of its own: a caller that is cancelled stops
-        waiting, the transaction goes on. `pipelined`: statements are sent without waiting for
-        answers (no COPY then). `name` is what the log calls it when it was slow.
+        waiting, the transaction goes on. `name` is what the log calls it when it was slow.
 
         Raises Contention, DatabaseUnavailable or Overloaded, and whatever `work` raises.
         """
-        return await self._run(name, (_pipelined if pipelined else _in_transaction)(work))
+        return await self._run(name, _in_transaction(work))
+
+    async def batch(self, name: str, work: Batch[T]) -> T:
+        """Like `transaction`, for statements that travel together, and with BEGIN and COMMIT.
+
+        What `work` has added and not run when it returns is run with the COMMIT.
+        """
+        return await self._run(name, _pipelined(work))
 
     async def read(self, name: str, work: Work[T]) -> T:
         """Like `transaction`, for statements that change nothing: each sees its own snapshot.
@@ -196,13 +195,6 @@ class Database:
             self._check = asyncio.ensure_future(self.pool.check())
 
 
-async def send(
-    connection: Connection, statement: LiteralString, parameters: Sequence[object]
-) -> Cursor:
-    """Sends a statement; in a pipeline its rows arrive when they are fetched."""
-    return await connection.cursor(binary=True).execute(statement, parameters)
-
-
 def _in_transaction(work: Work[T]) -> Work[T]:
     async def run(connection: Connection) -> T:
         async with connection.transaction():
@@ -211,15 +203,14 @@ def _in_transaction(work: Work[T]) -> Work[T]:
     return run
 
 
-def _pipelined(work: Work[T]) -> Work[T]:
+def _pipelined(work: Batch[T]) -> Work[T]:
     async def run(connection: Connection) -> T:
+        pipeline = Pipeline(connection)
         try:
-            # BEGIN and COMMIT travel with the first and the last statements.
-            async with connection.pipeline() as pipeline:
-                await connection.execute("BEGIN")
-                value = await work(connection)
-                await connection.execute("COMMIT")
-                await pipeline.sync()
+            pipeline.add("BEGIN")
+            value = await work(pipeline)
+            pipeline.add("COMMIT")
+            await pipeline.run()
         except BaseException:
             if not connection.closed:
                 await connection.rollback()
