@@ -197,8 +197,12 @@ class Database:
 
 def _in_transaction(work: Work[T]) -> Work[T]:
     async def run(connection: Connection) -> T:
-        async with connection.transaction():
-            return await work(connection)
+        try:
+            async with connection.transaction():
+                return await work(connection)
+        except BaseException:
+            await connection.forget_prepared()
+            raise
 
     return run
 
@@ -214,6 +218,7 @@ def _pipelined(work: Batch[T]) -> Work[T]:
         except BaseException:
             if not connection.closed:
                 await connection.rollback()
+                await connection.forget_prepared()
             raise
         return value
 

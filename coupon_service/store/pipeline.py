@@ -32,6 +32,14 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
         self.names = map(b"coupon_%d".__mod__, count())
         self.transformer = Transformer(self)
 
+    async def forget_prepared(self) -> None:
+        """To be called after each rollback, with which psycopg drops all that is prepared, of its
+        own and of ours. It does so only where it had prepared something itself.
+        """
+        if self.prepared and not self.closed:
+            self.prepared.clear()
+            await self.execute("DEALLOCATE ALL", prepare=False)
+
 
 class Rows(list[TupleRow]):
     """What a statement returned, once its pipeline has run."""

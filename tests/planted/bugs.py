@@ -17,6 +17,7 @@ from typing import Any
 from unittest import mock
 
 import psycopg
+from psycopg.conninfo import make_conninfo
 
 from coupon_service import coalesce, locking
 from coupon_service.leases import commands, leases
@@ -80,7 +81,7 @@ def request_id_recorded_after_commit() -> Planted:
         applying.apply(pipeline, effects, books)
         if effects.events:
             pipeline._waiting.pop()
-            late.append((pipeline._connection.info.dsn, effects.events))
+            late.append((pipeline._connection, effects.events))
 
     async def committed(self: Any, units: Any) -> Any:
         outcomes = await real(self, units)
@@ -202,11 +203,12 @@ def _nothing(*_: object) -> Iterable[Any]:
 def _insert_by_itself(pipeline: Any, effects: Any) -> None:
     if effects.events:
         pipeline._waiting.pop()
-        _insert(pipeline._connection.info.dsn, effects.events)
+        _insert(pipeline._connection, effects.events)
 
 
-def _insert(dsn: str, events: Any) -> None:
-    with psycopg.connect(dsn, autocommit=True) as connection:
+def _insert(beside: Any, events: Any) -> None:
+    where = make_conninfo(beside.info.dsn, password=beside.info.password)
+    with psycopg.connect(where, autocommit=True) as connection:
         connection.execute(INSERT_EVENTS, event_arrays(events))
 
 
