@@ -21,7 +21,7 @@ from coupon_service.model import (
 )
 from coupon_service.rules.derived import assignment_state, discount_of
 from coupon_service.rules.draft import Draft
-from coupon_service.rules.refusals import redemption_refusal
+from coupon_service.rules.refusals import lock_ended, redemption_refusal
 
 
 def redeem(command: Redeem, code: Code, book: Book, draft: Draft) -> Outcome:
@@ -44,7 +44,8 @@ def redeem(command: Redeem, code: Code, book: Book, draft: Draft) -> Outcome:
     draft.count(book.book_id, "discount_minor", discount or 0)
     lock_id = command.lock.lock_id if command.lock else None
     if lock_id is None and command.lease is not None:
-        lock_id = command.lease.held_lock_id
+        held = command.lease.held_lock_id
+        lock_id = None if lock_ended(held, draft.state) else held  # one before it may have used it
     event = Event(
         **draft.about(command, EventType.REDEEMED, before=code, after=after),
         user_id=command.user_id,
