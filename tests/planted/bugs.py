@@ -32,7 +32,7 @@ from coupon_service.store.rows import INSERT_EVENTS, event_arrays
 
 Planted = AbstractContextManager[object]
 
-BETWEEN_S = 0.02
+BETWEEN_S = 0.05
 """How long a bug lets others in between two steps that belong together."""
 
 
