@@ -21,7 +21,8 @@ CHECKS: dict[str, LiteralString] = {
         FROM coupon_codes AS c
         LEFT JOIN ({LEDGER_OF_CODES}) AS l USING (book_id, code)
         WHERE book_id = ANY(%(books)s::uuid[])
-        AND (c.redemptions, c.assignments) <> (coalesce(l.redemptions, 0), coalesce(l.assignments, 0))
+        AND (c.redemptions, c.assignments)
+            <> (coalesce(l.redemptions, 0), coalesce(l.assignments, 0))
     """,
     "states of codes": """
         SELECT code, c.state, redemptions, assignments
@@ -47,7 +48,8 @@ CHECKS: dict[str, LiteralString] = {
                 count(*) FILTER (WHERE type = 10) - count(*) FILTER (WHERE type = 11),
                 (coalesce(sum(discount_minor) FILTER (WHERE type = 16), 0)
                 - coalesce(sum(discount_minor) FILTER (WHERE type = 17), 0))::bigint
-            FROM redemption_audit WHERE book_id = ANY(%(books)s::uuid[]) GROUP BY book_id) AS difference
+            FROM redemption_audit WHERE book_id = ANY(%(books)s::uuid[])
+            GROUP BY book_id) AS difference
     """,
     "counters of states": """
         SELECT * FROM (
@@ -64,7 +66,8 @@ CHECKS: dict[str, LiteralString] = {
         FROM coupon_user_counters AS u JOIN coupon_books AS b USING (book_id)
         CROSS JOIN LATERAL (
             SELECT
-                count(*) FILTER (WHERE type = 16) - count(*) FILTER (WHERE type = 17) AS redemptions,
+                count(*) FILTER (WHERE type = 16)
+                - count(*) FILTER (WHERE type = 17) AS redemptions,
                 count(*) FILTER (WHERE type = 10) - count(*) FILTER (WHERE type = 11) AS assignments
             FROM redemption_audit AS a
             WHERE a.book_id = u.book_id AND a.user_id = u.user_id) AS l
@@ -82,7 +85,8 @@ CHECKS: dict[str, LiteralString] = {
     "one live redemption an order": """
         SELECT code, order_id, count(*)
         FROM redemption_audit AS a
-        WHERE book_id = ANY(%(books)s::uuid[]) AND type = 16 AND order_id IS NOT NULL AND NOT EXISTS (
+        WHERE book_id = ANY(%(books)s::uuid[]) AND type = 16 AND order_id IS NOT NULL
+        AND NOT EXISTS (
             SELECT FROM redemption_audit AS b WHERE b.type = 17 AND b.redemption_id = a.event_id)
         GROUP BY code, order_id HAVING count(*) > 1
     """,

@@ -1,5 +1,7 @@
 """Hostile inputs, made from a seed: messages of the contract, right and wrong, and metadata."""
 
+# pyright: reportArgumentType=false, reportOptionalMemberAccess=false
+
 from __future__ import annotations
 
 from collections.abc import Mapping

@@ -1,5 +1,8 @@
 """Whatever is sent: the answer is a status that the contract knows, and the service goes on."""
 
+# pyright: reportUnknownVariableType=false, reportUnknownMemberType=false
+# pyright: reportUnknownArgumentType=false, reportPrivateUsage=false
+
 from __future__ import annotations
 
 import asyncio

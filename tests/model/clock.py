@@ -1,5 +1,8 @@
 """One clock for the server and for its Redis, which only the test moves."""
 
+# pyright: reportUnknownVariableType=false, reportUnknownMemberType=false
+# pyright: reportUnknownArgumentType=false, reportPrivateUsage=false
+
 from __future__ import annotations
 
 import time

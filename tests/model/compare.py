@@ -1,5 +1,8 @@
 """Messages, answers and refusals as the plain model writes them, to be compared with its own."""
 
+# pyright: reportUnknownVariableType=false, reportUnknownMemberType=false
+# pyright: reportUnknownArgumentType=false, reportPrivateUsage=false
+
 from __future__ import annotations
 
 import re

@@ -151,7 +151,7 @@ class Giving(Told):
                 outcome, reason = "ALREADY_EXISTS", "DUPLICATE_CODE"
             else:
                 made.append(code)
-                outcome = ""
+                outcome = reason = ""
             seen.add(code)
             if outcome:
                 error = {"error": No(reason).told}

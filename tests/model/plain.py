@@ -194,13 +194,12 @@ class World(Giving):
         problems = list(self.why_not(item.code, item.user, book, item))
         others, left = self._others(item.code, item.user), self.left(item.code)
         own = self._own(item.code, item.user)
-        buried = item.token and item.token.lock >= 0 and self.locks[item.token.lock]
+        shown = self.locks[item.token.lock] if item.token and item.token.lock >= 0 else None
         gone = (
-            buried
-            and buried.end in ("RELEASED", "REDEEMED")
-            and buried.message["user_id"] == item.user
+            shown is not None
+            and shown.end in ("RELEASED", "REDEEMED")
+            and (shown.message["code"], shown.message["user_id"]) == (item.code, item.user)
         )
-        gone = gone and buried.message["code"] == item.code
         seen = book["lock_policy"] != "OFF" and not (item.token and (own or gone))
         if seen and left and len(others) >= left:
             problems.append(self._locked(others))

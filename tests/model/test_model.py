@@ -43,7 +43,7 @@ def test_every_answer_and_the_final_state_are_those_of_a_plain_model(
             max_examples=PROGRAMS,
             stateful_step_count=STEPS,
             deadline=None,
-            suppress_health_check=list(HealthCheck),
+            suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
             print_blob=True,
         ),
     )

@@ -24,7 +24,9 @@ class Unknown:
         return bool(self.value == other)
 
     __hash__ = object.__hash__
-    __deepcopy__ = lambda self, _: self  # noqa: E731 - the copy of a world learns the same
+
+    def __deepcopy__(self, _: object) -> Unknown:
+        return self  # the copy of a world learns the same
 
 
 class No(Exception):
@@ -240,8 +242,9 @@ class Told:
     def redemption_messages(self, **which: object) -> list[Message]:
         """Redemptions, newest first."""
         found = [it for it in self.redemptions if all(it[key] == which[key] for key in which)]
-        newest = (lambda it: (it["redeem_time"], it["redemption_id"].value))  # fmt: skip
-        return sorted(found, key=newest, reverse=True)
+        return sorted(
+            found, key=lambda it: (it["redeem_time"], it["redemption_id"].value), reverse=True
+        )
 
     def stats(self, book_id: str) -> Message:
         """The counts of a book."""

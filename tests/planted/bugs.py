@@ -3,7 +3,9 @@
 Each is what somebody might write who does not know why the right code is as it is.
 """
 
-# pyright: reportPrivateUsage=false
+# pyright: reportPrivateUsage=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportUnknownLambdaType=false
+# pyright: reportUnknownMemberType=false
 
 from __future__ import annotations
 
@@ -132,9 +134,9 @@ def fence_ignored() -> Planted:
 def rollback_not_locked() -> Planted:
     """A roll-back is decided on rows that others may be changing."""
 
-    async def load(pipeline: Any, wanted: Any, *, lock: bool, formats: Any) -> Any:
+    async def load(pipeline: Any, wanted: Any, *, lock: bool, **named: Any) -> Any:
         careless = any(isinstance(command, Rollback) for command in wanted)
-        state = await loading.load(pipeline, wanted, lock=lock and not careless, formats=formats)
+        state: Any = await loading.load(pipeline, wanted, lock=lock and not careless, **named)
         if careless:
             await asyncio.sleep(BETWEEN_S)
         return state
@@ -144,7 +146,7 @@ def rollback_not_locked() -> Planted:
 
 def user_counter_missed() -> Planted:
     """What a user did in a book is not counted."""
-    return mock.patch.object(Draft, "count_user", lambda *_, **__: None)
+    return mock.patch.object(Draft, "count_user", return_value=None)
 
 
 def expiry_by_the_callers_clock() -> Planted:
@@ -178,7 +180,7 @@ def token_not_verified() -> Planted:
     """The signature of a token is not looked at."""
 
     def trusting(token: str, secrets: Any) -> Any:
-        with mock.patch("hmac.compare_digest", lambda *_: True):
+        with mock.patch("hmac.compare_digest", return_value=True):
             return verify(token, secrets)
 
     return mock.patch.object(locking, "verify", trusting)

@@ -86,7 +86,9 @@ def race_for_an_order(it: Stack) -> None:
     """An order redeems a code once, however many try."""
     for _ in range(ROUNDS):
         code = it.apis[0].code(limits=UNLIMITED)
-        found = it.all_at_once(lambda api, n: api.redeem(code, f"user-{n}", order_id="the order"))
+        found = it.all_at_once(
+            lambda api, n, code=code: api.redeem(code, f"user-{n}", order_id="the order")
+        )
         it.conserved()
         assert found == ["OK"] + ["ORDER_ALREADY_REDEEMED"] * (CALLERS - 1), found
 
@@ -97,7 +99,7 @@ def race_with_one_request_id(it: Stack) -> None:
         api = it.apis[0]
         code = api.code(limits=UNLIMITED)
         request = api.redeem_request(code, "user")
-        found = it.all_at_once(lambda api, _: api.redemptions.RedeemCode(request))
+        found = it.all_at_once(lambda api, _, request=request: api.redemptions.RedeemCode(request))
         it.conserved()
         assert found == ["OK"] * CALLERS, found
 
@@ -107,7 +109,7 @@ def race_of_rollbacks(it: Stack) -> None:
     for _ in range(ROUNDS):
         code = it.apis[0].code()
         redemption_id = it.apis[0].redeem(code, "user").redemption.redemption_id
-        found = it.all_at_once(lambda api, _: api.rollback(redemption_id))
+        found = it.all_at_once(lambda api, _, of=redemption_id: api.rollback(of))
         it.conserved()
         assert found == ["ALREADY_ROLLED_BACK"] * (CALLERS - 1) + ["OK"], found
 
