@@ -14,7 +14,7 @@ BASE ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install run test check lint types imports contract format stubs migrate replay lock clean \
+.PHONY: help install run test proof check lint types imports contract format stubs migrate replay lock clean \
 	tools interop bench bench-quick bench-10m check-deploy deployment image-check
 
 help: ## Show this help
@@ -46,6 +46,11 @@ ifeq (,$(ARGS))
 		echo "$$report"; echo "Every branch of the rules has to be tested." >&2; exit 1; }
 endif
 endif
+
+PROOF := tests/model tests/planted tests/fuzz tests/concurrency $(wildcard tests/faults)
+
+proof: install ## Try what the service promises at length: hours (ARGS= for pytest)
+	@COUPON_TEST_PROOF=1 $(BIN)/pytest -v -s $(PROOF) $(ARGS)
 
 check: lint types imports contract deployment ## Run every check that needs no server
 

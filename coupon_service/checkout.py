@@ -94,6 +94,7 @@ class Checkout:
 
     async def validate(self, command: Redeem, token: str) -> Validation:
         """Every reason why the redemption would be refused now, and what it would take off."""
+        command = replace(command, lock=self._claims(token))
         state = await self._looks.submit(Unit((command,)))
         found = find_code(command.code, command.book_id, command.call.business_id, state)
         if isinstance(found, CouponServiceError):
@@ -101,7 +102,6 @@ class Checkout:
         code, book = found
         if is_hidden(command, code, book, state, self._now()):
             return Validation([CodeNotFound()])
-        command = replace(command, lock=self._claims(token))
         unseen: list[CouponServiceError] = []
         if book.lock_policy is not LockPolicy.OFF:
             try:
@@ -165,9 +165,11 @@ class Checkout:
     ) -> list[Outcome]:
         commands = await asyncio.gather(*(self._admit(*item) for item in items))
         outcomes = await self._coalescer.submit(Unit(tuple(commands), atomic))
+        # First, so that a lock that was used keeps nobody out who comes without one.
+        await asyncio.gather(*map(self._settle_lock, commands, outcomes))
         if any(isinstance(outcome, LeaseNeeded) for outcome in outcomes):
             outcomes = await self._redeem_momentarily(commands, outcomes, atomic)
-        await asyncio.gather(*map(self._settle_lock, commands, outcomes))
+            await asyncio.gather(*map(self._settle_lock, commands, outcomes))
         return outcomes
 
     async def _admit(self, command: Redeem, token: str) -> Redeem:

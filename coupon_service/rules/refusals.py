@@ -40,6 +40,7 @@ from coupon_service.model import (
     BookState,
     Code,
     CodeState,
+    Event,
     EventType,
     Lease,
     Lock,
@@ -111,22 +112,28 @@ def redemption_refusal(
 ) -> CouponServiceError | None:
     """The first reason why a command of a batch cannot redeem, or lock, this code now."""
     lease = command.lease
-    decided = code.redemptions - draft.loaded(code).redemptions
-    if lease is not None and _was_redeemed_by_token(lease.held_lock_id, draft):
-        decided -= 1  # its place is the user's own, which was not counted
-    if lease is not None and decided > 0:
+    if lease is not None and lease.places_taken > 1:
         # Redemptions that the batch has decided still have their places, and are not to count
         # twice: everybody's place has to fit beside what was redeemed before the batch.
-        command = replace(command, lease=replace(lease, places_taken=lease.places_taken - decided))
+        used = sum(_places_of(event, command) for event in draft.events)
+        command = replace(command, lease=replace(lease, places_taken=lease.places_taken - used))
     return next(redemption_refusals(command, code, book, draft.state, draft.now), None)
 
 
-def _was_redeemed_by_token(lock_id: UUID | None, draft: Draft) -> bool:
-    """Whether a redemption of the batch has used the lock, and had no other place than its."""
-    return lock_id is not None and any(
-        event.type is EventType.REDEEMED and event.lock_id == lock_id and event.fence is not None
-        for event in draft.events
-    )
+def _places_of(event: Event, command: Redeem | Lock) -> int:
+    """Places of a redemption that were counted for the command: its own, without a token, and that
+    of its lock, unless it is the lock of the command's user, which never counts."""
+    if event.type is not EventType.REDEEMED or event.code != command.code:
+        return 0
+    without_token = event.fence is None
+    lock_of_another = event.lock_id is not None and event.user_id != command.user_id
+    return without_token + lock_of_another
+
+
+def lock_ended(lock_id: UUID | None, state: State) -> bool:
+    """Whether the ledger, or the batch so far, says that the lock is over."""
+    events = state.lock_events.get(lock_id, ()) if lock_id is not None else ()
+    return any(event.type in LOCK_ENDS for event in events)
 
 
 def redemption_refusals(
@@ -268,8 +275,12 @@ def _lock_refusals(
         return
     gone = command.lease is not None and command.lease.gone
     outdated = link is not None and link.fence >= lock.fence
-    ended = any(event.type in LOCK_ENDS for event in state.lock_events.get(lock.lock_id, ()))
-    if gone or outdated or ended or now.timestamp() * 1000 >= lock.expire_ms:
+    if (
+        gone
+        or outdated
+        or lock_ended(lock.lock_id, state)
+        or now.timestamp() * 1000 >= lock.expire_ms
+    ):
         yield LockExpired()
 
 

@@ -1,0 +1,277 @@
+"""Whatever is sent: the answer is a status that the contract knows, and the service goes on."""
+
+# pyright: reportUnknownVariableType=false, reportUnknownMemberType=false
+# pyright: reportUnknownArgumentType=false, reportPrivateUsage=false
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import frames
+import grpc
+import psutil
+import pytest
+from fuzz.inputs import HOSTILE_TEXTS, Inputs
+from google.protobuf.descriptor import MethodDescriptor
+from google.protobuf.message_factory import GetMessageClass
+from proof import times
+from service import Api, assignments, audit, books, codes, redemptions
+
+from coupon_service.errors import LocksUnavailable
+from coupon_service.leases import Leases
+from coupon_service.supervisor import reserve_port
+
+MESSAGES = times(2_500, 100_000)
+FRAMES = times(150, 5_000)
+LUA_CALLS = times(400, 10_000)
+IN_FLIGHT = 40
+GROWTH_MAX_BYTES = 64 << 20
+METHODS: list[MethodDescriptor] = [
+    method
+    for module in (books, codes, assignments, redemptions, audit)
+    for service in module.DESCRIPTOR.services_by_name.values()
+    for method in service.methods
+]
+STREAMS = {"ImportCodes", "GenerateCodes", "ExportCodes", "WatchAuditEvents"}
+UNEXPECTED = {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.DATA_LOSS}
+
+
+@dataclass(frozen=True)
+class Service:
+    """A service in processes of its own."""
+
+    process: subprocess.Popen[bytes]
+    port: int
+    log: Path
+    named: dict[str, str]
+
+    @property
+    def address(self) -> str:
+        """Where it listens."""
+        return f"127.0.0.1:{self.port}"
+
+    def memory_bytes(self) -> int:
+        """Of all its processes."""
+        children = psutil.Process(self.process.pid).children(recursive=True)
+        return sum(child.memory_info().rss for child in children)
+
+    def answers(self) -> None:
+        """It serves, at the latest when the supervisor has replaced a worker."""
+        ends_s = time.monotonic() + 60
+        while True:
+            with closing(Api(self.address)) as api:
+                try:
+                    assert api.redeem(api.code(), "user").counts.used_up
+                    return
+                except grpc.RpcError:
+                    assert time.monotonic() < ends_s, "the service does not answer any more"
+                    assert self.process.poll() is None
+                    time.sleep(0.1)
+
+
+@pytest.fixture(scope="module")
+def service(
+    new_database: Callable[[], AbstractContextManager[str]],
+    redis_server_url: str,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Service]:
+    """One that has a book, a code, a lock and pages to ask for."""
+    folder = tmp_path_factory.mktemp("fuzz")
+    with reserve_port("127.0.0.1", 0) as grpc_port, reserve_port("127.0.0.1", 0) as metrics_port:
+        port, metrics = grpc_port.getsockname()[1], metrics_port.getsockname()[1]
+    with new_database() as database_url, (folder / "log").open("wb") as log:
+        environment = {
+            "COUPON_DATABASE_URL": database_url,
+            "COUPON_REDIS_URL": redis_server_url,
+            "COUPON_LOCK_TOKEN_SECRET": "only the tests sign with this one",
+            "COUPON_WORKERS": "1",
+            "COUPON_DRAIN_GRACE_MS": "0",
+            "COUPON_PORT": str(port),
+            "COUPON_METRICS_PORT": str(metrics),
+            "COUPON_LOG_FORMAT": "json",
+        }
+        with _serving(environment, folder, log) as process:
+            waiting = Service(process, port, folder / "log", {})
+            waiting.answers()
+            with closing(Api(waiting.address)) as api:
+                yield Service(process, port, folder / "log", _known(api))
+
+
+@contextmanager
+def _serving(
+    environment: dict[str, str], folder: Path, log: Any
+) -> Generator[subprocess.Popen[bytes]]:
+    command = [sys.executable, "-m", "coupon_service", "serve"]
+    process = subprocess.Popen(
+        command, env={**os.environ, **environment}, cwd=folder, stdout=log, stderr=log
+    )
+    try:
+        yield process
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def _known(api: Api) -> dict[str, str]:
+    """Ids, codes and tokens of the service, by the fields they belong in."""
+    limits = books.BookLimits(max_redemptions_per_code=0)
+    optional = books.LOCK_POLICY_OPTIONAL
+    book = api.book(codes=["FUZZ1", "FUZZ2", "FUZZ3"], limits=limits, lock_policy=optional)
+    held = api.lock("FUZZ1", "user")
+    redemption = api.redeem("FUZZ2", "user", order_id="order").redemption
+    page = api.codes.ListCodes(codes.ListCodesRequest(book_id=book.book_id, page_size=1))
+    return {
+        "book_id": book.book_id,
+        "business_id": book.business_id,
+        "code": "fuzz-2",
+        "codes": "FUZZ3",
+        "user_id": "user",
+        "user_ids": "another",
+        "order_id": "order",
+        "currency_code": "EUR",
+        "lock_token": held.lock_token,
+        "lock_id": held.lock.lock_id,
+        "redemption_id": redemption.redemption_id,
+        "page_token": page.next_page_token,
+        "paths": "name",
+        "name": "A book",
+        "etag": book.etag,
+        "separator": "-",
+        "alphabet": "ABCDEF",
+    }
+
+
+def test_no_message_and_no_metadata_is_a_fault_of_the_service(service: Service) -> None:
+    statuses: dict[str, int] = {}
+    calls: deque[tuple[str, int, Any]] = deque()
+    memory = 0
+    with closing(Api(service.address)) as api:
+        for seed in range(MESSAGES):
+            inputs = Inputs(seed, service.named)
+            method = METHODS[seed % len(METHODS)]
+            path = f"/{method.containing_service.full_name}/{method.name}"
+            calls.append((path, seed, _started(api.channel, path, method, inputs)))
+            if len(calls) >= IN_FLIGHT:
+                _settle(*calls.popleft(), statuses)
+            if seed == MESSAGES // 2:
+                memory = service.memory_bytes()
+        while calls:
+            _settle(*calls.popleft(), statuses)
+    print(statuses)  # noqa: T201
+    assert len(statuses) >= 5, "the messages are all alike"
+    assert statuses["OK"] > MESSAGES // 50, "hardly any message means anything"
+    assert service.memory_bytes() - memory < GROWTH_MAX_BYTES
+    service.answers()
+    assert b"Traceback" not in service.log.read_bytes()
+
+
+def _started(channel: grpc.Channel, path: str, method: MethodDescriptor, inputs: Inputs) -> Any:
+    kind = GetMessageClass(method.input_type)
+    metadata: Any = inputs.metadata()
+    options: Any = {"timeout": 10, "metadata": metadata}
+    if method.name in STREAMS:
+        options["timeout"] = 1
+        sent = [inputs.raw(kind) for _ in range(inputs.random.randint(0, 3))]
+        return channel.stream_stream(path)(iter(sent), **options)
+    return channel.unary_unary(path).future(inputs.raw(kind), **options)
+
+
+def _settle(path: str, seed: int, call: Any, statuses: dict[str, int]) -> None:
+    with suppress(grpc.RpcError):
+        if path.rpartition("/")[2] in STREAMS:
+            list(call)
+        else:
+            call.result()
+    code = call.code()
+    statuses[code.name] = statuses.get(code.name, 0) + 1
+    assert code not in UNEXPECTED, f"{path} with the seed {seed}: {code} {call.details()}"
+
+
+def test_no_frame_ends_the_service(service: Service) -> None:
+    memory = service.memory_bytes()
+    for seed in range(FRAMES):
+        random = Random(seed)
+        with suppress(OSError), frames.connect(service.port, timeout_s=2) as connection:
+            for _ in range(random.randint(1, 6)):
+                connection.sendall(_broken_frames(random))
+            if random.random() < 0.3:
+                connection.shutdown(socket.SHUT_WR)
+    service.answers()
+    assert service.memory_bytes() - memory < GROWTH_MAX_BYTES
+
+
+def _broken_frames(random: Random) -> bytes:
+    method = random.choice(METHODS)
+    path = f"/{method.containing_service.full_name}/{method.name}"
+    stream = random.choice((0, 1, 1, 3, 5, 2, 2**31 - 1))
+    whole = frames.opening(stream, path) + frames.message(stream, random.randbytes(20))
+    match random.randrange(7):
+        case 0:
+            return random.randbytes(random.randint(1, 300))
+        case 1:
+            return frames.frame(random.randrange(256), random.randrange(256), stream, b"x" * 20)
+        case 2:
+            at = random.randrange(len(whole))
+            return whole[:at] + random.randbytes(3) + whole[at + 3 :]
+        case 3:
+            return whole[: random.randrange(len(whole))]
+        case 4:
+            return frames.frame(frames.HEADERS, 4, stream, random.randbytes(40))
+        case 5:
+            return frames.opening(stream, path, [("x" * 50, "y" * random.randint(0, 9_000))])
+        case _:
+            size = random.choice((0, 1, 16_384, 2**24 - 1))
+            return size.to_bytes(3, "big") + bytes([frames.DATA, 1]) + stream.to_bytes(4, "big")
+
+
+def test_a_path_that_is_not_utf8_costs_a_worker_at_most(service: Service) -> None:
+    with suppress(OSError), frames.connect(service.port) as connection:
+        entry = b"\0\x05:path\x04/\xff\xfe/"
+        block = b"\x83\x86" + entry + b"\0\x02te\x08trailers"
+        connection.sendall(frames.frame(frames.HEADERS, 5, 1, block))
+        with suppress(OSError):
+            connection.recv(100)
+    time.sleep(1.5)  # the worker looks at its port once a second
+    service.answers()
+
+
+async def test_no_argument_upsets_the_scripts(redis_url: str) -> None:
+    leases = Leases(redis_url, timeout_ms=5_000)
+    texts = [*HOSTILE_TEXTS, "user", "CODE1"]
+    random = Random(1)
+    try:
+        for _ in range(LUA_CALLS):
+            code, book, user, lock = (random.choice(texts) for _ in range(4))
+            number = random.choice((0, 1, 1_000, 86_400_000))
+            await random.choice(
+                [
+                    lambda c=code, b=book, u=user, i=lock, n=number: leases.acquire(
+                        c, b, u, i, n, places_max=n
+                    ),
+                    lambda c=code, b=book, u=user, i=lock, n=number: leases.admit(c, b, u, i, n),
+                    lambda c=code, u=user, i=lock, n=number: leases.acquire_momentary(c, i, u, n),
+                    lambda c=code, u=user, i=lock: leases.peek(c, u, i),
+                    lambda c=code, b=book, u=user, i=lock, n=number: leases.release(
+                        c, b, u, i, tombstone_until_ms=n
+                    ),
+                    lambda c=code, b=book, u=user, i=lock, n=number: leases.extend(c, b, u, i, n),
+                ]
+            )()
+        taken = await leases.acquire("AFTER", "book", "somebody", "lock", 1_000, places_max=1)
+        assert taken.status.name == "GRANTED"
+    except LocksUnavailable as error:
+        pytest.fail(f"Redis refused: {error.__cause__!r}")
+    finally:
+        await asyncio.wait_for(leases.close(), 10)

@@ -1,0 +1,74 @@
+"""One clock for the server and for its Redis, which only the test moves."""
+
+# pyright: reportUnknownVariableType=false, reportUnknownMemberType=false
+# pyright: reportUnknownArgumentType=false, reportPrivateUsage=false
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from unittest import mock
+
+import redis
+import structlog
+from service import ServerThread, settings_for
+
+from coupon_service.leases import commands
+
+KEY = "model:clock"
+REAL_CLOCK = "redis.call('TIME')"
+OWN_CLOCK = f"redis.call('LRANGE', '{KEY}', 0, 1)"
+
+
+class Clock:
+    """Milliseconds since 1970. It is ahead of the real one, by which Redis drops keys."""
+
+    def __init__(self, redis_url: str) -> None:
+        self._redis = redis.Redis.from_url(redis_url)
+        self.now_ms = (int(time.time()) + 86_400) * 1_000
+        self.begin()
+
+    def begin(self) -> None:
+        """Forgets all locks."""
+        with self._redis.pipeline() as pipeline:
+            pipeline.flushdb()
+            pipeline.rpush(KEY, 0, 0)
+            pipeline.execute()
+        self.advance(1)
+
+    def advance(self, by_ms: int) -> None:
+        """Lets time pass, for the server and for Redis."""
+        self.now_ms += by_ms
+        with self._redis.pipeline() as pipeline:
+            pipeline.lset(KEY, 0, str(self.now_ms // 1_000))
+            pipeline.lset(KEY, 1, str(self.now_ms % 1_000 * 1_000))
+            pipeline.execute()
+
+    def now(self) -> datetime:
+        """The time of the server."""
+        return datetime.fromtimestamp(self.now_ms / 1_000, UTC)
+
+
+@contextmanager
+def clocked_server(
+    database_url: str, redis_url: str, clock: Clock, **changes: object
+) -> Generator[ServerThread]:
+    """A server whose Lua scripts ask `clock`; nothing sweeps by itself."""
+    text = commands._text
+
+    def told(name: str) -> str:
+        return text(name).replace(REAL_CLOCK, OWN_CLOCK)
+
+    settings = settings_for(database_url, redis_url, **{"sweep_interval_ms": 3_600_000, **changes})
+    logging = structlog.get_config()
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger("error"))
+    try:
+        with (
+            mock.patch.object(commands, "_text", told),
+            ServerThread(settings, clock.now) as running,
+        ):
+            yield running
+    finally:
+        structlog.configure(**logging)

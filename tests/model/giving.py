@@ -1,0 +1,322 @@
+"""The first half of the plain model: books, codes and who is given them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from copy import deepcopy
+from datetime import UTC, datetime
+from typing import Any
+
+from model.told import USES, Code, Link, Message, No, Told, Unknown
+
+LIMITS = (
+    "max_redemptions",
+    USES,
+    "max_redemptions_per_user_per_code",
+    "max_redemptions_per_user",
+    "max_assignments_per_user",
+)
+BOOK_VERBS = {
+    "BOOK_ACTIVATED": (("DRAFT", "PAUSED"), "ACTIVE"),
+    "BOOK_PAUSED": (("ACTIVE",), "PAUSED"),
+    "BOOK_CLOSED": (("DRAFT", "ACTIVE", "PAUSED"), "CLOSED"),
+}
+
+
+class Giving(Told):
+    """Changes what is told, or says No."""
+
+    def once(
+        self, key: Sequence[object], parameters: object, answer: Callable[[Any], Message] | None
+    ) -> Message | None:
+        """What a repeat is answered, or None; `answer` is remembered for repeats."""
+        attempt = tuple(key) if key[-1] else object()
+        if answer is not None:
+            self.done[attempt] = parameters, answer
+        elif attempt in self.done:
+            before, recorded = self.done[attempt]
+            if before != parameters:
+                raise No("REQUEST_ID_REUSED")
+            return {**recorded(self), "replayed": True}
+        return None
+
+    def record(self, type_: str, book_id: str, request_id: str, **fields: Any) -> None:
+        """Writes into the ledger."""
+        event = {"type": type_, "event_time": self.now, "book_id": book_id, "caller": "anonymous"}
+        self.ledger.append({**event, "request_id": request_id or Unknown(), **fields})
+
+    def find(self, code: str, book_id: str = "") -> tuple[Code, Message]:
+        """A code and its book."""
+        found = self.codes.get(code)
+        if found is None or book_id not in ("", found.book_id):
+            raise No("CODE_NOT_FOUND")
+        return found, self.books[found.book_id]
+
+    # --- books ----------------------------------------------------------------------------------
+
+    def create(self, book: Message, request_id: str) -> Message:
+        """CreateCouponBook; `book` has all fields but the output-only ones."""
+        self.created = None
+        key = "BOOK_CREATED", book["business_id"], request_id
+        parameters = deepcopy(book)
+        if again := self.once(key, parameters, None):
+            return again
+        book_id: Any = Unknown()
+        new: Message = {"book_id": book_id, "state": "DRAFT", "etag": 1}
+        new |= {"create_time": self.now, "update_time": self.now}
+        answer = {**deepcopy(book), **new}
+        self.once(key, parameters, lambda it: {"coupon_book": it.book_message(book_id.value)})
+        self.created = answer
+        self.record("BOOK_CREATED", book_id, request_id, state_after="DRAFT")
+        return {"coupon_book": {**answer, "effective_state": "DRAFT", "etag": "v1"}}
+
+    def change(
+        self,
+        book_id: str,
+        etag: str,
+        request_id: str,
+        event: str,
+        parameters: object,
+        change: Callable[[Message], Message],
+        **fields: Any,
+    ) -> Message:
+        """Any other change of a book."""
+        if book_id not in self.books:
+            raise No("BOOK_NOT_FOUND")
+        key = event, book_id, request_id
+        if again := self.once(key, (etag, parameters), None):
+            return again
+        before = self.books[book_id]
+        if etag not in ("", f"v{before['etag']}"):
+            raise No("CONCURRENT_MODIFICATION")
+        after = {**before, **change(before), "etag": before["etag"] + 1, "update_time": self.now}
+        self.books[book_id] = after
+        states = {"state_before": before["state"], "state_after": after["state"]}
+        self.record(event, book_id, request_id, **states, **fields)
+        self.once(key, (etag, parameters), lambda it: {"coupon_book": it.book_message(book_id)})
+        return {"coupon_book": self.book_message(book_id)}
+
+    def move(self, event: str, book_id: str, etag: str, request_id: str) -> Message:
+        """Activate, Pause or Close CouponBook."""
+
+        def moved(book: Message) -> Message:
+            allowed, target = BOOK_VERBS[event]
+            if book["state"] not in allowed:
+                raise No("INVALID_STATE_TRANSITION", state=book["state"])
+            return {"state": target}
+
+        return self.change(book_id, etag, request_id, event, (), moved)
+
+    def update(self, book_id: str, values: Message, etag: str, request_id: str) -> Message:
+        """UpdateCouponBook of the fields that are named."""
+
+        def updated(book: Message) -> Message:
+            if book["state"] == "CLOSED":
+                raise No("INVALID_STATE_TRANSITION", state="CLOSED")
+            before, after = book["limits"], {**book, **values}["limits"]
+            uses = [USES] if after[USES] != before[USES] else []
+            for name in uses + [name for name in LIMITS if after[name] and not before[name]]:
+                if book["state"] != "DRAFT":
+                    raise No(
+                        "INVALID_STATE_TRANSITION", state=book["state"], field=f"limits.{name}"
+                    )
+            return values
+
+        told = {"fields": sorted(values)}
+        return self.change(
+            book_id, etag, request_id, "BOOK_UPDATED", values, updated, metadata=told
+        )
+
+    # --- codes ----------------------------------------------------------------------------------
+
+    def import_chunk(self, book_id: str, number: int, rows: list[str], request_id: str) -> Message:
+        """One chunk of ImportCodes."""
+        if book_id not in self.books:
+            raise No("BOOK_NOT_FOUND")
+        key = "CODES_IMPORTED", book_id, number, request_id
+        if again := self.once(key, rows, None):
+            return again
+        if self.books[book_id]["state"] == "CLOSED":
+            raise No("INVALID_STATE_TRANSITION", state="CLOSED")
+        source, made, rejected = (book_id, request_id), list[str](), list[Message]()
+        seen = set[str]()
+        for index, row in enumerate(rows):
+            code = "".join(it for it in row.upper() if it not in " -_.")
+            earlier = self.codes.get(code)
+            if not (code.isalnum() and code.isascii() and len(code) <= 64):
+                outcome, reason = "INVALID", "INVALID_ARGUMENT"
+            elif code in seen or (earlier and earlier.source == source):
+                outcome, reason = "DUPLICATE_IN_UPLOAD", "DUPLICATE_CODE"
+            elif earlier:
+                outcome, reason = "ALREADY_EXISTS", "DUPLICATE_CODE"
+            else:
+                made.append(code)
+                outcome = reason = ""
+            seen.add(code)
+            if outcome:
+                error = {"error": No(reason).told}
+                rejected.append({"index": index, "outcome": outcome, **error})
+        self.codes |= {code: Code(code, book_id, source) for code in made}
+        kinds = [it["outcome"] for it in rejected]
+        counts = {"created": len(made), "duplicates": kinds.count("DUPLICATE_IN_UPLOAD")}
+        counts |= {"existing": kinds.count("ALREADY_EXISTS"), "invalid": kinds.count("INVALID")}
+        answer = {
+            "chunk_number": number,
+            "created_count": counts["created"],
+            "duplicate_count": counts["duplicates"],
+            "existing_count": counts["existing"],
+            "invalid_count": counts["invalid"],
+            "rejected_rows": rejected,
+        }
+        self.once(key, rows, lambda _: answer)
+        self.record("CODES_IMPORTED", book_id, request_id, metadata=counts)
+        return answer
+
+    def generate(self, book_id: str, count: int, request_id: str) -> Message:
+        """GenerateCodes, the last message. `learn` is told the codes."""
+        if book_id not in self.books:
+            raise No("BOOK_NOT_FOUND")
+        key, answer = ("CODES_GENERATED", book_id, request_id), {"count": count}
+        answer["generated_count"] = count
+        if again := self.once(key, count, None):
+            return again
+        if self.books[book_id]["state"] == "CLOSED":
+            raise No("INVALID_STATE_TRANSITION", state="CLOSED")
+        self.once(key, count, lambda _: answer)
+        self.record("CODES_GENERATED", book_id, request_id, metadata={"count": count})
+        return answer
+
+    def learn(self, book_id: str, made: Iterable[str], request_id: str) -> None:
+        """The codes that were generated."""
+        source = book_id, request_id
+        self.codes |= {code: Code(code, book_id, source) for code in sorted(made)}
+
+    def switch(self, event: str, code: str, request_id: str) -> Message:
+        """Disable or Enable Code."""
+        row, book = self.find(code)
+        if again := self.once((event, code, request_id), (), None):
+            return again
+        before, row_off = self.state(code), event == "CODE_DISABLED"
+        if row.disabled == row_off:
+            raise No("INVALID_STATE_TRANSITION", state=before)
+        row.disabled = row_off
+        states = {"state_before": before, "state_after": self.state(code)}
+        self.record(event, book["book_id"], request_id, code=code, **states)
+        self.once((event, code, request_id), (), lambda it: {"coupon_code": it.code_message(code)})
+        return {"coupon_code": self.code_message(code)}
+
+    # --- assignments ----------------------------------------------------------------------------
+
+    def why_no_assignment(self, user: str, book: Message, code: str = "") -> Iterator[No]:
+        """Why this user cannot be given this code, or any; the first reason counts."""
+        limits = book["limits"]
+        yield from self._over(book)
+        if code:
+            link, left = self.links.get((code, user), Link()), self.left(code)
+            if self.codes[code].disabled:
+                yield No("CODE_DISABLED")
+            if link.state in ("ACTIVE", "REDEEMED"):
+                yield No("CODE_ALREADY_ASSIGNED")
+            if left == 0:
+                yield used_up(limits[USES])
+            if 0 < limits[USES] <= self.linked(code):
+                yield No("CODE_ALREADY_ASSIGNED", limit=limits[USES])
+            yield from reached("max_redemptions_per_user_per_code", limits, link.redemptions)
+        mine = self.linked(book_id=book["book_id"], user=user)
+        yield from reached("max_assignments_per_user", limits, mine)
+
+    def give(self, code: str, user: str, metadata: Message, request_id: str) -> Message:
+        """The assignment, made."""
+        book = self.books[self.codes[code].book_id]
+        before, link = self.state(code), self.links.setdefault((code, user), Link())
+        validity = book["assigned_code_validity"]
+        names = {"code": code, "display_code": code, "book_id": book["book_id"], "user_id": user}
+        end = self.now + validity if validity else 0
+        times = {"assign_time": self.now, "expire_time": end}
+        link.state, link.given = "ACTIVE", {**names, **times, "metadata": metadata}
+        about = {"user_id": user, "expire_time": end, "metadata": metadata}
+        self._code_event("ASSIGNED", code, before, request_id, **about)
+        return {"assignment": self.assignment_message(code, user)}
+
+    def assign(
+        self, code: str, book_id: str, user: str, metadata: Message, request_id: str
+    ) -> Message:
+        """AssignCode."""
+        _, book = self.find(code, book_id)
+        key, parameters = ("ASSIGNED", code, request_id), (user, book_id, metadata)
+        if again := self.once(key, parameters, None):
+            return again
+        for no in self.why_no_assignment(user, book, code):
+            raise no
+        answer = self.give(code, user, metadata, request_id)
+        self.once(key, parameters, lambda _: answer)
+        return answer
+
+    def assign_random(
+        self, book_id: str, user: str, metadata: Message, request_id: str, picked: str
+    ) -> Message:
+        """AssignRandomCode; `picked`: the code that the service chose, or its reason for none."""
+        if book_id not in self.books:
+            raise No("BOOK_NOT_FOUND")
+        key, book = ("RANDOM", book_id, user, request_id), self.books[book_id]
+        if again := self.once(key, metadata, None):
+            return again
+        for no in self.why_no_assignment(user, book):
+            raise no
+        free = [it for it in self.codes if self.codes[it].book_id == book_id]
+        free = [it for it in free if self.state(it) == "AVAILABLE"]
+        good = {it for it in free if not any(self.why_no_assignment(user, book, it))}
+        if not free:
+            raise No("NO_CODES_AVAILABLE")
+        if picked not in good:  # a pick was of no use to this user; a repeat may find another
+            raise No("CONTENTION" if len(good) < len(free) else "one of the codes")
+        answer = self.give(picked, user, metadata, request_id)
+        self.once(key, metadata, lambda _: answer)
+        return answer
+
+    def revoke(self, code: str, user: str, request_id: str) -> Message:
+        """RevokeAssignment."""
+        self.find(code)
+        key = "REVOKED", code, request_id
+        if again := self.once(key, user, None):
+            return again
+        before, link = self.state(code), self.links.get((code, user), Link())
+        if not link.state:
+            raise No("ASSIGNMENT_NOT_FOUND")
+        if link.state != "ACTIVE":
+            raise No("INVALID_STATE_TRANSITION", state=link.state)
+        link.state = "REVOKED"
+        self._code_event("REVOKED", code, before, request_id, user_id=user)
+        self.once(key, user, lambda it: {"assignment": it.assignment_message(code, user)})
+        return {"assignment": self.assignment_message(code, user)}
+
+    # --- what several changes have in common ----------------------------------------------------
+
+    def _over(self, book: Message) -> Iterator[No]:
+        if book["state"] != "ACTIVE":
+            yield No("BOOK_NOT_ACTIVE", state=book["state"])
+        if 0 < book["end_time"] <= self.now:
+            yield No("BOOK_EXPIRED", end_time=iso(book["end_time"]))
+
+    def _code_event(
+        self, type_: str, code: str, before: str, request_id: str, **fields: Any
+    ) -> None:
+        states = {"state_before": before, "state_after": self.state(code)}
+        book_id = self.codes[code].book_id
+        self.record(type_, book_id, request_id, code=code, **states, **fields)
+
+
+def used_up(uses: int) -> No:
+    """The code has no use left."""
+    return No("CODE_ALREADY_REDEEMED") if uses == 1 else No("CODE_LIMIT_EXCEEDED", limit=uses)
+
+
+def reached(name: str, limits: Message, count: int) -> Iterator[No]:
+    """A limit of the user is reached."""
+    if 0 < limits[name] <= count:
+        yield No("USER_LIMIT_EXCEEDED", limit_name=name, limit=limits[name])
+
+
+def iso(time: int) -> str:
+    """Milliseconds since 1970 as metadata of an error tells them."""
+    return datetime.fromtimestamp(time / 1000, UTC).isoformat()

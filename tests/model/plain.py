@@ -1,0 +1,335 @@
+"""The service as plain Python: what each call is answered, and what it leaves behind.
+
+Written from the contract, one call after the other, with no code of the service. Here: locks and
+redemptions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from copy import deepcopy
+from typing import Any
+
+from model.giving import Giving, iso, reached, used_up
+from model.told import USES, Item, Link, Lock, Message, No, Token, Unknown
+
+PLACE = "needs a place in Redis"
+
+
+class World(Giving):
+    """Everything there is, and every call that changes it."""
+
+    # --- why not --------------------------------------------------------------------------------
+
+    def why_not(self, code: str, user: str, book: Message, item: Item | None) -> Iterator[No]:
+        """Why this user cannot redeem (`item`) or lock (None) the code now, the first first."""
+        limits, link = book["limits"], self.links.get((code, user))
+        yield from self._over(book)
+        if self.now < book["start_time"]:
+            yield No("BOOK_NOT_STARTED", start_time=iso(book["start_time"]))
+        if self.codes[code].disabled:
+            yield No("CODE_DISABLED")
+        for it in self.live(code=code, order_id=item.order_id) if item and item.order_id else ():
+            yield No("ORDER_ALREADY_REDEEMED", redemption_id=it["redemption_id"])
+        if self.left(code) == 0:
+            yield used_up(limits[USES])
+        has_it = link is not None and link.state in ("ACTIVE", "REDEEMED")
+        if not has_it and book["assignment_policy"] == "REQUIRED":
+            yield No("CODE_NOT_ASSIGNED_TO_USER")
+        if has_it and link and 0 < link.given["expire_time"] <= self.now:
+            yield No("CODE_EXPIRED", expire_time=iso(link.given["expire_time"]))
+        yield from reached(
+            "max_redemptions_per_user_per_code", limits, link.redemptions if link else 0
+        )
+        mine = len(self.live(book_id=book["book_id"], user_id=user))
+        yield from reached("max_redemptions_per_user", limits, mine)
+        if 0 < limits["max_redemptions"] <= len(self.live(book_id=book["book_id"])):
+            yield No("BOOK_LIMIT_EXCEEDED", limit=limits["max_redemptions"])
+        if item is not None:
+            yield from self._order_refusals(item, book)
+            yield from self._token_refusals(item, book)
+
+    def _order_refusals(self, item: Item, book: Message) -> Iterator[No]:
+        currency, minimum = book["currency_code"], book["min_order_amount_minor"]
+        if item.amount and currency and item.amount["currency_code"] != currency:
+            yield No("CURRENCY_MISMATCH", currency_code=currency)
+        if minimum and (not item.amount or item.amount["amount_minor"] < minimum):
+            yield No("ORDER_BELOW_MINIMUM", minimum_minor=minimum, currency_code=currency)
+
+    def _token_refusals(self, item: Item, book: Message) -> Iterator[No]:
+        token = item.token
+        if token is None:
+            if book["lock_policy"] == "REQUIRED":
+                yield No("LOCK_REQUIRED")
+            return
+        lock = self.locks[token.lock] if token.lock >= 0 else None
+        if not lock or (lock.message["code"], lock.message["user_id"]) != (item.code, item.user):
+            yield No("LOCK_TOKEN_MISMATCH")
+        elif self.lock_state(lock) != "HELD" or self.now >= token.expire:
+            yield No("LOCK_EXPIRED")
+
+    def _others(self, code: str, user: str) -> list[Lock]:
+        return [it for it in self.placed(code) if it.message["user_id"] != user]
+
+    def _own(self, code: str, user: str) -> Lock | None:
+        return next((it for it in self.placed(code) if it.message["user_id"] == user), None)
+
+    def _locked(self, others: Sequence[Lock]) -> No:
+        ends = [it.message["expire_time"] + self.grace - self.now for it in others]
+        return No("CODE_LOCKED", retry_after_ms=min(ends, default=0))
+
+    # --- locks ----------------------------------------------------------------------------------
+
+    def _ttl(self, wish: int, book: Message) -> int:
+        ttl = wish or book["default_lock_ttl"] or self.ttl_default
+        return min(ttl, book["max_lock_ttl"] or self.ttl_max, self.ttl_max)
+
+    def lock(
+        self, code: str, book_id: str, user: str, ttl: int, metadata: Message, request_id: str
+    ) -> Message:
+        """LockCode."""
+        _, book = self.find(code, book_id)
+        key, parameters = ("LOCKED", code, request_id), (user, book_id, ttl, metadata)
+        if again := self.once(key, parameters, None):
+            return again
+        if book["lock_policy"] == "OFF":
+            raise No("INVALID_STATE_TRANSITION", state="LOCK_POLICY_OFF")
+        for no in self.why_not(code, user, book, None):
+            raise no
+        own, placed, left = self._own(code, user), self.placed(code), self.left(code)
+        if own is not None:
+            over = self.now - own.message["expire_time"]
+            if over >= 0:
+                raise No("CODE_LOCKED", retry_after_ms=self.grace - over)
+            return {**self._lock_answer(self.locks.index(own)), "replayed": True}
+        if left is not None and len(placed) >= left:
+            raise self._locked(placed)
+        mine = [it for it in self.locks if it.message["user_id"] == user]
+        if [self.lock_state(it) for it in mine].count("HELD") >= self.locks_per_user_max:
+            raise No("LOCK_LIMIT_EXCEEDED", limit=self.locks_per_user_max)
+        number, lock_id, fence = len(self.locks), Unknown(), Unknown()
+        names = {"lock_id": lock_id, "fence": fence, "code": code, "user_id": user}
+        times = {"create_time": self.now, "expire_time": self.now + self._ttl(ttl, book)}
+        self.locks.append(Lock({**names, "book_id": book["book_id"], **times}))
+        self._lock_event("LOCKED", number, request_id, metadata=metadata)
+        self.once(key, parameters, lambda it: it._lock_answer(number))
+        return self._lock_answer(number)
+
+    def _lock_event(self, type_: str, number: int, request_id: str, **fields: Any) -> None:
+        lock = self.locks[number].message
+        about = {key: lock[key] for key in ("user_id", "lock_id", "fence")}
+        if type_ in ("LOCKED", "LOCK_EXTENDED"):
+            about["expire_time"] = lock["expire_time"]
+        code = lock["code"]
+        self._code_event(type_, code, self.state(code), request_id, **about, **fields)
+
+    def _lock_answer(self, number: int) -> Message:
+        message = self.lock_message(number)
+        token = self.tokens.setdefault(Token(number, message["expire_time"]), Unknown())
+        return {"lock": message, "lock_token": token}
+
+    def extend(self, token: Token, ttl: int, request_id: str) -> Message:
+        """ExtendLock."""
+        if token.lock < 0:
+            raise No("LOCK_TOKEN_MISMATCH")
+        lock, key = self.locks[token.lock], ("LOCK_EXTENDED", token.lock, request_id)
+        if again := self.once(key, ttl, None):
+            return again
+        if self.lock_state(lock) != "HELD":
+            raise No("LOCK_EXPIRED", state=self.lock_state(lock))
+        if lock.extensions >= self.extensions_max:
+            raise No("LOCK_LIMIT_EXCEEDED", limit=self.extensions_max)
+        if self.now >= token.expire:
+            raise No("LOCK_EXPIRED")
+        lock.extensions += 1
+        end = self.now + self._ttl(ttl, self.books[lock.message["book_id"]])
+        lock.message["expire_time"] = max(end, lock.message["expire_time"])
+        self._lock_event("LOCK_EXTENDED", token.lock, request_id)
+        self.once(key, ttl, lambda it: it._lock_answer(token.lock))
+        return self._lock_answer(token.lock)
+
+    def unlock(self, number: int, request_id: str, reason: str = "LOCK_NOT_FOUND") -> Message:
+        """UnlockCode, with a token or the lock_id; `reason`: why there is no such lock."""
+        if number < 0:
+            raise No(reason)
+        lock = self.locks[number]
+        if lock.end == "RELEASED":
+            return {"lock": self.lock_message(number), "replayed": True}
+        if self.lock_state(lock) != "HELD":
+            raise No("LOCK_EXPIRED", state=self.lock_state(lock))
+        lock.end = "RELEASED"
+        self._lock_event("UNLOCKED", number, request_id)
+        return {"lock": self.lock_message(number)}
+
+    def sweep(self, book_id: str) -> None:
+        """What the sweeper writes down of a book."""
+        for number, lock in enumerate(self.locks):
+            over = lock.message["expire_time"] + self.grace <= self.now
+            if lock.message["book_id"] == book_id and not lock.end and over:
+                lock.end = "EXPIRED"
+                self._lock_event("LOCK_EXPIRED", number, "lock-expired", caller="sweeper")
+
+    # --- redemptions ----------------------------------------------------------------------------
+
+    def discount(self, book: Message, amount: Message | None) -> Message | None:
+        """What an order would be reduced by."""
+        kind, known = book["discount"], amount and amount["currency_code"] == book["currency_code"]
+        order = amount["amount_minor"] if amount and known else None
+        if "amount_off" in kind:
+            off = kind["amount_off"]["amount_minor"]
+            off = off if order is None else min(off, order)
+        elif "percent_off" in kind and order is not None:
+            off = order * kind["percent_off"]["basis_points"] // 10_000
+            off = min(off, kind["percent_off"].get("max_discount_minor") or off)
+        else:
+            return None
+        return {"amount_minor": off, "currency_code": book["currency_code"]}
+
+    def validate(self, item: Item) -> Message:
+        """ValidateCode."""
+        try:
+            _, book = self.find(item.code, item.book_id)
+        except No as no:
+            return {"problems": [no.told]}
+        problems = list(self.why_not(item.code, item.user, book, item))
+        others, left = self._others(item.code, item.user), self.left(item.code)
+        own = self._own(item.code, item.user)
+        shown = self.locks[item.token.lock] if item.token and item.token.lock >= 0 else None
+        gone = (
+            shown is not None
+            and shown.end in ("RELEASED", "REDEEMED")
+            and (shown.message["code"], shown.message["user_id"]) == (item.code, item.user)
+        )
+        seen = book["lock_policy"] != "OFF" and not (item.token and (own or gone))
+        if seen and left and len(others) >= left:
+            problems.append(self._locked(others))
+        return {
+            "valid": not problems,
+            "problems": [no.told for no in problems],
+            "book_id": book["book_id"],
+            "discount": self.discount(book, item.amount),
+            "benefit": book["discount"].get("benefit", {}).get("description", ""),
+            "counts": self.counts(item.code, item.user),
+        }
+
+    def redeem(self, items: Sequence[Item], *, atomic: bool = False) -> list[Message]:
+        """What each item is answered. Whoever needs a place in Redis comes again with one."""
+        before = deepcopy(self) if atomic else self
+        answers: list[Any] = [self._redeem(it, None) for it in items]
+        waiting = [index for index, it in enumerate(answers) if it is PLACE]
+        if atomic and (waiting or any("error" in it for it in answers)):
+            self.__dict__ = deepcopy(before).__dict__
+        if atomic and any("error" in it for it in answers):
+            return _none_of(answers)
+        attempts = dict[str, int]()  # places that others of this call took in vain
+        for index in range(len(items)) if atomic and waiting else waiting:
+            failed = attempts.get(items[index].code, 0) if index in waiting else None
+            answers[index] = self._redeem(items[index], failed)
+            if index in waiting and ("error" in answers[index] or "replayed" in answers[index]):
+                attempts[items[index].code] = (failed or 0) + 1
+        if atomic and any("error" in it for it in answers):
+            self.__dict__ = before.__dict__
+            return _none_of(answers)
+        return answers
+
+    def _redeem(self, item: Item, failed: int | None) -> Any:
+        """One item; `failed`: so many attempts beside it have places, None: it has none itself."""
+        try:
+            return self._redeem_one(item, failed)
+        except No as no:
+            return {"error": no.told}
+
+    def _redeem_one(self, item: Item, failed: int | None) -> Any:
+        _, book = self.find(item.code, item.book_id)
+        key = "REDEEMED", item.code, item.request_id
+        amount = (item.amount or {}).get("amount_minor"), (item.amount or {}).get("currency_code")
+        parameters = item.user, item.book_id, item.order_id, amount, item.metadata
+        if again := self.once(key, parameters, None):
+            return again
+        for no in self.why_not(item.code, item.user, book, item):
+            raise no
+        if item.token is None and book["lock_policy"] != "OFF":
+            if failed is None:
+                return PLACE
+            others, left = self._others(item.code, item.user), self.left(item.code)
+            if others and left is not None and left < len(others) + failed + 1:
+                raise self._locked(others)
+        answer = self._use(item, book)
+        self.once(key, parameters, lambda _: answer)
+        return answer
+
+    def _use(self, item: Item, book: Message) -> Message:
+        code, before, token = item.code, self.state(item.code), item.token
+        own = self._own(code, item.user) if book["lock_policy"] != "OFF" else None
+        used = self.locks[token.lock] if token else own
+        key, limited = (code, item.user), book["limits"]["max_redemptions_per_user_per_code"]
+        redemption: Message = {
+            "redemption_id": Unknown(),
+            "code": code,
+            "book_id": book["book_id"],
+            "user_id": item.user,
+            "order_id": item.order_id,
+            "state": "SUCCEEDED",
+            "order_amount": item.amount,
+            "discount": self.discount(book, item.amount),
+            "benefit": book["discount"].get("benefit", {}).get("description", ""),
+            "lock_id": used.message["lock_id"] if used else "",
+            "redeem_time": self.now,
+            "metadata": item.metadata,
+        }
+        self.redemptions.append(redemption)
+        if key in self.links or limited or token:
+            redemption["_counted"] = True
+            self._count(self.links.setdefault(key, Link()), book, 1)
+        if used:
+            used.end = "REDEEMED"
+        fence = used.message["fence"] if used and token else 0
+        about = {"lock_id": redemption["lock_id"], "fence": fence, "metadata": item.metadata}
+        about["event_id"] = redemption["redemption_id"]
+        self._redemption_event("REDEEMED", redemption, before, item.request_id, **about)
+        answer = dict(redemption)
+        return {"redemption": answer, "counts": self.counts(code, item.user)}
+
+    def _count(self, link: Link, book: Message, change: int) -> None:
+        link.redemptions += change
+        limits = (book["limits"]["max_redemptions_per_user_per_code"], book["limits"][USES])
+        if link.state in ("ACTIVE", "REDEEMED"):
+            reached = any(0 < it <= link.redemptions for it in limits)
+            link.state = "REDEEMED" if reached else "ACTIVE"
+
+    def _redemption_event(
+        self, type_: str, of: Message, before: str, request_id: str, **fields: Any
+    ) -> None:
+        about = {key: of[key] for key in ("user_id", "order_id", "order_amount", "discount")}
+        about["code_redemption_count"] = len(self.live(code=of["code"]))
+        self._code_event(type_, of["code"], before, request_id, **about, **fields)
+
+    def rollback(self, redemption_id: str, metadata: Message, request_id: str) -> Message:
+        """RollbackRedemption."""
+        found = [it for it in self.redemptions if it["redemption_id"].value == redemption_id]
+        if not found:
+            raise No("REDEMPTION_NOT_FOUND")
+        (redemption,) = found
+        code, user = redemption["code"], redemption["user_id"]
+        key = "ROLLED_BACK", redemption_id, request_id
+        if again := self.once(key, metadata, None):
+            return again
+        if redemption["state"] == "ROLLED_BACK":
+            raise No("ALREADY_ROLLED_BACK")
+        before, book = self.state(code), self.books[redemption["book_id"]]
+        redemption |= {"state": "ROLLED_BACK", "rollback_time": self.now}
+        if redemption.get("_counted"):
+            self._count(self.links[code, user], book, -1)
+        about = {"redemption_id": redemption["redemption_id"], "metadata": metadata}
+        self._redemption_event("ROLLED_BACK", redemption, before, request_id, **about)
+        answer = {"redemption": dict(redemption), "counts": self.counts(code, user)}
+        self.once(key, metadata, lambda _: answer)
+        return answer
+
+
+def _none_of(answers: Sequence[Message]) -> list[Message]:
+    """What all items are answered when one of them is refused."""
+    index = next(index for index, it in enumerate(answers) if "error" in it)
+    first = answers[index]["error"]
+    error = {**first, "metadata": {**first["metadata"], "item": str(index)}}
+    return [it if "error" in it else {"error": error} for it in answers]

@@ -1,0 +1,270 @@
+"""What a plain model of the service remembers, and the messages in which it is told.
+
+Messages are dicts, enums are names without their prefix, times are milliseconds since 1970.
+Whatever can be counted is counted when it is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+Message = dict[str, Any]
+USES = "max_redemptions_per_code"
+
+
+class Unknown:
+    """Equals the first value it is compared with, and from then on nothing else."""
+
+    value: Any = None
+
+    def __eq__(self, other: object) -> bool:
+        self.value = other if self.value is None else self.value
+        return bool(self.value == other)
+
+    __hash__ = object.__hash__
+
+    def __deepcopy__(self, _: object) -> Unknown:
+        return self  # the copy of a world learns the same
+
+
+class No(Exception):
+    """The call is refused."""
+
+    def __init__(self, reason: str, **metadata: object) -> None:
+        self.told: Message = {
+            "reason": reason,
+            "metadata": {
+                key: it if isinstance(it, Unknown) else str(it) for key, it in metadata.items()
+            },
+        }
+
+
+@dataclass(frozen=True)
+class Token:
+    """The token of the lock with this number, for as long as it said; -1: of no lock."""
+
+    lock: int
+    expire: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Item:
+    """What is to be redeemed."""
+
+    code: str
+    user: str
+    book_id: str = ""
+    order_id: str = ""
+    amount: Message | None = None
+    token: Token | None = None
+    metadata: Message | None = None
+    request_id: str = ""
+
+
+@dataclass
+class Code:
+    """A code and which upload or generation made it."""
+
+    code: str
+    book_id: str
+    source: tuple[str, str]
+    disabled: bool = False
+
+
+@dataclass
+class Link:
+    """A user and a code; `state` is empty when the code was never given to the user."""
+
+    state: str = ""
+    redemptions: int = 0
+    given: Message = field(default_factory=dict[str, Any])
+
+
+@dataclass
+class Lock:
+    """A lock as its message says, and what the message does not tell."""
+
+    message: Message
+    end: str = ""
+    extensions: int = 0
+
+
+@dataclass
+class Told:
+    """Everything there is. `grace`: how long a lock keeps others out when its time is over."""
+
+    now: int
+    grace: int
+    ttl_default: int
+    ttl_max: int
+    extensions_max: int
+    locks_per_user_max: int
+    books: dict[str, Message] = field(default_factory=dict[str, Message])
+    codes: dict[str, Code] = field(default_factory=dict[str, Code])
+    links: dict[tuple[str, str], Link] = field(default_factory=dict[tuple[str, str], Link])
+    locks: list[Lock] = field(default_factory=list[Lock])
+    tokens: dict[Token, Unknown] = field(default_factory=dict[Token, Unknown])
+    created: Message | None = None
+    redemptions: list[Message] = field(default_factory=list[Message])
+    ledger: list[Message] = field(default_factory=list[Message])
+    done: dict[object, tuple[object, Callable[[Any], Message]]] = field(
+        default_factory=dict[object, Any]
+    )
+
+    # --- what is counted ------------------------------------------------------------------------
+
+    def live(self, **which: object) -> list[Message]:
+        """Redemptions that were not rolled back."""
+        wanted = {"state": "SUCCEEDED", **which}
+        return [it for it in self.redemptions if all(it[key] == wanted[key] for key in wanted)]
+
+    def linked(self, code: str = "", book_id: str = "", user: str = "") -> int:
+        """Assignments that were not revoked."""
+        return sum(
+            link.state in ("ACTIVE", "REDEEMED")
+            and code in ("", of)
+            and user in ("", owner)
+            and book_id in ("", self.codes[of].book_id)
+            for (of, owner), link in self.links.items()
+        )
+
+    def left(self, code: str) -> int | None:
+        """Redemptions that are left of a code; None without a limit."""
+        uses: int = self.books[self.codes[code].book_id]["limits"][USES]
+        return uses - len(self.live(code=code)) if uses else None
+
+    def state(self, code: str) -> str:
+        """The stored state of a code."""
+        if self.codes[code].disabled:
+            return "DISABLED"
+        if self.left(code) == 0:
+            return "REDEEMED"
+        return "ASSIGNED" if self.linked(code) else "AVAILABLE"
+
+    def placed(self, code: str) -> list[Lock]:
+        """Locks that keep others out, those whose time was over just now included."""
+        return [
+            it
+            for it in self.locks
+            if it.message["code"] == code
+            and not it.end
+            and it.message["expire_time"] + self.grace > self.now
+        ]
+
+    def lock_state(self, lock: Lock) -> str:
+        """HELD, or how it ended."""
+        return lock.end or ("HELD" if self.now < lock.message["expire_time"] else "EXPIRED")
+
+    # --- what is told ---------------------------------------------------------------------------
+
+    def book_message(self, book_id: str) -> Message:
+        """A book as it is now."""
+        book = self.books[book_id]
+        state = book["state"]
+        if state in ("ACTIVE", "PAUSED") and 0 < book["end_time"] <= self.now:
+            state = "EXPIRED"
+        elif state == "ACTIVE" and self.now < book["start_time"]:
+            state = "SCHEDULED"
+        elif state == "ACTIVE" and 0 < book["limits"]["max_redemptions"] <= len(
+            self.live(book_id=book_id)
+        ):
+            state = "EXHAUSTED"
+        return {**book, "effective_state": state, "etag": f"v{book['etag']}"}
+
+    def code_message(self, code: str, *, effective: bool = True, locks: bool = False) -> Message:
+        """A code as it is now; `locks`: whether its effective state tells of them."""
+        book = self.books[self.codes[code].book_id]
+        return {
+            "code": code,
+            "display_code": code,
+            "book_id": book["book_id"],
+            "state": self.state(code),
+            "effective_state": effective and self.effective_state(code, locks=locks),
+            "redemption_count": len(self.live(code=code)),
+            "max_redemptions": book["limits"][USES],
+            "assignment_count": self.linked(code),
+        }
+
+    def effective_state(self, code: str, *, locks: bool, end: int = 0) -> str:
+        """The state, or EXPIRED or LOCKED; `end`: of the user's assignment."""
+        book, state, left = self.books[self.codes[code].book_id], self.state(code), self.left(code)
+        if state in ("REDEEMED", "DISABLED"):
+            return state
+        if any(0 < it <= self.now for it in (book["end_time"], end)):
+            return "EXPIRED"
+        locking = locks and left is not None and book["lock_policy"] != "OFF"
+        return "LOCKED" if locking and len(self.placed(code)) >= (left or 0) else state
+
+    def assignment_message(self, code: str, user: str) -> Message:
+        """A link as it is now."""
+        link = self.links[code, user]
+        return {**link.given, "state": link.state, "redemption_count": link.redemptions}
+
+    def coupon_messages(self, user: str) -> list[Message]:
+        """All that is or was a user's, newest first."""
+        found: list[Message] = []
+        for (code, owner), link in self.links.items():
+            if owner == user and link.given:
+                state = {"REDEEMED": "REDEEMED", "REVOKED": ""}.get(link.state)
+                if state is None:
+                    end = link.given["expire_time"]
+                    state = self.effective_state(code, locks=True, end=end)
+                assignment = self.assignment_message(code, user)
+                found.append({"assignment": assignment, "effective_state": state})
+        key = ("assign_time", "code")
+        return sorted(found, key=lambda it: [it["assignment"][k] for k in key], reverse=True)
+
+    def counts(self, code: str, user: str) -> Message:
+        """How often a code was redeemed by now."""
+        uses = self.books[self.codes[code].book_id]["limits"][USES]
+        return {
+            "code_redemption_count": len(self.live(code=code)),
+            "code_max_redemptions": uses,
+            "used_up": self.left(code) == 0,
+            "user_code_redemption_count": self.links.get((code, user), Link()).redemptions,
+        }
+
+    def lock_message(self, number: int) -> Message:
+        """A lock as it is now."""
+        lock = self.locks[number]
+        return {**lock.message, "state": self.lock_state(lock)}
+
+    def held_messages(self, **whose: str) -> list[Message]:
+        """Live locks, the next to expire first."""
+        held = (self.lock_message(number) for number in range(len(self.locks)))
+        ((key, value),) = whose.items()
+        found = [it for it in held if it["state"] == "HELD" and it[key] == value]
+        order = ("expire_time", "code", "book_id", "user_id")
+        return sorted(found, key=lambda it: [*(it[k] for k in order), it["lock_id"].value])
+
+    def redemption_messages(self, **which: object) -> list[Message]:
+        """Redemptions, newest first."""
+        found = [it for it in self.redemptions if all(it[key] == which[key] for key in which)]
+        return sorted(
+            found, key=lambda it: (it["redeem_time"], it["redemption_id"].value), reverse=True
+        )
+
+    def stats(self, book_id: str) -> Message:
+        """The counts of a book."""
+        states = [self.state(it.code) for it in self.codes.values() if it.book_id == book_id]
+        mine = self.redemption_messages(book_id=book_id)
+        given = [
+            (it["discount"] or {"amount_minor": 0})["amount_minor"]
+            for it in self.live(book_id=book_id)
+        ]
+        book = self.books[book_id]
+        money = {"amount_minor": sum(given), "currency_code": book["currency_code"]}
+        return {
+            "book_id": book_id,
+            "code_count": len(states),
+            **{
+                f"{it.lower()}_count": states.count(it)
+                for it in ("AVAILABLE", "ASSIGNED", "REDEEMED", "DISABLED")
+            },
+            "assignment_count": self.linked(book_id=book_id),
+            "redemption_count": len(given),
+            "rollback_count": len(mine) - len(given),
+            "discount_given": None if "benefit" in book["discount"] else money,
+        }

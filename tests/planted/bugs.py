@@ -1,0 +1,231 @@
+"""Bugs that are planted into the service, in this process and for a test only.
+
+Each is what somebody might write who does not know why the right code is as it is.
+"""
+
+# pyright: reportPrivateUsage=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportUnknownLambdaType=false
+# pyright: reportUnknownMemberType=false
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Generator, Iterable
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import replace
+from itertools import chain
+from typing import Any
+from unittest import mock
+
+import psycopg
+from psycopg.conninfo import make_conninfo
+
+from coupon_service import coalesce, locking
+from coupon_service.leases import commands, leases
+from coupon_service.leases.token import verify
+from coupon_service.model import Rollback
+from coupon_service.rules import redeeming, refusals
+from coupon_service.rules.draft import Draft
+from coupon_service.store import apply as applying
+from coupon_service.store import execute
+from coupon_service.store import load as loading
+from coupon_service.store.rows import INSERT_EVENTS, event_arrays
+
+Planted = AbstractContextManager[object]
+
+BETWEEN_S = 0.05
+"""How long a bug lets others in between two steps that belong together."""
+
+
+def no_cap_guard() -> Planted:
+    """Nobody looks whether the code has a use left."""
+    return mock.patch.object(refusals, "_code_used_up", _nothing)
+
+
+def limit_read_before_the_lock() -> Planted:
+    """What is decided on was read without a lock."""
+
+    async def load(*arguments: Any, **named: Any) -> Any:
+        state = await loading.load(*arguments, **named)
+        await asyncio.sleep(BETWEEN_S)
+        return state
+
+    return _all(
+        mock.patch.object(loading, "LOCK_CODES", loading.SELECT_CODES),
+        mock.patch.object(execute, "load", load),
+    )
+
+
+def unlock_by_a_stranger() -> Planted:
+    """Whoever unlocks ends the lock of the user that is there, whichever it is."""
+    return _script("if lock_of(user) ~= ARGV[2] then return 0 end", "")
+
+
+@contextmanager
+def ledger_outside_the_transaction() -> Generator[None]:
+    """The ledger is written by another connection."""
+
+    def apply(pipeline: Any, effects: Any, books: Any) -> None:
+        applying.apply(pipeline, effects, books)
+        _insert_by_itself(pipeline, effects)
+
+    with mock.patch.object(execute, "apply", apply):
+        yield
+
+
+def request_id_recorded_after_commit() -> Planted:
+    """The row that makes a repeat a repeat is written when all else is committed."""
+    late: list[tuple[Any, Any]] = []
+    real = execute.Executor.execute
+
+    def apply(pipeline: Any, effects: Any, books: Any) -> None:
+        applying.apply(pipeline, effects, books)
+        if effects.events:
+            pipeline._waiting.pop()
+            late.append((pipeline._connection, effects.events))
+
+    async def committed(self: Any, units: Any) -> Any:
+        outcomes = await real(self, units)
+        await asyncio.sleep(BETWEEN_S)
+        while late:
+            _insert(*late.pop())
+        return outcomes
+
+    return _all(
+        mock.patch.object(execute, "apply", apply),
+        mock.patch.object(execute.Executor, "execute", committed),
+    )
+
+
+def unsorted_row_locks() -> Planted:
+    """The rows are locked one by one, in any order."""
+
+    class Joined(list[Any]):
+        def __iter__(self) -> Any:
+            return chain.from_iterable(list.__iter__(self))
+
+    real = loading._select_codes
+
+    def select(pipeline: Any, codes: Iterable[str], *, lock: bool) -> Any:
+        shuffled = random.sample(list(codes), len(list(codes)))
+        return Joined(real(pipeline, [code], lock=lock) for code in shuffled)
+
+    return mock.patch.object(loading, "_select_codes", select)
+
+
+def no_shield() -> Planted:
+    """A caller who stops waiting ends what was begun for it."""
+
+    async def run(_: object, work: Any) -> Any:
+        return await work
+
+    return mock.patch.object(coalesce.ToTheEnd, "run", run)
+
+
+def fence_ignored() -> Planted:
+    """The newest lock that a user redeemed with is not remembered."""
+    real = Draft.put_assignment
+    return mock.patch.object(
+        Draft, "put_assignment", lambda self, after: real(self, replace(after, fence=0))
+    )
+
+
+def rollback_not_locked() -> Planted:
+    """A roll-back is decided on rows that others may be changing."""
+
+    async def load(pipeline: Any, wanted: Any, *, lock: bool, **named: Any) -> Any:
+        careless = any(isinstance(command, Rollback) for command in wanted)
+        state: Any = await loading.load(pipeline, wanted, lock=lock and not careless, **named)
+        if careless:
+            await asyncio.sleep(BETWEEN_S)
+        return state
+
+    return mock.patch.object(execute, "load", load)
+
+
+def user_counter_missed() -> Planted:
+    """What a user did in a book is not counted."""
+    return mock.patch.object(Draft, "count_user", return_value=None)
+
+
+def expiry_by_the_callers_clock() -> Planted:
+    """Whoever comes with a token that its server takes for good gets the place again."""
+    return _script("expire + grace <= now or ", "")
+
+
+def full_misread_as_taken() -> Planted:
+    """An answer that is not OK is taken for one."""
+    table = {**leases._TAKE_STATUS, "FULL": leases.TakeStatus.GRANTED}
+    return mock.patch.object(leases, "_TAKE_STATUS", table)
+
+
+def some_of_all_or_nothing() -> Planted:
+    """What a batch did before its first refusal stays."""
+    return mock.patch.object(Draft, "fork", lambda self: self)
+
+
+def discount_rounded_up() -> Planted:
+    """A cent too much."""
+    real = redeeming.discount_of
+
+    def rounded_up(*arguments: Any) -> int | None:
+        discount = real(*arguments)
+        return discount and discount + 1
+
+    return mock.patch.object(redeeming, "discount_of", rounded_up)
+
+
+def token_not_verified() -> Planted:
+    """The signature of a token is not looked at."""
+
+    def trusting(token: str, secrets: Any) -> Any:
+        with mock.patch("hmac.compare_digest", return_value=True):
+            return verify(token, secrets)
+
+    return mock.patch.object(locking, "verify", trusting)
+
+
+def used_lock_kept() -> Planted:
+    """A lock that was redeemed keeps its place."""
+
+    async def kept(*_: object, **__: object) -> bool:
+        return True
+
+    return mock.patch.object(leases.Leases, "release", kept)
+
+
+# --- how they are planted -----------------------------------------------------------------------
+
+
+def _nothing(*_: object) -> Iterable[Any]:
+    return iter(())
+
+
+def _insert_by_itself(pipeline: Any, effects: Any) -> None:
+    if effects.events:
+        pipeline._waiting.pop()
+        _insert(pipeline._connection, effects.events)
+
+
+def _insert(beside: Any, events: Any) -> None:
+    where = make_conninfo(beside.info.dsn, password=beside.info.password)
+    with psycopg.connect(where, autocommit=True) as connection:
+        connection.execute(INSERT_EVENTS, event_arrays(events))
+
+
+def _script(right: str, wrong: str) -> Planted:
+    real = commands._text
+
+    def text(name: str) -> str:
+        return real(name).replace(right, wrong)
+
+    return mock.patch.object(commands, "_text", text)
+
+
+@contextmanager
+def _all(*planted: Planted) -> Generator[None]:
+    with ExitStack() as stack:
+        for it in planted:
+            stack.enter_context(it)
+        yield

@@ -1,0 +1,216 @@
+"""What has to catch the planted bugs: small, and failing with an AssertionError."""
+
+from __future__ import annotations
+
+import functools
+import random
+import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import grpc
+import psycopg
+import redis
+from conserved import violations
+from model.clock import Clock, clocked_server
+from model.programs import Programs
+from service import Api, ServerThread, all_at_once, books, new_codes, reason_of, redemptions, unique
+from steps import ALL_OR_NOTHING, batch, item, tried, until
+
+CALLERS = 24
+ROUNDS = 4
+PROGRAMS = 150
+STEPS = 40
+UNLIMITED = books.BookLimits(max_redemptions_per_code=0)
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Two servers on the same data, and a clock for them and their Redis."""
+
+    database_url: str
+    redis_url: str
+    clock: Clock
+    servers: tuple[ServerThread, ServerThread]
+    apis: tuple[Api, Api]
+
+    def conserved(self) -> None:
+        """Rows, counters and ledger agree."""
+        with psycopg.connect(self.database_url) as connection:
+            wrong = violations(connection)
+        assert not wrong, wrong
+
+    def all_at_once(self, call: Callable[[Api, int], object], count: int = CALLERS) -> list[str]:
+        """The reason, or OK, of so many calls at the same time, by turns on both servers."""
+        calls = [functools.partial(call, self.apis[n % 2], n) for n in range(count)]
+        results = all_at_once(calls)
+        return sorted(reason_of(it) if isinstance(it, grpc.RpcError) else "OK" for it in results)
+
+
+@contextmanager
+def stack(database_url: str, redis_url: str, clock: Clock) -> Generator[Stack]:
+    """Two servers; the clock of the second is what `clock` says as well."""
+    options = {"locks_per_user_max": 2, "lock_timeout_ms": 500}
+    with (
+        clocked_server(database_url, redis_url, clock, **options) as first,
+        clocked_server(database_url, redis_url, clock, **options) as second,
+        closing(Api(first.address)) as one,
+        closing(Api(second.address)) as other,
+    ):
+        yield Stack(database_url, redis_url, clock, (first, second), (one, other))
+
+
+def model_test(it: Stack) -> None:
+    """Random programs do what the plain model does."""
+    with psycopg.connect(it.database_url) as database:
+        members = {
+            "server": it.servers[0],
+            "api": it.apis[0],
+            "clock": it.clock,
+            "database": database,
+        }
+        kind: Any = type("Programs", (Programs,), members)
+        for number in range(PROGRAMS):
+            seeds = random.Random(number)
+            program: Any = kind()
+            program.first_book(seeds.getrandbits(64))
+            for _ in range(STEPS):
+                program.one_step(seeds.getrandbits(64))
+            program.teardown()
+
+
+def race_for_an_order(it: Stack) -> None:
+    """An order redeems a code once, however many try."""
+    for _ in range(ROUNDS):
+        code = it.apis[0].code(limits=UNLIMITED)
+        found = it.all_at_once(
+            lambda api, n, code=code: api.redeem(code, f"user-{n}", order_id="the order")
+        )
+        it.conserved()
+        assert found == ["OK"] + ["ORDER_ALREADY_REDEEMED"] * (CALLERS - 1), found
+
+
+def race_with_one_request_id(it: Stack) -> None:
+    """The same request from many callers has one effect."""
+    for _ in range(ROUNDS):
+        api = it.apis[0]
+        code = api.code(limits=UNLIMITED)
+        request = api.redeem_request(code, "user")
+        found = it.all_at_once(lambda api, _, request=request: api.redemptions.RedeemCode(request))
+        it.conserved()
+        assert found == ["OK"] * CALLERS, found
+
+
+def race_of_rollbacks(it: Stack) -> None:
+    """A redemption is rolled back once."""
+    for _ in range(ROUNDS):
+        code = it.apis[0].code()
+        redemption_id = it.apis[0].redeem(code, "user").redemption.redemption_id
+        found = it.all_at_once(lambda api, _, of=redemption_id: api.rollback(of))
+        it.conserved()
+        assert found == ["ALREADY_ROLLED_BACK"] * (CALLERS - 1) + ["OK"], found
+
+
+def race_of_batches(it: Stack) -> None:
+    """Batches of the same codes in any order never wait for each other in a circle."""
+    names = new_codes(30)
+    it.apis[0].book(codes=names, limits=UNLIMITED)
+
+    def redeem(api: Api, n: int) -> object:
+        mixed = random.Random(n).sample(names, len(names))
+        return batch(api, [item(code, f"user-{n}") for code in mixed], ALL_OR_NOTHING)
+
+    for _ in range(ROUNDS):
+        found = it.all_at_once(redeem)
+        assert found == ["OK"] * CALLERS, found
+        for server in it.servers:
+            assert not list(_conflicts(server)), "transactions met"
+    it.conserved()
+
+
+def _conflicts(server: ServerThread) -> Iterator[object]:
+    for metric in server.registry.collect():
+        for sample in metric.samples:
+            if "transaction_conflicts" in sample.name and "created" not in sample.name:
+                yield sample
+
+
+def refused_for_contention(it: Stack) -> None:
+    """A change that is refused leaves nothing behind."""
+    code = it.apis[0].code()
+    with psycopg.connect(it.database_url) as connection:
+        connection.execute("LOCK TABLE coupon_book_counters IN EXCLUSIVE MODE")
+        reason = tried(lambda: it.apis[0].redeem(code, "user"))
+        connection.rollback()
+    assert reason == "CONTENTION", reason
+    it.conserved()
+
+
+def storm_of_cancellations(it: Stack) -> None:
+    """Whenever a caller stops waiting: the place in Redis and the ledger tell the same."""
+    api, names = it.apis[0], new_codes(150)
+    book = api.book(codes=names, lock_policy=books.LOCK_POLICY_OPTIONAL)
+
+    def lock(_: Api, n: int) -> object:
+        request = redemptions.LockCodeRequest(
+            code=names[n], user_id=unique("user"), request_id=unique("request")
+        )
+        return api.redemptions.LockCode(request, timeout=random.Random(n).uniform(0.001, 0.06))
+
+    for start in range(0, len(names), CALLERS):
+        all_at_once([functools.partial(lock, api, n) for n in range(start, len(names))[:CALLERS]])
+    client = redis.Redis.from_url(it.redis_url)
+
+    def places() -> set[str]:
+        return {code for code in names if client.exists(f"coupon:{{{code}}}:places")}
+
+    def recorded() -> set[str]:
+        return {event.code for event in api.events(book_id=book.book_id) if event.lock_id}
+
+    time.sleep(0.3)  # what was begun comes to its end
+    until(lambda: it.servers[0].run(_idle(it.servers[0])))
+    assert places() == recorded()
+
+
+async def _idle(server: ServerThread) -> bool:
+    await server.server._coalescer.drain()
+    return True
+
+
+def late_holder_after_a_flush(it: Stack) -> None:
+    """A redemption with a lock that is older than the newest accepted one is refused."""
+    api, user = it.apis[0], unique("user")
+    code = api.code(lock_policy=books.LOCK_POLICY_REQUIRED, limits=UNLIMITED)
+    older = api.lock(code, user)
+    it.clock.begin()
+    newer = api.lock(code, user)
+    api.redeem(code, user, lock_token=newer.lock_token)
+    it.clock.begin()
+    assert tried(lambda: api.redeem(code, user, lock_token=older.lock_token)) == "LOCK_EXPIRED"
+
+
+def late_holder_by_a_slow_clock(it: Stack) -> None:
+    """Whether a lock is over is for the clock of Redis to say, not for that of a server."""
+    slow = it.clock.now() + timedelta(seconds=1)
+    with (
+        ServerThread(it.servers[0].settings, lambda: slow) as server,
+        closing(Api(server.address)) as api,
+    ):
+        code = api.code(lock_policy=books.LOCK_POLICY_REQUIRED)
+        held = api.lock(code, "late", ttl_s=60)
+        it.clock.advance(3_600_000)
+        assert tried(lambda: api.redeem(code, "late", lock_token=held.lock_token)) == "LOCK_EXPIRED"
+
+
+def repeated_unlock(it: Stack) -> None:
+    """Unlocking a lock once more does nothing to the next one."""
+    api = it.apis[0]
+    code = api.code(lock_policy=books.LOCK_POLICY_OPTIONAL)
+    first = api.lock(code, "user")
+    api.unlock(first.lock_token)
+    api.lock(code, "user")
+    api.unlock(first.lock_token)
+    assert tried(lambda: api.lock(code, "another")) == "CODE_LOCKED"

@@ -1,0 +1,67 @@
+"""The suite finds what it is there to find: bugs are planted, and each is caught."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+
+import grpc
+import pytest
+from model.clock import Clock
+from planted import bugs, harness
+from planted.harness import Stack
+
+CAUGHT_BY: dict[Callable[[], bugs.Planted], Callable[[Stack], None]] = {
+    bugs.no_cap_guard: harness.model_test,
+    bugs.limit_read_before_the_lock: harness.race_for_an_order,
+    bugs.unlock_by_a_stranger: harness.repeated_unlock,
+    bugs.ledger_outside_the_transaction: harness.refused_for_contention,
+    bugs.unsorted_row_locks: harness.race_of_batches,
+    bugs.no_shield: harness.storm_of_cancellations,
+    bugs.fence_ignored: harness.late_holder_after_a_flush,
+    bugs.request_id_recorded_after_commit: harness.race_with_one_request_id,
+    bugs.rollback_not_locked: harness.race_of_rollbacks,
+    bugs.user_counter_missed: harness.model_test,
+    bugs.expiry_by_the_callers_clock: harness.late_holder_by_a_slow_clock,
+    bugs.full_misread_as_taken: harness.model_test,
+    bugs.some_of_all_or_nothing: harness.model_test,
+    bugs.discount_rounded_up: harness.model_test,
+    bugs.token_not_verified: harness.model_test,
+    bugs.used_lock_kept: harness.model_test,
+}
+QUICK = [it for it in dict.fromkeys(CAUGHT_BY.values()) if it is not harness.model_test]
+
+NewStack = Callable[[], AbstractContextManager[Stack]]
+
+
+@pytest.fixture
+def new_stack(
+    new_database: Callable[[], AbstractContextManager[str]], redis_server_url: str
+) -> NewStack:
+    """Servers with whatever is planted when they start."""
+
+    @contextmanager
+    def started() -> Iterator[Stack]:
+        with (
+            new_database() as database_url,
+            harness.stack(database_url, redis_server_url, Clock(redis_server_url)) as it,
+        ):
+            yield it
+
+    return started
+
+
+@pytest.mark.parametrize("bug", CAUGHT_BY, ids=lambda bug: bug.__name__)
+def test_a_planted_bug_is_caught(bug: Callable[[], bugs.Planted], new_stack: NewStack) -> None:
+    catch = CAUGHT_BY[bug]
+    with bug(), new_stack() as it, pytest.raises((AssertionError, grpc.RpcError)) as caught:
+        catch(it)
+    print(f"{bug.__name__} was caught by {catch.__name__}: {str(caught.value)[-300:]}")  # noqa: T201
+
+
+@pytest.mark.parametrize("catch", QUICK, ids=lambda catch: catch.__name__)
+def test_without_a_bug_nothing_is_caught(
+    catch: Callable[[Stack], None], new_stack: NewStack
+) -> None:
+    with new_stack() as it:
+        catch(it)
