@@ -22,7 +22,7 @@ def test_a_script_on_a_code_touches_one_slot_of_a_cluster(user_id: str) -> None:
         commands.take("CODE1", user_id, "lock", grace_ms=1),
         commands.take_momentarily("CODE1", "attempt", user_id, 1),
         commands.peek("CODE1", user_id, "lock"),
-        commands.release("CODE1", user_id, "lock", 0),
+        commands.release("CODE1", user_id, "lock"),
         commands.extend("CODE1", user_id, "lock", expire_ms=1, grace_ms=1),
     )
 
