@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from time import perf_counter
-from typing import LiteralString, TypeVar
+from typing import Any, LiteralString, TypeVar
 
 import psycopg
 import structlog
@@ -67,6 +69,34 @@ class DatabaseSettings:
     reads_max: int
 
 
+class Line(psycopg.AsyncConnection[TupleRow]):
+    """A connection that is cut when PostgreSQL is silent for `silence_max_s`.
+
+    PostgreSQL ends what takes too long by itself. When it is gone and the network does not tell
+    (its machine lost power, a proxy between forgot the connection), nobody else would end the wait.
+    """
+
+    silence_max_s: float | None = None
+
+    async def wait(self, gen: Any, *args: Any, **kwargs: Any) -> Any:
+        """As in psycopg; every exchange with PostgreSQL passes through here."""
+        if self.silence_max_s is None:
+            return await super().wait(gen, *args, **kwargs)
+        loop = asyncio.get_running_loop()
+        # Cutting it is the one way that leaves the connection in a state that everybody knows.
+        end = loop.call_later(self.silence_max_s, _cut, self.pgconn.socket)
+        try:
+            return await super().wait(gen, *args, **kwargs)
+        finally:
+            end.cancel()
+
+
+def _cut(descriptor: int) -> None:
+    """Ends a connection; who waits for it is woken up."""
+    with suppress(OSError), socket.fromfd(descriptor, socket.AF_INET, socket.SOCK_STREAM) as line:
+        line.shutdown(socket.SHUT_RDWR)
+
+
 class Database:
     """A connection pool whose transactions are never cut short by a caller that stops waiting."""
 
@@ -88,6 +118,8 @@ class Database:
             reconnect_timeout=3,
             open=False,
             name="coupon_service",
+            connection_class=Line,
+            configure=self._configure,
             kwargs={
                 "autocommit": True,
                 "connect_timeout": 5,
@@ -116,6 +148,12 @@ class Database:
         if self._check is not None:
             await asyncio.wait([self._check])
         await self.pool.close()
+
+    async def _configure(self, connection: Connection) -> None:
+        assert isinstance(connection, Line)
+        settings = self._settings
+        silence_max_ms = settings.statement_timeout_ms + settings.tcp_user_timeout_ms
+        connection.silence_max_s = silence_max_ms / 1000
 
     async def transaction(
         self,

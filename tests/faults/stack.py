@@ -1,0 +1,143 @@
+"""A service with PostgreSQL and Redis of its own behind proxies, under load, to be broken."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Generator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Final
+
+import psutil
+import psycopg
+from conservation import broken_rules
+from faults.load import Account, Load
+from faults.proxy import Proxy
+from grpc import StatusCode
+from psycopg.rows import TupleRow
+from service import Api, ServerThread, settings_for
+
+from coupon_service.embedded import EmbeddedPostgres, EmbeddedRedis
+from coupon_service.model import EventType
+from coupon_service.store import migrations
+
+PATIENCE: Final = float(os.environ.get("COUPON_TEST_PATIENCE", "4"))
+"""How many times longer than promised anything may take: a machine that tests run on has others to
+serve. 1 on one that has not."""
+
+FIRST_SUCCESS_S: Final = 5.0
+"""After the end of a fault, until a call succeeds."""
+
+CALM_S: Final = 10.0
+"""After the end of a fault, until latencies are what they were."""
+
+WINDOW: Final = 40
+"""Calls whose p95 tells whether it is calm."""
+
+CALM_P95_S: Final = 0.25
+"""Latencies up to this are calm, whatever they were before."""
+
+DEADLINE_S: Final = 2.5
+"""Of each call."""
+
+SETTINGS: Final[dict[str, object]] = {
+    "redis_timeout_ms": 250,
+    "lock_timeout_ms": 500,
+    "statement_timeout_ms": 1_000,
+    "default_deadline_ms": 2_500,
+    "tcp_user_timeout_ms": 1_000,
+    "idle_in_transaction_timeout_ms": 1_000,
+    "pool_timeout_ms": 500,
+}
+"""Everything that has to wait for a timeout does so for a shorter time than in production."""
+
+POSTGRES_SETTINGS: Final = {"deadlock_timeout": "50ms", "max_connections": "40"}
+
+
+@dataclass(slots=True)
+class Recovery:
+    """How long it took after a fault, in seconds."""
+
+    first_success_s: float
+    calm_s: float
+
+
+@dataclass(slots=True)
+class Stack:
+    """Everything that runs. `ahead`: how far the service's clock is."""
+
+    postgres: EmbeddedPostgres
+    redis: EmbeddedRedis
+    second_redis: EmbeddedRedis
+    to_postgres: Proxy
+    to_redis: Proxy
+    ahead: timedelta = timedelta()
+    recoveries: list[Recovery] = field(default_factory=list[Recovery])
+    server: ServerThread = field(init=False)
+    api: Api = field(init=False)
+    load: Load = field(init=False)
+    quiet: Quiet = field(init=False)
+
+    def now(self) -> datetime:
+        """The time of the service."""
+        return datetime.now(UTC) + self.ahead
+
+    def connect(self) -> psycopg.Connection[TupleRow]:
+        """A connection to PostgreSQL past the proxy."""
+        return psycopg.connect(self.postgres.url, autocommit=True)
+
+    def parts(self) -> Any:
+        """The server, to look inside."""
+        return self.server.server
+
+    def new_load(self, seed: int) -> Load:
+        """Clients with new books."""
+        return Load(self.api, self.server.address, seed, DEADLINE_S)
+
+
+@contextmanager
+def stack(folder: Path) -> Generator[Stack]:
+    """A service that works, with nobody who uses it yet."""
+    with ExitStack() as running:
+        postgres = EmbeddedPostgres(folder / "postgres", durable=False, settings=POSTGRES_SETTINGS)
+        redis = EmbeddedRedis(folder / "redis", durable=False)
+        second_redis = EmbeddedRedis(folder / "second-redis", durable=False)
+        for server in (postgres, redis, second_redis):
+            running.enter_context(server)
+        migrations.apply(postgres.url)
+        # It takes over for the first, so the password has to be the same.
+        with redis_client(second_redis.url) as client:
+            client.config_set("requirepass", redis.url.split(":")[2].partition("@")[0])
+        to_postgres = running.enter_context(Proxy(postgres.port, postgres=True))
+        to_redis = running.enter_context(Proxy(redis.port))
+        made = Stack(postgres, redis, second_redis, to_postgres, to_redis)
+        settings = settings_for(
+            to_postgres.url(postgres.url), to_redis.url(redis.url), **SETTINGS
+        )
+        made.server = running.enter_context(ServerThread(settings, made.now))
+        made.api = Api(made.server.address)
+        running.callback(made.api.close)
+        until("the service serves", lambda: made.parts().serving)
+        yield made
+
+
+def redis_client(url: str) -> Any:
+    """A client of a Redis, past the proxy."""
+    from redis import Redis
+
+    return Redis.from_url(url)  # pyright: ignore[reportUnknownMemberType]
+
+
+def until(what: str, holds: Callable[[], object], limit_s: float = CALM_S) -> float:
+    """Waits for it, and says how long, in seconds. Fails after `limit_s`, times PATIENCE."""
+    started_s = time.monotonic()
+    while not holds():
+        waited_s = time.monotonic() - started_s
+        assert waited_s < limit_s * PATIENCE, f"not within {waited_s:.1f} s: {what}"
+        time.sleep(0.02)
+    return time.monotonic() - started_s
