@@ -81,7 +81,9 @@ RULES: Final = {
 """Each finds the rows that break it."""
 
 
-def broken_rules(connection: psycopg.Connection, book_ids: Sequence[str]) -> dict[str, list[object]]:
+def broken_rules(
+    connection: psycopg.Connection, book_ids: Sequence[str]
+) -> dict[str, list[object]]:
     """The rules that do not hold for these books, with the first rows that break them."""
     found: dict[str, list[object]] = {}
     for rule, query in RULES.items():

@@ -108,7 +108,7 @@ class Database:
         self._reads = asyncio.Semaphore(settings.reads_max)
         self._in_use = 0
         self._check: asyncio.Task[None] | None = None
-        self.pool: AsyncConnectionPool[Connection] = AsyncConnectionPool(
+        self.pool: AsyncConnectionPool[Line] = AsyncConnectionPool(
             settings.url,
             min_size=settings.pool_min_size,
             max_size=settings.pool_max_size,
@@ -149,8 +149,7 @@ class Database:
             await asyncio.wait([self._check])
         await self.pool.close()
 
-    async def _configure(self, connection: Connection) -> None:
-        assert isinstance(connection, Line)
+    async def _configure(self, connection: Line) -> None:
         settings = self._settings
         silence_max_ms = settings.statement_timeout_ms + settings.tcp_user_timeout_ms
         connection.silence_max_s = silence_max_ms / 1000

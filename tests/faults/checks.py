@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any, Final
@@ -12,7 +11,7 @@ import psutil
 import psycopg
 from conservation import broken_rules
 from faults.load import Account, Seen
-from faults.stack import CALM_S, PATIENCE, Stack
+from faults.stack import Stack
 from grpc import StatusCode
 from psycopg.rows import TupleRow
 
@@ -43,7 +42,7 @@ def quiet(stack: Stack) -> Quiet:
     return Quiet(tasks, psutil.Process().num_fds() - 3 * lines)
 
 
-def whole(stack: Stack) -> str:
+def why_not_whole(stack: Stack, before: Quiet) -> str:
     """Empty when the pool is whole and nothing is under way; else what is not so."""
     database = stack.parts()._database
     pool = database.pool.get_stats()
@@ -62,27 +61,12 @@ def whole(stack: Stack) -> str:
     if stack.to_postgres.lines != size:
         return f"{stack.to_postgres.lines} lines to PostgreSQL are open, the pool has {size}"
     now = quiet(stack)
-    more = now.tasks - stack.quiet.tasks
+    more = now.tasks - before.tasks
     if more:
         return f"tasks are left: {dict(more)}"
-    if now.descriptors > stack.quiet.descriptors:
-        return f"{now.descriptors} descriptors, {stack.quiet.descriptors} before"
+    if now.descriptors > before.descriptors:
+        return f"{now.descriptors} descriptors, {before.descriptors} before"
     return ""
-
-
-def settled(stack: Stack) -> float:
-    """Waits until everything is whole; the load has to be quiet."""
-    found = ["?"]
-
-    def is_whole() -> bool:
-        found[0] = whole(stack)
-        return not found[0]
-
-    started_s = time.monotonic()
-    while not is_whole():
-        assert time.monotonic() - started_s < CALM_S * PATIENCE, found[0]
-        time.sleep(0.05)
-    return time.monotonic() - started_s
 
 
 def assert_conserved(

@@ -13,8 +13,8 @@ from typing import Any, Final
 
 import psycopg
 from faults.proxy import BLACK_HOLE, PASS, Commit, Proxy, Rule
-from faults.stack import DEADLINE_S, Stack, redis_client, until
-from psycopg.rows import TupleRow
+from faults.stack import DEADLINE_S, Stack, redis_client
+from faults.waiting import until
 
 Strike = Callable[[Stack, random.Random], AbstractContextManager[None]]
 
@@ -298,7 +298,13 @@ FAULTS: Final = (
     Fault("PostgreSQL restarted", postgres_restarted, 1, DATABASE, DATABASE),
     Fault("its sessions terminated", backends_terminated, seen=DATABASE),
     Fault("a session killed", backend_killed, seen=DATABASE),
-    Fault("PostgreSQL frozen", postgres_frozen, FROZEN_S, DATABASE, surely=frozenset({"DEADLINE_EXCEEDED"})),
+    Fault(
+        "PostgreSQL frozen",
+        postgres_frozen,
+        FROZEN_S,
+        DATABASE,
+        surely=frozenset({"DEADLINE_EXCEEDED"}),
+    ),
     Fault("its connections taken", connections_taken, seen=DATABASE),
     Fault("PostgreSQL read-only", read_only, seen=DATABASE, surely=DATABASE),
     Fault("rows locked", rows_locked, 1.8, frozenset({"CONTENTION"}), frozenset({"CONTENTION"})),
@@ -306,13 +312,17 @@ FAULTS: Final = (
     Fault("lines to PostgreSQL reset", done(Proxy.cut, PG), seen=DATABASE),
     Fault("lines to PostgreSQL refused", refused(PG), seen=DATABASE, surely=DATABASE),
     Fault("PostgreSQL in a black hole", ruled(BLACK_HOLE, PG), FROZEN_S, DATABASE),
-    Fault("PostgreSQL in a black hole, then reset", ruled(BLACK_HOLE, PG, then_cut=True), 1, DATABASE),
+    Fault(
+        "PostgreSQL in a black hole, then reset", ruled(BLACK_HOLE, PG, then_cut=True), 1, DATABASE
+    ),
     Fault("requests to PostgreSQL lost", ruled(Rule(hold_requests=True), PG), 1, DATABASE),
     Fault("replies of PostgreSQL lost", ruled(Rule(hold_replies=True), PG), 1, DATABASE),
     Fault("PostgreSQL half-open", done(Proxy.lose_servers, PG), 0, DATABASE),
     Fault("service half-open", clients_lost, 1.5, DATABASE),
     Fault("PostgreSQL slow", ruled(Rule(delay_s=0.03), PG), 0.5),
-    Fault("lines to PostgreSQL cut at a byte", ruled(Rule(cut_after_bytes=20_000), PG), 0.3, DATABASE),
+    Fault(
+        "lines to PostgreSQL cut at a byte", ruled(Rule(cut_after_bytes=20_000), PG), 0.3, DATABASE
+    ),
     Fault("cut before a COMMIT", commit_cut(Commit.BEFORE), 0, DATABASE),
     Fault("cut after a COMMIT", commit_cut(Commit.AFTER), 0, DATABASE),
     Fault("Redis killed", redis_killed, 0.5, LOCKS, LOCKS, locking_only=True),
@@ -332,7 +342,13 @@ FAULTS: Final = (
     Fault("Redis in a black hole", ruled(BLACK_HOLE, REDIS), 1, LOCKS, LOCKS, locking_only=True),
     Fault("Redis half-open", done(Proxy.lose_servers, REDIS), 0.5, LOCKS, locking_only=True),
     Fault("Redis too slow", ruled(Rule(delay_s=0.3), REDIS), 1, LOCKS, LOCKS, locking_only=True),
-    Fault("lines to Redis cut at a byte", ruled(Rule(cut_after_bytes=5_000), REDIS), 0.5, LOCKS, locking_only=True),
+    Fault(
+        "lines to Redis cut at a byte",
+        ruled(Rule(cut_after_bytes=5_000), REDIS),
+        0.5,
+        LOCKS,
+        locking_only=True,
+    ),
     Fault("the clock an hour ahead", clock_stepped(hours=1), 0.3, LATE, locking_only=True),
     Fault("the clock a minute behind", clock_stepped(minutes=-1), 0.3, LATE, locking_only=True),
 )

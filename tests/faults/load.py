@@ -10,7 +10,6 @@ import itertools
 import random
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -56,7 +55,8 @@ Lane = Literal["plain", "locking"]
 class Seen:
     """One attempt of a call, as its client saw it. Times in seconds, of the monotonic clock.
 
-    `reason` is that of the error's details, empty where gRPC itself ended the call.
+    `reason` is that of the error's details, empty where gRPC itself ended the call. `own`: nobody
+    else has anything to do with the code. `attempt`: 1, or more for a repeat of the same request.
     """
 
     lane: Lane
@@ -67,7 +67,7 @@ class Seen:
     reason: str
     advises_retry: bool
     own: bool
-    """Whether nobody else has anything to do with the code."""
+    attempt: int
 
     @property
     def ended_s(self) -> float:
@@ -214,39 +214,37 @@ class Load:
         self, lane: Lane, method: Any, request: Any, *, own: bool, walks_off: bool
     ) -> Any | None:
         """The answer, or None when it is refused, or stays open."""
+        name = request.DESCRIPTOR.name.removesuffix("Request")
         is_open, first_s = False, time.monotonic()
-        while True:
+        for attempt in itertools.count(1):
             sent_s = time.monotonic()
+            answer, status, reason, advises_retry = None, StatusCode.OK, "", False
             try:
-                answer = method(request, timeout=self.deadline_s)
+                # A repeat waits for a connection, instead of failing because there was none.
+                answer = method(request, timeout=self.deadline_s, wait_for_ready=attempt > 1)
             except grpc.RpcError as error:
-                seen = _seen(error, lane, _name(request), sent_s, own=own)
-            else:
-                took_s = time.monotonic() - sent_s
-                self.account.seen.append(
-                    Seen(lane, _name(request), sent_s, took_s, StatusCode.OK, "", False, own)
-                )
+                status, reason, advises_retry = told(error)
+            took_s = time.monotonic() - sent_s
+            self.account.seen.append(
+                Seen(lane, name, sent_s, took_s, status, reason, advises_retry, own, attempt)
+            )
+            if status is StatusCode.OK:
                 self.account.open.discard(request.request_id)
                 return answer
-            self.account.seen.append(seen)
-            if seen.status in UNKNOWN:
+            if status in UNKNOWN:
                 is_open = True
                 self.account.open.add(request.request_id)
-            patience_is_over = time.monotonic() - first_s > PATIENCE_S or self._stopped.is_set()
-            if seen.status not in RETRIED or patience_is_over or (is_open and walks_off):
+            patience_is_over = sent_s - first_s > PATIENCE_S or self._stopped.is_set()
+            if status not in RETRIED or patience_is_over or (is_open and walks_off):
                 return None
             time.sleep(0.1)
+        return None
 
 
-def _seen(error: Any, lane: Lane, method: str, sent_s: float, *, own: bool) -> Seen:
-    took_s = time.monotonic() - sent_s
-    reason, advises_retry = "", False
-    if any(key == DETAILS_KEY for key, _ in error.trailing_metadata() or ()):
-        refused = Refused()
-        refused.error = error
-        reason, advises_retry = refused.reason, refused.retry_after_s is not None
-    return Seen(lane, method, sent_s, took_s, error.code(), reason, advises_retry, own)
-
-
-def _name(request: Any) -> str:
-    return request.DESCRIPTOR.name.removesuffix("Request")
+def told(error: Any) -> tuple[StatusCode, str, bool]:
+    """Status, reason, and whether the client is told when to try again."""
+    if not any(key == DETAILS_KEY for key, _ in error.trailing_metadata() or ()):
+        return error.code(), "", False
+    refused = Refused()
+    refused.error = error
+    return refused.status, refused.reason, refused.retry_after_s is not None

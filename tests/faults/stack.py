@@ -2,45 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
-import time
-from collections import Counter
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 
-import psutil
 import psycopg
-from conservation import broken_rules
-from faults.load import Account, Load
+from faults.load import Load
 from faults.proxy import Proxy
-from grpc import StatusCode
+from faults.waiting import until
 from psycopg.rows import TupleRow
 from service import Api, ServerThread, settings_for
 
 from coupon_service.embedded import EmbeddedPostgres, EmbeddedRedis
-from coupon_service.model import EventType
 from coupon_service.store import migrations
-
-PATIENCE: Final = float(os.environ.get("COUPON_TEST_PATIENCE", "4"))
-"""How many times longer than promised anything may take: a machine that tests run on has others to
-serve. 1 on one that has not."""
-
-FIRST_SUCCESS_S: Final = 5.0
-"""After the end of a fault, until a call succeeds."""
-
-CALM_S: Final = 10.0
-"""After the end of a fault, until latencies are what they were."""
-
-WINDOW: Final = 40
-"""Calls whose p95 tells whether it is calm."""
-
-CALM_P95_S: Final = 0.25
-"""Latencies up to this are calm, whatever they were before."""
 
 DEADLINE_S: Final = 2.5
 """Of each call."""
@@ -60,14 +37,6 @@ POSTGRES_SETTINGS: Final = {"deadlock_timeout": "50ms", "max_connections": "40"}
 
 
 @dataclass(slots=True)
-class Recovery:
-    """How long it took after a fault, in seconds."""
-
-    first_success_s: float
-    calm_s: float
-
-
-@dataclass(slots=True)
 class Stack:
     """Everything that runs. `ahead`: how far the service's clock is."""
 
@@ -77,11 +46,8 @@ class Stack:
     to_postgres: Proxy
     to_redis: Proxy
     ahead: timedelta = timedelta()
-    recoveries: list[Recovery] = field(default_factory=list[Recovery])
     server: ServerThread = field(init=False)
     api: Api = field(init=False)
-    load: Load = field(init=False)
-    quiet: Quiet = field(init=False)
 
     def now(self) -> datetime:
         """The time of the service."""
@@ -116,9 +82,7 @@ def stack(folder: Path) -> Generator[Stack]:
         to_postgres = running.enter_context(Proxy(postgres.port, postgres=True))
         to_redis = running.enter_context(Proxy(redis.port))
         made = Stack(postgres, redis, second_redis, to_postgres, to_redis)
-        settings = settings_for(
-            to_postgres.url(postgres.url), to_redis.url(redis.url), **SETTINGS
-        )
+        settings = settings_for(to_postgres.url(postgres.url), to_redis.url(redis.url), **SETTINGS)
         made.server = running.enter_context(ServerThread(settings, made.now))
         made.api = Api(made.server.address)
         running.callback(made.api.close)
@@ -131,13 +95,3 @@ def redis_client(url: str) -> Any:
     from redis import Redis
 
     return Redis.from_url(url)  # pyright: ignore[reportUnknownMemberType]
-
-
-def until(what: str, holds: Callable[[], object], limit_s: float = CALM_S) -> float:
-    """Waits for it, and says how long, in seconds. Fails after `limit_s`, times PATIENCE."""
-    started_s = time.monotonic()
-    while not holds():
-        waited_s = time.monotonic() - started_s
-        assert waited_s < limit_s * PATIENCE, f"not within {waited_s:.1f} s: {what}"
-        time.sleep(0.02)
-    return time.monotonic() - started_s
