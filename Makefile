@@ -14,7 +14,7 @@ AGAINST ?=
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help install run test check lint types imports contract format stubs migrate replay lock clean \
-	tools bench bench-quick bench-10m
+	tools bench bench-quick bench-10m soak
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -107,6 +107,9 @@ bench-quick: install tools ## Measure the most important in less than three minu
 
 bench-10m: install tools ## Measure with ten million codes in a book, and write bench/REPORT.md
 	@$(BIN)/python -m bench.millions $(ARGS)
+
+soak: install ## Load the service for 15 minutes and see that it stays as it is (ARGS="--minutes 60")
+	@$(BIN)/python -m bench.soak $(ARGS)
 
 tools: $(TOOLS)/ghz $(TOOLS)/grpcurl ## Install ghz and grpcurl into .tools, once (needs Go)
 
