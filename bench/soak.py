@@ -4,9 +4,10 @@
     python -m bench.soak --minutes 60 --rate 500
 
 Every five seconds the memory, descriptors and connections of each worker, of PostgreSQL and of
-Redis are noted (PostgreSQL's memory counts what its processes share once for each); a line through what was noted after the warm-up says how they grow. It fails when a
-worker's memory grows by 1 MiB an hour or more, beyond what chance explains, when descriptors do
-not stay, or when answers and database differ.
+Redis are noted (what PostgreSQL's processes share counts once for each of them); a line through
+what was noted after the warm-up says how they grow. It fails when a worker's memory grows by 1 MiB
+an hour or more, beyond what chance explains, when descriptors do not stay, when more than one call
+in a thousand fails, or when answers and database differ.
 """
 
 from __future__ import annotations
