@@ -14,10 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from time import perf_counter
-from typing import Any, Final, Self
-
-import psycopg
-from psycopg.rows import TupleRow
+from typing import Any, Final, LiteralString
 
 from bench.prepare import BATCH_SIZE, batch_request
 from coupon_service.model import Unit
@@ -25,34 +22,26 @@ from coupon_service.rpc.context import RequestContext
 from coupon_service.rpc.convert.redemptions import read_batch
 from coupon_service.rules import decide
 from coupon_service.store.apply import apply
+from coupon_service.store.db import PLANNING
 from coupon_service.store.load import load
+from coupon_service.store.pipeline import Connection, Pipeline, Rows
 
-Statement = tuple[Any, Any, bool | None]
+Statement = tuple[LiteralString, Sequence[str | int]]
 BATCHES_IN_FLIGHT: Final = 2
-SETTINGS: Final = "-c timezone=UTC -c plan_cache_mode=force_generic_plan"
+SETTINGS: Final = f"-c timezone=UTC {PLANNING}"
 
 
-class RecordingCursor(psycopg.AsyncCursor[TupleRow]):
-    """Keeps what it executes, in the list that its connection carries."""
+class RecordingPipeline(Pipeline):
+    """Keeps what is added to it."""
 
-    async def execute(
-        self,
-        query: Any,
-        params: Any = None,
-        *,
-        prepare: bool | None = None,
-        binary: bool | None = None,
-    ) -> Self:
-        """As in psycopg."""
-        recorded: list[Statement] = getattr(self.connection, "recorded")  # noqa: B009
-        recorded.append((query, params, self.format == psycopg.pq.Format.BINARY or binary))
-        return await super().execute(query, params, prepare=prepare, binary=binary)
+    def __init__(self, connection: Connection) -> None:
+        super().__init__(connection)
+        self.recorded: list[Statement] = []
 
-
-class RecordingConnection(psycopg.AsyncConnection[TupleRow]):
-    """A connection whose cursors record."""
-
-    recorded: list[Statement]
+    def add(self, statement: LiteralString, parameters: Sequence[str | int] = ()) -> Rows:
+        """As in the service."""
+        self.recorded.append((statement, parameters))
+        return super().add(statement, parameters)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,36 +55,32 @@ class Work:
 async def _record(database_url: str, start: int) -> list[Statement]:
     request = batch_request(start)
     redeems = [command for command, _ in read_batch(request, RequestContext(peer="direct"))[0]]
-    async with await RecordingConnection.connect(
-        database_url, autocommit=True, options=SETTINGS, cursor_factory=RecordingCursor
+    async with await Connection.connect(
+        database_url, autocommit=True, options=SETTINGS
     ) as connection:
-        connection.recorded = []
-        async with connection.transaction(force_rollback=True), connection.pipeline():
-            connection.recorded.clear()
-            state = await load(connection, redeems, lock=True, formats={})
+        async with connection.transaction(force_rollback=True):
+            pipeline = RecordingPipeline(connection)
+            state = await load(pipeline, redeems, lock=True, formats={})
             _, effects = decide([Unit(tuple(redeems))], state, datetime.now(UTC))
-            await apply(connection, effects, state.books)
-            return list(connection.recorded)
+            apply(pipeline, effects, state.books)
+            await pipeline.run()
+            return pipeline.recorded
 
 
 async def _replay(database_url: str, batches: list[list[Statement]]) -> None:
     left = iter(batches)
 
     async def one_connection() -> None:
-        async with await psycopg.AsyncConnection.connect(
-            database_url, autocommit=True, options=SETTINGS, prepare_threshold=0
+        async with await Connection.connect(
+            database_url, autocommit=True, options=SETTINGS
         ) as connection:
             for batch in left:
-                async with connection.pipeline():
-                    await connection.execute("BEGIN")
-                    cursors = [
-                        await connection.cursor(binary=bool(binary)).execute(statement, parameters)
-                        for statement, parameters, binary in batch
-                    ]
-                    for cursor in cursors:
-                        if cursor.description:
-                            await cursor.fetchall()
-                    await connection.execute("COMMIT")
+                pipeline = Pipeline(connection)
+                pipeline.add("BEGIN")
+                for statement, parameters in batch:
+                    pipeline.add(statement, parameters)
+                pipeline.add("COMMIT")
+                await pipeline.run()
 
     await asyncio.gather(*(one_connection() for _ in range(BATCHES_IN_FLIGHT)))
 

@@ -14,7 +14,7 @@ from datetime import datetime
 from typing import Final
 from uuid import UUID, uuid4
 
-from coupon_service.coalesce import Coalescer, ToTheEnd
+from coupon_service.coalesce import Changes, Coalescer, ToTheEnd
 from coupon_service.errors import (
     CodeLocked,
     Contention,
@@ -70,8 +70,8 @@ class Checkout:
 
     def __init__(
         self,
-        looks: Coalescer[State],
-        coalescer: Coalescer[list[Outcome]],
+        looks: Coalescer[Unit, State],
+        coalescer: Changes,
         leases: Leases,
         tokens: LockTokens,
         momentary_ttl_ms: int,

@@ -1,7 +1,8 @@
 """Joins commands that arrive at the same time, so that they share one transaction.
 
-While one batch is carried out the next one fills. A command that finds the service idle is carried
-out at once; under load a batch waits a little for more, since larger batches cost less a command.
+While one batch is carried out the next one fills. Under load a batch waits a little for more, since
+larger batches cost less a command: a few turns of the event loop, which take no time in an idle
+worker, and as long as there is other work to do in a busy one.
 """
 
 from __future__ import annotations
@@ -11,12 +12,30 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any, Generic, TypeVar
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 from coupon_service.errors import CouponServiceError, DeadlineExceeded, Overloaded
 from coupon_service.metrics import Metrics
-from coupon_service.model import Unit
+from coupon_service.model import Outcome, Unit
 
+TURNS: Final = 4
+"""Turns of the event loop that a batch waits for more."""
+
+PART_SIZE: Final = 125
+"""Commands of a large unit that are carried out together."""
+
+
+class Joinable(Protocol):
+    """What can be joined: of so many commands, to be begun before its deadline, in seconds of
+    time.perf_counter."""
+
+    @property
+    def size(self) -> int: ...
+    @property
+    def deadline(self) -> float | None: ...
+
+
+Q = TypeVar("Q", bound=Joinable)
 R = TypeVar("R")
 T = TypeVar("T")
 
@@ -32,14 +51,13 @@ class CoalescerSettings:
 
 
 @dataclass(slots=True)
-class _Waiting(Generic[R]):
-    unit: Unit
+class _Waiting(Generic[Q, R]):
+    unit: Q
     answer: asyncio.Future[R]
     since: float
-    deadline: float | None
 
 
-class Coalescer(Generic[R]):
+class Coalescer(Generic[Q, R]):
     """Carries out units of commands in batches, first come first served.
 
     `execute` answers each unit of a batch. `kind` names the batches in the metrics.
@@ -47,7 +65,7 @@ class Coalescer(Generic[R]):
 
     def __init__(
         self,
-        execute: Callable[[Sequence[Unit]], Awaitable[Sequence[R]]],
+        execute: Callable[[Sequence[Q]], Awaitable[Sequence[R]]],
         settings: CoalescerSettings,
         metrics: Metrics,
         kind: str = "changes",
@@ -56,86 +74,89 @@ class Coalescer(Generic[R]):
         self._execute = execute
         self._settings = settings
         self._metrics = metrics
-        self._queue: deque[_Waiting[R]] = deque()
+        self._queue: deque[_Waiting[Q, R]] = deque()
         self._queued = 0
         self._in_flight = 0
-        self._in_flight_commands = 0
-        self._timer: asyncio.TimerHandle | None = None
+        self._turning = False
         self._batches: set[asyncio.Task[None]] = set()
 
-    async def submit(self, unit: Unit) -> R:
+    async def submit(self, unit: Q) -> R:
         """The answer to a unit: for changes, the outcome of each of its commands, in order.
 
         A caller that is cancelled only stops waiting. A unit whose deadline passes before its turn
         comes is not carried out. Raises Overloaded, at once, when too many wait; DeadlineExceeded;
         and what the transaction raises (Contention, DatabaseUnavailable).
         """
-        size = len(unit.commands)
+        self._admit(unit.size)
+        return await self._enqueue(unit)
+
+    async def submit_all(self, units: Sequence[Q]) -> list[R | BaseException]:
+        """As `submit`, for units that are accepted together or not at all (Overloaded); the answer
+        to each, or what its transaction raised.
+        """
+        self._admit(sum(unit.size for unit in units))
+        return await asyncio.gather(*map(self._enqueue, units), return_exceptions=True)
+
+    def _admit(self, size: int) -> None:
         if self._queued + size > self._settings.queue_max_size and self._queued:
             self._metrics.command_dropped(self._kind, "OVERLOADED")
             raise Overloaded
-        loop = asyncio.get_running_loop()
-        deadline = unit.commands[0].call.deadline
-        waiting: _Waiting[R] = _Waiting(unit, loop.create_future(), perf_counter(), deadline)
-        self._queue.append(waiting)
-        self._queued += size
-        self._metrics.queue_changed(self._kind, self._queued)
-        self._start_batches()
-        return await waiting.answer
+
+    def _enqueue(self, unit: Q) -> asyncio.Future[R]:
+        answer: asyncio.Future[R] = asyncio.get_running_loop().create_future()
+        self._queue.append(_Waiting(unit, answer, perf_counter()))
+        self._queued += unit.size
+        self._wait_for_more()
+        return answer
 
     async def drain(self) -> None:
         """Returns when everything that was submitted has been carried out."""
         while self._queue or self._batches:
-            self._start_batches(at_once=True)
+            self._start_batch()
             await asyncio.wait(self._batches)
 
-    def _start_batches(self, *, at_once: bool = False) -> None:
-        settings = self._settings
-        while self._queue and self._in_flight < settings.batches_in_flight:
-            if self._in_flight and not at_once and self._worth_waiting():
-                return
-            batch = self._take_batch()
-            if batch:
-                self._in_flight += 1
-                self._in_flight_commands += sum(len(it.unit.commands) for it in batch)
-                task = asyncio.ensure_future(self._run(batch))
-                self._batches.add(task)
-                task.add_done_callback(self._batches.discard)
+    def _wait_for_more(self) -> None:
+        """Starts a batch in some turns of the event loop, unless as many as may are under way."""
+        if self._queue and not self._turning and self._in_flight < self._settings.batches_in_flight:
+            self._turning = True
+            asyncio.get_running_loop().call_soon(self._turn, TURNS)
 
-    def _worth_waiting(self) -> bool:
-        """Whether a batch beside those in flight should wait for more commands.
+    def _turn(self, turns_left: int) -> None:
+        waited_s = perf_counter() - self._queue[0].since if self._queue else 0
+        if (
+            turns_left
+            and self._queued < self._settings.batch_max_size
+            and waited_s < self._settings.batch_max_wait_ms / 1000
+        ):
+            asyncio.get_running_loop().call_soon(self._turn, turns_left - 1)
+            return
+        self._turning = False
+        self._start_batch()
+        self._wait_for_more()
 
-        It waits while it is smaller than what is in flight (then more are on their way), at most
-        `batch_max_wait_ms`.
-        """
-        if self._queued >= min(self._in_flight_commands, self._settings.batch_max_size):
-            return False
-        waited_s = perf_counter() - self._queue[0].since
-        left_s = self._settings.batch_max_wait_ms / 1000 - waited_s
-        if left_s <= 0:
-            return False
-        if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(left_s, self._timed_out)
-        return True
+    def _start_batch(self) -> None:
+        batch = self._take_batch()
+        if batch:
+            self._in_flight += 1
+            task = asyncio.ensure_future(self._run(batch))
+            self._batches.add(task)
+            task.add_done_callback(self._batches.discard)
 
-    def _timed_out(self) -> None:
-        self._timer = None
-        self._start_batches()
-
-    def _take_batch(self) -> list[_Waiting[R]]:
-        batch: list[_Waiting[R]] = []
+    def _take_batch(self) -> list[_Waiting[Q, R]]:
+        batch: list[_Waiting[Q, R]] = []
         size = 0
         now = perf_counter()
         while self._queue:
             first = self._queue[0]
-            count = len(first.unit.commands)
+            count = first.unit.size
             if batch and size + count > self._settings.batch_max_size:
                 break
             self._queue.popleft()
             self._queued -= count
             if first.answer.cancelled():
                 continue
-            if first.deadline is not None and now > first.deadline:
+            deadline = first.unit.deadline
+            if deadline is not None and now > deadline:
                 self._metrics.command_dropped(self._kind, "DEADLINE_EXCEEDED")
                 first.answer.set_exception(DeadlineExceeded())
                 continue
@@ -144,19 +165,18 @@ class Coalescer(Generic[R]):
         self._metrics.queue_changed(self._kind, self._queued)
         return batch
 
-    async def _run(self, batch: list[_Waiting[R]]) -> None:
+    async def _run(self, batch: list[_Waiting[Q, R]]) -> None:
         started = perf_counter()
         self._metrics.batch_waited(self._kind, started - batch[0].since)
-        size = sum(len(it.unit.commands) for it in batch)
+        size = sum(it.unit.size for it in batch)
         try:
             await self._answer(batch)
         finally:
             self._in_flight -= 1
-            self._in_flight_commands -= size
             self._metrics.batch_executed(self._kind, size, perf_counter() - started)
-            self._start_batches()
+            self._wait_for_more()
 
-    async def _answer(self, batch: list[_Waiting[R]]) -> None:
+    async def _answer(self, batch: list[_Waiting[Q, R]]) -> None:
         try:
             outcomes = await self._execute([it.unit for it in batch])
         except CouponServiceError as error:
@@ -174,6 +194,49 @@ class Coalescer(Generic[R]):
             for it, outcome in zip(batch, outcomes, strict=True):
                 if not it.answer.done():
                     it.answer.set_result(outcome)
+
+
+class Changes:
+    """Small and large units side by side, so that a call of a thousand does not hold up the others.
+
+    `bulk` carries out the units of several commands.
+    """
+
+    def __init__(
+        self, single: Coalescer[Unit, list[Outcome]], bulk: Coalescer[Unit, list[Outcome]]
+    ) -> None:
+        self._single = single
+        self._bulk = bulk
+
+    async def submit(self, unit: Unit) -> list[Outcome]:
+        """As Coalescer.submit. A unit that is not atomic may be carried out in parts; the commands
+        of a part that failed then have its error for an outcome, unless all parts did.
+        """
+        if unit.size == 1:
+            return await self._single.submit(unit)
+        if unit.atomic:
+            return await self._bulk.submit(unit)
+        parts = [
+            Unit(unit.commands[start : start + PART_SIZE])
+            for start in range(0, unit.size, PART_SIZE)
+        ]
+        answers = await self._bulk.submit_all(parts)
+        failed = 0
+        outcomes: list[Outcome] = []
+        for part, answer in zip(parts, answers, strict=True):
+            if not isinstance(answer, BaseException):
+                outcomes += answer
+                continue
+            failed += 1
+            if failed == len(parts) or not isinstance(answer, CouponServiceError):
+                raise answer
+            outcomes += [answer] * part.size
+        return outcomes
+
+    async def drain(self) -> None:
+        """Returns when everything that was submitted has been carried out."""
+        await self._bulk.drain()
+        await self._single.drain()
 
 
 class ToTheEnd:
@@ -195,6 +258,6 @@ class ToTheEnd:
             task.exception()  # seen, also when nobody waits for it any more
 
 
-def _fail(waiting: _Waiting[R], error: BaseException) -> None:
+def _fail(waiting: _Waiting[Q, R], error: BaseException) -> None:
     if not waiting.answer.done():
         waiting.answer.set_exception(error)

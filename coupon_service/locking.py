@@ -13,7 +13,7 @@ from dataclasses import astuple, dataclass, replace
 from datetime import UTC, datetime
 from uuid import UUID
 
-from coupon_service.coalesce import Coalescer, ToTheEnd
+from coupon_service.coalesce import Changes, Coalescer, ToTheEnd
 from coupon_service.codes import bucket_of
 from coupon_service.errors import (
     CodeLocked,
@@ -42,7 +42,6 @@ from coupon_service.model import (
     LockPolicy,
     LockState,
     LockView,
-    Outcome,
     State,
     Unit,
     event_id,
@@ -116,8 +115,8 @@ class Locks:
 
     def __init__(
         self,
-        looks: Coalescer[State],
-        coalescer: Coalescer[list[Outcome]],
+        looks: Coalescer[Unit, State],
+        coalescer: Changes,
         reads: Reads,
         leases: Leases,
         tokens: LockTokens,

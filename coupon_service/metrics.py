@@ -112,7 +112,7 @@ class Metrics:
         self._rpcs[method, status, reason].inc()
 
     def batch_executed(self, kind: str, size: int, seconds: float) -> None:
-        """A batch of ``size`` commands ended, well or not. ``kind``: changes or looks."""
+        """A batch of ``size`` ended, well or not. ``kind``: changes, bulk, looks or lookups."""
         self._batch_size[kind,].observe(size)
         self._batch_duration[kind,].observe(seconds)
 

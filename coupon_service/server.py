@@ -18,7 +18,7 @@ from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry
 
 from coupon_service.checkout import Checkout
-from coupon_service.coalesce import Coalescer, CoalescerSettings
+from coupon_service.coalesce import Changes, Coalescer, CoalescerSettings
 from coupon_service.leases import Leases
 from coupon_service.locking import Locks, LockTimes, LockTokens
 from coupon_service.metrics import Metrics
@@ -33,6 +33,7 @@ from coupon_service.store.books import Books
 from coupon_service.store.chunks import CodeChunks
 from coupon_service.store.db import Database, DatabaseSettings
 from coupon_service.store.execute import Executor
+from coupon_service.store.lookups import Lookups
 from coupon_service.store.migrations import schema_is_current
 from coupon_service.store.reads import Reads
 from coupon_service.sweeper import Sweeper
@@ -118,9 +119,14 @@ class Server:
             batch_max_wait_ms=settings.batch_max_wait_ms,
             queue_max_size=settings.queue_max_size,
         )
-        self._coalescer = Coalescer(executor.execute, batches, metrics)
-        looks = Coalescer(executor.look, replace(batches, batches_in_flight=1), metrics, "looks")
-        reads = Reads(self._database)
+        one = replace(batches, batches_in_flight=1)
+        self._coalescer = Changes(
+            Coalescer(executor.execute, batches, metrics),
+            Coalescer(executor.execute, one, metrics, "bulk"),
+        )
+        looks = Coalescer(executor.look, one, metrics, "looks")
+        lookups = Coalescer(Lookups(self._database).execute, one, metrics, "lookups")
+        reads = Reads(self._database, lookups.submit)
         books = Books(self._database, self._now)
         tokens = LockTokens(_token_secrets(settings))
         locks = Locks(
@@ -332,8 +338,9 @@ def _database_settings(url: str, settings: Settings) -> DatabaseSettings:
         idle_in_transaction_timeout_ms=settings.idle_in_transaction_timeout_ms,
         tcp_user_timeout_ms=settings.tcp_user_timeout_ms,
         attempts_max=settings.transaction_attempts_max,
-        # One connection is for looks, the rest are for what is read without being joined.
-        reads_max=max(1, settings.pool_max_size - settings.batches_in_flight - 1),
+        # One connection is for large calls, one for looks, one for lookups, the rest are for what
+        # is read without being joined.
+        reads_max=max(1, settings.pool_max_size - settings.batches_in_flight - 3),
     )
 
 

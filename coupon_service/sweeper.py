@@ -9,13 +9,14 @@ from uuid import UUID
 
 import structlog
 
-from coupon_service.coalesce import Coalescer
+from coupon_service.coalesce import Changes
 from coupon_service.errors import CouponServiceError
 from coupon_service.leases import Leases
 from coupon_service.locking import end_of_lock, milliseconds_of
-from coupon_service.model import Call, Done, EventType, LockState, Outcome, Unit
+from coupon_service.model import Call, Done, EventType, LockState, Unit
 from coupon_service.rules import lock_view
-from coupon_service.store.db import Connection, Database
+from coupon_service.store.db import Database
+from coupon_service.store.pipeline import Connection
 from coupon_service.store.reads import Reads, sweeping_alone
 
 SWEEP_BATCH = 500
@@ -31,7 +32,7 @@ class Sweeper:
     def __init__(
         self,
         database: Database,
-        coalescer: Coalescer[list[Outcome]],
+        coalescer: Changes,
         reads: Reads,
         leases: Leases,
         now: Callable[[], datetime],

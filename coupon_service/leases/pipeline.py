@@ -19,15 +19,16 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import deque
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
+import hiredis
 from redis.asyncio import Redis, RedisCluster
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import NoScriptError
+from redis.exceptions import NoScriptError, ResponseError
 
 from coupon_service.errors import LocksUnavailable
 
@@ -152,10 +153,30 @@ class Pipelines:
         return ("EVAL", self._sources[str(sha)], *keys_and_arguments)
 
     async def _pipeline(self, commands: list[Command]) -> list[Any]:
+        if isinstance(self._client, Redis):
+            return await _talk(self._client, commands)
         pipeline = self._client.pipeline(transaction=False)
         for command in commands:
             pipeline.execute_command(*command)  # pyright: ignore[reportUnknownMemberType]
         return await pipeline.execute(raise_on_error=False)
+
+
+async def _talk(client: Redis, commands: list[Command]) -> list[Any]:
+    """What redis-py's pipeline does, with the commands written by hiredis: a third of the time."""
+    pack = cast("Callable[[Command], bytes]", hiredis.pack_command)  # typed for one argument
+    pool: Any = client.connection_pool
+    connection = await pool.get_connection()
+    try:
+        await connection.send_packed_command(b"".join(map(pack, commands)))
+        replies: list[Any] = []
+        for _ in commands:
+            try:
+                replies.append(await connection.read_response())
+            except ResponseError as error:
+                replies.append(error)
+        return replies
+    finally:
+        await pool.release(connection)
 
 
 @asynccontextmanager

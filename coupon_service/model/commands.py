@@ -182,3 +182,13 @@ class Unit:
 
     commands: tuple[Command, ...]
     atomic: bool = False
+
+    @property
+    def size(self) -> int:
+        """Of how many commands it is."""
+        return len(self.commands)
+
+    @property
+    def deadline(self) -> float | None:
+        """When its caller stops waiting, in seconds of time.perf_counter."""
+        return self.commands[0].call.deadline

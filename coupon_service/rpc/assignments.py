@@ -8,9 +8,9 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
-from coupon_service.coalesce import Coalescer
+from coupon_service.coalesce import Changes
 from coupon_service.locking import Locks
-from coupon_service.model import Command, Done, Outcome, Unit
+from coupon_service.model import Command, Done, Unit
 from coupon_service.rpc.context import current
 from coupon_service.rpc.convert import assignments as convert
 from coupon_service.rpc.convert.outcomes import done_of
@@ -26,7 +26,7 @@ class AssignmentServicer(AssignmentServiceServicer):
 
     def __init__(
         self,
-        coalescer: Coalescer[list[Outcome]],
+        coalescer: Changes,
         reads: Reads,
         locks: Locks,
         now: Callable[[], datetime],

@@ -9,11 +9,11 @@ from contextlib import aclosing
 from datetime import datetime
 from typing import Any, Final
 
-from coupon_service.coalesce import Coalescer
+from coupon_service.coalesce import Changes
 from coupon_service.codes import CodeFormat, check_capacity, generate
 from coupon_service.errors import CodeSpaceExhausted
 from coupon_service.locking import Locks
-from coupon_service.model import EventType, Outcome, SwitchCode, Unit
+from coupon_service.model import EventType, SwitchCode, Unit
 from coupon_service.rpc.context import current
 from coupon_service.rpc.convert import codes as convert
 from coupon_service.rpc.convert.outcomes import done_of
@@ -36,7 +36,7 @@ class CouponCodeServicer(CouponCodeServiceServicer):
         books: Books,
         reads: Reads,
         chunks: CodeChunks,
-        coalescer: Coalescer[list[Outcome]],
+        coalescer: Changes,
         locks: Locks,
         now: Callable[[], datetime],
     ) -> None:

@@ -8,10 +8,11 @@ from uuid import UUID
 
 from coupon_service.codes import bucket_of
 from coupon_service.model import Assignment, Book, Effects, bucket_of_user
-from coupon_service.store.db import Connection
+from coupon_service.store.pipeline import Pipeline
 from coupon_service.store.rows import (
+    INSERT_EVENTS,
     bucket_of_event_row,
-    insert_events,
+    event_arrays,
     int_array,
     text_array,
     time_array,
@@ -19,21 +20,21 @@ from coupon_service.store.rows import (
 )
 
 
-async def apply(connection: Connection, effects: Effects, books: Mapping[UUID, Book]) -> None:
-    """Writes the effects, in the order in which all batches lock: codes, links, users, books."""
+def apply(pipeline: Pipeline, effects: Effects, books: Mapping[UUID, Book]) -> None:
+    """Adds what writes the effects, in the order that all batches lock: codes, links, users, …"""
     if not effects.events:
         return
     if effects.codes:
-        await _update_codes(connection, effects, books)
+        _update_codes(pipeline, effects, books)
     if effects.assignments:
-        await _write_assignments(connection, effects, books)
+        _write_assignments(pipeline, effects, books)
     if effects.users:
-        await _update_users(connection, effects, books)
+        _update_users(pipeline, effects, books)
     if effects.totals:
-        await _update_totals(connection, effects, books)
+        _update_totals(pipeline, effects, books)
     if effects.stats:
-        await _add_stats(connection, effects)
-    await insert_events(connection, effects.events)
+        _add_stats(pipeline, effects)
+    pipeline.add(INSERT_EVENTS, event_arrays(effects.events))
 
 
 # Counts are added to and never set, and a limit is written with what was counted against it: a
@@ -52,11 +53,9 @@ WHERE c.bucket = d.bucket AND c.code = d.code
 """
 
 
-async def _update_codes(
-    connection: Connection, effects: Effects, books: Mapping[UUID, Book]
-) -> None:
+def _update_codes(pipeline: Pipeline, effects: Effects, books: Mapping[UUID, Book]) -> None:
     changes = list(effects.codes.values())
-    await connection.execute(
+    pipeline.add(
         UPDATE_CODES,
         (
             int_array([bucket_of(after.code) for _, after in changes]),
@@ -97,9 +96,7 @@ WHERE a.bucket = d.bucket AND a.code = d.code AND a.user_id = d.user_id
 """
 
 
-async def _write_assignments(
-    connection: Connection, effects: Effects, books: Mapping[UUID, Book]
-) -> None:
+def _write_assignments(pipeline: Pipeline, effects: Effects, books: Mapping[UUID, Book]) -> None:
     # Two statements: the counts of an update are differences, which the CHECKs of an insert refuse.
     changes = effects.assignments.values()
     new = [(after, after.redemptions) for before, after in changes if before is None]
@@ -107,9 +104,9 @@ async def _write_assignments(
         (after, after.redemptions - before.redemptions) for before, after in changes if before
     ]
     if new:
-        await connection.execute(INSERT_ASSIGNMENTS, _assignment_arrays(new, books))
+        pipeline.add(INSERT_ASSIGNMENTS, _assignment_arrays(new, books))
     if changed:
-        await connection.execute(UPDATE_ASSIGNMENTS, _assignment_arrays(changed, books))
+        pipeline.add(UPDATE_ASSIGNMENTS, _assignment_arrays(changed, books))
 
 
 def _assignment_arrays(
@@ -147,13 +144,11 @@ WHERE u.bucket = d.bucket AND u.book_id = d.book_id AND u.user_id = d.user_id
 """
 
 
-async def _update_users(
-    connection: Connection, effects: Effects, books: Mapping[UUID, Book]
-) -> None:
+def _update_users(pipeline: Pipeline, effects: Effects, books: Mapping[UUID, Book]) -> None:
     keys = list(effects.users)
     changes = list(effects.users.values())
     limits = [books[book_id].limits for book_id, _ in keys]
-    await connection.execute(
+    pipeline.add(
         UPDATE_USERS,
         (
             int_array([bucket_of_user(user_id) for _, user_id in keys]),
@@ -177,11 +172,9 @@ WHERE t.book_id = d.book_id
 """
 
 
-async def _update_totals(
-    connection: Connection, effects: Effects, books: Mapping[UUID, Book]
-) -> None:
+def _update_totals(pipeline: Pipeline, effects: Effects, books: Mapping[UUID, Book]) -> None:
     changes = effects.totals
-    await connection.execute(
+    pipeline.add(
         UPDATE_TOTALS,
         (
             uuid_array(changes),
@@ -209,13 +202,13 @@ SET available = s.available + excluded.available,
 """
 
 
-async def _add_stats(connection: Connection, effects: Effects) -> None:
+def _add_stats(pipeline: Pipeline, effects: Effects) -> None:
     buckets: dict[UUID, int] = {}
     for event in effects.events:
         buckets.setdefault(event.book_id, bucket_of_event_row(event))
     rows = sorted((book_id, buckets[book_id], stats) for book_id, stats in effects.stats.items())
     stats = [stats for _, _, stats in rows]
-    await connection.execute(
+    pipeline.add(
         ADD_STATS,
         (
             uuid_array([book_id for book_id, _, _ in rows]),

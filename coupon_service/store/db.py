@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import socket
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any, LiteralString, TypeVar
+from typing import TypeVar
 
 import psycopg
 import structlog
 from psycopg import errors as pg
-from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
 
 from coupon_service.errors import Contention, DatabaseUnavailable, Overloaded
 from coupon_service.metrics import Metrics
-
-Connection = psycopg.AsyncConnection[TupleRow]
-Cursor = psycopg.AsyncCursor[TupleRow]
+from coupon_service.store.pipeline import Connection, Pipeline
 
 T = TypeVar("T")
 
 Work = Callable[[Connection], Awaitable[T]]
+Batch = Callable[[Pipeline], Awaitable[T]]
 
 SLOW_S = 0.5
 """A transaction that takes longer, all its tries together, is logged."""
@@ -69,34 +65,6 @@ class DatabaseSettings:
     reads_max: int
 
 
-class Line(psycopg.AsyncConnection[TupleRow]):
-    """A connection that is cut when PostgreSQL is silent for `silence_max_s`.
-
-    PostgreSQL ends what takes too long by itself. When it is gone and the network does not tell
-    (its machine lost power, a proxy between forgot the connection), nobody else would end the wait.
-    """
-
-    silence_max_s: float | None = None
-
-    async def wait(self, gen: Any, *args: Any, **kwargs: Any) -> Any:
-        """As in psycopg; every exchange with PostgreSQL passes through here."""
-        if self.silence_max_s is None:
-            return await super().wait(gen, *args, **kwargs)
-        loop = asyncio.get_running_loop()
-        # Cutting it is the one way that leaves the connection in a state that everybody knows.
-        end = loop.call_later(self.silence_max_s, _cut, self.pgconn.socket)
-        try:
-            return await super().wait(gen, *args, **kwargs)
-        finally:
-            end.cancel()
-
-
-def _cut(descriptor: int) -> None:
-    """Ends a connection; who waits for it is woken up."""
-    with suppress(OSError), socket.fromfd(descriptor, socket.AF_INET, socket.SOCK_STREAM) as line:
-        line.shutdown(socket.SHUT_RDWR)
-
-
 class Database:
     """A connection pool whose transactions are never cut short by a caller that stops waiting."""
 
@@ -107,9 +75,11 @@ class Database:
         self._running: set[asyncio.Task[object]] = set()
         self._reads = asyncio.Semaphore(settings.reads_max)
         self._in_use = 0
+        self._silence_max_s = (settings.statement_timeout_ms + settings.tcp_user_timeout_ms) / 1000
         self._check: asyncio.Task[None] | None = None
-        self.pool: AsyncConnectionPool[Line] = AsyncConnectionPool(
+        self.pool: AsyncConnectionPool[Connection] = AsyncConnectionPool(
             settings.url,
+            connection_class=Connection,
             min_size=settings.pool_min_size,
             max_size=settings.pool_max_size,
             timeout=settings.pool_timeout_ms / 1000,
@@ -118,7 +88,6 @@ class Database:
             reconnect_timeout=3,
             open=False,
             name="coupon_service",
-            connection_class=Line,
             configure=self._configure,
             kwargs={
                 "autocommit": True,
@@ -149,28 +118,26 @@ class Database:
             await asyncio.wait([self._check])
         await self.pool.close()
 
-    async def _configure(self, connection: Line) -> None:
-        settings = self._settings
-        silence_max_ms = settings.statement_timeout_ms + settings.tcp_user_timeout_ms
-        connection.silence_max_s = silence_max_ms / 1000
+    async def _configure(self, connection: Connection) -> None:
+        connection.silence_max_s = self._silence_max_s
 
-    async def transaction(
-        self,
-        name: str,
-        work: Work[T],
-        *,
-        pipelined: bool = False,
-    ) -> T:
+    async def transaction(self, name: str, work: Work[T]) -> T:
         """Runs `work` in one transaction (READ COMMITTED) and commits it; any error rolls back.
 
         `work` may run up to `attempts_max` times, so that it must be safe to repeat, also after a
         commit whose answer was lost. It runs in a task of its own: a caller that is cancelled stops
-        waiting, the transaction goes on. `pipelined`: statements are sent without waiting for
-        answers (no COPY then). `name` is what the log calls it when it was slow.
+        waiting, the transaction goes on. `name` is what the log calls it when it was slow.
 
         Raises Contention, DatabaseUnavailable or Overloaded, and whatever `work` raises.
         """
-        return await self._run(name, (_pipelined if pipelined else _in_transaction)(work))
+        return await self._run(name, _in_transaction(work))
+
+    async def batch(self, name: str, work: Batch[T]) -> T:
+        """Like `transaction`, for statements that travel together, and with BEGIN and COMMIT.
+
+        What `work` has added and not run when it returns is run with the COMMIT.
+        """
+        return await self._run(name, _pipelined(work))
 
     async def read(self, name: str, work: Work[T]) -> T:
         """Like `transaction`, for statements that change nothing: each sees its own snapshot.
@@ -206,6 +173,7 @@ class Database:
                             return await work(connection)
                         finally:
                             self._in_use -= 1
+                            connection.silence_max_s = self._silence_max_s
                 except RETRIED as error:
                     reason = type(error).__name__
                     self._metrics.transaction_conflicted(reason, retried=attempts_left > 0)
@@ -233,13 +201,6 @@ class Database:
             self._check = asyncio.ensure_future(self.pool.check())
 
 
-async def send(
-    connection: Connection, statement: LiteralString, parameters: Sequence[object]
-) -> Cursor:
-    """Sends a statement; in a pipeline its rows arrive when they are fetched."""
-    return await connection.cursor(binary=True).execute(statement, parameters)
-
-
 def _in_transaction(work: Work[T]) -> Work[T]:
     async def run(connection: Connection) -> T:
         async with connection.transaction():
@@ -248,15 +209,14 @@ def _in_transaction(work: Work[T]) -> Work[T]:
     return run
 
 
-def _pipelined(work: Work[T]) -> Work[T]:
+def _pipelined(work: Batch[T]) -> Work[T]:
     async def run(connection: Connection) -> T:
+        pipeline = Pipeline(connection)
         try:
-            # BEGIN and COMMIT travel with the first and the last statements.
-            async with connection.pipeline() as pipeline:
-                await connection.execute("BEGIN")
-                value = await work(connection)
-                await connection.execute("COMMIT")
-                await pipeline.sync()
+            pipeline.add("BEGIN")
+            value = await work(pipeline)
+            pipeline.add("COMMIT")
+            await pipeline.run()
         except BaseException:
             if not connection.closed:
                 await connection.rollback()

@@ -14,8 +14,8 @@ from typing import Final, LiteralString
 from uuid import UUID
 
 from coupon_service.model import Event, EventType, bucket_of_event
-from coupon_service.store.db import Connection
 from coupon_service.store.keyset import Position, page_of, time_and_id, time_position
+from coupon_service.store.pipeline import Connection
 from coupon_service.store.rows import EVENT_COLUMNS, event_from_row, int_array, uuid_array
 
 
@@ -60,13 +60,6 @@ FROM unnest(%s::uuid[], %s::smallint[]) AS wanted (lock_id, bucket)
 JOIN redemption_audit USING (lock_id, bucket)
 ORDER BY event_time
 """
-
-
-async def select_lock_events(connection: Connection, lock_ids: Sequence[UUID]) -> list[Event]:
-    """All events of the locks, in their order."""
-    parameters = uuid_array(lock_ids), int_array(map(bucket_of_event, lock_ids))
-    cursor = await connection.execute(SELECT_LOCK_EVENTS, parameters)
-    return [event_from_row(row) for row in await cursor.fetchall()]
 
 
 # --- pages --------------------------------------------------------------------------------------

@@ -9,8 +9,9 @@ from uuid import UUID
 from coupon_service.model import Book, Outcome, State, Unit
 from coupon_service.rules import decide
 from coupon_service.store.apply import apply
-from coupon_service.store.db import Connection, Database
+from coupon_service.store.db import Database
 from coupon_service.store.load import load
+from coupon_service.store.pipeline import Connection, Pipeline
 
 
 class Executor:
@@ -29,13 +30,13 @@ class Executor:
         """
         commands = [command for unit in units for command in unit.commands]
 
-        async def work(connection: Connection) -> list[list[Outcome]]:
-            state = await load(connection, commands, lock=True, formats=self._formats)
+        async def work(pipeline: Pipeline) -> list[list[Outcome]]:
+            state = await load(pipeline, commands, lock=True, formats=self._formats)
             outcomes, effects = decide(units, state, self._now())
-            await apply(connection, effects, state.books)
+            apply(pipeline, effects, state.books)
             return outcomes
 
-        return await self._database.transaction("commands", work, pipelined=True)
+        return await self._database.batch("commands", work)
 
     async def look(self, units: Sequence[Unit]) -> list[State]:
         """What the commands would be decided on, without locking or changing anything.
@@ -45,7 +46,6 @@ class Executor:
         commands = [command for unit in units for command in unit.commands]
 
         async def work(connection: Connection) -> State:
-            async with connection.pipeline():
-                return await load(connection, commands, lock=False, formats=self._formats)
+            return await load(Pipeline(connection), commands, lock=False, formats=self._formats)
 
         return [await self._database.read_at_once("look", work)] * len(units)

@@ -34,8 +34,8 @@ from coupon_service.model import (
     bucket_of_event,
     bucket_of_user,
 )
-from coupon_service.store.db import Connection, Cursor, send
 from coupon_service.store.picks import pick_codes
+from coupon_service.store.pipeline import Pipeline, Rows
 from coupon_service.store.rows import (
     ASSIGNMENT_COLUMNS,
     BOOK_COLUMNS,
@@ -93,7 +93,7 @@ def _wanted(commands: Iterable[Command]) -> _Wanted:
 
 
 async def load(
-    connection: Connection, commands: Sequence[Command], *, lock: bool, formats: dict[UUID, Book]
+    pipeline: Pipeline, commands: Sequence[Command], *, lock: bool, formats: dict[UUID, Book]
 ) -> State:
     """Reads what the commands need, in a pipeline; with `lock`, locked against all other batches.
 
@@ -102,47 +102,46 @@ async def load(
     wanted = _wanted(commands)
     state = State()
     codes = sorted(wanted.codes, key=lambda code: (bucket_of(code), code))
-    code_rows = await _select_codes(connection, codes, lock=lock) if codes else None
+    code_rows = _select_codes(pipeline, codes, lock=lock) if codes else ()
     # Picks never wait for a lock, so that they do not disturb the order; they come after the rest.
     picks = [
-        await pick_codes(connection, book_id, count, formats.get(book_id))
+        pick_codes(pipeline, book_id, count, formats.get(book_id))
         for book_id, count in wanted.picks.items()
         if lock
     ]
-    book_rows = await _select_books(connection, codes, wanted.books)
-    link_rows = await _select_links(connection, wanted.links) if wanted.links else None
-    event_rows = await _select_events(connection, wanted.events) if wanted.events else None
-    lock_rows = await _select_lock_events(connection, wanted.lock_ids) if wanted.lock_ids else None
-    order_rows = await _select_orders(connection, wanted.orders) if wanted.orders else None
-    fences = await _next_fences(connection, wanted.fences) if wanted.fences and lock else None
+    book_rows = _select_books(pipeline, codes, wanted.books)
+    link_rows = _select_links(pipeline, wanted.links) if wanted.links else ()
+    event_rows = _select_events(pipeline, wanted.events) if wanted.events else ()
+    lock_rows = _select_lock_events(pipeline, wanted.lock_ids) if wanted.lock_ids else ()
+    order_rows = _select_orders(pipeline, wanted.orders) if wanted.orders else ()
+    fences = _next_fences(pipeline, wanted.fences) if wanted.fences and lock else ()
 
-    for row in await code_rows.fetchall() if code_rows else ():
+    await pipeline.run()
+    for row in code_rows:
         state.codes[row[0]] = code_from_row(row)
-    for row in await book_rows.fetchall():
+    for row in book_rows:
         book = book_from_row(row)
         state.books[book.book_id] = book
-    for row in await link_rows.fetchall() if link_rows else ():
+    for row in link_rows:
         link = assignment_from_row(row)
         state.assignments[(link.code, link.user_id)] = link
-    for row in await event_rows.fetchall() if event_rows else ():
+    for row in event_rows:
         event = event_from_row(row)
         state.events[event.event_id] = event
-    for row in await lock_rows.fetchall() if lock_rows else ():
+    for row in lock_rows:
         event = event_from_row(row)
         if event.lock_id is not None:
             others = state.lock_events.get(event.lock_id, ())
             state.lock_events[event.lock_id] = (*others, event)
-    if order_rows:
-        _live_orders(await order_rows.fetchall(), state)
-    if fences:
-        state.fences = [row[0] for row in await fences.fetchall()]
-        state.fences.reverse()  # the decision takes them from the end
+    _live_orders(order_rows, state)
+    state.fences = [row[0] for row in fences]
+    state.fences.reverse()  # the decision takes them from the end
     for pick in picks:
         await pick.read_into(state)
     for book_id in wanted.picks:
         if book_id in state.books:
             formats[book_id] = state.books[book_id]
-    await _load_counters(connection, commands, state, wanted, lock=lock)
+    await _load_counters(pipeline, commands, state, wanted, lock=lock)
     return state
 
 
@@ -154,9 +153,9 @@ JOIN coupon_codes AS c USING (bucket, code)
 LOCK_CODES: Final[LiteralString] = SELECT_CODES + "ORDER BY c.bucket, c.code FOR NO KEY UPDATE OF c"
 
 
-async def _select_codes(connection: Connection, codes: Sequence[str], *, lock: bool) -> Cursor:
+def _select_codes(pipeline: Pipeline, codes: Sequence[str], *, lock: bool) -> Rows:
     parameters = int_array(map(bucket_of, codes)), text_array(codes)
-    return await send(connection, LOCK_CODES if lock else SELECT_CODES, parameters)
+    return pipeline.add(LOCK_CODES if lock else SELECT_CODES, parameters)
 
 
 SELECT_BOOKS: Final[LiteralString] = f"""
@@ -170,11 +169,9 @@ WHERE book_id IN (
 """
 
 
-async def _select_books(
-    connection: Connection, codes: Sequence[str], books: Iterable[UUID]
-) -> Cursor:
+def _select_books(pipeline: Pipeline, codes: Sequence[str], books: Iterable[UUID]) -> Rows:
     parameters = int_array(map(bucket_of, codes)), text_array(codes), uuid_array(books)
-    return await send(connection, SELECT_BOOKS, parameters)
+    return pipeline.add(SELECT_BOOKS, parameters)
 
 
 SELECT_LINKS: Final[LiteralString] = f"""
@@ -184,12 +181,12 @@ JOIN coupon_assignments USING (bucket, code, user_id)
 """
 
 
-async def _select_links(connection: Connection, links: Iterable[tuple[str, str]]) -> Cursor:
+def _select_links(pipeline: Pipeline, links: Iterable[tuple[str, str]]) -> Rows:
     links = list(links)
     codes = [code for code, _ in links]
     users = [user_id for _, user_id in links]
     parameters = int_array(map(bucket_of, codes)), text_array(codes), text_array(users)
-    return await send(connection, SELECT_LINKS, parameters)
+    return pipeline.add(SELECT_LINKS, parameters)
 
 
 SELECT_EVENTS: Final[LiteralString] = f"""
@@ -199,10 +196,10 @@ JOIN redemption_audit USING (event_id, bucket)
 """
 
 
-async def _select_events(connection: Connection, events: Iterable[UUID]) -> Cursor:
+def _select_events(pipeline: Pipeline, events: Iterable[UUID]) -> Rows:
     events = list(events)
     parameters = uuid_array(events), int_array(map(bucket_of_event, events))
-    return await send(connection, SELECT_EVENTS, parameters)
+    return pipeline.add(SELECT_EVENTS, parameters)
 
 
 # The row of a random assignment is in the bucket of the code that was picked.
@@ -229,9 +226,9 @@ WHERE lock_id = ANY(%s::uuid[]) AND bucket = ANY(%s::smallint[])
 """
 
 
-async def _select_lock_events(connection: Connection, lock_ids: dict[UUID, str]) -> Cursor:
+def _select_lock_events(pipeline: Pipeline, lock_ids: dict[UUID, str]) -> Rows:
     buckets = {bucket_of(code) for code in lock_ids.values()}
-    return await send(connection, SELECT_LOCK_EVENTS, (uuid_array(lock_ids), int_array(buckets)))
+    return pipeline.add(SELECT_LOCK_EVENTS, (uuid_array(lock_ids), int_array(buckets)))
 
 
 SELECT_ORDERS: Final[LiteralString] = """
@@ -241,12 +238,12 @@ JOIN redemption_audit AS a USING (bucket, code, order_id)
 """
 
 
-async def _select_orders(connection: Connection, orders: Iterable[tuple[str, str]]) -> Cursor:
+def _select_orders(pipeline: Pipeline, orders: Iterable[tuple[str, str]]) -> Rows:
     orders = list(orders)
     codes = [code for code, _ in orders]
     order_ids = [order_id for _, order_id in orders]
     parameters = int_array(map(bucket_of, codes)), text_array(codes), text_array(order_ids)
-    return await send(connection, SELECT_ORDERS, parameters)
+    return pipeline.add(SELECT_ORDERS, parameters)
 
 
 def _live_orders(rows: Iterable[TupleRow], state: State) -> None:
@@ -266,8 +263,8 @@ def _live_orders(rows: Iterable[TupleRow], state: State) -> None:
 NEXT_FENCES: Final = "SELECT nextval('lock_fences') FROM generate_series(1, %s)"
 
 
-async def _next_fences(connection: Connection, count: int) -> Cursor:
-    return await send(connection, NEXT_FENCES, (count,))
+def _next_fences(pipeline: Pipeline, count: int) -> Rows:
+    return pipeline.add(NEXT_FENCES, (count,))
 
 
 # --- counters that only some books have ---------------------------------------------------------
@@ -292,7 +289,7 @@ LOCK_TOTALS: Final[LiteralString] = SELECT_TOTALS + "ORDER BY book_id FOR NO KEY
 
 
 async def _load_counters(
-    connection: Connection,
+    pipeline: Pipeline,
     commands: Iterable[Command],
     state: State,
     wanted: _Wanted,
@@ -302,7 +299,7 @@ async def _load_counters(
     users, totals = _limited(commands, state)
     if not users and not totals:
         return
-    user_rows = total_rows = event_rows = link_rows = None
+    user_rows = total_rows = event_rows = link_rows = Rows()
     if users:
         keys = sorted((bucket_of_user(user_id), book_id, user_id) for book_id, user_id in users)
         arrays = (
@@ -311,28 +308,27 @@ async def _load_counters(
             text_array([user_id for _, _, user_id in keys]),
         )
         if lock:
-            await send(connection, ENSURE_USERS, arrays)
-        user_rows = await send(connection, LOCK_USERS if lock else SELECT_USERS, arrays)
+            pipeline.add(ENSURE_USERS, arrays)
+        user_rows = pipeline.add(LOCK_USERS if lock else SELECT_USERS, arrays)
     if totals:
-        total_rows = await send(
-            connection, LOCK_TOTALS if lock else SELECT_TOTALS, (uuid_array(totals),)
-        )
+        total_rows = pipeline.add(LOCK_TOTALS if lock else SELECT_TOTALS, (uuid_array(totals),))
     if wanted.picked_events:
         # Repeats of a random assignment have no code in common; the user's row serialises them.
         picked = (uuid_array(wanted.picked_events),)
-        event_rows = await send(connection, SELECT_PICKED_EVENTS, picked)
+        event_rows = pipeline.add(SELECT_PICKED_EVENTS, picked)
         codes = [code for picks in state.picks.values() for code in picks]
         arrays = int_array(map(bucket_of, codes)), text_array(codes)
         users_of = text_array({user_id for _, user_id in users})
-        link_rows = await send(connection, SELECT_PICKED_LINKS, (*arrays, users_of))
-    for row in await user_rows.fetchall() if user_rows else ():
+        link_rows = pipeline.add(SELECT_PICKED_LINKS, (*arrays, users_of))
+    await pipeline.run()
+    for row in user_rows:
         state.users[(row[0], row[1])] = UserCounts(row[2], row[3])
-    for row in await total_rows.fetchall() if total_rows else ():
+    for row in total_rows:
         state.totals[row[0]] = row[1]
-    for row in await event_rows.fetchall() if event_rows else ():
+    for row in event_rows:
         event: Event = event_from_row(row)
         state.events[event.event_id] = event
-    for row in await link_rows.fetchall() if link_rows else ():
+    for row in link_rows:
         link = assignment_from_row(row)
         state.assignments[(link.code, link.user_id)] = link
 

@@ -23,7 +23,7 @@ from yoyo.backends import DatabaseBackend
 from yoyo.migrations import MigrationList
 
 from coupon_service.errors import Contention, DatabaseUnavailable
-from coupon_service.store.db import Connection
+from coupon_service.store.pipeline import Connection
 
 MIGRATION_LOCK: Final = 0x636F75706F6E
 """The advisory lock that lets one process at a time change the schema; the number means nothing."""

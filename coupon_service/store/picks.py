@@ -12,7 +12,7 @@ from psycopg.rows import TupleRow
 
 from coupon_service.codes import BUCKETS, generate
 from coupon_service.model import Book, Code, State
-from coupon_service.store.db import Connection, Cursor, send
+from coupon_service.store.pipeline import Pipeline, Rows
 from coupon_service.store.rows import code_from_row
 
 PICK_IN_BUCKET: Final = """
@@ -43,31 +43,32 @@ class Pick:
     go on to the end of the book and round from its beginning: always O(1), however few are left.
     """
 
-    connection: Connection
+    pipeline: Pipeline
     book_id: UUID
     count: int
     bucket: int
     start: str
-    first: Cursor
+    first: Rows
 
     async def read_into(self, state: State) -> None:
         """Puts the codes into the state, and whether others had all that there are locked."""
         found: dict[str, Code] = {}
-        self._take(await self.first.fetchall(), found)
+        self._take(self.first, found)
         for bucket, start in ((self.bucket, self.start), (-1, "")):
             missing = self.count - len(found)
             if missing <= 0:
                 break
-            rows = await send(
-                self.connection, PICK_AFTER, (self.book_id, bucket, start, self.count)
-            )
-            self._take((await rows.fetchall())[: self.count], found)
+            after = (self.book_id.hex, bucket, start, self.count)
+            rows = self.pipeline.add(PICK_AFTER, after)
+            await self.pipeline.run()
+            self._take(rows[: self.count], found)
         state.codes.update(found)
         state.picks[self.book_id] = list(found)
         if len(found) < self.count:
             own = len(found)
-            rows = await send(self.connection, MORE_AVAILABLE, (own, self.book_id, own + 1))
-            if await rows.fetchone() == (True,):
+            more = self.pipeline.add(MORE_AVAILABLE, (own, self.book_id.hex, own + 1))
+            await self.pipeline.run()
+            if more == [(True,)]:
                 state.picks_contended |= {self.book_id}
 
     @staticmethod
@@ -76,9 +77,9 @@ class Pick:
             found.setdefault(row[0], code_from_row(row))
 
 
-async def pick_codes(connection: Connection, book_id: UUID, count: int, book: Book | None) -> Pick:
-    """Sends the first probe. `book`: for a start that its codes are spread around."""
+def pick_codes(pipeline: Pipeline, book_id: UUID, count: int, book: Book | None) -> Pick:
+    """Adds the first probe. `book`: for a start that its codes are spread around."""
     bucket = randbelow(BUCKETS)
     start = generate(book.code_format, 1)[0] if book is not None else ""
-    rows = await send(connection, PICK_IN_BUCKET, (book_id, bucket, start, count))
-    return Pick(connection, book_id, count, bucket, start, rows)
+    rows = pipeline.add(PICK_IN_BUCKET, (book_id.hex, bucket, start, count))
+    return Pick(pipeline, book_id, count, bucket, start, rows)

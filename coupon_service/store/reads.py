@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
-from typing import Final, LiteralString
+from typing import Any, Final, LiteralString
 from uuid import UUID
 
 from coupon_service.codes import bucket_of
 from coupon_service.errors import CouponServiceError, RedemptionNotFound
 from coupon_service.model import (
-    Assignment,
     AssignmentState,
     Book,
     BookState,
@@ -19,27 +18,31 @@ from coupon_service.model import (
     Event,
     EventType,
     LockPolicy,
-    State,
     bucket_of_event,
     event_id,
 )
-from coupon_service.rules import find_code
 from coupon_service.store.books import select_book, select_books_by_id
-from coupon_service.store.db import Connection, Database
+from coupon_service.store.db import Database
 from coupon_service.store.events import (
     AuditFilter,
     select_events,
     select_events_by_id,
-    select_lock_events,
 )
 from coupon_service.store.keyset import Position, code_only, page_of, time_and_code, time_position
+from coupon_service.store.lookups import (
+    CodeLookup,
+    Coupon,
+    CouponsLookup,
+    Found,
+    LocksLookup,
+    Lookup,
+    Lookups,
+)
+from coupon_service.store.pipeline import Connection
 from coupon_service.store.rows import (
-    ASSIGNMENT_COLUMNS,
     CODE_COLUMNS,
-    assignment_from_row,
     code_from_row,
     int_array,
-    text_array,
 )
 
 __all__ = ["AuditFilter", "Reads", "sweeping_alone"]
@@ -53,24 +56,24 @@ class Reads:
     InvalidArgument for a position that is not one.
     """
 
-    def __init__(self, database: Database) -> None:
+    def __init__(
+        self, database: Database, look_up: Callable[[Lookup], Awaitable[Any]] | None = None
+    ) -> None:
+        """`look_up` answers a lookup, with those of others; else each is answered alone."""
         self._database = database
+        self._lookups = Lookups(database)
+        self._look_up: Callable[[Lookup], Awaitable[Any]] = look_up or self._look_up_alone
+
+    async def _look_up_alone(self, lookup: Lookup) -> Found:
+        (found,) = await self._lookups.execute([lookup])
+        return found
 
     async def code(self, code: str, book_id: UUID | None, business_id: str) -> tuple[Code, Book]:
         """A code and its book. Raises CodeNotFound; with `book_id` also CodeChecksumInvalid."""
-
-        async def work(connection: Connection) -> tuple[Code, Book]:
-            codes = await select_codes(connection, [code])
-            books = {row.book_id for row in codes.values()}
-            if book_id is not None:
-                books.add(book_id)
-            state = State(codes=codes, books=await select_books_by_id(connection, books))
-            found = find_code(code, book_id, business_id, state)
-            if isinstance(found, CouponServiceError):
-                raise found
-            return found
-
-        return await self._database.read("get_code", work)
+        found = await self._look_up(CodeLookup(code, book_id, business_id))
+        if isinstance(found, CouponServiceError):
+            raise found
+        return found
 
     async def codes(
         self,
@@ -100,26 +103,15 @@ class Reads:
         state: AssignmentState | None,
         page_size: int,
         after: Position | None,
-    ) -> tuple[list[tuple[Assignment, Code, Book]], Position | None]:
+    ) -> tuple[list[Coupon], Position | None]:
         """A page of the codes that are or were a user's, newest first, and where to go on from."""
-
-        async def work(
-            connection: Connection,
-        ) -> tuple[list[tuple[Assignment, Code, Book]], Position | None]:
-            links, position = await select_assignment_page(
-                connection,
-                user_id,
-                book_id=book_id,
-                business_id=business_id,
-                state=state,
-                page_size=page_size,
-                after=after,
-            )
-            codes = await select_codes(connection, [link.code for link in links])
-            books = await select_books_by_id(connection, {link.book_id for link in links})
-            return [(it, codes[it.code], books[it.book_id]) for it in links], position
-
-        return await self._database.read("list_user_coupons", work)
+        time, code = time_and_code(after)
+        states = tuple(AssignmentState) if state is None else (state,)
+        wanted = CouponsLookup(user_id, book_id, business_id, states, time, code, page_size + 1)
+        found: list[Coupon] = await self._look_up(wanted)
+        return page_of(
+            found, page_size, lambda it: time_position(it[0].assign_time or time, it[0].code)
+        )
 
     async def redemption(self, redemption_id: UUID, business_id: str) -> tuple[Event, Event | None]:
         """A redemption, and its roll-back if there was one. Raises RedemptionNotFound."""
@@ -165,17 +157,7 @@ class Reads:
 
     async def lock_events(self, lock_ids: Sequence[UUID], business_id: str) -> list[list[Event]]:
         """For each of the locks all its events; none for one that is not there."""
-
-        async def work(connection: Connection) -> list[list[Event]]:
-            events = await select_lock_events(connection, lock_ids)
-            books = await select_books_by_id(connection, {it.book_id for it in events})
-            found: dict[UUID | None, list[Event]] = {lock_id: [] for lock_id in lock_ids}
-            for event in events:
-                if business_id in ("", books[event.book_id].business_id):
-                    found[event.lock_id].append(event)
-            return [found[lock_id] for lock_id in lock_ids]
-
-        return await self._database.read("lock_events", work)
+        return await self._look_up(LocksLookup(lock_ids, business_id))
 
     async def books_with_locks(self) -> list[UUID]:
         """The books that may have locks, live or just ended."""
@@ -202,21 +184,6 @@ async def _with_rollbacks(
 
 
 # --- statements ---------------------------------------------------------------------------------
-
-SELECT_CODES: Final[LiteralString] = f"""
-SELECT {CODE_COLUMNS}
-FROM unnest(%s::smallint[], %s::text[]) AS wanted (bucket, code)
-JOIN coupon_codes USING (bucket, code)
-"""
-
-
-async def select_codes(connection: Connection, codes: Iterable[str]) -> dict[str, Code]:
-    """Those of the codes that there are."""
-    codes = set(codes)
-    parameters = int_array(map(bucket_of, codes)), text_array(codes)
-    cursor = await connection.execute(SELECT_CODES, parameters)
-    return {row[0]: code_from_row(row) for row in await cursor.fetchall()}
-
 
 # The index begins with the state, so each state is read by itself, and then merged.
 LIST_CODES: Final[LiteralString] = f"""
@@ -255,50 +222,6 @@ async def select_code_page(
     )
     codes = [code_from_row(row) for row in await cursor.fetchall()]
     return page_of(codes, page_size, lambda code: (code.code,))
-
-
-LIST_ASSIGNMENTS: Final[LiteralString] = f"""
-SELECT {ASSIGNMENT_COLUMNS}
-FROM coupon_assignments
-WHERE user_id = %(user_id)s AND assign_time IS NOT NULL
-    AND (assign_time, code) < (%(time)s, %(code)s)
-    AND state = ANY(%(states)s::smallint[])
-    AND (%(book_id)s::uuid IS NULL OR book_id = %(book_id)s)
-    AND (%(business_id)s = '' OR book_id IN (
-        SELECT book.book_id FROM coupon_books AS book WHERE book.business_id = %(business_id)s))
-ORDER BY assign_time DESC, code DESC
-LIMIT %(count)s
-"""
-
-
-async def select_assignment_page(
-    connection: Connection,
-    user_id: str,
-    *,
-    book_id: UUID | None,
-    business_id: str,
-    state: AssignmentState | None,
-    page_size: int,
-    after: Position | None,
-) -> tuple[list[Assignment], Position | None]:
-    """A page of a user's assignments, newest first, and the position to go on from."""
-    time, code = time_and_code(after)
-    cursor = await connection.execute(
-        LIST_ASSIGNMENTS,
-        {
-            "user_id": user_id,
-            "book_id": book_id,
-            "business_id": business_id,
-            "states": int_array(AssignmentState if state is None else [state]),
-            "time": time,
-            "code": code,
-            "count": page_size + 1,
-        },
-    )
-    links = [assignment_from_row(row) for row in await cursor.fetchall()]
-    return page_of(
-        links, page_size, lambda link: time_position(link.assign_time or time, link.code)
-    )
 
 
 # A lock lives for a day at most, also when its book stopped using locks, or closed, meanwhile.

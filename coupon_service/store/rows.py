@@ -30,7 +30,7 @@ from coupon_service.model import (
     PercentOff,
     bucket_of_event,
 )
-from coupon_service.store.db import Connection
+from coupon_service.store.pipeline import Connection
 
 Row = tuple[Any, ...]
 
@@ -257,7 +257,7 @@ async def insert_events(connection: Connection, events: Sequence[Event]) -> None
 
     Raises psycopg's UniqueViolation when one of them is there already.
     """
-    await connection.execute(INSERT_EVENTS, _event_arrays(events))
+    await connection.execute(INSERT_EVENTS, event_arrays(events))
 
 
 async def insert_event_once(connection: Connection, event: Event) -> bool:
@@ -265,7 +265,7 @@ async def insert_event_once(connection: Connection, event: Event) -> bool:
 
     Waits for another transaction that is writing it.
     """
-    cursor = await connection.execute(INSERT_EVENT_ONCE, _event_arrays([event]))
+    cursor = await connection.execute(INSERT_EVENT_ONCE, event_arrays([event]))
     return await cursor.fetchone() is not None
 
 
@@ -277,7 +277,8 @@ async def recorded_fingerprint(connection: Connection, event_id: UUID) -> int | 
     return None if row is None else row[0]
 
 
-def _event_arrays(events: Sequence[Event]) -> tuple[str, ...]:
+def event_arrays(events: Sequence[Event]) -> tuple[str, ...]:
+    """The events as parameters of INSERT_EVENTS."""
     return (
         uuid_array([e.event_id for e in events]),
         int_array([bucket_of_event_row(e) for e in events]),

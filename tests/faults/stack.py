@@ -15,6 +15,7 @@ from faults.proxy import Proxy
 from faults.waiting import until
 from psycopg.rows import TupleRow
 from service import Api, ServerThread, settings_for
+from steps import tried
 
 from coupon_service.embedded import EmbeddedPostgres, EmbeddedRedis
 from coupon_service.store import migrations
@@ -86,7 +87,7 @@ def stack(folder: Path) -> Generator[Stack]:
         made.server = running.enter_context(ServerThread(settings, made.now))
         made.api = Api(made.server.address)
         running.callback(made.api.close)
-        until("the service serves", lambda: made.parts().serving)
+        until("it serves", lambda: tried(made.api.draft) == "OK")
         yield made
 
 

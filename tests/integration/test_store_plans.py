@@ -8,7 +8,7 @@ from itertools import count
 import psycopg
 import pytest
 
-from coupon_service.store import apply, chunks, events, load, picks, reads
+from coupon_service.store import apply, chunks, events, load, lookups, picks
 from coupon_service.store.db import PLANNING
 
 STATEMENTS = {
@@ -19,7 +19,8 @@ STATEMENTS = {
     "events": load.SELECT_EVENTS,
     "orders": load.SELECT_ORDERS,
     "users": load.LOCK_USERS,
-    "look at codes": reads.SELECT_CODES,
+    "look at codes": lookups.SELECT_CODES,
+    "coupons of users": lookups.LIST_ASSIGNMENTS,
     "codes of an upload": chunks.SELECT_CODES_OF,
     "change codes": apply.UPDATE_CODES,
     "change assignments": apply.UPDATE_ASSIGNMENTS,

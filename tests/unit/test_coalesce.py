@@ -10,7 +10,7 @@ from uuid import uuid4
 import pytest
 from prometheus_client import CollectorRegistry
 
-from coupon_service.coalesce import Coalescer, CoalescerSettings
+from coupon_service.coalesce import PART_SIZE, Changes, Coalescer, CoalescerSettings
 from coupon_service.errors import Contention, DeadlineExceeded, NoCodesAvailable, Overloaded
 from coupon_service.metrics import Metrics
 from coupon_service.model import Call, EventType, Outcome, SwitchCode, Unit
@@ -53,11 +53,11 @@ def _unit(code: str, *, size: int = 1, deadline: float | None = None) -> Unit:
     return Unit((command,) * size)
 
 
-def _coalescer(transactions: Transactions, **changes: float) -> Coalescer[list[Outcome]]:
+def _coalescer(transactions: Transactions, **changes: float) -> Coalescer[Unit, list[Outcome]]:
     settings = {
         "batch_max_size": 4,
         "batches_in_flight": 1,
-        "batch_max_wait_ms": 0.0,
+        "batch_max_wait_ms": 60_000,
         "queue_max_size": 8,
     } | changes
     return Coalescer(
@@ -67,8 +67,16 @@ def _coalescer(transactions: Transactions, **changes: float) -> Coalescer[list[O
     )
 
 
-def _submit(coalescer: Coalescer[list[Outcome]], *units: Unit) -> list[asyncio.Task[list[Outcome]]]:
+def _submit(
+    coalescer: Coalescer[Unit, list[Outcome]] | Changes, *units: Unit
+) -> list[asyncio.Task[list[Outcome]]]:
     return [asyncio.ensure_future(coalescer.submit(unit)) for unit in units]
+
+
+async def _turns() -> None:
+    """More turns of the event loop than a batch waits."""
+    for _ in range(20):
+        await asyncio.sleep(0)
 
 
 async def _answers(tasks: Sequence[asyncio.Task[list[Outcome]]]) -> list[str]:
@@ -77,7 +85,7 @@ async def _answers(tasks: Sequence[asyncio.Task[list[Outcome]]]) -> list[str]:
 
 async def test_a_command_that_finds_the_service_idle_is_carried_out_at_once() -> None:
     transactions = Transactions()
-    outcomes = await _coalescer(transactions, batch_max_wait_ms=60_000).submit(_unit("A"))
+    outcomes = await _coalescer(transactions).submit(_unit("A"))
     assert [str(outcome) for outcome in outcomes] == ["A"]
     assert transactions.batches == [["A"]]
 
@@ -86,8 +94,10 @@ async def test_what_arrives_during_a_batch_shares_the_next_one() -> None:
     transactions = Transactions()
     transactions.open.clear()
     coalescer = _coalescer(transactions)
-    tasks = _submit(coalescer, *map(_unit, "ABCD"))
-    await asyncio.sleep(0)
+    tasks = _submit(coalescer, _unit("A"))
+    await _turns()
+    tasks += _submit(coalescer, *map(_unit, "BCD"))
+    await _turns()
     transactions.open.set()
     assert await _answers(tasks) == ["A", "B", "C", "D"]
     assert transactions.batches == [["A"], ["B", "C", "D"]]
@@ -97,8 +107,10 @@ async def test_a_batch_has_a_greatest_size_and_a_large_unit_is_never_split() -> 
     transactions = Transactions()
     transactions.open.clear()
     coalescer = _coalescer(transactions)
-    tasks = _submit(coalescer, _unit("A"), *map(_unit, "BCDEF"))
-    await asyncio.sleep(0)
+    tasks = _submit(coalescer, _unit("A"))
+    await _turns()
+    tasks += _submit(coalescer, *map(_unit, "BCDEF"))
+    await _turns()
     transactions.open.set()
     await asyncio.gather(*tasks)
     assert transactions.batches == [["A"], ["B", "C", "D", "E"], ["F"]]
@@ -106,36 +118,58 @@ async def test_a_batch_has_a_greatest_size_and_a_large_unit_is_never_split() -> 
     assert transactions.batches[-1] == ["G"]
 
 
-async def test_a_second_batch_waits_while_it_is_smaller_than_what_is_in_flight() -> None:
+async def test_what_arrives_within_a_few_turns_of_the_event_loop_shares_a_batch() -> None:
     transactions = Transactions()
-    transactions.open.clear()
-    coalescer = _coalescer(transactions, batches_in_flight=2, batch_max_wait_ms=60_000)
-    tasks = _submit(coalescer, _unit("A", size=3), _unit("B"))
-    await asyncio.sleep(0.01)
-    assert transactions.batches == [["A"]]
-    tasks += _submit(coalescer, _unit("C"), _unit("D"))
-    await asyncio.sleep(0.01)
-    assert transactions.batches == [["A"], ["B", "C", "D"]]
-    transactions.open.set()
+    coalescer = _coalescer(transactions)
+    tasks = _submit(coalescer, _unit("A"))
+    await asyncio.sleep(0)
+    tasks += _submit(coalescer, _unit("B"))
     await asyncio.gather(*tasks)
+    assert transactions.batches == [["A", "B"]]
 
 
-async def test_a_second_batch_waits_for_a_bounded_time() -> None:
+async def test_a_batch_that_is_full_waits_no_longer() -> None:
+    transactions = Transactions()
+    coalescer = _coalescer(transactions)
+    tasks = _submit(coalescer, *map(_unit, "ABCD"))
+    await asyncio.sleep(0)
+    tasks += _submit(coalescer, _unit("E"))
+    await asyncio.gather(*tasks)
+    assert transactions.batches == [["A", "B", "C", "D"], ["E"]]
+
+
+async def test_a_batch_waits_for_a_bounded_time() -> None:
+    transactions = Transactions()
+    coalescer = _coalescer(transactions, batch_max_wait_ms=0)
+    tasks = _submit(coalescer, _unit("A"))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    tasks += _submit(coalescer, _unit("B"))
+    await asyncio.gather(*tasks)
+    assert transactions.batches == [["A"], ["B"]]
+
+
+async def test_several_batches_can_be_under_way() -> None:
     transactions = Transactions()
     transactions.open.clear()
-    coalescer = _coalescer(transactions, batches_in_flight=2, batch_max_wait_ms=5)
-    tasks = _submit(coalescer, _unit("A", size=3), _unit("B"))
-    await asyncio.sleep(0.1)
+    coalescer = _coalescer(transactions, batches_in_flight=2)
+    tasks: list[asyncio.Task[list[Outcome]]] = []
+    for name in "ABC":
+        tasks += _submit(coalescer, _unit(name))
+        await _turns()
     assert transactions.batches == [["A"], ["B"]]
     transactions.open.set()
     await asyncio.gather(*tasks)
+    assert transactions.batches == [["A"], ["B"], ["C"]]
 
 
 async def test_a_full_queue_is_told_at_once() -> None:
     transactions = Transactions()
     transactions.open.clear()
     coalescer = _coalescer(transactions)
-    tasks = _submit(coalescer, _unit("A"), _unit("B", size=4), _unit("C", size=4))
+    tasks = _submit(coalescer, _unit("A"))
+    await _turns()
+    tasks += _submit(coalescer, _unit("B", size=4), _unit("C", size=4))
     await asyncio.sleep(0)
     with pytest.raises(Overloaded):
         await coalescer.submit(_unit("D"))
@@ -148,8 +182,9 @@ async def test_a_command_whose_deadline_has_passed_is_not_carried_out() -> None:
     transactions = Transactions()
     transactions.open.clear()
     coalescer = _coalescer(transactions)
-    tasks = _submit(coalescer, _unit("A"), _unit("B", deadline=perf_counter() - 1), _unit("C"))
-    await asyncio.sleep(0)
+    tasks = _submit(coalescer, _unit("A"))
+    await _turns()
+    tasks += _submit(coalescer, _unit("B", deadline=perf_counter() - 1), _unit("C"))
     transactions.open.set()
     with pytest.raises(DeadlineExceeded):
         await tasks[1]
@@ -161,7 +196,9 @@ async def test_a_caller_that_stops_waiting_before_its_turn_is_left_out() -> None
     transactions = Transactions()
     transactions.open.clear()
     coalescer = _coalescer(transactions)
-    tasks = _submit(coalescer, *map(_unit, "ABC"))
+    tasks = _submit(coalescer, _unit("A"))
+    await _turns()
+    tasks += _submit(coalescer, *map(_unit, "BC"))
     await asyncio.sleep(0)
     tasks[1].cancel()
     await asyncio.sleep(0)
@@ -174,8 +211,9 @@ async def test_a_caller_that_stops_waiting_does_not_disturb_its_batch() -> None:
     transactions = Transactions()
     transactions.open.clear()
     coalescer = _coalescer(transactions)
-    tasks = _submit(coalescer, *map(_unit, "AB"))
-    await asyncio.sleep(0)
+    tasks = _submit(coalescer, _unit("A"))
+    await _turns()
+    tasks += _submit(coalescer, _unit("B"))
     tasks[0].cancel()
     await asyncio.sleep(0)
     transactions.open.set()
@@ -216,3 +254,69 @@ async def test_draining_carries_out_what_waits() -> None:
     await coalescer.drain()
     assert all(task.done() for task in tasks) or await asyncio.gather(*tasks)
     assert [name for batch in transactions.batches for name in batch] == ["A", "B"]
+
+
+def _changes(transactions: Transactions, **changes: float) -> Changes:
+    return Changes(_coalescer(transactions, **changes), _coalescer(transactions, **changes))
+
+
+async def test_a_large_call_does_not_hold_up_a_small_one() -> None:
+    transactions = Transactions()
+    transactions.open.clear()
+    changes = _changes(transactions)
+    large = _submit(changes, _unit("A", size=4))
+    await _turns()
+    small = _submit(changes, _unit("B"))
+    await _turns()
+    assert transactions.batches == [["A"], ["B"]]
+    transactions.open.set()
+    await asyncio.gather(*large, *small)
+
+
+async def test_a_large_call_is_carried_out_in_parts_unless_it_is_all_or_nothing() -> None:
+    transactions = Transactions()
+    changes = _changes(transactions, batch_max_size=PART_SIZE, queue_max_size=1_000)
+    outcomes = await changes.submit(_unit("A", size=2 * PART_SIZE + 1))
+    assert len(outcomes) == 2 * PART_SIZE + 1
+    assert transactions.batches == [["A"]] * 3
+    commands = _unit("B", size=2 * PART_SIZE + 1).commands
+    await changes.submit(Unit(commands, atomic=True))
+    assert transactions.batches == [["A"]] * 3 + [["B"]]
+
+
+async def test_the_commands_of_a_part_that_failed_have_its_error() -> None:
+    transactions = Transactions()
+    changes = _changes(transactions, batch_max_size=PART_SIZE, queue_max_size=1_000)
+    running = _submit(changes, _unit("A", size=2 * PART_SIZE))
+    while len(transactions.batches) < 2:
+        await asyncio.sleep(0)
+        if len(transactions.batches) == 1:
+            transactions.open.clear()
+    transactions.error = Contention()
+    transactions.open.set()
+    (outcomes,) = await asyncio.gather(*running)
+    assert [type(outcome) for outcome in outcomes] == [
+        *[NoCodesAvailable] * PART_SIZE,
+        *[Contention] * PART_SIZE,
+    ]
+
+
+async def test_a_large_call_fails_as_a_whole_when_all_its_parts_do() -> None:
+    transactions = Transactions()
+    transactions.error = Contention()
+    changes = _changes(transactions, batch_max_size=PART_SIZE, queue_max_size=1_000)
+    with pytest.raises(Contention):
+        await changes.submit(_unit("A", size=2 * PART_SIZE))
+
+
+async def test_a_large_call_that_does_not_fit_into_the_queue_is_refused_as_a_whole() -> None:
+    transactions = Transactions()
+    transactions.open.clear()
+    changes = _changes(transactions, batch_max_size=PART_SIZE, queue_max_size=2 * PART_SIZE)
+    waiting = _submit(changes, _unit("A", size=PART_SIZE), _unit("B", size=PART_SIZE))
+    await asyncio.sleep(0)
+    with pytest.raises(Overloaded):
+        await changes.submit(_unit("C", size=PART_SIZE + 1))
+    transactions.open.set()
+    await asyncio.gather(*waiting)
+    assert "C" not in [name for batch in transactions.batches for name in batch]

@@ -1,0 +1,224 @@
+"""Small reads that many callers want at the same moment, done together in two trips to PostgreSQL.
+
+What one caller asks for is a lookup; a batch of lookups of any kind is answered at once.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final, LiteralString, TypeAlias
+from uuid import UUID
+
+from coupon_service.codes import bucket_of
+from coupon_service.errors import CouponServiceError
+from coupon_service.model import (
+    Assignment,
+    AssignmentState,
+    Book,
+    Code,
+    Event,
+    State,
+    bucket_of_event,
+)
+from coupon_service.rules import find_code
+from coupon_service.store.books import SELECT_BOOKS
+from coupon_service.store.db import Database
+from coupon_service.store.events import SELECT_LOCK_EVENTS
+from coupon_service.store.pipeline import Connection, Pipeline, Rows
+from coupon_service.store.rows import (
+    ASSIGNMENT_COLUMNS,
+    CODE_COLUMNS,
+    Row,
+    assignment_from_row,
+    book_from_row,
+    code_from_row,
+    event_from_row,
+    int_array,
+    text_array,
+    time_array,
+    uuid_array,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class One:
+    """A lookup among others: it waits as long as its caller does."""
+
+    @property
+    def size(self) -> int:
+        """How much of a batch it is."""
+        return 1
+
+    @property
+    def deadline(self) -> None:
+        """None: it is cheap enough to be done for a caller who has gone."""
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class CodeLookup(One):
+    """A code and its book, or the reason why there is none."""
+
+    code: str
+    book_id: UUID | None
+    business_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class CouponsLookup(One):
+    """The codes that are or were a user's, newest first; `count` of them after (time, code)."""
+
+    user_id: str
+    book_id: UUID | None
+    business_id: str
+    states: Sequence[AssignmentState]
+    time: datetime
+    code: str
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class LocksLookup(One):
+    """All events of each of the locks."""
+
+    lock_ids: Sequence[UUID]
+    business_id: str
+
+
+Lookup: TypeAlias = CodeLookup | CouponsLookup | LocksLookup
+Coupon: TypeAlias = tuple[Assignment, Code, Book]
+Found: TypeAlias = tuple[Code, Book] | CouponServiceError | list[Coupon] | list[list[Event]]
+
+
+class Lookups:
+    """Answers lookups."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def execute(self, lookups: Sequence[Lookup]) -> list[Found]:
+        """What each lookup finds. Raises what `Database.read_at_once` raises."""
+
+        async def work(connection: Connection) -> list[Found]:
+            return await _Batch(Pipeline(connection)).answer(lookups)
+
+        return await self._database.read_at_once("lookups", work)
+
+
+SELECT_CODES: Final[LiteralString] = f"""
+SELECT {CODE_COLUMNS}
+FROM unnest(%s::smallint[], %s::text[]) AS wanted (bucket, code)
+JOIN coupon_codes USING (bucket, code)
+"""
+
+LIST_ASSIGNMENTS: Final[LiteralString] = f"""
+SELECT w_number, link.*
+FROM unnest(%s::integer[], %s::text[], %s::uuid[], %s::text[], %s::integer[], %s::timestamptz[],
+            %s::text[], %s::integer[])
+    AS wanted (w_number, w_user, w_book, w_business, w_states, w_time, w_code, w_count)
+CROSS JOIN LATERAL (
+    SELECT {ASSIGNMENT_COLUMNS}
+    FROM coupon_assignments
+    WHERE user_id = w_user AND assign_time IS NOT NULL AND (assign_time, code) < (w_time, w_code)
+        AND (1 << state) & w_states <> 0
+        AND (w_book IS NULL OR book_id = w_book)
+        AND (w_business = '' OR book_id IN (
+            SELECT book.book_id FROM coupon_books AS book WHERE book.business_id = w_business))
+    ORDER BY assign_time DESC, code DESC
+    LIMIT w_count
+) AS link
+ORDER BY w_number, assign_time DESC, code DESC
+"""
+
+
+class _Batch:
+    """Lookups on their way."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self._pipeline = pipeline
+        self._codes: dict[str, Code] = {}
+        self._books: dict[UUID, Book] = {}
+
+    async def answer(self, lookups: Sequence[Lookup]) -> list[Found]:
+        of_codes = [it for it in lookups if isinstance(it, CodeLookup)]
+        of_coupons = [it for it in lookups if isinstance(it, CouponsLookup)]
+        of_locks = [it for it in lookups if isinstance(it, LocksLookup)]
+        code_rows = self._select_codes({it.code for it in of_codes})
+        link_rows = self._list_assignments(of_coupons) if of_coupons else ()
+        event_rows = self._select_events([it for each in of_locks for it in each.lock_ids])
+        await self._pipeline.run()
+
+        self._codes = {row[0]: code_from_row(row) for row in code_rows}
+        links: defaultdict[int, list[Assignment]] = defaultdict(list)
+        for number, *row in link_rows:
+            links[number].append(assignment_from_row(tuple(row)))
+        events = [event_from_row(row) for row in event_rows]
+        linked = [link for each in links.values() for link in each]
+        code_rows = self._select_codes({it.code for it in linked} - self._codes.keys())
+        book_rows = self._select_books(
+            {it.book_id for it in (*self._codes.values(), *linked, *events)}
+            | {it.book_id for it in of_codes if it.book_id}
+        )
+        await self._pipeline.run()
+
+        self._codes |= {row[0]: code_from_row(row) for row in code_rows}
+        self._books = {row[0]: book_from_row(row) for row in book_rows}
+        pages = map(links.__getitem__, range(len(of_coupons)))
+        return [self._found(it, pages, events) for it in lookups]
+
+    def _found(
+        self, lookup: Lookup, pages: Iterator[list[Assignment]], events: list[Event]
+    ) -> Found:
+        match lookup:
+            case CodeLookup():
+                state = State(codes=self._codes, books=self._books)
+                return find_code(lookup.code, lookup.book_id, lookup.business_id, state)
+            case CouponsLookup():
+                page = next(pages)
+                return [(it, self._codes[it.code], self._books[it.book_id]) for it in page]
+            case LocksLookup():
+                return self._of_locks(lookup, events)
+
+    def _of_locks(self, lookup: LocksLookup, events: Iterable[Event]) -> list[list[Event]]:
+        found: dict[UUID | None, list[Event]] = {lock_id: [] for lock_id in lookup.lock_ids}
+        for event in events:
+            visible = lookup.business_id in ("", self._books[event.book_id].business_id)
+            if visible and event.lock_id in found:
+                found[event.lock_id].append(event)
+        return [found[lock_id] for lock_id in lookup.lock_ids]
+
+    def _select_codes(self, codes: Iterable[str]) -> Iterable[Row]:
+        codes = list(codes)
+        if not codes:
+            return ()
+        return self._pipeline.add(
+            SELECT_CODES, (int_array(map(bucket_of, codes)), text_array(codes))
+        )
+
+    def _select_books(self, books: Iterable[UUID]) -> Rows:
+        return self._pipeline.add(SELECT_BOOKS, (uuid_array(books),))
+
+    def _select_events(self, lock_ids: Sequence[UUID]) -> Iterable[Row]:
+        if not lock_ids:
+            return ()
+        ids = list(dict.fromkeys(lock_ids))
+        parameters = uuid_array(ids), int_array(map(bucket_of_event, ids))
+        return self._pipeline.add(SELECT_LOCK_EVENTS, parameters)
+
+    def _list_assignments(self, lookups: Sequence[CouponsLookup]) -> Rows:
+        return self._pipeline.add(
+            LIST_ASSIGNMENTS,
+            (
+                int_array(range(len(lookups))),
+                text_array([it.user_id for it in lookups]),
+                uuid_array([it.book_id for it in lookups]),
+                text_array([it.business_id for it in lookups]),
+                int_array([sum(1 << state for state in it.states) for it in lookups]),
+                time_array([it.time for it in lookups]),
+                text_array([it.code for it in lookups]),
+                int_array([it.count for it in lookups]),
+            ),
+        )
