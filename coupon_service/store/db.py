@@ -171,6 +171,10 @@ class Database:
                         self._in_use += 1
                         try:
                             return await work(connection)
+                        except BaseException:
+                            # psycopg drops all prepared statements with a rollback.
+                            connection.prepared.clear()
+                            raise
                         finally:
                             self._in_use -= 1
                             connection.silence_max_s = self._silence_max_s
