@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import time
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -122,16 +123,26 @@ def rows_locked(stack: Stack, chance: random.Random) -> Generator[None]:
 
 
 @contextmanager
-def deadlocks(stack: Stack, chance: random.Random) -> Generator[None]:
-    """Other sessions lock many rows in any order, again and again."""
-    with stack.connect() as connection:
-        for _ in range(10):
+def deadlocks(stack: Stack, _: random.Random) -> Generator[None]:
+    """Another session locks the same rows in the opposite order."""
+    with stack.connect() as connection, stack.connect() as observer:
+
+        def count() -> int:
+            observer.execute("SELECT pg_stat_clear_snapshot()")
+            row: Any = observer.execute(
+                "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
+            ).fetchone()
+            return row[0]
+
+        def meet() -> bool:
             with suppress(psycopg.errors.DeadlockDetected), connection.transaction():
-                for _ in range(3):
-                    connection.execute(
-                        "UPDATE coupon_codes SET assignments = assignments WHERE code IN ("
-                        "SELECT code FROM coupon_codes ORDER BY random() LIMIT 400)"
-                    )
+                connection.execute("SELECT FROM coupon_book_totals FOR UPDATE")
+                time.sleep(0.02)  # the service gets its codes meanwhile, and waits for the totals
+                connection.execute("SELECT FROM coupon_codes FOR UPDATE")
+            return count() > before
+
+        before = count()
+        until("a deadlock is found", meet)
     yield
 
 
