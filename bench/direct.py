@@ -60,8 +60,9 @@ async def _record(database_url: str, start: int) -> list[Statement]:
     ) as connection:
         async with connection.transaction(force_rollback=True):
             pipeline = RecordingPipeline(connection)
-            state = await load(pipeline, redeems, lock=True, formats={})
-            _, effects = decide([Unit(tuple(redeems))], state, datetime.now(UTC))
+            now = datetime.now(UTC)
+            state = await load(pipeline, redeems, now, lock=True, formats={})
+            _, effects = decide([Unit(tuple(redeems))], state, now)
             apply(pipeline, effects, state.books)
             await pipeline.run()
             return pipeline.recorded

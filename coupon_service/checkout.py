@@ -17,6 +17,7 @@ from uuid import UUID, uuid4
 from coupon_service.coalesce import Changes, Coalescer, ToTheEnd
 from coupon_service.errors import (
     CodeLocked,
+    CodeNotFound,
     Contention,
     CouponServiceError,
     LocksUnavailable,
@@ -41,7 +42,13 @@ from coupon_service.model import (
     State,
     Unit,
 )
-from coupon_service.rules import find_code, order_discount, redemption_refusals, refuse_all
+from coupon_service.rules import (
+    find_code,
+    is_hidden,
+    order_discount,
+    redemption_refusals,
+    refuse_all,
+)
 
 NO_CLAIMS: Final = LockClaims(
     UUID(int=0), code="", book_id=UUID(int=0), user_id="", fence=0, expire_ms=0
@@ -92,6 +99,8 @@ class Checkout:
         if isinstance(found, CouponServiceError):
             return Validation([found])
         code, book = found
+        if is_hidden(command, code, book, state, self._now()):
+            return Validation([CodeNotFound()])
         command = replace(command, lock=self._claims(token))
         unseen: list[CouponServiceError] = []
         if book.lock_policy is not LockPolicy.OFF:

@@ -206,7 +206,7 @@ class Overloaded(CouponServiceError):
 
 
 class Unauthenticated(CouponServiceError):
-    """No valid credentials."""
+    """No valid token."""
 
 
 class PermissionDenied(CouponServiceError):

@@ -24,6 +24,7 @@ from coupon_service.errors import (
     LockLimitExceeded,
     LockNotFound,
     LocksUnavailable,
+    LockTokenMismatch,
 )
 from coupon_service.leases import IndexedLock, Leases, Taken, TakeStatus
 from coupon_service.leases.token import sign, verify
@@ -173,6 +174,8 @@ class Locks:
         """Gives a lock a new expiry, `ttl_ms` from now: the lock, its new token, and whether this
         had been done before."""
         claims = self._tokens.verify(token)
+        if call.own_user_id not in ("", claims.user_id):
+            raise LockTokenMismatch
         bucket = bucket_of(claims.code)
         command = ChangeLock(
             call=call,
@@ -211,7 +214,7 @@ class Locks:
             lock_id = self._tokens.verify(token).lock_id
         if lock_id is None:
             raise LockNotFound
-        view = await self.get(lock_id, call.business_id)
+        view = await self.get(lock_id, call.business_id, call.own_user_id)
         done = await self._carry_out(end_of_lock(view, EventType.UNLOCKED, call))
         # Only now: whoever gets the place next must not meet a redemption with this lock.
         with suppress(LocksUnavailable):  # its time ends it
@@ -224,11 +227,11 @@ class Locks:
             )
         return replace(view, state=LockState.RELEASED), done.replayed
 
-    async def get(self, lock_id: UUID, business_id: str) -> LockView:
-        """A lock as it is now. Raises LockNotFound."""
+    async def get(self, lock_id: UUID, business_id: str, own_user_id: str = "") -> LockView:
+        """A lock as it is now, of this business and user, empty = any. Raises LockNotFound."""
         (events,) = await self._reads.lock_events([lock_id], business_id)
         view = lock_view(events, self._now())
-        if view is None:
+        if view is None or own_user_id not in ("", view.user_id):
             raise LockNotFound
         return view
 
@@ -242,17 +245,31 @@ class Locks:
     ) -> tuple[list[LockView], Sequence[object] | None]:
         """Live locks of a user or of a book, the next to expire first, and where to go on."""
         position = IndexedLock(*after) if after is not None else None  # type: ignore[arg-type]
-        if user_id is not None:
-            indexed = await self._leases.list_user(user_id, position, page_size + 1)
-        else:
-            indexed = await self._leases.list_book(str(book_id), position, page_size + 1)
-        page = indexed[:page_size]
-        ids = [UUID(lock.lock_id) for lock in page]
-        histories = await self._reads.lock_events(ids, business_id) if ids else []
+        found: list[tuple[IndexedLock, LockView]] = []
+        more = True
+        # The index has locks of other businesses, and some that have ended: neither may count.
+        while more and len(found) <= page_size:
+            if user_id is not None:
+                indexed = await self._leases.list_user(user_id, position, page_size + 1)
+            else:
+                indexed = await self._leases.list_book(str(book_id), position, page_size + 1)
+            more = len(indexed) > page_size
+            found += await self._held(indexed, business_id)
+            position = indexed[-1] if indexed else None
+        page = found[:page_size]
+        following = astuple(page[-1][0]) if len(found) > page_size else None
+        return [view for _, view in page], following
+
+    async def _held(
+        self, indexed: Sequence[IndexedLock], business_id: str
+    ) -> list[tuple[IndexedLock, LockView]]:
+        """Those of the locks that are held, and of this business."""
+        if not indexed:
+            return []
+        histories = await self._reads.lock_events([UUID(it.lock_id) for it in indexed], business_id)
         now = self._now()
-        views = [view for events in histories if (view := lock_view(events, now)) is not None]
-        following = astuple(page[-1]) if len(indexed) > page_size else None
-        return [view for view in views if view.state is LockState.HELD], following
+        views = [(it, lock_view(of_it, now)) for it, of_it in zip(indexed, histories, strict=True)]
+        return [(it, view) for it, view in views if view and view.state is LockState.HELD]
 
     async def locked_out(self, codes: Sequence[tuple[Code, Book]]) -> set[str]:
         """The codes whose every remaining use is locked. None of them while Redis is away."""

@@ -105,6 +105,12 @@ class Metrics:
         self._pool_waiting = Children(
             gauge("pool_waiting", "Transactions that wait for a connection.", "pool")
         )
+        self._rate_limit_unchecked = counter(
+            "rate_limit_unchecked", "Calls that passed uncounted, since Redis did not answer."
+        )
+        self._guess_alarms = Children(
+            counter("guess_alarms", "Limits of unknown codes that somebody reached.", "kind")
+        )
 
     def rpc_finished(self, method: str, status: str, reason: str, seconds: float) -> None:
         """A call ended. ``reason`` is empty for an OK; ``method`` is one that is declared."""
@@ -143,6 +149,14 @@ class Metrics:
         self._pool_connections[pool,].set(connections)
         self._pool_idle[pool,].set(idle)
         self._pool_waiting[pool,].set(waiting)
+
+    def rate_limit_unchecked(self) -> None:
+        """A call of somebody with a rate limit passed uncounted: Redis did not answer."""
+        self._rate_limit_unchecked.inc()
+
+    def guess_alarm(self, kind: str) -> None:
+        """Somebody looked up as many unknown codes as is allowed. ``kind``: user, service, peer."""
+        self._guess_alarms[kind,].inc()
 
 
 def workers_registry(folder: Path) -> CollectorRegistry:

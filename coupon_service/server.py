@@ -8,7 +8,7 @@ import signal
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import grpc
 import grpc.aio
@@ -19,14 +19,16 @@ from prometheus_client import CollectorRegistry
 
 from coupon_service.checkout import Checkout
 from coupon_service.coalesce import Changes, Coalescer, CoalescerSettings
+from coupon_service.guessing import Guesses
 from coupon_service.leases import Leases
 from coupon_service.locking import Locks, LockTimes, LockTokens
 from coupon_service.metrics import Metrics
+from coupon_service.ratelimit import CallerLimits, RateLimiter, Windows
 from coupon_service.rpc.assignments import AssignmentServicer
 from coupon_service.rpc.audit import AuditServicer
 from coupon_service.rpc.books import CouponBookServicer
 from coupon_service.rpc.codes import CouponCodeServicer
-from coupon_service.rpc.edge import Edge, EdgeSettings
+from coupon_service.rpc.edge import HEADERS_MAX_BYTES, Edge, EdgeSettings
 from coupon_service.rpc.redemptions import RedemptionServicer
 from coupon_service.settings import Settings
 from coupon_service.store.books import Books
@@ -45,6 +47,9 @@ from coupon_service.v1 import (
     redemption_service_pb2_grpc,
 )
 
+if TYPE_CHECKING:
+    from coupon_service.rpc.access import Access
+
 SERVICES: Final = tuple(
     f"coupon_service.v1.{name}"
     for name in (
@@ -62,7 +67,13 @@ READINESS_INTERVAL_S: Final = 1.0
 HTTP2_OPTIONS: Final = (
     ("grpc.so_reuseport", 1),
     ("grpc.max_concurrent_streams", 2_000),
+    # Above a softer limit gRPC would refuse some calls by chance.
+    ("grpc.max_metadata_size", HEADERS_MAX_BYTES),
+    ("grpc.absolute_max_metadata_size", HEADERS_MAX_BYTES),
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    # Until it has confirmed our settings, which takes a round trip, a client may ignore them.
+    ("grpc.http2.settings_timeout", 5_000),
+    ("grpc.server_handshake_timeout_ms", 10_000),
 )
 
 
@@ -106,8 +117,9 @@ class Server:
         metrics = Metrics(self._registry)
         database_url = settings.database_url.get_secret_value()
         self._database = Database(_database_settings(database_url, settings), metrics)
+        redis_url = settings.redis_url.get_secret_value()
         self._leases = Leases(
-            settings.redis_url.get_secret_value(),
+            redis_url,
             timeout_ms=settings.redis_timeout_ms,
             grace_ms=settings.lock_grace_ms,
             locks_per_user_max=settings.locks_per_user_max,
@@ -163,7 +175,15 @@ class Server:
         self._metrics = metrics
         # types-grpcio does not know the asyncio half of grpc_health.
         self._health: Any = cast("Any", health).aio.HealthServicer()
-        edge = Edge(_edge_settings(settings), structlog.get_logger("coupon_service.rpc"), metrics)
+        self._windows = Windows(redis_url, settings.redis_timeout_ms)
+        edge = Edge(
+            _edge_settings(settings),
+            structlog.get_logger("coupon_service.rpc"),
+            metrics,
+            self._authentication() if settings.auth == "jwt" else None,
+            limiter=_limiter(settings, self._windows, metrics),
+            guesses=_guesses(settings, self._windows, metrics),
+        )
         self._add_servicers(edge, books, reads, locks, checkout)
         await self._database.open()
         await self._listen(edge)
@@ -171,6 +191,19 @@ class Server:
         self._spawn(self._watch_port())
         self._spawn(self._watch_readiness())
         self._spawn(self._sweeper.run())
+
+    def _authentication(self) -> Access:
+        """What tells callers by their tokens. Raises ServerError."""
+        # They take a tenth of a second to import, which only who needs them waits for.
+        from coupon_service.auth import KeysError, tokens_of  # noqa: PLC0415
+        from coupon_service.rpc.access import Access  # noqa: PLC0415
+
+        try:
+            tokens = tokens_of(self._settings)
+        except KeysError as error:
+            raise ServerError(str(error)) from error
+        self._spawn(tokens.watch())
+        return Access(tokens)
 
     def _add_servicers(
         self, edge: Edge, books: Books, reads: Reads, locks: Locks, checkout: Checkout
@@ -208,6 +241,11 @@ class Server:
                 *HTTP2_OPTIONS,
                 # The edge refuses what is too large for a method, and says so; this only protects.
                 ("grpc.max_receive_message_length", max_bytes + 65_536),
+                ("grpc.max_allowed_incoming_connections", settings.connections_max),
+                # Calls that the edge has not seen yet. gRPC's own bound of 1,000 cancels by chance
+                # what a burst brings, and a client does not repeat what was cancelled.
+                ("grpc.server.max_pending_requests", settings.calls_max),
+                ("grpc.server.max_pending_requests_hard_limit", settings.calls_max),
             )
         )
         self._grpc.add_generic_rpc_handlers((edge,))
@@ -218,8 +256,7 @@ class Server:
         try:
             self.port = self._grpc.add_insecure_port(f"{host}:{settings.port}")
         except RuntimeError as error:
-            await self._database.close()
-            await self._leases.close()
+            await self._close()
             raise ServerError(
                 f"The server cannot listen on {settings.host} port {settings.port}:"
                 " is the port in use? COUPON_HOST and COUPON_PORT say where it listens."
@@ -237,6 +274,10 @@ class Server:
         await asyncio.sleep(settings.drain_grace_ms / 1000)
         await self._grpc.stop(settings.shutdown_timeout_ms / 1000)
         await self._coalescer.drain()
+        await self._close()
+
+    async def _close(self) -> None:
+        await self._windows.close()
         await self._leases.close()
         await self._database.close()
 
@@ -353,7 +394,32 @@ def _edge_settings(settings: Settings) -> EdgeSettings:
             "BatchRedeemCodes": settings.import_request_max_bytes,
             "BatchAssignRandomCodes": settings.import_request_max_bytes,
         },
+        stream_idle_ms=settings.stream_idle_ms,
+        calls_max=settings.calls_max,
     )
+
+
+def _limiter(settings: Settings, windows: Windows, metrics: Metrics) -> RateLimiter | None:
+    """None where nobody has a limit, so that nobody pays for it."""
+    limits = CallerLimits(
+        end_users=settings.rate_limit_end_users,
+        services=settings.rate_limit_services,
+        peers=settings.rate_limit_peers,
+        loopback="rate_limit_peers" in settings.model_fields_set,
+    )
+    if settings.auth == "none" and not settings.peers_limited:
+        return None
+    return RateLimiter(limits, windows, metrics)
+
+
+def _guesses(settings: Settings, windows: Windows, metrics: Metrics) -> Guesses:
+    limits = CallerLimits(
+        end_users=settings.guess_limit_end_users,
+        services=settings.guess_limit_services,
+        peers=settings.guess_limit_peers,
+        loopback="guess_limit_peers" in settings.model_fields_set,
+    )
+    return Guesses(limits, windows, metrics, structlog.get_logger("coupon_service.guesses"))
 
 
 def _token_secrets(settings: Settings) -> list[bytes]:

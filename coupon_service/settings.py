@@ -34,11 +34,15 @@ PREFIX = "COUPON_"
 TEST_PREFIX = "COUPON_TEST_"
 """Variables of the test suite; the service leaves them alone."""
 
+TOKEN_VARIABLE = "COUPON_TOKEN"  # noqa: S105 - its name
+"""The token of the commands that use a service; the service leaves it alone."""
+
 SERVICE_LINK = re.compile(r"\w+_(SERVICE_HOST|SERVICE_PORT\w*|PORT_\d+_(TCP|UDP|SCTP)\w*)")
 """Variables that Kubernetes sets for a Service called coupon-something; left alone as well."""
 
 SECTIONS = {
     "host": "Listening",
+    "rate_limit_end_users": "Limits for callers",
     "database_url": "PostgreSQL",
     "batch_max_size": "Batches",
     "redis_url": "Redis and locks",
@@ -86,6 +90,16 @@ TokenSecret = Annotated[
     SecretStr | None,
     AfterValidator(Matching(r"(?s).{32,1024}", "32 to 1024 random characters")),
 ]
+TokenName = Annotated[str, AfterValidator(Matching(r"[!-~]{1,256}", "a name or a URL"))]
+RATE = r"[1-9][0-9]{0,8}/([1-9][0-9]{0,3} ?)?(second|minute|hour|day)s?"
+RateLimits = Annotated[
+    str,
+    AfterValidator(
+        Matching(
+            rf"none|{RATE}(;{RATE})*", "none, or limits such as 100/minute or 10/second;1000/hour"
+        )
+    ),
+]
 
 
 class Settings(BaseSettings):
@@ -118,7 +132,23 @@ class Settings(BaseSettings):
     auth: Literal["none", "jwt"] = Field(
         "none",
         description="How callers prove who they are. none: not at all, everybody may do everything."
-        " jwt: not available yet.",
+        " jwt: with a bearer token, which needs COUPON_JWT_KEYS_FILE or COUPON_JWT_SECRET.",
+    )
+    jwt_keys_file: Path | None = Field(
+        None,
+        description="JWK Set with the public keys of tokens. A key is for tokens of its kid and its"
+        " iss, which a key without one has from COUPON_JWT_ISSUER. Read again when it changes.",
+    )
+    jwt_secret: TokenSecret = Field(
+        default=None,
+        description="Secret of HS256 tokens without a kid. Whoever has it can make tokens:"
+        " coupon-service token does. coupon-service dev makes one when there are no keys.",
+    )
+    jwt_issuer: TokenName = Field(
+        "coupon-service", description="Issuer (iss) of tokens, for the secret and keys without iss."
+    )
+    jwt_audience: TokenName = Field(
+        "coupon-service", description="What the audience (aud) of tokens has to contain."
     )
     reflection: bool = Field(
         default=False, description="Whether grpcurl and others may ask the server for its contract."
@@ -131,6 +161,49 @@ class Settings(BaseSettings):
     )
     default_deadline_ms: Milliseconds = Field(
         5_000, description="Deadline of a call that comes without one, in milliseconds."
+    )
+
+    stream_idle_ms: Milliseconds = Field(
+        60_000,
+        description="Longest wait for the next message of an ImportCodes stream, in milliseconds.",
+    )
+    calls_max: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
+        10_000,
+        description="Calls that may be open in each worker at a time; more are answered OVERLOADED,"
+        " at once.",
+    )
+    connections_max: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
+        5_000,
+        description="Client connections that each worker keeps open at a time; more are closed.",
+    )
+
+    rate_limit_end_users: RateLimits = Field(
+        "100/minute",
+        description="Calls of an end-user token, for each class of methods: reads, changes, and the"
+        " calls at the till.",
+    )
+    rate_limit_services: RateLimits = Field(
+        "none", description="Calls of any other token, counted in the same way."
+    )
+    rate_limit_peers: RateLimits = Field(
+        "100/minute",
+        description="Calls of an address without a token (an IPv6 address counts as its /64), in"
+        " the same way. Addresses of this machine are limited only when this is set explicitly.",
+    )
+    guess_limit_end_users: RateLimits = Field(
+        "10/minute;100/day",
+        description="Unknown codes of an end user: who has a token, or whose user_id a call names."
+        " After so many, all their look-ups of codes are RATE_LIMITED until the time is over.",
+    )
+    guess_limit_services: RateLimits = Field(
+        "none",
+        description="Unknown codes of a token that is not an end user's, for all its users"
+        " together.",
+    )
+    guess_limit_peers: RateLimits = Field(
+        "10/minute;100/day",
+        description="Unknown codes of an address without a token. Those that this machine looks up"
+        " without one count, also against the user, only when this is set explicitly.",
     )
 
     database_url: DatabaseUrl = Field(
@@ -238,7 +311,7 @@ class Settings(BaseSettings):
     )
     data_dir: Path = Field(
         Path(".data"),
-        description="Folder of the servers and the lock token secret of coupon-service dev.",
+        description="Folder of the servers and the secrets of coupon-service dev.",
     )
 
     @property
@@ -251,12 +324,16 @@ class Settings(BaseSettings):
         """Whether other machines may reach the service without proving who they are."""
         return self.auth == "none" and not _is_loopback(self.host)
 
+    @property
+    def peers_limited(self) -> bool:
+        """Whether there are callers without a token whose calls are limited."""
+        explicit = "rate_limit_peers" in self.model_fields_set
+        return self.rate_limit_peers != "none" and (explicit or self.open_without_auth)
+
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         lines = list(self._orders_broken())
-        if self.auth == "jwt":
-            lines.append("COUPON_AUTH: expected none, because jwt is not available yet")
-        elif self.open_without_auth and "auth" not in self.model_fields_set:
+        if self.open_without_auth and "auth" not in self.model_fields_set:
             lines.append(
                 f"COUPON_HOST: {self.host} can be reached from other machines and callers are not"
                 " authenticated; expected 127.0.0.1, or COUPON_AUTH=none to allow it"
@@ -297,7 +374,9 @@ def load_settings(env_file: Path | None = Path(".env"), **overrides: Any) -> Set
     lines += _unknown(
         name
         for name in os.environ
-        if not name.startswith(TEST_PREFIX) and not SERVICE_LINK.fullmatch(name)
+        if not name.startswith(TEST_PREFIX)
+        and name != TOKEN_VARIABLE
+        and not SERVICE_LINK.fullmatch(name)
     )
     arguments: dict[str, Any] = {"_env_file": env_file, **overrides}
     try:
@@ -396,7 +475,9 @@ def _expected(field: FieldInfo) -> str:
         return f"a whole number from {low} to {high}"
     if get_origin(field.annotation) is Literal:
         return " or ".join(get_args(field.annotation))
-    return "true or false" if field.annotation is bool else "a folder"
+    if field.annotation is bool:
+        return "true or false"
+    return "a folder" if field.annotation is Path else "a file"
 
 
 def _default(field: FieldInfo) -> str:

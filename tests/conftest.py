@@ -164,6 +164,22 @@ def api(server_address: str) -> Iterator[Api]:
 
 
 @pytest.fixture(scope="session")
+def guarded(
+    new_database: Callable[[], AbstractContextManager[str]], redis_server_url: str
+) -> Iterator[ServerThread]:
+    """A server that asks for tokens, which tests.tokens makes."""
+    from pydantic import SecretStr
+    from service import ServerThread, settings_for
+    from tokens import AUDIENCE, ISSUER, SECRET
+
+    tokens = {"jwt_secret": SecretStr(SECRET), "jwt_issuer": ISSUER, "jwt_audience": AUDIENCE}
+    with new_database() as database_url:
+        settings = settings_for(database_url, redis_server_url, auth="jwt", **tokens)
+        with ServerThread(settings) as running:
+            yield running
+
+
+@pytest.fixture(scope="session")
 def tomorrow(server: ServerThread) -> Iterator[Api]:
     """A client of a second server on the same data, whose clock is a day ahead. To look with."""
     from service import Api, ServerThread

@@ -6,7 +6,7 @@ import asyncio
 import importlib
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -17,6 +17,8 @@ from google.rpc.error_details_pb2 import ErrorInfo
 from google.rpc.status_pb2 import Status
 from structlog.testing import LogCapture
 
+from coupon_service.guessing import Guesses
+from coupon_service.ratelimit import RateLimiter
 from coupon_service.rpc.context import RequestContext
 from coupon_service.rpc.edge import Edge, EdgeSettings
 from coupon_service.v1 import coupon_code_service_pb2_grpc as codes_grpc
@@ -29,6 +31,7 @@ HEALTH_GRPC = importlib.import_module("grpc_health.v1.health_pb2_grpc")
 
 DEADLINE_MS = 300
 MAX_BYTES = 2_000
+CALLS_MAX = 200
 
 
 class AnyServicer:
@@ -42,12 +45,24 @@ class AnyServicer:
 
 
 @dataclass
+class Observer:
+    """Counts the calls."""
+
+    counted: list[tuple[str, str, str]]
+
+    def rpc_finished(self, method: str, status: str, reason: str, seconds: float) -> None:
+        assert seconds >= 0
+        self.counted.append((method, status, reason))
+
+
+@dataclass
 class Running:
     """A server with an edge, and what it logged and counted."""
 
     channel: grpc.aio.Channel
+    edge: Edge
     log: LogCapture
-    counted: list[tuple[str, str, str]] = field(default_factory=list[tuple[str, str, str]])
+    counted: list[tuple[str, str, str]]
 
     @property
     def redemptions(self) -> pb_grpc.RedemptionServiceAsyncStub:
@@ -56,10 +71,6 @@ class Running:
     @property
     def codes(self) -> codes_grpc.CouponCodeServiceAsyncStub:
         return codes_grpc.CouponCodeServiceStub(self.channel)
-
-    def rpc_finished(self, method: str, status: str, reason: str, seconds: float) -> None:
-        assert seconds >= 0
-        self.counted.append((method, status, reason))
 
     async def line(self) -> dict[str, Any]:
         """The one line of the one RPC; its client may have been answered before it is written."""
@@ -75,15 +86,24 @@ class Running:
 async def running(
     behavior: Callable[..., Any],
     authenticate: Callable[[str, RequestContext], None] | None = None,
+    limiter: RateLimiter | None = None,
+    guesses: Guesses | None = None,
 ) -> AsyncGenerator[Running]:
     capture = LogCapture()
     server = grpc.aio.server()
     port = server.add_insecure_port("127.0.0.1:0")
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-        run = Running(channel, capture)
         log = structlog.wrap_logger(None, processors=[capture])
-        settings = EdgeSettings(DEADLINE_MS, MAX_BYTES, {"ImportCodes": 10 * MAX_BYTES})
-        edge = Edge(settings, log, run, authenticate)
+        settings = EdgeSettings(
+            default_deadline_ms=DEADLINE_MS,
+            request_max_bytes=MAX_BYTES,
+            request_max_bytes_of={"ImportCodes": 10 * MAX_BYTES},
+            stream_idle_ms=DEADLINE_MS,
+            calls_max=CALLS_MAX,
+        )
+        counted: list[tuple[str, str, str]] = []
+        edge = Edge(settings, log, Observer(counted), authenticate, limiter, guesses)
+        run = Running(channel, edge, capture, counted)
         servicer: Any = AnyServicer(behavior)
         edge.add(pb_grpc.add_RedemptionServiceServicer_to_server, servicer)
         edge.add(codes_grpc.add_CouponCodeServiceServicer_to_server, servicer)
@@ -94,6 +114,15 @@ async def running(
             yield run
         finally:
             await server.stop(0)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Returns when it holds; fails when it never does."""
+    for _ in range(500):
+        if condition():
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError
 
 
 async def failed(call: Awaitable[object]) -> tuple[grpc.StatusCode, str, Status]:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from coupon_service.cli.client import RETRIES
 from coupon_service.cli.session import session
+from coupon_service.rpc.access import ACCESS, Role, methods_of
 from coupon_service.settings import settings_table
 
 ROOT = Path(__file__).parents[1]
@@ -29,6 +30,16 @@ def rpc_table() -> str:
         (service,) = re.findall(r"^service (\w+) \{", text, re.MULTILINE)
         for comment, method in _commented(text, r"rpc (\w+)\("):
             lines.append(f"| {service} | {method} | {first_sentence(comment)} |")
+    return "\n".join(lines)
+
+
+def access_table() -> str:
+    """Which role may call which method."""
+    roles = list(Role)
+    lines = [f"| Method | {' | '.join(roles)} |", f"| --- |{' --- |' * len(roles)}"]
+    for method in ACCESS:
+        marks = ("yes" if method in methods_of(frozenset({role})) else "" for role in roles)
+        lines.append(f"| {method} | {' | '.join(marks)} |")
     return "\n".join(lines)
 
 
@@ -56,6 +67,7 @@ def first_sentence(comment: str) -> str:
 PARTS: Mapping[str, Callable[[], str]] = {
     "session": lambda: f"```sh\n{session('127.0.0.1:50051', '.venv/bin/coupon-service')}\n```",
     "rpcs": rpc_table,
+    "access": access_table,
     "reasons": reasons_table,
     "retries": lambda: f"```json\n{RETRIES}\n```",
     "settings": lambda: settings_table().strip(),

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 from uuid import uuid4
 
 import grpc
@@ -190,18 +190,50 @@ class refused:  # noqa: N801 - reads like pytest.raises
         return True
 
 
+class _Details(NamedTuple):
+    """What an interceptor may change of a call."""
+
+    method: str
+    timeout: float | None
+    metadata: Any
+    credentials: Any
+    wait_for_ready: Any
+    compression: Any
+
+
+class WithToken(
+    grpc.UnaryUnaryClientInterceptor,  # pyright: ignore[reportMissingTypeArgument] - it takes none
+    grpc.UnaryStreamClientInterceptor,  # pyright: ignore[reportMissingTypeArgument]
+    grpc.StreamStreamClientInterceptor,  # pyright: ignore[reportMissingTypeArgument]
+):
+    """Sends a bearer token with every call."""
+
+    def __init__(self, token: str) -> None:
+        self._metadata = ("authorization", f"Bearer {token}")
+
+    def _call(self, continuation: Any, details: Any, request: Any) -> Any:
+        values: dict[str, Any] = {name: getattr(details, name) for name in _Details._fields}
+        values["metadata"] = (*(details.metadata or ()), self._metadata)
+        return continuation(_Details(**values), request)
+
+    intercept_unary_unary = intercept_unary_stream = intercept_stream_stream = _call
+
+
 class Api:
     """The stubs of all services, and what most tests begin with."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, token: str | None = None) -> None:
         self.channel = grpc.insecure_channel(
             address, options=[("grpc.use_local_subchannel_pool", 1)]
         )
-        self.books = coupon_book_service_pb2_grpc.CouponBookServiceStub(self.channel)
-        self.codes = coupon_code_service_pb2_grpc.CouponCodeServiceStub(self.channel)
-        self.assignments = assignment_service_pb2_grpc.AssignmentServiceStub(self.channel)
-        self.redemptions = redemption_service_pb2_grpc.RedemptionServiceStub(self.channel)
-        self.audit = audit_service_pb2_grpc.AuditServiceStub(self.channel)
+        channel = self.channel
+        if token is not None:
+            channel = grpc.intercept_channel(channel, cast("Any", WithToken(token)))
+        self.books = coupon_book_service_pb2_grpc.CouponBookServiceStub(channel)
+        self.codes = coupon_code_service_pb2_grpc.CouponCodeServiceStub(channel)
+        self.assignments = assignment_service_pb2_grpc.AssignmentServiceStub(channel)
+        self.redemptions = redemption_service_pb2_grpc.RedemptionServiceStub(channel)
+        self.audit = audit_service_pb2_grpc.AuditServiceStub(channel)
 
     def close(self) -> None:
         """Ends the connection."""

@@ -8,7 +8,7 @@ from typing import Annotated, Final
 import typer
 
 from coupon_service import __version__
-from coupon_service.cli import call, codes, dev, health, migrate, serve, upload
+from coupon_service.cli import call, codes, dev, health, migrate, serve, token, upload
 from coupon_service.cli.failure import CommandError
 from coupon_service.embedded import EmbeddedError
 from coupon_service.settings import SettingsError, settings_table
@@ -43,6 +43,7 @@ def application() -> typer.Typer:
     schema.command()(migrate.down)
     schema.command()(migrate.status)
     app.add_typer(schema, name="migrate", rich_help_panel=RUNNING)
+    app.command(rich_help_panel=USING)(token.token)
     app.command(rich_help_panel=USING)(call.call)
     app.command(rich_help_panel=USING)(codes.generate)
     app.command("import", rich_help_panel=USING)(upload.import_codes)

@@ -17,7 +17,7 @@ from google.rpc.status_pb2 import Status
 
 from coupon_service import __version__
 from coupon_service.cli.failure import CommandError
-from coupon_service.settings import Settings, load_settings
+from coupon_service.settings import TOKEN_VARIABLE, Settings, load_settings
 
 T = TypeVar("T")
 Detail = TypeVar("Detail", bound=Message)
@@ -32,7 +32,9 @@ Address = Annotated[
 ]
 Token = Annotated[
     str | None,
-    typer.Option(help="Bearer token that says who is calling.", show_default=False),
+    typer.Option(
+        envvar=TOKEN_VARIABLE, help="Bearer token that says who is calling.", show_default=False
+    ),
 ]
 
 RETRIES: Final = """{
@@ -61,11 +63,15 @@ BREAKS_MAX: Final = 14
 """How often in a row a stream is opened again without an answer: a minute in all."""
 
 
+Metadata = tuple[tuple[str, str], ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Service:
-    """An open connection for a program with an event loop."""
+    """An open connection for a program with an event loop. `metadata` goes with each call."""
 
     channel: grpc.aio.Channel
+    metadata: Metadata = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +79,13 @@ class BlockingService:
     """An open connection for a command. `metadata` goes with each call."""
 
     channel: grpc.Channel
-    metadata: tuple[tuple[str, str], ...]
+    metadata: Metadata
 
 
 @asynccontextmanager
-async def connect(address: str, *, retries: bool = False) -> AsyncGenerator[Service]:
+async def connect(
+    address: str, token: str | None = None, *, retries: bool = False
+) -> AsyncGenerator[Service]:
     """A connection to the service. Errors of calls leave it as CommandError, in plain words.
 
     With `retries`, gRPC repeats calls that met a passing fault; each has to have a request_id.
@@ -85,7 +93,7 @@ async def connect(address: str, *, retries: bool = False) -> AsyncGenerator[Serv
     options = (*OPTIONS, *([("grpc.service_config", RETRIES)] if retries else []))
     try:
         async with grpc.aio.insecure_channel(address, options) as channel:
-            yield Service(channel)
+            yield Service(channel, _bearer(token))
     except grpc.RpcError as error:
         raise CommandError(explain(error, address)) from error
 
@@ -98,12 +106,15 @@ def connect_blocking(address: str | None, token: str | None = None) -> Generator
     (https://github.com/grpc/grpc/issues/36066).
     """
     target = address or address_of(load_settings())
-    metadata = (("authorization", f"Bearer {token}"),) if token else ()
     try:
         with grpc.insecure_channel(target, OPTIONS) as channel:
-            yield BlockingService(channel, metadata)
+            yield BlockingService(channel, _bearer(token))
     except grpc.RpcError as error:
         raise CommandError(explain(error, target)) from error
+
+
+def _bearer(token: str | None) -> Metadata:
+    return (("authorization", f"Bearer {token}"),) if token else ()
 
 
 def address_of(settings: Settings) -> str:

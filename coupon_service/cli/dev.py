@@ -22,6 +22,7 @@ from coupon_service.cli.health import wait_until_serving
 from coupon_service.cli.migrate import apply_steps
 from coupon_service.cli.serve import supervise
 from coupon_service.cli.session import DEMO_CODES, make_demo_book, session
+from coupon_service.cli.token import SECRET_FILE, new_token
 from coupon_service.embedded import EmbeddedPostgres, EmbeddedRedis
 from coupon_service.settings import Settings, load_settings
 
@@ -30,8 +31,9 @@ def dev() -> None:
     """Run everything: PostgreSQL, Redis, the service, and a demo book to try it with.
 
     PostgreSQL and Redis keep their data in .data (COUPON_DATA_DIR), so that starting again goes on
-    where it was. With DATABASE_URL or REDIS_URL set, those are used instead. Ctrl-C stops all that
-    was started. Made for trying and developing; coupon-service serve is for everything else.
+    where it was. With DATABASE_URL or REDIS_URL set, those are used instead. With COUPON_AUTH=jwt
+    calls need a token, which coupon-service token makes. Ctrl-C stops all that was started. Made
+    for trying and developing; coupon-service serve is for everything else.
     """
     from coupon_service.supervisor import SupervisorError, reserve_port
 
@@ -56,7 +58,9 @@ def _complete(given: Settings, port: int, servers: ExitStack) -> Settings:
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if given.lock_token_secret is None:
-            values["lock_token_secret"] = _lock_token_secret(folder)
+            values["lock_token_secret"] = kept_secret(folder / "lock-token-secret")
+        if given.auth == "jwt" and given.jwt_secret is None:
+            values["jwt_secret"] = kept_secret(folder / SECRET_FILE)
     except OSError as error:
         raise CommandError(
             f"The data folder {folder} cannot be used: {error.strerror}."
@@ -77,9 +81,8 @@ def _complete(given: Settings, port: int, servers: ExitStack) -> Settings:
     return settings
 
 
-def _lock_token_secret(folder: Path) -> str:
-    """Made once and kept, so that locks outlive a restart."""
-    path = folder / "lock-token-secret"
+def kept_secret(path: Path) -> str:
+    """Made once and kept, so that what it has signed outlives a restart."""
     if not path.exists():
         new = path.with_suffix(".new")
         new.unlink(missing_ok=True)
@@ -102,7 +105,12 @@ async def _serve(settings: Settings, where: str) -> None:
 
 async def _welcome(settings: Settings, where: str) -> None:
     address = address_of(settings)
-    async with connect(address) as service:
+    token = token_command = None
+    if settings.auth == "jwt":
+        token = new_token(settings, ["admin"], "demo")
+        folder = shlex.quote(str(settings.data_dir.absolute()))
+        token_command = f"COUPON_DATA_DIR={folder} {_own_command()} token --role admin"
+    async with connect(address, token) as service:
         await wait_until_serving(service)
         book = await make_demo_book(service)
     typer.echo(
@@ -110,7 +118,7 @@ async def _welcome(settings: Settings, where: str) -> None:
         f'The demo book "{book.name}" ({book.book_id}) has the codes'
         f" {DEMO_CODES[0]} to {DEMO_CODES[-1]}.\n"
         "Ctrl-C stops everything. This session can be pasted into another shell:\n\n"
-        f"{session(address, _own_command())}\n"
+        f"{session(address, _own_command(), token_command)}\n"
     )
 
 

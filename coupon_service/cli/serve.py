@@ -14,9 +14,9 @@ from coupon_service.settings import Settings, load_settings
 def serve() -> None:
     """Run the service until SIGTERM or Ctrl-C.
 
-    Needs COUPON_DATABASE_URL, COUPON_REDIS_URL and COUPON_LOCK_TOKEN_SECRET, from the environment
-    or from .env in this folder. The schema has to be up to date: coupon-service migrate up.
-    coupon-service settings lists all settings.
+    Needs COUPON_DATABASE_URL, COUPON_REDIS_URL and COUPON_LOCK_TOKEN_SECRET, and with
+    COUPON_AUTH=jwt the keys of tokens, from the environment or from .env in this folder. The schema
+    has to be up to date: coupon-service migrate up. coupon-service settings lists all settings.
     """
     settings = load_settings()
     for name in ("database_url", "redis_url", "lock_token_secret"):
@@ -27,11 +27,31 @@ def serve() -> None:
 
 async def supervise(settings: Settings) -> None:
     """Serve until SIGTERM or Ctrl-C. Raises CommandError."""
+    import structlog
+
     from coupon_service.log import configure_logging
     from coupon_service.supervisor import Supervisor, SupervisorError
 
     configure_logging(settings.log_level, settings.log_format)
+    if settings.open_without_auth:
+        structlog.get_logger("coupon_service.supervisor").warning(
+            "everybody who can reach the port may do everything",
+            host=settings.host,
+            auth=settings.auth,
+        )
+    if settings.auth == "jwt":
+        _check_keys(settings)
     try:
         await Supervisor(settings).run()
     except SupervisorError as error:
+        raise CommandError(str(error)) from error
+
+
+def _check_keys(settings: Settings) -> None:
+    """Before the workers are started, which cannot work without them. Raises CommandError."""
+    from coupon_service.auth import KeysError, tokens_of
+
+    try:
+        tokens_of(settings)
+    except KeysError as error:
         raise CommandError(str(error)) from error

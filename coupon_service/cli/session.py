@@ -20,7 +20,7 @@ from coupon_service.v1.coupon_code_service_pb2_grpc import CouponCodeServiceStub
 DEMO_CODES: Final = tuple(f"WELCOME{number}" for number in range(1, 6))
 
 SESSION: Final = r"""
-call() { grpcurl -plaintext -d "$2" {address} "coupon_service.v1.$1"; }
+{token}call() { grpcurl -plaintext {header}-d "$2" {address} "coupon_service.v1.$1"; }
 command -v grpcurl >/dev/null || call() { {command} call --address {address} "$@"; }
 
 # A book: 15 percent off, at most 10 EUR, every code once
@@ -58,12 +58,26 @@ call AuditService/ListAuditEvents '{"code": "SPRING-0001"}'
 """
 
 
-def session(address: str, command: str) -> str:
+EXPORT: Final = "export COUPON_TOKEN=$({token_command})\n"
+HEADER: Final = '-H "authorization: Bearer $COUPON_TOKEN" '
+
+
+def session(address: str, command: str, token_command: str | None = None) -> str:
     """Lines for a shell that take a coupon from its book to the ledger, with grpcurl or without.
 
     They can be pasted again: every call has a `request_id`, so that nothing happens twice.
+    `token_command` prints the token where the service asks for one.
     """
-    return SESSION.replace("{address}", address).replace("{command}", command).strip()
+    values = {
+        "token": EXPORT.replace("{token_command}", token_command) if token_command else "",
+        "header": HEADER if token_command else "",
+        "address": address,
+        "command": command,
+    }
+    text = SESSION
+    for name, value in values.items():
+        text = text.replace(f"{{{name}}}", value)
+    return text.strip()
 
 
 async def make_demo_book(service: Service) -> CouponBook:
@@ -80,7 +94,8 @@ async def make_demo_book(service: Service) -> CouponBook:
                 discount=Discount(percent_off=PercentOff(basis_points=1_000)),
                 assignment_policy=ASSIGNMENT_POLICY_BEARER,
             ),
-        )
+        ),
+        metadata=service.metadata,
     )
     book_id = created.coupon_book.book_id
     upload = CouponCodeServiceStub(service.channel).ImportCodes(
@@ -89,11 +104,12 @@ async def make_demo_book(service: Service) -> CouponBook:
                 ImportCodesRequest(header=ImportHeader(book_id=book_id, request_id="demo")),
                 ImportCodesRequest(chunk=ImportChunk(chunk_number=1, codes=DEMO_CODES)),
             )
-        )
+        ),
+        metadata=service.metadata,
     )
     async for _ in upload:
         pass
     activated = await books.ActivateCouponBook(
-        ActivateCouponBookRequest(book_id=book_id, request_id="demo")
+        ActivateCouponBookRequest(book_id=book_id, request_id="demo"), metadata=service.metadata
     )
     return activated.coupon_book

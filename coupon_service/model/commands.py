@@ -17,6 +17,8 @@ class Call:
 
     `business_id` is the one the caller's token names; empty: the caller may see every business.
     `deadline`, in seconds of time.perf_counter: a command that has not begun by then is dropped.
+    `end_user`: the caller is a user, whose user_id is `caller`, and is told of codes that it cannot
+    use no more than of codes that do not exist.
     """
 
     caller: str
@@ -25,6 +27,12 @@ class Call:
     user_agent: str = ""
     business_id: str = ""
     deadline: float | None = None
+    end_user: bool = False
+
+    @property
+    def own_user_id(self) -> str:
+        """The only user whose locks the caller may see and change; empty: any."""
+        return self.caller if self.end_user else ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,6 +49,8 @@ class State:
     `users` has the books that count users, `totals` those with a limit for all redemptions.
     `picks` are locked, available codes of a book for AssignRandom; `picks_contended` the books
     where more are available but were locked by others. `fences` are unused fencing numbers.
+    `hidden`: codes, each with an end user who could not use it when it was loaded; what a decision
+    on it would need besides was not loaded.
     """
 
     codes: dict[str, Code] = field(default_factory=dict[str, Code])
@@ -68,6 +70,7 @@ class State:
     picks: dict[UUID, list[str]] = field(default_factory=dict[UUID, list[str]])
     picks_contended: frozenset[UUID] = frozenset()
     fences: list[int] = field(default_factory=list[int])
+    hidden: frozenset[tuple[str, str]] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

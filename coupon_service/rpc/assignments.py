@@ -10,13 +10,13 @@ from typing import Any
 
 from coupon_service.coalesce import Changes
 from coupon_service.locking import Locks
-from coupon_service.model import Command, Done, Unit
+from coupon_service.model import Assignment, Book, Code, Command, Done, Unit
 from coupon_service.rpc.context import current
 from coupon_service.rpc.convert import assignments as convert
 from coupon_service.rpc.convert.outcomes import done_of
-from coupon_service.rpc.paging import page_token
+from coupon_service.rpc.paging import page_token, page_within_bounds
 from coupon_service.rules import effective_code_state
-from coupon_service.store.reads import Reads
+from coupon_service.store.reads import Reads, assignment_position
 from coupon_service.v1 import assignment_service_pb2 as pb
 from coupon_service.v1.assignment_service_pb2_grpc import AssignmentServiceServicer
 
@@ -70,28 +70,26 @@ class AssignmentServicer(AssignmentServiceServicer):
     async def ListUserCoupons(
         self, request: pb.ListUserCouponsRequest, context: Any
     ) -> pb.ListUserCouponsResponse:
-        user_id, book_id, state, page = convert.read_list(request)
+        user_id, book_id, state, page = convert.read_list(request, current())
         coupons, end = await self._reads.user_coupons(
             user_id, book_id, current().business_id, state, page.size, page.after
         )
         locked_out = await self._locks.locked_out([(code, book) for _, code, book in coupons])
         now = self._now()
+
+        def message(coupon: tuple[Assignment, Code, Book]) -> pb.UserCoupon:
+            link, code, book = coupon
+            locked = code.code in locked_out
+            state = effective_code_state(
+                code, book, now, locked_out=locked, expire_time=link.expire_time
+            )
+            return convert.coupon_message(link, book, state)
+
+        messages, end = page_within_bounds(
+            coupons, message, end, lambda it: assignment_position(it[0])
+        )
         return pb.ListUserCouponsResponse(
-            coupons=[
-                convert.coupon_message(
-                    link,
-                    book,
-                    effective_code_state(
-                        code,
-                        book,
-                        now,
-                        locked_out=code.code in locked_out,
-                        expire_time=link.expire_time,
-                    ),
-                )
-                for link, code, book in coupons
-            ],
-            next_page_token=page_token(request, end),
+            coupons=messages, next_page_token=page_token(request, end)
         )
 
     async def _carry_out(self, command: Command) -> Done:

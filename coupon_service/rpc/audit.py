@@ -8,8 +8,8 @@ from typing import Any
 
 from coupon_service.rpc.context import current
 from coupon_service.rpc.convert import audit as convert
-from coupon_service.rpc.paging import page_token
-from coupon_service.store.reads import Reads
+from coupon_service.rpc.paging import page_token, page_within_bounds
+from coupon_service.store.reads import Reads, event_position
 from coupon_service.v1 import audit_service_pb2 as pb
 from coupon_service.v1.audit_service_pb2_grpc import AuditServiceServicer
 
@@ -25,6 +25,5 @@ class AuditServicer(AuditServiceServicer):
     ) -> pb.ListAuditEventsResponse:
         wanted, page = convert.read_list(request, current().business_id)
         events, end = await self._reads.audit_events(wanted, page.size, page.after)
-        return pb.ListAuditEventsResponse(
-            events=map(convert.event_message, events), next_page_token=page_token(request, end)
-        )
+        messages, end = page_within_bounds(events, convert.event_message, end, event_position)
+        return pb.ListAuditEventsResponse(events=messages, next_page_token=page_token(request, end))

@@ -11,9 +11,9 @@ from typing import Any
 from coupon_service.model import Book, EventType
 from coupon_service.rpc.context import current
 from coupon_service.rpc.convert import books as convert
-from coupon_service.rpc.paging import page_token
+from coupon_service.rpc.paging import page_token, page_within_bounds
 from coupon_service.rules import effective_book_state
-from coupon_service.store.books import Books
+from coupon_service.store.books import Books, book_position
 from coupon_service.v1 import coupon_book_service_pb2 as pb
 from coupon_service.v1.coupon_book_service_pb2_grpc import CouponBookServiceServicer
 
@@ -46,8 +46,12 @@ class CouponBookServicer(CouponBookServiceServicer):
     ) -> pb.ListCouponBooksResponse:
         business_id, state, page = convert.read_list(request, current())
         books, end = await self._books.list(business_id, state, page.size, page.after)
+        messages = zip(books, await self._messages(books), strict=True)
+        page, end = page_within_bounds(
+            list(messages), lambda it: it[1], end, lambda it: book_position(it[0])
+        )
         return pb.ListCouponBooksResponse(
-            coupon_books=await self._messages(books), next_page_token=page_token(request, end)
+            coupon_books=page, next_page_token=page_token(request, end)
         )
 
     async def UpdateCouponBook(

@@ -6,6 +6,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Final
 
+from coupon_service.errors import PermissionDenied
 from coupon_service.model import Call
 
 Metadata = tuple[tuple[str, str | bytes], ...]
@@ -20,6 +21,7 @@ class RequestContext:
     """The caller of one RPC; `request_id` is known once the request has been read.
 
     `business_id` is the one the caller's token names; empty: the caller may see every business.
+    `end_user`: the caller is a user, whose user_id is `caller`, and sees only what is its own.
     `deadline`: in seconds of time.perf_counter.
     """
 
@@ -27,6 +29,7 @@ class RequestContext:
     peer: str = ""
     caller: str = ANONYMOUS
     business_id: str = ""
+    end_user: bool = False
     request_id: str = ""
     deadline: float | None = None
 
@@ -34,17 +37,49 @@ class RequestContext:
         """The call as the ledger remembers it; also tells the log its `request_id`."""
         self.request_id = request_id
         return Call(
-            self.caller, request_id, self.peer, self.user_agent, self.business_id, self.deadline
+            self.caller,
+            request_id,
+            self.peer,
+            self.user_agent,
+            self.business_id,
+            self.deadline,
+            self.end_user,
         )
+
+    def user(self, user_id: str) -> str:
+        """The user that a request names; for an end user that names none, the caller itself.
+
+        Raises PermissionDenied when an end user names another one.
+        """
+        if not self.end_user:
+            return user_id
+        if user_id not in ("", self.caller):
+            raise PermissionDenied("An end user may only name its own user_id.")
+        return self.caller
+
+    @property
+    def own_user_id(self) -> str:
+        """The only user whose locks and redemptions the caller may see; empty: any."""
+        return self.caller if self.end_user else ""
+
+    @property
+    def anonymous(self) -> bool:
+        """Whether the caller did not have to prove who it is."""
+        return self.caller == ANONYMOUS
 
     @property
     def user_agent(self) -> str:
         """What the client says it is, in printable characters; empty when it says nothing."""
-        for key, value in self.metadata:
-            if key == "user-agent" and isinstance(value, str):
+        for value in self.values("user-agent"):
+            if isinstance(value, str):
                 agent = value[:USER_AGENT_MAX_CHARACTERS]
                 return agent if agent.isprintable() else ascii(agent)[1:-1]
         return ""
+
+    def values(self, key: str) -> list[str | bytes]:
+        """What the metadata has under this key."""
+        # By index: gRPC's pairs are named tuples, which take three times as long to unpack.
+        return [pair[1] for pair in self.metadata if pair[0] == key]
 
 
 CURRENT: Final[ContextVar[RequestContext]] = ContextVar("coupon_service.rpc.current")

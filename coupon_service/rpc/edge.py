@@ -28,8 +28,12 @@ from coupon_service.errors import (
     DeadlineExceeded,
     FieldViolation,
     InvalidArgument,
+    Overloaded,
 )
+from coupon_service.guessing import Guesses
+from coupon_service.ratelimit import RateLimiter
 from coupon_service.rpc.context import CURRENT, RequestContext
+from coupon_service.rpc.guesses import counting
 from coupon_service.rpc.status import Internal, kind_of, known, to_status
 
 Servicer = TypeVar("Servicer")
@@ -37,6 +41,9 @@ Context = grpc.aio.ServicerContext[Any, Any]
 Answer = Callable[[Any, Context], Awaitable[bytes | None]]
 
 PACKAGE: Final = "coupon_service."
+
+HEADERS_MAX_BYTES: Final = 16_384
+"""Of the metadata of a call. gRPC holds clients to it only once they confirmed its settings."""
 
 DETAILS_KEY: Final = "grpc-status-details-bin"
 """Where clients look for a google.rpc.Status."""
@@ -55,19 +62,23 @@ class EdgeSettings:
     """Bounds of an RPC. `request_max_bytes` holds for methods that `request_max_bytes_of` lacks.
 
     `default_deadline_ms` is for unary RPCs without a deadline. A stream without one goes on for as
-    long as its client wants: GenerateCodes of millions takes minutes.
+    long as its client wants: GenerateCodes of millions takes minutes. One whose client owes a
+    message for `stream_idle_ms` ends. `calls_max`: calls of any method that are open at a time.
     """
 
     default_deadline_ms: int
     request_max_bytes: int
     request_max_bytes_of: Mapping[str, int]
+    stream_idle_ms: int
+    calls_max: int
 
 
 class Edge(grpc.GenericRpcHandler):
     """Answers the RPCs of the servicers that were added to it.
 
     `authenticate` sets the caller of a method's call, or raises Unauthenticated, PermissionDenied
-    or RateLimited; without it everybody is anonymous.
+    or RateLimited; without it everybody is anonymous. Without `limiter` and `guesses` there are no
+    limits of that kind.
     """
 
     def __init__(
@@ -76,11 +87,17 @@ class Edge(grpc.GenericRpcHandler):
         log: FilteringBoundLogger,
         observer: RpcObserver,
         authenticate: Callable[[str, RequestContext], None] | None = None,
+        limiter: RateLimiter | None = None,
+        guesses: Guesses | None = None,
     ) -> None:
         self._settings = settings
         self._log = log
         self._observer = observer
         self._authenticate = authenticate
+        self._limiter = limiter
+        self._guesses = guesses
+        self.open_calls = 0
+        """Calls of any method that are being answered."""
         self._handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
 
     def add(self, register: Callable[[Servicer, Any], None], servicer: Servicer) -> None:
@@ -109,21 +126,47 @@ class Edge(grpc.GenericRpcHandler):
     ) -> grpc.RpcMethodHandler[Any, Any] | None:
         """Called by gRPC for every RPC, in the context that its handler runs in."""
         # The metadata has been read by now; ServicerContext.invocation_metadata() reads it again.
-        CURRENT.set(RequestContext(handler_call_details.invocation_metadata))
-        return self._handlers.get(handler_call_details.method)
+        metadata = handler_call_details.invocation_metadata
+        CURRENT.set(RequestContext(metadata))
+        handler = self._handlers.get(handler_call_details.method)
+        if self.open_calls >= self._settings.calls_max:
+            return self._refusing(handler_call_details.method, Overloaded())
+        if sum(len(key) + len(value) for key, value in metadata) > HEADERS_MAX_BYTES:
+            expected = f"expected at most {HEADERS_MAX_BYTES} bytes of metadata"
+            return self._refusing(handler_call_details.method, _unreadable(expected))
+        if (task := asyncio.current_task()) is not None:
+            self.open_calls += 1
+            task.add_done_callback(self._closed)
+        return handler
+
+    def _refusing(self, method: str, error: CouponServiceError) -> grpc.RpcMethodHandler[Any, Any]:
+        """Answers any method with the error, at once: it does not wait for the request."""
+        kind, details = kind_of(error), to_status(error)
+        if method in self._handlers:
+            self._observer.rpc_finished(method.rpartition(".")[2], kind.code.name, kind.name, 0.0)
+
+        async def refuse(_: Any, context: Context) -> None:
+            trailer = ((DETAILS_KEY, details.SerializeToString()),)
+            await context.abort(kind.code, details.message, trailer)
+
+        return _HANDLERS[True, True](refuse)
+
+    def _closed(self, _: object) -> None:
+        self.open_calls -= 1
 
     def _guarded(
         self, method: str, handler: grpc.RpcMethodHandler[Any, Any]
     ) -> grpc.RpcMethodHandler[Any, Any]:
         """The handler with everything around it that an RPC needs."""
         name = method.rpartition("/")[2]
+        handler = counting(name, handler, self._guesses)
         streams = handler.request_streaming or handler.response_streaming
         default_s = None if streams else self._settings.default_deadline_ms / 1000
         parse = _parser(
             handler.request_deserializer,
             self._settings.request_max_bytes_of.get(name, self._settings.request_max_bytes),
         )
-        work = _work(handler, parse)
+        work = _work(handler, parse, self._settings.stream_idle_ms / 1000)
 
         async def answer(given: Any, context: Context) -> bytes | None:
             started = perf_counter()
@@ -132,6 +175,8 @@ class Edge(grpc.GenericRpcHandler):
             try:
                 if self._authenticate is not None:
                     self._authenticate(method, rpc)
+                if self._limiter is not None and self._limiter.limits(rpc):
+                    await self._limiter.admit(method, rpc)
                 if (remaining_s := _remaining_s(context)) is not None:
                     # gRPC itself ends the call then.
                     rpc.deadline = started + remaining_s
@@ -208,7 +253,9 @@ class Edge(grpc.GenericRpcHandler):
             self._log.info("rpc", **line)
 
 
-def _work(handler: grpc.RpcMethodHandler[Any, Any], parse: Callable[[bytes], Any]) -> Answer:
+def _work(
+    handler: grpc.RpcMethodHandler[Any, Any], parse: Callable[[bytes], Any], idle_s: float
+) -> Answer:
     """The servicer's method, from bytes to bytes."""
     behavior: Any = (
         handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
@@ -216,7 +263,14 @@ def _work(handler: grpc.RpcMethodHandler[Any, Any], parse: Callable[[bytes], Any
     serialize: Any = handler.response_serializer
 
     async def parsed(messages: AsyncIterator[bytes]) -> AsyncIterator[Any]:
-        async for message in messages:
+        while True:
+            try:
+                async with asyncio.timeout(idle_s):
+                    message = await anext(messages, None)
+            except TimeoutError:
+                raise DeadlineExceeded(f"No message came for {idle_s:g} seconds.") from None
+            if message is None:
+                return
             yield parse(message)
 
     request: Callable[[Any], Any] = parsed if handler.request_streaming else parse

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import json
 from base64 import b64decode, urlsafe_b64encode
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from hashlib import blake2b
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from google.protobuf.message import Message
 
@@ -19,6 +19,33 @@ Position = tuple[Any, ...]
 """The sort key of the last row of a page: texts and numbers."""
 
 HASH_BYTES: Final = 9
+
+ROWS_MAX_BYTES: Final = 3 * 1024 * 1024
+"""Of the rows of a page. gRPC clients take answers of 4 MiB, and drop larger ones."""
+
+M = TypeVar("M", bound=Message)
+R = TypeVar("R")
+
+
+def page_within_bounds(
+    rows: Sequence[R],
+    message: Callable[[R], M],
+    end: Sequence[object] | None,
+    position: Callable[[R], Sequence[object]],
+) -> tuple[list[M], Sequence[object] | None]:
+    """The messages of as many rows as an answer can hold, and where the next page begins.
+
+    `end` is where it begins after all rows, None when they are the last; `position`: after a row.
+    """
+    messages: list[M] = []
+    left_bytes = ROWS_MAX_BYTES
+    for index, row in enumerate(rows):
+        made = message(row)
+        left_bytes -= made.ByteSize()
+        if left_bytes < 0 and messages:
+            return messages, position(rows[index - 1])
+        messages.append(made)
+    return messages, end
 
 
 def page_token(request: Message, position: Sequence[object] | None) -> str:

@@ -12,8 +12,8 @@ from coupon_service.rpc.context import current
 from coupon_service.rpc.convert import locks as convert_locks
 from coupon_service.rpc.convert import redemptions as convert
 from coupon_service.rpc.convert.outcomes import done_of
-from coupon_service.rpc.paging import page_token
-from coupon_service.store.reads import Reads
+from coupon_service.rpc.paging import page_token, page_within_bounds
+from coupon_service.store.reads import Reads, event_position
 from coupon_service.v1 import redemption_service_pb2 as pb
 from coupon_service.v1.redemption_service_pb2_grpc import RedemptionServiceServicer
 
@@ -57,11 +57,12 @@ class RedemptionServicer(RedemptionServiceServicer):
 
     async def GetLock(self, request: pb.GetLockRequest, context: Any) -> pb.GetLockResponse:
         lock_id = convert_locks.read_lock_id(request)
-        lock = await self._locks.get(lock_id, current().business_id)
+        rpc = current()
+        lock = await self._locks.get(lock_id, rpc.business_id, rpc.own_user_id)
         return pb.GetLockResponse(lock=convert_locks.lock_message(lock))
 
     async def ListLocks(self, request: pb.ListLocksRequest, context: Any) -> pb.ListLocksResponse:
-        user_id, book_id, page = convert_locks.read_list(request)
+        user_id, book_id, page = convert_locks.read_list(request, current())
         locks, end = await self._locks.list(
             user_id, book_id, current().business_id, page.size, page.after
         )
@@ -98,13 +99,14 @@ class RedemptionServicer(RedemptionServiceServicer):
         self, request: pb.GetRedemptionRequest, context: Any
     ) -> pb.GetRedemptionResponse:
         redemption_id = convert.read_redemption_id(request)
-        found = await self._reads.redemption(redemption_id, current().business_id)
+        rpc = current()
+        found = await self._reads.redemption(redemption_id, rpc.business_id, rpc.own_user_id)
         return pb.GetRedemptionResponse(redemption=convert.redemption_message(*found))
 
     async def ListRedemptions(
         self, request: pb.ListRedemptionsRequest, context: Any
     ) -> pb.ListRedemptionsResponse:
-        wanted, page = convert.read_list(request)
+        wanted, page = convert.read_list(request, current())
         found, end = await self._reads.redemptions(
             wanted.user_id,
             wanted.book_id,
@@ -114,7 +116,9 @@ class RedemptionServicer(RedemptionServiceServicer):
             page.size,
             page.after,
         )
+        messages, end = page_within_bounds(
+            found, lambda it: convert.redemption_message(*it), end, lambda it: event_position(it[0])
+        )
         return pb.ListRedemptionsResponse(
-            redemptions=[convert.redemption_message(*it) for it in found],
-            next_page_token=page_token(request, end),
+            redemptions=messages, next_page_token=page_token(request, end)
         )

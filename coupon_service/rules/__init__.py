@@ -13,7 +13,7 @@ from coupon_service.rules.derived import (
     lock_view,
     order_discount,
 )
-from coupon_service.rules.refusals import find_code, redemption_refusals
+from coupon_service.rules.refusals import find_code, is_hidden, redemption_refusals
 
 __all__ = [
     "code_state",
@@ -22,6 +22,7 @@ __all__ = [
     "effective_book_state",
     "effective_code_state",
     "find_code",
+    "is_hidden",
     "lock_view",
     "order_discount",
     "redemption_refusals",

@@ -8,6 +8,7 @@ from datetime import datetime
 from coupon_service.errors import (
     AlreadyRolledBack,
     BookNotFound,
+    CodeNotFound,
     Contention,
     CouponServiceError,
     LockNotFound,
@@ -38,7 +39,7 @@ from coupon_service.rules.assigning import assign, assign_random, recorded_assig
 from coupon_service.rules.draft import Draft
 from coupon_service.rules.locking import change_lock, lock
 from coupon_service.rules.redeeming import redeem, rollback
-from coupon_service.rules.refusals import find_code
+from coupon_service.rules.refusals import find_code, is_hidden
 from coupon_service.rules.switching import switch
 
 
@@ -102,6 +103,14 @@ def _decide_on_code(command: CodeCommand, draft: Draft) -> Outcome:
     replay = _replay(command, draft.state, book, code)
     if replay is not None:
         return replay
+    if isinstance(command, (Redeem, Lock)) and is_hidden(
+        command, code, book, draft.state, draft.now
+    ):
+        return CodeNotFound()
+    return _carry_out(command, code, book, draft)
+
+
+def _carry_out(command: CodeCommand, code: Code, book: Book, draft: Draft) -> Outcome:
     match command:
         case Redeem():
             return redeem(command, code, book, draft)

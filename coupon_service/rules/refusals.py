@@ -85,6 +85,27 @@ def _not_found(
     return CodeNotFound()
 
 
+def is_hidden(command: Redeem | Lock, code: Code, book: Book, state: State, now: datetime) -> bool:
+    """Whether an end user, who cannot use this code, is told that there is no such code.
+
+    Otherwise people could find out by trying which codes exist: of others, used up, or not yet for
+    use. Who has a link to the code is told when it is used up.
+    """
+    if not command.call.end_user:
+        return False
+    key = (code.code, command.user_id)
+    if key in state.hidden:
+        return True
+    link = state.assignments.get(key)
+    mine = link is not None and (link.state in LINKED or link.redemptions > 0)
+    why = (
+        *_unusable(code, book, now),
+        *_link_refusals(link, book, now),
+        *(() if mine else _used(command, code, book, state)),
+    )
+    return bool(why)
+
+
 def redemption_refusal(
     command: Redeem | Lock, code: Code, book: Book, draft: Draft
 ) -> CouponServiceError | None:
@@ -102,16 +123,8 @@ def redemption_refusals(
     command: Redeem | Lock, code: Code, book: Book, state: State, now: datetime
 ) -> Iterator[CouponServiceError]:
     """Why this user cannot redeem, or lock, this code now."""
-    yield from _over(book, now)
-    if book.start_time is not None and now < book.start_time:
-        yield BookNotStarted(start_time=book.start_time.isoformat())
-    if code.state is CodeState.DISABLED:
-        yield CodeDisabled()
-    if isinstance(command, Redeem) and command.order_id:
-        redemption_id = state.orders.get((code.code, command.order_id))
-        if redemption_id is not None:
-            yield OrderAlreadyRedeemed(redemption_id=redemption_id)
-    yield from _code_used_up(code, book)
+    yield from _unusable(code, book, now)
+    yield from _used(command, code, book, state)
     link = state.assignments.get((code.code, command.user_id))
     yield from _link_refusals(link, book, now)
     yield from _user_limits(command.user_id, link, book, state)
@@ -152,6 +165,24 @@ def user_assignment_refusals(
     """Why this user cannot be given any code of this book now."""
     yield from _over(book, now)
     yield from _assignment_limit(command.user_id, book, state)
+
+
+def _unusable(code: Code, book: Book, now: datetime) -> Iterator[CouponServiceError]:
+    yield from _over(book, now)
+    if book.start_time is not None and now < book.start_time:
+        yield BookNotStarted(start_time=book.start_time.isoformat())
+    if code.state is CodeState.DISABLED:
+        yield CodeDisabled()
+
+
+def _used(
+    command: Redeem | Lock, code: Code, book: Book, state: State
+) -> Iterator[CouponServiceError]:
+    if isinstance(command, Redeem) and command.order_id:
+        redemption_id = state.orders.get((code.code, command.order_id))
+        if redemption_id is not None:
+            yield OrderAlreadyRedeemed(redemption_id=redemption_id)
+    yield from _code_used_up(code, book)
 
 
 def _over(book: Book, now: datetime) -> Iterator[CouponServiceError]:

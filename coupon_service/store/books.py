@@ -388,7 +388,12 @@ async def select_books(
         },
     )
     books = [book_from_row(row) for row in await cursor.fetchall()]
-    return page_of(books, page_size, lambda book: time_position(book.create_time, book.book_id))
+    return page_of(books, page_size, book_position)
+
+
+def book_position(book: Book) -> Position:
+    """Where a page goes on after this book."""
+    return time_position(book.create_time, book.book_id)
 
 
 SUM_COUNTERS: Final = """

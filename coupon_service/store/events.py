@@ -150,7 +150,12 @@ async def select_events(
         },
     )
     events = [_listed(event_from_row(row)) for row in await cursor.fetchall()]
-    return page_of(events, page_size, lambda it: time_position(it.event_time, it.event_id))
+    return page_of(events, page_size, event_position)
+
+
+def event_position(event: Event) -> Position:
+    """Where a page goes on after this event."""
+    return time_position(event.event_time, event.event_id)
 
 
 def _statement(wanted: AuditFilter) -> LiteralString:

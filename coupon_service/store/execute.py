@@ -31,7 +31,7 @@ class Executor:
         commands = [command for unit in units for command in unit.commands]
 
         async def work(pipeline: Pipeline) -> list[list[Outcome]]:
-            state = await load(pipeline, commands, lock=True, formats=self._formats)
+            state = await load(pipeline, commands, self._now(), lock=True, formats=self._formats)
             outcomes, effects = decide(units, state, self._now())
             apply(pipeline, effects, state.books)
             return outcomes
@@ -46,6 +46,8 @@ class Executor:
         commands = [command for unit in units for command in unit.commands]
 
         async def work(connection: Connection) -> State:
-            return await load(Pipeline(connection), commands, lock=False, formats=self._formats)
+            return await load(
+                Pipeline(connection), commands, self._now(), lock=False, formats=self._formats
+            )
 
         return [await self._database.read_at_once("look", work)] * len(units)

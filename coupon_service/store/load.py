@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Final, LiteralString
 from uuid import UUID
 
@@ -34,6 +35,7 @@ from coupon_service.model import (
     bucket_of_event,
     bucket_of_user,
 )
+from coupon_service.rules import is_hidden
 from coupon_service.store.picks import pick_codes
 from coupon_service.store.pipeline import Pipeline, Rows
 from coupon_service.store.rows import (
@@ -93,11 +95,17 @@ def _wanted(commands: Iterable[Command]) -> _Wanted:
 
 
 async def load(
-    pipeline: Pipeline, commands: Sequence[Command], *, lock: bool, formats: dict[UUID, Book]
+    pipeline: Pipeline,
+    commands: Sequence[Command],
+    now: datetime,
+    *,
+    lock: bool,
+    formats: dict[UUID, Book],
 ) -> State:
     """Reads what the commands need, in a pipeline; with `lock`, locked against all other batches.
 
-    `formats` remembers active books, whose code format never changes, from call to call.
+    `now`: by which it is told what end users can see. `formats` remembers active books, whose code
+    format never changes, from call to call.
     """
     wanted = _wanted(commands)
     state = State()
@@ -141,7 +149,7 @@ async def load(
     for book_id in wanted.picks:
         if book_id in state.books:
             formats[book_id] = state.books[book_id]
-    await _load_counters(pipeline, commands, state, wanted, lock=lock)
+    await _load_counters(pipeline, commands, state, wanted, now, lock=lock)
     return state
 
 
@@ -293,10 +301,11 @@ async def _load_counters(
     commands: Iterable[Command],
     state: State,
     wanted: _Wanted,
+    now: datetime,
     *,
     lock: bool,
 ) -> None:
-    users, totals = _limited(commands, state)
+    users, totals = _limited(commands, state, now)
     if not users and not totals:
         return
     user_rows = total_rows = event_rows = link_rows = Rows()
@@ -333,21 +342,39 @@ async def _load_counters(
         state.assignments[(link.code, link.user_id)] = link
 
 
-def _limited(commands: Iterable[Command], state: State) -> tuple[set[tuple[UUID, str]], set[UUID]]:
-    """The users and books whose counters the commands need, by the limits of the books."""
+def _limited(
+    commands: Iterable[Command], state: State, now: datetime
+) -> tuple[set[tuple[UUID, str]], set[UUID]]:
+    """The users and books whose counters the commands need, by the limits of the books.
+
+    None for what its caller cannot see: so it takes no more trips than what does not exist, and
+    nobody makes rows in the books of another business.
+    """
     users: set[tuple[UUID, str]] = set()
     totals: set[UUID] = set()
+    hidden: set[tuple[str, str]] = set()
     for command in commands:
         if isinstance(command, AssignRandom):
-            if command.book_id in state.books:
-                users.add((command.book_id, command.user_id))
+            book = state.books.get(command.book_id)
+            if book is not None and _sees(command, book):
+                users.add((book.book_id, command.user_id))
             continue
         code = state.codes.get(command.code)
         if code is None or not isinstance(command, (Redeem, Lock, Rollback, Assign, Revoke)):
             continue
-        limits = state.books[code.book_id].limits
-        if limits.any_per_user:
-            users.add((code.book_id, command.user_id))
-        if limits.max_redemptions and not isinstance(command, (Assign, Revoke)):
-            totals.add(code.book_id)
+        book = state.books[code.book_id]
+        if not _sees(command, book):
+            continue
+        if isinstance(command, (Redeem, Lock)) and is_hidden(command, code, book, state, now):
+            hidden.add((command.code, command.user_id))
+            continue
+        if book.limits.any_per_user:
+            users.add((book.book_id, command.user_id))
+        if book.limits.max_redemptions and not isinstance(command, (Assign, Revoke)):
+            totals.add(book.book_id)
+    state.hidden = frozenset(hidden)
     return users, totals
+
+
+def _sees(command: Command, book: Book) -> bool:
+    return command.call.business_id in ("", book.business_id)

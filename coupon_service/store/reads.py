@@ -10,6 +10,7 @@ from uuid import UUID
 from coupon_service.codes import bucket_of
 from coupon_service.errors import CouponServiceError, RedemptionNotFound
 from coupon_service.model import (
+    Assignment,
     AssignmentState,
     Book,
     BookState,
@@ -25,6 +26,7 @@ from coupon_service.store.books import select_book, select_books_by_id
 from coupon_service.store.db import Database
 from coupon_service.store.events import (
     AuditFilter,
+    event_position,
     select_events,
     select_events_by_id,
 )
@@ -45,7 +47,7 @@ from coupon_service.store.rows import (
     int_array,
 )
 
-__all__ = ["AuditFilter", "Reads", "sweeping_alone"]
+__all__ = ["AuditFilter", "Reads", "assignment_position", "event_position", "sweeping_alone"]
 
 
 class Reads:
@@ -109,16 +111,21 @@ class Reads:
         states = tuple(AssignmentState) if state is None else (state,)
         wanted = CouponsLookup(user_id, book_id, business_id, states, time, code, page_size + 1)
         found: list[Coupon] = await self._look_up(wanted)
-        return page_of(
-            found, page_size, lambda it: time_position(it[0].assign_time or time, it[0].code)
-        )
+        return page_of(found, page_size, lambda it: assignment_position(it[0]))
 
-    async def redemption(self, redemption_id: UUID, business_id: str) -> tuple[Event, Event | None]:
-        """A redemption, and its roll-back if there was one. Raises RedemptionNotFound."""
+    async def redemption(
+        self, redemption_id: UUID, business_id: str, own_user_id: str = ""
+    ) -> tuple[Event, Event | None]:
+        """A redemption, of this user, empty = any, and its roll-back if there was one.
+
+        Raises RedemptionNotFound.
+        """
 
         async def work(connection: Connection) -> tuple[Event, Event | None]:
             event = (await select_events_by_id(connection, [redemption_id])).get(redemption_id)
             if event is None or event.type is not EventType.REDEEMED:
+                raise RedemptionNotFound
+            if own_user_id not in ("", event.user_id):
                 raise RedemptionNotFound
             books = await select_books_by_id(connection, [event.book_id])
             if business_id not in ("", books[event.book_id].business_id):
@@ -222,6 +229,13 @@ async def select_code_page(
     )
     codes = [code_from_row(row) for row in await cursor.fetchall()]
     return page_of(codes, page_size, lambda code: (code.code,))
+
+
+def assignment_position(link: Assignment) -> Position:
+    """Where a page goes on after this assignment, one that was made."""
+    if link.assign_time is None:
+        raise AssertionError("a user's code without an assignment")
+    return time_position(link.assign_time, link.code)
 
 
 # A lock lives for a day at most, also when its book stopped using locks, or closed, meanwhile.

@@ -327,7 +327,7 @@ class BatchAssignResult(_message.Message):
     """True when this request_id had been carried out before for this user."""
     @_builtins.property
     def assignment(self) -> Global___Assignment:
-        """The assignment."""
+        """The assignment, without the `metadata`, which are those of the request."""
 
     @_builtins.property
     def error(self) -> _error_reason_pb2.ItemError:

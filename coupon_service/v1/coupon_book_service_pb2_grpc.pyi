@@ -38,9 +38,12 @@ class CouponBookServiceStub:
      * Strings of ids (`business_id`, `user_id`, `order_id`): 1-128 characters, no control characters,
        no leading or trailing space.
      * `page_size`: 1-1,000, 50 when 0. `page_token`: the `next_page_token` of the answer before, with
-       all other fields but `page_size` unchanged; anything else is INVALID_ARGUMENT.
+       all other fields but `page_size` unchanged; anything else is INVALID_ARGUMENT. A page ends
+       early where its rows would exceed 3 MiB: only an empty `next_page_token` tells the last one.
      * `metadata`: any JSON object, at most 4 KiB as JSON and 5 levels deep. Stored, returned, never
        looked at.
+     * A caller whose token names a business sees and changes nothing of another: what belongs to
+       another business is as if it did not exist, and does not come in lists.
      * Errors: see ErrorReason.
     """
 
@@ -91,9 +94,12 @@ class CouponBookServiceAsyncStub(CouponBookServiceStub):
      * Strings of ids (`business_id`, `user_id`, `order_id`): 1-128 characters, no control characters,
        no leading or trailing space.
      * `page_size`: 1-1,000, 50 when 0. `page_token`: the `next_page_token` of the answer before, with
-       all other fields but `page_size` unchanged; anything else is INVALID_ARGUMENT.
+       all other fields but `page_size` unchanged; anything else is INVALID_ARGUMENT. A page ends
+       early where its rows would exceed 3 MiB: only an empty `next_page_token` tells the last one.
      * `metadata`: any JSON object, at most 4 KiB as JSON and 5 levels deep. Stored, returned, never
        looked at.
+     * A caller whose token names a business sees and changes nothing of another: what belongs to
+       another business is as if it did not exist, and does not come in lists.
      * Errors: see ErrorReason.
     """
 
@@ -140,9 +146,12 @@ class CouponBookServiceServicer(metaclass=_abc_1.ABCMeta):
      * Strings of ids (`business_id`, `user_id`, `order_id`): 1-128 characters, no control characters,
        no leading or trailing space.
      * `page_size`: 1-1,000, 50 when 0. `page_token`: the `next_page_token` of the answer before, with
-       all other fields but `page_size` unchanged; anything else is INVALID_ARGUMENT.
+       all other fields but `page_size` unchanged; anything else is INVALID_ARGUMENT. A page ends
+       early where its rows would exceed 3 MiB: only an empty `next_page_token` tells the last one.
      * `metadata`: any JSON object, at most 4 KiB as JSON and 5 levels deep. Stored, returned, never
        looked at.
+     * A caller whose token names a business sees and changes nothing of another: what belongs to
+       another business is as if it did not exist, and does not come in lists.
      * Errors: see ErrorReason.
     """
 

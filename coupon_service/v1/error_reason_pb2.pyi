@@ -30,7 +30,9 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_BOOK_NOT_FOUND: _ErrorReason.ValueType  # 1
     """[NOT_FOUND] No coupon book with this id."""
     ERROR_REASON_CODE_NOT_FOUND: _ErrorReason.ValueType  # 2
-    """[NOT_FOUND] No such coupon code, or not in the book that was named."""
+    """[NOT_FOUND] No such coupon code, or not in the book that was named; for an end user also one that
+    it cannot use.
+    """
     ERROR_REASON_ASSIGNMENT_NOT_FOUND: _ErrorReason.ValueType  # 3
     """[NOT_FOUND] The code is not assigned to this user."""
     ERROR_REASON_LOCK_NOT_FOUND: _ErrorReason.ValueType  # 4
@@ -129,15 +131,19 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     detail says when to try again.
     """
     ERROR_REASON_RATE_LIMITED: _ErrorReason.ValueType  # 70
-    """[RESOURCE_EXHAUSTED] Too many requests from this caller, with RetryInfo."""
+    """[RESOURCE_EXHAUSTED] Too many requests from this caller, or too many unknown codes looked up for
+    this user or by this caller, with RetryInfo. Metadata: `retry_after_ms`.
+    """
     ERROR_REASON_OVERLOADED: _ErrorReason.ValueType  # 71
     """[RESOURCE_EXHAUSTED] The service has more to do than it can keep up with, with RetryInfo.
     Never a limit of a book.
     """
     ERROR_REASON_UNAUTHENTICATED: _ErrorReason.ValueType  # 80
-    """[UNAUTHENTICATED] No valid credentials."""
+    """[UNAUTHENTICATED] No valid token in the metadata `authorization: Bearer <token>`."""
     ERROR_REASON_PERMISSION_DENIED: _ErrorReason.ValueType  # 81
-    """[PERMISSION_DENIED] The caller's roles do not allow it."""
+    """[PERMISSION_DENIED] The caller's roles do not allow it, or a business, or for an end user a user,
+    was named that is not its own.
+    """
     ERROR_REASON_DATABASE_UNAVAILABLE: _ErrorReason.ValueType  # 90
     """[UNAVAILABLE] PostgreSQL cannot be reached. The outcome of a change is open."""
     ERROR_REASON_LOCKS_UNAVAILABLE: _ErrorReason.ValueType  # 91
@@ -165,7 +171,9 @@ ERROR_REASON_UNSPECIFIED: ErrorReason.ValueType  # 0
 ERROR_REASON_BOOK_NOT_FOUND: ErrorReason.ValueType  # 1
 """[NOT_FOUND] No coupon book with this id."""
 ERROR_REASON_CODE_NOT_FOUND: ErrorReason.ValueType  # 2
-"""[NOT_FOUND] No such coupon code, or not in the book that was named."""
+"""[NOT_FOUND] No such coupon code, or not in the book that was named; for an end user also one that
+it cannot use.
+"""
 ERROR_REASON_ASSIGNMENT_NOT_FOUND: ErrorReason.ValueType  # 3
 """[NOT_FOUND] The code is not assigned to this user."""
 ERROR_REASON_LOCK_NOT_FOUND: ErrorReason.ValueType  # 4
@@ -264,15 +272,19 @@ ERROR_REASON_CONTENTION: ErrorReason.ValueType  # 61
 detail says when to try again.
 """
 ERROR_REASON_RATE_LIMITED: ErrorReason.ValueType  # 70
-"""[RESOURCE_EXHAUSTED] Too many requests from this caller, with RetryInfo."""
+"""[RESOURCE_EXHAUSTED] Too many requests from this caller, or too many unknown codes looked up for
+this user or by this caller, with RetryInfo. Metadata: `retry_after_ms`.
+"""
 ERROR_REASON_OVERLOADED: ErrorReason.ValueType  # 71
 """[RESOURCE_EXHAUSTED] The service has more to do than it can keep up with, with RetryInfo.
 Never a limit of a book.
 """
 ERROR_REASON_UNAUTHENTICATED: ErrorReason.ValueType  # 80
-"""[UNAUTHENTICATED] No valid credentials."""
+"""[UNAUTHENTICATED] No valid token in the metadata `authorization: Bearer <token>`."""
 ERROR_REASON_PERMISSION_DENIED: ErrorReason.ValueType  # 81
-"""[PERMISSION_DENIED] The caller's roles do not allow it."""
+"""[PERMISSION_DENIED] The caller's roles do not allow it, or a business, or for an end user a user,
+was named that is not its own.
+"""
 ERROR_REASON_DATABASE_UNAVAILABLE: ErrorReason.ValueType  # 90
 """[UNAVAILABLE] PostgreSQL cannot be reached. The outcome of a change is open."""
 ERROR_REASON_LOCKS_UNAVAILABLE: ErrorReason.ValueType  # 91

@@ -31,6 +31,13 @@ class RedemptionServiceStub:
 
     The usual checkout: ValidateCode while the cart is filled, LockCode when payment begins,
     RedeemCode with the `lock_token` when it is done, RollbackRedemption when the order is cancelled.
+
+    End users (tokens with the role `self`) name no `user_id` but their own: PERMISSION_DENIED. What
+    belongs to other users does not exist for them. Neither does a code that they cannot use: in place
+    of BOOK_NOT_ACTIVE, BOOK_NOT_STARTED, BOOK_EXPIRED, CODE_DISABLED, CODE_EXPIRED and
+    CODE_NOT_ASSIGNED_TO_USER they get CODE_NOT_FOUND, and, unless they have used the code or it is
+    assigned to them, in place of CODE_ALREADY_REDEEMED, CODE_LIMIT_EXCEEDED and
+    ORDER_ALREADY_REDEEMED as well.
     """
 
     def __init__(self, channel):
@@ -102,6 +109,13 @@ class RedemptionServiceServicer:
 
     The usual checkout: ValidateCode while the cart is filled, LockCode when payment begins,
     RedeemCode with the `lock_token` when it is done, RollbackRedemption when the order is cancelled.
+
+    End users (tokens with the role `self`) name no `user_id` but their own: PERMISSION_DENIED. What
+    belongs to other users does not exist for them. Neither does a code that they cannot use: in place
+    of BOOK_NOT_ACTIVE, BOOK_NOT_STARTED, BOOK_EXPIRED, CODE_DISABLED, CODE_EXPIRED and
+    CODE_NOT_ASSIGNED_TO_USER they get CODE_NOT_FOUND, and, unless they have used the code or it is
+    assigned to them, in place of CODE_ALREADY_REDEEMED, CODE_LIMIT_EXCEEDED and
+    ORDER_ALREADY_REDEEMED as well.
     """
 
     def ValidateCode(self, request, context):
@@ -149,7 +163,8 @@ class RedemptionServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListLocks(self, request, context):
-        """Lists the live locks of a user or of a book, the next to expire first. LOCKS_UNAVAILABLE.
+        """Lists the live locks of a user or of a book, the next to expire first. LOCKS_UNAVAILABLE. End
+        users list their own, by `user_id`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -192,7 +207,7 @@ class RedemptionServiceServicer:
 
     def ListRedemptions(self, request, context):
         """Lists redemptions by user, book, code or order, newest first. At least one of the four filters
-        is required; several are combined with AND.
+        is required; several are combined with AND. End users always list their own, and need none.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -270,6 +285,13 @@ class RedemptionService:
 
     The usual checkout: ValidateCode while the cart is filled, LockCode when payment begins,
     RedeemCode with the `lock_token` when it is done, RollbackRedemption when the order is cancelled.
+
+    End users (tokens with the role `self`) name no `user_id` but their own: PERMISSION_DENIED. What
+    belongs to other users does not exist for them. Neither does a code that they cannot use: in place
+    of BOOK_NOT_ACTIVE, BOOK_NOT_STARTED, BOOK_EXPIRED, CODE_DISABLED, CODE_EXPIRED and
+    CODE_NOT_ASSIGNED_TO_USER they get CODE_NOT_FOUND, and, unless they have used the code or it is
+    assigned to them, in place of CODE_ALREADY_REDEEMED, CODE_LIMIT_EXCEEDED and
+    ORDER_ALREADY_REDEEMED as well.
     """
 
     @staticmethod

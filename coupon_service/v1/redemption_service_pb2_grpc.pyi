@@ -32,6 +32,13 @@ class RedemptionServiceStub:
 
     The usual checkout: ValidateCode while the cart is filled, LockCode when payment begins,
     RedeemCode with the `lock_token` when it is done, RollbackRedemption when the order is cancelled.
+
+    End users (tokens with the role `self`) name no `user_id` but their own: PERMISSION_DENIED. What
+    belongs to other users does not exist for them. Neither does a code that they cannot use: in place
+    of BOOK_NOT_ACTIVE, BOOK_NOT_STARTED, BOOK_EXPIRED, CODE_DISABLED, CODE_EXPIRED and
+    CODE_NOT_ASSIGNED_TO_USER they get CODE_NOT_FOUND, and, unless they have used the code or it is
+    assigned to them, in place of CODE_ALREADY_REDEEMED, CODE_LIMIT_EXCEEDED and
+    ORDER_ALREADY_REDEEMED as well.
     """
 
     @_typing.overload
@@ -62,7 +69,9 @@ class RedemptionServiceStub:
     GetLock: _grpc.UnaryUnaryMultiCallable[_redemption_service_pb2.GetLockRequest, _redemption_service_pb2.GetLockResponse]
     """Returns a lock, also one that has ended. LOCK_NOT_FOUND."""
     ListLocks: _grpc.UnaryUnaryMultiCallable[_redemption_service_pb2.ListLocksRequest, _redemption_service_pb2.ListLocksResponse]
-    """Lists the live locks of a user or of a book, the next to expire first. LOCKS_UNAVAILABLE."""
+    """Lists the live locks of a user or of a book, the next to expire first. LOCKS_UNAVAILABLE. End
+    users list their own, by `user_id`.
+    """
     RedeemCode: _grpc.UnaryUnaryMultiCallable[_redemption_service_pb2.RedeemCodeRequest, _redemption_service_pb2.RedeemCodeResponse]
     """Uses a code once: the one call that must never happen too often. Answered OK, it is durable.
     CODE_NOT_FOUND, CODE_CHECKSUM_INVALID, BOOK_NOT_ACTIVE, BOOK_NOT_STARTED, BOOK_EXPIRED,
@@ -82,7 +91,7 @@ class RedemptionServiceStub:
     """Returns a redemption. REDEMPTION_NOT_FOUND."""
     ListRedemptions: _grpc.UnaryUnaryMultiCallable[_redemption_service_pb2.ListRedemptionsRequest, _redemption_service_pb2.ListRedemptionsResponse]
     """Lists redemptions by user, book, code or order, newest first. At least one of the four filters
-    is required; several are combined with AND.
+    is required; several are combined with AND. End users always list their own, and need none.
     """
 
 @_typing.type_check_only
@@ -92,6 +101,13 @@ class RedemptionServiceAsyncStub(RedemptionServiceStub):
 
     The usual checkout: ValidateCode while the cart is filled, LockCode when payment begins,
     RedeemCode with the `lock_token` when it is done, RollbackRedemption when the order is cancelled.
+
+    End users (tokens with the role `self`) name no `user_id` but their own: PERMISSION_DENIED. What
+    belongs to other users does not exist for them. Neither does a code that they cannot use: in place
+    of BOOK_NOT_ACTIVE, BOOK_NOT_STARTED, BOOK_EXPIRED, CODE_DISABLED, CODE_EXPIRED and
+    CODE_NOT_ASSIGNED_TO_USER they get CODE_NOT_FOUND, and, unless they have used the code or it is
+    assigned to them, in place of CODE_ALREADY_REDEEMED, CODE_LIMIT_EXCEEDED and
+    ORDER_ALREADY_REDEEMED as well.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -119,7 +135,9 @@ class RedemptionServiceAsyncStub(RedemptionServiceStub):
     GetLock: _aio.UnaryUnaryMultiCallable[_redemption_service_pb2.GetLockRequest, _redemption_service_pb2.GetLockResponse]  # type: ignore[assignment]
     """Returns a lock, also one that has ended. LOCK_NOT_FOUND."""
     ListLocks: _aio.UnaryUnaryMultiCallable[_redemption_service_pb2.ListLocksRequest, _redemption_service_pb2.ListLocksResponse]  # type: ignore[assignment]
-    """Lists the live locks of a user or of a book, the next to expire first. LOCKS_UNAVAILABLE."""
+    """Lists the live locks of a user or of a book, the next to expire first. LOCKS_UNAVAILABLE. End
+    users list their own, by `user_id`.
+    """
     RedeemCode: _aio.UnaryUnaryMultiCallable[_redemption_service_pb2.RedeemCodeRequest, _redemption_service_pb2.RedeemCodeResponse]  # type: ignore[assignment]
     """Uses a code once: the one call that must never happen too often. Answered OK, it is durable.
     CODE_NOT_FOUND, CODE_CHECKSUM_INVALID, BOOK_NOT_ACTIVE, BOOK_NOT_STARTED, BOOK_EXPIRED,
@@ -139,7 +157,7 @@ class RedemptionServiceAsyncStub(RedemptionServiceStub):
     """Returns a redemption. REDEMPTION_NOT_FOUND."""
     ListRedemptions: _aio.UnaryUnaryMultiCallable[_redemption_service_pb2.ListRedemptionsRequest, _redemption_service_pb2.ListRedemptionsResponse]  # type: ignore[assignment]
     """Lists redemptions by user, book, code or order, newest first. At least one of the four filters
-    is required; several are combined with AND.
+    is required; several are combined with AND. End users always list their own, and need none.
     """
 
 class RedemptionServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -148,6 +166,13 @@ class RedemptionServiceServicer(metaclass=_abc_1.ABCMeta):
 
     The usual checkout: ValidateCode while the cart is filled, LockCode when payment begins,
     RedeemCode with the `lock_token` when it is done, RollbackRedemption when the order is cancelled.
+
+    End users (tokens with the role `self`) name no `user_id` but their own: PERMISSION_DENIED. What
+    belongs to other users does not exist for them. Neither does a code that they cannot use: in place
+    of BOOK_NOT_ACTIVE, BOOK_NOT_STARTED, BOOK_EXPIRED, CODE_DISABLED, CODE_EXPIRED and
+    CODE_NOT_ASSIGNED_TO_USER they get CODE_NOT_FOUND, and, unless they have used the code or it is
+    assigned to them, in place of CODE_ALREADY_REDEEMED, CODE_LIMIT_EXCEEDED and
+    ORDER_ALREADY_REDEEMED as well.
     """
 
     @_abc_1.abstractmethod
@@ -209,7 +234,9 @@ class RedemptionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _redemption_service_pb2.ListLocksRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_redemption_service_pb2.ListLocksResponse, _abc.Awaitable[_redemption_service_pb2.ListLocksResponse]]:
-        """Lists the live locks of a user or of a book, the next to expire first. LOCKS_UNAVAILABLE."""
+        """Lists the live locks of a user or of a book, the next to expire first. LOCKS_UNAVAILABLE. End
+        users list their own, by `user_id`.
+        """
 
     @_abc_1.abstractmethod
     def RedeemCode(
@@ -259,7 +286,7 @@ class RedemptionServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_redemption_service_pb2.ListRedemptionsResponse, _abc.Awaitable[_redemption_service_pb2.ListRedemptionsResponse]]:
         """Lists redemptions by user, book, code or order, newest first. At least one of the four filters
-        is required; several are combined with AND.
+        is required; several are combined with AND. End users always list their own, and need none.
         """
 
 def add_RedemptionServiceServicer_to_server(servicer: RedemptionServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -188,6 +188,24 @@ class TestStoppingAndStartingAgain:
         assert [path.name for path in (tmp_path / ".data").iterdir()] == ["lock-token-secret"]
 
 
+class TestTokens:
+    def test_with_authentication_the_session_brings_its_token(
+        self, tmp_path: Path, empty_database_url: str, redis_url: str
+    ) -> None:
+        servers = {"DATABASE_URL": empty_database_url, "REDIS_URL": redis_url}
+        with dev(tmp_path, COUPON_AUTH="jwt", **servers) as ready:
+            session = ready.printed[ready.printed.index("export COUPON_TOKEN=") :]
+            assert events(paste(session, TOOLS[-1])) == ["REDEEMED", "LOCKED", "ASSIGNED"]
+            secret = tmp_path / ".data" / "jwt-secret"
+            assert stat.S_IMODE(secret.stat().st_mode) == 0o600
+            request = '{"code": "welcome-1", "user_id": "ann"}'
+            call = ("call", "RedeemCode", request, "--address", f"127.0.0.1:{ready.port}")
+            done = run(tmp_path, *call)
+            assert done.stderr.startswith("UNAUTHENTICATED")
+            token = run(tmp_path, "token", "--role", "redeemer").stdout.strip()
+            assert run(tmp_path, *call, COUPON_TOKEN=token).returncode == 0
+
+
 class TestWhatIsMissing:
     def test_a_folder_that_cannot_be_made_is_told_in_a_sentence(self, tmp_path: Path) -> None:
         (tmp_path / "file").touch()

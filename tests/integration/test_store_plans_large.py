@@ -67,7 +67,8 @@ def large_database_url(
 ) -> Iterator[str]:
     """A database with a million rows in each of the large tables."""
     with new_database() as url:
-        with psycopg.connect(url, autocommit=True, options="-c maintenance_work_mem=512MB") as connection:
+        memory = "-c maintenance_work_mem=512MB"
+        with psycopg.connect(url, autocommit=True, options=memory) as connection:
             connection.execute(FILL.encode())
         yield url
 

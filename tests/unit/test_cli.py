@@ -12,7 +12,7 @@ from coupon_service.settings import settings_table
 COMMANDS = [
     *(("dev",), ("serve",), ("health",), ("settings",)),
     *(("migrate",), ("migrate", "up"), ("migrate", "down"), ("migrate", "status")),
-    *(("call",), ("generate",), ("import",), ("export",)),
+    *(("token",), ("call",), ("generate",), ("import",), ("export",)),
 ]
 
 

@@ -294,10 +294,10 @@ def test_coupons_are_listed_by_user() -> None:
     request = assignments_pb.ListUserCouponsRequest(
         user_id="u", state=assignments_pb.ASSIGNMENT_STATE_REVOKED
     )
-    user_id, book_id, state, page = assignments.read_list(request)
+    user_id, book_id, state, page = assignments.read_list(request, rpc())
     assert (user_id, book_id, state, page.size) == ("u", None, AssignmentState.REVOKED, 50)
     bad = assignments_pb.ListUserCouponsRequest(book_id="x", state=9)  # pyright: ignore[reportArgumentType]
-    assert bad_fields(lambda: assignments.read_list(bad)) == ["user_id", "book_id", "state"]
+    assert bad_fields(lambda: assignments.read_list(bad, rpc())) == ["user_id", "book_id", "state"]
 
 
 LINK = Assignment(

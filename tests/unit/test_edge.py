@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
 import grpc
 import pytest
 from edge_server import (
+    CALLS_MAX,
     DEADLINE_MS,
     HEALTH_GRPC,
     HEALTH_PB,
@@ -18,12 +20,14 @@ from edge_server import (
     failed,
     info_of,
     running,
+    until,
 )
 from google.rpc.error_details_pb2 import BadRequest
 from google.rpc.status_pb2 import Status
 
 from coupon_service.errors import CodeAlreadyRedeemed, DatabaseUnavailable, Unauthenticated
 from coupon_service.rpc.context import RequestContext, current
+from coupon_service.rpc.edge import HEADERS_MAX_BYTES
 from coupon_service.v1 import coupon_code_service_pb2 as codes
 from coupon_service.v1 import redemption_service_pb2 as pb
 
@@ -425,3 +429,73 @@ async def test_health_is_answered_without_a_line() -> None:
         assert answer.status == HEALTH_PB.HealthCheckResponse.SERVING
         assert run.log.entries == []
         assert run.counted == []
+
+
+# --- bounds -------------------------------------------------------------------------------------
+
+
+async def test_a_stream_whose_client_sends_nothing_ends() -> None:
+    async def behavior(requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
+        async for _ in requests:
+            yield codes.ImportCodesResponse(chunk_number=7)
+
+    async def requests() -> AsyncIterator[codes.ImportCodesRequest]:
+        yield codes.ImportCodesRequest()
+        await asyncio.sleep(60)
+
+    async with running(behavior) as run:
+        call = run.codes.ImportCodes(requests())
+        assert (await call.read()).chunk_number == 7  # type: ignore[union-attr]
+        code, text, status = await failed(call.read())
+    assert code is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert "No message came" in text
+    assert info_of(status).reason == "DEADLINE_EXCEEDED"
+
+
+async def test_more_calls_than_may_be_open_are_refused_at_once_and_counted() -> None:
+    held = asyncio.Event()
+
+    async def behavior(request: Any, context: Any) -> pb.RedeemCodeResponse:
+        await held.wait()
+        return pb.RedeemCodeResponse()
+
+    async with running(behavior) as run:
+        calls = [
+            asyncio.ensure_future(run.redemptions.RedeemCode(pb.RedeemCodeRequest(), timeout=30))
+            for _ in range(CALLS_MAX)
+        ]
+        await until(lambda: run.edge.open_calls == CALLS_MAX)
+        for call in (
+            run.redemptions.RedeemCode(pb.RedeemCodeRequest(), timeout=30),
+            run.redemptions.LockCode(pb.LockCodeRequest(), timeout=30),
+        ):
+            code, _, status = await failed(call)
+            assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert info_of(status).reason == "OVERLOADED"
+        assert run.counted[0] == (
+            "RedemptionService/RedeemCode",
+            "RESOURCE_EXHAUSTED",
+            "OVERLOADED",
+        )
+        held.set()
+        await asyncio.gather(*calls)
+        await until(lambda: run.edge.open_calls == 0)
+        await run.redemptions.RedeemCode(pb.RedeemCodeRequest(), timeout=30)
+
+
+async def test_more_metadata_than_gets_past_grpc_is_refused() -> None:
+    # gRPC lets a little less than the same number pass, since it counts 32 bytes more an entry.
+    async with running(answer_ok) as run:
+        small = (("x-small", "a" * (HEADERS_MAX_BYTES // 3)),)
+        await run.redemptions.RedeemCode(pb.RedeemCodeRequest(), timeout=5, metadata=small)
+        details = CallDetails(REDEEM, (("x-big", "a" * HEADERS_MAX_BYTES),))
+        assert run.edge.service(details) is not None
+        assert run.counted[-1][1:] == ("INVALID_ARGUMENT", "INVALID_ARGUMENT")
+
+
+@dataclass
+class CallDetails(grpc.HandlerCallDetails):
+    """What gRPC tells an edge of a call."""
+
+    method: str
+    invocation_metadata: Any

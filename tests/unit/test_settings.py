@@ -119,7 +119,8 @@ class TestWrongValues:
             ("HOST", "a b", "expected an IP address or a host name, not 'a b'"),
             ("REFLECTION", "maybe", "expected true or false, not 'maybe'"),
             ("LOG_FORMAT", "xml", "expected auto or json or console, not 'xml'"),
-            ("AUTH", "jwt", "expected none, because jwt is not available yet"),
+            ("AUTH", "basic", "expected none or jwt, not 'basic'"),
+            ("JWT_ISSUER", "two words", "expected a name or a URL, not 'two words'"),
             ("POOL_MIN_SIZE", "7", "expected at most COUPON_POOL_MAX_SIZE (6), not 7"),
             ("BATCHES_IN_FLIGHT", "7", "expected at most COUPON_POOL_MAX_SIZE (6), not 7"),
             ("QUEUE_MAX_SIZE", "9", None),
@@ -152,6 +153,7 @@ class TestWrongValues:
             ("COUPON_REDIS_URL", f"http://:{PASSWORD}@host"),
             ("COUPON_LOCK_TOKEN_SECRET", PASSWORD),
             ("COUPON_LOCK_TOKEN_SECRET_PREVIOUS", PASSWORD),
+            ("COUPON_JWT_SECRET", PASSWORD),
         ],
     )
     def test_a_bad_secret_is_never_shown(
@@ -210,6 +212,7 @@ class TestUnknownNames:
         "name",
         [
             "COUPON_TEST_DATABASE_URL",
+            "COUPON_TOKEN",
             "COUPON_SERVICE_HOST",
             "COUPON_SERVICE_PORT",
             "COUPON_SERVICE_SERVICE_PORT_GRPC",
@@ -217,7 +220,7 @@ class TestUnknownNames:
             "COUPON_PORT_50051_TCP",
         ],
     )
-    def test_those_of_the_tests_and_of_kubernetes_are_left_alone(
+    def test_those_of_the_tests_of_clients_and_of_kubernetes_are_left_alone(
         self, name: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv(name, "tcp://10.0.0.1:50051")

@@ -110,11 +110,11 @@ def read_revoke(request: pb.RevokeAssignmentRequest, rpc: RequestContext) -> Rev
 
 
 def read_list(
-    request: pb.ListUserCouponsRequest,
+    request: pb.ListUserCouponsRequest, rpc: RequestContext
 ) -> tuple[str, UUID | None, AssignmentState | None, Page]:
-    """Whose codes, of which book, in which state, and which page of them."""
+    """Whose codes, of which book, in which state, and which page. Raises PermissionDenied."""
     fields = Fields()
-    user_id = fields.identifier("user_id", request.user_id)
+    user_id = rpc.user(fields.identifier("user_id", request.user_id))
     book_id = fields.optional_uuid("book_id", request.book_id)
     state = fields.choice("state", request.state, STATES, None)
     page = fields.page(request)
@@ -173,8 +173,11 @@ def _batch_result(command: AssignRandom, outcome: Outcome) -> pb.BatchAssignResu
     if isinstance(outcome, CouponServiceError):
         return pb.BatchAssignResult(user_id=command.user_id, error=item_error(outcome))
     done = done_of(outcome)
+    assignment = done_assignment(done)
+    # A thousand copies of what the caller has sent would be more than a client takes.
+    assignment.ClearField("metadata")
     return pb.BatchAssignResult(
-        user_id=command.user_id, assignment=done_assignment(done), replayed=done.replayed
+        user_id=command.user_id, assignment=assignment, replayed=done.replayed
     )
 
 

@@ -6,6 +6,7 @@ from typing import Final
 from uuid import UUID
 
 from coupon_service.codes import bucket_of
+from coupon_service.errors import PermissionDenied
 from coupon_service.model import Call, EventType, Lock, LockView, event_id, fingerprint
 from coupon_service.rpc.context import RequestContext
 from coupon_service.rpc.convert.fields import TTL_MAX_MS, Fields, Page
@@ -23,7 +24,7 @@ def read_lock(request: pb.LockCodeRequest, rpc: RequestContext) -> tuple[Lock, i
     call = rpc.call(fields.request_id(request.request_id))
     code = fields.code("code", request.code)
     book_id = fields.optional_uuid("book_id", request.book_id)
-    user_id = fields.identifier("user_id", request.user_id)
+    user_id = rpc.user(fields.identifier("user_id", request.user_id))
     ttl_ms = _ttl_ms(fields, request)
     metadata = fields.metadata(request.metadata)
     fields.check()
@@ -77,13 +78,17 @@ def read_lock_id(request: pb.GetLockRequest) -> UUID:
     return lock_id
 
 
-def read_list(request: pb.ListLocksRequest) -> tuple[str | None, UUID | None, Page]:
-    """Locks of which user or of which book, and which page of them."""
+def read_list(
+    request: pb.ListLocksRequest, rpc: RequestContext
+) -> tuple[str | None, UUID | None, Page]:
+    """Locks of which user or of which book, and which page of them. Raises PermissionDenied."""
     fields = Fields()
     user_id: str | None = None
     book_id: UUID | None = None
     if request.HasField("user_id"):
-        user_id = fields.identifier("user_id", request.user_id)
+        user_id = rpc.user(fields.identifier("user_id", request.user_id))
+    elif rpc.end_user:
+        raise PermissionDenied("An end user may only list its own locks, by user_id.")
     elif request.HasField("book_id"):
         book_id = fields.uuid("book_id", request.book_id)
     else:

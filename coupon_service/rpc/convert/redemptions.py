@@ -39,7 +39,7 @@ def read_redeem(request: pb.RedeemCodeRequest, rpc: RequestContext) -> tuple[Red
     """The command, and the lock token that was given."""
     fields = Fields()
     call = rpc.call(fields.request_id(request.request_id))
-    command = _redeem(fields, request, call)
+    command = _redeem(fields, request, call, rpc)
     fields.check()
     return command, request.lock_token
 
@@ -47,7 +47,7 @@ def read_redeem(request: pb.RedeemCodeRequest, rpc: RequestContext) -> tuple[Red
 def read_validate(request: pb.ValidateCodeRequest, rpc: RequestContext) -> tuple[Redeem, str]:
     """The command that is only tried, and the lock token that was given."""
     fields = Fields()
-    command = _redeem(fields, request, rpc.call(request_id=""))
+    command = _redeem(fields, request, rpc.call(request_id=""), rpc)
     fields.check()
     return command, request.lock_token
 
@@ -68,9 +68,8 @@ def read_batch(
     for index, item in enumerate(request.items):
         inside = fields.within(f"items[{index}]")
         own = item.request_id
-        command = _redeem(
-            inside, item, replace(call, request_id=inside.request_id(own)) if own else call
-        )
+        attempt_call = replace(call, request_id=inside.request_id(own)) if own else call
+        command = _redeem(inside, item, attempt_call, rpc)
         attempt = (command.call.request_id, command.code)
         if command.code and attempt in seen:
             inside.refuse("code", "expected every code once, or items with their own request_id")
@@ -124,16 +123,18 @@ class RedemptionFilter:
     order_id: str
 
 
-def read_list(request: pb.ListRedemptionsRequest) -> tuple[RedemptionFilter, Page]:
-    """Which redemptions, and which page of them."""
+def read_list(
+    request: pb.ListRedemptionsRequest, rpc: RequestContext
+) -> tuple[RedemptionFilter, Page]:
+    """Which redemptions, and which page of them. Raises PermissionDenied."""
     fields = Fields()
     wanted = RedemptionFilter(
-        user_id=fields.identifier("user_id", request.user_id, optional=True),
+        user_id=rpc.user(fields.identifier("user_id", request.user_id, optional=True)),
         book_id=fields.optional_uuid("book_id", request.book_id),
         code=fields.code("code", request.code) if request.code else "",
         order_id=fields.identifier("order_id", request.order_id, optional=True),
     )
-    if not (request.user_id or request.book_id or request.code or request.order_id):
+    if not (wanted.user_id or request.book_id or request.code or request.order_id):
         fields.refuse("user_id", "expected at least one of user_id, book_id, code and order_id")
     page = fields.page(request)
     fields.check()
@@ -141,11 +142,14 @@ def read_list(request: pb.ListRedemptionsRequest) -> tuple[RedemptionFilter, Pag
 
 
 def _redeem(
-    fields: Fields, item: pb.RedeemCodeRequest | pb.RedeemItem | pb.ValidateCodeRequest, call: Call
+    fields: Fields,
+    item: pb.RedeemCodeRequest | pb.RedeemItem | pb.ValidateCodeRequest,
+    call: Call,
+    rpc: RequestContext,
 ) -> Redeem:
     code = fields.code("code", item.code)
     book_id = fields.optional_uuid("book_id", item.book_id)
-    user_id = fields.identifier("user_id", item.user_id)
+    user_id = rpc.user(fields.identifier("user_id", item.user_id))
     order_id = fields.identifier("order_id", item.order_id, optional=True)
     order: Money | None = None
     if item.HasField("order_amount"):

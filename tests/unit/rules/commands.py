@@ -36,6 +36,11 @@ def call(request: str = "", caller: str = "shop", business: str = "") -> Call:
     return Call(caller, request or uuid4().hex, "10.0.0.1:4711", "curl", business)
 
 
+def user_call(user: str = "ann", request: str = "") -> Call:
+    """A call of an end user."""
+    return replace(call(request, user, "business"), end_user=True)
+
+
 def _id(code: str, event: EventType, by: Call) -> UUID:
     return event_id(bucket_of(code), event, by.caller, by.request_id, code)
 

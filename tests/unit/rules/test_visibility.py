@@ -7,21 +7,41 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from unit.rules.commands import assign, call, disable, enable, lock, redeem, revoke
+from unit.rules.commands import (
+    assign,
+    call,
+    disable,
+    enable,
+    lock,
+    redeem,
+    revoke,
+    user_call,
+)
 from unit.rules.kinds import KINDS, world_for_all_kinds
-from unit.rules.world import BOOK_ID, PLACE, World, book
+from unit.rules.world import BOOK_ID, MINUTE, NOW, PLACE, World, active, book
 
 from coupon_service.codes import CodeFormat, generate
 from coupon_service.errors import (
     BookNotFound,
+    CodeAlreadyRedeemed,
     CodeChecksumInvalid,
     CodeNotFound,
     LockNotFound,
     RedemptionNotFound,
 )
-from coupon_service.model import Command, LockPolicy
+from coupon_service.model import (
+    AssignmentPolicy,
+    AssignmentState,
+    BookState,
+    Code,
+    CodeState,
+    Command,
+    LockPolicy,
+)
 
 OTHER_BOOK = UUID(int=2)
+
+USED_UP = Code("A", BOOK_ID, CodeState.REDEEMED, 1, 0)
 
 
 NOT_FOUND = {
@@ -94,3 +114,79 @@ class TestCheckCharacter:
 
     def test_a_code_that_is_there_needs_none(self) -> None:
         self.checked().does(redeem("A", book_id=BOOK_ID))
+
+
+class TestEndUsers:
+    """A code that a user cannot use is told no more of than one that does not exist."""
+
+    @pytest.mark.parametrize("make", [redeem, lock])
+    @pytest.mark.parametrize(
+        "world",
+        [
+            World(book(state=BookState.PAUSED)),
+            World(book(start_time=NOW + MINUTE)),
+            World(book(end_time=NOW)),
+            World(book(assignment_policy=AssignmentPolicy.REQUIRED)),
+        ],
+        ids=["paused", "not started", "ended", "not assigned"],
+    )
+    def test_a_book_that_is_not_for_use(self, world: World, make: Callable[..., Command]) -> None:
+        error = world.refuses(make("A", by=user_call()))
+        assert (type(error), error.args, error.metadata) == (
+            CodeNotFound,
+            CodeNotFound().args,
+            {},
+        )
+        assert type(world.refuses(redeem("A"))) is not CodeNotFound
+
+    @pytest.mark.parametrize("row", [USED_UP, Code("A", BOOK_ID, CodeState.DISABLED, 0, 0)])
+    def test_a_code_that_is_not_for_use(self, row: Code) -> None:
+        world = World()
+        world.put(row)
+        assert type(world.refuses(redeem("A", by=user_call()))) is CodeNotFound
+        assert type(world.refuses(redeem("A"))) is not CodeNotFound
+
+    def test_an_assignment_that_has_expired(self) -> None:
+        world = World()
+        world.put(active(expire_time=NOW))
+        assert type(world.refuses(redeem("A", by=user_call()))) is CodeNotFound
+
+    @pytest.mark.parametrize(
+        "link",
+        [active(), active(state=AssignmentState.UNASSIGNED, redemptions=1)],
+        ids=["assigned", "used"],
+    )
+    def test_who_has_to_do_with_a_code_is_told_that_it_is_used_up(self, link: Any) -> None:
+        world = World()
+        world.put(USED_UP)
+        world.put(link)
+        assert type(world.refuses(redeem("A", by=user_call()))) is CodeAlreadyRedeemed
+
+    def test_who_had_to_do_with_it_is_not(self) -> None:
+        world = World()
+        world.put(USED_UP)
+        world.put(active(state=AssignmentState.REVOKED))
+        assert type(world.refuses(redeem("A", by=user_call()))) is CodeNotFound
+
+    def test_one_that_the_same_order_used(self) -> None:
+        world = World(book(max_redemptions_per_code=2))
+        world.does(redeem("A", "bob", order="o1"))
+        assert type(world.refuses(redeem("A", by=user_call(), order="o1"))) is CodeNotFound
+
+    def test_a_repeat_comes_first(self) -> None:
+        world = World()
+        first = world.does(redeem("A", by=user_call(request="r")))
+        again = world.does(redeem("A", by=user_call(request="r")))
+        assert again.replayed
+        assert again.event == first.event
+
+    def test_what_was_hidden_when_it_was_loaded_stays_so_for_this_user(self) -> None:
+        world = World()
+        world.state.hidden = frozenset({("A", "ann")})
+        assert type(world.refuses(redeem("A", by=user_call()))) is CodeNotFound
+        world.copy().does(redeem("A", by=call()))
+        world.does(redeem("A", "bob", by=user_call("bob")))
+
+    def test_what_an_earlier_command_of_the_batch_used_up(self) -> None:
+        _, second = World().batch(redeem("A", "bob"), redeem("A", by=user_call()))
+        assert type(second) is CodeNotFound

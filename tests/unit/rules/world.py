@@ -213,6 +213,7 @@ class World:
             picks={book_id: picks.copy() for book_id, picks in state.picks.items()},
             picks_contended=state.picks_contended,
             fences=state.fences.copy(),
+            hidden=state.hidden,
         )
 
 

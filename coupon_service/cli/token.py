@@ -1,0 +1,89 @@
+"""`coupon-service token`: a token for development, signed with the secret of the settings."""
+
+# What verifies tokens takes longer to import than most commands do.
+# ruff: noqa: PLC0415
+
+from __future__ import annotations
+
+from typing import Annotated, Final
+
+import typer
+
+from coupon_service.cli.failure import CommandError
+from coupon_service.settings import Settings, load_settings
+
+SECRET_FILE: Final = "jwt-secret"  # noqa: S105 - its name
+"""Where coupon-service dev keeps the secret that it makes, in its data folder."""
+
+Seconds = Annotated[int, typer.Option(metavar="SECONDS", min=1, help="How long it is valid.")]
+
+
+def token(
+    *,
+    role: Annotated[
+        list[str],
+        typer.Option(
+            metavar="ROLE",
+            help="What it is for: admin, issuer, redeemer, auditor, or self, for an end user whose"
+            " user_id is the subject. Can be given several times.",
+        ),
+    ],
+    subject: Annotated[str, typer.Option(help="Who is calling.")] = "developer",
+    business: Annotated[
+        str,
+        typer.Option(
+            help="The only business that it can see and change. Default: any; self needs one.",
+            show_default=False,
+        ),
+    ] = "",
+    expires_in: Seconds = 3_600,
+) -> None:
+    """Make a bearer token, for trying and developing.
+
+    It is signed with COUPON_JWT_SECRET, or with the secret that coupon-service dev made in
+    COUPON_DATA_DIR when it was started with COUPON_AUTH=jwt.
+
+    export COUPON_TOKEN=$(coupon-service token --role admin)
+    """
+    from coupon_service.rpc.access import Role
+
+    known = [str(each) for each in Role]
+    if unknown := [name for name in role if name not in known]:
+        raise CommandError(f"There is no role {unknown[0]}, only {', '.join(known)}.")
+    if "self" in role and not business:
+        raise CommandError("The token of an end user has to name a business: --business.")
+    typer.echo(new_token(load_settings(), role, subject, business, expires_in))
+
+
+def new_token(
+    settings: Settings,
+    roles: list[str],
+    subject: str,
+    business_id: str = "",
+    expires_in_s: int = 60,
+) -> str:
+    """A token for a service with these settings. Raises CommandError."""
+    from coupon_service.auth import make_token
+
+    return make_token(
+        _secret(settings),
+        issuer=settings.jwt_issuer,
+        audience=settings.jwt_audience,
+        subject=subject,
+        roles=roles,
+        business_id=business_id,
+        expires_in_s=expires_in_s,
+    )
+
+
+def _secret(settings: Settings) -> str:
+    if settings.jwt_secret is not None:
+        return settings.jwt_secret.get_secret_value()
+    kept = settings.data_dir / SECRET_FILE
+    try:
+        return kept.read_text(encoding="ascii")
+    except OSError as error:
+        raise CommandError(
+            "There is no secret to sign with: set COUPON_JWT_SECRET, or start coupon-service dev"
+            f" with COUPON_AUTH=jwt, which makes {kept}."
+        ) from error

@@ -1,0 +1,179 @@
+"""Who may call what: the roles of tokens, and the one table of what each of them is for."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import lru_cache
+from typing import Any, Final, cast
+
+from coupon_service.auth import LEEWAY_S, NEEDED, Tokens
+from coupon_service.errors import InvalidArgument, PermissionDenied, Unauthenticated
+from coupon_service.rpc.context import RequestContext
+from coupon_service.rpc.convert.fields import Fields
+
+
+class Role(StrEnum):
+    """What a token can be for, as its claim `roles` names it. `self`: its subject is an end user,
+    who sees and changes only what is its own; other roles beside it do not count.
+    """
+
+    ADMIN = "admin"
+    ISSUER = "issuer"
+    REDEEMER = "redeemer"
+    AUDITOR = "auditor"
+    SELF = "self"
+
+
+_ISSUE: Final = frozenset({Role.ISSUER})
+_REDEEM: Final = frozenset({Role.REDEEMER})
+_AUDIT: Final = frozenset({Role.AUDITOR})
+_CHECK_OUT: Final = frozenset({Role.REDEEMER, Role.SELF})
+_READ: Final = frozenset({Role.ISSUER, Role.REDEEMER, Role.AUDITOR})
+_READ_OWN: Final = _READ | {Role.SELF}
+
+ACCESS: Final[Mapping[str, frozenset[Role]]] = {
+    "CouponBookService/CreateCouponBook": _ISSUE,
+    "CouponBookService/GetCouponBook": _READ,
+    "CouponBookService/ListCouponBooks": _READ,
+    "CouponBookService/UpdateCouponBook": _ISSUE,
+    "CouponBookService/ActivateCouponBook": _ISSUE,
+    "CouponBookService/PauseCouponBook": _ISSUE,
+    "CouponBookService/CloseCouponBook": _ISSUE,
+    "CouponBookService/GetCouponBookStats": _ISSUE | _AUDIT,
+    "CouponCodeService/PreviewCodes": _ISSUE,
+    "CouponCodeService/GenerateCodes": _ISSUE,
+    "CouponCodeService/ImportCodes": _ISSUE,
+    "CouponCodeService/ExportCodes": _ISSUE | _AUDIT,
+    "CouponCodeService/GetCode": _READ,
+    "CouponCodeService/ListCodes": _ISSUE | _AUDIT,
+    "CouponCodeService/DisableCode": _ISSUE,
+    "CouponCodeService/EnableCode": _ISSUE,
+    "AssignmentService/AssignCode": _ISSUE,
+    "AssignmentService/AssignRandomCode": _ISSUE,
+    "AssignmentService/BatchAssignRandomCodes": _ISSUE,
+    "AssignmentService/RevokeAssignment": _ISSUE,
+    "AssignmentService/ListUserCoupons": _READ_OWN,
+    "RedemptionService/ValidateCode": _CHECK_OUT,
+    "RedemptionService/LockCode": _CHECK_OUT,
+    "RedemptionService/ExtendLock": _CHECK_OUT,
+    "RedemptionService/UnlockCode": _CHECK_OUT,
+    "RedemptionService/GetLock": _READ_OWN,
+    "RedemptionService/ListLocks": _READ_OWN,
+    "RedemptionService/RedeemCode": _CHECK_OUT,
+    "RedemptionService/BatchRedeemCodes": _REDEEM,
+    "RedemptionService/RollbackRedemption": _REDEEM,
+    "RedemptionService/GetRedemption": _READ_OWN,
+    "RedemptionService/ListRedemptions": _READ_OWN,
+    "AuditService/ListAuditEvents": _AUDIT,
+}
+"""The roles that may call a method, beside admin, which may call all of these."""
+
+IDENTITIES_MAX: Final = 8_192
+"""Tokens whose meaning a worker remembers; the one that was used longest ago goes first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What a valid token says of its bearer. `expire_s`: in seconds since 1970.
+
+    `business_id` is the only business it may see; empty: any. `end_user`: it is a user, with its
+    user_id as subject. `methods`: what it may call.
+    """
+
+    subject: str
+    business_id: str
+    end_user: bool
+    methods: frozenset[str]
+    expire_s: int
+
+
+class Access:
+    """Tells who calls, by the token that comes with the call, and refuses who may not.
+
+    A verified token is remembered until it expires or the keys change.
+    """
+
+    def __init__(self, tokens: Tokens, time_s: Callable[[], float] = time.time) -> None:
+        self._tokens = tokens
+        self._time_s = time_s
+        self._keys = tokens.keys
+        self._identity = lru_cache(IDENTITIES_MAX)(self._read)
+
+    def __call__(self, method: str, rpc: RequestContext) -> None:
+        """Sets the caller of the method's call. Raises Unauthenticated, PermissionDenied."""
+        if self._keys is not self._tokens.keys:
+            self._keys = self._tokens.keys
+            self._identity.cache_clear()
+        identity = self._identity(_bearer_token(rpc))
+        if self._time_s() >= identity.expire_s:
+            raise Unauthenticated(NEEDED)
+        rpc.caller = identity.subject
+        rpc.business_id = identity.business_id
+        rpc.end_user = identity.end_user
+        if method not in identity.methods:
+            raise PermissionDenied
+        if identity.end_user and not identity.business_id:
+            # The users of two businesses may have the same user_id.
+            raise PermissionDenied("The token of an end user has to name a business.")
+
+    def _read(self, token: str) -> Identity:
+        claims = self._tokens.claims(token)
+        fields = Fields()
+        try:
+            identity = _identity(fields, claims)
+            fields.check()
+        except InvalidArgument as error:
+            raise Unauthenticated(NEEDED) from error
+        return identity
+
+
+def methods_of(roles: frozenset[Role]) -> frozenset[str]:
+    """What may be called with these roles, as `Service/Method`."""
+    if Role.SELF in roles:
+        roles = frozenset({Role.SELF})
+    return frozenset(
+        name for name, who in ACCESS.items() if not roles.isdisjoint({*who, Role.ADMIN})
+    )
+
+
+def _bearer_token(rpc: RequestContext) -> str:
+    values = rpc.values("authorization")
+    if len(values) == 1 and isinstance(values[0], str):
+        scheme, _, token = values[0].partition(" ")
+        if token and scheme.lower() == "bearer":
+            return token
+    raise Unauthenticated(NEEDED)
+
+
+def _identity(fields: Fields, claims: Mapping[str, Any]) -> Identity:
+    """What the claims mean; `fields` remembers which of them are bad."""
+    roles = _roles(fields, claims.get("roles", []))
+    return Identity(
+        subject=fields.identifier("sub", claims["sub"]),
+        business_id=(
+            fields.identifier("business_id", _text(claims["business_id"]))
+            if "business_id" in claims
+            else ""
+        ),
+        end_user=Role.SELF in roles,
+        methods=methods_of(roles),
+        expire_s=int(claims["exp"]) + LEEWAY_S,
+    )
+
+
+def _roles(fields: Fields, claim: object) -> frozenset[Role]:
+    """Those of the roles that are ours: a list of names, or names with spaces between them."""
+    names = claim.split() if isinstance(claim, str) else claim
+    if not isinstance(names, list):
+        fields.refuse("roles", "expected a list")
+        return frozenset()
+    named = [str(name) for name in cast("list[object]", names)]
+    return frozenset(role for role in Role if role in named)
+
+
+def _text(claim: object) -> str:
+    """A claim that has to be text; nothing, which no identifier is, in place of anything else."""
+    return claim if isinstance(claim, str) else ""

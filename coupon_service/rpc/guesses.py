@@ -1,0 +1,148 @@
+"""What a guess is in the messages of the contract: which methods look codes up, and what a miss is.
+
+Around the servicers, so that what is counted is what the client is told.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Final
+
+import grpc
+
+from coupon_service.errors import (
+    CodeChecksumInvalid,
+    CodeNotFound,
+    CouponServiceError,
+    InvalidArgument,
+)
+from coupon_service.guessing import Guesses
+from coupon_service.rpc.context import current
+from coupon_service.rpc.status import TABLE, item_error
+from coupon_service.v1 import redemption_service_pb2 as pb
+
+Behavior = Callable[[Any, Any], Awaitable[Any]]
+
+MISSES: Final = (CodeNotFound, CodeChecksumInvalid)
+MISS_REASONS: Final = tuple(TABLE[cls].reason for cls in MISSES)
+
+LOOK_UPS: Final = (
+    "GetCode",
+    "DisableCode",
+    "EnableCode",
+    "AssignCode",
+    "RevokeAssignment",
+    "ValidateCode",
+    "LockCode",
+    "RedeemCode",
+)
+"""Methods that look up the one `code` of their request, perhaps for its `user_id`."""
+
+
+def counting(
+    name: str, handler: grpc.RpcMethodHandler[Any, Any], guesses: Guesses | None
+) -> grpc.RpcMethodHandler[Any, Any]:
+    """The handler of the method `name`, which counts misses and refuses who has had too many."""
+    behavior: Any = handler.unary_unary
+    if guesses is None:
+        return handler
+    if name in LOOK_UPS:
+        counted = _one(behavior, guesses)
+    elif name == "BatchRedeemCodes":
+        counted = _batch(behavior, guesses)
+    else:
+        return handler
+    return grpc.unary_unary_rpc_method_handler(
+        counted, handler.request_deserializer, handler.response_serializer
+    )
+
+
+def _one(behavior: Behavior, guesses: Guesses) -> Behavior:
+    async def look_up(request: Any, context: Any) -> Any:
+        rpc = current()
+        user_id: str = getattr(request, "user_id", "")
+        if refusal := guesses.refusal(rpc, user_id):
+            raise refusal
+        with guesses.looking(rpc):
+            try:
+                response = await behavior(request, context)
+            except MISSES:
+                if refusal := await guesses.missed(rpc, {user_id: 1}):
+                    raise refusal from None
+                raise
+            if _is_missed(response) and (refusal := await guesses.missed(rpc, {user_id: 1})):
+                raise refusal
+            return response
+
+    return look_up
+
+
+def _is_missed(response: Any) -> bool:
+    """Whether a dry run tells that there is no such code."""
+    return isinstance(response, pb.ValidateCodeResponse) and any(
+        problem.reason in MISS_REASONS for problem in response.problems
+    )
+
+
+def _batch(behavior: Behavior, guesses: Guesses) -> Behavior:
+    async def look_up(
+        request: pb.BatchRedeemCodesRequest, context: Any
+    ) -> pb.BatchRedeemCodesResponse:
+        rpc = current()
+        refusals = [guesses.refusal(rpc, item.user_id) for item in request.items]
+        first = next(filter(None, refusals), None)
+        if first is None:
+            wanted = request
+        elif all(refusals) or request.mode == pb.BATCH_MODE_ALL_OR_NOTHING:
+            raise first
+        else:
+            wanted = _without(request, refusals)
+        with guesses.looking(rpc):
+            try:
+                response = await behavior(wanted, context)
+            except InvalidArgument:
+                if first is not None:  # as bad with all items, which the client counts its own by
+                    await behavior(request, context)
+                raise
+            if misses := _misses(wanted, response):
+                await guesses.missed(rpc, misses)
+        return response if first is None else _with(response, refusals)
+
+    return look_up
+
+
+def _without(
+    request: pb.BatchRedeemCodesRequest, refusals: Sequence[CouponServiceError | None]
+) -> pb.BatchRedeemCodesRequest:
+    """The request without the items that are refused."""
+    return pb.BatchRedeemCodesRequest(
+        items=[it for it, refusal in zip(request.items, refusals, strict=True) if refusal is None],
+        mode=request.mode,
+        request_id=request.request_id,
+    )
+
+
+def _with(
+    response: pb.BatchRedeemCodesResponse, refusals: Sequence[CouponServiceError | None]
+) -> pb.BatchRedeemCodesResponse:
+    """The response with the items that are refused in their places."""
+    rest = iter(response.results)
+    return pb.BatchRedeemCodesResponse(
+        results=[
+            next(rest) if refusal is None else pb.BatchRedeemResult(error=item_error(refusal))
+            for refusal in refusals
+        ],
+        redeemed_count=response.redeemed_count,
+    )
+
+
+def _misses(
+    request: pb.BatchRedeemCodesRequest, response: pb.BatchRedeemCodesResponse
+) -> Mapping[str, int]:
+    """Unknown codes by user. Errors that an item only has from another one do not count."""
+    return Counter(
+        item.user_id
+        for item, result in zip(request.items, response.results, strict=True)
+        if result.error.reason in MISS_REASONS and "item" not in result.error.metadata
+    )

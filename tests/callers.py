@@ -1,0 +1,22 @@
+"""Clients of a server that asks for tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from service import Api
+from tokens import Issuer
+
+ISSUER = Issuer(kid="")
+
+
+@contextmanager
+def caller(address: str, *roles: str, sub: str = "service", business: str = "") -> Iterator[Api]:
+    """A client with a token for these roles; `business` empty: of all businesses."""
+    token = ISSUER.token(sub=sub, roles=list(roles), business_id=business or None)
+    api = Api(address, token)
+    try:
+        yield api
+    finally:
+        api.close()

@@ -1,0 +1,110 @@
+"""Keys and tokens in a service that runs."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog
+from commands import run_apart
+from pydantic import SecretStr
+from service import Api, ServerThread, books, settings_for
+from steps import tried
+from tokens import AUDIENCE, Issuer, key_file
+
+from coupon_service.cli.serve import supervise
+from coupon_service.settings import Settings
+
+PATIENCE_S = 20
+
+
+def listing(address: str, token: str) -> str:
+    """OK, or why a caller with this token may not list books."""
+    api = Api(address, token)
+    try:
+        return tried(lambda: api.books.ListCouponBooks(books.ListCouponBooksRequest()))
+    finally:
+        api.close()
+
+
+def test_keys_change_while_the_service_runs(
+    new_database: Callable[[], AbstractContextManager[str]], redis_server_url: str, tmp_path: Path
+) -> None:
+    old, new = Issuer("2025", "ES256"), Issuer("2026", "EdDSA")
+    file = key_file(tmp_path / "keys.json", old)
+    with new_database() as database_url:
+        settings = settings_for(
+            database_url, redis_server_url, auth="jwt", jwt_keys_file=file, jwt_audience=AUDIENCE
+        )
+        with ServerThread(settings) as server:
+            before, after = old.token(), new.token()
+            assert listing(server.address, before) == "OK"
+            assert listing(server.address, after) == "UNAUTHENTICATED"
+            key_file(tmp_path / "next", old, new).rename(file)
+            until(lambda: listing(server.address, after) == "OK")
+            assert listing(server.address, before) == "OK"
+            key_file(file, new)
+            until(lambda: listing(server.address, before) == "UNAUTHENTICATED")
+            assert listing(server.address, after) == "OK"
+
+
+def until(holds: Callable[[], bool]) -> None:
+    end = time.monotonic() + PATIENCE_S
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    ("variables", "sentence"),
+    [
+        ({}, "There is no key that tokens can be verified with: COUPON_JWT_KEYS_FILE"),
+        ({"COUPON_JWT_KEYS_FILE": "nowhere"}, "nowhere cannot be read: No such file"),
+        ({"COUPON_JWT_KEYS_FILE": "."}, ". cannot be read: Is a directory."),
+    ],
+    ids=["none", "no file", "a folder"],
+)
+def test_without_keys_nothing_is_started(
+    variables: dict[str, str], sentence: str, tmp_path: Path
+) -> None:
+    done = run_apart(
+        tmp_path,
+        "serve",
+        COUPON_AUTH="jwt",
+        COUPON_DATABASE_URL="postgresql://nobody@127.0.0.1:9/nothing",
+        COUPON_REDIS_URL="redis://127.0.0.1:9",
+        COUPON_LOCK_TOKEN_SECRET="only the tests sign with this one",
+        **variables,
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(sentence)
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("host", "changes", "warnings"),
+    [
+        ("192.0.2.1", {"auth": "none"}, 1),
+        ("127.0.0.1", {"auth": "none"}, 0),
+        ("192.0.2.1", {"auth": "jwt", "jwt_secret": SecretStr("s" * 32)}, 0),
+    ],
+    ids=["open", "loopback", "tokens"],
+)
+def test_an_open_service_without_authentication_says_so_when_it_starts(
+    host: str, changes: dict[str, Any], warnings: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def started(_: object) -> None:
+        return
+
+    monkeypatch.setattr("coupon_service.supervisor.Supervisor.run", started)
+    monkeypatch.setattr("coupon_service.log.configure_logging", lambda *_: None)
+    settings = Settings(_env_file=None, host=host, **changes)  # type: ignore[call-arg]
+    with structlog.testing.capture_logs() as lines:
+        asyncio.run(supervise(settings))
+    assert [line["log_level"] for line in lines] == ["warning"] * warnings
+    assert all(line["host"] == host for line in lines)

@@ -1,0 +1,407 @@
+"""End users: their own things and nothing else, and no way to find out which codes there are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import grpc
+import pytest
+from callers import caller
+from google.protobuf.duration_pb2 import Duration
+from service import (
+    Api,
+    ServerThread,
+    assignments,
+    books,
+    from_now,
+    new_codes,
+    redemptions,
+    refused,
+    unique,
+)
+from steps import reasons_of, update
+
+from coupon_service.rpc.context import CURRENT
+from coupon_service.store import load
+
+OPTIONAL = books.LOCK_POLICY_OPTIONAL
+REQUIRED = books.ASSIGNMENT_POLICY_REQUIRED
+LIMITS = books.BookLimits(
+    max_redemptions_per_code=1, max_redemptions_per_user=3, max_redemptions=100
+)
+
+
+@pytest.fixture(scope="module")
+def root(guarded: ServerThread) -> Iterator[Api]:
+    with caller(guarded.address, "admin", sub="root") as api:
+        yield api
+
+
+@pytest.fixture(scope="module")
+def business() -> str:
+    return unique("business")
+
+
+@pytest.fixture(scope="module")
+def ann(guarded: ServerThread, business: str) -> Iterator[Api]:
+    """An app that calls with ann's own token."""
+    with caller(guarded.address, "self", sub="ann", business=business) as api:
+        yield api
+
+
+@pytest.fixture
+def make(root: Api, business: str) -> Callable[..., str]:
+    """Makes a code in a book of ann's business."""
+    return lambda **fields: root.code(
+        **{"business_id": business, "lock_policy": OPTIONAL, "limits": LIMITS, **fields}
+    )
+
+
+class TestTheirOwn:
+    def test_they_check_out_as_everybody_does(self, ann: Api, make: Callable[..., str]) -> None:
+        code = make()
+        assert ann.validate(code, "ann").valid
+        lock = ann.lock(code, "ann")
+        extended = ann.redemptions.ExtendLock(
+            redemptions.ExtendLockRequest(lock_token=lock.lock_token, ttl=Duration(seconds=300))
+        )
+        held = redemptions.ListLocksRequest(user_id="ann")
+        assert lock.lock.lock_id in [it.lock_id for it in ann.redemptions.ListLocks(held).locks]
+        get_lock = redemptions.GetLockRequest(lock_id=lock.lock.lock_id)
+        assert ann.redemptions.GetLock(get_lock).lock.user_id == "ann"
+        done = ann.redeem(code, "ann", lock_token=extended.lock_token).redemption
+        get = redemptions.GetRedemptionRequest(redemption_id=done.redemption_id)
+        assert ann.redemptions.GetRedemption(get).redemption == done
+        other = ann.lock(make(), "ann")
+        assert not ann.unlock(other.lock_token).replayed
+
+    def test_a_list_is_of_their_own_also_when_they_do_not_say_so(
+        self, root: Api, ann: Api, make: Callable[..., str]
+    ) -> None:
+        order = unique("order")
+        code = make(limits=books.BookLimits(max_redemptions_per_code=2))
+        for user in ("ann", "bob"):
+            root.redeem(code, user, order_id=f"{order}{user}")
+        for filters in ({"code": code}, {"order_id": f"{order}ann"}, {}, {"user_id": "ann"}):
+            request = redemptions.ListRedemptionsRequest(**filters)
+            found = ann.redemptions.ListRedemptions(request).redemptions
+            assert {it.user_id for it in found} == {"ann"}
+        request = redemptions.ListRedemptionsRequest(order_id=f"{order}bob")
+        assert not ann.redemptions.ListRedemptions(request).redemptions
+
+    def test_a_repeat_is_answered_as_before(self, ann: Api, make: Callable[..., str]) -> None:
+        code, request_id = make(), unique("request")
+        first = ann.redeem(code, "ann", request_id=request_id)
+        again = ann.redeem(code, "ann", request_id=request_id)
+        assert again.replayed
+        assert again.redemption == first.redemption
+
+    def test_what_stands_in_the_way_of_a_good_code_is_told(
+        self, root: Api, ann: Api, make: Callable[..., str]
+    ) -> None:
+        locked = make()
+        root.lock(locked, "bob")
+        with refused("CODE_LOCKED") as it:
+            ann.redeem(locked, "ann")
+        assert it.retry_after_s
+        with refused("ORDER_BELOW_MINIMUM"):
+            ann.redeem(make(min_order_amount_minor=500), "ann")
+        with refused("LOCK_REQUIRED"):
+            ann.redeem(make(lock_policy=books.LOCK_POLICY_REQUIRED), "ann")
+
+    @pytest.mark.parametrize("given", ["assigned", "redeemed"])
+    def test_who_had_the_code_is_told_that_it_is_used_up(
+        self, given: str, root: Api, ann: Api, make: Callable[..., str]
+    ) -> None:
+        limits = books.BookLimits(max_redemptions_per_code=1, max_redemptions_per_user_per_code=1)
+        code = make(limits=limits)
+        if given == "assigned":
+            root.assign(code, "ann")
+            root.redeem(code, "bob")
+        else:
+            ann.redeem(code, "ann")
+        with refused("CODE_ALREADY_REDEEMED"):
+            ann.redeem(code, "ann")
+
+
+class TestOthers:
+    @pytest.mark.parametrize(
+        "call",
+        [
+            lambda api, code: api.validate(code, "bob"),
+            lambda api, code: api.lock(code, "bob"),
+            lambda api, code: api.redeem(code, "bob"),
+            lambda api, _: api.assignments.ListUserCoupons(
+                assignments.ListUserCouponsRequest(user_id="bob")
+            ),
+            lambda api, _: api.redemptions.ListLocks(redemptions.ListLocksRequest(user_id="bob")),
+            lambda api, _: api.redemptions.ListRedemptions(
+                redemptions.ListRedemptionsRequest(user_id="bob")
+            ),
+        ],
+        ids=["validate", "lock", "redeem", "coupons", "locks", "redemptions"],
+    )
+    def test_no_user_but_themselves_can_be_named(
+        self, call: Callable[[Api, str], object], ann: Api, make: Callable[..., str]
+    ) -> None:
+        with refused("PERMISSION_DENIED", grpc.StatusCode.PERMISSION_DENIED):
+            call(ann, make())
+
+    def test_the_locks_of_a_book_are_not_listed(
+        self, root: Api, ann: Api, make: Callable[..., str]
+    ) -> None:
+        book = root.get_code(make()).book_id
+        with refused("PERMISSION_DENIED"):
+            ann.redemptions.ListLocks(redemptions.ListLocksRequest(book_id=book))
+
+    def test_their_locks_and_redemptions_do_not_exist(
+        self, root: Api, ann: Api, make: Callable[..., str]
+    ) -> None:
+        lock = root.lock(make(), "bob")
+        redemption = root.redeem(make(), "bob").redemption
+        lock_id = lock.lock.lock_id
+        with refused("LOCK_NOT_FOUND", grpc.StatusCode.NOT_FOUND):
+            ann.redemptions.GetLock(redemptions.GetLockRequest(lock_id=lock_id))
+        with refused("LOCK_NOT_FOUND"):
+            ann.redemptions.UnlockCode(redemptions.UnlockCodeRequest(lock_id=lock_id))
+        with refused("LOCK_NOT_FOUND"):
+            ann.unlock(lock.lock_token)
+        with refused("LOCK_TOKEN_MISMATCH"):
+            ann.redemptions.ExtendLock(redemptions.ExtendLockRequest(lock_token=lock.lock_token))
+        with refused("REDEMPTION_NOT_FOUND", grpc.StatusCode.NOT_FOUND):
+            ann.redemptions.GetRedemption(
+                redemptions.GetRedemptionRequest(redemption_id=redemption.redemption_id)
+            )
+        held = root.redemptions.GetLock(redemptions.GetLockRequest(lock_id=lock_id)).lock
+        assert held == lock.lock
+
+    def test_a_namesake_in_another_business_is_somebody_else(
+        self, guarded: ServerThread, root: Api, make: Callable[..., str]
+    ) -> None:
+        code = make()
+        root.assign(code, "ann")
+        lock = root.lock(code, "ann")
+        redemption = root.redeem(make(), "ann").redemption
+        with caller(guarded.address, "self", sub="ann", business=unique("other")) as namesake:
+            coupons = assignments.ListUserCouponsRequest(user_id="ann")
+            assert not namesake.assignments.ListUserCoupons(coupons).coupons
+            locks = redemptions.ListLocksRequest(user_id="ann")
+            assert not namesake.redemptions.ListLocks(locks).locks
+            assert not namesake.redemptions.ListRedemptions(
+                redemptions.ListRedemptionsRequest()
+            ).redemptions
+            with refused("LOCK_NOT_FOUND"):
+                namesake.unlock(lock.lock_token)
+            with refused("REDEMPTION_NOT_FOUND"):
+                namesake.redemptions.GetRedemption(
+                    redemptions.GetRedemptionRequest(redemption_id=redemption.redemption_id)
+                )
+            with refused("CODE_NOT_FOUND"):
+                namesake.redeem(code, "ann", lock_token=lock.lock_token)
+
+
+# --- codes that they cannot use -----------------------------------------------------------------
+
+
+def unknown(root: Api, business: str) -> str:
+    return new_codes(1)[0]
+
+
+def code_in(root: Api, business: str, **fields: Any) -> str:
+    values: dict[str, Any] = {"business_id": business, "lock_policy": OPTIONAL, "limits": LIMITS}
+    return root.code(**(values | fields))
+
+
+def of_another_business(root: Api, business: str) -> str:
+    return code_in(root, unique("other"))
+
+
+def of_somebody_else(root: Api, business: str) -> str:
+    code = code_in(root, business, assignment_policy=REQUIRED)
+    root.assign(code, "bob")
+    return code
+
+
+def of_nobody_yet(root: Api, business: str) -> str:
+    return code_in(root, business, assignment_policy=REQUIRED)
+
+
+def taken_away(root: Api, business: str) -> str:
+    code = code_in(root, business, assignment_policy=REQUIRED)
+    root.assign(code, "ann")
+    root.revoke(code, "ann")
+    return code
+
+
+def disabled(root: Api, business: str) -> str:
+    code = code_in(root, business)
+    root.disable(code)
+    return code
+
+
+def own_but_disabled(root: Api, business: str) -> str:
+    code = code_in(root, business)
+    root.assign(code, "ann")
+    root.disable(code)
+    return code
+
+
+def used_up_by_somebody_else(root: Api, business: str) -> str:
+    code = code_in(root, business)
+    root.redeem(code, "bob", order_id="order 1")
+    return code
+
+
+def used_up_of_many(root: Api, business: str) -> str:
+    code = code_in(root, business, limits=books.BookLimits(max_redemptions_per_code=2))
+    for user in ("bob", "carol"):
+        root.redeem(code, user)
+    return code
+
+
+def of_a_draft(root: Api, business: str) -> str:
+    (code,) = new_codes(1)
+    book = root.draft(business_id=business, lock_policy=OPTIONAL, limits=LIMITS)
+    root.import_codes(book.book_id, [code])
+    return code
+
+
+def paused(root: Api, business: str) -> str:
+    code = code_in(root, business)
+    root.pause(root.get_code(code).book_id)
+    return code
+
+
+def not_started(root: Api, business: str) -> str:
+    return code_in(root, business, start_time=from_now(hours=1))
+
+
+def of_a_book_that_has_ended(root: Api, business: str) -> str:
+    code = code_in(root, business)
+    update(root, root.get_code(code).book_id, end_time=from_now(seconds=-1))
+    return code
+
+
+def without_locking(root: Api, business: str) -> str:
+    return code_in(root, business, assignment_policy=REQUIRED, lock_policy=books.LOCK_POLICY_OFF)
+
+
+UNUSABLE = [
+    of_another_business,
+    of_somebody_else,
+    of_nobody_yet,
+    taken_away,
+    disabled,
+    own_but_disabled,
+    used_up_by_somebody_else,
+    used_up_of_many,
+    of_a_draft,
+    paused,
+    not_started,
+    of_a_book_that_has_ended,
+    without_locking,
+]
+"""How a code can be there and not be for ann to use."""
+
+Attempt = Callable[[Api, str], Any]
+ATTEMPTS: dict[str, Attempt] = {
+    "validate": lambda api, code: api.validate(code, "ann", order_id="order 1"),
+    "validate with a lock": lambda api, code: api.validate(code, "ann", lock_token="bm90IG91cnM"),
+    "lock": lambda api, code: api.lock(code, "ann"),
+    "redeem": lambda api, code: api.redeem(code, "ann", order_id="order 1"),
+    "redeem with a lock": lambda api, code: api.redeem(code, "ann", lock_token="bm90IG91cnM"),
+}
+
+
+class Work:
+    """Counts what a server asks of PostgreSQL and of Redis."""
+
+    def __init__(self, server: ServerThread, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.done: list[str] = []
+        send, run = load.send, server.server._leases._redis.run
+
+        async def counted_send(connection: Any, statement: Any, parameters: Any) -> Any:
+            self.done.append(str(statement))
+            return await send(connection, statement, parameters)
+
+        async def counted_run(*commands: Any) -> Any:
+            if CURRENT.get(None) is not None:  # of a call, not of the sweeper
+                self.done += ["redis" for _ in commands]
+            return await run(*commands)
+
+        monkeypatch.setattr(load, "send", counted_send)
+        monkeypatch.setattr(server.server._leases._redis, "run", counted_run)
+
+    def of(self, attempt: Attempt, api: Api, code: str) -> tuple[object, list[str]]:
+        """All that the caller is told, and what was done for it."""
+        self.done.clear()
+        try:
+            told: object = attempt(api, code)
+        except grpc.RpcError as caught:
+            error: Any = caught
+            told = error.code(), error.details(), list(error.trailing_metadata())
+        return told, list(self.done)
+
+
+@pytest.fixture
+def work(guarded: ServerThread, monkeypatch: pytest.MonkeyPatch) -> Work:
+    return Work(guarded, monkeypatch)
+
+
+@pytest.mark.parametrize("kind", UNUSABLE, ids=lambda kind: kind.__name__)
+def test_a_code_that_they_cannot_use_looks_as_if_it_did_not_exist(
+    kind: Callable[[Api, str], str], root: Api, ann: Api, business: str, work: Work
+) -> None:
+    code, missing = kind(root, business), unknown(root, business)
+    for name, attempt in ATTEMPTS.items():
+        told, done = work.of(attempt, ann, code)
+        expected, done_for_nothing = work.of(attempt, ann, missing)
+        assert told == expected, name
+        assert done == done_for_nothing, name
+        assert done, "nothing was counted"
+        if isinstance(told, redemptions.ValidateCodeResponse):
+            assert reasons_of(told) == ["CODE_NOT_FOUND"]
+        else:
+            assert told[0] is grpc.StatusCode.NOT_FOUND  # type: ignore[index]
+
+
+def test_in_the_book_that_they_name_as_well(root: Api, ann: Api, business: str) -> None:
+    code = of_somebody_else(root, business)
+    book = root.get_code(code).book_id
+    told = []
+    for each in (code, unknown(root, business)):
+        with refused("CODE_NOT_FOUND") as it:
+            ann.redeem(each, "ann", book_id=book)
+        told.append((it.status, it.error.details(), it.metadata))  # type: ignore[attr-defined]
+    assert told[0] == told[1]
+
+
+def test_a_code_of_their_own_that_has_expired_looks_so_too(
+    guarded: ServerThread, root: Api, business: str
+) -> None:
+    code = code_in(
+        root, business, assignment_policy=REQUIRED, assigned_code_validity=Duration(seconds=60)
+    )
+    root.assign(code, "ann")
+    settings = guarded.settings.model_copy(update={"sweep_interval_ms": 3_600_000})
+    with (
+        ServerThread(settings, lambda: datetime.now(UTC) + timedelta(minutes=2)) as later,
+        caller(later.address, "self", sub="ann", business=business) as ann,
+    ):
+        for attempt in ("lock", "redeem"):
+            with refused("CODE_NOT_FOUND"):
+                ATTEMPTS[attempt](ann, code)
+        assert reasons_of(ann.validate(code, "ann")) == ["CODE_NOT_FOUND"]
+    with caller(guarded.address, "self", sub="ann", business=business) as ann:
+        assert ann.validate(code, "ann").valid
+
+
+@pytest.mark.parametrize("kind", UNUSABLE[1:], ids=lambda kind: kind.__name__)
+def test_services_are_told_the_reason(
+    kind: Callable[[Api, str], str], guarded: ServerThread, root: Api, business: str
+) -> None:
+    code = kind(root, business)
+    with caller(guarded.address, "redeemer", business=business) as shop:
+        assert reasons_of(shop.validate(code, "ann"))[0] not in ("", "CODE_NOT_FOUND")

@@ -1,0 +1,81 @@
+"""Limits on a real Redis, and callers of each kind."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import structlog
+from structlog.testing import LogCapture
+
+from coupon_service.guessing import Guesses
+from coupon_service.ratelimit import CallerLimits, RateLimiter, Windows
+from coupon_service.rpc.context import RequestContext
+
+HERE = "ipv4:127.0.0.1:50000"
+THERE = "ipv4:192.0.2.7:50000"
+
+NO_LIMITS = CallerLimits(end_users="none", services="none", peers="none")
+
+# Every test asks a Redis that is there within its time, however busy the machine is.
+TIMEOUT_MS = 2_000
+
+
+def end_user(name: str) -> RequestContext:
+    return RequestContext(caller=name, end_user=True, peer=THERE)
+
+
+def service(name: str) -> RequestContext:
+    return RequestContext(caller=name, peer=THERE)
+
+
+def peer(address: str) -> RequestContext:
+    return RequestContext(peer=address)
+
+
+def from_metadata(method: str, rpc: RequestContext) -> None:
+    """Authenticates by what the client says of itself: `end-user` or `service`."""
+    claims: dict[str, Any] = dict(rpc.metadata)
+    rpc.end_user = "end-user" in claims
+    rpc.caller = claims.get("end-user") or claims.get("service") or rpc.caller
+
+
+@dataclass
+class Told:
+    """What the limits tell."""
+
+    unchecked: int = 0
+    alarms: list[str] = field(default_factory=list[str])
+    log: LogCapture = field(default_factory=LogCapture)
+
+    def rate_limit_unchecked(self) -> None:
+        self.unchecked += 1
+
+    def guess_alarm(self, kind: str) -> None:
+        self.alarms.append(kind)
+
+
+@dataclass
+class Worker:
+    """The limits of one worker; several share a Redis."""
+
+    told: Told
+    windows: Windows
+
+    def limiter(self, limits: CallerLimits) -> RateLimiter:
+        return RateLimiter(limits, self.windows, self.told)
+
+    def guesses(self, limits: CallerLimits) -> Guesses:
+        log = structlog.wrap_logger(None, processors=[self.told.log])
+        return Guesses(limits, self.windows, self.told, log)
+
+
+@asynccontextmanager
+async def worker(redis_url: str, timeout_ms: int = TIMEOUT_MS) -> AsyncGenerator[Worker]:
+    windows = Windows(redis_url, timeout_ms)
+    try:
+        yield Worker(Told(), windows)
+    finally:
+        await windows.close()

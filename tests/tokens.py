@@ -1,0 +1,100 @@
+"""Issuers of tokens, with keys made for the test."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any, cast
+
+import jwt
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from jwt.algorithms import get_default_algorithms
+from structlog.testing import LogCapture
+
+from coupon_service.auth import Tokens
+
+ISSUER = "https://login.test"
+AUDIENCE = "coupons"
+SECRET = "a secret of issuer and service that has forty characters"
+
+
+@cache
+def private_key(algorithm: str) -> Any:
+    """A private key for an algorithm; one for all tests, since some take long to make."""
+    if algorithm[:2] in {"RS", "PS"}:
+        return rsa.generate_private_key(65_537, 2_048)
+    if algorithm.startswith("ES"):
+        curves = {"ES256": ec.SECP256R1(), "ES384": ec.SECP384R1(), "ES512": ec.SECP521R1()}
+        return ec.generate_private_key(curves[algorithm])
+    if algorithm == "EdDSA":
+        return ed25519.Ed25519PrivateKey.generate()
+    return SECRET.encode()
+
+
+@dataclass(frozen=True)
+class Issuer:
+    """Who signs tokens, with one key. `kid` empty: neither key nor tokens have one."""
+
+    kid: str = "k1"
+    algorithm: str = "HS256"
+    name: str = ISSUER
+    key: Any = field(default=None)
+
+    @property
+    def private(self) -> Any:
+        """What it signs with."""
+        return self.key if self.key is not None else private_key(self.algorithm)
+
+    def jwk(self, **members: Any) -> dict[str, Any]:
+        """The public key as an entry of a JWK Set; `members` are added, None takes one away."""
+        public = self.private if isinstance(self.private, bytes) else self.private.public_key()
+        kind = get_default_algorithms()[self.algorithm]
+        entry = cast("dict[str, Any]", kind.to_jwk(public, as_dict=True))
+        entry |= {"alg": self.algorithm, "iss": self.name, "kid": self.kid or None, **members}
+        return {name: value for name, value in entry.items() if value is not None}
+
+    def token(self, headers: Mapping[str, Any] | None = None, /, **claims: Any) -> str:
+        """A good token of a shop's service; `claims` differ, None takes one away."""
+        now = int(time.time())
+        values: dict[str, Any] = {
+            "iss": self.name,
+            "aud": AUDIENCE,
+            "sub": "shop",
+            "iat": now,
+            "exp": now + 600,
+            "roles": ["redeemer"],
+            "business_id": "acme",
+            **claims,
+        }
+        header = {"kid": self.kid} if self.kid else {}
+        return jwt.encode(
+            {name: value for name, value in values.items() if value is not None},
+            self.private,
+            self.algorithm,
+            {**header, **(headers or {})},
+        )
+
+
+def key_file(path: Path, *keys: Issuer | Mapping[str, Any]) -> Path:
+    """A JWK Set of these keys."""
+    entries = [key.jwk() if isinstance(key, Issuer) else key for key in keys]
+    path.write_text(json.dumps({"keys": entries}), encoding="utf-8")
+    return path
+
+
+def tokens(log: LogCapture | None = None, **changes: Any) -> Tokens:
+    """What verifies tokens with a secret."""
+    import structlog
+
+    values: dict[str, Any] = {
+        "issuer": ISSUER,
+        "audience": AUDIENCE,
+        "secret": SECRET,
+        "file": None,
+        "log": structlog.wrap_logger(None, processors=[log or LogCapture()]),
+    }
+    return Tokens(**(values | changes))
