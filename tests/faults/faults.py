@@ -24,7 +24,9 @@ FROZEN_S: Final = DEADLINE_S + 0.5
 
 OURS: Final = "FROM pg_stat_activity WHERE application_name = 'coupon_service'"
 
-DATABASE: Final = frozenset({"DATABASE_UNAVAILABLE"})
+DATABASE: Final = frozenset({"DATABASE_UNAVAILABLE", "OVERLOADED"})
+"""OVERLOADED is for those who wait for a connection while PostgreSQL lets the first ones in."""
+
 LOCKS: Final = frozenset({"LOCKS_UNAVAILABLE"})
 NOTHING: Final[frozenset[str]] = frozenset()
 
