@@ -101,7 +101,7 @@ class Proxy:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._server.close()
+        self._run(self._refuse_all())
         self.rule = PASS
         self.cut()
         self._run(self._ended())
@@ -168,6 +168,9 @@ class Proxy:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(30)
 
     # --- in its own loop ------------------------------------------------------------------------
+
+    async def _refuse_all(self) -> None:
+        self._server.close()
 
     async def _ended(self) -> None:
         while self._lines:

@@ -88,7 +88,9 @@ def test_a_lost_server_says_nothing_for_ever(proxy: Proxy, client: socket.socket
 
 def test_refused_lines_are_reset(proxy: Proxy, client: socket.socket) -> None:
     proxy.rule = Rule(refuse=True)
-    with socket.create_connection((HOST, proxy.port), timeout=PATIENCE_S) as another:
-        with pytest.raises(ConnectionResetError):
-            another.recv(1_000)
+    with (
+        pytest.raises(ConnectionResetError),
+        socket.create_connection((HOST, proxy.port), timeout=PATIENCE_S) as another,
+    ):
+        another.recv(1_000)
     echoes(client, b"those that were there stay")
