@@ -15,7 +15,7 @@ BASE ?=
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help install run test proof check lint types imports contract format stubs migrate replay lock clean \
-	tools interop bench bench-quick bench-10m check-deploy deployment image-check
+	tools interop bench bench-quick bench-10m soak check-deploy deployment image-check
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -127,6 +127,9 @@ bench-quick: install tools ## Measure the most important in less than three minu
 
 bench-10m: install tools ## Measure with ten million codes in a book, and write bench/REPORT.md
 	@$(BIN)/python -m bench.millions $(ARGS)
+
+soak: install ## Load the service for 15 minutes and see that it stays as it is (ARGS="--minutes 60")
+	@$(BIN)/python -m bench.soak $(ARGS)
 
 tools: $(TOOLS)/ghz $(TOOLS)/grpcurl ## Install ghz and grpcurl into .tools, once (needs Go)
 

@@ -160,7 +160,7 @@ class CodeChunks:
         event = request.event(EventType.CODES_GENERATED, chunk, self._now(), {"count": count})
 
         async def work(connection: Connection) -> None:
-            await connection.execute(LONGER_STATEMENTS)
+            await allow_longer_statements(connection)
             if not await insert_event_once(connection, event):
                 # The same call at the same time was faster.
                 if await recorded_fingerprint(connection, event.event_id) != event.fingerprint:
@@ -194,7 +194,7 @@ class CodeChunks:
         chunk = await asyncio.to_thread(read_rows, rows, book.code_format)
 
         async def work(connection: Connection) -> ImportResult:
-            await connection.execute(LONGER_STATEMENTS)
+            await allow_longer_statements(connection)
             # A repeat at the same time waits here until the first call is done.
             await connection.execute(LOCK_ATTEMPT, [attempt.int & (2**63 - 1)])
             recorded = (await select_events_by_id(connection, [attempt])).get(attempt)
@@ -307,6 +307,14 @@ def copy_rows(book_id: UUID, tag: int, codes: Sequence[str]) -> bytes:
 # --- statements ---------------------------------------------------------------------------------
 
 LONGER_STATEMENTS: Final = "SET LOCAL statement_timeout = '30s'"
+LONGER_SILENCE_S: Final = 35.0
+
+
+async def allow_longer_statements(connection: Connection) -> None:
+    """Lets each statement of this transaction take up to 30 s."""
+    await connection.execute(LONGER_STATEMENTS)
+    connection.silence_max_s = LONGER_SILENCE_S
+
 
 LOCK_ATTEMPT: Final = "SELECT pg_advisory_xact_lock(%s)"
 

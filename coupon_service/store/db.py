@@ -28,14 +28,8 @@ Batch = Callable[[Pipeline], Awaitable[T]]
 SLOW_S = 0.5
 """A transaction that takes longer, all its tries together, is logged."""
 
-RETRIED = (
-    pg.LockNotAvailable,
-    pg.DeadlockDetected,
-    pg.SerializationFailure,
-    pg.InvalidSqlStatementName,
-)
-"""Conflicts with other transactions: nothing was done, and doing it again may work. And what was
-prepared is gone: psycopg lets PostgreSQL forget all of it (DEALLOCATE ALL) after a rollback."""
+RETRIED = (pg.LockNotAvailable, pg.DeadlockDetected, pg.SerializationFailure)
+"""Conflicts with other transactions: nothing was done, and doing it again may work."""
 
 TOO_LONG = (pg.QueryCanceled,)
 """A statement took longer than statement_timeout: nothing was done, and another try at once would
@@ -87,6 +81,7 @@ class Database:
         self._running: set[asyncio.Task[object]] = set()
         self._reads = asyncio.Semaphore(settings.reads_max)
         self._in_use = 0
+        self._silence_max_s = (settings.statement_timeout_ms + settings.tcp_user_timeout_ms) / 1000
         self._check: asyncio.Task[None] | None = None
         self.pool: AsyncConnectionPool[Connection] = AsyncConnectionPool(
             settings.url,
@@ -99,6 +94,7 @@ class Database:
             reconnect_timeout=3,
             open=False,
             name="coupon_service",
+            configure=self._configure,
             kwargs={
                 "autocommit": True,
                 "connect_timeout": 5,
@@ -127,6 +123,9 @@ class Database:
         if self._check is not None:
             await asyncio.wait([self._check])
         await self.pool.close()
+
+    async def _configure(self, connection: Connection) -> None:
+        connection.silence_max_s = self._silence_max_s
 
     async def transaction(self, name: str, work: Work[T]) -> T:
         """Runs `work` in one transaction (READ COMMITTED) and commits it; any error rolls back.
@@ -183,6 +182,7 @@ class Database:
                             return await work(connection)
                         finally:
                             self._in_use -= 1
+                            connection.silence_max_s = self._silence_max_s
                 except RETRIED as error:
                     reason = type(error).__name__
                     self._metrics.transaction_conflicted(reason, retried=attempts_left > 0)

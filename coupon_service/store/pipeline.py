@@ -7,8 +7,11 @@ on a busy event loop it came round 18 times a batch where this waits once a trip
 
 from __future__ import annotations
 
+import asyncio
 import re
+import socket
 from collections.abc import Generator, Sequence
+from contextlib import suppress
 from itertools import count
 from typing import Any, Final, LiteralString
 
@@ -25,7 +28,14 @@ Exchange = Generator[Wait, Ready | int, list[pq.abc.PGresult]]
 
 
 class Connection(psycopg.AsyncConnection[TupleRow]):
-    """A connection that knows what was prepared on it."""
+    """A connection that knows what was prepared on it, and is cut when PostgreSQL is silent.
+
+    PostgreSQL itself ends what takes too long. When it is gone and the network does not tell (its
+    machine lost power, a proxy between forgot the connection), nothing else would end the wait.
+    `silence_max_s`: the longest wait for what one trip returns; None for ever.
+    """
+
+    silence_max_s: float | None = None
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
@@ -33,11 +43,29 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
         self.names = map(b"coupon_%d".__mod__, count())
         self.transformer = Transformer(self)
 
+    async def wait(self, gen: Any, *arguments: Any, **named: Any) -> Any:
+        """As in psycopg: every trip to PostgreSQL passes through here."""
+        if self.silence_max_s is None:
+            return await super().wait(gen, *arguments, **named)
+        # Whoever waits is told of the end by libpq itself, as of any other.
+        loop = asyncio.get_running_loop()
+        end = loop.call_later(self.silence_max_s, _cut, self.pgconn.socket)
+        try:
+            return await super().wait(gen, *arguments, **named)
+        finally:
+            end.cancel()
+
     def _deallocate(self, name: bytes | None) -> PQGen[None]:
         # After a ROLLBACK psycopg (3.3) has the server forget all statements, ours as well.
         if name is None:
             self.prepared.clear()
         return super()._deallocate(name)
+
+
+def _cut(descriptor: int) -> None:
+    """Ends a connection under whoever uses it."""
+    with suppress(OSError), socket.fromfd(descriptor, socket.AF_INET, socket.SOCK_STREAM) as line:
+        line.shutdown(socket.SHUT_RDWR)
 
 
 class Rows(list[TupleRow]):
@@ -98,10 +126,7 @@ class Pipeline:
 
     def _check(self, result: pq.abc.PGresult) -> None:
         if result.status not in (pq.ExecStatus.TUPLES_OK, pq.ExecStatus.COMMAND_OK):
-            error = psycopg.errors.error_from_result(result)
-            if isinstance(error, psycopg.errors.InvalidSqlStatementName):
-                self._connection.prepared.clear()
-            raise error
+            raise psycopg.errors.error_from_result(result)
 
 
 def _numbered(statement: str) -> bytes:

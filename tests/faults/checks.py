@@ -1,0 +1,123 @@
+"""What has to hold after each fault."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any, Final
+
+import psutil
+import psycopg
+from conservation import broken_rules
+from faults.load import Account, Seen
+from faults.stack import Stack
+from grpc import StatusCode
+from psycopg.rows import TupleRow
+
+from coupon_service.model import EventType
+
+
+@dataclass(frozen=True, slots=True)
+class Quiet:
+    """What a service holds that nobody uses: tasks by name, descriptors beside its lines."""
+
+    tasks: Counter[str]
+    descriptors: int
+
+
+def quiet(stack: Stack) -> Quiet:
+    """What it holds now."""
+
+    async def names() -> Counter[str]:
+        own = asyncio.current_task()
+        return Counter(
+            getattr(task.get_coro(), "__qualname__", "?")
+            for task in asyncio.all_tasks()
+            if task is not own
+        )
+
+    tasks = stack.server.run(names())
+    lines = stack.to_postgres.lines + stack.to_redis.lines
+    return Quiet(tasks, psutil.Process().num_fds() - 3 * lines)
+
+
+def why_not_whole(stack: Stack, before: Quiet) -> str:
+    """Empty when the pool is whole and nothing is under way; else what is not so."""
+    database = stack.parts()._database
+    pool = database.pool.get_stats()
+    size, available = pool.get("pool_size", 0), pool.get("pool_available", 0)
+    waiting = pool.get("requests_waiting", 0)
+    if database._running:
+        return f"{len(database._running)} transactions are under way"
+    if waiting or size != available or size < database._settings.pool_min_size:
+        return f"the pool has {available} of {size} connections, {waiting} wait"
+    with stack.connect() as connection:
+        row = connection.execute(
+            "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'coupon_service'"
+        ).fetchone()
+    if row != (size,):
+        return f"PostgreSQL has {row} connections, the pool {size}"
+    if stack.to_postgres.lines != size:
+        return f"{stack.to_postgres.lines} lines to PostgreSQL are open, the pool has {size}"
+    now = quiet(stack)
+    more = now.tasks - before.tasks
+    if more:
+        return f"tasks are left: {dict(more)}"
+    if now.descriptors > before.descriptors:
+        return f"{now.descriptors} descriptors, {before.descriptors} before"
+    return ""
+
+
+def assert_conserved(
+    connection: psycopg.Connection[TupleRow], account: Account, book_ids: list[str]
+) -> None:
+    """What was acknowledged is there, what was refused is not, and everything adds up."""
+    broken = broken_rules(connection, book_ids)
+    assert not broken, broken
+    for event, acknowledged in (
+        (EventType.REDEEMED, account.redeemed),
+        (EventType.ROLLED_BACK, account.rolled_back),
+    ):
+        rows: list[Any] = connection.execute(
+            "SELECT request_id, coalesce(redemption_id, event_id)::text FROM redemption_audit"
+            " WHERE type = %s AND book_id = ANY(%s)",
+            (event, book_ids),
+        ).fetchall()
+        ledger = dict(rows)
+        assert len(ledger) == len(rows), "an attempt took effect twice"
+        lost = {it: id_ for it, id_ in acknowledged.items() if ledger.get(it) != id_}
+        assert not lost, f"{len(lost)} acknowledged and not kept: {lost}"
+        sneaked = ledger.keys() - acknowledged.keys() - account.open
+        assert not sneaked, f"{len(sneaked)} refused and done all the same: {sneaked}"
+
+
+# --- what clients are told ----------------------------------------------------------------------
+
+ADVISED: Final = {
+    "DATABASE_UNAVAILABLE": StatusCode.UNAVAILABLE,
+    "LOCKS_UNAVAILABLE": StatusCode.UNAVAILABLE,
+    "CONTENTION": StatusCode.ABORTED,
+    "OVERLOADED": StatusCode.RESOURCE_EXHAUSTED,
+}
+"""The errors of failures and their statuses; each says when to try again."""
+
+OF_A_SLOW_MACHINE: Final = frozenset({"CONTENTION", "DEADLINE_EXCEEDED"})
+"""What any client may see at any time when a machine has too much to do."""
+
+OF_BUSINESS: Final = frozenset(
+    {"OK", "CODE_ALREADY_REDEEMED", "CODE_LIMIT_EXCEEDED", "CODE_LOCKED"}
+)
+"""What the clients of the load see when nothing fails. CODE_LOCKED is about codes they share."""
+
+
+def assert_told_rightly(seen: list[Seen], expected: frozenset[str]) -> None:
+    """Clients saw nothing but what is expected, in the form that was promised."""
+    strange = [it for it in seen if it.name not in expected | OF_A_SLOW_MACHINE | OF_BUSINESS]
+    assert not strange, f"{len(strange)} were told what does not belong here: {strange[:3]}"
+    for it in seen:
+        if it.reason in ADVISED:
+            assert it.status is ADVISED[it.reason], it
+            assert it.advises_retry, it
+        if it.own:  # nobody else wants its code, so that nothing may be said against it
+            assert it.name not in OF_BUSINESS - {"OK"}, it

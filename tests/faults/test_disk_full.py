@@ -1,0 +1,82 @@
+"""The disk of PostgreSQL is full: what cannot be written is refused, until there is room.
+
+PostgreSQL lives in a small file system of its own, which only root can make.
+"""
+
+from __future__ import annotations
+
+import functools
+import subprocess
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+
+import psycopg
+import pytest
+from faults.checks import assert_told_rightly
+from faults.load import Load
+from faults.stack import DEADLINE_S, SETTINGS
+from faults.survival import survive
+from faults.waiting import until
+from proof import times
+from service import Api, ServerThread, settings_for
+from steps import tried
+
+from coupon_service.embedded import EmbeddedError, EmbeddedPostgres
+from coupon_service.store import migrations
+
+SIZE_BYTES = 256 << 20
+WAL = {"min_wal_size": "32MB", "max_wal_size": "64MB", "wal_init_zero": "on"}
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={SIZE_BYTES},mode=755", "tmpfs", str(folder)]
+    made = subprocess.run(mount, capture_output=True, text=True, check=False)
+    if made.returncode:
+        pytest.skip(f"a small file system cannot be made here: {made.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+@contextmanager
+def full(postgres: EmbeddedPostgres, folder: Path) -> Generator[None]:
+    """Something else takes all the room."""
+    filler = folder / "filler"
+    with suppress(OSError), filler.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(1 << 20))
+    yield
+    filler.unlink()
+    with suppress(EmbeddedError):
+        postgres.start()  # it gives up when it cannot even recover
+    until("PostgreSQL is back", lambda: connects(postgres.url))
+
+
+def connects(url: str) -> bool:
+    """Whether PostgreSQL lets somebody in."""
+    try:
+        psycopg.connect(url).close()
+    except psycopg.OperationalError:
+        return False
+    return True
+
+
+def test_a_full_disk_is_no_effect_and_goes_by(small_disk: Path, redis_url: str) -> None:
+    with EmbeddedPostgres(small_disk / "postgres", durable=False, settings=WAL) as postgres:
+        migrations.apply(postgres.url)
+        settings = settings_for(postgres.url, redis_url, **SETTINGS)
+        with ServerThread(settings) as server, closing(Api(server.address)) as api:
+            until("it serves", lambda: tried(api.draft) == "OK")
+            with Load(api, server.address, 1, DEADLINE_S) as load:
+                for _ in range(times(1, 5)):
+                    survival = survive(
+                        load,
+                        full(postgres, small_disk),
+                        2,
+                        functools.partial(psycopg.connect, postgres.url),
+                    )
+                    assert_told_rightly(survival.seen, frozenset({"DATABASE_UNAVAILABLE"}))
+                    assert "DATABASE_UNAVAILABLE" in {it.name for it in survival.seen}

@@ -1,0 +1,106 @@
+"""Whatever fails: nothing is lost, nothing is done twice, and the service is soon well again."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import random
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+import structlog
+from faults.checks import assert_told_rightly, quiet, why_not_whole
+from faults.faults import FAULTS, Fault
+from faults.stack import Stack, stack
+from faults.survival import survive
+from faults.waiting import until
+from proof import times
+
+SEED = int(os.environ.get("COUPON_TEST_SEED") or time.time_ns() % 1_000_000)
+
+FAULTS_PER_LOAD = 50
+"""Then the clients get new books."""
+
+WARM = 200
+"""Calls after which a service holds what it will hold."""
+
+
+@pytest.fixture(scope="module")
+def broken(server_folder: Path) -> Iterator[Stack]:
+    # A line for each call takes longer than the call.
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
+    with stack(server_folder / "faults") as made:
+        yield made
+    structlog.reset_defaults()
+
+
+class Busy:
+    """A stack with clients. They get new books now and then, since codes are used up one day."""
+
+    def __init__(self, stack: Stack) -> None:
+        self.stack = stack
+        self._faults = 0
+        self._clients = ExitStack()
+
+    def break_it(self, fault: Fault, chance: random.Random) -> Counter[str]:
+        """Lets it happen; what clients saw, all of it as promised."""
+        if self._faults % FAULTS_PER_LOAD == 0:
+            self._renew(chance)
+        self._faults += 1
+        survival = survive(
+            self._load,
+            fault.strike(self.stack, chance),
+            fault.holds_s,
+            self.stack.connect,
+            functools.partial(why_not_whole, self.stack, self._before),
+        )
+        assert_told_rightly(survival.seen, fault.seen)
+        if fault.locking_only:
+            assert_told_rightly([it for it in survival.seen if it.lane == "plain"], frozenset())
+        seen = Counter(it.name for it in survival.seen)
+        note(f"{survival.first_success_s:.2f} s, {survival.calm_s:.2f} s, {dict(seen)}")
+        return seen
+
+    def close(self) -> None:
+        """The clients go home."""
+        self._clients.close()
+
+    def _renew(self, chance: random.Random) -> None:
+        self.close()
+        load = self._clients.enter_context(self.stack.new_load(chance.randrange(1_000_000)))
+        until("it is warm", lambda: len(load.account.seen) > WARM)
+        with load.paused():
+            self._before = quiet(self.stack)
+        self._load = load
+
+
+@pytest.fixture(scope="module")
+def busy(broken: Stack) -> Iterator[Busy]:
+    made = Busy(broken)
+    yield made
+    made.close()
+
+
+def note(text: str) -> None:
+    """For whoever looks for what went before a failure."""
+    sys.stdout.write(f"{text}\n")
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda it: it.name)
+def test_nothing_is_lost_and_nothing_is_done_twice(busy: Busy, fault: Fault) -> None:
+    seen = busy.break_it(fault, random.Random(SEED))
+    assert not fault.surely or fault.surely & seen.keys()
+
+
+@pytest.mark.parametrize("number", range(times(24, 1_500)))
+def test_nor_in_any_order(busy: Busy, number: int) -> None:
+    chance = random.Random(SEED + number)
+    fault = chance.choice(FAULTS)
+    note(f"COUPON_TEST_SEED={SEED}, number {number}: {fault.name}")
+    busy.break_it(fault, chance)

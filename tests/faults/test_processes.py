@@ -1,0 +1,235 @@
+"""Processes of the service die, stand still or are replaced while clients go on."""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
+from pathlib import Path
+from typing import Final
+
+import psutil
+import psycopg
+import pytest
+from faults.checks import assert_told_rightly
+from faults.load import Load
+from faults.stack import DEADLINE_S, SETTINGS
+from faults.survival import Survival, survive
+from faults.waiting import until
+from processes import fetch, serving, workers_of
+from proof import times
+from psycopg.rows import TupleRow
+from service import Api
+
+from coupon_service.supervisor import reserve_port
+
+WORKERS = 2
+
+LINE_LOST: Final = frozenset({"UNAVAILABLE"})
+"""What gRPC itself tells a client whose connection breaks."""
+
+PORT_CLOSED: Final = LINE_LOST | {"CANCELLED"}
+"""And one whose call gRPC has not looked at yet when it begins to stop
+(https://github.com/grpc/grpc/issues/41785)."""
+
+
+class Service:
+    """`coupon-service serve`, which can be started again after it was killed."""
+
+    def __init__(self, environment: dict[str, str], folder: Path) -> None:
+        self.environment = environment
+        self._folder = folder
+        self._stack = ExitStack()
+
+    def start(self) -> None:
+        """Returns when all workers serve."""
+        process = serving(self.environment, self._folder)
+        self.process: subprocess.Popen[bytes] = self._stack.enter_context(process)
+        until("all workers listen", self.all_listen, 20)
+
+    def stop(self) -> None:
+        """Ends it in order, when it runs."""
+        self._stack.close()
+
+    @property
+    def address(self) -> str:
+        """Where it answers."""
+        return f"127.0.0.1:{self.environment['COUPON_PORT']}"
+
+    @property
+    def workers(self) -> list[psutil.Process]:
+        """Its worker processes."""
+        return workers_of(self.process)
+
+    def all_listen(self) -> bool:
+        """Whether every worker takes connections."""
+        return len([it for it in self.workers if self._listens(it)]) == WORKERS
+
+    def _listens(self, worker: psutil.Process) -> bool:
+        port = int(self.environment["COUPON_PORT"])
+        try:
+            connections = worker.net_connections("tcp")
+        except psutil.Error:
+            return False
+        return any(it.status == psutil.CONN_LISTEN and it.laddr.port == port for it in connections)
+
+    def healthy(self) -> bool:
+        """Whether it says that it is ready, and all of it is."""
+        return self.all_listen() and fetch(self.environment, "healthz") == "ok\n"
+
+
+@pytest.fixture(scope="module")
+def service(
+    new_database: Callable[[], AbstractContextManager[str]],
+    redis_server_url: str,
+    server_folder: Path,
+) -> Iterator[Service]:
+    folder = server_folder / "processes"
+    folder.mkdir()
+    with reserve_port("127.0.0.1", 0) as grpc_port, reserve_port("127.0.0.1", 0) as metrics_port:
+        ports = grpc_port.getsockname()[1], metrics_port.getsockname()[1]
+    with new_database() as database_url:
+        made = Service(
+            {
+                **os.environ,
+                **{f"COUPON_{name.upper()}": str(value) for name, value in SETTINGS.items()},
+                "COUPON_DATABASE_URL": database_url,
+                "COUPON_REDIS_URL": redis_server_url,
+                "COUPON_LOCK_TOKEN_SECRET": "only the tests sign with this one",
+                "COUPON_WORKERS": str(WORKERS),
+                "COUPON_DRAIN_GRACE_MS": "200",
+                "COUPON_PORT": str(ports[0]),
+                "COUPON_METRICS_PORT": str(ports[1]),
+                "COUPON_LOG_LEVEL": "warning",
+            },
+            folder,
+        )
+        made.start()
+        yield made
+        made.stop()
+
+
+@pytest.fixture(scope="module")
+def load(service: Service) -> Iterator[Load]:
+    with closing(Api(service.address)) as api:
+        made = Load(api, service.address, 1, DEADLINE_S)
+    with made:
+        until("it is warm", lambda: len(made.account.seen) > 200)
+        yield made
+
+
+def survived(
+    service: Service,
+    load: Load,
+    fault: Callable[[Service], Generator[None]],
+    holds_s: float = 0.1,
+    seen: frozenset[str] = LINE_LOST,
+) -> Survival:
+    """What clients saw of it; and all workers are there again, with no connection too many."""
+    url = service.environment["COUPON_DATABASE_URL"]
+
+    def why_not_whole() -> str:
+        if not service.healthy():
+            return "not all workers are there"
+        pids = {it.pid for it in service.workers}
+        with psycopg.connect(url) as connection:
+            (count,) = connection.execute(
+                "SELECT count(*) FROM pg_stat_activity"
+                " WHERE application_name = 'coupon_service' AND datname = current_database()"
+            ).fetchone() or (0,)
+        pool_max = 6 * len(pids)
+        return "" if count <= pool_max else f"{count} connections of {len(pids)} workers"
+
+    survival = survive(
+        load,
+        contextmanager(fault)(service),
+        holds_s,
+        functools.partial(connect, url),
+        why_not_whole,
+    )
+    assert_told_rightly(survival.seen, seen)
+    return survival
+
+
+def connect(url: str) -> psycopg.Connection[TupleRow]:
+    """A connection to the service's database."""
+    return psycopg.connect(url)
+
+
+def one_worker_killed(service: Service) -> Generator[None]:
+    service.workers[0].kill()
+    yield
+
+
+def all_workers_killed(service: Service) -> Generator[None]:
+    for worker in service.workers:
+        worker.kill()
+    yield
+    until("they are replaced", service.healthy, 20)
+
+
+def one_worker_frozen(service: Service) -> Generator[None]:
+    worker = service.workers[0]
+    worker.suspend()
+    yield
+    worker.resume()
+
+
+def supervisor_killed(service: Service) -> Generator[None]:
+    """Its workers notice, and end in order; somebody starts it again."""
+    workers = service.workers
+    service.process.kill()
+    yield
+    psutil.wait_procs(workers, timeout=30)
+    service.start()
+
+
+def stopped_and_started(service: Service) -> Generator[None]:
+    service.process.send_signal(signal.SIGTERM)
+    yield
+    service.process.wait(30)
+    service.start()
+
+
+@pytest.mark.parametrize(
+    ("fault", "holds_s", "seen"),
+    [
+        (one_worker_killed, 0.1, LINE_LOST),
+        (all_workers_killed, 0.1, LINE_LOST),
+        (one_worker_frozen, DEADLINE_S + 0.5, LINE_LOST | {"DATABASE_UNAVAILABLE"}),
+        (supervisor_killed, 0.1, PORT_CLOSED),
+        (stopped_and_started, 0.1, PORT_CLOSED),
+    ],
+    ids=lambda it: getattr(it, "__name__", ""),
+)
+def test_nothing_is_lost_with_a_process(
+    service: Service,
+    load: Load,
+    fault: Callable[[Service], Generator[None]],
+    holds_s: float,
+    seen: frozenset[str],
+) -> None:
+    for _ in range(times(1, 8)):
+        survived(service, load, fault, holds_s, seen)
+
+
+def rolled(service: Service) -> Generator[None]:
+    """Every worker in turn is replaced, as `coupon-service restart` does."""
+    before = set(service.workers)
+    service.process.send_signal(signal.SIGUSR2)
+    until("all workers are replaced", lambda: not before & set(service.workers), 60)
+    yield
+
+
+def test_nobody_repeats_a_call_twice_while_all_workers_are_replaced(
+    service: Service, load: Load
+) -> None:
+    for _ in range(times(1, 20)):
+        before = {it.pid for it in service.workers}
+        survival = survived(service, load, rolled, seen=PORT_CLOSED)
+        assert not before & {it.pid for it in service.workers}
+        twice = [it for it in survival.seen if it.attempt > 2]
+        assert not twice

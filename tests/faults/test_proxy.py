@@ -1,0 +1,96 @@
+"""The proxy does to lines what it says, so that tests which use it test something."""
+
+from __future__ import annotations
+
+import socket
+import socketserver
+import threading
+from collections.abc import Iterator
+
+import pytest
+from faults.proxy import BLACK_HOLE, HOST, PASS, Proxy, Rule
+
+PATIENCE_S = 20
+SILENCE_S = 0.1
+
+
+class Echo(socketserver.BaseRequestHandler):
+    """Sends back what it gets."""
+
+    def handle(self) -> None:
+        """One connection."""
+        while data := self.request.recv(1_000):
+            self.request.sendall(data)
+
+
+@pytest.fixture
+def proxy() -> Iterator[Proxy]:
+    socketserver.ThreadingTCPServer.daemon_threads = True
+    with socketserver.ThreadingTCPServer((HOST, 0), Echo) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with Proxy(server.server_address[1]) as made:
+            yield made
+        server.shutdown()
+
+
+@pytest.fixture
+def client(proxy: Proxy) -> Iterator[socket.socket]:
+    with socket.create_connection((HOST, proxy.port), timeout=PATIENCE_S) as made:
+        echoes(made, b"first")
+        yield made
+
+
+def echoes(client: socket.socket, data: bytes) -> None:
+    """What is sent comes back."""
+    client.sendall(data)
+    assert client.recv(1_000) == data
+
+
+def hears_nothing(client: socket.socket) -> None:
+    """Neither bytes nor an end."""
+    client.settimeout(SILENCE_S)
+    with pytest.raises(TimeoutError):
+        client.recv(1_000)
+    client.settimeout(PATIENCE_S)
+
+
+def test_what_is_held_arrives_when_it_is_let_go(proxy: Proxy, client: socket.socket) -> None:
+    for rule in (BLACK_HOLE, Rule(hold_requests=True), Rule(hold_replies=True)):
+        proxy.rule = rule
+        client.sendall(b"late")
+        hears_nothing(client)
+        proxy.rule = PASS
+        assert client.recv(1_000) == b"late"
+
+
+def test_a_line_that_is_cut_is_reset(proxy: Proxy, client: socket.socket) -> None:
+    proxy.cut()
+    with pytest.raises(ConnectionResetError):
+        client.recv(1_000)
+
+
+def test_it_is_cut_at_the_very_byte(proxy: Proxy, client: socket.socket) -> None:
+    proxy.rule = Rule(cut_after_bytes=7)
+    client.sendall(b"12345")  # there are two left for what comes back
+    assert client.recv(1_000) == b"12"
+    with pytest.raises(ConnectionResetError):
+        client.recv(1_000)
+
+
+def test_a_lost_server_says_nothing_for_ever(proxy: Proxy, client: socket.socket) -> None:
+    proxy.lose_servers()
+    client.sendall(b"is there anybody")
+    hears_nothing(client)
+    assert proxy.lines == 1
+    with socket.create_connection((HOST, proxy.port), timeout=PATIENCE_S) as another:
+        echoes(another, b"new lines work")
+
+
+def test_refused_lines_are_reset(proxy: Proxy, client: socket.socket) -> None:
+    proxy.rule = Rule(refuse=True)
+    with (
+        pytest.raises(ConnectionResetError),
+        socket.create_connection((HOST, proxy.port), timeout=PATIENCE_S) as another,
+    ):
+        another.recv(1_000)
+    echoes(client, b"those that were there stay")
