@@ -1,7 +1,7 @@
 """Whatever is sent: the answer is a status that the contract knows, and the service goes on."""
 
 # pyright: reportUnknownVariableType=false, reportUnknownMemberType=false
-# pyright: reportUnknownArgumentType=false, reportPrivateUsage=false
+# pyright: reportUnknownArgumentType=false, reportArgumentType=false
 
 from __future__ import annotations
 

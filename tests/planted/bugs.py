@@ -82,7 +82,7 @@ def request_id_recorded_after_commit() -> Planted:
     def apply(pipeline: Any, effects: Any, books: Any) -> None:
         applying.apply(pipeline, effects, books)
         if effects.events:
-            pipeline._waiting.pop()
+            _leave_out_events(pipeline)
             late.append((pipeline._connection, effects.events))
 
     async def committed(self: Any, units: Any) -> Any:
@@ -109,7 +109,11 @@ def unsorted_row_locks() -> Planted:
 
     def select(pipeline: Any, codes: Iterable[str], *, lock: bool) -> Any:
         shuffled = random.sample(list(codes), len(list(codes)))
-        return Joined(real(pipeline, [code], lock=lock) for code in shuffled)
+        found = Joined()
+        for code in shuffled:
+            found.append(real(pipeline, [code], lock=lock))
+            pipeline.add("SELECT FROM pg_sleep(0.005)")  # others come in between
+        return found
 
     return mock.patch.object(loading, "_select_codes", select)
 
@@ -134,9 +138,9 @@ def fence_ignored() -> Planted:
 def rollback_not_locked() -> Planted:
     """A roll-back is decided on rows that others may be changing."""
 
-    async def load(pipeline: Any, wanted: Any, *, lock: bool, **named: Any) -> Any:
+    async def load(pipeline: Any, wanted: Any, now: Any, *, lock: bool, **named: Any) -> Any:
         careless = any(isinstance(command, Rollback) for command in wanted)
-        state: Any = await loading.load(pipeline, wanted, lock=lock and not careless, **named)
+        state: Any = await loading.load(pipeline, wanted, now, lock=lock and not careless, **named)
         if careless:
             await asyncio.sleep(BETWEEN_S)
         return state
@@ -204,8 +208,12 @@ def _nothing(*_: object) -> Iterable[Any]:
 
 def _insert_by_itself(pipeline: Any, effects: Any) -> None:
     if effects.events:
-        pipeline._waiting.pop()
+        _leave_out_events(pipeline)
         _insert(pipeline._connection, effects.events)
+
+
+def _leave_out_events(pipeline: Any) -> None:
+    pipeline._waiting = [it for it in pipeline._waiting if it[0] != INSERT_EVENTS]
 
 
 def _insert(beside: Any, events: Any) -> None:

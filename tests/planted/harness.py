@@ -1,5 +1,7 @@
 """What has to catch the planted bugs: small, and failing with an AssertionError."""
 
+# pyright: reportUnknownMemberType=false, reportPrivateUsage=false
+
 from __future__ import annotations
 
 import functools

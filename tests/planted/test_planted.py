@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager
 
 import grpc
@@ -41,7 +41,7 @@ def new_stack(
     """Servers with whatever is planted when they start."""
 
     @contextmanager
-    def started() -> Iterator[Stack]:
+    def started() -> Generator[Stack]:
         with (
             new_database() as database_url,
             harness.stack(database_url, redis_server_url, Clock(redis_server_url)) as it,
