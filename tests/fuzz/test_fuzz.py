@@ -261,7 +261,7 @@ async def test_no_argument_upsets_the_scripts(redis_url: str) -> None:
                         c, b, u, i, n, places_max=n
                     ),
                     lambda c=code, b=book, u=user, i=lock, n=number: leases.admit(c, b, u, i, n),
-                    lambda c=code, u=user, i=lock, n=number: leases.acquire_momentary(c, i, u, n),
+                    lambda c=code, u=user, i=lock, n=number: leases.acquire_momentary(c, u, i, n),
                     lambda c=code, u=user, i=lock: leases.peek(c, u, i),
                     lambda c=code, b=book, u=user, i=lock, n=number: leases.release(
                         c, b, u, i, tombstone_until_ms=n

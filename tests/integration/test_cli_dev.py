@@ -193,8 +193,8 @@ class TestTokens:
     def test_with_authentication_the_session_brings_its_token(
         self, tmp_path: Path, empty_database_url: str, redis_url: str
     ) -> None:
-        servers = {"DATABASE_URL": empty_database_url, "REDIS_URL": redis_url}
-        with dev(tmp_path, COUPON_AUTH="jwt", **servers) as ready:
+        urls = {"DATABASE_URL": empty_database_url, "REDIS_URL": redis_url}
+        with dev(tmp_path, 0, COUPON_AUTH="jwt", **urls) as ready:
             session = ready.printed[ready.printed.index("export COUPON_TOKEN=") :]
             assert events(paste(session, TOOLS[-1])) == ["REDEEMED", "LOCKED", "ASSIGNED"]
             secret = tmp_path / ".data" / "jwt-secret"

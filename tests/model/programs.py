@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from random import Random
 from typing import Any, ClassVar
+from unittest import mock
 from uuid import UUID, uuid4
 
 import hypothesis.strategies as st
@@ -565,11 +566,13 @@ class Programs(RuleBasedStateMachine):
         self.clock.advance(by)
         world.now = self.clock.now_ms
 
-    @step(2, which=PER_MILLE)
-    def sweep(self, which: int) -> None:
-        book_id = self.book_ids[which % len(self.book_ids)]
-        self.server.run(self.server.server._sweeper._sweep_book(UUID(book_id)))
-        self.world.sweep(book_id)
+    @step(2)
+    def sweep(self) -> None:
+        sweeper = self.server.server._sweeper
+        with mock.patch.object(sweeper._reads, "my_turn", return_value=True):
+            self.server.run(sweeper.sweep())
+        for book_id in self.book_ids:
+            self.world.sweep(book_id)
 
     # --- redemptions ----------------------------------------------------------------------------
 
