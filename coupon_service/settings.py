@@ -259,11 +259,14 @@ class Settings(BaseSettings):
         256, description="Commands that are executed in one transaction at most."
     )
     batch_max_wait_ms: Annotated[int, Field(ge=0, le=1_000)] = Field(
-        10,
-        description="Longest wait of a busy worker for more commands in a batch, in milliseconds.",
+        50,
+        description="Longest wait of a busy worker for more commands in a batch, in milliseconds."
+        " An idle one waits a few turns of its event loop, some ten microseconds.",
     )
     batches_in_flight: Count = Field(
-        2, description="Batches that each worker executes at the same time."
+        1,
+        description="Batches of single commands that each worker executes at the same time. More"
+        " than one where PostgreSQL is far away.",
     )
     queue_max_size: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
         10_000, description="Commands that may wait in each worker; more are answered OVERLOADED."
