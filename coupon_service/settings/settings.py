@@ -97,10 +97,13 @@ class Settings(BaseSettings):
         65_536, description="Largest request message, in bytes."
     )
     import_request_max_bytes: MessageBytes = Field(
-        1_048_576, description="Largest message of an ImportCodes stream, in bytes."
+        1_048_576,
+        description="Largest message of ImportCodes, BatchRedeemCodes and BatchAssignRandomCodes,"
+        " in bytes.",
     )
     default_deadline_ms: Milliseconds = Field(
-        5_000, description="Deadline of a call that comes without one, in milliseconds."
+        5_000,
+        description="Deadline of a call without one that is no stream, in milliseconds.",
     )
 
     stream_idle_ms: Milliseconds = Field(
