@@ -15,7 +15,7 @@ from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
 
 from coupon_service.errors import Contention, DatabaseUnavailable, Overloaded
 from coupon_service.metrics import Metrics
-from coupon_service.store.pipeline import Connection, Pipeline
+from coupon_service.store.pipeline import Connection, Pipeline, Trip
 
 if TYPE_CHECKING:
     from coupon_service.tracing import Tracer
@@ -27,9 +27,6 @@ Batch = Callable[[Pipeline], Awaitable[T]]
 
 SLOW_S = 0.5
 """A transaction that takes longer, all its tries together, is logged."""
-
-STATEMENT_SHOWN = 80
-"""Characters of the slowest statement of it. Values are never part of a statement."""
 
 RETRIED = (pg.LockNotAvailable, pg.DeadlockDetected, pg.SerializationFailure)
 """Conflicts with other transactions: nothing was done, and doing it again may work."""
@@ -176,17 +173,17 @@ class Database:
 
     async def _attempts(self, name: str, work: Work[T]) -> T:
         started = perf_counter()
-        slowest = (0.0, "")
+        slowest = Trip()
         try:
             for attempts_left in reversed(range(self._settings.attempts_max)):
                 try:
                     async with self.pool.connection() as connection:
                         self._in_use += 1
-                        connection.slowest = (0.0, "")
+                        connection.slowest = Trip()
                         try:
                             return await work(connection)
                         finally:
-                            slowest = max(slowest, connection.slowest)
+                            slowest = max(slowest, connection.slowest, key=lambda it: it.seconds)
                             self._in_use -= 1
                             connection.silence_max_s = self._silence_max_s
                 except RETRIED as error:
@@ -212,8 +209,8 @@ class Database:
                     "slow transaction",
                     name=name,
                     seconds=round(seconds, 3),
-                    statement=" ".join(slowest[1].split())[:STATEMENT_SHOWN],
-                    statement_seconds=round(slowest[0], 3),
+                    slowest_trip=str(slowest),
+                    slowest_trip_seconds=round(slowest.seconds, 3),
                 )
 
     def _check_connections(self) -> None:

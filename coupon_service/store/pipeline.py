@@ -12,6 +12,7 @@ import re
 import socket
 from collections.abc import Generator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from itertools import count
 from time import perf_counter
 from typing import Any, Final, LiteralString
@@ -25,7 +26,22 @@ from psycopg.waiting import Ready, Wait
 
 BINARY: Final = pq.Format.BINARY
 
+WORDS_SHOWN: Final = 5
+"""Of a statement, in the log."""
+
 Exchange = Generator[Wait, Ready | int, list[pq.abc.PGresult]]
+
+
+@dataclass(frozen=True, slots=True)
+class Trip:
+    """Statements that went to PostgreSQL and back together: it answers them all at once."""
+
+    seconds: float = 0.0
+    statements: Sequence[str] = ()
+
+    def __str__(self) -> str:
+        """How each of them begins. Values are never part of a statement."""
+        return "; ".join(" ".join(it.split()[:WORDS_SHOWN]) for it in self.statements)
 
 
 class Connection(psycopg.AsyncConnection[TupleRow]):
@@ -43,8 +59,8 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
         self.prepared: dict[str, bytes] = {}
         self.names = map(b"coupon_%d".__mod__, count())
         self.transformer = Transformer(self)
-        self.slowest: tuple[float, str] = (0.0, "")
-        """The statement of a pipeline that took longest, and for how many seconds."""
+        self.slowest = Trip()
+        """Of those since somebody last looked."""
 
     async def wait(self, gen: Any, *arguments: Any, **named: Any) -> Any:
         """As in psycopg: every trip to PostgreSQL passes through here."""
@@ -95,25 +111,23 @@ class Pipeline:
         """Sends what was added and reads what it returns. Raises psycopg.Error of the first that
         failed; those after it were not executed.
         """
-        before_s = perf_counter()
+        started_s = perf_counter()
         sent, self._waiting = self._waiting, []
         connection, pgconn = self._connection, self._connection.pgconn
         pgconn.enter_pipeline_mode()
         preparing = [self._send(*it) for it in sent]
         pgconn.pipeline_sync()
-        arrivals_s: list[float] = []
-        results = iter(await connection.wait(_exchange(pgconn, arrivals_s)))
+        results = iter(await connection.wait(_exchange(pgconn)))
         pgconn.exit_pipeline_mode()
-        arrivals = iter(arrivals_s)
+        seconds = perf_counter() - started_s
+        if seconds > connection.slowest.seconds:
+            connection.slowest = Trip(seconds, [statement for statement, _, _ in sent])
         transformer = connection.transformer
         for (statement, _, rows), name in zip(sent, preparing, strict=True):
             if name is not None:
                 self._check(next(results))
                 connection.prepared[statement] = name
-                next(arrivals)
-            result, arrival_s = next(results), next(arrivals)
-            connection.slowest = max(connection.slowest, (arrival_s - before_s, statement))
-            before_s = arrival_s
+            result = next(results)
             self._check(result)
             if result.ntuples:
                 transformer.set_pgresult(result)
@@ -144,8 +158,8 @@ def _numbered(statement: str) -> bytes:
     return re.sub("%s", lambda _: f"${next(numbers)}", statement).encode()
 
 
-def _exchange(pgconn: pq.abc.PGconn, arrivals_s: list[float]) -> Exchange:
-    """Sends everything and reads all results; says what it waits for, and when each result came."""
+def _exchange(pgconn: pq.abc.PGconn) -> Exchange:
+    """Sends everything and reads all results; says what it waits for."""
     while pgconn.flush():
         if (yield Wait.RW) & Ready.R:
             pgconn.consume_input()
@@ -160,4 +174,3 @@ def _exchange(pgconn: pq.abc.PGconn, arrivals_s: list[float]) -> Exchange:
         if result.status == pq.ExecStatus.PIPELINE_SYNC:
             return results
         results.append(result)
-        arrivals_s.append(perf_counter())

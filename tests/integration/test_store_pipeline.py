@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
+from secrecy import Log
 from stores import opened
 
+from coupon_service.store import db
 from coupon_service.store.pipeline import Connection, Pipeline
 
 
@@ -27,3 +31,22 @@ async def test_a_rollback_on_a_connection_does_not_break_its_next_batch(database
         with pytest.raises(GivenUpError):
             await database.transaction("rolled back", given_up)
         assert await database.batch("second", batch) == [(7,)]
+
+
+async def test_the_line_about_a_slow_transaction_names_its_slowest_statements(
+    database_url: str, service_log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def batch(pipeline: Pipeline) -> None:
+        pipeline.add("SELECT 1")
+        await pipeline.run()
+        pipeline.add("SELECT  pg_sleep(0.05)")
+        await pipeline.run()
+        pipeline.add("SELECT 2")
+
+    monkeypatch.setattr(db, "SLOW_S", 0.04)
+    async with opened(database_url, pool_max_size=1) as database:
+        service_log.take()
+        await database.batch("nap", batch)
+    (line,) = [json.loads(it) for it in service_log.take().splitlines() if "slow" in it]
+    assert (line["name"], line["slowest_trip"]) == ("nap", "SELECT pg_sleep(0.05)")
+    assert 0.04 < line["slowest_trip_seconds"] <= line["seconds"]
