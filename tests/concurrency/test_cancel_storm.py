@@ -225,6 +225,6 @@ def assert_nothing_half_done(server: ServerThread, storm: Storm) -> None:
     with psycopg.connect(url.get_secret_value()) as connection:
         for code, count in connection.execute(REDEEMED.encode()):
             redeemed[code] = count
+        assert_adds_up(connection)
     for code in storm.codes + storm.lockable:
         assert_between(storm.ok[code], storm.unknown[code], redeemed[code])
-    assert_adds_up(url.get_secret_value())

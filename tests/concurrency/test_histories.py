@@ -193,7 +193,8 @@ async def test_every_history_is_that_of_one_caller_after_the_other(stack: Stack,
     for connection in connections:
         await connection.channel.close()
     assert not found, f"COUPON_TEST_SEED={seed}\n" + "\n\n".join(found[:5])
-    assert_adds_up(stack.database_url)
+    with psycopg.connect(stack.database_url) as connection:
+        assert_adds_up(connection)
 
 
 def new_records(address: str) -> list[Record]:

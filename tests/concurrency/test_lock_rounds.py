@@ -21,6 +21,7 @@ from itertools import pairwise
 from typing import Any, Final
 
 import grpc.aio
+import psycopg
 import pytest
 from adds_up import assert_adds_up
 from histories import Connection
@@ -212,7 +213,8 @@ async def test_a_code_of_the_service_is_held_by_one_at_a_time(
     assert ended["redeemed"] <= RPC_ROUNDS + RPC_ROUNDS_AT_ONCE
     url = server.settings.database_url
     assert url is not None
-    assert_adds_up(url.get_secret_value())
+    with psycopg.connect(url.get_secret_value()) as connection:
+        assert_adds_up(connection)
 
 
 class Contender:

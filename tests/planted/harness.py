@@ -16,7 +16,7 @@ from typing import Any
 import grpc
 import psycopg
 import redis
-from conserved import violations
+from adds_up import assert_adds_up
 from model.clock import Clock, clocked_server
 from model.programs import Programs
 from service import Api, ServerThread, all_at_once, books, new_codes, reason_of, redemptions, unique
@@ -42,8 +42,7 @@ class Stack:
     def conserved(self) -> None:
         """Rows, counters and ledger agree."""
         with psycopg.connect(self.database_url) as connection:
-            wrong = violations(connection)
-        assert not wrong, wrong
+            assert_adds_up(connection)
 
     def all_at_once(self, call: Callable[[Api, int], object], count: int = CALLERS) -> list[str]:
         """The reason, or OK, of so many calls at the same time, by turns on both servers."""
