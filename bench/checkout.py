@@ -27,6 +27,7 @@ from typing import Any, Final
 import grpc.aio
 import uvloop
 
+from bench.caller import metadata
 from coupon_service.v1 import redemption_service_pb2 as pb
 from coupon_service.v1.money_pb2 import Money
 from coupon_service.v1.redemption_service_pb2_grpc import RedemptionServiceStub
@@ -77,6 +78,7 @@ class Shoppers:
     def __init__(self, channels: list[grpc.aio.Channel], codes: str, codes_count: int) -> None:
         self._stubs = [RedemptionServiceStub(channel) for channel in channels]
         self._codes = codes
+        self._metadata = metadata()
         self._codes_count = codes_count
         self._run = uuid.uuid4().hex[:12]
         self._measure_from = 0.0
@@ -131,7 +133,7 @@ class Shoppers:
         """The answer, or None after an error."""
         await _until(due)
         try:
-            answer = await call(request, timeout=TIMEOUT_S)
+            answer = await call(request, timeout=TIMEOUT_S, metadata=self._metadata)
         except grpc.aio.AioRpcError as error:
             self.till.errors[f"{kind}: {error.code().name} {error.details()}"] += 1
             return None

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from bench.caller import metadata
 from bench.stack import ROOT, BenchError
 
 SCENARIOS: Final = ROOT / "bench" / "scenarios"
@@ -66,7 +67,9 @@ def scenario(name: str) -> dict[str, Any]:
 def run_ghz(config: Mapping[str, Any], address: str, folder: Path) -> Load:
     """Puts the load on the server. Raises BenchError."""
     config_file, answer_file = folder / "ghz.json", folder / "ghz-answer.json"
-    config_file.write_text(json.dumps({**config, "host": address}), encoding="utf-8")
+    config_file.write_text(
+        json.dumps({**config, "host": address, "metadata": dict(metadata())}), encoding="utf-8"
+    )
     command = [str(find_ghz()), "--config", str(config_file)]
     command += ["--format", "json", "--output", str(answer_file)]
     answer_file.unlink(missing_ok=True)

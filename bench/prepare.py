@@ -11,6 +11,7 @@ from typing import Any, Final
 import grpc
 import grpc.aio
 
+from bench.caller import metadata
 from coupon_service.v1.assignment_service_pb2 import BatchAssignRandomCodesRequest
 from coupon_service.v1.assignment_service_pb2_grpc import AssignmentServiceStub
 from coupon_service.v1.coupon_book_service_pb2 import (
@@ -147,13 +148,14 @@ async def lock_codes(address: str, codes: Sequence[str]) -> list[str]:
     options = (("grpc.enable_http_proxy", 0), ("grpc.service_config", RETRYING))
     async with grpc.aio.insecure_channel(address, options) as channel:
         stub = RedemptionServiceStub(channel)
+        known = metadata()
 
         async def locker() -> None:
             for code in left:
                 attempt = uuid.uuid4().hex
                 request = LockCodeRequest(code=code, user_id=attempt, request_id=attempt)
                 request.ttl.FromSeconds(600)
-                tokens.append((await stub.LockCode(request)).lock_token)
+                tokens.append((await stub.LockCode(request, metadata=known)).lock_token)
 
         async with asyncio.TaskGroup() as lockers:
             for _ in range(LOCKERS):

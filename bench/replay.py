@@ -326,7 +326,7 @@ async def _replay(year: Year, address: str, per_user: int, clients: int) -> Resu
 @contextmanager
 def _own_service() -> Generator[str]:
     """The address of a service with empty servers, which end with it."""
-    with stack(workers=1) as servers, servers.service(log_level="warning") as server:
+    with stack(workers=1) as servers, servers.service(auth="none", log_level="warning") as server:
         yield server.address
 
 

@@ -14,9 +14,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from typing import Annotated, Final
 
-import grpc
 import typer
 
+from bench.caller import channel_to
 from bench.parts import PARTS
 from bench.report import told, write_report
 from bench.results import Found, Row, about_run
@@ -38,9 +38,7 @@ def bench(workers: int) -> Generator[Bench]:
         references = {
             name: running.enter_context(servers.reference(name)) for name in (NOOP, PER_REQUEST)
         }
-        channel = running.enter_context(
-            grpc.insecure_channel(service.address, [("grpc.enable_http_proxy", 0)])
-        )
+        channel = running.enter_context(channel_to(service.address))
         yield Bench(servers, {SERVICE: service, **references}, channel)
 
 

@@ -24,10 +24,10 @@ from pathlib import Path
 from statistics import linear_regression, median
 from typing import Annotated, Final, TypeAlias
 
-import grpc
 import psutil
 import typer
 
+from bench.caller import channel_to
 from bench.checkout import WARM_UP_S, Summary
 from bench.conservation import Answers, check_book
 from bench.cpu import family
@@ -269,7 +269,7 @@ def main(
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with stack(workers) as servers, servers.service() as service:
-            with grpc.insecure_channel(service.address, [("grpc.enable_http_proxy", 0)]) as channel:
+            with channel_to(service.address) as channel:
                 codes = [f"{CODES}{number}" for number in range(CODES_COUNT)]
                 book_id = make_book(channel, "soak", codes, lock_policy=LOCK_POLICY_OPTIONAL)
             answers = Answers()

@@ -20,6 +20,7 @@ from typing import Final
 import grpc.aio
 import psutil
 
+from bench import caller
 from coupon_service.cli.client import connect
 from coupon_service.cli.health import wait_until_serving
 from coupon_service.embedded import EmbeddedPostgres, EmbeddedRedis
@@ -120,6 +121,7 @@ class Stack:
             "COUPON_METRICS_PORT": "0",
             "COUPON_DRAIN_GRACE_MS": "0",
             "COUPON_LOG_FORMAT": "json",
+            **caller.SETTINGS,
         }
 
     @contextmanager

@@ -27,7 +27,6 @@ import psutil
 import psycopg
 import pytest
 import redis
-import structlog
 from psycopg import sql
 from secrecy import SECRETS, Log
 
@@ -48,17 +47,14 @@ hypothesis.settings.load_profile("tests")
 @pytest.fixture(scope="session")
 def service_log() -> Log:
     """What the service logs in this process."""
-    log = Log()
-    configure_logging("info", "json", cast("BinaryIO", log))
-    return log
+    return Log()
 
 
 @pytest.fixture(autouse=True)
 def _no_secret_is_logged(request: pytest.FixtureRequest, service_log: Log) -> Iterator[None]:
     """Fails the test during which a code, token or password was logged, here or by a process."""
     folder = request.getfixturevalue("tmp_path") if "tmp_path" in request.fixturenames else None
-    if not structlog.is_configured():
-        configure_logging("info", "json", cast("BinaryIO", service_log))
+    configure_logging("info", "json", cast("BinaryIO", service_log))  # a test may have changed it
     yield
     logs = (
         [path.read_text("utf-8", "replace") for path in folder.rglob("log") if path.is_file()]

@@ -309,7 +309,7 @@ NUMBERS: list[tuple[str, type[Any], dict[str, Any], str]] = [
         {"items": [redemptions.RedeemItem(code="C", user_id="u")], "mode": 3},
         "mode",
     ),
-    ("audit.ListAuditEvents", audit.ListAuditEventsRequest, {"types": [1, 18]}, "types[1]"),
+    ("audit.ListAuditEvents", audit.ListAuditEventsRequest, {"types": [1, 20]}, "types[1]"),
     ("audit.ListAuditEvents", audit.ListAuditEventsRequest, {"types": [0]}, "types[0]"),
     ("codes.PreviewCodes", codes.PreviewCodesRequest, {"count": 0}, "count"),
     ("codes.PreviewCodes", codes.PreviewCodesRequest, {"count": 10**9 + 1}, "count"),
