@@ -33,7 +33,7 @@ from service import (
     unique,
 )
 from settled import Kept, kept, settle
-from steps import until
+from waiting import until
 
 from coupon_service.model import EventType
 

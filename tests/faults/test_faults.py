@@ -19,8 +19,8 @@ from faults.checks import assert_told_rightly, quiet, why_not_whole
 from faults.faults import FAULTS, Fault
 from faults.stack import Stack, stack
 from faults.survival import survive
-from faults.waiting import until
 from proof import times
+from waiting import until
 
 SEED = int(os.environ.get("COUPON_TEST_SEED") or time.time_ns() % 1_000_000)
 
@@ -74,7 +74,7 @@ class Busy:
     def _renew(self, chance: random.Random) -> None:
         self.close()
         load = self._clients.enter_context(self.stack.new_load(chance.randrange(1_000_000)))
-        until("it is warm", lambda: len(load.account.seen) > WARM)
+        until(lambda: len(load.account.seen) > WARM)
         with load.paused():
             self._before = quiet(self.stack)
         self._load = load

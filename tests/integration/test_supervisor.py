@@ -13,16 +13,9 @@ from pathlib import Path
 
 import grpc
 import pytest
-from processes import (
-    PATIENCE_S,
-    environment_of,
-    fetch,
-    is_ready,
-    serving,
-    wait_until,
-    workers_of,
-)
+from processes import PATIENCE_S, environment_of, fetch, is_ready, serving, workers_of
 from service import Api, unique
+from waiting import until
 
 
 @pytest.fixture
@@ -65,8 +58,8 @@ def test_a_worker_that_is_killed_is_replaced_and_nothing_is_lost(
     before = workers_of(service)
     for worker in before:
         worker.kill()
-    wait_until(lambda: len(set(workers_of(service)) - set(before)) == 2)
-    wait_until(lambda: is_ready(environment))
+    until(lambda: len(set(workers_of(service)) - set(before)) == 2)
+    until(lambda: is_ready(environment))
     client.close()
     client = Api(f"127.0.0.1:{environment['COUPON_PORT']}")
     assert client.stats(book.book_id).available_count == 1
@@ -84,8 +77,8 @@ def test_a_request_that_brings_grpc_down_does_not_bring_the_service_down(
             client.sendall(request_with_path(b"/not/utf-8/\xff"))
             client.recv(1_000)
         time.sleep(0.2)
-    wait_until(lambda: len(workers_of(service)) == 2 and is_ready(environment))
-    wait_until(lambda: answers_on_a_new_connection(environment))
+    until(lambda: len(workers_of(service)) == 2 and is_ready(environment))
+    until(lambda: answers_on_a_new_connection(environment))
 
 
 def answers_on_a_new_connection(environment: dict[str, str]) -> bool:
@@ -133,7 +126,7 @@ def test_workers_end_when_their_supervisor_is_killed(service: subprocess.Popen[b
     workers = workers_of(service)
     service.kill()
     service.wait(PATIENCE_S)
-    wait_until(lambda: not any(worker.is_running() for worker in workers))
+    until(lambda: not any(worker.is_running() for worker in workers))
 
 
 def test_a_port_in_use_is_one_clear_sentence(

@@ -20,7 +20,8 @@ from adds_up import assert_adds_up
 from model.clock import Clock, clocked_server
 from model.programs import Programs
 from service import Api, ServerThread, all_at_once, books, new_codes, reason_of, redemptions, unique
-from steps import ALL_OR_NOTHING, batch, item, tried, until
+from steps import ALL_OR_NOTHING, batch, item, tried
+from waiting import until
 
 CALLERS = 24
 ROUNDS = 4
