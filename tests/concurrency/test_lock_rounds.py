@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 import time
 from collections import Counter
@@ -25,7 +24,7 @@ import psycopg
 import pytest
 from adds_up import assert_adds_up
 from histories import Connection
-from proof import times
+from proof import new_seed, times
 from service import (
     Api,
     ServerThread,
@@ -54,7 +53,7 @@ LATER_S: Final = 0.02
 
 @pytest.fixture
 def chance() -> random.Random:
-    seed = os.environ.get("COUPON_TEST_SEED") or str(random.randrange(10**9))
+    seed = new_seed()
     print(f"COUPON_TEST_SEED={seed}")  # noqa: T201 - shown when the test fails
     return random.Random(seed)
 
