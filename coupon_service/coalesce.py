@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from coupon_service.tracing import Tracer
 
-TURNS: Final = 4
+TURNS: Final = 8
 """Turns of the event loop that a batch waits for more."""
 
 PART_SIZE: Final = 125

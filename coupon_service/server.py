@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import gc
-import os
-import signal
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
-import grpc
-import grpc.aio
 import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry
 
 from coupon_service.checkout import Checkout
 from coupon_service.coalesce import Changes, Coalescer, CoalescerSettings
-from coupon_service.errors import LocksUnavailable
 from coupon_service.guessing import Guesses
 from coupon_service.leases import Leases
 from coupon_service.locking import Locks, LockTimes, LockTokens
@@ -29,24 +21,25 @@ from coupon_service.log import configure_logging
 from coupon_service.metrics import Metrics
 from coupon_service.ratelimit import CallerLimits, RateLimiter, Windows
 from coupon_service.readiness import Readiness
+from coupon_service.readiness_watch import ReadinessWatch
 from coupon_service.rpc.assignments import AssignmentServicer
 from coupon_service.rpc.audit import AuditServicer
 from coupon_service.rpc.books import CouponBookServicer
 from coupon_service.rpc.codes import CouponCodeServicer
-from coupon_service.rpc.edge import HEADERS_MAX_BYTES, Edge, EdgeSettings
+from coupon_service.rpc.edge import Edge, EdgeSettings
+from coupon_service.rpc.port import Port, PortError
 from coupon_service.rpc.redemptions import RedemptionServicer
-from coupon_service.settings import Settings, SettingsError
-from coupon_service.shared_gauges import FILE_NAME, SharedGauges
+from coupon_service.settings import Settings
+from coupon_service.shared_gauges import SharedGauges
 from coupon_service.stock import StockWatch
 from coupon_service.store.books import Books
 from coupon_service.store.chunks import CodeChunks
 from coupon_service.store.db import Database, DatabaseSettings
 from coupon_service.store.execute import Executor
 from coupon_service.store.lookups import Lookups
-from coupon_service.store.migrations import schema_is_current
 from coupon_service.store.reads import Reads
 from coupon_service.sweeper import Sweeper
-from coupon_service.tls import TlsError, TlsIdentity, TlsReader, read_certificate
+from coupon_service.tls import TlsError, TlsReader, read_certificate
 from coupon_service.v1 import (
     assignment_service_pb2_grpc,
     audit_service_pb2_grpc,
@@ -69,23 +62,6 @@ SERVICES: Final = tuple(
         "RedemptionService",
         "AuditService",
     )
-)
-
-READINESS_INTERVAL_S: Final = 1.0
-"""Time between two looks at PostgreSQL, its schema, and Redis."""
-
-LOOKED_AT: Final = ("POSTGRESQL", "SCHEMA", "REDIS")
-
-HTTP2_OPTIONS: Final = (
-    ("grpc.so_reuseport", 1),
-    ("grpc.max_concurrent_streams", 2_000),
-    # Above a softer limit gRPC would refuse some calls by chance.
-    ("grpc.max_metadata_size", HEADERS_MAX_BYTES),
-    ("grpc.absolute_max_metadata_size", HEADERS_MAX_BYTES),
-    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
-    # Until it has confirmed our settings, which takes a round trip, a client may ignore them.
-    ("grpc.http2.settings_timeout", 5_000),
-    ("grpc.server_handshake_timeout_ms", 10_000),
 )
 
 
@@ -120,7 +96,6 @@ class Server:
         self._background: set[asyncio.Task[Any]] = set()
         self._tokens: Tokens | None = None
         self._tls: TlsReader | None = None
-        self._found = Readiness(0)
         self.port = 0
         self.failed = asyncio.Event()
         """Set when gRPC closes its port without being told to."""
@@ -136,12 +111,31 @@ class Server:
             self._tls = read_certificate(settings, utc_now)
         except TlsError as error:
             raise ServerError(str(error)) from error
-        metrics = Metrics(self._registry)
+        self._metrics = Metrics(self._registry)
         self._registry.register(self._gauges)
-        tracer = self._tracer = self._tracer or _tracer(settings)
-        database_url = settings.database_url.get_secret_value()
+        self._tracer = self._tracer or _tracer(settings)
+        self._connect(
+            settings.database_url.get_secret_value(), settings.redis_url.get_secret_value()
+        )
+        self._join()
+        # types-grpcio does not know the asyncio half of grpc_health.
+        self._health: Any = cast("Any", health).aio.HealthServicer()
+        edge = self._edge()
+        self._add_servicers(edge)
+        await self._database.open()
+        self._grpc = Port(settings, self._tls, edge, SERVICES)
+        try:
+            self.port = await self._grpc.open()
+        except PortError as error:
+            await self._close()
+            raise ServerError(str(error)) from error
+        await self._tell(Readiness(0))
+        self._spawn(self._watch_port())
+        self._watch()
+
+    def _connect(self, database_url: str, redis_url: str) -> None:
+        settings, metrics, tracer = self._settings, self._metrics, self._tracer
         self._database = Database(_database_settings(database_url, settings), metrics, tracer)
-        redis_url = settings.redis_url.get_secret_value()
         self._leases = Leases(
             redis_url,
             timeout_ms=settings.redis_timeout_ms,
@@ -150,6 +144,11 @@ class Server:
             metrics=metrics,
             tracer=tracer,
         )
+        self._windows = Windows(redis_url, settings.redis_timeout_ms)
+
+    def _join(self) -> None:
+        """What is done for many callers at once: changes, looks before them, and small reads."""
+        settings, metrics, tracer = self._settings, self._metrics, self._tracer
         executor = Executor(self._database, self._now, metrics)
         batches = CoalescerSettings(
             batch_max_size=settings.batch_max_size,
@@ -162,67 +161,21 @@ class Server:
             Coalescer(executor.execute, batches, metrics, tracer=tracer),
             Coalescer(executor.execute, one, metrics, "bulk", tracer),
         )
-        looks = Coalescer(executor.look, one, metrics, "looks", tracer)
+        self._looks = Coalescer(executor.look, one, metrics, "looks", tracer)
         lookups = Coalescer(Lookups(self._database).execute, one, metrics, "lookups", tracer)
-        reads = Reads(self._database, lookups.submit)
-        books = Books(self._database, self._now)
-        tokens = LockTokens(_token_secrets(settings))
-        locks = Locks(
-            looks,
-            self._coalescer,
-            reads,
-            self._leases,
-            tokens,
-            LockTimes(
-                ttl_default_ms=settings.lock_ttl_default_ms,
-                ttl_max_ms=settings.lock_ttl_max_ms,
-                grace_ms=settings.lock_grace_ms,
-                extensions_max=settings.lock_extensions_max,
-                locks_per_user_max=settings.locks_per_user_max,
-            ),
-            self._now,
-        )
-        checkout = Checkout(
-            looks,
-            self._coalescer,
-            self._leases,
-            tokens,
-            settings.default_deadline_ms + settings.statement_timeout_ms,
-            self._now,
-        )
-        self._sweeper = Sweeper(
-            self._coalescer, reads, self._leases, self._now, settings.sweep_interval_ms
-        )
-        self._stock_watch = StockWatch(
-            self._database,
-            self._leases,
-            self._gauges,
-            metrics,
-            self._now,
-            interval_ms=settings.stock_interval_ms,
-            series_max=settings.book_series_max,
-        )
-        self._metrics = metrics
-        # types-grpcio does not know the asyncio half of grpc_health.
-        self._health: Any = cast("Any", health).aio.HealthServicer()
-        self._windows = Windows(redis_url, settings.redis_timeout_ms)
-        edge = Edge(
+        self._reads = Reads(self._database, lookups.submit)
+
+    def _edge(self) -> Edge:
+        settings, metrics = self._settings, self._metrics
+        return Edge(
             _edge_settings(settings),
             structlog.get_logger("coupon_service.rpc"),
             metrics,
             self._authentication() if settings.auth == "jwt" else None,
             limiter=_limiter(settings, self._windows, metrics),
             guesses=_guesses(settings, self._windows, metrics),
-            tracer=tracer,
+            tracer=self._tracer,
         )
-        self._add_servicers(edge, books, reads, locks, checkout)
-        await self._database.open()
-        await self._listen(edge)
-        await self._tell(Readiness(0))
-        self._spawn(self._watch_port())
-        self._spawn(self._watch_readiness())
-        self._spawn(self._sweeper.run())
-        self._spawn(self._stock_watch.run())
 
     def _authentication(self) -> Access:
         """What tells callers by their tokens. Raises ServerError."""
@@ -238,22 +191,25 @@ class Server:
         self._spawn(tokens.watch())
         return Access(tokens)
 
-    def _add_servicers(
-        self, edge: Edge, books: Books, reads: Reads, locks: Locks, checkout: Checkout
-    ) -> None:
-        now = self._now
-        chunks = CodeChunks(self._database, now)
+    def _add_servicers(self, edge: Edge) -> None:
+        settings, now = self._settings, self._now
+        changes, looks, reads = self._coalescer, self._looks, self._reads
+        tokens = LockTokens(_token_secrets(settings))
+        locks = Locks(looks, changes, reads, self._leases, tokens, _lock_times(settings), now)
+        momentary_ttl_ms = settings.default_deadline_ms + settings.statement_timeout_ms
+        checkout = Checkout(looks, changes, self._leases, tokens, momentary_ttl_ms, now)
+        books, chunks = Books(self._database, now), CodeChunks(self._database, now)
         edge.add(
             coupon_book_service_pb2_grpc.add_CouponBookServiceServicer_to_server,
             CouponBookServicer(books, now),
         )
         edge.add(
             coupon_code_service_pb2_grpc.add_CouponCodeServiceServicer_to_server,
-            CouponCodeServicer(books, reads, chunks, self._coalescer, locks, now),
+            CouponCodeServicer(books, reads, chunks, changes, locks, now),
         )
         edge.add(
             assignment_service_pb2_grpc.add_AssignmentServiceServicer_to_server,
-            AssignmentServicer(self._coalescer, reads, locks, now),
+            AssignmentServicer(changes, reads, locks, now),
         )
         edge.add(
             redemption_service_pb2_grpc.add_RedemptionServiceServicer_to_server,
@@ -266,55 +222,38 @@ class Server:
         register_health: Any = cast("Any", health_pb2_grpc).add_HealthServicer_to_server
         edge.add(register_health, self._health)
 
-    async def _listen(self, edge: Edge) -> None:
-        settings = self._settings
-        max_bytes = max(settings.request_max_bytes, settings.import_request_max_bytes)
-        self._grpc = grpc.aio.server(
-            options=(
-                *HTTP2_OPTIONS,
-                # The edge refuses what is too large for a method, and says so; this only protects.
-                ("grpc.max_receive_message_length", max_bytes + 65_536),
-                ("grpc.max_allowed_incoming_connections", settings.connections_max),
-                # Calls that the edge has not seen yet. gRPC's own bound of 1,000 cancels by chance
-                # what a burst brings, and a client does not repeat what was cancelled.
-                ("grpc.server.max_pending_requests", settings.calls_max),
-                ("grpc.server.max_pending_requests_hard_limit", settings.calls_max),
-            )
+    def _watch(self) -> None:
+        """Starts what looks and tidies up for as long as the server runs."""
+        settings, metrics = self._settings, self._metrics
+        self._sweeper = Sweeper(
+            self._coalescer, self._reads, self._leases, self._now, settings.sweep_interval_ms
         )
-        self._grpc.add_generic_rpc_handlers((edge,))
-        if settings.reflection:
-            names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
-            reflection.enable_server_reflection(names, self._grpc)
-        host = f"[{settings.host}]" if ":" in settings.host else settings.host
-        address = f"{host}:{settings.port}"
-        try:
-            self.port = (
-                self._grpc.add_insecure_port(address)
-                if self._tls is None
-                else self._grpc.add_secure_port(address, _server_credentials(self._tls))
-            )
-        except RuntimeError as error:
-            await self._close()
-            raise ServerError(
-                f"The server cannot listen on {settings.host} port {settings.port}:"
-                " is the port in use? COUPON_HOST and COUPON_PORT say where it listens."
-            ) from error
-        await self._grpc.start()
+        stock = StockWatch(
+            self._database,
+            self._leases,
+            self._gauges,
+            metrics,
+            self._now,
+            interval_ms=settings.stock_interval_ms,
+            series_max=settings.book_series_max,
+        )
+        readiness = ReadinessWatch(self._database, self._leases, metrics, self._tell)
+        for watch in (readiness, self._sweeper, stock):
+            self._spawn(watch.run())
 
     async def stop(self, *, replaced: bool = False) -> None:
         """Tells everybody, waits for load balancers, finishes what is in flight, and closes.
 
         `replaced`: another worker serves at the port, so that nobody has to be told.
         """
-        settings = self._settings
         for task in self._background:
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
         if not replaced:
             await self._tell(Readiness.LOOKED)
             await self._health.enter_graceful_shutdown()
-            await asyncio.sleep(settings.drain_grace_ms / 1000)
-        await self._grpc.stop(settings.shutdown_timeout_ms / 1000)
+            await asyncio.sleep(self._settings.drain_grace_ms / 1000)
+        await self._grpc.close()
         await self._coalescer.drain()
         await self._close()
 
@@ -346,143 +285,16 @@ class Server:
             self.failed.set()
 
     async def _watch_port(self) -> None:
-        """gRPC closes its port at some requests, such as one whose path is not UTF-8.
-
-        Its wait_for_termination does not return then (grpcio 1.85).
-        """
-        listening: Any = cast("Any", self._grpc)._server  # noqa: SLF001 - nothing public tells
-        while listening.is_running():  # noqa: ASYNC110 - there is no event to wait for
-            await asyncio.sleep(READINESS_INTERVAL_S)
+        await self._grpc.closed()
         self._log.error("gRPC has closed its port")
         self.failed.set()
 
-    async def _watch_readiness(self) -> None:
-        """SERVING while PostgreSQL answers with a schema that is new enough."""
-        while True:
-            found = await self._look()
-            if found != self._found:
-                state = {what.lower(): bool(found & Readiness[what]) for what in LOOKED_AT}
-                degraded = not all(state.values())
-                (self._log.warning if degraded else self._log.info)("readiness", **state)
-                await self._tell(found)
-            for what in LOOKED_AT:
-                self._metrics.looked(what.lower(), reached=bool(found & Readiness[what]))
-            stats = self._database.pool.get_stats()
-            self._metrics.pool_sampled(
-                "postgresql",
-                stats.get("pool_size", 0),
-                stats.get("pool_available", 0),
-                stats.get("requests_waiting", 0),
-            )
-            ready = found & Readiness.SERVING
-            await asyncio.sleep(READINESS_INTERVAL_S if ready else READINESS_INTERVAL_S / 10)
-
     async def _tell(self, found: Readiness) -> None:
-        self._found = found
         self._readiness_changed(found)
         serving = Readiness.SERVING in found
         status = health_pb2.HealthCheckResponse
         for service in ("", *SERVICES):
             await self._health.set(service, status.SERVING if serving else status.NOT_SERVING)
-
-    async def _look(self) -> Readiness:
-        database, redis = await asyncio.gather(self._look_at_database(), self._look_at_redis())
-        return Readiness.LOOKED | database | redis
-
-    async def _look_at_database(self) -> Readiness:
-        try:
-            current = await self._database.read_at_once("readiness", schema_is_current)
-        except Exception as error:  # noqa: BLE001 - whatever it is, we are not ready
-            self._log.debug("not ready", cause=repr(error))
-            return Readiness(0)
-        if not current:
-            return Readiness.POSTGRESQL
-        return Readiness.POSTGRESQL | Readiness.SCHEMA | Readiness.SERVING
-
-    async def _look_at_redis(self) -> Readiness:
-        """Without it the service goes on: only what needs a new lock does not."""
-        try:
-            await self._leases.ping()
-        except LocksUnavailable as error:
-            if Readiness.REDIS in self._found or not self._found:
-                self._log.warning("Redis cannot be reached", cause=str(error.__cause__))
-            return Readiness(0)
-        return Readiness.REDIS
-
-
-async def work(
-    settings: Settings,
-    read_settings: Callable[[], Settings],
-    readiness_changed: Callable[[Readiness], None],
-    orphaned: int | None,
-) -> None:
-    """Runs one of several workers until SIGTERM, or until the supervisor is gone.
-
-    SIGUSR2 tells it that another worker has taken over; SIGHUP, to reload from `read_settings`.
-    `orphaned`: a descriptor that becomes readable when the supervisor, which serves the metrics, is
-    gone.
-    """
-    loop = asyncio.get_running_loop()
-    stopped, replaced = asyncio.Event(), asyncio.Event()
-    gauges = SharedGauges(Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]) / FILE_NAME)
-    server = Server(
-        settings, CollectorRegistry(), readiness_changed=readiness_changed, gauges=gauges
-    )
-
-    def reload() -> None:
-        try:
-            server.reload(read_settings())
-        except SettingsError:
-            return  # the supervisor tells
-
-    loop.add_signal_handler(signal.SIGTERM, stopped.set)
-    loop.add_signal_handler(signal.SIGUSR2, replaced.set)
-    loop.add_signal_handler(signal.SIGHUP, reload)
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # they may have come before
-    if orphaned is not None:
-        loop.add_reader(orphaned, stopped.set)
-    await server.start()
-    try:
-        await _until_stopped(server, stopped, replaced)
-    finally:
-        if orphaned is not None:
-            loop.remove_reader(orphaned)
-
-
-async def _until_stopped(server: Server, stopped: asyncio.Event, replaced: asyncio.Event) -> None:
-    """Stops the server when it is told to, or when it failed. Raises ServerError then."""
-    # What has been made so far stays; an RPC leaves little that only the collector can free.
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 50)
-    events = (stopped, replaced, server.failed)
-    waits = [asyncio.ensure_future(event.wait()) for event in events]
-    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-    for wait in waits:
-        wait.cancel()
-    await server.stop(replaced=replaced.is_set() and not stopped.is_set())
-    if server.failed.is_set():
-        raise ServerError("gRPC has closed its port.")
-
-
-def _server_credentials(tls: TlsReader) -> grpc.ServerCredentials:
-    """Credentials that follow the files: gRPC asks for what has changed at every handshake."""
-    cygrpc: Any = grpc
-
-    def configuration(identity: TlsIdentity) -> Any:
-        return cygrpc.ssl_server_certificate_configuration(
-            [(identity.key, identity.certificate)], identity.client_ca
-        )
-
-    def changed() -> Any:
-        identity = tls.changed()
-        return None if identity is None else configuration(identity)
-
-    return cygrpc.dynamic_ssl_server_credentials(
-        configuration(tls.identity),
-        changed,
-        require_client_authentication=tls.identity.client_ca is not None,
-    )
 
 
 def _tracer(settings: Settings) -> Tracer | None:
@@ -545,6 +357,16 @@ def _guesses(settings: Settings, windows: Windows, metrics: Metrics) -> Guesses:
         loopback="guess_limit_peers" in settings.model_fields_set,
     )
     return Guesses(limits, windows, metrics, structlog.get_logger("coupon_service.guesses"))
+
+
+def _lock_times(settings: Settings) -> LockTimes:
+    return LockTimes(
+        ttl_default_ms=settings.lock_ttl_default_ms,
+        ttl_max_ms=settings.lock_ttl_max_ms,
+        grace_ms=settings.lock_grace_ms,
+        extensions_max=settings.lock_extensions_max,
+        locks_per_user_max=settings.locks_per_user_max,
+    )
 
 
 def _token_secrets(settings: Settings) -> list[bytes]:

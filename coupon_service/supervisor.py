@@ -129,7 +129,7 @@ class Supervisor:
             # prometheus_client looks for it when it is imported, here and where workers come from.
             os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(self._folder)
             with signals_blocked():
-                self._context.set_forkserver_preload(["coupon_service.server"])
+                self._context.set_forkserver_preload(["coupon_service.worker"])
                 forkserver.ensure_running()
             self._handle_signals()
             try:
@@ -332,7 +332,8 @@ def run_worker(settings: Settings, read_settings: Callable[[], Settings], found:
     """The main function of a worker process. `found` is its byte."""
     import uvloop  # noqa: PLC0415
 
-    from coupon_service.server import ServerError, work  # noqa: PLC0415
+    from coupon_service.server import ServerError  # noqa: PLC0415
+    from coupon_service.worker import work  # noqa: PLC0415
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches us too, but we wait to be told
     configure_logging(settings.log_level, settings.log_format)

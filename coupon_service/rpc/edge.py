@@ -15,6 +15,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
+from itertools import chain
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol, TypeVar
 
@@ -136,7 +137,7 @@ class Edge(grpc.GenericRpcHandler):
         handler = self._handlers.get(handler_call_details.method)
         if self.open_calls >= self._settings.calls_max:
             return self._refusing(handler_call_details.method, Overloaded())
-        if sum(len(key) + len(value) for key, value in metadata) > HEADERS_MAX_BYTES:
+        if sum(map(len, chain.from_iterable(metadata))) > HEADERS_MAX_BYTES:
             expected = f"expected at most {HEADERS_MAX_BYTES} bytes of metadata"
             return self._refusing(handler_call_details.method, _unreadable(expected))
         if (task := asyncio.current_task()) is not None:

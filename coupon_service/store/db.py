@@ -28,6 +28,9 @@ Batch = Callable[[Pipeline], Awaitable[T]]
 SLOW_S = 0.5
 """A transaction that takes longer, all its tries together, is logged."""
 
+STATEMENT_SHOWN = 80
+"""Characters of the slowest statement of it. Values are never part of a statement."""
+
 RETRIED = (pg.LockNotAvailable, pg.DeadlockDetected, pg.SerializationFailure)
 """Conflicts with other transactions: nothing was done, and doing it again may work."""
 
@@ -173,14 +176,17 @@ class Database:
 
     async def _attempts(self, name: str, work: Work[T]) -> T:
         started = perf_counter()
+        slowest = (0.0, "")
         try:
             for attempts_left in reversed(range(self._settings.attempts_max)):
                 try:
                     async with self.pool.connection() as connection:
                         self._in_use += 1
+                        connection.slowest = (0.0, "")
                         try:
                             return await work(connection)
                         finally:
+                            slowest = max(slowest, connection.slowest)
                             self._in_use -= 1
                             connection.silence_max_s = self._silence_max_s
                 except RETRIED as error:
@@ -202,7 +208,13 @@ class Database:
             seconds = perf_counter() - started
             self._metrics.transaction_finished(seconds)
             if seconds > SLOW_S:
-                self._log.warning("slow transaction", name=name, seconds=round(seconds, 3))
+                self._log.warning(
+                    "slow transaction",
+                    name=name,
+                    seconds=round(seconds, 3),
+                    statement=" ".join(slowest[1].split())[:STATEMENT_SHOWN],
+                    statement_seconds=round(slowest[0], 3),
+                )
 
     def _check_connections(self) -> None:
         """Lets the pool replace broken connections, once at a time, and nobody waits for it."""

@@ -13,6 +13,7 @@ import socket
 from collections.abc import Generator, Sequence
 from contextlib import suppress
 from itertools import count
+from time import perf_counter
 from typing import Any, Final, LiteralString
 
 import psycopg
@@ -42,6 +43,8 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
         self.prepared: dict[str, bytes] = {}
         self.names = map(b"coupon_%d".__mod__, count())
         self.transformer = Transformer(self)
+        self.slowest: tuple[float, str] = (0.0, "")
+        """The statement of a pipeline that took longest, and for how many seconds."""
 
     async def wait(self, gen: Any, *arguments: Any, **named: Any) -> Any:
         """As in psycopg: every trip to PostgreSQL passes through here."""
@@ -92,19 +95,25 @@ class Pipeline:
         """Sends what was added and reads what it returns. Raises psycopg.Error of the first that
         failed; those after it were not executed.
         """
+        before_s = perf_counter()
         sent, self._waiting = self._waiting, []
         connection, pgconn = self._connection, self._connection.pgconn
         pgconn.enter_pipeline_mode()
         preparing = [self._send(*it) for it in sent]
         pgconn.pipeline_sync()
-        results = iter(await connection.wait(_exchange(pgconn)))
+        arrivals_s: list[float] = []
+        results = iter(await connection.wait(_exchange(pgconn, arrivals_s)))
         pgconn.exit_pipeline_mode()
+        arrivals = iter(arrivals_s)
         transformer = connection.transformer
         for (statement, _, rows), name in zip(sent, preparing, strict=True):
             if name is not None:
                 self._check(next(results))
                 connection.prepared[statement] = name
-            result = next(results)
+                next(arrivals)
+            result, arrival_s = next(results), next(arrivals)
+            connection.slowest = max(connection.slowest, (arrival_s - before_s, statement))
+            before_s = arrival_s
             self._check(result)
             if result.ntuples:
                 transformer.set_pgresult(result)
@@ -135,8 +144,8 @@ def _numbered(statement: str) -> bytes:
     return re.sub("%s", lambda _: f"${next(numbers)}", statement).encode()
 
 
-def _exchange(pgconn: pq.abc.PGconn) -> Exchange:
-    """Sends everything and reads all results; says what it waits for."""
+def _exchange(pgconn: pq.abc.PGconn, arrivals_s: list[float]) -> Exchange:
+    """Sends everything and reads all results; says what it waits for, and when each result came."""
     while pgconn.flush():
         if (yield Wait.RW) & Ready.R:
             pgconn.consume_input()
@@ -151,3 +160,4 @@ def _exchange(pgconn: pq.abc.PGconn) -> Exchange:
         if result.status == pq.ExecStatus.PIPELINE_SYNC:
             return results
         results.append(result)
+        arrivals_s.append(perf_counter())

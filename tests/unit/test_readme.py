@@ -13,6 +13,8 @@ from coupon_service.v1.error_reason_pb2 import ErrorReason
 
 TEXT = README.read_text(encoding="utf-8")
 
+PACKAGE = ROOT / "coupon_service"
+
 
 @pytest.mark.parametrize("part", PARTS)
 def test_what_follows_from_the_code_is_as_the_code_is(part: str) -> None:
@@ -56,6 +58,24 @@ def test_every_file_and_make_target_that_is_named_is_there() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for target in re.findall(r"`make ([a-z0-9-]+)", TEXT):
         assert f"\n{target}:" in makefile, target
-    for path in re.findall(r"^\| `([\w./]+)` \|", TEXT.split("## The code")[1], re.MULTILINE):
-        assert (ROOT / path).exists() or (ROOT / "coupon_service" / path).exists(), path
+    for path in named_files():
+        assert (ROOT / path).exists() or (PACKAGE / path).exists(), path
     assert PROTO.is_dir()
+
+
+def test_every_part_of_the_code_is_named() -> None:
+    parts = {path.name for path in PACKAGE.iterdir() if not path.name.startswith("_")}
+    assert parts - named_files() == {"py.typed", "v1"}
+
+
+def test_every_link_within_the_page_leads_somewhere() -> None:
+    headings = re.findall(r"^#+ (.*)$", TEXT, re.MULTILINE)
+    anchors = {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
+    assert set(re.findall(r"\]\(#([^)]*)\)", TEXT)) <= anchors
+
+
+def named_files() -> set[str]:
+    """What the table of the code names."""
+    table = TEXT.split("\n## The code\n")[1].split("\n## ")[0]
+    cells = re.findall(r"^\| (`[^|]*) \|", table, re.MULTILINE)
+    return {path for cell in cells for path in re.findall(r"`([^`]+)`", cell)}

@@ -1,107 +1,32 @@
-"""Every setting of the service, where it comes from, and what is wrong with it.
-
-A setting is an environment variable or a line of ``.env`` (the variable wins); an empty one counts
-as not set. ``.env.example`` and the table of the README are rendered from the class below.
-"""
+"""Every setting of the service, and how they have to fit together."""
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
-import io
 import ipaddress
 import os
-import re
-import textwrap
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args, get_origin
+from typing import Annotated, Literal, Self
 from urllib.parse import parse_qsl
 
-from dotenv.parser import parse_stream
-from pydantic import (
-    AfterValidator,
-    AliasChoices,
-    Field,
-    SecretStr,
-    ValidationError,
-    model_validator,
-)
-from pydantic.fields import FieldInfo
+from pydantic import AliasChoices, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-PREFIX = "COUPON_"
-
-TEST_PREFIX = "COUPON_TEST_"
-"""Variables of the test suite; the service leaves them alone."""
-
-TOKEN_VARIABLE = "COUPON_TOKEN"  # noqa: S105 - its name
-"""The token of the commands that use a service; the service leaves it alone."""
-
-SERVICE_LINK = re.compile(r"\w+_(SERVICE_HOST|SERVICE_PORT\w*|PORT_\d+_(TCP|UDP|SCTP)\w*)")
-"""Variables that Kubernetes sets for a Service called coupon-something; left alone as well."""
-
-SECTIONS = {
-    "host": "Listening",
-    "rate_limit_end_users": "Limits for callers",
-    "database_url": "PostgreSQL",
-    "batch_max_size": "Batches",
-    "redis_url": "Redis and locks",
-    "book_series_max": "Running",
-}
-"""The first setting of each section of ``.env.example``."""
-
-
-class SettingsError(Exception):
-    """The settings cannot be used. One line for each bad variable; no secret is ever in it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Matching:
-    """A validator of text that can say what it expects."""
-
-    pattern: str
-    expected: str
-
-    def __call__(self, value: str | SecretStr | None) -> str | SecretStr | None:
-        text = value.get_secret_value() if isinstance(value, SecretStr) else value
-        if text is not None and not re.fullmatch(self.pattern, text):
-            raise ValueError(self.expected)
-        return value
-
-
-Host = Annotated[str, AfterValidator(Matching(r"[0-9A-Za-z.:_-]+", "an IP address or a host name"))]
-Port = Annotated[int, Field(ge=0, le=65_535)]
-Milliseconds = Annotated[int, Field(ge=1, le=3_600_000)]
-Count = Annotated[int, Field(ge=1, le=1_000)]
-MessageBytes = Annotated[int, Field(ge=1_024, le=16_777_216)]
-DatabaseUrl = Annotated[
-    SecretStr | None,
-    AfterValidator(
-        Matching(
-            r"postgres(ql)?://\S+", "a URL such as postgresql://user:password@host:5432/database"
-        )
-    ),
-]
-RedisUrl = Annotated[
-    SecretStr | None,
-    AfterValidator(Matching(r"rediss?://\S+", "a URL such as redis://:password@host:6379/0")),
-]
-TokenSecret = Annotated[
-    SecretStr | None,
-    AfterValidator(Matching(r"(?s).{32,1024}", "32 to 1024 random characters")),
-]
-TokenName = Annotated[str, AfterValidator(Matching(r"[!-~]{1,256}", "a name or a URL"))]
-RATE = r"[1-9][0-9]{0,8}/([1-9][0-9]{0,3} ?)?(second|minute|hour|day)s?"
-RateLimits = Annotated[
-    str,
-    AfterValidator(
-        Matching(
-            rf"none|{RATE}(;{RATE})*", "none, or limits such as 100/minute or 10/second;1000/hour"
-        )
-    ),
-]
+from coupon_service.settings.values import (
+    PREFIX,
+    Count,
+    DatabaseUrl,
+    Host,
+    MessageBytes,
+    Milliseconds,
+    Port,
+    RateLimits,
+    RedisUrl,
+    TokenName,
+    TokenSecret,
+    variable,
+)
 
 
 class Settings(BaseSettings):
@@ -172,10 +97,13 @@ class Settings(BaseSettings):
         65_536, description="Largest request message, in bytes."
     )
     import_request_max_bytes: MessageBytes = Field(
-        1_048_576, description="Largest message of an ImportCodes stream, in bytes."
+        1_048_576,
+        description="Largest message of ImportCodes, BatchRedeemCodes and BatchAssignRandomCodes,"
+        " in bytes.",
     )
     default_deadline_ms: Milliseconds = Field(
-        5_000, description="Deadline of a call that comes without one, in milliseconds."
+        5_000,
+        description="Deadline of a call without one that is no stream, in milliseconds.",
     )
 
     stream_idle_ms: Milliseconds = Field(
@@ -259,11 +187,14 @@ class Settings(BaseSettings):
         256, description="Commands that are executed in one transaction at most."
     )
     batch_max_wait_ms: Annotated[int, Field(ge=0, le=1_000)] = Field(
-        10,
-        description="Longest wait of a busy worker for more commands in a batch, in milliseconds.",
+        50,
+        description="Longest wait of a busy worker for more commands in a batch, in milliseconds."
+        " An idle one waits a few turns of its event loop, some ten microseconds.",
     )
     batches_in_flight: Count = Field(
-        2, description="Batches that each worker executes at the same time."
+        1,
+        description="Batches of single commands that each worker executes at the same time. More"
+        " than one where PostgreSQL is far away.",
     )
     queue_max_size: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
         10_000, description="Commands that may wait in each worker; more are answered OVERLOADED."
@@ -410,142 +341,14 @@ class Settings(BaseSettings):
             value, bound = getattr(self, smaller), getattr(self, larger)
             if value > bound or (value == bound and relation == "less than"):
                 yield (
-                    f"{_variable(smaller)}: expected {relation} {_variable(larger)} ({bound}),"
+                    f"{variable(smaller)}: expected {relation} {variable(larger)} ({bound}),"
                     f" not {value}"
                 )
-
-
-def load_settings(env_file: Path | None = Path(".env"), **overrides: Any) -> Settings:
-    """Read the settings from the environment and ``env_file`` (which need not exist).
-
-    ``overrides`` are values by field name that win over both, for example from the command line.
-
-    Raises:
-        SettingsError: a value cannot be used, a name that begins with COUPON_ is unknown, or
-            ``env_file`` cannot be read.
-    """
-    lines: list[str] = []
-    if env_file is not None:
-        lines += [f"{env_file}: {hint}" for hint in _unknown(_names_in(env_file))]
-    lines += _unknown(
-        name
-        for name in os.environ
-        if not name.startswith(TEST_PREFIX)
-        and name != TOKEN_VARIABLE
-        and not SERVICE_LINK.fullmatch(name)
-    )
-    arguments: dict[str, Any] = {"_env_file": env_file, **overrides}
-    try:
-        settings = Settings(**arguments)
-    except ValidationError as error:
-        lines += _lines(error)
-        raise SettingsError("\n".join(lines)) from None
-    if lines:
-        raise SettingsError("\n".join(lines))
-    return settings
-
-
-def settings_table() -> str:
-    """All settings as a Markdown table."""
-    lines = ["| Setting | Default | Expected | Meaning |", "| --- | --- | --- | --- |"]
-    for name, field in Settings.model_fields.items():
-        default = f"`{_default(field)}`" if _default(field) else ""
-        lines.append(
-            f"| `{_variable(name)}` | {default} | {_expected(field)} | {field.description} |"
-        )
-    return "\n".join(lines) + "\n"
-
-
-def env_example() -> str:
-    """The text of ``.env.example``: all settings with their defaults, commented out."""
-    lines = [
-        "# Settings of the coupon service. Copy this file to .env and uncomment what is to differ",
-        "# from its default. Variables of the environment win over the file.",
-    ]
-    for name, field in Settings.model_fields.items():
-        if name in SECTIONS:
-            lines += ["", f"# --- {SECTIONS[name]} ---"]
-        meaning = f"{field.description} Expected: {_expected(field)}."
-        lines += ["", *textwrap.wrap(meaning, 100, initial_indent="# ", subsequent_indent="# ")]
-        lines.append(f"# {_variable(name)}={_default(field)}")
-    return "\n".join(lines) + "\n"
-
-
-def _names_in(env_file: Path) -> list[str]:
-    """The names that ``env_file`` sets; whatever is not a file sets nothing."""
-    try:
-        text = env_file.read_text("utf-8") if env_file.is_file() else ""
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise SettingsError(f"{env_file} cannot be read: {reason}") from None
-    names: list[str] = []
-    for binding in parse_stream(io.StringIO(text)):
-        if binding.error or (binding.key and binding.value is None):
-            source = binding.original.string
-            blank = source[: len(source) - len(source.lstrip())].count("\n")
-            line = binding.original.line + blank
-            raise SettingsError(f"{env_file}, line {line}: expected NAME=value or # comment")
-        if binding.key:
-            names.append(binding.key)
-    return names
-
-
-def _unknown(names: Iterable[str]) -> Iterator[str]:
-    known = [name.upper() for name in Settings.model_fields]
-    for name in names:
-        setting = name.upper().removeprefix(PREFIX)
-        if name.upper().startswith(PREFIX) and setting not in known:
-            near = difflib.get_close_matches(setting, known, n=1)
-            hint = f"; did you mean {PREFIX}{near[0]}?" if near else ""
-            yield f"{name}: there is no such setting{hint}"
-
-
-def _lines(error: ValidationError) -> Iterator[str]:
-    for problem in error.errors():
-        if not problem["loc"]:  # of the whole model: the message names its variables
-            yield str(problem.get("ctx", {})["error"])
-            continue
-        name = str(problem["loc"][0]).lower().removeprefix(PREFIX.lower())
-        field = Settings.model_fields[name]
-        got = "" if _is_secret(field) else f", not {str(problem['input'])[:60]!r}"
-        yield f"{_variable(name)}: expected {_expected(field)}{got}"
-
-
-def _variable(name: str) -> str:
-    return f"{PREFIX}{name.upper()}"
 
 
 def _query(url: SecretStr | None) -> dict[str, str]:
     """The parameters of a URL."""
     return dict(parse_qsl(url.get_secret_value().partition("?")[2])) if url is not None else {}
-
-
-def _is_secret(field: FieldInfo) -> bool:
-    return SecretStr in get_args(field.annotation)
-
-
-def _expected(field: FieldInfo) -> str:
-    for rule in field.metadata:
-        if isinstance(rule, AfterValidator) and isinstance(rule.func, Matching):
-            return rule.func.expected
-    if field.annotation is int:
-        low, high = (
-            next(getattr(rule, side) for rule in field.metadata if hasattr(rule, side))
-            for side in ("ge", "le")
-        )
-        return f"a whole number from {low} to {high}"
-    if get_origin(field.annotation) is Literal:
-        return " or ".join(get_args(field.annotation))
-    if Path in get_args(field.annotation):
-        return "a file"
-    return "true or false" if field.annotation is bool else "a folder"
-
-
-def _default(field: FieldInfo) -> str:
-    """The default as it is written in ``.env``; empty when there is none or it is computed."""
-    if field.default_factory is not None or field.default is None:
-        return ""
-    return str(field.default).lower() if isinstance(field.default, bool) else str(field.default)
 
 
 def _is_installed(module: str) -> bool:

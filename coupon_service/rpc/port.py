@@ -1,0 +1,120 @@
+"""The gRPC port of a worker, which the other workers share."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any, Final, cast
+
+import grpc
+import grpc.aio
+from grpc_health.v1 import health
+from grpc_reflection.v1alpha import reflection
+
+from coupon_service.rpc.edge import HEADERS_MAX_BYTES
+from coupon_service.settings import Settings
+from coupon_service.tls import TlsIdentity, TlsReader
+
+LOOK_INTERVAL_S: Final = 1.0
+"""Time between two looks at whether the port is still open."""
+
+HTTP2_OPTIONS: Final = (
+    ("grpc.so_reuseport", 1),
+    ("grpc.max_concurrent_streams", 2_000),
+    # Above a softer limit gRPC would refuse some calls by chance.
+    ("grpc.max_metadata_size", HEADERS_MAX_BYTES),
+    ("grpc.absolute_max_metadata_size", HEADERS_MAX_BYTES),
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    # Until it has confirmed our settings, which takes a round trip, a client may ignore them.
+    ("grpc.http2.settings_timeout", 5_000),
+    ("grpc.server_handshake_timeout_ms", 10_000),
+)
+
+
+class PortError(Exception):
+    """The service cannot listen; one clear sentence."""
+
+
+class Port:
+    """Takes calls and hands them to the edge."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        tls: TlsReader | None,
+        edge: grpc.GenericRpcHandler,
+        services: Sequence[str],
+    ) -> None:
+        """`services`: the names that reflection tells, where it is on."""
+        self._settings = settings
+        self._tls = tls
+        max_bytes = max(settings.request_max_bytes, settings.import_request_max_bytes)
+        self._grpc = grpc.aio.server(
+            options=(
+                *HTTP2_OPTIONS,
+                # The edge refuses what is too large for a method, and says so; this only protects.
+                ("grpc.max_receive_message_length", max_bytes + 65_536),
+                ("grpc.max_allowed_incoming_connections", settings.connections_max),
+                # Calls that the edge has not seen yet. gRPC's own bound of 1,000 cancels by chance
+                # what a burst brings, and a client does not repeat what was cancelled.
+                ("grpc.server.max_pending_requests", settings.calls_max),
+                ("grpc.server.max_pending_requests_hard_limit", settings.calls_max),
+            )
+        )
+        self._grpc.add_generic_rpc_handlers((edge,))
+        if settings.reflection:
+            names = (*services, health.SERVICE_NAME, reflection.SERVICE_NAME)
+            reflection.enable_server_reflection(names, self._grpc)
+
+    async def open(self) -> int:
+        """Listens; the number of the port. Raises PortError."""
+        settings = self._settings
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        address = f"{host}:{settings.port}"
+        try:
+            port = (
+                self._grpc.add_insecure_port(address)
+                if self._tls is None
+                else self._grpc.add_secure_port(address, _credentials(self._tls))
+            )
+        except RuntimeError as error:
+            raise PortError(
+                f"The server cannot listen on {settings.host} port {settings.port}:"
+                " is the port in use? COUPON_HOST and COUPON_PORT say where it listens."
+            ) from error
+        await self._grpc.start()
+        return port
+
+    async def closed(self) -> None:
+        """Returns when gRPC has closed the port without being told to.
+
+        It does at some requests, such as one whose path is not UTF-8. Its wait_for_termination does
+        not return then (grpcio 1.85).
+        """
+        listening: Any = cast("Any", self._grpc)._server  # noqa: SLF001 - nothing public tells
+        while listening.is_running():  # noqa: ASYNC110 - there is no event to wait for
+            await asyncio.sleep(LOOK_INTERVAL_S)
+
+    async def close(self) -> None:
+        """Takes no more calls, and gives those under way the time to finish."""
+        await self._grpc.stop(self._settings.shutdown_timeout_ms / 1000)
+
+
+def _credentials(tls: TlsReader) -> grpc.ServerCredentials:
+    """Credentials that follow the files: gRPC asks for what has changed at every handshake."""
+    cygrpc: Any = grpc
+
+    def configuration(identity: TlsIdentity) -> Any:
+        return cygrpc.ssl_server_certificate_configuration(
+            [(identity.key, identity.certificate)], identity.client_ca
+        )
+
+    def changed() -> Any:
+        identity = tls.changed()
+        return None if identity is None else configuration(identity)
+
+    return cygrpc.dynamic_ssl_server_credentials(
+        configuration(tls.identity),
+        changed,
+        require_client_authentication=tls.identity.client_ca is not None,
+    )

@@ -1,0 +1,63 @@
+"""What the value of a setting can be, and what its variable is called."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import AfterValidator, Field, SecretStr
+
+PREFIX = "COUPON_"
+
+
+@dataclass(frozen=True, slots=True)
+class Matching:
+    """A validator of text that can say what it expects."""
+
+    pattern: str
+    expected: str
+
+    def __call__(self, value: str | SecretStr | None) -> str | SecretStr | None:
+        text = value.get_secret_value() if isinstance(value, SecretStr) else value
+        if text is not None and not re.fullmatch(self.pattern, text):
+            raise ValueError(self.expected)
+        return value
+
+
+Host = Annotated[str, AfterValidator(Matching(r"[0-9A-Za-z.:_-]+", "an IP address or a host name"))]
+Port = Annotated[int, Field(ge=0, le=65_535)]
+Milliseconds = Annotated[int, Field(ge=1, le=3_600_000)]
+Count = Annotated[int, Field(ge=1, le=1_000)]
+MessageBytes = Annotated[int, Field(ge=1_024, le=16_777_216)]
+DatabaseUrl = Annotated[
+    SecretStr | None,
+    AfterValidator(
+        Matching(
+            r"postgres(ql)?://\S+", "a URL such as postgresql://user:password@host:5432/database"
+        )
+    ),
+]
+RedisUrl = Annotated[
+    SecretStr | None,
+    AfterValidator(Matching(r"rediss?://\S+", "a URL such as redis://:password@host:6379/0")),
+]
+TokenSecret = Annotated[
+    SecretStr | None,
+    AfterValidator(Matching(r"(?s).{32,1024}", "32 to 1024 random characters")),
+]
+TokenName = Annotated[str, AfterValidator(Matching(r"[!-~]{1,256}", "a name or a URL"))]
+RATE = r"[1-9][0-9]{0,8}/([1-9][0-9]{0,3} ?)?(second|minute|hour|day)s?"
+RateLimits = Annotated[
+    str,
+    AfterValidator(
+        Matching(
+            rf"none|{RATE}(;{RATE})*", "none, or limits such as 100/minute or 10/second;1000/hour"
+        )
+    ),
+]
+
+
+def variable(name: str) -> str:
+    """The variable of a setting."""
+    return f"{PREFIX}{name.upper()}"

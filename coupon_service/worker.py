@@ -1,0 +1,72 @@
+"""What a worker process does: serves until it is told to stop, or cannot go on."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry
+
+from coupon_service.readiness import Readiness
+from coupon_service.server import Server, ServerError
+from coupon_service.settings import Settings, SettingsError
+from coupon_service.shared_gauges import FILE_NAME, SharedGauges
+
+
+async def work(
+    settings: Settings,
+    read_settings: Callable[[], Settings],
+    readiness_changed: Callable[[Readiness], None],
+    orphaned: int | None,
+) -> None:
+    """Runs one of several workers until SIGTERM, or until the supervisor is gone.
+
+    SIGUSR2 tells it that another worker has taken over; SIGHUP, to reload from `read_settings`.
+    `orphaned`: a descriptor that becomes readable when the supervisor, which serves the metrics, is
+    gone. Raises ServerError when it cannot start or go on.
+    """
+    loop = asyncio.get_running_loop()
+    stopped, replaced = asyncio.Event(), asyncio.Event()
+    gauges = SharedGauges(Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]) / FILE_NAME)
+    server = Server(
+        settings, CollectorRegistry(), readiness_changed=readiness_changed, gauges=gauges
+    )
+
+    def reload() -> None:
+        try:
+            server.reload(read_settings())
+        except SettingsError:
+            return  # the supervisor tells
+
+    loop.add_signal_handler(signal.SIGTERM, stopped.set)
+    loop.add_signal_handler(signal.SIGUSR2, replaced.set)
+    loop.add_signal_handler(signal.SIGHUP, reload)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # they may have come before
+    if orphaned is not None:
+        loop.add_reader(orphaned, stopped.set)
+    await server.start()
+    try:
+        await _until_stopped(server, stopped, replaced)
+    finally:
+        if orphaned is not None:
+            loop.remove_reader(orphaned)
+
+
+async def _until_stopped(server: Server, stopped: asyncio.Event, replaced: asyncio.Event) -> None:
+    """Stops the server when it is told to, or when it failed. Raises ServerError then."""
+    # What has been made so far stays; an RPC leaves little that only the collector can free.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
+    events = (stopped, replaced, server.failed)
+    waits = [asyncio.ensure_future(event.wait()) for event in events]
+    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    for wait in waits:
+        wait.cancel()
+    await server.stop(replaced=replaced.is_set() and not stopped.is_set())
+    if server.failed.is_set():
+        raise ServerError("gRPC has closed its port.")
