@@ -32,7 +32,7 @@ def confirm_settings(connection: socket.socket) -> None:
     connection.sendall(frame(SETTINGS, 1, 0))
 
 
-def opening(stream: int, path: str, metadata: Sequence[tuple[str, str]] = ()) -> bytes:
+def opening(stream: int, path: str | bytes, metadata: Sequence[tuple[str, str]] = ()) -> bytes:
     """The frames that open a call, without its message."""
     entries = [
         (":path", path),
@@ -42,9 +42,7 @@ def opening(stream: int, path: str, metadata: Sequence[tuple[str, str]] = ()) ->
         *metadata,
     ]
     # :method POST and :scheme http are in the table of the protocol.
-    block = b"\x83\x86" + b"".join(
-        b"\0" + _text(name.encode()) + _text(value.encode()) for name, value in entries
-    )
+    block = b"\x83\x86" + b"".join(b"\0" + _text(name) + _text(value) for name, value in entries)
     pieces = [block[at : at + PIECE_BYTES] for at in range(0, len(block), PIECE_BYTES)]
     return b"".join(
         frame(CONTINUATION if index else HEADERS, 4 * (index == len(pieces) - 1), stream, piece)
@@ -77,7 +75,8 @@ def answers(connection: socket.socket, silence_s: float) -> Iterator[tuple[int, 
             received = received[9 + size :]
 
 
-def _text(value: bytes) -> bytes:
+def _text(text: str | bytes) -> bytes:
+    value = text if isinstance(text, bytes) else text.encode()
     size, length = len(value), b""
     if size < 127:
         return bytes([size]) + value

@@ -6,8 +6,7 @@ import json
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from urllib.request import urlopen
 import psutil
 from secrecy import keep_secret
 from service import LOCK_TOKEN_SECRET
+from waiting import until
 
 from coupon_service.supervisor import reserve_port
 
@@ -49,7 +49,7 @@ def serving(
     with (folder / "log").open("ab") as log:
         service = subprocess.Popen(command, env=environment, cwd=folder, stdout=log, stderr=log)
         try:
-            wait_until(lambda: is_ready(environment) if ready else readyz(environment))
+            until(lambda: is_ready(environment) if ready else readyz(environment))
             yield service
         finally:
             service.terminate()
@@ -86,14 +86,6 @@ def events_in(log: Path, event: str) -> list[dict[str, Any]]:
     """The lines of a log about an event."""
     lines = (json.loads(line) for line in log.read_bytes().splitlines() if line.startswith(b"{"))
     return [line for line in lines if line["event"] == event]
-
-
-def wait_until(condition: Callable[[], object]) -> None:
-    """Returns when the condition holds; fails when it never does."""
-    ends = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < ends
-        time.sleep(0.05)
 
 
 def workers_of(service: subprocess.Popen[bytes]) -> list[psutil.Process]:

@@ -6,10 +6,10 @@ import asyncio
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from time import monotonic, sleep
 from typing import Any, Final
 
 from service import ServerThread
+from waiting import until
 
 STANDING: Final = ("AioServer.", "AsyncConnectionPool.worker", "AsyncScheduler.run", "Event.wait")
 """What gRPC and the pool run as long as they are there."""
@@ -68,8 +68,5 @@ def kept(running: ServerThread) -> Kept:
 
 def settle(running: ServerThread) -> Kept:
     """Waits until nothing is under way any more; what the server still keeps."""
-    deadline_s = monotonic() + SETTLE_S
-    while not (now := kept(running)).is_idle:
-        assert monotonic() < deadline_s, f"after {SETTLE_S} s there is still: {now}"
-        sleep(0.01)
-    return now
+    until(lambda: kept(running).is_idle, SETTLE_S, lambda: kept(running))
+    return kept(running)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any
@@ -15,7 +14,6 @@ from coupon_service.v1.error_reason_pb2 import ErrorReason, ItemError
 
 REASON_PREFIX = "ERROR_REASON_"
 
-WAIT_S = 20
 """Longer than anything takes that is waited for."""
 
 BEST_EFFORT = redemptions.BATCH_MODE_BEST_EFFORT
@@ -175,11 +173,3 @@ def ttl_s(lock: redemptions.Lock) -> float:
 def about(seconds: float) -> Any:
     """So long, give or take what the machine needs to answer."""
     return pytest.approx(seconds, abs=1)
-
-
-def until(holds: Callable[[], bool], within_s: float = WAIT_S) -> None:
-    """Returns when it holds."""
-    deadline_s = time.monotonic() + within_s
-    while not holds():
-        assert time.monotonic() < deadline_s, "it took too long"
-        time.sleep(0.05)

@@ -1,4 +1,4 @@
-"""Issuers of tokens, with keys made for the test."""
+"""Issuers of tokens, with keys made for the test, and calls with such tokens."""
 
 from __future__ import annotations
 
@@ -11,12 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import jwt
+import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from jwt.algorithms import get_default_algorithms
 from pydantic import SecretStr
 from structlog.testing import LogCapture
 
-from coupon_service.auth import Tokens
+from coupon_service.auth import NEEDED, Tokens
+from coupon_service.errors import Unauthenticated
+from coupon_service.rpc.access import Access
+from coupon_service.rpc.context import RequestContext
 
 ISSUER = "https://login.test"
 AUDIENCE = "coupons"
@@ -107,3 +111,30 @@ def tokens(log: LogCapture | None = None, **changes: Any) -> Tokens:
         "log": structlog.wrap_logger(None, processors=[log or LogCapture()]),
     }
     return Tokens(**(values | changes))
+
+
+REDEEM = "RedemptionService/RedeemCode"
+OURS = Issuer(kid="")
+
+
+def calling(
+    *values: str | bytes, access: Access | None = None, method: str = REDEEM
+) -> RequestContext:
+    """Who calls with these `authorization` values."""
+    rpc = RequestContext((("user-agent", "test"), *(("authorization", value) for value in values)))
+    (access or Access(tokens()))(method, rpc)
+    return rpc
+
+
+def with_token(token: str, access: Access | None = None, method: str = REDEEM) -> RequestContext:
+    """Who calls with this token."""
+    return calling(f"Bearer {token}", access=access, method=method)
+
+
+def refused(token: str, access: Access | None = None) -> Unauthenticated:
+    """Fails unless the token is refused, in the words that are the same for all."""
+    with pytest.raises(Unauthenticated) as caught:
+        with_token(token, access)
+    error = caught.value
+    assert (error.message, error.metadata) == (NEEDED, {})
+    return error

@@ -10,7 +10,6 @@ a run that failed; how they meet is up to the machine.
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
@@ -35,7 +34,7 @@ from histories import (
 )
 from linearizability import Operation
 from one_code import Redemptions, Rules
-from proof import times
+from proof import new_seed, times
 from service import Api, ServerThread, books, new_codes, settings_for
 from settled import settle
 
@@ -178,7 +177,7 @@ TROUBLES: Final = {
 @pytest.mark.parametrize("kind", TROUBLES)
 async def test_every_history_is_that_of_one_caller_after_the_other(stack: Stack, kind: str) -> None:
     trouble = TROUBLES[kind]
-    seed = os.environ.get("COUPON_TEST_SEED") or str(random.randrange(10**9))
+    seed = new_seed()
     connections = [Connection(stack.server.address) for _ in range(CHANNELS)]
     found: list[str] = []
     for round_ in range(-(-HISTORIES // CODES_AT_ONCE)):
@@ -193,7 +192,8 @@ async def test_every_history_is_that_of_one_caller_after_the_other(stack: Stack,
     for connection in connections:
         await connection.channel.close()
     assert not found, f"COUPON_TEST_SEED={seed}\n" + "\n\n".join(found[:5])
-    assert_adds_up(stack.database_url)
+    with psycopg.connect(stack.database_url) as connection:
+        assert_adds_up(connection)
 
 
 def new_records(address: str) -> list[Record]:

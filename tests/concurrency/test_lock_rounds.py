@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 import time
 from collections import Counter
@@ -21,10 +20,11 @@ from itertools import pairwise
 from typing import Any, Final
 
 import grpc.aio
+import psycopg
 import pytest
 from adds_up import assert_adds_up
 from histories import Connection
-from proof import times
+from proof import new_seed, times
 from service import (
     Api,
     ServerThread,
@@ -53,7 +53,7 @@ LATER_S: Final = 0.02
 
 @pytest.fixture
 def chance() -> random.Random:
-    seed = os.environ.get("COUPON_TEST_SEED") or str(random.randrange(10**9))
+    seed = new_seed()
     print(f"COUPON_TEST_SEED={seed}")  # noqa: T201 - shown when the test fails
     return random.Random(seed)
 
@@ -212,7 +212,8 @@ async def test_a_code_of_the_service_is_held_by_one_at_a_time(
     assert ended["redeemed"] <= RPC_ROUNDS + RPC_ROUNDS_AT_ONCE
     url = server.settings.database_url
     assert url is not None
-    assert_adds_up(url.get_secret_value())
+    with psycopg.connect(url.get_secret_value()) as connection:
+        assert_adds_up(connection)
 
 
 class Contender:

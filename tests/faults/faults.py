@@ -15,7 +15,7 @@ from typing import Any, Final
 import psycopg
 from faults.proxy import BLACK_HOLE, PASS, Commit, Proxy, Rule
 from faults.stack import DEADLINE_S, Stack, redis_client
-from faults.waiting import until
+from waiting import until
 
 Strike = Callable[[Stack, random.Random], AbstractContextManager[None]]
 
@@ -82,7 +82,7 @@ def backend_killed(stack: Stack, _: random.Random) -> Generator[None]:
     with suppress(ProcessLookupError, TypeError):
         os.kill(row[0], signal.SIGKILL)
     yield
-    until("PostgreSQL has recovered", lambda: connects(stack))
+    until(lambda: connects(stack))
 
 
 @contextmanager
@@ -144,7 +144,7 @@ def deadlocks(stack: Stack, _: random.Random) -> Generator[None]:
             return count() > before
 
         before = count()
-        until("a deadlock is found", meet)
+        until(meet)
     yield
 
 
@@ -209,7 +209,7 @@ def commit_cut(where: Commit) -> Strike:
         before = proxy.commits_cut
         proxy.rule = Rule(commit=where)
         yield
-        until("a commit is cut", lambda: proxy.commits_cut > before)
+        until(lambda: proxy.commits_cut > before)
 
     return strike
 

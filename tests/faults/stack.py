@@ -12,10 +12,10 @@ from typing import Any, Final
 import psycopg
 from faults.load import Load
 from faults.proxy import Proxy
-from faults.waiting import until
 from psycopg.rows import TupleRow
 from service import Api, ServerThread, settings_for
 from steps import tried
+from waiting import until
 
 from coupon_service.embedded import EmbeddedPostgres, EmbeddedRedis
 from coupon_service.store import migrations
@@ -87,7 +87,7 @@ def stack(folder: Path) -> Generator[Stack]:
         made.server = running.enter_context(ServerThread(settings, made.now))
         made.api = Api(made.server.address)
         running.callback(made.api.close)
-        until("it serves", lambda: tried(made.api.draft) == "OK")
+        until(lambda: tried(made.api.draft) == "OK")
         yield made
 
 

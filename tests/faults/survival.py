@@ -11,9 +11,9 @@ from typing import Final
 import psycopg
 from faults.checks import assert_conserved
 from faults.load import Load, Seen
-from faults.waiting import until
 from grpc import StatusCode
 from psycopg.rows import TupleRow
+from waiting import until
 
 FIRST_SUCCESS_S: Final = 5.0
 """After the end of a fault, until a call succeeds."""
@@ -49,16 +49,16 @@ def survive(
 
     `connect`: to PostgreSQL. `why_not_whole`: empty when everything is as it was.
     """
-    until("it is calm", lambda: is_calm(load, time.monotonic() - 3), CALM_S)
+    until(lambda: is_calm(load, time.monotonic() - 3), CALM_S)
     began_s = time.monotonic()
     with fault:
         time.sleep(holds_s)
     ended_s = time.monotonic()
-    first_s = until("a call succeeds", lambda: succeeded(load, ended_s), FIRST_SUCCESS_S)
-    until("it is calm again", lambda: is_calm(load, ended_s), CALM_S)
+    first_s = until(lambda: succeeded(load, ended_s), FIRST_SUCCESS_S)
+    until(lambda: is_calm(load, ended_s), CALM_S)
     calm_s = time.monotonic() - ended_s
     with load.paused():
-        until("all is whole", lambda: not why_not_whole(), CALM_S, why_not_whole)
+        until(lambda: not why_not_whole(), CALM_S, why_not_whole)
         whole_s = time.monotonic() - ended_s
         with connect() as connection:
             assert_conserved(connection, load.account, load.book_ids)

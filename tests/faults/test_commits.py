@@ -10,7 +10,8 @@ import pytest
 from faults.proxy import Commit, Proxy, Rule
 from grpc import StatusCode
 from service import Api, ServerThread, refused, settings_for
-from steps import tried, until
+from steps import tried
+from waiting import until
 
 
 @pytest.fixture(scope="module")

@@ -17,10 +17,10 @@ from faults.checks import assert_told_rightly
 from faults.load import Load
 from faults.stack import DEADLINE_S, SETTINGS
 from faults.survival import survive
-from faults.waiting import until
 from proof import times
 from service import Api, ServerThread, settings_for
 from steps import tried
+from waiting import until
 
 from coupon_service.embedded import EmbeddedError, EmbeddedPostgres
 from coupon_service.store import migrations
@@ -52,7 +52,7 @@ def full(postgres: EmbeddedPostgres, folder: Path) -> Generator[None]:
     filler.unlink()
     with suppress(EmbeddedError):
         postgres.start()  # it gives up when it cannot even recover
-    until("PostgreSQL is back", lambda: connects(postgres.url))
+    until(lambda: connects(postgres.url))
 
 
 def connects(url: str) -> bool:
@@ -69,7 +69,7 @@ def test_a_full_disk_is_no_effect_and_goes_by(small_disk: Path, redis_url: str) 
         migrations.apply(postgres.url)
         settings = settings_for(postgres.url, redis_url, **SETTINGS)
         with ServerThread(settings) as server, closing(Api(server.address)) as api:
-            until("it serves", lambda: tried(api.draft) == "OK")
+            until(lambda: tried(api.draft) == "OK")
             with Load(api, server.address, 1, DEADLINE_S) as load:
                 for _ in range(times(1, 5)):
                     survival = survive(

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import functools
 import logging
-import os
 import random
 import sys
-import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -19,10 +17,10 @@ from faults.checks import assert_told_rightly, quiet, why_not_whole
 from faults.faults import FAULTS, Fault
 from faults.stack import Stack, stack
 from faults.survival import survive
-from faults.waiting import until
-from proof import times
+from proof import new_seed, times
+from waiting import until
 
-SEED = int(os.environ.get("COUPON_TEST_SEED") or time.time_ns() % 1_000_000)
+SEED = int(new_seed())
 
 FAULTS_PER_LOAD = 50
 """Then the clients get new books."""
@@ -74,7 +72,7 @@ class Busy:
     def _renew(self, chance: random.Random) -> None:
         self.close()
         load = self._clients.enter_context(self.stack.new_load(chance.randrange(1_000_000)))
-        until("it is warm", lambda: len(load.account.seen) > WARM)
+        until(lambda: len(load.account.seen) > WARM)
         with load.paused():
             self._before = quiet(self.stack)
         self._load = load

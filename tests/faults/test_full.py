@@ -12,7 +12,8 @@ import psycopg
 import pytest
 from grpc import StatusCode
 from service import Api, ServerThread, books, refused, settings_for
-from steps import reason_or_ok, tried, until
+from steps import reason_or_ok, tried
+from waiting import until
 
 QUEUE = 5
 CALLERS = 30

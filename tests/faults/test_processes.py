@@ -18,11 +18,11 @@ from faults.checks import assert_told_rightly
 from faults.load import Load
 from faults.stack import DEADLINE_S, SETTINGS
 from faults.survival import Survival, survive
-from faults.waiting import until
 from processes import fetch, serving, workers_of
 from proof import times
 from psycopg.rows import TupleRow
 from service import Api
+from waiting import until
 
 from coupon_service.supervisor import reserve_port
 
@@ -48,7 +48,7 @@ class Service:
         """Returns when all workers serve."""
         process = serving(self.environment, self._folder)
         self.process: subprocess.Popen[bytes] = self._stack.enter_context(process)
-        until("all workers listen", self.all_listen, 20)
+        until(self.all_listen, 20)
 
     def stop(self) -> None:
         """Ends it in order, when it runs."""
@@ -117,7 +117,7 @@ def load(service: Service) -> Iterator[Load]:
     with closing(Api(service.address)) as api:
         made = Load(api, service.address, 1, DEADLINE_S)
     with made:
-        until("it is warm", lambda: len(made.account.seen) > 200)
+        until(lambda: len(made.account.seen) > 200)
         yield made
 
 
@@ -168,7 +168,7 @@ def all_workers_killed(service: Service) -> Generator[None]:
     for worker in service.workers:
         worker.kill()
     yield
-    until("they are replaced", service.healthy, 20)
+    until(service.healthy, 20)
 
 
 def one_worker_frozen(service: Service) -> Generator[None]:
@@ -220,7 +220,7 @@ def rolled(service: Service) -> Generator[None]:
     """Every worker in turn is replaced, as `coupon-service restart` does."""
     before = set(service.workers)
     service.process.send_signal(signal.SIGUSR2)
-    until("all workers are replaced", lambda: not before & set(service.workers), 60)
+    until(lambda: not before & set(service.workers), 60)
     yield
 
 

@@ -28,6 +28,7 @@ from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message_factory import GetMessageClass
 from proof import times
 from service import Api, assignments, audit, books, codes, redemptions
+from waiting import until
 
 from coupon_service.errors import LocksUnavailable
 from coupon_service.leases import Leases
@@ -69,16 +70,15 @@ class Service:
 
     def answers(self) -> None:
         """It serves, at the latest when the supervisor has replaced a worker."""
-        ends_s = time.monotonic() + 60
-        while True:
-            with closing(Api(self.address)) as api:
-                try:
-                    assert api.redeem(api.code(), "user").counts.used_up
-                    return
-                except grpc.RpcError:
-                    assert time.monotonic() < ends_s, "the service does not answer any more"
-                    assert self.process.poll() is None
-                    time.sleep(0.1)
+        until(self._redeems)
+
+    def _redeems(self) -> bool:
+        assert self.process.poll() is None
+        with closing(Api(self.address)) as api:
+            try:
+                return api.redeem(api.code(), "user").counts.used_up
+            except grpc.RpcError:
+                return False
 
 
 @pytest.fixture(scope="module")

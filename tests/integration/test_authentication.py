@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -16,11 +15,10 @@ from pydantic import SecretStr
 from service import Api, ServerThread, books, settings_for
 from steps import tried
 from tokens import AUDIENCE, Issuer, key_file
+from waiting import until
 
 from coupon_service.cli.serve import supervise
 from coupon_service.settings import Settings
-
-PATIENCE_S = 20
 
 
 def listing(address: str, token: str) -> str:
@@ -51,13 +49,6 @@ def test_keys_change_while_the_service_runs(
             key_file(file, new)
             until(lambda: listing(server.address, before) == "UNAUTHENTICATED")
             assert listing(server.address, after) == "OK"
-
-
-def until(holds: Callable[[], bool]) -> None:
-    end = time.monotonic() + PATIENCE_S
-    while not holds():
-        assert time.monotonic() < end
-        time.sleep(0.05)
 
 
 @pytest.mark.parametrize(

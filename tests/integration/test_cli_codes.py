@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import signal
 import subprocess
-import time
 from collections.abc import Callable, Generator
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,6 +13,7 @@ import psutil
 import pytest
 from commands import descendants, run, running
 from service import Api, new_codes
+from waiting import until
 
 from coupon_service.embedded.machine import free_port
 
@@ -199,9 +199,7 @@ class Restartable:
         self._process = self._started.enter_context(
             running(self._folder, "serve", **self._settings)
         )
-        deadline_s = time.monotonic() + 60
-        while run(self._folder, "health", "--address", self.address).returncode != 0:
-            assert time.monotonic() < deadline_s, self._process.poll()
+        until(lambda: run(self._folder, "health", "--address", self.address).returncode == 0)
 
     def kill(self) -> None:
         family = [*descendants(self._process), psutil.Process(self._process.pid)]

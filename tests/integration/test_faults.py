@@ -27,12 +27,8 @@ from service import (
     settings_for,
     unique,
 )
-from steps import (
-    locking_code,
-    reason_or_ok,
-    tried,
-    until,
-)
+from steps import locking_code, reason_or_ok, tried
+from waiting import until
 
 from coupon_service.embedded import EmbeddedPostgres
 from coupon_service.store import migrations

@@ -11,7 +11,7 @@ from grpc import StatusCode
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from service import Api
-from steps import until
+from waiting import until
 
 from coupon_service.v1 import redemption_service_pb2
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -25,6 +24,7 @@ from service import (
     struct,
     unique,
 )
+from waiting import until
 
 from coupon_service.v1.coupon_book_service_pb2_grpc import CouponBookServiceStub
 
@@ -350,9 +350,7 @@ def test_a_lock_that_ran_out_is_a_row_that_the_service_writes_by_itself(
     expired = functools.partial(
         api.events, code=short_lock.code, types=[audit.AUDIT_EVENT_TYPE_LOCK_EXPIRED]
     )
-    give_up = time.monotonic() + 10
-    while not expired() and time.monotonic() < give_up:
-        time.sleep(0.1)
+    until(expired)
     (row,) = expired()
     assert row.event_time.ToDatetime() >= short_lock.expire_time.ToDatetime()
     assert row.caller

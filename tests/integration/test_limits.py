@@ -18,7 +18,7 @@ import frames
 import grpc
 import psutil
 import pytest
-from processes import PATIENCE_S, environment_of, fetch, serving, wait_until, workers_of
+from processes import PATIENCE_S, environment_of, fetch, serving, workers_of
 from service import (
     Api,
     all_at_once,
@@ -33,6 +33,7 @@ from service import (
     unique,
 )
 from steps import tried
+from waiting import until
 
 CALLS_MAX = 3_000
 CONNECTIONS_MAX = 100
@@ -143,9 +144,9 @@ def test_more_calls_than_a_worker_keeps_open_are_refused_whatever_they_wait_for(
         for client in clients:
             for number in range(1_000):
                 client.sendall(frames.opening(2 * number + 1, REDEEM))
-        wait_until(lambda: is_overloaded(api))
+        until(lambda: is_overloaded(api))
         flat(300 * MIB)
-    wait_until(lambda: served(api))
+    until(lambda: served(api))
     assert 'reason="OVERLOADED"' in fetch(service.environment, "metrics")
     api.close()
 
@@ -178,9 +179,9 @@ def test_more_connections_than_a_worker_keeps_are_closed(service: Service, api: 
         for client in clients:
             with suppress(OSError):  # it is closed
                 frames.confirm_settings(client)
-        wait_until(lambda: sum(map(is_closed, clients)) >= 300 - CONNECTIONS_MAX)
+        until(lambda: sum(map(is_closed, clients)) >= 300 - CONNECTIONS_MAX)
         assert served(api)
-    wait_until(lambda: answers_a_new_connection(service))
+    until(lambda: answers_a_new_connection(service))
 
 
 def is_closed(client: Any) -> bool:
@@ -283,7 +284,7 @@ def test_who_does_not_read_an_export_costs_no_memory(
             assert served(api)
             flat(100 * MIB)
         assert len(exports) == 100
-    wait_until(lambda: sum(len(part.codes) for part in api.codes.ExportCodes(wanted)) == 30_000)
+    until(lambda: sum(len(part.codes) for part in api.codes.ExportCodes(wanted)) == 30_000)
 
 
 def test_who_does_not_read_the_progress_still_gets_the_codes(service: Service, api: Api) -> None:
@@ -292,7 +293,7 @@ def test_who_does_not_read_the_progress_still_gets_the_codes(service: Service, a
         book_id=book.book_id, count=20_000, request_id=unique("request")
     )
     unread = api.codes.GenerateCodes(request)
-    wait_until(lambda: api.stats(book.book_id).code_count == 20_000)
+    until(lambda: api.stats(book.book_id).code_count == 20_000)
     assert list(unread)[-1].generated_count == 20_000
 
 

@@ -38,8 +38,8 @@ from steps import (
     outcomes_of,
     reasons_of,
     tried,
-    until,
 )
+from waiting import until
 
 from coupon_service.embedded import EmbeddedRedis
 

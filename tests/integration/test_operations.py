@@ -27,10 +27,10 @@ from processes import (
     is_ready,
     readyz,
     serving,
-    wait_until,
     workers_of,
 )
 from service import Api, books, new_codes, unique
+from waiting import until
 
 from coupon_service.embedded import EmbeddedRedis
 from coupon_service.store import migrations
@@ -122,7 +122,7 @@ def test_replacing_the_workers_under_load_costs_nobody_more_than_one_repeat(
         before = workers_of(service)
         told = run(tmp_path, "restart", COUPON_PID_FILE=environment["COUPON_PID_FILE"])
         assert (told.returncode, told.stdout) == (0, f"Told process {service.pid}.\n")
-        wait_until(lambda times=times: len(events_in(log, "all workers replaced")) == times)
+        until(lambda times=times: len(events_in(log, "all workers replaced")) == times)
         after = workers_of(service)
         assert len(after) == 2
         assert set(before).isdisjoint(after)
@@ -140,7 +140,7 @@ def test_workers_that_would_not_serve_do_not_replace_those_that_do(
     (tmp_path / ".env").write_text("COUPON_TLS_CERTIFICATE_FILE=none.pem\nCOUPON_TLS_KEY_FILE=none")
     service.send_signal(signal.SIGUSR2)
     log = tmp_path / "log"
-    wait_until(lambda: events_in(log, "the new worker does not serve; the others stay as they are"))
+    until(lambda: events_in(log, "the new worker does not serve; the others stay as they are"))
     assert workers_of(service) == before
     assert health_of(client) == "SERVING"
 
@@ -153,18 +153,18 @@ def test_a_reload_takes_up_the_log_level(
 ) -> None:
     log = tmp_path / "log"
     client.draft()
-    wait_until(lambda: events_in(log, "rpc"))
+    until(lambda: events_in(log, "rpc"))
     workers = workers_of(service)
     (tmp_path / ".env").write_text("COUPON_LOG_LEVEL=warning\n")
     told = run(tmp_path, "reload", COUPON_PID_FILE=environment["COUPON_PID_FILE"])
     assert told.returncode == 0
-    wait_until(lambda: len(events_in(log, "reloaded")) == 2)
+    until(lambda: len(events_in(log, "reloaded")) == 2)
     logged = len(events_in(log, "rpc"))
     client.draft()
 
     (tmp_path / ".env").write_text("COUPON_LOG_LEVEL=loud\n")
     service.send_signal(signal.SIGHUP)
-    wait_until(lambda: events_in(log, "the settings stay as they were"))
+    until(lambda: events_in(log, "the settings stay as they were"))
     assert len(events_in(log, "rpc")) == logged
     assert workers_of(service) == workers
 
@@ -204,10 +204,10 @@ def test_without_redis_it_is_degraded_and_goes_on(database_url: str, tmp_path: P
                 "workers_serving": 2,
             }
             redis.stop()
-            wait_until(lambda: readyz(environment)["redis"] == "unreachable")
+            until(lambda: readyz(environment)["redis"] == "unreachable")
             assert readyz(environment)["status"] == "SERVING"
             assert fetch(environment, "readyz")
-            wait_until(lambda: 'coupon_reaches{what="redis"} 0.0' in fetch(environment, "metrics"))
+            until(lambda: 'coupon_reaches{what="redis"} 0.0' in fetch(environment, "metrics"))
             assert 'coupon_reaches{what="postgresql"} 2.0' in fetch(environment, "metrics")
             with closing(Api(f"127.0.0.1:{environment['COUPON_PORT']}")) as api:
                 assert health_of(api) == "SERVING"
@@ -221,14 +221,14 @@ def test_without_its_schema_it_lives_but_is_not_ready(
     environment = environment_of(empty_database_url, redis_url)
     port = environment["COUPON_PORT"]
     with serving(environment, tmp_path, ready=False):
-        wait_until(lambda: readyz(environment)["schema"] == "too old")
+        until(lambda: readyz(environment)["schema"] == "too old")
         assert readyz(environment)["status"] == "NOT_SERVING"
         assert fetch(environment, "readyz") == ""
         assert fetch(environment, "healthz") == "ok\n"
         done = run(tmp_path, "health", COUPON_PORT=port)
         assert (done.returncode, done.stdout) == (1, "NOT_SERVING\n")
         migrations.apply(empty_database_url)
-        wait_until(lambda: is_ready(environment))
+        until(lambda: is_ready(environment))
         assert fetch(environment, "readyz")
         done = run(tmp_path, "health", "coupon_service.v1.RedemptionService", COUPON_PORT=port)
         assert (done.returncode, done.stdout) == (0, "SERVING\n")
@@ -256,12 +256,12 @@ def test_on_sigterm_it_tells_the_load_balancer_and_finishes_what_is_under_way(
             other.execute("SELECT FROM coupon_codes WHERE code = %s FOR UPDATE", [code])
             under_way = api.redemptions.RedeemCode.future(api.redeem_request(code, "ann"))
             waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
-            wait_until(lambda: database.execute(waiting).fetchone() != (0,))
+            until(lambda: database.execute(waiting).fetchone() != (0,))
             service.send_signal(signal.SIGTERM)
-            wait_until(lambda: health_of(api) == "NOT_SERVING")
+            until(lambda: health_of(api) == "NOT_SERVING")
             assert readyz(environment)["status"] == "NOT_SERVING"
             assert api.draft().book_id  # who has not noticed yet is answered
-            wait_until(lambda: not listens(environment))
+            until(lambda: not listens(environment))
             assert not under_way.done()
         assert under_way.result(PATIENCE_S).redemption.code == code
         assert service.wait(PATIENCE_S) == 0

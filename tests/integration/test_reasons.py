@@ -25,16 +25,8 @@ from service import (
     refused,
     unique,
 )
-from steps import (
-    disable,
-    extend,
-    get_lock,
-    pause,
-    reason_name,
-    redemption,
-    until,
-    update,
-)
+from steps import disable, extend, get_lock, pause, reason_name, redemption, update
+from waiting import until
 
 from coupon_service.v1.error_reason_pb2 import ErrorReason
 

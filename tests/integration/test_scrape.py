@@ -21,7 +21,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from readme import ALERTS, ROOT, alerts, metrics
 from service import Api, books, euros, new_codes, refused, unique
-from steps import batch, item, until
+from steps import batch, item
+from waiting import until
 
 from coupon_service.supervisor import reserve_port
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -11,18 +10,12 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+import frames
 import grpc
 import pytest
-from processes import (
-    PATIENCE_S,
-    environment_of,
-    fetch,
-    is_ready,
-    serving,
-    wait_until,
-    workers_of,
-)
+from processes import PATIENCE_S, environment_of, fetch, is_ready, serving, workers_of
 from service import Api, unique
+from waiting import until
 
 
 @pytest.fixture
@@ -65,8 +58,8 @@ def test_a_worker_that_is_killed_is_replaced_and_nothing_is_lost(
     before = workers_of(service)
     for worker in before:
         worker.kill()
-    wait_until(lambda: len(set(workers_of(service)) - set(before)) == 2)
-    wait_until(lambda: is_ready(environment))
+    until(lambda: len(set(workers_of(service)) - set(before)) == 2)
+    until(lambda: is_ready(environment))
     client.close()
     client = Api(f"127.0.0.1:{environment['COUPON_PORT']}")
     assert client.stats(book.book_id).available_count == 1
@@ -78,14 +71,12 @@ def test_a_request_that_brings_grpc_down_does_not_bring_the_service_down(
 ) -> None:
     before = workers_of(service)
     while all(worker.is_running() for worker in before):
-        with socket.socket() as client, suppress(OSError):
-            client.settimeout(0.2)
-            client.connect(("127.0.0.1", int(environment["COUPON_PORT"])))
-            client.sendall(request_with_path(b"/not/utf-8/\xff"))
-            client.recv(1_000)
+        with suppress(OSError), frames.connect(int(environment["COUPON_PORT"]), 0.2) as client:
+            client.sendall(frames.opening(1, b"/not/utf-8/\xff"))
+            frames.confirm_settings(client)
         time.sleep(0.2)
-    wait_until(lambda: len(workers_of(service)) == 2 and is_ready(environment))
-    wait_until(lambda: answers_on_a_new_connection(environment))
+    until(lambda: len(workers_of(service)) == 2 and is_ready(environment))
+    until(lambda: answers_on_a_new_connection(environment))
 
 
 def answers_on_a_new_connection(environment: dict[str, str]) -> bool:
@@ -95,28 +86,6 @@ def answers_on_a_new_connection(environment: dict[str, str]) -> bool:
     except grpc.RpcError:
         return False
     return True
-
-
-def request_with_path(path: bytes) -> bytes:
-    """An HTTP/2 connection's first bytes (RFC 9113, RFC 7541), with the headers of a gRPC call."""
-    headers = b"".join(
-        (
-            b"\x83\x86",  # :method POST, :scheme http
-            b"\x04" + bytes([len(path)]) + path,
-            b"\x01\x09localhost",
-            b"\x0f\x10\x10application/grpc",
-            b"\x00\x02te\x08trailers",
-        )
-    )
-    settings = bytes(3) + b"\x04" + bytes(5)
-    return (
-        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-        + settings
-        + len(headers).to_bytes(3, "big")
-        + b"\x01\x04"
-        + (1).to_bytes(4, "big")
-        + headers
-    )
 
 
 def test_sigterm_ends_it_in_order(
@@ -133,7 +102,7 @@ def test_workers_end_when_their_supervisor_is_killed(service: subprocess.Popen[b
     workers = workers_of(service)
     service.kill()
     service.wait(PATIENCE_S)
-    wait_until(lambda: not any(worker.is_running() for worker in workers))
+    until(lambda: not any(worker.is_running() for worker in workers))
 
 
 def test_a_port_in_use_is_one_clear_sentence(

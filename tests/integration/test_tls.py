@@ -16,8 +16,8 @@ from commands import run, run_apart
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from processes import environment_of, serving
 from service import Api, ServerThread, refused, settings_for
-from steps import until
 from tls_proxy import HOST, tls_in_front_of
+from waiting import until
 
 from coupon_service.errors import LocksUnavailable
 from coupon_service.leases import Leases

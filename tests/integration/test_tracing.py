@@ -19,6 +19,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import StatusCode
 from secrecy import Log
 from service import Api, ServerThread, all_at_once, new_codes, refused, settings_for
+from waiting import until
 
 from coupon_service.embedded.machine import free_port
 from coupon_service.server import Server
@@ -83,21 +84,13 @@ def linked(span: ReadableSpan) -> set[tuple[int, int]]:
     return {(it.context.trace_id, it.context.span_id) for it in span.links}
 
 
-def eventually(holds: Callable[[], object]) -> None:
-    """A batch's span ends after its callers have their answers."""
-    deadline = time.monotonic() + 10
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 def test_a_call_goes_on_with_the_trace_of_its_caller_down_to_the_transaction(
     traced: Traced, service_log: Log
 ) -> None:
     code = traced.api.code()
     traced.forget()
     traced.redeem(code, "ann", parent_of(sampled=True))
-    eventually(lambda: traced.spans("batch changes"))
+    until(lambda: traced.spans("batch changes"))
     (call,) = traced.spans("coupon_service.v1.RedemptionService/RedeemCode")
     assert ids(call)[0] == int(TRACE, 16)
     assert call.parent is not None
@@ -130,7 +123,7 @@ def test_a_batch_and_its_callers_have_links_to_each_other(traced: Traced) -> Non
     def all_are_linked() -> bool:
         return {it for batch in traced.spans("batch changes") for it in linked(batch)} == set(calls)
 
-    eventually(all_are_linked)
+    until(all_are_linked)
     batches = traced.spans("batch changes")
     assert len(batches) < count, "some were joined"
     for batch in batches:
@@ -205,7 +198,7 @@ def test_no_span_names_a_code_a_user_or_a_token(traced: Traced) -> None:
     traced.api.redeem(code, "secretive-user", lock_token=token, order_id="secret-order")
     with refused("CODE_ALREADY_REDEEMED"):
         traced.api.redeem(code, "secretive-user")
-    eventually(lambda: len(traced.spans("batch changes")) >= 3)
+    until(lambda: len(traced.spans("batch changes")) >= 3)
     told = "".join(it.to_json() for it in traced.spans())
     assert "RedeemCode" in told
     for secret in (code, "secretive-user", token, "secret-order"):

@@ -16,11 +16,12 @@ from typing import Any
 import grpc
 import psycopg
 import redis
-from conserved import violations
+from adds_up import assert_adds_up
 from model.clock import Clock, clocked_server
 from model.programs import Programs
 from service import Api, ServerThread, all_at_once, books, new_codes, reason_of, redemptions, unique
-from steps import ALL_OR_NOTHING, batch, item, tried, until
+from steps import ALL_OR_NOTHING, batch, item, tried
+from waiting import until
 
 CALLERS = 24
 ROUNDS = 4
@@ -42,8 +43,7 @@ class Stack:
     def conserved(self) -> None:
         """Rows, counters and ledger agree."""
         with psycopg.connect(self.database_url) as connection:
-            wrong = violations(connection)
-        assert not wrong, wrong
+            assert_adds_up(connection)
 
     def all_at_once(self, call: Callable[[Api, int], object], count: int = CALLERS) -> list[str]:
         """The reason, or OK, of so many calls at the same time, by turns on both servers."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 
 import grpc
 import pytest
@@ -65,3 +67,9 @@ def test_without_a_bug_nothing_is_caught(
 ) -> None:
     with new_stack() as it:
         catch(it)
+
+
+def test_the_page_of_what_was_tried_lists_what_catches_what() -> None:
+    page = (Path(__file__).parents[1] / "PROOF.md").read_text("utf-8")
+    listed = re.findall(r"^\| (\w+) \| (\w+) \|$", page, re.MULTILINE)
+    assert listed == [(bug.__name__, catch.__name__) for bug, catch in CAUGHT_BY.items()]

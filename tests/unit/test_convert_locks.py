@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
-from uuid import UUID
 
 import pytest
 from google.protobuf.duration_pb2 import Duration
+from redeemed import ID, NOW
 from violations import bad_fields
 
 from coupon_service.codes import bucket_of
@@ -16,9 +16,6 @@ from coupon_service.rpc.context import RequestContext
 from coupon_service.rpc.convert import locks
 from coupon_service.rpc.convert.values import to_timestamp
 from coupon_service.v1 import redemption_service_pb2 as pb
-
-NOW = datetime(2026, 5, 1, 12, 0, 0, 123_456, tzinfo=UTC)
-ID = UUID("0f8fad5b-d9cb-869f-a165-70867728950e")
 
 
 def rpc() -> RequestContext:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
-from uuid import UUID
 
 import pytest
+from redeemed import ID, NOW, REDEEMED
 from violations import bad_fields
 
 from coupon_service.checkout import Validation
@@ -22,7 +22,6 @@ from coupon_service.model import (
     Code,
     CodeState,
     Done,
-    Event,
     EventType,
     Money,
     Redeem,
@@ -36,8 +35,6 @@ from coupon_service.v1 import error_reason_pb2 as reasons
 from coupon_service.v1 import redemption_service_pb2 as pb
 from coupon_service.v1.money_pb2 import Money as MoneyMessage
 
-NOW = datetime(2026, 5, 1, 12, 0, 0, 123_456, tzinfo=UTC)
-ID = UUID("0f8fad5b-d9cb-869f-a165-70867728950e")
 EUR_10 = MoneyMessage(amount_minor=1_000, currency_code="EUR")
 ONE_CENT = MoneyMessage(amount_minor=1, currency_code="EUR")
 TOO_LONG = "x" * 129
@@ -232,31 +229,6 @@ def test_a_thousand_items_are_taken() -> None:
 
 # --- roll-back, get, list -----------------------------------------------------------------------
 
-REDEEMED = Event(
-    event_id=event_id(bucket_of("ABCD"), EventType.REDEEMED, "shop", "r", "ABCD"),
-    type=EventType.REDEEMED,
-    event_time=NOW,
-    book_id=ID,
-    code="ABCD",
-    user_id="u",
-    order_id="o",
-    caller="shop",
-    peer="ipv4:1.2.3.4:5",
-    user_agent="test/1",
-    request_id="r",
-    fingerprint=0,
-    state_before=CodeState.ASSIGNED,
-    state_after=CodeState.REDEEMED,
-    order_amount_minor=1_000,
-    discount_minor=150,
-    currency_code="EUR",
-    lock_id=ID,
-    fence=9,
-    code_redemptions=2,
-    code_redemption_limit=2,
-    user_code_redemptions=1,
-    metadata='{"a": 1}',
-)
 ROLLED_BACK = replace(
     REDEEMED,
     type=EventType.ROLLED_BACK,

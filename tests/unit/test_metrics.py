@@ -8,7 +8,7 @@ from http.client import HTTPConnection
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
-from steps import until
+from waiting import until
 
 from coupon_service.metrics import (
     Metrics,

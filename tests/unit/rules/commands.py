@@ -41,6 +41,25 @@ def user_call(user: str = "ann", request: str = "") -> Call:
     return replace(call(request, user, "business"), end_user=True)
 
 
+def recorded(command: Any, type_: EventType, **fields: Any) -> Event:
+    """The row of the ledger about what a command of call("r1") did to A for ann; `fields` say what
+    else it says, and what is otherwise.
+    """
+    usual: dict[str, Any] = {
+        "event_id": command.event_id,
+        "event_time": NOW,
+        "book_id": BOOK_ID,
+        "code": "A",
+        "user_id": "ann",
+        "caller": "shop",
+        "peer": "10.0.0.1:4711",
+        "user_agent": "curl",
+        "request_id": "r1",
+        "fingerprint": command.fingerprint,
+    }
+    return Event(type=type_, **usual | fields)
+
+
 def _id(code: str, event: EventType, by: Call) -> UUID:
     return event_id(bucket_of(code), event, by.caller, by.request_id, code)
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from datetime import timedelta
 
 import pytest
-from unit.rules.commands import assign, call, disable, redeem, revoke
+from unit.rules.commands import assign, call, disable, recorded, redeem, revoke
 from unit.rules.world import BOOK_ID, MINUTE, MOMENT, NOW, World, active, book
 
 from coupon_service.errors import (
@@ -28,7 +28,6 @@ from coupon_service.model import (
     BookStats,
     Code,
     CodeState,
-    Event,
     EventType,
     UserCounts,
 )
@@ -182,18 +181,9 @@ class TestEffects:
         assert world.state.users == {(BOOK_ID, "ann"): UserCounts(assignments=1)}
         assert world.stats == {BOOK_ID: BookStats(available=-1, assigned=1, assignments=1)}
         assert world.ledger == [done.event]
-        assert done.event == Event(
-            event_id=command.event_id,
-            type=EventType.ASSIGNED,
-            event_time=NOW,
-            book_id=BOOK_ID,
-            code="A",
-            user_id="ann",
-            caller="shop",
-            peer="10.0.0.1:4711",
-            user_agent="curl",
-            request_id="r1",
-            fingerprint=command.fingerprint,
+        assert done.event == recorded(
+            command,
+            EventType.ASSIGNED,
             state_before=CodeState.AVAILABLE,
             state_after=CodeState.ASSIGNED,
             user_code_redemptions=0,
@@ -250,18 +240,10 @@ class TestRevoke:
         assert world.state.users == {(BOOK_ID, "ann"): UserCounts()}
         assert world.stats == {BOOK_ID: BookStats()}
         assert world.ledger[-1] == done.event
-        assert done.event == Event(
-            event_id=command.event_id,
-            type=EventType.REVOKED,
-            event_time=NOW,
-            book_id=BOOK_ID,
-            code="A",
-            user_id="ann",
-            caller="shop",
-            peer="10.0.0.1:4711",
-            user_agent="curl",
+        assert done.event == recorded(
+            command,
+            EventType.REVOKED,
             request_id="r2",
-            fingerprint=command.fingerprint,
             state_before=CodeState.ASSIGNED,
             state_after=CodeState.AVAILABLE,
             user_code_redemptions=0,

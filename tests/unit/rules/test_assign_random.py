@@ -5,7 +5,7 @@ from __future__ import annotations
 from uuid import UUID
 
 import pytest
-from unit.rules.commands import assign, assign_random, call, disable, redeem
+from unit.rules.commands import assign, assign_random, call, disable, recorded, redeem
 from unit.rules.world import BOOK_ID, MINUTE, MOMENT, NOW, World, active, book
 
 from coupon_service.errors import (
@@ -24,7 +24,6 @@ from coupon_service.model import (
     CodeState,
     Command,
     Done,
-    Event,
     EventType,
     UserCounts,
 )
@@ -46,18 +45,10 @@ def test_the_user_gets_a_code_that_was_picked() -> None:
     assert world.state.users == {(BOOK_ID, "ann"): UserCounts(assignments=1)}
     assert world.stats == {BOOK_ID: BookStats(available=-1, assigned=1, assignments=1)}
     assert world.ledger == [done.event]
-    assert done.event == Event(
-        event_id=command.event_id,
-        type=EventType.ASSIGNED,
-        event_time=NOW,
-        book_id=BOOK_ID,
+    assert done.event == recorded(
+        command,
+        EventType.ASSIGNED,
         code="B",
-        user_id="ann",
-        caller="shop",
-        peer="10.0.0.1:4711",
-        user_agent="curl",
-        request_id="r1",
-        fingerprint=command.fingerprint,
         state_before=CodeState.AVAILABLE,
         state_after=CodeState.ASSIGNED,
         user_code_redemptions=0,

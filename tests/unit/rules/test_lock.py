@@ -6,7 +6,18 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from unit.rules.commands import call, disable, expire, extend, lock, redeem, rollback, token, unlock
+from unit.rules.commands import (
+    call,
+    disable,
+    expire,
+    extend,
+    lock,
+    recorded,
+    redeem,
+    rollback,
+    token,
+    unlock,
+)
 from unit.rules.world import BOOK_ID, MINUTE, MOMENT, NOW, PLACE, World, active, lockable
 
 from coupon_service.errors import (
@@ -60,18 +71,10 @@ class TestLock:
         command = lock(by=call("r1"), metadata='{"cart": 7}')
         done = world.does(command)
         assert world.ledger == [done.event]
-        assert done.event == Event(
+        assert done.event == recorded(
+            command,
+            EventType.LOCKED,
             event_id=command.lock_id,
-            type=EventType.LOCKED,
-            event_time=NOW,
-            book_id=BOOK_ID,
-            code="A",
-            user_id="ann",
-            caller="shop",
-            peer="10.0.0.1:4711",
-            user_agent="curl",
-            request_id="r1",
-            fingerprint=command.fingerprint,
             state_before=CodeState.AVAILABLE,
             state_after=CodeState.AVAILABLE,
             lock_id=command.lock_id,
@@ -212,18 +215,11 @@ class TestExtend:
         command = extend(locked, NOW + 2 * MINUTE, call("r2"))
         done = world.does(command)
         assert world.ledger == [locked, done.event]
-        assert done.event == Event(
-            event_id=command.event_id,
-            type=EventType.LOCK_EXTENDED,
+        assert done.event == recorded(
+            command,
+            EventType.LOCK_EXTENDED,
             event_time=world.now,
-            book_id=BOOK_ID,
-            code="A",
-            user_id="ann",
-            caller="shop",
-            peer="10.0.0.1:4711",
-            user_agent="curl",
             request_id="r2",
-            fingerprint=command.fingerprint,
             state_before=CodeState.AVAILABLE,
             state_after=CodeState.AVAILABLE,
             lock_id=locked.event_id,
@@ -271,18 +267,10 @@ class TestUnlock:
         command = unlock(locked, call("r2"))
         done = world.does(command)
         assert world.ledger == [locked, done.event]
-        assert done.event == Event(
-            event_id=command.event_id,
-            type=EventType.UNLOCKED,
-            event_time=NOW,
-            book_id=BOOK_ID,
-            code="A",
-            user_id="ann",
-            caller="shop",
-            peer="10.0.0.1:4711",
-            user_agent="curl",
+        assert done.event == recorded(
+            command,
+            EventType.UNLOCKED,
             request_id="r2",
-            fingerprint=command.fingerprint,
             state_before=CodeState.AVAILABLE,
             state_after=CodeState.AVAILABLE,
             lock_id=locked.event_id,

@@ -5,14 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from unit.rules.commands import assign, call, eur, redeem, revoke
-from unit.rules.world import BOOK_ID, NOW, World, book
+from unit.rules.commands import assign, call, eur, recorded, redeem, revoke
+from unit.rules.world import BOOK_ID, World, book
 
 from coupon_service.model import (
     AssignmentState,
     BookStats,
     CodeState,
-    Event,
     EventType,
     PercentOff,
     UserCounts,
@@ -32,19 +31,10 @@ class TestEffects:
         command = redeem(by=by, order="o1", amount=eur(1_999), metadata='{"till": 7}')
         done = world.does(command)
         assert world.ledger == [done.event]
-        assert done.event == Event(
-            event_id=command.event_id,
-            type=EventType.REDEEMED,
-            event_time=NOW,
-            book_id=BOOK_ID,
-            code="A",
-            user_id="ann",
+        assert done.event == recorded(
+            command,
+            EventType.REDEEMED,
             order_id="o1",
-            caller="shop",
-            peer="10.0.0.1:4711",
-            user_agent="curl",
-            request_id="r1",
-            fingerprint=command.fingerprint,
             state_before=CodeState.AVAILABLE,
             state_after=CodeState.AVAILABLE,
             order_amount_minor=1_999,

@@ -5,7 +5,17 @@ from __future__ import annotations
 from datetime import timedelta
 
 import pytest
-from unit.rules.commands import assign, call, disable, enable, eur, redeem, revoke, rollback
+from unit.rules.commands import (
+    assign,
+    call,
+    disable,
+    enable,
+    eur,
+    recorded,
+    redeem,
+    revoke,
+    rollback,
+)
 from unit.rules.world import BOOK_ID, NOW, World, book
 
 from coupon_service.errors import AlreadyRolledBack, CodeAlreadyRedeemed, RequestIdReused
@@ -19,7 +29,6 @@ from coupon_service.model import (
     Call,
     CodeState,
     Done,
-    Event,
     EventType,
     UserCounts,
 )
@@ -199,19 +208,13 @@ def test_the_ledger_says_what_was_undone() -> None:
     command = rollback(redeemed, call("r2", "desk"), metadata='{"why": "returned"}')
     done = world.does(command)
     assert world.ledger[-1] == done.event
-    assert done.event == Event(
-        event_id=command.event_id,
-        type=EventType.ROLLED_BACK,
+    assert done.event == recorded(
+        command,
+        EventType.ROLLED_BACK,
         event_time=world.now,
-        book_id=BOOK_ID,
-        code="A",
-        user_id="ann",
         order_id="o1",
         caller="desk",
-        peer="10.0.0.1:4711",
-        user_agent="curl",
         request_id="r2",
-        fingerprint=command.fingerprint,
         state_before=CodeState.ASSIGNED,
         state_after=CodeState.ASSIGNED,
         order_amount_minor=2_000,

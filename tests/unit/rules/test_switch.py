@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from unit.rules.commands import assign, call, disable, enable, lock, redeem
+from unit.rules.commands import assign, call, disable, enable, lock, recorded, redeem
 from unit.rules.world import BOOK_ID, NOW, World, active, book
 
 from coupon_service.errors import CodeAlreadyRedeemed, CodeDisabled, InvalidStateTransition
@@ -14,7 +14,6 @@ from coupon_service.model import (
     BookStats,
     Code,
     CodeState,
-    Event,
     EventType,
     LockPolicy,
     SwitchCode,
@@ -61,17 +60,11 @@ def test_the_ledger_says_who_did_it(
     command = make(by=call("r1", "admin"))
     done = world.does(command)
     assert world.ledger == [done.event]
-    assert done.event == Event(
-        event_id=command.event_id,
-        type=event,
-        event_time=NOW,
-        book_id=BOOK_ID,
-        code="A",
+    assert done.event == recorded(
+        command,
+        event,
+        user_id=None,
         caller="admin",
-        peer="10.0.0.1:4711",
-        user_agent="curl",
-        request_id="r1",
-        fingerprint=command.fingerprint,
         state_before=before,
         state_after=after,
     )

@@ -1,4 +1,4 @@
-"""Waiting for what was promised within a time."""
+"""Waiting until something holds."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ PATIENCE: Final = float(os.environ.get("COUPON_TEST_PATIENCE", "4"))
 """How many times longer than promised it may take: a machine that tests run on has others to serve.
 1 for one that has not."""
 
+WITHIN_S: Final = 15.0
 POLL_S: Final = 0.02
 
 
 def until(
-    what: str,
-    holds: Callable[[], object],
-    limit_s: float = 10.0,
-    why_not: Callable[[], str] = str,
+    holds: Callable[[], object], within_s: float = WITHIN_S, why_not: Callable[[], object] = str
 ) -> float:
-    """Waits for it, and says how long, in seconds. Fails after `limit_s`, times PATIENCE."""
+    """Waits until it holds, and says how long, in seconds. Fails after `within_s`, times PATIENCE,
+    with what `why_not` says.
+    """
     started_s = time.monotonic()
     while not holds():
         waited_s = time.monotonic() - started_s
-        assert waited_s < limit_s * PATIENCE, f"not within {waited_s:.1f} s: {what} {why_not()}"
+        assert waited_s < within_s * PATIENCE, f"not within {waited_s:.1f} s: {why_not()}"
         time.sleep(POLL_S)
     return time.monotonic() - started_s

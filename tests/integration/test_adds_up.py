@@ -1,0 +1,93 @@
+"""Each check of whether rows, counters and ledger add up can fail."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
+import pytest
+from adds_up import RULES, RULES_OF_TIME, SUMS, assert_adds_up
+from service import Api, ServerThread, books
+
+from coupon_service.model import EventType
+
+
+def again(order: str, event: EventType = EventType.REDEEMED, **changes: object) -> str:
+    """Repeats a row of the ledger, but for these changes."""
+    return f"""
+        INSERT INTO redemption_audit
+        SELECT (jsonb_populate_record(it, jsonb_build_object('event_id', gen_random_uuid())
+            || '{json.dumps(changes)}'::jsonb)).*
+        FROM redemption_audit AS it
+        WHERE book_id = %s AND type = {event:d} AND order_id = '{order}'
+    """
+
+
+BREAKS = {
+    "counts of codes": "UPDATE coupon_codes SET assignments = 7 WHERE book_id = %s",
+    "counts of users of codes": "DELETE FROM coupon_assignments WHERE book_id = %s",
+    "counts of users of books": "DELETE FROM coupon_user_counters WHERE book_id = %s",
+    "totals of books": "UPDATE coupon_book_totals SET redemptions = 0 WHERE book_id = %s",
+    "statistics": "UPDATE coupon_book_counters SET discount_minor = 7 WHERE book_id = %s",
+    "statistics of states": "UPDATE coupon_book_counters SET redeemed = 7 WHERE book_id = %s",
+    "a code's state follows from its counts": (
+        "UPDATE coupon_codes SET state = 1 WHERE book_id = %s"
+    ),
+    "no code is redeemed more often than it may be": (
+        "UPDATE coupon_codes SET redemption_limit = 9, redemptions = 9 WHERE book_id = %s"
+    ),
+    "no redemption was one too many": again("kept", code_redemptions=9),
+    "an order redeems a code once at a time": again("kept"),
+    "a request has one effect": again("kept"),
+    "what is rolled back was redeemed, and is rolled back once": (
+        again("undone", EventType.ROLLED_BACK)
+    ),
+    "a lock redeems once": again("kept"),
+    "no redemption has an older fence than one before it": (
+        again("kept", fence=0, event_time="2100-01-01T00:00:00Z")
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def book_id(api: Api) -> str:
+    """A book with something of everything that is counted."""
+    limits = books.BookLimits(
+        max_redemptions=5,
+        max_redemptions_per_code=2,
+        max_redemptions_per_user_per_code=2,
+        max_redemptions_per_user=5,
+    )
+    book = api.book(codes=1, limits=limits, lock_policy=books.LOCK_POLICY_OPTIONAL)
+    code = api.assign_random(book.book_id, "ann").assignment.code
+    api.redeem(code, "ann", order_id="kept", lock_token=api.lock(code, "ann").lock_token)
+    undone = api.redeem(code, "ann", order_id="undone").redemption
+    api.rollback(undone.redemption_id)
+    return book.book_id
+
+
+@pytest.fixture
+def connection(server: ServerThread) -> Iterator[psycopg.Connection[Any]]:
+    """A connection whose changes nobody sees."""
+    url = server.settings.database_url
+    assert url is not None
+    with psycopg.connect(url.get_secret_value()) as opened:
+        yield opened
+        opened.rollback()
+
+
+def test_what_nobody_has_meddled_with_adds_up(
+    connection: psycopg.Connection[Any], book_id: str
+) -> None:
+    assert_adds_up(connection, [book_id])
+
+
+@pytest.mark.parametrize("check", [*SUMS, *RULES, *RULES_OF_TIME])
+def test_what_does_not_add_up_is_told(
+    connection: psycopg.Connection[Any], book_id: str, check: str
+) -> None:
+    assert connection.execute(BREAKS[check].encode(), [book_id]).rowcount
+    with pytest.raises(AssertionError, match=f"not so: {check}: "):
+        assert_adds_up(connection, [book_id])

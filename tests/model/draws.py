@@ -1,0 +1,118 @@
+"""What the arguments of random programs are drawn from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+import hypothesis.strategies as st
+from model.told import USES, Message
+
+SEEDS = st.integers(0, 2**64 - 1)
+
+Draw = Callable[[Random], Any]
+"""Makes an argument of a step."""
+
+
+def any_of(values: Sequence[Any]) -> Draw:
+    """One of the values, each as likely."""
+    return lambda random: random.choice(values)
+
+
+def all_of(draws: Mapping[str, Draw]) -> Draw:
+    """A value for each name."""
+    return lambda random: {name: draw(random) for name, draw in draws.items()}
+
+
+def some_of(draw: Draw, least: int, most: int) -> Draw:
+    """A few values."""
+    return lambda random: [draw(random) for _ in range(random.randint(least, most))]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A kind of step: the method that makes it, how frequent it is, and what it is given."""
+
+    name: str
+    weight: int
+    arguments: Draw
+
+
+def step(weight: int, **draws: Draw) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Makes a method a step of programs, as frequent as its weight says."""
+
+    def marked(method: Callable[..., None]) -> Callable[..., None]:
+        vars(method)["step"] = Step(method.__name__, weight, all_of(draws))
+        return method
+
+    return marked
+
+
+PER_MILLE = any_of(range(1_000))
+"""Chooses one of what there is by then."""
+REQUEST_IDS = any_of(["new", "new", "new", "", "r1", "r2"])
+USERS = any_of(["ann", "bob", "cyd"])
+ORDERS = any_of(["", "", "order-1", "order-2"])
+METADATA = any_of([{}, {}, {"shop": "x"}])
+TTLS = any_of([0, 0, 1_000, 60_000, 60_000, 3_600_000])
+WAITS = any_of([1, 1, 900, 900, 1_000, 4_000, 61_000, 300_000])
+EUROS = [(amount, "EUR") for amount in (1, 999, 1_000, 1_001, 5_000, 12_345, 99_999)]
+AMOUNTS = any_of([(0, ""), (5_000, "USD"), *EUROS, *EUROS])
+DISCOUNTS = any_of(
+    [
+        {"percent_off": {"basis_points": 1_500}},
+        {"percent_off": {"basis_points": 3_333, "max_discount_minor": 500}},
+        {"amount_off": {"amount_minor": 1_500}},
+        {"benefit": {"description": "a gift"}},
+    ]
+)
+LIMITS = all_of(
+    {
+        "max_redemptions": any_of([0, 0, 0, 0, 4]),
+        USES: any_of([1, 2, 2, 3, 3, 0]),
+        "max_redemptions_per_user_per_code": any_of([0, 0, 0, 1, 2]),
+        "max_redemptions_per_user": any_of([0, 0, 0, 3]),
+        "max_assignments_per_user": any_of([0, 0, 0, 1, 2]),
+    }
+)
+FIELDS = {
+    "discount": DISCOUNTS,
+    "min_order_amount_minor": any_of([0, 0, 0, 1_000]),
+    "limits": LIMITS,
+    "assignment_policy": any_of(["BEARER"] * 3 + ["REQUIRED"]),
+    "lock_policy": any_of(["OPTIONAL"] * 4 + ["REQUIRED", "OFF"]),
+    "default_lock_ttl": any_of([0, 5_000]),
+    "max_lock_ttl": any_of([0, 20_000]),
+    "start_time": any_of([0] * 16 + [2_000]),
+    "end_time": any_of([0] * 12 + [300_000, 1_200_000]),
+    "assigned_code_validity": any_of([0, 0, 60_000]),
+}
+BOOKS = all_of(FIELDS)
+
+
+def CHANGES(random: Random) -> Message:  # noqa: N802 - one of the draws
+    """Another value of one field."""
+    name = random.choice(list(FIELDS))
+    return {name: FIELDS[name](random)}
+
+
+ITEM = {
+    "which": PER_MILLE,
+    "name": USERS,
+    "order_id": ORDERS,
+    "money": AMOUNTS,
+    "kind": any_of(range(12)),
+    "request_id": REQUEST_IDS,
+}
+ITEMS = all_of(ITEM)
+TIMES = ("start_time", "end_time")
+DURATIONS = ("default_lock_ttl", "max_lock_ttl", "assigned_code_validity")
+
+
+def steps_of(program: type) -> list[Step]:
+    """The steps of a class of programs, those of its bases first."""
+    members = [it for kind in reversed(program.__mro__) for it in vars(kind).values()]
+    marks = (getattr(it, "step", None) for it in members)
+    return [it for it in marks if isinstance(it, Step)]

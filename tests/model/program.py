@@ -1,0 +1,160 @@
+"""What random programs are made of: the same call to the server and to the plain model."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from random import Random
+from typing import Any, ClassVar
+from uuid import UUID, uuid4
+
+import psycopg
+from hypothesis.stateful import RuleBasedStateMachine, rule
+from model.clock import Clock
+from model.compare import answered, clean, expected
+from model.draws import SEEDS, steps_of
+from model.plain import World
+from model.told import Item, Message, Token
+from service import Api, ServerThread
+
+
+class Program(RuleBasedStateMachine):
+    """A server, the plain model of it, and what their calls are made of."""
+
+    server: ClassVar[ServerThread]
+    api: ClassVar[Api]
+    clock: ClassVar[Clock]
+    database: ClassVar[psycopg.Connection[Any]]
+    numbers = itertools.count(1)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps = steps_of(type(self))
+        self.seed = 0
+        self.own = uuid4().hex[:12]
+        self.clock.begin()
+        settings = self.server.settings
+        self.world = World(
+            now=self.clock.now_ms,
+            grace=settings.lock_grace_ms,
+            ttl_default=settings.lock_ttl_default_ms,
+            ttl_max=settings.lock_ttl_max_ms,
+            extensions_max=settings.lock_extensions_max,
+            locks_per_user_max=settings.locks_per_user_max,
+        )
+        self.began = self.world.now
+        self.book_ids: list[str] = []
+        self.rows: list[str] = [f"{self.own}N{n}".upper() for n in range(5)]
+        self.history: list[Callable[[], None]] = []
+        self.log: list[str] = []
+        self.sound = True
+
+    # --- what rules are made of -----------------------------------------------------------------
+
+    def call(self, rpc: Callable[[Any], Any], request: Any, model: Callable[[Any], Any]) -> Any:
+        """Makes a call; the server and the model have to agree. It can be repeated later."""
+        self.history.append(lambda: self.both(rpc, request, model))
+        return self.both(rpc, request, model)
+
+    def both(self, rpc: Callable[[Any], Any], request: Any, model: Callable[[Any], Any]) -> Any:
+        """Asks the server and the model."""
+        self.clock.advance(1)
+        self.world.now = self.clock.now_ms
+        self.sound = False
+        actual = clean(answered(lambda: rpc(request)))
+        wanted = clean(expected(lambda: model(actual)))
+        program = "\n".join(self.log)
+        assert actual == wanted, (
+            f"\n{program}\n{request}\nis answered\n{actual}\nand should be\n{wanted}"
+        )
+        self.sound = True
+        return actual
+
+    def look(self, rpc: Callable[[Any], Any], request: Any, model: Callable[[], Any]) -> None:
+        """The same for what changes nothing."""
+        self.both(rpc, request, lambda _: model())
+
+    def fresh(self, request_id: str) -> str:
+        """A request_id that was not used before, where one is asked for."""
+        return f"n{next(self.numbers)}" if request_id == "new" else request_id
+
+    def user(self, name: str) -> str:
+        """A user of this program."""
+        return f"{name}-{self.own}"
+
+    def book(self, which: int) -> str:
+        """A book of this program, or now and then none."""
+        return self.book_ids[which % len(self.book_ids)] if which < 980 else str(UUID(int=which))
+
+    def state_of(self, which: int) -> str:
+        """The state of a book."""
+        return self.world.books.get(self.book(which), {}).get("state", "")
+
+    def etag(self, which: int, kind: int) -> str:
+        """An etag to give: none, the right one, or another."""
+        version = self.world.books.get(self.book(which), {}).get("etag", 0)
+        return f"v{version + kind - 4}" if kind > 3 else ""
+
+    def code(self, which: int) -> str:
+        """A code of this program, or a name that is none."""
+        known = list(self.world.codes)
+        if not known or which >= 980:
+            return self.rows[which % 5]
+        return known[min(which % len(known), which // 31 % len(known))]  # some more than others
+
+    def typed(self, code: str, which: int) -> str:
+        """A code as a person types it."""
+        return [code, code, code.lower(), f" {code[:4]}-{code[4:]}"][which % 4]
+
+    def within(self, code: str, which: int) -> str:
+        """A book to name beside a code: none, its own, or another."""
+        own = self.world.codes[code].book_id if code in self.world.codes else self.book_ids[0]
+        return ["", "", "", own, own, self.book(which)][which % 6]
+
+    def token(self, code: str, user: str, which: int) -> tuple[Token | None, str]:
+        """A lock token: none, mostly one that fits, any, or something else."""
+        known = [(token, it.value) for token, it in self.world.tokens.items()]
+        locks = self.world.locks
+        fits = [it for it in known if locks[it[0].lock].message["code"] == code]
+        fits = [it for it in fits if user in ("", locks[it[0].lock].message["user_id"])]
+        if which < 3 or not known or (which < 9 and not fits):
+            return None, ""
+        if which == 11:
+            return Token(-1), known[0][1][:-2] + "xx"
+        return fits[-1] if fits and which < 10 else known[which % len(known)]
+
+    def token_of_any(self, which: int, code: int) -> tuple[Token | None, str]:
+        """One of the newest tokens, or something else."""
+        known = [(token, it.value) for token, it in self.world.tokens.items()][-4:]
+        if which < 3 or which == 11 or not known:
+            return self.token(self.code(code), "", which)
+        return known[code % len(known)]
+
+    def item(self, drawn: Message) -> tuple[Item, dict[str, Any]]:
+        """What is to be redeemed, for the model and for the server."""
+        which, order_id, (amount, currency) = drawn["which"], drawn["order_id"], drawn["money"]
+        code, user = self.code(which), self.user(drawn["name"])
+        token, text = self.token(code, user, drawn["kind"])
+        money = {"amount_minor": amount, "currency_code": currency} if amount else None
+        book_id = self.within(code, which)
+        item = Item(
+            code=code,
+            user=user,
+            book_id=book_id,
+            order_id=order_id,
+            amount=money,
+            token=token,
+            request_id=self.fresh(drawn["request_id"]),
+        )
+        fields = {"code": self.typed(code, which), "user_id": user, "book_id": book_id}
+        fields |= {"order_id": order_id, "order_amount": money, "lock_token": text}
+        return item, fields
+
+    @rule(seed=SEEDS)
+    def one_step(self, seed: int) -> None:
+        """Whatever the seed says; the favourites of Hypothesis say something else each time."""
+        random = Random(f"{self.seed} {seed}")
+        (chosen,) = random.choices(self.steps, [it.weight for it in self.steps])
+        arguments = chosen.arguments(random)
+        self.log.append(f"{chosen.name}({arguments})")
+        getattr(self, chosen.name)(**arguments)

@@ -1,0 +1,171 @@
+"""Steps of random programs: locks, redemptions, and the time that passes."""
+
+# pyright: reportPrivateUsage=false
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+from unittest import mock
+from uuid import UUID
+
+from model.compare import refusal
+from model.draws import (
+    ITEMS,
+    METADATA,
+    PER_MILLE,
+    REQUEST_IDS,
+    TIMES,
+    TTLS,
+    USERS,
+    WAITS,
+    any_of,
+    some_of,
+    step,
+)
+from model.issuing import Issuing
+from model.told import Message
+from service import redemptions, struct
+
+
+class Using(Issuing):
+    """Programs that lock and redeem what they have given out."""
+
+    # --- locks ----------------------------------------------------------------------------------
+
+    @step(14, which=PER_MILLE, name=USERS, ttl=TTLS, metadata=METADATA, request_id=REQUEST_IDS)
+    def lock(self, which: int, name: str, ttl: int, metadata: Message, request_id: str) -> None:
+        code, user, request_id = self.code(which), self.user(name), self.fresh(request_id)
+        book_id = self.within(code, which)
+        request = redemptions.LockCodeRequest(
+            code=self.typed(code, which),
+            book_id=book_id,
+            user_id=user,
+            metadata=struct(**metadata),
+            request_id=request_id,
+        )
+        if ttl:
+            request.ttl.FromMilliseconds(ttl)
+        self.call(
+            self.api.redemptions.LockCode,
+            request,
+            lambda _: self.world.lock(code, book_id, user, ttl, metadata, request_id),
+        )
+
+    @step(5, which=any_of(range(3, 12)), code=PER_MILLE, ttl=TTLS, request_id=REQUEST_IDS)
+    def extend(self, which: int, code: int, ttl: int, request_id: str) -> None:
+        token, text = self.token_of_any(which, code)
+        if token is None:
+            return
+        request_id = self.fresh(request_id)
+        request = redemptions.ExtendLockRequest(lock_token=text, request_id=request_id)
+        if ttl:
+            request.ttl.FromMilliseconds(ttl)
+        self.call(
+            self.api.redemptions.ExtendLock,
+            request,
+            lambda _: self.world.extend(token, ttl, request_id),
+        )
+
+    @step(4, which=any_of(range(1, 12)), code=PER_MILLE, request_id=REQUEST_IDS)
+    def unlock(self, which: int, code: int, request_id: str) -> None:
+        request_id, locks = self.fresh(request_id), self.world.locks
+        request = redemptions.UnlockCodeRequest(request_id=request_id)
+        token, text = self.token_of_any(which, code)
+        if token is None:
+            number = code % len(locks) if locks and code < 980 else -1
+            request.lock_id = (
+                str(UUID(int=code)) if number < 0 else locks[number].message["lock_id"].value
+            )
+            reason = "LOCK_NOT_FOUND"
+        else:
+            request.lock_token, number, reason = text, token.lock, "LOCK_TOKEN_MISMATCH"
+        self.call(
+            self.api.redemptions.UnlockCode,
+            request,
+            lambda _: self.world.unlock(number, request_id, reason),
+        )
+
+    @step(8, by=WAITS, edge=any_of(range(-1, 6)), which=PER_MILLE)
+    def wait(self, by: int, edge: int, which: int) -> None:
+        """Lets time pass: so long, or until just before, at or after something ends."""
+        world = self.world
+        ends = [it.message["expire_time"] for it in world.locks]
+        ends += [end + world.grace for end in ends]
+        ends += [book[name] for book in world.books.values() for name in TIMES]
+        ends += [link.given.get("expire_time", 0) for link in world.links.values()]
+        ahead = sorted(it for it in ends if it > world.now + 2)
+        if ahead and edge <= 2:
+            # The next call comes a millisecond later.
+            by = ahead[which % min(3, len(ahead))] - world.now - 1 + min(edge, 1)
+        self.clock.advance(by)
+        world.now = self.clock.now_ms
+
+    @step(2)
+    def sweep(self) -> None:
+        sweeper = self.server.server._sweeper
+        with mock.patch.object(sweeper._reads, "my_turn", return_value=True):
+            self.server.run(sweeper.sweep())
+        for book_id in self.book_ids:
+            self.world.sweep(book_id)
+
+    # --- redemptions ----------------------------------------------------------------------------
+
+    @step(16, drawn=ITEMS, metadata=METADATA)
+    def redeem(self, drawn: Message, metadata: Message) -> None:
+        item, fields = self.item(drawn)
+        if metadata:
+            item = replace(item, metadata=metadata)
+            fields["metadata"] = struct(**metadata)
+        request = redemptions.RedeemCodeRequest(**fields, request_id=item.request_id)
+
+        def redeemed(_: Any) -> Any:
+            (answer,) = self.world.redeem([item])
+            return refusal(answer["error"]) if "error" in answer else answer
+
+        self.call(self.api.redemptions.RedeemCode, request, redeemed)
+
+    @step(
+        12,
+        drawn=some_of(ITEMS, 1, 4),
+        mode=any_of(["BEST_EFFORT", "ALL_OR_NOTHING"]),
+        request_id=REQUEST_IDS,
+    )
+    def redeem_many(self, drawn: list[Message], mode: str, request_id: str) -> None:
+        made = [self.item({**it, "request_id": it["request_id"] or "new"}) for it in drawn]
+        if len({(it.code, it.request_id) for it, _ in made}) < len(made):
+            return
+        request = redemptions.BatchRedeemCodesRequest(
+            items=[
+                redemptions.RedeemItem(**fields, request_id=it.request_id) for it, fields in made
+            ],
+            mode=getattr(redemptions, f"BATCH_MODE_{mode}"),
+            request_id=self.fresh(request_id),
+        )
+
+        def redeemed(_: Any) -> Any:
+            items = [it for it, _ in made]
+            results = self.world.redeem(items, atomic=mode == "ALL_OR_NOTHING")
+            done = sum("redemption" in it for it in results)
+            return {"results": results, "redeemed_count": done}
+
+        self.call(self.api.redemptions.BatchRedeemCodes, request, redeemed)
+
+    @step(8, which=PER_MILLE, metadata=METADATA, request_id=REQUEST_IDS)
+    def roll_back(self, which: int, metadata: Message, request_id: str) -> None:
+        if not self.world.redemptions:
+            return
+        known = [it for it in self.world.redemptions if it["state"] == "SUCCEEDED"]
+        known = known if known and which % 4 else self.world.redemptions
+        which_id = str(UUID(int=which))
+        if which < 980:
+            which_id = known[which % len(known)]["redemption_id"].value
+        request_id = self.fresh(request_id)
+        request = redemptions.RollbackRedemptionRequest(
+            redemption_id=which_id, metadata=struct(**metadata), request_id=request_id
+        )
+        self.call(
+            self.api.redemptions.RollbackRedemption,
+            request,
+            lambda _: self.world.rollback(which_id, metadata, request_id),
+        )
