@@ -8,6 +8,7 @@ timeouts. Who has been refused is remembered until the window ends, and costs Re
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -196,6 +197,15 @@ def network_of(peer: str) -> str:
     return str(address)
 
 
+@dataclass(slots=True)
+class _Hits:
+    """What is added to a window, and the count after that."""
+
+    expiry_s: int
+    total: asyncio.Future[int]
+    amount: int = 0
+
+
 class Windows:
     """Counts in Redis. A window begins with the first hit and ends after the time of its limit."""
 
@@ -206,21 +216,55 @@ class Windows:
         sources = {self._sha: script.decode()}
         self._redis = Pipelines(connect(url, timeout_ms), sources, timeout_ms)
 
+        self._next: dict[str, _Hits] = {}
+        self._asking: asyncio.Task[None] | None = None
+
     async def close(self) -> None:
         """Waits for what is on its way and closes the connection."""
+        if self._asking is not None:
+            await self._asking
         await self._redis.close()
 
     async def hit(self, windows: Sequence[tuple[RateLimitItem, str, int]]) -> list[int]:
         """Adds to each window, a limit with a key and how much; the counts after that.
 
-        Raises LocksUnavailable: Redis did not answer in time. It may have counted.
+        What several callers add to a window at the same time goes to Redis as one number, and each
+        has the count that it would have had alone. Raises LocksUnavailable: Redis did not answer in
+        time. It may have counted.
         """
-        return await self._redis.run(
-            *(
-                ("EVALSHA", self._sha, 1, f"coupon:{key}", item.get_expiry(), amount)
-                for item, key, amount in windows
-            )
-        )
+        joined = [self._join(*window) for window in windows]
+        if self._asking is None:
+            self._asking = asyncio.ensure_future(self._ask())
+        # Shielded: who stops waiting does not take the answer from those who asked with it.
+        return [before + await asyncio.shield(hits.total) - hits.amount for hits, before in joined]
+
+    def _join(self, item: RateLimitItem, key: str, amount: int) -> tuple[_Hits, int]:
+        hits = self._next.get(key)
+        if hits is None:
+            total = asyncio.get_running_loop().create_future()
+            hits = self._next[key] = _Hits(item.get_expiry(), total)
+        hits.amount += amount
+        return hits, hits.amount
+
+    async def _ask(self) -> None:
+        try:
+            while self._next:
+                hits, self._next = self._next, {}
+                commands = [
+                    ("EVALSHA", self._sha, 1, f"coupon:{key}", it.expiry_s, it.amount)
+                    for key, it in hits.items()
+                ]
+                try:
+                    totals = await self._redis.run(*commands)
+                except LocksUnavailable as error:
+                    for it in hits.values():
+                        it.total.set_exception(error)
+                        it.total.exception()  # seen, also when its callers have gone
+                else:
+                    for it, total in zip(hits.values(), totals, strict=True):
+                        it.total.set_result(total)
+        finally:
+            self._asking = None
 
     async def left_ms(self, keys: Sequence[str]) -> int:
         """How long until the last of these windows ends. Raises LocksUnavailable."""

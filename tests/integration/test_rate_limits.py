@@ -81,6 +81,23 @@ async def test_calls_at_the_same_time_are_counted_exactly(one: Worker) -> None:
     assert sum(passed) == 3
 
 
+async def test_a_caller_who_gives_up_leaves_the_others_who_asked_with_it_their_answers(
+    one: Worker,
+) -> None:
+    limiter = one.limiter(USERS)
+    calls = [asyncio.ensure_future(limiter.admit(REDEEM, end_user("ann"))) for _ in range(5)]
+    await asyncio.sleep(0)
+    calls[1].cancel()
+    answers = await asyncio.gather(*calls, return_exceptions=True)
+    assert [type(it) for it in answers] == [
+        type(None),
+        asyncio.CancelledError,
+        type(None),
+        RateLimited,
+        RateLimited,
+    ]
+
+
 async def test_workers_count_together(redis_url: str) -> None:
     async with worker(redis_url) as one, worker(redis_url) as two:
         assert await admitted(one.limiter(USERS), end_user("ann"), REDEEM, REDEEM) == 2
