@@ -6,14 +6,12 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
 import subprocess
-import sys
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
-from contextlib import AbstractContextManager, closing, contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -26,25 +24,21 @@ import pytest
 from fuzz.inputs import HOSTILE_TEXTS, Inputs
 from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message_factory import GetMessageClass
+from processes import environment_of, serving
 from proof import times
-from service import Api, assignments, audit, books, codes, redemptions
+from service import Api, books, codes
 from waiting import until
 
+from coupon_service.cli.call import methods
 from coupon_service.errors import LocksUnavailable
 from coupon_service.leases import Leases
-from coupon_service.supervisor import reserve_port
 
 MESSAGES = times(2_500, 100_000)
 FRAMES = times(150, 5_000)
 LUA_CALLS = times(400, 10_000)
 IN_FLIGHT = 40
 GROWTH_MAX_BYTES = 64 << 20
-METHODS: list[MethodDescriptor] = [
-    method
-    for module in (books, codes, assignments, redemptions, audit)
-    for service in module.DESCRIPTOR.services_by_name.values()
-    for method in service.methods
-]
+METHODS = [it for it in methods() if it.containing_service.name != "Health"]
 STREAMS = {"ImportCodes", "GenerateCodes", "ExportCodes", "WatchAuditEvents"}
 UNEXPECTED = {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.DATA_LOSS}
 
@@ -89,39 +83,15 @@ def service(
 ) -> Iterator[Service]:
     """One that has a book, a code, a lock and pages to ask for."""
     folder = tmp_path_factory.mktemp("fuzz")
-    with reserve_port("127.0.0.1", 0) as grpc_port, reserve_port("127.0.0.1", 0) as metrics_port:
-        port, metrics = grpc_port.getsockname()[1], metrics_port.getsockname()[1]
-    with new_database() as database_url, (folder / "log").open("wb") as log:
-        environment = {
-            "COUPON_DATABASE_URL": database_url,
-            "COUPON_REDIS_URL": redis_server_url,
-            "COUPON_LOCK_TOKEN_SECRET": "only the tests sign with this one",
-            "COUPON_WORKERS": "1",
-            "COUPON_DRAIN_GRACE_MS": "0",
-            "COUPON_PORT": str(port),
-            "COUPON_METRICS_PORT": str(metrics),
-            "COUPON_LOG_FORMAT": "json",
-        }
-        with _serving(environment, folder, log) as process:
-            waiting = Service(process, port, folder / "log", {})
-            waiting.answers()
-            with closing(Api(waiting.address)) as api:
-                yield Service(process, port, folder / "log", _known(api))
-
-
-@contextmanager
-def _serving(
-    environment: dict[str, str], folder: Path, log: Any
-) -> Generator[subprocess.Popen[bytes]]:
-    command = [sys.executable, "-m", "coupon_service", "serve"]
-    process = subprocess.Popen(
-        command, env={**os.environ, **environment}, cwd=folder, stdout=log, stderr=log
-    )
-    try:
-        yield process
-    finally:
-        process.terminate()
-        process.wait(60)
+    with new_database() as database_url:
+        environment = environment_of(database_url, redis_server_url)
+        environment |= {"COUPON_WORKERS": "1", "COUPON_LOG_FORMAT": "json"}
+        port = int(environment["COUPON_PORT"])
+        with (
+            serving(environment, folder) as process,
+            closing(Api(f"127.0.0.1:{port}")) as api,
+        ):
+            yield Service(process, port, folder / "log", _known(api))
 
 
 def _known(api: Api) -> dict[str, str]:

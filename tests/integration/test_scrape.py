@@ -8,23 +8,19 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
-from collections.abc import Callable, Generator, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
-from urllib.error import URLError
-from urllib.request import urlopen
 
 import pytest
+from processes import environment_of, fetch, serving
 from prometheus_client.parser import text_string_to_metric_families
 from readme import ALERTS, ROOT, alerts, metrics
 from service import Api, books, euros, new_codes, refused, unique
 from steps import batch, item
 from waiting import until
-
-from coupon_service.supervisor import reserve_port
 
 DASHBOARD = ROOT / "deploy" / "grafana" / "coupon-service.json"
 PROMTOOL = shutil.which("promtool")
@@ -37,26 +33,22 @@ needs_promtool = pytest.mark.skipif(
 
 Labels = dict[str, str]
 
-START_S = 60
-"""Longer than workers take to start."""
-
 
 @dataclass(frozen=True)
 class Service:
     """A service with two workers and a folder of its own."""
 
-    process: subprocess.Popen[bytes]
-    address: str
-    metrics_port: int
+    environment: dict[str, str]
     folder: Path
+
+    @property
+    def address(self) -> str:
+        """Where it listens."""
+        return f"127.0.0.1:{self.environment['COUPON_PORT']}"
 
     def scrape(self) -> str:
         """The text of /metrics; empty while there is nothing to answer."""
-        try:
-            with urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=5) as answer:
-                return answer.read().decode()
-        except (URLError, OSError):
-            return ""
+        return fetch(self.environment, "metrics")
 
     def samples(self, name: str) -> list[tuple[Labels, float]]:
         """The samples of a name."""
@@ -81,36 +73,6 @@ class Service:
         return [int(pid) for pid in re.findall(r"gauge_livesum_(\d+)\.db", self.files())]
 
 
-@contextmanager
-def serving(database_url: str, redis_url: str, folder: Path) -> Generator[Service]:
-    """A service whose workers are ready."""
-    with reserve_port("127.0.0.1", 0) as grpc_port, reserve_port("127.0.0.1", 0) as metrics_port:
-        ports = grpc_port.getsockname()[1], metrics_port.getsockname()[1]
-    environment = {
-        **os.environ,
-        "TMPDIR": str(folder),
-        "COUPON_DATABASE_URL": database_url,
-        "COUPON_REDIS_URL": redis_url,
-        "COUPON_LOCK_TOKEN_SECRET": "only the tests sign with this one",
-        "COUPON_REDIS_TIMEOUT_MS": "1000",
-        "COUPON_STOCK_INTERVAL_MS": "200",
-        "COUPON_WORKERS": "2",
-        "COUPON_DRAIN_GRACE_MS": "0",
-        "COUPON_PORT": str(ports[0]),
-        "COUPON_METRICS_PORT": str(ports[1]),
-    }
-    command = [sys.executable, "-m", "coupon_service", "serve"]
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(command, env=environment, cwd=folder, stdout=log, stderr=log)
-        service = Service(process, f"127.0.0.1:{ports[0]}", ports[1], folder)
-        try:
-            until(lambda: service.total("coupon_workers", state="ready") == 2, START_S)
-            yield service
-        finally:
-            process.terminate()
-            process.wait(START_S)
-
-
 @pytest.fixture(scope="module")
 def service(
     new_database: Callable[[], AbstractContextManager[str]],
@@ -119,12 +81,20 @@ def service(
 ) -> Iterator[Service]:
     """One that has been used: books, locks, redemptions, refusals, repeats."""
     folder = tmp_path_factory.mktemp("service")
-    with new_database() as database_url, serving(database_url, redis_server_url, folder) as it:
-        client = Api(it.address)
-        use(client)
-        client.close()
-        until(lambda: it.total("coupon_book_low_threshold") > 0)
-        yield it
+    with new_database() as database_url:
+        environment = {
+            **environment_of(database_url, redis_server_url),
+            "TMPDIR": str(folder),
+            "COUPON_REDIS_TIMEOUT_MS": "1000",
+            "COUPON_STOCK_INTERVAL_MS": "200",
+        }
+        it = Service(environment, folder)
+        with serving(environment, folder):
+            client = Api(it.address)
+            use(client)
+            client.close()
+            until(lambda: it.total("coupon_book_low_threshold") > 0)
+            yield it
 
 
 def use(api: Api) -> None:
@@ -213,7 +183,7 @@ def test_workers_that_die_leave_their_counts_and_nothing_else(service: Service) 
     for pid in old:
         os.kill(pid, signal.SIGKILL)
     until(lambda: service.total("coupon_worker_restarts_total") == 2)
-    until(lambda: service.total("coupon_workers", state="ready") == 2, START_S)
+    until(lambda: service.total("coupon_workers", state="ready") == 2)
     assert service.total("coupon_rpcs_total") == before
     assert service.total("coupon_batch_size_commands_count") > 0
     assert not any(str(pid) in service.files() for pid in old)
