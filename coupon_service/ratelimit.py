@@ -11,12 +11,12 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
 from time import monotonic
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeAlias
 from urllib.parse import quote, unquote
 
 from limits import RateLimitItem, parse_many
@@ -197,13 +197,31 @@ def network_of(peer: str) -> str:
     return str(address)
 
 
+Window: TypeAlias = tuple[RateLimitItem, str, int]
+"""A limit, the key that it is counted under, and how much is added."""
+
+
 @dataclass(slots=True)
 class _Hits:
-    """What is added to a window, and the count after that."""
+    """What is added to a window, and who wants to know the count after their part of it."""
 
     expiry_s: int
-    total: asyncio.Future[int]
     amount: int = 0
+    waiting: list[tuple[asyncio.Future[int], int]] = field(
+        default_factory=list[tuple["asyncio.Future[int]", int]]
+    )
+
+    def tell(self, total: int) -> None:
+        """The count after all of it."""
+        for count, amount in self.waiting:
+            if not count.done():
+                count.set_result(total - self.amount + amount)
+
+    def fail(self, error: LocksUnavailable) -> None:
+        """It is not known."""
+        for count, _ in self.waiting:
+            if not count.done():
+                count.set_exception(error)
 
 
 class Windows:
@@ -225,26 +243,30 @@ class Windows:
             await self._asking
         await self._redis.close()
 
-    async def hit(self, windows: Sequence[tuple[RateLimitItem, str, int]]) -> list[int]:
+    async def hit(self, windows: Sequence[Window]) -> list[int]:
         """Adds to each window, a limit with a key and how much; the counts after that.
 
         What several callers add to a window at the same time goes to Redis as one number, and each
         has the count that it would have had alone. Raises LocksUnavailable: Redis did not answer in
         time. It may have counted.
         """
-        joined = [self._join(*window) for window in windows]
+        counts = [self._join(*window) for window in windows]
         if self._asking is None:
             self._asking = asyncio.ensure_future(self._ask())
-        # Shielded: who stops waiting does not take the answer from those who asked with it.
-        return [before + await asyncio.shield(hits.total) - hits.amount for hits, before in joined]
+        try:
+            return [await count for count in counts]
+        finally:
+            for count in counts:
+                count.cancel()  # nobody asks for those after one that failed
 
-    def _join(self, item: RateLimitItem, key: str, amount: int) -> tuple[_Hits, int]:
+    def _join(self, item: RateLimitItem, key: str, amount: int) -> asyncio.Future[int]:
         hits = self._next.get(key)
         if hits is None:
-            total = asyncio.get_running_loop().create_future()
-            hits = self._next[key] = _Hits(item.get_expiry(), total)
+            hits = self._next[key] = _Hits(item.get_expiry())
         hits.amount += amount
-        return hits, hits.amount
+        count: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        hits.waiting.append((count, hits.amount))
+        return count
 
     async def _ask(self) -> None:
         try:
@@ -258,11 +280,10 @@ class Windows:
                     totals = await self._redis.run(*commands)
                 except LocksUnavailable as error:
                     for it in hits.values():
-                        it.total.set_exception(error)
-                        it.total.exception()  # seen, also when its callers have gone
+                        it.fail(error)
                 else:
                     for it, total in zip(hits.values(), totals, strict=True):
-                        it.total.set_result(total)
+                        it.tell(total)
         finally:
             self._asking = None
 
@@ -307,22 +328,35 @@ class RateLimiter:
         self._windows = windows
         self._observer = observer
         self._refused = Refused()
+        self._known: dict[tuple[object, ...], tuple[str, Sequence[Window]]] = {}
         self._paused_until_s = 0.0
 
     def limits(self, caller: Caller) -> bool:
         """Whether the calls of this caller are to be counted."""
         return bool(self._limits.of(caller))
 
+    def _windows_of(self, cls: MethodClass, caller: Caller) -> tuple[str, Sequence[Window]]:
+        """Under which name the calls of this class are counted, and in which windows."""
+        who = (cls, caller.caller, caller.business_id, caller.end_user, caller.peer)
+        known = self._known.get(who)
+        if known is None:
+            name = f"{cls}/{self._limits.identity(caller)}"
+            items = self._limits.of(caller)
+            known = name, [(item, item.key_for("calls", name), 1) for item in items]
+            if len(self._known) >= REMEMBERED_MAX:
+                self._known.clear()
+            self._known[who] = known
+        return known
+
     async def admit(self, method: str, caller: Caller) -> None:
         """Counts a call of `method`, "Service/Method". Raises RateLimited when it is too many."""
         cls = CLASS_OF.get(method.rpartition("/")[2], MethodClass.CHANGES)
-        name = f"{cls}/{self._limits.identity(caller)}"
+        name, windows = self._windows_of(cls, caller)
         if left_ms := self._refused.left_ms(name):
             raise _refusal(cls, left_ms)
         if monotonic() < self._paused_until_s:
             self._observer.rate_limit_unchecked()
             return
-        windows = [(item, item.key_for("calls", name), 1) for item in self._limits.of(caller)]
         try:
             counts = await self._windows.hit(windows)
             over = [
