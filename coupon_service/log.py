@@ -29,6 +29,10 @@ REDACTED = "[redacted]"
 URL_PASSWORD = re.compile(r"(://[^\s/@:]*):[^\s/]+@")
 
 
+ROW_VALUES = re.compile(r"(DETAIL|CONTEXT):  .*")
+"""What PostgreSQL adds to the message of an error, to the end of the line: often values of rows."""
+
+
 class LineLogger:
     """Writes each line at once, so that those of several processes do not mix and none is lost."""
 
@@ -100,7 +104,8 @@ def mask_code(code: str) -> str:
 
 
 def redact(_logger: WrappedLogger, _method: str, event_dict: EventDict) -> EventDict:
-    """Processor: hide the values of ``SECRET_KEYS`` and the passwords in URLs, at every depth."""
+    """Processor: hide the values of ``SECRET_KEYS``, passwords in URLs and what PostgreSQL tells of
+    rows, at every depth."""
     return cast("EventDict", _redacted(event_dict))
 
 
@@ -139,7 +144,9 @@ _ENCODER = json.JSONEncoder(separators=(",", ":"), skipkeys=True)
 def _redacted(value: Any) -> Any:
     """``value`` without secrets, as JSON types; anything else becomes its ``repr``."""
     if isinstance(value, str):
-        return URL_PASSWORD.sub(rf"\1:{REDACTED}@", value) if "://" in value else value
+        if "://" in value:
+            value = URL_PASSWORD.sub(rf"\1:{REDACTED}@", value)
+        return ROW_VALUES.sub(rf"\1:  {REDACTED}", value) if ":  " in value else value
     if value is None or isinstance(value, (int, float)):
         return value
     if isinstance(value, Mapping):

@@ -26,6 +26,7 @@ from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message_factory import GetMessageClass
 from processes import environment_of, serving
 from proof import times
+from redis import Redis
 from service import Api, books, codes
 from waiting import until
 
@@ -245,3 +246,5 @@ async def test_no_argument_upsets_the_scripts(redis_url: str) -> None:
         pytest.fail(f"Redis refused: {error.__cause__!r}")
     finally:
         await asyncio.wait_for(leases.close(), 10)
+        with Redis.from_url(redis_url) as client:  # pyright: ignore[reportUnknownMemberType]
+            client.flushdb()  # nobody else could read these entries

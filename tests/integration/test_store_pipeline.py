@@ -7,6 +7,7 @@ from typing import LiteralString
 
 import psycopg
 import pytest
+import structlog
 from secrecy import Log
 from stores import opened
 
@@ -75,3 +76,20 @@ async def test_the_line_about_a_slow_transaction_names_its_slowest_statements(
     (line,) = [json.loads(it) for it in service_log.take().splitlines() if "slow" in it]
     assert (line["name"], line["slowest_trip"]) == ("nap", "SELECT pg_sleep(0.05)")
     assert 0.04 < line["slowest_trip_seconds"] <= line["seconds"]
+
+
+async def test_the_log_of_an_error_has_no_values_of_rows(
+    database_url: str, service_log: Log
+) -> None:
+    async def batch(pipeline: Pipeline) -> None:
+        pipeline.add("CREATE TEMP TABLE unique_codes (code text PRIMARY KEY)")
+        pipeline.add("INSERT INTO unique_codes VALUES ('SUMMER99'), ('SUMMER99')")
+
+    async with opened(database_url) as database:
+        try:
+            await database.batch("twice", batch)
+        except psycopg.errors.UniqueViolation as error:
+            structlog.get_logger().exception("failed", cause=repr(error))
+    log = service_log.take()
+    assert "DETAIL:" in log
+    assert "SUMMER99" not in log
