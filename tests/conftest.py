@@ -135,6 +135,14 @@ def redis_server_url(server_folder: Path) -> Iterator[str]:
         yield server.url
 
 
+@pytest.fixture(scope="module")
+def redis_alone_url(server_folder: Path) -> Iterator[str]:
+    """A Redis that no other server of the tests knows, such as one with another clock."""
+    folder = server_folder / f"redis-{uuid.uuid4().hex}"
+    with EmbeddedRedis(folder, durable=False) as server:
+        yield server.url
+
+
 @pytest.fixture
 def redis_url(redis_server_url: str) -> str:
     """A Redis for this test alone, empty."""

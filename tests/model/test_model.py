@@ -20,13 +20,13 @@ STEPS = 40
 
 @pytest.fixture(scope="module")
 def programs(
-    new_database: Callable[[], AbstractContextManager[str]], redis_server_url: str
+    new_database: Callable[[], AbstractContextManager[str]], redis_alone_url: str
 ) -> Iterator[type[Programs]]:
     """Programs that run on a server of their own."""
-    clock = Clock(redis_server_url)
+    clock = Clock(redis_alone_url)
     with (
         new_database() as database_url,
-        clocked_server(database_url, redis_server_url, clock, locks_per_user_max=2) as server,
+        clocked_server(database_url, redis_alone_url, clock, locks_per_user_max=2) as server,
         closing(Api(server.address)) as api,
         psycopg.connect(database_url) as database,
     ):

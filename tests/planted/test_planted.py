@@ -38,7 +38,7 @@ NewStack = Callable[[], AbstractContextManager[Stack]]
 
 @pytest.fixture
 def new_stack(
-    new_database: Callable[[], AbstractContextManager[str]], redis_server_url: str
+    new_database: Callable[[], AbstractContextManager[str]], redis_alone_url: str
 ) -> NewStack:
     """Servers with whatever is planted when they start."""
 
@@ -46,7 +46,7 @@ def new_stack(
     def started() -> Generator[Stack]:
         with (
             new_database() as database_url,
-            harness.stack(database_url, redis_server_url, Clock(redis_server_url)) as it,
+            harness.stack(database_url, redis_alone_url, Clock(redis_alone_url)) as it,
         ):
             yield it
 
