@@ -122,7 +122,8 @@ class Coalescer(Generic[Q, R]):
         """Returns when everything that was submitted has been carried out."""
         while self._queue or self._batches:
             self._start_batch()
-            await asyncio.wait(self._batches)
+            if self._batches:  # not when nobody waits for what was queued any more
+                await asyncio.wait(self._batches)
 
     def _wait_for_more(self) -> None:
         """Starts a batch in some turns of the event loop, unless as many as may are under way."""

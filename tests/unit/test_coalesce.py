@@ -320,3 +320,12 @@ async def test_a_large_call_that_does_not_fit_into_the_queue_is_refused_as_a_who
     transactions.open.set()
     await asyncio.gather(*waiting)
     assert "C" not in [name for batch in transactions.batches for name in batch]
+
+
+async def test_draining_ends_when_nobody_waits_for_what_is_queued() -> None:
+    coalescer = _coalescer(Transactions())
+    (task,) = _submit(coalescer, _unit("A"))
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.wait([task])
+    await coalescer.drain()
