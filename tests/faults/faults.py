@@ -13,6 +13,7 @@ from datetime import timedelta
 from typing import Any, Final
 
 import psycopg
+from faults.checks import OF_A_SLOW_MACHINE
 from faults.proxy import BLACK_HOLE, PASS, Commit, Proxy, Rule
 from faults.stack import DEADLINE_S, Stack, redis_client
 from waiting import until
@@ -120,6 +121,8 @@ def read_only(stack: Stack, _: random.Random) -> Generator[None]:
 def rows_locked(stack: Stack, chance: random.Random) -> Generator[None]:
     """Another session holds the rows of all codes for longer than lock_timeout."""
     with stack.connect() as connection, connection.transaction():
+        # Where both wait for each other, the service is the one that is told so.
+        connection.execute("SET LOCAL deadlock_timeout = '1min'")
         connection.execute("SELECT FROM coupon_codes FOR UPDATE")
         yield
 
@@ -320,7 +323,7 @@ FAULTS: Final = (
     ),
     Fault("its connections taken", connections_taken, seen=DATABASE),
     Fault("PostgreSQL read-only", read_only, seen=DATABASE, surely=DATABASE),
-    Fault("rows locked", rows_locked, 1.8, frozenset({"CONTENTION"}), frozenset({"CONTENTION"})),
+    Fault("rows locked", rows_locked, FROZEN_S, surely=OF_A_SLOW_MACHINE),
     Fault("deadlocks", deadlocks, 0),
     Fault("lines to PostgreSQL reset", done(Proxy.cut, PG), seen=DATABASE),
     Fault("lines to PostgreSQL refused", refused(PG), seen=DATABASE, surely=DATABASE),

@@ -261,6 +261,8 @@ class World(Giving):
     def _use(self, item: Item, book: Message) -> Message:
         code, before, token = item.code, self.state(item.code), item.token
         own = self._own(code, item.user) if book["lock_policy"] != "OFF" else None
+        if own and self.lock_state(own) != "HELD":
+            own = None
         used = self.locks[token.lock] if token else own
         key, limited = (code, item.user), book["limits"]["max_redemptions_per_user_per_code"]
         redemption: Message = {

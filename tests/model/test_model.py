@@ -34,10 +34,6 @@ def programs(
         yield type("Programs", (Programs,), members)
 
 
-@pytest.mark.xfail(
-    reason="open: which lock a redemption without its token is recorded with after an extension",
-    strict=False,
-)
 def test_every_answer_and_the_final_state_are_those_of_a_plain_model(
     programs: type[Programs],
 ) -> None:
