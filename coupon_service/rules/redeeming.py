@@ -66,12 +66,18 @@ def redeem(command: Redeem, code: Code, book: Book, draft: Draft) -> Outcome:
 
 
 def _used_lock(command: Redeem, draft: Draft) -> UUID | None:
-    """The lock of the token, or else the one that the user holds, by the ledger as well."""
+    """The lock of the token, or else the one that the user holds, by the ledger as well.
+
+    What has a place in Redis may never come to be recorded, and when its request_id was used for
+    another user, too, the ledger's lock of that id is the other's.
+    """
     if command.lock is not None:
         return command.lock.lock_id
     held = command.lease.held_lock_id if command.lease is not None else None
     view = lock_view(draft.state.lock_events.get(held, ()), draft.now) if held else None
-    return held if view is not None and view.state is LockState.HELD else None
+    if view is None or view.user_id != command.user_id or view.state is not LockState.HELD:
+        return None
+    return held
 
 
 def _link_after(command: Redeem, book: Book, draft: Draft) -> Assignment | None:

@@ -186,6 +186,13 @@ class TestWithoutToken:
         used = Lease(places_taken=1, held_lock_id=locked.event_id)
         assert world.does(redeem(by=call("r3"), lease=used)).event.lock_id is None
 
+    def test_it_uses_no_lock_up_that_another_user_got_with_the_same_request_id(self) -> None:
+        world = lockable(max_redemptions_per_code=5)
+        bobs = world.does(lock(user="bob")).event
+        same_id = Lease(places_taken=1, held_lock_id=bobs.event_id)
+        assert world.does(redeem(user="ann", lease=same_id)).event.lock_id is None
+        world.does(redeem(user="bob", lock=token(bobs)))
+
     def test_the_token_that_was_shown_is_the_one_that_is_named(self) -> None:
         world = lockable(max_redemptions_per_code=5)
         locked = world.does(lock()).event
