@@ -8,12 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
+from dataclasses import dataclass
 from typing import Any
 
 from model.giving import Giving, iso, reached, used_up
 from model.told import USES, Item, Link, Lock, Message, No, Token, Unknown
 
 PLACE = "needs a place in Redis"
+
+MOMENT_MS = 8_000
+"""How long a place lasts that a redemption without a lock takes: a deadline and a statement."""
+
+
+@dataclass(slots=True)
+class Attempts:
+    """Redemptions of one code in one call, without a lock: all so far, and those in vain."""
+
+    all: int = 0
+    failed: int = 0
 
 
 class World(Giving):
@@ -74,8 +86,9 @@ class World(Giving):
     def _own(self, code: str, user: str) -> Lock | None:
         return next((it for it in self.placed(code) if it.message["user_id"] == user), None)
 
-    def _locked(self, others: Sequence[Lock]) -> No:
+    def _locked(self, others: Sequence[Lock], attempts: int = 0) -> No:
         ends = [it.message["expire_time"] + self.grace - self.now for it in others]
+        ends += [MOMENT_MS] * attempts
         return No("CODE_LOCKED", retry_after_ms=min(ends, default=0))
 
     # --- locks ----------------------------------------------------------------------------------
@@ -221,25 +234,28 @@ class World(Giving):
             self.__dict__ = deepcopy(before).__dict__
         if atomic and any("error" in it for it in answers):
             return _none_of(answers)
-        attempts = dict[str, int]()  # places that others of this call took in vain
+        attempts = dict[str, Attempts]()  # of the items before, that have places for a moment
         for index in range(len(items)) if atomic and waiting else waiting:
-            failed = attempts.get(items[index].code, 0) if index in waiting else None
-            answers[index] = self._redeem(items[index], failed)
-            if index in waiting and ("error" in answers[index] or "replayed" in answers[index]):
-                attempts[items[index].code] = (failed or 0) + 1
+            if index not in waiting:
+                answers[index] = self._redeem(items[index], None)
+                continue
+            of_code = attempts.setdefault(items[index].code, Attempts())
+            answers[index] = self._redeem(items[index], of_code)
+            of_code.all += 1
+            of_code.failed += "error" in answers[index] or "replayed" in answers[index]
         if atomic and any("error" in it for it in answers):
             self.__dict__ = before.__dict__
             return _none_of(answers)
         return answers
 
-    def _redeem(self, item: Item, failed: int | None) -> Any:
-        """One item; `failed`: so many attempts beside it have places, None: it has none itself."""
+    def _redeem(self, item: Item, beside: Attempts | None) -> Any:
+        """One item; `beside`: attempts that have places beside it, None: it has none itself."""
         try:
-            return self._redeem_one(item, failed)
+            return self._redeem_one(item, beside)
         except No as no:
             return {"error": no.told}
 
-    def _redeem_one(self, item: Item, failed: int | None) -> Any:
+    def _redeem_one(self, item: Item, beside: Attempts | None) -> Any:
         _, book = self.find(item.code, item.book_id)
         key = "REDEEMED", item.code, item.request_id
         amount = (item.amount or {}).get("amount_minor"), (item.amount or {}).get("currency_code")
@@ -249,11 +265,11 @@ class World(Giving):
         for no in self.why_not(item.code, item.user, book, item):
             raise no
         if item.token is None and book["lock_policy"] != "OFF":
-            if failed is None:
+            if beside is None:
                 return PLACE
             others, left = self._others(item.code, item.user), self.left(item.code)
-            if others and left is not None and left < len(others) + failed + 1:
-                raise self._locked(others)
+            if others and left is not None and left < len(others) + beside.failed + 1:
+                raise self._locked(others, beside.all)
         answer = self._use(item, book)
         self.once(key, parameters, lambda _: answer)
         return answer
