@@ -41,6 +41,9 @@ if TYPE_CHECKING:
 Client: TypeAlias = "Redis | RedisCluster"
 Command: TypeAlias = tuple[str | int, ...]
 
+SILENCE_STEPS = 5
+"""Turns of the event loop, at least, that Redis has for its replies."""
+
 # Takes Redis one or two milliseconds, far below the timeout; larger pipelines are no faster.
 COMMANDS_MAX = 64
 
@@ -211,19 +214,27 @@ async def _talk(client: Redis, commands: list[Command]) -> list[Any]:
 
 @asynccontextmanager
 async def _silence(timeout_s: float) -> AsyncGenerator[None]:
-    """Raises TimeoutError after ``timeout_s``, or a little later.
+    """Raises TimeoutError after ``timeout_s`` of silence.
 
-    When this process was busy at that time, the replies may lie in the socket unread. So as much
-    time as it is late is added for the event loop to get round to reading.
+    The time passes in steps, and one that ends late counts no more than one in time. While this
+    process is busy the replies may lie in the socket unread, and on a machine that has too much to
+    do Redis is as late as we are.
     """
     loop = asyncio.get_running_loop()
-    end_s = loop.time() + timeout_s
+
+    def step(left: int) -> None:
+        nonlocal next_step
+        if left:
+            next_step = loop.call_later(timeout_s / SILENCE_STEPS, step, left - 1)
+        else:
+            timeout.reschedule(loop.time())
+
     async with asyncio.timeout(None) as timeout:
-        over = loop.call_at(end_s, lambda: timeout.reschedule(2 * loop.time() - end_s + 0.001))
+        next_step = loop.call_later(timeout_s / SILENCE_STEPS, step, SILENCE_STEPS - 1)
         try:
             yield
         finally:
-            over.cancel()
+            next_step.cancel()
 
 
 def _kind_of(error: Exception) -> str:

@@ -228,6 +228,20 @@ async def test_a_busy_process_does_not_take_its_own_delay_for_silence(leases: Le
     assert await call == "lock-a"
 
 
+async def test_while_the_process_is_late_itself_redis_may_be_as_well(
+    leases: Leases, server: EmbeddedRedis
+) -> None:
+    await lock(leases, "first")
+    server.pause()
+    call = asyncio.create_task(lock(leases, "a"))
+    for _ in range(3):
+        time.sleep(TIMEOUT_MS / 1_000)  # noqa: ASYNC251
+        await asyncio.sleep(0.001)
+    server.resume()
+
+    assert await call == "lock-a"
+
+
 async def test_close_waits_for_what_is_on_its_way(server: EmbeddedRedis) -> None:
     leases = Leases(server.url, timeout_ms=HANGS_S * 1_000)
     await leases.ping()
