@@ -29,6 +29,7 @@ import structlog
 
 from coupon_service.log import configure_logging
 from coupon_service.pid_file import PidFileError, holding
+from coupon_service.processors import core_for, run_on
 from coupon_service.readiness import Readiness, is_serving, report
 from coupon_service.settings import Settings, SettingsError
 from coupon_service.tls import TlsError, read_certificate
@@ -68,13 +69,16 @@ class Worker:
         settings: Settings,
         read_settings: Callable[[], Settings],
         delay_s: float,
+        core: int | None,
     ) -> None:
-        """`delay_s`: the pause before another takes its place when it dies young."""
+        """`delay_s`: the pause before another takes its place when it dies young. `core`: the one
+        that it runs on, None for any."""
         # One byte that the worker writes and the supervisor reads.
         self._found: Any = context.RawValue("B", 0)
         self.process = context.Process(
-            target=run_worker, args=(settings, read_settings, self._found), name=name
+            target=run_worker, args=(settings, read_settings, self._found, core), name=name
         )
+        self.core = core
         self.delay_s = delay_s
         self.retired = False
         """Whether it is to end, so that nobody wonders when it does."""
@@ -196,7 +200,9 @@ class Supervisor:
     def _start(self, delay_s: float) -> Worker:
         names = (f"worker-{number}" for number in count())
         name = next(it for it in names if all(it != other.process.name for other in self._workers))
-        worker = Worker(name, self._context, self._settings, self._read_settings, delay_s)
+        taken = [it.core for it in self._workers if not it.retired]
+        core = core_for(self._settings.workers, taken)
+        worker = Worker(name, self._context, self._settings, self._read_settings, delay_s, core)
         self._workers.append(worker)
         self._tasks.create_task(self._watch(worker))
         return worker
@@ -328,13 +334,16 @@ def reserve_port(host: str, port: int) -> socket.socket:
     return reserved
 
 
-def run_worker(settings: Settings, read_settings: Callable[[], Settings], found: Any) -> None:
-    """The main function of a worker process. `found` is its byte."""
+def run_worker(
+    settings: Settings, read_settings: Callable[[], Settings], found: Any, core: int | None
+) -> None:
+    """The main function of a worker process. `found` is its byte, `core` where it runs."""
     import uvloop  # noqa: PLC0415
 
     from coupon_service.server import ServerError  # noqa: PLC0415
     from coupon_service.worker import work  # noqa: PLC0415
 
+    run_on(core)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches us too, but we wait to be told
     configure_logging(settings.log_level, settings.log_format)
 
