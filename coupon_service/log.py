@@ -106,7 +106,7 @@ def mask_code(code: str) -> str:
 def redact(_logger: WrappedLogger, _method: str, event_dict: EventDict) -> EventDict:
     """Processor: hide the values of ``SECRET_KEYS``, passwords in URLs and what PostgreSQL tells of
     rows, at every depth."""
-    return cast("EventDict", _redacted(event_dict))
+    return event_dict if _is_plain(event_dict) else cast("EventDict", _redacted(event_dict))
 
 
 def stamp(logger: WrappedLogger, method: str, event_dict: EventDict) -> EventDict:
@@ -139,6 +139,19 @@ def console_renderer(*, colors: bool) -> Processor:
 
 # skipkeys: a nested mapping may have keys of any kind, and a log line must not raise.
 _ENCODER = json.JSONEncoder(separators=(",", ":"), skipkeys=True)
+
+
+def _is_plain(event_dict: EventDict) -> bool:
+    """Whether there is nothing to hide or to change: so it is for the line of nearly every RPC."""
+    for key, value in event_dict.items():
+        if key in SECRET_KEYS:
+            return False
+        if isinstance(value, str):
+            if "://" in value or ":  " in value:
+                return False
+        elif value is not None and not isinstance(value, (int, float)):
+            return False
+    return True
 
 
 def _redacted(value: Any) -> Any:
