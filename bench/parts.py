@@ -1,11 +1,16 @@
-"""What ghz alone cannot measure: batches beside psycopg, the till, cold starts, pgbench, curves."""
+"""What ghz alone cannot measure: batches, the till, fairness, cold starts, pgbench, curves."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Generator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median
 from typing import Any, Final
@@ -13,12 +18,14 @@ from typing import Any, Final
 from bench.checkout import Summary
 from bench.direct import redeem_directly
 from bench.ghz import run_ghz, scenario
+from bench.prepare import BATCH_SIZE, batch_request
 from bench.rounds import NOOP, PER_REQUEST, SERVICE
 from bench.scenarios import CODES, SCENARIOS, Bench, batch_book, spread_book
 from bench.stack import ROOT, BenchError
 from coupon_service.embedded.machine import bundled
 from coupon_service.model import EventType
 from coupon_service.v1.coupon_book_service_pb2 import LOCK_POLICY_OPTIONAL
+from coupon_service.v1.redemption_service_pb2_grpc import RedemptionServiceStub
 
 CONCURRENCIES: Final = (1, 10, 50, 200, 1_000)
 RATES: Final = (250, 500, 750, 1_000, 1_250, 1_500)
@@ -111,6 +118,71 @@ def tills(bench: Bench, rounds: int) -> Tills:
     noop = [shop(bench, NOOP, 1_000, 15) for _ in range(repeated)]
     service += [shop(bench, SERVICE, rate, 10) for rate in RATES if rate != 1_000]
     return Tills(service, noop, bench.check(_till_book(bench)))
+
+
+# --- large calls beside small ones --------------------------------------------------------------
+
+LARGE_EVERY_S: Final = 0.5
+LARGE_TIMEOUT_S: Final = 30
+SMALL_PER_S: Final = 300
+
+
+@dataclass(frozen=True, slots=True)
+class Fairness:
+    """The p95 of the till's calls, in ms, without and with large calls beside them, of each round.
+
+    `large_ms`: the median time of a large call, which redeems 1,000 codes.
+    """
+
+    alone_ms: list[float]
+    beside_ms: list[float]
+    large_ms: float
+    conservation: str
+
+
+def fairness(bench: Bench, rounds: int) -> Fairness:
+    """The till at a part of what it can do, alone and beside a large call every half second."""
+    book_id = batch_book(bench)
+    alone_ms: list[float] = []
+    beside_ms: list[float] = []
+    large_ms: list[float] = []
+    for _ in range(rounds):
+        alone_ms.append(shop(bench, SERVICE, SMALL_PER_S, 6).p95_ms)
+        with _large_calls(bench) as took_ms:
+            beside_ms.append(shop(bench, SERVICE, SMALL_PER_S, 6).p95_ms)
+        bench.answers[book_id].ok[EventType.REDEEMED] += len(took_ms) * BATCH_SIZE
+        large_ms += took_ms
+    return Fairness(alone_ms, beside_ms, median(large_ms), bench.check(book_id))
+
+
+@contextmanager
+def _large_calls(bench: Bench) -> Generator[list[float]]:
+    """Meanwhile 1,000 codes are redeemed in one call, again and again; how long each took, in ms.
+
+    Raises BenchError when one of them fails.
+    """
+    stub = RedemptionServiceStub(bench.channel)
+    took_ms: list[float] = []
+    stopped = threading.Event()
+
+    def send() -> None:
+        for number in itertools.count():
+            if stopped.wait(LARGE_EVERY_S):
+                return
+            request = batch_request(number * BATCH_SIZE % CODES)
+            began_s = time.perf_counter()
+            answer = stub.BatchRedeemCodes(request, timeout=LARGE_TIMEOUT_S)
+            took_ms.append((time.perf_counter() - began_s) * 1000)
+            if answer.redeemed_count != BATCH_SIZE:
+                raise BenchError("A large call did not redeem all of its codes.")
+
+    with ThreadPoolExecutor(1) as thread:
+        sending = thread.submit(send)
+        try:
+            yield took_ms
+        finally:
+            stopped.set()
+        sending.result()
 
 
 # --- starts -------------------------------------------------------------------------------------
@@ -219,6 +291,7 @@ def curves(bench: Bench, rounds: int) -> Curves:  # noqa: ARG001
 PARTS: Final[dict[str, Callable[[Bench, int], Any]]] = {
     "direct": direct,
     "tills": tills,
+    "fairness": fairness,
     "starts": starts,
     "pgbench": pgbench,
     "curves": curves,

@@ -48,7 +48,8 @@ class Settings(BaseSettings):
     port: Port = Field(50_051, description="gRPC port. 0 takes a free one.")
     workers: Count = Field(
         default_factory=lambda: os.cpu_count() or 1,
-        description="Worker processes behind the port. Default: one for each processor core.",
+        description="Worker processes behind the port. Default: one for each processor core, on"
+        " which it stays when there are as many.",
     )
     metrics_host: Host = Field(
         "127.0.0.1", description="Address of the HTTP port for /metrics, /healthz and /readyz."
