@@ -183,7 +183,8 @@ class RedemptionServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def BatchRedeemCodes(self, request, context):
-        """RedeemCode for up to 1,000 codes in one transaction.
+        """RedeemCode for up to 1,000 codes: in one transaction when it is ALL_OR_NOTHING, else in a few,
+        between which others get their turn.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -81,7 +81,9 @@ class RedemptionServiceStub:
     CODE_LOCKED, LOCKS_UNAVAILABLE, CONTENTION. Resource of the request_id: the code.
     """
     BatchRedeemCodes: _grpc.UnaryUnaryMultiCallable[_redemption_service_pb2.BatchRedeemCodesRequest, _redemption_service_pb2.BatchRedeemCodesResponse]
-    """RedeemCode for up to 1,000 codes in one transaction."""
+    """RedeemCode for up to 1,000 codes: in one transaction when it is ALL_OR_NOTHING, else in a few,
+    between which others get their turn.
+    """
     RollbackRedemption: _grpc.UnaryUnaryMultiCallable[_redemption_service_pb2.RollbackRedemptionRequest, _redemption_service_pb2.RollbackRedemptionResponse]
     """Undoes a redemption, once: every count goes back, so that the code can be used again.
     Works whatever the state of book and code. REDEMPTION_NOT_FOUND, ALREADY_ROLLED_BACK.
@@ -147,7 +149,9 @@ class RedemptionServiceAsyncStub(RedemptionServiceStub):
     CODE_LOCKED, LOCKS_UNAVAILABLE, CONTENTION. Resource of the request_id: the code.
     """
     BatchRedeemCodes: _aio.UnaryUnaryMultiCallable[_redemption_service_pb2.BatchRedeemCodesRequest, _redemption_service_pb2.BatchRedeemCodesResponse]  # type: ignore[assignment]
-    """RedeemCode for up to 1,000 codes in one transaction."""
+    """RedeemCode for up to 1,000 codes: in one transaction when it is ALL_OR_NOTHING, else in a few,
+    between which others get their turn.
+    """
     RollbackRedemption: _aio.UnaryUnaryMultiCallable[_redemption_service_pb2.RollbackRedemptionRequest, _redemption_service_pb2.RollbackRedemptionResponse]  # type: ignore[assignment]
     """Undoes a redemption, once: every count goes back, so that the code can be used again.
     Works whatever the state of book and code. REDEMPTION_NOT_FOUND, ALREADY_ROLLED_BACK.
@@ -258,7 +262,9 @@ class RedemptionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _redemption_service_pb2.BatchRedeemCodesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_redemption_service_pb2.BatchRedeemCodesResponse, _abc.Awaitable[_redemption_service_pb2.BatchRedeemCodesResponse]]:
-        """RedeemCode for up to 1,000 codes in one transaction."""
+        """RedeemCode for up to 1,000 codes: in one transaction when it is ALL_OR_NOTHING, else in a few,
+        between which others get their turn.
+        """
 
     @_abc_1.abstractmethod
     def RollbackRedemption(
