@@ -117,10 +117,11 @@ def server(make_server: MakeServer) -> Server:
 
 
 STARTER = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from coupon_service.embedded import EmbeddedPostgres, EmbeddedRedis
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores Ctrl-C
 server = {kind}(Path(sys.argv[1]))
 server.start()
 print(server.pid, flush=True)
