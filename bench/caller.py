@@ -14,9 +14,9 @@ SETTINGS: Final = {"COUPON_AUTH": "jwt", "COUPON_JWT_SECRET": SECRET}
 DAY_S: Final = 86_400
 
 
-def metadata() -> tuple[tuple[str, str], ...]:
-    """What goes with every call; servers that ask for nothing get it as well."""
-    token = make_token(
+def token() -> str:
+    """One that may do everything."""
+    return make_token(
         SECRET,
         issuer="coupon-service",
         audience="coupon-service",
@@ -25,7 +25,11 @@ def metadata() -> tuple[tuple[str, str], ...]:
         business_id="",
         expires_in_s=DAY_S,
     )
-    return (("authorization", f"Bearer {token}"),)
+
+
+def metadata() -> tuple[tuple[str, str], ...]:
+    """What goes with every call; servers that ask for nothing get it as well."""
+    return (("authorization", f"Bearer {token()}"),)
 
 
 class _Details(NamedTuple):

@@ -9,6 +9,7 @@ are measured are calls.
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 import subprocess
@@ -24,6 +25,7 @@ import psutil
 import psycopg
 import typer
 
+from bench import caller
 from bench.checkout import percentile
 from bench.copying import Copies
 from bench.prepare import make_book
@@ -35,6 +37,7 @@ from bench.scenarios import SCENARIOS, Bench, Scenario
 from bench.stack import ROOT, BenchError
 from coupon_service.codes import CodeFormat, generate
 from coupon_service.embedded import EmbeddedError
+from coupon_service.settings import TOKEN_VARIABLE
 from coupon_service.v1 import assignment_service_pb2 as assignments
 from coupon_service.v1 import coupon_code_service_pb2 as codes
 from coupon_service.v1 import redemption_service_pb2 as redemptions
@@ -122,7 +125,14 @@ def importing(bench: Bench, copies: Copies, count: int) -> Import:
         command = [sys.executable, "-m", "coupon_service", "import", book_id, str(file)]
         command += ["--address", bench.servers[SERVICE].address, "--request-id", f"bench-{turn}"]
         started = perf_counter()
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command,
+            cwd=ROOT,
+            env=os.environ | {TOKEN_VARIABLE: caller.token()},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         import_s += perf_counter() - started
         if done.returncode:
             raise BenchError(f"The import failed: {done.stderr.strip()[-500:]}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import BinaryIO, Final
 
@@ -49,7 +50,8 @@ def read_rows(file: BinaryIO, column: str | None) -> Iterator[Row]:
             if code := row.text.strip():
                 yield Row(row.line, code[:ROW_CHARACTERS])
     finally:
-        text.detach()  # whoever opened the file closes it
+        with suppress(ValueError):  # closed already
+            text.detach()  # whoever opened the file closes it
 
 
 def _lines(text: Iterable[str]) -> Iterator[Row]:
