@@ -6,7 +6,6 @@ import json
 import os
 import platform
 import re
-import sysconfig
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -155,7 +154,7 @@ def about_run(stack: Stack, rounds: int, calls: int) -> dict[str, str]:
         "processors": f"{os.cpu_count()} × {models[0] if models else platform.machine()}",
         "memory": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB",
         "system": f"{platform.system()} {platform.release()}",
-        "Python": platform.python_version() + _how_built(),
+        "Python": platform.python_version(),
         EmbeddedPostgres.name: row[0] if row else "",
         "ghz": _ghz_version(),
         **{package: version(package) for package in PACKAGES},
@@ -164,12 +163,6 @@ def about_run(stack: Stack, rounds: int, calls: int) -> dict[str, str]:
         "calls of a round": f"{calls:,}",
         "load average before": f"{os.getloadavg()[0]:.1f}",
     }
-
-
-def _how_built() -> str:
-    """An interpreter that was built without optimizations takes half as long again, and more."""
-    options = str(sysconfig.get_config_var("CONFIG_ARGS"))
-    return "" if "--enable-optimizations" in options else " (built without optimizations)"
 
 
 def _ghz_version() -> str:
