@@ -119,7 +119,7 @@ contract: install
 
 TOOLS := .tools
 
-bench: install tools ## Measure everything, and write bench/REPORT.md (about an hour on two cores)
+bench: install tools ## Measure everything, and write bench/REPORT.md (about twenty minutes on two cores)
 	@$(BIN)/python -m bench.run $(ARGS)
 
 bench-quick: install tools ## Measure the most important in less than three minutes
