@@ -34,7 +34,7 @@ from coupon_service.store.rows import INSERT_EVENTS, event_arrays
 
 Planted = AbstractContextManager[object]
 
-BETWEEN_S = 0.05
+BETWEEN_S = 0.2
 """How long a bug lets others in between two steps that belong together."""
 
 

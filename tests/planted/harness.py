@@ -24,7 +24,7 @@ from steps import ALL_OR_NOTHING, batch, item, tried
 from waiting import until
 
 CALLERS = 24
-ROUNDS = 4
+ROUNDS = 8
 PROGRAMS = 150
 STEPS = 40
 UNLIMITED = books.BookLimits(max_redemptions_per_code=0)
