@@ -28,7 +28,6 @@ REDACTED = "[redacted]"
 
 URL_PASSWORD = re.compile(r"(://[^\s/@:]*):[^\s/]+@")
 
-
 ROW_VALUES = re.compile(r"(DETAIL|CONTEXT):  .*")
 """What PostgreSQL adds to the message of an error, to the end of the line: often values of rows."""
 
@@ -147,7 +146,7 @@ def _is_plain(event_dict: EventDict) -> bool:
         if key in SECRET_KEYS:
             return False
         if isinstance(value, str):
-            if "://" in value or ":  " in value:
+            if "://" in value or ":  " in value:  # it may match one of the patterns
                 return False
         elif value is not None and not isinstance(value, (int, float)):
             return False
@@ -157,9 +156,7 @@ def _is_plain(event_dict: EventDict) -> bool:
 def _redacted(value: Any) -> Any:
     """``value`` without secrets, as JSON types; anything else becomes its ``repr``."""
     if isinstance(value, str):
-        if "://" in value:
-            value = URL_PASSWORD.sub(rf"\1:{REDACTED}@", value)
-        return ROW_VALUES.sub(rf"\1:  {REDACTED}", value) if ":  " in value else value
+        return ROW_VALUES.sub(rf"\1:  {REDACTED}", URL_PASSWORD.sub(rf"\1:{REDACTED}@", value))
     if value is None or isinstance(value, (int, float)):
         return value
     if isinstance(value, Mapping):

@@ -13,7 +13,6 @@ from datetime import timedelta
 from typing import Any, Final
 
 import psycopg
-from faults.checks import OF_A_SLOW_MACHINE
 from faults.proxy import BLACK_HOLE, PASS, Commit, Proxy, Rule
 from faults.stack import DEADLINE_S, Stack, redis_client
 from waiting import until
@@ -323,7 +322,7 @@ FAULTS: Final = (
     ),
     Fault("its connections taken", connections_taken, seen=DATABASE),
     Fault("PostgreSQL read-only", read_only, seen=DATABASE, surely=DATABASE),
-    Fault("rows locked", rows_locked, FROZEN_S, surely=OF_A_SLOW_MACHINE),
+    Fault("rows locked", rows_locked, FROZEN_S, surely=frozenset({"CONTENTION"})),
     Fault("deadlocks", deadlocks, 0),
     Fault("lines to PostgreSQL reset", done(Proxy.cut, PG), seen=DATABASE),
     Fault("lines to PostgreSQL refused", refused(PG), seen=DATABASE, surely=DATABASE),
