@@ -32,6 +32,11 @@ class Kept:
     """Commands in a queue."""
 
     @property
+    def others(self) -> int:
+        """Descriptors beside the connections of the pool, which grows and shrinks when it likes."""
+        return self.descriptors - self.connections
+
+    @property
     def is_idle(self) -> bool:
         """Whether nothing is under way."""
         return not self.tasks and not self.waiting and self.connections == self.idle_connections

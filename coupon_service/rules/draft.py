@@ -142,10 +142,6 @@ class Draft:
         self.put_code(after)
         return after
 
-    def loaded(self, code: Code) -> Code:
-        """A code as it was before the batch."""
-        return self.codes.get(code.code, (code,))[0]
-
     def put_code(self, after: Code) -> None:
         """Changes a code."""
         before = self.state.codes[after.code]
