@@ -58,8 +58,6 @@ CLASSES: Final[Mapping[MethodClass, Sequence[str]]] = {
         "GetRedemption",
         "ListRedemptions",
         "ListAuditEvents",
-        "WatchAuditEvents",
-        "VerifyAudit",
     ),
     MethodClass.CHANGES: (
         "CreateCouponBook",

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 import grpc
 from google.protobuf.message import Message
+from proof import AT_LENGTH
 
 LENGTH_MIN = 8
 """Shorter ones are words that may be in a log for another reason."""
@@ -106,9 +107,9 @@ class Log:
         return False
 
     def write(self, line: bytes) -> int:
-        """Keeps the line, and shows it."""
+        """Keeps the line, and shows it, unless there will be millions of them."""
         self._lines.append(line)
-        return os.write(1, line)
+        return len(line) if AT_LENGTH else os.write(1, line)
 
     def flush(self) -> None:
         """There is nothing to flush."""

@@ -34,7 +34,7 @@ from histories import (
 )
 from linearizability import Operation
 from one_code import Redemptions, Rules
-from proof import new_seed, times
+from proof import new_seed, progress, times
 from service import Api, ServerThread, books, new_codes, settings_for
 from settled import settle
 
@@ -180,7 +180,7 @@ async def test_every_history_is_that_of_one_caller_after_the_other(stack: Stack,
     seed = new_seed()
     connections = [Connection(stack.server.address) for _ in range(CHANNELS)]
     found: list[str] = []
-    for round_ in range(-(-HISTORIES // CODES_AT_ONCE)):
+    for round_ in progress("rounds of a hundred codes", -(-HISTORIES // CODES_AT_ONCE)):
         records = new_records(stack.server.address)
         async with trouble.what(stack):
             await use_at_once(

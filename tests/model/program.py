@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from random import Random
 from typing import Any, ClassVar
 from uuid import UUID, uuid4
@@ -25,6 +25,7 @@ class Program(RuleBasedStateMachine):
     api: ClassVar[Api]
     clock: ClassVar[Clock]
     database: ClassVar[psycopg.Connection[Any]]
+    ended: ClassVar[Iterator[int]]
     numbers = itertools.count(1)
 
     def __init__(self) -> None:

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis.stateful import run_state_machine_as_test  # pyright: ignore[reportUnknownVariableType]
 from model.clock import Clock, clocked_server
 from model.programs import Programs
-from proof import times
+from proof import progress, times
 from service import Api
 
 PROGRAMS = times(300, 20_000)
@@ -30,7 +30,13 @@ def programs(
         closing(Api(server.address)) as api,
         psycopg.connect(database_url) as database,
     ):
-        members = {"server": server, "api": api, "clock": clock, "database": database}
+        members = {
+            "server": server,
+            "api": api,
+            "clock": clock,
+            "database": database,
+            "ended": progress("programs", PROGRAMS),
+        }
         yield type("Programs", (Programs,), members)
 
 
