@@ -51,6 +51,9 @@ from coupon_service.model import (
 from coupon_service.rules import decide, lock_view
 from coupon_service.store.reads import Reads
 
+LOCKS_ELSEWHERE_MAX = 1_000
+"""Locks of a user that are looked through for those of other businesses."""
+
 TOMBSTONE_EXTRA_MS = 60_000
 """How much longer than its token a used lock is remembered: more than clocks can differ."""
 
@@ -168,6 +171,18 @@ class Locks:
         return await self._answer(done)
 
     async def _acquire(self, command: Lock, seen: LeaseNeeded, ttl_ms: int | None) -> Taken:
+        """Takes a place. The limit of a user is a business's own: whoever has the same name
+        elsewhere is somebody else."""
+        taken = await self._take(command, seen, ttl_ms)
+        if taken.status is TakeStatus.LIMIT:
+            elsewhere = await self._locks_elsewhere(command.user_id, seen.book)
+            if elsewhere:
+                taken = await self._take(command, seen, ttl_ms, elsewhere)
+        return taken
+
+    async def _take(
+        self, command: Lock, seen: LeaseNeeded, ttl_ms: int | None, elsewhere: int = 0
+    ) -> Taken:
         return await self._leases.acquire(
             command.code,
             str(seen.book.book_id),
@@ -175,7 +190,17 @@ class Locks:
             str(command.lock_id),
             self._times.granted_ms(ttl_ms, seen.book),
             places_max=seen.uses_left,
+            locks_elsewhere=elsewhere,
         )
+
+    async def _locks_elsewhere(self, user_id: str, book: Book) -> int:
+        """How many locks the user has on codes of other businesses."""
+        locks = await self._leases.list_user(user_id, page_size=LOCKS_ELSEWHERE_MAX)
+        books = {lock.book_id for lock in locks}
+        if books <= {str(book.book_id)}:
+            return 0
+        own = await self._reads.known_books(books, book.business_id)
+        return sum(lock.book_id not in own for lock in locks)
 
     async def _free_if_ended(self, taken: Taken) -> bool:
         """Gives the place of a lock back that was redeemed or released, should it still have it:

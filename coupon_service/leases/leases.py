@@ -121,6 +121,7 @@ class Leases:
         ttl_ms: int,
         *,
         places_max: int | None = None,
+        locks_elsewhere: int = 0,
     ) -> Taken:
         """Takes a place on ``code`` for ``user_id``, unless the user holds one.
 
@@ -128,6 +129,7 @@ class Leases:
             the code. When so many are taken the answer is FULL and nothing is added. Without it,
             callers who find that theirs does not fit are in each other's way until they have given
             it back, and in a storm of them nobody might get in.
+        locks_elsewhere: so many of the user's locks do not count towards the limit of a user.
         """
         member = index_member(code, book_id, user_id, lock_id)
         (
@@ -138,7 +140,7 @@ class Leases:
                 user_index(user_id),
                 member,
                 ttl_ms=ttl_ms,
-                entries_max=self._locks_per_user_max,
+                entries_max=self._locks_per_user_max + locks_elsewhere,
             ),
             self._commands.take(
                 code,

@@ -219,7 +219,9 @@ class Settings(BaseSettings):
     lock_extensions_max: Annotated[int, Field(ge=0, le=1_000)] = Field(
         3, description="How often a lock may be extended."
     )
-    locks_per_user_max: Count = Field(5, description="Live locks that a user may hold.")
+    locks_per_user_max: Count = Field(
+        5, description="Live locks that a user of a business may hold."
+    )
     clock_tolerance_ms: Annotated[int, Field(ge=0, le=60_000)] = Field(
         1_000,
         description="How far the clocks of the machines may differ, in milliseconds. A lock is kept"

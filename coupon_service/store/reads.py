@@ -173,12 +173,13 @@ class Reads:
 
         return await self._database.read("get_book", work)
 
-    async def known_books(self, ids: Iterable[str]) -> set[str]:
+    async def known_books(self, ids: Iterable[str], business_id: str = "") -> set[str]:
         """Those that are ids of books that there are."""
         parsed = list(_uuids(ids))
 
         async def work(connection: Connection) -> set[str]:
-            return set(map(str, await select_books_by_id(connection, parsed)))
+            found = await select_books_by_id(connection, parsed)
+            return {str(it) for it, book in found.items() if business_id in ("", book.business_id)}
 
         return await self._database.read("known_books", work)
 

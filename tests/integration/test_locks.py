@@ -109,8 +109,8 @@ def test_a_code_without_a_limit_holds_any_number_of_locks(api: Api) -> None:
 
 
 def test_a_user_holds_five_locks_at_a_time(api: Api) -> None:
-    names, user = new_codes(7), unique("user")
-    api.book(codes=names, lock_policy=OPTIONAL)
+    names, user, business = new_codes(7), unique("user"), unique("business")
+    api.book(codes=names, lock_policy=OPTIONAL, business_id=business)
     held = [api.lock(code, user) for code in names[:5]]
     with refused("LOCK_LIMIT_EXCEEDED", StatusCode.FAILED_PRECONDITION) as it:
         api.lock(names[5], user)
@@ -122,7 +122,21 @@ def test_a_user_holds_five_locks_at_a_time(api: Api) -> None:
     api.redeem(names[1], user, lock_token=held[1].lock_token)
     api.lock(names[6], user)
     with refused("LOCK_LIMIT_EXCEEDED"):
-        api.lock(api.code(lock_policy=OPTIONAL), user)
+        api.lock(api.code(lock_policy=OPTIONAL, business_id=business), user)
+
+
+def test_who_has_the_same_name_at_another_business_is_somebody_else(api: Api) -> None:
+    here, there, user = new_codes(6), new_codes(6), unique("user")
+    api.book(codes=here, lock_policy=OPTIONAL, business_id=unique("here"))
+    api.book(codes=there, lock_policy=OPTIONAL, business_id=unique("there"))
+    for names in (here, there):
+        for code in names[:5]:
+            api.lock(code, user)
+        with refused("LOCK_LIMIT_EXCEEDED") as it:
+            api.lock(names[5], user)
+        assert it.metadata == {"limit": "5"}
+    with refused("LOCK_LIMIT_EXCEEDED"):
+        api.lock(here[5], user)
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ class Program(RuleBasedStateMachine):
     api: ClassVar[Api]
     clock: ClassVar[Clock]
     database: ClassVar[psycopg.Connection[Any]]
-    ended: ClassVar[Iterator[int]]
+    ended: ClassVar[Iterator[int]] = iter(())
     numbers = itertools.count(1)
 
     def __init__(self) -> None:
