@@ -38,10 +38,6 @@ class Answers:
         self.ok[event] += load.ok * effects_per_call
         self.unknown[event] += load.unknown * effects_per_call
 
-    def net_ok(self, done: EventType, undone: EventType) -> int:
-        """Effects that were not undone."""
-        return self.ok[done] - self.ok[undone]
-
 
 def check_book(database_url: str, book_id: str, answers: Answers) -> str:
     """What was compared, in a line. Raises BenchError when an answer and the database differ."""
