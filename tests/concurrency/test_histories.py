@@ -179,7 +179,6 @@ async def test_every_history_is_that_of_one_caller_after_the_other(stack: Stack,
     trouble = TROUBLES[kind]
     seed = new_seed()
     connections = [Connection(stack.server.address) for _ in range(CHANNELS)]
-    found: list[str] = []
     for round_ in progress("rounds of a hundred codes", -(-HISTORIES // CODES_AT_ONCE)):
         records = new_records(stack.server.address)
         async with trouble.what(stack):
@@ -188,10 +187,10 @@ async def test_every_history_is_that_of_one_caller_after_the_other(stack: Stack,
             )
         await asyncio.to_thread(settle, stack.server)
         look_at_the_end(stack.database_url, records)
-        found += [wrong for it in records if (wrong := contradiction_of(it, trouble))]
+        found = [wrong for it in records if (wrong := contradiction_of(it, trouble))]
+        assert not found, f"COUPON_TEST_SEED={seed}\n" + "\n\n".join(found[:5])
     for connection in connections:
         await connection.channel.close()
-    assert not found, f"COUPON_TEST_SEED={seed}\n" + "\n\n".join(found[:5])
     with psycopg.connect(stack.database_url) as connection:
         assert_adds_up(connection)
 
