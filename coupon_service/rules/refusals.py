@@ -122,12 +122,16 @@ def redemption_refusal(
 
 def _places_of(event: Event, command: Redeem | Lock) -> int:
     """Places of a redemption that were counted for the command: its own, without a token, and that
-    of its lock, unless it is the lock of the command's user, which never counts."""
+    of its lock, unless it is the lock of the command's user, which never counts.
+
+    Who locks and redeems at the same moment may have redeemed after the lock took its place, and
+    beside it, since nobody's own lock counts: that redemption was not counted for the lock.
+    """
     if event.type is not EventType.REDEEMED or event.code != command.code:
         return 0
-    without_token = event.fence is None
-    lock_of_another = event.lock_id is not None and event.user_id != command.user_id
-    return without_token + lock_of_another
+    if event.user_id == command.user_id:
+        return int(event.fence is None and isinstance(command, Redeem))
+    return (event.fence is None) + (event.lock_id is not None)
 
 
 def lock_ended(lock_id: UUID | None, state: State) -> bool:

@@ -109,3 +109,13 @@ class TestPlaces:
         assert isinstance(redeemed, Done)
         assert isinstance(locked, Done)
         assert type(late) is CodeLocked
+
+    def test_a_lock_counts_the_redemption_of_its_own_user_that_did_not_count_it(self) -> None:
+        # Bob has both places at once: the redemption, whose place came later, left out his lock.
+        world = lockable(max_redemptions_per_code=2)
+        world.does(lock(user="ann"))
+        locking = lock(user="bob", by=call("r1"), lease=Lease(places_taken=2))
+        lease = Lease(places_taken=2, held_lock_id=locking.lock_id)
+        redeemed, locked = world.batch(redeem(user="bob", by=call("r2"), lease=lease), locking)
+        assert isinstance(redeemed, Done)
+        assert type(locked) is CodeLocked
