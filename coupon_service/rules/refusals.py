@@ -122,16 +122,12 @@ def redemption_refusal(
 
 def _places_of(event: Event, command: Redeem | Lock) -> int:
     """Places of a redemption that were counted for the command: its own, without a token, and that
-    of its lock, unless it is the lock of the command's user, which never counts.
-
-    Who locks and redeems at the same moment may have redeemed after the lock took its place, and
-    beside it, since nobody's own lock counts: that redemption was not counted for the lock.
-    """
+    of its lock, unless it is the lock of the command's user, which never counts."""
     if event.type is not EventType.REDEEMED or event.code != command.code:
         return 0
-    if event.user_id == command.user_id:
-        return int(event.fence is None and isinstance(command, Redeem))
-    return (event.fence is None) + (event.lock_id is not None)
+    without_token = event.fence is None
+    lock_of_another = event.lock_id is not None and event.user_id != command.user_id
+    return without_token + lock_of_another
 
 
 def lock_ended(lock_id: UUID | None, state: State) -> bool:
@@ -156,7 +152,7 @@ def redemption_refusals(
         yield from _order_refusals(command, book)
         yield from _lock_refusals(command, link, book, state, now)
     if command.lease is not None and not command.lease.gone:
-        yield from _no_place(command.lease, code, book)
+        yield from _no_place(command.lease, code, book, state)
 
 
 def assignment_refusals(
@@ -288,9 +284,16 @@ def _lock_refusals(
         yield LockExpired()
 
 
-def _no_place(lease: Lease, code: Code, book: Book) -> Iterator[CouponServiceError]:
-    """Live locks + redemptions ≤ limit: does the place that was taken fit beside the others?"""
+def _no_place(lease: Lease, code: Code, book: Book, state: State) -> Iterator[CouponServiceError]:
+    """Live locks + redemptions ≤ limit: does the place that was taken fit beside the others?
+
+    A user's own lock is not counted, since a redemption without a token uses it up. One that is
+    still to be recorded is not used up, but comes to stand beside the redemption, unless that has
+    the last use: so it counts.
+    """
     limit = book.limits.max_redemptions_per_code
     left = limit - code.redemptions
-    if limit and 0 < left < lease.places_taken:
+    own = lease.held_lock_id
+    beside = left > 1 and own is not None and own not in state.lock_events
+    if limit and 0 < left < lease.places_taken + beside:
         yield CodeLocked(retry_after_ms=lease.retry_after_ms)

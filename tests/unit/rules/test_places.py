@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from uuid import UUID
+
 import pytest
 from unit.rules.commands import call, lock, redeem, rollback, token
 from unit.rules.world import BOOK_ID, PLACE, lockable
@@ -110,12 +112,32 @@ class TestPlaces:
         assert isinstance(locked, Done)
         assert type(late) is CodeLocked
 
-    def test_a_lock_counts_the_redemption_of_its_own_user_that_did_not_count_it(self) -> None:
-        # Bob has both places at once: the redemption, whose place came later, left out his lock.
+
+class TestOwnLock:
+    """The place of a user's own lock does not count, as long as the redemption uses the lock up."""
+
+    def test_who_locks_and_redeems_at_once_does_both_only_where_both_fit(self) -> None:
         world = lockable(max_redemptions_per_code=2)
         world.does(lock(user="ann"))
         locking = lock(user="bob", by=call("r1"), lease=Lease(places_taken=2))
         lease = Lease(places_taken=2, held_lock_id=locking.lock_id)
         redeemed, locked = world.batch(redeem(user="bob", by=call("r2"), lease=lease), locking)
-        assert isinstance(redeemed, Done)
-        assert type(locked) is CodeLocked
+        assert type(redeemed) is CodeLocked
+        assert isinstance(locked, Done)
+
+    def test_whoever_came_between_the_lock_and_the_redemption(self) -> None:
+        world = lockable(max_redemptions_per_code=2)
+        locking = lock(user="ann", by=call("r1"), lease=Lease(places_taken=1))
+        world.does(lock(user="bob", lease=Lease(places_taken=2)))
+        lease = Lease(places_taken=2, held_lock_id=locking.lock_id)
+        assert type(world.refuses(redeem(user="ann", by=call("r2"), lease=lease))) is CodeLocked
+        world.does(locking)
+        redeemed = world.does(redeem(user="ann", by=call("r2"), lease=lease)).event
+        assert redeemed.lock_id == locking.lock_id
+
+    @pytest.mark.parametrize("limit", [1, 2])
+    def test_a_lock_that_may_never_be_recorded_is_in_nobodys_way_where_there_is_room(
+        self, limit: int
+    ) -> None:
+        world = lockable(max_redemptions_per_code=limit)
+        world.does(redeem(lease=Lease(places_taken=1, held_lock_id=UUID(int=7))))
