@@ -36,6 +36,8 @@ from coupon_service.log import configure_logging
 if TYPE_CHECKING:
     from service import Api, ServerThread
 
+pytest.register_assert_rewrite("adds_up", "faults", "model", "settled")
+
 MEMORY = Path("/dev/shm")
 MEMORY_MIN_BYTES = 2 << 30
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ import structlog
 from service import ServerThread, settings_for
 
 from coupon_service.leases import commands
+from coupon_service.sweeper import Sweeper
 
 KEY = "model:clock"
 REAL_CLOCK = "redis.call('TIME')"
@@ -61,12 +63,16 @@ def clocked_server(
     def told(name: str) -> str:
         return text(name).replace(REAL_CLOCK, OWN_CLOCK)
 
-    settings = settings_for(database_url, redis_url, **{"sweep_interval_ms": 3_600_000, **changes})
+    async def never(_: Sweeper) -> None:
+        await asyncio.Event().wait()
+
+    settings = settings_for(database_url, redis_url, **changes)
     logging = structlog.get_config()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger("error"))
     try:
         with (
             mock.patch.object(commands, "_text", told),
+            mock.patch.object(Sweeper, "run", never),
             ServerThread(settings, clock.now) as running,
         ):
             yield running
