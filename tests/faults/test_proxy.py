@@ -6,6 +6,7 @@ import socket
 import socketserver
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 from faults.proxy import BLACK_HOLE, HOST, PASS, Proxy, Rule
@@ -19,8 +20,9 @@ class Echo(socketserver.BaseRequestHandler):
 
     def handle(self) -> None:
         """One connection."""
-        while data := self.request.recv(1_000):
-            self.request.sendall(data)
+        with suppress(ConnectionResetError):
+            while data := self.request.recv(1_000):
+                self.request.sendall(data)
 
 
 @pytest.fixture
