@@ -8,20 +8,21 @@ from typing import Any
 
 import psycopg
 import pytest
-from adds_up import RULES, RULES_OF_TIME, SUMS, assert_adds_up
+from adds_up import RULES, RULES_OF_PLACES, RULES_OF_TIME, SUMS, assert_adds_up
 from service import Api, ServerThread, books
 
 from coupon_service.model import EventType
 
 
-def again(order: str, event: EventType = EventType.REDEEMED, **changes: object) -> str:
+def again(order: str | None, event: EventType = EventType.REDEEMED, **changes: object) -> str:
     """Repeats a row of the ledger, but for these changes."""
+    of_order = "order_id IS NULL" if order is None else f"order_id = '{order}'"
     return f"""
         INSERT INTO redemption_audit
         SELECT (jsonb_populate_record(it, jsonb_build_object('event_id', gen_random_uuid())
             || '{json.dumps(changes)}'::jsonb)).*
         FROM redemption_audit AS it
-        WHERE book_id = %s AND type = {event:d} AND order_id = '{order}'
+        WHERE book_id = %s AND type = {event:d} AND {of_order}
     """
 
 
@@ -45,6 +46,7 @@ BREAKS = {
         again("undone", EventType.ROLLED_BACK)
     ),
     "a lock redeems once": again("kept"),
+    "a request takes one lock": again(None, EventType.LOCKED),
     "no redemption has an older fence than one before it": (
         again("kept", fence=0, event_time="2100-01-01T00:00:00Z")
     ),
@@ -84,7 +86,7 @@ def test_what_nobody_has_meddled_with_adds_up(
     assert_adds_up(connection, [book_id])
 
 
-@pytest.mark.parametrize("check", [*SUMS, *RULES, *RULES_OF_TIME])
+@pytest.mark.parametrize("check", [*SUMS, *RULES, *RULES_OF_PLACES, *RULES_OF_TIME])
 def test_what_does_not_add_up_is_told(
     connection: psycopg.Connection[Any], book_id: str, check: str
 ) -> None:
