@@ -366,9 +366,9 @@ def listing(list_rpc: Callable[[Any], Any], request: Any) -> list[Any]:
 
 
 def test_a_user_who_locks_many_codes_at_once_gets_exactly_five(api: Api) -> None:
-    wanted, user_id = new_codes(40), unique("user")
+    wanted, user_id, business_id = new_codes(40), unique("user"), unique("business")
     for part in (wanted[:20], wanted[20:]):
-        api.book(codes=part, lock_policy=books.LOCK_POLICY_OPTIONAL)
+        api.book(codes=part, lock_policy=books.LOCK_POLICY_OPTIONAL, business_id=business_id)
     outcomes = all_at_once([lambda it=it: api.lock(it, user_id) for it in wanted])
     assert sum(isinstance(it, redemptions.LockCodeResponse) for it in outcomes) == 5
     held = api.redemptions.ListLocks(redemptions.ListLocksRequest(user_id=user_id)).locks
