@@ -166,12 +166,7 @@ class Reads:
 
     async def has_book(self, book_id: UUID, business_id: str) -> bool:
         """Whether there is such a book."""
-
-        async def work(connection: Connection) -> bool:
-            book = (await select_books_by_id(connection, [book_id])).get(book_id)
-            return book is not None and business_id in ("", book.business_id)
-
-        return await self._database.read("get_book", work)
+        return bool(await self.known_books([str(book_id)], business_id))
 
     async def known_books(self, ids: Iterable[str], business_id: str = "") -> set[str]:
         """Those that are ids of books that there are."""
