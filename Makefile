@@ -149,7 +149,7 @@ interop: ## Install what the tests need to call the service from Node (needs npm
 # --- upkeep -------------------------------------------------------------------------------------
 
 COMPILE := $(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 \
-	--generate-hashes --no-emit-index-url --no-annotate --no-header
+	--generate-hashes --no-strip-extras --no-emit-index-url --no-annotate --no-header
 
 lock: install ## Lock the newest versions of all dependencies
 	@$(PIP) install uv
