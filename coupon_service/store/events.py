@@ -54,10 +54,16 @@ async def select_events_by_id(connection: Connection, ids: Iterable[UUID]) -> di
     return {row[0]: event_from_row(row) for row in await cursor.fetchall()}
 
 
+# Lock by lock (OFFSET 0): while hardly an event is of a lock, the planner would read all of those
+# and compare each with each lock that is wanted, also when there are many by then.
 SELECT_LOCK_EVENTS: Final[LiteralString] = f"""
-SELECT {EVENT_COLUMNS}
+SELECT event.*
 FROM unnest(%s::uuid[], %s::smallint[]) AS wanted (lock_id, bucket)
-JOIN redemption_audit USING (lock_id, bucket)
+CROSS JOIN LATERAL (
+    SELECT {EVENT_COLUMNS} FROM redemption_audit
+    WHERE lock_id = wanted.lock_id AND bucket = wanted.bucket
+    OFFSET 0
+) AS event
 ORDER BY event_time
 """
 

@@ -36,6 +36,7 @@ from coupon_service.model import (
     bucket_of_user,
 )
 from coupon_service.rules import is_hidden
+from coupon_service.store.events import SELECT_LOCK_EVENTS
 from coupon_service.store.picks import pick_codes
 from coupon_service.store.pipeline import Pipeline, Rows
 from coupon_service.store.rows import (
@@ -229,22 +230,20 @@ CROSS JOIN LATERAL (
 ) AS link
 """
 
-SELECT_LOCK_EVENTS: Final[LiteralString] = f"""
-SELECT {EVENT_COLUMNS}
-FROM redemption_audit
-WHERE lock_id = ANY(%s::uuid[]) AND bucket = ANY(%s::smallint[])
-"""
-
-
 def _select_lock_events(pipeline: Pipeline, lock_ids: dict[UUID, str]) -> Rows:
-    buckets = {bucket_of(code) for code in lock_ids.values()}
-    return pipeline.add(SELECT_LOCK_EVENTS, (uuid_array(lock_ids), int_array(buckets)))
+    parameters = uuid_array(lock_ids), int_array(map(bucket_of, lock_ids.values()))
+    return pipeline.add(SELECT_LOCK_EVENTS, parameters)
 
 
+# Order by order (OFFSET 0), as with the events of locks.
 SELECT_ORDERS: Final[LiteralString] = """
-SELECT code, order_id, a.type, a.event_id, a.redemption_id
+SELECT event.*
 FROM unnest(%s::smallint[], %s::text[], %s::text[]) AS wanted (bucket, code, order_id)
-JOIN redemption_audit AS a USING (bucket, code, order_id)
+CROSS JOIN LATERAL (
+    SELECT code, order_id, type, event_id, redemption_id FROM redemption_audit
+    WHERE order_id = wanted.order_id AND code = wanted.code AND bucket = wanted.bucket
+    OFFSET 0
+) AS event
 """
 
 

@@ -71,6 +71,51 @@ def test_orders_of_a_hot_code_are_found_by_the_order(database_url: str) -> None:
     assert "redemption_audit_by_order" in plan_of(database_url, load.SELECT_ORDERS)
 
 
+# So many codes were assigned, and nobody has redeemed or locked one yet.
+ASSIGNED = """
+INSERT INTO redemption_audit (
+    event_id, bucket, type, event_time, book_id, code, user_id, fingerprint, caller, peer,
+    user_agent, request_id)
+SELECT gen_random_uuid(), n % 64, 9, now(), gen_random_uuid(), 'CODE' || n, 'user-' || n, 0, '', '',
+    '', n
+FROM generate_series(1, 10000) AS n
+"""
+
+
+@pytest.mark.parametrize(
+    ("statement", "index"),
+    [
+        (load.SELECT_ORDERS, "redemption_audit_by_order"),
+        (events.SELECT_LOCK_EVENTS, "redemption_audit_by_lock"),
+    ],
+    ids=["orders", "locks"],
+)
+def test_the_first_orders_and_locks_of_many_codes_are_found_by_their_keys(
+    database_url: str, statement: str, index: str
+) -> None:
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute(ASSIGNED)
+        connection.execute("ANALYZE redemption_audit")
+    plan = plan_of(database_url, statement)
+    assert index in plan
+    assert re.search("Index Cond: .* = wanted.", plan), plan
+
+
+def test_postgresql_looks_at_a_table_that_grows_only_when_there_is_something_to_see(
+    database_url: str,
+) -> None:
+    with psycopg.connect(database_url) as connection:
+        rows = connection.execute(
+            "SELECT relname, option_name, option_value"
+            " FROM pg_class, pg_options_to_table(reloptions) WHERE option_name ~ 'threshold'"
+        ).fetchall()
+    tables = ("coupon_assignments", "coupon_codes", "coupon_user_counters", "redemption_audit")
+    kinds = ("analyze", "vacuum", "vacuum_insert")
+    assert set(rows) == {
+        (table, f"autovacuum_{kind}_threshold", "10000") for table in tables for kind in kinds
+    }
+
+
 def test_only_books_with_a_threshold_are_looked_at_for_what_they_have_left(
     database_url: str,
 ) -> None:
