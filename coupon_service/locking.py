@@ -35,6 +35,7 @@ from coupon_service.model import (
     Code,
     Command,
     Done,
+    Event,
     EventType,
     Lease,
     LeaseNeeded,
@@ -56,6 +57,10 @@ LOCKS_ELSEWHERE_MAX = 1_000
 
 TOMBSTONE_EXTRA_MS = 60_000
 """How much longer than its token a used lock is remembered: more than clocks can differ."""
+
+REQUESTS_REMEMBERED_MAX = 100
+"""How many rows of a lock tell of requests that were answered with it: its history is read as a
+whole. Whoever asks after them is answered with it as well, but only while it is held."""
 
 
 def tombstone_until_ms(expire_ms: int) -> int:
@@ -145,8 +150,16 @@ class Locks:
         if isinstance(seen, Done):
             return await self._answer(seen)
         taken = await self._acquire(command, seen, ttl_ms)
-        if taken.status is TakeStatus.HELD_BEFORE and await self._free_if_ended(taken):
-            taken = await self._acquire(command, seen, ttl_ms)
+        if taken.status is TakeStatus.HELD_BEFORE:
+            events = await self._events(UUID(taken.lock_id), "")
+            view = lock_view(events, self._now())
+            if view is not None and view.state in (LockState.REDEEMED, LockState.RELEASED):
+                # It is being given back at this moment, or Redis was not reached when it was to be.
+                await self._release(view)
+                taken = await self._acquire(command, seen, ttl_ms)
+            elif view is not None and len(events) > REQUESTS_REMEMBERED_MAX:
+                self._refuse(taken)
+                return view, self._tokens.sign(view), True
         if taken.status is TakeStatus.GONE:  # another attempt with this request_id was faster
             seen = await self._look(command)
             if isinstance(seen, Done):
@@ -163,12 +176,20 @@ class Locks:
         except DatabaseUnavailable:
             raise  # it may have been recorded; if not, its time ends it
         except CouponServiceError:
-            with suppress(LocksUnavailable):  # its time ends it
-                await self._leases.give_up(
-                    command.code, str(seen.book.book_id), command.user_id, taken.lock_id
-                )
+            await self._give_up(placed, seen.book)
             raise
+        if done.event.lock_id != placed.lock_id:
+            # Another call with this request_id was answered with a lock that was over before this
+            # one took a place.
+            await self._give_up(placed, seen.book)
         return await self._answer(done)
+
+    async def _give_up(self, placed: Lock, book: Book) -> None:
+        """Leaves a place to the others that were told of it, or gives it back."""
+        with suppress(LocksUnavailable):  # its time ends it
+            await self._leases.give_up(
+                placed.code, str(book.book_id), placed.user_id, str(placed.lock_id)
+            )
 
     async def _acquire(self, command: Lock, seen: LeaseNeeded, ttl_ms: int | None) -> Taken:
         """Takes a place. The limit of a user is a business's own: whoever has the same name
@@ -201,18 +222,6 @@ class Locks:
             return 0
         own = await self._reads.known_books(books, book.business_id)
         return sum(lock.book_id not in own for lock in locks)
-
-    async def _free_if_ended(self, taken: Taken) -> bool:
-        """Gives the place of a lock back that was redeemed or released, should it still have it:
-        it is being given back at this moment, or Redis was not reached when it was to be."""
-        try:
-            view = await self.get(UUID(taken.lock_id), "")
-        except LockNotFound:
-            return False  # not recorded yet
-        ended = view.state in (LockState.REDEEMED, LockState.RELEASED)
-        if ended:
-            await self._release(view)
-        return ended
 
     async def extend(
         self, token: str, ttl_ms: int | None, call: Call
@@ -302,11 +311,15 @@ class Locks:
 
     async def get(self, lock_id: UUID, business_id: str, own_user_id: str = "") -> LockView:
         """A lock as it is now, of this business and user, empty = any. Raises LockNotFound."""
-        (events,) = await self._reads.lock_events([lock_id], business_id)
-        view = lock_view(events, self._now())
+        view = lock_view(await self._events(lock_id, business_id), self._now())
         if view is None or own_user_id not in ("", view.user_id):
             raise LockNotFound
         return view
+
+    async def _events(self, lock_id: UUID, business_id: str) -> Sequence[Event]:
+        """The history of a lock; empty when it is not recorded."""
+        (events,) = await self._reads.lock_events([lock_id], business_id)
+        return events
 
     async def list(
         self,

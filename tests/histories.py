@@ -22,6 +22,7 @@ from one_code import (
     Rollback,
     Rules,
     Unlock,
+    answered_with,
     perform,
 )
 from service import codes as codes_pb
@@ -301,8 +302,10 @@ def contradiction(operations: Sequence[Recorded], rules: Rules) -> str:
             return then
         if isinstance(call, Lock) and expected == ("OK", call.request):
             # The place of another attempt of the user that was not carried out, and its name.
-            expected, then = perform(rules, code, replace(call, request=str(answer[-1])))
-            return then if answer == expected and then != code else None
+            name = str(answer[-1])
+            expected, then = perform(rules, code, replace(call, request=name))
+            taken = answer == expected and then != code
+            return answered_with(then, call, name) if taken else None
         return None
 
     order = longest_order(operations, Code(), after)

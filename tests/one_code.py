@@ -95,10 +95,11 @@ class RolledBack:
 
 @dataclass(frozen=True, slots=True)
 class Locked:
-    """An effect, and what a repeat is answered."""
+    """What a repeat is answered; an effect when the lock has the name of the request."""
 
     request: str
     user: str
+    lock: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +168,7 @@ def _redeem_refusals(rules: Rules, code: Code, call: Redeem) -> Iterator[str]:
     yield from _used_up(rules, code, call.user)
     if not call.lock and rules.locks == "REQUIRED":
         yield "LOCK_REQUIRED"
-    if any(it.request == call.lock and it.user != call.user for it in code.locked):
+    if any(it.lock == call.lock and it.user != call.user for it in code.locked):
         yield "LOCK_TOKEN_MISMATCH"
     if call.lock and (call.user, call.lock) not in code.held:
         yield "LOCK_EXPIRED"
@@ -204,19 +205,21 @@ def _lock(rules: Rules, code: Code, call: Lock) -> tuple[Answer, Code]:
         if past.request == call.request:
             if past.user != call.user:
                 return ("REQUEST_ID_REUSED",), code
-            return ("OK", call.request), code
+            return ("OK", past.lock), code
     refusal = next(_used_up(rules, code, call.user), None)
     if refusal is not None:
         return (refusal,), code
     if held := code.lock_of(call.user):
-        return ("OK", held), code  # which is no effect: a repeat is decided anew
+        return ("OK", held), answered_with(code, call, held)
     if not _has_room(rules, code, call.user):
         return ("CODE_LOCKED",), code
-    return ("OK", call.request), replace(
-        code,
-        locked=code.locked | {Locked(call.request, call.user)},
-        held=code.held | {(call.user, call.request)},
-    )
+    taken = replace(code, held=code.held | {(call.user, call.request)})
+    return ("OK", call.request), answered_with(taken, call, call.request)
+
+
+def answered_with(code: Code, call: Lock, lock: str) -> Code:
+    """The code when the call was answered with this lock."""
+    return replace(code, locked=code.locked | {Locked(call.request, call.user, lock)})
 
 
 def _unlock(code: Code, call: Unlock) -> tuple[Answer, Code]:

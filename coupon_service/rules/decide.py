@@ -9,7 +9,6 @@ from coupon_service.errors import (
     AlreadyRolledBack,
     BookNotFound,
     CodeNotFound,
-    Contention,
     CouponServiceError,
     LockNotFound,
     RedemptionNotFound,
@@ -133,12 +132,6 @@ def _replay(
 ) -> Done | CouponServiceError | None:
     """What is answered when the ledger has the row that this command would write."""
     recorded = state.events.get(command.event_id)
-    if recorded is None and isinstance(command, Lock):
-        recorded = state.events.get(command.lock_id)  # the user holds this lock already
-        if recorded is not None and recorded.user_id != command.user_id:
-            # The place was taken by an attempt that was never recorded, and whose request_id was
-            # then used for another user. It ends by itself.
-            return Contention()
     if recorded is None:
         return None
     call = command.call

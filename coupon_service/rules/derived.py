@@ -115,9 +115,13 @@ def order_discount(book: Book, order: Money | None) -> Money | None:
 
 
 def lock_view(events: Iterable[Event], now: datetime) -> LockView | None:
-    """A lock, from its ledger events (in any order); None when it was never taken."""
+    """A lock, from its ledger events (in any order); None when it was never taken.
+
+    The row that took it has its id; the others of this type tell who else was answered with it.
+    """
     events = tuple(events)
-    locked = next((event for event in events if event.type is EventType.LOCKED), None)
+    taken = (it for it in events if it.type is EventType.LOCKED and it.event_id == it.lock_id)
+    locked = next(taken, None)
     expire_times = [event.expire_time for event in events if event.expire_time is not None]
     if locked is None or not expire_times:
         return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from coupon_service.errors import (
+    Contention,
     InvalidStateTransition,
     LockExpired,
     LockLimitExceeded,
@@ -29,7 +30,10 @@ from coupon_service.rules.refusals import redemption_refusal
 
 
 def lock(command: Lock, code: Code, book: Book, draft: Draft) -> Outcome:
-    """Records a lock."""
+    """Records a lock, or that the command is answered with the one that the user holds."""
+    held = draft.state.events.get(command.lock_id)
+    if held is not None:
+        return _lock_held(command, held, code, book, draft)
     if book.lock_policy is LockPolicy.OFF:
         return InvalidStateTransition("The coupon book has locking off.", state="LOCK_POLICY_OFF")
     refusal = redemption_refusal(command, code, book, draft)
@@ -50,7 +54,36 @@ def lock(command: Lock, code: Code, book: Book, draft: Draft) -> Outcome:
         metadata=command.metadata,
     )
     draft.record(event)
+    if command.event_id != command.lock_id:
+        _answer_with(event, command, code, draft)
     return Done(event, book, code)
+
+
+def _lock_held(command: Lock, held: Event, code: Code, book: Book, draft: Draft) -> Outcome:
+    """Answers with a lock that another attempt has recorded."""
+    if (held.lock_id, held.user_id) != (command.lock_id, command.user_id):
+        # The place was taken by an attempt that was never recorded, and whose request_id was then
+        # used for another user, or answered with another lock. It ends by itself.
+        return Contention()
+    _answer_with(held, command, code, draft)
+    return Done(held, book, code, replayed=True)
+
+
+def _answer_with(locked: Event, command: Lock, code: Code, draft: Draft) -> None:
+    """Records that an attempt was answered with a lock that has the id of another attempt.
+
+    A repeat finds it by its own id, also when the lock is over: else it would take a second one.
+    The row says nothing of the lock's expiry, which is told by the rows that gave it.
+    """
+    draft.record(
+        Event(
+            **draft.about(command, EventType.LOCKED, before=code, after=code),
+            lock_id=locked.lock_id,
+            user_id=command.user_id,
+            fence=locked.fence,
+            metadata=command.metadata,
+        )
+    )
 
 
 def change_lock(command: ChangeLock, code: Code, book: Book, draft: Draft) -> Outcome:

@@ -53,7 +53,9 @@ class _AuditEventTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AuditE
     AUDIT_EVENT_TYPE_REVOKED: _AuditEventType.ValueType  # 11
     """A code was taken from a user."""
     AUDIT_EVENT_TYPE_LOCKED: _AuditEventType.ValueType  # 12
-    """A lock was taken."""
+    """A lock was taken. Or, where event_id is not the lock_id: a request was answered with the lock that
+    its user already held.
+    """
     AUDIT_EVENT_TYPE_LOCK_EXTENDED: _AuditEventType.ValueType  # 13
     """A lock got a new expiry."""
     AUDIT_EVENT_TYPE_UNLOCKED: _AuditEventType.ValueType  # 14
@@ -101,7 +103,9 @@ AUDIT_EVENT_TYPE_ASSIGNED: AuditEventType.ValueType  # 10
 AUDIT_EVENT_TYPE_REVOKED: AuditEventType.ValueType  # 11
 """A code was taken from a user."""
 AUDIT_EVENT_TYPE_LOCKED: AuditEventType.ValueType  # 12
-"""A lock was taken."""
+"""A lock was taken. Or, where event_id is not the lock_id: a request was answered with the lock that
+its user already held.
+"""
 AUDIT_EVENT_TYPE_LOCK_EXTENDED: AuditEventType.ValueType  # 13
 """A lock got a new expiry."""
 AUDIT_EVENT_TYPE_UNLOCKED: AuditEventType.ValueType  # 14
@@ -150,7 +154,9 @@ class AuditEvent(_message.Message):
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     METADATA_FIELD_NUMBER: _builtins.int
     event_id: _builtins.str
-    """UUID. For REDEEMED it is the redemption_id, for LOCKED the lock_id."""
+    """UUID. For REDEEMED it is the redemption_id, for LOCKED that of the request, which is
+    the lock_id when it took the lock.
+    """
     type: Global___AuditEventType.ValueType
     """What was changed."""
     book_id: _builtins.str
@@ -195,7 +201,7 @@ class AuditEvent(_message.Message):
 
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp:
-        """LOCKED, LOCK_EXTENDED: the expiry of the lock. ASSIGNED: that of the assignment."""
+        """LOCKED (when it took the lock), LOCK_EXTENDED: the expiry of the lock. ASSIGNED: that of the assignment."""
 
     @_builtins.property
     def metadata(self) -> _struct_pb2.Struct:

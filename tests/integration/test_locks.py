@@ -81,7 +81,13 @@ def test_the_holder_who_asks_again_has_the_same_lock_as_it_is(api: Api) -> None:
     assert again.lock_token == first.lock_token
     extended = extend(api, first.lock_token, ttl_s=60)
     assert api.lock(code, user).lock == extended.lock
-    assert api.event_names(code=code) == ["LOCKED", "LOCK_EXTENDED"]
+    events = api.events(code=code)
+    assert {it.lock_id for it in events} == {first.lock.lock_id}
+    assert {it.fence for it in events} == {first.lock.fence}
+    assert api.event_names(code=code) == ["LOCKED", "LOCKED", "LOCK_EXTENDED", "LOCKED"]
+    taken, asked_again, _, _ = events
+    assert taken.event_id == first.lock.lock_id != asked_again.event_id
+    assert not asked_again.HasField("expire_time")
 
 
 def test_a_code_holds_as_many_locks_as_it_has_uses_left(api: Api) -> None:

@@ -114,7 +114,10 @@ class World(Giving):
             over = self.now - own.message["expire_time"]
             if over >= 0:
                 raise No("CODE_LOCKED", retry_after_ms=self.grace - over)
-            return {**self._lock_answer(self.locks.index(own)), "replayed": True}
+            number = self.locks.index(own)
+            self._lock_event("LOCKED", number, request_id, expire_time=None, metadata=metadata)
+            self.once(key, parameters, lambda it: it._lock_answer(number))
+            return {**self._lock_answer(number), "replayed": True}
         if left is not None and len(placed) >= left:
             raise self._locked(placed)
         mine = [it for it in self.locks if it.message["user_id"] == user]
@@ -134,7 +137,7 @@ class World(Giving):
         if type_ in ("LOCKED", "LOCK_EXTENDED"):
             about["expire_time"] = lock["expire_time"]
         code = lock["code"]
-        self._code_event(type_, code, self.state(code), request_id, **about, **fields)
+        self._code_event(type_, code, self.state(code), request_id, **about | fields)
 
     def _lock_answer(self, number: int) -> Message:
         message = self.lock_message(number)

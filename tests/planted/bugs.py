@@ -25,6 +25,7 @@ from coupon_service import coalesce, locking
 from coupon_service.leases import commands, leases
 from coupon_service.leases.token import verify
 from coupon_service.model import Rollback
+from coupon_service.rules import locking as lock_rules
 from coupon_service.rules import redeeming, refusals
 from coupon_service.rules.draft import Draft
 from coupon_service.store import apply as applying
@@ -197,6 +198,11 @@ def used_lock_kept() -> Planted:
         return True
 
     return mock.patch.object(leases.Leases, "release", kept)
+
+
+def lock_answer_forgotten() -> Planted:
+    """Only the attempt that took a lock is recorded, not those that were answered with it."""
+    return mock.patch.object(lock_rules, "_answer_with", _nothing)
 
 
 # --- how they are planted -----------------------------------------------------------------------

@@ -182,6 +182,17 @@ async def _idle(server: ServerThread) -> bool:
     return True
 
 
+def repeat_after_the_lock(it: Stack) -> None:
+    """A request that was answered with a lock is never answered with another."""
+    api, user, request_id = it.apis[0], unique("user"), unique("request")
+    code = api.code(lock_policy=books.LOCK_POLICY_OPTIONAL, limits=UNLIMITED)
+    held = api.lock(code, user)
+    api.lock(code, user, request_id=request_id)
+    api.unlock(held.lock_token)
+    assert api.lock(code, user, request_id=request_id).lock.lock_id == held.lock.lock_id
+    it.conserved()
+
+
 def late_holder_after_a_flush(it: Stack) -> None:
     """A redemption with a lock that is older than the newest accepted one is refused."""
     api, user = it.apis[0], unique("user")

@@ -30,6 +30,7 @@ CAUGHT_BY: dict[Callable[[], bugs.Planted], Callable[[Stack], None]] = {
     bugs.discount_rounded_up: harness.model_test,
     bugs.token_not_verified: harness.model_test,
     bugs.used_lock_kept: harness.model_test,
+    bugs.lock_answer_forgotten: harness.repeat_after_the_lock,
 }
 QUICK = [it for it in dict.fromkeys(CAUGHT_BY.values()) if it is not harness.model_test]
 

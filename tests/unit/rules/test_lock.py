@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
+from uuid import UUID
 
 import pytest
 from unit.rules.commands import (
@@ -59,6 +60,11 @@ def state_of(world: World, locked: Event) -> LockState:
     view = lock_view(world.state.lock_events[locked.event_id], world.now)
     assert view is not None
     return view.state
+
+
+def _another() -> UUID:
+    """The id of a place that another attempt took."""
+    return lock().lock_id
 
 
 class TestLock:
@@ -146,7 +152,49 @@ class TestOwnLock:
         again = world.does(lock(lock_id=first.event.event_id, expire_time=NOW + 2 * MINUTE))
         assert again.replayed
         assert again.event == first.event
-        assert world.ledger == [first.event]
+
+    def test_the_ledger_says_who_was_answered_with_it(self) -> None:
+        world = lockable()
+        first = world.does(lock())
+        command = lock(by=call("r1"), lock_id=first.event.event_id, metadata='{"cart": 7}')
+        world.does(command)
+        assert world.ledger == [
+            first.event,
+            recorded(
+                command,
+                EventType.LOCKED,
+                state_before=CodeState.AVAILABLE,
+                state_after=CodeState.AVAILABLE,
+                lock_id=first.event.event_id,
+                fence=1,
+                metadata='{"cart": 7}',
+            ),
+        ]
+        view = lock_view(world.ledger, NOW)
+        assert view == lock_view([first.event], NOW)
+        assert view == lock_view(world.ledger[::-1], NOW)
+
+    @pytest.mark.parametrize("taken_by", ["an attempt", "a lost attempt"])
+    def test_it_is_the_answer_of_a_repeat_for_ever(self, taken_by: str) -> None:
+        world = lockable(max_redemptions_per_code=3)
+        taken, by = lock(by=call("r1")), call("r2")
+        if taken_by == "an attempt":
+            world.does(taken)
+        first = world.does(lock(by=by, lock_id=taken.lock_id)).event
+        world.does(unlock(first))
+        # When the lock is over it comes with another place, and with its own id.
+        for command in (lock(by=by, lease=None), lock(by=by), lock(by=by, lock_id=_another())):
+            repeated = world.does(command)
+            assert repeated.replayed
+            assert repeated.event.lock_id == first.lock_id == taken.lock_id
+        assert state_of(world, first) is LockState.RELEASED
+
+    def test_a_repeat_for_something_else_is_refused(self) -> None:
+        world = lockable()
+        first = world.does(lock())
+        world.does(lock(by=call("r2"), lock_id=first.event.event_id))
+        for other in (lock(by=call("r2"), metadata='{"n": 2}'), lock(user="bob", by=call("r2"))):
+            assert type(world.refuses(other)) is RequestIdReused
 
     def test_also_at_the_same_moment(self) -> None:
         world = lockable()
@@ -186,6 +234,14 @@ class TestOwnLock:
         world.does(lock(user="bob", by=call("r1")))
         assert type(world.refuses(lost)) is RequestIdReused
         assert type(world.refuses(lock(by=call("r2"), lock_id=lost.lock_id))) is Contention
+
+    def test_nor_one_whose_request_id_was_answered_with_another_lock(self) -> None:
+        world = lockable(max_redemptions_per_code=2)
+        first = world.does(lock()).event
+        late = lock(by=call("r1"))
+        world.does(lock(by=call("r1"), lock_id=first.event_id))
+        world.does(unlock(first))
+        assert type(world.refuses(lock(by=call("r2"), lock_id=late.lock_id))) is Contention
 
     def test_nor_is_it_theirs_when_the_next_of_the_first_user_has_recorded_it(self) -> None:
         world = lockable(max_redemptions_per_code=2)

@@ -47,6 +47,7 @@ from coupon_service.model import (
     Event,
     EventType,
     Lease,
+    Lock,
     LockPolicy,
     Outcome,
     PercentOff,
@@ -98,7 +99,7 @@ def commands(world: World) -> st.SearchStrategy[Command]:
     redeemed = [event for event in world.ledger if event.type is EventType.REDEEMED]
     if redeemed:
         kinds += [st.builds(rollback, st.sampled_from(redeemed), calls)] * 2
-    locked = [event for event in world.ledger if event.type is EventType.LOCKED]
+    locked = [event for event in world.ledger if _takes_a_lock(event)]
     if locked:
         locks = st.sampled_from(locked)
         leases = st.sampled_from([Lease(), PLACE, Lease(gone=True)])
@@ -191,13 +192,24 @@ def _pastimes(world: World) -> st.SearchStrategy[Callable[[], None]]:
 def assert_one_event_each(
     world: World, batch: list[Unit], outcomes: list[list[Outcome]], effects: Effects
 ) -> None:
-    """Whatever was done has a row in the ledger, and a repeat has the row of what it repeats."""
+    """Whatever was done has a row in the ledger, and a repeat has the row of what it repeats.
+
+    So has each attempt that was answered with a lock, whoever took it.
+    """
     done = [it for answers in outcomes for it in answers if isinstance(it, Done)]
-    assert [it.event for it in done if not it.replayed] == list(effects.events)
+    changes = [it for it in effects.events if it.type is not EventType.LOCKED or _takes_a_lock(it)]
+    assert [it.event for it in done if not it.replayed] == changes
     rows = world.state.events | {event.event_id: event for event in effects.events}
     assert all(rows[it.event.event_id] == it.event for it in done)
     for unit, answers in zip(batch, outcomes, strict=True):
         assert not unit.atomic or len({isinstance(it, Done) for it in answers}) == 1
+        for command, answer in zip(unit.commands, answers, strict=True):
+            if isinstance(command, Lock) and isinstance(answer, Done):
+                assert rows[command.event_id].lock_id == answer.event.lock_id
+
+
+def _takes_a_lock(event: Event) -> bool:
+    return event.type is EventType.LOCKED and event.event_id == event.lock_id
 
 
 def assert_within_limits(world: World, effects: Effects) -> None:

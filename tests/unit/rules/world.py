@@ -182,7 +182,8 @@ class World:
         if event.lock_id is not None:
             earlier = state.lock_events.get(event.lock_id, ())
             state.lock_events[event.lock_id] = (*earlier, event)
-        if event.type is EventType.LOCKED and event.fence is not None:
+        if event.type is EventType.LOCKED and event.event_id == event.lock_id:
+            assert event.fence is not None
             state.fences.remove(event.fence)
         order = (event.code or "", event.order_id or "")
         if event.order_id and event.type is EventType.REDEEMED:

@@ -1,0 +1,227 @@
+"""Several requests of one user for one lock: each is answered with it, also when it is over."""
+
+# pyright: reportPrivateUsage=false
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
+from datetime import UTC
+from typing import Any
+from unittest import mock
+
+import pytest
+from service import (
+    Api,
+    ServerThread,
+    audit,
+    redemptions,
+    refused,
+    settings_for,
+    struct,
+    unique,
+)
+from steps import get_lock, locking_code, locks_of
+from waiting import until
+
+from coupon_service import locking
+from coupon_service.errors import DatabaseUnavailable
+from coupon_service.locking import Locks
+from coupon_service.model import Lock
+
+GRACE_MS = 1_000
+"""How much longer than its token a lock keeps others out."""
+USES = 3
+HELD = redemptions.LOCK_STATE_HELD
+ENDS = {
+    "released": redemptions.LOCK_STATE_RELEASED,
+    "redeemed": redemptions.LOCK_STATE_REDEEMED,
+    "redeemed without its token": redemptions.LOCK_STATE_REDEEMED,
+    "run out": redemptions.LOCK_STATE_EXPIRED,
+}
+
+Held = redemptions.LockCodeResponse
+
+
+@pytest.fixture(scope="module")
+def api(
+    new_database: Callable[[], AbstractContextManager[str]], redis_server_url: str
+) -> Iterator[Api]:
+    """A client of a server where a lock that ran out keeps others out for a second."""
+    with new_database() as database_url:
+        settings = settings_for(
+            database_url,
+            redis_server_url,
+            statement_timeout_ms=GRACE_MS,
+            lock_timeout_ms=GRACE_MS // 2,
+            clock_tolerance_ms=0,
+        )
+        with ServerThread(settings) as server:
+            client = Api(server.address)
+            yield client
+            client.close()
+
+
+@contextmanager
+def without_ledger() -> Generator[None]:
+    """Whoever takes a place meanwhile does not come to record the lock, and does not know it."""
+    with mock.patch.object(Locks, "_carry_out", side_effect=DatabaseUnavailable):
+        yield
+
+
+@contextmanager
+def stopped_before(step: str, *requests: str) -> Generator[tuple[set[str], list[str]]]:
+    """Requests that stop where this method of Locks begins: who has come there, and a list of those
+    that may go on, one after the other."""
+    stopped = set[str]()
+    go_on: list[str] = []
+    real: Any = getattr(Locks, step)
+    busy = asyncio.Lock()
+
+    async def patched(self: Locks, command: Any, *arguments: Any) -> Any:
+        request = command.call.request_id
+        if not isinstance(command, Lock) or request not in requests or request in stopped:
+            return await real(self, command, *arguments)
+        stopped.add(request)
+        while request not in go_on:
+            await asyncio.sleep(0.002)
+        while go_on[0] != request:
+            await asyncio.sleep(0.002)
+        async with busy:
+            try:
+                return await real(self, command, *arguments)
+            finally:
+                go_on.remove(request)
+
+    with mock.patch.object(Locks, step, patched):
+        yield stopped, go_on
+
+
+def end(api: Api, held: Held, how: str) -> None:
+    """Ends a lock."""
+    lock = held.lock
+    match how:
+        case "released":
+            api.unlock(held.lock_token)
+        case "redeemed":
+            api.redeem(lock.code, lock.user_id, lock_token=held.lock_token)
+        case "redeemed without its token":
+            api.redeem(lock.code, lock.user_id)
+        case _:
+            free_s = lock.expire_time.ToDatetime(UTC).timestamp() + GRACE_MS / 1000
+            until(lambda: time.time() > free_s + 0.1)
+
+
+def assert_the_only_lock(api: Api, lock: redemptions.Lock) -> None:
+    """The user had no other lock on the code, and every use that is left is free."""
+    locked = [it for it in api.events(code=lock.code) if it.type == audit.AUDIT_EVENT_TYPE_LOCKED]
+    assert {it.lock_id for it in locked} == {lock.lock_id}
+    assert locks_of(api, user_id=lock.user_id) == []
+    for _ in range(USES - api.get_code(lock.code).redemption_count):
+        api.lock(lock.code, unique("another"))
+
+
+@pytest.mark.parametrize("how", ENDS)
+def test_who_took_over_the_place_of_a_lost_attempt_has_that_lock_for_ever(
+    api: Api, how: str
+) -> None:
+    code, user, lost, next_ = locking_code(api, USES), unique("user"), unique("1"), unique("2")
+    with without_ledger(), refused("DATABASE_UNAVAILABLE"):
+        api.lock(code, user, request_id=lost, ttl_s=1)
+    held = api.lock(code, user, request_id=next_, ttl_s=1)
+    assert (held.lock.state, held.replayed) == (HELD, False)
+    end(api, held, how)
+    for request in (next_, lost, next_):
+        again = api.lock(code, user, request_id=request, ttl_s=1)
+        assert again.replayed
+        assert again.lock == get_lock(api, held.lock.lock_id)
+        assert again.lock.state == ENDS[how]
+    assert_the_only_lock(api, held.lock)
+
+
+@pytest.mark.parametrize("how", ENDS)
+@pytest.mark.parametrize("first", [0, 1], ids=["who took the place", "who was told of it"])
+def test_two_requests_at_the_same_moment_have_the_same_lock_for_ever(
+    api: Api, first: int, how: str
+) -> None:
+    """`first`: which of them comes to the ledger first."""
+    code, user, requests = locking_code(api, USES), unique("user"), (unique("1"), unique("2"))
+
+    def lock(request: str) -> Held:
+        return api.lock(code, user, request_id=request, ttl_s=1)
+
+    with ThreadPoolExecutor() as pool, stopped_before("_carry_out", *requests) as (stopped, go_on):
+        calls = [pool.submit(lock, requests[0])]
+        until(lambda: requests[0] in stopped)
+        calls.append(pool.submit(lock, requests[1]))
+        until(lambda: requests[1] in stopped)
+        go_on += [requests[first], requests[1 - first]]
+    one, other = (call.result() for call in calls)
+    assert one.lock == other.lock
+    assert {one.replayed, other.replayed} == {False, True}
+    end(api, one, how)
+    for request in requests:
+        again = lock(request)
+        assert again.replayed
+        assert again.lock == get_lock(api, one.lock.lock_id)
+        assert again.lock.state == ENDS[how]
+    assert_the_only_lock(api, one.lock)
+
+
+@pytest.mark.parametrize("how", ENDS)
+def test_who_asked_again_while_it_was_held_has_that_lock_for_ever(api: Api, how: str) -> None:
+    code, user, request_id = locking_code(api, USES), unique("user"), unique("request")
+    held = api.lock(code, user, ttl_s=1)
+    assert api.lock(code, user, request_id=request_id).lock == held.lock
+    end(api, held, how)
+    again = api.lock(code, user, request_id=request_id)
+    assert again.replayed
+    assert again.lock.lock_id == held.lock.lock_id
+    assert again.lock.state == ENDS[how]
+    assert_the_only_lock(api, held.lock)
+
+
+def test_a_request_that_was_answered_with_a_lock_is_not_good_for_anything_else(api: Api) -> None:
+    code, user, request_id = locking_code(api, USES), unique("user"), unique("request")
+    held = api.lock(code, user)
+    api.lock(code, user, request_id=request_id)
+    for call in (
+        lambda: api.lock(code, user, request_id=request_id, ttl_s=7),
+        lambda: api.lock(code, user, request_id=request_id, metadata=struct(cart=8)),
+        lambda: api.lock(code, unique("another"), request_id=request_id),
+    ):
+        with refused("REQUEST_ID_REUSED"):
+            call()
+    api.unlock(held.lock_token)
+    assert_the_only_lock(api, held.lock)
+
+
+def test_a_repeat_that_got_a_place_when_the_lock_was_over_gives_it_back(api: Api) -> None:
+    code, user, request_id = locking_code(api, USES), unique("user"), unique("request")
+    held = api.lock(code, user)
+    with ThreadPoolExecutor() as pool, stopped_before("_acquire", request_id) as (stopped, go_on):
+        repeat = pool.submit(api.lock, code, user, request_id=request_id)
+        until(lambda: request_id in stopped)
+        first = api.lock(code, user, request_id=request_id)
+        api.unlock(held.lock_token)
+        go_on.append(request_id)
+        again = repeat.result()
+    assert first.lock == held.lock
+    assert again.replayed
+    assert again.lock == get_lock(api, held.lock.lock_id)
+    assert_the_only_lock(api, held.lock)
+
+
+def test_more_requests_than_are_remembered_have_the_lock_as_long_as_it_is_held(api: Api) -> None:
+    code, user = locking_code(api, USES), unique("user")
+    with mock.patch.object(locking, "REQUESTS_REMEMBERED_MAX", 3):
+        held = [api.lock(code, user) for _ in range(6)]
+    assert len({it.lock_token for it in held}) == 1
+    assert [it.replayed for it in held] == [False] + [True] * 5
+    assert api.event_names(code=code) == ["LOCKED"] * 4
+    with refused("CODE_LOCKED"):
+        for _ in range(USES):
+            api.lock(code, unique("another"))
