@@ -1,4 +1,4 @@
-"""Runs ghz on a scenario of bench/scenarios, and reads what it measured."""
+"""Runs ghz on scenarios of bench/scenarios, and reads what it measured."""
 
 from __future__ import annotations
 
@@ -6,10 +6,14 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
+
+from google.protobuf import proto
+from google.protobuf.message import Message
 
 from bench.caller import metadata
 from bench.stack import ROOT, BenchError
@@ -19,6 +23,10 @@ TIMEOUT_S: Final = 180.0
 
 UNKNOWN: Final = frozenset({"Unavailable", "DeadlineExceeded", "Canceled", "Internal", "Unknown"})
 """After these the call may or may not have had its effect."""
+
+Config = Mapping[str, Any]
+Report = Mapping[str, Any]
+"""What ghz writes with --format json."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,33 +72,67 @@ def scenario(name: str) -> dict[str, Any]:
     return json.loads((SCENARIOS / f"{name}.json").read_text(encoding="utf-8"))
 
 
-def run_ghz(config: Mapping[str, Any], address: str, folder: Path) -> Load:
+def percentile(values: Sequence[float], percent: float) -> float:
+    """The value that so many percent of the values do not exceed; 0 without values."""
+    ordered = sorted(values)
+    return ordered[min(int(len(ordered) * percent / 100), len(ordered) - 1)] if ordered else 0.0
+
+
+def messages(file: Path, requests: Iterable[Message]) -> dict[str, Any]:
+    """What makes ghz send these requests in turn, made beforehand: it takes the least for them."""
+    with file.open("wb") as opened:
+        output: Any = opened  # its type is said to be BytesIO
+        for request in requests:
+            proto.serialize_length_prefixed(request, output)
+    return {"data": None, "binary-file": str(file)}
+
+
+def run_ghz(config: Config, address: str, folder: Path) -> Load:
     """Puts the load on the server. Raises BenchError."""
-    config_file, answer_file = folder / "ghz.json", folder / "ghz-answer.json"
+    (report,), cpu_s = run_together([config], address, folder)
+    latency_ms = {
+        it["percentage"]: it["latency"] / 1e6 for it in report["latencyDistribution"] or ()
+    }
+    return Load(
+        calls=report["count"],
+        seconds=report["total"] / 1e9,
+        statuses=report["statusCodeDistribution"],
+        errors=report["errorDistribution"],
+        p50_ms=latency_ms.get(50, 0.0),
+        p95_ms=latency_ms.get(95, 0.0),
+        p99_ms=latency_ms.get(99, 0.0),
+        cpu_s=cpu_s,
+    )
+
+
+def run_together(
+    configs: Sequence[Config], address: str, folder: Path
+) -> tuple[list[Report], float]:
+    """Puts the loads on the server at the same time, from a ghz for each.
+
+    Returns what they report and the processor time of all, in seconds. Raises BenchError.
+    """
+    before = os.times()
+    with ThreadPoolExecutor(len(configs)) as threads:
+        running = [
+            threads.submit(_run, config, address, folder, f"ghz-{number}")
+            for number, config in enumerate(configs)
+        ]
+    after = os.times()
+    return [it.result() for it in running], sum(after[2:4]) - sum(before[2:4])
+
+
+def _run(config: Config, address: str, folder: Path, name: str) -> Report:
+    config_file, report_file = folder / f"{name}.json", folder / f"{name}-report.json"
     config_file.write_text(
         json.dumps({**config, "host": address, "metadata": dict(metadata())}), encoding="utf-8"
     )
     command = [str(find_ghz()), "--config", str(config_file)]
-    command += ["--format", "json", "--output", str(answer_file)]
-    answer_file.unlink(missing_ok=True)
-    before = os.times()
+    command += ["--format", "json", "--output", str(report_file)]
+    report_file.unlink(missing_ok=True)
     done = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
     )
-    after = os.times()
-    if done.returncode or not answer_file.exists():
+    if done.returncode or not report_file.exists():
         raise BenchError(f"ghz failed: {(done.stderr or done.stdout).strip()}")
-    answer = json.loads(answer_file.read_text(encoding="utf-8"))
-    latency_ms = {
-        it["percentage"]: it["latency"] / 1e6 for it in answer["latencyDistribution"] or ()
-    }
-    return Load(
-        calls=answer["count"],
-        seconds=answer["total"] / 1e9,
-        statuses=answer["statusCodeDistribution"],
-        errors=answer["errorDistribution"],
-        p50_ms=latency_ms.get(50, 0.0),
-        p95_ms=latency_ms.get(95, 0.0),
-        p99_ms=latency_ms.get(99, 0.0),
-        cpu_s=sum(after[2:4]) - sum(before[2:4]),
-    )
+    return json.loads(report_file.read_text(encoding="utf-8"))

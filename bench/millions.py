@@ -26,8 +26,8 @@ import psycopg
 import typer
 
 from bench import caller
-from bench.checkout import percentile
 from bench.copying import Copies
+from bench.ghz import percentile
 from bench.prepare import make_book
 from bench.report import told, write_report
 from bench.results import Found, Row, about_run

@@ -1,11 +1,9 @@
-"""What ghz alone cannot measure: batches, the till, fairness, cold starts, pgbench, curves."""
+"""What one ghz cannot measure: batches, the till, fairness, cold starts, pgbench, curves."""
 
 from __future__ import annotations
 
 import itertools
-import json
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Generator
@@ -15,13 +13,13 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any, Final
 
-from bench.checkout import Summary
 from bench.direct import redeem_directly
 from bench.ghz import run_ghz, scenario
 from bench.prepare import BATCH_SIZE, batch_request
 from bench.rounds import NOOP, PER_REQUEST, SERVICE
 from bench.scenarios import CODES, SCENARIOS, Bench, batch_book, spread_book
 from bench.stack import ROOT, BenchError
+from bench.till import Summary, Till, send
 from coupon_service.embedded.machine import bundled
 from coupon_service.model import EventType
 from coupon_service.v1.coupon_book_service_pb2 import LOCK_POLICY_OPTIONAL
@@ -64,60 +62,37 @@ def direct(bench: Bench, rounds: int) -> Direct:
 
 # --- the till -----------------------------------------------------------------------------------
 
-TILL: Final = "BENCHTILL"
-EFFECTS: Final = {
-    "lock": EventType.LOCKED,
-    "unlock": EventType.UNLOCKED,
-    "redeem": EventType.REDEEMED,
-    "roll back": EventType.ROLLED_BACK,
-}
-
 
 @dataclass(frozen=True, slots=True)
 class Tills:
-    """The open load on the service at several rates, and on the no-op server."""
+    """The open load at several rates, on the service and on the no-op server in turn."""
 
     service: list[Summary]
     noop: list[Summary]
     conservation: str
 
 
-def shop(bench: Bench, server: str, rate: float, seconds: float) -> Summary:
-    """Sends shoppers to the server. The sums are checked after the service was there."""
-    book_id = _till_book(bench)
-    if server == SERVICE:
-        bench.forget_locks()
-    address = bench.servers[server].address
-    command = [sys.executable, "-m", "bench.checkout", address, "--rate", str(rate)]
-    command += ["--seconds", str(seconds), "--codes", TILL, "--codes-count", str(CODES)]
-    done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=seconds + 120, check=False
-    )
-    if done.returncode:
-        raise BenchError(f"The shoppers failed: {done.stderr.strip()[-500:]}")
-    summary = Summary(**json.loads(done.stdout))
-    if server == SERVICE:
-        for kind, event in EFFECTS.items():
-            bench.answers[book_id].ok[event] += summary.ok.get(kind, 0)
-            bench.answers[book_id].unknown[event] += sum(
-                count for what, count in summary.errors.items() if what.startswith(f"{kind}:")
-            )
-        bench.check(book_id)
-    return summary
-
-
-def _till_book(bench: Bench) -> str:
-    codes = [f"{TILL}{number}" for number in range(CODES)]
-    return bench.book("till", codes, lock_policy=LOCK_POLICY_OPTIONAL)
-
-
 def tills(bench: Bench, rounds: int) -> Tills:
-    """1,000 calls a second on 1,000 connections, in turn with the no-op server; then the curve."""
-    repeated = min(rounds, 3)
-    service = [shop(bench, SERVICE, 1_000, 15) for _ in range(repeated)]
-    noop = [shop(bench, NOOP, 1_000, 15) for _ in range(repeated)]
-    service += [shop(bench, SERVICE, rate, 10) for rate in RATES if rate != 1_000]
-    return Tills(service, noop, bench.check(_till_book(bench)))
+    """1,000 calls a second on 1,000 connections, again and again; then the curve."""
+    book_id, till = _till(bench)
+    service: list[Summary] = []
+    noop: list[Summary] = []
+    conservation = ""
+    for rate in [1_000] * min(rounds, 3) + [it for it in RATES if it != 1_000]:
+        bench.forget_locks()
+        shoppers = till.prepare(rate, 15 if rate == 1_000 else 10)
+        service.append(till.send(shoppers))
+        noop.append(send(shoppers, bench.servers[NOOP].address, bench.stack.folder))
+        conservation = bench.check(book_id)
+    return Tills(service, noop, conservation)
+
+
+def _till(bench: Bench) -> tuple[str, Till]:
+    """The id of its book, and the till."""
+    codes = [f"BENCHTILL{number}" for number in range(CODES)]
+    book_id = bench.book("till", codes, lock_policy=LOCK_POLICY_OPTIONAL)
+    address, folder = bench.servers[SERVICE].address, bench.stack.folder
+    return book_id, Till(codes, bench.channel, address, folder, bench.answers[book_id])
 
 
 # --- large calls beside small ones --------------------------------------------------------------
@@ -143,13 +118,17 @@ class Fairness:
 def fairness(bench: Bench, rounds: int) -> Fairness:
     """The till at a part of what it can do, alone and beside a large call every half second."""
     book_id = batch_book(bench)
+    till_book_id, till = _till(bench)
     alone_ms: list[float] = []
     beside_ms: list[float] = []
     large_ms: list[float] = []
     for _ in range(rounds):
-        alone_ms.append(shop(bench, SERVICE, SMALL_PER_S, 6).p95_ms)
+        bench.forget_locks()
+        alone_ms.append(till.shop(SMALL_PER_S, 6).p95_ms)
+        shoppers = till.prepare(SMALL_PER_S, 6)
         with _large_calls(bench) as took_ms:
-            beside_ms.append(shop(bench, SERVICE, SMALL_PER_S, 6).p95_ms)
+            beside_ms.append(till.send(shoppers).p95_ms)
+        bench.check(till_book_id)
         bench.answers[book_id].ok[EventType.REDEEMED] += len(took_ms) * BATCH_SIZE
         large_ms += took_ms
     return Fairness(alone_ms, beside_ms, median(large_ms), bench.check(book_id))

@@ -62,19 +62,26 @@ def throughput(found: dict[str, Any], scenario: str) -> str:
     return plot(f"throughput-{scenario}", draw)
 
 
-def till_latency(summaries: list[dict[str, Any]]) -> str:
+def till_latency(tills: dict[str, Any]) -> str:
     """Latency by the load of the till."""
-    ordered = sorted(summaries, key=lambda it: it["rate"])
-    rates = [it["rate"] for it in ordered]
+    service, noop = (sorted(tills[it], key=lambda it: it["rate"]) for it in ("service", "noop"))
 
     def draw(axes: Any) -> None:
         for percent in (50, 95, 99):
-            axes.plot(rates, [it[f"p{percent}_ms"] for it in ordered], label=f"p{percent}")
+            _latency(axes, service, percent, f"p{percent}", "-")
+        _latency(axes, noop, 95, f"{NAMES['noop']}, p95", "--")
         axes.set_yscale("log")
         axes.set_xlabel("calls a second that are due")
         axes.set_ylabel("latency in ms")
 
     return plot("till-latency", draw)
+
+
+def _latency(
+    axes: Any, summaries: list[dict[str, Any]], percent: int, label: str, style: str
+) -> None:
+    rates = [it["rate"] for it in summaries]
+    axes.plot(rates, [it[f"p{percent}_ms"] for it in summaries], style, label=label)
 
 
 def assignment_latency(points: list[dict[str, Any]]) -> str:

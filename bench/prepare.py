@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import grpc
@@ -128,36 +128,50 @@ def give_coupons(channel: grpc.Channel, book_id: str, users: Sequence[str]) -> N
 
 def batch_request(start: int) -> BatchRedeemCodesRequest:
     """A request to redeem 1,000 codes BENCHBATCH…, from number `start` on."""
+    return _redeem_request([f"BENCHBATCH{start + number}" for number in range(BATCH_SIZE)])
+
+
+def _redeem_request(codes: Sequence[str]) -> BatchRedeemCodesRequest:
     order_id = uuid.uuid4().hex
     items = [
         RedeemItem(
-            code=f"BENCHBATCH{number}",
-            user_id=f"user-{number}",
+            code=code,
+            user_id=f"user-{code}",
             order_id=order_id,
             order_amount=Money(amount_minor=4_000, currency_code="EUR"),
         )
-        for number in range(start, start + BATCH_SIZE)
+        for code in codes
     ]
     return BatchRedeemCodesRequest(items=items, request_id=order_id)
 
 
-async def lock_codes(address: str, codes: Sequence[str]) -> list[str]:
-    """Locks each code for a user of its own; returns the lock tokens."""
-    tokens: list[str] = []
-    left = iter(codes)
+def redeem_codes(channel: grpc.Channel, codes: Sequence[str]) -> list[str]:
+    """Redeems each code once; returns the redemption ids, in the order of the codes."""
+    stub = RedemptionServiceStub(channel)
+    redemption_ids: list[str] = []
+    for start in range(0, len(codes), BATCH_SIZE):
+        answer = stub.BatchRedeemCodes(_redeem_request(codes[start : start + BATCH_SIZE]))
+        assert not any(result.HasField("error") for result in answer.results), answer
+        redemption_ids += [result.redemption.redemption_id for result in answer.results]
+    return redemption_ids
+
+
+async def lock_codes(address: str, users: Mapping[str, str]) -> list[str]:
+    """Locks each code for its user; returns the lock tokens, in the order of the codes."""
+    tokens: dict[str, str] = {}
+    left = iter(users.items())
     options = (("grpc.enable_http_proxy", 0), ("grpc.service_config", RETRYING))
     async with grpc.aio.insecure_channel(address, options) as channel:
         stub = RedemptionServiceStub(channel)
         known = metadata()
 
         async def locker() -> None:
-            for code in left:
-                attempt = uuid.uuid4().hex
-                request = LockCodeRequest(code=code, user_id=attempt, request_id=attempt)
+            for code, user_id in left:
+                request = LockCodeRequest(code=code, user_id=user_id, request_id=uuid.uuid4().hex)
                 request.ttl.FromSeconds(600)
-                tokens.append((await stub.LockCode(request, metadata=known)).lock_token)
+                tokens[code] = (await stub.LockCode(request, metadata=known)).lock_token
 
         async with asyncio.TaskGroup() as lockers:
             for _ in range(LOCKERS):
                 lockers.create_task(locker())
-    return tokens
+    return [tokens[code] for code in users]

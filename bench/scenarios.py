@@ -6,16 +6,16 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import grpc
 import redis
-from google.protobuf import proto
 
 from bench.conservation import Answers, check_book
-from bench.ghz import scenario
+from bench.ghz import messages, scenario
 from bench.prepare import BATCH_SIZE, batch_request, give_coupons, lock_codes, make_book
 from bench.rounds import NOOP, PER_REQUEST, SERVICE, Measured, Rounds, measure
 from bench.stack import Server, Stack
@@ -179,8 +179,8 @@ def _unlock(bench: Bench, server: str, book_id: str, calls: int) -> dict[str, An
     """Tokens of locks that the service has just granted; the no-op server gets the same ones."""
     if server == SERVICE:
         bench.forget_locks()
-        codes = [f"BENCHLOCK{number}" for number in range(calls)]
-        bench.lock_tokens = asyncio.run(lock_codes(bench.servers[SERVICE].address, codes))
+        users = {f"BENCHLOCK{number}": uuid.uuid4().hex for number in range(calls)}
+        bench.lock_tokens = asyncio.run(lock_codes(bench.servers[SERVICE].address, users))
         bench.answers[book_id].ok[EventType.LOCKED] += calls
     request = scenario("unlock")["data"]
     return {"data": [{**request, "lock_token": token} for token in bench.lock_tokens]}
@@ -191,14 +191,8 @@ def _assign(bench: Bench, server: str, book_id: str, calls: int) -> dict[str, An
 
 
 def _batch(bench: Bench, server: str, book_id: str, calls: int) -> dict[str, Any]:  # noqa: ARG001
-    """Messages made beforehand: ghz would take longer for them than the service."""
-    file = bench.stack.folder / "batches"
-    with file.open("wb") as opened:
-        output: Any = opened  # its type is said to be BytesIO
-        for call in range(calls):
-            start = call * BATCH_SIZE % CODES
-            proto.serialize_length_prefixed(batch_request(start), output)
-    return {"data": None, "binary-file": str(file)}
+    requests = (batch_request(call * BATCH_SIZE % CODES) for call in range(calls))
+    return messages(bench.stack.folder / "batches", requests)
 
 
 # --- the table ----------------------------------------------------------------------------------

@@ -1,13 +1,17 @@
-"""Many minutes of shoppers at a good part of what the service can do: does it stay as it is?
+"""A long time of shoppers at a good part of what the service can do: does it stay as it is?
 
-    python -m bench.soak                       15 minutes at 70 % of the capacity it finds first
+    python -m bench.soak                       20 minutes at 70 % of the capacity it finds first
     python -m bench.soak --minutes 60 --rate 500
 
-Every five seconds the memory, descriptors and connections of each worker, of PostgreSQL and of
-Redis are noted (what PostgreSQL's processes share counts once for each of them); a line through
-what was noted after the warm-up says how they grow. It fails when a worker's memory grows by 1 MiB
-an hour or more, beyond what chance explains, when descriptors do not stay, when more than one call
-in a thousand fails, or when answers and database differ.
+The shoppers of bench/till.py come in rounds. After each, when the last call is answered and the
+clients are gone, the memory, descriptors and connections of each worker, of PostgreSQL and of Redis
+are noted (what PostgreSQL's processes share counts once for each of them). What was noted in the
+warm-up is left out: pools, caches and the allocator find their size in it. It takes ten minutes,
+since a worker was seen to rise until its tenth. A line through the rest says how each grows.
+
+It fails unless each worker's memory grows by less than 1 MiB an hour, with 95 % confidence; when
+descriptors do not stay, when more than one call in a thousand fails, or when answers and database
+differ.
 """
 
 from __future__ import annotations
@@ -15,43 +19,40 @@ from __future__ import annotations
 import json
 import math
 import signal
-import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import linear_regression, median
+from statistics import NormalDist, correlation, linear_regression, median
 from typing import Annotated, Final, TypeAlias
 
 import psutil
 import typer
 
 from bench.caller import channel_to
-from bench.checkout import WARM_UP_S, Summary
 from bench.conservation import Answers, check_book
 from bench.cpu import family
-from bench.parts import EFFECTS
 from bench.prepare import make_book
 from bench.stack import ROOT, BenchError, Server, Stack, stack
+from bench.till import RATE_MIN, Summary, Till
 from coupon_service.embedded import EmbeddedError
 from coupon_service.v1.coupon_book_service_pb2 import LOCK_POLICY_OPTIONAL
 
-SAMPLE_S: Final = 5.0
-TOLD_S: Final = 30.0
-WARM_UP_SHARE: Final = 1 / 3
-"""Of the whole time: pools, caches and the allocator find their size."""
-
-CODES: Final = "SOAKTILL"
-CODES_COUNT: Final = 20_000
-CONNECTIONS: Final = 200
+CODES_COUNT: Final = 60_000
+ROUND_S: Final = 20.0
+SETTLE_S: Final = 1.0
+"""From the end of a round until what it left is noted: connections close meanwhile."""
 
 RATES: Final = (200, 300, 450, 650, 900, 1_200, 1_600, 2_100)
 RATE_SECONDS: Final = 8.0
 HELD_P99_MS: Final = 250.0
 """A rate is kept up with while this holds and nothing fails."""
 
+SAMPLES_MIN: Final = 5
 GROWTH_MAX_MIB_H: Final = 1.0
+CONFIDENCE: Final = 0.95
 DESCRIPTORS_MAX: Final = 2
 """By so many the descriptors of a worker may differ between early and late: its pool breathes."""
 
@@ -64,30 +65,37 @@ Series: TypeAlias = "dict[str, list[int]]"
 
 @dataclass(frozen=True, slots=True)
 class Growth:
-    """How something grew after the warm-up. `error_mib_h`: the standard error of the slope."""
+    """How something grew after the warm-up, from the first third to the last.
+
+    `margin_mib_h`: with 95 % confidence it grows by less than `mib_h` and this, and so for more.
+    """
 
     first_mib: float
     last_mib: float
     mib_h: float
-    error_mib_h: float
+    margin_mib_h: float
     descriptors_first: float
     descriptors_last: float
     connections_first: float
     connections_last: float
 
     @property
-    def leaks(self) -> bool:
-        """Whether the memory grows too fast, with 95 % confidence."""
-        return self.mib_h - 1.645 * self.error_mib_h >= GROWTH_MAX_MIB_H
+    def failure(self) -> str:
+        """What is wrong with the memory, if anything is."""
+        if self.mib_h + self.margin_mib_h < GROWTH_MAX_MIB_H:
+            return ""
+        if self.mib_h - self.margin_mib_h >= GROWTH_MAX_MIB_H:
+            return "leaks memory"
+        return "may leak memory: it took too few samples to tell"
 
     @property
-    def loses_descriptors(self) -> bool:
+    def leaks_descriptors(self) -> bool:
         """Whether there are more descriptors late than early."""
         return self.descriptors_last - self.descriptors_first > DESCRIPTORS_MAX
 
 
 class Samples:
-    """What was noted of each process, or group of processes, and when."""
+    """What was noted of each process, or group of processes, and when, in seconds from now on."""
 
     def __init__(self, stack: Stack, service: Server) -> None:
         self._groups = {
@@ -95,6 +103,7 @@ class Samples:
             "supervisor": [service.process],
         }
         self._stack = stack
+        self._started_s = time.monotonic()
         self.times_s: list[float] = []
         self.bytes_: Series = {}
         self.descriptors: Series = {}
@@ -106,7 +115,7 @@ class Samples:
             "PostgreSQL": family(self._stack.postgres.pid),
             "Redis": family(self._stack.redis.pid),
         }
-        self.times_s.append(time.monotonic())
+        self.times_s.append(time.monotonic() - self._started_s)
         for name, processes in groups.items():
             try:
                 taken = [_look_at(it) for it in processes]
@@ -122,17 +131,16 @@ class Samples:
             ):
                 series.setdefault(name, []).append(sum(values))
 
-    def growths(self) -> dict[str, Growth]:
+    def growths(self, warm_up_s: float) -> dict[str, Growth]:
         """How each of them grew after the warm-up."""
-        start = int(len(self.times_s) * WARM_UP_SHARE)
-        hours = [(it - self.times_s[start]) / 3_600 for it in self.times_s[start:]]
+        start = sum(it < warm_up_s for it in self.times_s)
+        hours = [it / 3_600 for it in self.times_s[start:]]
         growths: dict[str, Growth] = {}
         for name, taken in self.bytes_.items():
             mib = [it / MIB for it in taken[start:]]
-            slope, error = _slope(hours, mib)
             descriptors = _ends(self.descriptors[name][start:])
             connections = _ends(self.connections[name][start:])
-            growths[name] = Growth(*_ends(mib), slope, error, *descriptors, *connections)
+            growths[name] = Growth(*_ends(mib), *slope(hours, mib), *descriptors, *connections)
         return growths
 
     def now(self) -> str:
@@ -155,50 +163,44 @@ def _ends(values: Sequence[float]) -> tuple[float, float]:
     return median(values[:third]), median(values[-third:])
 
 
-def _slope(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
-    """The slope of the line of least squares and its standard error (Draper and Smith, Applied
-    Regression Analysis, 1.4)."""
-    slope, intercept = linear_regression(x, y)
+def slope(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
+    """The slope of the line of least squares, and how far off it may be to one side.
+
+    Memory does not come and go by chance: each sample is much like the one before. So fewer count,
+    by the correlation of a residual with the next (Santer et al. 2000, Journal of Geophysical
+    Research 105, equations 3 to 6). Raises BenchError when there are too few for a line.
+    """
+    if len(x) < SAMPLES_MIN:
+        raise BenchError(f"{len(x)} samples are too few: it takes more minutes.")
+    incline, intercept = linear_regression(x, y)
+    residuals = [b - intercept - incline * a for a, b in zip(x, y, strict=True)]
+    squares = sum(it**2 for it in residuals)
+    if math.isclose(squares, 0, abs_tol=1e-12):
+        return incline, 0.0
+    alike = max(correlation(residuals[:-1], residuals[1:]), 0.0)
+    freedom = len(x) * (1 - alike) / (1 + alike) - 2
+    if freedom < 2:
+        return incline, math.inf
     mean = sum(x) / len(x)
-    residual = sum((b - intercept - slope * a) ** 2 for a, b in zip(x, y, strict=True))
-    spread = sum((a - mean) ** 2 for a in x)
-    return slope, math.sqrt(residual / max(len(x) - 2, 1) / spread)
+    error = math.sqrt(squares / freedom / sum((it - mean) ** 2 for it in x))
+    return incline, _student(freedom) * error
 
 
-def shoppers(address: str, rate: float, seconds: float) -> subprocess.Popen[str]:
-    """A process that sends shoppers for so long and then prints what they saw."""
-    command = [sys.executable, "-m", "bench.checkout", address, "--rate", str(rate)]
-    command += ["--seconds", str(seconds), "--connections", str(CONNECTIONS)]
-    command += ["--codes", CODES, "--codes-count", str(CODES_COUNT)]
-    return subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+def _student(freedom: float) -> float:
+    """The quantile of Student's t for the confidence (Abramowitz and Stegun, 26.7.5)."""
+    z = NormalDist().inv_cdf(CONFIDENCE)
+    first = (z**3 + z) / 4
+    second = (5 * z**5 + 16 * z**3 + 3 * z) / 96
+    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
+    return z + first / freedom + second / freedom**2 + third / freedom**3
 
 
-def summary_of(process: subprocess.Popen[str], answers: Answers) -> Summary:
-    """What the shoppers saw, also added to the answers. Raises BenchError."""
-    output, errors = process.communicate(timeout=120)
-    if process.returncode:
-        raise BenchError(f"The shoppers failed: {errors.strip()[-500:]}")
-    summary = Summary(**json.loads(output))
-    for kind, event in EFFECTS.items():
-        answers.ok[event] += summary.ok.get(kind, 0)
-        answers.unknown[event] += sum(
-            count for what, count in summary.errors.items() if what.startswith(f"{kind}:")
-        )
-    return summary
-
-
-def capacity_per_s(address: str, answers: Answers) -> float:
+def capacity_per_s(till: Till) -> int:
     """The highest of RATES that the service keeps up with, in calls a second."""
-    best = 0.0
+    best = 0
     for rate in RATES:
-        found = summary_of(shoppers(address, rate, RATE_SECONDS), answers)
-        print(
-            f"{rate} calls a second: p99 {found.p99_ms:.0f} ms, {sum(found.errors.values())}"
-            " errors",
-            flush=True,
-        )
+        found = till.shop(rate, RATE_SECONDS)
+        print(_line(found), flush=True)
         if found.errors or found.p99_ms > HELD_P99_MS:
             break
         best = rate
@@ -207,37 +209,35 @@ def capacity_per_s(address: str, answers: Answers) -> float:
     return best
 
 
-def soak(
-    stack: Stack, service: Server, rate: float, seconds: float, answers: Answers
-) -> tuple[Summary, Samples]:
-    """Shoppers for so long, and what was noted meanwhile."""
-    samples = Samples(stack, service)
-    process = shoppers(service.address, rate, seconds)
-    started = told = time.monotonic()
-    try:
-        while process.poll() is None:
-            now = time.monotonic()
-            if WARM_UP_S < now - started < WARM_UP_S + seconds:
-                samples.take()
-            if now - told >= TOLD_S:
-                told = now
-                print(f"{(now - started) / 60:5.1f} min: {samples.now()}", flush=True)
-            if now - started > seconds + 120:
-                raise BenchError("The shoppers do not come to an end.")
-            time.sleep(SAMPLE_S)
-        return summary_of(process, answers), samples
-    finally:
-        if process.poll() is None:
-            process.kill()
-            process.wait()
+def soak(till: Till, samples: Samples, rate: int, seconds: float) -> list[Summary]:
+    """Rounds of shoppers for so long, each of which is followed by a sample."""
+    summaries: list[Summary] = []
+    until_s = time.monotonic() + seconds
+    while (left_s := until_s - time.monotonic()) > 0:
+        summaries.append(till.shop(rate, ROUND_S))
+        time.sleep(SETTLE_S)
+        samples.take()
+        print(f"{left_s / 60:5.1f} min to go: {_line(summaries[-1])}; {samples.now()}", flush=True)
+    return summaries
 
 
-def told(summary: Summary, growths: dict[str, Growth], conservation: str) -> str:
+def _line(it: Summary) -> str:
+    """A round, in a line."""
+    return (
+        f"{it.rate} calls a second: p50 {it.p50_ms:.0f} ms, p99 {it.p99_ms:.0f} ms,"
+        f" {sum(it.errors.values())} errors"
+    )
+
+
+def told(summaries: Sequence[Summary], growths: dict[str, Growth], conservation: str) -> str:
     """The report."""
-    errors = ", ".join(f"{count} {what}" for what, count in summary.errors.items()) or "none"
+    errors = ", ".join(f"{count} {what}" for what, count in _errors(summaries).items()) or "none"
+    p50_ms = median(it.p50_ms for it in summaries)
+    p95_ms = median(it.p95_ms for it in summaries)
+    p99_ms = median(it.p99_ms for it in summaries)
     lines = [
-        f"{summary.calls:,} calls at {summary.rate:,.0f} a second; errors: {errors}.",
-        f"p50 {summary.p50_ms:.1f} ms, p95 {summary.p95_ms:.1f} ms, p99 {summary.p99_ms:.1f} ms.",
+        f"{len(summaries)} rounds, {_calls(summaries):,} calls; errors: {errors}.",
+        f"Medians of the rounds: p50 {p50_ms:.1f} ms, p95 {p95_ms:.1f} ms, p99 {p99_ms:.1f} ms.",
         "From the first third after the warm-up to the last; memory in MiB:",
         "",
         "| process | memory | growth an hour | descriptors | connections |",
@@ -245,7 +245,7 @@ def told(summary: Summary, growths: dict[str, Growth], conservation: str) -> str
     ]
     lines += [
         f"| {name} | {it.first_mib:.1f} → {it.last_mib:.1f}"
-        f" | {it.mib_h:+.2f} ± {1.96 * it.error_mib_h:.2f}"
+        f" | {it.mib_h:+.2f} ± {it.margin_mib_h:.2f}"
         f" | {it.descriptors_first:.0f} → {it.descriptors_last:.0f}"
         f" | {it.connections_first:.0f} → {it.connections_last:.0f} |"
         for name, it in growths.items()
@@ -253,12 +253,26 @@ def told(summary: Summary, growths: dict[str, Growth], conservation: str) -> str
     return "\n".join([*lines, "", f"{conservation}."])
 
 
+def _calls(summaries: Sequence[Summary]) -> int:
+    """All calls, also those of the warm-ups of the rounds."""
+    answered = sum(sum(it.ok.values()) for it in summaries)
+    return answered + sum(_errors(summaries).values())
+
+
+def _errors(summaries: Sequence[Summary]) -> Counter[str]:
+    errors: Counter[str] = Counter()
+    for it in summaries:
+        errors.update(it.errors)
+    return errors
+
+
 def main(
-    minutes: Annotated[float, typer.Option(min=0.5, max=1_440)] = 15,
+    minutes: Annotated[float, typer.Option(min=3, max=1_440, help="After the warm-up.")] = 20,
+    warm_up: Annotated[float, typer.Option(min=0, max=60, help="Minutes of it.")] = 10,
     rate: Annotated[
-        float | None, typer.Option(min=1, help="Calls a second; without it, found first.")
+        int | None, typer.Option(min=RATE_MIN, help="Calls a second; without it, found first.")
     ] = None,
-    share: Annotated[float, typer.Option(min=0.1, max=1, help="Of the capacity found.")] = 0.7,
+    share: Annotated[float, typer.Option(min=0.5, max=1, help="Of the capacity found.")] = 0.7,
     workers: Annotated[int, typer.Option(min=1, help="Worker processes.")] = 2,
     out: Annotated[Path, typer.Option(help="Where the samples go.")] = ROOT
     / "bench"
@@ -267,39 +281,47 @@ def main(
 ) -> None:
     """Load the service for a long time and see whether it stays as it is."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    warm_up_s = warm_up * 60
     try:
         with stack(workers) as servers, servers.service() as service:
             with channel_to(service.address) as channel:
-                codes = [f"{CODES}{number}" for number in range(CODES_COUNT)]
+                codes = [f"SOAKTILL{number}" for number in range(CODES_COUNT)]
                 book_id = make_book(channel, "soak", codes, lock_policy=LOCK_POLICY_OPTIONAL)
-            answers = Answers()
-            rate = rate or share * capacity_per_s(service.address, answers)
-            print(f"{minutes:.0f} minutes at {rate:,.0f} calls a second", flush=True)
-            summary, samples = soak(servers, service, rate, minutes * 60, answers)
-            conservation = check_book(servers.postgres.url, book_id, answers)
+                till = Till(codes, channel, service.address, servers.folder, Answers())
+                rate = rate or int(share * capacity_per_s(till))
+                print(f"{warm_up:g} + {minutes:g} minutes at {rate:,} calls a second", flush=True)
+                samples = Samples(servers, service)
+                summaries = soak(till, samples, rate, warm_up_s + minutes * 60)
+            conservation = check_book(servers.postgres.url, book_id, till.answers)
+        growths = samples.growths(warm_up_s)
     except (BenchError, EmbeddedError) as error:
         sys.exit(str(error))
-    growths = samples.growths()
     out.parent.mkdir(parents=True, exist_ok=True)
-    kept = {"summary": asdict(summary), "growths": {k: asdict(it) for k, it in growths.items()}}
-    series = {"times_s": samples.times_s, "bytes": samples.bytes_}
-    out.write_text(json.dumps(kept | series | {"descriptors": samples.descriptors}))
-    print(f"\n{told(summary, growths, conservation)}")
-    failures = [f"{name} leaks memory" for name, it in workers_of(growths) if it.leaks]
-    failures += [
+    kept = {
+        "rounds": [asdict(it) for it in summaries],
+        "growths": {name: asdict(it) for name, it in growths.items()},
+        "times_s": samples.times_s,
+        "bytes": samples.bytes_,
+        "descriptors": samples.descriptors,
+    }
+    out.write_text(json.dumps(kept), encoding="utf-8")
+    print(f"\n{told(summaries, growths, conservation)}")
+    sys.exit("; ".join(failures(summaries, growths)) or None)
+
+
+def failures(summaries: Sequence[Summary], growths: dict[str, Growth]) -> list[str]:
+    """What was not as promised."""
+    workers = {name: it for name, it in growths.items() if name.startswith("worker")}
+    found = [f"{name} {it.failure}" for name, it in workers.items() if it.failure]
+    found += [
         f"{name} leaks descriptors"
         for name, it in growths.items()
         # PostgreSQL opens its files when they are first needed.
-        if it.loses_descriptors and name != "PostgreSQL"
+        if it.leaks_descriptors and name != "PostgreSQL"
     ]
-    if sum(summary.errors.values()) > summary.calls * ERRORS_MAX:
-        failures.append("calls failed")
-    sys.exit("; ".join(failures) or None)
-
-
-def workers_of(growths: dict[str, Growth]) -> list[tuple[str, Growth]]:
-    """The workers among the processes."""
-    return [(name, it) for name, it in growths.items() if name.startswith("worker")]
+    if sum(_errors(summaries).values()) > _calls(summaries) * ERRORS_MAX:
+        found.append("calls failed")
+    return found
 
 
 if __name__ == "__main__":

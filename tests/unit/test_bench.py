@@ -1,0 +1,68 @@
+"""What the benchmark makes of what ghz and the processes tell."""
+
+from __future__ import annotations
+
+import random
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from bench.soak import Growth, slope
+from bench.stack import BenchError
+from bench.till import RATE_MIN, split, timed
+
+BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def call(due_ms: float, late_ms: float, took_ms: float, status: str = "OK") -> dict[str, Any]:
+    """A call, as ghz reports it: when it was answered, and how long that took once it was sent."""
+    answered = BEGAN + timedelta(milliseconds=due_ms + late_ms + took_ms)
+    return {"timestamp": answered.isoformat(), "latency": took_ms * 1e6, "status": status}
+
+
+@pytest.mark.parametrize("total", [RATE_MIN, 250, 1_000, 1_500])
+def test_each_kind_of_call_has_its_part_of_the_rate(total: int) -> None:
+    parts = split(total)
+    assert sum(parts) == total
+    assert min(parts) >= 1
+
+
+def test_a_latency_counts_from_when_the_call_was_due() -> None:
+    # Ten a second; ghz is stuck for 250 ms and catches up. It reports in the order of the answers.
+    details = [
+        call(0, 0, 5),
+        call(200, 151, 5),
+        call(100, 250, 10, "Unavailable"),
+        call(300, 60, 20),
+    ]
+    calls = timed({"details": details}, 10)
+    assert [it.latency_ms for it in calls] == pytest.approx([5, 260, 156, 80], abs=0.01)
+    assert [it.ok for it in calls] == [True, False, True, True]
+
+
+def growth(mib: list[float], minutes: float) -> Growth:
+    """What samples come to that were taken at the same distance over so many minutes."""
+    hours = [minutes / 60 * number / len(mib) for number in range(len(mib))]
+    return Growth(mib[0], mib[-1], *slope(hours, mib), 0, 0, 0, 0)
+
+
+def test_a_worker_that_stays_as_it_is_passes() -> None:
+    chance = random.Random(1)
+    assert not growth([100.0] * 40, 20).failure
+    assert not growth([100 + chance.gauss(0, 0.02) for _ in range(40)], 20).failure
+
+
+def test_a_worker_that_grows_with_every_call_leaks() -> None:
+    chance = random.Random(1)
+    mib = [100 + 0.1 * number + chance.gauss(0, 0.1) for number in range(40)]
+    assert growth(mib, 20).failure == "leaks memory"
+
+
+def test_of_one_step_it_is_not_known_whether_more_will_follow() -> None:
+    assert "too few samples" in growth([100.0] * 20 + [101.0] * 20, 20).failure
+
+
+def test_a_few_samples_are_no_line() -> None:
+    with pytest.raises(BenchError, match="too few"):
+        slope([0, 1, 2], [1, 1, 1])
