@@ -230,6 +230,7 @@ CROSS JOIN LATERAL (
 ) AS link
 """
 
+
 def _select_lock_events(pipeline: Pipeline, lock_ids: dict[UUID, str]) -> Rows:
     parameters = uuid_array(lock_ids), int_array(map(bucket_of, lock_ids.values()))
     return pipeline.add(SELECT_LOCK_EVENTS, parameters)
