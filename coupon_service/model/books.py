@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime
 from uuid import UUID
 
 from coupon_service.codes import CodeFormat
 from coupon_service.model.enums import AssignmentPolicy, BookState, LockPolicy
+from coupon_service.model.value import value
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Money:
     """An amount in minor units."""
 
@@ -18,7 +19,7 @@ class Money:
     currency_code: str
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class PercentOff:
     """A share of the order, in basis points (1/100 %), with an optional cap (0 = none)."""
 
@@ -26,14 +27,14 @@ class PercentOff:
     max_discount_minor: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class AmountOff:
     """A fixed amount, never more than the order."""
 
     amount_minor: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Benefit:
     """Something that is not computed here."""
 
@@ -43,7 +44,7 @@ class Benefit:
 Discount = PercentOff | AmountOff | Benefit
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class BookLimits:
     """How often codes can be used. 0 = no limit."""
 
@@ -64,7 +65,7 @@ class BookLimits:
         return bool(self.max_redemptions_per_user or self.max_assignments_per_user)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class Book:
     """A coupon book as stored. Lock lifetimes of 0 mean the server's."""
 
@@ -92,7 +93,7 @@ class Book:
     update_time: datetime
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class BookStats:
     """Counts of a book; codes by stored state."""
 

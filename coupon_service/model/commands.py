@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
 from coupon_service.model.books import Money
 from coupon_service.model.enums import EventType
 from coupon_service.model.records import Event
+from coupon_service.model.value import value
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Call:
     """Who asks, from where, and what the caller named the attempt.
 
@@ -35,7 +35,7 @@ class Call:
         return self.caller if self.end_user else ""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class LockClaims:
     """What a lock token proves. `expire_ms`: milliseconds since 1970."""
 
@@ -47,7 +47,7 @@ class LockClaims:
     expire_ms: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Lease:
     """What Redis said of the place that a redemption or lock needs.
 
@@ -64,7 +64,7 @@ class Lease:
     held_expire_ms: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class Redeem:
     """Use a code once. Without `lease`, a book with locking answers LeaseNeeded."""
 
@@ -81,7 +81,7 @@ class Redeem:
     metadata: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class Rollback:
     """Undo a redemption, whose ledger row is `redemption`."""
 
@@ -94,7 +94,7 @@ class Rollback:
     metadata: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class Lock:
     """Record the lock `lock_id`, for which Redis granted a place until `expire_time`.
 
@@ -113,7 +113,7 @@ class Lock:
     metadata: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class ChangeLock:
     """Extend, release or expire the lock `lock_id`: `type` says which.
 
@@ -131,7 +131,7 @@ class ChangeLock:
     extensions_max: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class Assign:
     """Give a code to a user."""
 
@@ -144,7 +144,7 @@ class Assign:
     metadata: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class AssignRandom:
     """Give any available code of a book to a user."""
 
@@ -156,7 +156,7 @@ class AssignRandom:
     metadata: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class Revoke:
     """Take a code from a user."""
 
@@ -167,7 +167,7 @@ class Revoke:
     user_id: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class SwitchCode:
     """Disable or enable a code: `type` says which."""
 
@@ -184,7 +184,7 @@ CodeCommand = Redeem | Rollback | Lock | ChangeLock | Assign | Revoke | SwitchCo
 Command = CodeCommand | AssignRandom
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Unit:
     """Commands of one call, decided in order; when `atomic`, all of them or none."""
 

@@ -9,9 +9,10 @@ from uuid import UUID
 from coupon_service.errors import CouponServiceError
 from coupon_service.model.books import Book, BookStats
 from coupon_service.model.records import Assignment, Code, Event, UserCounts
+from coupon_service.model.value import value
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Done:
     """The command was carried out, now or (`replayed`) by an earlier call.
 
@@ -27,7 +28,7 @@ class Done:
     replayed: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class LeaseNeeded:
     """Nothing speaks against it, but the book has locking: take a place in Redis and come again.
 
@@ -73,7 +74,7 @@ class State:
     hidden: frozenset[tuple[str, str]] = frozenset()
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Effects:
     """What a decision changes, table by table, as it is written.
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
 from coupon_service.model.enums import AssignmentState, CodeState, EventType, LockState
+from coupon_service.model.value import value
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Code:
     """A row of coupon_codes. `assignments` counts those that were not revoked."""
 
@@ -20,7 +20,7 @@ class Code:
     assignments: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Assignment:
     """A row of coupon_assignments. `fence`: the newest lock this user redeemed the code with."""
 
@@ -35,7 +35,7 @@ class Assignment:
     metadata: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class UserCounts:
     """What one user has done in one book; kept where the book limits it."""
 
@@ -43,7 +43,7 @@ class UserCounts:
     assignments: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class Event:
     """A row of redemption_audit; also what a repeat of the call is answered from.
 
@@ -79,7 +79,7 @@ class Event:
     metadata: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class LockView:
     """A lock as its ledger events tell it."""
 

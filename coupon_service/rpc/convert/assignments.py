@@ -28,7 +28,7 @@ from coupon_service.model import (
 from coupon_service.rpc.context import RequestContext
 from coupon_service.rpc.convert.fields import Fields, Page
 from coupon_service.rpc.convert.outcomes import done_of
-from coupon_service.rpc.convert.values import to_struct, to_timestamp
+from coupon_service.rpc.convert.values import put_struct, put_time
 from coupon_service.rpc.status import item_error
 from coupon_service.v1 import assignment_service_pb2 as pb
 from coupon_service.v1 import coupon_code_service_pb2 as codes_pb
@@ -142,18 +142,24 @@ def _random(
 
 def assignment_message(assignment: Assignment, book: Book) -> pb.Assignment:
     """The link between user and code as a client sees it."""
-    given, ends = assignment.assign_time, assignment.expire_time
-    return pb.Assignment(
-        code=assignment.code,
-        display_code=book.code_format.display(assignment.code),
-        book_id=str(assignment.book_id),
-        user_id=assignment.user_id,
-        state=pb.AssignmentState.ValueType(assignment.state),
-        redemption_count=assignment.redemptions,
-        assign_time=to_timestamp(given) if given else None,
-        expire_time=to_timestamp(ends) if ends else None,
-        metadata=to_struct(assignment.metadata),
-    )
+    message = pb.Assignment()
+    _put_assignment(message, assignment, book)
+    return message
+
+
+def _put_assignment(message: pb.Assignment, assignment: Assignment, book: Book) -> None:
+    message.code = assignment.code
+    message.display_code = book.code_format.display(assignment.code)
+    message.book_id = str(assignment.book_id)
+    message.user_id = assignment.user_id
+    message.state = pb.AssignmentState.ValueType(assignment.state)
+    message.redemption_count = assignment.redemptions
+    if assignment.assign_time is not None:
+        put_time(message.assign_time, assignment.assign_time)
+    if assignment.expire_time is not None:
+        put_time(message.expire_time, assignment.expire_time)
+    if assignment.metadata is not None:
+        put_struct(message.metadata, assignment.metadata)
 
 
 def done_assignment(done: Done) -> pb.Assignment:
@@ -197,7 +203,8 @@ def _recorded_assignment(event: Event) -> Assignment:
 
 def coupon_message(assignment: Assignment, book: Book, effective_state: CodeState) -> pb.UserCoupon:
     """A user's code as the user would see it; no state where it was taken back."""
-    coupon = pb.UserCoupon(assignment=assignment_message(assignment, book))
+    coupon = pb.UserCoupon()
+    _put_assignment(coupon.assignment, assignment, book)
     if assignment.state is AssignmentState.REDEEMED:
         coupon.effective_state = codes_pb.COUPON_CODE_STATE_REDEEMED
     elif assignment.state is not AssignmentState.REVOKED:

@@ -10,7 +10,7 @@ from coupon_service.errors import PermissionDenied
 from coupon_service.model import Call, EventType, Lock, LockView, event_id, fingerprint
 from coupon_service.rpc.context import RequestContext
 from coupon_service.rpc.convert.fields import TTL_MAX_MS, Fields, Page
-from coupon_service.rpc.convert.values import to_timestamp
+from coupon_service.rpc.convert.values import put_time
 from coupon_service.v1 import redemption_service_pb2 as pb
 
 TTL_MIN_MS: Final = 1_000
@@ -116,13 +116,13 @@ def _ttl_ms(fields: Fields, request: pb.LockCodeRequest | pb.ExtendLockRequest) 
 
 def lock_message(lock: LockView) -> pb.Lock:
     """The lock as a client sees it."""
-    return pb.Lock(
-        lock_id=str(lock.lock_id),
-        code=lock.code,
-        book_id=str(lock.book_id),
-        user_id=lock.user_id,
-        state=pb.LockState.ValueType(lock.state),
-        fence=lock.fence,
-        create_time=to_timestamp(lock.create_time),
-        expire_time=to_timestamp(lock.expire_time),
-    )
+    message = pb.Lock()
+    message.lock_id = str(lock.lock_id)
+    message.code = lock.code
+    message.book_id = str(lock.book_id)
+    message.user_id = lock.user_id
+    message.state = pb.LockState.ValueType(lock.state)
+    message.fence = lock.fence
+    put_time(message.create_time, lock.create_time)
+    put_time(message.expire_time, lock.expire_time)
+    return message

@@ -26,7 +26,7 @@ from coupon_service.model import (
 from coupon_service.rpc.context import RequestContext
 from coupon_service.rpc.convert.fields import Fields, Page
 from coupon_service.rpc.convert.outcomes import done_of
-from coupon_service.rpc.convert.values import to_money, to_struct, to_timestamp
+from coupon_service.rpc.convert.values import put_money, put_struct, put_time
 from coupon_service.rpc.status import item_error
 from coupon_service.v1 import redemption_service_pb2 as pb
 
@@ -182,88 +182,90 @@ def _redeem(
 
 def redemption_message(event: Event, rollback: Event | None = None) -> pb.Redemption:
     """A redemption from its ledger row, and from that of its roll-back."""
-    message = pb.Redemption(
-        redemption_id=str(event.event_id),
-        code=event.code or "",
-        book_id=str(event.book_id),
-        user_id=event.user_id or "",
-        order_id=event.order_id or "",
-        state=pb.REDEMPTION_STATE_SUCCEEDED,
-        order_amount=to_money(event.order_amount_minor, event.currency_code),
-        discount=to_money(event.discount_minor, event.currency_code),
-        benefit=event.benefit or "",
-        lock_id=str(event.lock_id or ""),
-        redeem_time=to_timestamp(event.event_time),
-        metadata=to_struct(event.metadata),
-    )
+    message = pb.Redemption()
+    _put_redemption(message, event)
     if rollback is not None:
         message.state = pb.REDEMPTION_STATE_ROLLED_BACK
-        message.rollback_time.CopyFrom(to_timestamp(rollback.event_time))
+        put_time(message.rollback_time, rollback.event_time)
     return message
+
+
+def _put_redemption(message: pb.Redemption, event: Event) -> None:
+    message.redemption_id = str(event.event_id)
+    message.code = event.code or ""
+    message.book_id = str(event.book_id)
+    message.user_id = event.user_id or ""
+    message.order_id = event.order_id or ""
+    message.state = pb.REDEMPTION_STATE_SUCCEEDED
+    if event.order_amount_minor is not None:
+        put_money(message.order_amount, event.order_amount_minor, event.currency_code)
+    if event.discount_minor is not None:
+        put_money(message.discount, event.discount_minor, event.currency_code)
+    message.benefit = event.benefit or ""
+    if event.lock_id is not None:
+        message.lock_id = str(event.lock_id)
+    put_time(message.redeem_time, event.event_time)
+    if event.metadata is not None:
+        put_struct(message.metadata, event.metadata)
 
 
 def counts_message(event: Event) -> pb.RedemptionCounts:
     """The counts right after a redemption or roll-back."""
-    return _counts(
-        event.code_redemptions or 0,
-        event.code_redemption_limit or 0,
-        event.user_code_redemptions or 0,
-    )
+    counts = pb.RedemptionCounts()
+    _put_counts(counts, event)
+    return counts
+
+
+def _put_counts(counts: pb.RedemptionCounts, event: Event) -> None:
+    redemptions, limit = event.code_redemptions or 0, event.code_redemption_limit or 0
+    counts.code_redemption_count = redemptions
+    counts.code_max_redemptions = limit
+    counts.used_up = 0 < limit <= redemptions
+    counts.user_code_redemption_count = event.user_code_redemptions or 0
 
 
 def redeemed_message(done: Done) -> pb.RedeemCodeResponse:
     """A redemption, and the counts right after it."""
-    return pb.RedeemCodeResponse(
-        redemption=redemption_message(done.event),
-        counts=counts_message(done.event),
-        replayed=done.replayed,
-    )
+    response = pb.RedeemCodeResponse()
+    _put_redeemed(response, done)
+    return response
+
+
+def _put_redeemed(response: pb.RedeemCodeResponse | pb.BatchRedeemResult, done: Done) -> None:
+    _put_redemption(response.redemption, done.event)
+    _put_counts(response.counts, done.event)
+    response.replayed = done.replayed
 
 
 def batch_message(outcomes: Iterable[Outcome]) -> pb.BatchRedeemCodesResponse:
     """What became of each item."""
-    response = pb.BatchRedeemCodesResponse(results=map(_batch_result, outcomes))
-    response.redeemed_count = sum(it.HasField("redemption") for it in response.results)
+    response = pb.BatchRedeemCodesResponse()
+    for outcome in outcomes:
+        result = response.results.add()
+        if isinstance(outcome, CouponServiceError):
+            result.error.CopyFrom(item_error(outcome))
+        else:
+            _put_redeemed(result, done_of(outcome))
+            response.redeemed_count += 1
     return response
-
-
-def _batch_result(outcome: Outcome) -> pb.BatchRedeemResult:
-    if isinstance(outcome, CouponServiceError):
-        return pb.BatchRedeemResult(error=item_error(outcome))
-    done = done_of(outcome)
-    return pb.BatchRedeemResult(
-        redemption=redemption_message(done.event),
-        counts=counts_message(done.event),
-        replayed=done.replayed,
-    )
 
 
 def validation_message(validation: Validation) -> pb.ValidateCodeResponse:
     """What a redemption would come to."""
-    book, code, discount = validation.book, validation.code, validation.discount
     response = pb.ValidateCodeResponse(
-        valid=not validation.problems,
-        problems=map(item_error, validation.problems),
-        book_id=str(book.book_id) if book else "",
-        discount=to_money(discount.amount_minor, discount.currency_code) if discount else None,
-        benefit=validation.benefit,
+        valid=not validation.problems, problems=map(item_error, validation.problems)
     )
-    if book is not None and code is not None:
-        link = validation.assignment
-        response.counts.CopyFrom(
-            _counts(
-                code.redemptions,
-                book.limits.max_redemptions_per_code,
-                link.redemptions if link else 0,
-            )
-        )
+    book, code, discount = validation.book, validation.code, validation.discount
+    if book is None or code is None:
+        return response
+    response.book_id = str(book.book_id)
+    response.benefit = validation.benefit
+    if discount is not None:
+        put_money(response.discount, discount.amount_minor, discount.currency_code)
+    link, limit = validation.assignment, book.limits.max_redemptions_per_code
+    counts = response.counts
+    counts.code_redemption_count = code.redemptions
+    counts.code_max_redemptions = limit
+    counts.used_up = 0 < limit <= code.redemptions
+    counts.user_code_redemption_count = link.redemptions if link else 0
     return response
-
-
-def _counts(redemptions: int, limit: int, by_user: int) -> pb.RedemptionCounts:
-    return pb.RedemptionCounts(
-        code_redemption_count=redemptions,
-        code_max_redemptions=limit,
-        used_up=0 < limit <= redemptions,
-        user_code_redemption_count=by_user,
-    )

@@ -26,8 +26,30 @@ METADATA_MAX_LEVELS: Final = 5
 
 def to_timestamp(time: datetime) -> Timestamp:
     """The time, exact to the microsecond."""
+    timestamp = Timestamp()
+    put_time(timestamp, time)
+    return timestamp
+
+
+# Filling the message inside of another one takes half as long as making one that is copied into it.
+
+
+def put_time(timestamp: Timestamp, time: datetime) -> None:
+    """Makes the timestamp that of the time, exact to the microsecond."""
     since = time - EPOCH
-    return Timestamp(seconds=since.days * 86_400 + since.seconds, nanos=since.microseconds * 1_000)
+    timestamp.seconds = since.days * 86_400 + since.seconds
+    timestamp.nanos = since.microseconds * 1_000
+
+
+def put_money(money: Money, amount_minor: int, currency_code: str | None) -> None:
+    """Makes it this amount."""
+    money.amount_minor = amount_minor
+    money.currency_code = currency_code or ""
+
+
+def put_struct(struct: Struct, text: str) -> None:
+    """Makes it the stored metadata (JSON text of an object)."""
+    struct.update(json.loads(text))
 
 
 def from_timestamp(timestamp: Timestamp) -> datetime:
@@ -62,7 +84,9 @@ def to_money(amount_minor: int | None, currency_code: str | None) -> Money | Non
     """The amount; None when there is none."""
     if amount_minor is None:
         return None
-    return Money(amount_minor=amount_minor, currency_code=currency_code or "")
+    money = Money()
+    put_money(money, amount_minor, currency_code)
+    return money
 
 
 def to_struct(text: str | None) -> Struct | None:
@@ -70,7 +94,7 @@ def to_struct(text: str | None) -> Struct | None:
     if text is None:
         return None
     struct = Struct()
-    struct.update(json.loads(text))
+    put_struct(struct, text)
     return struct
 
 

@@ -1,0 +1,27 @@
+"""What makes a class a value."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TypeVar, dataclass_transform, overload
+
+T = TypeVar("T")
+
+
+@overload
+def value(cls: type[T], /) -> type[T]: ...
+@overload
+def value(*, kw_only: bool) -> Callable[[type[T]], type[T]]: ...
+@dataclass_transform(frozen_default=True, field_specifiers=(field,))
+def value(
+    cls: type[T] | None = None, /, *, kw_only: bool = False
+) -> type[T] | Callable[[type[T]], type[T]]:
+    """A frozen dataclass with slots, compared and hashed by content.
+
+    That nobody changes one is what the type checker sees to. Were it seen to at run time as well,
+    making one would take three to four times as long: 4.3 µs instead of 1.1 for an Event, and a
+    redemption makes seven values.
+    """
+    make = dataclass(slots=True, unsafe_hash=True, kw_only=kw_only)
+    return make if cls is None else make(cls)
