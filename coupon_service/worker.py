@@ -11,6 +11,7 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
+from coupon_service.processors import hold_back_other_threads
 from coupon_service.readiness import Readiness
 from coupon_service.server import Server, ServerError
 from coupon_service.settings import Settings, SettingsError
@@ -49,6 +50,7 @@ async def work(
     if orphaned is not None:
         loop.add_reader(orphaned, stopped.set)
     await server.start()
+    hold_back_other_threads()
     try:
         await _until_stopped(server, stopped, replaced)
     finally:

@@ -45,3 +45,26 @@ thread.join()
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == f"{{{CORES[-1]}}} True"
+
+
+@pytest.mark.parametrize(("cores", "nice"), [(CORES[:1], 10), (CORES[:2], 0)])
+def test_other_threads_give_way_to_this_one_where_they_share_a_core(
+    cores: list[int], nice: int
+) -> None:
+    program = f"""
+import os, threading
+from coupon_service.processors import hold_back_other_threads
+os.sched_setaffinity(0, {cores})
+done = threading.Event()
+thread = threading.Thread(target=done.wait)
+thread.start()
+before = os.getpriority(os.PRIO_PROCESS, 0)
+hold_back_other_threads()
+print(os.getpriority(os.PRIO_PROCESS, thread.native_id) - before)
+print(os.getpriority(os.PRIO_PROCESS, 0) - before)
+done.set()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == [str(nice), "0"]
