@@ -1,8 +1,7 @@
 """Joins commands that arrive at the same time, so that they share one transaction.
 
 While one batch is carried out the next one fills. Under load a batch waits a little for more, since
-larger batches cost less a command: a few turns of the event loop, which take no time in an idle
-worker, and as long as there is other work to do in a busy one.
+larger batches cost less a command; in an idle worker it does not (`quiet.py`).
 """
 
 from __future__ import annotations
@@ -17,14 +16,12 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
 from coupon_service.errors import CouponServiceError, DeadlineExceeded, Overloaded
 from coupon_service.metrics import Metrics
 from coupon_service.model import Outcome, Unit
+from coupon_service.quiet import until_quiet
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
 
     from coupon_service.tracing import Tracer
-
-TURNS: Final = 8
-"""Turns of the event loop that a batch waits for more."""
 
 PART_SIZE: Final = 125
 """Commands of a large unit that are carried out together."""
@@ -85,7 +82,8 @@ class Coalescer(Generic[Q, R]):
         self._queue: deque[_Waiting[Q, R]] = deque()
         self._queued = 0
         self._in_flight = 0
-        self._turning = False
+        self._filling = False
+        self._last_size = 0
         self._batches: set[asyncio.Task[None]] = set()
 
     async def submit(self, unit: Q) -> R:
@@ -115,42 +113,36 @@ class Coalescer(Generic[Q, R]):
         span = self._tracer.caller() if self._tracer is not None else None
         self._queue.append(_Waiting(unit, answer, perf_counter(), span))
         self._queued += unit.size
-        self._wait_for_more()
+        self._begin()
         return answer
 
     async def drain(self) -> None:
         """Returns when everything that was submitted has been carried out."""
-        while self._queue or self._batches:
-            self._start_batch()
-            if self._batches:  # not when nobody waits for what was queued any more
-                await asyncio.wait(self._batches)
+        while self._batches:
+            await asyncio.wait(self._batches)
 
-    def _wait_for_more(self) -> None:
-        """Starts a batch in some turns of the event loop, unless as many as may are under way."""
-        if self._queue and not self._turning and self._in_flight < self._settings.batches_in_flight:
-            self._turning = True
-            asyncio.get_running_loop().call_soon(self._turn, TURNS)
+    def _begin(self) -> None:
+        """Begins a batch, unless one is filling or as many as may are under way."""
+        if self._queue and not self._filling and self._in_flight < self._settings.batches_in_flight:
+            self._filling = True
+            task = asyncio.ensure_future(self._carry_out_next())
+            self._batches.add(task)
+            task.add_done_callback(self._batches.discard)
 
-    def _turn(self, turns_left: int) -> None:
-        waited_s = perf_counter() - self._queue[0].since if self._queue else 0
-        if (
-            turns_left
-            and self._queued < self._settings.batch_max_size
-            and waited_s < self._settings.batch_max_wait_ms / 1000
-        ):
-            asyncio.get_running_loop().call_soon(self._turn, turns_left - 1)
-            return
-        self._turning = False
-        self._start_batch()
-        self._wait_for_more()
-
-    def _start_batch(self) -> None:
+    async def _carry_out_next(self) -> None:
+        await until_quiet(
+            self._last_size,
+            lambda: self._queued,
+            enough=self._settings.batch_max_size,
+            until_s=self._queue[0].since + self._settings.batch_max_wait_ms / 1000,
+        )
+        self._filling = False
         batch = self._take_batch()
         if batch:
             self._in_flight += 1
-            task = asyncio.ensure_future(self._run(batch))
-            self._batches.add(task)
-            task.add_done_callback(self._batches.discard)
+            self._begin()
+            await self._run(batch)
+        self._begin()
 
     def _take_batch(self) -> list[_Waiting[Q, R]]:
         batch: list[_Waiting[Q, R]] = []
@@ -178,7 +170,7 @@ class Coalescer(Generic[Q, R]):
     async def _run(self, batch: list[_Waiting[Q, R]]) -> None:
         started = perf_counter()
         self._metrics.batch_waited(self._kind, started - batch[0].since)
-        size = sum(it.unit.size for it in batch)
+        size = self._last_size = sum(it.unit.size for it in batch)
         try:
             if self._tracer is None:
                 await self._answer(batch)
@@ -189,7 +181,6 @@ class Coalescer(Generic[Q, R]):
         finally:
             self._in_flight -= 1
             self._metrics.batch_executed(self._kind, size, perf_counter() - started)
-            self._wait_for_more()
 
     async def _answer(self, batch: list[_Waiting[Q, R]]) -> None:
         try:

@@ -379,7 +379,10 @@ class Locks:
 
     async def _look(self, command: Command) -> Done | LeaseNeeded:
         """What the command would come to now, Redis left aside. Raises why not."""
-        unit = Unit((command,), atomic=True)  # atomic units are decided on a copy
+        # An atomic unit is decided on a copy of the state, which others have as well. A lock that has
+        # no place yet changes nothing of it.
+        placeless = isinstance(command, Lock) and command.lease is None
+        unit = Unit((command,), atomic=not placeless)
         ((outcome,),), _ = decide([unit], await self._looks.submit(unit), self._now())
         if isinstance(outcome, CouponServiceError):
             raise outcome

@@ -22,6 +22,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from time import perf_counter
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import hiredis
@@ -34,6 +35,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from coupon_service.errors import LocksUnavailable
 from coupon_service.metrics import Metrics
+from coupon_service.quiet import until_quiet
 
 if TYPE_CHECKING:
     from coupon_service.tracing import Tracer
@@ -46,6 +48,10 @@ SILENCE_STEPS = 5
 
 # Takes Redis one or two milliseconds, far below the timeout; larger pipelines are no faster.
 COMMANDS_MAX = 64
+
+CALLS_ENOUGH = 32
+WAIT_MAX_S = 0.01
+"""A pipeline waits for so many calls at most, and for so long."""
 
 
 def connect(url: str, timeout_ms: int) -> Redis:
@@ -92,6 +98,8 @@ class Pipelines:
         self._timeout_s = timeout_ms / 1000
         self._tracer = tracer
         self._waiting: deque[_Call] = deque()
+        self._served = 0
+        """Calls of the pipeline before."""
         self._sender: asyncio.Task[None] | None = None
 
     async def run(self, *commands: Command) -> list[Any]:
@@ -126,7 +134,17 @@ class Pipelines:
         loop = asyncio.get_running_loop()
         failed_s = -math.inf  # when the exchange before failed
         try:
-            while calls := self._next_calls():
+            while self._waiting:
+                await until_quiet(
+                    self._served,
+                    lambda: len(self._waiting),
+                    enough=CALLS_ENOUGH,
+                    until_s=perf_counter() + WAIT_MAX_S,
+                )
+                calls = self._next_calls()
+                self._served = len(calls)
+                if not calls:
+                    continue
                 started_s = loop.time()
                 try:
                     async with _silence(self._timeout_s):

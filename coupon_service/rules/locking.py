@@ -44,7 +44,8 @@ def lock(command: Lock, code: Code, book: Book, draft: Draft) -> Outcome:
         return LeaseNeeded(book, limit - code.redemptions if limit else None)
     # The row has the id of the lock, which differs from the attempt's when an earlier attempt took
     # the place in Redis and did not come to record it.
-    recorded = replace(command, event_id=command.lock_id)
+    first = command.event_id == command.lock_id
+    recorded = command if first else replace(command, event_id=command.lock_id)
     event = Event(
         **draft.about(recorded, EventType.LOCKED, before=code, after=code),
         lock_id=command.lock_id,
@@ -54,7 +55,7 @@ def lock(command: Lock, code: Code, book: Book, draft: Draft) -> Outcome:
         metadata=command.metadata,
     )
     draft.record(event)
-    if command.event_id != command.lock_id:
+    if not first:
         _answer_with(event, command, code, draft)
     return Done(event, book, code)
 

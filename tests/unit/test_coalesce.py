@@ -14,6 +14,7 @@ from coupon_service.coalesce import PART_SIZE, Changes, Coalescer, CoalescerSett
 from coupon_service.errors import Contention, DeadlineExceeded, NoCodesAvailable, Overloaded
 from coupon_service.metrics import Metrics
 from coupon_service.model import Call, EventType, Outcome, SwitchCode, Unit
+from coupon_service.quiet import BUSY_SIZE, QUIET_S
 
 
 class Transactions:
@@ -126,6 +127,43 @@ async def test_what_arrives_within_a_few_turns_of_the_event_loop_shares_a_batch(
     tasks += _submit(coalescer, _unit("B"))
     await asyncio.gather(*tasks)
     assert transactions.batches == [["A", "B"]]
+
+
+async def _after_a_large_batch(
+    transactions: Transactions, **changes: float
+) -> Coalescer[Unit, list[Outcome]]:
+    """A coalescer that has just been busy."""
+    coalescer = _coalescer(
+        transactions, **{"batch_max_size": 2 * BUSY_SIZE, "queue_max_size": 100} | changes
+    )
+    await coalescer.submit(_unit("large", size=BUSY_SIZE))
+    transactions.batches.clear()
+    return coalescer
+
+
+async def test_a_busy_coalescer_waits_as_long_as_more_arrive() -> None:
+    transactions = Transactions()
+    coalescer = await _after_a_large_batch(transactions)
+    tasks = _submit(coalescer, _unit("A"))
+    for name in "BCD":
+        await asyncio.sleep(QUIET_S / 2)
+        tasks += _submit(coalescer, _unit(name))
+    await asyncio.gather(*tasks)
+    assert transactions.batches == [["A", "B", "C", "D"]]
+
+
+@pytest.mark.parametrize(
+    ("changes", "size"), [({"batch_max_wait_ms": 0}, 1), ({"batch_max_size": BUSY_SIZE}, BUSY_SIZE)]
+)
+async def test_a_busy_coalescer_does_not_wait_when_it_is_time_or_enough(
+    changes: dict[str, float], size: int
+) -> None:
+    transactions = Transactions()
+    coalescer = await _after_a_large_batch(transactions, **changes)
+    tasks = _submit(coalescer, _unit("A", size=size))
+    await _turns()
+    assert transactions.batches == [["A"]]
+    await asyncio.gather(*tasks)
 
 
 async def test_a_batch_that_is_full_waits_no_longer() -> None:

@@ -1,0 +1,40 @@
+"""How long those who work for many callers at once wait for more of them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from time import perf_counter
+from typing import Final
+
+TURNS: Final = 8
+"""Turns of the event loop that there is for others to come where few did before: some ten
+microseconds in an idle worker."""
+
+BUSY_SIZE: Final = 8
+"""When so many were served together, more are on their way."""
+
+QUIET_S: Final = 0.002
+"""Then they are waited for, until none has come for so long."""
+
+
+async def until_quiet(
+    served: int, waiting: Callable[[], int], *, enough: int, until_s: float
+) -> None:
+    """Returns when it is time to serve those who wait: when no more come, there are `enough`, or it
+    is `until_s` (of time.perf_counter).
+
+    `served`: how many there were the last time. Under load the event loop has other work to do, and
+    the more are served together the less each costs: LockCode, which waits for others three times,
+    has 1.3 to 1.4 times the throughput of one that waits for eight turns of the loop alone.
+    """
+    if served < BUSY_SIZE:
+        for _ in range(TURNS):
+            if waiting() >= enough or perf_counter() >= until_s:
+                return
+            await asyncio.sleep(0)
+        return
+    seen = 0
+    while seen < waiting() < enough and perf_counter() < until_s:
+        seen = waiting()
+        await asyncio.sleep(QUIET_S)
