@@ -289,15 +289,19 @@ class Locks:
         self, token: str | None, lock_id: UUID | None, call: Call
     ) -> tuple[LockView, bool]:
         if token is not None:
-            lock_id = self._tokens.verify(token).lock_id
-        if lock_id is None:
+            held = self._tokens.verify(token)
+            if call.own_user_id not in ("", held.user_id):
+                raise LockNotFound
+        elif lock_id is not None:
+            held = await self.get(lock_id, call.business_id, call.own_user_id)
+        else:
             raise LockNotFound
-        view = await self.get(lock_id, call.business_id, call.own_user_id)
-        done = await self._carry_out(end_of_lock(view, EventType.UNLOCKED, call))
+        done = await self._carry_out(end_of_lock(held, EventType.UNLOCKED, call))
+        view = await self._lock_of(done)
         # Only now: whoever gets the place next must not meet a redemption with this lock.
         with suppress(LocksUnavailable):  # its time ends it
             await self._release(view)
-        return replace(view, state=LockState.RELEASED), done.replayed
+        return view, done.replayed
 
     async def _release(self, view: LockView) -> None:
         """Gives the place of a lock that has ended back, for good."""
@@ -379,8 +383,8 @@ class Locks:
 
     async def _look(self, command: Command) -> Done | LeaseNeeded:
         """What the command would come to now, Redis left aside. Raises why not."""
-        # An atomic unit is decided on a copy of the state, which others have as well. A lock that has
-        # no place yet changes nothing of it.
+        # An atomic unit is decided on a copy of the state, which others have as well. A lock
+        # without a place changes nothing of it.
         placeless = isinstance(command, Lock) and command.lease is None
         unit = Unit((command,), atomic=not placeless)
         ((outcome,),), _ = decide([unit], await self._looks.submit(unit), self._now())
@@ -395,11 +399,11 @@ class Locks:
         raise outcome if isinstance(outcome, CouponServiceError) else Contention
 
     async def _answer(self, done: Done) -> tuple[LockView, str, bool]:
-        event = done.event
-        view = None if done.replayed else lock_view([event], self._now())
-        if view is None:
-            view = await self.get(event.lock_id or event.event_id, "")
+        view = await self._lock_of(done)
         return view, self._tokens.sign(view), done.replayed
+
+    async def _lock_of(self, done: Done) -> LockView:
+        return done.lock or await self.get(done.event.lock_id or done.event.event_id, "")
 
     def _refuse(self, taken: Taken) -> None:
         match taken.status:
@@ -424,14 +428,14 @@ class Locks:
                 pass
 
 
-def end_of_lock(view: LockView, event: EventType, call: Call) -> ChangeLock:
+def end_of_lock(held: LockView | LockClaims, event: EventType, call: Call) -> ChangeLock:
     """The command that ends a lock; it happens once, whoever asks how often."""
     return ChangeLock(
         call=call,
         type=event,
-        code=view.code,
-        event_id=event_id(bucket_of(view.code), event, view.lock_id),
-        fingerprint=fingerprint(view.lock_id),
-        user_id=view.user_id,
-        lock_id=view.lock_id,
+        code=held.code,
+        event_id=event_id(bucket_of(held.code), event, held.lock_id),
+        fingerprint=fingerprint(held.lock_id),
+        user_id=held.user_id,
+        lock_id=held.lock_id,
     )

@@ -160,9 +160,7 @@ class Server:
         self._coalescer = Changes(
             Coalescer(executor.execute, batches, metrics, tracer=tracer),
             # Large calls are enough as they are.
-            Coalescer(
-                executor.execute, replace(one, batch_max_wait_ms=0), metrics, "bulk", tracer
-            ),
+            Coalescer(executor.execute, replace(one, batch_max_wait_ms=0), metrics, "bulk", tracer),
         )
         self._looks = Coalescer(executor.look, one, metrics, "looks", tracer)
         lookups = Coalescer(Lookups(self._database).execute, one, metrics, "lookups", tracer)

@@ -3,7 +3,7 @@
 -- KEYS     1: the index, a zset
 -- ARGV     member, expire_ms (0: now + ttl_ms), ttl_ms, keep_ms (how long an ended entry stays),
 --          entries_max (0: no limit)
--- Returns  1, or 0 when the index is full
+-- Returns  the expiry, or 0 when the index is full
 
 local index, member, expire = KEYS[1], ARGV[1], tonumber(ARGV[2])
 local keep, entries_max = tonumber(ARGV[4]), tonumber(ARGV[5])
@@ -15,4 +15,4 @@ redis.call('ZREMRANGEBYSCORE', index, '-inf', now - keep)
 if entries_max > 0 and redis.call('ZCARD', index) >= entries_max then return 0 end
 redis.call('ZADD', index, expire, member)
 redis.call('PEXPIREAT', index, redis.call('ZRANGE', index, -1, -1, 'WITHSCORES')[2] + keep)
-return 1
+return expire

@@ -5,10 +5,10 @@ so a place is taken here first, then the caller looks at the count there, and gi
 when ``redemptions + places_taken`` exceeds the limit. The other order has a window.
 
 The keys of a code share a hash tag, and no script touches more than one slot. The indexes of users
-and books lie in other slots: the place of a lock and its entry in the index of the user, which
-counts the user's locks, are asked for together, and one is given back when the other is refused;
-the exact expiry is written to both indexes once it is known. Whatever a crash leaves between these
-steps ends with the time of the lock.
+and books lie in other slots: the place of a lock and its entries in the indexes of the user, which
+counts the user's locks, and of the book are asked for together, and taken back when one of them is
+refused; where Redis's clock went on between them, the expiry of the place is written to both
+indexes. Whatever a crash leaves between these steps ends with the time of the lock.
 """
 
 from __future__ import annotations
@@ -133,8 +133,10 @@ class Leases:
         """
         member = index_member(code, book_id, user_id, lock_id)
         (
-            counted,
+            counted_ms,
             (outcome, held_id, expire_ms, places_taken, others_end_in_ms),
+            listed_ms,
+            *_,
         ) = await self._redis.run(
             self._commands.index(
                 user_index(user_id),
@@ -150,16 +152,23 @@ class Leases:
                 grace_ms=self._grace_ms,
                 places_max=places_max,
             ),
+            self._commands.index(
+                book_index(book_id), member, ttl_ms=ttl_ms, keep_ms=_ENDED_KEPT_MS
+            ),
+            *self._write_book(book_id),
         )
         status = _TAKE_STATUS[outcome]
         taken = Taken(status, held_id, expire_ms, places_taken, _time_left(others_end_in_ms))
-        if outcome == "TAKEN" and not counted:
-            await self._redis.run(self._commands.release(code, user_id, lock_id, attempt=True))
+        if outcome == "TAKEN" and not counted_ms:
+            await self._redis.run(
+                self._commands.release(code, user_id, lock_id, attempt=True),
+                ("ZREM", book_index(book_id), member),
+            )
             return replace(taken, status=TakeStatus.LIMIT)
-        if held_id == lock_id and status in (TakeStatus.GRANTED, TakeStatus.HELD_BEFORE):
+        if held_id != lock_id or status not in (TakeStatus.GRANTED, TakeStatus.HELD_BEFORE):
+            await self.forget([IndexedLock(code, book_id, user_id, lock_id, expire_ms)])
+        elif not counted_ms == listed_ms == expire_ms:
             await self._write_indexes(book_id, user_id, member, expire_ms)
-        elif counted:
-            await self._redis.run(("ZREM", user_index(user_id), member))
         return taken
 
     async def acquire_momentary(

@@ -8,7 +8,7 @@ from uuid import UUID
 
 from coupon_service.errors import CouponServiceError
 from coupon_service.model.books import Book, BookStats
-from coupon_service.model.records import Assignment, Code, Event, UserCounts
+from coupon_service.model.records import Assignment, Code, Event, LockView, UserCounts
 from coupon_service.model.value import value
 
 
@@ -18,7 +18,8 @@ class Done:
 
     `code` and `assignment` are as they are after the command. When replayed, `code` is as it is
     now (None for a random assignment), and `assignment` as it was recorded, where it was assigned,
-    or else as it is now.
+    or else as it is now. `lock` is the lock that the command was about, as it is now; None where
+    its history was not read for the decision.
     """
 
     event: Event
@@ -26,6 +27,7 @@ class Done:
     code: Code | None
     assignment: Assignment | None = None
     replayed: bool = False
+    lock: LockView | None = None
 
 
 @value

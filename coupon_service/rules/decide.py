@@ -35,6 +35,7 @@ from coupon_service.model import (
     Unit,
 )
 from coupon_service.rules.assigning import assign, assign_random, recorded_assignment, revoke
+from coupon_service.rules.derived import lock_view
 from coupon_service.rules.draft import Draft
 from coupon_service.rules.locking import change_lock, lock
 from coupon_service.rules.redeeming import redeem, rollback
@@ -84,7 +85,7 @@ def _decide_one(command: Command, draft: Draft) -> Outcome:
     business_id = command.call.business_id
     if book is None or (business_id and business_id != book.business_id):
         return BookNotFound()
-    return _replay(command, draft.state, book) or assign_random(command, book, draft)
+    return _replay(command, draft, book) or assign_random(command, book, draft)
 
 
 def _decide_on_code(command: CodeCommand, draft: Draft) -> Outcome:
@@ -99,7 +100,7 @@ def _decide_on_code(command: CodeCommand, draft: Draft) -> Outcome:
             case _:
                 return found
     code, book = found
-    replay = _replay(command, draft.state, book, code)
+    replay = _replay(command, draft, book, code)
     if replay is not None:
         return replay
     if isinstance(command, (Redeem, Lock)) and is_hidden(
@@ -128,9 +129,10 @@ def _carry_out(command: CodeCommand, code: Code, book: Book, draft: Draft) -> Ou
 
 
 def _replay(
-    command: Command, state: State, book: Book, code: Code | None = None
+    command: Command, draft: Draft, book: Book, code: Code | None = None
 ) -> Done | CouponServiceError | None:
     """What is answered when the ledger has the row that this command would write."""
+    state = draft.state
     recorded = state.events.get(command.event_id)
     if recorded is None:
         return None
@@ -146,4 +148,7 @@ def _replay(
         link = recorded_assignment(recorded)
     else:
         link = state.assignments.get((recorded.code or "", recorded.user_id or ""))
-    return Done(recorded, book, code, link, replayed=True)
+    held = None
+    if isinstance(command, ChangeLock):
+        held = lock_view(state.lock_events.get(command.lock_id, ()), draft.now)
+    return Done(recorded, book, code, link, replayed=True, lock=held)

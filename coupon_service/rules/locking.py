@@ -57,7 +57,7 @@ def lock(command: Lock, code: Code, book: Book, draft: Draft) -> Outcome:
     draft.record(event)
     if not first:
         _answer_with(event, command, code, draft)
-    return Done(event, book, code)
+    return Done(event, book, code, lock=lock_view([event], draft.now))
 
 
 def _lock_held(command: Lock, held: Event, code: Code, book: Book, draft: Draft) -> Outcome:
@@ -110,4 +110,4 @@ def change_lock(command: ChangeLock, code: Code, book: Book, draft: Draft) -> Ou
         expire_time=command.expire_time,
     )
     draft.record(event)
-    return Done(event, book, code)
+    return Done(event, book, code, lock=lock_view((*history, event), draft.now))
