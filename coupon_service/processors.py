@@ -56,7 +56,8 @@ def hold_back_other_threads() -> None:
     """Lets the Python threads that there are give way to this one, where they share one core."""
     if not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) > 1:
         return
+    nice = os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) + POLLING_NICE
     for thread in threading.enumerate():
         if thread is not threading.current_thread() and thread.native_id is not None:
             with suppress(OSError):
-                os.setpriority(os.PRIO_PROCESS, thread.native_id, POLLING_NICE)
+                os.setpriority(os.PRIO_PROCESS, thread.native_id, nice)

@@ -60,11 +60,11 @@ thread = threading.Thread(target=done.wait)
 thread.start()
 before = os.getpriority(os.PRIO_PROCESS, 0)
 hold_back_other_threads()
-print(os.getpriority(os.PRIO_PROCESS, thread.native_id) - before)
-print(os.getpriority(os.PRIO_PROCESS, 0) - before)
+print(os.getpriority(os.PRIO_PROCESS, thread.native_id) == min(before + {nice}, 19))
+print(os.getpriority(os.PRIO_PROCESS, 0) == before)
 done.set()
 """
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
-    assert done.stdout.split() == [str(nice), "0"]
+    assert done.stdout.split() == ["True", "True"]
