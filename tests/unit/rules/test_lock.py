@@ -386,6 +386,32 @@ def _redeemed(locked: Event) -> Command:
     return redeem(lock=token(locked))
 
 
+class TestAnswer:
+    """What a decision says of the lock is what the ledger says of it afterwards."""
+
+    def test_a_lock_is_told_as_it_is_after_each_change(self) -> None:
+        world = lockable()
+        locked = world.does(lock()).event
+        for command in (
+            extend(locked, NOW + 2 * MINUTE, call("r2")),
+            unlock(locked, call("r3")),
+        ):
+            assert world.does(command).lock == lock_view(world.ledger, world.now)
+
+    def test_so_is_one_that_was_just_taken(self) -> None:
+        world = lockable()
+        assert world.does(lock()).lock == lock_view(world.ledger, world.now)
+
+    def test_a_repeat_is_told_how_it_is_now(self) -> None:
+        world = lockable()
+        locked = world.does(lock()).event
+        command = extend(locked, NOW + 2 * MINUTE, call("r2"))
+        world.does(command)
+        world.does(unlock(locked))
+        again = world.does(command)
+        assert again.lock == lock_view(world.ledger, world.now)
+
+
 class TestEnds:
     @pytest.mark.parametrize("end", [_redeemed, unlock, expire])
     def test_a_lock_ends_once(self, end: Callable[[Event], Command]) -> None:
