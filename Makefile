@@ -36,9 +36,12 @@ replay: install ## Replay the real redemptions in the folder DATA= through a ser
 
 # --- testing ------------------------------------------------------------------------------------
 
+# All tests run in two processes, but for those that depend on time (tests/conftest.py), file by
+# file in the order in which they were sorted.
 test: install ## Run all tests, with coverage (ARGS= for pytest; less than all is not held to it)
 	@$(BIN)/coverage erase
-	@$(BIN)/pytest --cov --cov-report=term $(if $(ARGS),$(ARGS),--cov-fail-under=90)
+	@$(BIN)/pytest --cov --cov-report=term $(if $(ARGS),$(ARGS),--cov-fail-under=90 \
+		-n 2 --dist loadfile --no-loadscope-reorder)
 ifneq (,$(wildcard coupon_service/rules*))
 ifeq (,$(ARGS))
 	@report=$$($(BIN)/coverage report --fail-under=100 \
@@ -47,10 +50,16 @@ ifeq (,$(ARGS))
 endif
 endif
 
-PROOF := tests/model tests/planted tests/fuzz tests/concurrency $(wildcard tests/faults)
+PROOF := tests/planted tests/fuzz tests/concurrency $(wildcard tests/faults)
 
+proof: export COUPON_TEST_PROOF := 1
 proof: install ## Try what the service promises at length: hours (ARGS= for pytest)
-	@COUPON_TEST_PROOF=1 $(BIN)/pytest -v -s $(PROOF) $(ARGS)
+ifeq (,$(ARGS))
+	@status=0; $(BIN)/pytest -v -s -n 2 tests/model || status=$$?; \
+		$(BIN)/pytest -v -s $(PROOF) && exit $$status
+else
+	@$(BIN)/pytest -v -s tests/model $(PROOF) $(ARGS)
+endif
 
 check: lint types imports contract deployment ## Run every check that needs no server
 

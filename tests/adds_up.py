@@ -182,11 +182,12 @@ def assert_adds_up(
     queries = {what: _differences(*sides) for what, sides in SUMS.items()} | RULES
     if not clock_jumped:
         queries |= RULES_OF_TIME
-    wrong: dict[str, list[Any]] = {}
-    for what, query in queries.items():
-        found = connection.execute((BEGINNING + query).encode(), {"books": list(book_ids)})
-        if rows := found.fetchmany(5):
-            wrong[what] = rows
+    with connection.pipeline():
+        found = {
+            what: connection.execute((BEGINNING + query).encode(), {"books": list(book_ids)})
+            for what, query in queries.items()
+        }
+    wrong = {what: rows for what, it in found.items() if (rows := it.fetchmany(5))}
     assert not wrong, "\n".join(f"not so: {what}: {rows}" for what, rows in wrong.items())
 
 

@@ -11,15 +11,17 @@ error of every test that needs it.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
+import sys
 import uuid
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, BinaryIO, cast
+from typing import IO, TYPE_CHECKING, BinaryIO, cast
 from urllib.parse import urlsplit
 
 import hypothesis
@@ -27,6 +29,7 @@ import psutil
 import psycopg
 import pytest
 import redis
+from proof import AT_LENGTH
 from psycopg import sql
 from secrecy import SECRETS, Log
 
@@ -38,12 +41,61 @@ if TYPE_CHECKING:
 
 pytest.register_assert_rewrite("adds_up", "faults", "model", "settled")
 
+LONG = {"model", "fuzz"}
+"""Folders of tests that are begun with."""
+
+ALONE = {"concurrency", "faults", "planted"}
+"""Folders of tests that depend on time: none of them runs beside another."""
+
+TURNS = pytest.StashKey[IO[str]]()
+"""A file that processes of pytest-xdist lock while they run tests."""
+
 MEMORY = Path("/dev/shm")
 MEMORY_MIN_BYTES = 2 << 30
 
 # A busy machine is slow now and then, and that is no fault of what is tested.
 hypothesis.settings.register_profile("tests", deadline=None)
 hypothesis.settings.load_profile("tests")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Prepares a process of pytest-xdist for its part of the tests."""
+    if (worker := os.environ.get("PYTEST_XDIST_WORKER")) is None:
+        return
+    shared = Path(str(config.getoption("basetemp"))).parent
+    config.stash[TURNS] = (shared / "turns").open("w")
+    if AT_LENGTH and sys.platform == "linux":
+        # The model makes one call after the other: quicker where none has to wake another core.
+        number, of = int(worker.removeprefix("gw")), int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, cores[number::of] or cores)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Sorts the longest to the beginning, and those to the end beside which nothing may run."""
+    items.sort(key=lambda it: (_folder(it) in ALONE, _folder(it) not in LONG))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(
+    item: pytest.Item, nextitem: pytest.Item | None
+) -> Generator[None, object, object]:
+    """Waits, before the first test that is alone, until all other processes of pytest-xdist have
+    come to their end, or wait for the same.
+    """
+    turns = item.config.stash.get(TURNS, None)
+    if turns is None:
+        return (yield)
+    fcntl.flock(turns, fcntl.LOCK_EX if _folder(item) in ALONE else fcntl.LOCK_SH)
+    try:
+        return (yield)
+    finally:
+        if nextitem is None:
+            fcntl.flock(turns, fcntl.LOCK_UN)
+
+
+def _folder(item: pytest.Item) -> str:
+    return item.path.relative_to(Path(__file__).parent).parts[0]
 
 
 @pytest.fixture(scope="session")

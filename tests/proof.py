@@ -33,7 +33,7 @@ def progress(what: str, count: int) -> Iterator[int]:
         now_s = time.monotonic()
         if AT_LENGTH and (now_s - told_s > TELL_AGAIN_S or number + 1 == count):
             told_s = now_s
-            sys.stdout.write(
+            # What a process of pytest-xdist writes to stdout is not seen.
+            sys.stderr.write(
                 f"\n{what}: {number + 1:,} of {count:,} in {now_s - started_s:,.0f} s\n"
             )
-            sys.stdout.flush()

@@ -134,8 +134,12 @@ class Issuing(Program):
             codes.ImportCodesRequest(header=header),
             codes.ImportCodesRequest(chunk=chunk),
         ]
+
+        def imported(request: Any, **how: Any) -> Any:
+            return next(self.api.codes.ImportCodes(iter(request), **how))
+
         self.call(
-            lambda request: next(self.api.codes.ImportCodes(iter(request))),
+            imported,
             messages,
             lambda _: self.world.import_chunk(book_id, number, names, request_id),
         )
@@ -157,7 +161,10 @@ class Issuing(Program):
                 self.world.learn(book_id, made, request_id)
             return answer
 
-        self.call(lambda it: list(self.api.codes.GenerateCodes(it))[-1], request, generated)
+        def last(request: Any, **how: Any) -> Any:
+            return list(self.api.codes.GenerateCodes(request, **how))[-1]
+
+        self.call(last, request, generated)
 
     @step(
         3,

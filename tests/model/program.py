@@ -17,6 +17,12 @@ from model.plain import World
 from model.told import Item, Message, Token
 from service import Api, ServerThread
 
+View = tuple[Any, Any, Callable[[], Any]]
+"""Something to look at: the method of a stub, what it is asked, and what the model answers."""
+
+PATIENCE_S = 60
+"""Longer than the service's own deadline: no answer is to depend on who else uses the machine."""
+
 
 class Program(RuleBasedStateMachine):
     """A server, the plain model of it, and what their calls are made of."""
@@ -52,28 +58,38 @@ class Program(RuleBasedStateMachine):
 
     # --- what rules are made of -----------------------------------------------------------------
 
-    def call(self, rpc: Callable[[Any], Any], request: Any, model: Callable[[Any], Any]) -> Any:
+    def call(self, rpc: Callable[..., Any], request: Any, model: Callable[[Any], Any]) -> Any:
         """Makes a call; the server and the model have to agree. It can be repeated later."""
         self.history.append(lambda: self.both(rpc, request, model))
         return self.both(rpc, request, model)
 
-    def both(self, rpc: Callable[[Any], Any], request: Any, model: Callable[[Any], Any]) -> Any:
-        """Asks the server and the model."""
-        self.clock.advance(1)
+    def both(self, rpc: Callable[..., Any], request: Any, model: Callable[[Any], Any]) -> Any:
+        """Asks the server and the model, a millisecond after whatever was before."""
+        self.let_pass(1)
+        return self.agreed(request, lambda: rpc(request, timeout=PATIENCE_S), model)
+
+    def look_at(self, *views: View) -> None:
+        """The same for what changes nothing, so that all of it can be asked at the same time."""
+        self.let_pass(1)
+        asked = [rpc.future(request, timeout=PATIENCE_S) for rpc, request, _ in views]
+        for (_, request, model), answer in zip(views, asked, strict=True):
+            self.agreed(request, answer.result, lambda _, model=model: model())
+
+    def let_pass(self, by_ms: int) -> None:
+        """Time passes for the server and for the model."""
+        self.clock.advance(by_ms)
         self.world.now = self.clock.now_ms
+
+    def agreed(self, request: Any, answer: Callable[[], Any], model: Callable[[Any], Any]) -> Any:
+        """What the server answers; the model has to say the same."""
         self.sound = False
-        actual = clean(answered(lambda: rpc(request)))
+        actual = clean(answered(answer))
         wanted = clean(expected(lambda: model(actual)))
-        program = "\n".join(self.log)
-        assert actual == wanted, (
-            f"\n{program}\n{request}\nis answered\n{actual}\nand should be\n{wanted}"
+        assert actual == wanted, "\n".join(
+            ["", *self.log, f"{request}\nis answered\n{actual}\nand should be\n{wanted}"]
         )
         self.sound = True
         return actual
-
-    def look(self, rpc: Callable[[Any], Any], request: Any, model: Callable[[], Any]) -> None:
-        """The same for what changes nothing."""
-        self.both(rpc, request, lambda _: model())
 
     def fresh(self, request_id: str) -> str:
         """A request_id that was not used before, where one is asked for."""

@@ -98,8 +98,7 @@ class Using(Issuing):
         if ahead and edge <= 2:
             # The next call comes a millisecond later.
             by = ahead[which % min(3, len(ahead))] - world.now - 1 + min(edge, 1)
-        self.clock.advance(by)
-        world.now = self.clock.now_ms
+        self.let_pass(by)
 
     @step(2)
     def sweep(self) -> None:

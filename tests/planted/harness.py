@@ -67,7 +67,7 @@ def stack(database_url: str, redis_url: str, clock: Clock) -> Generator[Stack]:
 
 def model_test(it: Stack) -> None:
     """Random programs do what the plain model does."""
-    with psycopg.connect(it.database_url) as database:
+    with psycopg.connect(it.database_url, autocommit=True) as database:
         members = {
             "server": it.servers[0],
             "api": it.apis[0],
