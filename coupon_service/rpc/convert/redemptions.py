@@ -212,16 +212,24 @@ def _put_redemption(message: pb.Redemption, event: Event) -> None:
 def counts_message(event: Event) -> pb.RedemptionCounts:
     """The counts right after a redemption or roll-back."""
     counts = pb.RedemptionCounts()
-    _put_counts(counts, event)
+    _put_counts_after(counts, event)
     return counts
 
 
-def _put_counts(counts: pb.RedemptionCounts, event: Event) -> None:
-    redemptions, limit = event.code_redemptions or 0, event.code_redemption_limit or 0
+def _put_counts_after(counts: pb.RedemptionCounts, event: Event) -> None:
+    _put_counts(
+        counts,
+        event.code_redemptions or 0,
+        event.code_redemption_limit or 0,
+        event.user_code_redemptions or 0,
+    )
+
+
+def _put_counts(counts: pb.RedemptionCounts, redemptions: int, limit: int, by_user: int) -> None:
     counts.code_redemption_count = redemptions
     counts.code_max_redemptions = limit
     counts.used_up = 0 < limit <= redemptions
-    counts.user_code_redemption_count = event.user_code_redemptions or 0
+    counts.user_code_redemption_count = by_user
 
 
 def redeemed_message(done: Done) -> pb.RedeemCodeResponse:
@@ -233,7 +241,7 @@ def redeemed_message(done: Done) -> pb.RedeemCodeResponse:
 
 def _put_redeemed(response: pb.RedeemCodeResponse | pb.BatchRedeemResult, done: Done) -> None:
     _put_redemption(response.redemption, done.event)
-    _put_counts(response.counts, done.event)
+    _put_counts_after(response.counts, done.event)
     response.replayed = done.replayed
 
 
@@ -262,10 +270,11 @@ def validation_message(validation: Validation) -> pb.ValidateCodeResponse:
     response.benefit = validation.benefit
     if discount is not None:
         put_money(response.discount, discount.amount_minor, discount.currency_code)
-    link, limit = validation.assignment, book.limits.max_redemptions_per_code
-    counts = response.counts
-    counts.code_redemption_count = code.redemptions
-    counts.code_max_redemptions = limit
-    counts.used_up = 0 < limit <= code.redemptions
-    counts.user_code_redemption_count = link.redemptions if link else 0
+    link = validation.assignment
+    _put_counts(
+        response.counts,
+        code.redemptions,
+        book.limits.max_redemptions_per_code,
+        link.redemptions if link else 0,
+    )
     return response
