@@ -253,7 +253,7 @@ class Checkout:
         finally:
             await asyncio.gather(
                 *(
-                    self._give_place_back(commands[i].code, it)
+                    self._give_place_back(commands[i], it)
                     for i, it in zip(needed, attempts, strict=True)
                 )
             )
@@ -277,9 +277,9 @@ class Checkout:
         )
         return replace(command, lease=lease)
 
-    async def _give_place_back(self, code: str, attempt: UUID) -> None:
+    async def _give_place_back(self, command: Redeem, attempt: UUID) -> None:
         with suppress(LocksUnavailable):  # it ends by itself
-            await self._leases.release_momentary(code, attempt.hex)
+            await self._leases.release_momentary(command.code, attempt.hex, command.user_id)
 
     async def _settle_own_lock(self, command: Redeem, outcome: Outcome) -> None:
         """A redemption without a token uses the user's own lock up, which made room for it."""

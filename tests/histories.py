@@ -279,24 +279,6 @@ def telling(record: Record, *, after_losses: bool) -> list[Recorded]:
     return [it for it in record.operations if it.answer != ("CODE_LOCKED",) or not is_disturbed(it)]
 
 
-def meets_own_lock(operations: Sequence[Recorded]) -> bool:
-    """Whether a user locks, and redeems without a token, at the same moment.
-
-    The lock can then be recorded before the redemption, which took its place before there was a
-    lock and so does not use it up. It stands beside it until its time is over.
-    """
-    locks = [it for it in operations if isinstance(it.call, Lock)]
-    return any(
-        it.call.user == lock.call.user
-        and lock.invoked_s <= it.returned_s
-        and it.invoked_s <= lock.returned_s
-        for it in operations
-        if isinstance(it.call, Redeem) and not it.call.lock
-        for lock in locks
-        if isinstance(lock.call, Lock)
-    )
-
-
 def without_locks(operations: Iterable[Recorded]) -> list[Recorded]:
     """The redemptions alone, whatever became of the locks."""
     of_locks = {

@@ -47,12 +47,17 @@ class Commands:
         ttl_ms: int = 0,
         places_max: int | None = None,
     ) -> Command:
-        keys = (*_places(code), _tombstone(code, user_id, lock_id))
+        keys = (
+            *_places(code),
+            _tombstone(code, user_id, lock_id),
+            _redeeming(code, user_id),
+        )
         at_most = -1 if places_max is None else max(places_max, 0)
-        return (*self._take, 3, *keys, user_id, lock_id, expire_ms, ttl_ms, grace_ms, at_most)
+        return (*self._take, 4, *keys, user_id, lock_id, expire_ms, ttl_ms, grace_ms, at_most)
 
     def take_momentarily(self, code: str, attempt_id: str, user_id: str, ttl_ms: int) -> Command:
-        return (*self._momentary, 2, *_places(code), user_id, attempt_id, ttl_ms)
+        keys = (*_places(code), _redeeming(code, user_id))
+        return (*self._momentary, 3, *keys, user_id, attempt_id, ttl_ms)
 
     def peek(self, code: str, user_id: str, lock_id: str) -> Command:
         keys = (*_places(code), _tombstone(code, user_id, lock_id))
@@ -70,8 +75,11 @@ class Commands:
         keys = (*_places(code), _tombstone(code, user_id, lock_id))
         return (*self._release, 3, *keys, user_id, lock_id, tombstone_until_ms, int(attempt))
 
-    def release_momentary(self, code: str, attempt_id: str) -> Command:
-        return ("ZREM", _places(code)[0], f"m{attempt_id}")
+    def release_momentary(self, code: str, attempt_id: str, user_id: str) -> tuple[Command, ...]:
+        return (
+            ("ZREM", _places(code)[0], f"m{attempt_id}"),
+            ("SREM", _redeeming(code, user_id), attempt_id),
+        )
 
     def extend(
         self,
@@ -137,6 +145,10 @@ def _places(code: str) -> tuple[str, str]:
 def _tombstone(code: str, user_id: str, lock_id: str) -> str:
     # With the user in its name, so that no one buries the lock of another whose lock_id he knows.
     return f"coupon:{{{code}}}:gone:{lock_id}:{user_id}"
+
+
+def _redeeming(code: str, user_id: str) -> str:
+    return f"coupon:{{{code}}}:redeeming:{user_id}"
 
 
 def _text(name: str) -> str:

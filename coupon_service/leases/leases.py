@@ -177,7 +177,8 @@ class Leases:
         """Takes a place for one attempt to redeem without a token; ``release_momentary`` ends it.
 
         The user's own lock is not counted beside it, and other attempts only while someone else
-        holds a lock: among themselves they take turns in PostgreSQL.
+        holds a lock: among themselves they take turns in PostgreSQL. The user gets no new lock on
+        the code meanwhile, since the attempt would not know of it and so not use it up.
         """
         (answer,) = await self._redis.run(
             self._commands.take_momentarily(code, attempt_id, user_id, ttl_ms)
@@ -271,9 +272,9 @@ class Leases:
         if released:
             await self.forget([IndexedLock(code, book_id, user_id, lock_id, 0)])
 
-    async def release_momentary(self, code: str, attempt_id: str) -> None:
+    async def release_momentary(self, code: str, attempt_id: str, user_id: str) -> None:
         """Gives the place of an attempt back."""
-        await self._redis.run(self._commands.release_momentary(code, attempt_id))
+        await self._redis.run(*self._commands.release_momentary(code, attempt_id, user_id))
 
     async def list_user(
         self, user_id: str, after: IndexedLock | None = None, page_size: int = 100

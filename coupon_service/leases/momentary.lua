@@ -5,14 +5,18 @@
 -- else holds a lock. That lock may have left room for an earlier attempt, which does not know of it:
 -- a later attempt that counted locks alone would take this room as well.
 --
--- KEYS     1, 2 as in places.lua
+-- KEYS     1, 2 as in places.lua; 3: a set, the user's attempts, which keeps new locks of theirs away
 -- ARGV     user_id, attempt_id, ttl_ms
 -- Returns  {places_taken, others_end_in_ms, lock_id, expire_ms}: the places that count, this one
 --          included; lock_id and expire_ms are those of the user's own lock, '' and 0 without one
 
 local user, attempt = 'u' .. ARGV[1], 'm' .. ARGV[2]
 local own_id, own_expire = lock_of(user)
-if not redis.call('ZSCORE', places, attempt) then hold(attempt, now + ARGV[3]) end
+if not redis.call('ZSCORE', places, attempt) then
+  hold(attempt, now + ARGV[3])
+  redis.call('SADD', KEYS[3], ARGV[2])
+  redis.call('PEXPIRE', KEYS[3], ARGV[3])
+end
 local counted = 1
 if locks_of_others(own_id) > 0 then counted = live_places() - (own_id and 1 or 0) end
 return {counted, others_end_in(user, attempt), own_id or '', own_expire or 0}

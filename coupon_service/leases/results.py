@@ -17,7 +17,8 @@ class TakeStatus(Enum):
     GONE = "GONE"
     """The lock was released or redeemed."""
     FULL = "FULL"
-    """As many places as ``places_max`` are taken; nothing was added."""
+    """As many places as ``places_max`` are taken, or the user redeems without a token just now;
+    nothing was added."""
     LIMIT = "LIMIT"
     """The user holds as many locks as is allowed."""
 

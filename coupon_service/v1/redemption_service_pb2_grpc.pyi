@@ -52,8 +52,9 @@ class RedemptionServiceStub:
     LockCode: _grpc.UnaryUnaryMultiCallable[_redemption_service_pb2.LockCodeRequest, _redemption_service_pb2.LockCodeResponse]
     """Reserves one redemption of a code for a user, for a limited time. Asking again for the same user
     returns the same lock, with the expiry it has. Refused for the same reasons as RedeemCode
-    (the order is not looked at), and: CODE_LOCKED when every use that is left is locked for others,
-    LOCK_LIMIT_EXCEEDED, INVALID_STATE_TRANSITION when the book has locking off, LOCKS_UNAVAILABLE.
+    (the order is not looked at), and: CODE_LOCKED when every use that is left is locked for others
+    or this user redeems it without a token at this moment, LOCK_LIMIT_EXCEEDED,
+    INVALID_STATE_TRANSITION when the book has locking off, LOCKS_UNAVAILABLE.
     At any time live locks + redemptions ≤ the code's limit. Resource of the request_id: the code.
     """
     ExtendLock: _grpc.UnaryUnaryMultiCallable[_redemption_service_pb2.ExtendLockRequest, _redemption_service_pb2.ExtendLockResponse]
@@ -120,8 +121,9 @@ class RedemptionServiceAsyncStub(RedemptionServiceStub):
     LockCode: _aio.UnaryUnaryMultiCallable[_redemption_service_pb2.LockCodeRequest, _redemption_service_pb2.LockCodeResponse]  # type: ignore[assignment]
     """Reserves one redemption of a code for a user, for a limited time. Asking again for the same user
     returns the same lock, with the expiry it has. Refused for the same reasons as RedeemCode
-    (the order is not looked at), and: CODE_LOCKED when every use that is left is locked for others,
-    LOCK_LIMIT_EXCEEDED, INVALID_STATE_TRANSITION when the book has locking off, LOCKS_UNAVAILABLE.
+    (the order is not looked at), and: CODE_LOCKED when every use that is left is locked for others
+    or this user redeems it without a token at this moment, LOCK_LIMIT_EXCEEDED,
+    INVALID_STATE_TRANSITION when the book has locking off, LOCKS_UNAVAILABLE.
     At any time live locks + redemptions ≤ the code's limit. Resource of the request_id: the code.
     """
     ExtendLock: _aio.UnaryUnaryMultiCallable[_redemption_service_pb2.ExtendLockRequest, _redemption_service_pb2.ExtendLockResponse]  # type: ignore[assignment]
@@ -197,8 +199,9 @@ class RedemptionServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_redemption_service_pb2.LockCodeResponse, _abc.Awaitable[_redemption_service_pb2.LockCodeResponse]]:
         """Reserves one redemption of a code for a user, for a limited time. Asking again for the same user
         returns the same lock, with the expiry it has. Refused for the same reasons as RedeemCode
-        (the order is not looked at), and: CODE_LOCKED when every use that is left is locked for others,
-        LOCK_LIMIT_EXCEEDED, INVALID_STATE_TRANSITION when the book has locking off, LOCKS_UNAVAILABLE.
+        (the order is not looked at), and: CODE_LOCKED when every use that is left is locked for others
+        or this user redeems it without a token at this moment, LOCK_LIMIT_EXCEEDED,
+        INVALID_STATE_TRANSITION when the book has locking off, LOCKS_UNAVAILABLE.
         At any time live locks + redemptions ≤ the code's limit. Resource of the request_id: the code.
         """
 

@@ -28,7 +28,6 @@ from histories import (
     Impatience,
     Record,
     contradiction,
-    meets_own_lock,
     telling,
     use_at_once,
     without_locks,
@@ -227,7 +226,6 @@ def look_at_the_end(database_url: str, records: Sequence[Record]) -> None:
 def contradiction_of(record: Record, trouble: Trouble) -> str:
     """Why the history of a code cannot be; empty when it can."""
     operations = telling(record, after_losses=trouble.loses_places)
-    wrong = "" if trouble.loses_locks else contradiction(operations, record.rules)
-    if trouble.loses_locks or (wrong and meets_own_lock(operations)):
+    if trouble.loses_locks:
         return contradiction(without_locks(operations), replace(record.rules, locks="OFF"))
-    return wrong
+    return contradiction(operations, record.rules)

@@ -11,7 +11,9 @@ from leasing import BOOK, CODE, GRACE_MS, PATIENT_MS, TTL_MS, keys_of_locks, soo
 from redis.asyncio import Redis
 
 from coupon_service.leases import (
+    AdmitStatus,
     Leases,
+    Taken,
     TakeStatus,
 )
 
@@ -113,9 +115,9 @@ async def test_nothing_is_left_in_redis_when_the_time_of_all_is_over(
 
 async def test_a_released_lock_leaves_nothing_behind(leases: Leases, redis: Redis) -> None:
     await leases.acquire(CODE, BOOK, "ann", "lock-a", TTL_MS)
-    await leases.acquire_momentary(CODE, "attempt", "ann", TTL_MS)
+    await leases.acquire_momentary(CODE, "attempt", "cy", TTL_MS)
     await leases.release(CODE, BOOK, "ann", "lock-a")
-    await leases.release_momentary(CODE, "attempt")
+    await leases.release_momentary(CODE, "attempt", "cy")
 
     assert await keys_of_locks(redis) == []
 
@@ -123,11 +125,12 @@ async def test_a_released_lock_leaves_nothing_behind(leases: Leases, redis: Redi
 async def test_every_key_has_an_end(leases: Leases, redis: Redis) -> None:
     await leases.acquire(CODE, BOOK, "ann", "lock-a", TTL_MS)
     await leases.acquire(CODE, BOOK, "bob", "lock-b", 20)
-    await leases.acquire_momentary(CODE, "attempt", "cy", 20)
+    await leases.acquire_momentary(CODE, "attempt", "cy", TTL_MS // 2)
     await leases.release(CODE, BOOK, "bob", "lock-b", tombstone_until_ms=soon_ms())
 
     ends = {key: await redis.pttl(key) for key in await redis.keys()}
 
+    assert 0 < ends.pop(f"coupon:{{{CODE}}}:redeeming:cy") <= TTL_MS // 2
     assert len(ends) == 6
     assert all(left > TTL_MS - PATIENT_MS for left in ends.values()), ends
 
@@ -236,7 +239,7 @@ async def test_a_momentary_place_counts_for_a_lock_until_it_is_given_back(leases
     await leases.acquire_momentary(CODE, "attempt-1", "ann", TTL_MS)
     during = await leases.acquire(CODE, BOOK, "bob", "lock-b", TTL_MS)
     await leases.release(CODE, BOOK, "bob", "lock-b")
-    await leases.release_momentary(CODE, "attempt-1")
+    await leases.release_momentary(CODE, "attempt-1", "ann")
     after = await leases.acquire(CODE, BOOK, "bob", "lock-c", TTL_MS)
 
     assert (during.places_taken, after.places_taken) == (2, 1)
@@ -256,6 +259,39 @@ async def test_a_momentary_place_that_was_forgotten_ends_by_itself(leases: Lease
     await time_passes(20)
 
     assert (await leases.acquire(CODE, BOOK, "bob", "lock-b", TTL_MS)).places_taken == 1
+
+
+async def test_whoever_redeems_without_a_token_gets_no_new_lock_meanwhile(leases: Leases) -> None:
+    # The attempt would not know of it, and so leave it beside the redemption.
+    for attempt_id in ("attempt-1", "attempt-2"):
+        await leases.acquire_momentary(CODE, attempt_id, "ann", TTL_MS)
+    answers: list[Taken] = []
+    for attempt_id in ("attempt-1", "attempt-2"):
+        answers.append(await leases.acquire(CODE, BOOK, "ann", "lock-a", TTL_MS))
+        await leases.release_momentary(CODE, attempt_id, "ann")
+    after = await leases.acquire(CODE, BOOK, "ann", "lock-b", TTL_MS)
+
+    assert [taken.status for taken in answers] == [TakeStatus.FULL, TakeStatus.FULL]
+    assert [taken.retry_after_ms is not None for taken in answers] == [True, True]
+    assert (after.status, after.places_taken) == (TakeStatus.GRANTED, 1)
+
+
+async def test_an_attempt_that_was_forgotten_keeps_its_user_out_for_its_time_only(
+    leases: Leases,
+) -> None:
+    await leases.acquire_momentary(CODE, "attempt-1", "ann", 20)
+    await time_passes(20)
+
+    assert (await leases.acquire(CODE, BOOK, "ann", "l", TTL_MS)).status is TakeStatus.GRANTED
+
+
+async def test_an_attempt_leaves_the_lock_alone_that_its_user_holds(leases: Leases) -> None:
+    lock = await leases.acquire(CODE, BOOK, "ann", "lock-a", TTL_MS)
+    await leases.acquire_momentary(CODE, "attempt-1", "ann", TTL_MS)
+    again = await leases.acquire(CODE, BOOK, "ann", "lock-a", TTL_MS)
+    shown = await leases.admit(CODE, BOOK, "ann", "lock-a", lock.expire_ms)
+
+    assert (again.status, shown.status) == (TakeStatus.HELD_BEFORE, AdmitStatus.HELD)
 
 
 # --- peek ---------------------------------------------------------------------------------------

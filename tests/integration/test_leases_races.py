@@ -97,7 +97,7 @@ async def redeem_without_lock(leases: Leases, code: Code, name: str) -> None:
     if await code.fits(taken.places_taken):
         code.redemptions += 1
         code.check()
-    await leases.release_momentary(code.code, name)
+    await leases.release_momentary(code.code, name, f"user-{name}")
 
 
 @pytest.mark.parametrize("limit", [1, 3])

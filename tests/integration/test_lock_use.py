@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
 from typing import Any
 
 import pytest
@@ -18,12 +21,14 @@ from steps import (
     ttl_s,
 )
 
-from coupon_service.leases import sign, verify
+from coupon_service.leases import Leases, TakenMomentarily, sign, verify
 
 OFF = books.LOCK_POLICY_OFF
 OPTIONAL = books.LOCK_POLICY_OPTIONAL
 REQUIRED = books.LOCK_POLICY_REQUIRED
 HELD = redemptions.LOCK_STATE_HELD
+
+PATIENCE_S = 10
 
 UNKNOWN_ID = "00000000-0000-4000-8000-000000000000"
 
@@ -66,6 +71,38 @@ def test_the_holder_who_redeems_without_its_token_uses_its_lock_up(api: Api) -> 
     with refused("LOCK_EXPIRED"):
         api.redeem(code, user, lock_token=held.lock_token)
     api.redeem(code, "another")  # there is no place left that nobody uses
+
+
+def test_whoever_redeems_without_a_token_gets_no_lock_beside_it(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, user = locking_code(api, uses=3), unique("user")
+    placed, go_on = Event(), Event()
+    acquire_momentary = Leases.acquire_momentary
+
+    async def held_up(
+        leases: Leases, code: str, attempt_id: str, user_id: str, ttl_ms: int
+    ) -> TakenMomentarily:
+        place = await acquire_momentary(leases, code, attempt_id, user_id, ttl_ms)
+        placed.set()
+        await asyncio.to_thread(go_on.wait, PATIENCE_S)
+        return place
+
+    monkeypatch.setattr(Leases, "acquire_momentary", held_up)
+    with ThreadPoolExecutor(1) as another:
+        redeeming = another.submit(api.redeem, code, user)
+        assert placed.wait(PATIENCE_S)
+        try:
+            with refused("CODE_LOCKED", StatusCode.FAILED_PRECONDITION) as refusal:
+                api.lock(code, user)
+        finally:
+            go_on.set()
+        redeeming.result()
+    assert 0 < int(refusal.metadata["retry_after_ms"]) <= PATIENCE_S * 1_000
+    monkeypatch.undo()
+    held = api.lock(code, user)
+    redeemed = api.redeem(code, user)
+    assert redeemed.redemption.lock_id == held.lock.lock_id
 
 
 def test_a_lock_is_not_held_again_after_its_redemption_was_rolled_back(api: Api) -> None:
