@@ -67,8 +67,9 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """[FAILED_PRECONDITION] The book requires an assignment and the user has none for this code."""
     ERROR_REASON_CODE_LOCKED: _ErrorReason.ValueType  # 21
     """[FAILED_PRECONDITION] All uses that are left are locked for others, or some are and the rest is
-    being redeemed at this moment. Metadata: `retry_after_ms`, the time until the first of those
-    locks ends at the latest.
+    being redeemed at this moment; for LockCode also: the same user redeems it without a token at
+    this moment. Metadata: `retry_after_ms`, the time until the first of those locks ends at the
+    latest.
     """
     ERROR_REASON_LOCK_REQUIRED: _ErrorReason.ValueType  # 22
     """[FAILED_PRECONDITION] The book requires a lock before a redemption and no `lock_token` was
@@ -208,8 +209,9 @@ ERROR_REASON_CODE_NOT_ASSIGNED_TO_USER: ErrorReason.ValueType  # 20
 """[FAILED_PRECONDITION] The book requires an assignment and the user has none for this code."""
 ERROR_REASON_CODE_LOCKED: ErrorReason.ValueType  # 21
 """[FAILED_PRECONDITION] All uses that are left are locked for others, or some are and the rest is
-being redeemed at this moment. Metadata: `retry_after_ms`, the time until the first of those
-locks ends at the latest.
+being redeemed at this moment; for LockCode also: the same user redeems it without a token at
+this moment. Metadata: `retry_after_ms`, the time until the first of those locks ends at the
+latest.
 """
 ERROR_REASON_LOCK_REQUIRED: ErrorReason.ValueType  # 22
 """[FAILED_PRECONDITION] The book requires a lock before a redemption and no `lock_token` was
