@@ -211,7 +211,7 @@ async def test_the_work_knows_its_deadline(timeout_s: float | None, longest_s: f
 
     async with running(behavior) as run:
         await run.redemptions.RedeemCode(pb.RedeemCodeRequest(), timeout=timeout_s)
-    assert 0 < left_s[0] <= longest_s
+    assert 0 < left_s[0] <= longest_s * 1.01  # gRPC sends a timeout with three digits, rounded up
 
 
 async def test_a_longer_deadline_of_the_client_is_respected() -> None:
