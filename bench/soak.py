@@ -48,8 +48,9 @@ SETTLE_S: Final = 1.0
 
 RATES: Final = (200, 300, 450, 650, 900, 1_200, 1_600, 2_100)
 RATE_SECONDS: Final = 8.0
+RATE_TRIES: Final = 2
 HELD_P99_MS: Final = 250.0
-"""A rate is kept up with while this holds and nothing fails."""
+"""A rate is kept up with when this holds and nothing fails in one of the tries."""
 
 SAMPLES_MIN: Final = 5
 GROWTH_MAX_MIB_H: Final = 1.0
@@ -200,14 +201,19 @@ def capacity_per_s(till: Till) -> int:
     """The highest of RATES that the service keeps up with, in calls a second."""
     best = 0
     for rate in RATES:
-        found = till.shop(rate, RATE_SECONDS)
-        print(_line(found), flush=True)
-        if found.errors or found.p99_ms > HELD_P99_MS:
+        # The first calls of a service, and a busy moment of the machine, say little.
+        if not any(_keeps_up(till, rate) for _ in range(RATE_TRIES)):
             break
         best = rate
     if not best:
         raise BenchError(f"The service does not even keep up with {RATES[0]} calls a second.")
     return best
+
+
+def _keeps_up(till: Till, rate: int) -> bool:
+    found = till.shop(rate, RATE_SECONDS)
+    print(_line(found), flush=True)
+    return not found.errors and found.p99_ms <= HELD_P99_MS
 
 
 def soak(till: Till, samples: Samples, rate: int, seconds: float) -> list[Summary]:
