@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any, Final, NamedTuple
 
 import grpc
@@ -14,8 +15,9 @@ SETTINGS: Final = {"COUPON_AUTH": "jwt", "COUPON_JWT_SECRET": SECRET}
 DAY_S: Final = 86_400
 
 
+@cache
 def token() -> str:
-    """One that may do everything."""
+    """One that may do everything; the same for the whole run, as of a client in production."""
     return make_token(
         SECRET,
         issuer="coupon-service",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import time
+import tracemalloc
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -73,6 +75,21 @@ class TestRemembering:
             with_token(token, access)
         with pytest.raises(AttributeError):
             with_token(made[0], access)
+
+    def test_each_takes_little_memory(self) -> None:
+        access = Access(tokens())
+        made = [OURS.token(sub=f"user-{number}", roles=["self"]) for number in range(201)]
+        with_token(made.pop(), access)
+        tracemalloc.start()
+        try:
+            before, _ = tracemalloc.get_traced_memory()
+            for token in made:
+                with_token(token, access)
+            gc.collect()
+            after, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert after - before < 1_000 * len(made), "what a role may call is kept for each token"
 
 
 class TestKeys:
