@@ -88,6 +88,10 @@ def answers_on_a_new_connection(environment: dict[str, str]) -> bool:
     return True
 
 
+def test_workers_keep_their_memory_in_few_heaps(service: subprocess.Popen[bytes]) -> None:
+    assert [it.environ()["MALLOC_ARENA_MAX"] for it in workers_of(service)] == ["2", "2"]
+
+
 def test_sigterm_ends_it_in_order(
     service: subprocess.Popen[bytes], environment: dict[str, str]
 ) -> None:
