@@ -132,7 +132,7 @@ class Access:
 
 @cache
 def methods_of(roles: frozenset[Role]) -> frozenset[str]:
-    """What may be called with these roles, as `Service/Method`: one set (2 KiB) for all tokens."""
+    """What may be called with these roles, as `Service/Method`. All tokens share it."""
     if Role.SELF in roles:
         roles = frozenset({Role.SELF})
     return frozenset(
