@@ -1,4 +1,4 @@
-"""Locks: lock, extend, unlock, look at them, and the sweeper that records those that ran out.
+"""Locks: lock, extend, unlock, and look at them.
 
 The place is in Redis, its history in the ledger. A place is taken before it is promised in the
 ledger, and given back after its end is recorded there; the ledger says what a repeat is answered.
@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import astuple, dataclass, replace
-from datetime import UTC, datetime
+from dataclasses import astuple, replace
+from datetime import datetime
 from uuid import UUID
 
 from coupon_service.coalesce import Changes, Coalescer, ToTheEnd
@@ -28,6 +28,7 @@ from coupon_service.errors import (
 )
 from coupon_service.leases import AdmitStatus, IndexedLock, Leases, Taken, TakeStatus
 from coupon_service.leases.token import sign, verify
+from coupon_service.lock_times import LockTimes, milliseconds_of, time_of, tombstone_until_ms
 from coupon_service.model import (
     Book,
     Call,
@@ -55,27 +56,9 @@ from coupon_service.store.reads import Reads
 LOCKS_ELSEWHERE_MAX = 1_000
 """Locks of a user that are looked through for those of other businesses."""
 
-TOMBSTONE_EXTRA_MS = 60_000
-"""How much longer than its token a used lock is remembered: more than clocks can differ."""
-
 REQUESTS_REMEMBERED_MAX = 100
 """How many rows of a lock tell of requests that were answered with it: its history is read as a
 whole. Whoever asks after them is answered with it as well, but only while it is held."""
-
-
-def tombstone_until_ms(expire_ms: int) -> int:
-    """Until when a lock has to be remembered as gone, in milliseconds since 1970."""
-    return expire_ms + TOMBSTONE_EXTRA_MS
-
-
-def time_of(milliseconds: int) -> datetime:
-    """Milliseconds since 1970 as a time."""
-    return datetime.fromtimestamp(milliseconds / 1000, UTC)
-
-
-def milliseconds_of(time: datetime) -> int:
-    """A time as milliseconds since 1970."""
-    return round(time.timestamp() * 1000)
 
 
 class LockTokens:
@@ -101,22 +84,6 @@ class LockTokens:
     def verify(self, token: str) -> LockClaims:
         """What the token proves. Raises LockTokenMismatch."""
         return verify(token, self._secrets)
-
-
-@dataclass(frozen=True, slots=True)
-class LockTimes:
-    """The server's bounds for locks. Times in milliseconds; `grace_ms` is that of Leases."""
-
-    ttl_default_ms: int
-    ttl_max_ms: int
-    grace_ms: int
-    extensions_max: int
-    locks_per_user_max: int
-
-    def granted_ms(self, wish_ms: int | None, book: Book) -> int:
-        """The lifetime that is granted: the wish or the default, within book and server."""
-        ttl_ms = wish_ms or book.default_lock_ttl_ms or self.ttl_default_ms
-        return min(ttl_ms, book.max_lock_ttl_ms or self.ttl_max_ms, self.ttl_max_ms)
 
 
 class Locks:
@@ -363,18 +330,19 @@ class Locks:
 
     async def locked_out(self, codes: Sequence[tuple[Code, Book]]) -> set[str]:
         """The codes whose every remaining use is locked. None of them while Redis is away."""
-        limited = [
-            (code, book.limits.max_redemptions_per_code - code.redemptions)
+        open_codes = [
+            (code, left)
             for code, book in codes
-            if book.limits.max_redemptions_per_code and book.lock_policy is not LockPolicy.OFF
+            if book.limits.max_redemptions_per_code
+            and book.lock_policy is not LockPolicy.OFF
+            and (left := book.limits.max_redemptions_per_code - code.redemptions) > 0
         ]
         try:
             seen = await asyncio.gather(
-                *(self._leases.peek(code.code, "", "") for code, left in limited if left > 0)
+                *(self._leases.peek(code.code, "", "") for code, _ in open_codes)
             )
         except LocksUnavailable:
             return set()
-        open_codes = [(code, left) for code, left in limited if left > 0]
         return {
             code.code
             for (code, left), peek in zip(open_codes, seen, strict=True)

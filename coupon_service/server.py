@@ -16,7 +16,8 @@ from coupon_service.checkout import Checkout
 from coupon_service.coalesce import Changes, Coalescer, CoalescerSettings
 from coupon_service.guessing import Guesses
 from coupon_service.leases import Leases
-from coupon_service.locking import Locks, LockTimes, LockTokens
+from coupon_service.lock_times import LockTimes
+from coupon_service.locking import Locks, LockTokens
 from coupon_service.log import configure_logging
 from coupon_service.metrics import Metrics
 from coupon_service.ratelimit import CallerLimits, RateLimiter, Windows
