@@ -47,7 +47,6 @@ SETTLE_S: Final = 1.0
 """From the end of a round until what it left is noted: connections close meanwhile."""
 
 RATES: Final = (200, 300, 450, 650, 900, 1_200, 1_600, 2_100)
-RATE_SECONDS: Final = 8.0
 RATE_TRIES: Final = 2
 HELD_P99_MS: Final = 250.0
 """A rate is kept up with when this holds and nothing fails in one of the tries."""
@@ -211,7 +210,7 @@ def capacity_per_s(till: Till) -> int:
 
 
 def _keeps_up(till: Till, rate: int) -> bool:
-    found = till.shop(rate, RATE_SECONDS)
+    found = till.shop(rate, ROUND_S)
     print(_line(found), flush=True)
     return not found.errors and found.p99_ms <= HELD_P99_MS
 

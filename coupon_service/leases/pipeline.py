@@ -19,10 +19,10 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from time import perf_counter
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import hiredis
@@ -147,7 +147,7 @@ class Pipelines:
                     continue
                 started_s = loop.time()
                 try:
-                    async with _silence(self._timeout_s):
+                    async with _Silence(self._timeout_s):
                         replies = iter(await self._exchange(calls))
                 except Exception as error:  # noqa: BLE001 (each caller raises it)
                     # One may be bad luck. After a second, who waited all the time need not wait on.
@@ -230,29 +230,40 @@ async def _talk(client: Redis, commands: list[Command]) -> list[Any]:
         await pool.release(connection)
 
 
-@asynccontextmanager
-async def _silence(timeout_s: float) -> AsyncGenerator[None]:
+class _Silence:
     """Raises TimeoutError after ``timeout_s`` of silence.
 
     The time passes in steps, and one that ends late counts no more than one in time. While this
     process is busy the replies may lie in the socket unread, and on a machine that has too much to
     do Redis is as late as we are.
     """
-    loop = asyncio.get_running_loop()
 
-    def step(left: int) -> None:
-        nonlocal next_step
+    # Not a function that names itself: a cycle, with the task and context of its caller, for each
+    # exchange, which stays until the collector comes.
+
+    def __init__(self, timeout_s: float) -> None:
+        self._step_s = timeout_s / SILENCE_STEPS
+        self._timeout = asyncio.timeout(None)
+
+    def _step(self, left: int) -> None:
+        loop = asyncio.get_running_loop()
         if left:
-            next_step = loop.call_later(timeout_s / SILENCE_STEPS, step, left - 1)
+            self._next_step = loop.call_later(self._step_s, self._step, left - 1)
         else:
-            timeout.reschedule(loop.time())
+            self._timeout.reschedule(loop.time())
 
-    async with asyncio.timeout(None) as timeout:
-        next_step = loop.call_later(timeout_s / SILENCE_STEPS, step, SILENCE_STEPS - 1)
-        try:
-            yield
-        finally:
-            next_step.cancel()
+    async def __aenter__(self) -> None:
+        await self._timeout.__aenter__()
+        self._step(SILENCE_STEPS)
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> bool | None:
+        self._next_step.cancel()
+        return await self._timeout.__aexit__(kind, error, trace)
 
 
 def _kind_of(error: Exception) -> str:
