@@ -61,8 +61,8 @@ async def work(
 async def _until_stopped(server: Server, stopped: asyncio.Event, replaced: asyncio.Event) -> None:
     """Stops the server when it is told to, or when it failed. Raises ServerError then."""
     # What has been made so far stays. An RPC leaves six objects of grpc.aio (1.85) that only the
-    # collector can free, and those of the calls that are open when it comes live on until it looks
-    # at the old as well, which are few.
+    # collector can free. Those of RPCs that it found open grow old, and go when it looks at the old
+    # objects as well: every hundredth time, since there are few.
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 10, 10)
