@@ -4,14 +4,11 @@
     python -m bench.soak --minutes 100 --rate 500
 
 The shoppers of bench/till.py come in rounds. After each, when the last call is answered and the
-clients are gone, the memory, descriptors and connections of each worker, of PostgreSQL and of Redis
-are noted (what PostgreSQL's processes share counts once for each of them). What was noted in the
-warm-up is left out: pools, caches and the allocator find their size in it. It takes 20 minutes,
-since a worker was seen to rise until its fifteenth. A peak of twice the load comes before it, whose
-calls count in the comparison with the database alone: the allocator keeps some of what the worst
-moment needed, and without the peak each slow moment of the disk was a step upwards. A line through
-the rest says how each grows: in 20 minutes more, what the allocator keeps for a moment hides 2 MiB
-an hour; in 40 it would be 0.7.
+clients are gone, the workers tidy up (bench/in_use.py): what a slow moment made the allocator keep
+would hide several MiB an hour. Then the memory, descriptors and connections of each worker, of
+PostgreSQL and of Redis are noted (what PostgreSQL's processes share counts once for each of them).
+What was noted in the warm-up is left out: pools and caches find their size in it. A line through
+the rest says how each grows.
 
 It fails unless each worker's memory grows by less than 1 MiB an hour, with 95 % confidence; when
 descriptors do not stay, when more than one call in a thousand fails, or when answers and database
@@ -27,6 +24,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import NormalDist, correlation, linear_regression, median
@@ -35,6 +33,7 @@ from typing import Annotated, Final, TypeAlias
 import psutil
 import typer
 
+from bench import in_use
 from bench.caller import channel_to
 from bench.conservation import Answers, check_book
 from bench.cpu import family
@@ -44,14 +43,11 @@ from bench.till import RATE_MIN, Summary, Till
 from coupon_service.embedded import EmbeddedError
 from coupon_service.v1.coupon_book_service_pb2 import LOCK_POLICY_OPTIONAL
 
-CODES_COUNT: Final = 100_000
+CODES_COUNT: Final = 60_000
 ROUND_S: Final = 20.0
-PEAK_ROUNDS: Final = 3
-PEAK: Final = 2
-"""Times the rate."""
-
 SETTLE_S: Final = 1.0
-"""From the end of a round until what it left is noted: connections close meanwhile."""
+"""From the end of a round until what it left is noted, twice: connections close meanwhile, and then
+the workers tidy up."""
 
 RATES: Final = (200, 300, 450, 650, 900, 1_200, 1_600, 2_100)
 RATE_TRIES: Final = 2
@@ -106,8 +102,9 @@ class Samples:
     """What was noted of each process, or group of processes, and when, in seconds from now on."""
 
     def __init__(self, stack: Stack, service: Server) -> None:
+        self._workers = service.workers
         self._groups = {
-            **{f"worker {it.pid}": [it] for it in service.workers},
+            **{f"worker {it.pid}": [it] for it in self._workers},
             "supervisor": [service.process],
         }
         self._stack = stack
@@ -118,7 +115,12 @@ class Samples:
         self.connections: Series = {}
 
     def take(self) -> None:
-        """Notes everything. Raises BenchError when a process has ended."""
+        """Has the workers tidy up, and notes everything. Raises BenchError when a process has
+        ended."""
+        for worker in self._workers:
+            with suppress(psutil.NoSuchProcess):  # below it is told
+                worker.send_signal(in_use.SIGNAL)
+        time.sleep(SETTLE_S)
         groups = self._groups | {
             "PostgreSQL": family(self._stack.postgres.pid),
             "Redis": family(self._stack.redis.pid),
@@ -296,15 +298,13 @@ def main(
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     warm_up_s = warm_up * 60
     try:
-        with stack(workers) as servers, servers.service() as service:
+        with stack(workers) as servers, servers.service(in_use.__name__) as service:
             with channel_to(service.address) as channel:
                 codes = [f"SOAKTILL{number}" for number in range(CODES_COUNT)]
                 book_id = make_book(channel, "soak", codes, lock_policy=LOCK_POLICY_OPTIONAL)
                 till = Till(codes, channel, service.address, servers.folder, Answers())
                 rate = rate or int(share * capacity_per_s(till))
                 print(f"{warm_up:g} + {minutes:g} minutes at {rate:,} calls a second", flush=True)
-                for _ in range(PEAK_ROUNDS):
-                    print(f"The peak: {_line(till.shop(rate * PEAK, ROUND_S))}", flush=True)
                 samples = Samples(servers, service)
                 summaries = soak(till, samples, rate, warm_up_s + minutes * 60)
             conservation = check_book(servers.postgres.url, book_id, till.answers)

@@ -78,14 +78,17 @@ class Stack:
     workers: int
 
     @contextmanager
-    def service(self, **settings: str) -> Generator[Server]:
-        """The service as in production; `settings` are COUPON_ variables without the prefix."""
+    def service(self, module: str = "coupon_service", **settings: str) -> Generator[Server]:
+        """The service as in production; `settings` are COUPON_ variables without the prefix.
+
+        `module` is what is run.
+        """
         port = free_port()
         environment = self._settings() | {
             "COUPON_PORT": str(port),
             **{f"COUPON_{name.upper()}": value for name, value in settings.items()},
         }
-        command = ("-m", "coupon_service", "serve")
+        command = ("-m", module, "serve")
         with self._server("service", command, port, environment) as server:
             yield server
 
