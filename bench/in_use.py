@@ -19,14 +19,15 @@ SIGNAL: Final = signal.SIGUSR1
 _LIBC: Final = ctypes.CDLL(None)
 
 
-def _tidy(*_: object) -> None:
+def tidy(*_: object) -> None:
+    """Makes the memory of this process what is in use."""
     gc.collect()
     if hasattr(_LIBC, "malloc_trim"):  # glibc
         _LIBC.malloc_trim(0)
 
 
 if __name__ in {"__main__", "__mp_main__"}:
-    signal.signal(SIGNAL, _tidy)
+    signal.signal(SIGNAL, tidy)
 
 if __name__ == "__main__":
     main()

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import platform
 import random
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
 from bench.soak import Growth, slope
-from bench.stack import BenchError
+from bench.stack import ROOT, BenchError
 from bench.till import RATE_MIN, split, timed
 
 BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
@@ -66,3 +69,25 @@ def test_of_one_step_it_is_not_known_whether_more_will_follow() -> None:
 def test_a_few_samples_are_no_line() -> None:
     with pytest.raises(BenchError, match="too few"):
         slope([0, 1, 2], [1, 1, 1])
+
+
+FREES = """
+import psutil
+from bench import in_use
+in_use.tidy()  # what was left of the imports
+us = psutil.Process()
+before = us.memory_info().rss
+# Above 512 bytes they are malloc's; the last one keeps the heap from shrinking by itself.
+blocks = [bytes(4_096) for _ in range(10_000)]
+used = us.memory_info().rss - before
+del blocks[:-1]
+in_use.tidy()
+print((us.memory_info().rss - before) / used)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="malloc_trim is glibc's")
+def test_what_a_process_has_after_it_tidied_is_in_use() -> None:
+    command = (sys.executable, "-c", FREES)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 0.1
