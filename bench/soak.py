@@ -6,9 +6,10 @@
 The shoppers of bench/till.py come in rounds. After each, when the last call is answered and the
 clients are gone, the workers tidy up (bench/in_use.py): what a slow moment made the allocator keep
 would hide several MiB an hour. Then the memory, descriptors and connections of each worker, of
-PostgreSQL and of Redis are noted (what PostgreSQL's processes share counts once for each of them).
-What was noted in the warm-up is left out: pools and caches find their size in it. A line through
-the rest says how each grows.
+PostgreSQL and of Redis are noted (what PostgreSQL's processes share counts once for each of them);
+of three looks, the least. What was noted in the warm-up is left out: pools, caches and buffers find
+their size in it, and in a peak of twice the load before it. The pool of a worker has all its
+connections from the start, since each takes half a MiB. A line through the rest says how each grows.
 
 It fails unless each worker's memory grows by less than 1 MiB an hour, with 95 % confidence; when
 descriptors do not stay, when more than one call in a thousand fails, or when answers and database
@@ -41,13 +42,20 @@ from bench.prepare import make_book
 from bench.stack import ROOT, BenchError, Server, Stack, stack
 from bench.till import RATE_MIN, Summary, Till
 from coupon_service.embedded import EmbeddedError
+from coupon_service.settings import Settings
 from coupon_service.v1.coupon_book_service_pb2 import LOCK_POLICY_OPTIONAL
 
-CODES_COUNT: Final = 60_000
+CODES_COUNT: Final = 100_000
 ROUND_S: Final = 20.0
+PEAK_ROUNDS: Final = 3
+PEAK: Final = 2
+"""Times the rate."""
+
+POOL_SIZE: Final = str(Settings.model_fields["pool_max_size"].default)
+
+LOOKS: Final = 3
 SETTLE_S: Final = 1.0
-"""From the end of a round until what it left is noted, twice: connections close meanwhile, and then
-the workers tidy up."""
+"""Before each look at what a round has left: connections close meanwhile, and workers tidy up."""
 
 RATES: Final = (200, 300, 450, 650, 900, 1_200, 1_600, 2_100)
 RATE_TRIES: Final = 2
@@ -117,6 +125,18 @@ class Samples:
     def take(self) -> None:
         """Has the workers tidy up, and notes everything. Raises BenchError when a process has
         ended."""
+        self.times_s.append(time.monotonic() - self._started_s)
+        looks = [self._look() for _ in range(LOOKS)]
+        for name in looks[0]:
+            for series, values in zip(
+                (self.bytes_, self.descriptors, self.connections),
+                zip(*(it[name] for it in looks), strict=True),
+                strict=True,
+            ):
+                series.setdefault(name, []).append(min(values))
+
+    def _look(self) -> dict[str, tuple[int, int, int]]:
+        """Memory, descriptors and connections of each group, after tidying up."""
         for worker in self._workers:
             with suppress(psutil.NoSuchProcess):  # below it is told
                 worker.send_signal(in_use.SIGNAL)
@@ -125,7 +145,7 @@ class Samples:
             "PostgreSQL": family(self._stack.postgres.pid),
             "Redis": family(self._stack.redis.pid),
         }
-        self.times_s.append(time.monotonic() - self._started_s)
+        looks: dict[str, tuple[int, int, int]] = {}
         for name, processes in groups.items():
             try:
                 taken = [_look_at(it) for it in processes]
@@ -134,12 +154,9 @@ class Samples:
                     taken = [_look_at(processes[0])]
                 else:
                     raise BenchError(f"{name} has ended.") from None
-            for series, values in zip(
-                (self.bytes_, self.descriptors, self.connections),
-                zip(*taken, strict=True),
-                strict=True,
-            ):
-                series.setdefault(name, []).append(sum(values))
+            memory, descriptors, connections = zip(*taken, strict=True)
+            looks[name] = sum(memory), sum(descriptors), sum(connections)
+        return looks
 
     def growths(self, warm_up_s: float) -> dict[str, Growth]:
         """How each of them grew after the warm-up."""
@@ -230,7 +247,6 @@ def soak(till: Till, samples: Samples, rate: int, seconds: float) -> list[Summar
     until_s = time.monotonic() + seconds
     while (left_s := until_s - time.monotonic()) > 0:
         summaries.append(till.shop(rate, ROUND_S))
-        time.sleep(SETTLE_S)
         samples.take()
         print(f"{left_s / 60:5.1f} min to go: {_line(summaries[-1])}; {samples.now()}", flush=True)
     return summaries
@@ -298,13 +314,18 @@ def main(
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     warm_up_s = warm_up * 60
     try:
-        with stack(workers) as servers, servers.service(in_use.__name__) as service:
+        with (
+            stack(workers) as servers,
+            servers.service(in_use.__name__, pool_min_size=POOL_SIZE) as service,
+        ):
             with channel_to(service.address) as channel:
                 codes = [f"SOAKTILL{number}" for number in range(CODES_COUNT)]
                 book_id = make_book(channel, "soak", codes, lock_policy=LOCK_POLICY_OPTIONAL)
                 till = Till(codes, channel, service.address, servers.folder, Answers())
                 rate = rate or int(share * capacity_per_s(till))
                 print(f"{warm_up:g} + {minutes:g} minutes at {rate:,} calls a second", flush=True)
+                for _ in range(PEAK_ROUNDS):
+                    print(f"The peak: {_line(till.shop(rate * PEAK, ROUND_S))}", flush=True)
                 samples = Samples(servers, service)
                 summaries = soak(till, samples, rate, warm_up_s + minutes * 60)
             conservation = check_book(servers.postgres.url, book_id, till.answers)
