@@ -8,8 +8,8 @@ clients are gone, the workers tidy up (bench/in_use.py): what a slow moment made
 would hide several MiB an hour. Then the memory, descriptors and connections of each worker, of
 PostgreSQL and of Redis are noted (what PostgreSQL's processes share counts once for each of them);
 of three looks, the least. What was noted in the warm-up is left out: pools, caches and buffers find
-their size in it, and in a peak of twice the load before it. The pool of a worker has all its
-connections from the start, since each takes half a MiB. A line through the rest says how each grows.
+their size in it. The pool of a worker has all its connections from the start, since each takes half
+a MiB. A line through the rest says how each grows.
 
 It fails unless each worker's memory grows by less than 1 MiB an hour, with 95 % confidence; when
 descriptors do not stay, when more than one call in a thousand fails, or when answers and database
@@ -45,12 +45,8 @@ from coupon_service.embedded import EmbeddedError
 from coupon_service.settings import Settings
 from coupon_service.v1.coupon_book_service_pb2 import LOCK_POLICY_OPTIONAL
 
-CODES_COUNT: Final = 100_000
+CODES_COUNT: Final = 60_000
 ROUND_S: Final = 20.0
-PEAK_ROUNDS: Final = 3
-PEAK: Final = 2
-"""Times the rate."""
-
 POOL_SIZE: Final = str(Settings.model_fields["pool_max_size"].default)
 
 LOOKS: Final = 3
@@ -324,8 +320,6 @@ def main(
                 till = Till(codes, channel, service.address, servers.folder, Answers())
                 rate = rate or int(share * capacity_per_s(till))
                 print(f"{warm_up:g} + {minutes:g} minutes at {rate:,} calls a second", flush=True)
-                for _ in range(PEAK_ROUNDS):
-                    print(f"The peak: {_line(till.shop(rate * PEAK, ROUND_S))}", flush=True)
                 samples = Samples(servers, service)
                 summaries = soak(till, samples, rate, warm_up_s + minutes * 60)
             conservation = check_book(servers.postgres.url, book_id, till.answers)
