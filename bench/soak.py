@@ -8,8 +8,8 @@ clients are gone, the workers tidy up (bench/in_use.py): what a slow moment made
 would hide several MiB an hour. Then the memory, descriptors and connections of each worker, of
 PostgreSQL and of Redis are noted (what PostgreSQL's processes share counts once for each of them);
 of three looks, the least. What was noted in the warm-up is left out: pools, caches and buffers find
-their size in it. The pool of a worker has all its connections from the start, since each takes half
-a MiB. A line through the rest says how each grows.
+their size in it. The pool of a worker has all its connections from the start, since each takes some.
+A line through the rest says how each grows.
 
 It fails unless each worker's memory grows by less than 1 MiB an hour, with 95 % confidence; when
 descriptors do not stay, when more than one call in a thousand fails, or when answers and database
@@ -48,6 +48,7 @@ from coupon_service.v1.coupon_book_service_pb2 import LOCK_POLICY_OPTIONAL
 CODES_COUNT: Final = 60_000
 ROUND_S: Final = 20.0
 POOL_SIZE: Final = str(Settings.model_fields["pool_max_size"].default)
+"""As many connections as a worker opens at most."""
 
 LOOKS: Final = 3
 SETTLE_S: Final = 1.0
@@ -134,7 +135,7 @@ class Samples:
     def _look(self) -> dict[str, tuple[int, int, int]]:
         """Memory, descriptors and connections of each group, after tidying up."""
         for worker in self._workers:
-            with suppress(psutil.NoSuchProcess):  # below it is told
+            with suppress(psutil.NoSuchProcess):  # the look at it will say so
                 worker.send_signal(in_use.SIGNAL)
         time.sleep(SETTLE_S)
         groups = self._groups | {
