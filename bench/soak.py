@@ -8,7 +8,7 @@ clients are gone, the workers tidy up (bench/in_use.py): what a slow moment made
 would hide several MiB an hour. Then the memory, descriptors and connections of each worker, of
 PostgreSQL and of Redis are noted (what PostgreSQL's processes share counts once for each of them);
 of three looks, the least. What was noted in the warm-up is left out: pools, caches and buffers find
-their size in it. The pool of a worker has all its connections from the start, since each takes some.
+their size in it. The pool of a worker has all its connections from the start: each takes some.
 A line through the rest says how each grows.
 
 It fails unless each worker's memory grows by less than 1 MiB an hour, with 95 % confidence; when
