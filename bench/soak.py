@@ -4,16 +4,17 @@
     python -m bench.soak --minutes 100 --rate 500
 
 The shoppers of bench/till.py come in rounds. After each, when the last call is answered and the
-clients are gone, the workers tidy up (bench/in_use.py): what a slow moment made the allocator keep
-would hide several MiB an hour. Then the memory, descriptors and connections of each worker, of
-PostgreSQL and of Redis are noted (what PostgreSQL's processes share counts once for each of them);
-of three looks, the least. What was noted in the warm-up is left out: pools, caches and buffers find
-their size in it. The pool of a worker has all its connections from the start: each takes some.
-A line through the rest says how each grows.
+clients are gone, the workers tell what memory is in use (bench/in_use.py), and the memory that the
+system gave, descriptors and connections of each worker, of PostgreSQL and of Redis are noted (what
+PostgreSQL's processes share counts once for each of them); of three looks, the least. What was
+noted in the warm-up is left out: pools, caches and buffers find their size in it. The pool of a
+worker has all its connections from the start: each takes some. A line through the rest says how
+each grows.
 
-It fails unless each worker's memory grows by less than 1 MiB an hour, with 95 % confidence; when
+It fails unless what each worker uses grows by less than 1 MiB an hour, with 95 % confidence; when
 descriptors do not stay, when more than one call in a thousand fails, or when answers and database
-differ.
+differ. What the system gave to a worker is reported and not judged: it has gaps too, which a single
+slow moment makes several MiB larger, while what leaks is in use.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import NormalDist, correlation, linear_regression, median
-from typing import Annotated, Final, TypeAlias
+from typing import Annotated, Final
 
 import psutil
 import typer
@@ -69,81 +70,98 @@ ERRORS_MAX: Final = 0.001
 """Of the calls. A busy machine is late for Redis now and then, and says so."""
 
 MIB: Final = 1 << 20
-Series: TypeAlias = "dict[str, list[int]]"
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What a process has, or those of a group together.
+
+    `in_use`: bytes that are allocated, which only workers tell; `resident`: bytes in memory.
+    """
+
+    in_use: int | None
+    resident: int
+    descriptors: int
+    connections: int
+
+
+@dataclass(frozen=True, slots=True)
+class Trend:
+    """From the first third after the warm-up to the last, in MiB.
+
+    `margin_h`: with 95 % confidence it grows by less than `growth_h` and this an hour, and so for
+    more.
+    """
+
+    first: float
+    last: float
+    growth_h: float
+    margin_h: float
+
+    def __str__(self) -> str:
+        return f"{self.first:.1f} → {self.last:.1f} | {self.growth_h:+.2f} ± {self.margin_h:.2f}"
 
 
 @dataclass(frozen=True, slots=True)
 class Growth:
-    """How something grew after the warm-up, from the first third to the last.
+    """How a process or a group grew after the warm-up; counts are from the first third to the last.
 
-    `margin_mib_h`: with 95 % confidence it grows by less than `mib_h` and this, and so for more.
+    `in_use` is only known of workers.
     """
 
-    first_mib: float
-    last_mib: float
-    mib_h: float
-    margin_mib_h: float
-    descriptors_first: float
-    descriptors_last: float
-    connections_first: float
-    connections_last: float
+    in_use: Trend | None
+    resident: Trend
+    descriptors: tuple[float, float]
+    connections: tuple[float, float]
 
     @property
     def failure(self) -> str:
-        """What is wrong with the memory, if anything is."""
-        if self.mib_h + self.margin_mib_h < GROWTH_MAX_MIB_H:
+        """What is wrong with the memory in use, if anything is."""
+        if self.in_use is None or self.in_use.growth_h + self.in_use.margin_h < GROWTH_MAX_MIB_H:
             return ""
-        if self.mib_h - self.margin_mib_h >= GROWTH_MAX_MIB_H:
+        if self.in_use.growth_h - self.in_use.margin_h >= GROWTH_MAX_MIB_H:
             return "leaks memory"
         return "may leak memory: it took too few samples to tell"
 
     @property
     def leaks_descriptors(self) -> bool:
         """Whether there are more descriptors late than early."""
-        return self.descriptors_last - self.descriptors_first > DESCRIPTORS_MAX
+        first, last = self.descriptors
+        return last - first > DESCRIPTORS_MAX
 
 
 class Samples:
     """What was noted of each process, or group of processes, and when, in seconds from now on."""
 
     def __init__(self, stack: Stack, service: Server) -> None:
-        self._workers = service.workers
-        self._groups = {
-            **{f"worker {it.pid}": [it] for it in self._workers},
-            "supervisor": [service.process],
-        }
+        self._workers = {f"worker {it.pid}": it for it in service.workers}
+        self._supervisor = service.process
         self._stack = stack
         self._started_s = time.monotonic()
         self.times_s: list[float] = []
-        self.bytes_: Series = {}
-        self.descriptors: Series = {}
-        self.connections: Series = {}
+        self.looks: dict[str, list[Look]] = {}
 
     def take(self) -> None:
-        """Has the workers tidy up, and notes everything. Raises BenchError when a process has
-        ended."""
+        """Notes everything. Raises BenchError when a process has ended or does not tell."""
         self.times_s.append(time.monotonic() - self._started_s)
         looks = [self._look() for _ in range(LOOKS)]
         for name in looks[0]:
-            for series, values in zip(
-                (self.bytes_, self.descriptors, self.connections),
-                zip(*(it[name] for it in looks), strict=True),
-                strict=True,
-            ):
-                series.setdefault(name, []).append(min(values))
+            self.looks.setdefault(name, []).append(_least([it[name] for it in looks]))
 
-    def _look(self) -> dict[str, tuple[int, int, int]]:
-        """Memory, descriptors and connections of each group, after tidying up."""
-        for worker in self._workers:
+    def _look(self) -> dict[str, Look]:
+        """At each group, once the workers have told."""
+        for worker in self._workers.values():
             with suppress(psutil.NoSuchProcess):  # the look at it will say so
                 worker.send_signal(in_use.SIGNAL)
         time.sleep(SETTLE_S)
-        groups = self._groups | {
+        groups = {name: [it] for name, it in self._workers.items()} | {
+            "supervisor": [self._supervisor],
             "PostgreSQL": family(self._stack.postgres.pid),
             "Redis": family(self._stack.redis.pid),
         }
-        looks: dict[str, tuple[int, int, int]] = {}
+        looks: dict[str, Look] = {}
         for name, processes in groups.items():
+            used = self._told(processes[0]) if name in self._workers else None
             try:
                 taken = [_look_at(it) for it in processes]
             except psutil.NoSuchProcess:
@@ -151,34 +169,71 @@ class Samples:
                     taken = [_look_at(processes[0])]
                 else:
                     raise BenchError(f"{name} has ended.") from None
-            memory, descriptors, connections = zip(*taken, strict=True)
-            looks[name] = sum(memory), sum(descriptors), sum(connections)
+            looks[name] = Look(used, *(sum(it) for it in zip(*taken, strict=True)))
         return looks
+
+    def _told(self, worker: psutil.Process) -> int:
+        """What the worker uses, in bytes; it tells once for each look."""
+        told = in_use.path(self._stack.folder, worker.pid)
+        try:
+            used = int(told.read_text(encoding="ascii"))
+            told.unlink()
+        except (FileNotFoundError, ValueError):
+            message = f"Worker {worker.pid} does not tell what it uses; it takes glibc 2.33."
+            raise BenchError(message) from None
+        return used
 
     def growths(self, warm_up_s: float) -> dict[str, Growth]:
         """How each of them grew after the warm-up."""
         start = sum(it < warm_up_s for it in self.times_s)
         hours = [it / 3_600 for it in self.times_s[start:]]
         growths: dict[str, Growth] = {}
-        for name, taken in self.bytes_.items():
-            mib = [it / MIB for it in taken[start:]]
-            descriptors = _ends(self.descriptors[name][start:])
-            connections = _ends(self.connections[name][start:])
-            growths[name] = Growth(*_ends(mib), *slope(hours, mib), *descriptors, *connections)
+        for name, taken in self.looks.items():
+            looks = taken[start:]
+            used = [it.in_use for it in looks if it.in_use is not None]
+            growths[name] = Growth(
+                trend(hours, used) if used else None,
+                trend(hours, [it.resident for it in looks]),
+                _ends([it.descriptors for it in looks]),
+                _ends([it.connections for it in looks]),
+            )
         return growths
 
     def now(self) -> str:
-        """The last sample, in a line."""
+        """The last sample, in a line; of workers, what is in use too."""
         return "; ".join(
-            f"{name} {taken[-1] / MIB:.1f} MiB, {self.descriptors[name][-1]} descriptors"
-            for name, taken in self.bytes_.items()
+            f"{name} {_mib(taken[-1])}, {taken[-1].descriptors} descriptors"
+            for name, taken in self.looks.items()
         )
 
 
+def _mib(look: Look) -> str:
+    resident = f"{look.resident / MIB:.1f} MiB"
+    return resident if look.in_use is None else f"{look.in_use / MIB:.2f} of {resident}"
+
+
 def _look_at(process: psutil.Process) -> tuple[int, int, int]:
+    """The numbers of a Look, but for what is in use."""
     with process.oneshot():
         connections = len(process.net_connections("tcp"))
         return process.memory_info().rss, process.num_fds(), connections
+
+
+def _least(looks: Sequence[Look]) -> Look:
+    """The least of each."""
+    used = [it.in_use for it in looks if it.in_use is not None]
+    return Look(
+        min(used, default=None),
+        min(it.resident for it in looks),
+        min(it.descriptors for it in looks),
+        min(it.connections for it in looks),
+    )
+
+
+def trend(hours: Sequence[float], sizes: Sequence[float]) -> Trend:
+    """What bytes, noted at these times, come to. Raises BenchError when they are too few."""
+    mib = [it / MIB for it in sizes]
+    return Trend(*_ends(mib), *slope(hours, mib))
 
 
 def _ends(values: Sequence[float]) -> tuple[float, float]:
@@ -268,17 +323,19 @@ def told(summaries: Sequence[Summary], growths: dict[str, Growth], conservation:
         f"Medians of the rounds: p50 {p50_ms:.1f} ms, p95 {p95_ms:.1f} ms, p99 {p99_ms:.1f} ms.",
         "From the first third after the warm-up to the last; memory in MiB:",
         "",
-        "| process | memory | growth an hour | descriptors | connections |",
-        "| --- | --- | --- | --- | --- |",
+        "| process | in use | growth/h | resident | growth/h | descriptors | connections |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     lines += [
-        f"| {name} | {it.first_mib:.1f} → {it.last_mib:.1f}"
-        f" | {it.mib_h:+.2f} ± {it.margin_mib_h:.2f}"
-        f" | {it.descriptors_first:.0f} → {it.descriptors_last:.0f}"
-        f" | {it.connections_first:.0f} → {it.connections_last:.0f} |"
+        f"| {name} | {it.in_use or '– | –'} | {it.resident}"
+        f" | {_counts(it.descriptors)} | {_counts(it.connections)} |"
         for name, it in growths.items()
     ]
     return "\n".join([*lines, "", f"{conservation}."])
+
+
+def _counts(ends: tuple[float, float]) -> str:
+    return f"{ends[0]:.0f} → {ends[1]:.0f}"
 
 
 def _calls(summaries: Sequence[Summary]) -> int:
@@ -332,8 +389,7 @@ def main(
         "rounds": [asdict(it) for it in summaries],
         "growths": {name: asdict(it) for name, it in growths.items()},
         "times_s": samples.times_s,
-        "bytes": samples.bytes_,
-        "descriptors": samples.descriptors,
+        "looks": {name: [asdict(it) for it in looks] for name, looks in samples.looks.items()},
     }
     out.write_text(json.dumps(kept), encoding="utf-8")
     print(f"\n{told(summaries, growths, conservation)}")
@@ -342,8 +398,7 @@ def main(
 
 def failures(summaries: Sequence[Summary], growths: dict[str, Growth]) -> list[str]:
     """What was not as promised."""
-    workers = {name: it for name, it in growths.items() if name.startswith("worker")}
-    found = [f"{name} {it.failure}" for name, it in workers.items() if it.failure]
+    found = [f"{name} {it.failure}" for name, it in growths.items() if it.failure]
     found += [
         f"{name} leaks descriptors"
         for name, it in growths.items()

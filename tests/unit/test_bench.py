@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from bench.soak import Growth, slope
+from bench.soak import MIB, Growth, slope, trend
 from bench.stack import ROOT, BenchError
 from bench.till import RATE_MIN, split, timed
 
@@ -47,7 +47,8 @@ def test_a_latency_counts_from_when_the_call_was_due() -> None:
 def growth(mib: list[float], minutes: float) -> Growth:
     """What samples come to that were taken at the same distance over so many minutes."""
     hours = [minutes / 60 * number / len(mib) for number in range(len(mib))]
-    return Growth(mib[0], mib[-1], *slope(hours, mib), 0, 0, 0, 0)
+    in_use = trend(hours, [it * MIB for it in mib])
+    return Growth(in_use, in_use, (0, 0), (0, 0))
 
 
 def test_a_worker_that_stays_as_it_is_passes() -> None:
@@ -71,23 +72,30 @@ def test_a_few_samples_are_no_line() -> None:
         slope([0, 1, 2], [1, 1, 1])
 
 
-FREES = """
+GAPS = """
 import psutil
 from bench import in_use
 in_use.tidy()  # what was left of the imports
 us = psutil.Process()
-before = us.memory_info().rss
-# Above 512 bytes they are malloc's; the last one keeps the heap from shrinking by itself.
-blocks = [bytes(4_096) for _ in range(10_000)]
-used = us.memory_info().rss - before
-del blocks[:-1]
+now = lambda: (in_use.in_use_bytes(), us.memory_info().rss)
+first = now()
+# Up to 512 bytes they are of Python's allocator, above of malloc; one in 400 stays and keeps apart.
+blocks = [bytes(size) for size in (400, 4_000) for _ in range(10_000)]
+high = now()
+kept = blocks[::400]
+del blocks
 in_use.tidy()
-print((us.memory_info().rss - before) / used)
+low = now()
+print(high[0] - first[0], low[0] - first[0], low[1] - first[1])
 """
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="malloc_trim is glibc's")
-def test_what_a_process_has_after_it_tidied_is_in_use() -> None:
-    command = (sys.executable, "-c", FREES)
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallinfo2 is glibc's")
+def test_what_is_in_use_leaves_out_the_gaps() -> None:
+    command = (sys.executable, "-c", GAPS)
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert float(done.stdout) < 0.1
+    used_high, used_low, resident_low = map(int, done.stdout.split())
+    made = 10_000 * (400 + 4_000)
+    assert made < used_high < 1.1 * made
+    assert made / 400 < used_low < 0.02 * made
+    assert resident_low > 2 * used_low
