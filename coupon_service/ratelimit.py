@@ -335,7 +335,9 @@ class RateLimiter:
 
     def _windows_of(self, cls: MethodClass, caller: Caller) -> tuple[str, Sequence[Window]]:
         """Under which name the calls of this class are counted, and in which windows."""
-        who = (cls, caller.caller, caller.business_id, caller.end_user, caller.peer)
+        # Whoever has a token is counted wherever they call from, on any number of connections.
+        peer = caller.peer if caller.anonymous else ""
+        who = (cls, caller.caller, caller.business_id, caller.end_user, peer)
         known = self._known.get(who)
         if known is None:
             name = f"{cls}/{self._limits.identity(caller)}"
