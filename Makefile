@@ -137,7 +137,7 @@ bench-quick: install tools ## Measure the most important in less than three minu
 bench-10m: install tools ## Measure with ten million codes in a book, and write bench/REPORT.md
 	@$(BIN)/python -m bench.millions $(ARGS)
 
-soak: install tools ## Load the service for an hour and see that it stays as it is (ARGS="--minutes 100")
+soak: install tools ## Load the service for 45 minutes and see that it stays as it is (ARGS="--minutes 100")
 	@$(BIN)/python -m bench.soak $(ARGS)
 
 tools: $(TOOLS)/ghz $(TOOLS)/grpcurl ## Install ghz and grpcurl into .tools, once (needs Go)
