@@ -73,5 +73,13 @@ def kept(running: ServerThread) -> Kept:
 
 def settle(running: ServerThread) -> Kept:
     """Waits until nothing is under way any more; what the server still keeps."""
-    until(lambda: kept(running).is_idle, SETTLE_S, lambda: kept(running))
-    return kept(running)
+    # Not another look afterwards: what watches in the background may be at it again by then.
+    found = kept(running)
+
+    def is_idle() -> bool:
+        nonlocal found
+        found = kept(running)
+        return found.is_idle
+
+    until(is_idle, SETTLE_S, lambda: found)
+    return found
