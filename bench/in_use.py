@@ -53,15 +53,19 @@ def tidy() -> None:
 
 
 def in_use_bytes() -> int | None:
-    """What is allocated in this process, by Python and by C; None where there is no glibc 2.33."""
-    if not hasattr(_LIBC, "mallinfo2"):
+    """What is allocated in this process, by Python and by C.
+
+    None where one of them does not tell: without glibc 2.33, or with another allocator of Python.
+    """
+    pythons = _pythons_bytes()
+    if pythons is None or not hasattr(_LIBC, "mallinfo2"):
         return None
     _LIBC.mallinfo2.restype = _Malloc
     malloc: _Malloc = _LIBC.mallinfo2()
-    return _pythons_bytes() + malloc.uordblks + malloc.hblkhd
+    return pythons + malloc.uordblks + malloc.hblkhd
 
 
-def _pythons_bytes() -> int:
+def _pythons_bytes() -> int | None:
     """What Python's own allocator, which is not part of malloc, has given out."""
     with TemporaryFile() as told:
         stderr = os.dup(STDERR)
@@ -73,7 +77,7 @@ def _pythons_bytes() -> int:
             os.close(stderr)
         told.seek(0)
         found = _PYTHONS.search(told.read().decode())
-    return int(found[1].replace(",", "")) if found else 0
+    return int(found[1].replace(",", "")) if found else None
 
 
 def _tell(*_: object) -> None:

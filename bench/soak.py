@@ -72,7 +72,8 @@ SAMPLES_MIN: Final = 5
 GROWTH_MAX_MIB_H: Final = 1.0
 CONFIDENCE: Final = 0.95
 DESCRIPTORS_MAX: Final = 2
-"""By so many the descriptors of a worker may differ between early and late: its pool breathes."""
+"""By so many the descriptors of a worker may differ between early and late: a client or two may be
+about to go."""
 
 ERRORS_MAX: Final = 0.001
 """Of the calls. A busy machine is late for Redis now and then, and says so."""
@@ -187,8 +188,9 @@ class Samples:
             used = int(told.read_text(encoding="ascii"))
             told.unlink()
         except (FileNotFoundError, ValueError):
-            message = f"Worker {worker.pid} does not tell what it uses; it takes glibc 2.33."
-            raise BenchError(message) from None
+            raise BenchError(
+                f"Worker {worker.pid} does not tell what it uses; it takes glibc 2.33 and pymalloc."
+            ) from None
         return used
 
     def growths(self, warm_up_s: float) -> dict[str, Growth]:
