@@ -6,10 +6,10 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.error import HTTPError, URLError
 from urllib.request import urlopen
 
@@ -21,6 +21,8 @@ from waiting import until
 from coupon_service.supervisor import reserve_port
 
 PATIENCE_S = 60
+
+T = TypeVar("T")
 
 
 def environment_of(database_url: str, redis_url: str) -> dict[str, str]:
@@ -91,15 +93,22 @@ def events_in(log: Path, event: str) -> list[dict[str, Any]]:
 def workers_of(service: subprocess.Popen[bytes]) -> list[psutil.Process]:
     """Its worker processes that have not ended: the children of the one they are forked from."""
 
-    def is_source(process: psutil.Process) -> bool:
-        try:
-            return "multiprocessing.forkserver" in " ".join(process.cmdline())
-        except psutil.NoSuchProcess:
-            return False
-
-    sources = filter(is_source, psutil.Process(service.pid).children())
+    sources = (
+        child
+        for child in psutil.Process(service.pid).children()
+        if "multiprocessing.forkserver" in " ".join(_unless_ended(child.cmdline, []))
+    )
     workers = [worker for source in sources for worker in source.children()]
-    return [it for it in workers if it.is_running() and it.status() != psutil.STATUS_ZOMBIE]
+    ended = psutil.STATUS_ZOMBIE
+    return [worker for worker in workers if _unless_ended(worker.status, ended) != ended]
+
+
+def _unless_ended(look: Callable[[], T], otherwise: T) -> T:
+    """What a look at a process says, which may end before any of them."""
+    try:
+        return look()
+    except psutil.NoSuchProcess:
+        return otherwise
 
 
 def _url(environment: dict[str, str], path: str) -> str:
