@@ -19,7 +19,7 @@ from uuid import UUID
 
 from psycopg.errors import UniqueViolation
 
-from coupon_service.codes import bucket_of, check_capacity, generate
+from coupon_service.codes import CodeFormat, bucket_of, check_capacity, generate
 from coupon_service.errors import CodeSpaceExhausted, InvalidStateTransition, RequestIdReused
 from coupon_service.model import (
     Book,
@@ -191,7 +191,7 @@ class CodeChunks:
         book = await self._database.read(
             "get_book", lambda connection: select_book(connection, book_id, call.business_id)
         )
-        chunk = await asyncio.to_thread(read_rows, rows, book.code_format)
+        chunk = await asyncio.to_thread(_read, request, rows, book.code_format)
 
         async def work(connection: Connection) -> ImportResult:
             await allow_longer_statements(connection)
@@ -233,21 +233,46 @@ async def _missing_chunks(connection: Connection, request: _Request, count: int)
     return [chunk for chunk, attempt in enumerate(ids) if attempt not in recorded]
 
 
+@dataclass(frozen=True, slots=True)
+class _Chunk:
+    """The rows of an uploaded chunk, and their codes as they are stored."""
+
+    rows: ChunkRows
+    made: _Made
+
+
+def _read(request: _Request, rows: Sequence[str], code_format: CodeFormat) -> _Chunk:
+    read = read_rows(rows, code_format)
+    codes = sorted(read.codes, key=lambda code: (bucket_of(code), code))
+    return _Chunk(read, _Made(codes, copy_rows(request.book_id, request.tag, codes)))
+
+
 async def _import(
-    connection: Connection, request: _Request, chunk: ChunkRows
+    connection: Connection, request: _Request, chunk: _Chunk
 ) -> tuple[int, dict[Rejection, list[int]]]:
     """How many codes were new, and the rows that were not, by why."""
-    codes = sorted(chunk.codes, key=lambda code: (bucket_of(code), code))
-    created = await insert_codes(connection, request.book_id, request.tag, codes)
+    codes, rows = chunk.made.codes, chunk.rows
+    created = await _insert_new(connection, request, chunk.made) if codes else set[str]()
     if created:
         await add_available(connection, request.book_id, bucket_of(codes[0]), len(created))
-    others = [code for code in chunk.codes if code not in created]
-    earlier = await select_codes_of(connection, request.book_id, request.tag, others)
-    rejected = {why: list(indexes) for why, indexes in chunk.rejected.items()}
-    for code in others:
-        why = Rejection.DUPLICATE if code in earlier else Rejection.EXISTING
-        rejected.setdefault(why, []).append(chunk.codes[code])
+    rejected = {why: list(indexes) for why, indexes in rows.rejected.items()}
+    others = [code for code in rows.codes if code not in created]
+    if others:
+        earlier = await select_codes_of(connection, request.book_id, request.tag, others)
+        for code in others:
+            why = Rejection.DUPLICATE if code in earlier else Rejection.EXISTING
+            rejected.setdefault(why, []).append(rows.codes[code])
     return len(created), rejected
+
+
+async def _insert_new(connection: Connection, request: _Request, made: _Made) -> set[str]:
+    """Stores those of the codes that are new; returns them."""
+    try:
+        async with connection.transaction():
+            await copy_codes(connection, made.rows)
+    except UniqueViolation:  # it stores all or none
+        return await insert_codes(connection, request.book_id, request.tag, made.codes)
+    return set(made.codes)
 
 
 def _recorded_result(event: Event, request: _Request) -> ImportResult:
@@ -263,7 +288,7 @@ def _recorded_result(event: Event, request: _Request) -> ImportResult:
 
 @dataclass(frozen=True, slots=True)
 class _Made:
-    """Random codes in the order of the table's key, and the same as rows for COPY."""
+    """Codes in the order of the table's key, and the same as rows for COPY."""
 
     codes: list[str]
     rows: bytes
@@ -292,14 +317,15 @@ def _make(book: Book, tag: int, size: int) -> _Made:
 
 
 def copy_rows(book_id: UUID, tag: int, codes: Sequence[str]) -> bytes:
-    """Codes of one length, in the order of the table's key, as COPY_CODES reads them.
+    """Codes in the order of the table's key as COPY_CODES reads them.
 
     Source: the binary format in PostgreSQL's documentation of COPY.
     """
     parts = [b"PGCOPY\n\xff\r\n\0", pack("!ii", 0, 0)]
-    for bucket, group in groupby(codes, key=bucket_of):
-        before_code = pack("!hi16sihiii", 4, 16, book_id.bytes, 2, bucket, 4, tag, len(codes[0]))
-        parts.append(before_code + before_code.join([code.encode("ascii") for code in group]))
+    for bucket, in_bucket in groupby(codes, key=bucket_of):
+        for length, group in groupby(in_bucket, key=len):
+            before_code = pack("!hi16sihiii", 4, 16, book_id.bytes, 2, bucket, 4, tag, length)
+            parts.append(before_code + before_code.join([code.encode("ascii") for code in group]))
     parts.append(pack("!h", -1))
     return b"".join(parts)
 
