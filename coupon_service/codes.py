@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import os
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from coupon_service.errors import CodeChecksumInvalid, CodeSpaceExhausted, FieldViolation
@@ -36,6 +36,14 @@ def bucket_of(code: str) -> int:
     PostgreSQL 18 computes the same: ``crc32(convert_to(code, 'UTF8')) & 63``.
     """
     return zlib.crc32(code.encode("ascii")) & (BUCKETS - 1)
+
+
+def sorted_by_key(codes: Iterable[str]) -> list[str]:
+    """Many codes by (bucket, code): the order of the table's key, in which rows are locked too."""
+    buckets: list[list[str]] = [[] for _ in range(BUCKETS)]
+    for code in codes:
+        buckets[bucket_of(code)].append(code)
+    return [code for bucket in buckets for code in sorted(bucket)]
 
 
 def normalize(text: str) -> str:
@@ -253,7 +261,7 @@ def generate(
     else:
         raise CodeSpaceExhausted("The random source does not return enough different codes.")
     codes = [_finish(code_format, body) for body in list(bodies)[:count]]
-    return _in_key_order(codes) if in_key_order else codes
+    return sorted_by_key(codes) if in_key_order else codes
 
 
 def _draw(code_format: CodeFormat, count: int, random: RandomSource) -> list[str]:
@@ -270,13 +278,6 @@ def _draw(code_format: CodeFormat, count: int, random: RandomSource) -> list[str
 def _finish(code_format: CodeFormat, body: str) -> str:
     check = check_character_for(code_format.alphabet, body) if code_format.check_character else ""
     return f"{code_format.prefix}{body}{check}{code_format.suffix}"
-
-
-def _in_key_order(codes: list[str]) -> list[str]:
-    buckets: list[list[str]] = [[] for _ in range(BUCKETS)]
-    for code in codes:
-        buckets[bucket_of(code)].append(code)
-    return [code for bucket in buckets for code in sorted(bucket)]
 
 
 def _is_plain(text: str) -> bool:

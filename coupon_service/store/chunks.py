@@ -19,7 +19,13 @@ from uuid import UUID
 
 from psycopg.errors import UniqueViolation
 
-from coupon_service.codes import CodeFormat, bucket_of, check_capacity, generate
+from coupon_service.codes import (
+    CodeFormat,
+    bucket_of,
+    check_capacity,
+    generate,
+    sorted_by_key,
+)
 from coupon_service.errors import CodeSpaceExhausted, InvalidStateTransition, RequestIdReused
 from coupon_service.model import (
     Book,
@@ -243,7 +249,7 @@ class _Chunk:
 
 def _read(request: _Request, rows: Sequence[str], code_format: CodeFormat) -> _Chunk:
     read = read_rows(rows, code_format)
-    codes = sorted(read.codes, key=lambda code: (bucket_of(code), code))
+    codes = sorted_by_key(read.codes)
     return _Chunk(read, _Made(codes, copy_rows(request.book_id, request.tag, codes)))
 
 
@@ -268,9 +274,9 @@ async def _import(
 async def _insert_new(connection: Connection, request: _Request, made: _Made) -> set[str]:
     """Stores those of the codes that are new; returns them."""
     try:
-        async with connection.transaction():
+        async with connection.transaction():  # from a savepoint: COPY stores all or none
             await copy_codes(connection, made.rows)
-    except UniqueViolation:  # it stores all or none
+    except UniqueViolation:
         return await insert_codes(connection, request.book_id, request.tag, made.codes)
     return set(made.codes)
 
@@ -283,7 +289,7 @@ def _recorded_result(event: Event, request: _Request) -> ImportResult:
     return import_result(record["created"], rejected, replayed=True)
 
 
-# --- random codes, made in a thread -------------------------------------------------------------
+# --- codes, made ready in a thread --------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
