@@ -51,6 +51,10 @@ STOP_MARGIN_S: Final = 5.0
 SERVE_TIMEOUT_S: Final = 30.0
 """What a worker that replaces another gets to serve; after that the old ones stay."""
 
+REPLACE_PAUSE_S: Final = 2.0
+"""After a worker was replaced, before the next is. Whoever it refused as it ended repeats the call
+a moment later, and must not find the next one ending."""
+
 KEPT: Final = ("host", "port", "workers", "metrics_host", "metrics_port", "pid_file", "data_dir")
 """Settings of the supervisor: a restart of the workers does not change them."""
 
@@ -256,7 +260,11 @@ class Supervisor:
 
     async def _replace_all(self) -> None:
         """Replaces the workers one by one; each new one serves before an old one goes."""
-        for old in tuple(self._workers):
+        for number, old in enumerate(tuple(self._workers)):
+            if number > 0:
+                await asyncio.sleep(REPLACE_PAUSE_S)
+            if old.ended.is_set():
+                continue  # and what took its place has the new settings
             old.retired = True  # its place is being taken already, should it die now
             new = self._start(RESTART_DELAY_S)
             if await _serves(new):

@@ -85,8 +85,9 @@ def is_ready(environment: dict[str, str]) -> bool:
 
 
 def events_in(log: Path, event: str) -> list[dict[str, Any]]:
-    """The lines of a log about an event."""
-    lines = (json.loads(line) for line in log.read_bytes().splitlines() if line.startswith(b"{"))
+    """The lines of a log about an event, but for a last one that is still being written."""
+    whole, _, _ = log.read_bytes().rpartition(b"\n")
+    lines = (json.loads(line) for line in whole.splitlines() if line.startswith(b"{"))
     return [line for line in lines if line["event"] == event]
 
 

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from waiting import until
 
 from coupon_service.embedded import EmbeddedRedis
 from coupon_service.store import migrations
+from coupon_service.supervisor import REPLACE_PAUSE_S
 
 MOMENT_S = 0.5
 
@@ -78,7 +80,9 @@ class Load:
     """Customers who redeem without a pause, each on a connection of its own.
 
     A call that fails is repeated once, with the same request_id, a moment later: gRPC refuses what
-    reaches a worker that ends a little before it tells the client to go elsewhere.
+    reaches a worker that ends a little before it tells the client to go elsewhere. The repeat waits
+    for a connection: one that the ending worker had not taken yet was dropped, and for a second
+    the client would not try another.
     """
 
     def __init__(self, address: str, codes: list[str], customers: int) -> None:
@@ -106,7 +110,7 @@ class Load:
                     acknowledged[0] += 1
                 except grpc.RpcError:
                     time.sleep(MOMENT_S)
-                    api.redemptions.RedeemCode(request, timeout=20)
+                    api.redemptions.RedeemCode(request, timeout=20, wait_for_ready=True)
                     acknowledged[1] += 1
         return acknowledged
 
@@ -131,6 +135,25 @@ def test_replacing_the_workers_under_load_costs_nobody_more_than_one_repeat(
     assert acknowledged[1] < acknowledged.total() / 10
     redeemed = sum(client.get_code(code).redemption_count for code in codes)
     assert redeemed == acknowledged.total() == client.stats(book.book_id).redemption_count
+    replaced = [datetime.fromisoformat(it["timestamp"]) for it in events_in(log, "worker replaced")]
+    for first, second in zip(replaced[::2], replaced[1::2], strict=True):
+        assert (second - first).total_seconds() > REPLACE_PAUSE_S
+
+
+def test_a_worker_that_dies_before_its_turn_is_replaced_once(
+    service: subprocess.Popen[bytes], client: Api, tmp_path: Path
+) -> None:
+    before = workers_of(service)
+    log = tmp_path / "log"
+    service.send_signal(signal.SIGUSR2)
+    until(lambda: events_in(log, "worker replaced"))
+    (replaced,) = events_in(log, "worker replaced")
+    (waits,) = [it for it in before if it.pid != replaced["pid"]]
+    waits.kill()
+    until(lambda: events_in(log, "all workers replaced"))
+    until(lambda: len(workers_of(service)) == 2)
+    assert set(before).isdisjoint(workers_of(service))
+    assert health_of(client) == "SERVING"
 
 
 def test_workers_that_would_not_serve_do_not_replace_those_that_do(
