@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from bench.soak import MIB, Growth, slope, trend
+from bench.growth import MIB, Growth, slope, trend
 from bench.stack import ROOT, BenchError
 from bench.till import RATE_MIN, split, timed
 
