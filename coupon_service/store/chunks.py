@@ -12,8 +12,6 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import datetime
-from itertools import groupby
-from struct import pack
 from typing import Any, Final
 from uuid import UUID
 
@@ -40,13 +38,18 @@ from coupon_service.model import (
 from coupon_service.store.books import select_book, select_stats
 from coupon_service.store.db import Database
 from coupon_service.store.events import select_events_by_id
+from coupon_service.store.new_codes import (
+    NewCodes,
+    add_available,
+    copy_codes,
+    insert_codes,
+    select_codes_of,
+)
 from coupon_service.store.pipeline import Connection
 from coupon_service.store.rows import (
     insert_event_once,
     insert_events,
-    int_array,
     recorded_fingerprint,
-    text_array,
 )
 from coupon_service.store.uploads import (
     ChunkRows,
@@ -55,6 +58,11 @@ from coupon_service.store.uploads import (
     import_result,
     read_rows,
 )
+
+LONGER_STATEMENTS: Final = "SET LOCAL statement_timeout = '30s'"
+LONGER_SILENCE_S: Final = 35.0
+
+LOCK_ATTEMPT: Final = "SELECT pg_advisory_xact_lock(%s)"
 
 GENERATED_CHUNK: Final = 20_000
 """Codes a transaction: more are hardly faster, and a lost connection would lose more."""
@@ -160,13 +168,13 @@ class CodeChunks:
                 yield GenerateProgress(done, count)
 
     async def _commit_generated(
-        self, request: _Request, chunk: int, made: _Made, *, copy: bool
+        self, request: _Request, chunk: int, made: NewCodes, *, copy: bool
     ) -> None:
         count = len(made.codes)
         event = request.event(EventType.CODES_GENERATED, chunk, self._now(), {"count": count})
 
         async def work(connection: Connection) -> None:
-            await allow_longer_statements(connection)
+            await _allow_longer_statements(connection)
             if not await insert_event_once(connection, event):
                 # The same call at the same time was faster.
                 if await recorded_fingerprint(connection, event.event_id) != event.fingerprint:
@@ -175,9 +183,9 @@ class CodeChunks:
             book = await select_book(connection, request.book_id, request.call.business_id)
             _refuse_closed(book)
             if copy:
-                await copy_codes(connection, made.rows)
+                await copy_codes(connection, made)
             else:
-                await insert_or_replace_codes(connection, book, request.tag, made.codes)
+                await _insert_or_replace(connection, book, request.tag, made.codes)
             await add_available(connection, book.book_id, bucket_of(made.codes[0]), count)
 
         await self._database.transaction("generate_codes", work)
@@ -200,7 +208,7 @@ class CodeChunks:
         chunk = await asyncio.to_thread(_read, request, rows, book.code_format)
 
         async def work(connection: Connection) -> ImportResult:
-            await allow_longer_statements(connection)
+            await _allow_longer_statements(connection)
             # A repeat at the same time waits here until the first call is done.
             await connection.execute(LOCK_ATTEMPT, [attempt.int & (2**63 - 1)])
             recorded = (await select_events_by_id(connection, [attempt])).get(attempt)
@@ -223,11 +231,20 @@ class CodeChunks:
         return await self._database.transaction("import_codes", work)
 
 
+async def _allow_longer_statements(connection: Connection) -> None:
+    """Lets each statement of this transaction take up to 30 s."""
+    await connection.execute(LONGER_STATEMENTS)
+    connection.silence_max_s = LONGER_SILENCE_S
+
+
 def _refuse_closed(book: Book) -> None:
     if book.state is BookState.CLOSED:
         raise InvalidStateTransition(
             "The coupon book is CLOSED and gets no more codes.", state=book.state.name
         )
+
+
+# --- generation ---------------------------------------------------------------------------------
 
 
 async def _missing_chunks(connection: Connection, request: _Request, count: int) -> list[int]:
@@ -239,71 +256,10 @@ async def _missing_chunks(connection: Connection, request: _Request, count: int)
     return [chunk for chunk, attempt in enumerate(ids) if attempt not in recorded]
 
 
-@dataclass(frozen=True, slots=True)
-class _Chunk:
-    """The rows of an uploaded chunk, and their codes as they are stored."""
-
-    rows: ChunkRows
-    made: _Made
-
-
-def _read(request: _Request, rows: Sequence[str], code_format: CodeFormat) -> _Chunk:
-    read = read_rows(rows, code_format)
-    codes = sorted_by_key(read.codes)
-    return _Chunk(read, _Made(codes, copy_rows(request.book_id, request.tag, codes)))
-
-
-async def _import(
-    connection: Connection, request: _Request, chunk: _Chunk
-) -> tuple[int, dict[Rejection, list[int]]]:
-    """How many codes were new, and the rows that were not, by why."""
-    codes, rows = chunk.made.codes, chunk.rows
-    created = await _insert_new(connection, request, chunk.made) if codes else set[str]()
-    if created:
-        await add_available(connection, request.book_id, bucket_of(codes[0]), len(created))
-    rejected = {why: list(indexes) for why, indexes in rows.rejected.items()}
-    others = [code for code in rows.codes if code not in created]
-    if others:
-        earlier = await select_codes_of(connection, request.book_id, request.tag, others)
-        for code in others:
-            why = Rejection.DUPLICATE if code in earlier else Rejection.EXISTING
-            rejected.setdefault(why, []).append(rows.codes[code])
-    return len(created), rejected
-
-
-async def _insert_new(connection: Connection, request: _Request, made: _Made) -> set[str]:
-    """Stores those of the codes that are new; returns them."""
-    try:
-        async with connection.transaction():  # from a savepoint: COPY stores all or none
-            await copy_codes(connection, made.rows)
-    except UniqueViolation:
-        return await insert_codes(connection, request.book_id, request.tag, made.codes)
-    return set(made.codes)
-
-
-def _recorded_result(event: Event, request: _Request) -> ImportResult:
-    if event.fingerprint != request.fingerprint:
-        raise RequestIdReused
-    record = json.loads(event.metadata or "{}")
-    rejected = {Rejection(why): indexes for why, indexes in record["rejected"].items()}
-    return import_result(record["created"], rejected, replayed=True)
-
-
-# --- codes, made ready in a thread --------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class _Made:
-    """Codes in the order of the table's key, and the same as rows for COPY."""
-
-    codes: list[str]
-    rows: bytes
-
-
-async def _made_ahead(book: Book, tag: int, sizes: Sequence[int]) -> AsyncGenerator[_Made]:
+async def _made_ahead(book: Book, tag: int, sizes: Sequence[int]) -> AsyncGenerator[NewCodes]:
     """Codes in chunks of these sizes; the next one is made while one is being stored."""
 
-    def start(size: int) -> asyncio.Task[_Made]:
+    def start(size: int) -> asyncio.Task[NewCodes]:
         return asyncio.create_task(asyncio.to_thread(_make, book, tag, size))
 
     making = start(sizes[0])
@@ -317,68 +273,12 @@ async def _made_ahead(book: Book, tag: int, sizes: Sequence[int]) -> AsyncGenera
         making.cancel()
 
 
-def _make(book: Book, tag: int, size: int) -> _Made:
+def _make(book: Book, tag: int, size: int) -> NewCodes:
     codes = generate(book.code_format, size, in_key_order=True)
-    return _Made(codes, copy_rows(book.book_id, tag, codes))
+    return NewCodes.made_ready(book.book_id, tag, codes)
 
 
-def copy_rows(book_id: UUID, tag: int, codes: Sequence[str]) -> bytes:
-    """Codes in the order of the table's key as COPY_CODES reads them.
-
-    Source: the binary format in PostgreSQL's documentation of COPY.
-    """
-    parts = [b"PGCOPY\n\xff\r\n\0", pack("!ii", 0, 0)]
-    for bucket, in_bucket in groupby(codes, key=bucket_of):
-        for length, group in groupby(in_bucket, key=len):
-            before_code = pack("!hi16sihiii", 4, 16, book_id.bytes, 2, bucket, 4, tag, length)
-            parts.append(before_code + before_code.join([code.encode("ascii") for code in group]))
-    parts.append(pack("!h", -1))
-    return b"".join(parts)
-
-
-# --- statements ---------------------------------------------------------------------------------
-
-LONGER_STATEMENTS: Final = "SET LOCAL statement_timeout = '30s'"
-LONGER_SILENCE_S: Final = 35.0
-
-
-async def allow_longer_statements(connection: Connection) -> None:
-    """Lets each statement of this transaction take up to 30 s."""
-    await connection.execute(LONGER_STATEMENTS)
-    connection.silence_max_s = LONGER_SILENCE_S
-
-
-LOCK_ATTEMPT: Final = "SELECT pg_advisory_xact_lock(%s)"
-
-COPY_CODES: Final = """
-COPY coupon_codes (book_id, bucket, source_tag, code) FROM STDIN (FORMAT binary)
-"""
-
-
-async def copy_codes(connection: Connection, rows: bytes) -> None:
-    """Stores new codes, the fastest way. Raises psycopg's UniqueViolation."""
-    async with connection.cursor().copy(COPY_CODES) as copy:
-        await copy.write(rows)
-
-
-INSERT_CODES: Final = """
-INSERT INTO coupon_codes (book_id, source_tag, bucket, code)
-SELECT %s, %s, made.* FROM unnest(%s::smallint[], %s::text[]) AS made (bucket, code)
-ON CONFLICT DO NOTHING
-RETURNING code
-"""
-
-
-async def insert_codes(
-    connection: Connection, book_id: UUID, tag: int, codes: Sequence[str]
-) -> set[str]:
-    """Stores those of the codes that are new; returns them."""
-    parameters = book_id, tag, int_array(map(bucket_of, codes)), text_array(codes)
-    cursor = await connection.execute(INSERT_CODES, parameters)
-    return {row[0] for row in await cursor.fetchall()}
-
-
-async def insert_or_replace_codes(
+async def _insert_or_replace(
     connection: Connection, book: Book, tag: int, codes: Sequence[str]
 ) -> None:
     """Stores as many random codes, others in place of those that are taken.
@@ -400,38 +300,54 @@ async def insert_or_replace_codes(
     )
 
 
-# LATERAL and LIMIT keep the planner, which does not know how many codes the book will get, from
-# going through all of them for every code that is wanted.
-SELECT_CODES_OF: Final = """
-SELECT wanted.code
-FROM unnest(%s::smallint[], %s::text[]) AS wanted (bucket, code)
-CROSS JOIN LATERAL (
-    SELECT book_id, source_tag FROM coupon_codes AS c
-    WHERE c.bucket = wanted.bucket AND c.code = wanted.code
-    LIMIT 1
-) AS found
-WHERE found.book_id = %s AND found.source_tag = %s
-"""
+# --- imports ------------------------------------------------------------------------------------
 
 
-async def select_codes_of(
-    connection: Connection, book_id: UUID, tag: int, codes: Sequence[str]
-) -> set[str]:
-    """Those of the codes that the request with this tag made in this book."""
-    parameters = int_array(map(bucket_of, codes)), text_array(codes), book_id, tag
-    cursor = await connection.execute(SELECT_CODES_OF, parameters)
-    return {row[0] for row in await cursor.fetchall()}
+@dataclass(frozen=True, slots=True)
+class _Chunk:
+    """The rows of an uploaded chunk, and their codes as they are stored."""
+
+    rows: ChunkRows
+    new: NewCodes
 
 
-ADD_AVAILABLE: Final = """
-INSERT INTO coupon_book_counters AS counter (
-    book_id, bucket, available, assigned, redeemed, disabled, assignments, redemptions, rollbacks,
-    discount_minor)
-VALUES (%s, %s, %s, 0, 0, 0, 0, 0, 0, 0)
-ON CONFLICT (book_id, bucket) DO UPDATE SET available = counter.available + excluded.available
-"""
+def _read(request: _Request, rows: Sequence[str], code_format: CodeFormat) -> _Chunk:
+    read = read_rows(rows, code_format)
+    codes = sorted_by_key(read.codes)
+    return _Chunk(read, NewCodes.made_ready(request.book_id, request.tag, codes))
 
 
-async def add_available(connection: Connection, book_id: UUID, bucket: int, count: int) -> None:
-    """Counts new codes of a book, in one row of its counters."""
-    await connection.execute(ADD_AVAILABLE, (book_id, bucket, count))
+async def _import(
+    connection: Connection, request: _Request, chunk: _Chunk
+) -> tuple[int, dict[Rejection, list[int]]]:
+    """How many codes were new, and the rows that were not, by why."""
+    codes, rows = chunk.new.codes, chunk.rows
+    created = await _store_new(connection, request, chunk.new) if codes else set[str]()
+    if created:
+        await add_available(connection, request.book_id, bucket_of(codes[0]), len(created))
+    rejected = {why: list(indexes) for why, indexes in rows.rejected.items()}
+    others = [code for code in rows.codes if code not in created]
+    if others:
+        earlier = await select_codes_of(connection, request.book_id, request.tag, others)
+        for code in others:
+            why = Rejection.DUPLICATE if code in earlier else Rejection.EXISTING
+            rejected.setdefault(why, []).append(rows.codes[code])
+    return len(created), rejected
+
+
+async def _store_new(connection: Connection, request: _Request, new: NewCodes) -> set[str]:
+    """Stores those of the codes that are new; returns them."""
+    try:
+        async with connection.transaction():  # from a savepoint: COPY stores all or none
+            await copy_codes(connection, new)
+    except UniqueViolation:
+        return await insert_codes(connection, request.book_id, request.tag, new.codes)
+    return set(new.codes)
+
+
+def _recorded_result(event: Event, request: _Request) -> ImportResult:
+    if event.fingerprint != request.fingerprint:
+        raise RequestIdReused
+    record = json.loads(event.metadata or "{}")
+    rejected = {Rejection(why): indexes for why, indexes in record["rejected"].items()}
+    return import_result(record["created"], rejected, replayed=True)
