@@ -85,6 +85,11 @@ OPTIONS: Final = (
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 5_000),  # not 2 min after the service is back
     ("grpc.enable_http_proxy", 0),  # set for browsing, and in the way on the machine itself
+    # While a call is open: a line that has gone silent would be waited for without end. More often
+    # than every 10 s the service does not like to be asked.
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.ping_timeout_ms", 10_000),  # of gRPC's other pings, which come before
 )
 
 STATUS_DETAILS: Final = "grpc-status-details-bin"

@@ -150,13 +150,13 @@ def _import(
     about = os.fstat(source.fileno())
     size = about.st_size if stat.S_ISREG(about.st_mode) else None
     with progress_bar("Importing bytes", size) as bar:
-        for chunk, answer in _uploaded(service, header, chunked(read_rows(source, column))):
+        for chunk, answer in uploaded(service, header, chunked(read_rows(source, column))):
             report.add(chunk, answer)
             if size is not None:
                 bar.update(bar.task_ids[0], completed=source.tell())
 
 
-def _uploaded(
+def uploaded(
     service: BlockingService, header: ImportHeader, chunks: Iterable[Chunk]
 ) -> Generator[tuple[Chunk, ImportCodesResponse]]:
     """Each chunk with its answer. After a break the chunk that was not answered is sent again."""
