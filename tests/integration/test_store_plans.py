@@ -8,7 +8,7 @@ from itertools import count
 import psycopg
 import pytest
 
-from coupon_service.store import apply, chunks, events, load, lookups, picks, stock
+from coupon_service.store import apply, events, load, lookups, new_codes, picks, stock
 from coupon_service.store.db import PLANNING
 
 STATEMENTS = {
@@ -21,7 +21,7 @@ STATEMENTS = {
     "users": load.LOCK_USERS,
     "look at codes": lookups.SELECT_CODES,
     "coupons of users": lookups.LIST_ASSIGNMENTS,
-    "codes of an upload": chunks.SELECT_CODES_OF,
+    "codes of an upload": new_codes.SELECT_CODES_OF,
     "change codes": apply.UPDATE_CODES,
     "change assignments": apply.UPDATE_ASSIGNMENTS,
     "change users": apply.UPDATE_USERS,
