@@ -17,13 +17,7 @@ from uuid import UUID
 
 from psycopg.errors import UniqueViolation
 
-from coupon_service.codes import (
-    CodeFormat,
-    bucket_of,
-    check_capacity,
-    generate,
-    sorted_by_key,
-)
+from coupon_service.codes import CodeFormat, bucket_of, check_capacity, generate, sorted_by_key
 from coupon_service.errors import CodeSpaceExhausted, InvalidStateTransition, RequestIdReused
 from coupon_service.model import (
     Book,
@@ -46,11 +40,7 @@ from coupon_service.store.new_codes import (
     select_codes_of,
 )
 from coupon_service.store.pipeline import Connection
-from coupon_service.store.rows import (
-    insert_event_once,
-    insert_events,
-    recorded_fingerprint,
-)
+from coupon_service.store.rows import insert_event_once, insert_events, recorded_fingerprint
 from coupon_service.store.uploads import (
     ChunkRows,
     ImportResult,
