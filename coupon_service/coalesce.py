@@ -86,7 +86,7 @@ class Coalescer(Generic[Q, R]):
         self._last_size = 0
         self._batches: set[asyncio.Task[None]] = set()
 
-    async def submit(self, unit: Q) -> R:
+    def submit(self, unit: Q) -> Awaitable[R]:
         """The answer to a unit: for changes, the outcome of each of its commands, in order.
 
         A caller that is cancelled only stops waiting. A unit whose deadline passes before its turn
@@ -94,7 +94,7 @@ class Coalescer(Generic[Q, R]):
         and what the transaction raises (Contention, DatabaseUnavailable).
         """
         self._admit(unit.size)
-        return await self._enqueue(unit)
+        return self._enqueue(unit)
 
     async def submit_all(self, units: Sequence[Q]) -> list[R | BaseException]:
         """As `submit`, for units that are accepted together or not at all (Overloaded); the answer
@@ -214,14 +214,17 @@ class Changes:
         self._single = single
         self._bulk = bulk
 
-    async def submit(self, unit: Unit) -> list[Outcome]:
+    def submit(self, unit: Unit) -> Awaitable[list[Outcome]]:
         """As Coalescer.submit. A unit that is not atomic may be carried out in parts; the commands
         of a part that failed then have its error for an outcome, unless all parts did.
         """
         if unit.size == 1:
-            return await self._single.submit(unit)
+            return self._single.submit(unit)
         if unit.atomic:
-            return await self._bulk.submit(unit)
+            return self._bulk.submit(unit)
+        return self._submit_parts(unit)
+
+    async def _submit_parts(self, unit: Unit) -> list[Outcome]:
         parts = [
             Unit(unit.commands[start : start + PART_SIZE])
             for start in range(0, unit.size, PART_SIZE)

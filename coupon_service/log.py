@@ -12,8 +12,11 @@ import json
 import logging
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
+from select import PIPE_BUF
+from threading import get_ident
 from typing import Any, BinaryIO, Literal, cast
 
 import structlog
@@ -32,20 +35,52 @@ ROW_VALUES = re.compile(r"(DETAIL|CONTEXT):  .*")
 """What PostgreSQL adds to the message of an error, to the end of the line: often values of rows."""
 
 
-class LineLogger:
+class Lines:
     """Writes each line at once, so that those of several processes do not mix and none is lost."""
 
-    def __init__(self, stream: BinaryIO, name: str = "") -> None:
+    def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
-        self.name = name
+        self._held: list[bytes] = []
+        self._holder = 0
 
     def write(self, line: bytes) -> None:
         """Write ``line``; if that is impossible (closed pipe, full disk) it is lost."""
+        if self._holder == get_ident():
+            self._held.append(line)
+        else:
+            self._write(line + b"\n")
+
+    @contextlib.contextmanager
+    def together(self) -> Generator[None]:
+        """Writes the lines of this thread when the block ends, many at a time."""
+        self._holder = get_ident()
+        try:
+            yield
+        finally:
+            self._holder = 0
+            held, self._held = self._held, []
+            text = b""
+            for line in held:
+                # Larger pieces could mix with those of other processes in a pipe.
+                if text and len(text) + len(line) >= PIPE_BUF:
+                    self._write(text)
+                    text = b""
+                text += line + b"\n"
+            if text:
+                self._write(text)
+
+    def _write(self, text: bytes) -> None:
         with contextlib.suppress(OSError, ValueError):  # ValueError: the stream is closed
-            self._stream.write(line + b"\n")
+            self._stream.write(text)
             self._stream.flush()
 
-    debug = info = warning = error = critical = write
+
+class LineLogger:
+    """What structlog wraps: hands lines over."""
+
+    def __init__(self, lines: Lines, name: str = "") -> None:
+        self.name = name
+        self.debug = self.info = self.warning = self.error = self.critical = lines.write
 
 
 class LibraryHandler(logging.Handler):
@@ -72,8 +107,10 @@ def configure_logging(
     events below ``level`` cost next to nothing; libraries are heard from WARNING on. ``auto`` is
     the console on a terminal and JSON anywhere else. ``stream`` is standard output unless given.
     """
+    global _lines  # noqa: PLW0603 - as structlog's own configuration is
     target = stream if stream is not None else sys.stdout.buffer
     on_terminal = target.isatty()
+    _lines = Lines(target)
     console = output == "console" or (output == "auto" and on_terminal)
     structlog.configure(
         processors=[
@@ -84,13 +121,22 @@ def configure_logging(
             console_renderer(colors=on_terminal) if console else render_json,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=functools.partial(LineLogger, target),
+        logger_factory=functools.partial(LineLogger, _lines),
         # Costs a microsecond a line, and the level can be changed while the process runs.
         cache_logger_on_first_use=False,
     )
     # The handler has a level of its own: a library that sets its logger to DEBUG passes the root's.
     handler = LibraryHandler(logging.WARNING)
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+
+
+_lines: Lines | None = None
+
+
+def lines_together() -> AbstractContextManager[None]:
+    """In its block the lines of this thread are held back, and at its end written with fewer trips
+    to the kernel. It is to be short: what is held back is lost with the process."""
+    return _lines.together() if _lines is not None else contextlib.nullcontext()
 
 
 def mask_code(code: str) -> str:

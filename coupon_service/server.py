@@ -121,10 +121,10 @@ class Server:
         self._join()
         # types-grpcio does not know the asyncio half of grpc_health.
         self._health: Any = cast("Any", health).aio.HealthServicer()
-        edge = self._edge()
-        self._add_servicers(edge)
+        self._edge = self._make_edge()
+        self._add_servicers(self._edge)
         await self._database.open()
-        self._grpc = Port(settings, self._tls, edge, SERVICES)
+        self._grpc = Port(settings, self._tls, self._edge, SERVICES)
         try:
             self.port = await self._grpc.open()
         except PortError as error:
@@ -167,7 +167,7 @@ class Server:
         lookups = Coalescer(Lookups(self._database).execute, one, metrics, "lookups", tracer)
         self._reads = Reads(self._database, lookups.submit)
 
-    def _edge(self) -> Edge:
+    def _make_edge(self) -> Edge:
         settings, metrics = self._settings, self._metrics
         return Edge(
             _edge_settings(settings),
@@ -257,6 +257,7 @@ class Server:
             await asyncio.sleep(self._settings.drain_grace_ms / 1000)
         await self._grpc.close()
         await self._coalescer.drain()
+        self._edge.close()
         await self._close()
 
     async def _close(self) -> None:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
 import grpc
 import grpc.aio
@@ -35,9 +35,11 @@ from coupon_service.errors import (
 )
 from coupon_service.guessing import Guesses
 from coupon_service.ratelimit import RateLimiter
+from coupon_service.rpc.bunch import BUSY_CALLS, Bunches
 from coupon_service.rpc.context import CURRENT, RequestContext
+from coupon_service.rpc.ended import EndedCalls, RpcObserver
 from coupon_service.rpc.guesses import counting
-from coupon_service.rpc.status import Internal, kind_of, known, to_status
+from coupon_service.rpc.status import kind_of, known, to_status
 
 if TYPE_CHECKING:
     from coupon_service.tracing import Tracer
@@ -53,14 +55,6 @@ HEADERS_MAX_BYTES: Final = 16_384
 
 DETAILS_KEY: Final = "grpc-status-details-bin"
 """Where clients look for a google.rpc.Status."""
-
-
-class RpcObserver(Protocol):
-    """Who is told of every RPC that has ended."""
-
-    def rpc_finished(self, method: str, status: str, reason: str, seconds: float) -> None:
-        """`status` is the name of a gRPC status, `reason` of an ErrorReason, empty for OK."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,9 +92,10 @@ class Edge(grpc.GenericRpcHandler):
         tracer: Tracer | None = None,
     ) -> None:
         self._settings = settings
-        self._log = log
         self._observer = observer
-        self._authenticate = authenticate
+        self._ended = EndedCalls(log, observer, tracer)
+        self._bunches = Bunches()
+        self._authenticate = authenticate or _as_anonymous
         self._tracer = tracer
         self._limiter = limiter
         self._guesses = guesses
@@ -147,6 +142,10 @@ class Edge(grpc.GenericRpcHandler):
             task.add_done_callback(self._closed)
         return handler
 
+    def close(self) -> None:
+        """Tells of the last calls; there are no more."""
+        self._ended.tell()
+
     def _refusing(self, method: str, error: CouponServiceError) -> grpc.RpcMethodHandler[Any, Any]:
         """Answers any method with the error, at once: it does not wait for the request."""
         kind, details = kind_of(error), to_status(error)
@@ -182,16 +181,17 @@ class Edge(grpc.GenericRpcHandler):
             if self._tracer is not None:
                 rpc.span = self._tracer.call_started(method, rpc.metadata)
             try:
-                if self._authenticate is not None:
-                    self._authenticate(method, rpc)
+                if not streams and self.open_calls > BUSY_CALLS:
+                    await self._bunches.join()
+                self._authenticate(method, rpc)
                 if self._limiter is not None and self._limiter.limits(rpc):
                     await self._limiter.admit(method, rpc)
                 if (remaining_s := _remaining_s(context)) is not None:
                     # gRPC itself ends the call then.
-                    rpc.deadline = started + remaining_s
+                    rpc.deadline = perf_counter() + remaining_s
                     response = await work(given, context)
                 elif default_s is not None:
-                    rpc.deadline = started + default_s
+                    rpc.deadline = perf_counter() + default_s
                     response = await _within(default_s, work(given, context))
                 else:
                     response = await work(given, context)
@@ -200,15 +200,15 @@ class Edge(grpc.GenericRpcHandler):
                     # What it waited for was cancelled, and its client still expects an answer.
                     await self._refuse(error, method, rpc, context, started)
                 late = "DEADLINE_EXCEEDED" if _is_late(context) else ""
-                self._finished(method, rpc, late or "CANCELLED", late, started)
+                self._ended.add(method, rpc, late or "CANCELLED", late, started)
                 raise
             except grpc.aio.BaseError:  # the line was cut: there is nobody to answer
-                self._finished(method, rpc, "CANCELLED", "", started)
+                self._ended.add(method, rpc, "CANCELLED", "", started)
                 raise
             except Exception as error:  # noqa: BLE001 - each becomes a status
                 await self._refuse(error, method, rpc, context, started)
             else:
-                self._finished(method, rpc, "OK", "", started)
+                self._ended.add(method, rpc, "OK", "", started)
                 return response
 
         return _HANDLERS[handler.request_streaming, handler.response_streaming](answer)
@@ -224,38 +224,12 @@ class Edge(grpc.GenericRpcHandler):
         """Logs the error and ends the RPC with its status."""
         answer = known(error)
         kind = kind_of(answer)
-        self._finished(method, rpc, kind.code.name, kind.name, started, answer, error)
+        self._ended.add(method, rpc, kind.code.name, kind.name, started, answer, error)
         await _abort(context, kind.code, to_status(answer), error)
 
-    def _finished(
-        self,
-        method: str,
-        rpc: RequestContext,
-        status: str,
-        reason: str,
-        started: float,
-        answer: CouponServiceError | None = None,
-        error: BaseException | None = None,
-    ) -> None:
-        seconds = perf_counter() - started
-        self._observer.rpc_finished(method, status, reason, seconds)
-        line: dict[str, object] = {
-            "method": method,
-            "status": status,
-            "reason": reason,
-            "duration_ms": round(seconds * 1000, 2),
-            "request_id": rpc.request_id,
-            "caller": rpc.caller,
-            "peer": rpc.peer,
-        }
-        if self._tracer is not None and rpc.span is not None:
-            line["trace_id"] = self._tracer.call_finished(rpc.span, status, reason)
-        if isinstance(answer, Internal):
-            self._log.error("rpc", **line, **answer.metadata, exc_info=error)
-        elif error is not None and error.__cause__ is not None:
-            self._log.warning("rpc", **line, cause=repr(error.__cause__))
-        else:
-            self._log.info("rpc", **line)
+
+def _as_anonymous(method: str, rpc: RequestContext) -> None:
+    """Where nobody has to say who it is."""
 
 
 def _work(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, Final
 
 import grpc
@@ -26,6 +27,8 @@ Behavior = Callable[[Any, Any], Awaitable[Any]]
 
 MISSES: Final = (CodeNotFound, CodeChecksumInvalid)
 MISS_REASONS: Final = tuple(TABLE[cls].reason for cls in MISSES)
+
+NOTHING: Final = nullcontext()
 
 LOOK_UPS: Final = (
     "GetCode",
@@ -64,7 +67,7 @@ def _one(behavior: Behavior, guesses: Guesses) -> Behavior:
         user_id: str = getattr(request, "user_id", "")
         if refusal := guesses.refusal(rpc, user_id):
             raise refusal
-        with guesses.looking(rpc):
+        with guesses.looking(rpc) if rpc.end_user else NOTHING:
             try:
                 response = await behavior(request, context)
             except MISSES:

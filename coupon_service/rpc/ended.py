@@ -1,0 +1,111 @@
+"""What is told of calls that have ended: to the metrics, and to the log with a line for each.
+
+Together, a moment later. What is done for many calls in turn finds its code in the processor's
+caches, and does without a trip to the kernel for each line: RedeemCode, of 227 µs of processor time
+in a worker, took 200 with it (one run, alternating, medians of four rounds).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from time import perf_counter
+from typing import TYPE_CHECKING, Final, Protocol
+
+from structlog.typing import FilteringBoundLogger
+
+from coupon_service.errors import CouponServiceError
+from coupon_service.log import lines_together
+from coupon_service.rpc.context import RequestContext
+from coupon_service.rpc.status import Internal
+
+if TYPE_CHECKING:
+    from coupon_service.tracing import Tracer
+
+TELL_AFTER_S: Final = 0.01
+"""How long the first of the calls that are told of together waits for more."""
+
+
+class RpcObserver(Protocol):
+    """Who is told of every RPC that has ended."""
+
+    def rpc_finished(self, method: str, status: str, reason: str, seconds: float) -> None:
+        """`status` is the name of a gRPC status, `reason` of an ErrorReason, empty for OK."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Ended:
+    method: str
+    rpc: RequestContext
+    status: str
+    reason: str
+    seconds: float
+    trace_id: str
+
+
+class EndedCalls:
+    """Gathers the calls that have ended and tells of them."""
+
+    def __init__(
+        self, log: FilteringBoundLogger, observer: RpcObserver, tracer: Tracer | None
+    ) -> None:
+        self._log = log
+        self._observer = observer
+        self._tracer = tracer
+        self._ended: list[_Ended] = []
+
+    def add(
+        self,
+        method: str,
+        rpc: RequestContext,
+        status: str,
+        reason: str,
+        started: float,
+        answer: CouponServiceError | None = None,
+        error: BaseException | None = None,
+    ) -> None:
+        """A call ended that began at `started` (of time.perf_counter): with the `answer` that the
+        `error` became, where it has one. An error with a story of its own is told at once.
+        """
+        seconds = perf_counter() - started
+        trace_id = ""
+        if self._tracer is not None and rpc.span is not None:
+            trace_id = self._tracer.call_finished(rpc.span, status, reason)
+        ended = _Ended(method, rpc, status, reason, seconds, trace_id)
+        if isinstance(answer, Internal) or (error is not None and error.__cause__ is not None):
+            self.tell()
+            self._observer.rpc_finished(method, status, reason, seconds)
+            if isinstance(answer, Internal):
+                self._log.error("rpc", **_line(ended), **answer.metadata, exc_info=error)
+            elif error is not None:
+                self._log.warning("rpc", **_line(ended), cause=repr(error.__cause__))
+            return
+        if not self._ended:
+            asyncio.get_running_loop().call_later(TELL_AFTER_S, self.tell)
+        self._ended.append(ended)
+
+    def tell(self) -> None:
+        """Tells of those that have not been told of yet."""
+        ended, self._ended = self._ended, []
+        log = self._log.bind()
+        with lines_together():
+            for it in ended:
+                self._observer.rpc_finished(it.method, it.status, it.reason, it.seconds)
+                log.info("rpc", **_line(it))
+
+
+def _line(ended: _Ended) -> dict[str, object]:
+    rpc = ended.rpc
+    line: dict[str, object] = {
+        "method": ended.method,
+        "status": ended.status,
+        "reason": ended.reason,
+        "duration_ms": round(ended.seconds * 1000, 2),
+        "request_id": rpc.request_id,
+        "caller": rpc.caller,
+        "peer": rpc.peer,
+    }
+    if ended.trace_id:
+        line["trace_id"] = ended.trace_id
+    return line
