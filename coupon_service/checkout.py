@@ -14,7 +14,7 @@ from datetime import datetime
 from typing import Final
 from uuid import UUID, uuid4
 
-from coupon_service.coalesce import Changes, Coalescer, ToTheEnd
+from coupon_service.coalesce import Changes, Coalescer, Later, ToTheEnd
 from coupon_service.errors import (
     CodeLocked,
     CodeNotFound,
@@ -151,8 +151,19 @@ class Checkout:
             return await self._to_the_end.run(self._redeem_with_tokens(items, atomic))
         outcomes = await self._coalescer.submit(Unit(tuple(commands), atomic))
         if any(isinstance(outcome, LeaseNeeded) for outcome in outcomes):
-            return await self._to_the_end.run(self._redeem_momentarily(commands, outcomes, atomic))
+            return await self._to_the_end.run(
+                self._redeem_momentarily(commands, outcomes, atomic=atomic)
+            )
         return outcomes
+
+    async def redeem_without_token(self, wish: Later[Redeem]) -> Outcome:
+        """As `redeem`, for one command."""
+        (outcome,) = await self._coalescer.submit(wish)
+        if isinstance(outcome, LeaseNeeded):
+            (outcome,) = await self._to_the_end.run(
+                self._redeem_momentarily([wish.command], [outcome], atomic=False)
+            )
+        return outcome
 
     async def rollback(self, command: Rollback) -> Outcome:
         """Undoes a redemption."""
@@ -169,7 +180,7 @@ class Checkout:
         # First, so that a lock that was used keeps nobody out who comes without one.
         await asyncio.gather(*map(self._settle_lock, commands, outcomes))
         if any(isinstance(outcome, LeaseNeeded) for outcome in outcomes):
-            outcomes = await self._redeem_momentarily(commands, outcomes, atomic)
+            outcomes = await self._redeem_momentarily(commands, outcomes, atomic=atomic)
             await asyncio.gather(*map(self._settle_lock, commands, outcomes))
         return outcomes
 
@@ -219,7 +230,7 @@ class Checkout:
     # --- without one ----------------------------------------------------------------------------
 
     async def _redeem_momentarily(
-        self, commands: Sequence[Redeem], outcomes: Sequence[Outcome], atomic: bool
+        self, commands: Sequence[Redeem], outcomes: Sequence[Outcome], *, atomic: bool
     ) -> list[Outcome]:
         """Once more for those that need a lease, each with a place of its own for a moment.
 

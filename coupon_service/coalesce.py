@@ -11,11 +11,11 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar, cast
 
 from coupon_service.errors import CouponServiceError, DeadlineExceeded, Overloaded
 from coupon_service.metrics import Metrics
-from coupon_service.model import Outcome, Unit
+from coupon_service.model import Command, Outcome, Unit
 from coupon_service.quiet import until_quiet
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ class Joinable(Protocol):
     def deadline(self) -> float | None: ...
 
 
+C = TypeVar("C", bound=Command)
 Q = TypeVar("Q", bound=Joinable)
 R = TypeVar("R")
 T = TypeVar("T")
@@ -52,9 +53,32 @@ class CoalescerSettings:
     queue_max_size: int
 
 
+class Later(Generic[C]):
+    """A unit of one command, which is read from its request when its batch begins.
+
+    Read one after the other, requests cost half as much as where each is read when it comes: of 192
+    µs of processor time in a worker RedeemCode took 180 (one run, medians of four rounds). `read`
+    may raise, which is its caller's answer.
+    """
+
+    __slots__ = ("_read", "command", "deadline")
+    size: Final = 1
+
+    def __init__(self, read: Callable[[], C], deadline: float | None) -> None:
+        self._read = read
+        self.deadline = deadline
+        self.command: C
+        """Known when there is an answer."""
+
+    def unit(self) -> Unit:
+        """The unit, of the command that is read now."""
+        self.command = self._read()
+        return Unit((self.command,))
+
+
 @dataclass(slots=True)
 class _Waiting(Generic[Q, R]):
-    unit: Q
+    unit: Q | Later[Any]
     answer: asyncio.Future[R]
     since: float
     span: Span | None
@@ -86,7 +110,7 @@ class Coalescer(Generic[Q, R]):
         self._last_size = 0
         self._batches: set[asyncio.Task[None]] = set()
 
-    def submit(self, unit: Q) -> Awaitable[R]:
+    def submit(self, unit: Q | Later[Any]) -> Awaitable[R]:
         """The answer to a unit: for changes, the outcome of each of its commands, in order.
 
         A caller that is cancelled only stops waiting. A unit whose deadline passes before its turn
@@ -108,7 +132,7 @@ class Coalescer(Generic[Q, R]):
             self._metrics.command_dropped(self._kind, "OVERLOADED")
             raise Overloaded
 
-    def _enqueue(self, unit: Q) -> asyncio.Future[R]:
+    def _enqueue(self, unit: Q | Later[Any]) -> asyncio.Future[R]:
         answer: asyncio.Future[R] = asyncio.get_running_loop().create_future()
         span = self._tracer.caller() if self._tracer is not None else None
         self._queue.append(_Waiting(unit, answer, perf_counter(), span))
@@ -162,6 +186,12 @@ class Coalescer(Generic[Q, R]):
                 self._metrics.command_dropped(self._kind, "DEADLINE_EXCEEDED")
                 first.answer.set_exception(DeadlineExceeded())
                 continue
+            if isinstance(first.unit, Later):
+                try:
+                    first.unit = cast("Q", first.unit.unit())
+                except Exception as error:  # noqa: BLE001 - its caller's alone
+                    first.answer.set_exception(error)
+                    continue
             batch.append(first)
             size += count
         self._metrics.queue_changed(self._kind, self._queued)
@@ -184,7 +214,7 @@ class Coalescer(Generic[Q, R]):
 
     async def _answer(self, batch: list[_Waiting[Q, R]]) -> None:
         try:
-            outcomes = await self._execute([it.unit for it in batch])
+            outcomes = await self._execute(cast("list[Q]", [it.unit for it in batch]))
         except CouponServiceError as error:
             for it in batch:
                 _fail(it, error)
@@ -214,11 +244,11 @@ class Changes:
         self._single = single
         self._bulk = bulk
 
-    def submit(self, unit: Unit) -> Awaitable[list[Outcome]]:
+    def submit(self, unit: Unit | Later[Any]) -> Awaitable[list[Outcome]]:
         """As Coalescer.submit. A unit that is not atomic may be carried out in parts; the commands
         of a part that failed then have its error for an outcome, unless all parts did.
         """
-        if unit.size == 1:
+        if isinstance(unit, Later) or unit.size == 1:
             return self._single.submit(unit)
         if unit.atomic:
             return self._bulk.submit(unit)

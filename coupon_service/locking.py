@@ -13,7 +13,7 @@ from dataclasses import astuple, replace
 from datetime import datetime
 from uuid import UUID
 
-from coupon_service.coalesce import Changes, Coalescer, ToTheEnd
+from coupon_service.coalesce import Changes, Coalescer, Later, ToTheEnd
 from coupon_service.codes import bucket_of
 from coupon_service.errors import (
     CodeLocked,
@@ -108,22 +108,24 @@ class Locks:
         self._now = now
         self._to_the_end = ToTheEnd()
 
-    async def lock(self, command: Lock, ttl_ms: int | None) -> tuple[LockView, str, bool]:
+    async def lock(self, wish: Later[Lock]) -> tuple[LockView, str, bool]:
         """Takes a lock: the lock, its token, and whether it was there before."""
-        return await self._to_the_end.run(self._lock(command, ttl_ms))
+        return await self._to_the_end.run(self._lock(wish))
 
-    async def _lock(self, command: Lock, ttl_ms: int | None) -> tuple[LockView, str, bool]:
-        seen = await self._look(command)
+    async def _lock(self, wish: Later[Lock]) -> tuple[LockView, str, bool]:
+        state = await self._looks.submit(wish)
+        command = wish.command
+        seen = self._seen(command, state)
         if isinstance(seen, Done):
             return await self._answer(seen)
-        taken = await self._acquire(command, seen, ttl_ms)
+        taken = await self._acquire(command, seen)
         if taken.status is TakeStatus.HELD_BEFORE:
             events = await self._events(UUID(taken.lock_id), "")
             view = lock_view(events, self._now())
             if view is not None and view.state in (LockState.REDEEMED, LockState.RELEASED):
                 # It is being given back at this moment, or Redis was not reached when it was to be.
                 await self._release(view)
-                taken = await self._acquire(command, seen, ttl_ms)
+                taken = await self._acquire(command, seen)
             elif view is not None and len(events) > REQUESTS_REMEMBERED_MAX:
                 self._refuse(taken)
                 return view, self._tokens.sign(view), True
@@ -158,25 +160,23 @@ class Locks:
                 placed.code, str(book.book_id), placed.user_id, str(placed.lock_id)
             )
 
-    async def _acquire(self, command: Lock, seen: LeaseNeeded, ttl_ms: int | None) -> Taken:
+    async def _acquire(self, command: Lock, seen: LeaseNeeded) -> Taken:
         """Takes a place. The limit of a user is a business's own: whoever has the same name
         elsewhere is somebody else."""
-        taken = await self._take(command, seen, ttl_ms)
+        taken = await self._take(command, seen)
         if taken.status is TakeStatus.LIMIT:
             elsewhere = await self._locks_elsewhere(command.user_id, seen.book)
             if elsewhere:
-                taken = await self._take(command, seen, ttl_ms, elsewhere)
+                taken = await self._take(command, seen, elsewhere)
         return taken
 
-    async def _take(
-        self, command: Lock, seen: LeaseNeeded, ttl_ms: int | None, elsewhere: int = 0
-    ) -> Taken:
+    async def _take(self, command: Lock, seen: LeaseNeeded, elsewhere: int = 0) -> Taken:
         return await self._leases.acquire(
             command.code,
             str(seen.book.book_id),
             command.user_id,
             str(command.lock_id),
-            self._times.granted_ms(ttl_ms, seen.book),
+            self._times.granted_ms(command.ttl_ms, seen.book),
             places_max=seen.uses_left,
             locks_elsewhere=elsewhere,
         )
@@ -351,11 +351,15 @@ class Locks:
 
     async def _look(self, command: Command) -> Done | LeaseNeeded:
         """What the command would come to now, Redis left aside. Raises why not."""
+        return self._seen(command, await self._looks.submit(Unit((command,))))
+
+    def _seen(self, command: Command, state: State) -> Done | LeaseNeeded:
+        """What the command would come to in this state, Redis left aside. Raises why not."""
         # An atomic unit is decided on a copy of the state, which others have as well. A lock
         # without a place changes nothing of it.
         placeless = isinstance(command, Lock) and command.lease is None
         unit = Unit((command,), atomic=not placeless)
-        ((outcome,),), _ = decide([unit], await self._looks.submit(unit), self._now())
+        ((outcome,),), _ = decide([unit], state, self._now())
         if isinstance(outcome, CouponServiceError):
             raise outcome
         return outcome

@@ -12,11 +12,9 @@ import json
 import logging
 import re
 import sys
-from collections.abc import Generator, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from select import PIPE_BUF
-from threading import get_ident
 from typing import Any, BinaryIO, Literal, cast
 
 import structlog
@@ -27,6 +25,9 @@ SECRET_KEYS = frozenset(
 )
 """The fields whose values are never written, at whatever depth."""
 
+EACH = "each"
+"""The field of an event that stands for many: their own fields, event by event. Each is a line."""
+
 REDACTED = "[redacted]"
 
 URL_PASSWORD = re.compile(r"(://[^\s/@:]*):[^\s/]+@")
@@ -35,52 +36,32 @@ ROW_VALUES = re.compile(r"(DETAIL|CONTEXT):  .*")
 """What PostgreSQL adds to the message of an error, to the end of the line: often values of rows."""
 
 
-class Lines:
-    """Writes each line at once, so that those of several processes do not mix and none is lost."""
+class LineLogger:
+    """Writes lines at once, so that those of several processes do not mix and none is lost."""
 
-    def __init__(self, stream: BinaryIO) -> None:
+    def __init__(self, stream: BinaryIO, name: str = "") -> None:
         self._stream = stream
-        self._held: list[bytes] = []
-        self._holder = 0
+        self.name = name
 
-    def write(self, line: bytes) -> None:
-        """Write ``line``; if that is impossible (closed pipe, full disk) it is lost."""
-        if self._holder == get_ident():
-            self._held.append(line)
-        else:
-            self._write(line + b"\n")
-
-    @contextlib.contextmanager
-    def together(self) -> Generator[None]:
-        """Writes the lines of this thread when the block ends, many at a time."""
-        self._holder = get_ident()
-        try:
-            yield
-        finally:
-            self._holder = 0
-            held, self._held = self._held, []
-            text = b""
-            for line in held:
-                # Larger pieces could mix with those of other processes in a pipe.
-                if text and len(text) + len(line) >= PIPE_BUF:
-                    self._write(text)
-                    text = b""
-                text += line + b"\n"
-            if text:
-                self._write(text)
+    def write(self, lines: bytes) -> None:
+        """Write ``lines``; if that is impossible (closed pipe, full disk) they are lost."""
+        start = 0
+        while len(lines) - start >= PIPE_BUF:  # more at once could mix with others in a pipe
+            end = lines.rfind(b"\n", start, start + PIPE_BUF)
+            if end < 0:
+                end = lines.find(b"\n", start)
+            if end < 0:
+                break
+            self._write(lines[start : end + 1])
+            start = end + 1
+        self._write(lines[start:] + b"\n")
 
     def _write(self, text: bytes) -> None:
         with contextlib.suppress(OSError, ValueError):  # ValueError: the stream is closed
             self._stream.write(text)
             self._stream.flush()
 
-
-class LineLogger:
-    """What structlog wraps: hands lines over."""
-
-    def __init__(self, lines: Lines, name: str = "") -> None:
-        self.name = name
-        self.debug = self.info = self.warning = self.error = self.critical = lines.write
+    debug = info = warning = error = critical = write
 
 
 class LibraryHandler(logging.Handler):
@@ -107,10 +88,8 @@ def configure_logging(
     events below ``level`` cost next to nothing; libraries are heard from WARNING on. ``auto`` is
     the console on a terminal and JSON anywhere else. ``stream`` is standard output unless given.
     """
-    global _lines  # noqa: PLW0603 - as structlog's own configuration is
     target = stream if stream is not None else sys.stdout.buffer
     on_terminal = target.isatty()
-    _lines = Lines(target)
     console = output == "console" or (output == "auto" and on_terminal)
     structlog.configure(
         processors=[
@@ -121,22 +100,13 @@ def configure_logging(
             console_renderer(colors=on_terminal) if console else render_json,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=functools.partial(LineLogger, _lines),
+        logger_factory=functools.partial(LineLogger, target),
         # Costs a microsecond a line, and the level can be changed while the process runs.
         cache_logger_on_first_use=False,
     )
     # The handler has a level of its own: a library that sets its logger to DEBUG passes the root's.
     handler = LibraryHandler(logging.WARNING)
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
-
-
-_lines: Lines | None = None
-
-
-def lines_together() -> AbstractContextManager[None]:
-    """In its block the lines of this thread are held back, and at its end written with fewer trips
-    to the kernel. It is to be short: what is held back is lost with the process."""
-    return _lines.together() if _lines is not None else contextlib.nullcontext()
 
 
 def mask_code(code: str) -> str:
@@ -151,7 +121,15 @@ def mask_code(code: str) -> str:
 def redact(_logger: WrappedLogger, _method: str, event_dict: EventDict) -> EventDict:
     """Processor: hide the values of ``SECRET_KEYS``, passwords in URLs and what PostgreSQL tells of
     rows, at every depth."""
-    return event_dict if _is_plain(event_dict) else cast("EventDict", _redacted(event_dict))
+    each = event_dict.pop(EACH, None)
+    redacted = _without_secrets(event_dict)
+    if each is not None:
+        redacted[EACH] = [_without_secrets(fields) for fields in each]
+    return redacted
+
+
+def _without_secrets(fields: EventDict) -> EventDict:
+    return fields if _is_plain(fields) else cast("EventDict", _redacted(fields))
 
 
 def stamp(logger: WrappedLogger, method: str, event_dict: EventDict) -> EventDict:
@@ -169,7 +147,11 @@ def stamp(logger: WrappedLogger, method: str, event_dict: EventDict) -> EventDic
 
 def render_json(_logger: WrappedLogger, _method: str, event_dict: EventDict) -> bytes:
     """Processor: the event as a JSON object on one line."""
-    return _ENCODER.encode(event_dict).encode("ascii")
+    each = event_dict.pop(EACH, None)
+    text = _ENCODER.encode(event_dict)
+    if each is not None:  # what they have in common, and the rest of each
+        text = "\n".join([f"{text[:-1]},{_ENCODER.encode(fields)[1:]}" for fields in each])
+    return text.encode("ascii")
 
 
 def console_renderer(*, colors: bool) -> Processor:
@@ -177,7 +159,9 @@ def console_renderer(*, colors: bool) -> Processor:
     renderer = structlog.dev.ConsoleRenderer(colors=colors)
 
     def render(logger: WrappedLogger, method: str, event_dict: EventDict) -> bytes:
-        return renderer(logger, method, event_dict).encode("utf-8", "backslashreplace")
+        each = event_dict.pop(EACH, ({},))
+        lines = [renderer(logger, method, {**event_dict, **fields}) for fields in each]
+        return "\n".join(lines).encode("utf-8", "backslashreplace")
 
     return render
 

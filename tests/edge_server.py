@@ -18,6 +18,7 @@ from google.rpc.status_pb2 import Status
 from structlog.testing import LogCapture
 
 from coupon_service.guessing import Guesses
+from coupon_service.log import EACH
 from coupon_service.ratelimit import RateLimiter
 from coupon_service.rpc.context import RequestContext
 from coupon_service.rpc.edge import Edge, EdgeSettings
@@ -78,8 +79,17 @@ class Running:
             if self.log.entries:
                 break
             await asyncio.sleep(0.01)
-        (line,) = self.log.entries
-        return dict(line)
+        (line,) = self.lines
+        return line
+
+    @property
+    def lines(self) -> list[dict[str, Any]]:
+        """What has been logged."""
+        return [
+            {key: value for key, value in {**entry, **fields}.items() if key != EACH}
+            for entry in self.log.entries
+            for fields in entry.get(EACH, ({},))
+        ]
 
 
 @asynccontextmanager

@@ -99,6 +99,7 @@ class Lock:
     """Record the lock `lock_id`, for which Redis granted a place until `expire_time`.
 
     `event_id` names the attempt; `lock_id` differs from it when the user held a lock before.
+    `ttl_ms`: the lifetime that is wished for, if any.
     """
 
     call: Call
@@ -108,6 +109,7 @@ class Lock:
     user_id: str
     book_id: UUID | None = None
     lock_id: UUID
+    ttl_ms: int | None = None
     lease: Lease | None = None
     expire_time: datetime | None = None
     metadata: str | None = None

@@ -8,12 +8,13 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
-from coupon_service.coalesce import Changes
+from coupon_service.coalesce import Changes, Later
 from coupon_service.locking import Locks
-from coupon_service.model import Assignment, Book, Code, Command, Done, Unit
+from coupon_service.model import Assignment, Book, Code, Done, Unit
 from coupon_service.rpc.context import current
 from coupon_service.rpc.convert import assignments as convert
 from coupon_service.rpc.convert.outcomes import done_of
+from coupon_service.rpc.later import later
 from coupon_service.rpc.paging import page_token, page_within_bounds
 from coupon_service.rules import effective_code_state
 from coupon_service.store.reads import Reads, assignment_position
@@ -39,7 +40,7 @@ class AssignmentServicer(AssignmentServiceServicer):
     async def AssignCode(
         self, request: pb.AssignCodeRequest, context: Any
     ) -> pb.AssignCodeResponse:
-        done = await self._carry_out(convert.read_assign(request, current()))
+        done = await self._carry_out(later(convert.read_assign, request, current()))
         return pb.AssignCodeResponse(
             assignment=convert.done_assignment(done), replayed=done.replayed
         )
@@ -47,7 +48,7 @@ class AssignmentServicer(AssignmentServiceServicer):
     async def AssignRandomCode(
         self, request: pb.AssignRandomCodeRequest, context: Any
     ) -> pb.AssignRandomCodeResponse:
-        done = await self._carry_out(convert.read_assign_random(request, current()))
+        done = await self._carry_out(later(convert.read_assign_random, request, current()))
         return pb.AssignRandomCodeResponse(
             assignment=convert.done_assignment(done), replayed=done.replayed
         )
@@ -62,7 +63,7 @@ class AssignmentServicer(AssignmentServiceServicer):
     async def RevokeAssignment(
         self, request: pb.RevokeAssignmentRequest, context: Any
     ) -> pb.RevokeAssignmentResponse:
-        done = await self._carry_out(convert.read_revoke(request, current()))
+        done = await self._carry_out(later(convert.read_revoke, request, current()))
         return pb.RevokeAssignmentResponse(
             assignment=convert.done_assignment(done), replayed=done.replayed
         )
@@ -92,6 +93,6 @@ class AssignmentServicer(AssignmentServiceServicer):
             coupons=messages, next_page_token=page_token(request, end)
         )
 
-    async def _carry_out(self, command: Command) -> Done:
-        (outcome,) = await self._coalescer.submit(Unit((command,)))
+    async def _carry_out(self, wish: Later[Any]) -> Done:
+        (outcome,) = await self._coalescer.submit(wish)
         return done_of(outcome)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from structlog.typing import FilteringBoundLogger
 
 from coupon_service.errors import CouponServiceError
-from coupon_service.log import lines_together
+from coupon_service.log import EACH
 from coupon_service.rpc.context import RequestContext
 from coupon_service.rpc.status import Internal
 
@@ -88,11 +88,11 @@ class EndedCalls:
     def tell(self) -> None:
         """Tells of those that have not been told of yet."""
         ended, self._ended = self._ended, []
-        log = self._log.bind()
-        with lines_together():
-            for it in ended:
-                self._observer.rpc_finished(it.method, it.status, it.reason, it.seconds)
-                log.info("rpc", **_line(it))
+        if not ended:
+            return
+        for it in ended:
+            self._observer.rpc_finished(it.method, it.status, it.reason, it.seconds)
+        self._log.info("rpc", **{EACH: list(map(_line, ended))})
 
 
 def _line(ended: _Ended) -> dict[str, object]:

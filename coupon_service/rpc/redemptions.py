@@ -12,6 +12,7 @@ from coupon_service.rpc.context import current
 from coupon_service.rpc.convert import locks as convert_locks
 from coupon_service.rpc.convert import redemptions as convert
 from coupon_service.rpc.convert.outcomes import done_of
+from coupon_service.rpc.later import later
 from coupon_service.rpc.paging import page_token, page_within_bounds
 from coupon_service.store.reads import Reads, event_position
 from coupon_service.v1 import redemption_service_pb2 as pb
@@ -29,12 +30,15 @@ class RedemptionServicer(RedemptionServiceServicer):
     async def ValidateCode(
         self, request: pb.ValidateCodeRequest, context: Any
     ) -> pb.ValidateCodeResponse:
-        command, token = convert.read_validate(request, current())
-        return convert.validation_message(await self._checkout.validate(command, token))
+        command = convert.read_validate(request, current())
+        return convert.validation_message(
+            await self._checkout.validate(command, request.lock_token)
+        )
 
     async def LockCode(self, request: pb.LockCodeRequest, context: Any) -> pb.LockCodeResponse:
-        command, ttl_ms = convert_locks.read_lock(request, current())
-        lock, token, replayed = await self._locks.lock(command, ttl_ms)
+        lock, token, replayed = await self._locks.lock(
+            later(convert_locks.read_lock, request, current())
+        )
         return pb.LockCodeResponse(
             lock=convert_locks.lock_message(lock), lock_token=token, replayed=replayed
         )
@@ -73,7 +77,14 @@ class RedemptionServicer(RedemptionServiceServicer):
     async def RedeemCode(
         self, request: pb.RedeemCodeRequest, context: Any
     ) -> pb.RedeemCodeResponse:
-        (outcome,) = await self._checkout.redeem([convert.read_redeem(request, current())])
+        rpc = current()
+        if request.lock_token:
+            command = convert.read_redeem(request, rpc)
+            (outcome,) = await self._checkout.redeem([(command, request.lock_token)])
+        else:
+            outcome = await self._checkout.redeem_without_token(
+                later(convert.read_redeem, request, rpc)
+            )
         return convert.redeemed_message(done_of(outcome))
 
     async def BatchRedeemCodes(

@@ -5,13 +5,21 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from time import perf_counter
+from typing import Any
 from uuid import uuid4
 
 import pytest
 from prometheus_client import CollectorRegistry
 
-from coupon_service.coalesce import PART_SIZE, Changes, Coalescer, CoalescerSettings
-from coupon_service.errors import Contention, DeadlineExceeded, NoCodesAvailable, Overloaded
+from coupon_service.coalesce import PART_SIZE, Changes, Coalescer, CoalescerSettings, Later
+from coupon_service.errors import (
+    Contention,
+    DeadlineExceeded,
+    FieldViolation,
+    InvalidArgument,
+    NoCodesAvailable,
+    Overloaded,
+)
 from coupon_service.metrics import Metrics
 from coupon_service.model import Call, EventType, Outcome, SwitchCode, Unit
 from coupon_service.quiet import BUSY_SIZE
@@ -69,7 +77,7 @@ def _coalescer(transactions: Transactions, **changes: float) -> Coalescer[Unit, 
 
 
 def _submit(
-    coalescer: Coalescer[Unit, list[Outcome]] | Changes, *units: Unit
+    coalescer: Coalescer[Unit, list[Outcome]] | Changes, *units: Unit | Later[Any]
 ) -> list[asyncio.Task[list[Outcome]]]:
     return [asyncio.ensure_future(coalescer.submit(unit)) for unit in units]
 
@@ -371,3 +379,61 @@ async def test_draining_ends_when_nobody_waits_for_what_is_queued() -> None:
     task.cancel()
     await asyncio.wait([task])
     await coalescer.drain()
+
+
+# --- units that are read later ------------------------------------------------------------------
+
+
+def _later(code: str, read: list[str], deadline: float | None = None) -> Later[SwitchCode]:
+    def command() -> SwitchCode:
+        read.append(code)
+        if code.startswith("bad"):
+            raise InvalidArgument((FieldViolation("code", code),))
+        (command,) = _unit(code).commands
+        assert isinstance(command, SwitchCode)
+        return command
+
+    return Later(command, deadline)
+
+
+async def test_requests_are_read_when_their_batch_begins() -> None:
+    transactions = Transactions()
+    transactions.open.clear()
+    coalescer = _coalescer(transactions)
+    read: list[str] = []
+    wishes = [_later(name, read) for name in ("a", "b", "c")]
+    answers = _submit(coalescer, wishes[0])
+    await _turns()
+    answers += _submit(coalescer, *wishes[1:])
+    await _turns()
+    assert read == ["a"]
+    transactions.open.set()
+    await asyncio.gather(*answers)
+    assert transactions.batches == [["a"], ["b", "c"]]
+    assert [wish.command.code for wish in wishes] == ["a", "b", "c"]
+
+
+async def test_what_is_wrong_with_a_request_is_told_to_its_caller_alone() -> None:
+    transactions = Transactions()
+    coalescer = _coalescer(transactions)
+    read: list[str] = []
+    wishes = [_later(name, read) for name in ("a", "bad", "b")]
+    good, bad, other = await asyncio.gather(*_submit(coalescer, *wishes), return_exceptions=True)
+    assert isinstance(bad, InvalidArgument)
+    assert isinstance(good, list)
+    assert isinstance(other, list)
+    assert transactions.batches == [["a", "b"]]
+    bad, worse = await asyncio.gather(
+        *_submit(coalescer, _later("bad", read), _later("bad too", read)), return_exceptions=True
+    )
+    assert isinstance(bad, InvalidArgument)
+    assert isinstance(worse, InvalidArgument)
+    assert transactions.batches == [["a", "b"]]
+
+
+async def test_a_request_whose_deadline_has_passed_is_not_read() -> None:
+    read: list[str] = []
+    (answer,) = _submit(_coalescer(Transactions()), _later("a", read, perf_counter() - 1))
+    with pytest.raises(DeadlineExceeded):
+        await answer
+    assert read == []

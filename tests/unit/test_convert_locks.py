@@ -29,10 +29,10 @@ def read_lock(**values: Any) -> Any:
 
 
 def test_a_lock_is_named_by_its_attempt() -> None:
-    command, ttl_ms = read_lock()
+    command = read_lock()
     assert command.lock_id == command.event_id
     assert bucket_of_event(command.lock_id) == bucket_of("ABCD")
-    assert ttl_ms is None
+    assert command.ttl_ms is None
 
 
 @pytest.mark.parametrize(
@@ -46,14 +46,13 @@ def test_a_lock_is_named_by_its_attempt() -> None:
     ids=lambda changed: next(iter(changed)),
 )
 def test_other_parameters_are_told_from_a_repeat(changed: dict[str, Any]) -> None:
-    command, other = read_lock()[0], read_lock(**changed)[0]
+    command, other = read_lock(), read_lock(**changed)
     assert other.event_id == command.event_id
     assert other.fingerprint != command.fingerprint
 
 
 def test_a_lifetime_is_read_in_milliseconds() -> None:
-    _, ttl_ms = read_lock(ttl=Duration(seconds=1, nanos=500_000_000))
-    assert ttl_ms == 1_500
+    assert read_lock(ttl=Duration(seconds=1, nanos=500_000_000)).ttl_ms == 1_500
 
 
 @pytest.mark.parametrize(

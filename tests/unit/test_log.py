@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from select import PIPE_BUF
 from typing import Any
 
 import pytest
@@ -107,6 +108,51 @@ class TestJson:
             structlog.get_logger().info("event")
             assert os.read(reader, 4096).endswith(b'"event":"event"}\n')
         os.close(reader)
+
+
+class Writes(io.BytesIO):
+    """A stream that remembers what was written at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pieces: list[bytes] = []
+
+    def write(self, piece: Any) -> int:
+        self.pieces.append(bytes(piece))
+        return super().write(piece)
+
+
+class TestEventsThatStandForMany:
+    def test_each_is_a_line_with_what_they_have_in_common(self, lines: Lines) -> None:
+        structlog.get_logger("coupon_service.rpc").info("rpc", each=[{"n": 1}, {"n": 2}])
+        first, second = lines()
+        assert (first.pop("n"), second.pop("n")) == (1, 2)
+        assert first == second
+        assert list(first) == ["timestamp", "level", "logger", "event"]
+
+    def test_on_the_console_too(self, stream: io.BytesIO) -> None:
+        configure_logging("info", "console", stream)
+        structlog.get_logger().info("rpc", each=[{"n": 1}, {"n": 2}])
+        first, second = stream.getvalue().decode().splitlines()
+        assert "n=1" in first
+        assert "n=2" in second
+
+    def test_none_of_them_tells_a_secret(self, lines: Lines) -> None:
+        url = f"redis://:{SECRET}@cache:6379/0"
+        structlog.get_logger().info("rpc", each=[{"n": 1}, {"token": SECRET}, {"url": url}])
+        assert SECRET not in json.dumps(lines())
+        assert len(lines()) == 3
+
+    def test_they_are_written_in_pieces_that_do_not_mix_with_those_of_others(self) -> None:
+        stream = Writes()
+        configure_logging("info", "json", stream)
+        texts = ["short", "x" * 3_000, "y" * 3_000, "z" * 2 * PIPE_BUF, "last", *"many" * 100]
+        structlog.get_logger().info("rpc", each=[{"text": text} for text in texts])
+        lines = [json.loads(line)["text"] for line in stream.getvalue().splitlines()]
+        assert lines == texts
+        assert all(piece.endswith(b"\n") for piece in stream.pieces)
+        assert all(len(it) <= PIPE_BUF or it.count(b"\n") == 1 for it in stream.pieces)
+        assert len(stream.pieces) < 20
 
 
 class TestWhereItGoes:

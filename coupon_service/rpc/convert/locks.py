@@ -18,8 +18,8 @@ TTL_MIN_MS: Final = 1_000
 # --- requests -----------------------------------------------------------------------------------
 
 
-def read_lock(request: pb.LockCodeRequest, rpc: RequestContext) -> tuple[Lock, int | None]:
-    """The command, still without a lease, and the lifetime that is wished for, if any."""
+def read_lock(request: pb.LockCodeRequest, rpc: RequestContext) -> Lock:
+    """The command, still without a lease."""
     fields = Fields()
     call = rpc.call(fields.request_id(request.request_id))
     code = fields.code("code", request.code)
@@ -29,7 +29,7 @@ def read_lock(request: pb.LockCodeRequest, rpc: RequestContext) -> tuple[Lock, i
     metadata = fields.metadata(request.metadata)
     fields.check()
     attempt = event_id(bucket_of(code), EventType.LOCKED, call.caller, call.request_id, code)
-    command = Lock(
+    return Lock(
         call=call,
         code=code,
         event_id=attempt,
@@ -37,9 +37,9 @@ def read_lock(request: pb.LockCodeRequest, rpc: RequestContext) -> tuple[Lock, i
         user_id=user_id,
         book_id=book_id,
         lock_id=attempt,
+        ttl_ms=ttl_ms,
         metadata=metadata,
     )
-    return command, ttl_ms
 
 
 def read_extend(request: pb.ExtendLockRequest, rpc: RequestContext) -> tuple[str, int | None, Call]:

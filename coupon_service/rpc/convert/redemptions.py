@@ -35,21 +35,21 @@ ITEMS_MAX: Final = 1_000
 # --- requests -----------------------------------------------------------------------------------
 
 
-def read_redeem(request: pb.RedeemCodeRequest, rpc: RequestContext) -> tuple[Redeem, str]:
-    """The command, and the lock token that was given."""
+def read_redeem(request: pb.RedeemCodeRequest, rpc: RequestContext) -> Redeem:
+    """The command, without what the lock token says that may be with it."""
     fields = Fields()
     call = rpc.call(fields.request_id(request.request_id))
     command = _redeem(fields, request, call, rpc)
     fields.check()
-    return command, request.lock_token
+    return command
 
 
-def read_validate(request: pb.ValidateCodeRequest, rpc: RequestContext) -> tuple[Redeem, str]:
-    """The command that is only tried, and the lock token that was given."""
+def read_validate(request: pb.ValidateCodeRequest, rpc: RequestContext) -> Redeem:
+    """The command that is only tried, without what the lock token says that may be with it."""
     fields = Fields()
     command = _redeem(fields, request, rpc.call(request_id=""), rpc)
     fields.check()
-    return command, request.lock_token
+    return command
 
 
 def read_batch(

@@ -1,0 +1,66 @@
+"""Calls that go on together."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from coupon_service.rpc import bunch
+from coupon_service.rpc.bunch import BUSY_CALLS, Bunches
+from coupon_service.v1 import redemption_service_pb2 as pb
+from tests.edge_server import running, until
+
+SOON_S = 0.5
+
+
+@pytest.fixture(autouse=True)
+def wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bunch, "BUNCH_S", SOON_S)
+
+
+async def test_those_who_came_by_then_go_on_one_right_after_the_other() -> None:
+    bunches = Bunches()
+    order: list[str] = []
+
+    async def come(name: str) -> None:
+        await bunches.join()
+        order.append(name)
+
+    first = [asyncio.ensure_future(come(name)) for name in "abc"]
+    await asyncio.sleep(SOON_S / 5)
+    last = asyncio.ensure_future(come("d"))
+    left = asyncio.ensure_future(come("e"))
+    await asyncio.sleep(0)
+    left.cancel()
+    assert order == []
+    await asyncio.wait([*first, last, left])
+    assert order == ["a", "b", "c", "d"]
+    await come("f")
+    assert order[-1] == "f"
+
+
+async def test_calls_wait_for_each_other_only_where_many_are_open() -> None:
+    held = asyncio.Event()
+    begun: list[str] = []
+
+    async def behavior(request: pb.RedeemCodeRequest, context: Any) -> pb.RedeemCodeResponse:
+        begun.append(request.request_id)
+        await held.wait()
+        return pb.RedeemCodeResponse()
+
+    async with running(behavior) as run:
+
+        def call(name: str) -> asyncio.Future[Any]:
+            request = pb.RedeemCodeRequest(request_id=name)
+            return asyncio.ensure_future(run.redemptions.RedeemCode(request, timeout=30))
+
+        calls = [call("") for _ in range(BUSY_CALLS)]
+        await until(lambda: len(begun) == BUSY_CALLS)
+        calls += [call("x"), call("y")]
+        await until(lambda: run.edge.open_calls == BUSY_CALLS + 2)
+        assert len(begun) == BUSY_CALLS
+        await until(lambda: begun[BUSY_CALLS:] == ["x", "y"])
+        held.set()
+        await asyncio.gather(*calls)
