@@ -1,7 +1,9 @@
 """Calls that come one by one go on together, when there are many.
 
 What is done for one call right after another finds its code in the processor's caches. Between the
-arrivals of two calls all of gRPC's is run, and each begins as if it were the first.
+arrivals of two calls all of gRPC's is run, and each begins as if it were the first. Under full load
+RedeemCode took 7 % less processor time in a worker, UnlockCode 9 % (alternating, medians of three
+and four rounds); three times the wait did no more.
 """
 
 from __future__ import annotations

@@ -107,7 +107,7 @@ def test_a_call_goes_on_with_the_trace_of_its_caller_down_to_the_transaction(
     (transaction,) = traced.spans("transaction commands")
     assert transaction.parent is not None
     assert (transaction.parent.trace_id, transaction.parent.span_id) == ids(batch)
-    assert f'"trace_id":"{TRACE}"' in service_log.take()
+    until(lambda: f'"trace_id":"{TRACE}"' in service_log.take())
 
 
 def test_a_batch_and_its_callers_have_links_to_each_other(traced: Traced) -> None:
