@@ -282,19 +282,28 @@ class ToTheEnd:
     """Work of several steps that goes on, and tidies up, also when its caller stops waiting."""
 
     def __init__(self) -> None:
-        self._running: set[asyncio.Task[Any]] = set()
+        self._running: set[asyncio.Task[None]] = set()
 
-    async def run(self, work: Coroutine[Any, Any, T]) -> T:
+    def run(self, work: Coroutine[Any, Any, T]) -> asyncio.Future[T]:
         """What the work returns or raises."""
-        task = asyncio.ensure_future(work)
+        answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        task = asyncio.ensure_future(_carry_out(work, answer))
         self._running.add(task)
-        task.add_done_callback(self._ended)
-        return await asyncio.shield(task)
+        task.add_done_callback(self._running.discard)
+        return answer
 
-    def _ended(self, task: asyncio.Task[Any]) -> None:
-        self._running.discard(task)
-        if not task.cancelled():
-            task.exception()  # seen, also when nobody waits for it any more
+
+async def _carry_out(work: Coroutine[Any, Any, T], answer: asyncio.Future[T]) -> None:
+    try:
+        value = await work
+    except BaseException as error:
+        if not answer.done():
+            answer.set_exception(error)
+        if not isinstance(error, Exception):
+            raise
+    else:
+        if not answer.done():
+            answer.set_result(value)
 
 
 def _fail(waiting: _Waiting[Q, R], error: BaseException) -> None:

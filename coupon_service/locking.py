@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import astuple, replace
 from datetime import datetime
+from functools import partial
 from uuid import UUID
 
 from coupon_service.coalesce import Changes, Coalescer, Later, ToTheEnd
@@ -141,7 +142,7 @@ class Locks:
             lease=Lease(taken.places_taken, taken.retry_after_ms or 0),
         )
         try:
-            done = await self._carry_out(placed)
+            done = await self._carry_out(Unit((placed,)))
         except DatabaseUnavailable:
             raise  # it may have been recorded; if not, its time ends it
         except CouponServiceError:
@@ -229,7 +230,7 @@ class Locks:
             if held_until_ms is None:
                 raise LockExpired
             command = replace(command, expire_time=time_of(held_until_ms))
-        return await self._answer(await self._carry_out(command))
+        return await self._answer(await self._carry_out(Unit((command,))))
 
     async def _take_again(self, claims: LockClaims, seen: Done) -> None:
         """Takes the place of a lock again that Redis has lost, unless it is someone else's now."""
@@ -256,19 +257,25 @@ class Locks:
         self, token: str | None, lock_id: UUID | None, call: Call
     ) -> tuple[LockView, bool]:
         if token is not None:
-            held = self._tokens.verify(token)
-            if call.own_user_id not in ("", held.user_id):
-                raise LockNotFound
+            wish = Later(partial(self._unlocking, token, call), call.deadline)
         elif lock_id is not None:
             held = await self.get(lock_id, call.business_id, call.own_user_id)
+            wish = Unit((end_of_lock(held, EventType.UNLOCKED, call),))
         else:
             raise LockNotFound
-        done = await self._carry_out(end_of_lock(held, EventType.UNLOCKED, call))
+        done = await self._carry_out(wish)
         view = await self._lock_of(done)
         # Only now: whoever gets the place next must not meet a redemption with this lock.
         with suppress(LocksUnavailable):  # its time ends it
             await self._release(view)
         return view, done.replayed
+
+    def _unlocking(self, token: str, call: Call) -> ChangeLock:
+        """The command to end the lock of the token. Raises LockTokenMismatch, LockNotFound."""
+        held = self._tokens.verify(token)
+        if call.own_user_id not in ("", held.user_id):
+            raise LockNotFound
+        return end_of_lock(held, EventType.UNLOCKED, call)
 
     async def _release(self, view: LockView) -> None:
         """Gives the place of a lock that has ended back, for good."""
@@ -364,8 +371,8 @@ class Locks:
             raise outcome
         return outcome
 
-    async def _carry_out(self, command: Command) -> Done:
-        (outcome,) = await self._coalescer.submit(Unit((command,)))
+    async def _carry_out(self, wish: Unit | Later[ChangeLock]) -> Done:
+        (outcome,) = await self._coalescer.submit(wish)
         if isinstance(outcome, Done):
             return outcome
         raise outcome if isinstance(outcome, CouponServiceError) else Contention
