@@ -142,7 +142,7 @@ class Locks:
             lease=Lease(taken.places_taken, taken.retry_after_ms or 0),
         )
         try:
-            done = await self._carry_out(Unit((placed,)))
+            done = await self._carry_out(placed)
         except DatabaseUnavailable:
             raise  # it may have been recorded; if not, its time ends it
         except CouponServiceError:
@@ -230,7 +230,7 @@ class Locks:
             if held_until_ms is None:
                 raise LockExpired
             command = replace(command, expire_time=time_of(held_until_ms))
-        return await self._answer(await self._carry_out(Unit((command,))))
+        return await self._answer(await self._carry_out(command))
 
     async def _take_again(self, claims: LockClaims, seen: Done) -> None:
         """Takes the place of a lock again that Redis has lost, unless it is someone else's now."""
@@ -257,13 +257,14 @@ class Locks:
         self, token: str | None, lock_id: UUID | None, call: Call
     ) -> tuple[LockView, bool]:
         if token is not None:
-            wish = Later(partial(self._unlocking, token, call), call.deadline)
+            done = await self._carry_out(
+                Later(partial(self._unlocking, token, call), call.deadline)
+            )
         elif lock_id is not None:
             held = await self.get(lock_id, call.business_id, call.own_user_id)
-            wish = Unit((end_of_lock(held, EventType.UNLOCKED, call),))
+            done = await self._carry_out(end_of_lock(held, EventType.UNLOCKED, call))
         else:
             raise LockNotFound
-        done = await self._carry_out(wish)
         view = await self._lock_of(done)
         # Only now: whoever gets the place next must not meet a redemption with this lock.
         with suppress(LocksUnavailable):  # its time ends it
@@ -371,8 +372,9 @@ class Locks:
             raise outcome
         return outcome
 
-    async def _carry_out(self, wish: Unit | Later[ChangeLock]) -> Done:
-        (outcome,) = await self._coalescer.submit(wish)
+    async def _carry_out(self, command: Command | Later[ChangeLock]) -> Done:
+        unit = command if isinstance(command, Later) else Unit((command,))
+        (outcome,) = await self._coalescer.submit(unit)
         if isinstance(outcome, Done):
             return outcome
         raise outcome if isinstance(outcome, CouponServiceError) else Contention

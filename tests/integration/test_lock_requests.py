@@ -82,8 +82,8 @@ def stopped_before(step: str, *requests: str) -> Generator[tuple[set[str], list[
     busy = asyncio.Lock()
 
     async def patched(self: Locks, command: Any, *arguments: Any) -> Any:
-        request = command.call.request_id
-        if not isinstance(command, Lock) or request not in requests or request in stopped:
+        request = command.call.request_id if isinstance(command, Lock) else ""
+        if request not in requests or request in stopped:
             return await real(self, command, *arguments)
         stopped.add(request)
         while request not in go_on:

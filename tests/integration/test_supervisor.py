@@ -44,10 +44,10 @@ def test_all_workers_answer_and_are_counted_together(
     for _ in range(20):
         book_on_a_new_connection(environment)
     assert len(workers_of(service)) == 2
-    assert (
+    counted = (
         'coupon_rpcs_total{method="CouponBookService/CreateCouponBook",reason="",status="OK"} 20.0'
-        in fetch(environment, "metrics")
     )
+    until(lambda: counted in fetch(environment, "metrics"))
 
 
 def test_a_worker_that_is_killed_is_replaced_and_nothing_is_lost(
