@@ -12,6 +12,8 @@ from bench.rounds import NOOP, PER_REQUEST, SERVICE
 from bench.stack import POSTGRES_SETTINGS, ROOT
 
 REPORT: Final = ROOT / "bench" / "REPORT.md"
+TRIED: Final = ROOT / "bench" / "TRIED.md"
+"""The part of the report that is written by hand."""
 
 NAMES: Final = {SERVICE: "service", NOOP: "no-op", PER_REQUEST: "a transaction a request"}
 
@@ -70,6 +72,7 @@ def write_report() -> None:
     if millions is not None:
         count = millions.parts["generation"]["count"]
         parts += [f"## {count:,} codes in a book\n", _machine(millions), *_millions(millions)]
+    parts.append(TRIED.read_text(encoding="utf-8"))
     REPORT.write_text("\n".join(parts).rstrip() + "\n", encoding="utf-8")
     print(f"Written: {REPORT.relative_to(ROOT)}")
 
