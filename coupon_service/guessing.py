@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from time import monotonic
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from limits import RateLimitItem
 
@@ -26,6 +26,8 @@ from coupon_service.ratelimit import (
     Windows,
     user_identity,
 )
+
+NOTHING: Final = nullcontext()
 
 Hits = Sequence[tuple[RateLimitItem, str, int]]
 
@@ -56,16 +58,17 @@ class Guesses:
         self._refused = Refused()
         self._looking: Counter[str] = Counter()
 
-    @contextmanager
-    def looking(self, caller: Caller) -> Generator[None]:
+    def looking(self, caller: Caller) -> AbstractContextManager[None]:
         """While a look-up is under way.
 
         An end user has no more of them at a time than guesses, since all are made before the first
         is counted. Raises RateLimited.
         """
-        if not (caller.end_user and self._limits.end_users):
-            yield
-            return
+        counted = caller.end_user and self._limits.end_users
+        return self._counted_looking(caller) if counted else NOTHING
+
+    @contextmanager
+    def _counted_looking(self, caller: Caller) -> Generator[None]:
         name = self._limits.identity(caller)
         if self._looking[name] >= min(item.amount for item in self._limits.end_users):
             raise RateLimited(

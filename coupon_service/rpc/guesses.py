@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import nullcontext
 from typing import Any, Final
 
 import grpc
@@ -27,8 +26,6 @@ Behavior = Callable[[Any, Any], Awaitable[Any]]
 
 MISSES: Final = (CodeNotFound, CodeChecksumInvalid)
 MISS_REASONS: Final = tuple(TABLE[cls].reason for cls in MISSES)
-
-NOTHING: Final = nullcontext()
 
 LOOK_UPS: Final = (
     "GetCode",
@@ -67,7 +64,7 @@ def _one(behavior: Behavior, guesses: Guesses) -> Behavior:
         user_id: str = getattr(request, "user_id", "")
         if refusal := guesses.refusal(rpc, user_id):
             raise refusal
-        with guesses.looking(rpc) if rpc.end_user else NOTHING:
+        with guesses.looking(rpc):
             try:
                 response = await behavior(request, context)
             except MISSES:
