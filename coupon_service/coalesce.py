@@ -10,6 +10,7 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
+from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar, cast
 
@@ -87,12 +88,13 @@ class _Waiting(Generic[Q, R]):
 class Coalescer(Generic[Q, R]):
     """Carries out units of commands in batches, first come first served.
 
-    `execute` answers each unit of a batch. `kind` names the batches in the metrics.
+    `execute` answers each unit of a batch; an answer may be a future, when it takes longer than
+    those of the others. `kind` names the batches in the metrics.
     """
 
     def __init__(
         self,
-        execute: Callable[[Sequence[Q]], Awaitable[Sequence[R]]],
+        execute: Callable[[Sequence[Q]], Awaitable[Sequence[R | asyncio.Future[R]]]],
         settings: CoalescerSettings,
         metrics: Metrics,
         kind: str = "changes",
@@ -228,7 +230,10 @@ class Coalescer(Generic[Q, R]):
                 await self._answer([it])
         else:
             for it, outcome in zip(batch, outcomes, strict=True):
-                if not it.answer.done():
+                if isinstance(outcome, asyncio.Future):
+                    still_open = cast("asyncio.Future[R]", outcome)
+                    still_open.add_done_callback(partial(_pass_on, it.answer))
+                elif not it.answer.done():
                     it.answer.set_result(outcome)
 
 
@@ -253,6 +258,10 @@ class Changes:
         if unit.atomic:
             return self._bulk.submit(unit)
         return self._submit_parts(unit)
+
+    def submit_joined(self, unit: Unit) -> Awaitable[list[Outcome]]:
+        """As Coalescer.submit, for commands of several small calls."""
+        return self._single.submit(unit)
 
     async def _submit_parts(self, unit: Unit) -> list[Outcome]:
         parts = [
@@ -309,3 +318,13 @@ async def _carry_out(work: Coroutine[Any, Any, T], answer: asyncio.Future[T]) ->
 def _fail(waiting: _Waiting[Q, R], error: BaseException) -> None:
     if not waiting.answer.done():
         waiting.answer.set_exception(error)
+
+
+def _pass_on(answer: asyncio.Future[R], found: asyncio.Future[R]) -> None:
+    error = found.exception()
+    if answer.done():
+        return
+    if error is not None:
+        answer.set_exception(error)
+    else:
+        answer.set_result(found.result())

@@ -16,8 +16,10 @@ from coupon_service.checkout import Checkout
 from coupon_service.coalesce import Changes, Coalescer, CoalescerSettings
 from coupon_service.guessing import Guesses
 from coupon_service.leases import Leases
+from coupon_service.lock_history import LockHistory, LockTokens
+from coupon_service.lock_taking import BATCHES_IN_FLIGHT, LockTaking
 from coupon_service.lock_times import LockTimes
-from coupon_service.locking import Locks, LockTokens
+from coupon_service.locking import Locks
 from coupon_service.log import configure_logging
 from coupon_service.metrics import Metrics
 from coupon_service.ratelimit import CallerLimits, RateLimiter, Windows
@@ -151,12 +153,7 @@ class Server:
         """What is done for many callers at once: changes, looks before them, and small reads."""
         settings, metrics, tracer = self._settings, self._metrics, self._tracer
         executor = Executor(self._database, self._now, metrics)
-        batches = CoalescerSettings(
-            batch_max_size=settings.batch_max_size,
-            batches_in_flight=settings.batches_in_flight,
-            batch_max_wait_ms=settings.batch_max_wait_ms,
-            queue_max_size=settings.queue_max_size,
-        )
+        batches = _batches(settings)
         one = replace(batches, batches_in_flight=1)
         self._coalescer = Changes(
             Coalescer(executor.execute, batches, metrics, tracer=tracer),
@@ -197,7 +194,7 @@ class Server:
         settings, now = self._settings, self._now
         changes, looks, reads = self._coalescer, self._looks, self._reads
         tokens = LockTokens(_token_secrets(settings))
-        locks = Locks(looks, changes, reads, self._leases, tokens, _lock_times(settings), now)
+        locks = self._make_locks(tokens)
         momentary_ttl_ms = settings.default_deadline_ms + settings.statement_timeout_ms
         checkout = Checkout(looks, changes, self._leases, tokens, momentary_ttl_ms, now)
         books, chunks = Books(self._database, now), CodeChunks(self._database, now)
@@ -223,6 +220,18 @@ class Server:
         )
         register_health: Any = cast("Any", health_pb2_grpc).add_HealthServicer_to_server
         edge.add(register_health, self._health)
+
+    def _make_locks(self, tokens: LockTokens) -> Locks:
+        """Locks, of which those that are wished for at the same time are taken together."""
+        changes, looks, reads, leases = self._coalescer, self._looks, self._reads, self._leases
+        settings, now = self._settings, self._now
+        times, history = _lock_times(settings), LockHistory(reads, tokens, now)
+        taking = LockTaking(looks, changes, reads, leases, history, tokens, times, now)
+        few = replace(_batches(settings), batches_in_flight=BATCHES_IN_FLIGHT)
+        self._taking = Coalescer(taking.take, few, self._metrics, "locks", self._tracer)
+        return Locks(
+            self._taking.submit, looks, changes, reads, leases, history, tokens, times, now
+        )
 
     def _watch(self) -> None:
         """Starts what looks and tidies up for as long as the server runs."""
@@ -256,6 +265,7 @@ class Server:
             await self._health.enter_graceful_shutdown()
             await asyncio.sleep(self._settings.drain_grace_ms / 1000)
         await self._grpc.close()
+        await self._taking.drain()
         await self._coalescer.drain()
         self._edge.close()
         await self._close()
@@ -322,6 +332,15 @@ def _database_settings(url: str, settings: Settings) -> DatabaseSettings:
         # One connection is for large calls, one for looks, one for lookups, the rest are for what
         # is read without being joined.
         reads_max=max(1, settings.pool_max_size - settings.batches_in_flight - 3),
+    )
+
+
+def _batches(settings: Settings) -> CoalescerSettings:
+    return CoalescerSettings(
+        batch_max_size=settings.batch_max_size,
+        batches_in_flight=settings.batches_in_flight,
+        batch_max_wait_ms=settings.batch_max_wait_ms,
+        queue_max_size=settings.queue_max_size,
     )
 
 

@@ -10,6 +10,7 @@ import time
 
 from redis.asyncio import Redis
 
+from coupon_service.leases import Leases, Taken, Wish
 from coupon_service.leases.commands import LOCKING_BOOKS
 
 CODE = "SUMMER25"
@@ -34,3 +35,21 @@ async def time_passes(ms: int) -> None:
 async def keys_of_locks(redis: Redis) -> list[str]:
     """All keys but the one that has all books."""
     return [str(key) for key in await redis.keys() if key != LOCKING_BOOKS]
+
+
+def about(entry_ms: int, expire_ms: int) -> bool:
+    """Whether an entry of an index ends with its lock, as near as is promised."""
+    return abs(entry_ms - expire_ms) <= 10
+
+
+async def acquire(
+    leases: Leases,
+    code: str,
+    book_id: str,
+    user_id: str,
+    lock_id: str,
+    ttl_ms: int,
+    places_max: int | None = None,
+) -> Taken:
+    """Takes a place on the code."""
+    return await leases.acquire(Wish(code, book_id, user_id, lock_id, ttl_ms, places_max))

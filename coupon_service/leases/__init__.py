@@ -10,6 +10,7 @@ from coupon_service.leases.results import (
     Taken,
     TakenMomentarily,
     TakeStatus,
+    Wish,
 )
 from coupon_service.leases.token import sign, verify
 
@@ -23,6 +24,7 @@ __all__ = [
     "TakeStatus",
     "Taken",
     "TakenMomentarily",
+    "Wish",
     "sign",
     "verify",
 ]

@@ -96,14 +96,13 @@ class Commands:
     def index(
         self,
         index: str,
-        member: str,
-        *,
+        *members: str,
         expire_ms: int = 0,
         ttl_ms: int = 0,
         keep_ms: int = 0,
         entries_max: int = 0,
     ) -> Command:
-        return (*self._index, 1, index, member, expire_ms, ttl_ms, keep_ms, entries_max)
+        return (*self._index, 1, index, expire_ms, ttl_ms, keep_ms, entries_max, *members)
 
     def list(self, index: str, from_ms: int, offset: int, count: int) -> Command:
         return (*self._list, 1, index, from_ms, offset, count)

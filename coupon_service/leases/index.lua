@@ -1,18 +1,18 @@
--- Puts a lock into an index: the locks of a user or of a book, scored with their expiry.
+-- Puts locks into an index: the locks of a user or of a book, scored with their expiry.
 --
 -- KEYS     1: the index, a zset
--- ARGV     member, expire_ms (0: now + ttl_ms), ttl_ms, keep_ms (how long an ended entry stays),
---          entries_max (0: no limit)
+-- ARGV     expire_ms (0: now + ttl_ms), ttl_ms, keep_ms (how long an ended entry stays),
+--          entries_max (0: no limit), member, member, ...
 -- Returns  the expiry, or 0 when the index is full
 
-local index, member, expire = KEYS[1], ARGV[1], tonumber(ARGV[2])
-local keep, entries_max = tonumber(ARGV[4]), tonumber(ARGV[5])
+local index, expire = KEYS[1], tonumber(ARGV[1])
+local keep, entries_max = tonumber(ARGV[3]), tonumber(ARGV[4])
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
-if expire == 0 then expire = now + ARGV[3] end
+if expire == 0 then expire = now + ARGV[2] end
 
 redis.call('ZREMRANGEBYSCORE', index, '-inf', now - keep)
 if entries_max > 0 and redis.call('ZCARD', index) >= entries_max then return 0 end
-redis.call('ZADD', index, expire, member)
+for i = 5, #ARGV do redis.call('ZADD', index, expire, ARGV[i]) end
 redis.call('PEXPIREAT', index, redis.call('ZRANGE', index, -1, -1, 'WITHSCORES')[2] + keep)
 return expire

@@ -7,19 +7,22 @@ when ``redemptions + places_taken`` exceeds the limit. The other order has a win
 The keys of a code share a hash tag, and no script touches more than one slot. The indexes of users
 and books lie in other slots: the place of a lock and its entries in the indexes of the user, which
 counts the user's locks, and of the book are asked for together, and taken back when one of them is
-refused; where Redis's clock went on between them, the expiry of the place is written to both
-indexes. Whatever a crash leaves between these steps ends with the time of the lock.
+refused; where Redis's clock went on between them for more than some milliseconds, the expiry of the
+place is written to both indexes. Whatever a crash leaves between these steps ends with the time of
+the lock.
 """
 
 from __future__ import annotations
 
-import math
+import asyncio
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
+from coupon_service.errors import LocksUnavailable
 from coupon_service.leases.commands import (
     LOCKING_BOOKS,
     Commands,
@@ -28,7 +31,15 @@ from coupon_service.leases.commands import (
     indexed_lock,
     user_index,
 )
-from coupon_service.leases.pipeline import COMMANDS_MAX, Client, Command, Pipelines, connect
+from coupon_service.leases.indexes import BOOK_KEPT_MS, Indexes, remove
+from coupon_service.leases.pipeline import (
+    COMMANDS_MAX,
+    Client,
+    Command,
+    Pipelines,
+    connect,
+    unavailable,
+)
 from coupon_service.leases.results import (
     Admission,
     AdmitStatus,
@@ -38,21 +49,18 @@ from coupon_service.leases.results import (
     Taken,
     TakenMomentarily,
     TakeStatus,
+    Wish,
 )
 from coupon_service.metrics import Metrics
 
 if TYPE_CHECKING:
     from coupon_service.tracing import Tracer
 
-# How long an ended lock waits in the index of its book for the sweeper.
-_ENDED_KEPT_MS = 24 * 60 * 60 * 1000
+# By how much an index may be off, since the clock of Redis goes on between a place and its entries.
+_APART_MS = 10
 
-# How long a book is one that has locks: a lock lives for a day at most, and is kept for another.
-_BOOK_KEPT_MS = 50 * 60 * 60 * 1000
-
-# How often a busy book is written down as one that has locks, by each process.
-_BOOK_AGAIN_S = 10.0
-_BOOKS_REMEMBERED_MAX = 10_000
+# Wishes that share a pipeline: two commands each, and some for all of them.
+_WISHES_MAX = COMMANDS_MAX // 2 - 2
 
 _TAKE_STATUS = {
     "TAKEN": TakeStatus.GRANTED,
@@ -102,7 +110,7 @@ class Leases:
         self._grace_ms = grace_ms
         self._locks_per_user_max = locks_per_user_max
         self._metrics = metrics
-        self._books_written: dict[str, float] = {}
+        self._indexes = Indexes(self._commands)
 
     async def ping(self) -> None:
         """Returns when Redis has answered."""
@@ -112,64 +120,86 @@ class Leases:
         """Waits for the calls on their way and closes the connection."""
         await self._redis.close()
 
-    async def acquire(
-        self,
-        code: str,
-        book_id: str,
-        user_id: str,
-        lock_id: str,
-        ttl_ms: int,
-        *,
-        places_max: int | None = None,
-        locks_elsewhere: int = 0,
-    ) -> Taken:
-        """Takes a place on ``code`` for ``user_id``, unless the user holds one.
+    async def acquire(self, wish: Wish) -> Taken:
+        """Takes a place, unless the user holds one on the code."""
+        (taken,) = await self.acquire_each((wish,))
+        if isinstance(taken, LocksUnavailable):
+            raise taken
+        return taken
 
-        places_max: the most places that can fit as far as the caller knows, such as the limit of
-            the code. When so many are taken the answer is FULL and nothing is added. Without it,
-            callers who find that theirs does not fit are in each other's way until they have given
-            it back, and in a storm of them nobody might get in.
-        locks_elsewhere: so many of the user's locks do not count towards the limit of a user.
-        """
-        member = index_member(code, book_id, user_id, lock_id)
-        (
-            counted_ms,
-            (outcome, held_id, expire_ms, places_taken, others_end_in_ms),
-            listed_ms,
-            *_,
-        ) = await self._redis.run(
-            self._commands.index(
-                user_index(user_id),
-                member,
-                ttl_ms=ttl_ms,
-                entries_max=self._locks_per_user_max + locks_elsewhere,
-            ),
-            self._commands.take(
-                code,
-                user_id,
-                lock_id,
-                ttl_ms=ttl_ms,
-                grace_ms=self._grace_ms,
-                places_max=places_max,
-            ),
-            self._commands.index(
-                book_index(book_id), member, ttl_ms=ttl_ms, keep_ms=_ENDED_KEPT_MS
-            ),
-            *self._write_book(book_id),
+    async def acquire_each(self, wishes: Sequence[Wish]) -> list[Taken | LocksUnavailable]:
+        """As `acquire`, for many: the answer to each, or why there is none."""
+        parts = [wishes[at : at + _WISHES_MAX] for at in range(0, len(wishes), _WISHES_MAX)]
+        return list(chain.from_iterable(await asyncio.gather(*map(self._acquire_part, parts))))
+
+    async def _acquire_part(self, wishes: Sequence[Wish]) -> list[Taken | LocksUnavailable]:
+        """As `acquire_each`, in one pipeline, and a second one where something is put right."""
+        listings: defaultdict[tuple[str, int], list[str]] = defaultdict(list)
+        members = [index_member(it.code, it.book_id, it.user_id, it.lock_id) for it in wishes]
+        for wish, member in zip(wishes, members, strict=True):
+            listings[wish.book_id, wish.ttl_ms].append(member)
+        books = {book_id for book_id, _ in listings}
+        try:
+            replies = iter(
+                await self._redis.replies(
+                    *chain.from_iterable(map(self._asking, wishes, members)),
+                    *(self._indexes.list_of_book(*of, listed) for of, listed in listings.items()),
+                    *chain.from_iterable(map(self._indexes.write_book, books)),
+                )
+            )
+        except LocksUnavailable as error:
+            return [error] * len(wishes)
+        asked = [(next(replies), next(replies)) for _ in wishes]
+        listed = {of: next(replies) for of in listings}
+        written = list(replies)
+        found = [
+            self._found(wish, member, *answers, listed[wish.book_id, wish.ttl_ms], *written)
+            for wish, member, answers in zip(wishes, members, asked, strict=True)
+        ]
+        amends = list(chain.from_iterable(commands for _, commands in found))
+        if amends:
+            try:
+                await self._redis.run(*amends)
+            except LocksUnavailable as error:
+                return [error if commands else taken for taken, commands in found]
+        return [taken for taken, _ in found]
+
+    def _asking(self, wish: Wish, member: str) -> tuple[Command, Command]:
+        """For an entry in the index of the user, and for the place."""
+        counted = self._indexes.count(
+            wish.user_id, member, wish.ttl_ms, self._locks_per_user_max + wish.locks_elsewhere
         )
+        place = self._commands.take(
+            wish.code,
+            wish.user_id,
+            wish.lock_id,
+            ttl_ms=wish.ttl_ms,
+            grace_ms=self._grace_ms,
+            places_max=wish.places_max,
+        )
+        return counted, place
+
+    def _found(
+        self, wish: Wish, member: str, counted_ms: Any, place: Any, listed_ms: Any, *written: Any
+    ) -> tuple[Taken | LocksUnavailable, Sequence[Command]]:
+        """What the replies say of a wish, and what has to be put right then."""
+        for reply in (counted_ms, place, listed_ms, *written):
+            if isinstance(reply, Exception):
+                return unavailable(reply), ()
+        outcome, held_id, expire_ms, places_taken, others_end_in_ms = place
         status = _TAKE_STATUS[outcome]
         taken = Taken(status, held_id, expire_ms, places_taken, _time_left(others_end_in_ms))
         if outcome == "TAKEN" and not counted_ms:
-            await self._redis.run(
-                self._commands.release(code, user_id, lock_id, attempt=True),
-                ("ZREM", book_index(book_id), member),
+            return replace(taken, status=TakeStatus.LIMIT), (
+                self._commands.release(wish.code, wish.user_id, wish.lock_id, attempt=True),
+                ("ZREM", book_index(wish.book_id), member),
             )
-            return replace(taken, status=TakeStatus.LIMIT)
-        if held_id != lock_id or status not in (TakeStatus.GRANTED, TakeStatus.HELD_BEFORE):
-            await self.forget([IndexedLock(code, book_id, user_id, lock_id, expire_ms)])
-        elif not counted_ms == listed_ms == expire_ms:
-            await self._write_indexes(book_id, user_id, member, expire_ms)
-        return taken
+        if held_id != wish.lock_id or status not in (TakeStatus.GRANTED, TakeStatus.HELD_BEFORE):
+            return taken, remove(wish.book_id, wish.user_id, member)
+        apart_ms = max(abs(counted_ms - expire_ms), abs(listed_ms - expire_ms))
+        if apart_ms > (_APART_MS if outcome == "TAKEN" else 0):
+            return taken, self._indexes.add(wish.book_id, wish.user_id, member, expire_ms)
+        return taken, ()
 
     async def acquire_momentary(
         self, code: str, attempt_id: str, user_id: str, ttl_ms: int
@@ -216,7 +246,7 @@ class Leases:
             self._metrics.lock_lost()
         if status is AdmitStatus.RETAKEN:
             member = index_member(code, book_id, user_id, lock_id)
-            await self._write_indexes(book_id, user_id, member, expire_ms)
+            await self._redis.run(*self._indexes.add(book_id, user_id, member, expire_ms))
         return Admission(status, places_taken, _time_left(others_end_in_ms))
 
     async def extend(
@@ -234,7 +264,7 @@ class Leases:
         if not expire_ms:
             return None
         member = index_member(code, book_id, user_id, lock_id)
-        await self._write_indexes(book_id, user_id, member, expire_ms)
+        await self._redis.run(*self._indexes.add(book_id, user_id, member, expire_ms))
         return expire_ms
 
     async def release(
@@ -255,8 +285,7 @@ class Leases:
         member = index_member(code, book_id, user_id, lock_id)
         released, _, _ = await self._redis.run(
             self._commands.release(code, user_id, lock_id, tombstone_until_ms=tombstone_until_ms),
-            ("ZREM", user_index(user_id), member),
-            ("ZREM", book_index(book_id), member),
+            *remove(book_id, user_id, member),
         )
         return bool(released)
 
@@ -294,7 +323,7 @@ class Leases:
     async def books(self) -> list[str]:
         """The books that may have locks, live or just ended; may lack one for some seconds after
         Redis has lost its data."""
-        since_ms = round(time.time() * 1000) - _BOOK_KEPT_MS
+        since_ms = round(time.time() * 1000) - BOOK_KEPT_MS
         _, books = await self._redis.run(
             ("ZREMRANGEBYSCORE", LOCKING_BOOKS, "-inf", since_ms),
             ("ZRANGE", LOCKING_BOOKS, 0, -1),
@@ -339,28 +368,6 @@ class Leases:
         for start in range(0, len(commands), COMMANDS_MAX):
             answers += await self._redis.run(*commands[start : start + COMMANDS_MAX])
         return answers
-
-    async def _write_indexes(self, book_id: str, user_id: str, member: str, expire_ms: int) -> None:
-        await self._redis.run(
-            self._commands.index(user_index(user_id), member, expire_ms=expire_ms),
-            self._commands.index(
-                book_index(book_id), member, expire_ms=expire_ms, keep_ms=_ENDED_KEPT_MS
-            ),
-            *self._write_book(book_id),
-        )
-
-    def _write_book(self, book_id: str) -> Sequence[Command]:
-        """Writes down that the book has locks, unless this process did so a moment ago."""
-        now_s = time.monotonic()
-        if self._books_written.get(book_id, -math.inf) > now_s - _BOOK_AGAIN_S:
-            return ()
-        if len(self._books_written) >= _BOOKS_REMEMBERED_MAX:
-            self._books_written.clear()
-        self._books_written[book_id] = now_s
-        return (
-            ("ZADD", LOCKING_BOOKS, round(time.time() * 1000), book_id),
-            ("PEXPIRE", LOCKING_BOOKS, _BOOK_KEPT_MS),
-        )
 
     async def _page(
         self, index: str, after: IndexedLock | None, page_size: int

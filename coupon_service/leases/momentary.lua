@@ -18,5 +18,5 @@ if not redis.call('ZSCORE', places, attempt) then
   redis.call('PEXPIRE', KEYS[3], ARGV[3])
 end
 local counted = 1
-if locks_of_others(own_id) > 0 then counted = live_places() - (own_id and 1 or 0) end
+if locks_of_others(own_id) > 0 then counted = taken - (own_id and 1 or 0) end
 return {counted, others_end_in(user, attempt), own_id or '', own_expire or 0}

@@ -103,11 +103,20 @@ class Pipelines:
         self._sender: asyncio.Task[None] | None = None
 
     async def run(self, *commands: Command) -> list[Any]:
-        """The replies to ``commands``, which go out together and in this order.
+        """As `replies`. Raises LocksUnavailable also when Redis refuses one of the commands."""
+        replies = await self.replies(*commands)
+        for reply in replies:
+            if isinstance(reply, Exception):
+                raise unavailable(reply)
+        return replies
 
-        Raises LocksUnavailable when Redis cannot be reached, is silent for ``timeout_ms`` (which
-        takes twice as long at most, behind others who wait), or refuses one of the commands. What
-        was sent may then have been carried out or not.
+    async def replies(self, *commands: Command) -> list[Any]:
+        """The replies to ``commands``, which go out together and in this order; the error of those
+        that Redis refuses.
+
+        Raises LocksUnavailable when Redis cannot be reached or is silent for ``timeout_ms`` (which
+        takes twice as long at most, behind others who wait). What was sent may then have been
+        carried out or not.
         """
         if self._tracer is not None:
             return await self._tracer.around("redis", "redis", self._replies(commands))
@@ -121,7 +130,7 @@ class Pipelines:
             self._sender = loop.create_task(self._send(), name="redis pipelines")
         outcome = await call.outcome
         if isinstance(outcome, Exception):
-            raise LocksUnavailable from outcome
+            raise unavailable(outcome)
         return outcome
 
     async def close(self) -> None:
@@ -164,7 +173,7 @@ class Pipelines:
                         refused = next((r for r in own if isinstance(r, Exception)), None)
                         if refused is not None:
                             self._failed(refused)
-                        _settle(call, refused or own)
+                        _settle(call, own)
         finally:
             self._sender = None
 
@@ -228,6 +237,13 @@ async def _talk(client: Redis, commands: list[Command]) -> list[Any]:
         return replies
     finally:
         await pool.release(connection)
+
+
+def unavailable(error: Exception) -> LocksUnavailable:
+    """What a caller is told of an error of Redis."""
+    told = LocksUnavailable()
+    told.__cause__ = error
+    return told
 
 
 class _Silence:

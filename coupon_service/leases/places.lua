@@ -14,21 +14,25 @@ local places, locks = KEYS[1], KEYS[2]
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 
--- What has ended goes, in portions that fit on Lua's stack.
-repeat
-  local ended = redis.call('ZRANGEBYSCORE', places, '-inf', now, 'LIMIT', 0, 1000)
-  if #ended > 0 then
-    redis.call('ZREM', places, unpack(ended))
-    redis.call('HDEL', locks, unpack(ended))
-  end
-until #ended < 1000
-
-local function live_places()
-  return redis.call('ZCARD', places)
+-- The places that end first, each with its end; three are enough to see one of someone else's beside
+-- the two that a user can have.
+local function first_places()
+  return redis.call('ZRANGE', places, 0, 2, 'WITHSCORES')
 end
+
+-- What has ended goes, in portions that fit on Lua's stack.
+local first = first_places()
+while #first > 0 and tonumber(first[2]) <= now do
+  local ended = redis.call('ZRANGEBYSCORE', places, '-inf', now, 'LIMIT', 0, 1000)
+  redis.call('ZREM', places, unpack(ended))
+  redis.call('HDEL', locks, unpack(ended))
+  first = first_places()
+end
+local taken = #first < 6 and #first / 2 or redis.call('ZCARD', places)
 
 -- The live lock of a user as lock_id, expire_ms, attempts; nil without one.
 local function lock_of(user)
+  if taken == 0 then return nil end
   local entry = redis.call('HGET', locks, user)
   if not entry or not redis.call('ZSCORE', places, user) then return nil end
   local expire, attempts, id = string.match(entry, '^(%d+):(%d+):(.*)$')
@@ -42,8 +46,8 @@ end
 
 -- Gives a member a place until `ends`. The keys live as long as the last place.
 local function hold(member, ends)
-  redis.call('ZADD', places, ends, member)
-  local last = redis.call('ZRANGE', places, -1, -1, 'WITHSCORES')[2]
+  taken = taken + redis.call('ZADD', places, ends, member)
+  local last = taken == 1 and ends or redis.call('ZRANGE', places, -1, -1, 'WITHSCORES')[2]
   redis.call('PEXPIREAT', places, last)
   redis.call('PEXPIREAT', locks, last)
 end
@@ -59,7 +63,6 @@ end
 
 -- Milliseconds until the first place of someone else becomes free; -1 when no one else has one.
 local function others_end_in(own, own_momentary)
-  local first = redis.call('ZRANGE', places, 0, 2, 'WITHSCORES')
   for i = 1, #first, 2 do
     if first[i] ~= own and first[i] ~= own_momentary then return first[i + 1] - now end
   end

@@ -1,9 +1,27 @@
-"""What the lease module answers."""
+"""What the lease module is asked for, and what it answers."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """A place on a code for the lock of a user."""
+
+    code: str
+    book_id: str
+    user_id: str
+    lock_id: str
+    ttl_ms: int
+    places_max: int | None = None
+    """The most places that can fit as far as the caller knows, such as the limit of the code. When
+    so many are taken the answer is FULL and nothing is added. Without it, callers who find that
+    theirs does not fit are in each other's way until they have given it back, and in a storm of
+    them nobody might get in."""
+    locks_elsewhere: int = 0
+    """So many of the user's locks do not count towards the limit of a user."""
 
 
 class TakeStatus(Enum):

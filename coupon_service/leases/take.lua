@@ -18,7 +18,7 @@ local user, lock_id, grace = 'u' .. ARGV[1], ARGV[2], tonumber(ARGV[5])
 local expire, places_max = tonumber(ARGV[3]), tonumber(ARGV[6])
 
 local function answer(outcome, id, ends)
-  return {outcome, id, ends, live_places(), others_end_in(user)}
+  return {outcome, id, ends, taken, others_end_in(user)}
 end
 
 local attempts = expire == 0 and 1 or RETAKEN
@@ -32,10 +32,12 @@ if held_id then
   local outcome = held_id ~= lock_id and 'OTHER' or held_attempts == RETAKEN and 'AGAIN' or 'SAME'
   return answer(outcome, held_id, held_expire)
 end
-if expire + grace <= now or redis.call('EXISTS', KEYS[3]) == 1 then
+local buried_or_redeeming = redis.call('EXISTS', KEYS[3], KEYS[4]) > 0
+if expire + grace <= now or buried_or_redeeming and redis.call('EXISTS', KEYS[3]) == 1 then
   return answer('GONE', lock_id, expire)
 end
-if places_max >= 0 and live_places() >= places_max then return answer('FULL', lock_id, expire) end
-if attempts == 1 and redis.call('EXISTS', KEYS[4]) == 1 then return answer('FULL', lock_id, expire) end
+if places_max >= 0 and taken >= places_max or attempts == 1 and buried_or_redeeming then
+  return answer('FULL', lock_id, expire)
+end
 hold_lock(user, lock_id, expire, attempts, grace)
 return answer('TAKEN', lock_id, expire)

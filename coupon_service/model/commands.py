@@ -200,5 +200,11 @@ class Unit:
 
     @property
     def deadline(self) -> float | None:
-        """When its caller stops waiting, in seconds of time.perf_counter."""
-        return self.commands[0].call.deadline
+        """When the last of its callers stops waiting, in seconds of time.perf_counter."""
+        latest = 0.0
+        for command in self.commands:
+            deadline = command.call.deadline
+            if deadline is None:
+                return None
+            latest = max(latest, deadline)
+        return latest

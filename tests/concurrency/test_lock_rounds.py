@@ -24,6 +24,7 @@ import psycopg
 import pytest
 from adds_up import assert_adds_up
 from histories import Connection
+from leasing import acquire
 from proof import new_seed, times
 from service import (
     Api,
@@ -114,7 +115,7 @@ async def contend(leases: Leases, holds: Holds, code: str, who: int, chance: ran
     for attempt in range(50):
         lock = (code, BOOK, user, f"lock-{who}-{attempt}")
         ttl_ms = chance.choice((20, 60))
-        taken = await leases.acquire(*lock, ttl_ms, places_max=1)
+        taken = await acquire(leases, *lock, ttl_ms, places_max=1)
         if taken.status is TakeStatus.GRANTED:
             await hold(leases, holds, lock, taken.expire_ms, chance)
             return
@@ -134,7 +135,7 @@ async def hold(
     code, book, user, lock_id = lock
     begin_s = time.time()
     holds.ended["held"] += 1
-    again = await leases.acquire(code, book, user, f"{lock_id}-again", 20, places_max=1)
+    again = await acquire(leases, code, book, user, f"{lock_id}-again", 20, places_max=1)
     if again.status is not TakeStatus.HELD_BEFORE:  # nobody stands in their own way
         assert time.time() * 1000 >= expire_ms + GRACE_MS, again
         holds.ended["late"] += 1

@@ -24,6 +24,7 @@ import pytest
 from fuzz.inputs import HOSTILE_TEXTS, Inputs
 from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message_factory import GetMessageClass
+from leasing import acquire
 from processes import environment_of, serving
 from proof import progress, times
 from redis import Redis
@@ -228,8 +229,8 @@ async def test_no_argument_upsets_the_scripts(redis_url: str) -> None:
             number = random.choice((0, 1, 1_000, 86_400_000))
             await random.choice(
                 [
-                    lambda c=code, b=book, u=user, i=lock, n=number: leases.acquire(
-                        c, b, u, i, n, places_max=n
+                    lambda c=code, b=book, u=user, i=lock, n=number: acquire(
+                        leases, c, b, u, i, n, places_max=n
                     ),
                     lambda c=code, b=book, u=user, i=lock, n=number: leases.admit(c, b, u, i, n),
                     lambda c=code, u=user, i=lock, n=number: leases.acquire_momentary(c, u, i, n),
@@ -240,7 +241,7 @@ async def test_no_argument_upsets_the_scripts(redis_url: str) -> None:
                     lambda c=code, b=book, u=user, i=lock, n=number: leases.extend(c, b, u, i, n),
                 ]
             )()
-        taken = await leases.acquire("AFTER", "book", "somebody", "lock", 1_000, places_max=1)
+        taken = await acquire(leases, "AFTER", "book", "somebody", "lock", 1_000, places_max=1)
         assert taken.status.name == "GRANTED"
     except LocksUnavailable as error:
         pytest.fail(f"Redis refused: {error.__cause__!r}")

@@ -7,14 +7,27 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from leasing import BOOK, CODE, GRACE_MS, PATIENT_MS, TTL_MS, keys_of_locks, soon_ms, time_passes
+from leasing import (
+    BOOK,
+    CODE,
+    GRACE_MS,
+    PATIENT_MS,
+    TTL_MS,
+    about,
+    acquire,
+    keys_of_locks,
+    soon_ms,
+    time_passes,
+)
 from redis.asyncio import Redis
 
 from coupon_service.leases import (
     AdmitStatus,
+    IndexedLock,
     Leases,
     Taken,
     TakeStatus,
+    Wish,
 )
 
 # --- acquire ------------------------------------------------------------------------------------
@@ -22,7 +35,7 @@ from coupon_service.leases import (
 
 async def test_the_first_lock_is_granted_and_counts_itself(leases: Leases) -> None:
     before_ms = soon_ms(TTL_MS)
-    taken = await leases.acquire(CODE, BOOK, "ann", "lock-a", TTL_MS)
+    taken = await acquire(leases, CODE, BOOK, "ann", "lock-a", TTL_MS)
 
     assert taken.status is TakeStatus.GRANTED
     assert taken.lock_id == "lock-a"
@@ -32,9 +45,9 @@ async def test_the_first_lock_is_granted_and_counts_itself(leases: Leases) -> No
 
 
 async def test_the_place_of_another_is_counted_with_the_time_it_has_left(leases: Leases) -> None:
-    await leases.acquire(CODE, BOOK, "ann", "lock-a", TTL_MS)
-    await leases.acquire(CODE, BOOK, "bob", "lock-b", TTL_MS // 2)
-    taken = await leases.acquire(CODE, BOOK, "cy", "lock-c", 1_000)
+    await acquire(leases, CODE, BOOK, "ann", "lock-a", TTL_MS)
+    await acquire(leases, CODE, BOOK, "bob", "lock-b", TTL_MS // 2)
+    taken = await acquire(leases, CODE, BOOK, "cy", "lock-c", 1_000)
 
     assert taken.places_taken == 3
     assert taken.retry_after_ms is not None
@@ -42,8 +55,8 @@ async def test_the_place_of_another_is_counted_with_the_time_it_has_left(leases:
 
 
 async def test_the_same_user_gets_the_same_lock_and_no_more_time(leases: Leases) -> None:
-    first = await leases.acquire(CODE, BOOK, "ann", "lock-a", TTL_MS)
-    again = await leases.acquire(CODE, BOOK, "ann", "lock-z", 2 * TTL_MS)
+    first = await acquire(leases, CODE, BOOK, "ann", "lock-a", TTL_MS)
+    again = await acquire(leases, CODE, BOOK, "ann", "lock-z", 2 * TTL_MS)
 
     assert again.status is TakeStatus.HELD_BEFORE
     assert (again.lock_id, again.expire_ms) == ("lock-a", first.expire_ms)
@@ -52,25 +65,49 @@ async def test_the_same_user_gets_the_same_lock_and_no_more_time(leases: Leases)
 
 
 async def test_the_same_call_again_finds_its_own_lock(leases: Leases) -> None:
-    first = await leases.acquire(CODE, BOOK, "ann", "lock-a", TTL_MS)
-    listed = await leases.list_book(BOOK)
+    first = await acquire(leases, CODE, BOOK, "ann", "lock-a", TTL_MS)
     await time_passes(2)
-    again = await leases.acquire(CODE, BOOK, "ann", "lock-a", TTL_MS)
+    again = await acquire(leases, CODE, BOOK, "ann", "lock-a", TTL_MS)
 
     assert again == replace(first, status=TakeStatus.HELD_BEFORE)
-    assert await leases.list_book(BOOK) == listed
+    expected = [IndexedLock(CODE, BOOK, "ann", "lock-a", first.expire_ms)]
+    assert await leases.list_user("ann") == await leases.list_book(BOOK) == expected
+
+
+async def test_many_places_are_taken_together(leases: Leases) -> None:
+    """The answers are in order, also over several pipelines, and each is its own."""
+    await acquire(leases, "CODE7", BOOK, "ann", "lock-a", TTL_MS)
+    wishes = [
+        Wish(f"CODE{i}", f"book-{i % 3}", f"user-{i}", f"lock-{i}", TTL_MS, places_max=1)
+        for i in range(100)
+    ]
+    wishes += [Wish(f"ANY{i}", BOOK, "eve", f"eve-{i}", TTL_MS) for i in range(5)]
+    taken = await leases.acquire_each(wishes)
+
+    locks = [it for it in taken if isinstance(it, Taken)]
+    assert [it.lock_id for it in locks] == [wish.lock_id for wish in wishes]
+    refused = {7: TakeStatus.FULL, 103: TakeStatus.LIMIT, 104: TakeStatus.LIMIT}
+    expected = [refused.get(i, TakeStatus.GRANTED) for i in range(len(wishes))]
+    assert [it.status for it in locks] == expected
+    listed = [lock for i in range(3) for lock in await leases.list_book(f"book-{i}")]
+    ends_ms = {it.lock_id: it.expire_ms for it in locks if it.status is TakeStatus.GRANTED}
+    assert {lock.lock_id for lock in listed} == {*ends_ms, "lock-a"}
+    assert all(about(it.expire_ms, ends_ms[it.lock_id]) for it in listed if it.lock_id in ends_ms)
+    assert len(await leases.list_user("eve")) == 3
+    assert await leases.list_user("user-7") == []
+    assert await leases.acquire_each([]) == []
 
 
 async def test_codes_do_not_share_places(leases: Leases) -> None:
-    await leases.acquire("CODE1", BOOK, "ann", "lock-1", TTL_MS)
+    await acquire(leases, "CODE1", BOOK, "ann", "lock-1", TTL_MS)
 
-    assert (await leases.acquire("CODE2", BOOK, "bob", "lock-2", TTL_MS)).places_taken == 1
+    assert (await acquire(leases, "CODE2", BOOK, "bob", "lock-2", TTL_MS)).places_taken == 1
 
 
 async def test_no_more_than_places_max_are_let_in(leases: Leases) -> None:
-    await leases.acquire(CODE, BOOK, "ann", "lock-a", TTL_MS, places_max=1)
-    refused = await leases.acquire(CODE, BOOK, "bob", "lock-b", TTL_MS, places_max=1)
-    again = await leases.acquire(CODE, BOOK, "ann", "lock-c", TTL_MS, places_max=1)
+    await acquire(leases, CODE, BOOK, "ann", "lock-a", TTL_MS, places_max=1)
+    refused = await acquire(leases, CODE, BOOK, "bob", "lock-b", TTL_MS, places_max=1)
+    again = await acquire(leases, CODE, BOOK, "ann", "lock-c", TTL_MS, places_max=1)
 
     assert refused.status is TakeStatus.FULL
     assert refused.places_taken == 1
@@ -80,10 +117,10 @@ async def test_no_more_than_places_max_are_let_in(leases: Leases) -> None:
 
 
 async def test_a_place_ends_with_its_time_and_not_before_the_grace(leases: Leases) -> None:
-    first = await leases.acquire(CODE, BOOK, "ann", "lock-a", 20, places_max=1)
-    taken = await leases.acquire(CODE, BOOK, "bob", "lock-b", TTL_MS, places_max=1)
+    first = await acquire(leases, CODE, BOOK, "ann", "lock-a", 20, places_max=1)
+    taken = await acquire(leases, CODE, BOOK, "bob", "lock-b", TTL_MS, places_max=1)
     while taken.status is TakeStatus.FULL:
-        taken = await leases.acquire(CODE, BOOK, "bob", "lock-b", TTL_MS, places_max=1)
+        taken = await acquire(leases, CODE, BOOK, "bob", "lock-b", TTL_MS, places_max=1)
 
     assert (taken.status, taken.places_taken) == (TakeStatus.GRANTED, 1)
     assert soon_ms(0) >= first.expire_ms + GRACE_MS
@@ -95,7 +132,7 @@ async def test_thousands_of_ended_places_do_not_count_and_go(leases: Leases, red
     ended = {f"uold{i}": 1 for i in range(9_000)} | {"uann": 2}
     await redis.zadd(places, ended)
     await redis.hset(locks, mapping=dict.fromkeys(ended, "1:0:0:lock-old"))
-    taken = await leases.acquire(CODE, BOOK, "ann", "lock-a", TTL_MS, places_max=1)
+    taken = await acquire(leases, CODE, BOOK, "ann", "lock-a", TTL_MS, places_max=1)
 
     assert (taken.status, taken.lock_id, taken.places_taken) == (TakeStatus.GRANTED, "lock-a", 1)
     assert (await redis.zcard(places), await redis.hlen(locks)) == (1, 1)
@@ -104,7 +141,7 @@ async def test_thousands_of_ended_places_do_not_count_and_go(leases: Leases, red
 async def test_nothing_is_left_in_redis_when_the_time_of_all_is_over(
     leases: Leases, redis: Redis
 ) -> None:
-    await leases.acquire(CODE, BOOK, "ann", "lock-a", 20)
+    await acquire(leases, CODE, BOOK, "ann", "lock-a", 20)
     await leases.acquire_momentary(CODE, "attempt", "bob", 20)
     await leases.release(CODE, BOOK, "cy", "lock-c", tombstone_until_ms=soon_ms(20))
     await time_passes(20 + GRACE_MS)
@@ -114,7 +151,7 @@ async def test_nothing_is_left_in_redis_when_the_time_of_all_is_over(
 
 
 async def test_a_released_lock_leaves_nothing_behind(leases: Leases, redis: Redis) -> None:
-    await leases.acquire(CODE, BOOK, "ann", "lock-a", TTL_MS)
+    await acquire(leases, CODE, BOOK, "ann", "lock-a", TTL_MS)
     await leases.acquire_momentary(CODE, "attempt", "cy", TTL_MS)
     await leases.release(CODE, BOOK, "ann", "lock-a")
     await leases.release_momentary(CODE, "attempt", "cy")
@@ -123,8 +160,8 @@ async def test_a_released_lock_leaves_nothing_behind(leases: Leases, redis: Redi
 
 
 async def test_every_key_has_an_end(leases: Leases, redis: Redis) -> None:
-    await leases.acquire(CODE, BOOK, "ann", "lock-a", TTL_MS)
-    await leases.acquire(CODE, BOOK, "bob", "lock-b", 20)
+    await acquire(leases, CODE, BOOK, "ann", "lock-a", TTL_MS)
+    await acquire(leases, CODE, BOOK, "bob", "lock-b", 20)
     await leases.acquire_momentary(CODE, "attempt", "cy", TTL_MS // 2)
     await leases.release(CODE, BOOK, "bob", "lock-b", tombstone_until_ms=soon_ms())
 
@@ -140,9 +177,9 @@ async def test_every_key_has_an_end(leases: Leases, redis: Redis) -> None:
 
 async def test_a_user_holds_no_more_locks_than_allowed(leases: Leases) -> None:
     for i in range(3):
-        await leases.acquire(f"CODE{i}", BOOK, "ann", f"lock-{i}", TTL_MS)
-    refused = await leases.acquire("CODE9", BOOK, "ann", "lock-9", TTL_MS)
-    other = await leases.acquire("CODE9", BOOK, "bob", "lock-b", TTL_MS)
+        await acquire(leases, f"CODE{i}", BOOK, "ann", f"lock-{i}", TTL_MS)
+    refused = await acquire(leases, "CODE9", BOOK, "ann", "lock-9", TTL_MS)
+    other = await acquire(leases, "CODE9", BOOK, "bob", "lock-b", TTL_MS)
 
     assert refused.status is TakeStatus.LIMIT
     assert (other.status, other.places_taken) == (TakeStatus.GRANTED, 1)
@@ -151,32 +188,32 @@ async def test_a_user_holds_no_more_locks_than_allowed(leases: Leases) -> None:
 
 async def test_at_the_limit_a_user_still_gets_the_locks_he_holds(leases: Leases) -> None:
     for i in range(3):
-        await leases.acquire(f"CODE{i}", BOOK, "ann", f"lock-{i}", TTL_MS)
-    again = await leases.acquire("CODE0", BOOK, "ann", "lock-z", TTL_MS)
-    repeated = await leases.acquire("CODE1", BOOK, "ann", "lock-1", TTL_MS)
+        await acquire(leases, f"CODE{i}", BOOK, "ann", f"lock-{i}", TTL_MS)
+    again = await acquire(leases, "CODE0", BOOK, "ann", "lock-z", TTL_MS)
+    repeated = await acquire(leases, "CODE1", BOOK, "ann", "lock-1", TTL_MS)
 
     assert (again.status, again.lock_id) == (TakeStatus.HELD_BEFORE, "lock-0")
     assert (repeated.status, repeated.lock_id) == (TakeStatus.HELD_BEFORE, "lock-1")
 
 
 async def test_a_lock_given_back_or_ended_counts_no_longer(leases: Leases) -> None:
-    await leases.acquire("CODE0", BOOK, "ann", "lock-0", TTL_MS)
-    await leases.acquire("CODE1", BOOK, "ann", "lock-1", TTL_MS)
-    await leases.acquire("CODE2", BOOK, "ann", "lock-2", 1)
+    await acquire(leases, "CODE0", BOOK, "ann", "lock-0", TTL_MS)
+    await acquire(leases, "CODE1", BOOK, "ann", "lock-1", TTL_MS)
+    await acquire(leases, "CODE2", BOOK, "ann", "lock-2", 1)
     await leases.release("CODE0", BOOK, "ann", "lock-0")
     await time_passes(1)
 
     for i in (3, 4):
-        taken = await leases.acquire(f"CODE{i}", BOOK, "ann", f"lock-{i}", TTL_MS)
+        taken = await acquire(leases, f"CODE{i}", BOOK, "ann", f"lock-{i}", TTL_MS)
         assert taken.status is TakeStatus.GRANTED
 
 
 async def test_a_refused_lock_does_not_count(leases: Leases) -> None:
-    await leases.acquire(CODE, BOOK, "bob", "lock-b", TTL_MS)
+    await acquire(leases, CODE, BOOK, "bob", "lock-b", TTL_MS)
     for i in range(5):
-        await leases.acquire(CODE, BOOK, "ann", f"lock-{i}", TTL_MS, places_max=1)
+        await acquire(leases, CODE, BOOK, "ann", f"lock-{i}", TTL_MS, places_max=1)
 
-    assert (await leases.acquire("CODE1", BOOK, "ann", "l", TTL_MS)).status is TakeStatus.GRANTED
+    assert (await acquire(leases, "CODE1", BOOK, "ann", "l", TTL_MS)).status is TakeStatus.GRANTED
 
 
 # --- momentary places ---------------------------------------------------------------------------
@@ -198,7 +235,7 @@ async def test_each_attempt_of_a_user_is_a_place_that_a_lock_counts(leases: Leas
     for attempt_id in ("attempt-1", "attempt-2", "attempt-1"):
         await leases.acquire_momentary(CODE, attempt_id, "ann", TTL_MS)
 
-    assert (await leases.acquire(CODE, BOOK, "bob", "lock-b", TTL_MS)).places_taken == 3
+    assert (await acquire(leases, CODE, BOOK, "bob", "lock-b", TTL_MS)).places_taken == 3
 
 
 async def test_an_attempt_leaves_the_room_that_a_lock_left_to_an_earlier_one(
@@ -207,17 +244,17 @@ async def test_an_attempt_leaves_the_room_that_a_lock_left_to_an_earlier_one(
     # Limit 2: the lock fits beside the first attempt; a second attempt in between must not pass
     # for the first, which does not know of the lock.
     await leases.acquire_momentary(CODE, "attempt-1", "ann", TTL_MS)
-    lock = await leases.acquire(CODE, BOOK, "bob", "lock-b", TTL_MS)
+    lock = await acquire(leases, CODE, BOOK, "bob", "lock-b", TTL_MS)
     second = await leases.acquire_momentary(CODE, "attempt-2", "cy", TTL_MS)
 
     assert (lock.places_taken, second.places_taken) == (2, 3)
 
 
 async def test_a_lock_never_blocks_its_holder(leases: Leases) -> None:
-    lock = await leases.acquire(CODE, BOOK, "ann", "lock-a", TTL_MS)
+    lock = await acquire(leases, CODE, BOOK, "ann", "lock-a", TTL_MS)
     own = await leases.acquire_momentary(CODE, "attempt-1", "ann", TTL_MS)
-    await leases.acquire("CODE2", BOOK, "ann", "lock-2", TTL_MS)
-    await leases.acquire("CODE2", BOOK, "bob", "lock-3", TTL_MS)
+    await acquire(leases, "CODE2", BOOK, "ann", "lock-2", TTL_MS)
+    await acquire(leases, "CODE2", BOOK, "bob", "lock-3", TTL_MS)
     beside = await leases.acquire_momentary("CODE2", "attempt-1", "ann", TTL_MS)
 
     assert own.places_taken == 1
@@ -227,7 +264,7 @@ async def test_a_lock_never_blocks_its_holder(leases: Leases) -> None:
 
 
 async def test_a_lock_blocks_everyone_else(leases: Leases) -> None:
-    await leases.acquire(CODE, BOOK, "ann", "lock-a", TTL_MS)
+    await acquire(leases, CODE, BOOK, "ann", "lock-a", TTL_MS)
     other = await leases.acquire_momentary(CODE, "attempt-1", "bob", TTL_MS)
 
     assert other.places_taken == 2
@@ -237,10 +274,10 @@ async def test_a_lock_blocks_everyone_else(leases: Leases) -> None:
 
 async def test_a_momentary_place_counts_for_a_lock_until_it_is_given_back(leases: Leases) -> None:
     await leases.acquire_momentary(CODE, "attempt-1", "ann", TTL_MS)
-    during = await leases.acquire(CODE, BOOK, "bob", "lock-b", TTL_MS)
+    during = await acquire(leases, CODE, BOOK, "bob", "lock-b", TTL_MS)
     await leases.release(CODE, BOOK, "bob", "lock-b")
     await leases.release_momentary(CODE, "attempt-1", "ann")
-    after = await leases.acquire(CODE, BOOK, "bob", "lock-c", TTL_MS)
+    after = await acquire(leases, CODE, BOOK, "bob", "lock-c", TTL_MS)
 
     assert (during.places_taken, after.places_taken) == (2, 1)
 
@@ -258,7 +295,7 @@ async def test_a_momentary_place_that_was_forgotten_ends_by_itself(leases: Lease
     await leases.acquire_momentary(CODE, "attempt-1", "ann", 20)
     await time_passes(20)
 
-    assert (await leases.acquire(CODE, BOOK, "bob", "lock-b", TTL_MS)).places_taken == 1
+    assert (await acquire(leases, CODE, BOOK, "bob", "lock-b", TTL_MS)).places_taken == 1
 
 
 async def test_whoever_redeems_without_a_token_gets_no_new_lock_meanwhile(leases: Leases) -> None:
@@ -267,9 +304,9 @@ async def test_whoever_redeems_without_a_token_gets_no_new_lock_meanwhile(leases
         await leases.acquire_momentary(CODE, attempt_id, "ann", TTL_MS)
     answers: list[Taken] = []
     for attempt_id in ("attempt-1", "attempt-2"):
-        answers.append(await leases.acquire(CODE, BOOK, "ann", "lock-a", TTL_MS))
+        answers.append(await acquire(leases, CODE, BOOK, "ann", "lock-a", TTL_MS))
         await leases.release_momentary(CODE, attempt_id, "ann")
-    after = await leases.acquire(CODE, BOOK, "ann", "lock-b", TTL_MS)
+    after = await acquire(leases, CODE, BOOK, "ann", "lock-b", TTL_MS)
 
     assert [taken.status for taken in answers] == [TakeStatus.FULL, TakeStatus.FULL]
     assert [taken.retry_after_ms is not None for taken in answers] == [True, True]
@@ -282,13 +319,13 @@ async def test_an_attempt_that_was_forgotten_keeps_its_user_out_for_its_time_onl
     await leases.acquire_momentary(CODE, "attempt-1", "ann", 20)
     await time_passes(20)
 
-    assert (await leases.acquire(CODE, BOOK, "ann", "l", TTL_MS)).status is TakeStatus.GRANTED
+    assert (await acquire(leases, CODE, BOOK, "ann", "l", TTL_MS)).status is TakeStatus.GRANTED
 
 
 async def test_an_attempt_leaves_the_lock_alone_that_its_user_holds(leases: Leases) -> None:
-    lock = await leases.acquire(CODE, BOOK, "ann", "lock-a", TTL_MS)
+    lock = await acquire(leases, CODE, BOOK, "ann", "lock-a", TTL_MS)
     await leases.acquire_momentary(CODE, "attempt-1", "ann", TTL_MS)
-    again = await leases.acquire(CODE, BOOK, "ann", "lock-a", TTL_MS)
+    again = await acquire(leases, CODE, BOOK, "ann", "lock-a", TTL_MS)
     shown = await leases.admit(CODE, BOOK, "ann", "lock-a", lock.expire_ms)
 
     assert (again.status, shown.status) == (TakeStatus.HELD_BEFORE, AdmitStatus.HELD)
@@ -302,8 +339,8 @@ async def test_a_look_tells_who_holds_the_code_and_changes_nothing(
 ) -> None:
     nobody = await leases.peek(CODE, "ann", "lock-a")
     assert await redis.keys() == []
-    await leases.acquire(CODE, BOOK, "ann", "lock-a", TTL_MS)
-    await leases.acquire(CODE, BOOK, "bob", "lock-b", TTL_MS)
+    await acquire(leases, CODE, BOOK, "ann", "lock-a", TTL_MS)
+    await acquire(leases, CODE, BOOK, "bob", "lock-b", TTL_MS)
     await leases.acquire_momentary(CODE, "attempt", "cy", TTL_MS)
     before = {key: await redis.dump(key) for key in await redis.keys()}
     ann, cy = await leases.peek(CODE, "ann", "lock-a"), await leases.peek(CODE, "cy")
@@ -318,10 +355,10 @@ async def test_a_look_tells_who_holds_the_code_and_changes_nothing(
 
 
 async def test_a_look_tells_that_a_lock_was_given_up_or_replaced(leases: Leases) -> None:
-    await leases.acquire(CODE, BOOK, "ann", "lock-a", TTL_MS)
+    await acquire(leases, CODE, BOOK, "ann", "lock-a", TTL_MS)
     await leases.release(CODE, BOOK, "ann", "lock-a", tombstone_until_ms=soon_ms())
     given_up = await leases.peek(CODE, "ann", "lock-a")
-    await leases.acquire(CODE, BOOK, "ann", "lock-b", TTL_MS)
+    await acquire(leases, CODE, BOOK, "ann", "lock-b", TTL_MS)
     replaced = await leases.peek(CODE, "ann", "lock-x")
 
     assert (given_up.holds, given_up.gone) == (False, True)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import cast
 
 import pytest
+from leasing import acquire
 from redis.asyncio import Redis, RedisCluster
 
 from coupon_service.embedded import EmbeddedRedis
@@ -48,7 +49,7 @@ async def redis(server: EmbeddedRedis) -> AsyncIterator[Redis]:
 
 
 async def lock(leases: Leases, name: str) -> str:
-    return (await leases.acquire(CODE, BOOK, f"user-{name}", f"lock-{name}", TTL_MS)).lock_id
+    return (await acquire(leases, CODE, BOOK, f"user-{name}", f"lock-{name}", TTL_MS)).lock_id
 
 
 async def unavailable(leases: Leases) -> None:
@@ -80,7 +81,7 @@ async def test_it_need_not_be_up_at_the_start(server: EmbeddedRedis) -> None:
 
 
 async def test_locks_go_on_when_redis_is_back_empty(leases: Leases, server: EmbeddedRedis) -> None:
-    taken = await leases.acquire(CODE, BOOK, "ann", "lock-a", TTL_MS)
+    taken = await acquire(leases, CODE, BOOK, "ann", "lock-a", TTL_MS)
     server.kill()
     await unavailable(leases)
     server.start()
@@ -149,7 +150,7 @@ async def test_a_silence_that_ends_is_the_error_of_few(
 
 async def test_scripts_that_redis_forgot_are_sent_again(leases: Leases, redis: Redis) -> None:
     for _ in range(2):
-        taken = await leases.acquire(CODE, BOOK, "ann", "lock-a", TTL_MS)
+        taken = await acquire(leases, CODE, BOOK, "ann", "lock-a", TTL_MS)
         await redis.script_flush()
         later_ms = taken.expire_ms + 1_000
         ends_ms = await leases.extend(CODE, BOOK, "ann", "lock-a", later_ms)
@@ -177,8 +178,8 @@ async def test_a_command_that_redis_refuses_is_the_error_of_its_caller_alone(
 ) -> None:
     await redis.set("coupon:{BAD}:places", "no zset")
     bad, good = await asyncio.gather(
-        leases.acquire("BAD", BOOK, "ann", "lock-a", TTL_MS),
-        leases.acquire(CODE, BOOK, "bob", "lock-b", TTL_MS),
+        acquire(leases, "BAD", BOOK, "ann", "lock-a", TTL_MS),
+        acquire(leases, CODE, BOOK, "bob", "lock-b", TTL_MS),
         return_exceptions=True,
     )
 
@@ -213,7 +214,7 @@ async def test_a_caller_that_went_away_before_its_call_was_sent_takes_no_place(
     await asyncio.sleep(0)
     gone.cancel()
 
-    taken = await leases.acquire(CODE, BOOK, "ann", "lock-a", TTL_MS)
+    taken = await acquire(leases, CODE, BOOK, "ann", "lock-a", TTL_MS)
 
     assert taken.places_taken == 2
 
@@ -267,7 +268,7 @@ async def test_the_leases_work_on_a_cluster(tmp_path: Path) -> None:
                 state = cast("bytes", await node.execute_command("CLUSTER", "INFO"))
         cluster = RedisCluster.from_url(server.url, decode_responses=True)
         leases = Leases(cluster, timeout_ms=HANGS_S * 1_000)
-        granted = await leases.acquire(CODE, BOOK, "ann", "lock-a", TTL_MS)
+        granted = await acquire(leases, CODE, BOOK, "ann", "lock-a", TTL_MS)
         own = await leases.acquire_momentary(CODE, "attempt", "ann", TTL_MS)
         later_ms = granted.expire_ms + 1_000
         await leases.extend(CODE, BOOK, "ann", "lock-a", later_ms)

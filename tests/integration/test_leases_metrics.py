@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from leasing import acquire
 from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 
@@ -62,7 +63,7 @@ async def test_errors_are_told_apart(
     await client.set("coupon:user:{ann}:locks", "not an index")
     await client.aclose()
     with pytest.raises(LocksUnavailable):
-        await leases.acquire("CODE", "book", "ann", "lock-a", TTL_MS)
+        await acquire(leases, "CODE", "book", "ann", "lock-a", TTL_MS)
     assert errors(registry) == {"refused": 1}
 
     server.pause()
@@ -80,7 +81,7 @@ async def test_errors_are_told_apart(
 async def test_a_lock_that_redis_lost_is_counted_once(
     leases: Leases, registry: CollectorRegistry, server: EmbeddedRedis
 ) -> None:
-    taken = await leases.acquire("CODE", "book", "ann", "lock-a", TTL_MS)
+    taken = await acquire(leases, "CODE", "book", "ann", "lock-a", TTL_MS)
     server.kill()
     await asyncio.to_thread(server.start)
     for _ in range(3):

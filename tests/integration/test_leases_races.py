@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
 import pytest
+from leasing import acquire
 
 from coupon_service.leases import AdmitStatus, Leases, TakeStatus
 
@@ -57,7 +58,7 @@ async def hold_for_a_while(leases: Leases, code: Code, name: str) -> None:
     """Holds a place that fits until its time is over, or gives it back before."""
     ttl_ms = random.randint(1, 15)
     lock = (code.code, BOOK, f"user-{name}", f"lock-{name}")
-    taken = await leases.acquire(*lock, ttl_ms, places_max=code.limit)
+    taken = await acquire(leases, *lock, ttl_ms, places_max=code.limit)
     begin_s = time.time()
     if taken.status is not TakeStatus.FULL and await code.fits(taken.places_taken):
         if random.random() < 0.5:
@@ -73,7 +74,7 @@ async def redeem_with_lock(leases: Leases, code: Code, name: str) -> None:
     """Takes a lock; then redeems or unlocks it."""
     lock = (code.code, BOOK, f"user-{name}", f"lock-{name}")
     await asyncio.sleep(random.random() / 100)
-    taken = await leases.acquire(*lock, TTL_MS)
+    taken = await acquire(leases, *lock, TTL_MS)
     if not await code.fits(taken.places_taken):
         await leases.release(*lock)
         return
@@ -139,7 +140,7 @@ async def test_of_many_at_once_exactly_as_many_as_fit_get_in(clients: list[Lease
     for limit in (1, 10):
         answers = await asyncio.gather(
             *(
-                clients[i % 3].acquire(f"CODE{limit}", BOOK, f"user-{i}", f"lock-{i}", TTL_MS)
+                acquire(clients[i % 3], f"CODE{limit}", BOOK, f"user-{i}", f"lock-{i}", TTL_MS)
                 for i in range(100)
             )
         )
@@ -150,14 +151,14 @@ async def test_in_a_storm_on_a_locked_code_someone_gets_it_when_it_is_free(
     clients: list[Leases],
 ) -> None:
     code = Code("SUMMER25", 1)
-    await clients[0].acquire(code.code, BOOK, "ann", "lock-a", 50)
+    await acquire(clients[0], code.code, BOOK, "ann", "lock-a", 50)
     free = asyncio.Event()
 
     async def caller(number: int) -> None:
         leases = clients[number % 3]
         lock = (code.code, BOOK, f"user-{number}", f"lock-{number}")
         while not free.is_set():
-            taken = await leases.acquire(*lock, TTL_MS, places_max=code.limit)
+            taken = await acquire(leases, *lock, TTL_MS, places_max=code.limit)
             if taken.status is not TakeStatus.FULL:
                 if await code.fits(taken.places_taken):
                     free.set()
@@ -171,7 +172,7 @@ async def test_in_a_storm_on_a_locked_code_someone_gets_it_when_it_is_free(
 
 async def test_many_locks_of_one_user_at_once_stay_within_the_limit(clients: list[Leases]) -> None:
     answers = await asyncio.gather(
-        *(clients[i % 3].acquire(f"CODE{i}", BOOK, "ann", f"lock-{i}", TTL_MS) for i in range(50))
+        *(acquire(clients[i % 3], f"CODE{i}", BOOK, "ann", f"lock-{i}", TTL_MS) for i in range(50))
     )
     granted = {answer.lock_id for answer in answers if answer.status is TakeStatus.GRANTED}
 
@@ -182,7 +183,7 @@ async def test_many_locks_of_one_user_at_once_stay_within_the_limit(clients: lis
 
 async def test_one_user_asking_many_times_at_once_gets_one_lock(clients: list[Leases]) -> None:
     answers = await asyncio.gather(
-        *(clients[i % 3].acquire("CODE", BOOK, "ann", f"lock-{i}", TTL_MS) for i in range(50))
+        *(acquire(clients[i % 3], "CODE", BOOK, "ann", f"lock-{i}", TTL_MS) for i in range(50))
     )
     statuses = [answer.status for answer in answers]
 

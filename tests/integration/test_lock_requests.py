@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC
@@ -27,9 +27,10 @@ from service import (
 from steps import get_lock, locking_code, locks_of
 from waiting import until
 
-from coupon_service import locking
+from coupon_service import lock_taking
+from coupon_service.coalesce import Changes
 from coupon_service.errors import DatabaseUnavailable
-from coupon_service.locking import Locks
+from coupon_service.lock_taking import LockTaking
 from coupon_service.model import Lock
 
 GRACE_MS = 1_000
@@ -68,7 +69,7 @@ def api(
 @contextmanager
 def without_ledger() -> Generator[None]:
     """Whoever takes a place meanwhile does not come to record the lock, and does not know it."""
-    with mock.patch.object(Locks, "_carry_out", side_effect=DatabaseUnavailable):
+    with mock.patch.object(Changes, "submit_joined", side_effect=DatabaseUnavailable):
         yield
 
 
@@ -78,13 +79,13 @@ def stopped_before(step: str, *requests: str) -> Generator[tuple[set[str], list[
     that may go on, one after the other."""
     stopped = set[str]()
     go_on: list[str] = []
-    real: Any = getattr(Locks, step)
+    real: Any = getattr(LockTaking, step)
     busy = asyncio.Lock()
 
-    async def patched(self: Locks, command: Any, *arguments: Any) -> Any:
-        request = command.call.request_id if isinstance(command, Lock) else ""
+    async def patched(self: LockTaking, commands: Sequence[Lock], *arguments: Any) -> Any:
+        request = commands[0].call.request_id if commands else ""
         if request not in requests or request in stopped:
-            return await real(self, command, *arguments)
+            return await real(self, commands, *arguments)
         stopped.add(request)
         while request not in go_on:
             await asyncio.sleep(0.002)
@@ -92,11 +93,11 @@ def stopped_before(step: str, *requests: str) -> Generator[tuple[set[str], list[
             await asyncio.sleep(0.002)
         async with busy:
             try:
-                return await real(self, command, *arguments)
+                return await real(self, commands, *arguments)
             finally:
                 go_on.remove(request)
 
-    with mock.patch.object(Locks, step, patched):
+    with mock.patch.object(LockTaking, step, patched):
         yield stopped, go_on
 
 
@@ -153,7 +154,7 @@ def test_two_requests_at_the_same_moment_have_the_same_lock_for_ever(
     def lock(request: str) -> Held:
         return api.lock(code, user, request_id=request, ttl_s=1)
 
-    with ThreadPoolExecutor() as pool, stopped_before("_carry_out", *requests) as (stopped, go_on):
+    with ThreadPoolExecutor() as pool, stopped_before("_record", *requests) as (stopped, go_on):
         calls = [pool.submit(lock, requests[0])]
         until(lambda: requests[0] in stopped)
         calls.append(pool.submit(lock, requests[1]))
@@ -217,7 +218,7 @@ def test_a_repeat_that_got_a_place_when_the_lock_was_over_gives_it_back(api: Api
 
 def test_more_requests_than_are_remembered_have_the_lock_as_long_as_it_is_held(api: Api) -> None:
     code, user = locking_code(api, USES), unique("user")
-    with mock.patch.object(locking, "REQUESTS_REMEMBERED_MAX", 3):
+    with mock.patch.object(lock_taking, "REQUESTS_REMEMBERED_MAX", 3):
         held = [api.lock(code, user) for _ in range(6)]
     assert len({it.lock_token for it in held}) == 1
     assert [it.replayed for it in held] == [False] + [True] * 5

@@ -437,3 +437,38 @@ async def test_a_request_whose_deadline_has_passed_is_not_read() -> None:
     with pytest.raises(DeadlineExceeded):
         await answer
     assert read == []
+
+
+class Slow:
+    """Answers every unit with a future."""
+
+    def __init__(self) -> None:
+        self.answers: list[asyncio.Future[list[Outcome]]] = []
+
+    async def execute(self, units: Sequence[Unit]) -> list[asyncio.Future[list[Outcome]]]:
+        loop = asyncio.get_running_loop()
+        self.answers = [loop.create_future() for _ in units]
+        return self.answers
+
+
+async def test_an_answer_may_come_later_than_those_of_the_others() -> None:
+    slow = Slow()
+    settings = CoalescerSettings(4, 1, 60_000, 8)
+    coalescer = Coalescer(slow.execute, settings, Metrics(CollectorRegistry()))
+    first, second, third = (asyncio.ensure_future(coalescer.submit(_unit(it))) for it in "ABC")
+    await _turns()
+    await coalescer.drain()
+    third.cancel()
+    slow.answers[1].set_exception(Contention())
+    with pytest.raises(Contention):
+        await second
+    assert not first.done()
+    slow.answers[2].set_exception(Contention())  # nobody waits for it
+    slow.answers[0].set_result([])
+    assert await first == []
+
+
+async def test_commands_that_are_joined_wait_as_long_as_the_last_of_their_callers() -> None:
+    soon, later, never = (_unit("A", deadline=it).commands for it in (1.0, 2.0, None))
+    assert Unit(soon + later + soon).deadline == 2.0
+    assert Unit(soon + never).deadline is None
