@@ -14,7 +14,6 @@ import random
 import signal
 import subprocess
 import sys
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -51,7 +50,6 @@ from coupon_service.v1.redemption_service_pb2_grpc import RedemptionServiceStub
 TURNS: Final = 10
 SMALL: Final = 10_000
 CALLS: Final = 300
-REST_S: Final = 30
 """Calls of each kind at each point, one after the other."""
 
 
@@ -158,14 +156,12 @@ LIMIT %(count)s
 def use_up(bench: Bench, book_id: str, part: float) -> None:
     """Marks this part of the available codes as assigned, and does what autovacuum would do.
 
-    So many calls would take hours, and what they changed would have been written to disk long ago:
-    the machine has some time to come to rest as well.
+    So many calls would take hours, and what they changed would have been written to disk long ago.
     """
     with psycopg.connect(bench.stack.postgres.url, autocommit=True) as connection:
         connection.execute(USE_UP, {"book_id": book_id, "part": part})
         connection.execute("VACUUM ANALYZE coupon_codes")
         connection.execute("CHECKPOINT")
-    time.sleep(REST_S)
 
 
 def points(bench: Bench, book_id: str, size: int) -> Iterator[dict[str, Any]]:

@@ -21,7 +21,7 @@ from unittest import mock
 import psycopg
 from psycopg.conninfo import make_conninfo
 
-from coupon_service import coalesce, locking
+from coupon_service import coalesce, lock_history
 from coupon_service.leases import commands, leases
 from coupon_service.leases.token import verify
 from coupon_service.model import Rollback
@@ -188,7 +188,7 @@ def token_not_verified() -> Planted:
         with mock.patch("hmac.compare_digest", return_value=True):
             return verify(token, secrets)
 
-    return mock.patch.object(locking, "verify", trusting)
+    return mock.patch.object(lock_history, "verify", trusting)
 
 
 def used_lock_kept() -> Planted:
