@@ -63,12 +63,14 @@ class Locks:
     ) -> None:
         """`take` is LockTaking's, joined."""
         self.lock = take
+        """Takes a lock: the lock, its token, and whether it was there before."""
+        self.get = history.get
+        """A lock as it is now, of this business and user, empty = any. Raises LockNotFound."""
         self._looks = looks
         self._coalescer = coalescer
         self._reads = reads
         self._leases = leases
         self._history = history
-        self.get = history.get
         self._tokens = tokens
         self._times = times
         self._now = now

@@ -122,8 +122,8 @@ def unsorted_row_locks() -> Planted:
 def no_shield() -> Planted:
     """A caller who stops waiting ends what was begun for it."""
 
-    async def run(_: object, work: Any) -> Any:
-        return await work
+    def run(_: object, work: Any) -> Any:
+        return asyncio.ensure_future(work)
 
     return mock.patch.object(coalesce.ToTheEnd, "run", run)
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import functools
 import random
-import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -19,7 +18,17 @@ import redis
 from adds_up import assert_adds_up
 from model.clock import Clock, clocked_server
 from model.programs import Programs
-from service import Api, ServerThread, all_at_once, books, new_codes, reason_of, redemptions, unique
+from service import (
+    Api,
+    ServerThread,
+    all_at_once,
+    audit,
+    books,
+    new_codes,
+    reason_of,
+    redemptions,
+    unique,
+)
 from steps import ALL_OR_NOTHING, batch, item, tried
 from waiting import until
 
@@ -27,6 +36,7 @@ CALLERS = 24
 ROUNDS = 8
 PROGRAMS = 150
 STEPS = 40
+REDEEMED = audit.AUDIT_EVENT_TYPE_REDEEMED
 UNLIMITED = books.BookLimits(max_redemptions_per_code=0)
 
 
@@ -152,34 +162,52 @@ def refused_for_contention(it: Stack) -> None:
 
 
 def storm_of_cancellations(it: Stack) -> None:
-    """Whenever a caller stops waiting: the place in Redis and the ledger tell the same."""
+    """Whenever callers stop waiting: the places in Redis and the ledger tell the same.
+
+    They stop while they lock, and those who could lock while they redeem.
+    """
     api, names = it.apis[0], new_codes(150)
     book = api.book(codes=names, lock_policy=books.LOCK_POLICY_OPTIONAL)
 
-    def lock(_: Api, n: int) -> object:
+    def patience_s(n: int) -> float:
+        return random.Random(n).uniform(0.001, 0.06)
+
+    def lock(n: int) -> Any:
         request = redemptions.LockCodeRequest(
             code=names[n], user_id=unique("user"), request_id=unique("request")
         )
-        return api.redemptions.LockCode(request, timeout=random.Random(n).uniform(0.001, 0.06))
+        return api.redemptions.LockCode(request, timeout=patience_s(n))
+
+    def redeem(n: int, held: redemptions.LockCodeResponse) -> object:
+        request = redemptions.RedeemCodeRequest(
+            code=names[n],
+            user_id=held.lock.user_id,
+            lock_token=held.lock_token,
+            request_id=unique("request"),
+        )
+        return api.redemptions.RedeemCode(request, timeout=patience_s(n) / 4)
 
     for start in range(0, len(names), CALLERS):
-        all_at_once([functools.partial(lock, api, n) for n in range(start, len(names))[:CALLERS]])
+        some = range(start, len(names))[:CALLERS]
+        held = all_at_once([functools.partial(lock, n) for n in some])
+        all_at_once(
+            [
+                functools.partial(redeem, n, got)
+                for n, got in zip(some, held, strict=True)
+                if isinstance(got, redemptions.LockCodeResponse)
+            ]
+        )
     client: Any = redis.Redis.from_url(it.redis_url)  # pyright: ignore[reportUnknownMemberType]
 
     def places() -> set[str]:
         return {code for code in names if client.exists(f"coupon:{{{code}}}:places")}
 
     def recorded() -> set[str]:
-        return {event.code for event in api.events(book_id=book.book_id) if event.lock_id}
+        events = api.events(book_id=book.book_id)
+        redeemed = {event.code for event in events if event.type == REDEEMED}
+        return {event.code for event in events if event.lock_id} - redeemed
 
-    time.sleep(0.3)  # what was begun comes to its end
-    until(lambda: it.servers[0].run(_idle(it.servers[0])))
-    assert places() == recorded()
-
-
-async def _idle(server: ServerThread) -> bool:
-    await server.server._coalescer.drain()  # pyright: ignore[reportPrivateUsage]
-    return True
+    until(lambda: places() == recorded(), 2)  # what was begun comes to its end
 
 
 def repeat_after_the_lock(it: Stack) -> None:
