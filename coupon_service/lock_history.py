@@ -74,10 +74,15 @@ class LockHistory:
         views = [(it, lock_view(of_it, now)) for it, of_it in zip(indexed, histories, strict=True)]
         return [(it, view) for it, view in views if view and view.state is LockState.HELD]
 
-    async def granted(self, done: Done) -> Granted:
-        """What is answered when a lock was recorded, or extended, now or before."""
-        view = await self.lock_of(done)
-        return view, self._tokens.sign(view), done.replayed
+    def grant(self, lock: LockView, *, replayed: bool = False) -> Granted:
+        """What the holder of a lock is answered."""
+        return lock, self._tokens.sign(lock), replayed
+
+    async def granted(self, outcome: Outcome) -> Granted:
+        """As `grant`, for a lock that was recorded or extended, now or before. Raises why it was
+        not."""
+        done = done_of(outcome)
+        return self.grant(await self.lock_of(done), replayed=done.replayed)
 
     async def lock_of(self, done: Done) -> LockView:
         """The lock that an event is of, as it is now."""

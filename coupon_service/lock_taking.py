@@ -17,15 +17,14 @@ from uuid import UUID
 from coupon_service.coalesce import Changes, Coalescer, ToTheEnd
 from coupon_service.errors import (
     CodeLocked,
-    Contention,
     CouponServiceError,
     DatabaseUnavailable,
     LockExpired,
     LockLimitExceeded,
     LocksUnavailable,
 )
-from coupon_service.leases import Leases, Taken, TakeStatus, Wish
-from coupon_service.lock_history import Granted, LockHistory, LockTokens, done_of, give_back
+from coupon_service.leases import LeaseRequest, Leases, Taken, TakeStatus
+from coupon_service.lock_history import Granted, LockHistory, give_back
 from coupon_service.lock_times import LockTimes, milliseconds_of, time_of
 from coupon_service.model import (
     Book,
@@ -69,7 +68,6 @@ class LockTaking:
         reads: Reads,
         leases: Leases,
         history: LockHistory,
-        tokens: LockTokens,
         times: LockTimes,
         now: Callable[[], datetime],
     ) -> None:
@@ -78,7 +76,6 @@ class LockTaking:
         self._reads = reads
         self._leases = leases
         self._history = history
-        self._tokens = tokens
         self._times = times
         self._now = now
         self._to_the_end = ToTheEnd()
@@ -99,13 +96,14 @@ class LockTaking:
         for i, command in enumerate(commands):
             outcome = recorded.get(i)
             if isinstance(outcome, Done) and outcome.lock is not None:
-                answers.append((outcome.lock, self._tokens.sign(outcome.lock), False))
+                answers.append(self._history.grant(outcome.lock))
                 continue
-            rest = (
-                self._go_on(command, seen[i], places.get(i))
-                if outcome is None
-                else self._conclude(placed[i], needed[i].book, outcome)
-            )
+            if i not in needed:
+                rest = self._history.granted(seen[i])
+            elif outcome is None:
+                rest = self._go_on(command, needed[i], places[i])
+            else:
+                rest = self._conclude(placed[i], needed[i].book, outcome)
             answers.append(self._to_the_end.run(rest))
         return answers
 
@@ -120,11 +118,11 @@ class LockTaking:
         self, commands: Sequence[Lock], needed: Mapping[int, LeaseNeeded]
     ) -> dict[int, Taken | LocksUnavailable]:
         """The places of those that need one, by their indexes."""
-        wishes = [self._wish(commands[i], it) for i, it in needed.items()]
-        return dict(zip(needed, await self._leases.acquire_each(wishes), strict=True))
+        requests = [self._request(commands[i], it) for i, it in needed.items()]
+        return dict(zip(needed, await self._leases.acquire_each(requests), strict=True))
 
-    def _wish(self, command: Lock, seen: LeaseNeeded, locks_elsewhere: int = 0) -> Wish:
-        return Wish(
+    def _request(self, command: Lock, seen: LeaseNeeded, locks_elsewhere: int = 0) -> LeaseRequest:
+        return LeaseRequest(
             command.code,
             str(seen.book.book_id),
             command.user_id,
@@ -151,7 +149,7 @@ class LockTaking:
         # this one took a place.
         if not isinstance(outcome, Done) or outcome.event.lock_id != placed.lock_id:
             await self._give_up(placed, book)
-        return await self._history.granted(done_of(outcome))
+        return await self._history.granted(outcome)
 
     async def _give_up(self, placed: Lock, book: Book) -> None:
         """Leaves a place to the others that were told of it, or gives it back."""
@@ -163,28 +161,26 @@ class LockTaking:
     # --- what is not simply granted --------------------------------------------------------------
 
     async def _go_on(
-        self, command: Lock, seen: Outcome, taken: Taken | LocksUnavailable | None
+        self, command: Lock, seen: LeaseNeeded, taken: Taken | LocksUnavailable
     ) -> Granted:
-        """Answers a lock that was refused, that there was before, or whose place is another's."""
-        if not isinstance(seen, LeaseNeeded):
-            return await self._history.granted(done_of(seen))
-        if taken is None or isinstance(taken, LocksUnavailable):
-            raise taken or Contention
+        """Answers a lock whose place is another's, or that the user has already."""
+        if isinstance(taken, LocksUnavailable):
+            raise taken
         taken = await self._within_limit(command, seen, taken)
         if taken.status is TakeStatus.HELD_BEFORE:
             events, view = await self._history.events(UUID(taken.lock_id))
             if view is not None and view.state in (LockState.REDEEMED, LockState.RELEASED):
                 # It is being given back at this moment, or Redis was not reached when it was to be.
                 await give_back(self._leases, view)
-                taken = await self._leases.acquire(self._wish(command, seen))
+                taken = await self._leases.acquire(self._request(command, seen))
                 taken = await self._within_limit(command, seen, taken)
             elif view is not None and len(events) > REQUESTS_REMEMBERED_MAX:
                 self._refuse(taken)
-                return view, self._tokens.sign(view), True
+                return self._history.grant(view, replayed=True)
         if taken.status is TakeStatus.GONE:  # another attempt with this request_id was faster
             (again,) = await self._look([command])
             if not isinstance(again, LeaseNeeded):
-                return await self._history.granted(done_of(again))
+                return await self._history.granted(again)
         self._refuse(taken)
         placed = _placed(command, taken)
         (outcome,) = await self._record((placed,))
@@ -198,7 +194,7 @@ class LockTaking:
         elsewhere = await self._locks_elsewhere(command.user_id, seen.book)
         if not elsewhere:
             return taken
-        return await self._leases.acquire(self._wish(command, seen, elsewhere))
+        return await self._leases.acquire(self._request(command, seen, elsewhere))
 
     async def _locks_elsewhere(self, user_id: str, book: Book) -> int:
         """How many locks the user has on codes of other businesses."""

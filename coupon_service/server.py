@@ -226,7 +226,7 @@ class Server:
         changes, looks, reads, leases = self._coalescer, self._looks, self._reads, self._leases
         settings, now = self._settings, self._now
         times, history = _lock_times(settings), LockHistory(reads, tokens, now)
-        taking = LockTaking(looks, changes, reads, leases, history, tokens, times, now)
+        taking = LockTaking(looks, changes, reads, leases, history, times, now)
         few = replace(_batches(settings), batches_in_flight=BATCHES_IN_FLIGHT)
         self._taking = Coalescer(taking.take, few, self._metrics, "locks", self._tracer)
         return Locks(

@@ -10,7 +10,7 @@ import time
 
 from redis.asyncio import Redis
 
-from coupon_service.leases import Leases, Taken, Wish
+from coupon_service.leases import LeaseRequest, Leases, Taken
 from coupon_service.leases.commands import LOCKING_BOOKS
 
 CODE = "SUMMER25"
@@ -52,4 +52,4 @@ async def acquire(
     places_max: int | None = None,
 ) -> Taken:
     """Takes a place on the code."""
-    return await leases.acquire(Wish(code, book_id, user_id, lock_id, ttl_ms, places_max))
+    return await leases.acquire(LeaseRequest(code, book_id, user_id, lock_id, ttl_ms, places_max))

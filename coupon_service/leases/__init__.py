@@ -6,11 +6,11 @@ from coupon_service.leases.results import (
     AdmitStatus,
     Census,
     IndexedLock,
+    LeaseRequest,
     Peek,
     Taken,
     TakenMomentarily,
     TakeStatus,
-    Wish,
 )
 from coupon_service.leases.token import sign, verify
 
@@ -19,12 +19,12 @@ __all__ = [
     "AdmitStatus",
     "Census",
     "IndexedLock",
+    "LeaseRequest",
     "Leases",
     "Peek",
     "TakeStatus",
     "Taken",
     "TakenMomentarily",
-    "Wish",
     "sign",
     "verify",
 ]

@@ -45,11 +45,11 @@ from coupon_service.leases.results import (
     AdmitStatus,
     Census,
     IndexedLock,
+    LeaseRequest,
     Peek,
     Taken,
     TakenMomentarily,
     TakeStatus,
-    Wish,
 )
 from coupon_service.metrics import Metrics
 
@@ -59,8 +59,8 @@ if TYPE_CHECKING:
 # By how much an index may be off, since the clock of Redis goes on between a place and its entries.
 _APART_MS = 10
 
-# Wishes that share a pipeline: two commands each, and some for all of them.
-_WISHES_MAX = COMMANDS_MAX // 2 - 2
+# Requests that share a pipeline: two commands each, and some for all of them.
+_REQUESTS_MAX = COMMANDS_MAX // 2 - 2
 
 _TAKE_STATUS = {
     "TAKEN": TakeStatus.GRANTED,
@@ -120,69 +120,84 @@ class Leases:
         """Waits for the calls on their way and closes the connection."""
         await self._redis.close()
 
-    async def acquire(self, wish: Wish) -> Taken:
+    async def acquire(self, request: LeaseRequest) -> Taken:
         """Takes a place, unless the user holds one on the code."""
-        (taken,) = await self.acquire_each((wish,))
+        (taken,) = await self.acquire_each((request,))
         if isinstance(taken, LocksUnavailable):
             raise taken
         return taken
 
-    async def acquire_each(self, wishes: Sequence[Wish]) -> list[Taken | LocksUnavailable]:
+    async def acquire_each(
+        self, requests: Sequence[LeaseRequest]
+    ) -> list[Taken | LocksUnavailable]:
         """As `acquire`, for many: the answer to each, or why there is none."""
-        parts = [wishes[at : at + _WISHES_MAX] for at in range(0, len(wishes), _WISHES_MAX)]
+        parts = [requests[at : at + _REQUESTS_MAX] for at in range(0, len(requests), _REQUESTS_MAX)]
         return list(chain.from_iterable(await asyncio.gather(*map(self._acquire_part, parts))))
 
-    async def _acquire_part(self, wishes: Sequence[Wish]) -> list[Taken | LocksUnavailable]:
+    async def _acquire_part(
+        self, requests: Sequence[LeaseRequest]
+    ) -> list[Taken | LocksUnavailable]:
         """As `acquire_each`, in one pipeline, and a second one where something is put right."""
         listings: defaultdict[tuple[str, int], list[str]] = defaultdict(list)
-        members = [index_member(it.code, it.book_id, it.user_id, it.lock_id) for it in wishes]
-        for wish, member in zip(wishes, members, strict=True):
-            listings[wish.book_id, wish.ttl_ms].append(member)
+        members = [index_member(it.code, it.book_id, it.user_id, it.lock_id) for it in requests]
+        for request, member in zip(requests, members, strict=True):
+            listings[request.book_id, request.ttl_ms].append(member)
         books = {book_id for book_id, _ in listings}
         try:
             replies = iter(
                 await self._redis.replies(
-                    *chain.from_iterable(map(self._asking, wishes, members)),
+                    *chain.from_iterable(map(self._asking, requests, members)),
                     *(self._indexes.list_of_book(*of, listed) for of, listed in listings.items()),
                     *chain.from_iterable(map(self._indexes.write_book, books)),
                 )
             )
         except LocksUnavailable as error:
-            return [error] * len(wishes)
-        asked = [(next(replies), next(replies)) for _ in wishes]
+            return [error] * len(requests)
+        asked = [(next(replies), next(replies)) for _ in requests]
         listed = {of: next(replies) for of in listings}
         written = list(replies)
         found = [
-            self._found(wish, member, *answers, listed[wish.book_id, wish.ttl_ms], *written)
-            for wish, member, answers in zip(wishes, members, asked, strict=True)
+            self._found(
+                request, member, *answers, listed[request.book_id, request.ttl_ms], *written
+            )
+            for request, member, answers in zip(requests, members, asked, strict=True)
         ]
-        amends = list(chain.from_iterable(commands for _, commands in found))
-        if amends:
+        corrections = list(chain.from_iterable(commands for _, commands in found))
+        if corrections:
             try:
-                await self._redis.run(*amends)
+                await self._redis.run(*corrections)
             except LocksUnavailable as error:
                 return [error if commands else taken for taken, commands in found]
         return [taken for taken, _ in found]
 
-    def _asking(self, wish: Wish, member: str) -> tuple[Command, Command]:
+    def _asking(self, request: LeaseRequest, member: str) -> tuple[Command, Command]:
         """For an entry in the index of the user, and for the place."""
         counted = self._indexes.count(
-            wish.user_id, member, wish.ttl_ms, self._locks_per_user_max + wish.locks_elsewhere
+            request.user_id,
+            member,
+            request.ttl_ms,
+            self._locks_per_user_max + request.locks_elsewhere,
         )
         place = self._commands.take(
-            wish.code,
-            wish.user_id,
-            wish.lock_id,
-            ttl_ms=wish.ttl_ms,
+            request.code,
+            request.user_id,
+            request.lock_id,
+            ttl_ms=request.ttl_ms,
             grace_ms=self._grace_ms,
-            places_max=wish.places_max,
+            places_max=request.places_max,
         )
         return counted, place
 
     def _found(
-        self, wish: Wish, member: str, counted_ms: Any, place: Any, listed_ms: Any, *written: Any
+        self,
+        request: LeaseRequest,
+        member: str,
+        counted_ms: Any,
+        place: Any,
+        listed_ms: Any,
+        *written: Any,
     ) -> tuple[Taken | LocksUnavailable, Sequence[Command]]:
-        """What the replies say of a wish, and what has to be put right then."""
+        """What the replies say of a request, and what has to be put right then."""
         for reply in (counted_ms, place, listed_ms, *written):
             if isinstance(reply, Exception):
                 return unavailable(reply), ()
@@ -191,14 +206,16 @@ class Leases:
         taken = Taken(status, held_id, expire_ms, places_taken, _time_left(others_end_in_ms))
         if outcome == "TAKEN" and not counted_ms:
             return replace(taken, status=TakeStatus.LIMIT), (
-                self._commands.release(wish.code, wish.user_id, wish.lock_id, attempt=True),
-                ("ZREM", book_index(wish.book_id), member),
+                self._commands.release(
+                    request.code, request.user_id, request.lock_id, attempt=True
+                ),
+                ("ZREM", book_index(request.book_id), member),
             )
-        if held_id != wish.lock_id or status not in (TakeStatus.GRANTED, TakeStatus.HELD_BEFORE):
-            return taken, remove(wish.book_id, wish.user_id, member)
+        if held_id != request.lock_id or status not in (TakeStatus.GRANTED, TakeStatus.HELD_BEFORE):
+            return taken, remove(request.book_id, request.user_id, member)
         apart_ms = max(abs(counted_ms - expire_ms), abs(listed_ms - expire_ms))
         if apart_ms > (_APART_MS if outcome == "TAKEN" else 0):
-            return taken, self._indexes.add(wish.book_id, wish.user_id, member, expire_ms)
+            return taken, self._indexes.add(request.book_id, request.user_id, member, expire_ms)
         return taken, ()
 
     async def acquire_momentary(

@@ -7,7 +7,7 @@ from enum import Enum
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class LeaseRequest:
     """A place on a code for the lock of a user."""
 
     code: str

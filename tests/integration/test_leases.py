@@ -24,10 +24,10 @@ from redis.asyncio import Redis
 from coupon_service.leases import (
     AdmitStatus,
     IndexedLock,
+    LeaseRequest,
     Leases,
     Taken,
     TakeStatus,
-    Wish,
 )
 
 # --- acquire ------------------------------------------------------------------------------------
@@ -77,17 +77,17 @@ async def test_the_same_call_again_finds_its_own_lock(leases: Leases) -> None:
 async def test_many_places_are_taken_together(leases: Leases) -> None:
     """The answers are in order, also over several pipelines, and each is its own."""
     await acquire(leases, "CODE7", BOOK, "ann", "lock-a", TTL_MS)
-    wishes = [
-        Wish(f"CODE{i}", f"book-{i % 3}", f"user-{i}", f"lock-{i}", TTL_MS, places_max=1)
+    requests = [
+        LeaseRequest(f"CODE{i}", f"book-{i % 3}", f"user-{i}", f"lock-{i}", TTL_MS, places_max=1)
         for i in range(100)
     ]
-    wishes += [Wish(f"ANY{i}", BOOK, "eve", f"eve-{i}", TTL_MS) for i in range(5)]
-    taken = await leases.acquire_each(wishes)
+    requests += [LeaseRequest(f"ANY{i}", BOOK, "eve", f"eve-{i}", TTL_MS) for i in range(5)]
+    taken = await leases.acquire_each(requests)
 
     locks = [it for it in taken if isinstance(it, Taken)]
-    assert [it.lock_id for it in locks] == [wish.lock_id for wish in wishes]
+    assert [it.lock_id for it in locks] == [request.lock_id for request in requests]
     refused = {7: TakeStatus.FULL, 103: TakeStatus.LIMIT, 104: TakeStatus.LIMIT}
-    expected = [refused.get(i, TakeStatus.GRANTED) for i in range(len(wishes))]
+    expected = [refused.get(i, TakeStatus.GRANTED) for i in range(len(requests))]
     assert [it.status for it in locks] == expected
     listed = [lock for i in range(3) for lock in await leases.list_book(f"book-{i}")]
     ends_ms = {it.lock_id: it.expire_ms for it in locks if it.status is TakeStatus.GRANTED}
