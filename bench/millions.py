@@ -171,16 +171,23 @@ def points(bench: Bench, book_id: str, size: int) -> Iterator[dict[str, Any]]:
             continue  # too few would be left
         if part:
             use_up(bench, book_id, part)
-        bench.forget_locks()
+        _latencies_ms(bench, book_id, used)  # All are warm again, whatever was done to the book.
         point: dict[str, Any] = {"codes": size, "used": used}
-        for kind, call in _calls(bench, book_id).items():
-            refused = kind == "assign" and used == "all"
-            latencies_ms = [_latency_ms(call, refused=refused) for _ in range(CALLS)]
-            del latencies_ms[: CALLS // 10]  # warm
+        for kind, latencies_ms in _latencies_ms(bench, book_id, used).items():
             point[f"{kind}_p50_ms"] = percentile(latencies_ms, 50)
             point[f"{kind}_p99_ms"] = percentile(latencies_ms, 99)
         print(point, flush=True)
         yield point
+
+
+def _latencies_ms(bench: Bench, book_id: str, used: str) -> dict[str, list[float]]:
+    """Those of the calls of each kind."""
+    bench.forget_locks()
+    found: dict[str, list[float]] = {}
+    for kind, call in _calls(bench, book_id).items():
+        refused = kind == "assign" and used == "all"
+        found[kind] = [_latency_ms(call, refused=refused) for _ in range(CALLS)]
+    return found
 
 
 def _latency_ms(call: Callable[[], object], *, refused: bool) -> float:

@@ -112,15 +112,15 @@ async def load(
     """
     wanted = _wanted(commands)
     state = State()
-    codes = sorted(wanted.codes, key=lambda code: (bucket_of(code), code))
-    code_rows = _select_codes(pipeline, codes, lock=lock) if codes else ()
+    keys = sorted((bucket_of(code), code) for code in wanted.codes)
+    code_rows = _select_codes(pipeline, keys, lock=lock) if keys else ()
     # Picks never wait for a lock, so that they do not disturb the order; they come after the rest.
     picks = [
         pick_codes(pipeline, book_id, count, formats.get(book_id))
         for book_id, count in wanted.picks.items()
         if lock
     ]
-    book_rows = _select_books(pipeline, codes, wanted.books)
+    book_rows = _select_books(pipeline, keys, wanted.books)
     link_rows = _select_links(pipeline, wanted.links) if wanted.links else ()
     event_rows = _select_events(pipeline, wanted.events) if wanted.events else ()
     lock_rows = _select_lock_events(pipeline, wanted.lock_ids) if wanted.lock_ids else ()
@@ -164,9 +164,12 @@ JOIN coupon_codes AS c USING (bucket, code)
 LOCK_CODES: Final[LiteralString] = SELECT_CODES + "ORDER BY c.bucket, c.code FOR NO KEY UPDATE OF c"
 
 
-def _select_codes(pipeline: Pipeline, codes: Sequence[str], *, lock: bool) -> Rows:
-    parameters = int_array(map(bucket_of, codes)), text_array(codes)
-    return pipeline.add(LOCK_CODES if lock else SELECT_CODES, parameters)
+def _select_codes(pipeline: Pipeline, keys: Sequence[tuple[int, str]], *, lock: bool) -> Rows:
+    return pipeline.add(LOCK_CODES if lock else SELECT_CODES, _key_arrays(keys))
+
+
+def _key_arrays(keys: Sequence[tuple[int, str]]) -> tuple[str, str]:
+    return int_array([bucket for bucket, _ in keys]), text_array([code for _, code in keys])
 
 
 SELECT_BOOKS: Final[LiteralString] = f"""
@@ -180,9 +183,10 @@ WHERE book_id IN (
 """
 
 
-def _select_books(pipeline: Pipeline, codes: Sequence[str], books: Iterable[UUID]) -> Rows:
-    parameters = int_array(map(bucket_of, codes)), text_array(codes), uuid_array(books)
-    return pipeline.add(SELECT_BOOKS, parameters)
+def _select_books(
+    pipeline: Pipeline, keys: Sequence[tuple[int, str]], books: Iterable[UUID]
+) -> Rows:
+    return pipeline.add(SELECT_BOOKS, (*_key_arrays(keys), uuid_array(books)))
 
 
 SELECT_LINKS: Final[LiteralString] = f"""

@@ -6,9 +6,11 @@ written as text: the service never looks into it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import Any, Final, LiteralString
+from itertools import repeat
+from operator import attrgetter, is_
+from typing import Any, Final, LiteralString, TypeVar
 from uuid import UUID
 
 from coupon_service.codes import CodeFormat, bucket_of
@@ -33,6 +35,7 @@ from coupon_service.model import (
 from coupon_service.store.pipeline import Connection
 
 Row = tuple[Any, ...]
+T = TypeVar("T")
 
 # --- arrays -------------------------------------------------------------------------------------
 # A list as a parameter gets the type of its largest number (smallint[] today, bigint[] tomorrow) or
@@ -42,23 +45,33 @@ Row = tuple[Any, ...]
 
 def int_array(values: Iterable[int | None]) -> str:
     """PostgreSQL's text form of an array of numbers."""
-    return "{" + ",".join(["NULL" if value is None else str(int(value)) for value in values]) + "}"
+    return _array(values, int.__repr__)  # of an IntEnum, too, the number
 
 
 def uuid_array(values: Iterable[UUID | None]) -> str:
     """PostgreSQL's text form of an array of UUIDs."""
-    return "{" + ",".join(["NULL" if value is None else value.hex for value in values]) + "}"
+    return _array(values, attrgetter("hex"))
 
 
 def time_array(values: Iterable[datetime | None]) -> str:
     """PostgreSQL's text form of an array of times with a time zone."""
-    texts = ["NULL" if value is None else f'"{value.isoformat()}"' for value in values]
-    return "{" + ",".join(texts) + "}"
+    return _array(values, lambda value: f'"{value.isoformat()}"')
 
 
 def text_array(values: Iterable[str | None]) -> str:
     """PostgreSQL's text form of an array of texts, or of JSON texts."""
-    return "{" + ",".join(["NULL" if value is None else _quoted(value) for value in values]) + "}"
+    return _array(values, _quoted)
+
+
+def _array(values: Iterable[T | None], written: Callable[[T], str]) -> str:
+    column = list(values)
+    if column and all(map(is_, column, repeat(column[0]))):
+        # Most columns of a batch are: what is the same all the way down is written once.
+        first = column[0]
+        texts = ["NULL" if first is None else written(first)] * len(column)
+    else:
+        texts = ["NULL" if value is None else written(value) for value in column]
+    return "{" + ",".join(texts) + "}"
 
 
 def _quoted(text: str) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
+from typing import Any, LiteralString
 from uuid import UUID
 
 import psycopg
@@ -114,6 +116,20 @@ async def test_arrays_arrive_as_they_were(database_url: str) -> None:
         )
         cursor = await connection.execute("SELECT %s::text[]", [text_array([])])
         assert await cursor.fetchone() == ([],)
+
+
+async def test_arrays_of_one_value_arrive_as_they_were(database_url: str) -> None:
+    columns: list[tuple[LiteralString, Callable[[Any], str], Any]] = [
+        *(("SELECT %s::text[]", text_array, it) for it in (*AWKWARD, None)),
+        *(("SELECT %s::bigint[]", int_array, it) for it in (-(2**63), EventType.REDEEMED, None)),
+        *(("SELECT %s::uuid[]", uuid_array, it) for it in (UUID(int=5), None)),
+        *(("SELECT %s::timestamptz[]", time_array, it) for it in (START, None)),
+    ]
+    async with await psycopg.AsyncConnection.connect(database_url) as connection:
+        for statement, array, value in columns:
+            for values in ([value], [value] * 3):
+                cursor = await connection.execute(statement, [array(values)])
+                assert await cursor.fetchone() == (values,)
 
 
 async def test_events_are_read_as_they_were_written(database_url: str) -> None:

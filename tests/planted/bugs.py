@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from itertools import chain
@@ -108,11 +108,10 @@ def unsorted_row_locks() -> Planted:
 
     real = loading._select_codes
 
-    def select(pipeline: Any, codes: Iterable[str], *, lock: bool) -> Any:
-        shuffled = random.sample(list(codes), len(list(codes)))
+    def select(pipeline: Any, keys: Sequence[tuple[int, str]], *, lock: bool) -> Any:
         found = Joined()
-        for code in shuffled:
-            found.append(real(pipeline, [code], lock=lock))
+        for key in random.sample(keys, len(keys)):
+            found.append(real(pipeline, [key], lock=lock))
             pipeline.add("SELECT FROM pg_sleep(0.005)")  # others come in between
         return found
 
