@@ -18,6 +18,7 @@ from select import PIPE_BUF
 from typing import Any, BinaryIO, Literal, cast
 
 import structlog
+from pydantic_core import to_json
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 SECRET_KEYS = frozenset(
@@ -148,10 +149,20 @@ def stamp(logger: WrappedLogger, method: str, event_dict: EventDict) -> EventDic
 def render_json(_logger: WrappedLogger, _method: str, event_dict: EventDict) -> bytes:
     """Processor: the event as a JSON object on one line."""
     each = event_dict.pop(EACH, None)
-    text = _ENCODER.encode(event_dict)
-    if each is not None:  # what they have in common, and the rest of each
-        text = "\n".join([f"{text[:-1]},{_ENCODER.encode(fields)[1:]}" for fields in each])
-    return text.encode("ascii")
+    text = _json(event_dict)
+    if each is None:
+        return text
+    common = text[:-1] + b","
+    return b"\n".join([common + _json(fields)[1:] for fields in each])
+
+
+def _json(fields: EventDict) -> bytes:
+    """The fields as JSON in ASCII, so that no terminal takes what is in them for a command."""
+    with contextlib.suppress(ValueError):  # text that UTF-8 cannot express
+        text = to_json(fields)  # in a fourth of the time
+        if text.isascii():
+            return text
+    return _ENCODER.encode(fields).encode("ascii")
 
 
 def console_renderer(*, colors: bool) -> Processor:

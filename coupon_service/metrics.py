@@ -14,6 +14,8 @@ import json
 import socket
 import socketserver
 import threading
+from bisect import bisect_left
+from collections import Counter as Counts
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -34,7 +36,7 @@ class MetricsServerError(Exception):
     """The metrics endpoint cannot listen where it is to."""
 
 
-Child = TypeVar("Child", Counter, Gauge, Histogram)
+Child = TypeVar("Child", bound=Counter | Gauge | Histogram)
 
 
 class Children(dict[tuple[str, ...], Child]):
@@ -49,6 +51,16 @@ class Children(dict[tuple[str, ...], Child]):
         return child
 
 
+class Durations(Histogram):
+    """A histogram that also takes many durations at once, in a tenth of the time for each."""
+
+    def observe_all(self, seconds: Sequence[float]) -> None:
+        """As ``observe`` of each."""
+        self._sum.inc(sum(seconds))  # pyright: ignore[reportUnknownMemberType]
+        for place, count in Counts(bisect_left(self._upper_bounds, it) for it in seconds).items():
+            self._buckets[place].inc(count)  # pyright: ignore[reportUnknownMemberType]
+
+
 class Metrics:
     """All that one process counts, registered in ``registry``. Each method is an event."""
 
@@ -58,9 +70,9 @@ class Metrics:
 
         def duration(
             name: str, text: str, *labels: str, buckets: Sequence[float] = BUCKETS_S
-        ) -> Histogram:
+        ) -> Durations:
             name = f"coupon_{name}_seconds"
-            return Histogram(name, text, labels, registry=registry, buckets=buckets)
+            return Durations(name, text, labels, registry=registry, buckets=buckets)
 
         def gauge(name: str, text: str, *labels: str) -> Gauge:
             name = f"coupon_{name}"  # livesum: added up over the living workers
@@ -162,10 +174,13 @@ class Metrics:
         for kind in ("user", "service", "peer"):
             self._guess_alarms[kind,]
 
-    def rpc_finished(self, method: str, status: str, reason: str, seconds: float) -> None:
-        """A call ended. ``reason`` is empty for an OK; ``method`` is one that is declared."""
-        self._rpc_duration[method, status].observe(seconds)
-        self._rpcs[method, status, reason].inc()
+    def rpcs_finished(
+        self, method: str, status: str, reason: str, seconds: Sequence[float]
+    ) -> None:
+        """Calls ended, each after so long. ``reason`` is empty for an OK; ``method`` is one that is
+        declared."""
+        self._rpc_duration[method, status].observe_all(seconds)
+        self._rpcs[method, status, reason].inc(len(seconds))
 
     def batch_executed(self, kind: str, size: int, seconds: float) -> None:
         """A batch of ``size`` ended, somehow. ``kind``: changes, bulk, looks, lookups or locks."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -51,9 +51,11 @@ class Observer:
 
     counted: list[tuple[str, str, str]]
 
-    def rpc_finished(self, method: str, status: str, reason: str, seconds: float) -> None:
-        assert seconds >= 0
-        self.counted.append((method, status, reason))
+    def rpcs_finished(
+        self, method: str, status: str, reason: str, seconds: Sequence[float]
+    ) -> None:
+        assert min(seconds) >= 0
+        self.counted += [(method, status, reason)] * len(seconds)
 
 
 @dataclass

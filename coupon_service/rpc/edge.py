@@ -150,7 +150,8 @@ class Edge(grpc.GenericRpcHandler):
         """Answers any method with the error, at once: it does not wait for the request."""
         kind, details = kind_of(error), to_status(error)
         if method in self._handlers:
-            self._observer.rpc_finished(method.rpartition(".")[2], kind.code.name, kind.name, 0.0)
+            name = method.rpartition(".")[2]
+            self._observer.rpcs_finished(name, kind.code.name, kind.name, [0.0])
 
         async def refuse(_: Any, context: Context) -> None:
             await _abort(context, kind.code, details, error)

@@ -8,6 +8,8 @@ in a worker, took 200 with it (one run, alternating, medians of four rounds).
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING, Final, Protocol
@@ -29,8 +31,13 @@ TELL_AFTER_S: Final = 0.01
 class RpcObserver(Protocol):
     """Who is told of every RPC that has ended."""
 
-    def rpc_finished(self, method: str, status: str, reason: str, seconds: float) -> None:
-        """`status` is the name of a gRPC status, `reason` of an ErrorReason, empty for OK."""
+    def rpcs_finished(
+        self, method: str, status: str, reason: str, seconds: Sequence[float]
+    ) -> None:
+        """Some that ended alike, each after so many seconds.
+
+        `status` is the name of a gRPC status, `reason` of an ErrorReason, empty for OK.
+        """
         ...
 
 
@@ -75,7 +82,7 @@ class EndedCalls:
         ended = _Ended(method, rpc, status, reason, seconds, trace_id)
         if isinstance(answer, Internal) or (error is not None and error.__cause__ is not None):
             self.tell()
-            self._observer.rpc_finished(method, status, reason, seconds)
+            self._observer.rpcs_finished(method, status, reason, [seconds])
             if isinstance(answer, Internal):
                 self._log.error("rpc", **_line(ended), **answer.metadata, exc_info=error)
             elif error is not None:
@@ -90,8 +97,11 @@ class EndedCalls:
         ended, self._ended = self._ended, []
         if not ended:
             return
+        alike: defaultdict[tuple[str, str, str], list[float]] = defaultdict(list)
         for it in ended:
-            self._observer.rpc_finished(it.method, it.status, it.reason, it.seconds)
+            alike[it.method, it.status, it.reason].append(it.seconds)
+        for (method, status, reason), seconds in alike.items():
+            self._observer.rpcs_finished(method, status, reason, seconds)
         self._log.info("rpc", **{EACH: list(map(_line, ended))})
 
 

@@ -24,7 +24,7 @@ from prometheus_client import CollectorRegistry
 from coupon_service.metrics import Metrics
 
 metrics = Metrics(CollectorRegistry())
-metrics.rpc_finished("{REDEEM}", "OK", "", 0.004)
+metrics.rpcs_finished("{REDEEM}", "OK", "", [0.004])
 metrics.commands_decided({{("REDEEMED", "done", ""): 3}})
 metrics.queue_changed("changes", 5)
 metrics.pool_sampled("main", connections=4, idle=1, waiting=0)

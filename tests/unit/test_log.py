@@ -100,6 +100,15 @@ class TestJson:
         structlog.get_logger().info("event", value=value)
         assert len(lines()) == 1
 
+    @pytest.mark.parametrize("text", ["\x9b31m", "\u2028", "ü", "\ud800", "plain"])
+    def test_a_line_is_ascii_whatever_it_tells(
+        self, text: str, lines: Lines, stream: io.BytesIO
+    ) -> None:
+        structlog.get_logger().info("event", text=text)
+        structlog.get_logger().info("event", each=[{"text": text}])
+        assert [line["text"] for line in lines()] == [text, text]
+        assert stream.getvalue().isascii()
+
     def test_a_line_is_out_when_the_call_returns(self) -> None:
         reader, writer = os.pipe()
         os.set_blocking(reader, False)

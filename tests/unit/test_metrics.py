@@ -55,16 +55,17 @@ class TestMetrics:
     def test_a_call_is_timed_by_method_and_status_and_counted_by_reason(
         self, metrics: Metrics, registry: CollectorRegistry
     ) -> None:
-        metrics.rpc_finished(REDEEM, "OK", "", 0.004)
-        metrics.rpc_finished(REDEEM, "OK", "", 0.006)
-        metrics.rpc_finished(REDEEM, "FAILED_PRECONDITION", "CODE_LOCKED", 20.0)
+        metrics.rpcs_finished(REDEEM, "OK", "", [0.004, 0.006, 0.005])
+        metrics.rpcs_finished(REDEEM, "FAILED_PRECONDITION", "CODE_LOCKED", [20.0])
         ok = {"method": REDEEM, "status": "OK"}
         locked = {"method": REDEEM, "status": "FAILED_PRECONDITION"}
         value = registry.get_sample_value
-        assert value("coupon_rpcs_total", ok | {"reason": ""}) == 2
+        assert value("coupon_rpcs_total", ok | {"reason": ""}) == 3
         assert value("coupon_rpcs_total", locked | {"reason": "CODE_LOCKED"}) == 1
-        assert value("coupon_rpc_duration_seconds_sum", ok) == pytest.approx(0.01)
-        assert value("coupon_rpc_duration_seconds_bucket", ok | {"le": "0.005"}) == 1
+        assert value("coupon_rpc_duration_seconds_sum", ok) == pytest.approx(0.015)
+        assert value("coupon_rpc_duration_seconds_bucket", ok | {"le": "0.0025"}) == 0
+        assert value("coupon_rpc_duration_seconds_bucket", ok | {"le": "0.005"}) == 2
+        assert value("coupon_rpc_duration_seconds_bucket", ok | {"le": "0.01"}) == 3
         assert value("coupon_rpc_duration_seconds_bucket", locked | {"le": "10.0"}) == 0
         assert value("coupon_rpc_duration_seconds_count", locked) == 1
 
@@ -117,7 +118,7 @@ class TestMetrics:
     def test_names_units_and_labels_are_bounded(
         self, metrics: Metrics, registry: CollectorRegistry
     ) -> None:
-        metrics.rpc_finished(REDEEM, "OK", "", 0.004)
+        metrics.rpcs_finished(REDEEM, "OK", "", [0.004])
         metrics.pool_sampled("main", 1, 1, 1)
         metrics.commands_decided({("REDEEMED", "done", ""): 1})
         for family in text_string_to_metric_families(generate_latest(registry).decode()):
