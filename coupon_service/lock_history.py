@@ -8,7 +8,7 @@ from typing import TypeAlias
 from uuid import UUID
 
 from coupon_service.errors import Contention, CouponServiceError, LockNotFound
-from coupon_service.leases import IndexedLock, Leases
+from coupon_service.leases import IndexedLock, Leases, ReleaseRequest
 from coupon_service.leases.token import sign, verify
 from coupon_service.lock_times import milliseconds_of, tombstone_until_ms
 from coupon_service.model import Done, Event, LockClaims, LockState, LockView, Outcome
@@ -95,14 +95,19 @@ class LockHistory:
         return events, lock_view(events, self._now())
 
 
-async def give_back(leases: Leases, lock: LockView) -> None:
-    """Gives the place of a lock that has ended back, for good. Raises LocksUnavailable."""
-    await leases.release(
-        lock.code,
-        str(lock.book_id),
-        lock.user_id,
-        str(lock.lock_id),
-        tombstone_until_ms=tombstone_until_ms(milliseconds_of(lock.expire_time)),
+async def give_back(leases: Leases, locks: Sequence[LockView]) -> None:
+    """Gives the places of locks that have ended back, for good. Raises LocksUnavailable."""
+    await leases.release_each(
+        [
+            ReleaseRequest(
+                lock.code,
+                str(lock.book_id),
+                lock.user_id,
+                str(lock.lock_id),
+                tombstone_until_ms=tombstone_until_ms(milliseconds_of(lock.expire_time)),
+            )
+            for lock in locks
+        ]
     )
 
 

@@ -171,7 +171,7 @@ class LockTaking:
             events, view = await self._history.events(UUID(taken.lock_id))
             if view is not None and view.state in (LockState.REDEEMED, LockState.RELEASED):
                 # It is being given back at this moment, or Redis was not reached when it was to be.
-                await give_back(self._leases, view)
+                await give_back(self._leases, [view])
                 taken = await self._leases.acquire(self._request(command, seen))
                 taken = await self._within_limit(command, seen, taken)
             elif view is not None and len(events) > REQUESTS_REMEMBERED_MAX:

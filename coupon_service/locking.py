@@ -1,4 +1,4 @@
-"""Locks: extend, unlock, and look at them; `lock_taking.py` takes them.
+"""Locks: extend them and look at them; `lock_taking.py` takes, `lock_releasing.py` releases them.
 
 The place is in Redis, its history in the ledger. A place is taken before it is promised in the
 ledger, and given back after its end is recorded there; the ledger says what a repeat is answered.
@@ -24,7 +24,8 @@ from coupon_service.errors import (
     LockTokenMismatch,
 )
 from coupon_service.leases import AdmitStatus, IndexedLock, Leases
-from coupon_service.lock_history import Granted, LockHistory, LockTokens, done_of, give_back
+from coupon_service.lock_history import Granted, LockHistory, LockTokens, done_of
+from coupon_service.lock_releasing import Released
 from coupon_service.lock_times import LockTimes, milliseconds_of, time_of
 from coupon_service.model import (
     Book,
@@ -52,6 +53,7 @@ class Locks:
     def __init__(
         self,
         take: Callable[[Later[Lock]], Awaitable[Granted]],
+        release: Callable[[Unit | Later[ChangeLock]], Awaitable[Released]],
         looks: Coalescer[Unit, State],
         coalescer: Changes,
         reads: Reads,
@@ -61,11 +63,12 @@ class Locks:
         times: LockTimes,
         now: Callable[[], datetime],
     ) -> None:
-        """`take` is LockTaking's, joined."""
+        """`take` is LockTaking's and `release` LockReleasing's, joined."""
         self.lock = take
         """Takes a lock: the lock, its token, and whether it was there before."""
         self.get = history.get
         """A lock as it is now, of this business and user, empty = any. Raises LockNotFound."""
+        self._release = release
         self._looks = looks
         self._coalescer = coalescer
         self._reads = reads
@@ -128,29 +131,14 @@ class Locks:
                 await self._leases.release(*lease)
             raise CodeLocked(retry_after_ms=admission.retry_after_ms or 0)
 
-    async def unlock(
-        self, token: str | None, lock_id: UUID | None, call: Call
-    ) -> tuple[LockView, bool]:
+    async def unlock(self, token: str | None, lock_id: UUID | None, call: Call) -> Released:
         """Ends a lock: the lock, and whether it had been released before."""
-        return await self._to_the_end.run(self._unlock(token, lock_id, call))
-
-    async def _unlock(
-        self, token: str | None, lock_id: UUID | None, call: Call
-    ) -> tuple[LockView, bool]:
         if token is not None:
-            done = await self._carry_out(
-                Later(partial(self._unlocking, token, call), call.deadline)
-            )
-        elif lock_id is not None:
-            held = await self.get(lock_id, call.business_id, call.own_user_id)
-            done = await self._carry_out(end_of_lock(held, EventType.UNLOCKED, call))
-        else:
+            return await self._release(Later(partial(self._unlocking, token, call), call.deadline))
+        if lock_id is None:
             raise LockNotFound
-        view = await self._history.lock_of(done)
-        # Only now: whoever gets the place next must not meet a redemption with this lock.
-        with suppress(LocksUnavailable):  # its time ends it
-            await give_back(self._leases, view)
-        return view, done.replayed
+        held = await self.get(lock_id, call.business_id, call.own_user_id)
+        return await self._release(Unit((end_of_lock(held, EventType.UNLOCKED, call),)))
 
     def _unlocking(self, token: str, call: Call) -> ChangeLock:
         """The command to end the lock of the token. Raises LockTokenMismatch, LockNotFound."""
@@ -212,9 +200,8 @@ class Locks:
         ((outcome,),), _ = decide([unit], await self._looks.submit(unit), self._now())
         return done_of(outcome)
 
-    async def _carry_out(self, command: ChangeLock | Later[ChangeLock]) -> Done:
-        unit = command if isinstance(command, Later) else Unit((command,))
-        (outcome,) = await self._coalescer.submit(unit)
+    async def _carry_out(self, command: ChangeLock) -> Done:
+        (outcome,) = await self._coalescer.submit(Unit((command,)))
         return done_of(outcome)
 
 

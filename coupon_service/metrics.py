@@ -168,7 +168,7 @@ class Metrics:
             self._book_events[event,]
         for reason in CONFLICTS:
             self._transaction_conflicts[reason,]
-        for kind in ("changes", "bulk", "looks", "lookups", "locks"):
+        for kind in ("changes", "bulk", "looks", "lookups", "locks", "unlocks"):
             for reason in ("OVERLOADED", "DEADLINE_EXCEEDED"):
                 self._dropped[kind, reason]
         for kind in ("user", "service", "peer"):
@@ -183,7 +183,8 @@ class Metrics:
         self._rpcs[method, status, reason].inc(len(seconds))
 
     def batch_executed(self, kind: str, size: int, seconds: float) -> None:
-        """A batch of ``size`` ended, somehow. ``kind``: changes, bulk, looks, lookups or locks."""
+        """A batch of ``size`` ended, somehow. ``kind``: changes, bulk, looks, lookups,
+        locks or unlocks."""
         self._batch_size[kind,].observe(size)
         self._batch_duration[kind,].observe(seconds)
 

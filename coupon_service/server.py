@@ -17,6 +17,7 @@ from coupon_service.coalesce import Changes, Coalescer, CoalescerSettings
 from coupon_service.guessing import Guesses
 from coupon_service.leases import Leases
 from coupon_service.lock_history import LockHistory, LockTokens
+from coupon_service.lock_releasing import LockReleasing
 from coupon_service.lock_taking import BATCHES_IN_FLIGHT, LockTaking
 from coupon_service.lock_times import LockTimes
 from coupon_service.locking import Locks
@@ -222,15 +223,26 @@ class Server:
         edge.add(register_health, self._health)
 
     def _make_locks(self, tokens: LockTokens) -> Locks:
-        """Locks, of which those that are wished for at the same time are taken together."""
+        """Locks, of which those that are wished for, or let go, at the same time go together."""
         changes, looks, reads, leases = self._coalescer, self._looks, self._reads, self._leases
         settings, now = self._settings, self._now
         times, history = _lock_times(settings), LockHistory(reads, tokens, now)
         taking = LockTaking(looks, changes, reads, leases, history, times, now)
+        releasing = LockReleasing(changes, leases, history)
         few = replace(_batches(settings), batches_in_flight=BATCHES_IN_FLIGHT)
         self._taking = Coalescer(taking.take, few, self._metrics, "locks", self._tracer)
+        self._releasing = Coalescer(releasing.release, few, self._metrics, "unlocks", self._tracer)
         return Locks(
-            self._taking.submit, looks, changes, reads, leases, history, tokens, times, now
+            self._taking.submit,
+            self._releasing.submit,
+            looks,
+            changes,
+            reads,
+            leases,
+            history,
+            tokens,
+            times,
+            now,
         )
 
     def _watch(self) -> None:
@@ -266,6 +278,7 @@ class Server:
             await asyncio.sleep(self._settings.drain_grace_ms / 1000)
         await self._grpc.close()
         await self._taking.drain()
+        await self._releasing.drain()
         await self._coalescer.drain()
         self._edge.close()
         await self._close()

@@ -7,10 +7,18 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 
-from coupon_service.leases.commands import LOCKING_BOOKS, Commands, book_index, user_index
+from coupon_service.leases.commands import (
+    LOCKING_BOOKS,
+    Commands,
+    book_index,
+    index_member,
+    user_index,
+)
 from coupon_service.leases.pipeline import Command
+from coupon_service.leases.results import IndexedLock, ReleaseRequest
 
 BOOK_KEPT_MS = 50 * 60 * 60 * 1000
 """How long a book is one that has locks: one lives for a day at most, and is kept for another."""
@@ -64,6 +72,16 @@ class Indexes:
             ("ZADD", LOCKING_BOOKS, round(time.time() * 1000), book_id),
             ("PEXPIRE", LOCKING_BOOKS, BOOK_KEPT_MS),
         )
+
+
+def remove_each(locks: Iterable[IndexedLock | ReleaseRequest]) -> list[Command]:
+    """Takes locks out of the indexes of their users and books: a command for each index."""
+    members: defaultdict[str, list[str]] = defaultdict(list)
+    for lock in locks:
+        member = index_member(lock.code, lock.book_id, lock.user_id, lock.lock_id)
+        members[user_index(lock.user_id)].append(member)
+        members[book_index(lock.book_id)].append(member)
+    return [("ZREM", index, *each) for index, each in members.items()]
 
 
 def remove(book_id: str, user_id: str, member: str) -> Sequence[Command]:

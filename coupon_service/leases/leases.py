@@ -31,7 +31,7 @@ from coupon_service.leases.commands import (
     indexed_lock,
     user_index,
 )
-from coupon_service.leases.indexes import BOOK_KEPT_MS, Indexes, remove
+from coupon_service.leases.indexes import BOOK_KEPT_MS, Indexes, remove, remove_each
 from coupon_service.leases.pipeline import (
     COMMANDS_MAX,
     Client,
@@ -47,6 +47,7 @@ from coupon_service.leases.results import (
     IndexedLock,
     LeaseRequest,
     Peek,
+    ReleaseRequest,
     Taken,
     TakenMomentarily,
     TakeStatus,
@@ -293,18 +294,26 @@ class Leases:
         *,
         tombstone_until_ms: int = 0,
     ) -> bool:
-        """Gives the place of a lock back, and says whether it was held.
+        """Gives the place of a lock back, and says whether it was held. See ReleaseRequest."""
+        request = ReleaseRequest(code, book_id, user_id, lock_id, tombstone_until_ms)
+        return await self.release_each((request,)) == 1
 
-        tombstone_until_ms: until then the lock is GONE for whoever shows its token: it was redeemed
-            or unlocked. To be set to the end of the token plus the tolerance; 0 when no token of it
-            was given out. It counts also when Redis had lost the lock.
-        """
-        member = index_member(code, book_id, user_id, lock_id)
-        released, _, _ = await self._redis.run(
-            self._commands.release(code, user_id, lock_id, tombstone_until_ms=tombstone_until_ms),
-            *remove(book_id, user_id, member),
+    async def release_each(self, requests: Sequence[ReleaseRequest]) -> int:
+        """As `release`, for many: how many of the locks were held."""
+        parts = [requests[at : at + _REQUESTS_MAX] for at in range(0, len(requests), _REQUESTS_MAX)]
+        return sum(await asyncio.gather(*map(self._release_part, parts)))
+
+    async def _release_part(self, requests: Sequence[ReleaseRequest]) -> int:
+        replies = await self._redis.run(
+            *(
+                self._commands.release(
+                    it.code, it.user_id, it.lock_id, tombstone_until_ms=it.tombstone_until_ms
+                )
+                for it in requests
+            ),
+            *remove_each(requests),
         )
-        return bool(released)
+        return sum(map(bool, replies[: len(requests)]))
 
     async def give_up(self, code: str, book_id: str, user_id: str, lock_id: str) -> None:
         """Ends an attempt that ``acquire`` told of this lock, and that did not come to record it.
@@ -372,12 +381,7 @@ class Leases:
 
     async def forget(self, entries: Iterable[IndexedLock]) -> None:
         """Takes entries out of the indexes of their books and users."""
-        members: defaultdict[str, list[str]] = defaultdict(list)
-        for lock in entries:
-            member = index_member(lock.code, lock.book_id, lock.user_id, lock.lock_id)
-            members[book_index(lock.book_id)].append(member)
-            members[user_index(lock.user_id)].append(member)
-        await self._redis.run(*(("ZREM", index, *each) for index, each in members.items()))
+        await self._redis.run(*remove_each(entries))
 
     async def _of_books(self, commands: Sequence[Command]) -> list[Any]:
         """The replies to commands on the indexes of many books, a pipeline's worth at a time."""

@@ -24,6 +24,20 @@ class LeaseRequest:
     """So many of the user's locks do not count towards the limit of a user."""
 
 
+@dataclass(frozen=True, slots=True)
+class ReleaseRequest:
+    """A lock whose place is to be given back."""
+
+    code: str
+    book_id: str
+    user_id: str
+    lock_id: str
+    tombstone_until_ms: int = 0
+    """Until then the lock is GONE for whoever shows its token: it was redeemed or unlocked. To be
+    set to the end of the token plus the tolerance; 0 when no token of it was given out. It counts
+    also when Redis had lost the lock."""
+
+
 class TakeStatus(Enum):
     """What became of the wish for a place."""
 

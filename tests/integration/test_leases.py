@@ -26,6 +26,7 @@ from coupon_service.leases import (
     IndexedLock,
     LeaseRequest,
     Leases,
+    ReleaseRequest,
     Taken,
     TakeStatus,
 )
@@ -96,6 +97,26 @@ async def test_many_places_are_taken_together(leases: Leases) -> None:
     assert len(await leases.list_user("eve")) == 3
     assert await leases.list_user("user-7") == []
     assert await leases.acquire_each([]) == []
+
+
+async def test_many_are_released_at_once(leases: Leases) -> None:
+    requests = [
+        LeaseRequest(f"MANY{i}", f"book-{i % 3}", f"user-{max(i, 2)}", f"lock-{i}", TTL_MS)
+        for i in range(100)
+    ]
+    await leases.acquire_each(requests)
+    ends = [
+        ReleaseRequest(it.code, it.book_id, it.user_id, it.lock_id, tombstone_until_ms=soon_ms())
+        for it in requests
+    ]
+    assert await leases.release_each(ends[:50]) == 50
+    assert await leases.release_each(ends) == 50
+    assert await leases.release_each([]) == 0
+    assert [lock for i in range(3) for lock in await leases.list_book(f"book-{i}")] == []
+    assert await leases.list_user("user-2") == []
+    again = await leases.acquire_each(requests)
+    assert {it.status for it in again if isinstance(it, Taken)} == {TakeStatus.GONE}
+    await acquire(leases, "MANY99", BOOK, "ann", "lock-a", TTL_MS, places_max=1)
 
 
 async def test_codes_do_not_share_places(leases: Leases) -> None:

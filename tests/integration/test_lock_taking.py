@@ -1,64 +1,29 @@
 """Locks that are wished for at the same time are taken together, each answered for itself."""
 
-# pyright: reportPrivateUsage=false
-
 from __future__ import annotations
 
-import asyncio
-import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 from unittest import mock
 
+from joined import answered_together
 from service import Api, unique
-from steps import get_lock, locking_code, locks_of, tried
-from waiting import until
+from steps import get_lock, locking_code, locks_of
 
-from coupon_service.coalesce import Changes, Coalescer, Later
+from coupon_service.coalesce import Changes
 from coupon_service.errors import Contention
-from coupon_service.lock_taking import BATCHES_IN_FLIGHT, LockTaking
-from coupon_service.model import Lock, Outcome, Unit
+from coupon_service.lock_taking import LockTaking
+from coupon_service.model import Outcome, Unit
 
 
 def taken_together(api: Api, calls: Sequence[Callable[[], object]]) -> list[str]:
-    """Calls of LockCode that share a batch: the reason of each, or OK.
+    """Calls of LockCode that share a batch: the reason of each, or OK."""
 
-    Those of others take up all batches that there may be until all of them have come.
-    """
-    batches: list[set[str]] = []
-    begin = threading.Event()
-    waiting = 0
-    look: Any = LockTaking._look
-    enqueue: Any = getattr(Coalescer, "_enqueue")  # noqa: B009 - of any type
+    def other() -> Callable[[], object]:
+        code = locking_code(api)
+        return lambda: api.lock(code, unique("other"))
 
-    async def held_up(self: LockTaking, commands: Sequence[Lock]) -> list[Outcome]:
-        batches.append({command.call.request_id for command in commands})
-        while not begin.is_set():
-            await asyncio.sleep(0.002)
-        return await look(self, commands)
-
-    def counted(self: Coalescer[Any, Any], unit: Any) -> asyncio.Future[Any]:
-        nonlocal waiting
-        waiting += isinstance(unit, Later)
-        return enqueue(self, unit)
-
-    others = [locking_code(api) for _ in range(BATCHES_IN_FLIGHT)]
-    with (
-        mock.patch.object(LockTaking, "_look", held_up),
-        mock.patch.object(Coalescer, "_enqueue", counted),
-        ThreadPoolExecutor(len(others) + len(calls)) as pool,
-    ):
-        for number, code in enumerate(others, 1):
-            pool.submit(api.lock, code, unique("other"))
-            until(lambda number=number: len(batches) == number)
-        answers = [pool.submit(tried, call) for call in calls]
-        until(lambda: waiting == len(others) + len(calls))
-        begin.set()
-        found = [answer.result() for answer in answers]
-    assert max(map(len, batches)) > 1
-    return found
+    return answered_together(LockTaking, "_look", other, calls)
 
 
 def test_each_of_many_locks_is_answered_for_itself(api: Api) -> None:
