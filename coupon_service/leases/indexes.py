@@ -18,7 +18,7 @@ from coupon_service.leases.commands import (
     user_index,
 )
 from coupon_service.leases.pipeline import Command
-from coupon_service.leases.results import IndexedLock, ReleaseRequest
+from coupon_service.leases.results import IndexedLock, LeaseRequest, ReleaseRequest
 
 BOOK_KEPT_MS = 50 * 60 * 60 * 1000
 """How long a book is one that has locks: one lives for a day at most, and is kept for another."""
@@ -74,7 +74,7 @@ class Indexes:
         )
 
 
-def remove_each(locks: Iterable[IndexedLock | ReleaseRequest]) -> list[Command]:
+def remove(locks: Iterable[IndexedLock | LeaseRequest | ReleaseRequest]) -> list[Command]:
     """Takes locks out of the indexes of their users and books: a command for each index."""
     members: defaultdict[str, list[str]] = defaultdict(list)
     for lock in locks:
@@ -82,8 +82,3 @@ def remove_each(locks: Iterable[IndexedLock | ReleaseRequest]) -> list[Command]:
         members[user_index(lock.user_id)].append(member)
         members[book_index(lock.book_id)].append(member)
     return [("ZREM", index, *each) for index, each in members.items()]
-
-
-def remove(book_id: str, user_id: str, member: str) -> Sequence[Command]:
-    """Takes a lock out of both indexes."""
-    return ("ZREM", user_index(user_id), member), ("ZREM", book_index(book_id), member)

@@ -20,7 +20,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from coupon_service.errors import LocksUnavailable
 from coupon_service.leases.commands import (
@@ -31,7 +31,7 @@ from coupon_service.leases.commands import (
     indexed_lock,
     user_index,
 )
-from coupon_service.leases.indexes import BOOK_KEPT_MS, Indexes, remove, remove_each
+from coupon_service.leases.indexes import BOOK_KEPT_MS, Indexes, remove
 from coupon_service.leases.pipeline import (
     COMMANDS_MAX,
     Client,
@@ -57,10 +57,12 @@ from coupon_service.metrics import Metrics
 if TYPE_CHECKING:
     from coupon_service.tracing import Tracer
 
+R = TypeVar("R", LeaseRequest, ReleaseRequest)
+
 # By how much an index may be off, since the clock of Redis goes on between a place and its entries.
 _APART_MS = 10
 
-# Requests that share a pipeline: two commands each, and some for all of them.
+# Requests that share a pipeline: two commands each, and some for those of a user or a book.
 _REQUESTS_MAX = COMMANDS_MAX // 2 - 2
 
 _TAKE_STATUS = {
@@ -132,8 +134,8 @@ class Leases:
         self, requests: Sequence[LeaseRequest]
     ) -> list[Taken | LocksUnavailable]:
         """As `acquire`, for many: the answer to each, or why there is none."""
-        parts = [requests[at : at + _REQUESTS_MAX] for at in range(0, len(requests), _REQUESTS_MAX)]
-        return list(chain.from_iterable(await asyncio.gather(*map(self._acquire_part, parts))))
+        parts = await asyncio.gather(*map(self._acquire_part, _parts(requests)))
+        return list(chain.from_iterable(parts))
 
     async def _acquire_part(
         self, requests: Sequence[LeaseRequest]
@@ -213,7 +215,7 @@ class Leases:
                 ("ZREM", book_index(request.book_id), member),
             )
         if held_id != request.lock_id or status not in (TakeStatus.GRANTED, TakeStatus.HELD_BEFORE):
-            return taken, remove(request.book_id, request.user_id, member)
+            return taken, remove((request,))
         apart_ms = max(abs(counted_ms - expire_ms), abs(listed_ms - expire_ms))
         if apart_ms > (_APART_MS if outcome == "TAKEN" else 0):
             return taken, self._indexes.add(request.book_id, request.user_id, member, expire_ms)
@@ -300,8 +302,7 @@ class Leases:
 
     async def release_each(self, requests: Sequence[ReleaseRequest]) -> int:
         """As `release`, for many: how many of the locks were held."""
-        parts = [requests[at : at + _REQUESTS_MAX] for at in range(0, len(requests), _REQUESTS_MAX)]
-        return sum(await asyncio.gather(*map(self._release_part, parts)))
+        return sum(await asyncio.gather(*map(self._release_part, _parts(requests))))
 
     async def _release_part(self, requests: Sequence[ReleaseRequest]) -> int:
         replies = await self._redis.run(
@@ -311,7 +312,7 @@ class Leases:
                 )
                 for it in requests
             ),
-            *remove_each(requests),
+            *remove(requests),
         )
         return sum(map(bool, replies[: len(requests)]))
 
@@ -381,7 +382,7 @@ class Leases:
 
     async def forget(self, entries: Iterable[IndexedLock]) -> None:
         """Takes entries out of the indexes of their books and users."""
-        await self._redis.run(*remove_each(entries))
+        await self._redis.run(*remove(entries))
 
     async def _of_books(self, commands: Sequence[Command]) -> list[Any]:
         """The replies to commands on the indexes of many books, a pipeline's worth at a time."""
@@ -407,6 +408,11 @@ class Leases:
                 break
             offset += page_size
         return page[:page_size]
+
+
+def _parts(requests: Sequence[R]) -> list[Sequence[R]]:
+    """The requests by pipelines."""
+    return [requests[at : at + _REQUESTS_MAX] for at in range(0, len(requests), _REQUESTS_MAX)]
 
 
 def _time_left(others_end_in_ms: int) -> int | None:
