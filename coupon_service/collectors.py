@@ -49,7 +49,7 @@ class WorkerCounts(Collector):
         self._folder = folder
         self._files = MultiProcessCollector(None, str(folder))
         self._lock = threading.Lock()  # a scrape sees the counts of an ended worker once
-        self._log = structlog.get_logger("coupon_service.supervisor")
+        self._log = structlog.get_logger("coupon_service.process.supervisor")
 
     def describe(self) -> Iterator[Metric]:
         """Nothing: what there is depends on what happens."""

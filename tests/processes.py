@@ -18,7 +18,7 @@ from secrecy import keep_secret
 from service import LOCK_TOKEN_SECRET
 from waiting import until
 
-from coupon_service.supervisor import reserve_port
+from coupon_service.process.supervisor import reserve_port
 
 PATIENCE_S = 60
 

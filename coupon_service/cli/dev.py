@@ -37,7 +37,7 @@ def dev() -> None:
     calls need a token, which coupon-service token makes. Ctrl-C stops all that was started. Made
     for trying and developing; coupon-service serve is for everything else.
     """
-    from coupon_service.supervisor import SupervisorError, reserve_port
+    from coupon_service.process.supervisor import SupervisorError, reserve_port
 
     given = load_settings()
     folder = given.data_dir.absolute()

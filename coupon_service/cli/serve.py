@@ -31,11 +31,11 @@ async def supervise(settings: Settings, read_settings: Callable[[], Settings]) -
     import structlog
 
     from coupon_service.log import configure_logging
-    from coupon_service.supervisor import Supervisor, SupervisorError
+    from coupon_service.process.supervisor import Supervisor, SupervisorError
 
     configure_logging(settings.log_level, settings.log_format)
     if settings.open_without_auth:
-        structlog.get_logger("coupon_service.supervisor").warning(
+        structlog.get_logger("coupon_service.process.supervisor").warning(
             "everybody who can reach the port may do everything",
             host=settings.host,
             auth=settings.auth,

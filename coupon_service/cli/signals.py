@@ -8,7 +8,7 @@ import signal
 import typer
 
 from coupon_service.cli.failure import CommandError
-from coupon_service.pid_file import PidFileError, holder
+from coupon_service.process.pid_file import PidFileError, holder
 from coupon_service.settings import load_settings
 
 

@@ -24,7 +24,7 @@ from psycopg.rows import TupleRow
 from service import Api
 from waiting import until
 
-from coupon_service.supervisor import reserve_port
+from coupon_service.process.supervisor import reserve_port
 
 WORKERS = 2
 

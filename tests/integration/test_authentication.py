@@ -95,7 +95,7 @@ def test_an_open_service_without_authentication_says_so_when_it_starts(
     def configured(*_: object) -> None:
         return
 
-    monkeypatch.setattr("coupon_service.supervisor.Supervisor.run", started)
+    monkeypatch.setattr("coupon_service.process.supervisor.Supervisor.run", started)
     monkeypatch.setattr("coupon_service.log.configure_logging", configured)
     settings = Settings(_env_file=None, host=host, **changes)  # type: ignore[call-arg]
     with structlog.testing.capture_logs() as lines:

@@ -34,8 +34,8 @@ from service import Api, books, new_codes, unique
 from waiting import until
 
 from coupon_service.embedded import EmbeddedRedis
+from coupon_service.process.supervisor import REPLACE_PAUSE_S
 from coupon_service.store import migrations
-from coupon_service.supervisor import REPLACE_PAUSE_S
 
 MOMENT_S = 0.5
 

@@ -20,8 +20,8 @@ from pydantic import SecretStr
 from ruamel.yaml import YAML
 
 from coupon_service.cli.application import application
+from coupon_service.process.supervisor import STOP_MARGIN_S
 from coupon_service.settings import PREFIX, Settings
-from coupon_service.supervisor import STOP_MARGIN_S
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"

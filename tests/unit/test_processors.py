@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from coupon_service.processors import core_for
+from coupon_service.process.scheduling import core_for
 
 CORES = sorted(os.sched_getaffinity(0))
 

@@ -28,8 +28,8 @@ from typing import TYPE_CHECKING, Any, Final
 import structlog
 
 from coupon_service.log import configure_logging
-from coupon_service.pid_file import PidFileError, holding
-from coupon_service.processors import core_for, run_on
+from coupon_service.process.pid_file import PidFileError, holding
+from coupon_service.process.scheduling import core_for, run_on
 from coupon_service.readiness import Readiness, is_serving, report
 from coupon_service.settings import Settings, SettingsError
 from coupon_service.tls import TlsError, read_certificate
@@ -126,7 +126,7 @@ class Supervisor:
         self._restarting: asyncio.Task[None] | None = None
         self._deaths = 0
         self._stopping = asyncio.Event()
-        self._log = structlog.get_logger("coupon_service.supervisor")
+        self._log = structlog.get_logger("coupon_service.process.supervisor")
 
     async def run(self) -> None:
         """Returns when all workers have ended. Raises SupervisorError when it cannot start."""
@@ -140,7 +140,7 @@ class Supervisor:
             # their gaps: 7 MiB in 20,000 connections that came and went; 1 or 2 with two heaps.
             os.environ.setdefault("MALLOC_ARENA_MAX", "2")
             with signals_blocked():
-                self._context.set_forkserver_preload(["coupon_service.worker"])
+                self._context.set_forkserver_preload(["coupon_service.process.worker"])
                 forkserver.ensure_running()
             self._handle_signals()
             try:
@@ -351,8 +351,8 @@ def run_worker(
     """The main function of a worker process. `found` is its byte, `core` where it runs."""
     import uvloop  # noqa: PLC0415
 
+    from coupon_service.process.worker import work  # noqa: PLC0415
     from coupon_service.server import ServerError  # noqa: PLC0415
-    from coupon_service.worker import work  # noqa: PLC0415
 
     run_on(core)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches us too, but we wait to be told

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
-from coupon_service.processors import hold_back_other_threads
+from coupon_service.process.scheduling import hold_back_other_threads
 from coupon_service.readiness import Readiness
 from coupon_service.server import Server, ServerError
 from coupon_service.settings import Settings, SettingsError
