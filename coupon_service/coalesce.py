@@ -15,14 +15,14 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar, cast
 
 from coupon_service.errors import CouponServiceError, DeadlineExceeded, Overloaded
-from coupon_service.metrics import Metrics
 from coupon_service.model import Command, Outcome, Unit
 from coupon_service.quiet import until_quiet
+from coupon_service.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
 
-    from coupon_service.tracing import Tracer
+    from coupon_service.telemetry.tracing import Tracer
 
 PART_SIZE: Final = 125
 """Commands of a large unit that are carried out together."""

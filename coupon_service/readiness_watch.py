@@ -10,10 +10,10 @@ import structlog
 
 from coupon_service.errors import LocksUnavailable
 from coupon_service.leases import Leases
-from coupon_service.metrics import Metrics
-from coupon_service.readiness import Readiness
 from coupon_service.store.db import Database
 from coupon_service.store.migrations import schema_is_current
+from coupon_service.telemetry.metrics import Metrics
+from coupon_service.telemetry.readiness import Readiness
 
 INTERVAL_S: Final = 1.0
 """Time between two looks; a tenth of it while the worker does not serve."""
@@ -37,7 +37,7 @@ class ReadinessWatch:
         self._metrics = metrics
         self._tell = tell
         self._found = Readiness(0)
-        self._log = structlog.get_logger("coupon_service.readiness")
+        self._log = structlog.get_logger("coupon_service.telemetry.readiness")
 
     async def run(self) -> None:
         """Looks until it is cancelled."""

@@ -21,10 +21,7 @@ from coupon_service.lock_releasing import LockReleasing
 from coupon_service.lock_taking import BATCHES_IN_FLIGHT, LockTaking
 from coupon_service.lock_times import LockTimes
 from coupon_service.locking import Locks
-from coupon_service.log import configure_logging
-from coupon_service.metrics import Metrics
 from coupon_service.ratelimit import CallerLimits, RateLimiter, Windows
-from coupon_service.readiness import Readiness
 from coupon_service.readiness_watch import ReadinessWatch
 from coupon_service.rpc.assignments import AssignmentServicer
 from coupon_service.rpc.audit import AuditServicer
@@ -34,7 +31,6 @@ from coupon_service.rpc.edge import Edge, EdgeSettings
 from coupon_service.rpc.port import Port, PortError
 from coupon_service.rpc.redemptions import RedemptionServicer
 from coupon_service.settings import Settings
-from coupon_service.shared_gauges import SharedGauges
 from coupon_service.stock import StockWatch
 from coupon_service.store.books import Books
 from coupon_service.store.chunks import CodeChunks
@@ -43,6 +39,10 @@ from coupon_service.store.execute import Executor
 from coupon_service.store.lookups import Lookups
 from coupon_service.store.reads import Reads
 from coupon_service.sweeper import Sweeper
+from coupon_service.telemetry.logs import configure_logging
+from coupon_service.telemetry.metrics import Metrics
+from coupon_service.telemetry.readiness import Readiness
+from coupon_service.telemetry.replica_gauges import SharedGauges
 from coupon_service.tls import TlsError, TlsReader, read_certificate
 from coupon_service.v1 import (
     assignment_service_pb2_grpc,
@@ -55,7 +55,7 @@ from coupon_service.v1 import (
 if TYPE_CHECKING:
     from coupon_service.auth import Tokens
     from coupon_service.rpc.access import Access
-    from coupon_service.tracing import Tracer
+    from coupon_service.telemetry.tracing import Tracer
 
 SERVICES: Final = tuple(
     f"coupon_service.v1.{name}"
@@ -326,7 +326,7 @@ class Server:
 def _tracer(settings: Settings) -> Tracer | None:
     if not settings.tracing:
         return None
-    from coupon_service.tracing import otlp_tracer  # noqa: PLC0415 - its packages may not be there
+    from coupon_service.telemetry.tracing import otlp_tracer  # noqa: PLC0415 - its packages may not be there
 
     return otlp_tracer()
 

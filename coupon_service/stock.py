@@ -14,12 +14,12 @@ import structlog
 from coupon_service.errors import CouponServiceError, LocksUnavailable
 from coupon_service.leases import Leases
 from coupon_service.lock_times import milliseconds_of
-from coupon_service.metrics import Metrics
 from coupon_service.model import StockLevel
-from coupon_service.shared_gauges import SharedGauges
 from coupon_service.store.db import Database
 from coupon_service.store.pipeline import Connection
 from coupon_service.store.stock import Stock, ledger_lag_s, select_stocks, tell_level
+from coupon_service.telemetry.metrics import Metrics
+from coupon_service.telemetry.replica_gauges import SharedGauges
 
 LOOKS_KEPT = 3
 """For how many intervals a gauge is shown when nobody has looked since."""

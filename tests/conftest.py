@@ -34,7 +34,7 @@ from psycopg import sql
 from secrecy import SECRETS, Log
 
 from coupon_service.embedded import EmbeddedPostgres, EmbeddedRedis
-from coupon_service.log import configure_logging
+from coupon_service.telemetry.logs import configure_logging
 
 if TYPE_CHECKING:
     from service import Api, ServerThread

@@ -18,10 +18,10 @@ from google.rpc.status_pb2 import Status
 from structlog.testing import LogCapture
 
 from coupon_service.guessing import Guesses
-from coupon_service.log import EACH
 from coupon_service.ratelimit import RateLimiter
 from coupon_service.rpc.context import RequestContext
 from coupon_service.rpc.edge import Edge, EdgeSettings
+from coupon_service.telemetry.logs import EACH
 from coupon_service.v1 import coupon_code_service_pb2_grpc as codes_grpc
 from coupon_service.v1 import redemption_service_pb2_grpc as pb_grpc
 

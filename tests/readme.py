@@ -16,11 +16,11 @@ from prometheus_client import CollectorRegistry
 
 from coupon_service.cli.client import RETRIES
 from coupon_service.cli.session import session
-from coupon_service.collectors import Service, Workers
-from coupon_service.metrics import Metrics
 from coupon_service.rpc.access import ACCESS, Role, methods_of
 from coupon_service.settings import settings_table
-from coupon_service.shared_gauges import SharedGauges
+from coupon_service.telemetry.metrics import Metrics
+from coupon_service.telemetry.multiprocess import Service, Workers
+from coupon_service.telemetry.replica_gauges import SharedGauges
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"

@@ -11,7 +11,6 @@ from prometheus_client import CollectorRegistry
 from stores import Clock, activate, call, make_book, opened
 
 from coupon_service.codes import bucket_of
-from coupon_service.metrics import Metrics
 from coupon_service.model import (
     Assign,
     AssignmentPolicy,
@@ -36,6 +35,7 @@ from coupon_service.store.db import Database
 from coupon_service.store.execute import Executor
 from coupon_service.store.keyset import Position
 from coupon_service.store.reads import Reads
+from coupon_service.telemetry.metrics import Metrics
 
 T = TypeVar("T")
 

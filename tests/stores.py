@@ -9,7 +9,6 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry
 
-from coupon_service.metrics import Metrics
 from coupon_service.model import (
     Benefit,
     Book,
@@ -19,6 +18,7 @@ from coupon_service.model import (
 )
 from coupon_service.store.books import Books
 from coupon_service.store.db import Database, DatabaseSettings
+from coupon_service.telemetry.metrics import Metrics
 
 START = datetime(2021, 3, 1, 12, 0, tzinfo=UTC)
 

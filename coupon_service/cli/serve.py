@@ -30,8 +30,8 @@ async def supervise(settings: Settings, read_settings: Callable[[], Settings]) -
     """Serve until SIGTERM or Ctrl-C. `read_settings` reads them again. Raises CommandError."""
     import structlog
 
-    from coupon_service.log import configure_logging
     from coupon_service.process.supervisor import Supervisor, SupervisorError
+    from coupon_service.telemetry.logs import configure_logging
 
     configure_logging(settings.log_level, settings.log_format)
     if settings.open_without_auth:

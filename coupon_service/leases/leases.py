@@ -52,10 +52,10 @@ from coupon_service.leases.results import (
     TakenMomentarily,
     TakeStatus,
 )
-from coupon_service.metrics import Metrics
+from coupon_service.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
-    from coupon_service.tracing import Tracer
+    from coupon_service.telemetry.tracing import Tracer
 
 R = TypeVar("R", LeaseRequest, ReleaseRequest)
 

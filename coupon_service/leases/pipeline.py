@@ -34,11 +34,11 @@ from redis.exceptions import NoScriptError, RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from coupon_service.errors import LocksUnavailable
-from coupon_service.metrics import Metrics
 from coupon_service.quiet import until_quiet
+from coupon_service.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
-    from coupon_service.tracing import Tracer
+    from coupon_service.telemetry.tracing import Tracer
 
 Client: TypeAlias = "Redis | RedisCluster"
 Command: TypeAlias = tuple[str | int, ...]

@@ -27,15 +27,15 @@ from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
-from coupon_service.log import configure_logging
 from coupon_service.process.pid_file import PidFileError, holding
 from coupon_service.process.scheduling import core_for, run_on
-from coupon_service.readiness import Readiness, is_serving, report
 from coupon_service.settings import Settings, SettingsError
+from coupon_service.telemetry.logs import configure_logging
+from coupon_service.telemetry.readiness import Readiness, is_serving, report
 from coupon_service.tls import TlsError, read_certificate
 
 if TYPE_CHECKING:
-    from coupon_service.collectors import Workers
+    from coupon_service.telemetry.multiprocess import Workers
 
 RESTART_DELAY_S: Final = 0.1
 """Before a worker that died is replaced; doubles while it dies young, up to RESTART_DELAY_MAX_S."""
@@ -161,7 +161,7 @@ class Supervisor:
 
     def _counted(self) -> Workers:
         """The workers, for the metrics. Called from other threads."""
-        from coupon_service.collectors import Workers  # noqa: PLC0415
+        from coupon_service.telemetry.multiprocess import Workers  # noqa: PLC0415
 
         workers = [it for it in tuple(self._workers) if not it.ended.is_set()]
         serving = sum(bool(it.readiness & Readiness.SERVING) for it in workers)
@@ -178,8 +178,8 @@ class Supervisor:
     def _open_ports(self, stack: ExitStack) -> None:
         """Keeps the port of the workers, and serves the metrics. Raises SupervisorError."""
         # Only now, since prometheus_client looks for its folder when it is imported.
-        from coupon_service.collectors import WorkerCounts, service_registry  # noqa: PLC0415
-        from coupon_service.metrics import MetricsServerError, serve_metrics  # noqa: PLC0415
+        from coupon_service.telemetry.metrics import MetricsServerError, serve_metrics  # noqa: PLC0415
+        from coupon_service.telemetry.multiprocess import WorkerCounts, service_registry  # noqa: PLC0415
 
         self._counts = WorkerCounts(self._folder)
         settings = self._settings

@@ -12,10 +12,10 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry
 
 from coupon_service.process.scheduling import hold_back_other_threads
-from coupon_service.readiness import Readiness
 from coupon_service.server import Server, ServerError
 from coupon_service.settings import Settings, SettingsError
-from coupon_service.shared_gauges import FILE_NAME, SharedGauges
+from coupon_service.telemetry.readiness import Readiness
+from coupon_service.telemetry.replica_gauges import FILE_NAME, SharedGauges
 
 
 async def work(

@@ -42,7 +42,7 @@ from coupon_service.rpc.guesses import counting
 from coupon_service.rpc.status import kind_of, known, to_status
 
 if TYPE_CHECKING:
-    from coupon_service.tracing import Tracer
+    from coupon_service.telemetry.tracing import Tracer
 
 Servicer = TypeVar("Servicer")
 Context = grpc.aio.ServicerContext[Any, Any]

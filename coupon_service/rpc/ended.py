@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Final, Protocol
 from structlog.typing import FilteringBoundLogger
 
 from coupon_service.errors import CouponServiceError
-from coupon_service.log import EACH
 from coupon_service.rpc.context import RequestContext
 from coupon_service.rpc.status import Internal
+from coupon_service.telemetry.logs import EACH
 
 if TYPE_CHECKING:
-    from coupon_service.tracing import Tracer
+    from coupon_service.telemetry.tracing import Tracer
 
 TELL_AFTER_S: Final = 0.01
 """How long the first of the calls that are told of together waits for more."""

@@ -14,11 +14,11 @@ from psycopg import errors as pg
 from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
 
 from coupon_service.errors import Contention, DatabaseUnavailable, Overloaded
-from coupon_service.metrics import Metrics
 from coupon_service.store.pipeline import Connection, Pipeline, Trip
+from coupon_service.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
-    from coupon_service.tracing import Tracer
+    from coupon_service.telemetry.tracing import Tracer
 
 T = TypeVar("T")
 

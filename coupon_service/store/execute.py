@@ -9,7 +9,6 @@ from typing import Final, cast
 from uuid import UUID
 
 from coupon_service.errors import reason_name
-from coupon_service.metrics import Metrics
 from coupon_service.model import (
     Assign,
     AssignRandom,
@@ -33,6 +32,7 @@ from coupon_service.store.apply import apply
 from coupon_service.store.db import Database
 from coupon_service.store.load import load
 from coupon_service.store.pipeline import Connection, Pipeline
+from coupon_service.telemetry.metrics import Metrics
 
 EVENTS: Final[Mapping[type[Command], str]] = {
     Redeem: EventType.REDEEMED.name,

@@ -96,7 +96,7 @@ def test_an_open_service_without_authentication_says_so_when_it_starts(
         return
 
     monkeypatch.setattr("coupon_service.process.supervisor.Supervisor.run", started)
-    monkeypatch.setattr("coupon_service.log.configure_logging", configured)
+    monkeypatch.setattr("coupon_service.telemetry.logs.configure_logging", configured)
     settings = Settings(_env_file=None, host=host, **changes)  # type: ignore[call-arg]
     with structlog.testing.capture_logs() as lines:
         asyncio.run(supervise(settings, lambda: settings))

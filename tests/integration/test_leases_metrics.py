@@ -14,7 +14,7 @@ from redis.asyncio import Redis
 from coupon_service.embedded import EmbeddedRedis
 from coupon_service.errors import LocksUnavailable
 from coupon_service.leases import Leases
-from coupon_service.metrics import Metrics
+from coupon_service.telemetry.metrics import Metrics
 
 TTL_MS = 60_000
 

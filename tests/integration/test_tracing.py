@@ -24,7 +24,7 @@ from waiting import until
 from coupon_service.embedded.machine import free_port
 from coupon_service.server import Server
 from coupon_service.settings import SettingsError, load_settings
-from coupon_service.tracing import FLUSH_S, Tracer
+from coupon_service.telemetry.tracing import FLUSH_S, Tracer
 from coupon_service.v1.coupon_book_service_pb2 import LOCK_POLICY_OPTIONAL
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
@@ -228,7 +228,7 @@ def test_who_has_not_switched_it_on_does_not_need_it() -> None:
         "import sys\n"
         "sys.modules['opentelemetry'] = None\n"
         "import coupon_service.cli.application, coupon_service.server\n"
-        "sys.exit('coupon_service.tracing' in sys.modules)"
+        "sys.exit('coupon_service.telemetry.tracing' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 

@@ -20,9 +20,9 @@ from coupon_service.errors import (
     NoCodesAvailable,
     Overloaded,
 )
-from coupon_service.metrics import Metrics
 from coupon_service.model import Call, EventType, Outcome, SwitchCode, Unit
 from coupon_service.quiet import BUSY_SIZE
+from coupon_service.telemetry.metrics import Metrics
 
 
 class Transactions:

@@ -12,8 +12,8 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 import coupon_service
-from coupon_service.collectors import WorkerCounts, Workers, service_registry
-from coupon_service.shared_gauges import FILE_NAME, GAUGES, SharedGauges
+from coupon_service.telemetry.multiprocess import WorkerCounts, Workers, service_registry
+from coupon_service.telemetry.replica_gauges import FILE_NAME, GAUGES, SharedGauges
 
 REDEEM = "RedemptionService/RedeemCode"
 OK = {"method": REDEEM, "status": "OK"}

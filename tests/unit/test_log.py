@@ -15,7 +15,7 @@ import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coupon_service.log import SECRET_KEYS, configure_logging, mask_code
+from coupon_service.telemetry.logs import SECRET_KEYS, configure_logging, mask_code
 
 SECRET = "hunter2"
 

@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from waiting import until
 
-from coupon_service.metrics import (
+from coupon_service.telemetry.metrics import (
     Metrics,
     MetricsServer,
     MetricsServerError,

@@ -4,7 +4,7 @@ Labels are method, status, reason and pool, never a code or a user: their number
 
 Several workers share one endpoint by prometheus_client's multiprocess mode. The environment of a
 worker names an empty folder in ``PROMETHEUS_MULTIPROC_DIR`` before prometheus_client is imported;
-the worker counts into files there, and the supervisor serves what they come to (``collectors.py``).
+the worker counts into files there, and the supervisor serves what they come to (``telemetry/multiprocess.py``).
 """
 
 from __future__ import annotations
@@ -343,6 +343,6 @@ class _Server(http.server.ThreadingHTTPServer):
         socketserver.TCPServer.server_bind(self)
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002
-        structlog.get_logger("coupon_service.metrics").warning(
+        structlog.get_logger("coupon_service.telemetry.metrics").warning(
             "metrics request failed", client=str(client_address), exc_info=True
         )

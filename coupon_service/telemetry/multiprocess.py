@@ -22,7 +22,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 from coupon_service import __version__
-from coupon_service.shared_gauges import FILE_NAME, SharedGauges
+from coupon_service.telemetry.replica_gauges import FILE_NAME, SharedGauges
 
 ENDED = "ended"
 """In place of a process id in the names of the files that the counts of ended workers go to."""
