@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple
 
 import grpc
 
-from coupon_service.auth import make_token
+from coupon_service.security.bearer_tokens import make_token
 
 SECRET: Final = "only the benchmark makes tokens with this one"  # noqa: S105 - of no other service
 SETTINGS: Final = {"COUPON_AUTH": "jwt", "COUPON_JWT_SECRET": SECRET}

@@ -30,6 +30,7 @@ from coupon_service.rpc.codes import CouponCodeServicer
 from coupon_service.rpc.edge import Edge, EdgeSettings
 from coupon_service.rpc.port import Port, PortError
 from coupon_service.rpc.redemptions import RedemptionServicer
+from coupon_service.security.tls import TlsError, TlsReader, read_certificate
 from coupon_service.settings import Settings
 from coupon_service.stock import StockWatch
 from coupon_service.store.books import Books
@@ -43,7 +44,6 @@ from coupon_service.telemetry.logs import configure_logging
 from coupon_service.telemetry.metrics import Metrics
 from coupon_service.telemetry.readiness import Readiness
 from coupon_service.telemetry.replica_gauges import SharedGauges
-from coupon_service.tls import TlsError, TlsReader, read_certificate
 from coupon_service.v1 import (
     assignment_service_pb2_grpc,
     audit_service_pb2_grpc,
@@ -53,8 +53,8 @@ from coupon_service.v1 import (
 )
 
 if TYPE_CHECKING:
-    from coupon_service.auth import Tokens
     from coupon_service.rpc.access import Access
+    from coupon_service.security.bearer_tokens import Tokens
     from coupon_service.telemetry.tracing import Tracer
 
 SERVICES: Final = tuple(
@@ -180,8 +180,8 @@ class Server:
     def _authentication(self) -> Access:
         """What tells callers by their tokens. Raises ServerError."""
         # They take a tenth of a second to import, which only who needs them waits for.
-        from coupon_service.auth import KeysError, tokens_of  # noqa: PLC0415
         from coupon_service.rpc.access import Access  # noqa: PLC0415
+        from coupon_service.security.bearer_tokens import KeysError, tokens_of  # noqa: PLC0415
 
         try:
             tokens = tokens_of(self._settings)

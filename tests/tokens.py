@@ -17,10 +17,10 @@ from jwt.algorithms import get_default_algorithms
 from pydantic import SecretStr
 from structlog.testing import LogCapture
 
-from coupon_service.auth import NEEDED, Tokens
 from coupon_service.errors import Unauthenticated
 from coupon_service.rpc.access import Access
 from coupon_service.rpc.context import RequestContext
+from coupon_service.security.bearer_tokens import NEEDED, Tokens
 
 ISSUER = "https://login.test"
 AUDIENCE = "coupons"

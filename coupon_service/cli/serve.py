@@ -50,7 +50,7 @@ async def supervise(settings: Settings, read_settings: Callable[[], Settings]) -
 
 def _check_keys(settings: Settings) -> None:
     """Before the workers are started, which cannot work without them. Raises CommandError."""
-    from coupon_service.auth import KeysError, tokens_of
+    from coupon_service.security.bearer_tokens import KeysError, tokens_of
 
     try:
         tokens_of(settings)

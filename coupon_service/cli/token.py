@@ -63,7 +63,7 @@ def new_token(
     expires_in_s: int = 60,
 ) -> str:
     """A token for a service with these settings. Raises CommandError."""
-    from coupon_service.auth import make_token
+    from coupon_service.security.bearer_tokens import make_token
 
     return make_token(
         _secret(settings),

@@ -29,10 +29,10 @@ import structlog
 
 from coupon_service.process.pid_file import PidFileError, holding
 from coupon_service.process.scheduling import core_for, run_on
+from coupon_service.security.tls import TlsError, read_certificate
 from coupon_service.settings import Settings, SettingsError
 from coupon_service.telemetry.logs import configure_logging
 from coupon_service.telemetry.readiness import Readiness, is_serving, report
-from coupon_service.tls import TlsError, read_certificate
 
 if TYPE_CHECKING:
     from coupon_service.telemetry.multiprocess import Workers

@@ -9,10 +9,10 @@ from enum import StrEnum
 from functools import cache, lru_cache
 from typing import Any, Final, cast
 
-from coupon_service.auth import LEEWAY_S, NEEDED, Tokens
 from coupon_service.errors import InvalidArgument, PermissionDenied, Unauthenticated
 from coupon_service.rpc.context import RequestContext
 from coupon_service.rpc.convert.fields import Fields
+from coupon_service.security.bearer_tokens import LEEWAY_S, NEEDED, Tokens
 
 
 class Role(StrEnum):

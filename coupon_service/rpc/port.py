@@ -12,8 +12,8 @@ from grpc_health.v1 import health
 from grpc_reflection.v1alpha import reflection
 
 from coupon_service.rpc.edge import HEADERS_MAX_BYTES
+from coupon_service.security.tls import TlsIdentity, TlsReader
 from coupon_service.settings import Settings
-from coupon_service.tls import TlsIdentity, TlsReader
 
 LOOK_INTERVAL_S: Final = 1.0
 """Time between two looks at whether the port is still open."""

@@ -30,15 +30,15 @@ from tokens import (
     with_token,
 )
 
-from coupon_service.auth import (
+from coupon_service.errors import PermissionDenied, Unauthenticated
+from coupon_service.rpc.access import ACCESS, Access
+from coupon_service.security.bearer_tokens import (
     ALGORITHMS,
     LEEWAY_S,
     NEEDED,
     make_token,
     secret_key,
 )
-from coupon_service.errors import PermissionDenied, Unauthenticated
-from coupon_service.rpc.access import ACCESS, Access
 
 
 def part(value: Any) -> str:

@@ -22,13 +22,8 @@ from tokens import (
     with_token,
 )
 
-from coupon_service.auth import (
-    LEEWAY_S,
-    NEEDED,
-    KeysError,
-    Tokens,
-)
 from coupon_service.rpc.access import Access, Role, methods_of
+from coupon_service.security.bearer_tokens import LEEWAY_S, NEEDED, KeysError, Tokens
 from coupon_service.v1 import redemption_service_pb2 as pb
 
 

@@ -173,7 +173,7 @@ def tokens_of(settings: Settings) -> Tokens:
         audience=settings.jwt_audience,
         secret=settings.jwt_secret.get_secret_value() if settings.jwt_secret else None,
         file=settings.jwt_keys_file,
-        log=structlog.get_logger("coupon_service.auth"),
+        log=structlog.get_logger("coupon_service.security.bearer_tokens"),
     )
 
 
