@@ -14,7 +14,7 @@ from datetime import datetime
 from typing import Final
 from uuid import UUID, uuid4
 
-from coupon_service.coalesce import Changes, Coalescer, Later, ToTheEnd
+from coupon_service.batching.batcher import Changes, Coalescer, Later, ToTheEnd
 from coupon_service.errors import (
     CodeLocked,
     CodeNotFound,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import TypeAlias
 
-from coupon_service.coalesce import Changes, ToTheEnd
+from coupon_service.batching.batcher import Changes, ToTheEnd
 from coupon_service.errors import LocksUnavailable
 from coupon_service.leases import Leases
 from coupon_service.lock_history import LockHistory, done_of, give_back

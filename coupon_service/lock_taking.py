@@ -14,7 +14,7 @@ from datetime import datetime
 from typing import Final, TypeAlias, cast
 from uuid import UUID
 
-from coupon_service.coalesce import Changes, Coalescer, ToTheEnd
+from coupon_service.batching.batcher import Changes, Coalescer, ToTheEnd
 from coupon_service.errors import (
     CodeLocked,
     CouponServiceError,

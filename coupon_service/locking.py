@@ -14,7 +14,7 @@ from datetime import datetime
 from functools import partial
 from uuid import UUID
 
-from coupon_service.coalesce import Changes, Coalescer, Later, ToTheEnd
+from coupon_service.batching.batcher import Changes, Coalescer, Later, ToTheEnd
 from coupon_service.codes import bucket_of
 from coupon_service.errors import (
     CodeLocked,

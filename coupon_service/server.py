@@ -12,8 +12,8 @@ import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from prometheus_client import CollectorRegistry
 
+from coupon_service.batching.batcher import Changes, Coalescer, CoalescerSettings
 from coupon_service.checkout import Checkout
-from coupon_service.coalesce import Changes, Coalescer, CoalescerSettings
 from coupon_service.guessing import Guesses
 from coupon_service.leases import Leases
 from coupon_service.lock_history import LockHistory, LockTokens

@@ -9,7 +9,7 @@ from uuid import UUID
 
 import structlog
 
-from coupon_service.coalesce import Changes
+from coupon_service.batching.batcher import Changes
 from coupon_service.errors import CouponServiceError
 from coupon_service.leases import IndexedLock, Leases
 from coupon_service.lock_times import milliseconds_of

@@ -14,7 +14,7 @@ from unittest import mock
 from steps import tried
 from waiting import until
 
-from coupon_service.coalesce import Coalescer, Later
+from coupon_service.batching.batcher import Coalescer, Later
 from coupon_service.lock_taking import BATCHES_IN_FLIGHT
 
 Call = Callable[[], object]

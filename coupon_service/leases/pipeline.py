@@ -33,8 +33,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from coupon_service.batching.linger import until_quiet
 from coupon_service.errors import LocksUnavailable
-from coupon_service.quiet import until_quiet
 from coupon_service.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:

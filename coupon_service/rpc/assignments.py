@@ -8,7 +8,7 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
-from coupon_service.coalesce import Changes, Later
+from coupon_service.batching.batcher import Changes, Later
 from coupon_service.locking import Locks
 from coupon_service.model import Assignment, Book, Code, Done, Unit
 from coupon_service.rpc.context import current

@@ -9,7 +9,7 @@ from contextlib import aclosing
 from datetime import datetime
 from typing import Any, Final
 
-from coupon_service.coalesce import Changes
+from coupon_service.batching.batcher import Changes
 from coupon_service.codes import CodeFormat, check_capacity, generate
 from coupon_service.errors import CodeSpaceExhausted
 from coupon_service.locking import Locks

@@ -9,7 +9,7 @@ from joined import answered_together
 from service import Api, unique
 from steps import get_lock, locking_code, locks_of, unlock_by_id
 
-from coupon_service.coalesce import Changes
+from coupon_service.batching.batcher import Changes
 from coupon_service.errors import Contention, LocksUnavailable
 from coupon_service.leases import Leases
 from coupon_service.lock_releasing import LockReleasing

@@ -28,7 +28,7 @@ from steps import get_lock, locking_code, locks_of
 from waiting import until
 
 from coupon_service import lock_taking
-from coupon_service.coalesce import Changes
+from coupon_service.batching.batcher import Changes
 from coupon_service.errors import DatabaseUnavailable
 from coupon_service.lock_taking import LockTaking
 from coupon_service.model import Lock

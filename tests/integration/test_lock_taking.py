@@ -10,7 +10,7 @@ from joined import answered_together
 from service import Api, unique
 from steps import get_lock, locking_code, locks_of
 
-from coupon_service.coalesce import Changes
+from coupon_service.batching.batcher import Changes
 from coupon_service.errors import Contention
 from coupon_service.lock_taking import LockTaking
 from coupon_service.model import Outcome, Unit

@@ -21,7 +21,8 @@ from unittest import mock
 import psycopg
 from psycopg.conninfo import make_conninfo
 
-from coupon_service import coalesce, lock_history
+from coupon_service import lock_history
+from coupon_service.batching import batcher as coalesce
 from coupon_service.leases import commands, leases
 from coupon_service.leases.token import verify
 from coupon_service.model import Rollback

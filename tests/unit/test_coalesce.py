@@ -11,7 +11,8 @@ from uuid import uuid4
 import pytest
 from prometheus_client import CollectorRegistry
 
-from coupon_service.coalesce import PART_SIZE, Changes, Coalescer, CoalescerSettings, Later
+from coupon_service.batching.batcher import PART_SIZE, Changes, Coalescer, CoalescerSettings, Later
+from coupon_service.batching.linger import BUSY_SIZE
 from coupon_service.errors import (
     Contention,
     DeadlineExceeded,
@@ -21,7 +22,6 @@ from coupon_service.errors import (
     Overloaded,
 )
 from coupon_service.model import Call, EventType, Outcome, SwitchCode, Unit
-from coupon_service.quiet import BUSY_SIZE
 from coupon_service.telemetry.metrics import Metrics
 
 
@@ -153,7 +153,7 @@ async def test_a_busy_coalescer_waits_as_long_as_more_arrive(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     quiet_s = 0.5  # long enough for a busy machine to be in time
-    monkeypatch.setattr("coupon_service.quiet.QUIET_S", quiet_s)
+    monkeypatch.setattr("coupon_service.batching.linger.QUIET_S", quiet_s)
     transactions = Transactions()
     coalescer = await _after_a_large_batch(transactions)
     tasks = _submit(coalescer, _unit("A"))

@@ -1,7 +1,7 @@
 """Joins commands that arrive at the same time, so that they share one transaction.
 
 While one batch is carried out the next one fills. Under load a batch waits a little for more, since
-larger batches cost less a command; in an idle worker it does not (`quiet.py`).
+larger batches cost less a command; in an idle worker it does not (`batching/linger.py`).
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar, cast
 
+from coupon_service.batching.linger import until_quiet
 from coupon_service.errors import CouponServiceError, DeadlineExceeded, Overloaded
 from coupon_service.model import Command, Outcome, Unit
-from coupon_service.quiet import until_quiet
 from coupon_service.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
