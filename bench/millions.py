@@ -35,8 +35,8 @@ from bench.rounds import SERVICE
 from bench.run import bench
 from bench.scenarios import SCENARIOS, Bench, Scenario
 from bench.stack import ROOT, BenchError
-from coupon_service.codes import CodeFormat, generate
 from coupon_service.embedded import EmbeddedError
+from coupon_service.model.codes import CodeFormat, generate
 from coupon_service.settings import TOKEN_VARIABLE
 from coupon_service.v1 import assignment_service_pb2 as assignments
 from coupon_service.v1 import coupon_code_service_pb2 as codes

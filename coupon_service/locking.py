@@ -15,7 +15,6 @@ from functools import partial
 from uuid import UUID
 
 from coupon_service.batching.batcher import Changes, Coalescer, Later, ToTheEnd
-from coupon_service.codes import bucket_of
 from coupon_service.errors import (
     CodeLocked,
     LockExpired,
@@ -43,6 +42,7 @@ from coupon_service.model import (
     event_id,
     fingerprint,
 )
+from coupon_service.model.codes import bucket_of
 from coupon_service.rules import decide
 from coupon_service.store.reads import Reads
 

@@ -28,8 +28,8 @@ from one_code import (
 from service import codes as codes_pb
 from service import reason_of, redemptions
 
-from coupon_service.codes import bucket_of
 from coupon_service.model import EventType, event_id
+from coupon_service.model.codes import bucket_of
 from coupon_service.v1 import (
     assignment_service_pb2_grpc,
     coupon_code_service_pb2_grpc,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from uuid import UUID
 
-from coupon_service.codes import bucket_of
 from coupon_service.model import CodeState, Event, EventType, event_id
+from coupon_service.model.codes import bucket_of
 
 NOW = datetime(2026, 5, 1, 12, 0, 0, 123_456, tzinfo=UTC)
 ID = UUID("0f8fad5b-d9cb-869f-a165-70867728950e")

@@ -10,7 +10,6 @@ from typing import TypeVar
 from prometheus_client import CollectorRegistry
 from stores import Clock, activate, call, make_book, opened
 
-from coupon_service.codes import bucket_of
 from coupon_service.model import (
     Assign,
     AssignmentPolicy,
@@ -29,6 +28,7 @@ from coupon_service.model import (
     bucket_of_event,
     event_id,
 )
+from coupon_service.model.codes import bucket_of
 from coupon_service.store.books import Books
 from coupon_service.store.chunks import CodeChunks
 from coupon_service.store.db import Database

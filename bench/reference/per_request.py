@@ -27,8 +27,8 @@ from psycopg.rows import TupleRow, class_row
 from psycopg_pool import AsyncConnectionPool
 
 from bench.reference.workers import run_workers
-from coupon_service.codes import bucket_of, normalize
 from coupon_service.model import CodeState, EventType, event_id, fingerprint
+from coupon_service.model.codes import bucket_of, normalize
 from coupon_service.v1 import redemption_service_pb2 as pb
 from coupon_service.v1.money_pb2 import Money
 from coupon_service.v1.redemption_service_pb2_grpc import (

@@ -6,9 +6,9 @@ from dataclasses import field
 from datetime import datetime
 from uuid import UUID
 
-from coupon_service.codes import CodeFormat
+from coupon_service.model.codes import CodeFormat
 from coupon_service.model.enums import AssignmentPolicy, BookState, LockPolicy
-from coupon_service.model.value import value
+from coupon_service.model.values import value
 
 
 @value

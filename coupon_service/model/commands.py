@@ -8,7 +8,7 @@ from uuid import UUID
 from coupon_service.model.books import Money
 from coupon_service.model.enums import EventType
 from coupon_service.model.records import Event
-from coupon_service.model.value import value
+from coupon_service.model.values import value
 
 
 @value

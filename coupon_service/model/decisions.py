@@ -9,7 +9,7 @@ from uuid import UUID
 from coupon_service.errors import CouponServiceError
 from coupon_service.model.books import Book, BookStats
 from coupon_service.model.records import Assignment, Code, Event, LockView, UserCounts
-from coupon_service.model.value import value
+from coupon_service.model.values import value
 
 
 @value

@@ -6,7 +6,7 @@ from hashlib import blake2b
 from uuid import UUID
 from zlib import crc32
 
-from coupon_service.codes import BUCKETS, bucket_of
+from coupon_service.model.codes import BUCKETS, bucket_of
 from coupon_service.model.enums import EventType
 
 

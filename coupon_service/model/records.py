@@ -6,7 +6,7 @@ from datetime import datetime
 from uuid import UUID
 
 from coupon_service.model.enums import AssignmentState, CodeState, EventType, LockState
-from coupon_service.model.value import value
+from coupon_service.model.values import value
 
 
 @value

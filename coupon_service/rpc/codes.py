@@ -10,10 +10,10 @@ from datetime import datetime
 from typing import Any, Final
 
 from coupon_service.batching.batcher import Changes
-from coupon_service.codes import CodeFormat, check_capacity, generate
 from coupon_service.errors import CodeSpaceExhausted
 from coupon_service.locking import Locks
 from coupon_service.model import EventType, SwitchCode, Unit
+from coupon_service.model.codes import CodeFormat, check_capacity, generate
 from coupon_service.rpc.context import current
 from coupon_service.rpc.convert import codes as convert
 from coupon_service.rpc.convert.outcomes import done_of

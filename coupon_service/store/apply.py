@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 from uuid import UUID
 
-from coupon_service.codes import bucket_of
 from coupon_service.model import Assignment, Book, Effects, bucket_of_user
+from coupon_service.model.codes import bucket_of
 from coupon_service.store.pipeline import Pipeline
 from coupon_service.store.rows import (
     INSERT_EVENTS,

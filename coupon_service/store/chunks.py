@@ -17,7 +17,6 @@ from uuid import UUID
 
 from psycopg.errors import UniqueViolation
 
-from coupon_service.codes import CodeFormat, bucket_of, check_capacity, generate, sorted_by_key
 from coupon_service.errors import CodeSpaceExhausted, InvalidStateTransition, RequestIdReused
 from coupon_service.model import (
     Book,
@@ -28,6 +27,13 @@ from coupon_service.model import (
     bucket_of_book,
     event_id,
     fingerprint,
+)
+from coupon_service.model.codes import (
+    CodeFormat,
+    bucket_of,
+    check_capacity,
+    generate,
+    sorted_by_key,
 )
 from coupon_service.store.books import select_book, select_stats
 from coupon_service.store.db import Database

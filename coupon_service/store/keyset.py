@@ -11,8 +11,8 @@ from datetime import UTC, datetime
 from typing import TypeVar
 from uuid import UUID
 
-from coupon_service.codes import normalize
 from coupon_service.errors import FieldViolation, InvalidArgument
+from coupon_service.model.codes import normalize
 
 T = TypeVar("T")
 

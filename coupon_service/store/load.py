@@ -17,7 +17,6 @@ from uuid import UUID
 
 from psycopg.rows import TupleRow
 
-from coupon_service.codes import bucket_of
 from coupon_service.model import (
     Assign,
     AssignRandom,
@@ -35,6 +34,7 @@ from coupon_service.model import (
     bucket_of_event,
     bucket_of_user,
 )
+from coupon_service.model.codes import bucket_of
 from coupon_service.rules import is_hidden
 from coupon_service.store.events import SELECT_LOCK_EVENTS
 from coupon_service.store.picks import pick_codes

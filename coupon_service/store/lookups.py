@@ -12,7 +12,6 @@ from datetime import datetime
 from typing import Final, LiteralString, TypeAlias
 from uuid import UUID
 
-from coupon_service.codes import bucket_of
 from coupon_service.errors import CouponServiceError
 from coupon_service.model import (
     Assignment,
@@ -23,6 +22,7 @@ from coupon_service.model import (
     State,
     bucket_of_event,
 )
+from coupon_service.model.codes import bucket_of
 from coupon_service.rules import find_code
 from coupon_service.store.books import SELECT_BOOKS
 from coupon_service.store.db import Database

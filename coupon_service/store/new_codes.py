@@ -9,7 +9,7 @@ from struct import pack
 from typing import Final
 from uuid import UUID
 
-from coupon_service.codes import bucket_of
+from coupon_service.model.codes import bucket_of
 from coupon_service.store.pipeline import Connection
 from coupon_service.store.rows import int_array, text_array
 

@@ -10,8 +10,8 @@ from uuid import UUID
 
 from psycopg.rows import TupleRow
 
-from coupon_service.codes import BUCKETS, generate
 from coupon_service.model import Book, Code, State
+from coupon_service.model.codes import BUCKETS, generate
 from coupon_service.store.pipeline import Pipeline, Rows
 from coupon_service.store.rows import code_from_row
 

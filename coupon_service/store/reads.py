@@ -7,7 +7,6 @@ from contextlib import suppress
 from typing import Any, Final, LiteralString
 from uuid import UUID
 
-from coupon_service.codes import bucket_of
 from coupon_service.errors import CouponServiceError, RedemptionNotFound
 from coupon_service.model import (
     Assignment,
@@ -20,6 +19,7 @@ from coupon_service.model import (
     bucket_of_event,
     event_id,
 )
+from coupon_service.model.codes import bucket_of
 from coupon_service.store.books import select_book, select_books_by_id
 from coupon_service.store.db import Database
 from coupon_service.store.events import (

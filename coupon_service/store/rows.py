@@ -13,7 +13,6 @@ from operator import attrgetter, is_
 from typing import Any, Final, LiteralString, TypeVar
 from uuid import UUID
 
-from coupon_service.codes import CodeFormat, bucket_of
 from coupon_service.model import (
     AmountOff,
     Assignment,
@@ -32,6 +31,7 @@ from coupon_service.model import (
     PercentOff,
     bucket_of_event,
 )
+from coupon_service.model.codes import CodeFormat, bucket_of
 from coupon_service.store.pipeline import Connection
 
 Row = tuple[Any, ...]

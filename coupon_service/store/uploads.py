@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 from operator import itemgetter
 
-from coupon_service.codes import CODE_LENGTH_MAX, CodeFormat, normalize
 from coupon_service.errors import (
     CodeChecksumInvalid,
     CouponServiceError,
@@ -15,6 +14,7 @@ from coupon_service.errors import (
     FieldViolation,
     InvalidArgument,
 )
+from coupon_service.model.codes import CODE_LENGTH_MAX, CodeFormat, normalize
 
 
 class ImportOutcome(IntEnum):

@@ -12,7 +12,6 @@ from uuid import UUID
 import pytest
 from stores import START, Clock, activate, call, make_book, new_book, opened
 
-from coupon_service.codes import CodeFormat
 from coupon_service.errors import (
     BookNotFound,
     ConcurrentModification,
@@ -22,6 +21,7 @@ from coupon_service.errors import (
     RequestIdReused,
 )
 from coupon_service.model import AmountOff, Book, BookLimits, BookState, BookStats, EventType
+from coupon_service.model.codes import CodeFormat
 from coupon_service.store.books import Books
 from coupon_service.store.db import Database
 from coupon_service.store.reads import AuditFilter, Reads

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 from stores import Clock, activate, call, make_book, opened
 
-from coupon_service.codes import CodeFormat, bucket_of, generate
 from coupon_service.errors import (
     BookNotFound,
     CodeChecksumInvalid,
@@ -24,6 +23,7 @@ from coupon_service.errors import (
     RequestIdReused,
 )
 from coupon_service.model import Book, BookStats, Call, EventType
+from coupon_service.model.codes import CodeFormat, bucket_of, generate
 from coupon_service.store import chunks as chunks_module
 from coupon_service.store.books import Books
 from coupon_service.store.chunks import CodeChunks, GenerateProgress

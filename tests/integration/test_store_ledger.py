@@ -11,12 +11,12 @@ from uuid import UUID
 from shop import Shop, all_pages
 from stores import START, call, make_book
 
-from coupon_service.codes import bucket_of
 from coupon_service.model import (
     Event,
     EventType,
     event_id,
 )
+from coupon_service.model.codes import bucket_of
 from coupon_service.store.events import select_events
 from coupon_service.store.reads import AuditFilter
 from coupon_service.store.rows import insert_events

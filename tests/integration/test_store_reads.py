@@ -9,7 +9,6 @@ import pytest
 from shop import Shop, all_pages
 from stores import make_book
 
-from coupon_service.codes import CodeFormat, bucket_of, generate
 from coupon_service.errors import (
     BookNotFound,
     CodeChecksumInvalid,
@@ -24,6 +23,7 @@ from coupon_service.model import (
     CodeState,
     Event,
 )
+from coupon_service.model.codes import CodeFormat, bucket_of, generate
 from coupon_service.store.keyset import Position
 
 NOBODY = UUID(int=9)

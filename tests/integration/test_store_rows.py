@@ -12,7 +12,6 @@ import psycopg
 import pytest
 from stores import START, call, new_book, opened
 
-from coupon_service.codes import CodeFormat, bucket_of
 from coupon_service.model import (
     AmountOff,
     AssignmentPolicy,
@@ -25,6 +24,7 @@ from coupon_service.model import (
     PercentOff,
     event_id,
 )
+from coupon_service.model.codes import CodeFormat, bucket_of
 from coupon_service.store.books import Books
 from coupon_service.store.db import Connection
 from coupon_service.store.events import select_events_by_id

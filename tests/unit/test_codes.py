@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coupon_service.codes import (
+from coupon_service.errors import CodeChecksumInvalid, CodeSpaceExhausted
+from coupon_service.model.codes import (
     BUCKETS,
     DEFAULT_ALPHABET,
     CodeFormat,
@@ -19,7 +20,6 @@ from coupon_service.codes import (
     generate,
     normalize,
 )
-from coupon_service.errors import CodeChecksumInvalid, CodeSpaceExhausted
 
 LETTERS_AND_DIGITS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
 

@@ -14,7 +14,6 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.timestamp_pb2 import Timestamp
 from violations import bad_fields
 
-from coupon_service.codes import DEFAULT_ALPHABET, CodeFormat
 from coupon_service.errors import PermissionDenied
 from coupon_service.model import (
     AmountOff,
@@ -27,6 +26,7 @@ from coupon_service.model import (
     LockPolicy,
     PercentOff,
 )
+from coupon_service.model.codes import DEFAULT_ALPHABET, CodeFormat
 from coupon_service.rpc.context import RequestContext
 from coupon_service.rpc.convert import books
 from coupon_service.v1 import coupon_book_service_pb2 as pb

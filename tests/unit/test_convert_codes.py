@@ -10,7 +10,6 @@ from uuid import UUID
 import pytest
 from violations import bad_fields
 
-from coupon_service.codes import CodeFormat, bucket_of
 from coupon_service.errors import (
     CodeSpaceExhausted,
     CouponServiceError,
@@ -34,6 +33,7 @@ from coupon_service.model import (
     bucket_of_book,
     bucket_of_event,
 )
+from coupon_service.model.codes import CodeFormat, bucket_of
 from coupon_service.rpc.context import RequestContext
 from coupon_service.rpc.convert import assignments, codes
 from coupon_service.rpc.convert.fields import Page

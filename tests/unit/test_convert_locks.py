@@ -10,8 +10,8 @@ from google.protobuf.duration_pb2 import Duration
 from redeemed import ID, NOW
 from violations import bad_fields
 
-from coupon_service.codes import bucket_of
 from coupon_service.model import LockState, LockView, bucket_of_event
+from coupon_service.model.codes import bucket_of
 from coupon_service.rpc.context import RequestContext
 from coupon_service.rpc.convert import locks
 from coupon_service.rpc.convert.values import to_timestamp

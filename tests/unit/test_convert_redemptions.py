@@ -11,7 +11,6 @@ from redeemed import ID, NOW, REDEEMED
 from violations import bad_fields
 
 from coupon_service.checkout import Validation
-from coupon_service.codes import bucket_of
 from coupon_service.errors import CodeAlreadyRedeemed, CodeNotFound
 from coupon_service.model import (
     Assignment,
@@ -28,6 +27,7 @@ from coupon_service.model import (
     bucket_of_event,
     event_id,
 )
+from coupon_service.model.codes import bucket_of
 from coupon_service.rpc.context import RequestContext
 from coupon_service.rpc.convert import redemptions
 from coupon_service.rpc.convert.values import to_timestamp

@@ -9,7 +9,6 @@ from uuid import UUID
 
 from google.protobuf.struct_pb2 import Struct
 
-from coupon_service.codes import bucket_of
 from coupon_service.leases.commands import (
     LOCKING_BOOKS,
     Commands,
@@ -27,6 +26,7 @@ from coupon_service.model import (
     event_id,
     fingerprint,
 )
+from coupon_service.model.codes import bucket_of
 from coupon_service.ratelimit import MethodClass, read_limits, user_identity
 from coupon_service.rpc.context import RequestContext
 from coupon_service.rpc.convert import assignments, books, codes, locks, redemptions

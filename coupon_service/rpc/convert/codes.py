@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Final
 from uuid import UUID
 
-from coupon_service.codes import CodeFormat, bucket_of
 from coupon_service.errors import CouponServiceError
 from coupon_service.model import (
     Book,
@@ -19,6 +18,7 @@ from coupon_service.model import (
     event_id,
     fingerprint,
 )
+from coupon_service.model.codes import CodeFormat, bucket_of
 from coupon_service.rpc.context import RequestContext
 from coupon_service.rpc.convert.books import read_code_format
 from coupon_service.rpc.convert.fields import Fields, Page

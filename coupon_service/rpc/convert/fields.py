@@ -15,9 +15,8 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.struct_pb2 import Struct
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from coupon_service import codes
 from coupon_service.errors import FieldViolation, InvalidArgument
-from coupon_service.model import Money
+from coupon_service.model import Money, codes
 from coupon_service.rpc.convert.values import EPOCH, from_duration_ms, from_struct, from_timestamp
 from coupon_service.rpc.paging import Position, page_position
 from coupon_service.v1.money_pb2 import Money as MoneyMessage

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Final
 from uuid import UUID
 
-from coupon_service.codes import bucket_of
 from coupon_service.errors import PermissionDenied
 from coupon_service.model import Call, EventType, Lock, LockView, event_id, fingerprint
+from coupon_service.model.codes import bucket_of
 from coupon_service.rpc.context import RequestContext
 from coupon_service.rpc.convert.fields import TTL_MAX_MS, Fields, Page
 from coupon_service.rpc.convert.values import put_time

@@ -8,7 +8,6 @@ from typing import Final
 from uuid import UUID
 
 from coupon_service.checkout import Validation
-from coupon_service.codes import bucket_of
 from coupon_service.errors import CouponServiceError
 from coupon_service.model import (
     Call,
@@ -23,6 +22,7 @@ from coupon_service.model import (
     event_id,
     fingerprint,
 )
+from coupon_service.model.codes import bucket_of
 from coupon_service.rpc.context import RequestContext
 from coupon_service.rpc.convert.fields import Fields, Page
 from coupon_service.rpc.convert.outcomes import done_of

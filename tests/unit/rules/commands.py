@@ -9,7 +9,6 @@ from uuid import UUID, uuid4
 
 from unit.rules.world import BOOK_ID, MINUTE, NOW, PLACE
 
-from coupon_service.codes import bucket_of
 from coupon_service.model import (
     Assign,
     AssignRandom,
@@ -29,6 +28,7 @@ from coupon_service.model import (
     event_id,
     fingerprint,
 )
+from coupon_service.model.codes import bucket_of
 
 
 def call(request: str = "", caller: str = "shop", business: str = "") -> Call:

@@ -20,7 +20,6 @@ from unit.rules.commands import (
 from unit.rules.kinds import KINDS, world_for_all_kinds
 from unit.rules.world import BOOK_ID, MINUTE, NOW, PLACE, World, active, book
 
-from coupon_service.codes import CodeFormat, generate
 from coupon_service.errors import (
     BookNotFound,
     CodeAlreadyRedeemed,
@@ -38,6 +37,7 @@ from coupon_service.model import (
     Command,
     LockPolicy,
 )
+from coupon_service.model.codes import CodeFormat, generate
 
 OTHER_BOOK = UUID(int=2)
 
