@@ -4,8 +4,8 @@
 stored, `stock` what a book has left. No I/O, no clock, no randomness, no SQL.
 """
 
-from coupon_service.rules.decide import decide, refuse_all
-from coupon_service.rules.derived import (
+from coupon_service.rules.decision import decide, refuse_all
+from coupon_service.rules.derived_states import (
     code_state,
     discount_of,
     effective_book_state,

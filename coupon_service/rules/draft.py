@@ -20,7 +20,7 @@ from coupon_service.model import (
     State,
     UserCounts,
 )
-from coupon_service.rules.derived import code_state
+from coupon_service.rules.derived_states import code_state
 
 _COUNTER: Final = {
     CodeState.AVAILABLE: "available",

@@ -9,7 +9,6 @@ from datetime import datetime
 from typing import Final, LiteralString
 from uuid import UUID
 
-from coupon_service import book_rules
 from coupon_service.errors import (
     BookNotFound,
     ConcurrentModification,
@@ -26,6 +25,7 @@ from coupon_service.model import (
     bucket_of_book,
     event_id,
 )
+from coupon_service.rules import book_updates as book_rules
 from coupon_service.store.db import Database
 from coupon_service.store.keyset import Position, page_of, time_and_id, time_position
 from coupon_service.store.pipeline import Connection

@@ -27,7 +27,7 @@ from coupon_service.model import (
     SwitchCode,
     Unit,
 )
-from coupon_service.rules import decide
+from coupon_service.rules import decision as decide
 from coupon_service.store.apply import apply
 from coupon_service.store.db import Database
 from coupon_service.store.load import load

@@ -26,8 +26,9 @@ from coupon_service.batching import batcher as coalesce
 from coupon_service.leases import commands, leases
 from coupon_service.leases.token import verify
 from coupon_service.model import Rollback
-from coupon_service.rules import locking as lock_rules
-from coupon_service.rules import redeeming, refusals
+from coupon_service.rules import locks as lock_rules
+from coupon_service.rules import redemptions as redeeming
+from coupon_service.rules import refusals
 from coupon_service.rules.draft import Draft
 from coupon_service.store import apply as applying
 from coupon_service.store import execute

@@ -9,7 +9,6 @@ from uuid import UUID
 
 import pytest
 
-from coupon_service.book_rules import state_after, updated, violations
 from coupon_service.errors import InvalidArgument, InvalidStateTransition
 from coupon_service.model import (
     AmountOff,
@@ -21,6 +20,7 @@ from coupon_service.model import (
     PercentOff,
 )
 from coupon_service.model.codes import CodeFormat
+from coupon_service.rules.book_updates import state_after, updated, violations
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
 LIMITS = BookLimits(100, 5, 4, 3, 2)

@@ -11,7 +11,6 @@ from uuid import UUID
 
 from google.protobuf.message import Message
 
-from coupon_service import book_rules
 from coupon_service.errors import PermissionDenied
 from coupon_service.model import (
     AmountOff,
@@ -33,6 +32,7 @@ from coupon_service.model.codes import BUCKETS, DEFAULT_ALPHABET, CodeFormat
 from coupon_service.rpc.context import RequestContext
 from coupon_service.rpc.convert.fields import AMOUNT_MAX_MINOR, TTL_MAX_MS, Fields, Page
 from coupon_service.rpc.convert.values import to_money, to_struct, to_timestamp
+from coupon_service.rules import book_updates as book_rules
 from coupon_service.v1 import coupon_book_service_pb2 as pb
 
 STORED_STATES: Final = (BookState.DRAFT, BookState.ACTIVE, BookState.PAUSED, BookState.CLOSED)

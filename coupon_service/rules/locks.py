@@ -24,7 +24,7 @@ from coupon_service.model import (
     LockState,
     Outcome,
 )
-from coupon_service.rules.derived import lock_view
+from coupon_service.rules.derived_states import lock_view
 from coupon_service.rules.draft import Draft
 from coupon_service.rules.refusals import redemption_refusal
 

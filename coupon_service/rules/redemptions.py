@@ -21,7 +21,7 @@ from coupon_service.model import (
     Redeem,
     Rollback,
 )
-from coupon_service.rules.derived import assignment_state, discount_of, lock_view
+from coupon_service.rules.derived_states import assignment_state, discount_of, lock_view
 from coupon_service.rules.draft import Draft
 from coupon_service.rules.refusals import redemption_refusal
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from coupon_service.errors import InvalidStateTransition
 from coupon_service.model import Book, Code, CodeState, Done, Event, EventType, Outcome, SwitchCode
-from coupon_service.rules.derived import code_state
+from coupon_service.rules.derived_states import code_state
 from coupon_service.rules.draft import Draft
 
 

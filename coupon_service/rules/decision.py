@@ -34,13 +34,13 @@ from coupon_service.model import (
     State,
     Unit,
 )
-from coupon_service.rules.assigning import assign, assign_random, recorded_assignment, revoke
-from coupon_service.rules.derived import lock_view
+from coupon_service.rules.assignments import assign, assign_random, recorded_assignment, revoke
+from coupon_service.rules.code_states import switch
+from coupon_service.rules.derived_states import lock_view
 from coupon_service.rules.draft import Draft
-from coupon_service.rules.locking import change_lock, lock
-from coupon_service.rules.redeeming import redeem, rollback
+from coupon_service.rules.locks import change_lock, lock
+from coupon_service.rules.redemptions import redeem, rollback
 from coupon_service.rules.refusals import find_code, is_hidden
-from coupon_service.rules.switching import switch
 
 
 def decide(
