@@ -23,7 +23,7 @@ from limits import RateLimitItem, parse_many
 from limits.aio.storage.redis.bridge import RedisBridge
 
 from coupon_service.errors import LocksUnavailable, RateLimited
-from coupon_service.leases.pipeline import Pipelines, connect
+from coupon_service.redis_client.pipelines import Pipelines, connect
 
 REMEMBERED_MAX: Final = 10_000
 """Callers that a worker remembers as refused, and addresses of which it knows the network."""

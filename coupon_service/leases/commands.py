@@ -8,8 +8,8 @@ from __future__ import annotations
 import hashlib
 from importlib.resources import files
 
-from coupon_service.leases.pipeline import Command
 from coupon_service.leases.results import IndexedLock
+from coupon_service.redis_client.pipelines import Command
 
 LOCKING_BOOKS = "coupon:locking-books"
 """A zset: the books that have locks, scored with when that was last written down (ms since 1970).

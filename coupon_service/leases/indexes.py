@@ -17,8 +17,8 @@ from coupon_service.leases.commands import (
     index_member,
     user_index,
 )
-from coupon_service.leases.pipeline import Command
 from coupon_service.leases.results import IndexedLock, LeaseRequest, ReleaseRequest
+from coupon_service.redis_client.pipelines import Command
 
 BOOK_KEPT_MS = 50 * 60 * 60 * 1000
 """How long a book is one that has locks: one lives for a day at most, and is kept for another."""

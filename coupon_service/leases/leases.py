@@ -32,14 +32,6 @@ from coupon_service.leases.commands import (
     user_index,
 )
 from coupon_service.leases.indexes import BOOK_KEPT_MS, Indexes, remove
-from coupon_service.leases.pipeline import (
-    COMMANDS_MAX,
-    Client,
-    Command,
-    Pipelines,
-    connect,
-    unavailable,
-)
 from coupon_service.leases.results import (
     Admission,
     AdmitStatus,
@@ -51,6 +43,14 @@ from coupon_service.leases.results import (
     Taken,
     TakenMomentarily,
     TakeStatus,
+)
+from coupon_service.redis_client.pipelines import (
+    COMMANDS_MAX,
+    Client,
+    Command,
+    Pipelines,
+    connect,
+    unavailable,
 )
 from coupon_service.telemetry.metrics import Metrics
 

@@ -6,8 +6,8 @@ import pytest
 from redis.crc import key_slot
 
 from coupon_service.leases.commands import Commands, index_member, indexed_lock
-from coupon_service.leases.pipeline import Command
 from coupon_service.leases.results import IndexedLock
+from coupon_service.redis_client.pipelines import Command
 
 
 def keys(command: Command) -> list[str]:
