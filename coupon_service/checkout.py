@@ -24,8 +24,8 @@ from coupon_service.errors import (
     LockTokenMismatch,
 )
 from coupon_service.leases import AdmitStatus, Leases
-from coupon_service.lock_history import LockTokens
-from coupon_service.lock_times import tombstone_until_ms
+from coupon_service.locks.history import LockTokens
+from coupon_service.locks.limits import tombstone_until_ms
 from coupon_service.model import (
     Assignment,
     Benefit,

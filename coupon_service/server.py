@@ -16,11 +16,11 @@ from coupon_service.batching.batcher import Changes, Coalescer, CoalescerSetting
 from coupon_service.checkout import Checkout
 from coupon_service.guessing import Guesses
 from coupon_service.leases import Leases
-from coupon_service.lock_history import LockHistory, LockTokens
-from coupon_service.lock_releasing import LockReleasing
-from coupon_service.lock_taking import BATCHES_IN_FLIGHT, LockTaking
-from coupon_service.lock_times import LockTimes
-from coupon_service.locking import Locks
+from coupon_service.locks.acquire import BATCHES_IN_FLIGHT, LockTaking
+from coupon_service.locks.history import LockHistory, LockTokens
+from coupon_service.locks.limits import LockTimes
+from coupon_service.locks.release import LockReleasing
+from coupon_service.locks.service import Locks
 from coupon_service.ratelimit import CallerLimits, RateLimiter, Windows
 from coupon_service.readiness_watch import ReadinessWatch
 from coupon_service.rpc.assignments import AssignmentServicer

@@ -13,7 +13,7 @@ import structlog
 
 from coupon_service.errors import CouponServiceError, LocksUnavailable
 from coupon_service.leases import Leases
-from coupon_service.lock_times import milliseconds_of
+from coupon_service.locks.limits import milliseconds_of
 from coupon_service.model import StockLevel
 from coupon_service.store.db import Database
 from coupon_service.store.pipeline import Connection

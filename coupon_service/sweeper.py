@@ -12,8 +12,8 @@ import structlog
 from coupon_service.batching.batcher import Changes
 from coupon_service.errors import CouponServiceError
 from coupon_service.leases import IndexedLock, Leases
-from coupon_service.lock_times import milliseconds_of
-from coupon_service.locking import end_of_lock
+from coupon_service.locks.limits import milliseconds_of
+from coupon_service.locks.service import end_of_lock
 from coupon_service.model import Call, Done, EventType, LockState, Unit
 from coupon_service.rules import lock_view
 from coupon_service.store.reads import Reads

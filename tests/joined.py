@@ -15,7 +15,7 @@ from steps import tried
 from waiting import until
 
 from coupon_service.batching.batcher import Coalescer, Later
-from coupon_service.lock_taking import BATCHES_IN_FLIGHT
+from coupon_service.locks.acquire import BATCHES_IN_FLIGHT
 
 Call = Callable[[], object]
 

@@ -13,7 +13,7 @@ from coupon_service.leases.results import (
     TakenMomentarily,
     TakeStatus,
 )
-from coupon_service.leases.token import sign, verify
+from coupon_service.locks.token import sign, verify
 
 __all__ = [
     "Admission",

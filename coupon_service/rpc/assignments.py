@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any
 
 from coupon_service.batching.batcher import Changes, Later
-from coupon_service.locking import Locks
+from coupon_service.locks.service import Locks
 from coupon_service.model import Assignment, Book, Code, Done, Unit
 from coupon_service.rpc.context import current
 from coupon_service.rpc.convert import assignments as convert

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from coupon_service.batching.batcher import Changes
 from coupon_service.errors import CodeSpaceExhausted
-from coupon_service.locking import Locks
+from coupon_service.locks.service import Locks
 from coupon_service.model import EventType, SwitchCode, Unit
 from coupon_service.model.codes import CodeFormat, check_capacity, generate
 from coupon_service.rpc.context import current

@@ -7,7 +7,7 @@ from __future__ import annotations
 from typing import Any
 
 from coupon_service.checkout import Checkout
-from coupon_service.locking import Locks
+from coupon_service.locks.service import Locks
 from coupon_service.rpc.context import current
 from coupon_service.rpc.convert import locks as convert_locks
 from coupon_service.rpc.convert import redemptions as convert

@@ -12,7 +12,7 @@ from steps import get_lock, locking_code, locks_of, unlock_by_id
 from coupon_service.batching.batcher import Changes
 from coupon_service.errors import Contention, LocksUnavailable
 from coupon_service.leases import Leases
-from coupon_service.lock_releasing import LockReleasing
+from coupon_service.locks.release import LockReleasing
 from coupon_service.model import ChangeLock, Outcome, Unit
 from coupon_service.v1 import audit_service_pb2 as audit
 from coupon_service.v1 import redemption_service_pb2 as redemptions

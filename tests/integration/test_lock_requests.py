@@ -27,10 +27,10 @@ from service import (
 from steps import get_lock, locking_code, locks_of
 from waiting import until
 
-from coupon_service import lock_taking
 from coupon_service.batching.batcher import Changes
 from coupon_service.errors import DatabaseUnavailable
-from coupon_service.lock_taking import LockTaking
+from coupon_service.locks import acquire as lock_taking
+from coupon_service.locks.acquire import LockTaking
 from coupon_service.model import Lock
 
 GRACE_MS = 1_000

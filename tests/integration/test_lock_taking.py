@@ -12,7 +12,7 @@ from steps import get_lock, locking_code, locks_of
 
 from coupon_service.batching.batcher import Changes
 from coupon_service.errors import Contention
-from coupon_service.lock_taking import LockTaking
+from coupon_service.locks.acquire import LockTaking
 from coupon_service.model import Outcome, Unit
 
 

@@ -30,7 +30,7 @@ from service import (
 from steps import reason_name
 
 from coupon_service.cli.call import methods
-from coupon_service.leases.token import sign
+from coupon_service.locks.token import sign
 from coupon_service.model import LockClaims
 
 LIMITS = books.BookLimits(

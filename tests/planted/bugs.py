@@ -21,10 +21,10 @@ from unittest import mock
 import psycopg
 from psycopg.conninfo import make_conninfo
 
-from coupon_service import lock_history
 from coupon_service.batching import batcher as coalesce
 from coupon_service.leases import commands, leases
-from coupon_service.leases.token import verify
+from coupon_service.locks import history as lock_history
+from coupon_service.locks.token import verify
 from coupon_service.model import Rollback
 from coupon_service.rules import locks as lock_rules
 from coupon_service.rules import redemptions as redeeming

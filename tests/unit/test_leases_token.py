@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coupon_service.errors import LockTokenMismatch
-from coupon_service.leases.token import sign, verify
+from coupon_service.locks.token import sign, verify
 from coupon_service.model import LockClaims
 
 SECRET = b"the first secret"

@@ -16,7 +16,7 @@ from coupon_service.leases.commands import (
     index_member,
     user_index,
 )
-from coupon_service.leases.token import sign
+from coupon_service.locks.token import sign
 from coupon_service.model import (
     CodeCommand,
     EventType,

@@ -24,8 +24,8 @@ from coupon_service.errors import (
     LocksUnavailable,
 )
 from coupon_service.leases import LeaseRequest, Leases, Taken, TakeStatus
-from coupon_service.lock_history import Granted, LockHistory, give_back
-from coupon_service.lock_times import LockTimes, milliseconds_of, time_of
+from coupon_service.locks.history import Granted, LockHistory, give_back
+from coupon_service.locks.limits import LockTimes, milliseconds_of, time_of
 from coupon_service.model import (
     Book,
     Done,

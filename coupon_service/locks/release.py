@@ -10,7 +10,7 @@ from typing import TypeAlias
 from coupon_service.batching.batcher import Changes, ToTheEnd
 from coupon_service.errors import LocksUnavailable
 from coupon_service.leases import Leases
-from coupon_service.lock_history import LockHistory, done_of, give_back
+from coupon_service.locks.history import LockHistory, done_of, give_back
 from coupon_service.model import Command, Done, LockView, Outcome, Unit
 
 Released: TypeAlias = tuple[LockView, bool]

@@ -1,4 +1,4 @@
-"""Locks: extend them and look at them; `lock_taking.py` takes, `lock_releasing.py` releases them.
+"""Locks: extend them and look at them; `locks/acquire.py` takes, `locks/release.py` releases them.
 
 The place is in Redis, its history in the ledger. A place is taken before it is promised in the
 ledger, and given back after its end is recorded there; the ledger says what a repeat is answered.
@@ -23,9 +23,9 @@ from coupon_service.errors import (
     LockTokenMismatch,
 )
 from coupon_service.leases import AdmitStatus, IndexedLock, Leases
-from coupon_service.lock_history import Granted, LockHistory, LockTokens, done_of
-from coupon_service.lock_releasing import Released
-from coupon_service.lock_times import LockTimes, milliseconds_of, time_of
+from coupon_service.locks.history import Granted, LockHistory, LockTokens, done_of
+from coupon_service.locks.limits import LockTimes, milliseconds_of, time_of
+from coupon_service.locks.release import Released
 from coupon_service.model import (
     Book,
     Call,

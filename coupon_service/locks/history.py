@@ -9,8 +9,8 @@ from uuid import UUID
 
 from coupon_service.errors import Contention, CouponServiceError, LockNotFound
 from coupon_service.leases import IndexedLock, Leases, ReleaseRequest
-from coupon_service.leases.token import sign, verify
-from coupon_service.lock_times import milliseconds_of, tombstone_until_ms
+from coupon_service.locks.limits import milliseconds_of, tombstone_until_ms
+from coupon_service.locks.token import sign, verify
 from coupon_service.model import Done, Event, LockClaims, LockState, LockView, Outcome
 from coupon_service.rules import lock_view
 from coupon_service.store.reads import Reads
