@@ -14,14 +14,14 @@ from prometheus_client import CollectorRegistry
 
 from coupon_service.batching.batcher import Changes, Coalescer, CoalescerSettings
 from coupon_service.checkout import Checkout
-from coupon_service.guessing import Guesses
 from coupon_service.leases import Leases
 from coupon_service.locks.acquire import BATCHES_IN_FLIGHT, LockTaking
 from coupon_service.locks.history import LockHistory, LockTokens
 from coupon_service.locks.limits import LockTimes
 from coupon_service.locks.release import LockReleasing
 from coupon_service.locks.service import Locks
-from coupon_service.ratelimit import CallerLimits, RateLimiter, Windows
+from coupon_service.ratelimit.code_guessing import Guesses
+from coupon_service.ratelimit.limiter import CallerLimits, RateLimiter, Windows
 from coupon_service.readiness_watch import ReadinessWatch
 from coupon_service.rpc.assignments import AssignmentServicer
 from coupon_service.rpc.audit import AuditServicer

@@ -17,8 +17,8 @@ from google.rpc.error_details_pb2 import ErrorInfo
 from google.rpc.status_pb2 import Status
 from structlog.testing import LogCapture
 
-from coupon_service.guessing import Guesses
-from coupon_service.ratelimit import RateLimiter
+from coupon_service.ratelimit.code_guessing import Guesses
+from coupon_service.ratelimit.limiter import RateLimiter
 from coupon_service.rpc.context import RequestContext
 from coupon_service.rpc.edge import Edge, EdgeSettings
 from coupon_service.telemetry.logs import EACH

@@ -10,8 +10,8 @@ from typing import Any
 import structlog
 from structlog.testing import LogCapture
 
-from coupon_service.guessing import Guesses
-from coupon_service.ratelimit import CallerLimits, RateLimiter, Windows
+from coupon_service.ratelimit.code_guessing import Guesses
+from coupon_service.ratelimit.limiter import CallerLimits, RateLimiter, Windows
 from coupon_service.rpc.context import RequestContext
 
 HERE = "ipv4:127.0.0.1:50000"

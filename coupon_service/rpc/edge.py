@@ -33,8 +33,8 @@ from coupon_service.errors import (
     InvalidArgument,
     Overloaded,
 )
-from coupon_service.guessing import Guesses
-from coupon_service.ratelimit import RateLimiter
+from coupon_service.ratelimit.code_guessing import Guesses
+from coupon_service.ratelimit.limiter import RateLimiter
 from coupon_service.rpc.bunch import BUSY_CALLS, Bunches
 from coupon_service.rpc.context import CURRENT, RequestContext
 from coupon_service.rpc.ended import EndedCalls, RpcObserver

@@ -17,7 +17,7 @@ from coupon_service.errors import (
     CouponServiceError,
     InvalidArgument,
 )
-from coupon_service.guessing import Guesses
+from coupon_service.ratelimit.code_guessing import Guesses
 from coupon_service.rpc.context import current
 from coupon_service.rpc.status import TABLE, item_error
 from coupon_service.v1 import redemption_service_pb2 as pb

@@ -42,7 +42,7 @@ from steps import ALL_OR_NOTHING, batch, item, outcomes_of, tried
 from coupon_service.cli.call import methods
 from coupon_service.embedded import EmbeddedRedis
 from coupon_service.errors import CodeNotFound
-from coupon_service.guessing import Guesses
+from coupon_service.ratelimit.code_guessing import Guesses
 from coupon_service.rpc.context import RequestContext
 from coupon_service.rpc.guesses import LOOK_UPS
 

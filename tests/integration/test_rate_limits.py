@@ -32,7 +32,7 @@ from steps import tried
 from coupon_service.cli.call import methods
 from coupon_service.embedded import EmbeddedRedis
 from coupon_service.errors import RateLimited
-from coupon_service.ratelimit import CLASS_OF, RateLimiter, network_of
+from coupon_service.ratelimit.limiter import CLASS_OF, RateLimiter, network_of
 from coupon_service.rpc.context import RequestContext
 from coupon_service.server import SERVICES
 from coupon_service.v1 import redemption_service_pb2 as pb

@@ -27,7 +27,7 @@ from coupon_service.model import (
     fingerprint,
 )
 from coupon_service.model.codes import bucket_of
-from coupon_service.ratelimit import MethodClass, read_limits, user_identity
+from coupon_service.ratelimit.limiter import MethodClass, read_limits, user_identity
 from coupon_service.rpc.context import RequestContext
 from coupon_service.rpc.convert import assignments, books, codes, locks, redemptions
 from coupon_service.rpc.paging import page_token

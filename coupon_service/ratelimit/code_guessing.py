@@ -17,7 +17,7 @@ from typing import Any, Final, Protocol
 from limits import RateLimitItem
 
 from coupon_service.errors import LocksUnavailable, RateLimited
-from coupon_service.ratelimit import (
+from coupon_service.ratelimit.limiter import (
     REMEMBERED_MAX,
     Caller,
     CallerLimits,
