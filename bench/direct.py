@@ -21,9 +21,9 @@ from coupon_service.model import Unit
 from coupon_service.rpc.context import RequestContext
 from coupon_service.rpc.convert.redemptions import read_batch
 from coupon_service.rules import decision as decide
-from coupon_service.store.apply import apply
-from coupon_service.store.db import PLANNING
-from coupon_service.store.load import load
+from coupon_service.store.commands.apply import apply
+from coupon_service.store.commands.load import load
+from coupon_service.store.database import PLANNING
 from coupon_service.store.pipeline import Connection, Pipeline, Rows
 
 Statement = tuple[LiteralString, Sequence[str | int]]

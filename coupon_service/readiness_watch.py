@@ -10,7 +10,7 @@ import structlog
 
 from coupon_service.errors import LocksUnavailable
 from coupon_service.leases import Leases
-from coupon_service.store.db import Database
+from coupon_service.store.database import Database
 from coupon_service.store.migrations import schema_is_current
 from coupon_service.telemetry.metrics import Metrics
 from coupon_service.telemetry.readiness import Readiness

@@ -34,11 +34,11 @@ from coupon_service.security.tls import TlsError, TlsReader, read_certificate
 from coupon_service.settings import Settings
 from coupon_service.stock import StockWatch
 from coupon_service.store.books import Books
-from coupon_service.store.chunks import CodeChunks
-from coupon_service.store.db import Database, DatabaseSettings
-from coupon_service.store.execute import Executor
-from coupon_service.store.lookups import Lookups
-from coupon_service.store.reads import Reads
+from coupon_service.store.bulk.chunks import CodeChunks
+from coupon_service.store.commands.executor import Executor
+from coupon_service.store.database import Database, DatabaseSettings
+from coupon_service.store.queries.lookups import Lookups
+from coupon_service.store.queries.reads import Reads
 from coupon_service.sweeper import Sweeper
 from coupon_service.telemetry.logs import configure_logging
 from coupon_service.telemetry.metrics import Metrics

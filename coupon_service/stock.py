@@ -15,7 +15,7 @@ from coupon_service.errors import CouponServiceError, LocksUnavailable
 from coupon_service.leases import Leases
 from coupon_service.locks.limits import milliseconds_of
 from coupon_service.model import StockLevel
-from coupon_service.store.db import Database
+from coupon_service.store.database import Database
 from coupon_service.store.pipeline import Connection
 from coupon_service.store.stock import Stock, ledger_lag_s, select_stocks, tell_level
 from coupon_service.telemetry.metrics import Metrics

@@ -16,7 +16,7 @@ from coupon_service.locks.limits import milliseconds_of
 from coupon_service.locks.service import end_of_lock
 from coupon_service.model import Call, Done, EventType, LockState, Unit
 from coupon_service.rules import lock_view
-from coupon_service.store.reads import Reads
+from coupon_service.store.queries.reads import Reads
 
 SWEEP_BATCH = 500
 """Locks that the sweeper records at a time."""

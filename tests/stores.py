@@ -17,7 +17,7 @@ from coupon_service.model import (
     event_id,
 )
 from coupon_service.store.books import Books
-from coupon_service.store.db import Database, DatabaseSettings
+from coupon_service.store.database import Database, DatabaseSettings
 from coupon_service.telemetry.metrics import Metrics
 
 START = datetime(2021, 3, 1, 12, 0, tzinfo=UTC)

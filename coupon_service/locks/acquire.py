@@ -38,7 +38,7 @@ from coupon_service.model import (
     Unit,
 )
 from coupon_service.rules import decision as decide
-from coupon_service.store.reads import Reads
+from coupon_service.store.queries.reads import Reads
 
 BATCHES_IN_FLIGHT: Final = 2
 """One can begin while the other is recorded. LockCode has 1.18 times the throughput that it has

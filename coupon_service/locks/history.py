@@ -13,7 +13,7 @@ from coupon_service.locks.limits import milliseconds_of, tombstone_until_ms
 from coupon_service.locks.token import sign, verify
 from coupon_service.model import Done, Event, LockClaims, LockState, LockView, Outcome
 from coupon_service.rules import lock_view
-from coupon_service.store.reads import Reads
+from coupon_service.store.queries.reads import Reads
 
 Granted: TypeAlias = tuple[LockView, str, bool]
 """A lock, its token, and whether it had been granted before."""

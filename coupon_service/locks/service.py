@@ -44,7 +44,7 @@ from coupon_service.model import (
 )
 from coupon_service.model.codes import bucket_of
 from coupon_service.rules import decision as decide
-from coupon_service.store.reads import Reads
+from coupon_service.store.queries.reads import Reads
 
 
 class Locks:

@@ -17,7 +17,7 @@ from coupon_service.rpc.convert.outcomes import done_of
 from coupon_service.rpc.later import later
 from coupon_service.rpc.paging import page_token, page_within_bounds
 from coupon_service.rules import effective_code_state
-from coupon_service.store.reads import Reads, assignment_position
+from coupon_service.store.queries.reads import Reads, assignment_position
 from coupon_service.v1 import assignment_service_pb2 as pb
 from coupon_service.v1.assignment_service_pb2_grpc import AssignmentServiceServicer
 

@@ -9,7 +9,7 @@ from typing import Any
 from coupon_service.rpc.context import current
 from coupon_service.rpc.convert import audit as convert
 from coupon_service.rpc.paging import page_token, page_within_bounds
-from coupon_service.store.reads import Reads, event_position
+from coupon_service.store.queries.reads import Reads, event_position
 from coupon_service.v1 import audit_service_pb2 as pb
 from coupon_service.v1.audit_service_pb2_grpc import AuditServiceServicer
 

@@ -20,8 +20,8 @@ from coupon_service.rpc.convert.outcomes import done_of
 from coupon_service.rpc.paging import page_token
 from coupon_service.rules import effective_code_state
 from coupon_service.store.books import Books
-from coupon_service.store.chunks import CodeChunks
-from coupon_service.store.reads import Reads
+from coupon_service.store.bulk.chunks import CodeChunks
+from coupon_service.store.queries.reads import Reads
 from coupon_service.v1 import coupon_code_service_pb2 as pb
 from coupon_service.v1.coupon_code_service_pb2_grpc import CouponCodeServiceServicer
 

@@ -26,9 +26,9 @@ from coupon_service.model import (
     event_id,
 )
 from coupon_service.rules import book_updates as book_rules
-from coupon_service.store.db import Database
-from coupon_service.store.keyset import Position, page_of, time_and_id, time_position
+from coupon_service.store.database import Database
 from coupon_service.store.pipeline import Connection
+from coupon_service.store.queries.keyset import Position, page_of, time_and_id, time_position
 from coupon_service.store.rows import (
     BOOK_COLUMNS,
     book_from_row,

@@ -23,8 +23,8 @@ from coupon_service.errors import (
 from coupon_service.model import AmountOff, Book, BookLimits, BookState, BookStats, EventType
 from coupon_service.model.codes import CodeFormat
 from coupon_service.store.books import Books
-from coupon_service.store.db import Database
-from coupon_service.store.reads import AuditFilter, Reads
+from coupon_service.store.database import Database
+from coupon_service.store.queries.reads import AuditFilter, Reads
 
 NOBODY = UUID(int=9)
 

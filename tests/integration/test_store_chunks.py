@@ -24,12 +24,12 @@ from coupon_service.errors import (
 )
 from coupon_service.model import Book, BookStats, Call, EventType
 from coupon_service.model.codes import CodeFormat, bucket_of, generate
-from coupon_service.store import chunks as chunks_module
 from coupon_service.store.books import Books
-from coupon_service.store.chunks import CodeChunks, GenerateProgress
-from coupon_service.store.db import Database
-from coupon_service.store.reads import AuditFilter, Reads
-from coupon_service.store.uploads import ImportOutcome, ImportResult
+from coupon_service.store.bulk import chunks as chunks_module
+from coupon_service.store.bulk.chunks import CodeChunks, GenerateProgress
+from coupon_service.store.bulk.upload_rows import ImportOutcome, ImportResult
+from coupon_service.store.database import Database
+from coupon_service.store.queries.reads import AuditFilter, Reads
 
 
 @dataclass(frozen=True)

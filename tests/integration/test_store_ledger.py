@@ -18,7 +18,7 @@ from coupon_service.model import (
 )
 from coupon_service.model.codes import bucket_of
 from coupon_service.store.events import select_events
-from coupon_service.store.reads import AuditFilter
+from coupon_service.store.queries.reads import AuditFilter
 from coupon_service.store.rows import insert_events
 
 NOBODY = UUID(int=9)

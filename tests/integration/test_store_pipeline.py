@@ -11,8 +11,8 @@ import structlog
 from secrecy import Log
 from stores import opened
 
-from coupon_service.store import db
-from coupon_service.store.db import Database
+from coupon_service.store import database as db
+from coupon_service.store.database import Database
 from coupon_service.store.pipeline import Connection, Pipeline
 
 

@@ -8,8 +8,12 @@ from itertools import count
 import psycopg
 import pytest
 
-from coupon_service.store import apply, events, load, lookups, new_codes, picks, stock
-from coupon_service.store.db import PLANNING
+from coupon_service.store import events, stock
+from coupon_service.store.bulk import new_codes
+from coupon_service.store.commands import apply, load
+from coupon_service.store.commands import random_codes as picks
+from coupon_service.store.database import PLANNING
+from coupon_service.store.queries import lookups
 
 STATEMENTS = {
     "lock codes": load.LOCK_CODES,

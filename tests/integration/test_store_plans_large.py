@@ -13,7 +13,7 @@ import psycopg
 import pytest
 
 from coupon_service import store
-from coupon_service.store.db import PLANNING
+from coupon_service.store.database import PLANNING
 
 ROWS = {
     "coupon_codes": 1_000_000,

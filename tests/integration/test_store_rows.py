@@ -26,7 +26,7 @@ from coupon_service.model import (
 )
 from coupon_service.model.codes import CodeFormat, bucket_of
 from coupon_service.store.books import Books
-from coupon_service.store.db import Connection
+from coupon_service.store.database import Connection
 from coupon_service.store.events import select_events_by_id
 from coupon_service.store.rows import (
     insert_event_once,

@@ -30,9 +30,9 @@ from coupon_service.rules import locks as lock_rules
 from coupon_service.rules import redemptions as redeeming
 from coupon_service.rules import refusals
 from coupon_service.rules.draft import Draft
-from coupon_service.store import apply as applying
-from coupon_service.store import execute
-from coupon_service.store import load as loading
+from coupon_service.store.commands import apply as applying
+from coupon_service.store.commands import executor as execute
+from coupon_service.store.commands import load as loading
 from coupon_service.store.rows import INSERT_EVENTS, event_arrays
 
 Planted = AbstractContextManager[object]

@@ -40,7 +40,7 @@ from coupon_service.rpc.convert.fields import Page
 from coupon_service.rpc.convert.outcomes import done_of
 from coupon_service.rpc.convert.values import to_timestamp
 from coupon_service.rpc.paging import page_token
-from coupon_service.store.uploads import ImportResult
+from coupon_service.store.bulk.upload_rows import ImportResult
 from coupon_service.v1 import assignment_service_pb2 as assignments_pb
 from coupon_service.v1 import coupon_code_service_pb2 as pb
 from coupon_service.v1 import error_reason_pb2 as reasons

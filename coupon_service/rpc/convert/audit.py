@@ -5,7 +5,7 @@ from __future__ import annotations
 from coupon_service.model import BookState, CodeState, Event, EventType
 from coupon_service.rpc.convert.fields import Fields, Page
 from coupon_service.rpc.convert.values import to_money, to_struct, to_timestamp
-from coupon_service.store.reads import AuditFilter
+from coupon_service.store.queries.reads import AuditFilter
 from coupon_service.v1 import audit_service_pb2 as pb
 
 ABOUT_BOOKS = frozenset(

@@ -24,7 +24,7 @@ from coupon_service.rpc.convert.books import read_code_format
 from coupon_service.rpc.convert.fields import Fields, Page
 from coupon_service.rpc.paging import Position
 from coupon_service.rpc.status import item_error
-from coupon_service.store.uploads import ImportResult
+from coupon_service.store.bulk.upload_rows import ImportResult
 from coupon_service.v1 import coupon_code_service_pb2 as pb
 
 STORED_STATES: Final = (

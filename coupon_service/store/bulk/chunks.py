@@ -36,24 +36,24 @@ from coupon_service.model.codes import (
     sorted_by_key,
 )
 from coupon_service.store.books import select_book, select_stats
-from coupon_service.store.db import Database
-from coupon_service.store.events import select_events_by_id
-from coupon_service.store.new_codes import (
+from coupon_service.store.bulk.new_codes import (
     NewCodes,
     add_available,
     copy_codes,
     insert_codes,
     select_codes_of,
 )
-from coupon_service.store.pipeline import Connection
-from coupon_service.store.rows import insert_event_once, insert_events, recorded_fingerprint
-from coupon_service.store.uploads import (
+from coupon_service.store.bulk.upload_rows import (
     ChunkRows,
     ImportResult,
     Rejection,
     import_result,
     read_rows,
 )
+from coupon_service.store.database import Database
+from coupon_service.store.events import select_events_by_id
+from coupon_service.store.pipeline import Connection
+from coupon_service.store.rows import insert_event_once, insert_events, recorded_fingerprint
 
 LONGER_STATEMENTS: Final = "SET LOCAL statement_timeout = '30s'"
 LONGER_SILENCE_S: Final = 35.0

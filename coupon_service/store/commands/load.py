@@ -36,8 +36,8 @@ from coupon_service.model import (
 )
 from coupon_service.model.codes import bucket_of
 from coupon_service.rules import is_hidden
+from coupon_service.store.commands.random_codes import pick_codes
 from coupon_service.store.events import SELECT_LOCK_EVENTS
-from coupon_service.store.picks import pick_codes
 from coupon_service.store.pipeline import Pipeline, Rows
 from coupon_service.store.rows import (
     ASSIGNMENT_COLUMNS,

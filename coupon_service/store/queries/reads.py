@@ -21,15 +21,22 @@ from coupon_service.model import (
 )
 from coupon_service.model.codes import bucket_of
 from coupon_service.store.books import select_book, select_books_by_id
-from coupon_service.store.db import Database
+from coupon_service.store.database import Database
 from coupon_service.store.events import (
     AuditFilter,
     event_position,
     select_events,
     select_events_by_id,
 )
-from coupon_service.store.keyset import Position, code_only, page_of, time_and_code, time_position
-from coupon_service.store.lookups import (
+from coupon_service.store.pipeline import Connection
+from coupon_service.store.queries.keyset import (
+    Position,
+    code_only,
+    page_of,
+    time_and_code,
+    time_position,
+)
+from coupon_service.store.queries.lookups import (
     CodeLookup,
     Coupon,
     CouponsLookup,
@@ -38,7 +45,6 @@ from coupon_service.store.lookups import (
     Lookup,
     Lookups,
 )
-from coupon_service.store.pipeline import Connection
 from coupon_service.store.rows import (
     CODE_COLUMNS,
     code_from_row,

@@ -25,7 +25,7 @@ from coupon_service.model import (
 from coupon_service.model.codes import bucket_of
 from coupon_service.rules import find_code
 from coupon_service.store.books import SELECT_BOOKS
-from coupon_service.store.db import Database
+from coupon_service.store.database import Database
 from coupon_service.store.events import SELECT_LOCK_EVENTS
 from coupon_service.store.pipeline import Connection, Pipeline, Rows
 from coupon_service.store.rows import (

@@ -28,9 +28,9 @@ from coupon_service.model import (
     Unit,
 )
 from coupon_service.rules import decision as decide
-from coupon_service.store.apply import apply
-from coupon_service.store.db import Database
-from coupon_service.store.load import load
+from coupon_service.store.commands.apply import apply
+from coupon_service.store.commands.load import load
+from coupon_service.store.database import Database
 from coupon_service.store.pipeline import Connection, Pipeline
 from coupon_service.telemetry.metrics import Metrics
 
