@@ -20,9 +20,11 @@ from coupon_service.locks.history import LockHistory, LockTokens
 from coupon_service.locks.limits import LockTimes
 from coupon_service.locks.release import LockReleasing
 from coupon_service.locks.service import Locks
+from coupon_service.maintenance.lock_sweeper import Sweeper
+from coupon_service.maintenance.readiness_monitor import ReadinessWatch
+from coupon_service.maintenance.stock_monitor import StockWatch
 from coupon_service.ratelimit.code_guessing import Guesses
 from coupon_service.ratelimit.limiter import CallerLimits, RateLimiter, Windows
-from coupon_service.readiness_watch import ReadinessWatch
 from coupon_service.rpc.assignments import AssignmentServicer
 from coupon_service.rpc.audit import AuditServicer
 from coupon_service.rpc.books import CouponBookServicer
@@ -32,14 +34,12 @@ from coupon_service.rpc.port import Port, PortError
 from coupon_service.rpc.redemptions import RedemptionServicer
 from coupon_service.security.tls import TlsError, TlsReader, read_certificate
 from coupon_service.settings import Settings
-from coupon_service.stock import StockWatch
 from coupon_service.store.books import Books
 from coupon_service.store.bulk.chunks import CodeChunks
 from coupon_service.store.commands.executor import Executor
 from coupon_service.store.database import Database, DatabaseSettings
 from coupon_service.store.queries.lookups import Lookups
 from coupon_service.store.queries.reads import Reads
-from coupon_service.sweeper import Sweeper
 from coupon_service.telemetry.logs import configure_logging
 from coupon_service.telemetry.metrics import Metrics
 from coupon_service.telemetry.readiness import Readiness

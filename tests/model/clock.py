@@ -17,7 +17,7 @@ import structlog
 from service import ServerThread, settings_for
 
 from coupon_service.leases import commands
-from coupon_service.sweeper import Sweeper
+from coupon_service.maintenance.lock_sweeper import Sweeper
 
 KEY = "model:clock"
 REAL_CLOCK = "redis.call('TIME')"
