@@ -25,13 +25,13 @@ from coupon_service.maintenance.readiness_monitor import ReadinessWatch
 from coupon_service.maintenance.stock_monitor import StockWatch
 from coupon_service.ratelimit.code_guessing import Guesses
 from coupon_service.ratelimit.limiter import CallerLimits, RateLimiter, Windows
-from coupon_service.rpc.assignments import AssignmentServicer
-from coupon_service.rpc.audit import AuditServicer
-from coupon_service.rpc.books import CouponBookServicer
-from coupon_service.rpc.codes import CouponCodeServicer
-from coupon_service.rpc.edge import Edge, EdgeSettings
-from coupon_service.rpc.port import Port, PortError
-from coupon_service.rpc.redemptions import RedemptionServicer
+from coupon_service.rpc.handler import Edge, EdgeSettings
+from coupon_service.rpc.listener import Port, PortError
+from coupon_service.rpc.servicers.assignments import AssignmentServicer
+from coupon_service.rpc.servicers.audit import AuditServicer
+from coupon_service.rpc.servicers.books import CouponBookServicer
+from coupon_service.rpc.servicers.codes import CouponCodeServicer
+from coupon_service.rpc.servicers.redemptions import RedemptionServicer
 from coupon_service.security.tls import TlsError, TlsReader, read_certificate
 from coupon_service.settings import Settings
 from coupon_service.store.books import Books
@@ -53,7 +53,7 @@ from coupon_service.v1 import (
 )
 
 if TYPE_CHECKING:
-    from coupon_service.rpc.access import Access
+    from coupon_service.rpc.authorization import Access
     from coupon_service.security.bearer_tokens import Tokens
     from coupon_service.telemetry.tracing import Tracer
 
@@ -180,7 +180,7 @@ class Server:
     def _authentication(self) -> Access:
         """What tells callers by their tokens. Raises ServerError."""
         # They take a tenth of a second to import, which only who needs them waits for.
-        from coupon_service.rpc.access import Access  # noqa: PLC0415
+        from coupon_service.rpc.authorization import Access  # noqa: PLC0415
         from coupon_service.security.bearer_tokens import KeysError, tokens_of  # noqa: PLC0415
 
         try:

@@ -20,7 +20,7 @@ from structlog.testing import LogCapture
 from coupon_service.ratelimit.code_guessing import Guesses
 from coupon_service.ratelimit.limiter import RateLimiter
 from coupon_service.rpc.context import RequestContext
-from coupon_service.rpc.edge import Edge, EdgeSettings
+from coupon_service.rpc.handler import Edge, EdgeSettings
 from coupon_service.telemetry.logs import EACH
 from coupon_service.v1 import coupon_code_service_pb2_grpc as codes_grpc
 from coupon_service.v1 import redemption_service_pb2_grpc as pb_grpc

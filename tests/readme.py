@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry
 
 from coupon_service.cli.client import RETRIES
 from coupon_service.cli.session import session
-from coupon_service.rpc.access import ACCESS, Role, methods_of
+from coupon_service.rpc.authorization import ACCESS, Role, methods_of
 from coupon_service.settings import settings_table
 from coupon_service.telemetry.metrics import Metrics
 from coupon_service.telemetry.multiprocess import Service, Workers

@@ -18,7 +18,7 @@ from pydantic import SecretStr
 from structlog.testing import LogCapture
 
 from coupon_service.errors import Unauthenticated
-from coupon_service.rpc.access import Access
+from coupon_service.rpc.authorization import Access
 from coupon_service.rpc.context import RequestContext
 from coupon_service.security.bearer_tokens import NEEDED, Tokens
 

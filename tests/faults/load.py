@@ -19,7 +19,7 @@ import grpc
 from grpc import StatusCode
 from service import Api, Refused, books, new_codes, redemptions, unique
 
-from coupon_service.rpc.edge import DETAILS_KEY
+from coupon_service.rpc.handler import DETAILS_KEY
 
 T = TypeVar("T")
 

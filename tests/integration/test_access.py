@@ -14,7 +14,7 @@ from service import Refused, ServerThread
 from tokens import Issuer
 
 from coupon_service.cli.call import find_method, methods
-from coupon_service.rpc.access import ACCESS, Role
+from coupon_service.rpc.authorization import ACCESS, Role
 
 ROLES = {"I": Role.ISSUER, "R": Role.REDEEMER, "A": Role.AUDITOR, "S": Role.SELF}
 

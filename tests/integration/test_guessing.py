@@ -44,7 +44,7 @@ from coupon_service.embedded import EmbeddedRedis
 from coupon_service.errors import CodeNotFound
 from coupon_service.ratelimit.code_guessing import Guesses
 from coupon_service.rpc.context import RequestContext
-from coupon_service.rpc.guesses import LOOK_UPS
+from coupon_service.rpc.guess_guard import LOOK_UPS
 
 NewDatabase = Callable[[], AbstractContextManager[str]]
 

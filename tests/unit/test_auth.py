@@ -31,7 +31,7 @@ from tokens import (
 )
 
 from coupon_service.errors import PermissionDenied, Unauthenticated
-from coupon_service.rpc.access import ACCESS, Access
+from coupon_service.rpc.authorization import ACCESS, Access
 from coupon_service.security.bearer_tokens import (
     ALGORITHMS,
     LEEWAY_S,

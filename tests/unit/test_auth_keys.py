@@ -22,7 +22,7 @@ from tokens import (
     with_token,
 )
 
-from coupon_service.rpc.access import Access, Role, methods_of
+from coupon_service.rpc.authorization import Access, Role, methods_of
 from coupon_service.security.bearer_tokens import LEEWAY_S, NEEDED, KeysError, Tokens
 from coupon_service.v1 import redemption_service_pb2 as pb
 
@@ -58,7 +58,7 @@ class TestRemembering:
         with_token(new.token(), access)
 
     def test_so_many_and_no_more_are_remembered(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("coupon_service.rpc.access.IDENTITIES_MAX", 2)
+        monkeypatch.setattr("coupon_service.rpc.authorization.IDENTITIES_MAX", 2)
         access = Access(tokens())
         made = [OURS.token(sub=f"user-{number}") for number in range(3)]
         for token in made:

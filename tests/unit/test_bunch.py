@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from coupon_service.rpc import bunch
-from coupon_service.rpc.bunch import BUSY_CALLS, Bunches
+from coupon_service.rpc import arrival_batch as bunch
+from coupon_service.rpc.arrival_batch import BUSY_CALLS, Bunches
 from coupon_service.v1 import redemption_service_pb2 as pb
 from tests.edge_server import running, until
 

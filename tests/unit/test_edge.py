@@ -27,7 +27,7 @@ from google.rpc.status_pb2 import Status
 
 from coupon_service.errors import CodeAlreadyRedeemed, DatabaseUnavailable, Unauthenticated
 from coupon_service.rpc.context import RequestContext, current
-from coupon_service.rpc.edge import HEADERS_MAX_BYTES
+from coupon_service.rpc.handler import HEADERS_MAX_BYTES
 from coupon_service.v1 import coupon_code_service_pb2 as codes
 from coupon_service.v1 import redemption_service_pb2 as pb
 

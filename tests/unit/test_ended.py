@@ -11,8 +11,8 @@ import structlog
 from structlog.testing import LogCapture
 
 from coupon_service.errors import Contention, CouponServiceError
+from coupon_service.rpc.call_recorder import TELL_AFTER_S, EndedCalls
 from coupon_service.rpc.context import RequestContext
-from coupon_service.rpc.ended import TELL_AFTER_S, EndedCalls
 from coupon_service.rpc.status import Internal
 from coupon_service.telemetry.logs import EACH
 from tests.edge_server import Observer

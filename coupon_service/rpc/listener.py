@@ -11,7 +11,7 @@ import grpc.aio
 from grpc_health.v1 import health
 from grpc_reflection.v1alpha import reflection
 
-from coupon_service.rpc.edge import HEADERS_MAX_BYTES
+from coupon_service.rpc.handler import HEADERS_MAX_BYTES
 from coupon_service.security.tls import TlsIdentity, TlsReader
 from coupon_service.settings import Settings
 

@@ -12,7 +12,7 @@ from coupon_service.rpc.context import current
 from coupon_service.rpc.convert import locks as convert_locks
 from coupon_service.rpc.convert import redemptions as convert
 from coupon_service.rpc.convert.outcomes import done_of
-from coupon_service.rpc.later import later
+from coupon_service.rpc.lazy import later
 from coupon_service.rpc.paging import page_token, page_within_bounds
 from coupon_service.store.queries.reads import Reads, event_position
 from coupon_service.v1 import redemption_service_pb2 as pb

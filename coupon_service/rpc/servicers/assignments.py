@@ -14,7 +14,7 @@ from coupon_service.model import Assignment, Book, Code, Done, Unit
 from coupon_service.rpc.context import current
 from coupon_service.rpc.convert import assignments as convert
 from coupon_service.rpc.convert.outcomes import done_of
-from coupon_service.rpc.later import later
+from coupon_service.rpc.lazy import later
 from coupon_service.rpc.paging import page_token, page_within_bounds
 from coupon_service.rules import effective_code_state
 from coupon_service.store.queries.reads import Reads, assignment_position

@@ -35,10 +35,10 @@ from coupon_service.errors import (
 )
 from coupon_service.ratelimit.code_guessing import Guesses
 from coupon_service.ratelimit.limiter import RateLimiter
-from coupon_service.rpc.bunch import BUSY_CALLS, Bunches
+from coupon_service.rpc.arrival_batch import BUSY_CALLS, Bunches
+from coupon_service.rpc.call_recorder import EndedCalls, RpcObserver
 from coupon_service.rpc.context import CURRENT, RequestContext
-from coupon_service.rpc.ended import EndedCalls, RpcObserver
-from coupon_service.rpc.guesses import counting
+from coupon_service.rpc.guess_guard import counting
 from coupon_service.rpc.status import kind_of, known, to_status
 
 if TYPE_CHECKING:
