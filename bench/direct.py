@@ -20,7 +20,7 @@ from bench.prepare import BATCH_SIZE, batch_request
 from coupon_service.model import Unit
 from coupon_service.rpc.context import RequestContext
 from coupon_service.rpc.convert.redemptions import read_batch
-from coupon_service.rules import decision as decide
+from coupon_service.rules import decide
 from coupon_service.store.commands.apply import apply
 from coupon_service.store.commands.load import load
 from coupon_service.store.database import PLANNING

@@ -33,7 +33,7 @@ from coupon_service.store.books import Books
 from coupon_service.store.bulk.chunks import CodeChunks
 from coupon_service.store.commands.executor import Executor
 from coupon_service.store.database import Database
-from coupon_service.store.queries.keyset import Position
+from coupon_service.store.keyset import Position
 from coupon_service.store.queries.reads import Reads
 from coupon_service.telemetry.metrics import Metrics
 

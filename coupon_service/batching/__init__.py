@@ -1,0 +1,1 @@
+"""What arrives at the same time is carried out together."""

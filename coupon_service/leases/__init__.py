@@ -1,4 +1,4 @@
-"""Locks of codes: places held in Redis for a time, and the signed tokens that prove them."""
+"""Leases: places on codes, held in Redis for a time."""
 
 from coupon_service.leases.leases import Leases
 from coupon_service.leases.results import (
@@ -13,7 +13,6 @@ from coupon_service.leases.results import (
     TakenMomentarily,
     TakeStatus,
 )
-from coupon_service.locks.token import sign, verify
 
 __all__ = [
     "Admission",
@@ -27,6 +26,4 @@ __all__ = [
     "TakeStatus",
     "Taken",
     "TakenMomentarily",
-    "sign",
-    "verify",
 ]

@@ -1,0 +1,1 @@
+"""The life of a lock: acquired, extended, released, expired."""

@@ -37,7 +37,7 @@ from coupon_service.model import (
     State,
     Unit,
 )
-from coupon_service.rules import decision as decide
+from coupon_service.rules import decide
 from coupon_service.store.queries.reads import Reads
 
 BATCHES_IN_FLIGHT: Final = 2

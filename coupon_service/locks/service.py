@@ -43,7 +43,7 @@ from coupon_service.model import (
     fingerprint,
 )
 from coupon_service.model.codes import bucket_of
-from coupon_service.rules import decision as decide
+from coupon_service.rules import decide
 from coupon_service.store.queries.reads import Reads
 
 

@@ -1,0 +1,1 @@
+"""Work in the background: expired locks, stock levels, readiness."""

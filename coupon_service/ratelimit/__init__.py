@@ -1,0 +1,1 @@
+"""How often a caller may call, and how often it may guess codes."""

@@ -1,0 +1,1 @@
+"""The one way to Redis: pipelines of commands with a time limit, for leases and limits."""

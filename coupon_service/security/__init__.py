@@ -1,0 +1,1 @@
+"""Who callers are and how the line is protected: bearer tokens and TLS."""

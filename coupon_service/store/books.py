@@ -25,10 +25,10 @@ from coupon_service.model import (
     bucket_of_book,
     event_id,
 )
-from coupon_service.rules import book_updates as book_rules
+from coupon_service.rules import book_updates
 from coupon_service.store.database import Database
+from coupon_service.store.keyset import Position, page_of, time_and_id, time_position
 from coupon_service.store.pipeline import Connection
-from coupon_service.store.queries.keyset import Position, page_of, time_and_id, time_position
 from coupon_service.store.rows import (
     BOOK_COLUMNS,
     book_from_row,
@@ -123,7 +123,7 @@ class Books:
         return await self._change(
             book_id,
             EventType.BOOK_UPDATED,
-            lambda book: book_rules.updated(book, changes),
+            lambda book: book_updates.updated(book, changes),
             etag_version=etag_version,
             call=call,
             fingerprint=fingerprint,
@@ -145,7 +145,7 @@ class Books:
         return await self._change(
             book_id,
             event,
-            lambda book: replace(book, state=book_rules.state_after(book, event)),
+            lambda book: replace(book, state=book_updates.state_after(book, event)),
             etag_version=etag_version,
             call=call,
             fingerprint=fingerprint,

@@ -14,8 +14,8 @@ from typing import Final, LiteralString
 from uuid import UUID
 
 from coupon_service.model import Event, EventType, bucket_of_event
+from coupon_service.store.keyset import Position, page_of, time_and_id, time_position
 from coupon_service.store.pipeline import Connection
-from coupon_service.store.queries.keyset import Position, page_of, time_and_id, time_position
 from coupon_service.store.rows import EVENT_COLUMNS, event_from_row, int_array, uuid_array
 
 

@@ -4,7 +4,8 @@ Labels are method, status, reason and pool, never a code or a user: their number
 
 Several workers share one endpoint by prometheus_client's multiprocess mode. The environment of a
 worker names an empty folder in ``PROMETHEUS_MULTIPROC_DIR`` before prometheus_client is imported;
-the worker counts into files there, and the supervisor serves what they come to (``telemetry/multiprocess.py``).
+the worker counts into files there, and the supervisor serves what they come to
+(``telemetry/multiprocess.py``).
 """
 
 from __future__ import annotations

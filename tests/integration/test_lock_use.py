@@ -21,7 +21,8 @@ from steps import (
     ttl_s,
 )
 
-from coupon_service.leases import Leases, TakenMomentarily, sign, verify
+from coupon_service.leases import Leases, TakenMomentarily
+from coupon_service.locks.token import sign, verify
 
 OFF = books.LOCK_POLICY_OFF
 OPTIONAL = books.LOCK_POLICY_OPTIONAL

@@ -55,12 +55,12 @@ LARGE = rf"Seq Scan on ({'|'.join(ROWS)})"
 
 def _statements() -> Iterator[tuple[str, str]]:
     """Every statement of the store that reads or changes rows."""
-    for module in pkgutil.iter_modules(store.__path__):
-        found = vars(import_module(f"coupon_service.store.{module.name}"))
+    for module in pkgutil.walk_packages(store.__path__, "coupon_service.store."):
+        found = vars(import_module(module.name))
         for name, value in found.items():
             begins = isinstance(value, str) and re.match(r"\s*(SELECT|INSERT|UPDATE|DELETE)", value)
             if name.isupper() and begins:
-                yield f"{module.name}.{name}", value
+                yield f"{module.name.removeprefix('coupon_service.store.')}.{name}", value
 
 
 STATEMENTS = dict(_statements())

@@ -24,7 +24,7 @@ from coupon_service.model import (
     Event,
 )
 from coupon_service.model.codes import CodeFormat, bucket_of, generate
-from coupon_service.store.queries.keyset import Position
+from coupon_service.store.keyset import Position
 
 NOBODY = UUID(int=9)
 

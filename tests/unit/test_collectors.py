@@ -21,7 +21,7 @@ OK = {"method": REDEEM, "status": "OK"}
 WORKER = f"""
 import os
 from prometheus_client import CollectorRegistry
-from coupon_service.metrics import Metrics
+from coupon_service.telemetry.metrics import Metrics
 
 metrics = Metrics(CollectorRegistry())
 metrics.rpcs_finished("{REDEEM}", "OK", "", [0.004])

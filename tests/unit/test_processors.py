@@ -33,7 +33,7 @@ def test_otherwise_the_system_chooses(workers: int) -> None:
 def test_threads_that_are_made_later_stay_on_the_core_and_give_way() -> None:
     program = f"""
 import os, threading
-from coupon_service.processors import run_on
+from coupon_service.process.scheduling import run_on
 run_on({CORES[-1]})
 thread = threading.Thread(
     target=lambda: print(os.sched_getaffinity(0), os.sched_getscheduler(0) == os.SCHED_BATCH)
@@ -53,7 +53,7 @@ def test_other_threads_give_way_to_this_one_where_they_share_a_core(
 ) -> None:
     program = f"""
 import os, threading
-from coupon_service.processors import hold_back_other_threads
+from coupon_service.process.scheduling import hold_back_other_threads
 os.sched_setaffinity(0, {cores})
 done = threading.Event()
 thread = threading.Thread(target=done.wait)

@@ -40,7 +40,6 @@ from coupon_service.v1.money_pb2 import Money
 BOOK = UUID("a1000000-0000-8000-8000-000000000001")
 LOCK = UUID("07000000-0000-8000-8000-000000000002")
 RPC = RequestContext(caller="till", business_id="shop")
-NAMED = {"request_id": "r-1", "code": "summer-25", "user_id": "ü", "book_id": str(BOOK)}
 METADATA = Struct()
 METADATA.update({"b": 1, "a": "x"})
 
@@ -85,7 +84,10 @@ def test_hashes_stay() -> None:
 
 def test_a_repeat_of_a_redemption_is_recognised() -> None:
     request = redemption_pb.RedeemCodeRequest(
-        **NAMED,
+        request_id="r-1",
+        code="summer-25",
+        user_id="ü",
+        book_id=str(BOOK),
         order_id="o",
         order_amount=Money(amount_minor=4000, currency_code="EUR"),
         metadata=METADATA,
@@ -97,7 +99,9 @@ def test_a_repeat_of_a_redemption_is_recognised() -> None:
 
 
 def test_a_repeat_of_a_lock_is_recognised() -> None:
-    request = redemption_pb.LockCodeRequest(**NAMED, metadata=METADATA)
+    request = redemption_pb.LockCodeRequest(
+        request_id="r-1", code="summer-25", user_id="ü", book_id=str(BOOK), metadata=METADATA
+    )
     assert ids(locks.read_lock(request, RPC)) == (
         "155a6987a93981e4b45227bacc2e4ee8",
         -5323665126088686712,
@@ -105,7 +109,9 @@ def test_a_repeat_of_a_lock_is_recognised() -> None:
 
 
 def test_a_repeat_of_an_assignment_is_recognised() -> None:
-    request = assignment_pb.AssignCodeRequest(**NAMED, metadata=METADATA)
+    request = assignment_pb.AssignCodeRequest(
+        request_id="r-1", code="summer-25", user_id="ü", book_id=str(BOOK), metadata=METADATA
+    )
     assert ids(assignments.read_assign(request, RPC)) == (
         "154f9ef767628f549d6ac4ba67f2c4ef",
         -6668078858552199046,

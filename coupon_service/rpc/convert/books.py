@@ -32,7 +32,7 @@ from coupon_service.model.codes import BUCKETS, DEFAULT_ALPHABET, CodeFormat
 from coupon_service.rpc.context import RequestContext
 from coupon_service.rpc.convert.fields import AMOUNT_MAX_MINOR, TTL_MAX_MS, Fields, Page
 from coupon_service.rpc.convert.values import to_money, to_struct, to_timestamp
-from coupon_service.rules import book_updates as book_rules
+from coupon_service.rules import book_updates
 from coupon_service.v1 import coupon_book_service_pb2 as pb
 
 STORED_STATES: Final = (BookState.DRAFT, BookState.ACTIVE, BookState.PAUSED, BookState.CLOSED)
@@ -84,7 +84,7 @@ def read_create(
         update_time=now,
         **_named(values),
     )
-    for violation in book_rules.violations(book):
+    for violation in book_updates.violations(book):
         fields.refuse(violation.field, violation.description)
     fields.check()
     return book, call, _fingerprint(message, ("business_id", *values))

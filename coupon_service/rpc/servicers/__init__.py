@@ -1,0 +1,1 @@
+"""One class a service of the contract: request in, response out."""

@@ -1,0 +1,1 @@
+"""Codes by the million: generated or uploaded in committed chunks."""

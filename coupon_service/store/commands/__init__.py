@@ -1,0 +1,1 @@
+"""Load, decide, apply: the one transaction in which codes change."""

@@ -27,7 +27,7 @@ from coupon_service.model import (
     SwitchCode,
     Unit,
 )
-from coupon_service.rules import decision as decide
+from coupon_service.rules import decide
 from coupon_service.store.commands.apply import apply
 from coupon_service.store.commands.load import load
 from coupon_service.store.database import Database

@@ -1,0 +1,1 @@
+"""Reads that change nothing: single rows, lists and their pages."""

@@ -28,14 +28,8 @@ from coupon_service.store.events import (
     select_events,
     select_events_by_id,
 )
+from coupon_service.store.keyset import Position, code_only, page_of, time_and_code, time_position
 from coupon_service.store.pipeline import Connection
-from coupon_service.store.queries.keyset import (
-    Position,
-    code_only,
-    page_of,
-    time_and_code,
-    time_position,
-)
 from coupon_service.store.queries.lookups import (
     CodeLookup,
     Coupon,

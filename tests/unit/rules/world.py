@@ -34,7 +34,7 @@ from coupon_service.model import (
     Unit,
     UserCounts,
 )
-from coupon_service.rules import decision as decide
+from coupon_service.rules import decide
 
 NOW = datetime(2026, 1, 15, 12, tzinfo=UTC)
 MOMENT = timedelta(microseconds=1)
