@@ -47,7 +47,7 @@ ifeq (,$(ARGS))
 		echo "$$report"; echo "Every branch of the rules has to be tested." >&2; exit 1; }
 endif
 
-PROOF := tests/planted tests/fuzz tests/concurrency tests/faults
+PROOF := tests/mutants tests/fuzz tests/concurrency tests/faults
 
 proof: export COUPON_TEST_PROOF := 1
 proof: install ## Try what the service promises at length: hours (ARGS= for pytest)
@@ -82,7 +82,7 @@ check-deploy: install ## Check the dashboard and the alerts, against the metrics
 	@$(BIN)/pytest -q tests/integration/test_scrape.py
 
 image-check: install ## Build the container image and run it, without an engine (root, on Debian)
-	@$(BIN)/python tests/image_check.py $(if $(BASE),--base "$(BASE)")
+	@$(BIN)/python tests/support/container_image.py $(if $(BASE),--base "$(BASE)")
 
 format: install ## Put the code into its shape
 	$(BIN)/ruff check --fix

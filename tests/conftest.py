@@ -29,22 +29,22 @@ import psutil
 import psycopg
 import pytest
 import redis
-from proof import AT_LENGTH
 from psycopg import sql
-from secrecy import SECRETS, Log
+from support.proof_sizes import AT_LENGTH
+from support.secret_scan import SECRETS, Log
 
 from coupon_service.embedded import EmbeddedPostgres, EmbeddedRedis
 from coupon_service.telemetry.logs import configure_logging
 
 if TYPE_CHECKING:
-    from service import Api, ServerThread
+    from support.service import Api, ServerThread
 
-pytest.register_assert_rewrite("adds_up", "faults", "model", "settled")
+pytest.register_assert_rewrite("support", "faults", "model")
 
 LONG = {"model", "fuzz"}
 """Folders of tests that are begun with."""
 
-ALONE = {"concurrency", "faults", "planted"}
+ALONE = {"concurrency", "faults", "mutants"}
 """Folders of tests that depend on time: none of them runs beside another."""
 
 TURNS = pytest.StashKey[IO[str]]()
@@ -224,7 +224,7 @@ def server(
     new_database: Callable[[], AbstractContextManager[str]], redis_server_url: str
 ) -> Iterator[ServerThread]:
     """A server that all tests share: each has books, codes and users of its own."""
-    from service import ServerThread, settings_for
+    from support.service import ServerThread, settings_for
 
     with new_database() as database_url:
         settings = settings_for(database_url, redis_server_url)
@@ -241,7 +241,7 @@ def server_address(server: ServerThread) -> str:
 @pytest.fixture(scope="session")
 def api(server_address: str) -> Iterator[Api]:
     """A client of the shared server."""
-    from service import Api
+    from support.service import Api
 
     client = Api(server_address)
     yield client
@@ -253,8 +253,8 @@ def guarded(
     new_database: Callable[[], AbstractContextManager[str]], redis_server_url: str
 ) -> Iterator[ServerThread]:
     """A server that asks for tokens, which tests.tokens makes; users call as often as they like."""
-    from service import ServerThread, settings_for
-    from tokens import ASKED_FOR
+    from support.service import ServerThread, settings_for
+    from support.token_issuers import ASKED_FOR
 
     unlimited = {"rate_limit_end_users": "none", "guess_limit_end_users": "none"}
     with new_database() as database_url:
@@ -268,8 +268,8 @@ def limiting_server(
     new_database: Callable[[], AbstractContextManager[str]], redis_server_url: str
 ) -> Iterator[ServerThread]:
     """A server that asks for tokens and has the limits that are the default."""
-    from service import ServerThread, settings_for
-    from tokens import ASKED_FOR
+    from support.service import ServerThread, settings_for
+    from support.token_issuers import ASKED_FOR
 
     with new_database() as database_url:
         settings = settings_for(database_url, redis_server_url, **ASKED_FOR)
@@ -280,7 +280,7 @@ def limiting_server(
 @pytest.fixture(scope="session")
 def tomorrow(server: ServerThread) -> Iterator[Api]:
     """A client of a second server on the same data, whose clock is a day ahead. To look with."""
-    from service import Api, ServerThread
+    from support.service import Api, ServerThread
 
     # It would find that the locks of all other tests have run out.
     never = {"sweep_interval_ms": 3_600_000, "stock_interval_ms": 3_600_000}

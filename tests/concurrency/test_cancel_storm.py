@@ -18,10 +18,11 @@ import grpc
 import grpc.aio
 import psycopg
 import pytest
-from adds_up import assert_adds_up, assert_between
-from histories import OPEN, Connection
-from proof import new_seed, times
-from service import (
+from support.histories import OPEN, Connection
+from support.idle import Kept, kept, settle
+from support.invariants import assert_adds_up, assert_between
+from support.proof_sizes import new_seed, times
+from support.service import (
     Api,
     ServerThread,
     assignments,
@@ -31,8 +32,7 @@ from service import (
     settings_for,
     unique,
 )
-from settled import Kept, kept, settle
-from waiting import until
+from support.waiting import until
 
 from coupon_service.model import EventType
 

@@ -22,8 +22,8 @@ from typing import Any, Final
 import psycopg
 import pytest
 import redis.asyncio
-from adds_up import assert_adds_up
-from histories import (
+from support.code_specification import Redemptions, Rules
+from support.histories import (
     Connection,
     Impatience,
     Record,
@@ -32,11 +32,11 @@ from histories import (
     use_at_once,
     without_locks,
 )
-from linearizability import Operation
-from one_code import Redemptions, Rules
-from proof import new_seed, progress, times
-from service import Api, ServerThread, books, new_codes, settings_for
-from settled import settle
+from support.idle import settle
+from support.invariants import assert_adds_up
+from support.linearizability import Operation
+from support.proof_sizes import new_seed, progress, times
+from support.service import Api, ServerThread, books, new_codes, settings_for
 
 from coupon_service.embedded import EmbeddedRedis
 from coupon_service.model import EventType

@@ -22,11 +22,11 @@ from typing import Any, Final
 import grpc.aio
 import psycopg
 import pytest
-from adds_up import assert_adds_up
-from histories import Connection
-from leasing import acquire
-from proof import new_seed, times
-from service import (
+from support.histories import Connection
+from support.invariants import assert_adds_up
+from support.lease_servers import acquire
+from support.proof_sizes import new_seed, times
+from support.service import (
     Api,
     ServerThread,
     books,

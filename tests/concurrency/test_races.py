@@ -9,7 +9,7 @@ from typing import Any
 
 import grpc
 import pytest
-from service import (
+from support.service import (
     Api,
     all_at_once,
     assignments,

@@ -9,11 +9,11 @@ from typing import Any, Final
 
 import psutil
 import psycopg
-from adds_up import assert_adds_up
 from faults.load import Account, Seen
 from faults.stack import Stack
 from grpc import StatusCode
 from psycopg.rows import TupleRow
+from support.invariants import assert_adds_up
 
 from coupon_service.model import EventType
 

@@ -15,7 +15,7 @@ from typing import Any, Final
 import psycopg
 from faults.proxy import BLACK_HOLE, PASS, Commit, Proxy, Rule
 from faults.stack import DEADLINE_S, Stack, redis_client
-from waiting import until
+from support.waiting import until
 
 Strike = Callable[[Stack, random.Random], AbstractContextManager[None]]
 

@@ -17,7 +17,7 @@ from typing import Any, Final, Literal, TypeVar
 
 import grpc
 from grpc import StatusCode
-from service import Api, Refused, books, new_codes, redemptions, unique
+from support.service import Api, Refused, books, new_codes, redemptions, unique
 
 from coupon_service.rpc.handler import DETAILS_KEY
 

@@ -13,9 +13,9 @@ import psycopg
 from faults.load import Load
 from faults.proxy import Proxy
 from psycopg.rows import TupleRow
-from service import Api, ServerThread, settings_for
-from steps import tried
-from waiting import until
+from support.calls import tried
+from support.service import Api, ServerThread, settings_for
+from support.waiting import until
 
 from coupon_service.embedded import EmbeddedPostgres, EmbeddedRedis
 from coupon_service.store import migrations

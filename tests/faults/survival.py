@@ -13,7 +13,7 @@ from faults.checks import assert_conserved
 from faults.load import Load, Seen
 from grpc import StatusCode
 from psycopg.rows import TupleRow
-from waiting import until
+from support.waiting import until
 
 FIRST_SUCCESS_S: Final = 5.0
 """After the end of a fault, until a call succeeds."""

@@ -8,8 +8,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 from faults.proxy import BLACK_HOLE, HOST, PASS, Proxy
-from service import Api, new_codes
-from waiting import until
+from support.service import Api, new_codes
+from support.waiting import until
 
 from coupon_service.cli import client
 from coupon_service.cli.client import connect_blocking

@@ -9,9 +9,9 @@ from urllib.parse import urlsplit
 import pytest
 from faults.proxy import Commit, Proxy, Rule
 from grpc import StatusCode
-from service import Api, ServerThread, refused, settings_for
-from steps import tried
-from waiting import until
+from support.calls import tried
+from support.service import Api, ServerThread, refused, settings_for
+from support.waiting import until
 
 
 @pytest.fixture(scope="module")

@@ -17,10 +17,10 @@ from faults.checks import assert_told_rightly
 from faults.load import Load
 from faults.stack import DEADLINE_S, SETTINGS
 from faults.survival import survive
-from proof import times
-from service import Api, ServerThread, settings_for
-from steps import tried
-from waiting import until
+from support.calls import tried
+from support.proof_sizes import times
+from support.service import Api, ServerThread, settings_for
+from support.waiting import until
 
 from coupon_service.embedded import EmbeddedError, EmbeddedPostgres
 from coupon_service.store import migrations

@@ -17,8 +17,8 @@ from faults.checks import assert_told_rightly, quiet, why_not_whole
 from faults.faults import FAULTS, Fault
 from faults.stack import Stack, stack
 from faults.survival import survive
-from proof import new_seed, times
-from waiting import until
+from support.proof_sizes import new_seed, times
+from support.waiting import until
 
 SEED = int(new_seed())
 

@@ -11,9 +11,9 @@ from typing import Any
 import psycopg
 import pytest
 from grpc import StatusCode
-from service import Api, ServerThread, books, refused, settings_for
-from steps import reason_or_ok, tried
-from waiting import until
+from support.calls import reason_or_ok, tried
+from support.service import Api, ServerThread, books, refused, settings_for
+from support.waiting import until
 
 QUEUE = 5
 CALLERS = 30

@@ -18,11 +18,11 @@ from faults.checks import assert_told_rightly
 from faults.load import Load
 from faults.stack import DEADLINE_S, SETTINGS
 from faults.survival import Survival, survive
-from processes import fetch, serving, workers_of
-from proof import times
 from psycopg.rows import TupleRow
-from service import Api
-from waiting import until
+from support.proof_sizes import times
+from support.service import Api
+from support.service_process import fetch, serving, workers_of
+from support.waiting import until
 
 from coupon_service.process.supervisor import reserve_port
 

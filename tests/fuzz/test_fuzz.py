@@ -17,19 +17,19 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-import frames
 import grpc
 import psutil
 import pytest
 from fuzz.inputs import HOSTILE_TEXTS, Inputs
 from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message_factory import GetMessageClass
-from leasing import acquire
-from processes import environment_of, serving
-from proof import progress, times
 from redis import Redis
-from service import Api, books, codes
-from waiting import until
+from support import http2_frames as frames
+from support.lease_servers import acquire
+from support.proof_sizes import progress, times
+from support.service import Api, books, codes
+from support.service_process import environment_of, serving
+from support.waiting import until
 
 from coupon_service.cli.call import methods
 from coupon_service.errors import LocksUnavailable

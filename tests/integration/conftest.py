@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 import pytest
-from leasing import GRACE_MS, PATIENT_MS
 from redis.asyncio import Redis
-from shop import Shop, new_shop
+from support.lease_servers import GRACE_MS, PATIENT_MS
+from support.two_businesses import Shop, new_shop
 
 from coupon_service.leases import Leases
 

@@ -6,12 +6,12 @@ from typing import Any, cast
 
 import grpc
 import pytest
-from callers import ISSUER
 from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health_pb2
-from service import Refused, ServerThread
-from tokens import Issuer
+from support.service import Refused, ServerThread
+from support.token_clients import ISSUER
+from support.token_issuers import Issuer
 
 from coupon_service.cli.call import find_method, methods
 from coupon_service.rpc.authorization import ACCESS, Role

@@ -8,8 +8,8 @@ from typing import Any
 
 import psycopg
 import pytest
-from adds_up import RULES, RULES_OF_TIME, SUMS, assert_adds_up
-from service import Api, ServerThread, books
+from support.invariants import RULES, RULES_OF_TIME, SUMS, assert_adds_up
+from support.service import Api, ServerThread, books
 
 from coupon_service.model import EventType
 

@@ -9,7 +9,7 @@ from uuid import uuid4
 import psycopg
 import pytest
 from grpc import StatusCode
-from service import (
+from support.service import (
     Api,
     ServerThread,
     assignments,

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 import structlog
-from commands import run_apart
 from pydantic import SecretStr
-from service import Api, ServerThread, books, settings_for
-from steps import tried
-from tokens import AUDIENCE, Issuer, key_file
-from waiting import until
+from support.calls import tried
+from support.command_line import run_apart
+from support.service import Api, ServerThread, books, settings_for
+from support.token_issuers import AUDIENCE, Issuer, key_file
+from support.waiting import until
 
 from coupon_service.cli.serve import supervise
 from coupon_service.settings import Settings

@@ -7,9 +7,9 @@ from typing import Any
 
 import grpc
 import pytest
-from bad_input import bad_fields
 from grpc import StatusCode
-from service import Api, assignments, books, codes, new_codes, redemptions, refused
+from support.bad_requests import bad_fields
+from support.service import Api, assignments, books, codes, new_codes, redemptions, refused
 
 # --- batches ------------------------------------------------------------------------------------
 

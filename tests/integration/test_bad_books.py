@@ -6,10 +6,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from bad_input import TIMES, TTLS, bad_fields, nested
 from google.protobuf.duration_pb2 import Duration
 from grpc import StatusCode
-from service import Api, books, from_now, refused, struct
+from support.bad_requests import TIMES, TTLS, bad_fields, nested
+from support.service import Api, books, from_now, refused, struct
 
 BAD_IDENTIFIERS = [" ", "   ", " b", "b ", "b\0", "\nb", "b\x7f", "b\u2028c", "b" * 129]
 

@@ -6,9 +6,9 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from bad_input import TIMES, TTLS, bad_fields, call, nested, no_value, not_a_number
 from google.protobuf.struct_pb2 import Struct
-from service import (
+from support.bad_requests import TIMES, TTLS, bad_fields, call, nested, no_value, not_a_number
+from support.service import (
     Api,
     assignments,
     audit,

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 from grpc import StatusCode
-from service import Api, books, euros, new_codes, redemptions, refused, unique
-from steps import (
+from support.calls import (
     ALL_OR_NOTHING,
     BEST_EFFORT,
     batch,
@@ -17,6 +16,7 @@ from steps import (
     redemption,
     update,
 )
+from support.service import Api, books, euros, new_codes, redemptions, refused, unique
 
 OPTIONAL = books.LOCK_POLICY_OPTIONAL
 REQUIRED = books.LOCK_POLICY_REQUIRED

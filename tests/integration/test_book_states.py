@@ -7,7 +7,7 @@ from datetime import timedelta
 
 import pytest
 from grpc import StatusCode
-from service import Api, books, from_now, new_codes, refused
+from support.service import Api, books, from_now, new_codes, refused
 
 Verb = Callable[[Api, str], books.CouponBook]
 

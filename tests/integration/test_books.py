@@ -11,7 +11,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.timestamp_pb2 import Timestamp
 from grpc import StatusCode
-from service import Api, books, euros, from_now, new_codes, refused, unique
+from support.service import Api, books, euros, from_now, new_codes, refused, unique
 
 PERCENT = books.Discount(percent_off=books.PercentOff(basis_points=1_500, max_discount_minor=999))
 FREE_SHIPPING = books.Discount(benefit=books.Benefit(description="Free shipping"))

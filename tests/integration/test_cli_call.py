@@ -8,8 +8,8 @@ from pathlib import Path
 from subprocess import CompletedProcess
 
 import pytest
-from commands import run
-from service import Api, new_codes, unique
+from support.command_line import run
+from support.service import Api, new_codes, unique
 
 from coupon_service.embedded.machine import free_port
 

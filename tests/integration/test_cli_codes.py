@@ -11,9 +11,9 @@ from pathlib import Path
 
 import psutil
 import pytest
-from commands import descendants, run, running
-from service import Api, new_codes
-from waiting import until
+from support.command_line import descendants, run, running
+from support.service import Api, new_codes
+from support.waiting import until
 
 from coupon_service.embedded.machine import free_port
 

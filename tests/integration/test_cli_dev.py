@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from commands import TIMEOUT_S, descendants, environment, run, run_apart, running
+from support.command_line import TIMEOUT_S, descendants, environment, run, run_apart, running
 
 from coupon_service.embedded.machine import free_port
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from commands import run
+from support.command_line import run
 
 from coupon_service.embedded.machine import free_port
 

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from callers import caller
-from commands import run
-from service import ServerThread, new_codes, unique
-from tokens import AUDIENCE, ISSUER, SECRET
+from support.command_line import run
+from support.service import ServerThread, new_codes, unique
+from support.token_clients import caller
+from support.token_issuers import AUDIENCE, ISSUER, SECRET
 
 SETTINGS = {
     "COUPON_JWT_SECRET": SECRET,

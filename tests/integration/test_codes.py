@@ -7,7 +7,17 @@ from uuid import uuid4
 
 import pytest
 from grpc import StatusCode
-from service import Api, books, codes, from_now, new_codes, pages, redemptions, refused, unique
+from support.service import (
+    Api,
+    books,
+    codes,
+    from_now,
+    new_codes,
+    pages,
+    redemptions,
+    refused,
+    unique,
+)
 
 AVAILABLE, ASSIGNED = codes.COUPON_CODE_STATE_AVAILABLE, codes.COUPON_CODE_STATE_ASSIGNED
 REDEEMED, DISABLED = codes.COUPON_CODE_STATE_REDEEMED, codes.COUPON_CODE_STATE_DISABLED

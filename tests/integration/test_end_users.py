@@ -8,9 +8,9 @@ from typing import Any, cast
 
 import grpc
 import pytest
-from callers import caller
 from google.protobuf.duration_pb2 import Duration
-from service import (
+from support.calls import reasons_of, update
+from support.service import (
     Api,
     ServerThread,
     assignments,
@@ -21,7 +21,7 @@ from service import (
     refused,
     unique,
 )
-from steps import reasons_of, update
+from support.token_clients import caller
 
 from coupon_service.rpc.context import CURRENT
 from coupon_service.store.pipeline import Pipeline

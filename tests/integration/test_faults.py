@@ -16,7 +16,8 @@ import psycopg
 import pytest
 from grpc import StatusCode
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from service import (
+from support.calls import locking_code, reason_or_ok, tried
+from support.service import (
     Api,
     ServerThread,
     all_at_once,
@@ -27,8 +28,7 @@ from service import (
     settings_for,
     unique,
 )
-from steps import locking_code, reason_or_ok, tried
-from waiting import until
+from support.waiting import until
 
 from coupon_service.embedded import EmbeddedPostgres
 from coupon_service.store import migrations

@@ -7,8 +7,8 @@ from types import FunctionType
 from typing import Any
 
 from grpc import StatusCode
-from service import Api, books, refused, unique
-from steps import extend, get_lock, locking_code, locks_of
+from support.calls import extend, get_lock, locking_code, locks_of
+from support.service import Api, books, refused, unique
 
 CALLS = 5
 

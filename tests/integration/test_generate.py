@@ -11,7 +11,7 @@ from uuid import uuid4
 import pytest
 from google.protobuf.json_format import MessageToDict
 from grpc import StatusCode
-from service import Api, all_at_once, books, codes, new_codes, refused, unique
+from support.service import Api, all_at_once, books, codes, new_codes, refused, unique
 
 from coupon_service.v1.error_reason_pb2 import ERROR_REASON_CODE_SPACE_EXHAUSTED
 

@@ -14,9 +14,10 @@ from typing import Any
 
 import grpc
 import pytest
-from callers import caller
-from edge_server import failed, info_of, running
-from limiting import (
+from redis import Redis
+from support.calls import ALL_OR_NOTHING, batch, item, outcomes_of, tried
+from support.handler_server import failed, info_of, running
+from support.limiters import (
     NO_LIMITS,
     THERE,
     Worker,
@@ -26,8 +27,7 @@ from limiting import (
     service,
     worker,
 )
-from redis import Redis
-from service import (
+from support.service import (
     Api,
     ServerThread,
     books,
@@ -37,7 +37,7 @@ from service import (
     settings_for,
     unique,
 )
-from steps import ALL_OR_NOTHING, batch, item, outcomes_of, tried
+from support.token_clients import caller
 
 from coupon_service.cli.call import methods
 from coupon_service.embedded import EmbeddedRedis

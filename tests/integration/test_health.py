@@ -10,8 +10,8 @@ from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from grpc import StatusCode
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-from service import Api
-from waiting import until
+from support.service import Api
+from support.waiting import until
 
 from coupon_service.v1 import redemption_service_pb2
 

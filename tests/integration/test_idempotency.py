@@ -11,7 +11,8 @@ import grpc
 import pytest
 from google.protobuf.message import Message
 from grpc import StatusCode
-from service import (
+from support.calls import batch, close, disable, enable, extend, item, pause
+from support.service import (
     Api,
     all_at_once,
     assignments,
@@ -23,15 +24,6 @@ from service import (
     redemptions,
     refused,
     unique,
-)
-from steps import (
-    batch,
-    close,
-    disable,
-    enable,
-    extend,
-    item,
-    pause,
 )
 
 OPTIONAL = books.LOCK_POLICY_OPTIONAL

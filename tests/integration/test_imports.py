@@ -9,7 +9,7 @@ from typing import Any
 import grpc
 import pytest
 from grpc import StatusCode
-from service import Api, all_at_once, books, codes, new_codes, refused, unique
+from support.service import Api, all_at_once, books, codes, new_codes, refused, unique
 
 CREATED = codes.IMPORT_OUTCOME_CREATED
 DUPLICATE = codes.IMPORT_OUTCOME_DUPLICATE_IN_UPLOAD

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from leasing import (
+from redis.asyncio import Redis
+from support.lease_servers import (
     BOOK,
     CODE,
     GRACE_MS,
@@ -19,7 +20,6 @@ from leasing import (
     soon_ms,
     time_passes,
 )
-from redis.asyncio import Redis
 
 from coupon_service.leases import (
     AdmitStatus,

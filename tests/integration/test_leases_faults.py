@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import cast
 
 import pytest
-from leasing import acquire
 from redis.asyncio import Redis, RedisCluster
+from support.lease_servers import acquire
 
 from coupon_service.embedded import EmbeddedRedis
 from coupon_service.errors import LocksUnavailable

@@ -6,8 +6,18 @@
 from __future__ import annotations
 
 import pytest
-from leasing import BOOK, CODE, GRACE_MS, PATIENT_MS, TTL_MS, about, acquire, soon_ms, time_passes
 from redis.asyncio import Redis
+from support.lease_servers import (
+    BOOK,
+    CODE,
+    GRACE_MS,
+    PATIENT_MS,
+    TTL_MS,
+    about,
+    acquire,
+    soon_ms,
+    time_passes,
+)
 
 from coupon_service.leases import (
     AdmitStatus,

@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-from leasing import acquire
 from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
+from support.lease_servers import acquire
 
 from coupon_service.embedded import EmbeddedRedis
 from coupon_service.errors import LocksUnavailable

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
 import pytest
-from leasing import acquire
+from support.lease_servers import acquire
 
 from coupon_service.leases import AdmitStatus, Leases, TakeStatus
 

@@ -12,7 +12,7 @@ import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.json_format import MessageToDict
-from service import (
+from support.service import (
     Api,
     audit,
     books,
@@ -24,7 +24,7 @@ from service import (
     struct,
     unique,
 )
-from waiting import until
+from support.waiting import until
 
 from coupon_service.v1.coupon_book_service_pb2_grpc import CouponBookServiceStub
 

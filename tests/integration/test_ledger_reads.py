@@ -7,7 +7,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from service import Api, ServerThread, audit, new_codes, unique
+from support.service import Api, ServerThread, audit, new_codes, unique
 
 REDEEMED = audit.AUDIT_EVENT_TYPE_REDEEMED
 

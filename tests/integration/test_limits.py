@@ -14,12 +14,12 @@ from contextlib import AbstractContextManager, ExitStack, closing, suppress
 from dataclasses import dataclass
 from typing import Any
 
-import frames
 import grpc
 import psutil
 import pytest
-from processes import PATIENCE_S, environment_of, fetch, serving, workers_of
-from service import (
+from support import http2_frames as frames
+from support.calls import tried
+from support.service import (
     Api,
     all_at_once,
     assignments,
@@ -32,8 +32,8 @@ from service import (
     struct,
     unique,
 )
-from steps import tried
-from waiting import until
+from support.service_process import PATIENCE_S, environment_of, fetch, serving, workers_of
+from support.waiting import until
 
 CALLS_MAX = 3_000
 CONNECTIONS_MAX = 100

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from service import Api, books, new_codes, unique
-from steps import ALL_OR_NOTHING, batch, item, locking_code, outcomes_of, reasons_of, tried
+from support.calls import ALL_OR_NOTHING, batch, item, locking_code, outcomes_of, reasons_of, tried
+from support.service import Api, books, new_codes, unique
 
 
 def test_nobody_redeems_past_a_lock_with_a_token_and_once_more_without(api: Api) -> None:

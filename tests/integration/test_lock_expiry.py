@@ -10,7 +10,8 @@ from datetime import UTC, datetime
 
 import pytest
 from grpc import StatusCode
-from service import (
+from support.calls import extend, get_lock, locking_code, locks_of, reasons_of, tried, unlock_by_id
+from support.service import (
     Api,
     ServerThread,
     books,
@@ -20,8 +21,7 @@ from service import (
     settings_for,
     unique,
 )
-from steps import extend, get_lock, locking_code, locks_of, reasons_of, tried, unlock_by_id
-from waiting import until
+from support.waiting import until
 
 GRACE_MS = 1_000
 """How much longer than its token a lock keeps others out: here, the statement timeout alone."""

@@ -15,19 +15,7 @@ import grpc
 import pytest
 from grpc import StatusCode
 from redis import Redis
-from service import (
-    Api,
-    ServerThread,
-    all_at_once,
-    books,
-    codes,
-    new_codes,
-    redemptions,
-    refused,
-    settings_for,
-    unique,
-)
-from steps import (
+from support.calls import (
     ALL_OR_NOTHING,
     batch,
     extend,
@@ -39,7 +27,19 @@ from steps import (
     reasons_of,
     tried,
 )
-from waiting import until
+from support.service import (
+    Api,
+    ServerThread,
+    all_at_once,
+    books,
+    codes,
+    new_codes,
+    redemptions,
+    refused,
+    settings_for,
+    unique,
+)
+from support.waiting import until
 
 from coupon_service.embedded import EmbeddedRedis
 

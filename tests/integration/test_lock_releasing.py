@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from unittest import mock
 
-from joined import answered_together
-from service import Api, unique
-from steps import get_lock, locking_code, locks_of, unlock_by_id
+from support.calls import get_lock, locking_code, locks_of, unlock_by_id
+from support.service import Api, unique
+from support.shared_batches import answered_together
 
 from coupon_service.batching.batcher import Changes
 from coupon_service.errors import Contention, LocksUnavailable

@@ -14,7 +14,8 @@ from typing import Any
 from unittest import mock
 
 import pytest
-from service import (
+from support.calls import get_lock, locking_code, locks_of
+from support.service import (
     Api,
     ServerThread,
     audit,
@@ -24,8 +25,7 @@ from service import (
     struct,
     unique,
 )
-from steps import get_lock, locking_code, locks_of
-from waiting import until
+from support.waiting import until
 
 from coupon_service.batching.batcher import Changes
 from coupon_service.errors import DatabaseUnavailable

@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from unittest import mock
 
-from joined import answered_together
-from service import Api, unique
-from steps import get_lock, locking_code, locks_of
+from support.calls import get_lock, locking_code, locks_of
+from support.service import Api, unique
+from support.shared_batches import answered_together
 
 from coupon_service.batching.batcher import Changes
 from coupon_service.errors import Contention

@@ -9,17 +9,8 @@ from typing import Any
 
 import pytest
 from grpc import StatusCode
-from service import Api, audit, books, new_codes, redemptions, refused, unique
-from steps import (
-    about,
-    disable,
-    enable,
-    extend,
-    get_lock,
-    locking_code,
-    locks_of,
-    ttl_s,
-)
+from support.calls import about, disable, enable, extend, get_lock, locking_code, locks_of, ttl_s
+from support.service import Api, audit, books, new_codes, redemptions, refused, unique
 
 from coupon_service.leases import Leases, TakenMomentarily
 from coupon_service.locks.token import sign, verify

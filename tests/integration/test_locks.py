@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 from google.protobuf.duration_pb2 import Duration
 from grpc import StatusCode
-from service import Api, audit, books, codes, new_codes, pages, redemptions, refused, unique
-from steps import (
+from support.calls import (
     about,
     coupons,
     disable,
@@ -21,6 +20,7 @@ from steps import (
     unlock_by_id,
     update,
 )
+from support.service import Api, audit, books, codes, new_codes, pages, redemptions, refused, unique
 
 OFF = books.LOCK_POLICY_OFF
 OPTIONAL = books.LOCK_POLICY_OPTIONAL

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import pytest
 import redis
-from commands import COMMAND, ROOT, TIMEOUT_S, environment
 from pydantic import SecretStr
-from readme import README
-from service import Api, ServerThread, new_codes, refused, settings_for, unique
+from support.command_line import COMMAND, ROOT, TIMEOUT_S, environment
+from support.doc_tables import README
+from support.service import Api, ServerThread, new_codes, refused, settings_for, unique
 
 from coupon_service.embedded.machine import bundled
 from coupon_service.v1.coupon_book_service_pb2 import LOCK_POLICY_OPTIONAL

@@ -18,9 +18,10 @@ from typing import Any
 import grpc
 import psycopg
 import pytest
-from commands import run, run_apart
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from processes import (
+from support.command_line import run, run_apart
+from support.service import Api, books, new_codes, unique
+from support.service_process import (
     PATIENCE_S,
     environment_of,
     events_in,
@@ -30,8 +31,7 @@ from processes import (
     serving,
     workers_of,
 )
-from service import Api, books, new_codes, unique
-from waiting import until
+from support.waiting import until
 
 from coupon_service.embedded import EmbeddedRedis
 from coupon_service.process.supervisor import REPLACE_PAUSE_S

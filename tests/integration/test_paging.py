@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from grpc import StatusCode
-from service import (
+from support.service import (
     Api,
     assignments,
     audit,

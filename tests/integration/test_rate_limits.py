@@ -12,10 +12,10 @@ from typing import Any, Protocol
 
 import grpc
 import pytest
-from callers import caller
-from edge_server import failed, info_of, running
 from google.rpc.error_details_pb2 import RetryInfo
-from limiting import (
+from support.calls import tried
+from support.handler_server import failed, info_of, running
+from support.limiters import (
     HERE,
     NO_LIMITS,
     THERE,
@@ -26,8 +26,8 @@ from limiting import (
     service,
     worker,
 )
-from service import Api, ServerThread, redemptions, refused, settings_for, unique
-from steps import tried
+from support.service import Api, ServerThread, redemptions, refused, settings_for, unique
+from support.token_clients import caller
 
 from coupon_service.cli.call import methods
 from coupon_service.embedded import EmbeddedRedis

@@ -14,7 +14,8 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 from grpc import StatusCode
 from pydantic import SecretStr
-from service import (
+from support.calls import disable, extend, get_lock, pause, reason_name, redemption, update
+from support.service import (
     Api,
     ServerThread,
     books,
@@ -25,8 +26,7 @@ from service import (
     refused,
     unique,
 )
-from steps import disable, extend, get_lock, pause, reason_name, redemption, update
-from waiting import until
+from support.waiting import until
 
 from coupon_service.v1.error_reason_pb2 import ErrorReason
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from grpc import StatusCode
-from service import Api, books, new_codes, pages, redemptions, refused, unique
+from support.service import Api, books, new_codes, pages, redemptions, refused, unique
 
 ANY_NUMBER = books.BookLimits(max_redemptions_per_code=0)
 

@@ -9,7 +9,8 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.struct_pb2 import Struct
 from grpc import StatusCode
-from service import (
+from support.calls import close, coupons, disable, enable, pause, redemption, update
+from support.service import (
     Api,
     assignments,
     audit,
@@ -21,7 +22,6 @@ from service import (
     redemptions,
     refused,
 )
-from steps import close, coupons, disable, enable, pause, redemption, update
 
 SUCCEEDED = redemptions.REDEMPTION_STATE_SUCCEEDED
 ROLLED_BACK = redemptions.REDEMPTION_STATE_ROLLED_BACK

@@ -9,8 +9,7 @@ from typing import Any
 
 import grpc
 import pytest
-from service import Api, all_at_once, assignments, books, new_codes, redemptions, refused, unique
-from steps import (
+from support.calls import (
     ALL_OR_NOTHING,
     BEST_EFFORT,
     batch,
@@ -25,6 +24,16 @@ from steps import (
     redemption,
     unlock_by_id,
     update,
+)
+from support.service import (
+    Api,
+    all_at_once,
+    assignments,
+    books,
+    new_codes,
+    redemptions,
+    refused,
+    unique,
 )
 
 OPTIONAL = books.LOCK_POLICY_OPTIONAL

@@ -9,7 +9,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
-from commands import ROOT, TIMEOUT_S, environment
+from support.command_line import ROOT, TIMEOUT_S, environment
 
 from bench.replay import Result, read_year
 from coupon_service.cli.failure import CommandError

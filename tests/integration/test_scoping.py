@@ -12,9 +12,9 @@ from uuid import UUID, uuid4
 import grpc
 import psycopg
 import pytest
-from callers import caller
 from google.protobuf.field_mask_pb2 import FieldMask
-from service import (
+from support.calls import reason_name
+from support.service import (
     Api,
     ServerThread,
     assignments,
@@ -27,7 +27,7 @@ from service import (
     refused,
     unique,
 )
-from steps import reason_name
+from support.token_clients import caller
 
 from coupon_service.cli.call import methods
 from coupon_service.locks.token import sign

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from processes import environment_of, fetch, serving
 from prometheus_client.parser import text_string_to_metric_families
-from readme import ALERTS, ROOT, alerts, metrics
-from service import Api, books, euros, new_codes, refused, unique
-from steps import batch, item
-from waiting import until
+from support.calls import batch, item
+from support.doc_tables import ALERTS, ROOT, alerts, metrics
+from support.service import Api, books, euros, new_codes, refused, unique
+from support.service_process import environment_of, fetch, serving
+from support.waiting import until
 
 DASHBOARD = ROOT / "deploy" / "grafana" / "coupon-service.json"
 PROMTOOL = shutil.which("promtool")

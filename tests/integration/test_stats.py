@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from service import Api, books, codes, euros, new_codes, redemptions, unique
+from support.service import Api, books, codes, euros, new_codes, redemptions, unique
 
 STATES = ("available", "assigned", "redeemed", "disabled")
 

@@ -11,9 +11,18 @@ from uuid import UUID
 
 import psycopg
 import pytest
-from service import Api, ServerThread, audit, books, from_now, new_codes, settings_for, unique
-from stores import opened
-from waiting import until
+from support.service import (
+    Api,
+    ServerThread,
+    audit,
+    books,
+    from_now,
+    new_codes,
+    settings_for,
+    unique,
+)
+from support.store import opened
+from support.waiting import until
 
 from coupon_service.model import StockLevel
 from coupon_service.store.stock import Stock, ledger_lag_s, select_stocks, tell_level

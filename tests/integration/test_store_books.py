@@ -10,7 +10,7 @@ from datetime import timedelta
 from uuid import UUID
 
 import pytest
-from stores import START, Clock, activate, call, make_book, new_book, opened
+from support.store import START, Clock, activate, call, make_book, new_book, opened
 
 from coupon_service.errors import (
     BookNotFound,

@@ -11,7 +11,7 @@ from itertools import product
 from typing import Any
 
 import pytest
-from stores import Clock, activate, call, make_book, opened
+from support.store import Clock, activate, call, make_book, opened
 
 from coupon_service.errors import (
     BookNotFound,

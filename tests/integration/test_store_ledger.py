@@ -8,8 +8,8 @@ from dataclasses import replace
 from datetime import timedelta
 from uuid import UUID
 
-from shop import Shop, all_pages
-from stores import START, call, make_book
+from support.store import START, call, make_book
+from support.two_businesses import Shop, all_pages
 
 from coupon_service.model import (
     Event,

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import psycopg
 import pytest
-from stores import opened
+from support.store import opened
 
 from coupon_service.errors import Contention, DatabaseUnavailable
 from coupon_service.store import migrations

@@ -8,8 +8,8 @@ from typing import LiteralString
 import psycopg
 import pytest
 import structlog
-from secrecy import Log
-from stores import opened
+from support.secret_scan import Log
+from support.store import opened
 
 from coupon_service.store import database as db
 from coupon_service.store.database import Database

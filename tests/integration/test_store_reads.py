@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from uuid import UUID
 
 import pytest
-from shop import Shop, all_pages
-from stores import make_book
+from support.store import make_book
+from support.two_businesses import Shop, all_pages
 
 from coupon_service.errors import (
     BookNotFound,

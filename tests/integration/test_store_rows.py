@@ -10,7 +10,7 @@ from uuid import UUID
 
 import psycopg
 import pytest
-from stores import START, call, new_book, opened
+from support.store import START, call, new_book, opened
 
 from coupon_service.model import (
     AmountOff,

@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-import frames
 import grpc
 import pytest
-from processes import PATIENCE_S, environment_of, fetch, is_ready, serving, workers_of
-from service import Api, unique
-from waiting import until
+from support import http2_frames as frames
+from support.service import Api, unique
+from support.service_process import PATIENCE_S, environment_of, fetch, is_ready, serving, workers_of
+from support.waiting import until
 
 
 @pytest.fixture

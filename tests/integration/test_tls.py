@@ -11,13 +11,13 @@ from urllib.parse import urlencode, urlsplit
 
 import grpc
 import pytest
-from certificates import DAY, Authority, Pair
-from commands import run, run_apart
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from processes import environment_of, serving
-from service import Api, ServerThread, refused, settings_for
-from tls_proxy import HOST, tls_in_front_of
-from waiting import until
+from support.certificates import DAY, Authority, Pair
+from support.command_line import run, run_apart
+from support.service import Api, ServerThread, refused, settings_for
+from support.service_process import environment_of, serving
+from support.tls_proxy import HOST, tls_in_front_of
+from support.waiting import until
 
 from coupon_service.errors import LocksUnavailable
 from coupon_service.leases import Leases

@@ -17,9 +17,9 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import StatusCode
-from secrecy import Log
-from service import Api, ServerThread, all_at_once, new_codes, refused, settings_for
-from waiting import until
+from support.secret_scan import Log
+from support.service import Api, ServerThread, all_at_once, new_codes, refused, settings_for
+from support.waiting import until
 
 from coupon_service.embedded.machine import free_port
 from coupon_service.server import Server

@@ -8,7 +8,7 @@ from uuid import uuid4
 
 from google.protobuf.duration_pb2 import Duration
 from grpc import StatusCode
-from service import Api, assignments, books, codes, from_now, new_codes, refused, unique
+from support.service import Api, assignments, books, codes, from_now, new_codes, refused, unique
 
 ACTIVE = assignments.ASSIGNMENT_STATE_ACTIVE
 REDEEMED = assignments.ASSIGNMENT_STATE_REDEEMED

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from service import (
+from support.calls import disable, pause, reasons_of
+from support.service import (
     Api,
     books,
     codes,
@@ -19,7 +20,6 @@ from service import (
     refused,
     unique,
 )
-from steps import disable, pause, reasons_of
 
 OPTIONAL = books.LOCK_POLICY_OPTIONAL
 DOLLARS = money.Money(amount_minor=100, currency_code="USD")

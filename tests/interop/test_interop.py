@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 import pytest
-from service import new_codes, unique
+from support.service import new_codes, unique
 
 from coupon_service.server import SERVICES
 from coupon_service.v1 import (

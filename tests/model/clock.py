@@ -14,7 +14,7 @@ from unittest import mock
 
 import redis
 import structlog
-from service import ServerThread, settings_for
+from support.service import ServerThread, settings_for
 
 from coupon_service.leases import commands
 from coupon_service.maintenance.lock_sweeper import Sweeper

@@ -17,7 +17,7 @@ from google.protobuf.message import Message
 from google.protobuf.struct_pb2 import Struct
 from google.protobuf.timestamp_pb2 import Timestamp
 from model.told import No, Unknown
-from service import Refused
+from support.service import Refused
 
 CONTRACT = Path(__file__).parents[2] / "proto/coupon_service/v1/error_reason.proto"
 STATUS_OF = {

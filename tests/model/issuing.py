@@ -24,7 +24,7 @@ from model.draws import (
 )
 from model.program import Program
 from model.told import USES, Message
-from service import assignments, books, codes, struct
+from support.service import assignments, books, codes, struct
 
 
 class Issuing(Program):

@@ -15,7 +15,7 @@ from model.compare import answered, clean, expected
 from model.draws import SEEDS, steps_of
 from model.plain import World
 from model.told import Item, Message, Token
-from service import Api, ServerThread
+from support.service import Api, ServerThread
 
 View = tuple[Any, Any, Callable[[], Any]]
 """Something to look at: the method of a stub, what it is asked, and what the model answers."""

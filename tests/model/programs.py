@@ -5,13 +5,13 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from adds_up import assert_adds_up
 from model.compare import clean, plain
 from model.draws import ITEMS, PER_MILLE, USERS, step
 from model.program import PATIENCE_S, View
 from model.told import Message, Unknown
 from model.using import Using
-from service import assignments, audit, books, codes, pages, redemptions
+from support.invariants import assert_adds_up
+from support.service import assignments, audit, books, codes, pages, redemptions
 
 
 class Programs(Using):

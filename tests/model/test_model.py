@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, seed, settings
 from hypothesis.stateful import run_state_machine_as_test  # pyright: ignore[reportUnknownVariableType]
 from model.clock import Clock, clocked_server
 from model.programs import Programs
-from proof import new_seed, progress, times
-from service import Api
+from support.proof_sizes import new_seed, progress, times
+from support.service import Api
 
 PROGRAMS = times(300, 20_000)
 STEPS = 40

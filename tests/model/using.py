@@ -25,7 +25,7 @@ from model.draws import (
 )
 from model.issuing import Issuing
 from model.told import Message
-from service import redemptions, struct
+from support.service import redemptions, struct
 
 
 class Using(Issuing):

@@ -10,17 +10,9 @@ from typing import Any
 
 import grpc
 import pytest
-from edge_server import failed, info_of, running
 from structlog.testing import LogCapture
-from tokens import (
-    ISSUER,
-    OURS,
-    Issuer,
-    key_file,
-    refused,
-    tokens,
-    with_token,
-)
+from support.handler_server import failed, info_of, running
+from support.token_issuers import ISSUER, OURS, Issuer, key_file, refused, tokens, with_token
 
 from coupon_service.rpc.authorization import Access, Role, methods_of
 from coupon_service.security.bearer_tokens import LEEWAY_S, NEEDED, KeysError, Tokens

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import timedelta
 
-from redeemed import ID, NOW, REDEEMED
-from violations import bad_fields
+from support.ledger_rows import ID, NOW, REDEEMED
+from support.violations import bad_fields
 
 from coupon_service.model import EventType
 from coupon_service.rpc.convert import audit

@@ -12,7 +12,7 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.timestamp_pb2 import Timestamp
-from violations import bad_fields
+from support.violations import bad_fields
 
 from coupon_service.errors import PermissionDenied
 from coupon_service.model import (

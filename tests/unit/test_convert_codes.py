@@ -8,7 +8,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from violations import bad_fields
+from support.violations import bad_fields
 
 from coupon_service.errors import (
     CodeSpaceExhausted,

@@ -14,7 +14,7 @@ from google.protobuf.struct_pb2 import Struct, Value
 from google.protobuf.timestamp_pb2 import Timestamp
 from hypothesis import given
 from hypothesis import strategies as st
-from violations import bad_fields
+from support.violations import bad_fields
 
 from coupon_service.errors import InvalidArgument
 from coupon_service.model import BookState, Money

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 from google.protobuf.duration_pb2 import Duration
-from redeemed import ID, NOW
-from violations import bad_fields
+from support.ledger_rows import ID, NOW
+from support.violations import bad_fields
 
 from coupon_service.model import LockState, LockView, bucket_of_event
 from coupon_service.model.codes import bucket_of

@@ -7,8 +7,8 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from redeemed import ID, NOW, REDEEMED
-from violations import bad_fields
+from support.ledger_rows import ID, NOW, REDEEMED
+from support.violations import bad_fields
 
 from coupon_service.checkout import Validation
 from coupon_service.errors import CodeAlreadyRedeemed, CodeNotFound

@@ -10,7 +10,9 @@ from typing import Any
 
 import grpc
 import pytest
-from edge_server import (
+from google.rpc.error_details_pb2 import BadRequest
+from google.rpc.status_pb2 import Status
+from support.handler_server import (
     CALLS_MAX,
     DEADLINE_MS,
     HEALTH_GRPC,
@@ -22,8 +24,6 @@ from edge_server import (
     running,
     until,
 )
-from google.rpc.error_details_pb2 import BadRequest
-from google.rpc.status_pb2 import Status
 
 from coupon_service.errors import CodeAlreadyRedeemed, DatabaseUnavailable, Unauthenticated
 from coupon_service.rpc.context import RequestContext, current

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import structlog
 from structlog.testing import LogCapture
+from support.handler_server import Observer
 
 from coupon_service.errors import Contention, CouponServiceError
 from coupon_service.rpc.call_recorder import TELL_AFTER_S, EndedCalls
 from coupon_service.rpc.context import RequestContext
 from coupon_service.rpc.status import Internal
 from coupon_service.telemetry.logs import EACH
-from tests.edge_server import Observer
 
 OK = ("Service/Method", "OK", "")
 

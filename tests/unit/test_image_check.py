@@ -6,8 +6,8 @@ import os
 import shutil
 from pathlib import Path
 
-import image_check
 import pytest
+from support import container_image as image_check
 
 
 def test_it_says_in_a_sentence_that_it_needs_root(monkeypatch: pytest.MonkeyPatch) -> None:

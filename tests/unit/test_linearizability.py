@@ -7,7 +7,7 @@ from itertools import permutations
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from linearizability import Operation, is_whole, longest_order
+from support.linearizability import Operation, is_whole, longest_order
 
 Call = tuple[str, int]
 """A register of one number: ("write", n), ("read", 0), or ("add", n), which answers the sum."""

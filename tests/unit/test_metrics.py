@@ -8,7 +8,7 @@ from http.client import HTTPConnection
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
-from waiting import until
+from support.waiting import until
 
 from coupon_service.telemetry.metrics import (
     Metrics,

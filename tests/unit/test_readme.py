@@ -4,7 +4,16 @@ import json
 import re
 
 import pytest
-from readme import PARTS, PROTO, README, ROOT, first_sentence, reasons_table, rpc_table, up_to_date
+from support.doc_tables import (
+    PARTS,
+    PROTO,
+    README,
+    ROOT,
+    first_sentence,
+    reasons_table,
+    rpc_table,
+    up_to_date,
+)
 
 from coupon_service.cli.call import methods
 from coupon_service.cli.client import RETRIES
@@ -18,7 +27,7 @@ PACKAGE = ROOT / "coupon_service"
 
 @pytest.mark.parametrize("part", PARTS)
 def test_what_follows_from_the_code_is_as_the_code_is(part: str) -> None:
-    assert PARTS[part]() in TEXT, "bring it up to date: python tests/readme.py"
+    assert PARTS[part]() in TEXT, "bring it up to date: python tests/support/doc_tables.py"
 
 
 def test_bringing_it_up_to_date_changes_nothing_else() -> None:

@@ -15,10 +15,11 @@ from typing import Any
 import grpc
 import psycopg
 import redis
-from adds_up import assert_adds_up
 from model.clock import Clock, clocked_server
 from model.programs import Programs
-from service import (
+from support.calls import ALL_OR_NOTHING, batch, item, tried
+from support.invariants import assert_adds_up
+from support.service import (
     Api,
     ServerThread,
     all_at_once,
@@ -29,8 +30,7 @@ from service import (
     redemptions,
     unique,
 )
-from steps import ALL_OR_NOTHING, batch, item, tried
-from waiting import until
+from support.waiting import until
 
 CALLERS = 24
 ROUNDS = 8

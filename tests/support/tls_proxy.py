@@ -8,7 +8,7 @@ import threading
 from collections.abc import Generator
 from contextlib import closing, contextmanager
 
-from certificates import Pair
+from support.certificates import Pair
 
 HOST = "127.0.0.1"
 SSL_REQUEST_BYTES = 8

@@ -10,8 +10,9 @@ from pathlib import Path
 import grpc
 import pytest
 from model.clock import Clock
-from planted import bugs, harness
-from planted.harness import Stack
+from mutants import harness
+from mutants import mutants as bugs
+from mutants.harness import Stack
 
 CAUGHT_BY: dict[Callable[[], bugs.Planted], Callable[[Stack], None]] = {
     bugs.no_cap_guard: harness.model_test,

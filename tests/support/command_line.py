@@ -17,7 +17,7 @@ import psutil
 
 from coupon_service import cli
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 COMMAND = (sys.executable, "-m", "coupon_service")
 TIMEOUT_S = 120
 

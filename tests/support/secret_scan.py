@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import grpc
 from google.protobuf.message import Message
-from proof import AT_LENGTH
+from support.proof_sizes import AT_LENGTH
 
 LENGTH_MIN = 8
 """Shorter ones are words that may be in a log for another reason."""

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from service import ServerThread
-from waiting import until
+from support.service import ServerThread
+from support.waiting import until
 
 STANDING: Final = ("AioServer.", "AsyncConnectionPool.worker", "AsyncScheduler.run", "Event.wait")
 """What gRPC and the pool run as long as they are there."""

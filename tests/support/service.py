@@ -20,7 +20,7 @@ from google.rpc import error_details_pb2  # pyright: ignore[reportMissingTypeStu
 from grpc_status import rpc_status
 from prometheus_client import CollectorRegistry
 from pydantic import SecretStr
-from secrecy import SECRETS, Watched, keep_secret
+from support.secret_scan import SECRETS, Watched, keep_secret
 
 from coupon_service.server import Server, utc_now
 from coupon_service.settings import Settings

@@ -14,9 +14,9 @@ from urllib.error import HTTPError, URLError
 from urllib.request import urlopen
 
 import psutil
-from secrecy import keep_secret
-from service import LOCK_TOKEN_SECRET
-from waiting import until
+from support.secret_scan import keep_secret
+from support.service import LOCK_TOKEN_SECRET
+from support.waiting import until
 
 from coupon_service.process.supervisor import reserve_port
 

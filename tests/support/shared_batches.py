@@ -11,8 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from unittest import mock
 
-from steps import tried
-from waiting import until
+from support.calls import tried
+from support.waiting import until
 
 from coupon_service.batching.batcher import Coalescer, Later
 from coupon_service.locks.acquire import BATCHES_IN_FLIGHT

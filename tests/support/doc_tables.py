@@ -1,7 +1,7 @@
 """The parts of README.md that follow from the code.
 
-`python tests/readme.py` brings them up to date. A part stands between `<!-- name -->` and
-`<!-- /name -->`.
+`python tests/support/doc_tables.py` brings them up to date. A part stands between `<!-- name -->`
+and `<!-- /name -->`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from coupon_service.telemetry.metrics import Metrics
 from coupon_service.telemetry.multiprocess import Service, Workers
 from coupon_service.telemetry.replica_gauges import SharedGauges
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 ALERTS = ROOT / "deploy" / "prometheus" / "alerts.yml"
 PROTO = ROOT / "proto" / "coupon_service" / "v1"

@@ -9,7 +9,7 @@ from google.protobuf.message import Message
 from google.protobuf.struct_pb2 import Struct
 from google.protobuf.timestamp_pb2 import Timestamp
 from grpc import StatusCode
-from service import Api, refused, struct
+from support.service import Api, refused, struct
 
 TTLS = [
     Duration(),

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Generator
 from contextlib import contextmanager
 
-from service import Api
-from tokens import Issuer
+from support.service import Api
+from support.token_issuers import Issuer
 
 ISSUER = Issuer(kid="")
 

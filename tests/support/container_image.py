@@ -27,7 +27,7 @@ import psutil
 from coupon_service.embedded import EmbeddedPostgres, EmbeddedRedis
 from coupon_service.embedded.machine import free_port
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 DEBIAN = "bookworm"
 

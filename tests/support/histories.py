@@ -11,8 +11,7 @@ from typing import Any, Final
 
 import grpc
 import grpc.aio
-from linearizability import Operation, is_whole, longest_order
-from one_code import (
+from support.code_specification import (
     Answer,
     Call,
     Code,
@@ -25,8 +24,9 @@ from one_code import (
     answered_with,
     perform,
 )
-from service import codes as codes_pb
-from service import reason_of, redemptions
+from support.linearizability import Operation, is_whole, longest_order
+from support.service import codes as codes_pb
+from support.service import reason_of, redemptions
 
 from coupon_service.model import EventType, event_id
 from coupon_service.model.codes import bucket_of

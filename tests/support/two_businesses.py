@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from prometheus_client import CollectorRegistry
-from stores import Clock, activate, call, make_book, opened
+from support.store import Clock, activate, call, make_book, opened
 
 from coupon_service.model import (
     Assign,

@@ -8,7 +8,7 @@ from typing import Any
 
 import grpc
 import pytest
-from service import Api, assignments, books, codes, reason_of, redemptions, unique
+from support.service import Api, assignments, books, codes, reason_of, redemptions, unique
 
 from coupon_service.v1.error_reason_pb2 import ErrorReason, ItemError
 
