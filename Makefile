@@ -79,7 +79,7 @@ check-deploy: install ## Check the dashboard and the alerts, against the metrics
 		echo "promtool checks them, and it is not here (Debian and Ubuntu: apt install prometheus)." >&2; \
 		exit 1; }
 	@cd deploy/prometheus && promtool check config prometheus.yml && promtool test rules alerts.test.yml
-	@$(BIN)/pytest -q tests/integration/test_scrape.py
+	@$(BIN)/pytest -q tests/integration/ops/test_scrape.py
 
 image-check: install ## Build the container image and run it, without an engine (root, on Debian)
 	@$(BIN)/python tests/support/container_image.py $(if $(BASE),--base "$(BASE)")

@@ -14,7 +14,7 @@ from coupon_service.settings import (
 )
 
 PASSWORD = "hunter2-hunter2-hunter2-hunter2"
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(autouse=True)

@@ -29,7 +29,7 @@ GRPC_METADATA_MAX_BYTES = 8_192
 
 M = TypeVar("M", bound=Message)
 
-CONTRACT = Path(__file__).parents[2] / "proto/coupon_service/v1/error_reason.proto"
+CONTRACT = Path(__file__).parents[3] / "proto/coupon_service/v1/error_reason.proto"
 
 
 @pytest.fixture(scope="module")

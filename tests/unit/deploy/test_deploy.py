@@ -23,7 +23,7 @@ from coupon_service.cli.application import application
 from coupon_service.process.supervisor import STOP_MARGIN_S
 from coupon_service.settings import PREFIX, Settings
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 DEPLOY = ROOT / "deploy"
 
 OURS = ("migrate", "coupon-service")

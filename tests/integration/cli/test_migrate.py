@@ -12,7 +12,7 @@ from coupon_service.embedded.machine import free_port
 
 STEPS = sorted(
     path.stem
-    for path in (Path(__file__).parents[2] / "migrations").glob("*.sql")
+    for path in (Path(__file__).parents[3] / "migrations").glob("*.sql")
     if not path.stem.endswith(".rollback")
 )
 

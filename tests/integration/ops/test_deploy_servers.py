@@ -13,7 +13,7 @@ from ruamel.yaml import YAML
 
 from coupon_service.embedded import EmbeddedPostgres, EmbeddedRedis
 
-COMPOSE = Path(__file__).parents[2] / "deploy" / "compose.yaml"
+COMPOSE = Path(__file__).parents[3] / "deploy" / "compose.yaml"
 
 
 def arguments(service: str) -> list[str]:

@@ -30,14 +30,14 @@ from support.waiting import until
 
 from coupon_service.v1.error_reason_pb2 import ErrorReason
 
-CONTRACT = Path(__file__).parents[2] / "proto/coupon_service/v1/error_reason.proto"
+CONTRACT = Path(__file__).parents[3] / "proto/coupon_service/v1/error_reason.proto"
 NOWHERE = "127.0.0.1:1"
 UNKNOWN_ID = "00000000-0000-4000-8000-000000000000"
 OPTIONAL = books.LOCK_POLICY_OPTIONAL
 
 WITH_AUTHENTICATION = {"UNAUTHENTICATED", "PERMISSION_DENIED", "RATE_LIMITED"}
 """Everybody may do everything as often as they like until there is authentication. The statuses of
-these reasons are tested with the table of all of them: tests/unit/test_status.py."""
+these reasons are tested with the table of all of them: tests/unit/rpc/test_status.py."""
 
 IN_ROWS = {"DUPLICATE_CODE"}
 """Never an error of a call."""
