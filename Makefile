@@ -132,7 +132,7 @@ bench-quick: install tools ## Measure the most important in less than three minu
 	@$(BIN)/python -m bench.run --quick $(ARGS)
 
 bench-10m: install tools ## Measure with ten million codes in a book, and write bench/REPORT.md
-	@$(BIN)/python -m bench.millions $(ARGS)
+	@$(BIN)/python -m bench.ten_million $(ARGS)
 
 soak: install tools ## Load the service for 45 minutes and see that it stays as it is (ARGS="--minutes 100")
 	@$(BIN)/python -m bench.soak $(ARGS)

@@ -31,7 +31,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from bench.stack import BenchError, stack
+from bench.servers.stack import BenchError, stack
 from coupon_service.cli.client import Service, connect, reason_of
 from coupon_service.cli.failure import CommandError
 from coupon_service.embedded import EmbeddedError

@@ -16,13 +16,13 @@ from typing import Annotated, Final
 
 import typer
 
-from bench.caller import channel_to
-from bench.parts import PARTS
-from bench.report import told, write_report
-from bench.results import Found, Row, about_run
-from bench.rounds import NOOP, PER_REQUEST, SERVICE
-from bench.scenarios import SCENARIOS, Bench
-from bench.stack import BenchError, stack
+from bench.loads.caller import channel_to
+from bench.loads.scenarios import SCENARIOS, Bench
+from bench.measure.parts import PARTS
+from bench.measure.rounds import NOOP, PER_REQUEST, SERVICE
+from bench.report.report import told, write_report
+from bench.report.results import Found, Row, about_run
+from bench.servers.stack import BenchError, stack
 from coupon_service.embedded import EmbeddedError
 
 QUICK: Final = ("redeem-hot", "redeem-spread", "health", "lock")

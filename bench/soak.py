@@ -3,9 +3,9 @@
     python -m bench.soak                       30 minutes at 70 % of the capacity it finds first
     python -m bench.soak --minutes 100 --rate 500
 
-The shoppers of bench/till.py come in rounds. After each, when the last call is answered and the
-clients are gone, the memory, descriptors and connections of each worker, of PostgreSQL and of Redis
-are noted, and what was noted after the warm-up says how each grows (bench/growth.py).
+The shoppers of bench/loads/till.py come in rounds. After each, when the last call is answered and
+the clients are gone, the memory, descriptors and connections of each worker, of PostgreSQL and of Redis
+are noted, and what was noted after the warm-up says how each grows (bench/measure/growth.py).
 
 Tables and buffers keep the size that the most calls ever open needed. So it begins with a peak of
 four times the load, of which thousands of calls stay open, more than a slow moment of the machine
@@ -33,13 +33,13 @@ from typing import Annotated, Final
 
 import typer
 
-from bench import in_use
-from bench.caller import channel_to
-from bench.conservation import Answers, check_book
-from bench.growth import Growth, Samples
-from bench.prepare import make_book
-from bench.stack import ROOT, BenchError, stack
-from bench.till import RATE_MIN, Summary, Till
+from bench.loads.caller import channel_to
+from bench.loads.prepare import make_book
+from bench.loads.till import RATE_MIN, Summary, Till
+from bench.measure.conservation import Answers, check_book
+from bench.measure.growth import Growth, Samples
+from bench.servers import in_use
+from bench.servers.stack import ROOT, BenchError, stack
 from coupon_service.embedded import EmbeddedError
 from coupon_service.settings import Settings
 from coupon_service.v1.coupon_book_service_pb2 import LOCK_POLICY_OPTIONAL

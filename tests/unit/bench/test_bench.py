@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from bench.growth import MIB, Growth, slope, trend
-from bench.stack import ROOT, BenchError
-from bench.till import RATE_MIN, split, timed
+from bench.loads.till import RATE_MIN, split, timed
+from bench.measure.growth import MIB, Growth, slope, trend
+from bench.servers.stack import ROOT, BenchError
 
 BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
 

@@ -6,11 +6,11 @@ import asyncio
 from typing import Any
 
 import pytest
+from support.handler_server import running, until
 
 from coupon_service.rpc import arrival_batch as bunch
 from coupon_service.rpc.arrival_batch import BUSY_CALLS, Bunches
 from coupon_service.v1 import redemption_service_pb2 as pb
-from support.handler_server import running, until
 
 SOON_S = 0.5
 

@@ -20,13 +20,13 @@ from typing import Final
 import grpc.aio
 import psutil
 
-from bench import caller
+from bench.loads import caller
 from coupon_service.cli.client import connect
 from coupon_service.cli.health import wait_until_serving
 from coupon_service.embedded import EmbeddedPostgres, EmbeddedRedis
 from coupon_service.embedded.machine import HOST, free_port
 
-ROOT: Final = Path(__file__).parents[1]
+ROOT: Final = Path(__file__).parents[2]
 START_TIMEOUT_S: Final = 60.0
 STOP_TIMEOUT_S: Final = 20.0
 
@@ -94,9 +94,9 @@ class Stack:
 
     @contextmanager
     def reference(self, name: str) -> Generator[Server]:
-        """A server of bench/reference."""
+        """A server of bench/servers."""
         port = free_port()
-        command = ("-m", f"bench.reference.{name}", f"{HOST}:{port}", str(self.workers))
+        command = ("-m", f"bench.servers.{name}", f"{HOST}:{port}", str(self.workers))
         environment = _environment() | {"DATABASE_URL": self.postgres.url}
         with self._server(name, command, port, environment) as server:
             yield server

@@ -16,10 +16,10 @@ from typing import Any, Final
 
 import psycopg
 
-from bench.ghz import find_ghz
-from bench.rounds import SERVICE, Measured, Rounds
-from bench.scenarios import Scenario
-from bench.stack import ROOT, Stack
+from bench.loads.ghz import find_ghz
+from bench.loads.scenarios import Scenario
+from bench.measure.rounds import SERVICE, Measured, Rounds
+from bench.servers.stack import ROOT, Stack
 from coupon_service.embedded.postgres import EmbeddedPostgres
 
 OUT: Final = ROOT / "bench" / "out"

@@ -1,6 +1,6 @@
 """What most people would write: a transaction a request, which locks the row of the code.
 
-    DATABASE_URL=postgresql://… python -m bench.reference.per_request 127.0.0.1:50101 2
+    DATABASE_URL=postgresql://… python -m bench.servers.per_request 127.0.0.1:50101 2
 
 The same contract, the same schema and the same effects as the service: the code's count, the
 ledger row, the counters of the book, one effect an attempt, one redemption an order. Kept to what
@@ -26,7 +26,7 @@ from psycopg import AsyncConnection
 from psycopg.rows import TupleRow, class_row
 from psycopg_pool import AsyncConnectionPool
 
-from bench.reference.workers import run_workers
+from bench.servers.workers import run_workers
 from coupon_service.model import CodeState, EventType, event_id, fingerprint
 from coupon_service.model.codes import bucket_of, normalize
 from coupon_service.v1 import redemption_service_pb2 as pb

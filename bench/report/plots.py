@@ -11,7 +11,7 @@ mpl.use("svg")
 
 from matplotlib import pyplot as plt
 
-from bench.stack import ROOT
+from bench.servers.stack import ROOT
 
 PLOTS: Final = ROOT / "bench" / "plots"
 STYLE: Final[dict[str, Any]] = {

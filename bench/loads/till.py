@@ -30,10 +30,10 @@ from typing import Any, Final
 import grpc
 from google.protobuf.message import Message
 
-from bench.conservation import Answers
-from bench.ghz import UNKNOWN, Report, messages, percentile, run_together, scenario
-from bench.prepare import lock_codes, redeem_codes
-from bench.stack import BenchError
+from bench.loads.ghz import UNKNOWN, Report, messages, percentile, run_together, scenario
+from bench.loads.prepare import lock_codes, redeem_codes
+from bench.measure.conservation import Answers
+from bench.servers.stack import BenchError
 from coupon_service.model import EventType
 from coupon_service.v1 import redemption_service_pb2 as pb
 from coupon_service.v1.money_pb2 import Money

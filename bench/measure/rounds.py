@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any, Final
 
-from bench.cpu import CpuClock, family
-from bench.ghz import Load, run_ghz
-from bench.stack import Server, Stack
+from bench.loads.ghz import Load, run_ghz
+from bench.measure.cpu import CpuClock, family
+from bench.servers.stack import Server, Stack
 
 SERVICE: Final = "service"
 NOOP: Final = "noop"

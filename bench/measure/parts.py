@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any, Final
 
-from bench.direct import redeem_directly
-from bench.ghz import run_ghz, scenario
-from bench.prepare import BATCH_SIZE, batch_request
-from bench.rounds import NOOP, PER_REQUEST, SERVICE
-from bench.scenarios import CODES, SCENARIOS, Bench, batch_book, spread_book
-from bench.stack import ROOT, BenchError
-from bench.till import Summary, Till, send
+from bench.loads.ghz import run_ghz, scenario
+from bench.loads.prepare import BATCH_SIZE, batch_request
+from bench.loads.scenarios import CODES, SCENARIOS, Bench, batch_book, spread_book
+from bench.loads.till import Summary, Till, send
+from bench.measure.direct import redeem_directly
+from bench.measure.rounds import NOOP, PER_REQUEST, SERVICE
+from bench.servers.stack import ROOT, BenchError
 from coupon_service.embedded.machine import bundled
 from coupon_service.model import EventType
 from coupon_service.v1.coupon_book_service_pb2 import LOCK_POLICY_OPTIONAL
@@ -209,7 +209,7 @@ def pgbench(bench: Bench, rounds: int) -> Pgbench:  # noqa: ARG001
     for codes in (1, CODES):
         command = [str(program), "-n", "-M", "prepared", "-T", str(PGBENCH_SECONDS)]
         command += ["-c", str(PGBENCH_CLIENTS), "-j", "2", "-D", f"codes={codes}"]
-        command += ["-f", str(ROOT / "bench" / "scenarios" / "redeem.pgbench.sql")]
+        command += ["-f", str(ROOT / "bench" / "loads" / "scenarios" / "redeem.pgbench.sql")]
         done = subprocess.run(
             [*command, bench.stack.postgres.url],
             capture_output=True,

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from time import perf_counter
 from typing import Any, Final, LiteralString
 
-from bench.prepare import BATCH_SIZE, batch_request
+from bench.loads.prepare import BATCH_SIZE, batch_request
 from coupon_service.model import Unit
 from coupon_service.rpc.context import RequestContext
 from coupon_service.rpc.convert.redemptions import read_batch

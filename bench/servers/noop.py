@@ -1,6 +1,6 @@
 """The limit of grpcio on the machine: a server that answers at once, always the same.
 
-    python -m bench.reference.noop 127.0.0.1:50100 2
+    python -m bench.servers.noop 127.0.0.1:50100 2
 
 No interceptor, no authentication, no log, no metrics, no database: what it costs to take a request
 off the line, parse it, and put an answer of the usual size onto the line.
@@ -17,7 +17,7 @@ import grpc.aio
 from google.protobuf.timestamp_pb2 import Timestamp
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from bench.reference.workers import run_workers
+from bench.servers.workers import run_workers
 from coupon_service.v1 import assignment_service_pb2 as assignments
 from coupon_service.v1 import coupon_code_service_pb2 as codes
 from coupon_service.v1 import redemption_service_pb2 as redemptions

@@ -9,8 +9,8 @@ from typing import Final
 
 import psycopg
 
-from bench.ghz import Load
-from bench.stack import BenchError
+from bench.loads.ghz import Load
+from bench.servers.stack import BenchError
 from coupon_service.model import EventType
 
 COUNTERS: Final = """

@@ -14,11 +14,11 @@ from typing import Any, Final
 import grpc
 import redis
 
-from bench.conservation import Answers, check_book
-from bench.ghz import messages, scenario
-from bench.prepare import BATCH_SIZE, batch_request, give_coupons, lock_codes, make_book
-from bench.rounds import NOOP, PER_REQUEST, SERVICE, Measured, Rounds, measure
-from bench.stack import Server, Stack
+from bench.loads.ghz import messages, scenario
+from bench.loads.prepare import BATCH_SIZE, batch_request, give_coupons, lock_codes, make_book
+from bench.measure.conservation import Answers, check_book
+from bench.measure.rounds import NOOP, PER_REQUEST, SERVICE, Measured, Rounds, measure
+from bench.servers.stack import Server, Stack
 from coupon_service.model import EventType
 from coupon_service.v1.coupon_book_service_pb2 import (
     ASSIGNMENT_POLICY_REQUIRED,

@@ -1,6 +1,6 @@
 """Ten million codes in a book: making, assigning, locking, redeeming, listing and exporting them.
 
-    python -m bench.millions
+    python -m bench.ten_million
 
 GenerateCodes and COPY take turns, a tenth of the codes each, so that both meet the same machine.
 Most of a book is used up by one UPDATE, since ten million calls would take hours; the calls that
@@ -25,16 +25,16 @@ import psutil
 import psycopg
 import typer
 
-from bench import caller
-from bench.copying import Copies
-from bench.ghz import percentile
-from bench.prepare import make_book
-from bench.report import told, write_report
-from bench.results import Found, Row, about_run
-from bench.rounds import SERVICE
+from bench.loads import caller
+from bench.loads.ghz import percentile
+from bench.loads.prepare import make_book
+from bench.loads.scenarios import SCENARIOS, Bench, Scenario
+from bench.measure.copying import Copies
+from bench.measure.rounds import SERVICE
+from bench.report.report import told, write_report
+from bench.report.results import Found, Row, about_run
 from bench.run import bench
-from bench.scenarios import SCENARIOS, Bench, Scenario
-from bench.stack import ROOT, BenchError
+from bench.servers.stack import ROOT, BenchError
 from coupon_service.embedded import EmbeddedError
 from coupon_service.model.codes import CodeFormat, generate
 from coupon_service.settings import TOKEN_VARIABLE

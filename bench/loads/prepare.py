@@ -11,7 +11,7 @@ from typing import Any, Final
 import grpc
 import grpc.aio
 
-from bench.caller import metadata
+from bench.loads.caller import metadata
 from coupon_service.v1.assignment_service_pb2 import BatchAssignRandomCodesRequest
 from coupon_service.v1.assignment_service_pb2_grpc import AssignmentServiceStub
 from coupon_service.v1.coupon_book_service_pb2 import (

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import psycopg
 
-from bench.stack import BenchError, Stack
+from bench.servers.stack import BenchError, Stack
 from coupon_service.embedded.machine import bundled
 from coupon_service.model.codes import bucket_of
 from coupon_service.store import migrations

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from statistics import median
 from typing import Any, Final
 
-from bench import plots
-from bench.results import Comparison, Figures, Found, Row, load_found
-from bench.rounds import NOOP, PER_REQUEST, SERVICE
-from bench.stack import POSTGRES_SETTINGS, ROOT
+from bench.measure.rounds import NOOP, PER_REQUEST, SERVICE
+from bench.report import plots
+from bench.report.results import Comparison, Figures, Found, Row, load_found
+from bench.servers.stack import POSTGRES_SETTINGS, ROOT
 
 REPORT: Final = ROOT / "bench" / "REPORT.md"
 TRIED: Final = ROOT / "bench" / "TRIED.md"
@@ -30,7 +30,7 @@ metrics, tokens of the callers, rate limits, a request_id on every call, ledger,
 disk; only Redis has 250 ms to answer, since it has to share the cores with all the others);
 a **no-op** server, which answers a constant and is the limit of grpcio on the machine; and one that
 makes **a transaction a request**, which is what most people would write: the same contract, schema
-and effects, a row lock, a pool of 20 connections in all (both in `bench/reference/`). All have as
+and effects, a row lock, a pool of 20 connections in all (both in `bench/servers/`). All have as
 many workers, behind one port with SO_REUSEPORT. ghz has 1,000 calls in flight on 50 connections.
 """
 
@@ -192,8 +192,8 @@ def _parts(parts: dict[str, Any]) -> Iterator[str]:
             "Shoppers validate, lock, and redeem with the token; every seventh unlocks instead,"
             " every twentieth redemption is rolled back. A ghz for each kind of call sends its part"
             " of the rate, whether earlier calls were answered or not, with locks and redemptions"
-            " that were made beforehand (`bench/till.py`). Latency counts from the moment at which"
-            " a call was due, so it has in it how late ghz was.\n"
+            " that were made beforehand (`bench/loads/till.py`). Latency counts from the moment at"
+            " which a call was due, so it has in it how late ghz was.\n"
         )
         rows: list[str] = []
         for server in (SERVICE, NOOP):
@@ -221,7 +221,7 @@ def _parts(parts: dict[str, Any]) -> Iterator[str]:
         yield "## PostgreSQL alone\n"
         yield (
             "pgbench, 20 clients, the transaction of one redemption"
-            " (`bench/scenarios/redeem.pgbench.sql`):"
+            " (`bench/loads/scenarios/redeem.pgbench.sql`):"
             f" {pgbench['hot_per_s']:,.0f}/s on one hot code,"
             f" {pgbench['spread_per_s']:,.0f}/s spread. What the service does above that comes from"
             f" joining commands. {pgbench['conservation']}.\n"

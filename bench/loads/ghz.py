@@ -1,4 +1,4 @@
-"""Runs ghz on scenarios of bench/scenarios, and reads what it measured."""
+"""Runs ghz on scenarios of bench/loads/scenarios, and reads what it measured."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from typing import Any, Final
 from google.protobuf import proto
 from google.protobuf.message import Message
 
-from bench.caller import metadata
-from bench.stack import ROOT, BenchError
+from bench.loads.caller import metadata
+from bench.servers.stack import ROOT, BenchError
 
-SCENARIOS: Final = ROOT / "bench" / "scenarios"
+SCENARIOS: Final = ROOT / "bench" / "loads" / "scenarios"
 TIMEOUT_S: Final = 180.0
 
 UNKNOWN: Final = frozenset({"Unavailable", "DeadlineExceeded", "Canceled", "Internal", "Unknown"})
@@ -68,7 +68,7 @@ def find_ghz() -> Path:
 
 
 def scenario(name: str) -> dict[str, Any]:
-    """The configuration in bench/scenarios."""
+    """The configuration in bench/loads/scenarios."""
     return json.loads((SCENARIOS / f"{name}.json").read_text(encoding="utf-8"))
 
 

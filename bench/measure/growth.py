@@ -1,8 +1,8 @@
 """How the processes of a stack grow: looked at again and again, and judged.
 
-Of a worker counts what is in use (bench/in_use.py). Of each look, three are taken and the least of
-them counts; what PostgreSQL's processes share counts once for each of them. A line through what was
-seen says how each grows, and how far off that may be.
+Of a worker counts what is in use (bench/servers/in_use.py). Of each look, three are taken and the
+least of them counts; what PostgreSQL's processes share counts once for each of them. A line through
+what was seen says how each grows, and how far off that may be.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from typing import Final
 
 import psutil
 
-from bench import in_use
-from bench.cpu import family
-from bench.stack import BenchError, Server, Stack
+from bench.measure.cpu import family
+from bench.servers import in_use
+from bench.servers.stack import BenchError, Server, Stack
 
 LOOKS: Final = 3
 SETTLE_S: Final = 1.0
