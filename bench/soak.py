@@ -4,8 +4,9 @@
     python -m bench.soak --minutes 100 --rate 500
 
 The shoppers of bench/loads/till.py come in rounds. After each, when the last call is answered and
-the clients are gone, the memory, descriptors and connections of each worker, of PostgreSQL and of Redis
-are noted, and what was noted after the warm-up says how each grows (bench/measure/growth.py).
+the clients are gone, the memory, descriptors and connections of each worker, of PostgreSQL and of
+Redis are noted, and what was noted after the warm-up says how each grows
+(bench/measure/growth.py).
 
 Tables and buffers keep the size that the most calls ever open needed. So it begins with a peak of
 four times the load, of which thousands of calls stay open, more than a slow moment of the machine

@@ -39,7 +39,7 @@ from coupon_service.telemetry.logs import configure_logging
 if TYPE_CHECKING:
     from support.service import Api, ServerThread
 
-pytest.register_assert_rewrite("support", "faults", "model")
+pytest.register_assert_rewrite("support.invariants", "support.idle", "faults", "model")
 
 LONG = {"model", "fuzz"}
 """Folders of tests that are begun with."""

@@ -74,7 +74,7 @@ def test_a_few_samples_are_no_line() -> None:
 
 GAPS = """
 import psutil
-from bench import in_use
+from bench.servers import in_use
 in_use.tidy()  # what was left of the imports
 us = psutil.Process()
 now = lambda: (in_use.in_use_bytes(), us.memory_info().rss)
