@@ -14,7 +14,7 @@ from datetime import datetime
 from typing import Final
 from uuid import UUID, uuid4
 
-from coupon_service.batching.batcher import Changes, Coalescer, Later, ToTheEnd
+from coupon_service.batching.batcher import CommandLanes, DetachedTasks, LazyCommand, MicroBatcher
 from coupon_service.errors import (
     CodeLocked,
     CodeNotFound,
@@ -31,6 +31,7 @@ from coupon_service.model import (
     Benefit,
     Book,
     Code,
+    CommandGroup,
     Done,
     Lease,
     LeaseNeeded,
@@ -41,7 +42,6 @@ from coupon_service.model import (
     Redeem,
     Rollback,
     State,
-    Unit,
 )
 from coupon_service.rules import (
     find_code,
@@ -78,8 +78,8 @@ class Checkout:
 
     def __init__(
         self,
-        looks: Coalescer[Unit, State],
-        coalescer: Changes,
+        looks: MicroBatcher[CommandGroup, State],
+        coalescer: CommandLanes,
         leases: Leases,
         tokens: LockTokens,
         momentary_ttl_ms: int,
@@ -91,12 +91,12 @@ class Checkout:
         self._tokens = tokens
         self._momentary_ttl_ms = momentary_ttl_ms
         self._now = now
-        self._to_the_end = ToTheEnd()
+        self._to_the_end = DetachedTasks()
 
     async def validate(self, command: Redeem, token: str) -> Validation:
         """Every reason why the redemption would be refused now, and what it would take off."""
         command = replace(command, lock=self._claims(token))
-        state = await self._looks.submit(Unit((command,)))
+        state = await self._looks.submit(CommandGroup((command,)))
         found = find_code(command.code, command.book_id, command.call.business_id, state)
         if isinstance(found, CouponServiceError):
             return Validation([found])
@@ -144,19 +144,19 @@ class Checkout:
     ) -> list[Outcome]:
         """Redeems each command, with its lock token where one was given; an outcome for each.
 
-        Raises what Coalescer.submit raises; then the outcome of all of them is open.
+        Raises what MicroBatcher.submit raises; then the outcome of all of them is open.
         """
         commands = [command for command, _ in items]
         if any(token for _, token in items):
             return await self._to_the_end.run(self._redeem_with_tokens(items, atomic))
-        outcomes = await self._coalescer.submit(Unit(tuple(commands), atomic))
+        outcomes = await self._coalescer.submit(CommandGroup(tuple(commands), atomic))
         if any(isinstance(outcome, LeaseNeeded) for outcome in outcomes):
             return await self._to_the_end.run(
                 self._redeem_momentarily(commands, outcomes, atomic=atomic)
             )
         return outcomes
 
-    async def redeem_without_token(self, wish: Later[Redeem]) -> Outcome:
+    async def redeem_without_token(self, wish: LazyCommand[Redeem]) -> Outcome:
         """As `redeem`, for one command."""
         (outcome,) = await self._coalescer.submit(wish)
         if isinstance(outcome, LeaseNeeded):
@@ -167,7 +167,7 @@ class Checkout:
 
     async def rollback(self, command: Rollback) -> Outcome:
         """Undoes a redemption."""
-        (outcome,) = await self._coalescer.submit(Unit((command,)))
+        (outcome,) = await self._coalescer.submit(CommandGroup((command,)))
         return outcome
 
     # --- with a lock token ----------------------------------------------------------------------
@@ -176,7 +176,7 @@ class Checkout:
         self, items: Sequence[tuple[Redeem, str]], atomic: bool
     ) -> list[Outcome]:
         commands = await asyncio.gather(*(self._admit(*item) for item in items))
-        outcomes = await self._coalescer.submit(Unit(tuple(commands), atomic))
+        outcomes = await self._coalescer.submit(CommandGroup(tuple(commands), atomic))
         # First, so that a lock that was used keeps nobody out who comes without one.
         await asyncio.gather(*map(self._settle_lock, commands, outcomes))
         if any(isinstance(outcome, LeaseNeeded) for outcome in outcomes):
@@ -258,7 +258,7 @@ class Checkout:
             if atomic and any(isinstance(it, CouponServiceError) for it in placed):
                 return refuse_all(answers)
             if again:
-                decided = await self._coalescer.submit(Unit(tuple(again.values()), atomic))
+                decided = await self._coalescer.submit(CommandGroup(tuple(again.values()), atomic))
                 for i, outcome in zip(again, decided, strict=True):
                     # A book whose lock policy is changing at this moment is worth another try.
                     answers[i] = Contention() if isinstance(outcome, LeaseNeeded) else outcome

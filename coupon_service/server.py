@@ -12,21 +12,21 @@ import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from prometheus_client import CollectorRegistry
 
-from coupon_service.batching.batcher import Changes, Coalescer, CoalescerSettings
+from coupon_service.batching.batcher import CommandLanes, MicroBatcher, MicroBatcherSettings
 from coupon_service.checkout import Checkout
 from coupon_service.leases import Leases
-from coupon_service.locks.acquire import BATCHES_IN_FLIGHT, LockTaking
+from coupon_service.locks.acquire import BATCHES_IN_FLIGHT, LockAcquirer
 from coupon_service.locks.history import LockHistory, LockTokens
-from coupon_service.locks.limits import LockTimes
-from coupon_service.locks.release import LockReleasing
-from coupon_service.locks.service import Locks
-from coupon_service.maintenance.lock_sweeper import Sweeper
-from coupon_service.maintenance.readiness_monitor import ReadinessWatch
-from coupon_service.maintenance.stock_monitor import StockWatch
-from coupon_service.ratelimit.code_guessing import Guesses
+from coupon_service.locks.limits import LockLimits
+from coupon_service.locks.release import LockReleaser
+from coupon_service.locks.service import LockService
+from coupon_service.maintenance.lock_sweeper import LockSweeper
+from coupon_service.maintenance.readiness_monitor import ReadinessMonitor
+from coupon_service.maintenance.stock_monitor import StockMonitor
+from coupon_service.ratelimit.code_guessing import GuessGuard
 from coupon_service.ratelimit.limiter import CallerLimits, RateLimiter, Windows
-from coupon_service.rpc.handler import Edge, EdgeSettings
-from coupon_service.rpc.listener import Port, PortError
+from coupon_service.rpc.handler import RpcHandler, RpcHandlerSettings
+from coupon_service.rpc.listener import Listener, ListenerError
 from coupon_service.rpc.servicers.assignments import AssignmentServicer
 from coupon_service.rpc.servicers.audit import AuditServicer
 from coupon_service.rpc.servicers.books import CouponBookServicer
@@ -43,7 +43,7 @@ from coupon_service.store.queries.reads import Reads
 from coupon_service.telemetry.logs import configure_logging
 from coupon_service.telemetry.metrics import Metrics
 from coupon_service.telemetry.readiness import Readiness
-from coupon_service.telemetry.replica_gauges import SharedGauges
+from coupon_service.telemetry.replica_gauges import ReplicaGauges
 from coupon_service.v1 import (
     assignment_service_pb2_grpc,
     audit_service_pb2_grpc,
@@ -53,7 +53,7 @@ from coupon_service.v1 import (
 )
 
 if TYPE_CHECKING:
-    from coupon_service.rpc.authorization import Access
+    from coupon_service.rpc.authorization import Authorizer
     from coupon_service.security.bearer_tokens import Tokens
     from coupon_service.telemetry.tracing import Tracer
 
@@ -87,13 +87,13 @@ class Server:
         registry: CollectorRegistry,
         now: Callable[[], datetime] = utc_now,
         readiness_changed: Callable[[Readiness], None] = lambda _: None,
-        gauges: SharedGauges | None = None,
+        gauges: ReplicaGauges | None = None,
         tracer: Tracer | None = None,
     ) -> None:
         self._tracer = tracer
         self._settings = settings
         self._registry = registry
-        self._gauges = gauges or SharedGauges()
+        self._gauges = gauges or ReplicaGauges()
         self._now = now
         self._readiness_changed = readiness_changed
         self._log = structlog.get_logger("coupon_service.server")
@@ -127,10 +127,10 @@ class Server:
         self._edge = self._make_edge()
         self._add_servicers(self._edge)
         await self._database.open()
-        self._grpc = Port(settings, self._tls, self._edge, SERVICES)
+        self._grpc = Listener(settings, self._tls, self._edge, SERVICES)
         try:
             self.port = await self._grpc.open()
-        except PortError as error:
+        except ListenerError as error:
             await self._close()
             raise ServerError(str(error)) from error
         await self._tell(Readiness(0))
@@ -156,18 +156,20 @@ class Server:
         executor = Executor(self._database, self._now, metrics)
         batches = _batches(settings)
         one = replace(batches, batches_in_flight=1)
-        self._coalescer = Changes(
-            Coalescer(executor.execute, batches, metrics, tracer=tracer),
+        self._coalescer = CommandLanes(
+            MicroBatcher(executor.execute, batches, metrics, tracer=tracer),
             # Large calls are enough as they are.
-            Coalescer(executor.execute, replace(one, batch_max_wait_ms=0), metrics, "bulk", tracer),
+            MicroBatcher(
+                executor.execute, replace(one, batch_max_wait_ms=0), metrics, "bulk", tracer
+            ),
         )
-        self._looks = Coalescer(executor.look, one, metrics, "looks", tracer)
-        lookups = Coalescer(Lookups(self._database).execute, one, metrics, "lookups", tracer)
+        self._looks = MicroBatcher(executor.look, one, metrics, "looks", tracer)
+        lookups = MicroBatcher(Lookups(self._database).execute, one, metrics, "lookups", tracer)
         self._reads = Reads(self._database, lookups.submit)
 
-    def _make_edge(self) -> Edge:
+    def _make_edge(self) -> RpcHandler:
         settings, metrics = self._settings, self._metrics
-        return Edge(
+        return RpcHandler(
             _edge_settings(settings),
             structlog.get_logger("coupon_service.rpc"),
             metrics,
@@ -177,10 +179,10 @@ class Server:
             tracer=self._tracer,
         )
 
-    def _authentication(self) -> Access:
+    def _authentication(self) -> Authorizer:
         """What tells callers by their tokens. Raises ServerError."""
         # They take a tenth of a second to import, which only who needs them waits for.
-        from coupon_service.rpc.authorization import Access  # noqa: PLC0415
+        from coupon_service.rpc.authorization import Authorizer  # noqa: PLC0415
         from coupon_service.security.bearer_tokens import KeysError, tokens_of  # noqa: PLC0415
 
         try:
@@ -189,9 +191,9 @@ class Server:
             raise ServerError(str(error)) from error
         self._tokens = tokens
         self._spawn(tokens.watch())
-        return Access(tokens)
+        return Authorizer(tokens)
 
-    def _add_servicers(self, edge: Edge) -> None:
+    def _add_servicers(self, edge: RpcHandler) -> None:
         settings, now = self._settings, self._now
         changes, looks, reads = self._coalescer, self._looks, self._reads
         tokens = LockTokens(_token_secrets(settings))
@@ -222,17 +224,19 @@ class Server:
         register_health: Any = cast("Any", health_pb2_grpc).add_HealthServicer_to_server
         edge.add(register_health, self._health)
 
-    def _make_locks(self, tokens: LockTokens) -> Locks:
+    def _make_locks(self, tokens: LockTokens) -> LockService:
         """Locks, of which those that are wished for, or let go, at the same time go together."""
         changes, looks, reads, leases = self._coalescer, self._looks, self._reads, self._leases
         settings, now = self._settings, self._now
         times, history = _lock_times(settings), LockHistory(reads, tokens, now)
-        taking = LockTaking(looks, changes, reads, leases, history, times, now)
-        releasing = LockReleasing(changes, leases, history)
+        taking = LockAcquirer(looks, changes, reads, leases, history, times, now)
+        releasing = LockReleaser(changes, leases, history)
         few = replace(_batches(settings), batches_in_flight=BATCHES_IN_FLIGHT)
-        self._taking = Coalescer(taking.take, few, self._metrics, "locks", self._tracer)
-        self._releasing = Coalescer(releasing.release, few, self._metrics, "unlocks", self._tracer)
-        return Locks(
+        self._taking = MicroBatcher(taking.take, few, self._metrics, "locks", self._tracer)
+        self._releasing = MicroBatcher(
+            releasing.release, few, self._metrics, "unlocks", self._tracer
+        )
+        return LockService(
             self._taking.submit,
             self._releasing.submit,
             looks,
@@ -248,10 +252,10 @@ class Server:
     def _watch(self) -> None:
         """Starts what looks and tidies up for as long as the server runs."""
         settings, metrics = self._settings, self._metrics
-        self._sweeper = Sweeper(
+        self._sweeper = LockSweeper(
             self._coalescer, self._reads, self._leases, self._now, settings.sweep_interval_ms
         )
-        stock = StockWatch(
+        stock = StockMonitor(
             self._database,
             self._leases,
             self._gauges,
@@ -260,7 +264,7 @@ class Server:
             interval_ms=settings.stock_interval_ms,
             series_max=settings.book_series_max,
         )
-        readiness = ReadinessWatch(self._database, self._leases, metrics, self._tell)
+        readiness = ReadinessMonitor(self._database, self._leases, metrics, self._tell)
         for watch in (readiness, self._sweeper, stock):
             self._spawn(watch.run())
 
@@ -348,8 +352,8 @@ def _database_settings(url: str, settings: Settings) -> DatabaseSettings:
     )
 
 
-def _batches(settings: Settings) -> CoalescerSettings:
-    return CoalescerSettings(
+def _batches(settings: Settings) -> MicroBatcherSettings:
+    return MicroBatcherSettings(
         batch_max_size=settings.batch_max_size,
         batches_in_flight=settings.batches_in_flight,
         batch_max_wait_ms=settings.batch_max_wait_ms,
@@ -357,8 +361,8 @@ def _batches(settings: Settings) -> CoalescerSettings:
     )
 
 
-def _edge_settings(settings: Settings) -> EdgeSettings:
-    return EdgeSettings(
+def _edge_settings(settings: Settings) -> RpcHandlerSettings:
+    return RpcHandlerSettings(
         default_deadline_ms=settings.default_deadline_ms,
         request_max_bytes=settings.request_max_bytes,
         request_max_bytes_of={
@@ -384,18 +388,18 @@ def _limiter(settings: Settings, windows: Windows, metrics: Metrics) -> RateLimi
     return RateLimiter(limits, windows, metrics)
 
 
-def _guesses(settings: Settings, windows: Windows, metrics: Metrics) -> Guesses:
+def _guesses(settings: Settings, windows: Windows, metrics: Metrics) -> GuessGuard:
     limits = CallerLimits(
         end_users=settings.guess_limit_end_users,
         services=settings.guess_limit_services,
         peers=settings.guess_limit_peers,
         loopback="guess_limit_peers" in settings.model_fields_set,
     )
-    return Guesses(limits, windows, metrics, structlog.get_logger("coupon_service.guesses"))
+    return GuessGuard(limits, windows, metrics, structlog.get_logger("coupon_service.guesses"))
 
 
-def _lock_times(settings: Settings) -> LockTimes:
-    return LockTimes(
+def _lock_times(settings: Settings) -> LockLimits:
+    return LockLimits(
         ttl_default_ms=settings.lock_ttl_default_ms,
         ttl_max_ms=settings.lock_ttl_max_ms,
         grace_ms=settings.lock_grace_ms,

@@ -17,7 +17,7 @@ from time import perf_counter
 from typing import Any, Final, LiteralString
 
 from bench.loads.prepare import BATCH_SIZE, batch_request
-from coupon_service.model import Unit
+from coupon_service.model import CommandGroup
 from coupon_service.rpc.context import RequestContext
 from coupon_service.rpc.convert.redemptions import read_batch
 from coupon_service.rules import decide
@@ -62,7 +62,7 @@ async def _record(database_url: str, start: int) -> list[Statement]:
             pipeline = RecordingPipeline(connection)
             now = datetime.now(UTC)
             state = await load(pipeline, redeems, now, lock=True, formats={})
-            _, effects = decide([Unit(tuple(redeems))], state, now)
+            _, effects = decide([CommandGroup(tuple(redeems))], state, now)
             apply(pipeline, effects, state.books)
             await pipeline.run()
             return pipeline.recorded

@@ -14,9 +14,9 @@ from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar, cast
 
-from coupon_service.batching.linger import until_quiet
+from coupon_service.batching.linger import linger
 from coupon_service.errors import CouponServiceError, DeadlineExceeded, Overloaded
-from coupon_service.model import Command, Outcome, Unit
+from coupon_service.model import Command, CommandGroup, Outcome
 from coupon_service.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class CoalescerSettings:
+class MicroBatcherSettings:
     """Bounds. Sizes in commands, times in milliseconds."""
 
     batch_max_size: int
@@ -54,7 +54,7 @@ class CoalescerSettings:
     queue_max_size: int
 
 
-class Later(Generic[C]):
+class LazyCommand(Generic[C]):
     """A unit of one command, which is read from its request when its batch begins.
 
     One right after the other requests are read faster than each when it comes: RedeemCode took 193
@@ -71,21 +71,21 @@ class Later(Generic[C]):
         self.command: C
         """Known when there is an answer."""
 
-    def unit(self) -> Unit:
+    def unit(self) -> CommandGroup:
         """The unit, of the command that is read now."""
         self.command = self._read()
-        return Unit((self.command,))
+        return CommandGroup((self.command,))
 
 
 @dataclass(slots=True)
 class _Waiting(Generic[Q, R]):
-    unit: Q | Later[Any]
+    unit: Q | LazyCommand[Any]
     answer: asyncio.Future[R]
     since: float
     span: Span | None
 
 
-class Coalescer(Generic[Q, R]):
+class MicroBatcher(Generic[Q, R]):
     """Carries out units of commands in batches, first come first served.
 
     `execute` answers each unit of a batch; an answer may be a future, when it takes longer than
@@ -95,7 +95,7 @@ class Coalescer(Generic[Q, R]):
     def __init__(
         self,
         execute: Callable[[Sequence[Q]], Awaitable[Sequence[R | asyncio.Future[R]]]],
-        settings: CoalescerSettings,
+        settings: MicroBatcherSettings,
         metrics: Metrics,
         kind: str = "changes",
         tracer: Tracer | None = None,
@@ -112,7 +112,7 @@ class Coalescer(Generic[Q, R]):
         self._last_size = 0
         self._batches: set[asyncio.Task[None]] = set()
 
-    def submit(self, unit: Q | Later[Any]) -> Awaitable[R]:
+    def submit(self, unit: Q | LazyCommand[Any]) -> Awaitable[R]:
         """The answer to a unit: for changes, the outcome of each of its commands, in order.
 
         A caller that is cancelled only stops waiting. A unit whose deadline passes before its turn
@@ -134,7 +134,7 @@ class Coalescer(Generic[Q, R]):
             self._metrics.command_dropped(self._kind, "OVERLOADED")
             raise Overloaded
 
-    def _enqueue(self, unit: Q | Later[Any]) -> asyncio.Future[R]:
+    def _enqueue(self, unit: Q | LazyCommand[Any]) -> asyncio.Future[R]:
         answer: asyncio.Future[R] = asyncio.get_running_loop().create_future()
         span = self._tracer.caller() if self._tracer is not None else None
         self._queue.append(_Waiting(unit, answer, perf_counter(), span))
@@ -156,7 +156,7 @@ class Coalescer(Generic[Q, R]):
             task.add_done_callback(self._batches.discard)
 
     async def _carry_out_next(self) -> None:
-        await until_quiet(
+        await linger(
             self._last_size,
             lambda: self._queued,
             enough=self._settings.batch_max_size,
@@ -188,7 +188,7 @@ class Coalescer(Generic[Q, R]):
                 self._metrics.command_dropped(self._kind, "DEADLINE_EXCEEDED")
                 first.answer.set_exception(DeadlineExceeded())
                 continue
-            if isinstance(first.unit, Later):
+            if isinstance(first.unit, LazyCommand):
                 try:
                     first.unit = cast("Q", first.unit.unit())
                 except Exception as error:  # noqa: BLE001 - its caller's alone
@@ -237,35 +237,37 @@ class Coalescer(Generic[Q, R]):
                     it.answer.set_result(outcome)
 
 
-class Changes:
+class CommandLanes:
     """Small and large units side by side, so that a call of a thousand does not hold up the others.
 
     `bulk` carries out the units of several commands.
     """
 
     def __init__(
-        self, single: Coalescer[Unit, list[Outcome]], bulk: Coalescer[Unit, list[Outcome]]
+        self,
+        single: MicroBatcher[CommandGroup, list[Outcome]],
+        bulk: MicroBatcher[CommandGroup, list[Outcome]],
     ) -> None:
         self._single = single
         self._bulk = bulk
 
-    def submit(self, unit: Unit | Later[Any]) -> Awaitable[list[Outcome]]:
-        """As Coalescer.submit. A unit that is not atomic may be carried out in parts; the commands
-        of a part that failed then have its error for an outcome, unless all parts did.
+    def submit(self, unit: CommandGroup | LazyCommand[Any]) -> Awaitable[list[Outcome]]:
+        """As MicroBatcher.submit. A group that is not atomic may be carried out in parts; the
+        commands of a part that failed then have its error for an outcome, unless all parts did.
         """
-        if isinstance(unit, Later) or unit.size == 1:
+        if isinstance(unit, LazyCommand) or unit.size == 1:
             return self._single.submit(unit)
         if unit.atomic:
             return self._bulk.submit(unit)
         return self._submit_parts(unit)
 
-    def submit_joined(self, unit: Unit) -> Awaitable[list[Outcome]]:
-        """As Coalescer.submit, for commands of several small calls."""
+    def submit_joined(self, unit: CommandGroup) -> Awaitable[list[Outcome]]:
+        """As MicroBatcher.submit, for commands of several small calls."""
         return self._single.submit(unit)
 
-    async def _submit_parts(self, unit: Unit) -> list[Outcome]:
+    async def _submit_parts(self, unit: CommandGroup) -> list[Outcome]:
         parts = [
-            Unit(unit.commands[start : start + PART_SIZE])
+            CommandGroup(unit.commands[start : start + PART_SIZE])
             for start in range(0, unit.size, PART_SIZE)
         ]
         answers = await self._bulk.submit_all(parts)
@@ -287,7 +289,7 @@ class Changes:
         await self._single.drain()
 
 
-class ToTheEnd:
+class DetachedTasks:
     """Work of several steps that goes on, and tidies up, also when its caller stops waiting."""
 
     def __init__(self) -> None:

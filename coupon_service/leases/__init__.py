@@ -2,28 +2,28 @@
 
 from coupon_service.leases.leases import Leases
 from coupon_service.leases.results import (
+    AcquireResult,
     Admission,
     AdmitStatus,
-    Census,
     IndexedLock,
     LeaseRequest,
+    LeaseStats,
     Peek,
     ReleaseRequest,
-    Taken,
-    TakenMomentarily,
     TakeStatus,
+    TransientResult,
 )
 
 __all__ = [
+    "AcquireResult",
     "Admission",
     "AdmitStatus",
-    "Census",
     "IndexedLock",
     "LeaseRequest",
+    "LeaseStats",
     "Leases",
     "Peek",
     "ReleaseRequest",
     "TakeStatus",
-    "Taken",
-    "TakenMomentarily",
+    "TransientResult",
 ]

@@ -33,16 +33,16 @@ from coupon_service.leases.commands import (
 )
 from coupon_service.leases.indexes import BOOK_KEPT_MS, Indexes, remove
 from coupon_service.leases.results import (
+    AcquireResult,
     Admission,
     AdmitStatus,
-    Census,
     IndexedLock,
     LeaseRequest,
+    LeaseStats,
     Peek,
     ReleaseRequest,
-    Taken,
-    TakenMomentarily,
     TakeStatus,
+    TransientResult,
 )
 from coupon_service.redis_client.pipelines import (
     COMMANDS_MAX,
@@ -123,7 +123,7 @@ class Leases:
         """Waits for the calls on their way and closes the connection."""
         await self._redis.close()
 
-    async def acquire(self, request: LeaseRequest) -> Taken:
+    async def acquire(self, request: LeaseRequest) -> AcquireResult:
         """Takes a place, unless the user holds one on the code."""
         (taken,) = await self.acquire_each((request,))
         if isinstance(taken, LocksUnavailable):
@@ -132,14 +132,14 @@ class Leases:
 
     async def acquire_each(
         self, requests: Sequence[LeaseRequest]
-    ) -> list[Taken | LocksUnavailable]:
+    ) -> list[AcquireResult | LocksUnavailable]:
         """As `acquire`, for many: the answer to each, or why there is none."""
         parts = await asyncio.gather(*map(self._acquire_part, _parts(requests)))
         return list(chain.from_iterable(parts))
 
     async def _acquire_part(
         self, requests: Sequence[LeaseRequest]
-    ) -> list[Taken | LocksUnavailable]:
+    ) -> list[AcquireResult | LocksUnavailable]:
         """As `acquire_each`, in one pipeline, and a second one where something is put right."""
         listings: defaultdict[tuple[str, int], list[str]] = defaultdict(list)
         members = [index_member(it.code, it.book_id, it.user_id, it.lock_id) for it in requests]
@@ -199,14 +199,16 @@ class Leases:
         place: Any,
         listed_ms: Any,
         *written: Any,
-    ) -> tuple[Taken | LocksUnavailable, Sequence[Command]]:
+    ) -> tuple[AcquireResult | LocksUnavailable, Sequence[Command]]:
         """What the replies say of a request, and what has to be put right then."""
         for reply in (counted_ms, place, listed_ms, *written):
             if isinstance(reply, Exception):
                 return unavailable(reply), ()
         outcome, held_id, expire_ms, places_taken, others_end_in_ms = place
         status = _TAKE_STATUS[outcome]
-        taken = Taken(status, held_id, expire_ms, places_taken, _time_left(others_end_in_ms))
+        taken = AcquireResult(
+            status, held_id, expire_ms, places_taken, _time_left(others_end_in_ms)
+        )
         if outcome == "TAKEN" and not counted_ms:
             return replace(taken, status=TakeStatus.LIMIT), (
                 self._commands.release(
@@ -223,7 +225,7 @@ class Leases:
 
     async def acquire_momentary(
         self, code: str, attempt_id: str, user_id: str, ttl_ms: int
-    ) -> TakenMomentarily:
+    ) -> TransientResult:
         """Takes a place for one attempt to redeem without a token; ``release_momentary`` ends it.
 
         The user's own lock is not counted beside it, and other attempts only while someone else
@@ -234,7 +236,7 @@ class Leases:
             self._commands.take_momentarily(code, attempt_id, user_id, ttl_ms)
         )
         places_taken, others_end_in_ms, own_lock_id, own_expire_ms = answer
-        return TakenMomentarily(
+        return TransientResult(
             places_taken,
             _time_left(others_end_in_ms),
             own_lock_id or None,
@@ -372,13 +374,13 @@ class Leases:
         found = zip(book_ids, map(_locks, answers), strict=True)
         return {book_id: ended for book_id, ended in found if ended}
 
-    async def census(self, book_ids: Sequence[str], now_ms: int) -> Census:
+    async def census(self, book_ids: Sequence[str], now_ms: int) -> LeaseStats:
         """How many locks of these books are live, and since when one waits for ``expired``."""
         indexes = list(map(book_index, book_ids))
         live = await self._of_books([("ZCOUNT", it, f"({now_ms}", "+inf") for it in indexes])
         first = await self._of_books([self._commands.ended(it, now_ms, 1) for it in indexes])
         ended_ms = [lock.expire_ms for each in first for lock in _locks(each)]
-        return Census(sum(live), min(ended_ms, default=now_ms) + self._grace_ms)
+        return LeaseStats(sum(live), min(ended_ms, default=now_ms) + self._grace_ms)
 
     async def forget(self, entries: Iterable[IndexedLock]) -> None:
         """Takes entries out of the indexes of their books and users."""

@@ -56,7 +56,7 @@ class TakeStatus(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Taken:
+class AcquireResult:
     """The answer to ``acquire``."""
 
     status: TakeStatus
@@ -71,7 +71,7 @@ class Taken:
 
 
 @dataclass(frozen=True, slots=True)
-class TakenMomentarily:
+class TransientResult:
     """The answer to ``acquire_momentary``."""
 
     places_taken: int
@@ -123,7 +123,7 @@ class Admission:
 
 
 @dataclass(frozen=True, slots=True)
-class Census:
+class LeaseStats:
     """The answer to ``census``."""
 
     live: int

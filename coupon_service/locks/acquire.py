@@ -14,7 +14,7 @@ from datetime import datetime
 from typing import Final, TypeAlias, cast
 from uuid import UUID
 
-from coupon_service.batching.batcher import Changes, Coalescer, ToTheEnd
+from coupon_service.batching.batcher import CommandLanes, DetachedTasks, MicroBatcher
 from coupon_service.errors import (
     CodeLocked,
     CouponServiceError,
@@ -23,11 +23,12 @@ from coupon_service.errors import (
     LockLimitExceeded,
     LocksUnavailable,
 )
-from coupon_service.leases import LeaseRequest, Leases, Taken, TakeStatus
-from coupon_service.locks.history import Granted, LockHistory, give_back
-from coupon_service.locks.limits import LockTimes, milliseconds_of, time_of
+from coupon_service.leases import AcquireResult, LeaseRequest, Leases, TakeStatus
+from coupon_service.locks.history import LockGrant, LockHistory, give_back
+from coupon_service.locks.limits import LockLimits, milliseconds_of, time_of
 from coupon_service.model import (
     Book,
+    CommandGroup,
     Done,
     Lease,
     LeaseNeeded,
@@ -35,7 +36,6 @@ from coupon_service.model import (
     LockState,
     Outcome,
     State,
-    Unit,
 )
 from coupon_service.rules import decide
 from coupon_service.store.queries.reads import Reads
@@ -51,10 +51,10 @@ REQUESTS_REMEMBERED_MAX: Final = 100
 """How many rows of a lock tell of requests that were answered with it: its history is read as a
 whole. Whoever asks after them is answered with it as well, but only while it is held."""
 
-Awaited: TypeAlias = "asyncio.Future[Granted]"
+Awaited: TypeAlias = "asyncio.Future[LockGrant]"
 
 
-class LockTaking:
+class LockAcquirer:
     """Takes locks, many at once.
 
     A place in Redis is taken before it is promised in the ledger. Whatever is not simply granted
@@ -63,12 +63,12 @@ class LockTaking:
 
     def __init__(
         self,
-        looks: Coalescer[Unit, State],
-        coalescer: Changes,
+        looks: MicroBatcher[CommandGroup, State],
+        coalescer: CommandLanes,
         reads: Reads,
         leases: Leases,
         history: LockHistory,
-        times: LockTimes,
+        times: LockLimits,
         now: Callable[[], datetime],
     ) -> None:
         self._looks = looks
@@ -78,9 +78,9 @@ class LockTaking:
         self._history = history
         self._times = times
         self._now = now
-        self._to_the_end = ToTheEnd()
+        self._to_the_end = DetachedTasks()
 
-    async def take(self, units: Sequence[Unit]) -> list[Granted | Awaited]:
+    async def take(self, units: Sequence[CommandGroup]) -> list[LockGrant | Awaited]:
         """Takes the lock of each unit, which is one Lock."""
         commands = [cast("Lock", unit.commands[0]) for unit in units]
         seen = await self._look(commands)
@@ -89,10 +89,10 @@ class LockTaking:
         placed = {
             i: _placed(commands[i], place)
             for i, place in places.items()
-            if isinstance(place, Taken) and place.status is TakeStatus.GRANTED
+            if isinstance(place, AcquireResult) and place.status is TakeStatus.GRANTED
         }
         recorded = dict(zip(placed, await self._record(tuple(placed.values())), strict=True))
-        answers: list[Granted | Awaited] = []
+        answers: list[LockGrant | Awaited] = []
         for i, command in enumerate(commands):
             outcome = recorded.get(i)
             if isinstance(outcome, Done) and outcome.lock is not None:
@@ -109,14 +109,14 @@ class LockTaking:
 
     async def _look(self, commands: Sequence[Lock]) -> list[Outcome]:
         """What the locks would come to now, Redis left aside."""
-        unit = Unit(tuple(commands))
+        unit = CommandGroup(tuple(commands))
         # Others have this state as well: a lock without a place changes nothing of it.
         (outcomes,), _ = decide([unit], await self._looks.submit(unit), self._now())
         return outcomes
 
     async def _acquire(
         self, commands: Sequence[Lock], needed: Mapping[int, LeaseNeeded]
-    ) -> dict[int, Taken | LocksUnavailable]:
+    ) -> dict[int, AcquireResult | LocksUnavailable]:
         """The places of those that need one, by their indexes."""
         requests = [self._request(commands[i], it) for i, it in needed.items()]
         return dict(zip(needed, await self._leases.acquire_each(requests), strict=True))
@@ -137,11 +137,11 @@ class LockTaking:
         if not placed:
             return ()
         try:
-            return await self._coalescer.submit_joined(Unit(placed))
+            return await self._coalescer.submit_joined(CommandGroup(placed))
         except CouponServiceError as error:
             return [error] * len(placed)
 
-    async def _conclude(self, placed: Lock, book: Book, outcome: Outcome) -> Granted:
+    async def _conclude(self, placed: Lock, book: Book, outcome: Outcome) -> LockGrant:
         """Answers with what was recorded; a place that is not needed then is given back."""
         if isinstance(outcome, DatabaseUnavailable):
             raise outcome  # it may have been recorded; if not, its time ends it
@@ -161,8 +161,8 @@ class LockTaking:
     # --- what is not simply granted --------------------------------------------------------------
 
     async def _go_on(
-        self, command: Lock, seen: LeaseNeeded, taken: Taken | LocksUnavailable
-    ) -> Granted:
+        self, command: Lock, seen: LeaseNeeded, taken: AcquireResult | LocksUnavailable
+    ) -> LockGrant:
         """Answers a lock whose place is another's, or that the user has already."""
         if isinstance(taken, LocksUnavailable):
             raise taken
@@ -186,7 +186,9 @@ class LockTaking:
         (outcome,) = await self._record((placed,))
         return await self._conclude(placed, seen.book, outcome)
 
-    async def _within_limit(self, command: Lock, seen: LeaseNeeded, taken: Taken) -> Taken:
+    async def _within_limit(
+        self, command: Lock, seen: LeaseNeeded, taken: AcquireResult
+    ) -> AcquireResult:
         """Takes the place after all when it is not of this business what the user has too much of:
         whoever has the same name elsewhere is somebody else."""
         if taken.status is not TakeStatus.LIMIT:
@@ -205,7 +207,7 @@ class LockTaking:
         own = await self._reads.known_books(books, book.business_id)
         return sum(lock.book_id not in own for lock in locks)
 
-    def _refuse(self, taken: Taken) -> None:
+    def _refuse(self, taken: AcquireResult) -> None:
         match taken.status:
             case TakeStatus.FULL:
                 raise CodeLocked(retry_after_ms=taken.retry_after_ms or 0)
@@ -228,7 +230,7 @@ class LockTaking:
                 pass
 
 
-def _placed(command: Lock, taken: Taken) -> Lock:
+def _placed(command: Lock, taken: AcquireResult) -> Lock:
     """The command to record the lock, in the place that it got."""
     return replace(
         command,

@@ -15,7 +15,7 @@ from coupon_service.model import Done, Event, LockClaims, LockState, LockView, O
 from coupon_service.rules import lock_view
 from coupon_service.store.queries.reads import Reads
 
-Granted: TypeAlias = tuple[LockView, str, bool]
+LockGrant: TypeAlias = tuple[LockView, str, bool]
 """A lock, its token, and whether it had been granted before."""
 
 
@@ -74,11 +74,11 @@ class LockHistory:
         views = [(it, lock_view(of_it, now)) for it, of_it in zip(indexed, histories, strict=True)]
         return [(it, view) for it, view in views if view and view.state is LockState.HELD]
 
-    def grant(self, lock: LockView, *, replayed: bool = False) -> Granted:
+    def grant(self, lock: LockView, *, replayed: bool = False) -> LockGrant:
         """What the holder of a lock is answered."""
         return lock, self._tokens.sign(lock), replayed
 
-    async def granted(self, outcome: Outcome) -> Granted:
+    async def granted(self, outcome: Outcome) -> LockGrant:
         """As `grant`, for a lock that was recorded or extended, now or before. Raises why it was
         not."""
         done = done_of(outcome)

@@ -27,7 +27,7 @@ def milliseconds_of(time: datetime) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class LockTimes:
+class LockLimits:
     """The server's bounds for locks. Times in milliseconds; `grace_ms` is that of Leases."""
 
     ttl_default_ms: int

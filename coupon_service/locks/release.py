@@ -7,30 +7,32 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import TypeAlias
 
-from coupon_service.batching.batcher import Changes, ToTheEnd
+from coupon_service.batching.batcher import CommandLanes, DetachedTasks
 from coupon_service.errors import LocksUnavailable
 from coupon_service.leases import Leases
 from coupon_service.locks.history import LockHistory, done_of, give_back
-from coupon_service.model import Command, Done, LockView, Outcome, Unit
+from coupon_service.model import Command, CommandGroup, Done, LockView, Outcome
 
 Released: TypeAlias = tuple[LockView, bool]
 """A lock that has ended, and whether it had been released before."""
 
 
-class LockReleasing:
+class LockReleaser:
     """Releases locks, many at once: their rows in the ledger, then their places in Redis.
 
     A place is given back only when its release is recorded: whoever gets it next must not meet a
     redemption with this lock. Whatever is not simply released goes on by itself, to the end.
     """
 
-    def __init__(self, coalescer: Changes, leases: Leases, history: LockHistory) -> None:
+    def __init__(self, coalescer: CommandLanes, leases: Leases, history: LockHistory) -> None:
         self._coalescer = coalescer
         self._leases = leases
         self._history = history
-        self._to_the_end = ToTheEnd()
+        self._to_the_end = DetachedTasks()
 
-    async def release(self, units: Sequence[Unit]) -> list[Released | asyncio.Future[Released]]:
+    async def release(
+        self, units: Sequence[CommandGroup]
+    ) -> list[Released | asyncio.Future[Released]]:
         """Releases the lock of each unit, which is one ChangeLock."""
         outcomes = await self._record([unit.commands[0] for unit in units])
         released = {
@@ -46,7 +48,7 @@ class LockReleasing:
 
     async def _record(self, commands: Sequence[Command]) -> Sequence[Outcome]:
         """Writes the ends of locks to the ledger."""
-        return await self._coalescer.submit_joined(Unit(tuple(commands)))
+        return await self._coalescer.submit_joined(CommandGroup(tuple(commands)))
 
     async def _conclude(self, outcome: Outcome) -> Released:
         """Answers with a lock that the ledger has to be asked for. Raises why it stays."""

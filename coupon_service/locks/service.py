@@ -14,7 +14,7 @@ from datetime import datetime
 from functools import partial
 from uuid import UUID
 
-from coupon_service.batching.batcher import Changes, Coalescer, Later, ToTheEnd
+from coupon_service.batching.batcher import CommandLanes, DetachedTasks, LazyCommand, MicroBatcher
 from coupon_service.errors import (
     CodeLocked,
     LockExpired,
@@ -23,14 +23,15 @@ from coupon_service.errors import (
     LockTokenMismatch,
 )
 from coupon_service.leases import AdmitStatus, IndexedLock, Leases
-from coupon_service.locks.history import Granted, LockHistory, LockTokens, done_of
-from coupon_service.locks.limits import LockTimes, milliseconds_of, time_of
+from coupon_service.locks.history import LockGrant, LockHistory, LockTokens, done_of
+from coupon_service.locks.limits import LockLimits, milliseconds_of, time_of
 from coupon_service.locks.release import Released
 from coupon_service.model import (
     Book,
     Call,
     ChangeLock,
     Code,
+    CommandGroup,
     Done,
     EventType,
     Lock,
@@ -38,7 +39,6 @@ from coupon_service.model import (
     LockPolicy,
     LockView,
     State,
-    Unit,
     event_id,
     fingerprint,
 )
@@ -47,23 +47,23 @@ from coupon_service.rules import decide
 from coupon_service.store.queries.reads import Reads
 
 
-class Locks:
+class LockService:
     """The life of locks."""
 
     def __init__(
         self,
-        take: Callable[[Later[Lock]], Awaitable[Granted]],
-        release: Callable[[Unit | Later[ChangeLock]], Awaitable[Released]],
-        looks: Coalescer[Unit, State],
-        coalescer: Changes,
+        take: Callable[[LazyCommand[Lock]], Awaitable[LockGrant]],
+        release: Callable[[CommandGroup | LazyCommand[ChangeLock]], Awaitable[Released]],
+        looks: MicroBatcher[CommandGroup, State],
+        coalescer: CommandLanes,
         reads: Reads,
         leases: Leases,
         history: LockHistory,
         tokens: LockTokens,
-        times: LockTimes,
+        times: LockLimits,
         now: Callable[[], datetime],
     ) -> None:
-        """`take` is LockTaking's and `release` LockReleasing's, joined."""
+        """`take` is LockAcquirer's and `release` LockReleaser's, joined."""
         self.lock = take
         """Takes a lock: the lock, its token, and whether it was there before."""
         self.get = history.get
@@ -77,14 +77,14 @@ class Locks:
         self._tokens = tokens
         self._times = times
         self._now = now
-        self._to_the_end = ToTheEnd()
+        self._to_the_end = DetachedTasks()
 
-    async def extend(self, token: str, ttl_ms: int | None, call: Call) -> Granted:
+    async def extend(self, token: str, ttl_ms: int | None, call: Call) -> LockGrant:
         """Gives a lock a new expiry, `ttl_ms` from now: the lock, its new token, and whether this
         had been done before."""
         return await self._to_the_end.run(self._extend(token, ttl_ms, call))
 
-    async def _extend(self, token: str, ttl_ms: int | None, call: Call) -> Granted:
+    async def _extend(self, token: str, ttl_ms: int | None, call: Call) -> LockGrant:
         claims = self._tokens.verify(token)
         if call.own_user_id not in ("", claims.user_id):
             raise LockTokenMismatch
@@ -134,11 +134,13 @@ class Locks:
     async def unlock(self, token: str | None, lock_id: UUID | None, call: Call) -> Released:
         """Ends a lock: the lock, and whether it had been released before."""
         if token is not None:
-            return await self._release(Later(partial(self._unlocking, token, call), call.deadline))
+            return await self._release(
+                LazyCommand(partial(self._unlocking, token, call), call.deadline)
+            )
         if lock_id is None:
             raise LockNotFound
         held = await self.get(lock_id, call.business_id, call.own_user_id)
-        return await self._release(Unit((end_of_lock(held, EventType.UNLOCKED, call),)))
+        return await self._release(CommandGroup((end_of_lock(held, EventType.UNLOCKED, call),)))
 
     def _unlocking(self, token: str, call: Call) -> ChangeLock:
         """The command to end the lock of the token. Raises LockTokenMismatch, LockNotFound."""
@@ -196,12 +198,12 @@ class Locks:
     async def _look(self, command: ChangeLock) -> Done:
         """What the command would come to now. Raises why not."""
         # An atomic unit is decided on a copy of the state, which others have as well.
-        unit = Unit((command,), atomic=True)
+        unit = CommandGroup((command,), atomic=True)
         ((outcome,),), _ = decide([unit], await self._looks.submit(unit), self._now())
         return done_of(outcome)
 
     async def _carry_out(self, command: ChangeLock) -> Done:
-        (outcome,) = await self._coalescer.submit(Unit((command,)))
+        (outcome,) = await self._coalescer.submit(CommandGroup((command,)))
         return done_of(outcome)
 
 

@@ -9,12 +9,12 @@ from uuid import UUID
 
 import structlog
 
-from coupon_service.batching.batcher import Changes
+from coupon_service.batching.batcher import CommandLanes
 from coupon_service.errors import CouponServiceError
 from coupon_service.leases import IndexedLock, Leases
 from coupon_service.locks.limits import milliseconds_of
 from coupon_service.locks.service import end_of_lock
-from coupon_service.model import Call, Done, EventType, LockState, Unit
+from coupon_service.model import Call, CommandGroup, Done, EventType, LockState
 from coupon_service.rules import lock_view
 from coupon_service.store.queries.reads import Reads
 
@@ -22,7 +22,7 @@ SWEEP_BATCH = 500
 """Locks that the sweeper records at a time."""
 
 
-class Sweeper:
+class LockSweeper:
     """Writes to the ledger that locks ran out, and clears their index entries.
 
     Nothing waits for it. All replicas take turns; should two do it at once, nothing happens twice.
@@ -30,7 +30,7 @@ class Sweeper:
 
     def __init__(
         self,
-        coalescer: Changes,
+        coalescer: CommandLanes,
         reads: Reads,
         leases: Leases,
         now: Callable[[], datetime],
@@ -85,5 +85,5 @@ class Sweeper:
         )
         if not commands:
             return 0
-        outcomes = await self._coalescer.submit(Unit(commands))
+        outcomes = await self._coalescer.submit(CommandGroup(commands))
         return sum(isinstance(it, Done) and not it.replayed for it in outcomes)

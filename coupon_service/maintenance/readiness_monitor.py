@@ -21,7 +21,7 @@ INTERVAL_S: Final = 1.0
 LOOKED_AT: Final = ("POSTGRESQL", "SCHEMA", "REDIS")
 
 
-class ReadinessWatch:
+class ReadinessMonitor:
     """A worker is SERVING while PostgreSQL answers with a schema that is new enough."""
 
     def __init__(

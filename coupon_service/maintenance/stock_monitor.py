@@ -19,13 +19,13 @@ from coupon_service.store.database import Database
 from coupon_service.store.pipeline import Connection
 from coupon_service.store.stock import Stock, ledger_lag_s, select_stocks, tell_level
 from coupon_service.telemetry.metrics import Metrics
-from coupon_service.telemetry.replica_gauges import SharedGauges
+from coupon_service.telemetry.replica_gauges import ReplicaGauges
 
 LOOKS_KEPT = 3
 """For how many intervals a gauge is shown when nobody has looked since."""
 
 
-class StockWatch:
+class StockMonitor:
     """Tells the ledger of books that run low, and the metrics of what only a look can tell.
 
     On every replica, by one of its workers at a time. However many see that a book has come to
@@ -37,7 +37,7 @@ class StockWatch:
         self,
         database: Database,
         leases: Leases,
-        gauges: SharedGauges,
+        gauges: ReplicaGauges,
         metrics: Metrics,
         now: Callable[[], datetime],
         *,

@@ -170,7 +170,7 @@ class Revoke:
 
 
 @value(kw_only=True)
-class SwitchCode:
+class SetCodeEnabled:
     """Disable or enable a code: `type` says which."""
 
     call: Call
@@ -180,14 +180,14 @@ class SwitchCode:
     fingerprint: int
 
 
-CodeCommand = Redeem | Rollback | Lock | ChangeLock | Assign | Revoke | SwitchCode
+CodeCommand = Redeem | Rollback | Lock | ChangeLock | Assign | Revoke | SetCodeEnabled
 """Commands that name the code they change."""
 
 Command = CodeCommand | AssignRandom
 
 
 @value
-class Unit:
+class CommandGroup:
     """Commands of one call, decided in order; when `atomic`, all of them or none."""
 
     commands: tuple[Command, ...]

@@ -77,7 +77,7 @@ class State:
 
 
 @value
-class Effects:
+class WriteSet:
     """What a decision changes, table by table, as it is written.
 
     Codes, assignments, users and totals hold the row as it is afterwards and the row as it was

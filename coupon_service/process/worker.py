@@ -15,7 +15,7 @@ from coupon_service.process.scheduling import hold_back_other_threads
 from coupon_service.server import Server, ServerError
 from coupon_service.settings import Settings, SettingsError
 from coupon_service.telemetry.readiness import Readiness
-from coupon_service.telemetry.replica_gauges import FILE_NAME, SharedGauges
+from coupon_service.telemetry.replica_gauges import FILE_NAME, ReplicaGauges
 
 
 async def work(
@@ -32,7 +32,7 @@ async def work(
     """
     loop = asyncio.get_running_loop()
     stopped, replaced = asyncio.Event(), asyncio.Event()
-    gauges = SharedGauges(Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]) / FILE_NAME)
+    gauges = ReplicaGauges(Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]) / FILE_NAME)
     server = Server(
         settings, CollectorRegistry(), readiness_changed=readiness_changed, gauges=gauges
     )

@@ -21,8 +21,8 @@ from coupon_service.ratelimit.limiter import (
     REMEMBERED_MAX,
     Caller,
     CallerLimits,
+    DenyList,
     Limits,
-    Refused,
     Windows,
     user_identity,
 )
@@ -40,7 +40,7 @@ class GuessObserver(Protocol):
         ...
 
 
-class Guesses:
+class GuessGuard:
     """Counts unknown codes against the caller and against the users whom the call names.
 
     A service is trusted with the users that it names: its customers' mistakes are counted against
@@ -55,7 +55,7 @@ class Guesses:
         self._alone = _WorkerWindows()
         self._observer = observer
         self._log = log
-        self._refused = Refused()
+        self._refused = DenyList()
         self._looking: Counter[str] = Counter()
 
     def looking(self, caller: Caller) -> AbstractContextManager[None]:

@@ -290,7 +290,7 @@ class Windows:
         return max(await self._redis.run(*(("PTTL", f"coupon:{key}") for key in keys)))
 
 
-class Refused:
+class DenyList:
     """Who is refused until when. Of more than REMEMBERED_MAX the first are forgotten."""
 
     def __init__(self) -> None:
@@ -325,7 +325,7 @@ class RateLimiter:
         self._limits = Limits(limits)
         self._windows = windows
         self._observer = observer
-        self._refused = Refused()
+        self._refused = DenyList()
         self._known: dict[tuple[object, ...], tuple[str, Sequence[Window]]] = {}
         self._paused_until_s = 0.0
 

@@ -33,7 +33,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from coupon_service.batching.linger import until_quiet
+from coupon_service.batching.linger import linger
 from coupon_service.errors import LocksUnavailable
 from coupon_service.telemetry.metrics import Metrics
 
@@ -144,7 +144,7 @@ class Pipelines:
         failed_s = -math.inf  # when the exchange before failed
         try:
             while self._waiting:
-                await until_quiet(
+                await linger(
                     self._served,
                     lambda: len(self._waiting),
                     enough=CALLS_ENOUGH,

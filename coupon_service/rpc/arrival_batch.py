@@ -14,11 +14,11 @@ from typing import Final
 BUSY_CALLS: Final = 32
 """With fewer open calls each goes on at once."""
 
-BUNCH_S: Final = 0.005
+ARRIVAL_LINGER_S: Final = 0.005
 """How long the first call of a bunch waits for more."""
 
 
-class Bunches:
+class ArrivalBatcher:
     """Where calls wait for each other."""
 
     def __init__(self) -> None:
@@ -28,7 +28,7 @@ class Bunches:
         """Returns with the others of the bunch."""
         loop = asyncio.get_running_loop()
         if not self._waiting:
-            loop.call_later(BUNCH_S, self._go_on)
+            loop.call_later(ARRIVAL_LINGER_S, self._go_on)
         turn = loop.create_future()
         self._waiting.append(turn)
         await turn

@@ -90,7 +90,7 @@ class Identity:
     expire_s: int
 
 
-class Access:
+class Authorizer:
     """Tells who calls, by the token that comes with the call, and refuses who may not.
 
     A verified token is remembered until it expires or the keys change.

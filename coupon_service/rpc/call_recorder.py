@@ -51,7 +51,7 @@ class _Ended:
     trace_id: str
 
 
-class EndedCalls:
+class CallRecorder:
     """Gathers the calls that have ended and tells of them."""
 
     def __init__(

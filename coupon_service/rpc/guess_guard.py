@@ -17,7 +17,7 @@ from coupon_service.errors import (
     CouponServiceError,
     InvalidArgument,
 )
-from coupon_service.ratelimit.code_guessing import Guesses
+from coupon_service.ratelimit.code_guessing import GuessGuard
 from coupon_service.rpc.context import current
 from coupon_service.rpc.status import TABLE, item_error
 from coupon_service.v1 import redemption_service_pb2 as pb
@@ -41,7 +41,7 @@ LOOK_UPS: Final = (
 
 
 def counting(
-    name: str, handler: grpc.RpcMethodHandler[Any, Any], guesses: Guesses | None
+    name: str, handler: grpc.RpcMethodHandler[Any, Any], guesses: GuessGuard | None
 ) -> grpc.RpcMethodHandler[Any, Any]:
     """The handler of the method `name`, which counts misses and refuses who has had too many."""
     behavior: Any = handler.unary_unary
@@ -58,7 +58,7 @@ def counting(
     )
 
 
-def _one(behavior: Behavior, guesses: Guesses) -> Behavior:
+def _one(behavior: Behavior, guesses: GuessGuard) -> Behavior:
     async def look_up(request: Any, context: Any) -> Any:
         rpc = current()
         user_id: str = getattr(request, "user_id", "")
@@ -85,7 +85,7 @@ def _is_missed(response: Any) -> bool:
     )
 
 
-def _batch(behavior: Behavior, guesses: Guesses) -> Behavior:
+def _batch(behavior: Behavior, guesses: GuessGuard) -> Behavior:
     async def look_up(
         request: pb.BatchRedeemCodesRequest, context: Any
     ) -> pb.BatchRedeemCodesResponse:

@@ -33,10 +33,10 @@ from coupon_service.errors import (
     InvalidArgument,
     Overloaded,
 )
-from coupon_service.ratelimit.code_guessing import Guesses
+from coupon_service.ratelimit.code_guessing import GuessGuard
 from coupon_service.ratelimit.limiter import RateLimiter
-from coupon_service.rpc.arrival_batch import BUSY_CALLS, Bunches
-from coupon_service.rpc.call_recorder import EndedCalls, RpcObserver
+from coupon_service.rpc.arrival_batch import BUSY_CALLS, ArrivalBatcher
+from coupon_service.rpc.call_recorder import CallRecorder, RpcObserver
 from coupon_service.rpc.context import CURRENT, RequestContext
 from coupon_service.rpc.guess_guard import counting
 from coupon_service.rpc.status import kind_of, known, to_status
@@ -58,7 +58,7 @@ DETAILS_KEY: Final = "grpc-status-details-bin"
 
 
 @dataclass(frozen=True, slots=True)
-class EdgeSettings:
+class RpcHandlerSettings:
     """Bounds of an RPC. `request_max_bytes` holds for methods that `request_max_bytes_of` lacks.
 
     `default_deadline_ms` is for unary RPCs without a deadline. A stream without one goes on for as
@@ -73,7 +73,7 @@ class EdgeSettings:
     calls_max: int
 
 
-class Edge(grpc.GenericRpcHandler):
+class RpcHandler(grpc.GenericRpcHandler):
     """Answers the RPCs of the servicers that were added to it.
 
     `authenticate` sets the caller of a method's call, or raises Unauthenticated, PermissionDenied
@@ -83,18 +83,18 @@ class Edge(grpc.GenericRpcHandler):
 
     def __init__(
         self,
-        settings: EdgeSettings,
+        settings: RpcHandlerSettings,
         log: FilteringBoundLogger,
         observer: RpcObserver,
         authenticate: Callable[[str, RequestContext], None] | None = None,
         limiter: RateLimiter | None = None,
-        guesses: Guesses | None = None,
+        guesses: GuessGuard | None = None,
         tracer: Tracer | None = None,
     ) -> None:
         self._settings = settings
         self._observer = observer
-        self._ended = EndedCalls(log, observer, tracer)
-        self._bunches = Bunches()
+        self._ended = CallRecorder(log, observer, tracer)
+        self._bunches = ArrivalBatcher()
         self._authenticate = authenticate or _as_anonymous
         self._tracer = tracer
         self._limiter = limiter

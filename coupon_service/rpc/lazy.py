@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Protocol, TypeVar
 
-from coupon_service.batching.batcher import Later
+from coupon_service.batching.batcher import LazyCommand
 from coupon_service.model import Command
 from coupon_service.rpc.context import RequestContext
 from coupon_service.rpc.convert.fields import REQUEST_ID
@@ -21,9 +21,11 @@ C = TypeVar("C", bound=Command)
 M = TypeVar("M", bound=_Named)
 
 
-def later(read: Callable[[M, RequestContext], C], request: M, rpc: RequestContext) -> Later[C]:
+def later(
+    read: Callable[[M, RequestContext], C], request: M, rpc: RequestContext
+) -> LazyCommand[C]:
     """The command of the request. The log knows the request_id at once, since the call may end
     before its turn."""
     if REQUEST_ID.fullmatch(request.request_id):
         rpc.request_id = request.request_id
-    return Later(partial(read, request, rpc), rpc.deadline)
+    return LazyCommand(partial(read, request, rpc), rpc.deadline)

@@ -31,11 +31,11 @@ HTTP2_OPTIONS: Final = (
 )
 
 
-class PortError(Exception):
+class ListenerError(Exception):
     """The service cannot listen; one clear sentence."""
 
 
-class Port:
+class Listener:
     """Takes calls and hands them to the edge."""
 
     def __init__(
@@ -67,7 +67,7 @@ class Port:
             reflection.enable_server_reflection(names, self._grpc)
 
     async def open(self) -> int:
-        """Listens; the number of the port. Raises PortError."""
+        """Listens; the number of the port. Raises ListenerError."""
         settings = self._settings
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         address = f"{host}:{settings.port}"
@@ -78,7 +78,7 @@ class Port:
                 else self._grpc.add_secure_port(address, _credentials(self._tls))
             )
         except RuntimeError as error:
-            raise PortError(
+            raise ListenerError(
                 f"The server cannot listen on {settings.host} port {settings.port}:"
                 " is the port in use? COUPON_HOST and COUPON_PORT say where it listens."
             ) from error

@@ -5,12 +5,21 @@ from __future__ import annotations
 from dataclasses import replace
 
 from coupon_service.errors import InvalidStateTransition
-from coupon_service.model import Book, Code, CodeState, Done, Event, EventType, Outcome, SwitchCode
+from coupon_service.model import (
+    Book,
+    Code,
+    CodeState,
+    Done,
+    Event,
+    EventType,
+    Outcome,
+    SetCodeEnabled,
+)
 from coupon_service.rules.derived_states import code_state
 from coupon_service.rules.draft import Draft
 
 
-def switch(command: SwitchCode, code: Code, book: Book, draft: Draft) -> Outcome:
+def switch(command: SetCodeEnabled, code: Code, book: Book, draft: Draft) -> Outcome:
     """Disables the code, or lets its counts say its state again."""
     disabling = command.type is EventType.CODE_DISABLED
     if disabling is (code.state is CodeState.DISABLED):

@@ -22,8 +22,8 @@ from coupon_service.model import (
     Code,
     CodeCommand,
     Command,
+    CommandGroup,
     Done,
-    Effects,
     EventType,
     LeaseNeeded,
     Lock,
@@ -32,7 +32,7 @@ from coupon_service.model import (
     Revoke,
     Rollback,
     State,
-    Unit,
+    WriteSet,
 )
 from coupon_service.rules.assignments import assign, assign_random, recorded_assignment, revoke
 from coupon_service.rules.code_states import switch
@@ -44,8 +44,8 @@ from coupon_service.rules.refusals import find_code, is_hidden
 
 
 def decide(
-    units: Sequence[Unit], state: State, now: datetime
-) -> tuple[list[list[Outcome]], Effects]:
+    units: Sequence[CommandGroup], state: State, now: datetime
+) -> tuple[list[list[Outcome]], WriteSet]:
     """Decides commands in order, each seeing the effects of those before it.
 
     Returns an outcome for each command, unit by unit, and what has to be written. `state` is used

@@ -14,11 +14,11 @@ from coupon_service.model import (
     Code,
     CodeState,
     Command,
-    Effects,
     Event,
     EventType,
     State,
     UserCounts,
+    WriteSet,
 )
 from coupon_service.rules.derived_states import code_state
 
@@ -64,9 +64,9 @@ class Draft:
     events: list[Event] = field(default_factory=list[Event])
     stats: dict[UUID, dict[str, int]] = field(default_factory=dict[UUID, dict[str, int]])
 
-    def effects(self) -> Effects:
+    def effects(self) -> WriteSet:
         """What has to be written."""
-        return Effects(
+        return WriteSet(
             codes=self.codes,
             assignments=self.assignments,
             users=self.users,

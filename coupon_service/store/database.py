@@ -14,7 +14,7 @@ from psycopg import errors as pg
 from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
 
 from coupon_service.errors import Contention, DatabaseUnavailable, Overloaded
-from coupon_service.store.pipeline import Connection, Pipeline, Trip
+from coupon_service.store.pipeline import Connection, Pipeline, RoundTrip
 from coupon_service.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
@@ -173,13 +173,13 @@ class Database:
 
     async def _attempts(self, name: str, work: Work[T]) -> T:
         started = perf_counter()
-        slowest = Trip()
+        slowest = RoundTrip()
         try:
             for attempts_left in reversed(range(self._settings.attempts_max)):
                 try:
                     async with self.pool.connection() as connection:
                         self._in_use += 1
-                        connection.slowest = Trip()
+                        connection.slowest = RoundTrip()
                         try:
                             return await work(connection)
                         finally:

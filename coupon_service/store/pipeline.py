@@ -33,7 +33,7 @@ Exchange = Generator[Wait, Ready | int, list[pq.abc.PGresult]]
 
 
 @dataclass(frozen=True, slots=True)
-class Trip:
+class RoundTrip:
     """Statements that went to PostgreSQL and back together: it answers them all at once."""
 
     seconds: float = 0.0
@@ -59,7 +59,7 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
         self.prepared: dict[str, bytes] = {}
         self.names = map(b"coupon_%d".__mod__, count())
         self.transformer = Transformer(self)
-        self.slowest = Trip()
+        self.slowest = RoundTrip()
         """Of those since somebody last looked."""
 
     async def wait(self, gen: Any, *arguments: Any, **named: Any) -> Any:
@@ -121,7 +121,7 @@ class Pipeline:
         pgconn.exit_pipeline_mode()
         seconds = perf_counter() - started_s
         if seconds > connection.slowest.seconds:
-            connection.slowest = Trip(seconds, [statement for statement, _, _ in sent])
+            connection.slowest = RoundTrip(seconds, [statement for statement, _, _ in sent])
         transformer = connection.transformer
         for (statement, _, rows), name in zip(sent, preparing, strict=True):
             if name is not None:

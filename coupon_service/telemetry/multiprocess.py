@@ -22,7 +22,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 from coupon_service import __version__
-from coupon_service.telemetry.replica_gauges import FILE_NAME, SharedGauges
+from coupon_service.telemetry.replica_gauges import FILE_NAME, ReplicaGauges
 
 ENDED = "ended"
 """In place of a process id in the names of the files that the counts of ended workers go to."""
@@ -141,7 +141,7 @@ def service_registry(
     registry = CollectorRegistry()
     for collector in (
         counts,
-        SharedGauges(folder / FILE_NAME),
+        ReplicaGauges(folder / FILE_NAME),
         Service(workers),
         Processes(workers),
     ):

@@ -41,7 +41,7 @@ FILE_NAME: Final = "shared_gauges.json"
 """Beside the files of prometheus_client, which leaves it alone."""
 
 
-class SharedGauges(Collector):
+class ReplicaGauges(Collector):
     """The gauges, in memory or, with a `path`, in this file. Times in seconds."""
 
     def __init__(self, path: Path | None = None) -> None:

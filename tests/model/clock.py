@@ -17,7 +17,7 @@ import structlog
 from support.service import ServerThread, settings_for
 
 from coupon_service.leases import commands
-from coupon_service.maintenance.lock_sweeper import Sweeper
+from coupon_service.maintenance.lock_sweeper import LockSweeper
 
 KEY = "model:clock"
 REAL_CLOCK = "redis.call('TIME')"
@@ -63,7 +63,7 @@ def clocked_server(
     def told(name: str) -> str:
         return text(name).replace(REAL_CLOCK, OWN_CLOCK)
 
-    async def never(_: Sweeper) -> None:
+    async def never(_: LockSweeper) -> None:
         await asyncio.Event().wait()
 
     settings = settings_for(database_url, redis_url, **changes)
@@ -72,7 +72,7 @@ def clocked_server(
     try:
         with (
             mock.patch.object(commands, "_text", told),
-            mock.patch.object(Sweeper, "run", never),
+            mock.patch.object(LockSweeper, "run", never),
             ServerThread(settings, clock.now) as running,
         ):
             yield running

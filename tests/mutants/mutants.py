@@ -126,7 +126,7 @@ def no_shield() -> Planted:
     def run(_: object, work: Any) -> Any:
         return asyncio.ensure_future(work)
 
-    return mock.patch.object(coalesce.ToTheEnd, "run", run)
+    return mock.patch.object(coalesce.DetachedTasks, "run", run)
 
 
 def fence_ignored() -> Planted:

@@ -20,7 +20,7 @@ from coupon_service.rpc.authorization import ACCESS, Role, methods_of
 from coupon_service.settings import settings_table
 from coupon_service.telemetry.metrics import Metrics
 from coupon_service.telemetry.multiprocess import Service, Workers
-from coupon_service.telemetry.replica_gauges import SharedGauges
+from coupon_service.telemetry.replica_gauges import ReplicaGauges
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
@@ -70,7 +70,7 @@ def metrics() -> Iterator[tuple[str, str, Sequence[str], str]]:
         suffix = "_total" if of_it._type == "counter" else ""
         yield of_it._name + suffix, of_it._type, of_it._labelnames, of_it._documentation
     of_service = Service(lambda: Workers(configured=1, ready=1, restarts=0, pids={}))
-    for family in chain(SharedGauges().describe(), of_service.collect()):
+    for family in chain(ReplicaGauges().describe(), of_service.collect()):
         of_it = family
         suffix = "_total" if of_it.type == "counter" else ""
         yield of_it.name + suffix, of_it.type, of_it._labelnames, of_it.documentation

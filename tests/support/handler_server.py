@@ -17,10 +17,10 @@ from google.rpc.error_details_pb2 import ErrorInfo
 from google.rpc.status_pb2 import Status
 from structlog.testing import LogCapture
 
-from coupon_service.ratelimit.code_guessing import Guesses
+from coupon_service.ratelimit.code_guessing import GuessGuard
 from coupon_service.ratelimit.limiter import RateLimiter
 from coupon_service.rpc.context import RequestContext
-from coupon_service.rpc.handler import Edge, EdgeSettings
+from coupon_service.rpc.handler import RpcHandler, RpcHandlerSettings
 from coupon_service.telemetry.logs import EACH
 from coupon_service.v1 import coupon_code_service_pb2_grpc as codes_grpc
 from coupon_service.v1 import redemption_service_pb2_grpc as pb_grpc
@@ -63,7 +63,7 @@ class Running:
     """A server with an edge, and what it logged and counted."""
 
     channel: grpc.aio.Channel
-    edge: Edge
+    edge: RpcHandler
     log: LogCapture
     counted: list[tuple[str, str, str]]
 
@@ -99,14 +99,14 @@ async def running(
     behavior: Callable[..., Any],
     authenticate: Callable[[str, RequestContext], None] | None = None,
     limiter: RateLimiter | None = None,
-    guesses: Guesses | None = None,
+    guesses: GuessGuard | None = None,
 ) -> AsyncGenerator[Running]:
     capture = LogCapture()
     server = grpc.aio.server()
     port = server.add_insecure_port("127.0.0.1:0")
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         log = structlog.wrap_logger(None, processors=[capture])
-        settings = EdgeSettings(
+        settings = RpcHandlerSettings(
             default_deadline_ms=DEADLINE_MS,
             request_max_bytes=MAX_BYTES,
             request_max_bytes_of={"ImportCodes": 10 * MAX_BYTES},
@@ -114,7 +114,7 @@ async def running(
             calls_max=CALLS_MAX,
         )
         counted: list[tuple[str, str, str]] = []
-        edge = Edge(settings, log, Observer(counted), authenticate, limiter, guesses)
+        edge = RpcHandler(settings, log, Observer(counted), authenticate, limiter, guesses)
         run = Running(channel, edge, capture, counted)
         servicer: Any = AnyServicer(behavior)
         edge.add(pb_grpc.add_RedemptionServiceServicer_to_server, servicer)

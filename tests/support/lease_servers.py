@@ -10,7 +10,7 @@ import time
 
 from redis.asyncio import Redis
 
-from coupon_service.leases import LeaseRequest, Leases, Taken
+from coupon_service.leases import AcquireResult, LeaseRequest, Leases
 from coupon_service.leases.commands import LOCKING_BOOKS
 
 CODE = "SUMMER25"
@@ -50,6 +50,6 @@ async def acquire(
     lock_id: str,
     ttl_ms: int,
     places_max: int | None = None,
-) -> Taken:
+) -> AcquireResult:
     """Takes a place on the code."""
     return await leases.acquire(LeaseRequest(code, book_id, user_id, lock_id, ttl_ms, places_max))

@@ -10,7 +10,7 @@ from typing import Any
 import structlog
 from structlog.testing import LogCapture
 
-from coupon_service.ratelimit.code_guessing import Guesses
+from coupon_service.ratelimit.code_guessing import GuessGuard
 from coupon_service.ratelimit.limiter import CallerLimits, RateLimiter, Windows
 from coupon_service.rpc.context import RequestContext
 
@@ -67,9 +67,9 @@ class Worker:
     def limiter(self, limits: CallerLimits) -> RateLimiter:
         return RateLimiter(limits, self.windows, self.told)
 
-    def guesses(self, limits: CallerLimits) -> Guesses:
+    def guesses(self, limits: CallerLimits) -> GuessGuard:
         log = structlog.wrap_logger(None, processors=[self.told.log])
-        return Guesses(limits, self.windows, self.told, log)
+        return GuessGuard(limits, self.windows, self.told, log)
 
 
 @asynccontextmanager

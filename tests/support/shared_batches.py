@@ -14,7 +14,7 @@ from unittest import mock
 from support.calls import tried
 from support.waiting import until
 
-from coupon_service.batching.batcher import Coalescer, Later
+from coupon_service.batching.batcher import LazyCommand, MicroBatcher
 from coupon_service.locks.acquire import BATCHES_IN_FLIGHT
 
 Call = Callable[[], object]
@@ -32,7 +32,7 @@ def answered_together(
     begin = threading.Event()
     waiting = 0
     real: Any = getattr(owner, step)
-    enqueue: Any = getattr(Coalescer, "_enqueue")  # noqa: B009 - of any type
+    enqueue: Any = getattr(MicroBatcher, "_enqueue")  # noqa: B009 - of any type
 
     async def held_up(self: object, commands: Sequence[object]) -> object:
         sizes.append(len(commands))
@@ -40,15 +40,15 @@ def answered_together(
             await asyncio.sleep(0.002)
         return await real(self, commands)
 
-    def counted(self: Coalescer[Any, Any], unit: Any) -> asyncio.Future[Any]:
+    def counted(self: MicroBatcher[Any, Any], unit: Any) -> asyncio.Future[Any]:
         nonlocal waiting
-        waiting += isinstance(unit, Later)
+        waiting += isinstance(unit, LazyCommand)
         return enqueue(self, unit)
 
     first = [others() for _ in range(BATCHES_IN_FLIGHT)]
     with (
         mock.patch.object(owner, step, held_up),
-        mock.patch.object(Coalescer, "_enqueue", counted),
+        mock.patch.object(MicroBatcher, "_enqueue", counted),
         ThreadPoolExecutor(len(first) + len(calls)) as pool,
     ):
         for number, call in enumerate(first, 1):

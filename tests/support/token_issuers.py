@@ -18,7 +18,7 @@ from pydantic import SecretStr
 from structlog.testing import LogCapture
 
 from coupon_service.errors import Unauthenticated
-from coupon_service.rpc.authorization import Access
+from coupon_service.rpc.authorization import Authorizer
 from coupon_service.rpc.context import RequestContext
 from coupon_service.security.bearer_tokens import NEEDED, Tokens
 
@@ -118,20 +118,22 @@ OURS = Issuer(kid="")
 
 
 def calling(
-    *values: str | bytes, access: Access | None = None, method: str = REDEEM
+    *values: str | bytes, access: Authorizer | None = None, method: str = REDEEM
 ) -> RequestContext:
     """Who calls with these `authorization` values."""
     rpc = RequestContext((("user-agent", "test"), *(("authorization", value) for value in values)))
-    (access or Access(tokens()))(method, rpc)
+    (access or Authorizer(tokens()))(method, rpc)
     return rpc
 
 
-def with_token(token: str, access: Access | None = None, method: str = REDEEM) -> RequestContext:
+def with_token(
+    token: str, access: Authorizer | None = None, method: str = REDEEM
+) -> RequestContext:
     """Who calls with this token."""
     return calling(f"Bearer {token}", access=access, method=method)
 
 
-def refused(token: str, access: Access | None = None) -> Unauthenticated:
+def refused(token: str, access: Authorizer | None = None) -> Unauthenticated:
     """Fails unless the token is refused, in the words that are the same for all."""
     with pytest.raises(Unauthenticated) as caught:
         with_token(token, access)

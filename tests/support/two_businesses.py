@@ -16,6 +16,7 @@ from coupon_service.model import (
     Book,
     BookLimits,
     Command,
+    CommandGroup,
     Done,
     Event,
     EventType,
@@ -23,8 +24,7 @@ from coupon_service.model import (
     Redeem,
     Revoke,
     Rollback,
-    SwitchCode,
-    Unit,
+    SetCodeEnabled,
     bucket_of_event,
     event_id,
 )
@@ -58,7 +58,7 @@ class Shop:
         assert result.created == len(codes)
 
     async def do(self, command: Command) -> Event:
-        ((outcome,),) = await self.executor.execute([Unit((command,))])
+        ((outcome,),) = await self.executor.execute([CommandGroup((command,))])
         assert isinstance(outcome, Done), outcome
         return outcome.event
 
@@ -103,7 +103,7 @@ class Shop:
     async def disable(self, code: str) -> Event:
         attempt = event_id(bucket_of(code), EventType.CODE_DISABLED, code)
         return await self.do(
-            SwitchCode(
+            SetCodeEnabled(
                 call=call("d"),
                 type=EventType.CODE_DISABLED,
                 code=code,

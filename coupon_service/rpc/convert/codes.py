@@ -14,7 +14,7 @@ from coupon_service.model import (
     Code,
     CodeState,
     EventType,
-    SwitchCode,
+    SetCodeEnabled,
     event_id,
     fingerprint,
 )
@@ -144,13 +144,13 @@ def read_list(request: pb.ListCodesRequest) -> tuple[UUID, CodeState | None, Pag
 
 def read_switch(
     request: pb.DisableCodeRequest | pb.EnableCodeRequest, event: EventType, rpc: RequestContext
-) -> SwitchCode:
+) -> SetCodeEnabled:
     """The command to disable or enable a code: `event` says which."""
     fields = Fields()
     call = rpc.call(fields.request_id(request.request_id))
     code = fields.code("code", request.code)
     fields.check()
-    return SwitchCode(
+    return SetCodeEnabled(
         call=call,
         type=event,
         code=code,

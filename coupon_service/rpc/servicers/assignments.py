@@ -8,9 +8,9 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
-from coupon_service.batching.batcher import Changes, Later
-from coupon_service.locks.service import Locks
-from coupon_service.model import Assignment, Book, Code, Done, Unit
+from coupon_service.batching.batcher import CommandLanes, LazyCommand
+from coupon_service.locks.service import LockService
+from coupon_service.model import Assignment, Book, Code, CommandGroup, Done
 from coupon_service.rpc.context import current
 from coupon_service.rpc.convert import assignments as convert
 from coupon_service.rpc.convert.outcomes import done_of
@@ -27,9 +27,9 @@ class AssignmentServicer(AssignmentServiceServicer):
 
     def __init__(
         self,
-        coalescer: Changes,
+        coalescer: CommandLanes,
         reads: Reads,
-        locks: Locks,
+        locks: LockService,
         now: Callable[[], datetime],
     ) -> None:
         self._coalescer = coalescer
@@ -57,7 +57,7 @@ class AssignmentServicer(AssignmentServiceServicer):
         self, request: pb.BatchAssignRandomCodesRequest, context: Any
     ) -> pb.BatchAssignRandomCodesResponse:
         commands = convert.read_batch(request, current())
-        outcomes = await self._coalescer.submit(Unit(commands))
+        outcomes = await self._coalescer.submit(CommandGroup(commands))
         return convert.batch_message(commands, outcomes)
 
     async def RevokeAssignment(
@@ -93,6 +93,6 @@ class AssignmentServicer(AssignmentServiceServicer):
             coupons=messages, next_page_token=page_token(request, end)
         )
 
-    async def _carry_out(self, wish: Later[Any]) -> Done:
+    async def _carry_out(self, wish: LazyCommand[Any]) -> Done:
         (outcome,) = await self._coalescer.submit(wish)
         return done_of(outcome)

@@ -9,10 +9,10 @@ from contextlib import aclosing
 from datetime import datetime
 from typing import Any, Final
 
-from coupon_service.batching.batcher import Changes
+from coupon_service.batching.batcher import CommandLanes
 from coupon_service.errors import CodeSpaceExhausted
-from coupon_service.locks.service import Locks
-from coupon_service.model import EventType, SwitchCode, Unit
+from coupon_service.locks.service import LockService
+from coupon_service.model import CommandGroup, EventType, SetCodeEnabled
 from coupon_service.model.codes import CodeFormat, check_capacity, generate
 from coupon_service.rpc.context import current
 from coupon_service.rpc.convert import codes as convert
@@ -36,8 +36,8 @@ class CouponCodeServicer(CouponCodeServiceServicer):
         books: Books,
         reads: Reads,
         chunks: CodeChunks,
-        coalescer: Changes,
-        locks: Locks,
+        coalescer: CommandLanes,
+        locks: LockService,
         now: Callable[[], datetime],
     ) -> None:
         self._books = books
@@ -138,8 +138,8 @@ class CouponCodeServicer(CouponCodeServiceServicer):
         message, replayed = await self._switch(command)
         return pb.EnableCodeResponse(coupon_code=message, replayed=replayed)
 
-    async def _switch(self, command: SwitchCode) -> tuple[pb.CouponCode, bool]:
-        (outcome,) = await self._coalescer.submit(Unit((command,)))
+    async def _switch(self, command: SetCodeEnabled) -> tuple[pb.CouponCode, bool]:
+        (outcome,) = await self._coalescer.submit(CommandGroup((command,)))
         done = done_of(outcome)
         if done.code is None:
             raise AssertionError("a code was switched and not returned")

@@ -7,7 +7,7 @@ from __future__ import annotations
 from typing import Any
 
 from coupon_service.checkout import Checkout
-from coupon_service.locks.service import Locks
+from coupon_service.locks.service import LockService
 from coupon_service.rpc.context import current
 from coupon_service.rpc.convert import locks as convert_locks
 from coupon_service.rpc.convert import redemptions as convert
@@ -22,7 +22,7 @@ from coupon_service.v1.redemption_service_pb2_grpc import RedemptionServiceServi
 class RedemptionServicer(RedemptionServiceServicer):
     """Answers with what Checkout and Locks do."""
 
-    def __init__(self, checkout: Checkout, locks: Locks, reads: Reads) -> None:
+    def __init__(self, checkout: Checkout, locks: LockService, reads: Reads) -> None:
         self._checkout = checkout
         self._locks = locks
         self._reads = reads

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 from uuid import UUID
 
-from coupon_service.model import Assignment, Book, Effects, bucket_of_user
+from coupon_service.model import Assignment, Book, WriteSet, bucket_of_user
 from coupon_service.model.codes import bucket_of
 from coupon_service.store.pipeline import Pipeline
 from coupon_service.store.rows import (
@@ -20,7 +20,7 @@ from coupon_service.store.rows import (
 )
 
 
-def apply(pipeline: Pipeline, effects: Effects, books: Mapping[UUID, Book]) -> None:
+def apply(pipeline: Pipeline, effects: WriteSet, books: Mapping[UUID, Book]) -> None:
     """Adds what writes the effects, in the order that all batches lock: codes, links, users, …"""
     if not effects.events:
         return
@@ -53,7 +53,7 @@ WHERE c.bucket = d.bucket AND c.code = d.code
 """
 
 
-def _update_codes(pipeline: Pipeline, effects: Effects, books: Mapping[UUID, Book]) -> None:
+def _update_codes(pipeline: Pipeline, effects: WriteSet, books: Mapping[UUID, Book]) -> None:
     changes = list(effects.codes.values())
     pipeline.add(
         UPDATE_CODES,
@@ -96,7 +96,7 @@ WHERE a.bucket = d.bucket AND a.code = d.code AND a.user_id = d.user_id
 """
 
 
-def _write_assignments(pipeline: Pipeline, effects: Effects, books: Mapping[UUID, Book]) -> None:
+def _write_assignments(pipeline: Pipeline, effects: WriteSet, books: Mapping[UUID, Book]) -> None:
     # Two statements: the counts of an update are differences, which the CHECKs of an insert refuse.
     changes = effects.assignments.values()
     new = [(after, after.redemptions) for before, after in changes if before is None]
@@ -144,7 +144,7 @@ WHERE u.bucket = d.bucket AND u.book_id = d.book_id AND u.user_id = d.user_id
 """
 
 
-def _update_users(pipeline: Pipeline, effects: Effects, books: Mapping[UUID, Book]) -> None:
+def _update_users(pipeline: Pipeline, effects: WriteSet, books: Mapping[UUID, Book]) -> None:
     keys = list(effects.users)
     changes = list(effects.users.values())
     limits = [books[book_id].limits for book_id, _ in keys]
@@ -172,7 +172,7 @@ WHERE t.book_id = d.book_id
 """
 
 
-def _update_totals(pipeline: Pipeline, effects: Effects, books: Mapping[UUID, Book]) -> None:
+def _update_totals(pipeline: Pipeline, effects: WriteSet, books: Mapping[UUID, Book]) -> None:
     changes = effects.totals
     pipeline.add(
         UPDATE_TOTALS,
@@ -202,7 +202,7 @@ SET available = s.available + excluded.available,
 """
 
 
-def _add_stats(pipeline: Pipeline, effects: Effects) -> None:
+def _add_stats(pipeline: Pipeline, effects: WriteSet) -> None:
     buckets: dict[UUID, int] = {}
     for event in effects.events:
         buckets.setdefault(event.book_id, bucket_of_event_row(event))

@@ -15,6 +15,7 @@ from coupon_service.model import (
     Book,
     ChangeLock,
     Command,
+    CommandGroup,
     Done,
     EventType,
     LeaseNeeded,
@@ -23,9 +24,8 @@ from coupon_service.model import (
     Redeem,
     Revoke,
     Rollback,
+    SetCodeEnabled,
     State,
-    SwitchCode,
-    Unit,
 )
 from coupon_service.rules import decide
 from coupon_service.store.commands.apply import apply
@@ -54,7 +54,7 @@ class Executor:
         self._metrics = metrics
         self._formats: dict[UUID, Book] = {}
 
-    async def execute(self, units: Sequence[Unit]) -> list[list[Outcome]]:
+    async def execute(self, units: Sequence[CommandGroup]) -> list[list[Outcome]]:
         """Decides and commits the commands of all units together; an outcome for each command.
 
         Raises what `Database.transaction` raises; then nothing was done, or (DatabaseUnavailable)
@@ -72,7 +72,7 @@ class Executor:
         self._metrics.commands_decided(_counted(units, outcomes))
         return outcomes
 
-    async def look(self, units: Sequence[Unit]) -> list[State]:
+    async def look(self, units: Sequence[CommandGroup]) -> list[State]:
         """What the commands would be decided on, without locking or changing anything.
 
         It is one state for all units: whoever decides on it decides on a copy.
@@ -88,13 +88,15 @@ class Executor:
 
 
 def _counted(
-    units: Sequence[Unit], outcomes: Sequence[Sequence[Outcome]]
+    units: Sequence[CommandGroup], outcomes: Sequence[Sequence[Outcome]]
 ) -> Counter[tuple[str, str, str]]:
     """How often there was which event, outcome and reason. Who has to come again will be then."""
     counts: Counter[tuple[str, str, str]] = Counter()
     for unit, decided in zip(units, outcomes, strict=True):
         for command, outcome in zip(unit.commands, decided, strict=True):
-            event = EVENTS.get(type(command)) or cast("ChangeLock | SwitchCode", command).type.name
+            event = (
+                EVENTS.get(type(command)) or cast("ChangeLock | SetCodeEnabled", command).type.name
+            )
             if type(outcome) is Done:
                 counts[event, "replayed" if outcome.replayed else "done", ""] += 1
             elif type(outcome) is not LeaseNeeded:

@@ -54,7 +54,7 @@ from coupon_service.store.rows import (
 
 
 @dataclass(slots=True)
-class _Wanted:
+class ReadSet:
     """The keys of the rows that commands touch, each once."""
 
     codes: set[str] = field(default_factory=set[str])
@@ -68,8 +68,8 @@ class _Wanted:
     fences: int = 0
 
 
-def _wanted(commands: Iterable[Command]) -> _Wanted:
-    wanted = _Wanted()
+def _wanted(commands: Iterable[Command]) -> ReadSet:
+    wanted = ReadSet()
     for command in commands:
         if isinstance(command, AssignRandom):
             wanted.books.add(command.book_id)
@@ -306,7 +306,7 @@ async def _load_counters(
     pipeline: Pipeline,
     commands: Iterable[Command],
     state: State,
-    wanted: _Wanted,
+    wanted: ReadSet,
     now: datetime,
     *,
     lock: bool,

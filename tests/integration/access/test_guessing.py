@@ -42,7 +42,7 @@ from support.token_clients import caller
 from coupon_service.cli.call import methods
 from coupon_service.embedded import EmbeddedRedis
 from coupon_service.errors import CodeNotFound
-from coupon_service.ratelimit.code_guessing import Guesses
+from coupon_service.ratelimit.code_guessing import GuessGuard
 from coupon_service.rpc.context import RequestContext
 from coupon_service.rpc.guess_guard import LOOK_UPS
 
@@ -249,7 +249,7 @@ def test_another_worker_learns_it_with_the_first_miss(api: Api, other: Api) -> N
         other.redeem(code, user_id)
 
 
-async def missed(guesses: Guesses, caller: RequestContext, *user_ids: str) -> int:
+async def missed(guesses: GuessGuard, caller: RequestContext, *user_ids: str) -> int:
     """How many of the misses are answered as such."""
     count = 0
     for user_id in user_ids:

@@ -21,9 +21,9 @@ from support.lease_servers import (
 
 from coupon_service.leases import (
     AdmitStatus,
-    Census,
     IndexedLock,
     Leases,
+    LeaseStats,
     TakeStatus,
 )
 from coupon_service.leases.commands import LOCKING_BOOKS
@@ -350,4 +350,4 @@ async def test_live_locks_of_many_books_are_counted(leases: Leases) -> None:
     census = await leases.census([*books, BOOK], soon_ms(0))
     assert census.live == 70
     assert about(census.waiting_since_ms, ended.expire_ms + GRACE_MS)
-    assert await leases.census([], now_ms) == Census(0, now_ms + GRACE_MS)
+    assert await leases.census([], now_ms) == LeaseStats(0, now_ms + GRACE_MS)

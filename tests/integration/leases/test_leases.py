@@ -22,12 +22,12 @@ from support.lease_servers import (
 )
 
 from coupon_service.leases import (
+    AcquireResult,
     AdmitStatus,
     IndexedLock,
     LeaseRequest,
     Leases,
     ReleaseRequest,
-    Taken,
     TakeStatus,
 )
 
@@ -85,7 +85,7 @@ async def test_many_places_are_taken_together(leases: Leases) -> None:
     requests += [LeaseRequest(f"ANY{i}", BOOK, "eve", f"eve-{i}", TTL_MS) for i in range(5)]
     taken = await leases.acquire_each(requests)
 
-    locks = [it for it in taken if isinstance(it, Taken)]
+    locks = [it for it in taken if isinstance(it, AcquireResult)]
     assert [it.lock_id for it in locks] == [request.lock_id for request in requests]
     refused = {7: TakeStatus.FULL, 103: TakeStatus.LIMIT, 104: TakeStatus.LIMIT}
     expected = [refused.get(i, TakeStatus.GRANTED) for i in range(len(requests))]
@@ -115,7 +115,7 @@ async def test_many_are_released_at_once(leases: Leases) -> None:
     assert [lock for i in range(3) for lock in await leases.list_book(f"book-{i}")] == []
     assert await leases.list_user("user-2") == []
     again = await leases.acquire_each(requests)
-    assert {it.status for it in again if isinstance(it, Taken)} == {TakeStatus.GONE}
+    assert {it.status for it in again if isinstance(it, AcquireResult)} == {TakeStatus.GONE}
     await acquire(leases, "MANY99", BOOK, "ann", "lock-a", TTL_MS, places_max=1)
 
 
@@ -323,7 +323,7 @@ async def test_whoever_redeems_without_a_token_gets_no_new_lock_meanwhile(leases
     # The attempt would not know of it, and so leave it beside the redemption.
     for attempt_id in ("attempt-1", "attempt-2"):
         await leases.acquire_momentary(CODE, attempt_id, "ann", TTL_MS)
-    answers: list[Taken] = []
+    answers: list[AcquireResult] = []
     for attempt_id in ("attempt-1", "attempt-2"):
         answers.append(await acquire(leases, CODE, BOOK, "ann", "lock-a", TTL_MS))
         await leases.release_momentary(CODE, attempt_id, "ann")

@@ -9,11 +9,11 @@ from support.calls import get_lock, locking_code, locks_of, unlock_by_id
 from support.service import Api, unique
 from support.shared_batches import answered_together
 
-from coupon_service.batching.batcher import Changes
+from coupon_service.batching.batcher import CommandLanes
 from coupon_service.errors import Contention, LocksUnavailable
 from coupon_service.leases import Leases
-from coupon_service.locks.release import LockReleasing
-from coupon_service.model import ChangeLock, Outcome, Unit
+from coupon_service.locks.release import LockReleaser
+from coupon_service.model import ChangeLock, CommandGroup, Outcome
 from coupon_service.v1 import audit_service_pb2 as audit
 from coupon_service.v1 import redemption_service_pb2 as redemptions
 
@@ -25,7 +25,7 @@ def released_together(api: Api, calls: Sequence[Callable[[], object]]) -> list[s
         token = api.lock(locking_code(api), unique("other")).lock_token
         return lambda: api.unlock(token)
 
-    return answered_together(LockReleasing, "_record", other, calls)
+    return answered_together(LockReleaser, "_record", other, calls)
 
 
 def test_each_of_many_locks_is_answered_for_itself(api: Api) -> None:
@@ -60,14 +60,14 @@ def test_each_of_many_locks_is_answered_for_itself(api: Api) -> None:
 def test_when_they_cannot_be_recorded_all_stay_held(api: Api) -> None:
     ann = unique("ann")
     locks = [api.lock(locking_code(api), ann) for _ in range(4)]
-    submit_joined = Changes.submit_joined
+    submit_joined = CommandLanes.submit_joined
 
-    async def submit(self: Changes, unit: Unit) -> list[Outcome]:
+    async def submit(self: CommandLanes, unit: CommandGroup) -> list[Outcome]:
         if any(isinstance(command, ChangeLock) for command in unit.commands):
             raise Contention
         return await submit_joined(self, unit)
 
-    with mock.patch.object(Changes, "submit_joined", submit):
+    with mock.patch.object(CommandLanes, "submit_joined", submit):
         found = released_together(
             api, [lambda lock=lock: api.unlock(lock.lock_token) for lock in locks]
         )

@@ -27,10 +27,10 @@ from support.service import (
 )
 from support.waiting import until
 
-from coupon_service.batching.batcher import Changes
+from coupon_service.batching.batcher import CommandLanes
 from coupon_service.errors import DatabaseUnavailable
 from coupon_service.locks import acquire as lock_taking
-from coupon_service.locks.acquire import LockTaking
+from coupon_service.locks.acquire import LockAcquirer
 from coupon_service.model import Lock
 
 GRACE_MS = 1_000
@@ -69,7 +69,7 @@ def api(
 @contextmanager
 def without_ledger() -> Generator[None]:
     """Whoever takes a place meanwhile does not come to record the lock, and does not know it."""
-    with mock.patch.object(Changes, "submit_joined", side_effect=DatabaseUnavailable):
+    with mock.patch.object(CommandLanes, "submit_joined", side_effect=DatabaseUnavailable):
         yield
 
 
@@ -79,10 +79,10 @@ def stopped_before(step: str, *requests: str) -> Generator[tuple[set[str], list[
     that may go on, one after the other."""
     stopped = set[str]()
     go_on: list[str] = []
-    real: Any = getattr(LockTaking, step)
+    real: Any = getattr(LockAcquirer, step)
     busy = asyncio.Lock()
 
-    async def patched(self: LockTaking, commands: Sequence[Lock], *arguments: Any) -> Any:
+    async def patched(self: LockAcquirer, commands: Sequence[Lock], *arguments: Any) -> Any:
         request = commands[0].call.request_id if commands else ""
         if request not in requests or request in stopped:
             return await real(self, commands, *arguments)
@@ -97,7 +97,7 @@ def stopped_before(step: str, *requests: str) -> Generator[tuple[set[str], list[
             finally:
                 go_on.remove(request)
 
-    with mock.patch.object(LockTaking, step, patched):
+    with mock.patch.object(LockAcquirer, step, patched):
         yield stopped, go_on
 
 

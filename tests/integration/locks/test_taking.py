@@ -10,10 +10,10 @@ from support.calls import get_lock, locking_code, locks_of
 from support.service import Api, unique
 from support.shared_batches import answered_together
 
-from coupon_service.batching.batcher import Changes
+from coupon_service.batching.batcher import CommandLanes
 from coupon_service.errors import Contention
-from coupon_service.locks.acquire import LockTaking
-from coupon_service.model import Outcome, Unit
+from coupon_service.locks.acquire import LockAcquirer
+from coupon_service.model import CommandGroup, Outcome
 
 
 def taken_together(api: Api, calls: Sequence[Callable[[], object]]) -> list[str]:
@@ -23,7 +23,7 @@ def taken_together(api: Api, calls: Sequence[Callable[[], object]]) -> list[str]
         code = locking_code(api)
         return lambda: api.lock(code, unique("other"))
 
-    return answered_together(LockTaking, "_look", other, calls)
+    return answered_together(LockAcquirer, "_look", other, calls)
 
 
 def test_each_of_many_locks_is_answered_for_itself(api: Api) -> None:
@@ -48,7 +48,7 @@ def test_each_of_many_locks_is_answered_for_itself(api: Api) -> None:
 
 def test_when_they_cannot_be_recorded_together_all_places_are_given_back(api: Api) -> None:
     codes, user = [locking_code(api) for _ in range(4)], unique("user")
-    with mock.patch.object(Changes, "submit_joined", side_effect=Contention):
+    with mock.patch.object(CommandLanes, "submit_joined", side_effect=Contention):
         found = taken_together(api, [lambda code=code: api.lock(code, user) for code in codes])
     assert set(found) == {"CONTENTION"}
     assert locks_of(api, user_id=user) == []
@@ -59,16 +59,16 @@ def test_when_they_cannot_be_recorded_together_all_places_are_given_back(api: Ap
 def test_one_that_nobody_foresaw_does_not_fail_the_others(api: Api) -> None:
     codes, poison = [locking_code(api) for _ in range(8)], unique("poison")
     requests = [poison, *(unique("request") for _ in codes[1:])]
-    submit_joined = Changes.submit_joined
+    submit_joined = CommandLanes.submit_joined
     poisoned: list[int] = []
 
-    async def submit(self: Changes, unit: Unit) -> list[Outcome]:
+    async def submit(self: CommandLanes, unit: CommandGroup) -> list[Outcome]:
         if any(command.call.request_id == poison for command in unit.commands):
             poisoned.append(unit.size)
             raise ValueError(poison)
         return await submit_joined(self, unit)
 
-    with mock.patch.object(Changes, "submit_joined", submit):
+    with mock.patch.object(CommandLanes, "submit_joined", submit):
         first, *others = taken_together(
             api,
             [

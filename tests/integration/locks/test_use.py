@@ -12,7 +12,7 @@ from grpc import StatusCode
 from support.calls import about, disable, enable, extend, get_lock, locking_code, locks_of, ttl_s
 from support.service import Api, audit, books, new_codes, redemptions, refused, unique
 
-from coupon_service.leases import Leases, TakenMomentarily
+from coupon_service.leases import Leases, TransientResult
 from coupon_service.locks.token import sign, verify
 
 OFF = books.LOCK_POLICY_OFF
@@ -74,7 +74,7 @@ def test_whoever_redeems_without_a_token_gets_no_lock_beside_it(
 
     async def held_up(
         leases: Leases, code: str, attempt_id: str, user_id: str, ttl_ms: int
-    ) -> TakenMomentarily:
+    ) -> TransientResult:
         place = await acquire_momentary(leases, code, attempt_id, user_id, ttl_ms)
         placed.set()
         await asyncio.to_thread(go_on.wait, PATIENCE_S)

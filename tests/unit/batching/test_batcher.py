@@ -11,7 +11,13 @@ from uuid import uuid4
 import pytest
 from prometheus_client import CollectorRegistry
 
-from coupon_service.batching.batcher import PART_SIZE, Changes, Coalescer, CoalescerSettings, Later
+from coupon_service.batching.batcher import (
+    PART_SIZE,
+    CommandLanes,
+    LazyCommand,
+    MicroBatcher,
+    MicroBatcherSettings,
+)
 from coupon_service.batching.linger import BUSY_SIZE
 from coupon_service.errors import (
     Contention,
@@ -21,7 +27,7 @@ from coupon_service.errors import (
     NoCodesAvailable,
     Overloaded,
 )
-from coupon_service.model import Call, EventType, Outcome, SwitchCode, Unit
+from coupon_service.model import Call, CommandGroup, EventType, Outcome, SetCodeEnabled
 from coupon_service.telemetry.metrics import Metrics
 
 
@@ -35,7 +41,7 @@ class Transactions:
         self.error: Exception | None = None
         self.poison = ""
 
-    async def execute(self, units: Sequence[Unit]) -> list[list[Outcome]]:
+    async def execute(self, units: Sequence[CommandGroup]) -> list[list[Outcome]]:
         self.batches.append([_name(unit) for unit in units])
         await self.open.wait()
         if self.error is not None:
@@ -45,39 +51,42 @@ class Transactions:
         return [[NoCodesAvailable(_name(unit)) for _ in unit.commands] for unit in units]
 
 
-def _name(unit: Unit) -> str:
+def _name(unit: CommandGroup) -> str:
     command = unit.commands[0]
-    assert isinstance(command, SwitchCode)
+    assert isinstance(command, SetCodeEnabled)
     return command.code
 
 
-def _unit(code: str, *, size: int = 1, deadline: float | None = None) -> Unit:
-    command = SwitchCode(
+def _unit(code: str, *, size: int = 1, deadline: float | None = None) -> CommandGroup:
+    command = SetCodeEnabled(
         call=Call("test", "request", deadline=deadline),
         type=EventType.CODE_DISABLED,
         code=code,
         event_id=uuid4(),
         fingerprint=0,
     )
-    return Unit((command,) * size)
+    return CommandGroup((command,) * size)
 
 
-def _coalescer(transactions: Transactions, **changes: float) -> Coalescer[Unit, list[Outcome]]:
+def _coalescer(
+    transactions: Transactions, **changes: float
+) -> MicroBatcher[CommandGroup, list[Outcome]]:
     settings = {
         "batch_max_size": 4,
         "batches_in_flight": 1,
         "batch_max_wait_ms": 60_000,
         "queue_max_size": 8,
     } | changes
-    return Coalescer(
+    return MicroBatcher(
         transactions.execute,
-        CoalescerSettings(**settings),  # type: ignore[arg-type]
+        MicroBatcherSettings(**settings),  # type: ignore[arg-type]
         Metrics(CollectorRegistry()),
     )
 
 
 def _submit(
-    coalescer: Coalescer[Unit, list[Outcome]] | Changes, *units: Unit | Later[Any]
+    coalescer: MicroBatcher[CommandGroup, list[Outcome]] | CommandLanes,
+    *units: CommandGroup | LazyCommand[Any],
 ) -> list[asyncio.Task[list[Outcome]]]:
     return [asyncio.ensure_future(coalescer.submit(unit)) for unit in units]
 
@@ -139,7 +148,7 @@ async def test_what_arrives_within_a_few_turns_of_the_event_loop_shares_a_batch(
 
 async def _after_a_large_batch(
     transactions: Transactions, **changes: float
-) -> Coalescer[Unit, list[Outcome]]:
+) -> MicroBatcher[CommandGroup, list[Outcome]]:
     """A coalescer that has just been busy."""
     coalescer = _coalescer(
         transactions, **{"batch_max_size": 2 * BUSY_SIZE, "queue_max_size": 100} | changes
@@ -153,7 +162,7 @@ async def test_a_busy_coalescer_waits_as_long_as_more_arrive(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     quiet_s = 0.5  # long enough for a busy machine to be in time
-    monkeypatch.setattr("coupon_service.batching.linger.QUIET_S", quiet_s)
+    monkeypatch.setattr("coupon_service.batching.linger.LINGER_S", quiet_s)
     transactions = Transactions()
     coalescer = await _after_a_large_batch(transactions)
     tasks = _submit(coalescer, _unit("A"))
@@ -306,8 +315,8 @@ async def test_draining_carries_out_what_waits() -> None:
     assert [name for batch in transactions.batches for name in batch] == ["A", "B"]
 
 
-def _changes(transactions: Transactions, **changes: float) -> Changes:
-    return Changes(_coalescer(transactions, **changes), _coalescer(transactions, **changes))
+def _changes(transactions: Transactions, **changes: float) -> CommandLanes:
+    return CommandLanes(_coalescer(transactions, **changes), _coalescer(transactions, **changes))
 
 
 async def test_a_large_call_does_not_hold_up_a_small_one() -> None:
@@ -330,7 +339,7 @@ async def test_a_large_call_is_carried_out_in_parts_unless_it_is_all_or_nothing(
     assert len(outcomes) == 2 * PART_SIZE + 1
     assert transactions.batches == [["A"]] * 3
     commands = _unit("B", size=2 * PART_SIZE + 1).commands
-    await changes.submit(Unit(commands, atomic=True))
+    await changes.submit(CommandGroup(commands, atomic=True))
     assert transactions.batches == [["A"]] * 3 + [["B"]]
 
 
@@ -384,16 +393,18 @@ async def test_draining_ends_when_nobody_waits_for_what_is_queued() -> None:
 # --- units that are read later ------------------------------------------------------------------
 
 
-def _later(code: str, read: list[str], deadline: float | None = None) -> Later[SwitchCode]:
-    def command() -> SwitchCode:
+def _later(
+    code: str, read: list[str], deadline: float | None = None
+) -> LazyCommand[SetCodeEnabled]:
+    def command() -> SetCodeEnabled:
         read.append(code)
         if code.startswith("bad"):
             raise InvalidArgument((FieldViolation("code", code),))
         (command,) = _unit(code).commands
-        assert isinstance(command, SwitchCode)
+        assert isinstance(command, SetCodeEnabled)
         return command
 
-    return Later(command, deadline)
+    return LazyCommand(command, deadline)
 
 
 async def test_requests_are_read_when_their_batch_begins() -> None:
@@ -445,7 +456,7 @@ class Slow:
     def __init__(self) -> None:
         self.answers: list[asyncio.Future[list[Outcome]]] = []
 
-    async def execute(self, units: Sequence[Unit]) -> list[asyncio.Future[list[Outcome]]]:
+    async def execute(self, units: Sequence[CommandGroup]) -> list[asyncio.Future[list[Outcome]]]:
         loop = asyncio.get_running_loop()
         self.answers = [loop.create_future() for _ in units]
         return self.answers
@@ -453,8 +464,8 @@ class Slow:
 
 async def test_an_answer_may_come_later_than_those_of_the_others() -> None:
     slow = Slow()
-    settings = CoalescerSettings(4, 1, 60_000, 8)
-    coalescer = Coalescer(slow.execute, settings, Metrics(CollectorRegistry()))
+    settings = MicroBatcherSettings(4, 1, 60_000, 8)
+    coalescer = MicroBatcher(slow.execute, settings, Metrics(CollectorRegistry()))
     first, second, third = (asyncio.ensure_future(coalescer.submit(_unit(it))) for it in "ABC")
     await _turns()
     await coalescer.drain()
@@ -470,5 +481,5 @@ async def test_an_answer_may_come_later_than_those_of_the_others() -> None:
 
 async def test_commands_that_are_joined_wait_as_long_as_the_last_of_their_callers() -> None:
     soon, later, never = (_unit("A", deadline=it).commands for it in (1.0, 2.0, None))
-    assert Unit(soon + later + soon).deadline == 2.0
-    assert Unit(soon + never).deadline is None
+    assert CommandGroup(soon + later + soon).deadline == 2.0
+    assert CommandGroup(soon + never).deadline is None

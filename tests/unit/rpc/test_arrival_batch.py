@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from support.handler_server import running, until
 
-from coupon_service.rpc import arrival_batch as bunch
-from coupon_service.rpc.arrival_batch import BUSY_CALLS, Bunches
+from coupon_service.rpc import arrival_batch
+from coupon_service.rpc.arrival_batch import BUSY_CALLS, ArrivalBatcher
 from coupon_service.v1 import redemption_service_pb2 as pb
 
 SOON_S = 0.5
@@ -17,11 +17,11 @@ SOON_S = 0.5
 
 @pytest.fixture(autouse=True)
 def wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bunch, "BUNCH_S", SOON_S)
+    monkeypatch.setattr(arrival_batch, "ARRIVAL_LINGER_S", SOON_S)
 
 
 async def test_those_who_came_by_then_go_on_one_right_after_the_other() -> None:
-    bunches = Bunches()
+    bunches = ArrivalBatcher()
     order: list[str] = []
 
     async def come(name: str) -> None:

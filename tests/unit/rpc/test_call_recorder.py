@@ -12,7 +12,7 @@ from structlog.testing import LogCapture
 from support.handler_server import Observer
 
 from coupon_service.errors import Contention, CouponServiceError
-from coupon_service.rpc.call_recorder import TELL_AFTER_S, EndedCalls
+from coupon_service.rpc.call_recorder import TELL_AFTER_S, CallRecorder
 from coupon_service.rpc.context import RequestContext
 from coupon_service.rpc.status import Internal
 from coupon_service.telemetry.logs import EACH
@@ -27,7 +27,7 @@ class Told:
         self._capture = LogCapture()
         log: Any = structlog.wrap_logger(None, processors=[self._capture])
         self.counted: list[tuple[str, str, str]] = []
-        self.calls = EndedCalls(log, Observer(self.counted), None)
+        self.calls = CallRecorder(log, Observer(self.counted), None)
 
     def end(self, request_id: str, error: CouponServiceError | None = None) -> None:
         rpc = RequestContext(request_id=request_id)

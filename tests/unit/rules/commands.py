@@ -23,7 +23,7 @@ from coupon_service.model import (
     Redeem,
     Revoke,
     Rollback,
-    SwitchCode,
+    SetCodeEnabled,
     bucket_of_book,
     event_id,
     fingerprint,
@@ -214,18 +214,18 @@ def revoke(code: str = "A", user: str = "ann", by: Call | None = None) -> Revoke
     return Revoke(call=by, code=code, event_id=attempt, fingerprint=fingerprint(user), user_id=user)
 
 
-def disable(code: str = "A", by: Call | None = None) -> SwitchCode:
+def disable(code: str = "A", by: Call | None = None) -> SetCodeEnabled:
     """The command of DisableCode."""
     return _switch(EventType.CODE_DISABLED, code, by or call())
 
 
-def enable(code: str = "A", by: Call | None = None) -> SwitchCode:
+def enable(code: str = "A", by: Call | None = None) -> SetCodeEnabled:
     """The command of EnableCode."""
     return _switch(EventType.CODE_ENABLED, code, by or call())
 
 
-def _switch(event: EventType, code: str, by: Call) -> SwitchCode:
-    return SwitchCode(
+def _switch(event: EventType, code: str, by: Call) -> SetCodeEnabled:
+    return SetCodeEnabled(
         call=by,
         type=event,
         code=code,

@@ -40,11 +40,11 @@ from coupon_service.model import (
     Code,
     CodeState,
     Command,
+    CommandGroup,
     Done,
     Lease,
     LeaseNeeded,
     LockPolicy,
-    Unit,
     UserCounts,
 )
 
@@ -114,7 +114,7 @@ class TestOrder:
         )
         world.does(assign())
         world.does(redeem())
-        _, effects = world.decide(Unit((redeem(),)), Unit((redeem(),)))
+        _, effects = world.decide(CommandGroup((redeem(),)), CommandGroup((redeem(),)))
         assert effects.codes == {
             "A": (
                 Code("A", BOOK_ID, CodeState.ASSIGNED, 1, 1),
@@ -129,14 +129,14 @@ class TestOrder:
 
     def test_a_new_link_was_none_before(self) -> None:
         world = World(book(max_redemptions_per_code=9))
-        _, effects = world.decide(Unit((assign(),)), Unit((redeem(),)))
+        _, effects = world.decide(CommandGroup((assign(),)), CommandGroup((redeem(),)))
         assert effects.assignments == {("A", "ann"): (None, active(redemptions=1))}
 
     def test_the_ledger_is_in_the_order_of_the_commands(self) -> None:
         world = World(book(), book(UUID(int=2)))
         world.put(Code("X", UUID(int=2), CodeState.AVAILABLE, 0, 0))
         commands = [redeem("X"), redeem("B"), redeem("A")]
-        _, effects = world.decide(*(Unit((it,)) for it in commands))
+        _, effects = world.decide(*(CommandGroup((it,)) for it in commands))
         assert [it.event_id for it in effects.events] == [it.event_id for it in commands]
         assert set(effects.stats) == {BOOK_ID, UUID(int=2)}
 
@@ -151,7 +151,7 @@ class TestAllOrNothing:
     def test_one_refusal_refuses_all(self) -> None:
         world = World(book(max_redemptions=9, max_redemptions_per_user=9))
         world.does(disable("B"))
-        unit = Unit((redeem("A", order="o1"), redeem("B"), redeem("C")), atomic=True)
+        unit = CommandGroup((redeem("A", order="o1"), redeem("B"), redeem("C")), atomic=True)
         (outcomes,), effects = world.decide(unit)
         assert effects == NOTHING
         assert [type(it) for it in outcomes] == [CodeDisabled] * 3
@@ -187,7 +187,7 @@ class TestAllOrNothing:
     def test_what_a_refused_unit_tried_is_not_there_for_the_next(self) -> None:
         world = World(book(lock_policy=LockPolicy.OPTIONAL, max_redemptions=9), codes="ABCD")
         world.state.picks = {BOOK_ID: ["D"]}
-        refused = Unit(
+        refused = CommandGroup(
             (
                 redeem("A", order="o1", amount=eur(900), lease=PLACE),
                 assign("B"),
@@ -198,7 +198,9 @@ class TestAllOrNothing:
             atomic=True,
         )
         by = call("r1")
-        after = Unit((redeem("A", order="o1", lease=PLACE), lock("C"), assign_random("cid", by)))
+        after = CommandGroup(
+            (redeem("A", order="o1", lease=PLACE), lock("C"), assign_random("cid", by))
+        )
         alone, alone_effects = world.decide(after)
         (outcomes, together), effects = world.decide(refused, after)
         assert all(isinstance(it, CodeNotFound) for it in outcomes)
@@ -208,8 +210,8 @@ class TestAllOrNothing:
     def test_what_a_unit_did_is_there_for_the_next(self) -> None:
         world = World()
         first, second = world.run(
-            Unit((redeem("A"), redeem("B")), atomic=True),
-            Unit((redeem("B"), redeem("C")), atomic=True),
+            CommandGroup((redeem("A"), redeem("B")), atomic=True),
+            CommandGroup((redeem("B"), redeem("C")), atomic=True),
         )
         assert all(isinstance(it, Done) for it in first)
         assert all(isinstance(it, CodeAlreadyRedeemed) for it in second)
@@ -228,7 +230,7 @@ class TestAllOrNothing:
     def test_when_one_item_needs_a_place_all_are_to_come_again(self) -> None:
         world = World(book(), book(UUID(int=2), lock_policy=LockPolicy.OPTIONAL))
         world.put(Code("X", UUID(int=2), CodeState.AVAILABLE, 0, 0))
-        unit = Unit((redeem("A"), redeem("X")), atomic=True)
+        unit = CommandGroup((redeem("A"), redeem("X")), atomic=True)
         (outcomes,), effects = world.decide(unit)
         assert effects == NOTHING
         assert [it.book.book_id for it in outcomes if isinstance(it, LeaseNeeded)] == [
@@ -257,13 +259,13 @@ def test_each_item_of_a_unit_that_is_not_atomic_stands_for_itself() -> None:
     world = World()
     world.does(disable("B"))
     commands: tuple[Command, ...] = (redeem("A"), redeem("B"), redeem("C"))
-    (outcomes,) = world.run(Unit(commands))
+    (outcomes,) = world.run(CommandGroup(commands))
     assert [type(it) for it in outcomes] == [Done, CodeDisabled, Done]
 
 
 def test_nothing_comes_of_nothing() -> None:
     assert World().decide() == ([], NOTHING)
-    assert World(now=NOW).run(Unit(())) == [[]]
+    assert World(now=NOW).run(CommandGroup(())) == [[]]
 
 
 def test_a_revoked_link_shows_in_the_same_batch() -> None:

@@ -15,9 +15,9 @@ from coupon_service.errors import (
 from coupon_service.model import (
     Code,
     CodeState,
+    CommandGroup,
     Done,
     Lease,
-    Unit,
 )
 
 
@@ -46,7 +46,7 @@ class TestPlaces:
         lease = Lease(places_taken=places_taken, retry_after_ms=1_500)
         for command in (lock(lease=lease), redeem(lease=lease)):
             if fits:
-                ((outcome,),), _ = world.decide(Unit((command,)))
+                ((outcome,),), _ = world.decide(CommandGroup((command,)))
                 assert isinstance(outcome, Done)
             else:
                 error = world.refuses(command)

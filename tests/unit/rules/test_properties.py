@@ -42,8 +42,8 @@ from coupon_service.model import (
     Code,
     CodeState,
     Command,
+    CommandGroup,
     Done,
-    Effects,
     Event,
     EventType,
     Lease,
@@ -51,8 +51,8 @@ from coupon_service.model import (
     LockPolicy,
     Outcome,
     PercentOff,
-    Unit,
     UserCounts,
+    WriteSet,
 )
 from coupon_service.rules import code_state
 
@@ -113,11 +113,11 @@ def commands(world: World) -> st.SearchStrategy[Command]:
     return st.sampled_from(kinds).flatmap(lambda kind: kind)
 
 
-def units(world: World) -> st.SearchStrategy[list[Unit]]:
+def units(world: World) -> st.SearchStrategy[list[CommandGroup]]:
     """A batch: single commands, and some that are done all or not at all."""
     command = commands(world)
-    one = st.builds(Unit, st.tuples(command))
-    all_or_nothing = st.builds(Unit, st.tuples(command, command), atomic=st.just(True))
+    one = st.builds(CommandGroup, st.tuples(command))
+    all_or_nothing = st.builds(CommandGroup, st.tuples(command, command), atomic=st.just(True))
     either = st.sampled_from([one, one, one, all_or_nothing]).flatmap(lambda unit: unit)
     return st.lists(either, min_size=4, max_size=12)
 
@@ -190,7 +190,7 @@ def _pastimes(world: World) -> st.SearchStrategy[Callable[[], None]]:
 
 
 def assert_one_event_each(
-    world: World, batch: list[Unit], outcomes: list[list[Outcome]], effects: Effects
+    world: World, batch: list[CommandGroup], outcomes: list[list[Outcome]], effects: WriteSet
 ) -> None:
     """Whatever was done has a row in the ledger, and a repeat has the row of what it repeats.
 
@@ -212,7 +212,7 @@ def _takes_a_lock(event: Event) -> bool:
     return event.type is EventType.LOCKED and event.event_id == event.lock_id
 
 
-def assert_within_limits(world: World, effects: Effects) -> None:
+def assert_within_limits(world: World, effects: WriteSet) -> None:
     books_now = world.state.books
     for before, after in effects.codes.values():
         allowed = books_now[after.book_id].limits.max_redemptions_per_code
@@ -317,7 +317,7 @@ def _within(before: int, after: int, allowed: int) -> None:
     assert not allowed or after <= max(before, allowed)
 
 
-def _run_alone(world: World, unit: Unit) -> list[object]:
+def _run_alone(world: World, unit: CommandGroup) -> list[object]:
     (outcomes,) = world.run(unit)
     for command, outcome in zip(unit.commands, outcomes, strict=True):
         if isinstance(command, AssignRandom) and isinstance(outcome, Done) and not outcome.replayed:

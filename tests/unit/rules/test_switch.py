@@ -16,7 +16,7 @@ from coupon_service.model import (
     CodeState,
     EventType,
     LockPolicy,
-    SwitchCode,
+    SetCodeEnabled,
 )
 
 
@@ -53,7 +53,7 @@ def test_a_code_is_what_its_counts_say_when_it_is_enabled(
     ],
 )
 def test_the_ledger_says_who_did_it(
-    make: Callable[..., SwitchCode], event: EventType, before: CodeState, after: CodeState
+    make: Callable[..., SetCodeEnabled], event: EventType, before: CodeState, after: CodeState
 ) -> None:
     world = World()
     world.put(Code("A", BOOK_ID, before, 0, 0))

@@ -22,8 +22,8 @@ from coupon_service.model import (
     Code,
     CodeState,
     Command,
+    CommandGroup,
     Done,
-    Effects,
     Event,
     EventType,
     Lease,
@@ -31,8 +31,8 @@ from coupon_service.model import (
     LockPolicy,
     Outcome,
     State,
-    Unit,
     UserCounts,
+    WriteSet,
 )
 from coupon_service.rules import decide
 
@@ -44,7 +44,7 @@ BOOK_ID = UUID(int=1)
 PLACE = Lease(places_taken=1)
 """A place on a code where nobody else has one."""
 
-NOTHING = Effects(codes={}, assignments={}, users={}, totals={}, events=(), stats={})
+NOTHING = WriteSet(codes={}, assignments={}, users={}, totals={}, events=(), stats={})
 
 
 def book(book_id: UUID = BOOK_ID, **changes: Any) -> Book:
@@ -116,11 +116,11 @@ class World:
 
     # --- decisions ------------------------------------------------------------------------------
 
-    def decide(self, *units: Unit) -> tuple[list[list[Outcome]], Effects]:
+    def decide(self, *units: CommandGroup) -> tuple[list[list[Outcome]], WriteSet]:
         """What the units come to, as one batch; nothing is written."""
         return decide(units, self._loaded(), self.now)
 
-    def run(self, *units: Unit) -> list[list[Outcome]]:
+    def run(self, *units: CommandGroup) -> list[list[Outcome]]:
         """Decides the units as one batch and writes the effects."""
         outcomes, effects = self.decide(*units)
         self.write(effects)
@@ -128,11 +128,13 @@ class World:
 
     def batch(self, *commands: Command) -> list[Outcome]:
         """Decides commands of different callers as one batch and writes the effects."""
-        return [outcome for (outcome,) in self.run(*(Unit((command,)) for command in commands))]
+        return [
+            outcome for (outcome,) in self.run(*(CommandGroup((command,)) for command in commands))
+        ]
 
     def all_or_nothing(self, *commands: Command) -> list[Outcome]:
         """Decides commands as an atomic unit and writes the effects."""
-        return self.run(Unit(commands, atomic=True))[0]
+        return self.run(CommandGroup(commands, atomic=True))[0]
 
     def does(self, command: Command) -> Done:
         """Carries out a command that nothing speaks against."""
@@ -142,19 +144,19 @@ class World:
 
     def refuses(self, command: Command) -> CouponServiceError:
         """Why a command is not carried out. Nothing at all is changed then."""
-        ((error,),), effects = self.decide(Unit((command,)))
+        ((error,),), effects = self.decide(CommandGroup((command,)))
         assert isinstance(error, CouponServiceError), repr(error)
         assert effects == NOTHING
         return error
 
     def asks_for_a_lease(self, command: Command) -> bool:
         """Whether a command is to come again with a place. Nothing at all is changed then."""
-        ((outcome,),), effects = self.decide(Unit((command,)))
+        ((outcome,),), effects = self.decide(CommandGroup((command,)))
         asked = isinstance(outcome, LeaseNeeded)
         assert asked is (effects == NOTHING)
         return asked
 
-    def write(self, effects: Effects) -> None:
+    def write(self, effects: WriteSet) -> None:
         """Writes effects. Rows have to be, before that, as the effects say they were."""
         state = self.state
         for code, (before, after) in effects.codes.items():

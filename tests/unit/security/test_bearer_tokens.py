@@ -31,7 +31,7 @@ from support.token_issuers import (
 )
 
 from coupon_service.errors import PermissionDenied, Unauthenticated
-from coupon_service.rpc.authorization import ACCESS, Access
+from coupon_service.rpc.authorization import ACCESS, Authorizer
 from coupon_service.security.bearer_tokens import (
     ALGORITHMS,
     LEEWAY_S,
@@ -67,7 +67,7 @@ class TestGoodTokens:
         self, algorithm: str, tmp_path: Path
     ) -> None:
         issuer = Issuer("k", algorithm, key=None if algorithm[:2] != "HS" else b"s" * 64)
-        access = Access(tokens(secret=None, file=key_file(tmp_path / "keys", issuer)))
+        access = Authorizer(tokens(secret=None, file=key_file(tmp_path / "keys", issuer)))
         assert with_token(issuer.token(), access).caller == "shop"
 
     @pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER"])
@@ -178,7 +178,7 @@ class TestBadTokens:
     @pytest.mark.parametrize("kid", ["other", "../../etc/passwd", "' OR 1=1", ""])
     def test_another_key_id_is_another_key(self, kid: str, tmp_path: Path) -> None:
         issuer = Issuer("k1", "ES256")
-        access = Access(tokens(secret=None, file=key_file(tmp_path / "keys", issuer)))
+        access = Authorizer(tokens(secret=None, file=key_file(tmp_path / "keys", issuer)))
         assert with_token(issuer.token(), access).caller == "shop"
         refused(issuer.token({"kid": kid}), access)
         refused(Issuer("", "ES256").token(), access)
@@ -270,7 +270,7 @@ class TestAlgorithms:
     @pytest.mark.parametrize("algorithm", ["RS256", "ES256", "EdDSA"])
     def test_a_public_key_is_no_secret(self, algorithm: str, tmp_path: Path) -> None:
         issuer = Issuer("k1", algorithm)
-        access = Access(tokens(secret=None, file=key_file(tmp_path / "keys", issuer)))
+        access = Authorizer(tokens(secret=None, file=key_file(tmp_path / "keys", issuer)))
         public = private_key(algorithm).public_key()
         header = part({"alg": "HS256", "kid": "k1", "typ": "JWT"})
         message = f"{header}.{part(claims_of(issuer.token()))}"
@@ -289,14 +289,14 @@ class TestAlgorithms:
     def test_a_key_is_good_for_one_algorithm(self, tmp_path: Path) -> None:
         key = private_key("RS256")
         issuer = Issuer("k1", "RS256", key=key)
-        access = Access(tokens(secret=None, file=key_file(tmp_path / "keys", issuer)))
+        access = Authorizer(tokens(secret=None, file=key_file(tmp_path / "keys", issuer)))
         for algorithm in ("RS384", "RS512", "PS256"):
             refused(Issuer("k1", algorithm, key=key).token(), access)
         refused(jwt.encode(claims_of(OURS.token()), SECRET, "HS384"))
 
     def test_a_token_brings_no_key(self, tmp_path: Path) -> None:
         issuer = Issuer("k1", "RS256")
-        access = Access(tokens(secret=None, file=key_file(tmp_path / "keys", issuer)))
+        access = Authorizer(tokens(secret=None, file=key_file(tmp_path / "keys", issuer)))
         attacker = Issuer("k1", "RS256", key=rsa.generate_private_key(65_537, 2_048))
         for headers in (
             {"jwk": attacker.jwk()},

@@ -14,7 +14,7 @@ from structlog.testing import LogCapture
 from support.handler_server import failed, info_of, running
 from support.token_issuers import ISSUER, OURS, Issuer, key_file, refused, tokens, with_token
 
-from coupon_service.rpc.authorization import Access, Role, methods_of
+from coupon_service.rpc.authorization import Authorizer, Role, methods_of
 from coupon_service.security.bearer_tokens import LEEWAY_S, NEEDED, KeysError, Tokens
 from coupon_service.v1 import redemption_service_pb2 as pb
 
@@ -23,7 +23,7 @@ class TestRemembering:
     def test_a_token_that_was_verified_is_not_verified_again(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        access = Access(tokens())
+        access = Authorizer(tokens())
         token = OURS.token()
         with_token(token, access)
         monkeypatch.delattr(Tokens, "claims")
@@ -31,7 +31,7 @@ class TestRemembering:
 
     def test_it_ends_when_it_expires(self) -> None:
         clock = [time.time()]
-        access = Access(tokens(), lambda: clock[0])
+        access = Authorizer(tokens(), lambda: clock[0])
         token = OURS.token(exp=int(clock[0]) + 600)
         with_token(token, access)
         clock[0] += 600
@@ -43,7 +43,7 @@ class TestRemembering:
         new = Issuer("new", "ES256")
         file = key_file(tmp_path / "keys", Issuer("old"))
         verifier = tokens(file=file)
-        access = Access(verifier)
+        access = Authorizer(verifier)
         refused(new.token(), access)
         key_file(file, new)
         verifier.refresh()
@@ -51,7 +51,7 @@ class TestRemembering:
 
     def test_so_many_and_no_more_are_remembered(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("coupon_service.rpc.authorization.IDENTITIES_MAX", 2)
-        access = Access(tokens())
+        access = Authorizer(tokens())
         made = [OURS.token(sub=f"user-{number}") for number in range(3)]
         for token in made:
             with_token(token, access)
@@ -68,7 +68,7 @@ class TestRemembering:
 class TestKeys:
     def test_several_issuers_have_keys_of_their_own(self, tmp_path: Path) -> None:
         one, other = Issuer("k", name="https://one.test"), Issuer("k", "ES256", "https://two.test")
-        access = Access(tokens(secret=None, file=key_file(tmp_path / "keys", one, other)))
+        access = Authorizer(tokens(secret=None, file=key_file(tmp_path / "keys", one, other)))
         assert with_token(one.token(), access).caller == "shop"
         assert with_token(other.token(), access).caller == "shop"
         refused(one.token(iss=other.name), access)
@@ -78,13 +78,13 @@ class TestKeys:
     def test_a_key_without_issuer_is_for_the_one_of_the_settings(self, tmp_path: Path) -> None:
         issuer = Issuer("k", "ES256")
         file = key_file(tmp_path / "keys", issuer.jwk(iss=None, alg=None))
-        access = Access(tokens(secret=None, file=file))
+        access = Authorizer(tokens(secret=None, file=file))
         assert with_token(issuer.token(), access).caller == "shop"
         refused(issuer.token(iss="https://other.test"), access)
 
     def test_the_secret_and_the_file_can_be_used_together(self, tmp_path: Path) -> None:
         issuer = Issuer("k", "ES256")
-        access = Access(tokens(file=key_file(tmp_path / "keys", issuer)))
+        access = Authorizer(tokens(file=key_file(tmp_path / "keys", issuer)))
         assert with_token(issuer.token(), access).caller == "shop"
         assert with_token(OURS.token(), access).caller == "shop"
 
@@ -155,7 +155,7 @@ class TestChangingKeys:
     def test_a_change_counts_at_once_for_tokens_that_were_good(self, tmp_path: Path) -> None:
         file = key_file(tmp_path / "keys", self.old, self.new)
         verifier = tokens(secret=None, file=file)
-        access = Access(verifier)
+        access = Authorizer(verifier)
         token = self.old.token()
         with_token(token, access)
         key_file(file, self.new)
@@ -193,11 +193,11 @@ class TestChangingKeys:
         verifier.refresh()
         (line,) = log.entries  # once a change
         assert (line["event"], line["log_level"]) == ("keys not changed", "error")
-        assert with_token(self.old.token(), Access(verifier)).caller == "shop"
+        assert with_token(self.old.token(), Authorizer(verifier)).caller == "shop"
         key_file(file, self.new)
         verifier.refresh()
         assert log.entries[-1]["event"] == "keys changed"
-        assert with_token(self.new.token(), Access(verifier)).caller == "shop"
+        assert with_token(self.new.token(), Authorizer(verifier)).caller == "shop"
 
 
 async def answer(request: Any, context: Any) -> pb.RedeemCodeResponse:
@@ -217,7 +217,7 @@ class TestOverTheWire:
         ids=["none", "two", "twice", "wrong", "long"],
     )
     async def test_a_refusal_says_nothing_but_what_is_needed(self, metadata: Any) -> None:
-        async with running(answer, Access(tokens())) as run:
+        async with running(answer, Authorizer(tokens())) as run:
             call = run.redemptions.RedeemCode(pb.RedeemCodeRequest(), metadata=metadata, timeout=5)
             code, details, status = await failed(call)
             line = await run.line()
@@ -229,7 +229,7 @@ class TestOverTheWire:
 
     async def test_the_log_says_why_and_nothing_of_the_token(self) -> None:
         token = OURS.token(aud="others")
-        async with running(answer, Access(tokens())) as run:
+        async with running(answer, Authorizer(tokens())) as run:
             metadata = (("authorization", f"Bearer {token}"),)
             await failed(
                 run.redemptions.RedeemCode(pb.RedeemCodeRequest(), metadata=metadata, timeout=5)
@@ -239,7 +239,7 @@ class TestOverTheWire:
         assert not any(piece in str(line) for piece in token.split("."))
 
     async def test_a_good_one_passes_and_the_log_has_its_subject(self) -> None:
-        async with running(answer, Access(tokens())) as run:
+        async with running(answer, Authorizer(tokens())) as run:
             metadata = (("authorization", f"Bearer {OURS.token()}"),)
             await run.redemptions.RedeemCode(pb.RedeemCodeRequest(), metadata=metadata, timeout=5)
             assert (await run.line())["caller"] == "shop"

@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry
 
 import coupon_service
 from coupon_service.telemetry.multiprocess import WorkerCounts, Workers, service_registry
-from coupon_service.telemetry.replica_gauges import FILE_NAME, GAUGES, SharedGauges
+from coupon_service.telemetry.replica_gauges import FILE_NAME, GAUGES, ReplicaGauges
 
 REDEEM = "RedemptionService/RedeemCode"
 OK = {"method": REDEEM, "status": "OK"}
@@ -158,10 +158,10 @@ class TestService:
 
 class TestSharedGauges:
     @pytest.fixture(params=["memory", "file"])
-    def gauges(self, request: pytest.FixtureRequest, tmp_path: Path) -> SharedGauges:
-        return SharedGauges(tmp_path / FILE_NAME if request.param == "file" else None)
+    def gauges(self, request: pytest.FixtureRequest, tmp_path: Path) -> ReplicaGauges:
+        return ReplicaGauges(tmp_path / FILE_NAME if request.param == "file" else None)
 
-    def test_what_is_shown_replaces_what_was(self, gauges: SharedGauges) -> None:
+    def test_what_is_shown_replaces_what_was(self, gauges: ReplicaGauges) -> None:
         registry = CollectorRegistry()
         registry.register(gauges)
         gauges.show({"book_left": {"b1": 3, "b2": 4}, "locks_live": {"": 1}}, 60)
@@ -171,11 +171,11 @@ class TestSharedGauges:
         assert value("coupon_book_left", {"book_id": "b2"}) == 5
         assert value("coupon_locks_live") is None
 
-    def test_what_is_too_old_is_not_shown(self, gauges: SharedGauges) -> None:
+    def test_what_is_too_old_is_not_shown(self, gauges: ReplicaGauges) -> None:
         gauges.show({"locks_live": {"": 1}}, 0)
         assert list(gauges.collect()) == []
 
-    def test_whoever_is_about_to_look_sees_when_somebody_did(self, gauges: SharedGauges) -> None:
+    def test_whoever_is_about_to_look_sees_when_somebody_did(self, gauges: ReplicaGauges) -> None:
         assert gauges.age_s() > 1e9
         before = time.time()
         gauges.show({}, 60)
@@ -183,11 +183,11 @@ class TestSharedGauges:
 
     def test_what_one_process_shows_another_one_sees(self, tmp_path: Path) -> None:
         path = tmp_path / FILE_NAME
-        SharedGauges(path).show({"locks_live": {"": 7}}, 60)
+        ReplicaGauges(path).show({"locks_live": {"": 7}}, 60)
         registry = CollectorRegistry()
-        registry.register(SharedGauges(path))
+        registry.register(ReplicaGauges(path))
         assert registry.get_sample_value("coupon_locks_live") == 7
         assert [it.name for it in tmp_path.iterdir()] == [FILE_NAME]
 
-    def test_all_of_them_can_be_described(self, gauges: SharedGauges) -> None:
+    def test_all_of_them_can_be_described(self, gauges: ReplicaGauges) -> None:
         assert [it.name for it in gauges.describe()] == [f"coupon_{name}" for name in GAUGES]
