@@ -15,7 +15,7 @@ BASE ?=
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help install run test proof check lint types imports contract format stubs migrate replay lock clean \
-	tools interop bench bench-quick bench-10m soak check-deploy deployment image-check
+	docs tools interop bench bench-quick bench-10m soak check-deploy deployment image-check
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -87,6 +87,9 @@ image-check: install ## Build the container image and run it, without an engine 
 format: install ## Put the code into its shape
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+docs: install ## Bring the generated parts of docs up to date
+	@PYTHONPATH=tests $(BIN)/python -m support.doc_pages
 
 # --- the contract -------------------------------------------------------------------------------
 

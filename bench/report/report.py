@@ -12,9 +12,6 @@ from bench.report.results import Comparison, Figures, Found, Row, load_found
 from bench.servers.stack import POSTGRES_SETTINGS, ROOT
 
 REPORT: Final = ROOT / "bench" / "REPORT.md"
-TRIED: Final = ROOT / "bench" / "TRIED.md"
-"""The part of the report that is written by hand."""
-
 NAMES: Final = {SERVICE: "service", NOOP: "no-op", PER_REQUEST: "a transaction a request"}
 
 INTRODUCTION: Final = """# Measured
@@ -32,6 +29,8 @@ a **no-op** server, which answers a constant and is the limit of grpcio on the m
 makes **a transaction a request**, which is what most people would write: the same contract, schema
 and effects, a row lock, a pool of 20 connections in all (both in `bench/servers/`). All have as
 many workers, behind one port with SO_REUSEPORT. ghz has 1,000 calls in flight on 50 connections.
+
+[docs/performance.md](../docs/performance.md) says what was tried, and what it brought.
 """
 
 
@@ -72,7 +71,6 @@ def write_report() -> None:
     if millions is not None:
         count = millions.parts["generation"]["count"]
         parts += [f"## {count:,} codes in a book\n", _machine(millions), *_millions(millions)]
-    parts.append(TRIED.read_text(encoding="utf-8"))
     REPORT.write_text("\n".join(parts).rstrip() + "\n", encoding="utf-8")
     print(f"Written: {REPORT.relative_to(ROOT)}")
 

@@ -1,7 +1,7 @@
 """Every setting of the service, where it comes from, and what is wrong with it.
 
 A setting is an environment variable or a line of ``.env`` (the variable wins); an empty one counts
-as not set. ``.env.example`` and the table of the README are rendered from the class.
+as not set. ``.env.example`` and the table of docs/configuration.md are rendered from the class.
 """
 
 from coupon_service.settings.load import TOKEN_VARIABLE, SettingsError, load_settings

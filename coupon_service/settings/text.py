@@ -1,4 +1,4 @@
-"""The settings for people: the table of the README, ``.env.example``, what was expected."""
+"""The settings for people: a table for the documentation, ``.env.example``, what was expected."""
 
 from __future__ import annotations
 

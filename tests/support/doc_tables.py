@@ -1,19 +1,23 @@
-"""The parts of README.md that follow from the code.
+"""The tables of the documentation, rendered from what the code, the contract and the alerts say.
 
-`python tests/support/doc_tables.py` brings them up to date. A part stands between `<!-- name -->`
-and `<!-- /name -->`.
+`support/doc_pages.py` puts them into the pages: `make docs`.
 """
 
 from __future__ import annotations
 
+import ast
 import re
+import tomllib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import typer
 from prometheus_client import CollectorRegistry
 
+from coupon_service.cli.application import application
 from coupon_service.cli.client import RETRIES
 from coupon_service.cli.session import session
 from coupon_service.rpc.authorization import ACCESS, Role, methods_of
@@ -23,7 +27,7 @@ from coupon_service.telemetry.multiprocess import Service, Workers
 from coupon_service.telemetry.replica_gauges import ReplicaGauges
 
 ROOT = Path(__file__).parents[2]
-README = ROOT / "README.md"
+PACKAGE = ROOT / "coupon_service"
 ALERTS = ROOT / "deploy" / "prometheus" / "alerts.yml"
 PROTO = ROOT / "proto" / "coupon_service" / "v1"
 
@@ -42,7 +46,7 @@ def rpc_table() -> str:
 
 
 def access_table() -> str:
-    """Which role may call which method."""
+    """Which roles may call which method."""
     roles = list(Role)
     lines = [f"| Method | {' | '.join(roles)} |", f"| --- |{' --- |' * len(roles)}"]
     for method in ACCESS:
@@ -96,13 +100,135 @@ def alerts() -> list[Mapping[str, str]]:
 
 
 def alerts_table() -> str:
-    """Every alert, what it means, and what to do."""
+    """Every alert, what it means and what to do first; its name leads to the runbook."""
     lines = ["| Alert | Severity | What it means | What to do |", "| --- | --- | --- | --- |"]
     for alert in alerts():
+        name, action = alert["alert"], alert["action"]
         meaning = re.sub(r"{{ \$(?:labels\.)?(\w+) }}", r"*\1*", alert["summary"])
         meaning += " " + alert["meaning"]
-        lines.append(f"| {alert['alert']} | {alert['severity']} | {meaning} | {alert['action']} |")
+        link = f"[{name}](runbook.md#{name.lower()})"
+        lines.append(f"| {link} | {alert['severity']} | {meaning} | {action} |")
     return "\n".join(lines)
+
+
+# --- the command line ----------------------------------------------------------------------------
+
+SHARED = 3
+"""An option that so many commands have is described once for all of them."""
+
+
+def commands() -> Iterator[tuple[str, Any]]:
+    """Every command of the command line, also those of groups, by its name."""
+
+    def below(name: str, command: Any) -> Iterator[tuple[str, Any]]:
+        if not hasattr(command, "commands"):
+            yield name, command
+            return
+        for child, it in command.commands.items():
+            yield from below(f"{name} {child}".strip(), it)
+
+    return below("", typer.main.get_command(application()))
+
+
+def commands_section() -> str:
+    """Every command: how it is called, what it does, its own options."""
+    shared = _shared_options()
+    parts: list[str] = []
+    for name, command in commands():
+        arguments = [it for it in command.params if not it.opts[0].startswith("-")]
+        own = [it for it in command.params if it not in arguments and it.opts[0] not in shared]
+        words = (_value(it) if it.required else f"[{_value(it)}]" for it in arguments)
+        parts.append(f"### {name}\n\n    {' '.join(('coupon-service', name, *words))}\n")
+        parts.append(f"{_paragraphs(command.help)}\n")
+        if arguments or own:
+            parts.append(_option_table(arguments + own) + "\n")
+    return "\n".join(parts).rstrip()
+
+
+def shared_options_table() -> str:
+    """The options that several commands have."""
+    return _option_table(list(_shared_options().values()))
+
+
+def _shared_options() -> Mapping[str, Any]:
+    options: dict[str, Any] = {}
+    counts: Counter[str] = Counter()
+    for _, command in commands():
+        for it in command.params:
+            options[it.opts[0]] = it
+            counts[it.opts[0]] += 1
+    return {
+        name: it for name, it in options.items() if name.startswith("--") and counts[name] >= SHARED
+    }
+
+
+def _option_table(parameters: Sequence[Any]) -> str:
+    lines = ["| Option | Meaning |", "| --- | --- |"]
+    for it in parameters:
+        is_option = it.opts[0].startswith("-")
+        words = (it.opts[0] if is_option else "", "" if is_option and it.is_flag else _value(it))
+        meaning = it.help
+        if is_option and it.required:
+            meaning += " Required."
+        elif it.default and it.show_default:
+            meaning += f" Default: {it.default}."
+        if it.envvar:
+            meaning += f" Or from `{it.envvar}`."
+        lines.append(f"| `{' '.join(filter(None, words))}` | {meaning} |")
+    return "\n".join(lines)
+
+
+def _value(parameter: Any) -> str:
+    return parameter.metavar or parameter.name.upper()
+
+
+def _paragraphs(text: str) -> str:
+    """Its paragraphs; one that is a command is code."""
+    paragraphs = (" ".join(it.split()) for it in text.split("\n\n"))
+    commands = ("coupon-service ", "export ")
+    return "\n\n".join(f"    {it}" if it.startswith(commands) else it for it in paragraphs)
+
+
+# --- the code ------------------------------------------------------------------------------------
+
+
+def layers() -> list[list[str]]:
+    """The layers of the package from the top, as the import contract has them."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    contracts = settings["tool"]["importlinter"]["contracts"]
+    (layered,) = (it for it in contracts if it["type"] == "layers")
+    return [layer.split(" : ") for layer in layered["layers"]]
+
+
+def layers_table() -> str:
+    """Every room of the package in the order of the layers, with its modules."""
+    lines = ["| Layer | Room | What it is for | Modules |", "| --- | --- | --- | --- |"]
+    for number, names in enumerate(layers()):  # the one above, number 0, is __main__
+        for name in names:
+            if name in ("__main__", "v1"):
+                continue
+            lines += (f"| {number} | {row} |" for row in _rooms(name))
+    return "\n".join(lines)
+
+
+def _rooms(name: str) -> Iterator[str]:
+    """A module, or a package and the packages in it, as cells of a table."""
+    folder = PACKAGE / name
+    if not folder.is_dir():
+        yield f"`{name}.py` | {_summary(folder.with_suffix('.py'))} |"
+        return
+    modules = sorted(it.stem for it in folder.glob("*.py") if it.stem != "__init__")
+    listed = ", ".join(f"`{it}`" for it in modules)
+    yield f"`{name}` | {_summary(folder / '__init__.py')} | {listed}"
+    for child in sorted(folder.iterdir()):
+        if (child / "__init__.py").exists():
+            yield from _rooms(f"{name}/{child.name}")
+
+
+def _summary(file: Path) -> str:
+    """The first sentence of what a module says of itself."""
+    text = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+    return first_sentence(" ".join(text.split()).replace("``", "`"))
 
 
 def _commented(text: str, pattern: str) -> Iterator[tuple[str, str]]:
@@ -116,7 +242,7 @@ def first_sentence(comment: str) -> str:
     return re.split(r"(?<=[.])\s", comment, maxsplit=1)[0]
 
 
-PARTS: Mapping[str, Callable[[], str]] = {
+GENERATORS: Mapping[str, Callable[[], str]] = {
     "session": lambda: f"```sh\n{session('127.0.0.1:50051', '.venv/bin/coupon-service')}\n```",
     "rpcs": rpc_table,
     "access": access_table,
@@ -125,18 +251,8 @@ PARTS: Mapping[str, Callable[[], str]] = {
     "metrics": metrics_table,
     "alerts": alerts_table,
     "settings": lambda: settings_table().strip(),
+    "commands": commands_section,
+    "shared_options": shared_options_table,
+    "layers": layers_table,
 }
-
-
-def up_to_date(readme: str) -> str:
-    """The text with all parts as they are to be."""
-    for name, render in PARTS.items():
-        pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
-        part = f"{render()}\n"
-        readme, count = pattern.subn(lambda found, part=part: found[1] + part + found[2], readme)
-        assert count == 1, f"README.md has the part {name} {count} times"
-    return readme
-
-
-if __name__ == "__main__":
-    README.write_text(up_to_date(README.read_text(encoding="utf-8")), encoding="utf-8")
+"""What renders a generated part, by the name that its marker in a page has."""

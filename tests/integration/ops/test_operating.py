@@ -1,4 +1,4 @@
-"""What README.md tells operators to do works as it is printed there."""
+"""What the documentation tells operators to do works as it is printed there."""
 
 # redis-py leaves the type of its keyword arguments open.
 # pyright: reportUnknownMemberType=false
@@ -14,17 +14,16 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, closing
 from pathlib import Path
 
+import psycopg
 import pytest
 import redis
 from pydantic import SecretStr
 from support.command_line import COMMAND, ROOT, TIMEOUT_S, environment
-from support.doc_tables import README
+from support.doc_pages import fenced, pages, read, shell_lines
 from support.service import Api, ServerThread, new_codes, refused, settings_for, unique
 
 from coupon_service.embedded.machine import bundled
 from coupon_service.v1.coupon_book_service_pb2 import LOCK_POLICY_OPTIONAL
-
-TEXT = README.read_text(encoding="utf-8")
 
 GRPCURL = shutil.which("grpcurl", path=f"{ROOT / '.tools'}{os.pathsep}{os.environ['PATH']}")
 
@@ -46,14 +45,9 @@ TOOLS = {
 }
 
 
-def lines(part: str) -> list[str]:
-    """The commands of a part of the page."""
-    found = re.search(rf"<!-- {part} -->\n```sh\n(.*?)```\n<!-- /{part} -->", TEXT, re.DOTALL)
-    assert found is not None
-    return [line for line in found[1].splitlines() if line and not line.startswith("#")]
+SQL = [block for page in pages() for block in fenced(read(page), "sql")]
 
-
-TASKS = {line.rpartition("/")[2]: line for line in lines("tasks")}
+TASKS = {line.rpartition("/")[2]: line for line in shell_lines("tasks")}
 
 
 def shell(script: str, **variables: str) -> str:
@@ -105,6 +99,12 @@ def test_the_ten_tasks_do_what_they_say(api: Api, server_address: str, tool: str
         assert re.search(ANSWERS[method], printed), printed
 
 
+@pytest.mark.parametrize("query", SQL, ids=range(len(SQL)))
+def test_every_query_that_is_printed_runs(query: str, database_url: str) -> None:
+    with psycopg.connect(database_url) as connection:
+        connection.execute(query.encode())
+
+
 def test_what_was_backed_up_and_restored_goes_on(
     new_database: Callable[[], AbstractContextManager[str]],
     empty_database_url: str,
@@ -123,7 +123,8 @@ def test_what_was_backed_up_and_restored_goes_on(
         assert pg_dump is not None
         programs = {"PATH": f"{pg_dump.parent}{os.pathsep}{os.environ['PATH']}"}
         urls = {"COUPON_DATABASE_URL": database_url, "RESTORED_DATABASE_URL": empty_database_url}
-        shell("\n".join([f"cd {shlex.quote(str(tmp_path))}", *lines("backup")]), **programs, **urls)
+        script = [f"cd {shlex.quote(str(tmp_path))}", *shell_lines("backup")]
+        shell("\n".join(script), **programs, **urls)
     with redis.Redis.from_url(redis_url) as client:
         client.flushdb()
     changed = {

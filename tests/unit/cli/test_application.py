@@ -44,7 +44,7 @@ def test_the_version_is_that_of_the_package() -> None:
     assert run("--version").output == f"coupon-service {__version__}\n"
 
 
-def test_the_settings_are_listed_as_in_the_readme() -> None:
+def test_settings_are_listed_as_in_the_documentation() -> None:
     assert run("settings").output == settings_table()
 
 

@@ -1,0 +1,85 @@
+"""The pages of the documentation: their generated parts, their links, and what they name.
+
+`make docs` brings the generated parts up to date. A part stands between `<!-- generated: name -->`
+and `<!-- /generated -->`; the name is one of `GENERATORS`. What a test runs as it is printed stands
+between `<!-- tested: name -->` and `<!-- /tested -->`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from support.doc_tables import GENERATORS, ROOT
+
+GENERATED = re.compile(r"(<!-- generated: (\w+) -->\n)(.*?)(<!-- /generated -->)", re.DOTALL)
+TESTED = re.compile(r"<!-- tested: (\w+) -->\n```\w+\n(.*?)```\n<!-- /tested -->", re.DOTALL)
+FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+LINK = re.compile(r"\[[^]\[]*\]\(([^)\s]+)\)")
+CODE = re.compile(r"`([^`\n]+)`")
+
+
+def pages() -> list[Path]:
+    """Every page that people write."""
+    return [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def read(page: Path) -> str:
+    """The text of a page."""
+    return page.read_text(encoding="utf-8")
+
+
+def up_to_date(text: str) -> str:
+    """The text with all generated parts as they are to be. KeyError: there is no such generator."""
+    return GENERATED.sub(lambda it: f"{it[1]}{GENERATORS[it[2]]()}\n{it[4]}", text)
+
+
+def shell_lines(name: str) -> list[str]:
+    """The lines of the part that is tested under this name, without comments."""
+    (found,) = (it[2] for page in pages() for it in TESTED.finditer(read(page)) if it[1] == name)
+    return [line for line in found.splitlines() if line and not line.startswith("#")]
+
+
+def fenced(text: str, language: str) -> list[str]:
+    """The blocks of code in this language."""
+    return [it[2] for it in FENCED.finditer(text) if it[1] == language]
+
+
+def prose(text: str) -> str:
+    """The text without its blocks of code."""
+    return FENCED.sub("", text)
+
+
+def links(text: str) -> list[str]:
+    """Where the links lead that are not into the web."""
+    return [it for it in LINK.findall(prose(text)) if "://" not in it]
+
+
+def names_in_code(text: str) -> list[str]:
+    """What stands in code font within sentences and tables."""
+    return CODE.findall(prose(text))
+
+
+def anchors(text: str) -> set[str]:
+    """What links can lead to within a page: its headings, as GitHub makes anchors of them."""
+    found: Counter[str] = Counter()
+
+    def anchor(heading: str) -> str:
+        name = re.sub(r"[^\w -]", "", LINK.sub(lambda it: it[0].split("]")[0][1:], heading))
+        name = name.strip().lower().replace(" ", "-")
+        found[name] += 1
+        return name if found[name] == 1 else f"{name}-{found[name] - 1}"
+
+    return set(map(anchor, headings(text)))
+
+
+def headings(text: str) -> Iterator[str]:
+    """The headings of a page, from the top."""
+    return (it[1] for it in re.finditer(r"^#+ (.*)$", prose(text), re.MULTILINE))
+
+
+if __name__ == "__main__":
+    for page in pages():
+        page.write_text(up_to_date(read(page)), encoding="utf-8")

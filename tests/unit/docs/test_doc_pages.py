@@ -1,0 +1,179 @@
+"""The pages lead somewhere and name what there is."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from pathlib import Path
+
+import pytest
+from support.doc_pages import (
+    GENERATED,
+    anchors,
+    fenced,
+    headings,
+    links,
+    names_in_code,
+    pages,
+    prose,
+    read,
+    up_to_date,
+)
+from support.doc_tables import GENERATORS, PACKAGE, ROOT, alerts, commands, metrics
+
+from coupon_service.settings import PREFIX, TOKEN_VARIABLE, Settings
+
+PAGES = {str(page.relative_to(ROOT)): page for page in pages()}
+
+SUFFIXES = (".py", ".sql", ".lua", ".proto", ".md", ".toml", ".yml", ".yaml", ".json", ".svg")
+
+every_page = pytest.mark.parametrize("name", PAGES)
+
+
+@every_page
+def test_generated_parts_are_up_to_date(name: str) -> None:
+    text = read(PAGES[name])
+    assert up_to_date(text) == text, "run make docs"
+
+
+@every_page
+def test_every_part_that_begins_ends(name: str) -> None:
+    marks = re.findall(r"^<!-- (/?\w+)(?:: \w+)? -->$", read(PAGES[name]), re.MULTILINE)
+    assert marks[1::2] == [f"/{it}" for it in marks[::2]]
+
+
+def test_every_generated_part_is_in_one_page() -> None:
+    found = [it[2] for page in pages() for it in GENERATED.finditer(read(page))]
+    assert sorted(found) == sorted(GENERATORS)
+
+
+def test_updating_changes_nothing_but_generated_parts() -> None:
+    text = read(ROOT / "docs" / "api.md")
+    spoiled = text.replace("| RedemptionService | RedeemCode |", "| RedemptionService | Redeem |")
+    assert spoiled != text
+    assert up_to_date(spoiled) == text
+
+
+def test_a_marker_without_a_generator_is_an_error() -> None:
+    with pytest.raises(KeyError):
+        up_to_date("<!-- generated: nothing -->\n<!-- /generated -->")
+
+
+@every_page
+def test_every_link_leads_somewhere(name: str) -> None:
+    page = PAGES[name]
+    for link in links(read(page)):
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), link
+        if anchor:
+            assert anchor in anchors(read(target)), link
+
+
+def test_every_page_is_reached_from_the_readme() -> None:
+    reached = {
+        (ROOT / link.partition("#")[0]).resolve() for link in links(read(ROOT / "README.md"))
+    }
+    assert set(pages()) - {ROOT / "README.md"} <= reached
+
+
+def test_the_readme_is_short() -> None:
+    assert len(read(ROOT / "README.md").splitlines()) <= 130
+
+
+@every_page
+def test_every_file_that_is_named_is_there(name: str) -> None:
+    for named in names_in_code(read(PAGES[name])):
+        if is_path(named):
+            assert any((top / named).exists() for top in (ROOT, PACKAGE)), named
+
+
+def is_path(named: str) -> bool:
+    """Whether this is a file or folder of the repository, from its top or from the package's."""
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)*/?", named) or is_ignored(named):
+        return False
+    first = named.split("/", maxsplit=1)[0]
+    in_folder = any((top / first).is_dir() for top in (ROOT, PACKAGE))
+    return named.endswith(".py") or ("/" in named and (named.endswith(SUFFIXES) or in_folder))
+
+
+def is_ignored(named: str) -> bool:
+    """Whether it is made by commands, so that git does not have it."""
+    lines = (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()
+    return named.startswith(tuple(it[1:] for it in lines if it.startswith("/")))
+
+
+@every_page
+def test_every_make_target_that_is_named_is_there(name: str) -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for target in re.findall(r"`(?:\S+=\S+ )?make ([a-z0-9-]+)", prose(read(PAGES[name]))):
+        assert f"\n{target}:" in makefile, target
+
+
+@every_page
+def test_every_setting_that_is_named_is_there(name: str) -> None:
+    known = {f"{PREFIX}{it}".upper() for it in Settings.model_fields} | {TOKEN_VARIABLE}
+    for named in re.findall(r"\bCOUPON_[A-Z][A-Z_]*\b", read(PAGES[name])):
+        assert named in known or named.startswith("COUPON_TEST_"), named
+
+
+@every_page
+def test_every_metric_that_is_named_is_there(name: str) -> None:
+    known = {it for it, *_ in metrics()} | tables() | {"coupon_service"}
+    for named in names_in_code(read(PAGES[name])):
+        for word in re.findall(r"^coupon_[a-z_]+", named):
+            assert word in known, word
+
+
+@every_page
+def test_every_command_that_is_named_is_there(name: str) -> None:
+    known = {it for it, _ in commands()} | {it.split()[0] for it, _ in commands()}
+    text = read(PAGES[name])
+    for named in (*names_in_code(text), *fenced(text, "sh")):
+        for command in re.findall(r"\bcoupon-service ([a-z]+(?: up| down| status)?)", named):
+            assert command in known, command
+
+
+def tables() -> set[str]:
+    """The tables of the schema."""
+    steps = "".join(it.read_text(encoding="utf-8") for it in (ROOT / "migrations").glob("*.sql"))
+    return set(re.findall(r"CREATE TABLE (\w+)", steps))
+
+
+def test_the_architecture_lists_every_table() -> None:
+    text = read(ROOT / "docs" / "architecture.md")
+    section = text.split("\n## Tables\n")[1].split("\n## ")[0]
+    assert set(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)) == tables()
+
+
+class TestRunbook:
+    TEXT = read(ROOT / "docs" / "runbook.md")
+
+    def test_every_alert_has_an_entry(self) -> None:
+        assert list(headings(self.TEXT))[1:] == [it["alert"] for it in alerts()]
+
+    def test_every_alert_leads_to_its_entry(self) -> None:
+        for alert in alerts():
+            path, _, anchor = alert["runbook"].partition("#")
+            assert (ROOT / path, anchor) == (ROOT / "docs" / "runbook.md", alert["alert"].lower())
+            assert anchor in anchors(self.TEXT)
+
+    def test_every_entry_says_what_it_means_and_what_to_do(self) -> None:
+        for entry in self.TEXT.split("\n## ")[1:]:
+            assert "**Means.**" in entry, entry
+            assert "**Look at" in entry, entry
+            assert re.search(r"\*\*Do\.\*\*|\*\*Look at and do\*\*", entry), entry
+
+    def test_panels_and_log_lines_that_are_quoted_are_there(self) -> None:
+        dashboard = (ROOT / "deploy" / "grafana" / "coupon-service.json").read_text("utf-8")
+        known = {it["title"] for it in json.loads(dashboard)["panels"]} | strings_of(PACKAGE)
+        for quoted in re.findall(r'"([^"\n]+)"', prose(self.TEXT).replace("\n", " ")):
+            assert quoted in known, quoted
+
+
+def strings_of(folder: Path) -> set[str]:
+    """Every string in the code of a folder."""
+    trees = (ast.parse(it.read_text(encoding="utf-8")) for it in folder.rglob("*.py"))
+    nodes = (node for tree in trees for node in ast.walk(tree))
+    return {it.value for it in nodes if isinstance(it, ast.Constant) and isinstance(it.value, str)}
