@@ -23,8 +23,10 @@ from coupon_service.locks.service import LockService
 from coupon_service.maintenance.lock_sweeper import LockSweeper
 from coupon_service.maintenance.readiness_monitor import ReadinessMonitor
 from coupon_service.maintenance.stock_monitor import StockMonitor
+from coupon_service.ratelimit.callers import CallerLimits
 from coupon_service.ratelimit.code_guessing import GuessGuard
-from coupon_service.ratelimit.limiter import CallerLimits, RateLimiter, Windows
+from coupon_service.ratelimit.limiter import RateLimiter
+from coupon_service.ratelimit.windows import Windows
 from coupon_service.rpc.handler import RpcHandler, RpcHandlerSettings
 from coupon_service.rpc.listener import Listener, ListenerError
 from coupon_service.rpc.servicers.assignments import AssignmentServicer
@@ -124,10 +126,10 @@ class Server:
         self._join()
         # types-grpcio does not know the asyncio half of grpc_health.
         self._health: Any = cast("Any", health).aio.HealthServicer()
-        self._edge = self._make_edge()
-        self._add_servicers(self._edge)
+        self._handler = self._make_handler()
+        self._add_servicers(self._handler)
         await self._database.open()
-        self._grpc = Listener(settings, self._tls, self._edge, SERVICES)
+        self._grpc = Listener(settings, self._tls, self._handler, SERVICES)
         try:
             self.port = await self._grpc.open()
         except ListenerError as error:
@@ -167,10 +169,10 @@ class Server:
         lookups = MicroBatcher(Lookups(self._database).execute, one, metrics, "lookups", tracer)
         self._reads = Reads(self._database, lookups.submit)
 
-    def _make_edge(self) -> RpcHandler:
+    def _make_handler(self) -> RpcHandler:
         settings, metrics = self._settings, self._metrics
         return RpcHandler(
-            _edge_settings(settings),
+            _handler_settings(settings),
             structlog.get_logger("coupon_service.rpc"),
             metrics,
             self._authentication() if settings.auth == "jwt" else None,
@@ -193,7 +195,7 @@ class Server:
         self._spawn(tokens.watch())
         return Authorizer(tokens)
 
-    def _add_servicers(self, edge: RpcHandler) -> None:
+    def _add_servicers(self, handler: RpcHandler) -> None:
         settings, now = self._settings, self._now
         changes, looks, reads = self._coalescer, self._looks, self._reads
         tokens = LockTokens(_token_secrets(settings))
@@ -201,28 +203,28 @@ class Server:
         momentary_ttl_ms = settings.default_deadline_ms + settings.statement_timeout_ms
         checkout = Checkout(looks, changes, self._leases, tokens, momentary_ttl_ms, now)
         books, chunks = Books(self._database, now), CodeChunks(self._database, now)
-        edge.add(
+        handler.add(
             coupon_book_service_pb2_grpc.add_CouponBookServiceServicer_to_server,
             CouponBookServicer(books, now),
         )
-        edge.add(
+        handler.add(
             coupon_code_service_pb2_grpc.add_CouponCodeServiceServicer_to_server,
             CouponCodeServicer(books, reads, chunks, changes, locks, now),
         )
-        edge.add(
+        handler.add(
             assignment_service_pb2_grpc.add_AssignmentServiceServicer_to_server,
             AssignmentServicer(changes, reads, locks, now),
         )
-        edge.add(
+        handler.add(
             redemption_service_pb2_grpc.add_RedemptionServiceServicer_to_server,
             RedemptionServicer(checkout, locks, reads),
         )
-        edge.add(
+        handler.add(
             audit_service_pb2_grpc.add_AuditServiceServicer_to_server,
             AuditServicer(reads),
         )
         register_health: Any = cast("Any", health_pb2_grpc).add_HealthServicer_to_server
-        edge.add(register_health, self._health)
+        handler.add(register_health, self._health)
 
     def _make_locks(self, tokens: LockTokens) -> LockService:
         """Locks, of which those that are wished for, or let go, at the same time go together."""
@@ -284,7 +286,7 @@ class Server:
         await self._taking.drain()
         await self._releasing.drain()
         await self._coalescer.drain()
-        self._edge.close()
+        self._handler.close()
         await self._close()
 
     async def _close(self) -> None:
@@ -361,15 +363,11 @@ def _batches(settings: Settings) -> MicroBatcherSettings:
     )
 
 
-def _edge_settings(settings: Settings) -> RpcHandlerSettings:
+def _handler_settings(settings: Settings) -> RpcHandlerSettings:
     return RpcHandlerSettings(
         default_deadline_ms=settings.default_deadline_ms,
         request_max_bytes=settings.request_max_bytes,
-        request_max_bytes_of={
-            "ImportCodes": settings.import_request_max_bytes,
-            "BatchRedeemCodes": settings.import_request_max_bytes,
-            "BatchAssignRandomCodes": settings.import_request_max_bytes,
-        },
+        import_request_max_bytes=settings.import_request_max_bytes,
         stream_idle_ms=settings.stream_idle_ms,
         calls_max=settings.calls_max,
     )

@@ -45,7 +45,7 @@ def token(
 
     export COUPON_TOKEN=$(coupon-service token --role admin)
     """
-    from coupon_service.rpc.authorization import Role
+    from coupon_service.rpc.methods import Role
 
     known = [str(each) for each in Role]
     if unknown := [name for name in role if name not in known]:

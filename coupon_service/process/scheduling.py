@@ -1,16 +1,12 @@
 """Which processor core a worker runs on, and which of its threads gives way.
 
 A worker is several threads, of which one runs the event loop and the others, gRPC's, wake it and
-each other several times a call. On a core of its own they take turns instead of chasing each other
-over all cores, and SCHED_BATCH (sched(7)) keeps other processes from being pushed aside. Under full
-load, in 8 noisy rounds on two cores shared with PostgreSQL and the clients, RedeemCode took 11 %
-less processor time with both, LockCode 13 %; each alone brought little.
+each other several times a call. On a core of its own they take turns instead of migrating over all
+cores, and SCHED_BATCH (sched(7)) keeps them from pre-empting other processes.
 
-The thread that polls gRPC's queue is made to wait for the event loop as well: it pushed the loop
-aside at each of five events a call, which the loop itself had caused. With less priority it runs
-when the loop has nothing left to do, or has had its time, and takes many events at once. In 13
-rounds RedeemCode took another 9 % less (the event loop was pushed aside 0.8 times a call instead
-of 5.3), at the same or shorter latencies. A nice of 5 did half of that, 14 and 19 no more.
+The thread that polls gRPC's queue gives way to the event loop as well, which it would pre-empt for
+events that the loop itself has caused. With a lower priority it runs when the loop is idle, or has
+had its time slice, and takes many events at once.
 """
 
 from __future__ import annotations
@@ -29,7 +25,7 @@ def core_for(workers: int, taken: Collection[int | None]) -> int | None:
     """A core for the next worker, the one that the fewest have `taken`.
 
     None where a worker is better left to the system: with more or fewer `workers` than cores that
-    this process may use, and where the system does not tell.
+    this process may use, and where the system does not say.
     """
     if not hasattr(os, "sched_getaffinity"):
         return None

@@ -75,7 +75,7 @@ class Worker:
         delay_s: float,
         core: int | None,
     ) -> None:
-        """`delay_s`: the pause before another takes its place when it dies young. `core`: the one
+        """`delay_s`: the pause before another replaces it when it dies young. `core`: the one
         that it runs on, None for any."""
         # One byte that the worker writes and the supervisor reads.
         self._found: Any = context.RawValue("B", 0)
@@ -215,7 +215,7 @@ class Supervisor:
         return worker
 
     async def _watch(self, worker: Worker) -> None:
-        """Until the worker has ended; another takes its place unless it was to end."""
+        """Until the worker has ended; another replaces it unless it was to end."""
         await worker.ended.wait()
         self._workers.remove(worker)
         if worker.process.pid is not None:
@@ -264,8 +264,8 @@ class Supervisor:
             if number > 0:
                 await asyncio.sleep(REPLACE_PAUSE_S)
             if old.ended.is_set():
-                continue  # and what took its place has the new settings
-            old.retired = True  # its place is being taken already, should it die now
+                continue  # and its replacement has the new settings
+            old.retired = True  # its replacement is starting already, should it die now
             new = self._start(RESTART_DELAY_S)
             if await _serves(new):
                 self._log.info("worker replaced", pid=old.process.pid, by=new.process.pid)
@@ -355,7 +355,7 @@ def run_worker(
     from coupon_service.server import ServerError  # noqa: PLC0415
 
     run_on(core)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches us too, but we wait to be told
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the supervisor as well
     configure_logging(settings.log_level, settings.log_format)
 
     def readiness_changed(readiness: Readiness) -> None:

@@ -1,4 +1,4 @@
-"""What a worker process does: serves until it is told to stop, or cannot go on."""
+"""What a worker process does: serves until it is stopped, or cannot go on."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ async def work(
 ) -> None:
     """Runs one of several workers until SIGTERM, or until the supervisor is gone.
 
-    SIGUSR2 tells it that another worker has taken over; SIGHUP, to reload from `read_settings`.
+    SIGUSR2 says that another worker has taken over; at SIGHUP it reloads from `read_settings`.
     `orphaned`: a descriptor that becomes readable when the supervisor, which serves the metrics, is
     gone. Raises ServerError when it cannot start or go on.
     """
@@ -41,7 +41,7 @@ async def work(
         try:
             server.reload(read_settings())
         except SettingsError:
-            return  # the supervisor tells
+            return  # the supervisor logs it
 
     loop.add_signal_handler(signal.SIGTERM, stopped.set)
     loop.add_signal_handler(signal.SIGUSR2, replaced.set)
@@ -59,9 +59,9 @@ async def work(
 
 
 async def _until_stopped(server: Server, stopped: asyncio.Event, replaced: asyncio.Event) -> None:
-    """Stops the server when it is told to, or when it failed. Raises ServerError then."""
+    """Stops the server at a signal, or when it failed. Raises ServerError then."""
     # What has been made so far stays. An RPC leaves six objects of grpc.aio (1.85) that only the
-    # collector can free. Those of RPCs that it found open grow old, and go when it looks at the old
+    # collector can free. Those of RPCs that it found open grow old, and go when it visits the old
     # objects as well: every hundredth time, since there are few. So it holds up calls for a
     # millisecond or two, after some 1,700 of them.
     gc.collect()

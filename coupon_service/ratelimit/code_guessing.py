@@ -1,4 +1,4 @@
-"""Limits for those who try codes that do not exist.
+"""Protection against brute force: limits for those who try codes that do not exist.
 
 Only a miss is counted, in Redis for all workers together; who never misses costs nothing. After
 the last miss that the limit allows every look-up of that user is refused, also of codes that
@@ -17,23 +17,20 @@ from typing import Any, Final, Protocol
 from limits import RateLimitItem
 
 from coupon_service.errors import LocksUnavailable, RateLimited
-from coupon_service.ratelimit.limiter import (
+from coupon_service.ratelimit.callers import (
     REMEMBERED_MAX,
     Caller,
     CallerLimits,
-    DenyList,
     Limits,
-    Windows,
     user_identity,
 )
+from coupon_service.ratelimit.windows import DenyList, Window, Windows
 
 NOTHING: Final = nullcontext()
 
-Hits = Sequence[tuple[RateLimitItem, str, int]]
-
 
 class GuessObserver(Protocol):
-    """Who is told of those who guess."""
+    """Who is notified of those who guess."""
 
     def guess_alarm(self, kind: str) -> None:
         """A limit has been reached. `kind`: user, service or peer."""
@@ -52,42 +49,42 @@ class GuessGuard:
     ) -> None:
         self._limits = Limits(limits)
         self._windows = windows
-        self._alone = _WorkerWindows()
+        self._without_redis = _WorkerWindows()
         self._observer = observer
         self._log = log
-        self._refused = DenyList()
-        self._looking: Counter[str] = Counter()
+        self._denied = DenyList()
+        self._look_ups: Counter[str] = Counter()
 
-    def looking(self, caller: Caller) -> AbstractContextManager[None]:
+    def look_up(self, caller: Caller) -> AbstractContextManager[None]:
         """While a look-up is under way.
 
         An end user has no more of them at a time than guesses, since all are made before the first
         is counted. Raises RateLimited.
         """
         counted = caller.end_user and self._limits.end_users
-        return self._counted_looking(caller) if counted else NOTHING
+        return self._counted_look_up(caller) if counted else NOTHING
 
     @contextmanager
-    def _counted_looking(self, caller: Caller) -> Generator[None]:
+    def _counted_look_up(self, caller: Caller) -> Generator[None]:
         name = self._limits.identity(caller)
-        if self._looking[name] >= min(item.amount for item in self._limits.end_users):
+        if self._look_ups[name] >= min(item.amount for item in self._limits.end_users):
             raise RateLimited(
                 "Too many codes are looked up at the same time.", retry_after_ms=1_000
             )
-        self._looking[name] += 1
+        self._look_ups[name] += 1
         try:
             yield
         finally:
-            self._looking[name] -= 1
-            if not self._looking[name]:
-                del self._looking[name]
+            self._look_ups[name] -= 1
+            if not self._look_ups[name]:
+                del self._look_ups[name]
 
     def refusal(self, caller: Caller, user_id: str) -> RateLimited | None:
         """Why codes are not looked up now for this caller and user, if they are not."""
-        if not self._refused:
+        if not self._denied:
             return None
         names = self._suspects(caller, {user_id: 1})
-        left_ms = max((self._refused.left_ms(name) for name in names), default=0)
+        left_ms = max((self._denied.left_ms(name) for name in names), default=0)
         return _refusal(left_ms) if left_ms else None
 
     async def missed(self, caller: Caller, misses: Mapping[str, int]) -> RateLimited | None:
@@ -107,7 +104,7 @@ class GuessGuard:
         refused_ms = 0
         for (name, (item, _, amount)), count, left_ms in zip(hits, counts, lefts_ms, strict=True):
             if count >= item.amount:
-                self._refused.add(name, max(left_ms, self._refused.left_ms(name)))
+                self._denied.add(name, max(left_ms, self._denied.left_ms(name)))
                 if count - amount < item.amount:
                     self._alarm(caller, name, item)
             if count > item.amount:
@@ -128,7 +125,7 @@ class GuessGuard:
         suspects[self._limits.identity(caller)] = self._limits.of(caller), sum(misses.values())
         return suspects
 
-    async def _hit(self, hits: Hits) -> tuple[list[int], list[int]]:
+    async def _hit(self, hits: Sequence[Window]) -> tuple[list[int], list[int]]:
         """The counts, and for those that are used up how long their windows last."""
         try:
             counts = await self._windows.hit(hits)
@@ -137,7 +134,7 @@ class GuessGuard:
                 for (item, key, _), count in zip(hits, counts, strict=True)
             ]
         except LocksUnavailable:
-            return self._alone.hit(hits)
+            return self._without_redis.hit(hits)
         return counts, lefts_ms
 
     def _alarm(self, caller: Caller, name: str, item: RateLimitItem) -> None:
@@ -159,7 +156,7 @@ class _WorkerWindows:
     def __init__(self) -> None:
         self._windows: dict[str, tuple[int, float]] = {}
 
-    def hit(self, hits: Hits) -> tuple[list[int], list[int]]:
+    def hit(self, hits: Sequence[Window]) -> tuple[list[int], list[int]]:
         """The counts after these hits, and how long the windows last, in milliseconds."""
         counts: list[int] = []
         lefts_ms: list[int] = []

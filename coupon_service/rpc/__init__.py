@@ -1,1 +1,1 @@
-"""The edge: gRPC in, validated values inwards, one table from errors to statuses out."""
+"""gRPC in, validated values inwards, one table from errors to statuses out."""

@@ -1,75 +1,18 @@
-"""Who may call what: the roles of tokens, and the one table of what each of them is for."""
+"""Who may call what: by the roles of the token that comes with a call."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 from functools import cache, lru_cache
 from typing import Any, Final, cast
 
 from coupon_service.errors import InvalidArgument, PermissionDenied, Unauthenticated
 from coupon_service.rpc.context import RequestContext
 from coupon_service.rpc.convert.fields import Fields
+from coupon_service.rpc.methods import METHODS, Role
 from coupon_service.security.bearer_tokens import LEEWAY_S, NEEDED, Tokens
-
-
-class Role(StrEnum):
-    """What a token can be for, as its claim `roles` names it. `self`: its subject is an end user,
-    who sees and changes only what is its own; other roles beside it do not count.
-    """
-
-    ADMIN = "admin"
-    ISSUER = "issuer"
-    REDEEMER = "redeemer"
-    AUDITOR = "auditor"
-    SELF = "self"
-
-
-_ISSUE: Final = frozenset({Role.ISSUER})
-_REDEEM: Final = frozenset({Role.REDEEMER})
-_AUDIT: Final = frozenset({Role.AUDITOR})
-_CHECK_OUT: Final = frozenset({Role.REDEEMER, Role.SELF})
-_READ: Final = frozenset({Role.ISSUER, Role.REDEEMER, Role.AUDITOR})
-_READ_OWN: Final = _READ | {Role.SELF}
-
-ACCESS: Final[Mapping[str, frozenset[Role]]] = {
-    "CouponBookService/CreateCouponBook": _ISSUE,
-    "CouponBookService/GetCouponBook": _READ,
-    "CouponBookService/ListCouponBooks": _READ,
-    "CouponBookService/UpdateCouponBook": _ISSUE,
-    "CouponBookService/ActivateCouponBook": _ISSUE,
-    "CouponBookService/PauseCouponBook": _ISSUE,
-    "CouponBookService/CloseCouponBook": _ISSUE,
-    "CouponBookService/GetCouponBookStats": _ISSUE | _AUDIT,
-    "CouponCodeService/PreviewCodes": _ISSUE,
-    "CouponCodeService/GenerateCodes": _ISSUE,
-    "CouponCodeService/ImportCodes": _ISSUE,
-    "CouponCodeService/ExportCodes": _ISSUE | _AUDIT,
-    "CouponCodeService/GetCode": _READ,
-    "CouponCodeService/ListCodes": _ISSUE | _AUDIT,
-    "CouponCodeService/DisableCode": _ISSUE,
-    "CouponCodeService/EnableCode": _ISSUE,
-    "AssignmentService/AssignCode": _ISSUE,
-    "AssignmentService/AssignRandomCode": _ISSUE,
-    "AssignmentService/BatchAssignRandomCodes": _ISSUE,
-    "AssignmentService/RevokeAssignment": _ISSUE,
-    "AssignmentService/ListUserCoupons": _READ_OWN,
-    "RedemptionService/ValidateCode": _CHECK_OUT,
-    "RedemptionService/LockCode": _CHECK_OUT,
-    "RedemptionService/ExtendLock": _CHECK_OUT,
-    "RedemptionService/UnlockCode": _CHECK_OUT,
-    "RedemptionService/GetLock": _READ_OWN,
-    "RedemptionService/ListLocks": _READ_OWN,
-    "RedemptionService/RedeemCode": _CHECK_OUT,
-    "RedemptionService/BatchRedeemCodes": _REDEEM,
-    "RedemptionService/RollbackRedemption": _REDEEM,
-    "RedemptionService/GetRedemption": _READ_OWN,
-    "RedemptionService/ListRedemptions": _READ_OWN,
-    "AuditService/ListAuditEvents": _AUDIT,
-}
-"""The roles that may call a method, beside admin, which may call all of these."""
 
 IDENTITIES_MAX: Final = 8_192
 """Tokens whose meaning a worker remembers; the one that was used longest ago goes first."""
@@ -91,7 +34,7 @@ class Identity:
 
 
 class Authorizer:
-    """Tells who calls, by the token that comes with the call, and refuses who may not.
+    """Names the caller, by the token that comes with the call, and refuses who may not.
 
     A verified token is remembered until it expires or the keys change.
     """
@@ -136,7 +79,7 @@ def methods_of(roles: frozenset[Role]) -> frozenset[str]:
     if Role.SELF in roles:
         roles = frozenset({Role.SELF})
     return frozenset(
-        name for name, who in ACCESS.items() if not roles.isdisjoint({*who, Role.ADMIN})
+        name for name, row in METHODS.items() if not roles.isdisjoint({*row.roles, Role.ADMIN})
     )
 
 
@@ -176,5 +119,5 @@ def _roles(fields: Fields, claim: object) -> frozenset[Role]:
 
 
 def _text(claim: object) -> str:
-    """A claim that has to be text; nothing, which no identifier is, in place of anything else."""
+    """A claim that has to be text; empty, which no identifier is, in place of anything else."""
     return claim if isinstance(claim, str) else ""

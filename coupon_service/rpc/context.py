@@ -38,7 +38,7 @@ class RequestContext:
     span: Span | None = None
 
     def call(self, request_id: str) -> Call:
-        """The call as the ledger remembers it; also tells the log its `request_id`."""
+        """The call as the ledger keeps it; the log has its `request_id` from here on."""
         self.request_id = request_id
         return Call(
             self.caller,

@@ -1,4 +1,4 @@
-"""What a guess is in the messages of the contract: which methods look codes up, and what a miss is.
+"""What a guess is in the messages of the contract: whose codes are looked up, and what a miss is.
 
 Around the servicers, so that what is counted is what the client is told.
 """
@@ -19,6 +19,7 @@ from coupon_service.errors import (
 )
 from coupon_service.ratelimit.code_guessing import GuessGuard
 from coupon_service.rpc.context import current
+from coupon_service.rpc.methods import LookUp
 from coupon_service.rpc.status import TABLE, item_error
 from coupon_service.v1 import redemption_service_pb2 as pb
 
@@ -27,34 +28,17 @@ Behavior = Callable[[Any, Any], Awaitable[Any]]
 MISSES: Final = (CodeNotFound, CodeChecksumInvalid)
 MISS_REASONS: Final = tuple(TABLE[cls].reason for cls in MISSES)
 
-LOOK_UPS: Final = (
-    "GetCode",
-    "DisableCode",
-    "EnableCode",
-    "AssignCode",
-    "RevokeAssignment",
-    "ValidateCode",
-    "LockCode",
-    "RedeemCode",
-)
-"""Methods that look up the one `code` of their request, perhaps for its `user_id`."""
 
-
-def counting(
-    name: str, handler: grpc.RpcMethodHandler[Any, Any], guesses: GuessGuard | None
+def guarded(
+    look_up: LookUp, handler: grpc.RpcMethodHandler[Any, Any], guesses: GuessGuard | None
 ) -> grpc.RpcMethodHandler[Any, Any]:
-    """The handler of the method `name`, which counts misses and refuses who has had too many."""
+    """The handler, which counts misses and refuses who has had too many."""
+    if guesses is None or look_up is LookUp.NONE:
+        return handler
     behavior: Any = handler.unary_unary
-    if guesses is None:
-        return handler
-    if name in LOOK_UPS:
-        counted = _one(behavior, guesses)
-    elif name == "BatchRedeemCodes":
-        counted = _batch(behavior, guesses)
-    else:
-        return handler
+    around = _one if look_up is LookUp.CODE else _batch
     return grpc.unary_unary_rpc_method_handler(
-        counted, handler.request_deserializer, handler.response_serializer
+        around(behavior, guesses), handler.request_deserializer, handler.response_serializer
     )
 
 
@@ -64,7 +48,7 @@ def _one(behavior: Behavior, guesses: GuessGuard) -> Behavior:
         user_id: str = getattr(request, "user_id", "")
         if refusal := guesses.refusal(rpc, user_id):
             raise refusal
-        with guesses.looking(rpc):
+        with guesses.look_up(rpc):
             try:
                 response = await behavior(request, context)
             except MISSES:
@@ -79,7 +63,7 @@ def _one(behavior: Behavior, guesses: GuessGuard) -> Behavior:
 
 
 def _is_missed(response: Any) -> bool:
-    """Whether a dry run tells that there is no such code."""
+    """Whether a dry run says that there is no such code."""
     return isinstance(response, pb.ValidateCodeResponse) and any(
         problem.reason in MISS_REASONS for problem in response.problems
     )
@@ -98,7 +82,7 @@ def _batch(behavior: Behavior, guesses: GuessGuard) -> Behavior:
             raise first
         else:
             wanted = _without(request, refusals)
-        with guesses.looking(rpc):
+        with guesses.look_up(rpc):
             try:
                 response = await behavior(wanted, context)
             except InvalidArgument:

@@ -1,12 +1,11 @@
 """What happens to every RPC around its servicer: one layer, for it is the hottest code there is.
 
-It reads and bounds the request, gives it a deadline, turns errors into statuses by the table of
-`status.py`, writes one line to the log and counts. The same could be done by interceptors, which
-grpc.aio calls anew for each RPC, and which see neither a request that cannot be parsed nor (being
-asked for a handler, not for an answer) the end of a call. Measured on grpcio 1.85 with all 33
-methods of the contract, in three noisy runs: a handler of the generic kind cost 269-290 µs of
-processor time an RPC, the same one behind an interceptor 6-22 µs more, and 19-80 µs more when the
-methods are registered with the server, whose loop then waits for each of them separately.
+It authorizes the caller, reads and bounds the request, gives it a deadline, turns errors into
+statuses by the table of `status.py`, writes one line to the log and counts. Interceptors could do
+the same, but grpc.aio calls them anew for each RPC, and they see neither a request that cannot be
+parsed nor (being asked for a handler, not for an answer) the end of a call. A generic handler also
+costs less than methods that are registered with the server, whose loop waits for each of them
+separately (grpcio 1.85).
 """
 
 from __future__ import annotations
@@ -38,7 +37,8 @@ from coupon_service.ratelimit.limiter import RateLimiter
 from coupon_service.rpc.arrival_batch import BUSY_CALLS, ArrivalBatcher
 from coupon_service.rpc.call_recorder import CallRecorder, RpcObserver
 from coupon_service.rpc.context import CURRENT, RequestContext
-from coupon_service.rpc.guess_guard import counting
+from coupon_service.rpc.guess_guard import guarded
+from coupon_service.rpc.methods import METHODS
 from coupon_service.rpc.status import kind_of, known, to_status
 
 if TYPE_CHECKING:
@@ -59,16 +59,16 @@ DETAILS_KEY: Final = "grpc-status-details-bin"
 
 @dataclass(frozen=True, slots=True)
 class RpcHandlerSettings:
-    """Bounds of an RPC. `request_max_bytes` holds for methods that `request_max_bytes_of` lacks.
+    """Bounds of an RPC. `import_request_max_bytes` holds for methods with large messages.
 
-    `default_deadline_ms` is for unary RPCs without a deadline. A stream without one goes on for as
-    long as its client wants: GenerateCodes of millions takes minutes. One whose client owes a
-    message for `stream_idle_ms` ends. `calls_max`: calls of any method that are open at a time.
+    `default_deadline_ms` is for calls without a deadline, unless their method is open-ended. A
+    stream whose client owes a message for `stream_idle_ms` ends. `calls_max`: calls of any method
+    that are open at a time.
     """
 
     default_deadline_ms: int
     request_max_bytes: int
-    request_max_bytes_of: Mapping[str, int]
+    import_request_max_bytes: int
     stream_idle_ms: int
     calls_max: int
 
@@ -93,8 +93,8 @@ class RpcHandler(grpc.GenericRpcHandler):
     ) -> None:
         self._settings = settings
         self._observer = observer
-        self._ended = CallRecorder(log, observer, tracer)
-        self._bunches = ArrivalBatcher()
+        self._recorder = CallRecorder(log, observer, tracer)
+        self._arrivals = ArrivalBatcher()
         self._authenticate = authenticate or _as_anonymous
         self._tracer = tracer
         self._limiter = limiter
@@ -143,8 +143,8 @@ class RpcHandler(grpc.GenericRpcHandler):
         return handler
 
     def close(self) -> None:
-        """Tells of the last calls; there are no more."""
-        self._ended.tell()
+        """Flushes what was recorded of the last calls; there are no more."""
+        self._recorder.flush()
 
     def _refusing(self, method: str, error: CouponServiceError) -> grpc.RpcMethodHandler[Any, Any]:
         """Answers any method with the error, at once: it does not wait for the request."""
@@ -165,15 +165,12 @@ class RpcHandler(grpc.GenericRpcHandler):
         self, method: str, handler: grpc.RpcMethodHandler[Any, Any]
     ) -> grpc.RpcMethodHandler[Any, Any]:
         """The handler with everything around it that an RPC needs."""
-        name = method.rpartition("/")[2]
-        handler = counting(name, handler, self._guesses)
-        streams = handler.request_streaming or handler.response_streaming
-        default_s = None if streams else self._settings.default_deadline_ms / 1000
-        parse = _parser(
-            handler.request_deserializer,
-            self._settings.request_max_bytes_of.get(name, self._settings.request_max_bytes),
-        )
-        work = _work(handler, parse, self._settings.stream_idle_ms / 1000)
+        row, settings = METHODS[method], self._settings
+        handler = guarded(row.look_up, handler, self._guesses)
+        default_s = None if row.open_ended else settings.default_deadline_ms / 1000
+        max_bytes = settings.import_request_max_bytes if row.large else settings.request_max_bytes
+        parse = _parser(handler.request_deserializer, max_bytes)
+        work = _work(handler, parse, settings.stream_idle_ms / 1000)
 
         async def answer(given: Any, context: Context) -> bytes | None:
             started = perf_counter()
@@ -182,11 +179,11 @@ class RpcHandler(grpc.GenericRpcHandler):
             if self._tracer is not None:
                 rpc.span = self._tracer.call_started(method, rpc.metadata)
             try:
-                if not streams and self.open_calls > BUSY_CALLS:
-                    await self._bunches.join()
+                if not row.open_ended and self.open_calls > BUSY_CALLS:
+                    await self._arrivals.join()
                 self._authenticate(method, rpc)
                 if self._limiter is not None and self._limiter.limits(rpc):
-                    await self._limiter.admit(method, rpc)
+                    await self._limiter.admit(row.rate_class, rpc)
                 if (remaining_s := _remaining_s(context)) is not None:
                     # gRPC itself ends the call then.
                     rpc.deadline = perf_counter() + remaining_s
@@ -201,15 +198,15 @@ class RpcHandler(grpc.GenericRpcHandler):
                     # What it waited for was cancelled, and its client still expects an answer.
                     await self._refuse(error, method, rpc, context, started)
                 late = "DEADLINE_EXCEEDED" if _is_late(context) else ""
-                self._ended.add(method, rpc, late or "CANCELLED", late, started)
+                self._recorder.add(method, rpc, late or "CANCELLED", late, started)
                 raise
             except grpc.aio.BaseError:  # the line was cut: there is nobody to answer
-                self._ended.add(method, rpc, "CANCELLED", "", started)
+                self._recorder.add(method, rpc, "CANCELLED", "", started)
                 raise
             except Exception as error:  # noqa: BLE001 - each becomes a status
                 await self._refuse(error, method, rpc, context, started)
             else:
-                self._ended.add(method, rpc, "OK", "", started)
+                self._recorder.add(method, rpc, "OK", "", started)
                 return response
 
         return _HANDLERS[handler.request_streaming, handler.response_streaming](answer)
@@ -225,7 +222,7 @@ class RpcHandler(grpc.GenericRpcHandler):
         """Logs the error and ends the RPC with its status."""
         answer = known(error)
         kind = kind_of(answer)
-        self._ended.add(method, rpc, kind.code.name, kind.name, started, answer, error)
+        self._recorder.add(method, rpc, kind.code.name, kind.name, started, answer, error)
         await _abort(context, kind.code, to_status(answer), error)
 
 

@@ -1,4 +1,4 @@
-"""Requests that are read together, when their turn comes."""
+"""Requests that are converted together, when their batch is executed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ C = TypeVar("C", bound=Command)
 M = TypeVar("M", bound=_Named)
 
 
-def later(
+def lazy_command(
     read: Callable[[M, RequestContext], C], request: M, rpc: RequestContext
 ) -> LazyCommand[C]:
     """The command of the request. The log knows the request_id at once, since the call may end

@@ -15,13 +15,13 @@ from coupon_service.rpc.handler import HEADERS_MAX_BYTES
 from coupon_service.security.tls import TlsIdentity, TlsReader
 from coupon_service.settings import Settings
 
-LOOK_INTERVAL_S: Final = 1.0
-"""Time between two looks at whether the port is still open."""
+POLL_INTERVAL_S: Final = 1.0
+"""Between two checks whether the port is still open."""
 
 HTTP2_OPTIONS: Final = (
     ("grpc.so_reuseport", 1),
     ("grpc.max_concurrent_streams", 2_000),
-    # Above a softer limit gRPC would refuse some calls by chance.
+    # Above a softer limit gRPC would refuse some calls at random.
     ("grpc.max_metadata_size", HEADERS_MAX_BYTES),
     ("grpc.absolute_max_metadata_size", HEADERS_MAX_BYTES),
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
@@ -36,32 +36,32 @@ class ListenerError(Exception):
 
 
 class Listener:
-    """Takes calls and hands them to the edge."""
+    """Takes calls and hands them to the handler."""
 
     def __init__(
         self,
         settings: Settings,
         tls: TlsReader | None,
-        edge: grpc.GenericRpcHandler,
+        handler: grpc.GenericRpcHandler,
         services: Sequence[str],
     ) -> None:
-        """`services`: the names that reflection tells, where it is on."""
+        """`services`: the names that reflection gives, where it is on."""
         self._settings = settings
         self._tls = tls
         max_bytes = max(settings.request_max_bytes, settings.import_request_max_bytes)
         self._grpc = grpc.aio.server(
             options=(
                 *HTTP2_OPTIONS,
-                # The edge refuses what is too large for a method, and says so; this only protects.
+                # The handler refuses what is too large for a method, and says so; this protects it.
                 ("grpc.max_receive_message_length", max_bytes + 65_536),
                 ("grpc.max_allowed_incoming_connections", settings.connections_max),
-                # Calls that the edge has not seen yet. gRPC's own bound of 1,000 cancels by chance
-                # what a burst brings, and a client does not repeat what was cancelled.
+                # Calls that the handler has not seen yet. gRPC's own bound of 1,000 cancels some
+                # calls of a burst at random, and a client does not repeat what was cancelled.
                 ("grpc.server.max_pending_requests", settings.calls_max),
                 ("grpc.server.max_pending_requests_hard_limit", settings.calls_max),
             )
         )
-        self._grpc.add_generic_rpc_handlers((edge,))
+        self._grpc.add_generic_rpc_handlers((handler,))
         if settings.reflection:
             names = (*services, health.SERVICE_NAME, reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, self._grpc)
@@ -86,14 +86,14 @@ class Listener:
         return port
 
     async def closed(self) -> None:
-        """Returns when gRPC has closed the port without being told to.
+        """Returns when gRPC has closed the port of its own accord.
 
         It does at some requests, such as one whose path is not UTF-8. Its wait_for_termination does
         not return then (grpcio 1.85).
         """
-        listening: Any = cast("Any", self._grpc)._server  # noqa: SLF001 - nothing public tells
+        listening: Any = cast("Any", self._grpc)._server  # noqa: SLF001 - nothing public says it
         while listening.is_running():  # noqa: ASYNC110 - there is no event to wait for
-            await asyncio.sleep(LOOK_INTERVAL_S)
+            await asyncio.sleep(POLL_INTERVAL_S)
 
     async def close(self) -> None:
         """Takes no more calls, and gives those under way the time to finish."""

@@ -1,4 +1,4 @@
-"""The one table from errors to gRPC statuses, and what a client is told of an error."""
+"""The one table from errors to gRPC statuses, and what a client gets of an error."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ VIOLATIONS_MAX_BYTES: Final = 3_584
 
 
 class Internal(CouponServiceError):
-    """A fault of the service. Its log tells more under the error_id."""
+    """A fault of the service. The log has more under the error_id."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +115,7 @@ TABLE: Final[Mapping[type[CouponServiceError], Kind]] = dict(
 def known(error: BaseException) -> CouponServiceError:
     """The error when the table has it or a class it derives from, else an Internal in its place.
 
-    An Internal tells nothing of the error but an `error_id`, under which it is to be logged.
+    An Internal says nothing of the error but an `error_id`, under which it is to be logged.
     """
     if isinstance(error, CouponServiceError) and any(cls in TABLE for cls in type(error).__mro__):
         return error

@@ -36,11 +36,11 @@ LEEWAY_S: Final = 30
 
 TOKEN_MAX_CHARACTERS: Final = 4_096
 KEYS_FILE_MAX_BYTES: Final = 1_048_576
-LOOK_INTERVAL_S: Final = 1.0
-"""Time between two looks at the file with the keys."""
+POLL_INTERVAL_S: Final = 1.0
+"""Between two checks whether the file with the keys has changed."""
 
 NEEDED: Final = "Expected the metadata authorization once, as: Bearer, a space, a valid token."
-"""What every refused caller is told, whatever was wrong."""
+"""The message for every refused caller, whatever was wrong."""
 
 
 class KeysError(Exception):
@@ -102,7 +102,7 @@ class Tokens:
     async def watch(self) -> None:
         """Takes over changes of the file, for ever."""
         while True:
-            await asyncio.sleep(LOOK_INTERVAL_S)
+            await asyncio.sleep(POLL_INTERVAL_S)
             await asyncio.to_thread(self.refresh)
 
     def refresh(self) -> None:

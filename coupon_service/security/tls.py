@@ -80,7 +80,7 @@ class TlsReader:
         return self.identity
 
     def _stamps(self) -> list[tuple[int, int, int] | None]:
-        """What tells a file from the one that took its place."""
+        """What differs between a file and the one that replaced it."""
         stamps: list[tuple[int, int, int] | None] = []
         for path in (self._files.certificate, self._files.key, self._files.client_ca):
             try:

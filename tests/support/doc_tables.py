@@ -20,7 +20,8 @@ from prometheus_client import CollectorRegistry
 from coupon_service.cli.application import application
 from coupon_service.cli.client import RETRIES
 from coupon_service.cli.session import session
-from coupon_service.rpc.authorization import ACCESS, Role, methods_of
+from coupon_service.rpc.authorization import methods_of
+from coupon_service.rpc.methods import METHODS, Role
 from coupon_service.settings import settings_table
 from coupon_service.telemetry.metrics import Metrics
 from coupon_service.telemetry.multiprocess import Service, Workers
@@ -49,7 +50,7 @@ def access_table() -> str:
     """Which roles may call which method."""
     roles = list(Role)
     lines = [f"| Method | {' | '.join(roles)} |", f"| --- |{' --- |' * len(roles)}"]
-    for method in ACCESS:
+    for method in METHODS:
         marks = ("yes" if method in methods_of(frozenset({role})) else "" for role in roles)
         lines.append(f"| {method} | {' | '.join(marks)} |")
     return "\n".join(lines)

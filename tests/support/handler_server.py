@@ -1,4 +1,4 @@
-"""A gRPC server with an edge, and servicers that only do what a test needs."""
+"""A gRPC server with the RPC handler, and servicers that only do what a test needs."""
 
 from __future__ import annotations
 
@@ -60,10 +60,10 @@ class Observer:
 
 @dataclass
 class Running:
-    """A server with an edge, and what it logged and counted."""
+    """A server with the RPC handler, and what it logged and counted."""
 
     channel: grpc.aio.Channel
-    edge: RpcHandler
+    handler: RpcHandler
     log: LogCapture
     counted: list[tuple[str, str, str]]
 
@@ -109,18 +109,18 @@ async def running(
         settings = RpcHandlerSettings(
             default_deadline_ms=DEADLINE_MS,
             request_max_bytes=MAX_BYTES,
-            request_max_bytes_of={"ImportCodes": 10 * MAX_BYTES},
+            import_request_max_bytes=10 * MAX_BYTES,
             stream_idle_ms=DEADLINE_MS,
             calls_max=CALLS_MAX,
         )
         counted: list[tuple[str, str, str]] = []
-        edge = RpcHandler(settings, log, Observer(counted), authenticate, limiter, guesses)
-        run = Running(channel, edge, capture, counted)
+        handler = RpcHandler(settings, log, Observer(counted), authenticate, limiter, guesses)
+        run = Running(channel, handler, capture, counted)
         servicer: Any = AnyServicer(behavior)
-        edge.add(pb_grpc.add_RedemptionServiceServicer_to_server, servicer)
-        edge.add(codes_grpc.add_CouponCodeServiceServicer_to_server, servicer)
-        edge.add(HEALTH_GRPC.add_HealthServicer_to_server, HEALTH.aio.HealthServicer())
-        server.add_generic_rpc_handlers((edge,))
+        handler.add(pb_grpc.add_RedemptionServiceServicer_to_server, servicer)
+        handler.add(codes_grpc.add_CouponCodeServiceServicer_to_server, servicer)
+        handler.add(HEALTH_GRPC.add_HealthServicer_to_server, HEALTH.aio.HealthServicer())
+        server.add_generic_rpc_handlers((handler,))
         await server.start()
         try:
             yield run

@@ -10,8 +10,10 @@ from typing import Any
 import structlog
 from structlog.testing import LogCapture
 
+from coupon_service.ratelimit.callers import CallerLimits
 from coupon_service.ratelimit.code_guessing import GuessGuard
-from coupon_service.ratelimit.limiter import CallerLimits, RateLimiter, Windows
+from coupon_service.ratelimit.limiter import RateLimiter
+from coupon_service.ratelimit.windows import Windows
 from coupon_service.rpc.context import RequestContext
 
 HERE = "ipv4:127.0.0.1:50000"

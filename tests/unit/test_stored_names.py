@@ -27,7 +27,8 @@ from coupon_service.model import (
     fingerprint,
 )
 from coupon_service.model.codes import bucket_of
-from coupon_service.ratelimit.limiter import MethodClass, read_limits, user_identity
+from coupon_service.ratelimit.callers import read_limits, user_identity
+from coupon_service.ratelimit.limiter import RateClass
 from coupon_service.rpc.context import RequestContext
 from coupon_service.rpc.convert import assignments, books, codes, locks, redemptions
 from coupon_service.rpc.paging import page_token
@@ -162,7 +163,7 @@ def test_redis_keys_stay() -> None:
 def test_keys_of_limits_stay() -> None:
     (item,) = read_limits("10/minute")
     assert (
-        item.key_for("calls", f"{MethodClass.TILL}/{user_identity('a/b', 'u')}")
+        item.key_for("calls", f"{RateClass.TILL}/{user_identity('a/b', 'u')}")
         == "LIMITER/calls/till/user/a%2Fb/u/10/1/minute"
     )
 

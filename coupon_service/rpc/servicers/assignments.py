@@ -14,7 +14,7 @@ from coupon_service.model import Assignment, Book, Code, CommandGroup, Done
 from coupon_service.rpc.context import current
 from coupon_service.rpc.convert import assignments as convert
 from coupon_service.rpc.convert.outcomes import done_of
-from coupon_service.rpc.lazy import later
+from coupon_service.rpc.lazy import lazy_command
 from coupon_service.rpc.paging import page_token, page_within_bounds
 from coupon_service.rules import effective_code_state
 from coupon_service.store.queries.reads import Reads, assignment_position
@@ -40,7 +40,7 @@ class AssignmentServicer(AssignmentServiceServicer):
     async def AssignCode(
         self, request: pb.AssignCodeRequest, context: Any
     ) -> pb.AssignCodeResponse:
-        done = await self._carry_out(later(convert.read_assign, request, current()))
+        done = await self._carry_out(lazy_command(convert.read_assign, request, current()))
         return pb.AssignCodeResponse(
             assignment=convert.done_assignment(done), replayed=done.replayed
         )
@@ -48,7 +48,7 @@ class AssignmentServicer(AssignmentServiceServicer):
     async def AssignRandomCode(
         self, request: pb.AssignRandomCodeRequest, context: Any
     ) -> pb.AssignRandomCodeResponse:
-        done = await self._carry_out(later(convert.read_assign_random, request, current()))
+        done = await self._carry_out(lazy_command(convert.read_assign_random, request, current()))
         return pb.AssignRandomCodeResponse(
             assignment=convert.done_assignment(done), replayed=done.replayed
         )
@@ -63,7 +63,7 @@ class AssignmentServicer(AssignmentServiceServicer):
     async def RevokeAssignment(
         self, request: pb.RevokeAssignmentRequest, context: Any
     ) -> pb.RevokeAssignmentResponse:
-        done = await self._carry_out(later(convert.read_revoke, request, current()))
+        done = await self._carry_out(lazy_command(convert.read_revoke, request, current()))
         return pb.RevokeAssignmentResponse(
             assignment=convert.done_assignment(done), replayed=done.replayed
         )

@@ -12,7 +12,7 @@ from coupon_service.rpc.context import current
 from coupon_service.rpc.convert import locks as convert_locks
 from coupon_service.rpc.convert import redemptions as convert
 from coupon_service.rpc.convert.outcomes import done_of
-from coupon_service.rpc.lazy import later
+from coupon_service.rpc.lazy import lazy_command
 from coupon_service.rpc.paging import page_token, page_within_bounds
 from coupon_service.store.queries.reads import Reads, event_position
 from coupon_service.v1 import redemption_service_pb2 as pb
@@ -37,7 +37,7 @@ class RedemptionServicer(RedemptionServiceServicer):
 
     async def LockCode(self, request: pb.LockCodeRequest, context: Any) -> pb.LockCodeResponse:
         lock, token, replayed = await self._locks.lock(
-            later(convert_locks.read_lock, request, current())
+            lazy_command(convert_locks.read_lock, request, current())
         )
         return pb.LockCodeResponse(
             lock=convert_locks.lock_message(lock), lock_token=token, replayed=replayed
@@ -83,7 +83,7 @@ class RedemptionServicer(RedemptionServiceServicer):
             (outcome,) = await self._checkout.redeem([(command, request.lock_token)])
         else:
             outcome = await self._checkout.redeem_without_token(
-                later(convert.read_redeem, request, rpc)
+                lazy_command(convert.read_redeem, request, rpc)
             )
         return convert.redeemed_message(done_of(outcome))
 

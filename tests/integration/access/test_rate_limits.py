@@ -29,19 +29,15 @@ from support.limiters import (
 from support.service import Api, ServerThread, redemptions, refused, settings_for, unique
 from support.token_clients import caller
 
-from coupon_service.cli.call import methods
 from coupon_service.embedded import EmbeddedRedis
 from coupon_service.errors import RateLimited
-from coupon_service.ratelimit.limiter import CLASS_OF, RateLimiter, network_of
+from coupon_service.ratelimit.callers import network_of
+from coupon_service.ratelimit.limiter import RateClass, RateLimiter
 from coupon_service.rpc.context import RequestContext
-from coupon_service.server import SERVICES
 from coupon_service.v1 import redemption_service_pb2 as pb
 
 USERS = replace(NO_LIMITS, end_users="3/hour")
-REDEEM = "RedemptionService/RedeemCode"
-LOCK = "RedemptionService/LockCode"
-READ = "CouponCodeService/GetCode"
-CHANGE = "CouponBookService/UpdateCouponBook"
+TILL = RateClass.TILL
 
 
 class NewDatabase(Protocol):
@@ -54,12 +50,12 @@ async def one(redis_url: str) -> AsyncIterator[Worker]:
         yield it
 
 
-async def admitted(limiter: RateLimiter, caller: RequestContext, *methods: str) -> int:
+async def admitted(limiter: RateLimiter, caller: RequestContext, *calls: RateClass) -> int:
     """How many of the calls pass."""
     count = 0
-    for method in methods:
+    for rate_class in calls:
         try:
-            await limiter.admit(method, caller)
+            await limiter.admit(rate_class, caller)
         except RateLimited:
             continue
         count += 1
@@ -72,12 +68,12 @@ async def admitted(limiter: RateLimiter, caller: RequestContext, *methods: str) 
 async def test_as_many_calls_pass_as_the_limit_says(one: Worker) -> None:
     limiter = one.limiter(USERS)
     assert limiter.limits(end_user("ann"))
-    assert await admitted(limiter, end_user("ann"), *[REDEEM] * 5) == 3
+    assert await admitted(limiter, end_user("ann"), *[TILL] * 5) == 3
 
 
 async def test_calls_at_the_same_time_are_counted_exactly(one: Worker) -> None:
     limiter = one.limiter(USERS)
-    passed = await asyncio.gather(*(admitted(limiter, end_user("ann"), REDEEM) for _ in range(50)))
+    passed = await asyncio.gather(*(admitted(limiter, end_user("ann"), TILL) for _ in range(50)))
     assert sum(passed) == 3
 
 
@@ -85,7 +81,7 @@ async def test_a_caller_who_gives_up_leaves_the_others_who_asked_with_it_their_a
     one: Worker,
 ) -> None:
     limiter = one.limiter(USERS)
-    calls = [asyncio.ensure_future(limiter.admit(REDEEM, end_user("ann"))) for _ in range(5)]
+    calls = [asyncio.ensure_future(limiter.admit(TILL, end_user("ann"))) for _ in range(5)]
     await asyncio.sleep(0)
     calls[1].cancel()
     answers = await asyncio.gather(*calls, return_exceptions=True)
@@ -100,39 +96,39 @@ async def test_a_caller_who_gives_up_leaves_the_others_who_asked_with_it_their_a
 
 async def test_workers_count_together(redis_url: str) -> None:
     async with worker(redis_url) as one, worker(redis_url) as two:
-        assert await admitted(one.limiter(USERS), end_user("ann"), REDEEM, REDEEM) == 2
-        assert await admitted(two.limiter(USERS), end_user("ann"), REDEEM, REDEEM) == 1
+        assert await admitted(one.limiter(USERS), end_user("ann"), TILL, TILL) == 2
+        assert await admitted(two.limiter(USERS), end_user("ann"), TILL, TILL) == 1
 
 
 async def test_callers_are_counted_apart(one: Worker) -> None:
     limiter = one.limiter(replace(USERS, services="3/hour"))
-    assert await admitted(limiter, end_user("ann"), *[REDEEM] * 4) == 3
-    assert await admitted(limiter, end_user("ben"), *[REDEEM] * 4) == 3
-    assert await admitted(limiter, service("ann"), *[REDEEM] * 4) == 3
+    assert await admitted(limiter, end_user("ann"), *[TILL] * 4) == 3
+    assert await admitted(limiter, end_user("ben"), *[TILL] * 4) == 3
+    assert await admitted(limiter, service("ann"), *[TILL] * 4) == 3
 
 
 async def test_reads_changes_and_the_till_are_counted_apart_and_each_together(one: Worker) -> None:
     limiter = one.limiter(USERS)
-    assert await admitted(limiter, end_user("ann"), REDEEM, LOCK, REDEEM, LOCK) == 3
-    assert await admitted(limiter, end_user("ann"), *[READ] * 4) == 3
-    assert await admitted(limiter, end_user("ann"), *[CHANGE] * 4) == 3
+    assert await admitted(limiter, end_user("ann"), *[TILL] * 4) == 3
+    assert await admitted(limiter, end_user("ann"), *[RateClass.READS] * 4) == 3
+    assert await admitted(limiter, end_user("ann"), *[RateClass.CHANGES] * 4) == 3
 
 
 async def test_a_refusal_says_when_the_window_ends_and_then_it_does(one: Worker) -> None:
     limiter = one.limiter(replace(USERS, end_users="1/second"))
-    await limiter.admit(REDEEM, end_user("ann"))
+    await limiter.admit(TILL, end_user("ann"))
     with pytest.raises(RateLimited) as caught:
-        await limiter.admit(REDEEM, end_user("ann"))
+        await limiter.admit(TILL, end_user("ann"))
     left_ms = int(caught.value.metadata["retry_after_ms"])
     assert 0 < left_ms <= 1_000
     await asyncio.sleep(left_ms / 1000 + 0.01)
-    await limiter.admit(REDEEM, end_user("ann"))
+    await limiter.admit(TILL, end_user("ann"))
 
 
 @pytest.mark.parametrize("limits", ["3/minute;9/hour", "9/minute;3/hour"])
 async def test_of_several_limits_each_holds(one: Worker, limits: str) -> None:
     limiter = one.limiter(replace(USERS, end_users=limits))
-    assert await admitted(limiter, end_user("ann"), *[REDEEM] * 9) == 3
+    assert await admitted(limiter, end_user("ann"), *[TILL] * 9) == 3
 
 
 async def test_who_has_been_refused_costs_redis_nothing_until_the_window_ends(
@@ -141,9 +137,9 @@ async def test_who_has_been_refused_costs_redis_nothing_until_the_window_ends(
     with EmbeddedRedis(server_folder / "redis-of-limits", durable=False) as redis:
         async with worker(redis.url) as one:
             limiter = one.limiter(USERS)
-            assert await admitted(limiter, end_user("ann"), *[REDEEM] * 4) == 3
+            assert await admitted(limiter, end_user("ann"), *[TILL] * 4) == 3
             redis.stop()
-            assert await admitted(limiter, end_user("ann"), *[REDEEM] * 4) == 0
+            assert await admitted(limiter, end_user("ann"), *[TILL] * 4) == 0
             assert one.told.unchecked == 0
 
 
@@ -152,11 +148,11 @@ async def test_while_redis_does_not_answer_calls_pass_and_are_reported(server_fo
         async with worker(redis.url, timeout_ms=50) as one:
             limiter = one.limiter(USERS)
             redis.pause()
-            assert await admitted(limiter, end_user("ann"), *[REDEEM] * 9) == 9
+            assert await admitted(limiter, end_user("ann"), *[TILL] * 9) == 9
             assert one.told.unchecked == 9
             redis.resume()
             redis.stop()
-            assert await admitted(limiter, end_user("ann"), *[REDEEM] * 9) == 9
+            assert await admitted(limiter, end_user("ann"), *[TILL] * 9) == 9
             assert one.told.unchecked == 18
 
 
@@ -166,9 +162,9 @@ async def test_of_many_calls_few_wait_for_a_redis_that_is_silent(server_folder: 
             limiter = one.limiter(USERS)
             redis.pause()
             began = monotonic()
-            assert await admitted(limiter, end_user("ann"), REDEEM) == 1
+            assert await admitted(limiter, end_user("ann"), TILL) == 1
             waited_s = monotonic() - began
-            assert await admitted(limiter, end_user("ann"), *[REDEEM] * 20) == 20
+            assert await admitted(limiter, end_user("ann"), *[TILL] * 20) == 20
             assert monotonic() - began < 2 * waited_s
             redis.resume()
 
@@ -178,10 +174,10 @@ async def test_a_redis_that_is_back_is_asked_again(server_folder: Path) -> None:
         async with worker(redis.url, timeout_ms=500) as one:
             limiter = one.limiter(USERS)
             redis.stop()
-            assert await admitted(limiter, end_user("ann"), REDEEM) == 1
+            assert await admitted(limiter, end_user("ann"), TILL) == 1
             redis.start()
             await asyncio.sleep(1.1)
-            assert await admitted(limiter, end_user("ann"), *[REDEEM] * 9) < 9
+            assert await admitted(limiter, end_user("ann"), *[TILL] * 9) < 9
 
 
 # --- who is counted -----------------------------------------------------------------------------
@@ -204,9 +200,9 @@ async def test_a_peer_of_this_machine_has_a_limit_only_when_it_is_set_for_it(one
 async def test_a_peer_is_the_same_whatever_its_port(one: Worker) -> None:
     limiter = one.limiter(replace(NO_LIMITS, peers="3/hour"))
     for port in (1, 2, 3):
-        await limiter.admit(REDEEM, peer(f"ipv4:192.0.2.7:{port}"))
-    assert await admitted(limiter, peer("ipv4:192.0.2.7:4"), REDEEM) == 0
-    assert await admitted(limiter, peer("ipv4:192.0.2.8:4"), REDEEM) == 1
+        await limiter.admit(TILL, peer(f"ipv4:192.0.2.7:{port}"))
+    assert await admitted(limiter, peer("ipv4:192.0.2.7:4"), TILL) == 0
+    assert await admitted(limiter, peer("ipv4:192.0.2.8:4"), TILL) == 1
 
 
 @pytest.mark.parametrize(
@@ -228,12 +224,6 @@ def test_an_address_stands_for_its_network(peer_of_grpc: str, network: str) -> N
 
 
 # --- the service --------------------------------------------------------------------------------
-
-
-def test_every_method_of_the_contract_is_in_a_class() -> None:
-    calls = [it for it in methods() if it.containing_service.name != "Health"]
-    assert {it.containing_service.full_name for it in calls} == set(SERVICES)
-    assert {it.name for it in calls} <= set(CLASS_OF)
 
 
 async def test_the_answer_has_the_reason_and_the_time(one: Worker) -> None:

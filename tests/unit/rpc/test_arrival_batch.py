@@ -20,12 +20,12 @@ def wait(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(arrival_batch, "ARRIVAL_LINGER_S", SOON_S)
 
 
-async def test_those_who_came_by_then_go_on_one_right_after_the_other() -> None:
-    bunches = ArrivalBatcher()
+async def test_calls_of_a_batch_go_on_one_right_after_the_other() -> None:
+    arrivals = ArrivalBatcher()
     order: list[str] = []
 
     async def come(name: str) -> None:
-        await bunches.join()
+        await arrivals.join()
         order.append(name)
 
     first = [asyncio.ensure_future(come(name)) for name in "abc"]
@@ -59,7 +59,7 @@ async def test_calls_wait_for_each_other_only_where_many_are_open() -> None:
         calls = [call("") for _ in range(BUSY_CALLS)]
         await until(lambda: len(begun) == BUSY_CALLS)
         calls += [call("x"), call("y")]
-        await until(lambda: run.edge.open_calls == BUSY_CALLS + 2)
+        await until(lambda: run.handler.open_calls == BUSY_CALLS + 2)
         assert len(begun) == BUSY_CALLS
         await until(lambda: begun[BUSY_CALLS:] == ["x", "y"])
         held.set()

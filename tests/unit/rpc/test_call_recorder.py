@@ -1,4 +1,4 @@
-"""What is told of calls that have ended, and when."""
+"""What is logged and counted of calls that have ended, and when."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from structlog.testing import LogCapture
 from support.handler_server import Observer
 
 from coupon_service.errors import Contention, CouponServiceError
-from coupon_service.rpc.call_recorder import TELL_AFTER_S, CallRecorder
+from coupon_service.rpc.call_recorder import FLUSH_AFTER_S, CallRecorder
 from coupon_service.rpc.context import RequestContext
 from coupon_service.rpc.status import Internal
 from coupon_service.telemetry.logs import EACH
@@ -20,8 +20,8 @@ from coupon_service.telemetry.logs import EACH
 OK = ("Service/Method", "OK", "")
 
 
-class Told:
-    """Calls that end, and what is told of them."""
+class Recorded:
+    """Calls that end, and what is logged and counted of them."""
 
     def __init__(self) -> None:
         self._capture = LogCapture()
@@ -42,39 +42,39 @@ class Told:
         ]
 
 
-async def test_those_of_a_moment_are_told_of_together() -> None:
-    told = Told()
+async def test_calls_that_end_at_about_the_same_time_are_flushed_together() -> None:
+    recorded = Recorded()
     for request_id in ("a", "b", "c"):
-        told.end(request_id)
-    assert (told.logged, told.counted) == ([], [])
-    await asyncio.sleep(2 * TELL_AFTER_S)
-    assert told.logged == [("info", "a", "b", "c")]
-    assert told.counted == [OK] * 3
-    told.end("d")
-    await asyncio.sleep(2 * TELL_AFTER_S)
-    assert told.logged[1:] == [("info", "d")]
+        recorded.end(request_id)
+    assert (recorded.logged, recorded.counted) == ([], [])
+    await asyncio.sleep(2 * FLUSH_AFTER_S)
+    assert recorded.logged == [("info", "a", "b", "c")]
+    assert recorded.counted == [OK] * 3
+    recorded.end("d")
+    await asyncio.sleep(2 * FLUSH_AFTER_S)
+    assert recorded.logged[1:] == [("info", "d")]
 
 
-async def test_the_last_ones_are_told_of_when_there_will_be_no_more() -> None:
-    told = Told()
-    told.end("a")
-    told.calls.tell()
-    assert told.logged == [("info", "a")]
-    await asyncio.sleep(2 * TELL_AFTER_S)
-    assert told.logged == [("info", "a")]
-    assert told.counted == [OK]
+async def test_the_last_calls_are_flushed_when_there_will_be_no_more() -> None:
+    recorded = Recorded()
+    recorded.end("a")
+    recorded.calls.flush()
+    assert recorded.logged == [("info", "a")]
+    await asyncio.sleep(2 * FLUSH_AFTER_S)
+    assert recorded.logged == [("info", "a")]
+    assert recorded.counted == [OK]
 
 
 @pytest.mark.parametrize(("error", "level"), [(Internal("e1"), "error"), (Contention(), "warning")])
-async def test_an_error_with_a_story_is_told_at_once_and_in_order(
+async def test_an_error_whose_cause_is_logged_is_flushed_at_once_and_in_order(
     error: CouponServiceError, level: str
 ) -> None:
-    told = Told()
-    told.end("before")
+    recorded = Recorded()
+    recorded.end("before")
     error.__cause__ = ConnectionError("lost")
-    told.end("failed", error)
-    told.end("after")
-    assert told.logged == [("info", "before"), (level, "failed")]
-    assert told.counted == [OK] * 2
-    told.calls.tell()
-    assert told.logged[2:] == [("info", "after")]
+    recorded.end("failed", error)
+    recorded.end("after")
+    assert recorded.logged == [("info", "before"), (level, "failed")]
+    assert recorded.counted == [OK] * 2
+    recorded.calls.flush()
+    assert recorded.logged[2:] == [("info", "after")]

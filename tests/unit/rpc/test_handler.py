@@ -464,7 +464,7 @@ async def test_more_calls_than_may_be_open_are_refused_at_once_and_counted() -> 
             asyncio.ensure_future(run.redemptions.RedeemCode(pb.RedeemCodeRequest(), timeout=30))
             for _ in range(CALLS_MAX)
         ]
-        await until(lambda: run.edge.open_calls == CALLS_MAX)
+        await until(lambda: run.handler.open_calls == CALLS_MAX)
         for call in (
             run.redemptions.RedeemCode(pb.RedeemCodeRequest(), timeout=30),
             run.redemptions.LockCode(pb.LockCodeRequest(), timeout=30),
@@ -479,7 +479,7 @@ async def test_more_calls_than_may_be_open_are_refused_at_once_and_counted() -> 
         )
         held.set()
         await asyncio.gather(*calls)
-        await until(lambda: run.edge.open_calls == 0)
+        await until(lambda: run.handler.open_calls == 0)
         await run.redemptions.RedeemCode(pb.RedeemCodeRequest(), timeout=30)
 
 
@@ -489,13 +489,13 @@ async def test_more_metadata_than_gets_past_grpc_is_refused() -> None:
         small = (("x-small", "a" * (HEADERS_MAX_BYTES // 3)),)
         await run.redemptions.RedeemCode(pb.RedeemCodeRequest(), timeout=5, metadata=small)
         details = CallDetails(REDEEM, (("x-big", "a" * HEADERS_MAX_BYTES),))
-        assert run.edge.service(details) is not None
+        assert run.handler.service(details) is not None
         assert run.counted[-1][1:] == ("INVALID_ARGUMENT", "INVALID_ARGUMENT")
 
 
 @dataclass
 class CallDetails(grpc.HandlerCallDetails):
-    """What gRPC tells an edge of a call."""
+    """What gRPC gives the handler of a call."""
 
     method: str
     invocation_metadata: Any

@@ -31,7 +31,8 @@ from support.token_issuers import (
 )
 
 from coupon_service.errors import PermissionDenied, Unauthenticated
-from coupon_service.rpc.authorization import ACCESS, Authorizer
+from coupon_service.rpc.authorization import Authorizer
+from coupon_service.rpc.methods import METHODS
 from coupon_service.security.bearer_tokens import (
     ALGORITHMS,
     LEEWAY_S,
@@ -323,7 +324,7 @@ class TestRoles:
 
     @pytest.mark.parametrize("roles", [None, [], "", "Redeemer", ["redeem"], [["redeemer"]]])
     def test_without_one_that_is_known_nothing_is_allowed(self, roles: object) -> None:
-        for method in ACCESS:
+        for method in METHODS:
             with pytest.raises(PermissionDenied):
                 with_token(OURS.token(roles=roles), method=method)
 

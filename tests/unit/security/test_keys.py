@@ -14,7 +14,8 @@ from structlog.testing import LogCapture
 from support.handler_server import failed, info_of, running
 from support.token_issuers import ISSUER, OURS, Issuer, key_file, refused, tokens, with_token
 
-from coupon_service.rpc.authorization import Authorizer, Role, methods_of
+from coupon_service.rpc.authorization import Authorizer, methods_of
+from coupon_service.rpc.methods import Role
 from coupon_service.security.bearer_tokens import LEEWAY_S, NEEDED, KeysError, Tokens
 from coupon_service.v1 import redemption_service_pb2 as pb
 
