@@ -21,7 +21,7 @@ from coupon_service.cli.application import application
 from coupon_service.cli.client import RETRIES
 from coupon_service.cli.session import session
 from coupon_service.rpc.authorization import methods_of
-from coupon_service.rpc.methods import METHODS, Role
+from coupon_service.rpc.methods import METHODS, LookUp, Role
 from coupon_service.settings import settings_table
 from coupon_service.telemetry.metrics import Metrics
 from coupon_service.telemetry.multiprocess import Service, Workers
@@ -47,12 +47,14 @@ def rpc_table() -> str:
 
 
 def access_table() -> str:
-    """Which roles may call which method."""
+    """Which roles may call which method, what it counts as, and whether it can be a guess."""
     roles = list(Role)
-    lines = [f"| Method | {' | '.join(roles)} |", f"| --- |{' --- |' * len(roles)}"]
-    for method in METHODS:
-        marks = ("yes" if method in methods_of(frozenset({role})) else "" for role in roles)
-        lines.append(f"| {method} | {' | '.join(marks)} |")
+    columns = ["Method", *roles, "Rate class", "Looks up codes"]
+    lines = [f"| {' | '.join(columns)} |", f"|{' --- |' * len(columns)}"]
+    for name, method in METHODS.items():
+        marks = ("yes" if name in methods_of(frozenset({role})) else "" for role in roles)
+        look_up = "" if method.look_up is LookUp.NONE else "yes"
+        lines.append(f"| {' | '.join([name, *marks, method.rate_class, look_up])} |")
     return "\n".join(lines)
 
 
