@@ -1,19 +1,22 @@
-"""HTTP/2 by hand (RFC 9113, RFC 7541), for what no client library would send."""
+"""Frames of HTTP/2 (RFC 9113, RFC 7541), for what no client library would send."""
 
 from __future__ import annotations
 
 import socket
 from collections.abc import Iterator, Sequence
 
-DATA, HEADERS, RST_STREAM, SETTINGS, PING = 0, 1, 3, 4, 6
-CONTINUATION = 9
+from hpack import Encoder
+
+DATA, HEADERS, RST_STREAM, SETTINGS, PING, CONTINUATION = 0, 1, 3, 4, 6, 9
+ACK, END_STREAM, END_HEADERS = 1, 1, 4
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+HEAD_BYTES = 9
 PIECE_BYTES = 16_000
 
 
 def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
-    """One frame."""
+    """One frame of any kind, whether it makes sense or not."""
     return (
         len(payload).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + payload
     )
@@ -29,30 +32,34 @@ def connect(port: int, timeout_s: float = 30) -> socket.socket:
 def confirm_settings(connection: socket.socket) -> None:
     """Accepts what the server has said that it wants."""
     connection.recv(1 << 16)
-    connection.sendall(frame(SETTINGS, 1, 0))
+    connection.sendall(frame(SETTINGS, ACK, 0))
 
 
 def opening(stream: int, path: str | bytes, metadata: Sequence[tuple[str, str]] = ()) -> bytes:
     """The frames that open a call, without its message."""
-    entries = [
+    headers = [
+        (":method", "POST"),
+        (":scheme", "http"),
         (":path", path),
         (":authority", "localhost"),
         ("content-type", "application/grpc"),
         ("te", "trailers"),
         *metadata,
     ]
-    # :method POST and :scheme http are in the table of the protocol.
-    block = b"\x83\x86" + b"".join(b"\0" + _text(name) + _text(value) for name, value in entries)
+    encoder = Encoder()
+    encoder.header_table_size = 0  # each call stands for itself
+    block = encoder.encode(headers, huffman=False)
     pieces = [block[at : at + PIECE_BYTES] for at in range(0, len(block), PIECE_BYTES)]
+    last = len(pieces) - 1
     return b"".join(
-        frame(CONTINUATION if index else HEADERS, 4 * (index == len(pieces) - 1), stream, piece)
+        frame(CONTINUATION if index else HEADERS, END_HEADERS * (index == last), stream, piece)
         for index, piece in enumerate(pieces)
     )
 
 
 def message(stream: int, payload: bytes = b"") -> bytes:
     """The only message of a call."""
-    return frame(DATA, 1, stream, b"\0" + len(payload).to_bytes(4, "big") + payload)
+    return frame(DATA, END_STREAM, stream, b"\0" + len(payload).to_bytes(4, "big") + payload)
 
 
 def answers(connection: socket.socket, silence_s: float) -> Iterator[tuple[int, int, bytes]]:
@@ -67,21 +74,10 @@ def answers(connection: socket.socket, silence_s: float) -> Iterator[tuple[int, 
         if not data:
             return
         received += data
-        while len(received) >= 9:
+        while len(received) >= HEAD_BYTES:
             size = int.from_bytes(received[:3], "big")
-            if len(received) < 9 + size:
+            if len(received) < HEAD_BYTES + size:
                 break
-            yield received[3], int.from_bytes(received[5:9], "big"), received[9 : 9 + size]
-            received = received[9 + size :]
-
-
-def _text(text: str | bytes) -> bytes:
-    value = text if isinstance(text, bytes) else text.encode()
-    size, length = len(value), b""
-    if size < 127:
-        return bytes([size]) + value
-    size -= 127
-    while size >= 128:
-        length += bytes([size % 128 | 128])
-        size //= 128
-    return b"\x7f" + length + bytes([size]) + value
+            payload = received[HEAD_BYTES : HEAD_BYTES + size]
+            yield received[3], int.from_bytes(received[5:HEAD_BYTES], "big"), payload
+            received = received[HEAD_BYTES + size :]
