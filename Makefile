@@ -3,6 +3,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+RUNNABLE := $(VENV)/.runnable
 INSTALLED := $(VENV)/.installed
 
 # Overridable: make install PYTHON=/opt/python3.13, make test ARGS="-k lock -x"
@@ -22,12 +23,12 @@ help: ## Show this help
 
 # --- running ------------------------------------------------------------------------------------
 
-install: $(INSTALLED) ## Make the virtual environment with the locked dependencies (PYTHON= to choose one)
+install: $(INSTALLED) ## Install everything that running, testing and checking need (PYTHON= to choose one)
 
-run: install ## Start everything: PostgreSQL, Redis, the service with a demo book; Ctrl-C stops it
+run: $(RUNNABLE) ## Start everything: PostgreSQL, Redis, the service with a demo book; Ctrl-C stops it
 	@$(BIN)/coupon-service dev $(ARGS)
 
-migrate: install ## Bring the database of DATABASE_URL up to date
+migrate: $(RUNNABLE) ## Bring the database of DATABASE_URL up to date
 	@$(BIN)/coupon-service migrate up
 
 replay: install ## Replay the real redemptions in the folder DATA= through a service of its own
@@ -164,6 +165,8 @@ lock: install ## Lock the newest versions of all dependencies
 	@$(PIP) install uv
 	$(COMPILE) --upgrade --extra embedded --extra tracing --group dev \
 		--output-file requirements-dev.lock
+	$(COMPILE) --upgrade --extra embedded --group build --constraint requirements-dev.lock \
+		--output-file requirements-run.lock
 	$(COMPILE) --upgrade --extra tracing --constraint requirements-dev.lock \
 		--output-file requirements.lock
 
@@ -171,8 +174,17 @@ clean: ## Remove what was made, but for the data of `make run` (in .data)
 	@rm -rf $(VENV) build dist .coverage .coverage.* .hypothesis .pytest_cache .ruff_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
+# Installs what the file $(1) locks, and says how far it is.
+define install_locked
+{ $(BIN)/python -m pip --disable-pip-version-check install --only-binary :all: --require-hashes \
+	--requirement $(1) || echo failed; } | awk -v live="$$([ -t 1 ] && echo yes)" ' \
+	/^(Collecting|Requirement already)/ { n++; if (live) { printf "\r  %d packages", n; fflush() } } \
+	/^Installing collected/ { if (live) { printf ", fetched; unpacking ..."; fflush() } } \
+	/^failed$$/ { failed = 1 } END { if (live) print ""; else print "  " n " packages"; exit failed }'
+endef
+
 # Takes PYTHON=, or the first of these that is new enough and can make environments.
-$(INSTALLED): requirements-dev.lock pyproject.toml
+$(RUNNABLE): requirements-run.lock pyproject.toml
 	@found=; bare=; \
 	for python in $(or $(PYTHON),python3 python3.13 python3.12 python3.11); do \
 		"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || continue; \
@@ -186,8 +198,14 @@ $(INSTALLED): requirements-dev.lock pyproject.toml
 		echo "$$bare cannot make virtual environments: install its venv module" \
 			"(Debian and Ubuntu: apt install python3-venv)." >&2; exit 1; \
 	fi; \
-	$(BIN)/python -c 'import pip' 2>/dev/null || { rm -rf $(VENV); "$$found" -m venv $(VENV); }
-	@echo "Installing the locked dependencies into $(VENV) ..."
-	@$(PIP) install --only-binary :all: --require-hashes --requirement requirements-dev.lock
+	$(BIN)/python -c 'import pip' 2>/dev/null || { rm -rf $(VENV); \
+		echo "Making the virtual environment $(VENV) with $$found ..."; "$$found" -m venv $(VENV); }
+	@echo "Installing what the service needs to run into $(VENV), some 220 MB ..."
+	@$(call install_locked,requirements-run.lock)
 	@$(PIP) install --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(INSTALLED): $(RUNNABLE) requirements-dev.lock
+	@echo "Installing what tests and checks need into $(VENV), some 650 MB more ..."
+	@$(call install_locked,requirements-dev.lock)
 	@touch $@
