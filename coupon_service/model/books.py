@@ -65,16 +65,18 @@ class BookLimits:
         return bool(self.max_redemptions_per_user or self.max_assignments_per_user)
 
 
-@value(kw_only=True)
+@value
 class Book:
     """A coupon book as stored. Lock lifetimes of 0 mean the server's."""
 
     book_id: UUID
     business_id: str
     name: str
+    discount: Discount
+    create_time: datetime
+    update_time: datetime
     description: str = ""
     state: BookState = BookState.DRAFT
-    discount: Discount
     currency_code: str = ""
     min_order_amount_minor: int = 0
     limits: BookLimits = field(default_factory=BookLimits)
@@ -89,8 +91,6 @@ class Book:
     metadata: str | None = None
     low_threshold: int = 0
     version: int = 1
-    create_time: datetime
-    update_time: datetime
 
 
 @value

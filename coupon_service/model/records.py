@@ -43,7 +43,7 @@ class UserCounts:
     assignments: int = 0
 
 
-@value(kw_only=True)
+@value
 class Event:
     """A row of redemption_audit; also what a repeat of the call is answered from.
 
@@ -55,14 +55,14 @@ class Event:
     type: EventType
     event_time: datetime
     book_id: UUID
-    code: str | None = None
-    user_id: str | None = None
-    order_id: str | None = None
     caller: str
     peer: str
     user_agent: str
     request_id: str
     fingerprint: int
+    code: str | None = None
+    user_id: str | None = None
+    order_id: str | None = None
     state_before: int | None = None
     state_after: int | None = None
     order_amount_minor: int | None = None

@@ -26,18 +26,13 @@ from coupon_service.model import (
     event_id,
 )
 from coupon_service.rules import book_updates
+from coupon_service.store.arrays import int_array, uuid_array
+from coupon_service.store.counters import select_stats
 from coupon_service.store.database import Database
+from coupon_service.store.events import insert_events, recorded_fingerprint
 from coupon_service.store.keyset import Position, page_of, time_and_id, time_position
 from coupon_service.store.pipeline import Connection
-from coupon_service.store.rows import (
-    BOOK_COLUMNS,
-    book_from_row,
-    book_parameters,
-    insert_events,
-    int_array,
-    recorded_fingerprint,
-    uuid_array,
-)
+from coupon_service.store.rows import BOOKS, book_from_row
 
 
 class Books:
@@ -241,77 +236,31 @@ def _event(
 
 # --- statements ---------------------------------------------------------------------------------
 
-INSERT_BOOK: Final = """
+INSERT_BOOK: Final[LiteralString] = f"""
 INSERT INTO coupon_books (
-    book_id, business_id, name, description, state, percent_off_basis_points, max_discount_minor,
-    amount_off_minor, benefit, currency_code, min_order_amount_minor, max_redemptions,
-    max_redemptions_per_code, max_redemptions_per_user_per_code, max_redemptions_per_user,
-    max_assignments_per_user, assignment_policy, lock_policy, default_lock_ttl_ms, max_lock_ttl_ms,
-    start_time, end_time, assigned_code_validity_s, code_length, code_alphabet, code_prefix,
-    code_suffix, code_separator, code_group_size, code_check_character, metadata, version,
-    create_time, update_time, low_threshold)
+    {BOOKS.names})
 VALUES (
-    %(book_id)s, %(business_id)s, %(name)s, %(description)s, %(state)s,
-    %(percent_off_basis_points)s, %(max_discount_minor)s, %(amount_off_minor)s, %(benefit)s,
-    %(currency_code)s, %(min_order_amount_minor)s, %(max_redemptions)s,
-    %(max_redemptions_per_code)s, %(max_redemptions_per_user_per_code)s,
-    %(max_redemptions_per_user)s, %(max_assignments_per_user)s, %(assignment_policy)s,
-    %(lock_policy)s, %(default_lock_ttl_ms)s, %(max_lock_ttl_ms)s, %(start_time)s, %(end_time)s,
-    %(assigned_code_validity_s)s, %(code_length)s, %(code_alphabet)s, %(code_prefix)s,
-    %(code_suffix)s, %(code_separator)s, %(code_group_size)s, %(code_check_character)s,
-    %(metadata)s, %(version)s, %(create_time)s, %(update_time)s,
-    %(low_threshold)s)
+    {BOOKS.each("%({0})s")})
 ON CONFLICT DO NOTHING
 """
 
 
 async def insert_book(connection: Connection, book: Book) -> bool:
     """Stores a new book unless its id is there; returns whether it was stored."""
-    cursor = await connection.execute(INSERT_BOOK, book_parameters(book))
+    cursor = await connection.execute(INSERT_BOOK, BOOKS.parameters(book))
     return cursor.rowcount == 1
 
 
-UPDATE_BOOK: Final = """
+UPDATE_BOOK: Final[LiteralString] = f"""
 UPDATE coupon_books
-SET name = %(name)s,
-    description = %(description)s,
-    state = %(state)s,
-    percent_off_basis_points = %(percent_off_basis_points)s,
-    max_discount_minor = %(max_discount_minor)s,
-    amount_off_minor = %(amount_off_minor)s,
-    benefit = %(benefit)s,
-    currency_code = %(currency_code)s,
-    min_order_amount_minor = %(min_order_amount_minor)s,
-    max_redemptions = %(max_redemptions)s,
-    max_redemptions_per_code = %(max_redemptions_per_code)s,
-    max_redemptions_per_user_per_code = %(max_redemptions_per_user_per_code)s,
-    max_redemptions_per_user = %(max_redemptions_per_user)s,
-    max_assignments_per_user = %(max_assignments_per_user)s,
-    assignment_policy = %(assignment_policy)s,
-    lock_policy = %(lock_policy)s,
-    default_lock_ttl_ms = %(default_lock_ttl_ms)s,
-    max_lock_ttl_ms = %(max_lock_ttl_ms)s,
-    start_time = %(start_time)s,
-    end_time = %(end_time)s,
-    assigned_code_validity_s = %(assigned_code_validity_s)s,
-    code_length = %(code_length)s,
-    code_alphabet = %(code_alphabet)s,
-    code_prefix = %(code_prefix)s,
-    code_suffix = %(code_suffix)s,
-    code_separator = %(code_separator)s,
-    code_group_size = %(code_group_size)s,
-    code_check_character = %(code_check_character)s,
-    metadata = %(metadata)s,
-    low_threshold = %(low_threshold)s,
-    version = %(version)s,
-    update_time = %(update_time)s
+SET {BOOKS.each("{0} = %({0})s", without=("book_id", "business_id", "create_time"))}
 WHERE book_id = %(book_id)s
 """
 
 
 async def update_book(connection: Connection, book: Book) -> None:
     """Stores a changed book."""
-    await connection.execute(UPDATE_BOOK, book_parameters(book))
+    await connection.execute(UPDATE_BOOK, BOOKS.parameters(book))
 
 
 # A limit below what was redeemed already cannot be stored: the closest that holds is.
@@ -333,7 +282,7 @@ async def keep_total(connection: Connection, book: Book) -> None:
 
 
 SELECT_BOOKS: Final[LiteralString] = f"""
-SELECT {BOOK_COLUMNS} FROM coupon_books WHERE book_id = ANY(%s::uuid[])
+SELECT {BOOKS.selected} FROM coupon_books WHERE book_id = ANY(%s::uuid[])
 """
 LOCK_BOOKS: Final[LiteralString] = f"{SELECT_BOOKS} FOR NO KEY UPDATE"
 
@@ -352,17 +301,17 @@ async def select_book(
 async def select_books_by_id(connection: Connection, ids: Iterable[UUID]) -> dict[UUID, Book]:
     """Those of the books that there are."""
     cursor = await connection.execute(SELECT_BOOKS, [uuid_array(set(ids))])
-    return {row[0]: book_from_row(row) for row in await cursor.fetchall()}
+    return {book.book_id: book for book in map(book_from_row, await cursor.fetchall())}
 
 
 LIST_BOOKS: Final[LiteralString] = f"""
-SELECT {BOOK_COLUMNS} FROM coupon_books
+SELECT {BOOKS.selected} FROM coupon_books
 WHERE state = ANY(%(states)s::smallint[]) AND (create_time, book_id) < (%(time)s, %(id)s)
 ORDER BY create_time DESC, book_id DESC
 LIMIT %(count)s
 """
 LIST_BOOKS_OF_BUSINESS: Final[LiteralString] = f"""
-SELECT {BOOK_COLUMNS} FROM coupon_books
+SELECT {BOOKS.selected} FROM coupon_books
 WHERE business_id = %(business_id)s AND state = ANY(%(states)s::smallint[])
     AND (create_time, book_id) < (%(time)s, %(id)s)
 ORDER BY create_time DESC, book_id DESC
@@ -396,23 +345,6 @@ async def select_books(
 def book_position(book: Book) -> Position:
     """Where a page goes on after this book."""
     return time_position(book.create_time, book.book_id)
-
-
-SUM_COUNTERS: Final = """
-SELECT coalesce(sum(available), 0)::bigint, coalesce(sum(assigned), 0)::bigint,
-    coalesce(sum(redeemed), 0)::bigint, coalesce(sum(disabled), 0)::bigint,
-    coalesce(sum(assignments), 0)::bigint, coalesce(sum(redemptions), 0)::bigint,
-    coalesce(sum(rollbacks), 0)::bigint, coalesce(sum(discount_minor), 0)::bigint
-FROM coupon_book_counters
-WHERE book_id = %s
-"""
-
-
-async def select_stats(connection: Connection, book_id: UUID) -> BookStats:
-    """The counts of a book: the sum of its counters."""
-    cursor = await connection.execute(SUM_COUNTERS, [book_id])
-    row = await cursor.fetchone()
-    return BookStats(*row or ())
 
 
 SELECT_TOTALS: Final = """

@@ -1,4 +1,4 @@
-"""The ledger, read: events by id, the life of a lock, and pages of what is asked for.
+"""The ledger: events are written, found by id or by lock, and listed page by page.
 
 A page is read through the index of the narrowest filter that is given, by a statement of its own;
 the other filters only drop rows on the way.
@@ -14,9 +14,11 @@ from typing import Final, LiteralString
 from uuid import UUID
 
 from coupon_service.model import Event, EventType, bucket_of_event
+from coupon_service.store.arrays import int_array, uuid_array
+from coupon_service.store.columns import Column, Columns
 from coupon_service.store.keyset import Position, page_of, time_and_id, time_position
 from coupon_service.store.pipeline import Connection
-from coupon_service.store.rows import EVENT_COLUMNS, event_from_row, int_array, uuid_array
+from coupon_service.store.rows import EVENTS, bucket_of_event_row, event_from_row
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,8 +38,56 @@ class AuditFilter:
     end_time: datetime | None = None
 
 
+# --- written ------------------------------------------------------------------------------------
+
+EVENT_ROWS: Final = Columns[Event](
+    Column("bucket", "smallint", bucket_of_event_row), *EVENTS.columns
+)
+
+INSERT_EVENTS: Final[LiteralString] = f"""
+INSERT INTO redemption_audit (
+    {EVENT_ROWS.names})
+SELECT * FROM unnest(
+    {EVENT_ROWS.arrays})
+"""
+INSERT_EVENT_ONCE: Final[LiteralString] = (
+    INSERT_EVENTS + "ON CONFLICT DO NOTHING RETURNING event_id"
+)
+
+RECORDED_FINGERPRINT: Final = """
+SELECT fingerprint FROM redemption_audit WHERE event_id = %s AND bucket = %s
+"""
+
+
+async def insert_events(connection: Connection, events: Sequence[Event]) -> None:
+    """Writes the events to the ledger.
+
+    Raises psycopg's UniqueViolation when one of them is there already.
+    """
+    await connection.execute(INSERT_EVENTS, EVENT_ROWS.array_parameters(events))
+
+
+async def insert_event_once(connection: Connection, event: Event) -> bool:
+    """Writes the event to the ledger unless it is there; returns whether it was written.
+
+    Waits for another transaction that is writing it.
+    """
+    cursor = await connection.execute(INSERT_EVENT_ONCE, EVENT_ROWS.array_parameters([event]))
+    return await cursor.fetchone() is not None
+
+
+async def recorded_fingerprint(connection: Connection, event_id: UUID) -> int | None:
+    """The fingerprint of an attempt on a book, if it was carried out."""
+    parameters = (event_id, bucket_of_event(event_id))
+    cursor = await connection.execute(RECORDED_FINGERPRINT, parameters)
+    row = await cursor.fetchone()
+    return None if row is None else row[0]
+
+
+# --- found --------------------------------------------------------------------------------------
+
 SELECT_EVENTS_BY_ID: Final[LiteralString] = f"""
-SELECT {EVENT_COLUMNS}
+SELECT {EVENTS.selected}
 FROM unnest(%s::uuid[], %s::smallint[]) AS wanted (event_id, bucket)
 JOIN redemption_audit USING (event_id, bucket)
 """
@@ -51,7 +101,7 @@ async def select_events_by_id(connection: Connection, ids: Iterable[UUID]) -> di
     ids = list(ids)
     parameters = uuid_array(ids), int_array(map(bucket_of_event, ids))
     cursor = await connection.execute(SELECT_EVENTS_BY_ID, parameters)
-    return {row[0]: event_from_row(row) for row in await cursor.fetchall()}
+    return {event.event_id: event for event in map(event_from_row, await cursor.fetchall())}
 
 
 # Lock by lock (OFFSET 0): while hardly an event is of a lock, the planner would read all of those
@@ -60,7 +110,7 @@ SELECT_LOCK_EVENTS: Final[LiteralString] = f"""
 SELECT event.*
 FROM unnest(%s::uuid[], %s::smallint[]) AS wanted (lock_id, bucket)
 CROSS JOIN LATERAL (
-    SELECT {EVENT_COLUMNS} FROM redemption_audit
+    SELECT {EVENTS.selected} FROM redemption_audit
     WHERE lock_id = wanted.lock_id AND bucket = wanted.bucket
     OFFSET 0
 ) AS event
@@ -87,19 +137,19 @@ _NEWEST_FIRST: Final[LiteralString] = "ORDER BY event_time DESC, event_id DESC L
 # how few, might otherwise walk along the time.
 EVENTS_OF_ORDER: Final[LiteralString] = f"""
 WITH of_order AS MATERIALIZED (SELECT * FROM redemption_audit WHERE order_id = %(order_id)s)
-SELECT {EVENT_COLUMNS} FROM of_order WHERE {_MATCHING} {_NEWEST_FIRST}
+SELECT {EVENTS.selected} FROM of_order WHERE {_MATCHING} {_NEWEST_FIRST}
 """
 EVENTS_OF_CODE: Final[LiteralString] = f"""
-SELECT {EVENT_COLUMNS} FROM redemption_audit
+SELECT {EVENTS.selected} FROM redemption_audit
 WHERE code IS NOT NULL AND code || '' = %(code)s AND {_MATCHING} {_NEWEST_FIRST}
 """
 EVENTS_OF_USER: Final[LiteralString] = f"""
-SELECT {EVENT_COLUMNS} FROM redemption_audit
+SELECT {EVENTS.selected} FROM redemption_audit
 WHERE user_id = %(user_id)s AND {_MATCHING} {_NEWEST_FIRST}
 """
 # One probe of the index a type: a few redemptions are found quickly among millions of assignments.
 EVENTS_OF_BOOK: Final[LiteralString] = f"""
-SELECT {EVENT_COLUMNS}
+SELECT {EVENTS.selected}
 FROM unnest(%(types)s::smallint[]) AS wanted (event_type)
 CROSS JOIN LATERAL (
     SELECT * FROM redemption_audit
@@ -108,7 +158,7 @@ CROSS JOIN LATERAL (
 {_NEWEST_FIRST}
 """
 EVENTS_OF_BUSINESS: Final[LiteralString] = f"""
-SELECT {EVENT_COLUMNS}
+SELECT {EVENTS.selected}
 FROM (SELECT book.book_id AS own_book FROM coupon_books AS book
       WHERE book.business_id = %(business_id)s) AS own
 CROSS JOIN unnest(%(types)s::smallint[]) AS wanted (event_type)
@@ -119,7 +169,7 @@ CROSS JOIN LATERAL (
 {_NEWEST_FIRST}
 """
 ALL_EVENTS: Final[LiteralString] = f"""
-SELECT {EVENT_COLUMNS}
+SELECT {EVENTS.selected}
 FROM unnest(%(types)s::smallint[]) AS wanted (event_type)
 CROSS JOIN LATERAL (
     SELECT * FROM redemption_audit

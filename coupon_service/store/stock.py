@@ -19,8 +19,8 @@ from coupon_service.model import (
     event_id,
 )
 from coupon_service.rules import crossed, stock_left, stock_level
+from coupon_service.store.events import insert_events
 from coupon_service.store.pipeline import Connection
-from coupon_service.store.rows import insert_events
 
 CALLER: Final = "stock watch"
 

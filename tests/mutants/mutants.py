@@ -33,7 +33,7 @@ from coupon_service.rules.draft import Draft
 from coupon_service.store.commands import apply as applying
 from coupon_service.store.commands import executor as execute
 from coupon_service.store.commands import load as loading
-from coupon_service.store.rows import INSERT_EVENTS, event_arrays
+from coupon_service.store.events import EVENT_ROWS, INSERT_EVENTS
 
 Planted = AbstractContextManager[object]
 
@@ -226,7 +226,7 @@ def _leave_out_events(pipeline: Any) -> None:
 def _insert(beside: Any, events: Any) -> None:
     where = make_conninfo(beside.info.dsn, password=beside.info.password)
     with psycopg.connect(where, autocommit=True) as connection:
-        connection.execute(INSERT_EVENTS, event_arrays(events))
+        connection.execute(INSERT_EVENTS, EVENT_ROWS.array_parameters(events))
 
 
 def _script(right: str, wrong: str) -> Planted:

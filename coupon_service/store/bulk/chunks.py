@@ -21,6 +21,7 @@ from coupon_service.errors import CodeSpaceExhausted, InvalidStateTransition, Re
 from coupon_service.model import (
     Book,
     BookState,
+    BookStats,
     Call,
     Event,
     EventType,
@@ -35,10 +36,9 @@ from coupon_service.model.codes import (
     generate,
     sorted_by_key,
 )
-from coupon_service.store.books import select_book, select_stats
+from coupon_service.store.books import select_book
 from coupon_service.store.bulk.new_codes import (
     NewCodes,
-    add_available,
     copy_codes,
     insert_codes,
     select_codes_of,
@@ -50,10 +50,15 @@ from coupon_service.store.bulk.upload_rows import (
     import_result,
     read_rows,
 )
+from coupon_service.store.counters import add_to_counters, select_stats
 from coupon_service.store.database import Database
-from coupon_service.store.events import select_events_by_id
+from coupon_service.store.events import (
+    insert_event_once,
+    insert_events,
+    recorded_fingerprint,
+    select_events_by_id,
+)
 from coupon_service.store.pipeline import Connection
-from coupon_service.store.rows import insert_event_once, insert_events, recorded_fingerprint
 
 LONGER_STATEMENTS: Final = "SET LOCAL statement_timeout = '30s'"
 LONGER_SILENCE_S: Final = 35.0
@@ -182,7 +187,8 @@ class CodeChunks:
                 await copy_codes(connection, made)
             else:
                 await _insert_or_replace(connection, book, request.tag, made.codes)
-            await add_available(connection, book.book_id, bucket_of(made.codes[0]), count)
+            added = BookStats(available=count)
+            await add_to_counters(connection, (book.book_id, bucket_of(made.codes[0]), added))
 
         await self._database.transaction("generate_codes", work)
 
@@ -320,7 +326,8 @@ async def _import(
     codes, rows = chunk.new.codes, chunk.rows
     created = await _store_new(connection, request, chunk.new) if codes else set[str]()
     if created:
-        await add_available(connection, request.book_id, bucket_of(codes[0]), len(created))
+        added = BookStats(available=len(created))
+        await add_to_counters(connection, (request.book_id, bucket_of(codes[0]), added))
     rejected = {why: list(indexes) for why, indexes in rows.rejected.items()}
     others = [code for code in rows.codes if code not in created]
     if others:

@@ -1,4 +1,4 @@
-"""New codes as rows of their table: made ready, copied or inserted, found again, and counted."""
+"""New codes as rows of their table: made ready, copied or inserted, and found again."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Final
 from uuid import UUID
 
 from coupon_service.model.codes import bucket_of
+from coupon_service.store.arrays import int_array, text_array
 from coupon_service.store.pipeline import Connection
-from coupon_service.store.rows import int_array, text_array
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,17 +85,3 @@ async def select_codes_of(
     parameters = int_array(map(bucket_of, codes)), text_array(codes), book_id, tag
     cursor = await connection.execute(SELECT_CODES_OF, parameters)
     return {row[0] for row in await cursor.fetchall()}
-
-
-ADD_AVAILABLE: Final = """
-INSERT INTO coupon_book_counters AS counter (
-    book_id, bucket, available, assigned, redeemed, disabled, assignments, redemptions, rollbacks,
-    discount_minor)
-VALUES (%s, %s, %s, 0, 0, 0, 0, 0, 0, 0)
-ON CONFLICT (book_id, bucket) DO UPDATE SET available = counter.available + excluded.available
-"""
-
-
-async def add_available(connection: Connection, book_id: UUID, bucket: int, count: int) -> None:
-    """Counts new codes of a book, in one row of its counters."""
-    await connection.execute(ADD_AVAILABLE, (book_id, bucket, count))

@@ -36,20 +36,19 @@ from coupon_service.model import (
 )
 from coupon_service.model.codes import bucket_of
 from coupon_service.rules import is_hidden
+from coupon_service.store.arrays import int_array, text_array, uuid_array
 from coupon_service.store.commands.random_codes import pick_codes
 from coupon_service.store.events import SELECT_LOCK_EVENTS
 from coupon_service.store.pipeline import Pipeline, Rows
 from coupon_service.store.rows import (
-    ASSIGNMENT_COLUMNS,
-    BOOK_COLUMNS,
-    EVENT_COLUMNS,
+    ASSIGNMENTS,
+    BOOKS,
+    CODES,
+    EVENTS,
     assignment_from_row,
     book_from_row,
     code_from_row,
     event_from_row,
-    int_array,
-    text_array,
-    uuid_array,
 )
 
 
@@ -129,7 +128,8 @@ async def load(
 
     await pipeline.run()
     for row in code_rows:
-        state.codes[row[0]] = code_from_row(row)
+        code = code_from_row(row)
+        state.codes[code.code] = code
     for row in book_rows:
         book = book_from_row(row)
         state.books[book.book_id] = book
@@ -156,8 +156,8 @@ async def load(
     return state
 
 
-SELECT_CODES: Final[LiteralString] = """
-SELECT code, c.book_id, c.state, c.redemptions, c.assignments
+SELECT_CODES: Final[LiteralString] = f"""
+SELECT {CODES.selected}
 FROM unnest(%s::smallint[], %s::text[]) AS wanted (bucket, code)
 JOIN coupon_codes AS c USING (bucket, code)
 """
@@ -173,7 +173,7 @@ def _key_arrays(keys: Sequence[tuple[int, str]]) -> tuple[str, str]:
 
 
 SELECT_BOOKS: Final[LiteralString] = f"""
-SELECT {BOOK_COLUMNS}
+SELECT {BOOKS.selected}
 FROM coupon_books
 WHERE book_id IN (
     SELECT c.book_id
@@ -190,7 +190,7 @@ def _select_books(
 
 
 SELECT_LINKS: Final[LiteralString] = f"""
-SELECT {ASSIGNMENT_COLUMNS}
+SELECT {ASSIGNMENTS.selected}
 FROM unnest(%s::smallint[], %s::text[], %s::text[]) AS wanted (bucket, code, user_id)
 JOIN coupon_assignments USING (bucket, code, user_id)
 """
@@ -205,7 +205,7 @@ def _select_links(pipeline: Pipeline, links: Iterable[tuple[str, str]]) -> Rows:
 
 
 SELECT_EVENTS: Final[LiteralString] = f"""
-SELECT {EVENT_COLUMNS}
+SELECT {EVENTS.selected}
 FROM unnest(%s::uuid[], %s::smallint[]) AS wanted (event_id, bucket)
 JOIN redemption_audit USING (event_id, bucket)
 """
@@ -219,12 +219,12 @@ def _select_events(pipeline: Pipeline, events: Iterable[UUID]) -> Rows:
 
 # The row of a random assignment is in the bucket of the code that was picked.
 SELECT_PICKED_EVENTS: Final[LiteralString] = f"""
-SELECT {EVENT_COLUMNS} FROM redemption_audit WHERE event_id = ANY(%s::uuid[])
+SELECT {EVENTS.selected} FROM redemption_audit WHERE event_id = ANY(%s::uuid[])
 """
 
 # What users who get a random code had to do with the picked ones before: one may have been revoked.
 SELECT_PICKED_LINKS: Final[LiteralString] = f"""
-SELECT {ASSIGNMENT_COLUMNS}
+SELECT {ASSIGNMENTS.selected}
 FROM unnest(%s::smallint[], %s::text[]) AS wanted (picked_bucket, picked_code)
 CROSS JOIN LATERAL (
     SELECT * FROM coupon_assignments

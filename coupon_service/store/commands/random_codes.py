@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from secrets import randbelow
-from typing import Final
+from typing import Final, LiteralString
 from uuid import UUID
 
 from psycopg.rows import TupleRow
@@ -13,17 +13,17 @@ from psycopg.rows import TupleRow
 from coupon_service.model import Book, Code, State
 from coupon_service.model.codes import BUCKETS, generate
 from coupon_service.store.pipeline import Pipeline, Rows
-from coupon_service.store.rows import code_from_row
+from coupon_service.store.rows import CODES, code_from_row
 
-PICK_IN_BUCKET: Final = """
-SELECT code, book_id, state, redemptions, assignments
+PICK_IN_BUCKET: Final[LiteralString] = f"""
+SELECT {CODES.selected}
 FROM coupon_codes
 WHERE book_id = %s AND state = 1 AND bucket = %s AND code >= %s
 ORDER BY code LIMIT %s
 FOR NO KEY UPDATE SKIP LOCKED
 """
-PICK_AFTER: Final = """
-SELECT code, book_id, state, redemptions, assignments
+PICK_AFTER: Final[LiteralString] = f"""
+SELECT {CODES.selected}
 FROM coupon_codes
 WHERE book_id = %s AND state = 1 AND (bucket, code) > (%s, %s)
 ORDER BY bucket, code LIMIT %s

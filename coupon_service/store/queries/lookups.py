@@ -24,22 +24,19 @@ from coupon_service.model import (
 )
 from coupon_service.model.codes import bucket_of
 from coupon_service.rules import find_code
+from coupon_service.store.arrays import int_array, text_array, time_array, uuid_array
 from coupon_service.store.books import SELECT_BOOKS
+from coupon_service.store.columns import Row
 from coupon_service.store.database import Database
 from coupon_service.store.events import SELECT_LOCK_EVENTS
 from coupon_service.store.pipeline import Connection, Pipeline, Rows
 from coupon_service.store.rows import (
-    ASSIGNMENT_COLUMNS,
-    CODE_COLUMNS,
-    Row,
+    ASSIGNMENTS,
+    CODES,
     assignment_from_row,
     book_from_row,
     code_from_row,
     event_from_row,
-    int_array,
-    text_array,
-    time_array,
-    uuid_array,
 )
 
 
@@ -109,7 +106,7 @@ class Lookups:
 
 
 SELECT_CODES: Final[LiteralString] = f"""
-SELECT {CODE_COLUMNS}
+SELECT {CODES.selected}
 FROM unnest(%s::smallint[], %s::text[]) AS wanted (bucket, code)
 JOIN coupon_codes USING (bucket, code)
 """
@@ -120,7 +117,7 @@ FROM unnest(%s::integer[], %s::text[], %s::uuid[], %s::text[], %s::integer[], %s
             %s::text[], %s::integer[])
     AS wanted (w_number, w_user, w_book, w_business, w_states, w_time, w_code, w_count)
 CROSS JOIN LATERAL (
-    SELECT {ASSIGNMENT_COLUMNS}
+    SELECT {ASSIGNMENTS.selected}
     FROM coupon_assignments
     WHERE user_id = w_user AND assign_time IS NOT NULL AND (assign_time, code) < (w_time, w_code)
         AND (1 << state) & w_states <> 0
@@ -151,7 +148,7 @@ class _Batch:
         event_rows = self._select_events([it for each in of_locks for it in each.lock_ids])
         await self._pipeline.run()
 
-        self._codes = {row[0]: code_from_row(row) for row in code_rows}
+        self._codes = {code.code: code for code in map(code_from_row, code_rows)}
         links: defaultdict[int, list[Assignment]] = defaultdict(list)
         for number, *row in link_rows:
             links[number].append(assignment_from_row(tuple(row)))
@@ -164,8 +161,8 @@ class _Batch:
         )
         await self._pipeline.run()
 
-        self._codes |= {row[0]: code_from_row(row) for row in code_rows}
-        self._books = {row[0]: book_from_row(row) for row in book_rows}
+        self._codes |= {code.code: code for code in map(code_from_row, code_rows)}
+        self._books = {book.book_id: book for book in map(book_from_row, book_rows)}
         pages = map(links.__getitem__, range(len(of_coupons)))
         return [self._found(it, pages, events) for it in lookups]
 

@@ -20,6 +20,7 @@ from coupon_service.model import (
     event_id,
 )
 from coupon_service.model.codes import bucket_of
+from coupon_service.store.arrays import int_array
 from coupon_service.store.books import select_book, select_books_by_id
 from coupon_service.store.database import Database
 from coupon_service.store.events import (
@@ -39,11 +40,7 @@ from coupon_service.store.queries.lookups import (
     Lookup,
     Lookups,
 )
-from coupon_service.store.rows import (
-    CODE_COLUMNS,
-    code_from_row,
-    int_array,
-)
+from coupon_service.store.rows import CODES, code_from_row
 
 __all__ = ["AuditFilter", "Reads", "assignment_position", "event_position"]
 
@@ -215,7 +212,7 @@ async def _with_rollbacks(
 
 # The index begins with the state, so each state is read by itself, and then merged.
 LIST_CODES: Final[LiteralString] = f"""
-SELECT {CODE_COLUMNS}
+SELECT {CODES.selected}
 FROM unnest(%(states)s::smallint[]) AS wanted (wanted_state)
 CROSS JOIN LATERAL (
     SELECT * FROM coupon_codes

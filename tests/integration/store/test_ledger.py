@@ -17,9 +17,8 @@ from coupon_service.model import (
     event_id,
 )
 from coupon_service.model.codes import bucket_of
-from coupon_service.store.events import select_events
+from coupon_service.store.events import insert_events, select_events
 from coupon_service.store.queries.reads import AuditFilter
-from coupon_service.store.rows import insert_events
 
 NOBODY = UUID(int=9)
 

@@ -25,17 +25,12 @@ from coupon_service.model import (
     event_id,
 )
 from coupon_service.model.codes import CodeFormat, bucket_of
+from coupon_service.store.arrays import int_array, text_array, time_array, uuid_array
 from coupon_service.store.books import Books
+from coupon_service.store.columns import Columns
 from coupon_service.store.database import Connection
-from coupon_service.store.events import select_events_by_id
-from coupon_service.store.rows import (
-    insert_event_once,
-    insert_events,
-    int_array,
-    text_array,
-    time_array,
-    uuid_array,
-)
+from coupon_service.store.events import insert_event_once, insert_events, select_events_by_id
+from coupon_service.store.rows import ASSIGNMENTS, BOOKS, CODES, COUNTERS, EVENTS
 
 AWKWARD = [
     "plain",
@@ -195,3 +190,29 @@ async def test_a_book_is_read_as_it_was_written(
         for it in (book, plain):
             assert await books.create(it, call("r"), it.book_id, 1) == (it, False)
             assert await books.get(it.book_id, "") == it
+
+
+@pytest.mark.parametrize(
+    ("table", "columns"),
+    [
+        ("coupon_books", BOOKS),
+        ("coupon_book_counters", COUNTERS),
+        ("coupon_codes", CODES),
+        ("coupon_assignments", ASSIGNMENTS),
+        ("redemption_audit", EVENTS),
+    ],
+)
+async def test_columns_have_the_types_of_the_table(
+    database_url: str, table: str, columns: Columns[Any]
+) -> None:
+    async with await psycopg.AsyncConnection.connect(database_url) as connection:
+        cursor = await connection.execute(
+            "SELECT attname, format_type(atttypid, NULL) FROM pg_attribute"
+            " WHERE attrelid = %s::regclass AND attnum > 0",
+            [table],
+        )
+        types = dict(await cursor.fetchall())
+    full_names = {"timestamptz": "timestamp with time zone"}
+    assert {it.name: full_names.get(it.type, it.type) for it in columns.columns} == {
+        it.name: types[it.name] for it in columns.columns
+    }
