@@ -94,13 +94,14 @@ class StockMonitor:
         shown = sorted(stocks, key=_urgency)[: self._series_max]
         levels = [stock.level for stock in stocks]
         values = {
-            "book_left": {str(it.book_id): it.left for it in shown},
-            "book_low_threshold": {str(it.book_id): it.threshold for it in shown},
-            "books_watched": {level.name: levels.count(level) for level in StockLevel},
-            "ledger_lag_seconds": {"": lag_s},
+            "coupon_book_left": {str(it.book_id): it.left for it in shown},
+            "coupon_book_low_threshold": {str(it.book_id): it.threshold for it in shown},
+            "coupon_books_watched": {level.name: levels.count(level) for level in StockLevel},
+            "coupon_ledger_lag_seconds": {"": lag_s},
         }
         if locks is not None:
-            values["locks_live"], values["sweep_lag_seconds"] = {"": locks[0]}, {"": locks[1]}
+            values["coupon_locks_live"] = {"": locks[0]}
+            values["coupon_sweep_lag_seconds"] = {"": locks[1]}
         self._gauges.show(values, self._interval_s * LOOKS_KEPT)
 
     async def _tell(self, stock: Stock) -> None:

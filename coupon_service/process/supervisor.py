@@ -178,7 +178,10 @@ class Supervisor:
     def _open_ports(self, stack: ExitStack) -> None:
         """Keeps the port of the workers, and serves the metrics. Raises SupervisorError."""
         # Only now, since prometheus_client looks for its folder when it is imported.
-        from coupon_service.telemetry.metrics import MetricsServerError, serve_metrics  # noqa: PLC0415
+        from coupon_service.telemetry.metrics_http import (  # noqa: PLC0415
+            MetricsServerError,
+            serve_metrics,
+        )
         from coupon_service.telemetry.multiprocess import WorkerCounts, service_registry  # noqa: PLC0415
 
         self._counts = WorkerCounts(self._folder)

@@ -1,4 +1,4 @@
-"""What is counted and timed, and the HTTP endpoint that Prometheus reads it from.
+"""What is counted and timed.
 
 Labels are method, status, reason and pool, never a code or a user: their number stays bounded.
 
@@ -10,20 +10,12 @@ the worker counts into files there, and the supervisor serves what they come to
 
 from __future__ import annotations
 
-import http.server
-import json
-import socket
-import socketserver
-import threading
 from bisect import bisect_left
 from collections import Counter as Counts
-from collections.abc import Callable, Mapping, Sequence
-from types import TracebackType
-from typing import Any, Self, TypeVar
-from urllib.parse import urlsplit
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
-import structlog
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, MetricsHandler
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 BUCKETS_REDIS_S = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1)
@@ -31,10 +23,6 @@ BUCKETS_COMMANDS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 REDIS_ERRORS = ("silent", "unreachable", "refused", "other")
 BOOK_EVENTS = ("BOOK_RUNNING_LOW", "BOOK_USED_UP")
 CONFLICTS = ("LockNotAvailable", "DeadlockDetected", "SerializationFailure")
-
-
-class MetricsServerError(Exception):
-    """The metrics endpoint cannot listen where it is to."""
 
 
 Child = TypeVar("Child", bound=Counter | Gauge | Histogram)
@@ -67,23 +55,27 @@ class Metrics:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         def counter(name: str, text: str, *labels: str) -> Counter:
-            return Counter(f"coupon_{name}_total", text, labels, registry=registry)
+            return Counter(name, text, labels, registry=registry)
 
         def duration(
             name: str, text: str, *labels: str, buckets: Sequence[float] = BUCKETS_S
         ) -> Durations:
-            name = f"coupon_{name}_seconds"
             return Durations(name, text, labels, registry=registry, buckets=buckets)
 
         def gauge(name: str, text: str, *labels: str) -> Gauge:
-            name = f"coupon_{name}"  # livesum: added up over the living workers
+            # livesum: added up over the living workers
             return Gauge(name, text, labels, registry=registry, multiprocess_mode="livesum")
 
         self._rpc_duration = Children(
-            duration("rpc_duration", "Time from a call's arrival to its end.", "method", "status")
+            duration(
+                "coupon_rpc_duration_seconds",
+                "Time from a call's arrival to its end.",
+                "method",
+                "status",
+            )
         )
         self._rpcs = Children(
-            counter("rpcs", "Calls that have ended.", "method", "status", "reason")
+            counter("coupon_rpcs_total", "Calls that have ended.", "method", "status", "reason")
         )
         self._batch_size = Children(
             Histogram(
@@ -95,20 +87,31 @@ class Metrics:
             )
         )
         self._batch_wait = Children(
-            duration("batch_wait", "Time that the first command of a batch waited.", "kind")
+            duration(
+                "coupon_batch_wait_seconds",
+                "Time that the first command of a batch waited.",
+                "kind",
+            )
         )
         self._batch_duration = Children(
-            duration("batch_duration", "Time from a batch's start to its end.", "kind")
+            duration(
+                "coupon_batch_duration_seconds", "Time from a batch's start to its end.", "kind"
+            )
         )
         self._queue_length = Children(
-            gauge("queue_length", "Commands that wait for a batch.", "kind")
+            gauge("coupon_queue_length", "Commands that wait for a batch.", "kind")
         )
         self._dropped = Children(
-            counter("commands_dropped", "Commands that were not executed.", "kind", "reason")
+            counter(
+                "coupon_commands_dropped_total",
+                "Commands that were not executed.",
+                "kind",
+                "reason",
+            )
         )
         self._commands = Children(
             counter(
-                "commands",
+                "coupon_commands_total",
                 "Commands that were decided, also within batches, by the ledger event that each is"
                 " to write. outcome: done, replayed or refused, which has a reason.",
                 "event",
@@ -117,46 +120,64 @@ class Metrics:
             )
         )
         self._transaction_duration = duration(
-            "transaction_duration", "Time of a transaction, with all its tries."
+            "coupon_transaction_duration_seconds", "Time of a transaction, with all its tries."
         )
-        self._transaction_retries = counter("transaction_retries", "Transactions tried once more.")
+        self._transaction_retries = counter(
+            "coupon_transaction_retries_total", "Transactions tried once more."
+        )
         self._transaction_conflicts = Children(
-            counter("transaction_conflicts", "Tries that met another transaction.", "reason")
+            counter(
+                "coupon_transaction_conflicts_total",
+                "Tries that met another transaction.",
+                "reason",
+            )
         )
         self._pool_connections = Children(
-            gauge("pool_connections", "Open connections to PostgreSQL.", "pool")
+            gauge("coupon_pool_connections", "Open connections to PostgreSQL.", "pool")
         )
         self._pool_idle = Children(
-            gauge("pool_idle_connections", "Connections that nobody uses.", "pool")
+            gauge("coupon_pool_idle_connections", "Connections in the pool that are idle.", "pool")
         )
         self._pool_waiting = Children(
-            gauge("pool_waiting", "Transactions that wait for a connection.", "pool")
+            gauge("coupon_pool_waiting", "Transactions that wait for a connection.", "pool")
         )
         self._rate_limit_unchecked = counter(
-            "rate_limit_unchecked", "Calls that passed uncounted, since Redis did not answer."
+            "coupon_rate_limit_unchecked_total",
+            "Calls that passed uncounted, since Redis did not answer.",
         )
         self._guess_alarms = Children(
-            counter("guess_alarms", "Limits of unknown codes that somebody reached.", "kind")
+            counter(
+                "coupon_guess_alarms_total", "Limits of unknown codes that were reached.", "kind"
+            )
         )
         self._reaches = Children(
-            gauge("reaches", "Workers that reach it: postgresql, schema (current), redis.", "what")
+            gauge(
+                "coupon_reaches",
+                "Workers that reach it: postgresql, schema (current), redis.",
+                "what",
+            )
         )
         self._redis_duration = duration(
-            "redis_duration", "Time of a pipeline to Redis and back.", buckets=BUCKETS_REDIS_S
+            "coupon_redis_duration_seconds",
+            "Time of a pipeline to Redis and back.",
+            buckets=BUCKETS_REDIS_S,
         )
         self._redis_errors = Children(
             counter(
-                "redis_errors",
+                "coupon_redis_errors_total",
                 "What went wrong with Redis. kind: silent, unreachable, refused or other.",
                 "kind",
             )
         )
         self._locks_lost = counter(
-            "locks_lost", "Locks with a good token that Redis had lost, and took again."
+            "coupon_locks_lost_total",
+            "Locks with a good token that Redis had lost, and took again.",
         )
         self._book_events = Children(
             counter(
-                "book_events", "Books that ran low or were used up, by their ledger event.", "event"
+                "coupon_book_events_total",
+                "Books that ran low or were used up, by their ledger event.",
+                "event",
             )
         )
         self._begin_at_zero()
@@ -249,101 +270,3 @@ class Metrics:
     def looked(self, what: str, *, reached: bool) -> None:
         """Whether this process reaches postgresql or redis, or the schema is new enough, now."""
         self._reaches[what,].set(reached)
-
-
-class MetricsServer:
-    """A running endpoint; ``close`` ends it."""
-
-    def __init__(self, server: socketserver.TCPServer) -> None:
-        self._server = server
-        self._thread = threading.Thread(
-            target=server.serve_forever, args=(0.1,), name="metrics", daemon=True
-        )
-        self._thread.start()
-
-    @property
-    def port(self) -> int:
-        """The port it listens on, also when a free one was asked for."""
-        return self._server.server_address[1]
-
-    def close(self) -> None:
-        """Stop listening."""
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-
-def serve_metrics(
-    host: str,
-    port: int,
-    registry: CollectorRegistry,
-    alive: Callable[[], bool],
-    ready: Callable[[], tuple[bool, Mapping[str, object]]] = lambda: (True, {}),
-) -> MetricsServer:
-    """Answer ``/metrics`` from ``registry``, ``/healthz`` and ``/readyz`` with 200 or 503.
-
-    ``ready`` also says what the body of ``/readyz`` is, a JSON object. Port 0 takes a free one.
-    Requests are answered in threads: ``alive`` and ``ready`` are called from there.
-
-    Raises:
-        MetricsServerError: it cannot listen there, for example because the port is in use.
-    """
-
-    class Handler(MetricsHandler):
-        timeout = 10  # seconds that a client may take to send its request
-
-        def do_GET(self) -> None:  # noqa: N802 - the name is http.server's
-            match urlsplit(self.path).path:
-                case "/metrics":
-                    super().do_GET()
-                case "/healthz":
-                    self._answer(200, "ok") if alive() else self._answer(503, "no worker runs")
-                case "/readyz":
-                    is_ready, state = ready()
-                    body = json.dumps(state)
-                    self._answer(200 if is_ready else 503, body, "application/json")
-                case _:
-                    self._answer(404, "there are /metrics, /healthz and /readyz")
-
-        def _answer(self, status: int, text: str, kind: str = "text/plain; charset=utf-8") -> None:
-            body = f"{text}\n".encode()
-            self.send_response(status)
-            self.send_header("Content-Type", kind)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-    try:
-        return MetricsServer(_Server(host, port, Handler.factory(registry)))
-    except OSError as error:
-        raise MetricsServerError(
-            f"The metrics endpoint cannot listen on {host} port {port}: {error.strerror}."
-            " COUPON_METRICS_HOST and COUPON_METRICS_PORT say where it listens."
-        ) from error
-
-
-class _Server(http.server.ThreadingHTTPServer):
-    def __init__(self, host: str, port: int, handler: type[Any]) -> None:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        self.address_family, _, _, _, address = found[0]
-        super().__init__((str(address[0]), int(address[1])), handler)
-
-    def server_bind(self) -> None:
-        # HTTPServer also looks up the name of the host, which can take seconds without a DNS.
-        socketserver.TCPServer.server_bind(self)
-
-    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002
-        structlog.get_logger("coupon_service.telemetry.metrics").warning(
-            "metrics request failed", client=str(client_address), exc_info=True
-        )

@@ -21,18 +21,21 @@ Values = Mapping[str, Mapping[str, float]]
 """For each gauge its values by their label, which is empty for a gauge without one."""
 
 GAUGES: Final[Mapping[str, tuple[str, str]]] = {
-    "book_left": (
+    "coupon_book_left": (
         "book_id",
         "What a book with a low_threshold has left; first of those that run low, then used up.",
     ),
-    "book_low_threshold": ("book_id", "The low_threshold of the same books."),
-    "books_watched": (
+    "coupon_book_low_threshold": ("book_id", "The low_threshold of the same books."),
+    "coupon_books_watched": (
         "level",
         "Active books with a low_threshold. level: ENOUGH, LOW or USED_UP.",
     ),
-    "locks_live": ("", "Locks that have not ended."),
-    "sweep_lag_seconds": ("", "How long a lock that ran out has been waiting for the ledger."),
-    "ledger_lag_seconds": ("", "Age of the oldest transaction that writes."),
+    "coupon_locks_live": ("", "Locks that have not ended."),
+    "coupon_sweep_lag_seconds": (
+        "",
+        "How long a lock that ran out has been waiting for the ledger.",
+    ),
+    "coupon_ledger_lag_seconds": ("", "Age of the oldest transaction that writes."),
 }
 """The label and the meaning of each."""
 
@@ -67,7 +70,7 @@ class ReplicaGauges(Collector):
     def describe(self) -> Iterator[GaugeMetricFamily]:
         """All of them, without values."""
         for name, (label, text) in GAUGES.items():
-            yield GaugeMetricFamily(f"coupon_{name}", text, labels=[label] if label else [])
+            yield GaugeMetricFamily(name, text, labels=[label] if label else [])
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         """All of them that have values which are not too old."""

@@ -10,12 +10,8 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from support.waiting import until
 
-from coupon_service.telemetry.metrics import (
-    Metrics,
-    MetricsServer,
-    MetricsServerError,
-    serve_metrics,
-)
+from coupon_service.telemetry.metrics import Metrics
+from coupon_service.telemetry.metrics_http import MetricsServer, MetricsServerError, serve_metrics
 
 LABELS = {"kind", "method", "status", "reason", "pool", "le", "event", "outcome"}
 COMMAND: tuple[str, ...] = ("event", "outcome", "reason")

@@ -1,0 +1,118 @@
+"""The HTTP endpoint of the metrics port: ``/metrics``, ``/healthz`` and ``/readyz``."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import socket
+import socketserver
+import threading
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import urlsplit
+
+import structlog
+from prometheus_client import CollectorRegistry, MetricsHandler
+
+
+class MetricsServerError(Exception):
+    """The metrics endpoint cannot listen where it is to."""
+
+
+class MetricsServer:
+    """A running endpoint; ``close`` ends it."""
+
+    def __init__(self, server: socketserver.TCPServer) -> None:
+        self._server = server
+        self._thread = threading.Thread(
+            target=server.serve_forever, args=(0.1,), name="metrics", daemon=True
+        )
+        self._thread.start()
+
+    @property
+    def port(self) -> int:
+        """The port it listens on, also when a free one was asked for."""
+        return self._server.server_address[1]
+
+    def close(self) -> None:
+        """Stop listening."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def serve_metrics(
+    host: str,
+    port: int,
+    registry: CollectorRegistry,
+    alive: Callable[[], bool],
+    ready: Callable[[], tuple[bool, Mapping[str, object]]] = lambda: (True, {}),
+) -> MetricsServer:
+    """Answer ``/metrics`` from ``registry``, ``/healthz`` and ``/readyz`` with 200 or 503.
+
+    ``ready`` also says what the body of ``/readyz`` is, a JSON object. Port 0 takes a free one.
+    Requests are answered in threads: ``alive`` and ``ready`` are called from there.
+
+    Raises:
+        MetricsServerError: it cannot listen there, for example because the port is in use.
+    """
+
+    class Handler(MetricsHandler):
+        timeout = 10  # seconds that a client may take to send its request
+
+        def do_GET(self) -> None:  # noqa: N802 - the name is http.server's
+            match urlsplit(self.path).path:
+                case "/metrics":
+                    super().do_GET()
+                case "/healthz":
+                    self._answer(200, "ok") if alive() else self._answer(503, "no worker runs")
+                case "/readyz":
+                    is_ready, state = ready()
+                    body = json.dumps(state)
+                    self._answer(200 if is_ready else 503, body, "application/json")
+                case _:
+                    self._answer(404, "there are /metrics, /healthz and /readyz")
+
+        def _answer(self, status: int, text: str, kind: str = "text/plain; charset=utf-8") -> None:
+            body = f"{text}\n".encode()
+            self.send_response(status)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+    try:
+        return MetricsServer(_Server(host, port, Handler.factory(registry)))
+    except OSError as error:
+        raise MetricsServerError(
+            f"The metrics endpoint cannot listen on {host} port {port}: {error.strerror}."
+            " COUPON_METRICS_HOST and COUPON_METRICS_PORT say where it listens."
+        ) from error
+
+
+class _Server(http.server.ThreadingHTTPServer):
+    def __init__(self, host: str, port: int, handler: type[Any]) -> None:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        self.address_family, _, _, _, address = found[0]
+        super().__init__((str(address[0]), int(address[1])), handler)
+
+    def server_bind(self) -> None:
+        # HTTPServer also looks up the name of the host, which can take seconds without a DNS.
+        socketserver.TCPServer.server_bind(self)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002
+        structlog.get_logger("coupon_service.telemetry.metrics_http").warning(
+            "metrics request failed", client=str(client_address), exc_info=True
+        )
