@@ -1,6 +1,6 @@
-"""Validate, redeem, roll back: where places in Redis and decisions in PostgreSQL meet.
+"""Validate, redeem, roll back: where permits in Redis and decisions in PostgreSQL meet.
 
-The order is always the same: take the place in Redis, decide in PostgreSQL, give the place back.
+The order is always the same: acquire the permit in Redis, decide in PostgreSQL, give it back.
 PostgreSQL has the last word.
 """
 
@@ -23,9 +23,9 @@ from coupon_service.errors import (
     LocksUnavailable,
     LockTokenMismatch,
 )
-from coupon_service.leases import AdmitStatus, Leases
-from coupon_service.locks.history import LockTokens
+from coupon_service.leases import AdmitStatus, LeaseKey, Leases
 from coupon_service.locks.limits import tombstone_until_ms
+from coupon_service.locks.token import LockTokens
 from coupon_service.model import (
     Assignment,
     Benefit,
@@ -72,46 +72,46 @@ class Validation:
 class Checkout:
     """What a shop does with codes at the till.
 
-    `momentary_ttl_ms`: how long a redemption without a lock may keep a place in Redis, should it
+    `transient_ttl_ms`: how long a redemption without a token may keep a permit in Redis, should it
     not come to giving it back: as long as its transaction can take.
     """
 
     def __init__(
         self,
-        looks: MicroBatcher[CommandGroup, State],
-        coalescer: CommandLanes,
+        previews: MicroBatcher[CommandGroup, State],
+        lanes: CommandLanes,
         leases: Leases,
         tokens: LockTokens,
-        momentary_ttl_ms: int,
+        transient_ttl_ms: int,
         now: Callable[[], datetime],
     ) -> None:
-        self._looks = looks
-        self._coalescer = coalescer
+        self._previews = previews
+        self._lanes = lanes
         self._leases = leases
         self._tokens = tokens
-        self._momentary_ttl_ms = momentary_ttl_ms
+        self._transient_ttl_ms = transient_ttl_ms
         self._now = now
-        self._to_the_end = DetachedTasks()
+        self._detached = DetachedTasks()
 
     async def validate(self, command: Redeem, token: str) -> Validation:
         """Every reason why the redemption would be refused now, and what it would take off."""
         command = replace(command, lock=self._claims(token))
-        state = await self._looks.submit(CommandGroup((command,)))
+        state = await self._previews.submit(CommandGroup((command,)))
         found = find_code(command.code, command.book_id, command.call.business_id, state)
         if isinstance(found, CouponServiceError):
             return Validation([found])
         code, book = found
         if is_hidden(command, code, book, state, self._now()):
             return Validation([CodeNotFound()])
-        unseen: list[CouponServiceError] = []
+        unknown: list[CouponServiceError] = []
         if book.lock_policy is not LockPolicy.OFF:
             try:
-                command = await self._look_at_lock(command)
+                command = await self._peek_lease(command)
             except LocksUnavailable as error:
                 if command.lock is None:
-                    unseen.append(error)  # with a lock, its token is enough
+                    unknown.append(error)  # with a lock, its token is enough
         return Validation(
-            problems=[*redemption_refusals(command, code, book, state, self._now()), *unseen],
+            problems=[*redemption_refusals(command, code, book, state, self._now()), *unknown],
             book=book,
             code=code,
             assignment=state.assignments.get((code.code, command.user_id)),
@@ -126,16 +126,16 @@ class Checkout:
         except LockTokenMismatch:
             return NO_CLAIMS
 
-    async def _look_at_lock(self, command: Redeem) -> Redeem:
-        """The command with the lease it would get, without taking it."""
+    async def _peek_lease(self, command: Redeem) -> Redeem:
+        """The command with the permit that it would get, without acquiring it."""
         lock = command.lock
-        seen = await self._leases.peek(
+        peek = await self._leases.peek(
             command.code, command.user_id, str(lock.lock_id) if lock else ""
         )
         lease = Lease(
-            places_taken=0 if lock and seen.holds else seen.others + 1,
-            retry_after_ms=seen.retry_after_ms or 0,
-            gone=seen.gone,
+            permits_taken=0 if lock and peek.holds else peek.others + 1,
+            retry_after_ms=peek.retry_after_ms or 0,
+            gone=peek.gone,
         )
         return replace(command, lease=lease)
 
@@ -148,26 +148,26 @@ class Checkout:
         """
         commands = [command for command, _ in items]
         if any(token for _, token in items):
-            return await self._to_the_end.run(self._redeem_with_tokens(items, atomic))
-        outcomes = await self._coalescer.submit(CommandGroup(tuple(commands), atomic))
+            return await self._detached.run(self._redeem_with_tokens(items, atomic))
+        outcomes = await self._lanes.submit(CommandGroup(tuple(commands), atomic))
         if any(isinstance(outcome, LeaseNeeded) for outcome in outcomes):
-            return await self._to_the_end.run(
-                self._redeem_momentarily(commands, outcomes, atomic=atomic)
+            return await self._detached.run(
+                self._redeem_with_permits(commands, outcomes, atomic=atomic)
             )
         return outcomes
 
-    async def redeem_without_token(self, wish: LazyCommand[Redeem]) -> Outcome:
+    async def redeem_without_token(self, command: LazyCommand[Redeem]) -> Outcome:
         """As `redeem`, for one command."""
-        (outcome,) = await self._coalescer.submit(wish)
+        (outcome,) = await self._lanes.submit(command)
         if isinstance(outcome, LeaseNeeded):
-            (outcome,) = await self._to_the_end.run(
-                self._redeem_momentarily([wish.command], [outcome], atomic=False)
+            (outcome,) = await self._detached.run(
+                self._redeem_with_permits([command.command], [outcome], atomic=False)
             )
         return outcome
 
     async def rollback(self, command: Rollback) -> Outcome:
         """Undoes a redemption."""
-        (outcome,) = await self._coalescer.submit(CommandGroup((command,)))
+        (outcome,) = await self._lanes.submit(CommandGroup((command,)))
         return outcome
 
     # --- with a lock token ----------------------------------------------------------------------
@@ -176,11 +176,11 @@ class Checkout:
         self, items: Sequence[tuple[Redeem, str]], atomic: bool
     ) -> list[Outcome]:
         commands = await asyncio.gather(*(self._admit(*item) for item in items))
-        outcomes = await self._coalescer.submit(CommandGroup(tuple(commands), atomic))
+        outcomes = await self._lanes.submit(CommandGroup(tuple(commands), atomic))
         # First, so that a lock that was used keeps nobody out who comes without one.
         await asyncio.gather(*map(self._settle_lock, commands, outcomes))
         if any(isinstance(outcome, LeaseNeeded) for outcome in outcomes):
-            outcomes = await self._redeem_momentarily(commands, outcomes, atomic=atomic)
+            outcomes = await self._redeem_with_permits(commands, outcomes, atomic=atomic)
             await asyncio.gather(*map(self._settle_lock, commands, outcomes))
         return outcomes
 
@@ -193,46 +193,38 @@ class Checkout:
         if lock.code != command.code or lock.user_id != command.user_id:
             return admitted  # the decision refuses it
         try:
-            admission = await self._leases.admit(
-                lock.code, str(lock.book_id), lock.user_id, str(lock.lock_id), lock.expire_ms
-            )
+            admission = await self._leases.admit(LeaseKey.of(lock), lock.expire_ms)
         except LocksUnavailable:
             return admitted  # the signature is enough
         if admission.status is AdmitStatus.HELD:
             return admitted
         lease = Lease(
-            places_taken=admission.places_taken,
+            permits_taken=admission.permits_taken,
             retry_after_ms=admission.retry_after_ms or 0,
             gone=admission.status is AdmitStatus.GONE,
         )
         return replace(admitted, lease=lease)
 
     async def _settle_lock(self, command: Redeem, outcome: Outcome) -> None:
-        """Uses the lock up after its redemption; gives a place that did not fit again back."""
+        """Uses the lock up after its redemption; gives a permit that did not fit again back."""
         lock, lease = command.lock, command.lease
         if lock is None or lease is None:
             return
         if isinstance(outcome, Done) and outcome.event.lock_id == lock.lock_id:
-            await self._release(lock, tombstone_until_ms(lock.expire_ms))
-        elif isinstance(outcome, CodeLocked) and lease.places_taken:
-            await self._release(lock, 0)
+            await self._release(LeaseKey.of(lock), tombstone_until_ms(lock.expire_ms))
+        elif isinstance(outcome, CodeLocked) and lease.permits_taken:
+            await self._release(LeaseKey.of(lock))
 
-    async def _release(self, lock: LockClaims, until_ms: int) -> None:
+    async def _release(self, key: LeaseKey, tombstone_until_ms: int = 0) -> None:
         with suppress(LocksUnavailable):  # its time ends it, and its fence is used up
-            await self._leases.release(
-                lock.code,
-                str(lock.book_id),
-                lock.user_id,
-                str(lock.lock_id),
-                tombstone_until_ms=until_ms,
-            )
+            await self._leases.release(key, tombstone_until_ms=tombstone_until_ms)
 
     # --- without one ----------------------------------------------------------------------------
 
-    async def _redeem_momentarily(
+    async def _redeem_with_permits(
         self, commands: Sequence[Redeem], outcomes: Sequence[Outcome], *, atomic: bool
     ) -> list[Outcome]:
-        """Once more for those that need a lease, each with a place of its own for a moment.
+        """Once more for those that need a lease, each with a transient permit of its own.
 
         When `atomic`, all of them are to come again, also those that need none.
         """
@@ -245,53 +237,50 @@ class Checkout:
         ]
         attempts = [uuid4() for _ in needed]
         try:
-            placed = await asyncio.gather(
-                *(self._take_place(commands[i], it) for i, it in zip(needed, attempts, strict=True))
+            leased = await asyncio.gather(
+                *(self._acquire(commands[i], it) for i, it in zip(needed, attempts, strict=True))
             )
             answers = list(outcomes)
             again = dict(enumerate(commands)) if atomic else {}
-            for i, it in zip(needed, placed, strict=True):
+            for i, it in zip(needed, leased, strict=True):
                 if isinstance(it, Redeem):
                     again[i] = it
                 else:
                     answers[i] = it
-            if atomic and any(isinstance(it, CouponServiceError) for it in placed):
+            if atomic and any(isinstance(it, CouponServiceError) for it in leased):
                 return refuse_all(answers)
             if again:
-                decided = await self._coalescer.submit(CommandGroup(tuple(again.values()), atomic))
+                decided = await self._lanes.submit(CommandGroup(tuple(again.values()), atomic))
                 for i, outcome in zip(again, decided, strict=True):
                     # A book whose lock policy is changing at this moment is worth another try.
                     answers[i] = Contention() if isinstance(outcome, LeaseNeeded) else outcome
         finally:
             await asyncio.gather(
-                *(
-                    self._give_place_back(commands[i], it)
-                    for i, it in zip(needed, attempts, strict=True)
-                )
+                *(self._give_back(commands[i], it) for i, it in zip(needed, attempts, strict=True))
             )
         await asyncio.gather(
             *(self._settle_own_lock(command, answers[i]) for i, command in again.items())
         )
         return answers
 
-    async def _take_place(self, command: Redeem, attempt: UUID) -> Redeem | CouponServiceError:
+    async def _acquire(self, command: Redeem, attempt: UUID) -> Redeem | CouponServiceError:
         try:
-            place = await self._leases.acquire_momentary(
-                command.code, attempt.hex, command.user_id, self._momentary_ttl_ms
+            permit = await self._leases.acquire_transient(
+                command.code, attempt.hex, command.user_id, self._transient_ttl_ms
             )
         except LocksUnavailable as error:
             return error
         lease = Lease(
-            places_taken=place.places_taken,
-            retry_after_ms=place.retry_after_ms or 0,
-            held_lock_id=UUID(place.own_lock_id) if place.own_lock_id else None,
-            held_expire_ms=place.own_expire_ms or 0,
+            permits_taken=permit.permits_taken,
+            retry_after_ms=permit.retry_after_ms or 0,
+            held_lock_id=UUID(permit.own_lock_id) if permit.own_lock_id else None,
+            held_expire_ms=permit.own_expire_ms or 0,
         )
         return replace(command, lease=lease)
 
-    async def _give_place_back(self, command: Redeem, attempt: UUID) -> None:
+    async def _give_back(self, command: Redeem, attempt: UUID) -> None:
         with suppress(LocksUnavailable):  # it ends by itself
-            await self._leases.release_momentary(command.code, attempt.hex, command.user_id)
+            await self._leases.release_transient(command.code, attempt.hex, command.user_id)
 
     async def _settle_own_lock(self, command: Redeem, outcome: Outcome) -> None:
         """A redemption without a token uses the user's own lock up, which made room for it."""
@@ -299,12 +288,10 @@ class Checkout:
         if lease is None or lease.held_lock_id is None or not isinstance(outcome, Done):
             return
         if outcome.event.lock_id == lease.held_lock_id:
-            held = LockClaims(
-                lock_id=lease.held_lock_id,
-                code=command.code,
-                book_id=outcome.book.book_id,
-                user_id=command.user_id,
-                fence=0,
-                expire_ms=lease.held_expire_ms,
+            key = LeaseKey(
+                command.code,
+                str(outcome.book.book_id),
+                command.user_id,
+                str(lease.held_lock_id),
             )
-            await self._release(held, tombstone_until_ms(held.expire_ms))
+            await self._release(key, tombstone_until_ms(lease.held_expire_ms))

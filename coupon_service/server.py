@@ -16,10 +16,12 @@ from coupon_service.batching.batcher import CommandLanes, MicroBatcher, MicroBat
 from coupon_service.checkout import Checkout
 from coupon_service.leases import Leases
 from coupon_service.locks.acquire import BATCHES_IN_FLIGHT, LockAcquirer
-from coupon_service.locks.history import LockHistory, LockTokens
+from coupon_service.locks.extend import LockExtender
+from coupon_service.locks.history import LockHistory
 from coupon_service.locks.limits import LockLimits
 from coupon_service.locks.release import LockReleaser
 from coupon_service.locks.service import LockService
+from coupon_service.locks.token import LockTokens
 from coupon_service.maintenance.lock_sweeper import LockSweeper
 from coupon_service.maintenance.readiness_monitor import ReadinessMonitor
 from coupon_service.maintenance.stock_monitor import StockMonitor
@@ -200,8 +202,8 @@ class Server:
         changes, looks, reads = self._coalescer, self._looks, self._reads
         tokens = LockTokens(_token_secrets(settings))
         locks = self._make_locks(tokens)
-        momentary_ttl_ms = settings.default_deadline_ms + settings.statement_timeout_ms
-        checkout = Checkout(looks, changes, self._leases, tokens, momentary_ttl_ms, now)
+        transient_ttl_ms = settings.default_deadline_ms + settings.statement_timeout_ms
+        checkout = Checkout(looks, changes, self._leases, tokens, transient_ttl_ms, now)
         books, chunks = Books(self._database, now), CodeChunks(self._database, now)
         handler.add(
             coupon_book_service_pb2_grpc.add_CouponBookServiceServicer_to_server,
@@ -227,29 +229,17 @@ class Server:
         handler.add(register_health, self._health)
 
     def _make_locks(self, tokens: LockTokens) -> LockService:
-        """Locks, of which those that are wished for, or let go, at the same time go together."""
-        changes, looks, reads, leases = self._coalescer, self._looks, self._reads, self._leases
-        settings, now = self._settings, self._now
-        times, history = _lock_times(settings), LockHistory(reads, tokens, now)
-        taking = LockAcquirer(looks, changes, reads, leases, history, times, now)
-        releasing = LockReleaser(changes, leases, history)
+        """Locks, of which those that are requested, or released, at the same time go together."""
+        settings, leases, now = self._settings, self._leases, self._now
+        limits = _lock_limits(settings)
+        history = LockHistory(self._looks, self._coalescer, self._reads, tokens, now)
+        acquire = LockAcquirer(history, leases, limits, now).acquire
+        release = LockReleaser(history, leases).release
         few = replace(_batches(settings), batches_in_flight=BATCHES_IN_FLIGHT)
-        self._taking = MicroBatcher(taking.take, few, self._metrics, "locks", self._tracer)
-        self._releasing = MicroBatcher(
-            releasing.release, few, self._metrics, "unlocks", self._tracer
-        )
-        return LockService(
-            self._taking.submit,
-            self._releasing.submit,
-            looks,
-            changes,
-            reads,
-            leases,
-            history,
-            tokens,
-            times,
-            now,
-        )
+        self._acquirer = MicroBatcher(acquire, few, self._metrics, "locks", self._tracer)
+        self._releaser = MicroBatcher(release, few, self._metrics, "unlocks", self._tracer)
+        extender = LockExtender(history, leases, limits, now)
+        return LockService(self._acquirer, self._releaser, extender, history, leases, tokens)
 
     def _watch(self) -> None:
         """Starts what looks and tidies up for as long as the server runs."""
@@ -283,8 +273,8 @@ class Server:
             await self._health.enter_graceful_shutdown()
             await asyncio.sleep(self._settings.drain_grace_ms / 1000)
         await self._grpc.close()
-        await self._taking.drain()
-        await self._releasing.drain()
+        await self._acquirer.drain()
+        await self._releaser.drain()
         await self._coalescer.drain()
         self._handler.close()
         await self._close()
@@ -396,7 +386,7 @@ def _guesses(settings: Settings, windows: Windows, metrics: Metrics) -> GuessGua
     return GuessGuard(limits, windows, metrics, structlog.get_logger("coupon_service.guesses"))
 
 
-def _lock_times(settings: Settings) -> LockLimits:
+def _lock_limits(settings: Settings) -> LockLimits:
     return LockLimits(
         ttl_default_ms=settings.lock_ttl_default_ms,
         ttl_max_ms=settings.lock_ttl_max_ms,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from importlib.resources import files
 
-from coupon_service.leases.results import IndexedLock
+from coupon_service.leases.results import IndexedLock, LeaseKey
 from coupon_service.redis_client.pipelines import Command
 
 LOCKING_BOOKS = "coupon:locking-books"
@@ -21,13 +21,13 @@ class Commands:
     """Builds the commands; reads the scripts once, when it is made."""
 
     def __init__(self) -> None:
-        places = _text("places.lua")
+        permits = _text("permits.lua")
         self._sources: dict[str, str] = {}
-        self._take = self._script(places + _text("take.lua"))
-        self._momentary = self._script(places + _text("momentary.lua"))
-        self._peek = self._script(places + _text("peek.lua"))
-        self._release = self._script(places + _text("release.lua"))
-        self._extend = self._script(places + _text("extend.lua"))
+        self._acquire = self._script(permits + _text("acquire.lua"))
+        self._acquire_transient = self._script(permits + _text("acquire_transient.lua"))
+        self._peek = self._script(permits + _text("peek.lua"))
+        self._release = self._script(permits + _text("release.lua"))
+        self._extend = self._script(permits + _text("extend.lua"))
         self._index = self._script(_text("index.lua"))
         self._list = self._script(_text("list.lua"))
 
@@ -36,62 +36,48 @@ class Commands:
         """The text of each script by its SHA-1."""
         return self._sources
 
-    def take(
+    def acquire(
         self,
-        code: str,
-        user_id: str,
-        lock_id: str,
+        key: LeaseKey,
         *,
         grace_ms: int,
         expire_ms: int = 0,
         ttl_ms: int = 0,
-        places_max: int | None = None,
+        permits_max: int | None = None,
     ) -> Command:
+        code, _, user_id, lock_id = key
         keys = (
-            *_places(code),
+            *_permits(code),
             _tombstone(code, user_id, lock_id),
             _redeeming(code, user_id),
         )
-        at_most = -1 if places_max is None else max(places_max, 0)
-        return (*self._take, 4, *keys, user_id, lock_id, expire_ms, ttl_ms, grace_ms, at_most)
+        at_most = -1 if permits_max is None else max(permits_max, 0)
+        return (*self._acquire, 4, *keys, user_id, lock_id, expire_ms, ttl_ms, grace_ms, at_most)
 
-    def take_momentarily(self, code: str, attempt_id: str, user_id: str, ttl_ms: int) -> Command:
-        keys = (*_places(code), _redeeming(code, user_id))
-        return (*self._momentary, 3, *keys, user_id, attempt_id, ttl_ms)
+    def acquire_transient(self, code: str, attempt_id: str, user_id: str, ttl_ms: int) -> Command:
+        keys = (*_permits(code), _redeeming(code, user_id))
+        return (*self._acquire_transient, 3, *keys, user_id, attempt_id, ttl_ms)
 
     def peek(self, code: str, user_id: str, lock_id: str) -> Command:
-        keys = (*_places(code), _tombstone(code, user_id, lock_id))
+        keys = (*_permits(code), _tombstone(code, user_id, lock_id))
         return (*self._peek, 3, *keys, user_id, lock_id)
 
     def release(
-        self,
-        code: str,
-        user_id: str,
-        lock_id: str,
-        *,
-        tombstone_until_ms: int = 0,
-        attempt: bool = False,
+        self, key: LeaseKey, *, tombstone_until_ms: int = 0, attempt: bool = False
     ) -> Command:
-        keys = (*_places(code), _tombstone(code, user_id, lock_id))
+        code, _, user_id, lock_id = key
+        keys = (*_permits(code), _tombstone(code, user_id, lock_id))
         return (*self._release, 3, *keys, user_id, lock_id, tombstone_until_ms, int(attempt))
 
-    def release_momentary(self, code: str, attempt_id: str, user_id: str) -> tuple[Command, ...]:
+    def release_transient(self, code: str, attempt_id: str, user_id: str) -> tuple[Command, ...]:
         return (
-            ("ZREM", _places(code)[0], f"m{attempt_id}"),
+            ("ZREM", _permits(code)[0], f"m{attempt_id}"),
             ("SREM", _redeeming(code, user_id), attempt_id),
         )
 
-    def extend(
-        self,
-        code: str,
-        user_id: str,
-        lock_id: str,
-        *,
-        expire_ms: int,
-        grace_ms: int,
-    ) -> Command:
-        keys = _places(code)
-        return (*self._extend, 2, *keys, user_id, lock_id, expire_ms, grace_ms)
+    def extend(self, key: LeaseKey, *, expire_ms: int, grace_ms: int) -> Command:
+        code, _, user_id, lock_id = key
+        return (*self._extend, 2, *_permits(code), user_id, lock_id, expire_ms, grace_ms)
 
     def index(
         self,
@@ -126,18 +112,17 @@ def book_index(book_id: str) -> str:
     return f"coupon:book:{{{book_id}}}:locks"
 
 
-def index_member(code: str, book_id: str, user_id: str, lock_id: str) -> str:
+def index_member(key: LeaseKey) -> str:
     """A lock as a member of an index. No id contains NUL: such requests are refused at the edge."""
-    return "\0".join((code, book_id, user_id, lock_id))
+    return "\0".join(key)
 
 
 def indexed_lock(member: str, expire_ms: str) -> IndexedLock:
     """The inverse of ``index_member``, with the score of the member."""
-    code, book_id, user_id, lock_id = member.split("\0")
-    return IndexedLock(code, book_id, user_id, lock_id, int(expire_ms))
+    return IndexedLock(LeaseKey(*member.split("\0")), int(expire_ms))
 
 
-def _places(code: str) -> tuple[str, str]:
+def _permits(code: str) -> tuple[str, str]:
     return f"coupon:{{{code}}}:places", f"coupon:{{{code}}}:locks"
 
 

@@ -1,7 +1,7 @@
 -- Lets a lock end later; never earlier than it would anyway. How often is not counted here: the ledger
 -- knows, and a call that is sent twice is one extension.
 --
--- KEYS     1, 2 as in places.lua
+-- KEYS     1, 2 as in permits.lua
 -- ARGV     user_id, lock_id, expire_ms, grace_ms
 -- Returns  the end of the lock now, 0 when it is not held
 

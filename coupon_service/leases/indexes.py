@@ -17,7 +17,7 @@ from coupon_service.leases.commands import (
     index_member,
     user_index,
 )
-from coupon_service.leases.results import IndexedLock, LeaseRequest, ReleaseRequest
+from coupon_service.leases.results import LeaseKey
 from coupon_service.redis_client.pipelines import Command
 
 BOOK_KEPT_MS = 50 * 60 * 60 * 1000
@@ -38,26 +38,27 @@ class Indexes:
         self._commands = commands
         self._books_written: dict[str, float] = {}
 
-    def count(self, user_id: str, member: str, ttl_ms: int, entries_max: int) -> Command:
+    def count(self, key: LeaseKey, ttl_ms: int, entries_max: int) -> Command:
         """A new lock among those of its user, of which there may be so many."""
         return self._commands.index(
-            user_index(user_id), member, ttl_ms=ttl_ms, entries_max=entries_max
+            user_index(key.user_id), index_member(key), ttl_ms=ttl_ms, entries_max=entries_max
         )
 
-    def list_of_book(self, book_id: str, ttl_ms: int, members: Sequence[str]) -> Command:
+    def list_of_book(self, book_id: str, ttl_ms: int, keys: Iterable[LeaseKey]) -> Command:
         """New locks among those of their book."""
         return self._commands.index(
-            book_index(book_id), *members, ttl_ms=ttl_ms, keep_ms=_ENDED_KEPT_MS
+            book_index(book_id), *map(index_member, keys), ttl_ms=ttl_ms, keep_ms=_ENDED_KEPT_MS
         )
 
-    def add(self, book_id: str, user_id: str, member: str, expire_ms: int) -> Sequence[Command]:
+    def add(self, key: LeaseKey, expire_ms: int) -> Sequence[Command]:
         """A lock in both indexes, or its other expiry."""
+        member = index_member(key)
         return (
-            self._commands.index(user_index(user_id), member, expire_ms=expire_ms),
+            self._commands.index(user_index(key.user_id), member, expire_ms=expire_ms),
             self._commands.index(
-                book_index(book_id), member, expire_ms=expire_ms, keep_ms=_ENDED_KEPT_MS
+                book_index(key.book_id), member, expire_ms=expire_ms, keep_ms=_ENDED_KEPT_MS
             ),
-            *self.write_book(book_id),
+            *self.write_book(key.book_id),
         )
 
     def write_book(self, book_id: str) -> Sequence[Command]:
@@ -74,11 +75,11 @@ class Indexes:
         )
 
 
-def remove(locks: Iterable[IndexedLock | LeaseRequest | ReleaseRequest]) -> list[Command]:
+def remove(keys: Iterable[LeaseKey]) -> list[Command]:
     """Takes locks out of the indexes of their users and books: a command for each index."""
     members: defaultdict[str, list[str]] = defaultdict(list)
-    for lock in locks:
-        member = index_member(lock.code, lock.book_id, lock.user_id, lock.lock_id)
-        members[user_index(lock.user_id)].append(member)
-        members[book_index(lock.book_id)].append(member)
+    for key in keys:
+        member = index_member(key)
+        members[user_index(key.user_id)].append(member)
+        members[book_index(key.book_id)].append(member)
     return [("ZREM", index, *each) for index, each in members.items()]

@@ -1,15 +1,15 @@
-"""Places on codes, held in Redis for a time.
+"""Permits on codes, held in Redis for a time.
 
-A lock is one place on a code for one user. Redis counts the places and PostgreSQL the redemptions,
-so a place is taken here first, then the caller looks at the count there, and gives the place back
-when ``redemptions + places_taken`` exceeds the limit. The other order has a window.
+A lock is one permit on a code for one user. Redis counts the permits and PostgreSQL the
+redemptions, so a permit is acquired here first, then the caller reads the count there, and gives
+the permit back when ``redemptions + permits_taken`` exceeds the limit. The other order has a
+window.
 
 The keys of a code share a hash tag, and no script touches more than one slot. The indexes of users
-and books lie in other slots: the place of a lock and its entries in the indexes of the user, which
-counts the user's locks, and of the book are asked for together, and taken back when one of them is
+and books lie in other slots: the permit of a lock and its entries in the indexes of the user, which
+counts the user's locks, and of the book are requested together, and withdrawn when one of them is
 refused; where Redis's clock went on between them for more than some milliseconds, the expiry of the
-place is written to both indexes. Whatever a crash leaves between these steps ends with the time of
-the lock.
+permit is written to both indexes. Whatever a crash leaves between these steps ends with the lock.
 """
 
 from __future__ import annotations
@@ -34,14 +34,15 @@ from coupon_service.leases.commands import (
 from coupon_service.leases.indexes import BOOK_KEPT_MS, Indexes, remove
 from coupon_service.leases.results import (
     AcquireResult,
+    AcquireStatus,
     Admission,
     AdmitStatus,
     IndexedLock,
+    LeaseKey,
     LeaseRequest,
     LeaseStats,
     Peek,
     ReleaseRequest,
-    TakeStatus,
     TransientResult,
 )
 from coupon_service.redis_client.pipelines import (
@@ -59,19 +60,19 @@ if TYPE_CHECKING:
 
 R = TypeVar("R", LeaseRequest, ReleaseRequest)
 
-# By how much an index may be off, since the clock of Redis goes on between a place and its entries.
+# By how much an index may be off, since the clock of Redis goes on between permit and entries.
 _APART_MS = 10
 
 # Requests that share a pipeline: two commands each, and some for those of a user or a book.
 _REQUESTS_MAX = COMMANDS_MAX // 2 - 2
 
-_TAKE_STATUS = {
-    "TAKEN": TakeStatus.GRANTED,
-    "SAME": TakeStatus.HELD_BEFORE,
-    "AGAIN": TakeStatus.HELD_BEFORE,
-    "OTHER": TakeStatus.HELD_BEFORE,
-    "GONE": TakeStatus.GONE,
-    "FULL": TakeStatus.FULL,
+_ACQUIRE_STATUS = {
+    "TAKEN": AcquireStatus.GRANTED,
+    "SAME": AcquireStatus.HELD_BEFORE,
+    "AGAIN": AcquireStatus.HELD_BEFORE,
+    "OTHER": AcquireStatus.HELD_BEFORE,
+    "GONE": AcquireStatus.GONE,
+    "FULL": AcquireStatus.FULL,
 }
 _ADMIT_STATUS = {
     "TAKEN": AdmitStatus.RETAKEN,
@@ -124,7 +125,7 @@ class Leases:
         await self._redis.close()
 
     async def acquire(self, request: LeaseRequest) -> AcquireResult:
-        """Takes a place, unless the user holds one on the code."""
+        """Acquires a permit, unless the user holds one on the code."""
         (taken,) = await self.acquire_each((request,))
         if isinstance(taken, LocksUnavailable):
             raise taken
@@ -141,15 +142,14 @@ class Leases:
         self, requests: Sequence[LeaseRequest]
     ) -> list[AcquireResult | LocksUnavailable]:
         """As `acquire_each`, in one pipeline, and a second one where something is put right."""
-        listings: defaultdict[tuple[str, int], list[str]] = defaultdict(list)
-        members = [index_member(it.code, it.book_id, it.user_id, it.lock_id) for it in requests]
-        for request, member in zip(requests, members, strict=True):
-            listings[request.book_id, request.ttl_ms].append(member)
+        listings: defaultdict[tuple[str, int], list[LeaseKey]] = defaultdict(list)
+        for request in requests:
+            listings[request.key.book_id, request.ttl_ms].append(request.key)
         books = {book_id for book_id, _ in listings}
         try:
             replies = iter(
                 await self._redis.replies(
-                    *chain.from_iterable(map(self._asking, requests, members)),
+                    *chain.from_iterable(map(self._asking, requests)),
                     *(self._indexes.list_of_book(*of, listed) for of, listed in listings.items()),
                     *chain.from_iterable(map(self._indexes.write_book, books)),
                 )
@@ -160,147 +160,122 @@ class Leases:
         listed = {of: next(replies) for of in listings}
         written = list(replies)
         found = [
-            self._found(
-                request, member, *answers, listed[request.book_id, request.ttl_ms], *written
-            )
-            for request, member, answers in zip(requests, members, asked, strict=True)
+            self._found(request, *answers, listed[request.key.book_id, request.ttl_ms], *written)
+            for request, answers in zip(requests, asked, strict=True)
         ]
         corrections = list(chain.from_iterable(commands for _, commands in found))
         if corrections:
             try:
                 await self._redis.run(*corrections)
             except LocksUnavailable as error:
-                return [error if commands else taken for taken, commands in found]
-        return [taken for taken, _ in found]
+                return [error if commands else result for result, commands in found]
+        return [result for result, _ in found]
 
-    def _asking(self, request: LeaseRequest, member: str) -> tuple[Command, Command]:
-        """For an entry in the index of the user, and for the place."""
+    def _asking(self, request: LeaseRequest) -> tuple[Command, Command]:
+        """For an entry in the index of the user, and for the permit."""
         counted = self._indexes.count(
-            request.user_id,
-            member,
-            request.ttl_ms,
-            self._locks_per_user_max + request.locks_elsewhere,
+            request.key, request.ttl_ms, self._locks_per_user_max + request.locks_elsewhere
         )
-        place = self._commands.take(
-            request.code,
-            request.user_id,
-            request.lock_id,
+        permit = self._commands.acquire(
+            request.key,
             ttl_ms=request.ttl_ms,
             grace_ms=self._grace_ms,
-            places_max=request.places_max,
+            permits_max=request.permits_max,
         )
-        return counted, place
+        return counted, permit
 
     def _found(
         self,
         request: LeaseRequest,
-        member: str,
         counted_ms: Any,
-        place: Any,
+        permit: Any,
         listed_ms: Any,
         *written: Any,
     ) -> tuple[AcquireResult | LocksUnavailable, Sequence[Command]]:
         """What the replies say of a request, and what has to be put right then."""
-        for reply in (counted_ms, place, listed_ms, *written):
+        for reply in (counted_ms, permit, listed_ms, *written):
             if isinstance(reply, Exception):
                 return unavailable(reply), ()
-        outcome, held_id, expire_ms, places_taken, others_end_in_ms = place
-        status = _TAKE_STATUS[outcome]
-        taken = AcquireResult(
-            status, held_id, expire_ms, places_taken, _time_left(others_end_in_ms)
+        outcome, held_id, expire_ms, permits_taken, others_end_in_ms = permit
+        key, status = request.key, _ACQUIRE_STATUS[outcome]
+        result = AcquireResult(
+            status, held_id, expire_ms, permits_taken, _time_left(others_end_in_ms)
         )
         if outcome == "TAKEN" and not counted_ms:
-            return replace(taken, status=TakeStatus.LIMIT), (
-                self._commands.release(
-                    request.code, request.user_id, request.lock_id, attempt=True
-                ),
-                ("ZREM", book_index(request.book_id), member),
+            return replace(result, status=AcquireStatus.LIMIT), (
+                self._commands.release(key, attempt=True),
+                ("ZREM", book_index(key.book_id), index_member(key)),
             )
-        if held_id != request.lock_id or status not in (TakeStatus.GRANTED, TakeStatus.HELD_BEFORE):
-            return taken, remove((request,))
+        if held_id != key.lock_id or status not in (
+            AcquireStatus.GRANTED,
+            AcquireStatus.HELD_BEFORE,
+        ):
+            return result, remove((key,))
         apart_ms = max(abs(counted_ms - expire_ms), abs(listed_ms - expire_ms))
         if apart_ms > (_APART_MS if outcome == "TAKEN" else 0):
-            return taken, self._indexes.add(request.book_id, request.user_id, member, expire_ms)
-        return taken, ()
+            return result, self._indexes.add(key, expire_ms)
+        return result, ()
 
-    async def acquire_momentary(
+    async def acquire_transient(
         self, code: str, attempt_id: str, user_id: str, ttl_ms: int
     ) -> TransientResult:
-        """Takes a place for one attempt to redeem without a token; ``release_momentary`` ends it.
+        """Acquires a permit for one attempt to redeem without a token; ``release_transient`` ends
+        it.
 
         The user's own lock is not counted beside it, and other attempts only while someone else
         holds a lock: among themselves they take turns in PostgreSQL. The user gets no new lock on
         the code meanwhile, since the attempt would not know of it and so not use it up.
         """
         (answer,) = await self._redis.run(
-            self._commands.take_momentarily(code, attempt_id, user_id, ttl_ms)
+            self._commands.acquire_transient(code, attempt_id, user_id, ttl_ms)
         )
-        places_taken, others_end_in_ms, own_lock_id, own_expire_ms = answer
+        permits_taken, others_end_in_ms, own_lock_id, own_expire_ms = answer
         return TransientResult(
-            places_taken,
+            permits_taken,
             _time_left(others_end_in_ms),
             own_lock_id or None,
             own_expire_ms or None,
         )
 
     async def peek(self, code: str, user_id: str, lock_id: str = "") -> Peek:
-        """Looks at the locks of a code, and at ``lock_id`` of this user, and changes nothing."""
+        """Reads the locks of a code, and ``lock_id`` of this user, and changes nothing."""
         (answer,) = await self._redis.run(self._commands.peek(code, user_id, lock_id))
         others, others_end_in_ms, own_lock_id, gone = answer
         return Peek(others, _time_left(others_end_in_ms), bool(own_lock_id), bool(gone))
 
-    async def admit(
-        self, code: str, book_id: str, user_id: str, lock_id: str, expire_ms: int
-    ) -> Admission:
-        """Says whether a lock with a good token that ends at ``expire_ms`` still holds its place.
+    async def admit(self, key: LeaseKey, expire_ms: int) -> Admission:
+        """Says whether a lock with a good token that ends at ``expire_ms`` still holds its permit.
 
-        When Redis has lost it, its place is taken again, so that the token stays good until someone
-        else holds the code.
+        When Redis has lost it, its permit is acquired again, so that the token stays good until
+        someone else holds the code.
         """
         (answer,) = await self._redis.run(
-            self._commands.take(
-                code, user_id, lock_id, expire_ms=expire_ms, grace_ms=self._grace_ms
-            )
+            self._commands.acquire(key, expire_ms=expire_ms, grace_ms=self._grace_ms)
         )
-        outcome, _, _, places_taken, others_end_in_ms = answer
+        outcome, _, _, permits_taken, others_end_in_ms = answer
         status = _ADMIT_STATUS[outcome]
         if outcome == "TAKEN" and self._metrics is not None:
             self._metrics.lock_lost()
         if status is AdmitStatus.RETAKEN:
-            member = index_member(code, book_id, user_id, lock_id)
-            await self._redis.run(*self._indexes.add(book_id, user_id, member, expire_ms))
-        return Admission(status, places_taken, _time_left(others_end_in_ms))
+            await self._redis.run(*self._indexes.add(key, expire_ms))
+        return Admission(status, permits_taken, _time_left(others_end_in_ms))
 
-    async def extend(
-        self, code: str, book_id: str, user_id: str, lock_id: str, new_expire_ms: int
-    ) -> int | None:
+    async def extend(self, key: LeaseKey, new_expire_ms: int) -> int | None:
         """Lets a held lock end at ``new_expire_ms``, never earlier than it would anyway.
 
         Returns when it ends now; None when it is not held.
         """
         (expire_ms,) = await self._redis.run(
-            self._commands.extend(
-                code, user_id, lock_id, expire_ms=new_expire_ms, grace_ms=self._grace_ms
-            )
+            self._commands.extend(key, expire_ms=new_expire_ms, grace_ms=self._grace_ms)
         )
         if not expire_ms:
             return None
-        member = index_member(code, book_id, user_id, lock_id)
-        await self._redis.run(*self._indexes.add(book_id, user_id, member, expire_ms))
+        await self._redis.run(*self._indexes.add(key, expire_ms))
         return expire_ms
 
-    async def release(
-        self,
-        code: str,
-        book_id: str,
-        user_id: str,
-        lock_id: str,
-        *,
-        tombstone_until_ms: int = 0,
-    ) -> bool:
-        """Gives the place of a lock back, and says whether it was held. See ReleaseRequest."""
-        request = ReleaseRequest(code, book_id, user_id, lock_id, tombstone_until_ms)
-        return await self.release_each((request,)) == 1
+    async def release(self, key: LeaseKey, *, tombstone_until_ms: int = 0) -> bool:
+        """Gives the permit of a lock back, and says whether it was held. See ReleaseRequest."""
+        return await self.release_each((ReleaseRequest(key, tombstone_until_ms),)) == 1
 
     async def release_each(self, requests: Sequence[ReleaseRequest]) -> int:
         """As `release`, for many: how many of the locks were held."""
@@ -309,30 +284,27 @@ class Leases:
     async def _release_part(self, requests: Sequence[ReleaseRequest]) -> int:
         replies = await self._redis.run(
             *(
-                self._commands.release(
-                    it.code, it.user_id, it.lock_id, tombstone_until_ms=it.tombstone_until_ms
-                )
+                self._commands.release(it.key, tombstone_until_ms=it.tombstone_until_ms)
                 for it in requests
             ),
-            *remove(requests),
+            *remove(it.key for it in requests),
         )
         return sum(map(bool, replies[: len(requests)]))
 
-    async def give_up(self, code: str, book_id: str, user_id: str, lock_id: str) -> None:
-        """Ends an attempt that ``acquire`` told of this lock, and that did not come to record it.
+    async def abandon(self, key: LeaseKey) -> None:
+        """Ends an attempt that ``acquire`` answered with this lock, and that did not come to record
+        it.
 
-        The place is given back with the last attempt that knows of it: another may have recorded
+        The permit is given back with the last attempt that knows of it: another may have recorded
         the lock.
         """
-        (released,) = await self._redis.run(
-            self._commands.release(code, user_id, lock_id, attempt=True)
-        )
+        (released,) = await self._redis.run(self._commands.release(key, attempt=True))
         if released:
-            await self.forget([IndexedLock(code, book_id, user_id, lock_id, 0)])
+            await self.forget([key])
 
-    async def release_momentary(self, code: str, attempt_id: str, user_id: str) -> None:
-        """Gives the place of an attempt back."""
-        await self._redis.run(*self._commands.release_momentary(code, attempt_id, user_id))
+    async def release_transient(self, code: str, attempt_id: str, user_id: str) -> None:
+        """Gives the permit of an attempt back."""
+        await self._redis.run(*self._commands.release_transient(code, attempt_id, user_id))
 
     async def list_user(
         self, user_id: str, after: IndexedLock | None = None, page_size: int = 100
@@ -374,7 +346,7 @@ class Leases:
         found = zip(book_ids, map(_locks, answers), strict=True)
         return {book_id: ended for book_id, ended in found if ended}
 
-    async def census(self, book_ids: Sequence[str], now_ms: int) -> LeaseStats:
+    async def stats(self, book_ids: Sequence[str], now_ms: int) -> LeaseStats:
         """How many locks of these books are live, and since when one waits for ``expired``."""
         indexes = list(map(book_index, book_ids))
         live = await self._of_books([("ZCOUNT", it, f"({now_ms}", "+inf") for it in indexes])
@@ -382,9 +354,9 @@ class Leases:
         ended_ms = [lock.expire_ms for each in first for lock in _locks(each)]
         return LeaseStats(sum(live), min(ended_ms, default=now_ms) + self._grace_ms)
 
-    async def forget(self, entries: Iterable[IndexedLock]) -> None:
-        """Takes entries out of the indexes of their books and users."""
-        await self._redis.run(*remove(entries))
+    async def forget(self, keys: Iterable[LeaseKey]) -> None:
+        """Takes locks out of the indexes of their books and users."""
+        await self._redis.run(*remove(keys))
 
     async def _of_books(self, commands: Sequence[Command]) -> list[Any]:
         """The replies to commands on the indexes of many books, a pipeline's worth at a time."""
@@ -428,4 +400,4 @@ def _locks(members_and_scores: list[str]) -> list[IndexedLock]:
 
 def _position(lock: IndexedLock) -> tuple[int, str]:
     # Text compares by code points, which is the order of its UTF-8 in Redis.
-    return lock.expire_ms, index_member(lock.code, lock.book_id, lock.user_id, lock.lock_id)
+    return lock.expire_ms, index_member(lock.key)

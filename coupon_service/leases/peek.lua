@@ -1,9 +1,9 @@
 -- Looks at the locks of a code and changes nothing.
 --
--- KEYS     1, 2 as in places.lua; 3: the tombstone of this user's lock_id
+-- KEYS     1, 2 as in permits.lua; 3: the tombstone of this user's lock_id
 -- ARGV     user_id, lock_id ('' for none)
 -- Returns  {others, others_end_in_ms, own_lock_id, gone}: the live locks of others, the lock_id of
---          the user's own ('' without one), and 1 when lock_id was given up for good
+--          the user's own ('' without one), and 1 when lock_id was released, used or replaced
 
 local user = 'u' .. ARGV[1]
 local own_id = lock_of(user)

@@ -4,19 +4,33 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
+
+from coupon_service.model import LockClaims, LockView
 
 
-@dataclass(frozen=True, slots=True)
-class LeaseRequest:
-    """A place on a code for the lock of a user."""
+class LeaseKey(NamedTuple):
+    """Which lock: whose, on which code of which book. A user has at most one on a code."""
 
     code: str
     book_id: str
     user_id: str
     lock_id: str
+
+    @classmethod
+    def of(cls, lock: LockClaims | LockView) -> LeaseKey:
+        """That of a lock as its token or the ledger names it."""
+        return cls(lock.code, str(lock.book_id), lock.user_id, str(lock.lock_id))
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseRequest:
+    """A permit on a code, for a lock that lives for so many milliseconds."""
+
+    key: LeaseKey
     ttl_ms: int
-    places_max: int | None = None
-    """The most places that can fit as far as the caller knows, such as the limit of the code. When
+    permits_max: int | None = None
+    """The most permits that can fit as far as the caller knows, such as the limit of the code. When
     so many are taken the answer is FULL and nothing is added. Without it, callers who find that
     theirs does not fit are in each other's way until they have given it back, and in a storm of
     them nobody might get in."""
@@ -26,30 +40,27 @@ class LeaseRequest:
 
 @dataclass(frozen=True, slots=True)
 class ReleaseRequest:
-    """A lock whose place is to be given back."""
+    """A lock whose permit is to be given back."""
 
-    code: str
-    book_id: str
-    user_id: str
-    lock_id: str
+    key: LeaseKey
     tombstone_until_ms: int = 0
     """Until then the lock is GONE for whoever shows its token: it was redeemed or unlocked. To be
     set to the end of the token plus the tolerance; 0 when no token of it was given out. It counts
     also when Redis had lost the lock."""
 
 
-class TakeStatus(Enum):
-    """What became of the wish for a place."""
+class AcquireStatus(Enum):
+    """What became of a request for a permit."""
 
     GRANTED = "GRANTED"
-    """The place is taken. Whether it fits is for the caller to see:
-    redemptions + places_taken <= limit."""
+    """The permit is taken. Whether it fits is for the caller to see:
+    redemptions + permits_taken <= limit."""
     HELD_BEFORE = "HELD_BEFORE"
     """The user holds a lock on the code already, be it this very one; it is left as it was."""
     GONE = "GONE"
     """The lock was released or redeemed."""
     FULL = "FULL"
-    """As many places as ``places_max`` are taken, or the user redeems without a token just now;
+    """As many permits as ``permits_max`` are taken, or the user redeems without a token just now;
     nothing was added."""
     LIMIT = "LIMIT"
     """The user holds as many locks as is allowed."""
@@ -59,26 +70,26 @@ class TakeStatus(Enum):
 class AcquireResult:
     """The answer to ``acquire``."""
 
-    status: TakeStatus
+    status: AcquireStatus
     lock_id: str
     """The lock the user holds: with HELD_BEFORE perhaps not the one that was asked for."""
     expire_ms: int
     """When the lock ends, as its token says; Redis keeps it for the grace longer."""
-    places_taken: int
-    """Live places on the code, this one included once it is taken."""
+    permits_taken: int
+    """Live permits on the code, this one included once it is taken."""
     retry_after_ms: int | None
-    """Until the first place of someone else ends; None when no one else has one."""
+    """Until the first permit of someone else ends; None when no one else has one."""
 
 
 @dataclass(frozen=True, slots=True)
 class TransientResult:
-    """The answer to ``acquire_momentary``."""
+    """The answer to ``acquire_transient``."""
 
-    places_taken: int
-    """Live places on the code, this one included, the user's own lock never; other attempts only
+    permits_taken: int
+    """Live permits on the code, this one included, the user's own lock never; other attempts only
     while someone else holds a lock."""
     retry_after_ms: int | None
-    """Until the first place of someone else ends; None when no one else has one."""
+    """Until the first permit of someone else ends; None when no one else has one."""
     own_lock_id: str | None
     """The user's own lock on the code, which the redemption consumes."""
     own_expire_ms: int | None
@@ -92,7 +103,7 @@ class Peek:
     others: int
     """Live locks of others on the code."""
     retry_after_ms: int | None
-    """Until the first place of someone else ends; None when no one else has one."""
+    """Until the first permit of someone else ends; None when no one else has one."""
     holds: bool
     """Whether the user holds a lock on the code."""
     gone: bool
@@ -105,8 +116,8 @@ class AdmitStatus(Enum):
     HELD = "HELD"
     """The lock is held."""
     RETAKEN = "RETAKEN"
-    """Redis had lost the lock; its place is taken again, now or before. Whether it still fits is
-    for the caller: redemptions + places_taken <= limit."""
+    """Redis had lost the lock; its permit is taken again, now or before. Whether it still fits is
+    for the caller: redemptions + permits_taken <= limit."""
     GONE = "GONE"
     """It was released or redeemed, its time is over, or the user holds another lock by now."""
 
@@ -116,15 +127,15 @@ class Admission:
     """The answer to ``admit``."""
 
     status: AdmitStatus
-    places_taken: int
-    """Live places on the code, this one included unless it is GONE."""
+    permits_taken: int
+    """Live permits on the code, this one included unless it is GONE."""
     retry_after_ms: int | None
-    """Until the first place of someone else ends; None when no one else has one."""
+    """Until the first permit of someone else ends; None when no one else has one."""
 
 
 @dataclass(frozen=True, slots=True)
 class LeaseStats:
-    """The answer to ``census``."""
+    """The answer to ``stats``."""
 
     live: int
     """Locks that have not ended, by their tokens."""
@@ -137,8 +148,5 @@ class LeaseStats:
 class IndexedLock:
     """A lock as the indexes know it. The last one of a page is where the next page begins."""
 
-    code: str
-    book_id: str
-    user_id: str
-    lock_id: str
+    key: LeaseKey
     expire_ms: int

@@ -1,56 +1,80 @@
-"""What there is to show of a lock: its history in the ledger, and its token."""
+"""Locks in PostgreSQL: what the ledger says of them, and what would be or is written to it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from datetime import datetime
-from typing import TypeAlias
 from uuid import UUID
 
-from coupon_service.errors import Contention, CouponServiceError, LockNotFound
-from coupon_service.leases import IndexedLock, Leases, ReleaseRequest
-from coupon_service.locks.limits import milliseconds_of, tombstone_until_ms
-from coupon_service.locks.token import sign, verify
-from coupon_service.model import Done, Event, LockClaims, LockState, LockView, Outcome
-from coupon_service.rules import lock_view
+from coupon_service.batching.batcher import CommandLanes, MicroBatcher
+from coupon_service.errors import LockNotFound
+from coupon_service.leases import IndexedLock
+from coupon_service.locks.token import LockTokens
+from coupon_service.model import (
+    Command,
+    CommandGroup,
+    Done,
+    Event,
+    LockState,
+    LockView,
+    Outcome,
+    State,
+    done_of,
+)
+from coupon_service.rules import decide, lock_view
 from coupon_service.store.queries.reads import Reads
 
-LockGrant: TypeAlias = tuple[LockView, str, bool]
-"""A lock, its token, and whether it had been granted before."""
 
+@dataclass(frozen=True, slots=True)
+class LockGrant:
+    """What the holder of a lock is answered. `replayed`: it had been granted before."""
 
-class LockTokens:
-    """Signs lock tokens with the first secret and verifies them with any of them."""
-
-    def __init__(self, secrets: Sequence[bytes]) -> None:
-        self._secrets = tuple(secrets)
-
-    def sign(self, lock: LockView) -> str:
-        """The token of a lock."""
-        return sign(
-            LockClaims(
-                lock_id=lock.lock_id,
-                code=lock.code,
-                book_id=lock.book_id,
-                user_id=lock.user_id,
-                fence=lock.fence,
-                expire_ms=milliseconds_of(lock.expire_time),
-            ),
-            self._secrets[0],
-        )
-
-    def verify(self, token: str) -> LockClaims:
-        """What the token proves. Raises LockTokenMismatch."""
-        return verify(token, self._secrets)
+    lock: LockView
+    token: str
+    replayed: bool
 
 
 class LockHistory:
-    """Locks as the ledger tells of them. Raises DatabaseUnavailable."""
+    """The ledger of locks. Raises DatabaseUnavailable, and what MicroBatcher.submit raises."""
 
-    def __init__(self, reads: Reads, tokens: LockTokens, now: Callable[[], datetime]) -> None:
+    def __init__(
+        self,
+        previews: MicroBatcher[CommandGroup, State],
+        lanes: CommandLanes,
+        reads: Reads,
+        tokens: LockTokens,
+        now: Callable[[], datetime],
+    ) -> None:
+        """`previews` reads the states that commands would be decided on; `lanes` carries them
+        out."""
+        self._previews = previews
+        self._lanes = lanes
         self._reads = reads
         self._tokens = tokens
         self._now = now
+
+    # --- what would be written, and what is -----------------------------------------------------
+
+    async def preview(self, group: CommandGroup) -> list[Outcome]:
+        """What the commands would come to now, Redis left aside; nothing is written.
+
+        They are decided on a state that others have as well. Commands that can be carried out
+        without a permit have to be an atomic group, which is decided on a copy.
+        """
+        (outcomes,), _ = decide([group], await self._previews.submit(group), self._now())
+        return outcomes
+
+    async def record(self, command: Command) -> Outcome:
+        """Carries out a command."""
+        (outcome,) = await self._lanes.submit(CommandGroup((command,)))
+        return outcome
+
+    async def record_joined(self, commands: Sequence[Command]) -> list[Outcome]:
+        """Carries out commands of several calls."""
+        return await self._lanes.submit_joined(CommandGroup(tuple(commands)))
+
+    # --- what was written -------------------------------------------------------------------------
 
     async def events(self, lock_id: UUID) -> tuple[Sequence[Event], LockView | None]:
         """All events of a lock, and the lock as it is now; none when it is not recorded."""
@@ -69,20 +93,15 @@ class LockHistory:
         """Those of the locks that are held, and of this business."""
         if not indexed:
             return []
-        histories = await self._reads.lock_events([UUID(it.lock_id) for it in indexed], business_id)
+        ids = [UUID(it.key.lock_id) for it in indexed]
+        histories = await self._reads.lock_events(ids, business_id)
         now = self._now()
         views = [(it, lock_view(of_it, now)) for it, of_it in zip(indexed, histories, strict=True)]
         return [(it, view) for it, view in views if view and view.state is LockState.HELD]
 
-    def grant(self, lock: LockView, *, replayed: bool = False) -> LockGrant:
-        """What the holder of a lock is answered."""
-        return lock, self._tokens.sign(lock), replayed
-
-    async def granted(self, outcome: Outcome) -> LockGrant:
-        """As `grant`, for a lock that was recorded or extended, now or before. Raises why it was
-        not."""
-        done = done_of(outcome)
-        return self.grant(await self.lock_of(done), replayed=done.replayed)
+    async def own_books(self, book_ids: Iterable[str], business_id: str) -> set[str]:
+        """Those of the books that are of this business, empty = any."""
+        return await self._reads.known_books(book_ids, business_id)
 
     async def lock_of(self, done: Done) -> LockView:
         """The lock that an event is of, as it is now."""
@@ -94,26 +113,14 @@ class LockHistory:
         (events,) = await self._reads.lock_events([lock_id], business_id)
         return events, lock_view(events, self._now())
 
+    # --- grants ---------------------------------------------------------------------------------
 
-async def give_back(leases: Leases, locks: Sequence[LockView]) -> None:
-    """Gives the places of locks that have ended back, for good. Raises LocksUnavailable."""
-    await leases.release_each(
-        [
-            ReleaseRequest(
-                lock.code,
-                str(lock.book_id),
-                lock.user_id,
-                str(lock.lock_id),
-                tombstone_until_ms=tombstone_until_ms(milliseconds_of(lock.expire_time)),
-            )
-            for lock in locks
-        ]
-    )
+    def grant(self, lock: LockView, *, replayed: bool = False) -> LockGrant:
+        """What the holder of a lock is answered."""
+        return LockGrant(lock, self._tokens.sign(lock), replayed)
 
-
-def done_of(outcome: Outcome) -> Done:
-    """The outcome of a lock, or of its change, that is in its place. Raises why it is none."""
-    if isinstance(outcome, Done):
-        return outcome
-    # Only while the lock policy of the book is changing it would need a place once more.
-    raise outcome if isinstance(outcome, CouponServiceError) else Contention
+    async def granted(self, outcome: Outcome) -> LockGrant:
+        """As `grant`, for a lock that was recorded or extended, now or before. Raises why it was
+        not."""
+        done = done_of(outcome)
+        return self.grant(await self.lock_of(done), replayed=done.replayed)

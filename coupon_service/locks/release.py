@@ -1,62 +1,77 @@
-"""Releasing locks: those whose holders let go of them at the same time are released together."""
+"""Releasing locks: those whose holders release them at the same time go together."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import TypeAlias
+from dataclasses import dataclass
 
-from coupon_service.batching.batcher import CommandLanes, DetachedTasks
+from coupon_service.batching.batcher import DetachedTasks
 from coupon_service.errors import LocksUnavailable
-from coupon_service.leases import Leases
-from coupon_service.locks.history import LockHistory, done_of, give_back
-from coupon_service.model import Command, CommandGroup, Done, LockView, Outcome
+from coupon_service.leases import LeaseKey, Leases, ReleaseRequest
+from coupon_service.locks.history import LockHistory
+from coupon_service.locks.limits import tombstone_until_ms
+from coupon_service.model import CommandGroup, Done, LockView, Outcome, done_of
+from coupon_service.model.times import milliseconds_of
 
-Released: TypeAlias = tuple[LockView, bool]
-"""A lock that has ended, and whether it had been released before."""
+
+@dataclass(frozen=True, slots=True)
+class LockRelease:
+    """A lock that has ended. `replayed`: it had been released before."""
+
+    lock: LockView
+    replayed: bool
 
 
 class LockReleaser:
-    """Releases locks, many at once: their rows in the ledger, then their places in Redis.
+    """Releases locks, many at once: their rows in the ledger, then their permits in Redis.
 
-    A place is given back only when its release is recorded: whoever gets it next must not meet a
+    A permit is given back only when its release is recorded: whoever gets it next must not meet a
     redemption with this lock. Whatever is not simply released goes on by itself, to the end.
     """
 
-    def __init__(self, coalescer: CommandLanes, leases: Leases, history: LockHistory) -> None:
-        self._coalescer = coalescer
-        self._leases = leases
+    def __init__(self, history: LockHistory, leases: Leases) -> None:
         self._history = history
-        self._to_the_end = DetachedTasks()
+        self._leases = leases
+        self._detached = DetachedTasks()
 
     async def release(
-        self, units: Sequence[CommandGroup]
-    ) -> list[Released | asyncio.Future[Released]]:
-        """Releases the lock of each unit, which is one ChangeLock."""
-        outcomes = await self._record([unit.commands[0] for unit in units])
+        self, groups: Sequence[CommandGroup]
+    ) -> list[LockRelease | asyncio.Future[LockRelease]]:
+        """Releases the lock of each group, which is one ChangeLock."""
+        outcomes = await self._history.record_joined([group.commands[0] for group in groups])
         released = {
-            i: (outcome.lock, outcome.replayed)
+            i: LockRelease(outcome.lock, outcome.replayed)
             for i, outcome in enumerate(outcomes)
             if isinstance(outcome, Done) and outcome.lock is not None
         }
-        await self._give_back([lock for lock, _ in released.values()])
+        await self._give_back([it.lock for it in released.values()])
         return [
-            released.get(i) or self._to_the_end.run(self._conclude(outcome))
+            released.get(i) or self._detached.run(self._conclude(outcome))
             for i, outcome in enumerate(outcomes)
         ]
 
-    async def _record(self, commands: Sequence[Command]) -> Sequence[Outcome]:
-        """Writes the ends of locks to the ledger."""
-        return await self._coalescer.submit_joined(CommandGroup(tuple(commands)))
-
-    async def _conclude(self, outcome: Outcome) -> Released:
-        """Answers with a lock that the ledger has to be asked for. Raises why it stays."""
+    async def _conclude(self, outcome: Outcome) -> LockRelease:
+        """Answers with a lock that has to be read from the ledger. Raises why it stays."""
         done = done_of(outcome)
         lock = await self._history.lock_of(done)
         await self._give_back([lock])
-        return lock, done.replayed
+        return LockRelease(lock, done.replayed)
 
     async def _give_back(self, locks: Sequence[LockView]) -> None:
         with suppress(LocksUnavailable):  # their time ends them
             await give_back(self._leases, locks)
+
+
+async def give_back(leases: Leases, locks: Sequence[LockView]) -> None:
+    """Gives the permits of locks that have ended back, for good. Raises LocksUnavailable."""
+    await leases.release_each(
+        [
+            ReleaseRequest(
+                LeaseKey.of(lock),
+                tombstone_until_ms=tombstone_until_ms(milliseconds_of(lock.expire_time)),
+            )
+            for lock in locks
+        ]
+    )

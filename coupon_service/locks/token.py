@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from uuid import UUID
 
 from coupon_service.errors import LockTokenMismatch
-from coupon_service.model import LockClaims
+from coupon_service.model import LockClaims, LockView
+from coupon_service.model.times import milliseconds_of
 
 # The version says what the MAC is about as well, so that a MAC which the same secret makes for
 # another purpose never passes for a lock.
@@ -59,6 +60,29 @@ def verify(token: str, secrets: Sequence[bytes]) -> LockClaims:
         fence=int(fence),
         expire_ms=int(expire_ms),
     )
+
+
+class LockTokens:
+    """Signs lock tokens with the first secret and verifies them with any of them."""
+
+    def __init__(self, secrets: Sequence[bytes]) -> None:
+        self._secrets = tuple(secrets)
+
+    def sign(self, lock: LockView) -> str:
+        """The token of a lock."""
+        claims = LockClaims(
+            lock_id=lock.lock_id,
+            code=lock.code,
+            book_id=lock.book_id,
+            user_id=lock.user_id,
+            fence=lock.fence,
+            expire_ms=milliseconds_of(lock.expire_time),
+        )
+        return sign(claims, self._secrets[0])
+
+    def verify(self, token: str) -> LockClaims:
+        """What the token proves. Raises LockTokenMismatch."""
+        return verify(token, self._secrets)
 
 
 def _seal(payload: bytes, secret: bytes) -> bytes:

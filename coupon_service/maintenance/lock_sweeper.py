@@ -11,10 +11,10 @@ import structlog
 
 from coupon_service.batching.batcher import CommandLanes
 from coupon_service.errors import CouponServiceError
-from coupon_service.leases import IndexedLock, Leases
-from coupon_service.locks.limits import milliseconds_of
-from coupon_service.locks.service import end_of_lock
+from coupon_service.leases import LeaseKey, Leases
+from coupon_service.locks.service import lock_end
 from coupon_service.model import Call, CommandGroup, Done, EventType, LockState
+from coupon_service.model.times import milliseconds_of
 from coupon_service.rules import lock_view
 from coupon_service.store.queries.reads import Reads
 
@@ -30,13 +30,13 @@ class LockSweeper:
 
     def __init__(
         self,
-        coalescer: CommandLanes,
+        lanes: CommandLanes,
         reads: Reads,
         leases: Leases,
         now: Callable[[], datetime],
         interval_ms: int,
     ) -> None:
-        self._coalescer = coalescer
+        self._lanes = lanes
         self._reads = reads
         self._leases = leases
         self._now = now
@@ -60,30 +60,30 @@ class LockSweeper:
             return 0
         swept = 0
         while ended := await self._ended():
-            for locks in ended:
-                swept += await self._record([UUID(lock.lock_id) for lock in locks])
-                await self._leases.forget(locks)
+            for keys in ended:
+                swept += await self._record([UUID(key.lock_id) for key in keys])
+                await self._leases.forget(keys)
             if max(map(len, ended)) < SWEEP_BATCH:
                 break
         return swept
 
-    async def _ended(self) -> list[list[IndexedLock]]:
+    async def _ended(self) -> list[list[LeaseKey]]:
         """Locks that ran out, book by book, of the books that are in this database."""
         now_ms = milliseconds_of(self._now())
         ended = await self._leases.expired(await self._leases.books(), now_ms, SWEEP_BATCH)
         known = await self._reads.known_books(ended) if ended else ()
-        return [locks for book_id, locks in ended.items() if book_id in known]
+        return [[it.key for it in locks] for book_id, locks in ended.items() if book_id in known]
 
     async def _record(self, lock_ids: list[UUID]) -> int:
         call = Call(caller="sweeper", request_id="lock-expired")
         histories = await self._reads.lock_events(lock_ids, "")
         views = [lock_view(events, self._now()) for events in histories]
         commands = tuple(
-            end_of_lock(view, EventType.LOCK_EXPIRED, call)
+            lock_end(view, EventType.LOCK_EXPIRED, call)
             for view in views
             if view is not None and view.state is LockState.EXPIRED
         )
         if not commands:
             return 0
-        outcomes = await self._coalescer.submit(CommandGroup(commands))
+        outcomes = await self._lanes.submit(CommandGroup(commands))
         return sum(isinstance(it, Done) and not it.replayed for it in outcomes)

@@ -13,8 +13,8 @@ import structlog
 
 from coupon_service.errors import CouponServiceError, LocksUnavailable
 from coupon_service.leases import Leases
-from coupon_service.locks.limits import milliseconds_of
 from coupon_service.model import StockLevel
+from coupon_service.model.times import milliseconds_of
 from coupon_service.store.database import Database
 from coupon_service.store.pipeline import Connection
 from coupon_service.store.stock import Stock, ledger_lag_s, select_stocks, tell_level
@@ -85,10 +85,10 @@ class StockMonitor:
         """Live locks, and for how many seconds one waits for the sweeper; None without Redis."""
         now_ms = milliseconds_of(self._now())
         try:
-            census = await self._leases.census(await self._leases.books(), now_ms)
+            stats = await self._leases.stats(await self._leases.books(), now_ms)
         except LocksUnavailable:
             return None
-        return census.live, max(now_ms - census.waiting_since_ms, 0) / 1000
+        return stats.live, max(now_ms - stats.waiting_since_ms, 0) / 1000
 
     def _show(self, stocks: Sequence[Stock], lag_s: float, locks: tuple[int, float] | None) -> None:
         shown = sorted(stocks, key=_urgency)[: self._series_max]

@@ -36,6 +36,7 @@ from coupon_service.model.decisions import (
     Outcome,
     State,
     WriteSet,
+    done_of,
 )
 from coupon_service.model.enums import (
     AssignmentPolicy,
@@ -106,6 +107,7 @@ __all__ = [
     "bucket_of_book",
     "bucket_of_event",
     "bucket_of_user",
+    "done_of",
     "event_id",
     "fingerprint",
 ]

@@ -49,15 +49,15 @@ class LockClaims:
 
 @value
 class Lease:
-    """What Redis said of the place that a redemption or lock needs.
+    """What Redis said of the permit that a redemption or lock needs.
 
-    `places_taken` counts the live places of the code, this one included; 0 when this one was
+    `permits_taken` counts the live permits of the code, this one included; 0 when this one was
     counted when the lock was taken. `gone`: the lock of the token was released or used.
     `held_lock_id`: the user's own lock, which a redemption without token uses up; it ends at
     `held_expire_ms` (since 1970).
     """
 
-    places_taken: int = 0
+    permits_taken: int = 0
     retry_after_ms: int = 0
     gone: bool = False
     held_lock_id: UUID | None = None
@@ -96,10 +96,10 @@ class Rollback:
 
 @value(kw_only=True)
 class Lock:
-    """Record the lock `lock_id`, for which Redis granted a place until `expire_time`.
+    """Record the lock `lock_id`, for which Redis granted a permit until `expire_time`.
 
     `event_id` names the attempt; `lock_id` differs from it when the user held a lock before.
-    `ttl_ms`: the lifetime that is wished for, if any.
+    `ttl_ms`: the lifetime that is requested, if any.
     """
 
     call: Call

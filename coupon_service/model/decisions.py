@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from uuid import UUID
 
-from coupon_service.errors import CouponServiceError
+from coupon_service.errors import Contention, CouponServiceError
 from coupon_service.model.books import Book, BookStats
 from coupon_service.model.records import Assignment, Code, Event, LockView, UserCounts
 from coupon_service.model.values import value
@@ -32,7 +32,7 @@ class Done:
 
 @value
 class LeaseNeeded:
-    """Nothing speaks against it, but the book has locking: take a place in Redis and come again.
+    """Nothing speaks against it, but the book has locking: come again with a permit of Redis.
 
     `uses_left`: of the code, as far as PostgreSQL knows; None without a limit.
     """
@@ -42,6 +42,17 @@ class LeaseNeeded:
 
 
 Outcome = Done | LeaseNeeded | CouponServiceError
+
+
+def done_of(outcome: Outcome) -> Done:
+    """The outcome of a command that was carried out.
+
+    Raises the error of one that was refused, and Contention for one that would need a permit once
+    more, which happens only while the lock policy of its book is changing.
+    """
+    if isinstance(outcome, Done):
+        return outcome
+    raise outcome if isinstance(outcome, CouponServiceError) else Contention
 
 
 @dataclass(slots=True)

@@ -22,11 +22,12 @@ from coupon_service.model import (
     Money,
 )
 
-_LOCK_ENDS: Final = {
+LOCK_ENDS: Final = {
     EventType.REDEEMED: LockState.REDEEMED,
     EventType.UNLOCKED: LockState.RELEASED,
     EventType.LOCK_EXPIRED: LockState.EXPIRED,
 }
+"""Events after which a lock is over, whatever Redis has kept of it, and its state then."""
 
 
 def effective_book_state(book: Book, redemptions: int | None, now: datetime) -> BookState:
@@ -126,9 +127,9 @@ def lock_view(events: Iterable[Event], now: datetime) -> LockView | None:
     if locked is None or not expire_times:
         return None
     expire_time = max(expire_times)
-    # Should it have ended in two ways, the first of _LOCK_ENDS counts most.
+    # Should it have ended in two ways, the first of LOCK_ENDS counts most.
     state = min(
-        (_LOCK_ENDS[event.type] for event in events if event.type in _LOCK_ENDS),
+        (LOCK_ENDS[event.type] for event in events if event.type in LOCK_ENDS),
         default=LockState.EXPIRED if now >= expire_time else LockState.HELD,
     )
     return LockView(

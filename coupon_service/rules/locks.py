@@ -1,4 +1,4 @@
-"""Lock, extend, release and expire: the history of locks, whose places are in Redis."""
+"""Lock, extend, release and expire: the history of locks, whose permits are in Redis."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def lock(command: Lock, code: Code, book: Book, draft: Draft) -> Outcome:
         limit = book.limits.max_redemptions_per_code
         return LeaseNeeded(book, limit - code.redemptions if limit else None)
     # The row has the id of the lock, which differs from the attempt's when an earlier attempt took
-    # the place in Redis and did not come to record it.
+    # the permit in Redis and did not come to record it.
     first = command.event_id == command.lock_id
     recorded = command if first else replace(command, event_id=command.lock_id)
     event = Event(
@@ -63,8 +63,8 @@ def lock(command: Lock, code: Code, book: Book, draft: Draft) -> Outcome:
 def _lock_held(command: Lock, held: Event, code: Code, book: Book, draft: Draft) -> Outcome:
     """Answers with a lock that another attempt has recorded."""
     if (held.lock_id, held.user_id) != (command.lock_id, command.user_id):
-        # The place was taken by an attempt that was never recorded, and whose request_id was then
-        # used for another user, or answered with another lock. It ends by itself.
+        # The permit is of an attempt that was not recorded, and whose request_id was used then for
+        # another user, or answered with another lock. It ends by itself.
         return Contention()
     _answer_with(held, command, code, draft)
     return Done(held, book, code, replayed=True)

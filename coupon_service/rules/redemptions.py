@@ -68,7 +68,7 @@ def redeem(command: Redeem, code: Code, book: Book, draft: Draft) -> Outcome:
 def _used_lock(command: Redeem, draft: Draft) -> UUID | None:
     """The lock of the token, or else the one that the user holds, by the ledger as well.
 
-    What has a place in Redis may never come to be recorded, and when its request_id was used for
+    What has a permit in Redis may never come to be recorded, and when its request_id was used for
     another user, too, the ledger's lock of that id is the other's.
     """
     if command.lock is not None:

@@ -49,13 +49,11 @@ from coupon_service.model import (
     State,
     UserCounts,
 )
+from coupon_service.rules.derived_states import LOCK_ENDS
 from coupon_service.rules.draft import Draft
 
 LINKED = (AssignmentState.ACTIVE, AssignmentState.REDEEMED)
 """States of an assignment in which the code is the user's."""
-
-LOCK_ENDS = (EventType.REDEEMED, EventType.UNLOCKED, EventType.LOCK_EXPIRED)
-"""Events after which a lock is over, whatever Redis has kept of it."""
 
 NO_COUNTS = UserCounts()
 
@@ -112,16 +110,16 @@ def redemption_refusal(
 ) -> CouponServiceError | None:
     """The first reason why a command of a batch cannot redeem, or lock, this code now."""
     lease = command.lease
-    if lease is not None and lease.places_taken > 1:
-        # Redemptions that the batch has decided still have their places, and are not to count
-        # twice: everybody's place has to fit beside what was redeemed before the batch.
-        used = sum(_places_of(event, command) for event in draft.events)
-        command = replace(command, lease=replace(lease, places_taken=lease.places_taken - used))
+    if lease is not None and lease.permits_taken > 1:
+        # Redemptions that the batch has decided still have their permits, and are not to count
+        # twice: everybody's permit has to fit beside what was redeemed before the batch.
+        used = sum(_permits_of(event, command) for event in draft.events)
+        command = replace(command, lease=replace(lease, permits_taken=lease.permits_taken - used))
     return next(redemption_refusals(command, code, book, draft.state, draft.now), None)
 
 
-def _places_of(event: Event, command: Redeem | Lock) -> int:
-    """Places of a redemption that were counted for the command: its own, without a token, and that
+def _permits_of(event: Event, command: Redeem | Lock) -> int:
+    """Permits of a redemption that were counted for the command: its own, without a token, and that
     of its lock, unless it is the lock of the command's user, which never counts."""
     if event.type is not EventType.REDEEMED or event.code != command.code:
         return 0
@@ -152,7 +150,7 @@ def redemption_refusals(
         yield from _order_refusals(command, book)
         yield from _lock_refusals(command, link, book, state, now)
     if command.lease is not None and not command.lease.gone:
-        yield from _no_place(command.lease, code, book, state)
+        yield from _no_permit(command.lease, code, book, state)
 
 
 def assignment_refusals(
@@ -284,8 +282,8 @@ def _lock_refusals(
         yield LockExpired()
 
 
-def _no_place(lease: Lease, code: Code, book: Book, state: State) -> Iterator[CouponServiceError]:
-    """Live locks + redemptions ≤ limit: does the place that was taken fit beside the others?
+def _no_permit(lease: Lease, code: Code, book: Book, state: State) -> Iterator[CouponServiceError]:
+    """Live locks + redemptions ≤ limit: does the permit that was acquired fit beside the others?
 
     A user's own lock is not counted, since a redemption without a token uses it up. One that is
     still to be recorded is not used up, but comes to stand beside the redemption, unless that has
@@ -295,5 +293,5 @@ def _no_place(lease: Lease, code: Code, book: Book, state: State) -> Iterator[Co
     left = limit - code.redemptions
     own = lease.held_lock_id
     beside = left > 1 and own is not None and own not in state.lock_events
-    if limit and 0 < left < lease.places_taken + beside:
+    if limit and 0 < left < lease.permits_taken + beside:
         yield CodeLocked(retry_after_ms=lease.retry_after_ms)

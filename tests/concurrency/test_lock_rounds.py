@@ -37,7 +37,7 @@ from support.service import (
     unique,
 )
 
-from coupon_service.leases import AdmitStatus, Leases, TakeStatus
+from coupon_service.leases import AcquireStatus, AdmitStatus, LeaseKey, Leases
 
 ROUNDS: Final = times(500, 10_000)
 ROUNDS_AT_ONCE: Final = 25
@@ -78,7 +78,7 @@ class Holds:
             assert before[1] <= after[0], (before, after)
 
 
-# --- places in Redis ----------------------------------------------------------------------------
+# --- permits in Redis ----------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -113,13 +113,13 @@ async def contend(leases: Leases, holds: Holds, code: str, who: int, chance: ran
     """Tries until the code was held once, and then holds it shorter or longer than is allowed."""
     user = f"user-{who}-{code}"
     for attempt in range(50):
-        lock = (code, BOOK, user, f"lock-{who}-{attempt}")
+        lock = LeaseKey(code, BOOK, user, f"lock-{who}-{attempt}")
         ttl_ms = chance.choice((20, 60))
-        taken = await acquire(leases, *lock, ttl_ms, places_max=1)
-        if taken.status is TakeStatus.GRANTED:
+        taken = await acquire(leases, lock, ttl_ms, permits_max=1)
+        if taken.status is AcquireStatus.GRANTED:
             await hold(leases, holds, lock, taken.expire_ms, chance)
             return
-        assert taken.status is TakeStatus.FULL, taken
+        assert taken.status is AcquireStatus.FULL, taken
         holds.ended["refused"] += 1
         await asyncio.sleep(chance.random() * 0.03)
 
@@ -127,42 +127,42 @@ async def contend(leases: Leases, holds: Holds, code: str, who: int, chance: ran
 async def hold(
     leases: Leases,
     holds: Holds,
-    lock: tuple[str, str, str, str],
+    lock: LeaseKey,
     expire_ms: int,
     chance: random.Random,
 ) -> None:
     """Asks again, then uses the lock, gives it back, or comes too late."""
-    code, book, user, lock_id = lock
+    later = lock._replace(lock_id=f"{lock.lock_id}-again")
     begin_s = time.time()
     holds.ended["held"] += 1
-    again = await acquire(leases, code, book, user, f"{lock_id}-again", 20, places_max=1)
-    if again.status is not TakeStatus.HELD_BEFORE:  # nobody stands in their own way
+    again = await acquire(leases, later, 20, permits_max=1)
+    if again.status is not AcquireStatus.HELD_BEFORE:  # nobody stands in their own way
         assert time.time() * 1000 >= expire_ms + GRACE_MS, again
         holds.ended["late"] += 1
-        await leases.release(code, book, user, f"{lock_id}-again")
+        await leases.release(later)
         return
     match chance.choice(("use", "give back", "be late")):
         case "use":
             await asyncio.sleep(chance.random() * 0.02)
             asked_s = time.time()
-            admission = await leases.admit(*lock, expire_ms)
+            admission = await leases.admit(lock, expire_ms)
             if asked_s * 1000 < expire_ms:
                 in_time = time.time() * 1000 < expire_ms + GRACE_MS
                 assert admission.status is AdmitStatus.HELD or not in_time, admission
-            holds.add(begin_s, min(time.time(), expire_ms / 1000), user)
+            holds.add(begin_s, min(time.time(), expire_ms / 1000), lock.user_id)
             holds.ended["used"] += 1
-            await leases.release(*lock, tombstone_until_ms=expire_ms + 60_000)
-            assert (await leases.admit(*lock, expire_ms)).status is AdmitStatus.GONE
+            await leases.release(lock, tombstone_until_ms=expire_ms + 60_000)
+            assert (await leases.admit(lock, expire_ms)).status is AdmitStatus.GONE
         case "give back":
             await asyncio.sleep(chance.random() * 0.02)
-            holds.add(begin_s, min(time.time(), expire_ms / 1000), user)
+            holds.add(begin_s, min(time.time(), expire_ms / 1000), lock.user_id)
             holds.ended["given back"] += 1
-            await leases.release(*lock)
+            await leases.release(lock)
         case _:
-            holds.add(begin_s, expire_ms / 1000, user)
+            holds.add(begin_s, expire_ms / 1000, lock.user_id)
             over_s = (expire_ms + GRACE_MS) / 1000 - time.time()
             await asyncio.sleep(max(over_s, 0) + LATER_S)
-            assert (await leases.admit(*lock, expire_ms)).status is AdmitStatus.GONE
+            assert (await leases.admit(lock, expire_ms)).status is AdmitStatus.GONE
             holds.ended["late"] += 1
 
 

@@ -33,7 +33,7 @@ from support.waiting import until
 
 from coupon_service.cli.call import methods
 from coupon_service.errors import LocksUnavailable
-from coupon_service.leases import Leases
+from coupon_service.leases import LeaseKey, Leases
 
 MESSAGES = times(2_500, 100_000)
 FRAMES = times(150, 5_000)
@@ -230,18 +230,24 @@ async def test_no_argument_upsets_the_scripts(redis_url: str) -> None:
             await random.choice(
                 [
                     lambda c=code, b=book, u=user, i=lock, n=number: acquire(
-                        leases, c, b, u, i, n, places_max=n
+                        leases, LeaseKey(c, b, u, i), n, permits_max=n
                     ),
-                    lambda c=code, b=book, u=user, i=lock, n=number: leases.admit(c, b, u, i, n),
-                    lambda c=code, u=user, i=lock, n=number: leases.acquire_momentary(c, u, i, n),
+                    lambda c=code, b=book, u=user, i=lock, n=number: leases.admit(
+                        LeaseKey(c, b, u, i), n
+                    ),
+                    lambda c=code, u=user, i=lock, n=number: leases.acquire_transient(c, u, i, n),
                     lambda c=code, u=user, i=lock: leases.peek(c, u, i),
                     lambda c=code, b=book, u=user, i=lock, n=number: leases.release(
-                        c, b, u, i, tombstone_until_ms=n
+                        LeaseKey(c, b, u, i), tombstone_until_ms=n
                     ),
-                    lambda c=code, b=book, u=user, i=lock, n=number: leases.extend(c, b, u, i, n),
+                    lambda c=code, b=book, u=user, i=lock, n=number: leases.extend(
+                        LeaseKey(c, b, u, i), n
+                    ),
                 ]
             )()
-        taken = await acquire(leases, "AFTER", "book", "somebody", "lock", 1_000, places_max=1)
+        taken = await acquire(
+            leases, LeaseKey("AFTER", "book", "somebody", "lock"), 1_000, permits_max=1
+        )
         assert taken.status.name == "GRANTED"
     except LocksUnavailable as error:
         pytest.fail(f"Redis refused: {error.__cause__!r}")

@@ -23,7 +23,7 @@ from psycopg.conninfo import make_conninfo
 
 from coupon_service.batching import batcher as coalesce
 from coupon_service.leases import commands, leases
-from coupon_service.locks import history as lock_history
+from coupon_service.locks import token as lock_token
 from coupon_service.locks.token import verify
 from coupon_service.model import Rollback
 from coupon_service.rules import locks as lock_rules
@@ -162,8 +162,8 @@ def expiry_by_the_callers_clock() -> Planted:
 
 def full_misread_as_taken() -> Planted:
     """An answer that is not OK is taken for one."""
-    table = {**leases._TAKE_STATUS, "FULL": leases.TakeStatus.GRANTED}
-    return mock.patch.object(leases, "_TAKE_STATUS", table)
+    table = {**leases._ACQUIRE_STATUS, "FULL": leases.AcquireStatus.GRANTED}
+    return mock.patch.object(leases, "_ACQUIRE_STATUS", table)
 
 
 def some_of_all_or_nothing() -> Planted:
@@ -189,7 +189,7 @@ def token_not_verified() -> Planted:
         with mock.patch("hmac.compare_digest", return_value=True):
             return verify(token, secrets)
 
-    return mock.patch.object(lock_history, "verify", trusting)
+    return mock.patch.object(lock_token, "verify", trusting)
 
 
 def used_lock_kept() -> Planted:
@@ -231,7 +231,7 @@ def _insert(beside: Any, events: Any) -> None:
 
 def _script(right: str, wrong: str) -> Planted:
     real = commands._text
-    scripts = ("places.lua", "take.lua", "release.lua")
+    scripts = ("permits.lua", "acquire.lua", "release.lua")
     assert any(right in real(name) for name in scripts), right
 
     def text(name: str) -> str:

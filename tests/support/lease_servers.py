@@ -10,11 +10,14 @@ import time
 
 from redis.asyncio import Redis
 
-from coupon_service.leases import AcquireResult, LeaseRequest, Leases
+from coupon_service.leases import AcquireResult, LeaseKey, LeaseRequest, Leases
 from coupon_service.leases.commands import LOCKING_BOOKS
 
 CODE = "SUMMER25"
 BOOK = "book-1"
+ANN = LeaseKey(CODE, BOOK, "ann", "lock-a")
+BOB = LeaseKey(CODE, BOOK, "bob", "lock-b")
+CY = LeaseKey(CODE, BOOK, "cy", "lock-c")
 TTL_MS = 60_000
 GRACE_MS = 40
 PATIENT_MS = 5_000  # a busy machine is no silent Redis
@@ -43,13 +46,7 @@ def about(entry_ms: int, expire_ms: int) -> bool:
 
 
 async def acquire(
-    leases: Leases,
-    code: str,
-    book_id: str,
-    user_id: str,
-    lock_id: str,
-    ttl_ms: int,
-    places_max: int | None = None,
+    leases: Leases, key: LeaseKey, ttl_ms: int, permits_max: int | None = None
 ) -> AcquireResult:
-    """Takes a place on the code."""
-    return await leases.acquire(LeaseRequest(code, book_id, user_id, lock_id, ttl_ms, places_max))
+    """Acquires a permit on the code."""
+    return await leases.acquire(LeaseRequest(key, ttl_ms, permits_max))

@@ -16,6 +16,7 @@ from coupon_service.leases.commands import (
     index_member,
     user_index,
 )
+from coupon_service.leases.results import LeaseKey
 from coupon_service.locks.token import sign
 from coupon_service.model import (
     CodeCommand,
@@ -145,7 +146,7 @@ def test_a_repeat_of_a_change_of_a_book_is_recognised() -> None:
 
 def test_redis_keys_stay() -> None:
     built = Commands()
-    assert built.take("C", "u", "l", grace_ms=1)[2:7] == (
+    assert built.acquire(LeaseKey("C", "b", "u", "l"), grace_ms=1)[2:7] == (
         4,
         "coupon:{C}:places",
         "coupon:{C}:locks",
@@ -157,7 +158,7 @@ def test_redis_keys_stay() -> None:
         "coupon:user:{u}:locks",
         "coupon:book:{b}:locks",
     )
-    assert index_member("C", "b", "u", "l") == "C\0b\0u\0l"
+    assert index_member(LeaseKey("C", "b", "u", "l")) == "C\0b\0u\0l"
 
 
 def test_keys_of_limits_stay() -> None:

@@ -43,7 +43,7 @@ def read_lock(request: pb.LockCodeRequest, rpc: RequestContext) -> Lock:
 
 
 def read_extend(request: pb.ExtendLockRequest, rpc: RequestContext) -> tuple[str, int | None, Call]:
-    """The token of the lock, and the lifetime that is wished for, if any."""
+    """The token of the lock, and the lifetime that is requested, if any."""
     fields = Fields()
     call = rpc.call(fields.request_id(request.request_id))
     token = _token(fields, request.lock_token)
@@ -99,7 +99,7 @@ def read_list(
 
 
 def _token(fields: Fields, token: str) -> str:
-    # What is in it is looked at where it is verified: LOCK_TOKEN_MISMATCH.
+    # What is in it is read where it is verified: LOCK_TOKEN_MISMATCH.
     if not token:
         fields.refuse("lock_token", "expected the token of the lock")
     return token

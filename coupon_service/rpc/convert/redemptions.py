@@ -19,13 +19,13 @@ from coupon_service.model import (
     Redeem,
     Rollback,
     bucket_of_event,
+    done_of,
     event_id,
     fingerprint,
 )
 from coupon_service.model.codes import bucket_of
 from coupon_service.rpc.context import RequestContext
 from coupon_service.rpc.convert.fields import Fields, Page
-from coupon_service.rpc.convert.outcomes import done_of
 from coupon_service.rpc.convert.values import put_money, put_struct, put_time
 from coupon_service.rpc.status import item_error
 from coupon_service.v1 import redemption_service_pb2 as pb

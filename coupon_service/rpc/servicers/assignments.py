@@ -10,10 +10,9 @@ from typing import Any
 
 from coupon_service.batching.batcher import CommandLanes, LazyCommand
 from coupon_service.locks.service import LockService
-from coupon_service.model import Assignment, Book, Code, CommandGroup, Done
+from coupon_service.model import Assignment, Book, Code, CommandGroup, Done, done_of
 from coupon_service.rpc.context import current
 from coupon_service.rpc.convert import assignments as convert
-from coupon_service.rpc.convert.outcomes import done_of
 from coupon_service.rpc.lazy import lazy_command
 from coupon_service.rpc.paging import page_token, page_within_bounds
 from coupon_service.rules import effective_code_state

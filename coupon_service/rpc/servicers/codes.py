@@ -12,11 +12,10 @@ from typing import Any, Final
 from coupon_service.batching.batcher import CommandLanes
 from coupon_service.errors import CodeSpaceExhausted
 from coupon_service.locks.service import LockService
-from coupon_service.model import CommandGroup, EventType, SetCodeEnabled
+from coupon_service.model import CommandGroup, EventType, SetCodeEnabled, done_of
 from coupon_service.model.codes import CodeFormat, check_capacity, generate
 from coupon_service.rpc.context import current
 from coupon_service.rpc.convert import codes as convert
-from coupon_service.rpc.convert.outcomes import done_of
 from coupon_service.rpc.paging import page_token
 from coupon_service.rules import effective_code_state
 from coupon_service.store.books import Books

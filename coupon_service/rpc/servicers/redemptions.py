@@ -8,10 +8,10 @@ from typing import Any
 
 from coupon_service.checkout import Checkout
 from coupon_service.locks.service import LockService
+from coupon_service.model import done_of
 from coupon_service.rpc.context import current
 from coupon_service.rpc.convert import locks as convert_locks
 from coupon_service.rpc.convert import redemptions as convert
-from coupon_service.rpc.convert.outcomes import done_of
 from coupon_service.rpc.lazy import lazy_command
 from coupon_service.rpc.paging import page_token, page_within_bounds
 from coupon_service.store.queries.reads import Reads, event_position
@@ -36,28 +36,32 @@ class RedemptionServicer(RedemptionServiceServicer):
         )
 
     async def LockCode(self, request: pb.LockCodeRequest, context: Any) -> pb.LockCodeResponse:
-        lock, token, replayed = await self._locks.lock(
-            lazy_command(convert_locks.read_lock, request, current())
-        )
+        grant = await self._locks.acquire(lazy_command(convert_locks.read_lock, request, current()))
         return pb.LockCodeResponse(
-            lock=convert_locks.lock_message(lock), lock_token=token, replayed=replayed
+            lock=convert_locks.lock_message(grant.lock),
+            lock_token=grant.token,
+            replayed=grant.replayed,
         )
 
     async def ExtendLock(
         self, request: pb.ExtendLockRequest, context: Any
     ) -> pb.ExtendLockResponse:
         token, ttl_ms, call = convert_locks.read_extend(request, current())
-        lock, token, replayed = await self._locks.extend(token, ttl_ms, call)
+        grant = await self._locks.extend(token, ttl_ms, call)
         return pb.ExtendLockResponse(
-            lock=convert_locks.lock_message(lock), lock_token=token, replayed=replayed
+            lock=convert_locks.lock_message(grant.lock),
+            lock_token=grant.token,
+            replayed=grant.replayed,
         )
 
     async def UnlockCode(
         self, request: pb.UnlockCodeRequest, context: Any
     ) -> pb.UnlockCodeResponse:
         token, lock_id, call = convert_locks.read_unlock(request, current())
-        lock, replayed = await self._locks.unlock(token, lock_id, call)
-        return pb.UnlockCodeResponse(lock=convert_locks.lock_message(lock), replayed=replayed)
+        released = await self._locks.release(token, lock_id, call)
+        return pb.UnlockCodeResponse(
+            lock=convert_locks.lock_message(released.lock), replayed=released.replayed
+        )
 
     async def GetLock(self, request: pb.GetLockRequest, context: Any) -> pb.GetLockResponse:
         lock_id = convert_locks.read_lock_id(request)

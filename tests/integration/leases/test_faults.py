@@ -15,11 +15,11 @@ from typing import cast
 
 import pytest
 from redis.asyncio import Redis, RedisCluster
-from support.lease_servers import acquire
+from support.lease_servers import ANN, BOB, acquire
 
 from coupon_service.embedded import EmbeddedRedis
 from coupon_service.errors import LocksUnavailable
-from coupon_service.leases import AdmitStatus, Leases, TakeStatus
+from coupon_service.leases import AcquireStatus, AdmitStatus, LeaseKey, Leases
 
 CODE = "SUMMER25"
 BOOK = "book-1"
@@ -49,7 +49,9 @@ async def redis(server: EmbeddedRedis) -> AsyncIterator[Redis]:
 
 
 async def lock(leases: Leases, name: str) -> str:
-    return (await acquire(leases, CODE, BOOK, f"user-{name}", f"lock-{name}", TTL_MS)).lock_id
+    return (
+        await acquire(leases, LeaseKey(CODE, BOOK, f"user-{name}", f"lock-{name}"), TTL_MS)
+    ).lock_id
 
 
 async def unavailable(leases: Leases) -> None:
@@ -59,7 +61,7 @@ async def unavailable(leases: Leases) -> None:
         with pytest.raises(LocksUnavailable):
             await lock(leases, "x")
         with pytest.raises(LocksUnavailable):
-            await leases.admit(CODE, BOOK, "ann", "lock-a", 2**42)
+            await leases.admit(ANN, 2**42)
 
 
 async def test_a_redis_that_is_down_is_told_at_once(leases: Leases, server: EmbeddedRedis) -> None:
@@ -81,11 +83,11 @@ async def test_it_need_not_be_up_at_the_start(server: EmbeddedRedis) -> None:
 
 
 async def test_locks_go_on_when_redis_is_back_empty(leases: Leases, server: EmbeddedRedis) -> None:
-    taken = await acquire(leases, CODE, BOOK, "ann", "lock-a", TTL_MS)
+    taken = await acquire(leases, ANN, TTL_MS)
     server.kill()
     await unavailable(leases)
     server.start()
-    admission = await leases.admit(CODE, BOOK, "ann", "lock-a", taken.expire_ms)
+    admission = await leases.admit(ANN, taken.expire_ms)
 
     assert admission.status is AdmitStatus.RETAKEN
     assert await lock(leases, "b") == "lock-b"
@@ -150,14 +152,14 @@ async def test_a_silence_that_ends_is_the_error_of_few(
 
 async def test_scripts_that_redis_forgot_are_sent_again(leases: Leases, redis: Redis) -> None:
     for _ in range(2):
-        taken = await acquire(leases, CODE, BOOK, "ann", "lock-a", TTL_MS)
+        taken = await acquire(leases, ANN, TTL_MS)
         await redis.script_flush()
         later_ms = taken.expire_ms + 1_000
-        ends_ms = await leases.extend(CODE, BOOK, "ann", "lock-a", later_ms)
+        ends_ms = await leases.extend(ANN, later_ms)
         await redis.script_flush()
 
         assert ends_ms == later_ms
-        assert await leases.release(CODE, BOOK, "ann", "lock-a")
+        assert await leases.release(ANN)
 
 
 async def test_calls_of_one_moment_share_a_pipeline(leases: Leases, redis: Redis) -> None:
@@ -168,7 +170,7 @@ async def test_calls_of_one_moment_share_a_pipeline(leases: Leases, redis: Redis
     before = await reads()
     async with asyncio.TaskGroup() as callers:
         for i in range(100):
-            callers.create_task(leases.admit(CODE, BOOK, f"user-{i}", "lock", 2**42))
+            callers.create_task(leases.admit(LeaseKey(CODE, BOOK, f"user-{i}", "lock"), 2**42))
 
     assert await reads() - before < 50
 
@@ -178,14 +180,14 @@ async def test_a_command_that_redis_refuses_is_the_error_of_its_caller_alone(
 ) -> None:
     await redis.set("coupon:{BAD}:places", "no zset")
     bad, good = await asyncio.gather(
-        acquire(leases, "BAD", BOOK, "ann", "lock-a", TTL_MS),
-        acquire(leases, CODE, BOOK, "bob", "lock-b", TTL_MS),
+        acquire(leases, LeaseKey("BAD", BOOK, "ann", "lock-a"), TTL_MS),
+        acquire(leases, BOB, TTL_MS),
         return_exceptions=True,
     )
 
     assert isinstance(bad, LocksUnavailable)
     assert not isinstance(good, BaseException)
-    assert good.status is TakeStatus.GRANTED
+    assert good.status is AcquireStatus.GRANTED
 
 
 async def test_callers_that_go_away_leave_no_reply_to_others(leases: Leases, redis: Redis) -> None:
@@ -206,7 +208,7 @@ async def test_callers_that_go_away_leave_no_reply_to_others(leases: Leases, red
     assert len(clients) == 2  # the lease module's and this test's
 
 
-async def test_a_caller_that_went_away_before_its_call_was_sent_takes_no_place(
+async def test_a_caller_that_went_away_before_its_call_was_sent_takes_no_permit(
     leases: Leases,
 ) -> None:
     await lock(leases, "first")
@@ -214,9 +216,9 @@ async def test_a_caller_that_went_away_before_its_call_was_sent_takes_no_place(
     await asyncio.sleep(0)
     gone.cancel()
 
-    taken = await acquire(leases, CODE, BOOK, "ann", "lock-a", TTL_MS)
+    taken = await acquire(leases, ANN, TTL_MS)
 
-    assert taken.places_taken == 2
+    assert taken.permits_taken == 2
 
 
 async def test_a_busy_process_does_not_take_its_own_delay_for_silence(leases: Leases) -> None:
@@ -247,14 +249,14 @@ async def test_close_waits_for_what_is_on_its_way(server: EmbeddedRedis) -> None
     leases = Leases(server.url, timeout_ms=HANGS_S * 1_000)
     await leases.ping()
     server.pause()
-    call = asyncio.create_task(leases.acquire_momentary(CODE, "attempt", "ann", TTL_MS))
+    call = asyncio.create_task(leases.acquire_transient(CODE, "attempt", "ann", TTL_MS))
     await asyncio.sleep(0.01)
     closing = asyncio.create_task(leases.close())
     await asyncio.sleep(0.01)
     server.resume()
     await closing
 
-    assert (await call).places_taken == 1
+    assert (await call).permits_taken == 1
 
 
 async def test_the_leases_work_on_a_cluster(tmp_path: Path) -> None:
@@ -268,17 +270,17 @@ async def test_the_leases_work_on_a_cluster(tmp_path: Path) -> None:
                 state = cast("bytes", await node.execute_command("CLUSTER", "INFO"))
         cluster = RedisCluster.from_url(server.url, decode_responses=True)
         leases = Leases(cluster, timeout_ms=HANGS_S * 1_000)
-        granted = await acquire(leases, CODE, BOOK, "ann", "lock-a", TTL_MS)
-        own = await leases.acquire_momentary(CODE, "attempt", "ann", TTL_MS)
+        granted = await acquire(leases, ANN, TTL_MS)
+        own = await leases.acquire_transient(CODE, "attempt", "ann", TTL_MS)
         later_ms = granted.expire_ms + 1_000
-        await leases.extend(CODE, BOOK, "ann", "lock-a", later_ms)
+        await leases.extend(ANN, later_ms)
         listed = await leases.list_book(BOOK)
-        released = await leases.release(CODE, BOOK, "ann", "lock-a", tombstone_until_ms=later_ms)
-        admission = await leases.admit(CODE, BOOK, "ann", "lock-a", later_ms)
+        released = await leases.release(ANN, tombstone_until_ms=later_ms)
+        admission = await leases.admit(ANN, later_ms)
         await leases.close()
 
-    assert granted.status is TakeStatus.GRANTED
-    assert (own.places_taken, own.own_lock_id) == (1, "lock-a")
+    assert granted.status is AcquireStatus.GRANTED
+    assert (own.permits_taken, own.own_lock_id) == (1, "lock-a")
     assert [each.expire_ms for each in listed] == [later_ms]
     assert released
     assert admission.status is AdmitStatus.GONE

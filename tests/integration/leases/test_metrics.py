@@ -13,7 +13,7 @@ from support.lease_servers import acquire
 
 from coupon_service.embedded import EmbeddedRedis
 from coupon_service.errors import LocksUnavailable
-from coupon_service.leases import Leases
+from coupon_service.leases import LeaseKey, Leases
 from coupon_service.telemetry.metrics import Metrics
 
 TTL_MS = 60_000
@@ -63,7 +63,7 @@ async def test_errors_are_told_apart(
     await client.set("coupon:user:{ann}:locks", "not an index")
     await client.aclose()
     with pytest.raises(LocksUnavailable):
-        await acquire(leases, "CODE", "book", "ann", "lock-a", TTL_MS)
+        await acquire(leases, LeaseKey("CODE", "book", "ann", "lock-a"), TTL_MS)
     assert errors(registry) == {"refused": 1}
 
     server.pause()
@@ -81,9 +81,9 @@ async def test_errors_are_told_apart(
 async def test_a_lock_that_redis_lost_is_counted_once(
     leases: Leases, registry: CollectorRegistry, server: EmbeddedRedis
 ) -> None:
-    taken = await acquire(leases, "CODE", "book", "ann", "lock-a", TTL_MS)
+    taken = await acquire(leases, LeaseKey("CODE", "book", "ann", "lock-a"), TTL_MS)
     server.kill()
     await asyncio.to_thread(server.start)
     for _ in range(3):
-        await leases.admit("CODE", "book", "ann", "lock-a", taken.expire_ms)
+        await leases.admit(LeaseKey("CODE", "book", "ann", "lock-a"), taken.expire_ms)
     assert registry.get_sample_value("coupon_locks_lost_total") == 1

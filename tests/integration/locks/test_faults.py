@@ -180,7 +180,7 @@ def test_a_lock_that_redis_lost_is_extended_while_nobody_else_has_the_code(
         api.lock(code, unique("another"))
     flush(redis_server)
     held = api.lock(code, unique("another"))
-    for _ in range(2):  # and asking does not take the place from the one who has it
+    for _ in range(2):  # and asking does not take the permit from the one who has it
         with refused("CODE_LOCKED"):
             extend(api, extended.lock_token)
     api.unlock(held.lock_token)
@@ -195,12 +195,12 @@ def test_a_lock_that_was_ended_without_redis_is_not_in_its_users_way(
     api.book(codes=names, lock_policy=OPTIONAL, limits=limits)
     held = [api.lock(code, user) for code in names]
     with Redis.from_url(redis_server.url) as client:
-        places = {key: client.dump(key) for key in client.keys("*")}  # as if it had been away
+        permits = {key: client.dump(key) for key in client.keys("*")}  # as if it had been away
     api.unlock(held[0].lock_token)
     api.redeem(names[1], user, lock_token=held[1].lock_token)
     with Redis.from_url(redis_server.url) as client:
         client.flushall()
-        for key, value in places.items():
+        for key, value in permits.items():
             client.restore(key, 60_000, cast("bytes", value))
     for code, before in zip(names, held, strict=True):
         again = api.lock(code, user)
@@ -228,7 +228,7 @@ def test_a_token_is_good_until_someone_else_holds_the_code(
     flush(redis_server)
     held = api.lock(code, new)
     assert reasons_of(api.validate(code, old, lock_token=lost.lock_token)) == ["CODE_LOCKED"]
-    for _ in range(2):  # and asking does not take the place from the one who has it
+    for _ in range(2):  # and asking does not take the permit from the one who has it
         with refused("CODE_LOCKED"):
             api.redeem(code, old, lock_token=lost.lock_token)
     api.unlock(held.lock_token)

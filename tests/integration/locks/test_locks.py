@@ -122,7 +122,7 @@ def test_a_user_holds_five_locks_at_a_time(api: Api) -> None:
         api.lock(names[5], user)
     assert it.metadata == {"limit": "5"}
     assert api.lock(names[0], user).replayed
-    api.lock(names[5], unique("another"))  # the place that was refused is free
+    api.lock(names[5], unique("another"))  # the permit that was refused is free
     api.unlock(held[0].lock_token)
     api.lock(names[0], user)
     api.redeem(names[1], user, lock_token=held[1].lock_token)
@@ -146,38 +146,38 @@ def test_who_has_the_same_name_at_another_business_is_somebody_else(api: Api) ->
 
 
 @pytest.mark.parametrize(
-    ("book_s", "wish_s", "granted_s"),
+    ("book_s", "requested_s", "granted_s"),
     [
         pytest.param({}, None, 60, id="the server's default"),
         pytest.param({}, 3_600, 900, id="the server's greatest"),
         pytest.param({"default_lock_ttl": 5}, None, 5, id="the book's default"),
-        pytest.param({"default_lock_ttl": 5}, 30, 30, id="the wish before the default"),
+        pytest.param({"default_lock_ttl": 5}, 30, 30, id="what is requested before the default"),
         pytest.param({"max_lock_ttl": 10}, 60, 10, id="the book's greatest"),
         pytest.param({"max_lock_ttl": 10}, None, 10, id="the book's greatest before the default"),
         pytest.param({"max_lock_ttl": 1_800}, 3_600, 900, id="the server's before the book's"),
     ],
 )
 def test_the_service_chooses_how_long_a_lock_lives(
-    api: Api, book_s: dict[str, int], wish_s: float | None, granted_s: float
+    api: Api, book_s: dict[str, int], requested_s: float | None, granted_s: float
 ) -> None:
     durations: dict[str, Any] = {
         name: Duration(seconds=seconds) for name, seconds in book_s.items()
     }
-    answer = api.lock(locking_code(api, **durations), unique("user"), ttl_s=wish_s)
+    answer = api.lock(locking_code(api, **durations), unique("user"), ttl_s=requested_s)
     assert ttl_s(answer.lock) == about(granted_s)
-    extended = extend(api, answer.lock_token, ttl_s=wish_s)
+    extended = extend(api, answer.lock_token, ttl_s=requested_s)
     assert ttl_s(extended.lock) == about(granted_s)
 
 
-@pytest.mark.parametrize("wish_s", [0, 0.999, 1.0005, -1, 86_401])
-def test_a_lifetime_that_makes_no_sense_is_a_bad_request(api: Api, wish_s: float) -> None:
+@pytest.mark.parametrize("requested_s", [0, 0.999, 1.0005, -1, 86_401])
+def test_a_lifetime_that_makes_no_sense_is_a_bad_request(api: Api, requested_s: float) -> None:
     code, user = locking_code(api), unique("user")
     with refused("INVALID_ARGUMENT", StatusCode.INVALID_ARGUMENT) as it:
-        api.lock(code, user, ttl_s=wish_s)
+        api.lock(code, user, ttl_s=requested_s)
     assert it.fields == ["ttl"]
     token = api.lock(code, user).lock_token
     with refused("INVALID_ARGUMENT") as it:
-        extend(api, token, ttl_s=wish_s)
+        extend(api, token, ttl_s=requested_s)
     assert it.fields == ["ttl"]
 
 

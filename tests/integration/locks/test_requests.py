@@ -29,7 +29,7 @@ from support.waiting import until
 
 from coupon_service.batching.batcher import CommandLanes
 from coupon_service.errors import DatabaseUnavailable
-from coupon_service.locks import acquire as lock_taking
+from coupon_service.locks import acquire as lock_acquire
 from coupon_service.locks.acquire import LockAcquirer
 from coupon_service.model import Lock
 
@@ -68,15 +68,15 @@ def api(
 
 @contextmanager
 def without_ledger() -> Generator[None]:
-    """Whoever takes a place meanwhile does not come to record the lock, and does not know it."""
+    """Whoever acquires a permit meanwhile does not come to record the lock, without knowing it."""
     with mock.patch.object(CommandLanes, "submit_joined", side_effect=DatabaseUnavailable):
         yield
 
 
 @contextmanager
 def stopped_before(step: str, *requests: str) -> Generator[tuple[set[str], list[str]]]:
-    """Requests that stop where this method of Locks begins: who has come there, and a list of those
-    that may go on, one after the other."""
+    """Requests that stop where this method of LockAcquirer begins: who has come there, and a list
+    of those that may go on, one after the other."""
     stopped = set[str]()
     go_on: list[str] = []
     real: Any = getattr(LockAcquirer, step)
@@ -126,7 +126,7 @@ def assert_the_only_lock(api: Api, lock: redemptions.Lock) -> None:
 
 
 @pytest.mark.parametrize("how", ENDS)
-def test_who_took_over_the_place_of_a_lost_attempt_has_that_lock_for_ever(
+def test_who_took_over_the_permit_of_a_lost_attempt_has_that_lock_for_ever(
     api: Api, how: str
 ) -> None:
     code, user, lost, next_ = locking_code(api, USES), unique("user"), unique("1"), unique("2")
@@ -144,7 +144,9 @@ def test_who_took_over_the_place_of_a_lost_attempt_has_that_lock_for_ever(
 
 
 @pytest.mark.parametrize("how", ENDS)
-@pytest.mark.parametrize("first", [0, 1], ids=["who took the place", "who was told of it"])
+@pytest.mark.parametrize(
+    "first", [0, 1], ids=["who acquired the permit", "who was answered with it"]
+)
 def test_two_requests_at_the_same_moment_have_the_same_lock_for_ever(
     api: Api, first: int, how: str
 ) -> None:
@@ -200,10 +202,13 @@ def test_a_request_that_was_answered_with_a_lock_is_not_good_for_anything_else(a
     assert_the_only_lock(api, held.lock)
 
 
-def test_a_repeat_that_got_a_place_when_the_lock_was_over_gives_it_back(api: Api) -> None:
+def test_a_repeat_that_got_a_permit_when_the_lock_was_over_gives_it_back(api: Api) -> None:
     code, user, request_id = locking_code(api, USES), unique("user"), unique("request")
     held = api.lock(code, user)
-    with ThreadPoolExecutor() as pool, stopped_before("_acquire", request_id) as (stopped, go_on):
+    with (
+        ThreadPoolExecutor() as pool,
+        stopped_before("_acquire_leases", request_id) as (stopped, go_on),
+    ):
         repeat = pool.submit(api.lock, code, user, request_id=request_id)
         until(lambda: request_id in stopped)
         first = api.lock(code, user, request_id=request_id)
@@ -218,7 +223,7 @@ def test_a_repeat_that_got_a_place_when_the_lock_was_over_gives_it_back(api: Api
 
 def test_more_requests_than_are_remembered_have_the_lock_as_long_as_it_is_held(api: Api) -> None:
     code, user = locking_code(api, USES), unique("user")
-    with mock.patch.object(lock_taking, "REQUESTS_REMEMBERED_MAX", 3):
+    with mock.patch.object(lock_acquire, "REQUESTS_REMEMBERED_MAX", 3):
         held = [api.lock(code, user) for _ in range(6)]
     assert len({it.lock_token for it in held}) == 1
     assert [it.replayed for it in held] == [False] + [True] * 5

@@ -62,7 +62,7 @@ def test_the_holder_who_redeems_without_its_token_uses_its_lock_up(api: Api) -> 
     assert locks_of(api, user_id=user) == []
     with refused("LOCK_EXPIRED"):
         api.redeem(code, user, lock_token=held.lock_token)
-    api.redeem(code, "another")  # there is no place left that nobody uses
+    api.redeem(code, "another")  # there is no permit left that nobody uses
 
 
 def test_whoever_redeems_without_a_token_gets_no_lock_beside_it(
@@ -70,17 +70,17 @@ def test_whoever_redeems_without_a_token_gets_no_lock_beside_it(
 ) -> None:
     code, user = locking_code(api, uses=3), unique("user")
     placed, go_on = Event(), Event()
-    acquire_momentary = Leases.acquire_momentary
+    acquire_transient = Leases.acquire_transient
 
     async def held_up(
         leases: Leases, code: str, attempt_id: str, user_id: str, ttl_ms: int
     ) -> TransientResult:
-        place = await acquire_momentary(leases, code, attempt_id, user_id, ttl_ms)
+        permit = await acquire_transient(leases, code, attempt_id, user_id, ttl_ms)
         placed.set()
         await asyncio.to_thread(go_on.wait, PATIENCE_S)
-        return place
+        return permit
 
-    monkeypatch.setattr(Leases, "acquire_momentary", held_up)
+    monkeypatch.setattr(Leases, "acquire_transient", held_up)
     with ThreadPoolExecutor(1) as another:
         redeeming = another.submit(api.redeem, code, user)
         assert placed.wait(PATIENCE_S)

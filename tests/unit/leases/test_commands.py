@@ -6,7 +6,7 @@ import pytest
 from redis.crc import key_slot
 
 from coupon_service.leases.commands import Commands, index_member, indexed_lock
-from coupon_service.leases.results import IndexedLock
+from coupon_service.leases.results import IndexedLock, LeaseKey
 from coupon_service.redis_client.pipelines import Command
 
 
@@ -18,12 +18,13 @@ def keys(command: Command) -> list[str]:
 @pytest.mark.parametrize("user_id", ["user-1", "{other}", "}{", "{}", "CODE2"])
 def test_a_script_on_a_code_touches_one_slot_of_a_cluster(user_id: str) -> None:
     commands = Commands()
+    lock = LeaseKey("CODE1", "book", user_id, "lock")
     on_a_code = (
-        commands.take("CODE1", user_id, "lock", grace_ms=1),
-        commands.take_momentarily("CODE1", "attempt", user_id, 1),
+        commands.acquire(lock, grace_ms=1),
+        commands.acquire_transient("CODE1", "attempt", user_id, 1),
         commands.peek("CODE1", user_id, "lock"),
-        commands.release("CODE1", user_id, "lock"),
-        commands.extend("CODE1", user_id, "lock", expire_ms=1, grace_ms=1),
+        commands.release(lock),
+        commands.extend(lock, expire_ms=1, grace_ms=1),
     )
 
     slots = {key_slot(key.encode()) for command in on_a_code for key in keys(command)}
@@ -33,9 +34,9 @@ def test_a_script_on_a_code_touches_one_slot_of_a_cluster(user_id: str) -> None:
 
 @pytest.mark.parametrize("strange", ["a:b", "{x}", "ü", " ", "", "\n"])
 def test_an_index_entry_tells_code_book_user_and_lock_whatever_they_contain(strange: str) -> None:
-    member = index_member("CODE1", strange, strange, strange)
+    key = LeaseKey("CODE1", strange, strange, strange)
 
-    assert indexed_lock(member, "17") == IndexedLock("CODE1", strange, strange, strange, 17)
+    assert indexed_lock(index_member(key), "17") == IndexedLock(key, 17)
 
 
 def test_every_script_is_sent_by_the_hash_of_its_text() -> None:
@@ -43,4 +44,4 @@ def test_every_script_is_sent_by_the_hash_of_its_text() -> None:
 
     sha = next(iter(commands.sources))
 
-    assert commands.take("C", "u", "l", grace_ms=1)[:2] == ("EVALSHA", sha)
+    assert commands.acquire(LeaseKey("C", "b", "u", "l"), grace_ms=1)[:2] == ("EVALSHA", sha)

@@ -245,10 +245,10 @@ class TestAllOrNothing:
 
     def test_two_uses_of_a_code_have_a_place_each(self) -> None:
         world = World(book(lock_policy=LockPolicy.OPTIONAL, max_redemptions_per_code=2))
-        items = [redeem(lease=Lease(places_taken=n)) for n in (1, 2)]
+        items = [redeem(lease=Lease(permits_taken=n)) for n in (1, 2)]
         assert all(isinstance(it, Done) for it in world.all_or_nothing(*items))
         full = World(book(lock_policy=LockPolicy.OPTIONAL, max_redemptions_per_code=2))
-        items = [redeem(lease=Lease(places_taken=n)) for n in (2, 3)]
+        items = [redeem(lease=Lease(permits_taken=n)) for n in (2, 3)]
         assert [type(it) for it in full.all_or_nothing(*items)] == [CodeLocked] * 2
 
     def test_a_unit_without_commands_is_answered(self) -> None:

@@ -63,7 +63,7 @@ def state_of(world: World, locked: Event) -> LockState:
 
 
 def _another() -> UUID:
-    """The id of a place that another attempt took."""
+    """The id of a permit that another attempt took."""
     return lock().lock_id
 
 
@@ -104,7 +104,7 @@ class TestLock:
         assert type(error) is InvalidStateTransition
         assert error.metadata == {"state": "LOCK_POLICY_OFF"}
 
-    def test_without_a_place_it_is_to_come_again(self) -> None:
+    def test_without_a_permit_it_is_to_come_again(self) -> None:
         assert lockable().asks_for_a_lease(lock(lease=None))
 
     @pytest.mark.parametrize("lease", [None, PLACE])
@@ -182,7 +182,7 @@ class TestOwnLock:
             world.does(taken)
         first = world.does(lock(by=by, lock_id=taken.lock_id)).event
         world.does(unlock(first))
-        # When the lock is over it comes with another place, and with its own id.
+        # When the lock is over it comes with another permit, and with its own id.
         for command in (lock(by=by, lease=None), lock(by=by), lock(by=by, lock_id=_another())):
             repeated = world.does(command)
             assert repeated.replayed
@@ -217,7 +217,7 @@ class TestOwnLock:
         assert one.event == two.event
         assert one.event.lock_id == first.lock_id
 
-    def test_a_place_whose_lock_was_not_recorded_is_recorded_by_the_next_who_asks(self) -> None:
+    def test_a_permit_whose_lock_was_not_recorded_is_recorded_by_the_next_who_asks(self) -> None:
         world = lockable()
         lost = lock(by=call("r1"))
         command = lock(by=call("r2"), lock_id=lost.lock_id)
@@ -228,7 +228,7 @@ class TestOwnLock:
         assert repeated.replayed
         assert repeated.event == event
 
-    def test_a_place_whose_request_id_was_then_used_for_another_user_is_not_theirs(self) -> None:
+    def test_a_permit_whose_request_id_was_then_used_for_another_user_is_not_theirs(self) -> None:
         world = lockable(max_redemptions_per_code=2)
         lost = lock(by=call("r1"))
         world.does(lock(user="bob", by=call("r1")))

@@ -1,4 +1,4 @@
-"""RedeemCode in books with locking: tokens, fences, and places without a token."""
+"""RedeemCode in books with locking: tokens, fences, and permits without a token."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class TestPolicy:
         locked = world.does(lock()).event
         world.does(redeem(lock=token(locked)))
 
-    def test_where_it_is_optional_a_place_is_needed_without_token(self) -> None:
+    def test_where_it_is_optional_a_permit_is_needed_without_token(self) -> None:
         world = lockable()
         assert world.asks_for_a_lease(redeem())
         world.does(redeem(lease=PLACE))
@@ -52,7 +52,7 @@ class TestPolicy:
         world.change_book(lock_policy=LockPolicy.OFF)
         world.does(redeem(lock=token(locked)))
 
-    def test_what_is_refused_anyway_needs_no_place(self) -> None:
+    def test_what_is_refused_anyway_needs_no_permit(self) -> None:
         world = lockable(min_order_amount_minor=1_000)
         assert type(world.refuses(redeem())) is OrderBelowMinimum
 
@@ -74,10 +74,10 @@ class TestToken:
         world.does(redeem(lock=token(locked)))
         assert world.link() == active(state=AssignmentState.REDEEMED, redemptions=1, fence=1)
 
-    def test_the_own_place_never_stands_in_the_way(self) -> None:
+    def test_the_own_permit_never_stands_in_the_way(self) -> None:
         world = lockable()
         locked = world.does(lock()).event
-        world.does(redeem(lock=token(locked), lease=Lease(places_taken=0)))
+        world.does(redeem(lock=token(locked), lease=Lease(permits_taken=0)))
 
     def test_it_is_for_one_user_and_one_code(self) -> None:
         world = lockable()
@@ -105,13 +105,13 @@ class TestToken:
         world = lockable()
         locked = world.does(lock()).event
         world.does(unlock(locked))
-        gone = redeem(lock=token(locked), lease=Lease(places_taken=2, gone=True))
+        gone = redeem(lock=token(locked), lease=Lease(permits_taken=2, gone=True))
         assert type(world.refuses(gone)) is LockExpired
 
-    def test_a_place_that_redis_had_lost_has_to_fit_again(self) -> None:
+    def test_a_permit_that_redis_had_lost_has_to_fit_again(self) -> None:
         world = lockable()
         locked = world.does(lock()).event
-        retaken = redeem(lock=token(locked), lease=Lease(places_taken=2, retry_after_ms=700))
+        retaken = redeem(lock=token(locked), lease=Lease(permits_taken=2, retry_after_ms=700))
         error = world.refuses(retaken)
         assert type(error) is CodeLocked
         assert error.metadata == {"retry_after_ms": "700"}
@@ -166,30 +166,30 @@ class TestFence:
 class TestWithoutToken:
     def test_it_never_passes_the_lock_of_another(self) -> None:
         world = lockable()
-        error = world.refuses(redeem(lease=Lease(places_taken=2, retry_after_ms=900)))
+        error = world.refuses(redeem(lease=Lease(permits_taken=2, retry_after_ms=900)))
         assert type(error) is CodeLocked
         assert error.metadata == {"retry_after_ms": "900"}
 
     def test_it_uses_the_own_lock_up(self) -> None:
         world = lockable()
         locked = world.does(lock()).event
-        lease = Lease(places_taken=1, held_lock_id=locked.event_id)
+        lease = Lease(permits_taken=1, held_lock_id=locked.event_id)
         event = world.does(redeem(lease=lease)).event
         assert (event.lock_id, event.fence) == (locked.event_id, None)
 
     def test_it_uses_no_lock_up_that_was_not_recorded_or_has_ended(self) -> None:
         world = lockable(max_redemptions_per_code=5)
-        unknown = Lease(places_taken=1, held_lock_id=UUID(int=7))
+        unknown = Lease(permits_taken=1, held_lock_id=UUID(int=7))
         assert world.does(redeem(by=call("r1"), lease=unknown)).event.lock_id is None
         locked = world.does(lock()).event
         world.does(redeem(by=call("r2"), lock=token(locked)))
-        used = Lease(places_taken=1, held_lock_id=locked.event_id)
+        used = Lease(permits_taken=1, held_lock_id=locked.event_id)
         assert world.does(redeem(by=call("r3"), lease=used)).event.lock_id is None
 
     def test_it_uses_no_lock_up_that_another_user_got_with_the_same_request_id(self) -> None:
         world = lockable(max_redemptions_per_code=5)
         bobs = world.does(lock(user="bob")).event
-        same_id = Lease(places_taken=1, held_lock_id=bobs.event_id)
+        same_id = Lease(permits_taken=1, held_lock_id=bobs.event_id)
         assert world.does(redeem(user="ann", lease=same_id)).event.lock_id is None
         world.does(redeem(user="bob", lock=token(bobs)))
 
@@ -220,14 +220,14 @@ def test_the_lock_is_the_last_reason(
     policy: LockPolicy, reasons: list[type[CouponServiceError]]
 ) -> None:
     world = lockable(policy, min_order_amount_minor=1_000)
-    assert every_reason(world, redeem(lease=Lease(places_taken=2))) == reasons
+    assert every_reason(world, redeem(lease=Lease(permits_taken=2))) == reasons
 
 
 def test_of_a_token_one_thing_is_said() -> None:
     world = lockable()
     locked = world.does(lock()).event
     world.now += MINUTE
-    lease = Lease(places_taken=2, gone=True)
+    lease = Lease(permits_taken=2, gone=True)
     assert every_reason(world, redeem(lock=token(locked), lease=lease)) == [LockExpired]
     mismatched = redeem(user="bob", lock=token(locked), lease=lease)
     assert every_reason(world, mismatched) == [LockTokenMismatch]
@@ -236,4 +236,4 @@ def test_of_a_token_one_thing_is_said() -> None:
 def test_a_used_up_code_is_not_called_locked_as_well() -> None:
     world = lockable()
     world.does(redeem(user="bob", lease=PLACE))
-    assert every_reason(world, redeem(lease=Lease(places_taken=2))) == [CodeAlreadyRedeemed]
+    assert every_reason(world, redeem(lease=Lease(permits_taken=2))) == [CodeAlreadyRedeemed]

@@ -41,7 +41,7 @@ MOMENT = timedelta(microseconds=1)
 MINUTE = timedelta(minutes=1)
 BOOK_ID = UUID(int=1)
 
-PLACE = Lease(places_taken=1)
+PLACE = Lease(permits_taken=1)
 """A place on a code where nobody else has one."""
 
 NOTHING = WriteSet(codes={}, assignments={}, users={}, totals={}, events=(), stats={})

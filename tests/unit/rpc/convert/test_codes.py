@@ -29,7 +29,6 @@ from coupon_service.model import (
     Done,
     Event,
     EventType,
-    LeaseNeeded,
     bucket_of_book,
     bucket_of_event,
 )
@@ -37,7 +36,6 @@ from coupon_service.model.codes import CodeFormat, bucket_of
 from coupon_service.rpc.context import RequestContext
 from coupon_service.rpc.convert import assignments, codes
 from coupon_service.rpc.convert.fields import Page
-from coupon_service.rpc.convert.outcomes import done_of
 from coupon_service.rpc.convert.values import to_timestamp
 from coupon_service.rpc.paging import page_token
 from coupon_service.store.bulk.upload_rows import ImportResult
@@ -348,12 +346,3 @@ def test_a_user_who_has_redeemed_a_code_sees_it_redeemed_though_others_can_use_i
     assert seen(AssignmentState.ACTIVE) == pb.COUPON_CODE_STATE_ASSIGNED
     assert seen(AssignmentState.REDEEMED) == pb.COUPON_CODE_STATE_REDEEMED
     assert seen(AssignmentState.REVOKED) == pb.COUPON_CODE_STATE_UNSPECIFIED
-
-
-def test_the_outcome_of_a_command_is_what_was_done_or_an_error() -> None:
-    done = Done(ASSIGNED, BOOK, None, LINK)
-    assert done_of(done) is done
-    with pytest.raises(NoCodesAvailable):
-        done_of(NoCodesAvailable())
-    with pytest.raises(AssertionError):
-        done_of(LeaseNeeded(BOOK))

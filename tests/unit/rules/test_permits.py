@@ -22,10 +22,10 @@ from coupon_service.model import (
 
 
 class TestPlaces:
-    """Live locks + redemptions ≤ the code's limit, the place that was just taken included."""
+    """Live locks + redemptions ≤ the code's limit, the permit that was just taken included."""
 
     @pytest.mark.parametrize(
-        ("limit", "redemptions", "places_taken", "fits"),
+        ("limit", "redemptions", "permits_taken", "fits"),
         [
             (1, 0, 1, True),
             (1, 0, 2, False),
@@ -38,12 +38,12 @@ class TestPlaces:
             (0, 1_000, 1_000, True),
         ],
     )
-    def test_a_place_has_to_fit_beside_the_others(
-        self, limit: int, redemptions: int, places_taken: int, fits: bool
+    def test_a_permit_has_to_fit_beside_the_others(
+        self, limit: int, redemptions: int, permits_taken: int, fits: bool
     ) -> None:
         world = lockable(max_redemptions_per_code=limit)
         world.put(Code("A", BOOK_ID, CodeState.AVAILABLE, redemptions, 0))
-        lease = Lease(places_taken=places_taken, retry_after_ms=1_500)
+        lease = Lease(permits_taken=permits_taken, retry_after_ms=1_500)
         for command in (lock(lease=lease), redeem(lease=lease)):
             if fits:
                 ((outcome,),), _ = world.decide(CommandGroup((command,)))
@@ -54,11 +54,11 @@ class TestPlaces:
                 assert error.metadata == {"retry_after_ms": "1500"}
 
     def test_who_has_just_used_a_lock_does_not_pass_that_of_another_as_well(self) -> None:
-        # The own lock is not counted beside the second, so that its redemption is no place of it.
+        # The own lock is not counted beside the second, so that its redemption is no permit of it.
         world = lockable(max_redemptions_per_code=2)
         own = world.does(lock(user="ann")).event
-        world.does(lock(user="bob", lease=Lease(places_taken=2)))
-        lease = Lease(places_taken=2, held_lock_id=own.event_id)
+        world.does(lock(user="bob", lease=Lease(permits_taken=2)))
+        lease = Lease(permits_taken=2, held_lock_id=own.event_id)
         first, second = world.batch(
             redeem(by=call("r1"), lock=token(own)), redeem(by=call("r2"), lease=lease)
         )
@@ -68,26 +68,26 @@ class TestPlaces:
     def test_a_used_up_code_is_redeemed_rather_than_locked(self) -> None:
         world = lockable()
         world.put(Code("A", BOOK_ID, CodeState.REDEEMED, 1, 0))
-        assert type(world.refuses(lock(lease=Lease(places_taken=2)))) is CodeAlreadyRedeemed
-        assert type(world.refuses(redeem(lease=Lease(places_taken=2)))) is CodeAlreadyRedeemed
+        assert type(world.refuses(lock(lease=Lease(permits_taken=2)))) is CodeAlreadyRedeemed
+        assert type(world.refuses(redeem(lease=Lease(permits_taken=2)))) is CodeAlreadyRedeemed
 
     @pytest.mark.parametrize("locks", [0, 1, 9])
     @pytest.mark.parametrize("latest_first", [False, True])
     def test_of_many_at_once_as_many_redeem_as_fit_beside_the_locks(
         self, locks: int, latest_first: bool
     ) -> None:
-        # Each counts the places that were taken before its own.
+        # Each counts the permits that were taken before its own.
         world = lockable(max_redemptions_per_code=12)
         world.put(Code("A", BOOK_ID, CodeState.AVAILABLE, 2, 0))
         held = [
-            world.does(lock(user=f"holder {n}", lease=Lease(places_taken=n))).event
+            world.does(lock(user=f"holder {n}", lease=Lease(permits_taken=n))).event
             for n in range(1, locks + 1)
         ]
-        places = range(locks + 1, locks + 31)
+        permits = range(locks + 1, locks + 31)
         outcomes = world.batch(
             *(
-                redeem(user=f"user {n}", lease=Lease(places_taken=n))
-                for n in (reversed(places) if latest_first else places)
+                redeem(user=f"user {n}", lease=Lease(permits_taken=n))
+                for n in (reversed(permits) if latest_first else permits)
             )
         )
         assert sum(isinstance(it, Done) for it in outcomes) == 10 - locks
@@ -104,9 +104,9 @@ class TestPlaces:
     def test_a_lock_counts_the_redemptions_of_its_batch_once(self) -> None:
         world = lockable(max_redemptions_per_code=2)
         redeemed, locked, late = world.batch(
-            redeem(user="ann", lease=Lease(places_taken=1)),
-            lock(user="bob", lease=Lease(places_taken=2)),
-            lock(user="cid", lease=Lease(places_taken=3)),
+            redeem(user="ann", lease=Lease(permits_taken=1)),
+            lock(user="bob", lease=Lease(permits_taken=2)),
+            lock(user="cid", lease=Lease(permits_taken=3)),
         )
         assert isinstance(redeemed, Done)
         assert isinstance(locked, Done)
@@ -114,22 +114,22 @@ class TestPlaces:
 
 
 class TestOwnLock:
-    """The place of a user's own lock does not count, as long as the redemption uses the lock up."""
+    """A user's own lock does not count as a permit, as long as the redemption uses it up."""
 
     def test_who_locks_and_redeems_at_once_does_both_only_where_both_fit(self) -> None:
         world = lockable(max_redemptions_per_code=2)
         world.does(lock(user="ann"))
-        locking = lock(user="bob", by=call("r1"), lease=Lease(places_taken=2))
-        lease = Lease(places_taken=2, held_lock_id=locking.lock_id)
+        locking = lock(user="bob", by=call("r1"), lease=Lease(permits_taken=2))
+        lease = Lease(permits_taken=2, held_lock_id=locking.lock_id)
         redeemed, locked = world.batch(redeem(user="bob", by=call("r2"), lease=lease), locking)
         assert type(redeemed) is CodeLocked
         assert isinstance(locked, Done)
 
     def test_whoever_came_between_the_lock_and_the_redemption(self) -> None:
         world = lockable(max_redemptions_per_code=2)
-        locking = lock(user="ann", by=call("r1"), lease=Lease(places_taken=1))
-        world.does(lock(user="bob", lease=Lease(places_taken=2)))
-        lease = Lease(places_taken=2, held_lock_id=locking.lock_id)
+        locking = lock(user="ann", by=call("r1"), lease=Lease(permits_taken=1))
+        world.does(lock(user="bob", lease=Lease(permits_taken=2)))
+        lease = Lease(permits_taken=2, held_lock_id=locking.lock_id)
         assert type(world.refuses(redeem(user="ann", by=call("r2"), lease=lease))) is CodeLocked
         world.does(locking)
         redeemed = world.does(redeem(user="ann", by=call("r2"), lease=lease)).event
@@ -140,4 +140,4 @@ class TestOwnLock:
         self, limit: int
     ) -> None:
         world = lockable(max_redemptions_per_code=limit)
-        world.does(redeem(lease=Lease(places_taken=1, held_lock_id=UUID(int=7))))
+        world.does(redeem(lease=Lease(permits_taken=1, held_lock_id=UUID(int=7))))

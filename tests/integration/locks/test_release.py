@@ -12,7 +12,7 @@ from support.shared_batches import answered_together
 from coupon_service.batching.batcher import CommandLanes
 from coupon_service.errors import Contention, LocksUnavailable
 from coupon_service.leases import Leases
-from coupon_service.locks.release import LockReleaser
+from coupon_service.locks.history import LockHistory
 from coupon_service.model import ChangeLock, CommandGroup, Outcome
 from coupon_service.v1 import audit_service_pb2 as audit
 from coupon_service.v1 import redemption_service_pb2 as redemptions
@@ -25,7 +25,7 @@ def released_together(api: Api, calls: Sequence[Callable[[], object]]) -> list[s
         token = api.lock(locking_code(api), unique("other")).lock_token
         return lambda: api.unlock(token)
 
-    return answered_together(LockReleaser, "_record", other, calls)
+    return answered_together(LockHistory, "record_joined", other, calls)
 
 
 def test_each_of_many_locks_is_answered_for_itself(api: Api) -> None:
@@ -85,6 +85,6 @@ def test_they_are_released_while_redis_is_away(api: Api) -> None:
     assert set(found) == {"OK"}
     states = {get_lock(api, lock.lock.lock_id).state for lock in locks}
     assert states == {redemptions.LOCK_STATE_RELEASED}
-    for lock in locks:  # a repeat gives the place back that is still taken
+    for lock in locks:  # a repeat gives the permit back that is still taken
         assert unlock_by_id(api, lock.lock.lock_id).replayed
         api.lock(lock.lock.code, unique("another"))

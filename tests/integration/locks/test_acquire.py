@@ -1,4 +1,4 @@
-"""Locks that are wished for at the same time are taken together, each answered for itself."""
+"""Locks that are requested at the same time are acquired together, each answered for itself."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from coupon_service.locks.acquire import LockAcquirer
 from coupon_service.model import CommandGroup, Outcome
 
 
-def taken_together(api: Api, calls: Sequence[Callable[[], object]]) -> list[str]:
+def acquired_together(api: Api, calls: Sequence[Callable[[], object]]) -> list[str]:
     """Calls of LockCode that share a batch: the reason of each, or OK."""
 
     def other() -> Callable[[], object]:
         code = locking_code(api)
         return lambda: api.lock(code, unique("other"))
 
-    return answered_together(LockAcquirer, "_look", other, calls)
+    return answered_together(LockAcquirer, "_preview", other, calls)
 
 
 def test_each_of_many_locks_is_answered_for_itself(api: Api) -> None:
@@ -40,16 +40,16 @@ def test_each_of_many_locks_is_answered_for_itself(api: Api) -> None:
         *(lambda code=code: api.lock(code, bob) for code in codes[3:]),
     ]
     expected = ["OK"] * 4 + ["CODE_LOCKED", "CODE_NOT_FOUND"] + ["OK"] * 6
-    assert taken_together(api, calls) == expected
+    assert acquired_together(api, calls) == expected
     assert get_lock(api, before.lock.lock_id) == before.lock
     held = Counter(lock.code for lock in [*locks_of(api, user_id=ann), *locks_of(api, user_id=bob)])
     assert held == Counter(codes)
 
 
-def test_when_they_cannot_be_recorded_together_all_places_are_given_back(api: Api) -> None:
+def test_when_they_cannot_be_recorded_together_all_permits_are_given_back(api: Api) -> None:
     codes, user = [locking_code(api) for _ in range(4)], unique("user")
     with mock.patch.object(CommandLanes, "submit_joined", side_effect=Contention):
-        found = taken_together(api, [lambda code=code: api.lock(code, user) for code in codes])
+        found = acquired_together(api, [lambda code=code: api.lock(code, user) for code in codes])
     assert set(found) == {"CONTENTION"}
     assert locks_of(api, user_id=user) == []
     for code in codes:
@@ -69,7 +69,7 @@ def test_one_that_nobody_foresaw_does_not_fail_the_others(api: Api) -> None:
         return await submit_joined(self, unit)
 
     with mock.patch.object(CommandLanes, "submit_joined", submit):
-        first, *others = taken_together(
+        first, *others = acquired_together(
             api,
             [
                 lambda code=code, request_id=request_id: api.lock(

@@ -1,21 +1,21 @@
--- Takes a place for the lock of a user, once: a user has at most one lock on a code. For a new lock
+-- Acquires a permit for the lock of a user, once: a user has at most one lock on a code. For a new lock
 -- with a ttl_ms; for one that has a token, which Redis may have lost, with the expire_ms of the token.
 --
--- KEYS     1, 2 as in places.lua; 3: the tombstone of this user's lock_id; 4: the user's attempts to
+-- KEYS     1, 2 as in permits.lua; 3: the tombstone of this user's lock_id; 4: the user's attempts to
 --          redeem without a token
 -- ARGV     user_id, lock_id, expire_ms (0: now + ttl_ms), ttl_ms, grace_ms,
---          places_max (refuse, and add nothing, when so many are taken; -1: no such limit)
--- Returns  {outcome, lock_id, expire_ms, places_taken, others_end_in_ms}; outcome is
---          TAKEN  the place was free and is this lock's now
+--          permits_max (refuse, and add nothing, when so many are taken; -1: no such limit)
+-- Returns  {outcome, lock_id, expire_ms, permits_taken, others_end_in_ms}; outcome is
+--          TAKEN  the permit was free and is this lock's now
 --          SAME   this lock had it already
 --          AGAIN  so it had, but taken again after a loss
 --          OTHER  the user holds another lock (lock_id and expire_ms are that one's)
---          GONE   this lock was given up for good, or its time is over
---          FULL   places_max; or the user redeems without a token at this moment, which could not
+--          GONE   this lock was released or used, or its time is over
+--          FULL   permits_max; or the user redeems without a token at this moment, which could not
 --                 use up a lock that came after it
 
 local user, lock_id, grace = 'u' .. ARGV[1], ARGV[2], tonumber(ARGV[5])
-local expire, places_max = tonumber(ARGV[3]), tonumber(ARGV[6])
+local expire, permits_max = tonumber(ARGV[3]), tonumber(ARGV[6])
 
 local function answer(outcome, id, ends)
   return {outcome, id, ends, taken, others_end_in(user)}
@@ -36,7 +36,7 @@ local buried_or_redeeming = redis.call('EXISTS', KEYS[3], KEYS[4]) > 0
 if expire + grace <= now or buried_or_redeeming and redis.call('EXISTS', KEYS[3]) == 1 then
   return answer('GONE', lock_id, expire)
 end
-if places_max >= 0 and taken >= places_max or attempts == 1 and buried_or_redeeming then
+if permits_max >= 0 and taken >= permits_max or attempts == 1 and buried_or_redeeming then
   return answer('FULL', lock_id, expire)
 end
 hold_lock(user, lock_id, expire, attempts, grace)
