@@ -28,7 +28,7 @@ from coupon_service.v1.coupon_book_service_pb2 import (
 CODES: Final = 20_000
 """Codes of a book, and the most calls of a round: no scenario uses a code twice in one."""
 
-CommandLanes = dict[str, Any]
+Changes = dict[str, Any]
 """What a round changes in the configuration of ghz."""
 
 

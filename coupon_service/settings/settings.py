@@ -18,9 +18,9 @@ from coupon_service.settings.values import (
     Count,
     DatabaseUrl,
     Host,
-    Listener,
     MessageBytes,
     Milliseconds,
+    Port,
     RateLimits,
     RedisUrl,
     TokenName,
@@ -45,7 +45,7 @@ class Settings(BaseSettings):
         description="Address of the gRPC port. Without authentication, one that other machines can"
         " reach is refused unless COUPON_AUTH=none is set.",
     )
-    port: Listener = Field(50_051, description="gRPC port. 0 takes a free one.")
+    port: Port = Field(50_051, description="gRPC port. 0 takes a free one.")
     workers: Count = Field(
         default_factory=lambda: os.cpu_count() or 1,
         description="Worker processes behind the port. Default: one for each processor core, on"
@@ -54,7 +54,7 @@ class Settings(BaseSettings):
     metrics_host: Host = Field(
         "127.0.0.1", description="Address of the HTTP port for /metrics, /healthz and /readyz."
     )
-    metrics_port: Listener = Field(
+    metrics_port: Port = Field(
         9_464, description="HTTP port for /metrics, /healthz and /readyz. 0 takes a free one."
     )
     tls_certificate_file: Path | None = Field(
