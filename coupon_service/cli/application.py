@@ -8,7 +8,18 @@ from typing import Annotated, Final
 import typer
 
 from coupon_service import __version__
-from coupon_service.cli import call, codes, dev, health, migrate, serve, signals, token, upload
+from coupon_service.cli import (
+    call,
+    codes,
+    dev,
+    health,
+    migrate,
+    serve,
+    signals,
+    token,
+    top,
+    upload,
+)
 from coupon_service.cli.failure import CommandError
 from coupon_service.embedded import EmbeddedError
 from coupon_service.settings import SettingsError, settings_table
@@ -39,6 +50,7 @@ def application() -> typer.Typer:
     app.command(rich_help_panel=RUNNING)(signals.reload)
     app.command(rich_help_panel=RUNNING)(signals.restart)
     app.command(rich_help_panel=RUNNING)(health.health)
+    app.command(rich_help_panel=RUNNING)(top.top)
     app.command("settings", rich_help_panel=RUNNING)(settings)
     schema = typer.Typer(no_args_is_help=True, help="Change or look at the database schema.")
     schema.command()(migrate.up)
