@@ -89,7 +89,7 @@ format: install ## Put the code into its shape
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-docs: install ## Bring the generated parts of docs up to date
+docs: install ## Bring the generated parts of docs up to date, and .env.example
 	@PYTHONPATH=tests $(BIN)/python -m support.doc_pages
 
 # --- the contract -------------------------------------------------------------------------------

@@ -1,8 +1,8 @@
 """The pages of the documentation: their generated parts, their links, and what they name.
 
-`make docs` brings the generated parts up to date. A part stands between `<!-- generated: name -->`
-and `<!-- /generated -->`; the name is one of `GENERATORS`. What a test runs as it is printed stands
-between `<!-- tested: name -->` and `<!-- /tested -->`.
+`make docs` brings the generated parts up to date, and `.env.example`. A part stands between
+`<!-- generated: name -->` and `<!-- /generated -->`; the name is one of `GENERATORS`. What a test
+runs as it is printed stands between `<!-- tested: name -->` and `<!-- /tested -->`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from support.doc_tables import GENERATORS, ROOT
+
+from coupon_service.settings import env_example
 
 GENERATED = re.compile(r"(<!-- generated: (\w+) -->\n)(.*?)(<!-- /generated -->)", re.DOTALL)
 TESTED = re.compile(r"<!-- tested: (\w+) -->\n```\w+\n(.*?)```\n<!-- /tested -->", re.DOTALL)
@@ -83,3 +85,4 @@ def headings(text: str) -> Iterator[str]:
 if __name__ == "__main__":
     for page in pages():
         page.write_text(up_to_date(read(page)), encoding="utf-8")
+    (ROOT / ".env.example").write_text(env_example(), encoding="utf-8")

@@ -320,9 +320,7 @@ class TestDocumentation:
             assert not name.endswith("_bytes") or "bytes" in field.description
 
     def test_the_example_file_is_what_the_class_says(self) -> None:
-        assert (ROOT / ".env.example").read_text("utf-8") == env_example(), (
-            "write env_example() into .env.example"
-        )
+        assert (ROOT / ".env.example").read_text("utf-8") == env_example(), "run make docs"
 
     def test_the_example_file_changes_nothing(self, env_file: Path) -> None:
         env_file.write_text(env_example())
