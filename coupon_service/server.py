@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import structlog
@@ -23,6 +24,7 @@ from coupon_service.locks.release import LockReleaser
 from coupon_service.locks.service import LockService
 from coupon_service.locks.token import LockTokens
 from coupon_service.maintenance.lock_sweeper import LockSweeper
+from coupon_service.maintenance.periodic import run_periodically
 from coupon_service.maintenance.readiness_monitor import ReadinessMonitor
 from coupon_service.maintenance.stock_monitor import StockMonitor
 from coupon_service.ratelimit.callers import CallerLimits
@@ -187,14 +189,19 @@ class Server:
         """What tells callers by their tokens. Raises ServerError."""
         # They take a tenth of a second to import, which only who needs them waits for.
         from coupon_service.rpc.authorization import Authorizer  # noqa: PLC0415
-        from coupon_service.security.bearer_tokens import KeysError, tokens_of  # noqa: PLC0415
+        from coupon_service.security.bearer_tokens import (  # noqa: PLC0415
+            POLL_INTERVAL_S,
+            KeysError,
+            tokens_of,
+        )
 
         try:
             tokens = tokens_of(self._settings)
         except KeysError as error:
             raise ServerError(str(error)) from error
         self._tokens = tokens
-        self._spawn(tokens.watch())
+        refresh = partial(asyncio.to_thread, tokens.refresh)
+        self._spawn(run_periodically(refresh, lambda: POLL_INTERVAL_S, failed="key check failed"))
         return Authorizer(tokens)
 
     def _add_servicers(self, handler: RpcHandler) -> None:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from datetime import datetime
 from uuid import UUID
 
-import structlog
-
 from coupon_service.batching.batcher import CommandLanes
-from coupon_service.errors import CouponServiceError
 from coupon_service.leases import LeaseKey, Leases
 from coupon_service.locks.service import lock_end
+from coupon_service.maintenance.periodic import run_periodically
 from coupon_service.model import Call, CommandGroup, Done, EventType, LockState
 from coupon_service.model.times import milliseconds_of
 from coupon_service.rules import lock_view
@@ -41,18 +38,10 @@ class LockSweeper:
         self._leases = leases
         self._now = now
         self._interval_ms = interval_ms
-        self._log = structlog.get_logger(__name__)
 
     async def run(self) -> None:
-        """Sweeps until it is cancelled; what fails is tried again the next time."""
-        while True:
-            await asyncio.sleep(self._interval_ms / 1000)
-            try:
-                await self.sweep()
-            except CouponServiceError:
-                pass  # PostgreSQL or Redis is away, and others say so
-            except Exception as error:  # noqa: BLE001 - such as a schema that is not there yet
-                self._log.warning("sweep failed", cause=repr(error))
+        """Sweeps until it is cancelled."""
+        await run_periodically(self.sweep, lambda: self._interval_ms / 1000, failed="sweep failed")
 
     async def sweep(self) -> int:
         """Records every lock that ran out by now, and says how many. 0 when it is not its turn."""

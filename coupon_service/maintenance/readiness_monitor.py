@@ -1,4 +1,4 @@
-"""Looks all the time whether a worker can serve: at PostgreSQL, its schema, and Redis."""
+"""Whether a worker can serve: polls PostgreSQL, its schema, and Redis."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ import structlog
 
 from coupon_service.errors import LocksUnavailable
 from coupon_service.leases import Leases
+from coupon_service.maintenance.periodic import run_periodically
 from coupon_service.store.database import Database
 from coupon_service.store.migrations import schema_is_current
 from coupon_service.telemetry.metrics import Metrics
 from coupon_service.telemetry.readiness import Readiness
 
 INTERVAL_S: Final = 1.0
-"""Time between two looks; a tenth of it while the worker does not serve."""
+"""Time between two checks; a tenth of it while the worker does not serve."""
 
-LOOKED_AT: Final = ("POSTGRESQL", "SCHEMA", "REDIS")
+CHECKED: Final = ("POSTGRESQL", "SCHEMA", "REDIS")
 
 
 class ReadinessMonitor:
@@ -29,42 +30,45 @@ class ReadinessMonitor:
         database: Database,
         leases: Leases,
         metrics: Metrics,
-        tell: Callable[[Readiness], Awaitable[None]],
+        notify: Callable[[Readiness], Awaitable[None]],
     ) -> None:
-        """`tell` is called with what was found whenever that is something else than before."""
+        """`notify` is called with what was found whenever it has changed."""
         self._database = database
         self._leases = leases
         self._metrics = metrics
-        self._tell = tell
+        self._notify = notify
         self._found = Readiness(0)
         self._log = structlog.get_logger("coupon_service.telemetry.readiness")
 
     async def run(self) -> None:
-        """Looks until it is cancelled."""
-        while True:
-            found = await self._look()
-            if found != self._found:
-                state = {what.lower(): bool(found & Readiness[what]) for what in LOOKED_AT}
-                degraded = not all(state.values())
-                (self._log.warning if degraded else self._log.info)("readiness", **state)
-                self._found = found
-                await self._tell(found)
-            for what in LOOKED_AT:
-                self._metrics.looked(what.lower(), reached=bool(found & Readiness[what]))
-            stats = self._database.pool.get_stats()
-            self._metrics.pool_sampled(
-                "postgresql",
-                stats.get("pool_size", 0),
-                stats.get("pool_available", 0),
-                stats.get("requests_waiting", 0),
-            )
-            await asyncio.sleep(INTERVAL_S if found & Readiness.SERVING else INTERVAL_S / 10)
+        """Checks until it is cancelled, at once to begin with."""
+        await run_periodically(
+            self._check, self._interval_s, failed="readiness check failed", at_once=True
+        )
 
-    async def _look(self) -> Readiness:
-        database, redis = await asyncio.gather(self._look_at_database(), self._look_at_redis())
-        return Readiness.LOOKED | database | redis
+    def _interval_s(self) -> float:
+        return INTERVAL_S if self._found & Readiness.SERVING else INTERVAL_S / 10
 
-    async def _look_at_database(self) -> Readiness:
+    async def _check(self) -> None:
+        database, redis = await asyncio.gather(self._check_database(), self._check_redis())
+        found = Readiness.LOOKED | database | redis
+        if found != self._found:
+            state = {what.lower(): bool(found & Readiness[what]) for what in CHECKED}
+            degraded = not all(state.values())
+            (self._log.warning if degraded else self._log.info)("readiness", **state)
+            self._found = found
+            await self._notify(found)
+        for what in CHECKED:
+            self._metrics.looked(what.lower(), reached=bool(found & Readiness[what]))
+        stats = self._database.pool.get_stats()
+        self._metrics.pool_sampled(
+            "postgresql",
+            stats.get("pool_size", 0),
+            stats.get("pool_available", 0),
+            stats.get("requests_waiting", 0),
+        )
+
+    async def _check_database(self) -> Readiness:
         try:
             current = await self._database.read_at_once("readiness", schema_is_current)
         except Exception as error:  # noqa: BLE001 - whatever it is, we are not ready
@@ -74,7 +78,7 @@ class ReadinessMonitor:
             return Readiness.POSTGRESQL
         return Readiness.POSTGRESQL | Readiness.SCHEMA | Readiness.SERVING
 
-    async def _look_at_redis(self) -> Readiness:
+    async def _check_redis(self) -> Readiness:
         """Without it the service goes on: only what needs a new lock does not."""
         try:
             await self._leases.ping()

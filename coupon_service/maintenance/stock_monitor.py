@@ -1,36 +1,36 @@
-"""Looks every few seconds at what books have left, at the locks, and at the ledger.
+"""What books have left, the live locks, and how far the ledger is behind, every few seconds.
 
-What it sees becomes gauges, and events of the ledger where a book runs low or is used up.
+It becomes gauges, and events of the ledger where a book runs low or is used up.
 """
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Sequence
 from datetime import datetime
 
 import structlog
 
-from coupon_service.errors import CouponServiceError, LocksUnavailable
+from coupon_service.errors import LocksUnavailable
 from coupon_service.leases import Leases
+from coupon_service.maintenance.periodic import run_periodically
 from coupon_service.model import StockLevel
 from coupon_service.model.times import milliseconds_of
 from coupon_service.store.database import Database
 from coupon_service.store.pipeline import Connection
-from coupon_service.store.stock import Stock, ledger_lag_s, select_stocks, tell_level
+from coupon_service.store.stock import Stock, ledger_lag_s, record_level, select_stocks
 from coupon_service.telemetry.metrics import Metrics
 from coupon_service.telemetry.replica_gauges import ReplicaGauges
 
-LOOKS_KEPT = 3
-"""For how many intervals a gauge is shown when nobody has looked since."""
+INTERVALS_SHOWN = 3
+"""For how many intervals a gauge is shown when there is none newer."""
 
 
 class StockMonitor:
-    """Tells the ledger of books that run low, and the metrics of what only a look can tell.
+    """Records in the ledger that books run low, and shows gauges of what no worker counts.
 
-    On every replica, by one of its workers at a time. However many see that a book has come to
-    another level, one writes it down. `series_max`: books that have gauges of their own; first
-    those that run low, then those that are used up.
+    On every replica, by one of its workers at a time. However many find that a book has come to
+    another level, one records it. `series_max`: books that have gauges of their own; first those
+    that run low, then those that are used up.
     """
 
     def __init__(
@@ -54,20 +54,18 @@ class StockMonitor:
         self._log = structlog.get_logger(__name__)
 
     async def run(self) -> None:
-        """Looks until it is cancelled; what fails is tried again the next time."""
-        while True:
-            await asyncio.sleep(self._interval_s)
-            if self._gauges.age_s() < self._interval_s * 0.9:
-                continue  # another worker of this replica has looked
-            try:
-                await self.look()
-            except CouponServiceError:
-                pass  # PostgreSQL is away, and others say so
-            except Exception as error:  # noqa: BLE001 - such as a schema that is not there yet
-                self._log.warning("look at the stock failed", cause=repr(error))
+        """Checks until it is cancelled."""
+        await run_periodically(
+            self._check_if_due, lambda: self._interval_s, failed="stock check failed"
+        )
 
-    async def look(self) -> None:
-        """Looks at everything once. Raises as Database does."""
+    async def _check_if_due(self) -> None:
+        """Checks, unless another worker of this replica has just done so."""
+        if self._gauges.age_s() >= self._interval_s * 0.9:
+            await self.check()
+
+    async def check(self) -> None:
+        """Reads all of it once, shows it, and records levels that changed. Raises as Database."""
 
         async def work(connection: Connection) -> tuple[list[Stock], float]:
             return (
@@ -78,8 +76,8 @@ class StockMonitor:
         stocks, lag_s = await self._database.read_at_once("stock", work)
         self._show(stocks, lag_s, await self._locks())
         for stock in stocks:
-            if stock.level is not stock.told:
-                await self._tell(stock)
+            if stock.level is not stock.recorded:
+                await self._record(stock)
 
     async def _locks(self) -> tuple[int, float] | None:
         """Live locks, and for how many seconds one waits for the sweeper; None without Redis."""
@@ -102,11 +100,11 @@ class StockMonitor:
         if locks is not None:
             values["coupon_locks_live"] = {"": locks[0]}
             values["coupon_sweep_lag_seconds"] = {"": locks[1]}
-        self._gauges.show(values, self._interval_s * LOOKS_KEPT)
+        self._gauges.show(values, self._interval_s * INTERVALS_SHOWN)
 
-    async def _tell(self, stock: Stock) -> None:
+    async def _record(self, stock: Stock) -> None:
         types = await self._database.transaction(
-            "book_level", lambda connection: tell_level(connection, stock, self._now())
+            "book_level", lambda connection: record_level(connection, stock, self._now())
         )
         for it in types:
             self._metrics.book_event(it.name)

@@ -6,7 +6,6 @@ a token says. Nothing that a token points to (jku, x5u) or brings along (jwk, x5
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
@@ -98,12 +97,6 @@ class Tokens:
             leeway=LEEWAY_S,
             options={"require": list(REQUIRED_CLAIMS)},
         )
-
-    async def watch(self) -> None:
-        """Takes over changes of the file, for ever."""
-        while True:
-            await asyncio.sleep(POLL_INTERVAL_S)
-            await asyncio.to_thread(self.refresh)
 
     def refresh(self) -> None:
         """Reads the file again if it has changed. The present keys stay when it cannot be used."""

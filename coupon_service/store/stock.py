@@ -1,4 +1,4 @@
-"""What books with a threshold have left, and what the ledger was told of it."""
+"""What books with a threshold have left, and the level that the ledger has of it."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ CALLER: Final = "stock watch"
 
 @dataclass(frozen=True, slots=True)
 class Stock:
-    """What a book has left. `told`: the level that was found last, for the `changes`-th time."""
+    """What a book has left. `recorded`: the level it had at the last of its `changes`."""
 
     book_id: UUID
     threshold: int
     left: int
-    told: StockLevel
+    recorded: StockLevel
     changes: int
 
     @property
@@ -41,12 +41,12 @@ class Stock:
         return stock_level(self.left, self.threshold)
 
 
-# A book that never had a code is being prepared. One that has not begun yet is looked at as well:
-# that is the time to make more codes.
+# A book that never had a code is being prepared. One that has not begun yet counts as well: that is
+# the time to make more codes.
 SELECT_STOCKS: Final = """
 SELECT book.book_id, book.low_threshold, book.max_redemptions, book.max_redemptions_per_code,
-    counted.available, coalesce(total.redemptions, 0), coalesce(told.level, 1),
-    coalesce(told.changes, 0)
+    counted.available, coalesce(total.redemptions, 0), coalesce(recorded.level, 1),
+    coalesce(recorded.changes, 0)
 FROM coupon_books AS book
 CROSS JOIN LATERAL (
     SELECT sum(available)::bigint AS available,
@@ -54,7 +54,7 @@ CROSS JOIN LATERAL (
     FROM coupon_book_counters AS counter WHERE counter.book_id = book.book_id
 ) AS counted
 LEFT JOIN coupon_book_totals AS total USING (book_id)
-LEFT JOIN coupon_book_levels AS told USING (book_id)
+LEFT JOIN coupon_book_levels AS recorded USING (book_id)
 WHERE book.low_threshold > 0 AND book.state = 2
     AND (book.end_time IS NULL OR book.end_time > %s) AND counted.codes > 0
 """
@@ -71,25 +71,25 @@ async def select_stocks(connection: Connection, now: datetime) -> list[Stock]:
         per_code,
         available,
         redemptions,
-        *told,
+        *recorded,
     ) in await cursor.fetchall():
         limits = BookLimits(max_redemptions=total, max_redemptions_per_code=per_code)
         left = stock_left(limits, available, redemptions)
-        stocks.append(Stock(book_id, threshold, left, StockLevel(told[0]), told[1]))
+        stocks.append(Stock(book_id, threshold, left, StockLevel(recorded[0]), recorded[1]))
     return stocks
 
 
-# Of several who have seen the same change, the first changes the row and the others do not.
+# Of several who have found the same change, the first changes the row and the others do not.
 CHANGE_LEVEL: Final = """
-INSERT INTO coupon_book_levels AS told (book_id, level, changes)
+INSERT INTO coupon_book_levels AS recorded (book_id, level, changes)
 VALUES (%(book_id)s, %(level)s, 1)
-ON CONFLICT (book_id) DO UPDATE SET level = excluded.level, changes = told.changes + 1
-WHERE told.changes = %(changes)s
+ON CONFLICT (book_id) DO UPDATE SET level = excluded.level, changes = recorded.changes + 1
+WHERE recorded.changes = %(changes)s
 """
 
 
-async def tell_level(connection: Connection, stock: Stock, now: datetime) -> Sequence[EventType]:
-    """Records that the level is another one than was told, once; returns what was written.
+async def record_level(connection: Connection, stock: Stock, now: datetime) -> Sequence[EventType]:
+    """Records that the book has come to another level, once; returns the events it wrote.
 
     In a transaction.
     """
@@ -97,7 +97,7 @@ async def tell_level(connection: Connection, stock: Stock, now: datetime) -> Seq
     cursor = await connection.execute(CHANGE_LEVEL, parameters)
     if not cursor.rowcount:
         return ()
-    types = crossed(stock.told, stock.level)
+    types = crossed(stock.recorded, stock.level)
     if types:
         await insert_events(connection, [_event(stock, it, now) for it in types])
     return types

@@ -25,7 +25,7 @@ from support.store import opened
 from support.waiting import until
 
 from coupon_service.model import StockLevel
-from coupon_service.store.stock import Stock, ledger_lag_s, select_stocks, tell_level
+from coupon_service.store.stock import Stock, ledger_lag_s, record_level, select_stocks
 
 LOW, USED_UP = "BOOK_RUNNING_LOW", "BOOK_USED_UP"
 TYPES = [audit.AUDIT_EVENT_TYPE_BOOK_RUNNING_LOW, audit.AUDIT_EVENT_TYPE_BOOK_USED_UP]
@@ -72,7 +72,7 @@ def level_of(replicas: Replicas) -> LevelOf:
     return level
 
 
-def told(api: Api, book_id: str) -> list[str]:
+def events_of(api: Api, book_id: str) -> list[str]:
     """What the ledger says of how much the book has left, oldest first."""
     return api.event_names(book_id=book_id, types=TYPES)
 
@@ -82,27 +82,27 @@ def use_up(api: Api, *codes: str) -> None:
         api.redeem(code, unique("user"))
 
 
-def test_a_book_that_runs_low_is_told_once_each_time(api: Api, level_of: LevelOf) -> None:
+def test_a_book_that_runs_low_is_recorded_once_each_time(api: Api, level_of: LevelOf) -> None:
     codes = new_codes(9)
     book = api.book(codes=codes[:4], low_threshold=2).book_id
     api.redeem(codes[0], "ann")
-    assert told(api, book) == []
+    assert events_of(api, book) == []
     api.redeem(codes[1], "ann")
-    until(lambda: told(api, book) == [LOW])
+    until(lambda: events_of(api, book) == [LOW])
     use_up(api, *codes[2:4])
-    until(lambda: told(api, book) == [LOW, USED_UP])
+    until(lambda: events_of(api, book) == [LOW, USED_UP])
     api.import_codes(book, codes[4:])
     until(lambda: level_of(book) is StockLevel.ENOUGH)
     use_up(api, *codes[4:])
-    until(lambda: told(api, book)[-1] == USED_UP and len(told(api, book)) >= 4)
-    assert told(api, book) == [LOW, USED_UP] * 2
+    until(lambda: events_of(api, book)[-1] == USED_UP and len(events_of(api, book)) >= 4)
+    assert events_of(api, book) == [LOW, USED_UP] * 2
 
 
 def test_the_event_says_what_was_left(api: Api) -> None:
     codes = new_codes(3)
     book = api.book(codes=codes, low_threshold=2)
     api.redeem(codes[0], "ann")
-    until(lambda: told(api, book.book_id) == [LOW])
+    until(lambda: events_of(api, book.book_id) == [LOW])
     (event,) = api.events(book_id=book.book_id, types=TYPES)
     assert dict(event.metadata) == {"left": 2, "threshold": 2}
     assert (event.caller, event.state_before, event.state_after) == (
@@ -114,12 +114,12 @@ def test_the_event_says_what_was_left(api: Api) -> None:
     assert event in api.events(book_id=book.book_id)
 
 
-def test_both_are_told_when_all_goes_at_once(api: Api) -> None:
+def test_both_are_recorded_when_all_goes_at_once(api: Api) -> None:
     (code,) = new_codes(1)
     book = api.book(codes=[code], low_threshold=1, end_time=from_now(days=1)).book_id
     use_up(api, code)
-    until(lambda: USED_UP in told(api, book))
-    assert told(api, book) == [LOW, USED_UP]
+    until(lambda: USED_UP in events_of(api, book))
+    assert events_of(api, book) == [LOW, USED_UP]
 
 
 def test_redemptions_up_to_the_limit_are_what_a_shared_code_has_left(
@@ -129,13 +129,13 @@ def test_redemptions_up_to_the_limit_are_what_a_shared_code_has_left(
     (code,) = new_codes(1)
     book = api.book(codes=[code], limits=limits, low_threshold=2).book_id
     api.redeem(code, "ann")
-    until(lambda: told(api, book) == [LOW])
+    until(lambda: events_of(api, book) == [LOW])
     redeemed = [api.redeem(code, "bob").redemption.redemption_id for _ in range(2)]
-    until(lambda: told(api, book) == [LOW, USED_UP])
+    until(lambda: events_of(api, book) == [LOW, USED_UP])
     api.rollback(redeemed[0])
     until(lambda: level_of(book) is StockLevel.LOW)
     api.redeem(code, "cy")
-    until(lambda: told(api, book) == [LOW, USED_UP, USED_UP])
+    until(lambda: events_of(api, book) == [LOW, USED_UP, USED_UP])
 
 
 def test_books_that_nobody_asked_about_are_left_alone(api: Api) -> None:
@@ -150,21 +150,23 @@ def test_books_that_nobody_asked_about_are_left_alone(api: Api) -> None:
     api.import_codes(silent["in draft"], codes[2:])
     use_up(api, codes[0])
     watched = api.book(codes=1, low_threshold=1).book_id
-    until(lambda: told(api, watched) == [LOW])  # somebody has looked since
-    assert {what: told(api, book) for what, book in silent.items()} == {it: [] for it in silent}
+    until(lambda: events_of(api, watched) == [LOW])  # somebody has looked since
+    assert {what: events_of(api, book) for what, book in silent.items()} == {
+        it: [] for it in silent
+    }
 
 
 def test_a_threshold_that_is_raised_counts_at_once(api: Api) -> None:
     book = api.book(codes=3).book_id
     assert api.update(book, low_threshold=3).low_threshold == 3
-    until(lambda: told(api, book) == [LOW])
+    until(lambda: events_of(api, book) == [LOW])
     assert api.update(book, low_threshold=0).low_threshold == 0
 
 
 def test_each_event_is_counted_by_who_wrote_it(api: Api, replicas: Replicas) -> None:
     (code,) = new_codes(1)
     book = api.book(codes=[code], low_threshold=1).book_id
-    until(lambda: told(api, book) == [LOW])
+    until(lambda: events_of(api, book) == [LOW])
 
     def counted() -> float:
         values = (it.registry.get_sample_value(EVENTS, {"event": LOW}) for it in replicas)
@@ -206,21 +208,21 @@ def test_gauges_say_what_books_have_left_first_those_that_run_low(
         api.close()
 
 
-async def test_of_several_who_see_the_same_one_writes_it_down(database_url: str) -> None:
+async def test_of_several_who_find_the_same_level_one_records_it(database_url: str) -> None:
     now = datetime.now(UTC)
-    seen = Stock(UUID(int=7), threshold=5, left=0, told=StockLevel.ENOUGH, changes=0)
+    seen = Stock(UUID(int=7), threshold=5, left=0, recorded=StockLevel.ENOUGH, changes=0)
     async with opened(database_url) as database:
 
-        async def tell(stock: Stock) -> list[str]:
-            events = await database.transaction("test", lambda it: tell_level(it, stock, now))
+        async def record(stock: Stock) -> list[str]:
+            events = await database.transaction("test", lambda it: record_level(it, stock, now))
             return [event.name for event in events]
 
-        told = await asyncio.gather(*(tell(seen) for _ in range(4)))
-        assert sorted(told) == [[], [], [], [LOW, USED_UP]]
-        late = replace(seen, left=9, told=StockLevel.USED_UP)  # as of before the others
-        assert await tell(late) == []
-        assert await tell(replace(late, changes=1)) == []  # nothing to tell, but it is known
-        assert await tell(replace(seen, left=1, changes=2)) == [LOW]
+        written = await asyncio.gather(*(record(seen) for _ in range(4)))
+        assert sorted(written) == [[], [], [], [LOW, USED_UP]]
+        late = replace(seen, left=9, recorded=StockLevel.USED_UP)  # as of before the others
+        assert await record(late) == []
+        assert await record(replace(late, changes=1)) == []  # nothing to record, but it is known
+        assert await record(replace(seen, left=1, changes=2)) == [LOW]
         assert await database.read("test", lambda it: select_stocks(it, now)) == []
 
 
