@@ -169,7 +169,7 @@ class Server:
                 executor.execute, replace(one, batch_max_wait_ms=0), metrics, "bulk", tracer
             ),
         )
-        self._looks = MicroBatcher(executor.look, one, metrics, "looks", tracer)
+        self._looks = MicroBatcher(executor.preview, one, metrics, "looks", tracer)
         lookups = MicroBatcher(Lookups(self._database).execute, one, metrics, "lookups", tracer)
         self._reads = Reads(self._database, lookups.submit)
 

@@ -61,8 +61,8 @@ class State:
 
     Holds just what the commands touch: a missing key means that there is no such row.
     `users` has the books that count users, `totals` those with a limit for all redemptions.
-    `picks` are locked, available codes of a book for AssignRandom; `picks_contended` the books
-    where more are available but were locked by others. `fences` are unused fencing numbers.
+    `candidates` are locked, available codes of a book for AssignRandom; `candidates_contended` the
+    books where more are available but were locked by others. `fences` are unused fencing numbers.
     `hidden`: codes, each with an end user who could not use it when it was loaded; what a decision
     on it would need besides was not loaded.
     """
@@ -81,8 +81,8 @@ class State:
         default_factory=dict[tuple[UUID, str], UserCounts]
     )
     totals: dict[UUID, int] = field(default_factory=dict[UUID, int])
-    picks: dict[UUID, list[str]] = field(default_factory=dict[UUID, list[str]])
-    picks_contended: frozenset[UUID] = frozenset()
+    candidates: dict[UUID, list[str]] = field(default_factory=dict[UUID, list[str]])
+    candidates_contended: frozenset[UUID] = frozenset()
     fences: list[int] = field(default_factory=list[int])
     hidden: frozenset[tuple[str, str]] = frozenset()
 

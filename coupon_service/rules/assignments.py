@@ -41,18 +41,18 @@ def assign_random(command: AssignRandom, book: Book, draft: Draft) -> Outcome:
     refusal = next(user_assignment_refusals(command, book, state, now), None)
     if refusal is not None:
         return refusal
-    picks = state.picks.get(book.book_id, [])
-    for place in reversed(range(len(picks))):
+    candidates = state.candidates.get(book.book_id, [])
+    for place in reversed(range(len(candidates))):
         # A pick may be of no use: an earlier command of the batch may have changed the code, or
         # the user may have used it up as a bearer.
-        code = state.codes[picks[place]]
+        code = state.codes[candidates[place]]
         if code.state is CodeState.AVAILABLE and not any(
             assignment_refusals(command, code, book, state, now)
         ):
-            del picks[place]
+            del candidates[place]
             return _give(command, code, book, draft)
     # Where a pick was of no use there may be others.
-    contended = picks or book.book_id in state.picks_contended
+    contended = candidates or book.book_id in state.candidates_contended
     return Contention() if contended else NoCodesAvailable()
 
 

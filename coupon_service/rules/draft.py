@@ -85,7 +85,9 @@ class Draft:
                 if isinstance(value := getattr(self.state, item.name), (dict, list))
             },
         )
-        state.picks = {book_id: picks.copy() for book_id, picks in state.picks.items()}
+        state.candidates = {
+            book_id: candidates.copy() for book_id, candidates in state.candidates.items()
+        }
         return Draft(
             state=state,
             now=self.now,

@@ -45,7 +45,7 @@ PLANNING = (
 )
 """Every statement finds its rows by a key, through an index, and is planned once. A plan that was
 made while a table was small would otherwise read all of it, row by row, for each batch, until
-PostgreSQL has analyzed the grown table: 260 ms a redemption instead of 10 with 200,000 new codes.
+PostgreSQL has analyzed the grown table.
 """
 
 

@@ -28,7 +28,7 @@ def page_of(
 ) -> tuple[list[T], Position | None]:
     """The page, and the position of its end unless it is the last one.
 
-    `items`: up to `page_size` + 1, since one more tells that there is a next page.
+    `items`: up to `page_size` + 1, since one more means that there is a next page.
     """
     page = list(items[:page_size])
     return page, position(page[-1]) if len(items) > page_size else None

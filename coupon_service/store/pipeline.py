@@ -1,8 +1,8 @@
 """Statements that travel to PostgreSQL together: libpq's pipeline mode, with little around it.
 
-psycopg's own pipeline makes a cursor for each statement and looks at the socket each time: a batch
-of eight statements cost 2.5 ms of processor time with it and costs a fourth of that with this, and
-on a busy event loop it came round 18 times a batch where this waits once a trip.
+psycopg's own pipeline makes a cursor for each statement and polls the socket each time: that costs
+several times the processor time, and on a busy event loop a batch waits for many turns of it where
+this waits once a round trip.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ class RoundTrip:
 class Connection(psycopg.AsyncConnection[TupleRow]):
     """A connection that knows what was prepared on it, and is cut when PostgreSQL is silent.
 
-    PostgreSQL itself ends what takes too long. When it is gone and the network does not tell (its
+    PostgreSQL itself ends what takes too long. When it is gone and the network does not say so (its
     machine lost power, a proxy between forgot the connection), nothing else would end the wait.
-    `silence_max_s`: the longest wait for what one trip returns; None for ever.
+    `silence_max_s`: the longest wait for the answers of one round trip; None for ever.
     """
 
     silence_max_s: float | None = None
@@ -60,13 +60,13 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
         self.names = map(b"coupon_%d".__mod__, count())
         self.transformer = Transformer(self)
         self.slowest = RoundTrip()
-        """Of those since somebody last looked."""
+        """Since the transaction began."""
 
     async def wait(self, gen: Any, *arguments: Any, **named: Any) -> Any:
-        """As in psycopg: every trip to PostgreSQL passes through here."""
+        """As in psycopg: every round trip passes through here."""
         if self.silence_max_s is None:
             return await super().wait(gen, *arguments, **named)
-        # Whoever waits is told of the end by libpq itself, as of any other.
+        # Whoever waits gets libpq's own error, as for any line that is cut.
         loop = asyncio.get_running_loop()
         end = loop.call_later(self.silence_max_s, _cut, self.pgconn.socket)
         try:

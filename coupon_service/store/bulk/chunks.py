@@ -133,7 +133,7 @@ class CodeChunks:
     async def generate(
         self, book_id: UUID, count: int, call: Call
     ) -> AsyncGenerator[GenerateProgress]:
-        """Makes `count` random codes in the book's format; tells how far it is after each chunk.
+        """Makes `count` random codes in the book's format; yields how far it is after each chunk.
 
         Raises BookNotFound, RequestIdReused, InvalidStateTransition, CodeSpaceExhausted.
         """
@@ -195,7 +195,7 @@ class CodeChunks:
     async def import_chunk(
         self, book_id: UUID, chunk_number: int, rows: Sequence[str], call: Call
     ) -> ImportResult:
-        """Stores the rows of a file that are new codes; tells what became of the others.
+        """Stores the rows of a file that are new codes; returns what became of the others.
 
         A repeat of the same chunk is answered from the ledger. A code that an earlier chunk of the
         same request made is a duplicate in the upload.

@@ -72,7 +72,7 @@ class Executor:
         self._metrics.commands_decided(_counted(units, outcomes))
         return outcomes
 
-    async def look(self, units: Sequence[CommandGroup]) -> list[State]:
+    async def preview(self, units: Sequence[CommandGroup]) -> list[State]:
         """What the commands would be decided on, without locking or changing anything.
 
         It is one state for all units: whoever decides on it decides on a copy.
@@ -84,7 +84,7 @@ class Executor:
                 Pipeline(connection), commands, self._now(), lock=False, formats=self._formats
             )
 
-        return [await self._database.read_at_once("look", work)] * len(units)
+        return [await self._database.read_at_once("preview", work)] * len(units)
 
 
 def _counted(

@@ -3,7 +3,7 @@
 Under READ COMMITTED a statement that had to wait for a row lock sees that row as it is now, and
 everything it joined as it was before the wait. So one statement locks the code rows, in one fixed
 order, and the next ones read; all of them travel together. Only books that limit users or the
-whole book need a second trip, to lock those counters.
+whole book need a second round trip, to lock those counters.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from coupon_service.model import (
 from coupon_service.model.codes import bucket_of
 from coupon_service.rules import is_hidden
 from coupon_service.store.arrays import int_array, text_array, uuid_array
-from coupon_service.store.commands.random_codes import pick_codes
+from coupon_service.store.commands.random_codes import lock_candidates
 from coupon_service.store.events import SELECT_LOCK_EVENTS
 from coupon_service.store.pipeline import Pipeline, Rows
 from coupon_service.store.rows import (
@@ -58,12 +58,12 @@ class ReadSet:
 
     codes: set[str] = field(default_factory=set[str])
     books: set[UUID] = field(default_factory=set[UUID])
-    links: set[tuple[str, str]] = field(default_factory=set[tuple[str, str]])
+    assignments: set[tuple[str, str]] = field(default_factory=set[tuple[str, str]])
     events: set[UUID] = field(default_factory=set[UUID])
-    picked_events: set[UUID] = field(default_factory=set[UUID])
+    random_events: set[UUID] = field(default_factory=set[UUID])
     lock_ids: dict[UUID, str] = field(default_factory=dict[UUID, str])
     orders: set[tuple[str, str]] = field(default_factory=set[tuple[str, str]])
-    picks: Counter[UUID] = field(default_factory=Counter[UUID])
+    candidates: Counter[UUID] = field(default_factory=Counter[UUID])
     fences: int = 0
 
 
@@ -72,15 +72,15 @@ def _wanted(commands: Iterable[Command]) -> ReadSet:
     for command in commands:
         if isinstance(command, AssignRandom):
             wanted.books.add(command.book_id)
-            wanted.picked_events.add(command.event_id)
-            wanted.picks[command.book_id] += 1
+            wanted.random_events.add(command.event_id)
+            wanted.candidates[command.book_id] += 1
             continue
         wanted.codes.add(command.code)
         wanted.events.add(command.event_id)
         if isinstance(command, (Redeem, Lock, Assign)) and command.book_id is not None:
             wanted.books.add(command.book_id)
         if isinstance(command, (Redeem, Lock, Assign, Revoke, Rollback)):
-            wanted.links.add((command.code, command.user_id))
+            wanted.assignments.add((command.code, command.user_id))
         if isinstance(command, Redeem):
             if command.order_id:
                 wanted.orders.add((command.code, command.order_id))
@@ -106,21 +106,23 @@ async def load(
 ) -> State:
     """Reads what the commands need, in a pipeline; with `lock`, locked against all other batches.
 
-    `now`: by which it is told what end users can see. `formats` remembers active books, whose code
+    `now`: decides what end users can see. `formats` remembers active books, whose code
     format never changes, from call to call.
     """
     wanted = _wanted(commands)
     state = State()
     keys = sorted((bucket_of(code), code) for code in wanted.codes)
     code_rows = _select_codes(pipeline, keys, lock=lock) if keys else ()
-    # Picks never wait for a lock, so that they do not disturb the order; they come after the rest.
-    picks = [
-        pick_codes(pipeline, book_id, count, formats.get(book_id))
-        for book_id, count in wanted.picks.items()
+    # Candidates never wait for a lock, so they do not disturb the order; they come after the rest.
+    candidates = [
+        lock_candidates(pipeline, book_id, count, formats.get(book_id))
+        for book_id, count in wanted.candidates.items()
         if lock
     ]
     book_rows = _select_books(pipeline, keys, wanted.books)
-    link_rows = _select_links(pipeline, wanted.links) if wanted.links else ()
+    assignment_rows = (
+        _select_assignments(pipeline, wanted.assignments) if wanted.assignments else ()
+    )
     event_rows = _select_events(pipeline, wanted.events) if wanted.events else ()
     lock_rows = _select_lock_events(pipeline, wanted.lock_ids) if wanted.lock_ids else ()
     order_rows = _select_orders(pipeline, wanted.orders) if wanted.orders else ()
@@ -133,9 +135,9 @@ async def load(
     for row in book_rows:
         book = book_from_row(row)
         state.books[book.book_id] = book
-    for row in link_rows:
-        link = assignment_from_row(row)
-        state.assignments[(link.code, link.user_id)] = link
+    for row in assignment_rows:
+        assignment = assignment_from_row(row)
+        state.assignments[(assignment.code, assignment.user_id)] = assignment
     for row in event_rows:
         event = event_from_row(row)
         state.events[event.event_id] = event
@@ -147,9 +149,9 @@ async def load(
     _live_orders(order_rows, state)
     state.fences = [row[0] for row in fences]
     state.fences.reverse()  # the decision takes them from the end
-    for pick in picks:
-        await pick.read_into(state)
-    for book_id in wanted.picks:
+    for probe in candidates:
+        await probe.read_into(state)
+    for book_id in wanted.candidates:
         if book_id in state.books:
             formats[book_id] = state.books[book_id]
     await _load_counters(pipeline, commands, state, wanted, now, lock=lock)
@@ -189,19 +191,19 @@ def _select_books(
     return pipeline.add(SELECT_BOOKS, (*_key_arrays(keys), uuid_array(books)))
 
 
-SELECT_LINKS: Final[LiteralString] = f"""
+SELECT_ASSIGNMENTS: Final[LiteralString] = f"""
 SELECT {ASSIGNMENTS.selected}
 FROM unnest(%s::smallint[], %s::text[], %s::text[]) AS wanted (bucket, code, user_id)
 JOIN coupon_assignments USING (bucket, code, user_id)
 """
 
 
-def _select_links(pipeline: Pipeline, links: Iterable[tuple[str, str]]) -> Rows:
-    links = list(links)
-    codes = [code for code, _ in links]
-    users = [user_id for _, user_id in links]
+def _select_assignments(pipeline: Pipeline, keys: Iterable[tuple[str, str]]) -> Rows:
+    keys = list(keys)
+    codes = [code for code, _ in keys]
+    users = [user_id for _, user_id in keys]
     parameters = int_array(map(bucket_of, codes)), text_array(codes), text_array(users)
-    return pipeline.add(SELECT_LINKS, parameters)
+    return pipeline.add(SELECT_ASSIGNMENTS, parameters)
 
 
 SELECT_EVENTS: Final[LiteralString] = f"""
@@ -217,21 +219,21 @@ def _select_events(pipeline: Pipeline, events: Iterable[UUID]) -> Rows:
     return pipeline.add(SELECT_EVENTS, parameters)
 
 
-# The row of a random assignment is in the bucket of the code that was picked.
-SELECT_PICKED_EVENTS: Final[LiteralString] = f"""
+# The row of a random assignment is in the bucket of the code that was chosen.
+SELECT_RANDOM_EVENTS: Final[LiteralString] = f"""
 SELECT {EVENTS.selected} FROM redemption_audit WHERE event_id = ANY(%s::uuid[])
 """
 
-# What users who get a random code had to do with the picked ones before: one may have been revoked.
-SELECT_PICKED_LINKS: Final[LiteralString] = f"""
+# What users who get a random code had to do with the candidates before: one may have been revoked.
+SELECT_CANDIDATE_ASSIGNMENTS: Final[LiteralString] = f"""
 SELECT {ASSIGNMENTS.selected}
-FROM unnest(%s::smallint[], %s::text[]) AS wanted (picked_bucket, picked_code)
+FROM unnest(%s::smallint[], %s::text[]) AS wanted (candidate_bucket, candidate_code)
 CROSS JOIN LATERAL (
     SELECT * FROM coupon_assignments
-    WHERE bucket = wanted.picked_bucket AND code = wanted.picked_code
+    WHERE bucket = wanted.candidate_bucket AND code = wanted.candidate_code
     AND user_id = ANY(%s::text[])
     OFFSET 0  -- code by code
-) AS link
+) AS assignment
 """
 
 
@@ -314,7 +316,7 @@ async def _load_counters(
     users, totals = _limited(commands, state, now)
     if not users and not totals:
         return
-    user_rows = total_rows = event_rows = link_rows = Rows()
+    user_rows = total_rows = event_rows = assignment_rows = Rows()
     if users:
         keys = sorted((bucket_of_user(user_id), book_id, user_id) for book_id, user_id in users)
         arrays = (
@@ -327,14 +329,13 @@ async def _load_counters(
         user_rows = pipeline.add(LOCK_USERS if lock else SELECT_USERS, arrays)
     if totals:
         total_rows = pipeline.add(LOCK_TOTALS if lock else SELECT_TOTALS, (uuid_array(totals),))
-    if wanted.picked_events:
+    if wanted.random_events:
         # Repeats of a random assignment have no code in common; the user's row serialises them.
-        picked = (uuid_array(wanted.picked_events),)
-        event_rows = pipeline.add(SELECT_PICKED_EVENTS, picked)
-        codes = [code for picks in state.picks.values() for code in picks]
+        event_rows = pipeline.add(SELECT_RANDOM_EVENTS, (uuid_array(wanted.random_events),))
+        codes = [code for each in state.candidates.values() for code in each]
         arrays = int_array(map(bucket_of, codes)), text_array(codes)
         users_of = text_array({user_id for _, user_id in users})
-        link_rows = pipeline.add(SELECT_PICKED_LINKS, (*arrays, users_of))
+        assignment_rows = pipeline.add(SELECT_CANDIDATE_ASSIGNMENTS, (*arrays, users_of))
     await pipeline.run()
     for row in user_rows:
         state.users[(row[0], row[1])] = UserCounts(row[2], row[3])
@@ -343,9 +344,9 @@ async def _load_counters(
     for row in event_rows:
         event: Event = event_from_row(row)
         state.events[event.event_id] = event
-    for row in link_rows:
-        link = assignment_from_row(row)
-        state.assignments[(link.code, link.user_id)] = link
+    for row in assignment_rows:
+        assignment = assignment_from_row(row)
+        state.assignments[(assignment.code, assignment.user_id)] = assignment
 
 
 def _limited(
@@ -353,8 +354,8 @@ def _limited(
 ) -> tuple[set[tuple[UUID, str]], set[UUID]]:
     """The users and books whose counters the commands need, by the limits of the books.
 
-    None for what its caller cannot see: so it takes no more trips than what does not exist, and
-    nobody makes rows in the books of another business.
+    None for what its caller cannot see: so it takes no more round trips than what does not exist,
+    and nobody makes rows in the books of another business.
     """
     users: set[tuple[UUID, str]] = set()
     totals: set[UUID] = set()

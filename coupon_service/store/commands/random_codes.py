@@ -1,4 +1,6 @@
-"""Random codes: locked without waiting, in a time that does not depend on how many there are."""
+"""Candidates for random assignments: locked without waiting, in a time that does not depend on how
+many codes there are.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +17,14 @@ from coupon_service.model.codes import BUCKETS, generate
 from coupon_service.store.pipeline import Pipeline, Rows
 from coupon_service.store.rows import CODES, code_from_row
 
-PICK_IN_BUCKET: Final[LiteralString] = f"""
+CANDIDATES_IN_BUCKET: Final[LiteralString] = f"""
 SELECT {CODES.selected}
 FROM coupon_codes
 WHERE book_id = %s AND state = 1 AND bucket = %s AND code >= %s
 ORDER BY code LIMIT %s
 FOR NO KEY UPDATE SKIP LOCKED
 """
-PICK_AFTER: Final[LiteralString] = f"""
+CANDIDATES_AFTER: Final[LiteralString] = f"""
 SELECT {CODES.selected}
 FROM coupon_codes
 WHERE book_id = %s AND state = 1 AND (bucket, code) > (%s, %s)
@@ -36,7 +38,7 @@ FROM (SELECT FROM coupon_codes WHERE book_id = %s AND state = 1 LIMIT %s) AS ava
 
 
 @dataclass(slots=True)
-class Pick:
+class Candidates:
     """Available codes of a book from a random point on, locked; those that others lock are passed.
 
     One probe of the index in a random bucket is nearly always enough. Where it is not, two more
@@ -59,17 +61,17 @@ class Pick:
             if missing <= 0:
                 break
             after = (self.book_id.hex, bucket, start, self.count)
-            rows = self.pipeline.add(PICK_AFTER, after)
+            rows = self.pipeline.add(CANDIDATES_AFTER, after)
             await self.pipeline.run()
             self._take(rows[: self.count], found)
         state.codes.update(found)
-        state.picks[self.book_id] = list(found)
+        state.candidates[self.book_id] = list(found)
         if len(found) < self.count:
             own = len(found)
             more = self.pipeline.add(MORE_AVAILABLE, (own, self.book_id.hex, own + 1))
             await self.pipeline.run()
             if more == [(True,)]:
-                state.picks_contended |= {self.book_id}
+                state.candidates_contended |= {self.book_id}
 
     @staticmethod
     def _take(rows: Iterable[TupleRow], found: dict[str, Code]) -> None:
@@ -77,9 +79,9 @@ class Pick:
             found.setdefault(row[0], code_from_row(row))
 
 
-def pick_codes(pipeline: Pipeline, book_id: UUID, count: int, book: Book | None) -> Pick:
+def lock_candidates(pipeline: Pipeline, book_id: UUID, count: int, book: Book | None) -> Candidates:
     """Adds the first probe. `book`: for a start that its codes are spread around."""
     bucket = randbelow(BUCKETS)
     start = generate(book.code_format, 1)[0] if book is not None else ""
-    rows = pipeline.add(PICK_IN_BUCKET, (book_id.hex, bucket, start, count))
-    return Pick(pipeline, book_id, count, bucket, start, rows)
+    rows = pipeline.add(CANDIDATES_IN_BUCKET, (book_id.hex, bucket, start, count))
+    return Candidates(pipeline, book_id, count, bucket, start, rows)

@@ -1,4 +1,4 @@
-"""Small reads that many callers want at the same moment, done together in two trips to PostgreSQL.
+"""Small reads of many callers at the same moment, answered together in two round trips.
 
 What one caller asks for is a lookup; a batch of lookups of any kind is answered at once.
 """
@@ -112,7 +112,7 @@ JOIN coupon_codes USING (bucket, code)
 """
 
 LIST_ASSIGNMENTS: Final[LiteralString] = f"""
-SELECT w_number, link.*
+SELECT w_number, assignment.*
 FROM unnest(%s::integer[], %s::text[], %s::uuid[], %s::text[], %s::integer[], %s::timestamptz[],
             %s::text[], %s::integer[])
     AS wanted (w_number, w_user, w_book, w_business, w_states, w_time, w_code, w_count)
@@ -126,7 +126,7 @@ CROSS JOIN LATERAL (
             SELECT book.book_id FROM coupon_books AS book WHERE book.business_id = w_business))
     ORDER BY assign_time DESC, code DESC
     LIMIT w_count
-) AS link
+) AS assignment
 ORDER BY w_number, assign_time DESC, code DESC
 """
 
@@ -144,26 +144,26 @@ class _Batch:
         of_coupons = [it for it in lookups if isinstance(it, CouponsLookup)]
         of_locks = [it for it in lookups if isinstance(it, LocksLookup)]
         code_rows = self._select_codes({it.code for it in of_codes})
-        link_rows = self._list_assignments(of_coupons) if of_coupons else ()
+        assignment_rows = self._list_assignments(of_coupons) if of_coupons else ()
         event_rows = self._select_events([it for each in of_locks for it in each.lock_ids])
         await self._pipeline.run()
 
         self._codes = {code.code: code for code in map(code_from_row, code_rows)}
-        links: defaultdict[int, list[Assignment]] = defaultdict(list)
-        for number, *row in link_rows:
-            links[number].append(assignment_from_row(tuple(row)))
+        assignments: defaultdict[int, list[Assignment]] = defaultdict(list)
+        for number, *row in assignment_rows:
+            assignments[number].append(assignment_from_row(tuple(row)))
         events = [event_from_row(row) for row in event_rows]
-        linked = [link for each in links.values() for link in each]
-        code_rows = self._select_codes({it.code for it in linked} - self._codes.keys())
+        assigned = [it for each in assignments.values() for it in each]
+        code_rows = self._select_codes({it.code for it in assigned} - self._codes.keys())
         book_rows = self._select_books(
-            {it.book_id for it in (*self._codes.values(), *linked, *events)}
+            {it.book_id for it in (*self._codes.values(), *assigned, *events)}
             | {it.book_id for it in of_codes if it.book_id}
         )
         await self._pipeline.run()
 
         self._codes |= {code.code: code for code in map(code_from_row, code_rows)}
         self._books = {book.book_id: book for book in map(book_from_row, book_rows)}
-        pages = map(links.__getitem__, range(len(of_coupons)))
+        pages = map(assignments.__getitem__, range(len(of_coupons)))
         return [self._found(it, pages, events) for it in lookups]
 
     def _found(

@@ -1,4 +1,4 @@
-"""What is only looked at: codes, assignments, redemptions, the ledger. Nothing here locks."""
+"""What is only read: codes, assignments, redemptions, the ledger. Nothing here locks."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ __all__ = ["AuditFilter", "Reads", "assignment_position", "event_position"]
 
 
 class Reads:
-    """Looks at what is stored. `business_id` is always the caller's, empty = any: what belongs to
+    """Reads what is stored. `business_id` is always the caller's, empty = any: what belongs to
     the book of another business is not there.
 
     Everything here raises DatabaseUnavailable or Overloaded as Database does, and, where it pages,
@@ -249,11 +249,11 @@ async def select_code_page(
     return page_of(codes, page_size, lambda code: (code.code,))
 
 
-def assignment_position(link: Assignment) -> Position:
+def assignment_position(assignment: Assignment) -> Position:
     """Where a page goes on after this assignment, one that was made."""
-    if link.assign_time is None:
+    if assignment.assign_time is None:
         raise AssertionError("a user's code without an assignment")
-    return time_position(link.assign_time, link.code)
+    return time_position(assignment.assign_time, assignment.code)
 
 
 TAKE_TURN: Final = """

@@ -31,14 +31,14 @@ async def numbers(database: Database, statement: LiteralString = "SELECT %s::int
     return await database.batch("numbers", batch)
 
 
-async def look(connection: Connection) -> None:
+async def read_one(connection: Connection) -> None:
     """Reads something with a statement that psycopg prepares, and forgets with a rollback."""
     await connection.execute("SELECT 1")
 
 
 async def test_a_rollback_on_a_connection_does_not_break_its_next_batch(database_url: str) -> None:
     async def given_up(connection: Connection) -> None:
-        await look(connection)
+        await read_one(connection)
         raise GivenUpError
 
     async with opened(database_url, pool_max_size=1) as database:
@@ -54,7 +54,7 @@ async def test_a_batch_that_fails_does_not_break_the_next_on_its_connection(
     async with opened(database_url, pool_max_size=1) as database:
         for _ in range(3):
             assert await numbers(database) == [7]
-            await database.read("look", look)
+            await database.read("read", read_one)
             with pytest.raises(psycopg.errors.DivisionByZero):
                 await numbers(database, "SELECT %s / 0")
 

@@ -10,16 +10,15 @@ import pytest
 
 from coupon_service.store import events, stock
 from coupon_service.store.bulk import new_codes
-from coupon_service.store.commands import apply, load
-from coupon_service.store.commands import random_codes as picks
+from coupon_service.store.commands import apply, load, random_codes
 from coupon_service.store.database import PLANNING
 from coupon_service.store.queries import lookups
 
 STATEMENTS = {
     "lock codes": load.LOCK_CODES,
     "books of codes": load.SELECT_BOOKS,
-    "assignments": load.SELECT_LINKS,
-    "assignments of picked codes": load.SELECT_PICKED_LINKS,
+    "assignments": load.SELECT_ASSIGNMENTS,
+    "assignments of candidates": load.SELECT_CANDIDATE_ASSIGNMENTS,
     "events": load.SELECT_EVENTS,
     "orders": load.SELECT_ORDERS,
     "users": load.LOCK_USERS,
@@ -38,9 +37,9 @@ SCAN = re.compile(r"(?:Index (?:Only )?|Bitmap Index |Seq )Scan(?: using \w+)?(?
 
 
 PICKS = {
-    "in a bucket": picks.PICK_IN_BUCKET,
-    "after": picks.PICK_AFTER,
-    "whether there are more": picks.MORE_AVAILABLE,
+    "in a bucket": random_codes.CANDIDATES_IN_BUCKET,
+    "after": random_codes.CANDIDATES_AFTER,
+    "whether there are more": random_codes.MORE_AVAILABLE,
 }
 
 
@@ -65,7 +64,7 @@ def test_a_hot_statement_looks_up_each_row_by_a_key_it_is_given(
 
 
 @pytest.mark.parametrize("statement", PICKS.values(), ids=PICKS)
-def test_random_codes_are_picked_by_the_state(database_url: str, statement: str) -> None:
+def test_candidates_are_found_by_their_state(database_url: str, statement: str) -> None:
     plan = plan_of(database_url, statement)
     assert "coupon_codes_by_state" in plan
     assert "Sort" not in plan

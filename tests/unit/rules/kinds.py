@@ -43,5 +43,5 @@ def world_for_all_kinds() -> World:
     world.does(lock("C"))
     world.does(assign("D"))
     world.does(disable("E"))
-    world.state.picks = {BOOK_ID: ["F"]}
+    world.state.candidates = {BOOK_ID: ["F"]}
     return world

@@ -31,7 +31,7 @@ from coupon_service.model import (
 
 def picked(world: World, *codes: str) -> World:
     """Says which available codes were found and locked for the batch."""
-    world.state.picks = {BOOK_ID: list(codes)}
+    world.state.candidates = {BOOK_ID: list(codes)}
     return world
 
 
@@ -78,13 +78,13 @@ def test_a_book_without_codes_has_none() -> None:
 
 def test_when_others_hold_all_that_are_left_it_can_be_tried_again() -> None:
     world = picked(World())
-    world.state.picks_contended = frozenset({BOOK_ID})
+    world.state.candidates_contended = frozenset({BOOK_ID})
     assert type(world.refuses(assign_random())) is Contention
 
 
 def test_contention_in_another_book_does_not_matter() -> None:
     world = picked(World(book(), book(UUID(int=2))))
-    world.state.picks_contended = frozenset({UUID(int=2)})
+    world.state.candidates_contended = frozenset({UUID(int=2)})
     assert type(world.refuses(assign_random())) is NoCodesAvailable
 
 

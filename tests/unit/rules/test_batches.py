@@ -186,7 +186,7 @@ class TestAllOrNothing:
 
     def test_what_a_refused_unit_tried_is_not_there_for_the_next(self) -> None:
         world = World(book(lock_policy=LockPolicy.OPTIONAL, max_redemptions=9), codes="ABCD")
-        world.state.picks = {BOOK_ID: ["D"]}
+        world.state.candidates = {BOOK_ID: ["D"]}
         refused = CommandGroup(
             (
                 redeem("A", order="o1", amount=eur(900), lease=PLACE),

@@ -140,7 +140,7 @@ def test_batches_of_any_commands(first: Book, second: Book, data: st.DataObject)
     world.put(Code("X", OTHER_ID, CodeState.AVAILABLE, 0, 0))
     for _ in range(5):
         batch = data.draw(units(world))
-        world.state.picks = data.draw(_picks(world))
+        world.state.candidates = data.draw(_picks(world))
         alone = world.copy()
         one_by_one = [_run_alone(alone, unit) for unit in batch]
         outcomes, effects = world.decide(*batch)
@@ -149,7 +149,7 @@ def test_batches_of_any_commands(first: Book, second: Book, data: st.DataObject)
         world.write(effects)
 
         assert [list(map(_comparable, it)) for it in outcomes] == one_by_one
-        alone.state.picks = world.state.picks
+        alone.state.candidates = world.state.candidates
         assert alone == world
         assert_codes_are_what_the_ledger_says(world)
         assert_links_are_what_the_ledger_says(world)
@@ -321,7 +321,7 @@ def _run_alone(world: World, unit: CommandGroup) -> list[object]:
     (outcomes,) = world.run(unit)
     for command, outcome in zip(unit.commands, outcomes, strict=True):
         if isinstance(command, AssignRandom) and isinstance(outcome, Done) and not outcome.replayed:
-            world.state.picks[command.book_id].remove(outcome.event.code or "")
+            world.state.candidates[command.book_id].remove(outcome.event.code or "")
     return list(map(_comparable, outcomes))
 
 

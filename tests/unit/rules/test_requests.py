@@ -105,7 +105,7 @@ def test_a_replayed_assignment_is_as_it_was_given() -> None:
 
 def test_a_replayed_random_assignment_is_told_from_the_ledger_alone() -> None:
     world = World(book(assigned_code_validity_s=60))
-    world.state.picks = {BOOK_ID: ["B"]}
+    world.state.candidates = {BOOK_ID: ["B"]}
     world.does(assign_random(by=call("r1"), metadata='{"n": 1}'))
     world.state.codes.clear()
     world.state.assignments.clear()

@@ -213,8 +213,10 @@ class World:
             orders=state.orders.copy(),
             users=state.users.copy(),
             totals=state.totals.copy(),
-            picks={book_id: picks.copy() for book_id, picks in state.picks.items()},
-            picks_contended=state.picks_contended,
+            candidates={
+                book_id: candidates.copy() for book_id, candidates in state.candidates.items()
+            },
+            candidates_contended=state.candidates_contended,
             fences=state.fences.copy(),
             hidden=state.hidden,
         )
