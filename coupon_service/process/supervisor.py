@@ -136,8 +136,8 @@ class Supervisor:
             )
             # prometheus_client looks for it when it is imported, here and where workers come from.
             os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(self._folder)
-            # glibc gives each thread of gRPC a heap of its own, and a worker's memory creeps up by
-            # their gaps: 7 MiB in 20,000 connections that came and went; 1 or 2 with two heaps.
+            # glibc gives each thread of gRPC a heap of its own, whose gaps make the memory of a
+            # worker grow as connections come and go.
             os.environ.setdefault("MALLOC_ARENA_MAX", "2")
             with signals_blocked():
                 self._context.set_forkserver_preload(["coupon_service.process.worker"])
