@@ -14,7 +14,7 @@ from datetime import datetime
 from typing import Final
 from uuid import UUID, uuid4
 
-from coupon_service.batching.batcher import CommandLanes, DetachedTasks, LazyCommand, MicroBatcher
+from coupon_service.batching import CommandLanes, DetachedTasks, LazyCommand, MicroBatcher
 from coupon_service.errors import (
     CodeLocked,
     CodeNotFound,

@@ -42,9 +42,21 @@ async def supervise(settings: Settings, read_settings: Callable[[], Settings]) -
         )
     if settings.auth == "jwt":
         _check_keys(settings)
+    _check_batching(settings)
     try:
         await Supervisor(settings, read_settings).run()
     except SupervisorError as error:
+        raise CommandError(str(error)) from error
+
+
+def _check_batching(settings: Settings) -> None:
+    """Raises CommandError, likewise."""
+    from coupon_service.batching import BatchingError
+    from coupon_service.wiring import batching_settings
+
+    try:
+        batching_settings(settings)
+    except BatchingError as error:
         raise CommandError(str(error)) from error
 
 

@@ -14,7 +14,7 @@ from datetime import datetime
 from typing import Final, TypeAlias, cast
 from uuid import UUID
 
-from coupon_service.batching.batcher import DetachedTasks
+from coupon_service.batching import DetachedTasks
 from coupon_service.errors import (
     CodeLocked,
     CouponServiceError,
@@ -38,9 +38,6 @@ from coupon_service.model import (
     Outcome,
 )
 from coupon_service.model.times import milliseconds_of, time_of
-
-BATCHES_IN_FLIGHT: Final = 2
-"""One can begin while the other is recorded; more of them would be smaller."""
 
 LOCKS_ELSEWHERE_MAX: Final = 1_000
 """Locks of a user that are searched for those of other businesses."""

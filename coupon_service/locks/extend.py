@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
 
-from coupon_service.batching.batcher import DetachedTasks
+from coupon_service.batching import DetachedTasks
 from coupon_service.errors import CodeLocked, LockExpired, LocksUnavailable, LockTokenMismatch
 from coupon_service.leases import AdmitStatus, LeaseKey, Leases
 from coupon_service.locks.history import LockGrant, LockHistory

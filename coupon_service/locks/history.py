@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
-from coupon_service.batching.batcher import CommandLanes, MicroBatcher
+from coupon_service.batching import CommandLanes, MicroBatcher
 from coupon_service.errors import LockNotFound
 from coupon_service.leases import IndexedLock
 from coupon_service.locks.token import LockTokens

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-from coupon_service.batching.batcher import DetachedTasks
+from coupon_service.batching import DetachedTasks
 from coupon_service.errors import LocksUnavailable
 from coupon_service.leases import LeaseKey, Leases, ReleaseRequest
 from coupon_service.locks.history import LockHistory

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from functools import partial
 from uuid import UUID
 
-from coupon_service.batching.batcher import LazyCommand, MicroBatcher
+from coupon_service.batching import LazyCommand, MicroBatcher
 from coupon_service.errors import LockNotFound, LocksUnavailable
 from coupon_service.leases import IndexedLock, LeaseKey, Leases
 from coupon_service.locks.extend import LockExtender

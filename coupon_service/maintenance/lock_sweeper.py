@@ -6,7 +6,7 @@ from collections.abc import Callable
 from datetime import datetime
 from uuid import UUID
 
-from coupon_service.batching.batcher import CommandLanes
+from coupon_service.batching import CommandLanes
 from coupon_service.leases import LeaseKey, Leases
 from coupon_service.locks.service import lock_end
 from coupon_service.maintenance.periodic import run_periodically

@@ -33,6 +33,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from coupon_service.batching import BatchingSettings
 from coupon_service.batching.linger import linger
 from coupon_service.errors import LocksUnavailable
 from coupon_service.telemetry.metrics import Metrics
@@ -145,6 +146,7 @@ class Pipelines:
         try:
             while self._waiting:
                 await linger(
+                    BatchingSettings().reads.linger,
                     self._served,
                     lambda: len(self._waiting),
                     enough=CALLS_ENOUGH,

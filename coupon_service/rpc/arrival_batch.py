@@ -7,32 +7,26 @@ arrivals of two calls all of gRPC's is run, and each begins as if it were the fi
 from __future__ import annotations
 
 import asyncio
-from typing import Final
+from collections.abc import Sequence
 
-BUSY_CALLS: Final = 32
-"""With fewer open calls each goes on at once."""
-
-ARRIVAL_LINGER_S: Final = 0.005
-"""How long the first call of a batch waits for more."""
+from coupon_service.batching import BatchingSettings, FlushBuffer
 
 
 class ArrivalBatcher:
-    """Where calls wait for each other."""
+    """Where calls wait for each other, once more than `busy_calls` are open."""
 
-    def __init__(self) -> None:
-        self._waiting: list[asyncio.Future[None]] = []
+    def __init__(self, batching: BatchingSettings) -> None:
+        self.busy_calls = batching.arrival_busy_calls
+        self._waiting = FlushBuffer(_release, batching.arrival_linger_ms)
 
     async def join(self) -> None:
         """Returns with the others of its batch."""
-        loop = asyncio.get_running_loop()
-        if not self._waiting:
-            loop.call_later(ARRIVAL_LINGER_S, self._go_on)
-        turn = loop.create_future()
-        self._waiting.append(turn)
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.add(turn)
         await turn
 
-    def _go_on(self) -> None:
-        waiting, self._waiting = self._waiting, []
-        for turn in waiting:
-            if not turn.done():
-                turn.set_result(None)
+
+def _release(turns: Sequence[asyncio.Future[None]]) -> None:
+    for turn in turns:
+        if not turn.done():
+            turn.set_result(None)

@@ -6,15 +6,15 @@ processor's caches, and needs no system call for each line.
 
 from __future__ import annotations
 
-import asyncio
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from time import perf_counter
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from structlog.typing import FilteringBoundLogger
 
+from coupon_service.batching import BatchingSettings, FlushBuffer
 from coupon_service.errors import CouponServiceError
 from coupon_service.rpc.context import RequestContext
 from coupon_service.rpc.status import Internal
@@ -22,9 +22,6 @@ from coupon_service.telemetry.logs import EACH
 
 if TYPE_CHECKING:
     from coupon_service.telemetry.tracing import Tracer
-
-FLUSH_AFTER_S: Final = 0.01
-"""How long the first of the calls that are flushed together waits for more."""
 
 
 class RpcObserver(Protocol):
@@ -54,12 +51,16 @@ class CallRecorder:
     """Gathers the calls that have ended, for the metrics and the access log."""
 
     def __init__(
-        self, log: FilteringBoundLogger, observer: RpcObserver, tracer: Tracer | None
+        self,
+        log: FilteringBoundLogger,
+        observer: RpcObserver,
+        tracer: Tracer | None,
+        batching: BatchingSettings,
     ) -> None:
         self._log = log
         self._observer = observer
         self._tracer = tracer
-        self._ended: list[_Ended] = []
+        self._ended = FlushBuffer(self._record, batching.access_log_delay_ms)
 
     def add(
         self,
@@ -87,15 +88,13 @@ class CallRecorder:
             elif error is not None:
                 self._log.warning("rpc", **_line(ended), cause=repr(error.__cause__))
             return
-        if not self._ended:
-            asyncio.get_running_loop().call_later(FLUSH_AFTER_S, self.flush)
-        self._ended.append(ended)
+        self._ended.add(ended)
 
     def flush(self) -> None:
         """Counts and logs those that have not been yet."""
-        ended, self._ended = self._ended, []
-        if not ended:
-            return
+        self._ended.flush()
+
+    def _record(self, ended: Sequence[_Ended]) -> None:
         alike: defaultdict[tuple[str, str, str], list[float]] = defaultdict(list)
         for it in ended:
             alike[it.method, it.status, it.reason].append(it.seconds)

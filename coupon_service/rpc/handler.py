@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
 from time import perf_counter
@@ -25,6 +25,7 @@ from google.protobuf.message import DecodeError
 from google.rpc.status_pb2 import Status
 from structlog.typing import FilteringBoundLogger
 
+from coupon_service.batching import BatchingSettings
 from coupon_service.errors import (
     CouponServiceError,
     DeadlineExceeded,
@@ -34,7 +35,7 @@ from coupon_service.errors import (
 )
 from coupon_service.ratelimit.code_guessing import GuessGuard
 from coupon_service.ratelimit.limiter import RateLimiter
-from coupon_service.rpc.arrival_batch import BUSY_CALLS, ArrivalBatcher
+from coupon_service.rpc.arrival_batch import ArrivalBatcher
 from coupon_service.rpc.call_recorder import CallRecorder, RpcObserver
 from coupon_service.rpc.context import CURRENT, RequestContext
 from coupon_service.rpc.guess_guard import guarded
@@ -71,6 +72,7 @@ class RpcHandlerSettings:
     import_request_max_bytes: int
     stream_idle_ms: int
     calls_max: int
+    batching: BatchingSettings = field(default_factory=BatchingSettings)
 
 
 class RpcHandler(grpc.GenericRpcHandler):
@@ -93,8 +95,8 @@ class RpcHandler(grpc.GenericRpcHandler):
     ) -> None:
         self._settings = settings
         self._observer = observer
-        self._recorder = CallRecorder(log, observer, tracer)
-        self._arrivals = ArrivalBatcher()
+        self._recorder = CallRecorder(log, observer, tracer, settings.batching)
+        self._arrivals = ArrivalBatcher(settings.batching)
         self._authenticate = authenticate or _as_anonymous
         self._tracer = tracer
         self._limiter = limiter
@@ -179,7 +181,7 @@ class RpcHandler(grpc.GenericRpcHandler):
             if self._tracer is not None:
                 rpc.span = self._tracer.call_started(method, rpc.metadata)
             try:
-                if not row.open_ended and self.open_calls > BUSY_CALLS:
+                if not row.open_ended and self.open_calls > self._arrivals.busy_calls:
                     await self._arrivals.join()
                 self._authenticate(method, rpc)
                 if self._limiter is not None and self._limiter.limits(rpc):

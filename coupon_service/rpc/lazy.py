@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Protocol, TypeVar
 
-from coupon_service.batching.batcher import LazyCommand
+from coupon_service.batching import LazyCommand
 from coupon_service.model import Command
 from coupon_service.rpc.context import RequestContext
 from coupon_service.rpc.convert.fields import REQUEST_ID

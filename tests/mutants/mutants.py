@@ -21,7 +21,7 @@ from unittest import mock
 import psycopg
 from psycopg.conninfo import make_conninfo
 
-from coupon_service.batching import batcher as coalesce
+from coupon_service.batching import DetachedTasks
 from coupon_service.leases import commands, leases
 from coupon_service.locks import token as lock_token
 from coupon_service.locks.token import verify
@@ -126,7 +126,7 @@ def no_shield() -> Planted:
     def run(_: object, work: Any) -> Any:
         return asyncio.ensure_future(work)
 
-    return mock.patch.object(coalesce.DetachedTasks, "run", run)
+    return mock.patch.object(DetachedTasks, "run", run)
 
 
 def fence_ignored() -> Planted:

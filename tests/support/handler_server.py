@@ -17,6 +17,7 @@ from google.rpc.error_details_pb2 import ErrorInfo
 from google.rpc.status_pb2 import Status
 from structlog.testing import LogCapture
 
+from coupon_service.batching import BatchingSettings
 from coupon_service.ratelimit.code_guessing import GuessGuard
 from coupon_service.ratelimit.limiter import RateLimiter
 from coupon_service.rpc.context import RequestContext
@@ -100,6 +101,7 @@ async def running(
     authenticate: Callable[[str, RequestContext], None] | None = None,
     limiter: RateLimiter | None = None,
     guesses: GuessGuard | None = None,
+    batching: BatchingSettings | None = None,
 ) -> AsyncGenerator[Running]:
     capture = LogCapture()
     server = grpc.aio.server()
@@ -112,6 +114,7 @@ async def running(
             import_request_max_bytes=10 * MAX_BYTES,
             stream_idle_ms=DEADLINE_MS,
             calls_max=CALLS_MAX,
+            batching=batching or BatchingSettings(),
         )
         counted: list[tuple[str, str, str]] = []
         handler = RpcHandler(settings, log, Observer(counted), authenticate, limiter, guesses)

@@ -58,7 +58,7 @@ async def _kept(running: ServerThread) -> Kept:
         stats.get("pool_size", 0),
         stats.get("pool_available", 0),
         _descriptors(),
-        sum(it._queued for it in (server._coalescer._single, server._coalescer._bulk)),
+        sum(it._queued for it in (server._commands._single, server._commands._bulk)),
     )
 
 

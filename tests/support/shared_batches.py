@@ -14,8 +14,7 @@ from unittest import mock
 from support.calls import tried
 from support.waiting import until
 
-from coupon_service.batching.batcher import LazyCommand, MicroBatcher
-from coupon_service.locks.acquire import BATCHES_IN_FLIGHT
+from coupon_service.batching import BatchingSettings, LazyCommand, MicroBatcher
 
 Call = Callable[[], object]
 
@@ -45,7 +44,7 @@ def answered_together(
         waiting += isinstance(unit, LazyCommand)
         return enqueue(self, unit)
 
-    first = [others() for _ in range(BATCHES_IN_FLIGHT)]
+    first = [others() for _ in range(BatchingSettings().lock_batches_in_flight)]
     with (
         mock.patch.object(owner, step, held_up),
         mock.patch.object(MicroBatcher, "_enqueue", counted),

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
-from coupon_service.batching.batcher import CommandLanes, LazyCommand
+from coupon_service.batching import CommandLanes, LazyCommand
 from coupon_service.locks.service import LockService
 from coupon_service.model import Assignment, Book, Code, CommandGroup, Done, done_of
 from coupon_service.rpc.context import current

@@ -9,7 +9,7 @@ from contextlib import aclosing
 from datetime import datetime
 from typing import Any, Final
 
-from coupon_service.batching.batcher import CommandLanes
+from coupon_service.batching import CommandLanes
 from coupon_service.errors import CodeSpaceExhausted
 from coupon_service.locks.service import LockService
 from coupon_service.model import CommandGroup, EventType, SetCodeEnabled, done_of

@@ -10,7 +10,7 @@ from support.calls import get_lock, locking_code, locks_of
 from support.service import Api, unique
 from support.shared_batches import answered_together
 
-from coupon_service.batching.batcher import CommandLanes
+from coupon_service.batching import CommandLanes
 from coupon_service.errors import Contention
 from coupon_service.locks.acquire import LockAcquirer
 from coupon_service.model import CommandGroup, Outcome

@@ -9,7 +9,7 @@ from support.calls import get_lock, locking_code, locks_of, unlock_by_id
 from support.service import Api, unique
 from support.shared_batches import answered_together
 
-from coupon_service.batching.batcher import CommandLanes
+from coupon_service.batching import CommandLanes
 from coupon_service.errors import Contention, LocksUnavailable
 from coupon_service.leases import Leases
 from coupon_service.locks.history import LockHistory

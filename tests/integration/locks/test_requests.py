@@ -27,7 +27,7 @@ from support.service import (
 )
 from support.waiting import until
 
-from coupon_service.batching.batcher import CommandLanes
+from coupon_service.batching import CommandLanes
 from coupon_service.errors import DatabaseUnavailable
 from coupon_service.locks import acquire as lock_acquire
 from coupon_service.locks.acquire import LockAcquirer

@@ -5,23 +5,21 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-import pytest
 from support.handler_server import running, until
 
-from coupon_service.rpc import arrival_batch
-from coupon_service.rpc.arrival_batch import BUSY_CALLS, ArrivalBatcher
+from coupon_service.batching import BatchingSettings
+from coupon_service.rpc.arrival_batch import ArrivalBatcher
 from coupon_service.v1 import redemption_service_pb2 as pb
 
 SOON_S = 0.5
-
-
-@pytest.fixture(autouse=True)
-def wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(arrival_batch, "ARRIVAL_LINGER_S", SOON_S)
+BATCHING = BatchingSettings(
+    arrival_linger_ms=1_000 * SOON_S, linger_ms=2_000 * SOON_S, batch_max_wait_ms=0
+)
+BUSY_CALLS = BATCHING.arrival_busy_calls
 
 
 async def test_calls_of_a_batch_go_on_one_right_after_the_other() -> None:
-    arrivals = ArrivalBatcher()
+    arrivals = ArrivalBatcher(BATCHING)
     order: list[str] = []
 
     async def come(name: str) -> None:
@@ -50,7 +48,7 @@ async def test_calls_wait_for_each_other_only_where_many_are_open() -> None:
         await held.wait()
         return pb.RedeemCodeResponse()
 
-    async with running(behavior) as run:
+    async with running(behavior, batching=BATCHING) as run:
 
         def call(name: str) -> asyncio.Future[Any]:
             request = pb.RedeemCodeRequest(request_id=name)

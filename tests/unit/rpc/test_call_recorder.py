@@ -11,12 +11,15 @@ import structlog
 from structlog.testing import LogCapture
 from support.handler_server import Observer
 
+from coupon_service.batching import BatchingSettings
 from coupon_service.errors import Contention, CouponServiceError
-from coupon_service.rpc.call_recorder import FLUSH_AFTER_S, CallRecorder
+from coupon_service.rpc.call_recorder import CallRecorder
 from coupon_service.rpc.context import RequestContext
 from coupon_service.rpc.status import Internal
 from coupon_service.telemetry.logs import EACH
 
+BATCHING = BatchingSettings()
+LONG_ENOUGH_S = 2 * BATCHING.access_log_delay_ms / 1_000
 OK = ("Service/Method", "OK", "")
 
 
@@ -27,7 +30,7 @@ class Recorded:
         self._capture = LogCapture()
         log: Any = structlog.wrap_logger(None, processors=[self._capture])
         self.counted: list[tuple[str, str, str]] = []
-        self.calls = CallRecorder(log, Observer(self.counted), None)
+        self.calls = CallRecorder(log, Observer(self.counted), None, BATCHING)
 
     def end(self, request_id: str, error: CouponServiceError | None = None) -> None:
         rpc = RequestContext(request_id=request_id)
@@ -47,11 +50,11 @@ async def test_calls_that_end_at_about_the_same_time_are_flushed_together() -> N
     for request_id in ("a", "b", "c"):
         recorded.end(request_id)
     assert (recorded.logged, recorded.counted) == ([], [])
-    await asyncio.sleep(2 * FLUSH_AFTER_S)
+    await asyncio.sleep(LONG_ENOUGH_S)
     assert recorded.logged == [("info", "a", "b", "c")]
     assert recorded.counted == [OK] * 3
     recorded.end("d")
-    await asyncio.sleep(2 * FLUSH_AFTER_S)
+    await asyncio.sleep(LONG_ENOUGH_S)
     assert recorded.logged[1:] == [("info", "d")]
 
 
@@ -60,7 +63,7 @@ async def test_the_last_calls_are_flushed_when_there_will_be_no_more() -> None:
     recorded.end("a")
     recorded.calls.flush()
     assert recorded.logged == [("info", "a")]
-    await asyncio.sleep(2 * FLUSH_AFTER_S)
+    await asyncio.sleep(LONG_ENOUGH_S)
     assert recorded.logged == [("info", "a")]
     assert recorded.counted == [OK]
 

@@ -1,0 +1,94 @@
+"""Settings of the service → what each part needs of them."""
+
+from __future__ import annotations
+
+from coupon_service.batching import BatchingSettings
+from coupon_service.locks.limits import LockLimits
+from coupon_service.ratelimit.callers import CallerLimits
+from coupon_service.rpc.handler import RpcHandlerSettings
+from coupon_service.settings import Settings
+from coupon_service.store.database import DatabaseSettings
+
+
+def batching_settings(settings: Settings) -> BatchingSettings:
+    """Of everything that is done for many callers at once. Raises BatchingError."""
+    return BatchingSettings(
+        batch_max_size=settings.batch_max_size,
+        batch_max_wait_ms=settings.batch_max_wait_ms,
+        batches_in_flight=settings.batches_in_flight,
+        queue_max_size=settings.queue_max_size,
+    )
+
+
+def database_settings(url: str, settings: Settings) -> DatabaseSettings:
+    """Of the pool and its transactions."""
+    return DatabaseSettings(
+        url=url,
+        pool_min_size=settings.pool_min_size,
+        pool_max_size=settings.pool_max_size,
+        pool_timeout_ms=settings.pool_timeout_ms,
+        lock_timeout_ms=settings.lock_timeout_ms,
+        statement_timeout_ms=settings.statement_timeout_ms,
+        idle_in_transaction_timeout_ms=settings.idle_in_transaction_timeout_ms,
+        tcp_user_timeout_ms=settings.tcp_user_timeout_ms,
+        attempts_max=settings.transaction_attempts_max,
+        # One connection is for large calls, one for previews, one for lookups; those left over by
+        # these and the batches of commands are for what is read without being joined.
+        reads_max=max(1, settings.pool_max_size - settings.batches_in_flight - 3),
+    )
+
+
+def handler_settings(settings: Settings) -> RpcHandlerSettings:
+    """Bounds of the calls. Raises BatchingError."""
+    return RpcHandlerSettings(
+        default_deadline_ms=settings.default_deadline_ms,
+        request_max_bytes=settings.request_max_bytes,
+        import_request_max_bytes=settings.import_request_max_bytes,
+        stream_idle_ms=settings.stream_idle_ms,
+        calls_max=settings.calls_max,
+        batching=batching_settings(settings),
+    )
+
+
+def call_limits(settings: Settings) -> CallerLimits | None:
+    """How often callers may call. None where nobody has a limit, so that nobody pays for it."""
+    if settings.auth == "none" and not settings.peers_limited:
+        return None
+    return CallerLimits(
+        end_users=settings.rate_limit_end_users,
+        services=settings.rate_limit_services,
+        peers=settings.rate_limit_peers,
+        loopback="rate_limit_peers" in settings.model_fields_set,
+    )
+
+
+def guess_limits(settings: Settings) -> CallerLimits:
+    """How many unknown codes callers may look up."""
+    return CallerLimits(
+        end_users=settings.guess_limit_end_users,
+        services=settings.guess_limit_services,
+        peers=settings.guess_limit_peers,
+        loopback="guess_limit_peers" in settings.model_fields_set,
+    )
+
+
+def lock_limits(settings: Settings) -> LockLimits:
+    """How long locks live and how many a user has."""
+    return LockLimits(
+        ttl_default_ms=settings.lock_ttl_default_ms,
+        ttl_max_ms=settings.lock_ttl_max_ms,
+        grace_ms=settings.lock_grace_ms,
+        extensions_max=settings.lock_extensions_max,
+        locks_per_user_max=settings.locks_per_user_max,
+    )
+
+
+def lock_token_secrets(settings: Settings) -> list[bytes]:
+    """The secret that lock tokens are signed with, and others that are still good."""
+    secrets = (settings.lock_token_secret, settings.lock_token_secret_previous)
+    return [secret.get_secret_value().encode() for secret in secrets if secret is not None]
+
+
+def transient_ttl_ms(settings: Settings) -> int:
+    """How long a redemption without a lock keeps its place: as long as it can take."""
+    return settings.default_deadline_ms + settings.statement_timeout_ms
