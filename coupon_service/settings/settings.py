@@ -189,8 +189,9 @@ class Settings(BaseSettings):
     )
     batch_max_wait_ms: Annotated[int, Field(ge=0, le=1_000)] = Field(
         50,
-        description="Longest wait of a busy worker for more commands in a batch, in milliseconds."
-        " An idle one waits a few turns of its event loop, some ten microseconds.",
+        description="Longest wait of a busy worker for more commands in a batch, in milliseconds:"
+        " more than 6, or 0 for none. An idle one waits a few turns of its event loop, some ten"
+        " microseconds.",
     )
     batches_in_flight: Count = Field(
         1,

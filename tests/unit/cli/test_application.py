@@ -85,6 +85,16 @@ class TestEndingWithASentence:
     ) -> None:
         assert self.said(monkeypatch, "serve") == "COUPON_DATABASE_URL has to be set."
 
+    def test_a_wait_of_batches_that_cannot_be_kept_is_refused_before_workers_start(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("COUPON_DATABASE_URL", "postgresql://nowhere.invalid/coupons")
+        monkeypatch.setenv("COUPON_REDIS_URL", "redis://nowhere.invalid")
+        monkeypatch.setenv("COUPON_LOCK_TOKEN_SECRET", "only this test signs with this one")
+        monkeypatch.setenv("COUPON_BATCH_MAX_WAIT_MS", "3")
+        said = self.said(monkeypatch, "serve")
+        assert said.startswith("COUPON_BATCH_MAX_WAIT_MS: expected 0, or more than 6,")
+
     def test_migrating_without_a_database_tells_what_to_set(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
