@@ -54,25 +54,25 @@ class BatchingSettings:
     queue_max_size: int = 10_000
 
     idle_yields: int = 8
-    """Turns of the event loop that others have to come where few did before: enough for those who
-    are already on their way in an idle worker, and too short to be noticed."""
+    """In an idle worker: turns of the event loop that a batch yields before it starts, enough for
+    commands that are on their way already, and too short to be noticed."""
     busy_size: int = 16
-    """When so many were served together, more are on their way."""
+    """A worker is busy when the batch before had so many: more are on their way."""
     linger_ms: float = 6
-    """Then they are waited for, until none has come for so long. Calls of a busy worker come by
-    the bunch, one each `arrival_linger_ms`: a shorter wait would end between two of them."""
+    """In a busy worker: for how long no other may have come before a batch starts. It is more than
+    `arrival_linger_ms`, or a batch would start between two arrival batches."""
 
     arrival_busy_calls: int = 32
-    """With fewer open calls each goes on at once."""
+    """With at most so many open calls, each goes on at once."""
     arrival_linger_ms: float = 5
-    """How long the first call of a bunch waits for more."""
+    """How long the first call of an arrival batch waits for more."""
     access_log_delay_ms: float = 10
-    """How long the first of the ended calls that are logged and counted together waits for more."""
+    """How long the first ended call waits for others that are logged and counted with it."""
 
     bulk_part_size: int = 125
-    """Commands of a large call that share a transaction: others have their turn between two."""
+    """Commands of a large call that share a transaction; other calls get their turn in between."""
     lock_batches_in_flight: int = 2
-    """Batches of locks: one can take its places in Redis while the other is recorded."""
+    """Batches of locks: one can acquire its permits in Redis while the other is recorded."""
 
     def __post_init__(self) -> None:
         if problems := " ".join(self._problems()):

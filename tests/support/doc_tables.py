@@ -10,19 +10,20 @@ import re
 import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
 import typer
 from prometheus_client import CollectorRegistry
 
+from coupon_service.batching.settings import BatchingSettings
 from coupon_service.cli.application import application
 from coupon_service.cli.client import RETRIES
 from coupon_service.cli.session import session
 from coupon_service.rpc.authorization import methods_of
 from coupon_service.rpc.methods import METHODS, LookUp, Role
-from coupon_service.settings import settings_table
+from coupon_service.settings import Settings, settings_table
 from coupon_service.telemetry.metrics import Metrics
 from coupon_service.telemetry.multiprocess import Service, Workers
 from coupon_service.telemetry.replica_gauges import ReplicaGauges
@@ -228,6 +229,27 @@ def _rooms(name: str) -> Iterator[str]:
             yield from _rooms(f"{name}/{child.name}")
 
 
+def batching_table() -> str:
+    """The sizes and delays of batching that are no settings of the service."""
+    text = (PACKAGE / "batching" / "settings.py").read_text(encoding="utf-8")
+    (settings,) = (
+        it
+        for it in ast.parse(text).body
+        if isinstance(it, ast.ClassDef) and it.name == BatchingSettings.__name__
+    )
+    defaults = BatchingSettings()
+    lines = ["| Name | Value | Meaning |", "| --- | --- | --- |"]
+    for it, after in pairwise(settings.body):
+        match it, after:
+            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(ast.Constant(str(meaning))):
+                if name not in Settings.model_fields:
+                    value = getattr(defaults, name)
+                    lines.append(f"| `{name}` | {value} | {' '.join(meaning.split())} |")
+            case _:
+                pass
+    return "\n".join(lines)
+
+
 def _summary(file: Path) -> str:
     """The first sentence of what a module says of itself."""
     text = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
@@ -257,5 +279,6 @@ GENERATORS: Mapping[str, Callable[[], str]] = {
     "commands": commands_section,
     "shared_options": shared_options_table,
     "layers": layers_table,
+    "batching": batching_table,
 }
 """What renders a generated part, by the name that its marker in a page has."""
