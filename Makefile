@@ -35,6 +35,9 @@ replay: install ## Replay the real redemptions in the folder DATA= through a ser
 	@[ -d "$(DATA)" ] || { echo "Say where the data is: make replay DATA=<folder>" >&2; exit 2; }
 	@$(BIN)/python -m bench.replay "$(DATA)" $(ARGS)
 
+TOOLS := .tools
+KUBERNETES_TOOLS := $(addprefix $(TOOLS)/,kustomize kubectl-validate crds)
+
 # --- testing ------------------------------------------------------------------------------------
 
 # All tests run in two processes, but for those that depend on time (tests/conftest.py), file by
@@ -75,11 +78,13 @@ deployment: install
 	$(BIN)/hadolint Dockerfile
 	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec deploy/compose.yaml
 
-check-deploy: install ## Check the dashboard and the alerts, against the metrics of a real service (needs promtool)
+check-deploy: install $(KUBERNETES_TOOLS) ## Check dashboard, alerts and manifests (needs promtool, and Go)
 	@command -v promtool >/dev/null || { \
 		echo "promtool checks them, and it is not here (Debian and Ubuntu: apt install prometheus)." >&2; \
 		exit 1; }
 	@cd deploy/prometheus && promtool check config prometheus.yml && promtool test rules alerts.test.yml
+	@$(TOOLS)/kustomize build deploy/kubernetes/overlays/production > $(TOOLS)/kubernetes.yaml
+	@$(TOOLS)/kubectl-validate --local-crds $(TOOLS)/crds $(TOOLS)/kubernetes.yaml
 	@$(BIN)/pytest -q tests/integration/ops/test_scrape.py
 
 image-check: install ## Build the container image and run it, without an engine (root, on Debian)
@@ -127,8 +132,6 @@ contract: install
 
 # --- measuring ----------------------------------------------------------------------------------
 
-TOOLS := .tools
-
 bench: install tools ## Measure everything, and write bench/REPORT.md (about twenty minutes on two cores)
 	@$(BIN)/python -m bench.run $(ARGS)
 
@@ -145,13 +148,21 @@ tools: $(TOOLS)/ghz $(TOOLS)/grpcurl ## Install ghz and grpcurl into .tools, onc
 
 $(TOOLS)/ghz: PACKAGE := github.com/bojand/ghz/cmd/ghz@v0.120.0
 $(TOOLS)/grpcurl: PACKAGE := github.com/fullstorydev/grpcurl/cmd/grpcurl@v1.9.3
-$(TOOLS)/ghz $(TOOLS)/grpcurl:
+$(TOOLS)/kustomize: PACKAGE := sigs.k8s.io/kustomize/kustomize/v5@v5.8.1
+$(TOOLS)/kubectl-validate: PACKAGE := sigs.k8s.io/kubectl-validate@v0.0.4
+$(addprefix $(TOOLS)/,ghz grpcurl kustomize kubectl-validate):
 	@command -v go >/dev/null || { \
 		echo "$(@F) is a Go program, and there is no Go here: install it (https://go.dev/dl," \
 			"or your system's package golang, 1.21 or newer) and repeat this," \
 			"or put a $(@F) of your own at $@." >&2; exit 1; }
 	@echo "Building $(PACKAGE) into $(TOOLS) (a minute or two) ..."
 	@GOBIN="$(CURDIR)/$(TOOLS)" go install $(PACKAGE)
+
+# The schema of ServiceMonitor, as its operator has it.
+$(TOOLS)/crds: OPERATOR := github.com/prometheus-operator/prometheus-operator@v0.85.0
+$(TOOLS)/crds:
+	@mkdir -p $@ && cp "$$(go mod download -json $(OPERATOR) | sed -n 's/.*"Dir": "\(.*\)",/\1/p')"/$(strip \
+		example/prometheus-operator-crd/monitoring.coreos.com_servicemonitors.yaml) $@ || { rmdir $@; exit 1; }
 
 interop: ## Install what the tests need to call the service from Node (needs npm)
 	@npm --prefix tests/interop ci --ignore-scripts

@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any, get_args
 
@@ -48,6 +49,32 @@ def container(task: str) -> dict[str, Any]:
     return found
 
 
+def manifests() -> dict[tuple[str, str], dict[str, Any]]:
+    """The manifests of deploy/kubernetes/base by kind and name."""
+    files = (DEPLOY / "kubernetes" / "base").glob("*.yaml")
+    documents = (YAML(typ="safe").load_all(file.read_text(encoding="utf-8")) for file in files)
+    return {
+        (it["kind"], it["metadata"]["name"]): it
+        for it in chain.from_iterable(documents)
+        if it["kind"] != "Kustomization"
+    }
+
+
+def pod(kind: str, name: str) -> dict[str, Any]:
+    """What a manifest says of its pods."""
+    return manifests()[kind, name]["spec"]["template"]["spec"]
+
+
+def pod_container(name: str) -> dict[str, Any]:
+    """The one container of `serve` or `migrate` on Kubernetes."""
+    kinds = {
+        "serve": ("Deployment", "coupon-service"),
+        "migrate": ("Job", "coupon-service-migrate"),
+    }
+    (found,) = pod(*kinds[name])["containers"]
+    return found
+
+
 def pairs(container: Mapping[str, Any], field: str, value: str) -> dict[str, str]:
     """What ECS writes as a list of names and values."""
     return {it["name"]: it[value] for it in container.get(field, [])}
@@ -58,6 +85,8 @@ def variables(where: str) -> dict[str, str]:
     kind, _, name = where.partition(" ")
     if kind == "compose":
         return compose()["services"][name]["environment"]
+    if kind == "kubernetes":
+        return {it["name"]: it.get("value", "") for it in pod_container(name)["env"]}
     task = container(name)
     return pairs(task, "environment", "value") | pairs(task, "secrets", "valueFrom")
 
@@ -65,10 +94,16 @@ def variables(where: str) -> dict[str, str]:
 def command(where: str) -> list[str]:
     """What a container of ours is told to do."""
     kind, _, name = where.partition(" ")
+    if kind == "kubernetes":
+        return pod_container(name)["args"]
     return (compose()["services"][name] if kind == "compose" else container(name))["command"]
 
 
-CONTAINERS = [*(f"compose {name}" for name in OURS), *(f"ecs {name}" for name in TASKS)]
+CONTAINERS = [
+    *(f"compose {name}" for name in OURS),
+    *(f"ecs {name}" for name in TASKS),
+    *(f"kubernetes {name}" for name in ("migrate", "serve")),
+]
 
 
 def is_secret(variable: str) -> bool:
@@ -173,6 +208,56 @@ def test_nobody_is_killed_while_draining() -> None:
     task = container("service")
     given = pairs(task, "environment", "value")
     assert stop_takes_s(given) <= task["stopTimeout"] <= 120  # what Fargate allows
+
+
+def test_no_pod_is_killed_while_draining() -> None:
+    grace_s = pod("Deployment", "coupon-service")["terminationGracePeriodSeconds"]
+    assert stop_takes_s(variables("kubernetes serve")) <= grace_s
+
+
+def test_pods_are_probed_on_the_ports_that_they_listen_on() -> None:
+    container = pod_container("serve")
+    ports = {it["name"]: it["containerPort"] for it in container["ports"]}
+    fields = Settings.model_fields
+    assert ports == {"grpc": fields["port"].default, "metrics": fields["metrics_port"].default}
+    assert container["readinessProbe"]["grpc"]["port"] == ports["grpc"]
+    # PostgreSQL being away must not restart the pods: only /healthz says nothing of it.
+    for probe in ("livenessProbe", "startupProbe"):
+        assert container[probe]["httpGet"] == {"path": "/healthz", "port": "metrics"}
+
+
+def test_pods_may_write_to_their_temporary_folder_alone() -> None:
+    for name in ("serve", "migrate"):
+        container = pod_container(name)
+        assert container["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }
+        assert [it["mountPath"] for it in container["volumeMounts"]] == ["/tmp"]
+
+
+def test_a_rollout_and_a_drain_leave_pods_that_serve() -> None:
+    found = manifests()
+    rollout = found["Deployment", "coupon-service"]["spec"]["strategy"]["rollingUpdate"]
+    assert rollout["maxUnavailable"] == 0
+    assert found["HorizontalPodAutoscaler", "coupon-service"]["spec"]["minReplicas"] >= 2
+    assert found["PodDisruptionBudget", "coupon-service"]["spec"]["maxUnavailable"] == 1
+
+
+def test_every_selector_finds_the_pods() -> None:
+    found = manifests()
+    labels = found["Deployment", "coupon-service"]["spec"]["template"]["metadata"]["labels"]
+    labels = labels | {"app.kubernetes.io/name": "coupon-service"}  # by the kustomization
+    selectors = [
+        found["Deployment", "coupon-service"]["spec"]["selector"]["matchLabels"],
+        found["PodDisruptionBudget", "coupon-service"]["spec"]["selector"]["matchLabels"],
+        found["NetworkPolicy", "coupon-service"]["spec"]["podSelector"]["matchLabels"],
+        found["Service", "coupon-service"]["spec"]["selector"],
+        found["Service", "coupon-service-headless"]["spec"]["selector"],
+    ]
+    for selector in selectors:
+        assert selector.items() <= labels.items()
 
 
 def test_there_are_always_two_and_a_deployment_takes_none_away() -> None:
