@@ -28,7 +28,8 @@ from psycopg_pool import AsyncConnectionPool
 
 from bench.servers.workers import run_workers
 from coupon_service.model import CodeState, EventType, event_id, fingerprint
-from coupon_service.model.codes import bucket_of, normalize
+from coupon_service.model.codes import bucket_of
+from coupon_service.model.normalization import normalize_code
 from coupon_service.v1 import redemption_service_pb2 as pb
 from coupon_service.v1.money_pb2 import Money
 from coupon_service.v1.redemption_service_pb2_grpc import (
@@ -136,7 +137,7 @@ class Redemptions(RedemptionServiceServicer):
 async def _redeem(
     connection: Connection, request: pb.RedeemCodeRequest, context: Any
 ) -> pb.RedeemCodeResponse:
-    code, now = normalize(request.code), datetime.now(UTC)
+    code, now = normalize_code(request.code), datetime.now(UTC)
     bucket, amount = bucket_of(code), request.order_amount.amount_minor
     found = await _lock_code(connection, bucket, code)
     if found is None:
@@ -202,7 +203,7 @@ def _answer(
     return pb.RedeemCodeResponse(
         redemption=pb.Redemption(
             redemption_id=str(attempt),
-            code=normalize(request.code),
+            code=normalize_code(request.code),
             book_id=str(found.book_id),
             user_id=request.user_id,
             order_id=request.order_id,

@@ -1,4 +1,4 @@
-"""Coupon codes as text: normalisation, buckets, formats, check characters and generation.
+"""Coupon codes as text: buckets, formats, check characters and generation.
 
 Everything here is pure; randomness comes in as an argument.
 """
@@ -12,15 +12,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from coupon_service.errors import CodeChecksumInvalid, CodeSpaceExhausted, FieldViolation
+from coupon_service.model.normalization import CODE_LENGTH_MAX
 
 BUCKETS = 64
 """How many buckets the codes are spread over."""
 
-CODE_LENGTH_MAX = 64
-"""The longest normalised code, in characters."""
-
 SEPARATORS = " -_."
-"""The characters that a person may put anywhere into a code; none of them counts."""
+"""The characters that a format may show a code with; like other signs, none of them counts."""
 
 DEFAULT_ALPHABET = "23456789ABCDEFGHJKMNPQRSTUVWXYZ"
 """Digits and upper-case letters without 0, O, 1, I and L: 31 characters."""
@@ -30,43 +28,23 @@ RandomSource = Callable[[int], bytes]
 
 
 def bucket_of(code: str) -> int:
-    """The bucket, 0 to 63, of a normalised code: the low six bits of its CRC-32 (IEEE 802.3).
+    """The bucket, 0 to 63, of a normalised code: the low six bits of the CRC-32 of its UTF-8.
 
     It is stored as the first column of every key that belongs to a code, so it can never change.
-    PostgreSQL 18 computes the same: ``crc32(convert_to(code, 'UTF8')) & 63``.
+    PostgreSQL 18 computes the same: ``crc32(convert_to(code, 'UTF8')) & 63``. Source: IEEE 802.3.
     """
-    return zlib.crc32(code.encode("ascii")) & (BUCKETS - 1)
+    return zlib.crc32(code.encode()) & (BUCKETS - 1)
 
 
 def sorted_by_key(codes: Iterable[str]) -> list[str]:
-    """Many codes by (bucket, code): the order of the table's key, in which rows are locked too."""
+    """Many codes by (bucket, code): the order of the table's key, in which rows are locked too.
+
+    Python compares text by code points, which is the order of UTF-8 in PostgreSQL's collation "C".
+    """
     buckets: list[list[str]] = [[] for _ in range(BUCKETS)]
     for code in codes:
         buckets[bucket_of(code)].append(code)
     return [code for bucket in buckets for code in sorted(bucket)]
-
-
-def normalize(text: str) -> str:
-    """The code that is stored and looked up, for what a person typed.
-
-    Letters become upper-case and the characters of ``SEPARATORS`` are left out.
-
-    Raises:
-        ValueError: the rest is not 1 to 64 characters of A-Z and 0-9. The message says what was
-            expected, without the text itself.
-    """
-    # isascii comes first: the upper-case form of some other letters is ASCII (sharp s: SS).
-    if text.isascii():
-        code = text.upper()
-        if not code.isalnum():
-            for separator in SEPARATORS:
-                code = code.replace(separator, "")
-        if code.isalnum() and len(code) <= CODE_LENGTH_MAX:
-            return code
-    raise ValueError(
-        f"expected 1 to {CODE_LENGTH_MAX} letters A-Z or digits 0-9;"
-        " case, spaces and the separators - _ . do not count"
-    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from coupon_service.errors import (
     CouponServiceError,
     InvalidArgument,
 )
+from coupon_service.model.normalization import is_code
 from coupon_service.ratelimit.code_guessing import GuessGuard
 from coupon_service.rpc.context import current
 from coupon_service.rpc.methods import LookUp
@@ -52,10 +53,14 @@ def _one(behavior: Behavior, guesses: GuessGuard) -> Behavior:
             try:
                 response = await behavior(request, context)
             except MISSES:
-                if refusal := await guesses.missed(rpc, {user_id: 1}):
+                if is_code(request.code) and (refusal := await guesses.missed(rpc, {user_id: 1})):
                     raise refusal from None
                 raise
-            if _is_missed(response) and (refusal := await guesses.missed(rpc, {user_id: 1})):
+            if (
+                _is_missed(response)
+                and is_code(request.code)
+                and (refusal := await guesses.missed(rpc, {user_id: 1}))
+            ):
                 raise refusal
             return response
 
@@ -124,9 +129,12 @@ def _with(
 def _misses(
     request: pb.BatchRedeemCodesRequest, response: pb.BatchRedeemCodesResponse
 ) -> Mapping[str, int]:
-    """Unknown codes by user. Errors that an item only has from another one do not count."""
+    """Unknown codes by user. Errors that an item only has from another one do not count, nor does
+    what cannot be a code."""
     return Counter(
         item.user_id
         for item, result in zip(request.items, response.results, strict=True)
-        if result.error.reason in MISS_REASONS and "item" not in result.error.metadata
+        if result.error.reason in MISS_REASONS
+        and "item" not in result.error.metadata
+        and is_code(item.code)
     )

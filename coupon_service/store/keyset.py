@@ -12,7 +12,7 @@ from typing import TypeVar
 from uuid import UUID
 
 from coupon_service.errors import FieldViolation, InvalidArgument
-from coupon_service.model.codes import normalize
+from coupon_service.model.normalization import normalize_code
 
 T = TypeVar("T")
 
@@ -48,12 +48,12 @@ def time_and_code(after: Position | None) -> tuple[datetime, str]:
     """Reads a position by time and code; None is before the newest. Raises InvalidArgument."""
     if after is None:
         return BEFORE_FIRST_NEWEST[0], ""
-    return _read(after, 0, _time), _read(after, 1, normalize)
+    return _read(after, 0, _time), _read(after, 1, normalize_code)
 
 
 def code_only(after: Position | None) -> str:
     """Reads a position by code; None is before the first. Raises InvalidArgument."""
-    return "" if after is None else _read(after, 0, normalize)
+    return "" if after is None else _read(after, 0, normalize_code)
 
 
 def _time(text: str) -> datetime:

@@ -27,9 +27,13 @@ if _version_not_supported:
 
 class CouponCodeServiceStub:
     """The codes of a book: made, uploaded, looked at, switched off. A code is entered as a person would
-    type it (at most 128 characters: case, spaces and the separators - _ . do not matter) and answered
-    in normalised form (1-64 of A-Z, 0-9). Malformed codes are INVALID_ARGUMENT.
-    The conventions of CouponBookService hold.
+    type or paste it, in at most 128 characters, and answered in normalised form: 1-64 letters and
+    digits of any script, and the marks on them. All spellings are one code: Unicode's NFKC, in upper
+    case, without spaces, dashes, quotes, invisible characters, and signs such as . _ % & + # ! € and
+    emoji, as of Unicode 14.0, for ever. What cannot be a code is CODE_NOT_FOUND, and no guess: nothing
+    is left of it, or it has a backslash or one of ( ) , / : ; < = > @ [ ] { | }, a control character,
+    or one that Unicode 14.0 does not have. Only an empty one and one that is too long are
+    INVALID_ARGUMENT. The conventions of CouponBookService hold.
     """
 
     def __init__(self, channel):
@@ -82,9 +86,13 @@ class CouponCodeServiceStub:
 
 class CouponCodeServiceServicer:
     """The codes of a book: made, uploaded, looked at, switched off. A code is entered as a person would
-    type it (at most 128 characters: case, spaces and the separators - _ . do not matter) and answered
-    in normalised form (1-64 of A-Z, 0-9). Malformed codes are INVALID_ARGUMENT.
-    The conventions of CouponBookService hold.
+    type or paste it, in at most 128 characters, and answered in normalised form: 1-64 letters and
+    digits of any script, and the marks on them. All spellings are one code: Unicode's NFKC, in upper
+    case, without spaces, dashes, quotes, invisible characters, and signs such as . _ % & + # ! € and
+    emoji, as of Unicode 14.0, for ever. What cannot be a code is CODE_NOT_FOUND, and no guess: nothing
+    is left of it, or it has a backslash or one of ( ) , / : ; < = > @ [ ] { | }, a control character,
+    or one that Unicode 14.0 does not have. Only an empty one and one that is too long are
+    INVALID_ARGUMENT. The conventions of CouponBookService hold.
     """
 
     def PreviewCodes(self, request, context):
@@ -207,9 +215,13 @@ def add_CouponCodeServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class CouponCodeService:
     """The codes of a book: made, uploaded, looked at, switched off. A code is entered as a person would
-    type it (at most 128 characters: case, spaces and the separators - _ . do not matter) and answered
-    in normalised form (1-64 of A-Z, 0-9). Malformed codes are INVALID_ARGUMENT.
-    The conventions of CouponBookService hold.
+    type or paste it, in at most 128 characters, and answered in normalised form: 1-64 letters and
+    digits of any script, and the marks on them. All spellings are one code: Unicode's NFKC, in upper
+    case, without spaces, dashes, quotes, invisible characters, and signs such as . _ % & + # ! € and
+    emoji, as of Unicode 14.0, for ever. What cannot be a code is CODE_NOT_FOUND, and no guess: nothing
+    is left of it, or it has a backslash or one of ( ) , / : ; < = > @ [ ] { | }, a control character,
+    or one that Unicode 14.0 does not have. Only an empty one and one that is too long are
+    INVALID_ARGUMENT. The conventions of CouponBookService hold.
     """
 
     @staticmethod

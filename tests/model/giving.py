@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import deepcopy
 from datetime import UTC, datetime
 from typing import Any
+from unicodedata import normalize
 
 from model.told import USES, Code, Link, Message, No, Told, Unknown
 
@@ -141,9 +142,9 @@ class Giving(Told):
         source, made, rejected = (book_id, request_id), list[str](), list[Message]()
         seen = set[str]()
         for index, row in enumerate(rows):
-            code = "".join(it for it in row.upper() if it not in " -_.")
+            code = "".join(it for it in normalize("NFC", row).upper() if it.isalnum())
             earlier = self.codes.get(code)
-            if not (code.isalnum() and code.isascii() and len(code) <= 64):
+            if "/" in row:
                 outcome, reason = "INVALID", "INVALID_ARGUMENT"
             elif code in seen or (earlier and earlier.source == source):
                 outcome, reason = "DUPLICATE_IN_UPLOAD", "DUPLICATE_CODE"

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable, Iterator
 from random import Random
 from typing import Any, ClassVar
+from unicodedata import normalize
 from uuid import UUID, uuid4
 
 import psycopg
@@ -51,7 +52,9 @@ class Program(RuleBasedStateMachine):
         )
         self.began = self.world.now
         self.book_ids: list[str] = []
-        self.rows: list[str] = [f"{self.own}N{n}".upper() for n in range(5)]
+        self.rows: list[str] = [
+            f"{self.own}{kind}".upper() for kind in ("N0", "N1", "N2", "ÜЯ", "é4")
+        ]
         self.history: list[Callable[[], None]] = []
         self.log: list[str] = []
         self.sound = True
@@ -121,7 +124,14 @@ class Program(RuleBasedStateMachine):
 
     def typed(self, code: str, which: int) -> str:
         """A code as a person types it."""
-        return [code, code, code.lower(), f" {code[:4]}-{code[4:]}"][which % 4]
+        spellings = [
+            code,
+            code.lower(),
+            f" {code[:4]}-{code[4:]}",
+            f"{normalize('NFD', code)}\n",
+            f"„{code[:3]}%\u200b{code[3:].lower()}“",
+        ]
+        return spellings[which // 7 % len(spellings)]
 
     def within(self, code: str, which: int) -> str:
         """A book to name beside a code: none, its own, or another."""

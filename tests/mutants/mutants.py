@@ -25,7 +25,7 @@ from coupon_service.batching import DetachedTasks
 from coupon_service.leases import commands, leases
 from coupon_service.locks import token as lock_token
 from coupon_service.locks.token import verify
-from coupon_service.model import Rollback
+from coupon_service.model import Rollback, normalization
 from coupon_service.rules import locks as lock_rules
 from coupon_service.rules import redemptions as redeeming
 from coupon_service.rules import refusals
@@ -207,6 +207,11 @@ def lock_answer_forgotten() -> Planted:
 
 
 # --- how they are planted -----------------------------------------------------------------------
+
+
+def codes_not_composed() -> Planted:
+    """A letter that is typed as two characters is not the one that is stored."""
+    return mock.patch.object(normalization, "composed", lambda _, text: text)
 
 
 def _nothing(*_: object) -> Iterable[Any]:

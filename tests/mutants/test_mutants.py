@@ -32,6 +32,7 @@ CAUGHT_BY: dict[Callable[[], bugs.Planted], Callable[[Stack], None]] = {
     bugs.token_not_verified: harness.model_test,
     bugs.used_lock_kept: harness.model_test,
     bugs.lock_answer_forgotten: harness.repeat_after_the_lock,
+    bugs.codes_not_composed: harness.model_test,
 }
 QUICK = [it for it in dict.fromkeys(CAUGHT_BY.values()) if it is not harness.model_test]
 

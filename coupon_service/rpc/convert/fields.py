@@ -16,14 +16,14 @@ from google.protobuf.struct_pb2 import Struct
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from coupon_service.errors import FieldViolation, InvalidArgument
-from coupon_service.model import Money, codes
+from coupon_service.model import Money
+from coupon_service.model.normalization import EXPECTED, NO_CODE, CodeTooLong, normalize_code
 from coupon_service.rpc.convert.values import EPOCH, from_duration_ms, from_struct, from_timestamp
 from coupon_service.rpc.paging import Position, page_position
 from coupon_service.v1.money_pb2 import Money as MoneyMessage
 
 AMOUNT_MAX_MINOR: Final = 10**15
 TTL_MAX_MS: Final = 86_400_000
-TYPED_CODE_MAX_CHARACTERS: Final = 128
 PAGE_SIZE_MAX: Final = 1_000
 PAGE_SIZE_DEFAULT: Final = 50
 
@@ -114,15 +114,19 @@ class Fields:
         return self.uuid(field, value) if value else None
 
     def code(self, field: str, value: str) -> str:
-        """A code as a person typed it, normalised."""
-        if len(value) > TYPED_CODE_MAX_CHARACTERS:
-            self.refuse(field, f"expected at most {TYPED_CODE_MAX_CHARACTERS} characters")
-            return ""
+        """A code as a person typed it, normalised; NO_CODE for what cannot be one.
+
+        What a shopper types is no fault of the program that passes it on: it is looked up, and not
+        found. Only what is too long, or not there at all, is refused.
+        """
         try:
-            return codes.normalize(value)
-        except ValueError as error:
+            return normalize_code(value)
+        except CodeTooLong as error:
             self.refuse(field, str(error))
-            return ""
+        except ValueError:
+            if not value:
+                self.refuse(field, EXPECTED)
+        return NO_CODE
 
     def request_id(self, value: str, *, field: str = "request_id") -> str:
         """The name of the attempt; made up when it is empty, so that every attempt has one."""

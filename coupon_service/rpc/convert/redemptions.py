@@ -24,6 +24,7 @@ from coupon_service.model import (
     fingerprint,
 )
 from coupon_service.model.codes import bucket_of
+from coupon_service.model.normalization import NO_CODE
 from coupon_service.rpc.context import RequestContext
 from coupon_service.rpc.convert.fields import Fields, Page
 from coupon_service.rpc.convert.values import put_money, put_struct, put_time
@@ -71,7 +72,7 @@ def read_batch(
         attempt_call = replace(call, request_id=inside.request_id(own)) if own else call
         command = _redeem(inside, item, attempt_call, rpc)
         attempt = (command.call.request_id, command.code)
-        if command.code and attempt in seen:
+        if command.code != NO_CODE and attempt in seen:
             inside.refuse("code", "expected every code once, or items with their own request_id")
         seen.add(attempt)
         commands.append((command, item.lock_token))

@@ -29,9 +29,9 @@ class NewCodes:
         """
         parts = [b"PGCOPY\n\xff\r\n\0", pack("!ii", 0, 0)]
         for bucket, in_bucket in groupby(codes, key=bucket_of):
-            for length, group in groupby(in_bucket, key=len):
+            for length, group in groupby(map(str.encode, in_bucket), key=len):
                 before = pack("!hi16sihiii", 4, 16, book_id.bytes, 2, bucket, 4, tag, length)
-                parts.append(before + before.join([code.encode("ascii") for code in group]))
+                parts.append(before + before.join(group))
         parts.append(pack("!h", -1))
         return cls(codes, b"".join(parts))
 

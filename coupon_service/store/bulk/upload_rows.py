@@ -14,7 +14,8 @@ from coupon_service.errors import (
     FieldViolation,
     InvalidArgument,
 )
-from coupon_service.model.codes import CODE_LENGTH_MAX, CodeFormat, normalize
+from coupon_service.model.codes import CodeFormat
+from coupon_service.model.normalization import EXPECTED, normalize_code
 
 
 class ImportOutcome(IntEnum):
@@ -72,7 +73,7 @@ def read_rows(rows: Sequence[str], code_format: CodeFormat) -> ChunkRows:
     chunk = ChunkRows()
     for index, row in enumerate(rows):
         try:
-            code = normalize(row.removeprefix("\ufeff").strip())
+            code = normalize_code(row.removeprefix("\ufeff").strip())
             code_format.verify(code)
         except ValueError:
             chunk.reject(Rejection.MALFORMED, index)
@@ -119,7 +120,6 @@ def _verdict(why: Rejection, index: int) -> tuple[ImportOutcome, CouponServiceEr
         case Rejection.MISTYPED:
             return ImportOutcome.INVALID, CodeChecksumInvalid()
         case Rejection.MALFORMED:
-            expected = f"expected 1 to {CODE_LENGTH_MAX} letters A-Z or digits 0-9"
             return ImportOutcome.INVALID, InvalidArgument(
-                (FieldViolation(f"codes[{index}]", expected),)
+                (FieldViolation(f"codes[{index}]", EXPECTED),)
             )

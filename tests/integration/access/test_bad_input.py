@@ -113,7 +113,7 @@ GOOD: dict[str, Any] = {
     "request_id": "r",
 }
 
-BAD_CODES = [" - ", "A" * 65, "A" * 129, " " * 129, "ÄPFEL", "A\0B", "🎁", "A/B", "A\nB", "ß", "１"]
+BAD_CODES = ["A" * 65, "Ä" * 65, "A" * 129, " " * 129, "🎁" * 129, "ß" * 33]
 BAD_IDENTIFIERS = [" ", "   ", " u", "u ", "u\0", "\nu", "u\x7f", "u\u2028v", "u" * 129, "🎁" * 129]
 BAD_UUIDS = ["x", "1" * 32, f"{{{BOOK_ID}}}", f"urn:uuid:{BOOK_ID}", BOOK_ID + "0", "🎁", "a\0"]
 BAD_REQUEST_IDS = ["with space", "ü", "r" * 65, "\n", "\0", " ", "🎁"]
@@ -346,7 +346,7 @@ def test_a_time_that_is_none_is_refused_by_the_ledger(api: Api, field: str) -> N
 
 def test_every_bad_field_of_a_request_is_named(api: Api) -> None:
     request = redemptions.RedeemCodeRequest(
-        code="?",
+        code="?" * 129,
         book_id="?",
         user_id=" ",
         order_id="\0",

@@ -167,6 +167,18 @@ def test_a_mistyped_check_character_is_a_miss(api: Api) -> None:
         api.redeem(api.code(), user_id)
 
 
+@pytest.mark.parametrize("typed", [" - ", "🎁", "A/B", "\u200b"], ids=ascii)
+def test_what_cannot_be_a_code_is_no_guess(api: Api, typed: str) -> None:
+    user_id, code = unique("user"), api.code()
+    for _ in range(LIMIT):
+        for method in BY_USER.values():
+            with refused("CODE_NOT_FOUND"):
+                method(api, typed, user_id)
+        assert not api.validate(typed, user_id).valid
+        batch(api, [item(typed, user_id), item(typed, user_id)])
+    assert api.redeem(code, user_id).redemption.code == code
+
+
 def test_refusals_of_codes_that_exist_are_no_misses(api: Api) -> None:
     user_id, code = unique("user"), api.code()
     api.redeem(code, unique("user"))
@@ -220,7 +232,7 @@ def test_bad_items_are_named_by_their_place_also_beside_those_of_who_has_guessed
     ann = unique("user")
     miss(api, ann)
     with refused("INVALID_ARGUMENT") as it:
-        batch(api, [item(unknown(), ann), item("/", unique("user"))])
+        batch(api, [item(unknown(), ann), item("/" * 129, unique("user"))])
     assert it.fields == ["items[1].code"]
 
 

@@ -116,7 +116,7 @@ def test_every_row_that_is_no_new_code_is_named_with_its_outcome(api: Api) -> No
 
 @pytest.mark.parametrize(
     "row",
-    ["", "\r\n", " - . _ ", "A" * 65, "ÄPFEL", "A\0B", "A🎁", "A/B", "A,B", "ＡＢＣ", "A\ufeffB"],
+    ["", "\r\n", " - . _ ", "🎁", "A" * 65, "A\0B", "A/B", "A,B", "A\ufffdB", "A" + "-" * 128],
     ids=ascii,
 )
 def test_a_row_that_is_no_code_is_invalid_and_stops_nothing(api: Api, row: str) -> None:
@@ -180,7 +180,7 @@ def test_an_upload_of_nothing_changes_nothing(api: Api) -> None:
 def test_a_broken_upload_goes_on_with_the_same_request_id_and_repeats_nothing(api: Api) -> None:
     names = new_codes(6)
     book, request_id = api.draft(), unique("upload")
-    chunks = [[*names[:2], "bad?row"], [*names[2:4], names[0]], names[4:]]
+    chunks = [[*names[:2], "bad/row"], [*names[2:4], names[0]], names[4:]]
     upload = Upload(api, book.book_id, request_id)
     first = upload.send(1, chunks[0])
     upload.break_off()

@@ -262,7 +262,7 @@ async def test_every_row_has_its_outcome(store: Store) -> None:
         "taken",
         "mine",
         "",
-        "ünter",
+        "un/ter",
         "A" * 65,
         "NUL\0",
         "\ufeff",

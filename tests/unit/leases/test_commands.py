@@ -7,6 +7,7 @@ from redis.crc import key_slot
 
 from coupon_service.leases.commands import Commands, index_member, indexed_lock
 from coupon_service.leases.results import IndexedLock, LeaseKey
+from coupon_service.model.normalization import is_code
 from coupon_service.redis_client.pipelines import Command
 
 
@@ -15,21 +16,30 @@ def keys(command: Command) -> list[str]:
     return [str(key) for key in rest[: int(count)]]
 
 
+@pytest.mark.parametrize("code", ["CODE1", "DANKEFÜR100", "नमस्ते", "𞤀"], ids=ascii)
 @pytest.mark.parametrize("user_id", ["user-1", "{other}", "}{", "{}", "CODE2"])
-def test_a_script_on_a_code_touches_one_slot_of_a_cluster(user_id: str) -> None:
+def test_a_script_on_a_code_touches_one_slot_of_a_cluster(code: str, user_id: str) -> None:
     commands = Commands()
-    lock = LeaseKey("CODE1", "book", user_id, "lock")
+    lock = LeaseKey(code, "book", user_id, "lock")
     on_a_code = (
         commands.acquire(lock, grace_ms=1),
-        commands.acquire_transient("CODE1", "attempt", user_id, 1),
-        commands.peek("CODE1", user_id, "lock"),
+        commands.acquire_transient(code, "attempt", user_id, 1),
+        commands.peek(code, user_id, "lock"),
         commands.release(lock),
         commands.extend(lock, expire_ms=1, grace_ms=1),
     )
 
     slots = {key_slot(key.encode()) for command in on_a_code for key in keys(command)}
 
-    assert slots == {key_slot(b"CODE1")}
+    assert slots == {key_slot(code.encode())}
+
+
+@pytest.mark.parametrize(
+    "brace", ["{", "}", "\ufe5b", "\ufe5c", "\uff5b", "\uff5d", "{}"], ids=ascii
+)
+def test_no_code_can_break_the_hash_tag_of_its_keys(brace: str) -> None:
+    for text in (brace, f"CODE{brace}1", f"{brace}CODE1", f"CODE1{brace}"):
+        assert not is_code(text)
 
 
 @pytest.mark.parametrize("strange", ["a:b", "{x}", "ü", " ", "", "\n"])

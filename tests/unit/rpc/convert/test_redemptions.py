@@ -126,7 +126,7 @@ def test_other_metadata_are_a_reuse_and_another_token_is_not() -> None:
 
 def test_a_bad_redemption_names_every_field() -> None:
     message = pb.RedeemCodeRequest(
-        code="😀",
+        code="😀" * 129,
         book_id="x",
         user_id="   ",
         order_id=TOO_LONG,
