@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 from prometheus_client import CollectorRegistry
 
 from coupon_service import wiring
@@ -132,7 +133,7 @@ class Server:
         self._handler = self._make_handler()
         self._add_servicers(self._handler)
         await self._database.open()
-        self._grpc = Listener(settings, self._tls, self._handler, SERVICES)
+        self._grpc = Listener(settings, self._tls, self._handler)
         try:
             self.port = await self._grpc.open()
         except ListenerError as error:
@@ -232,6 +233,10 @@ class Server:
         )
         register_health: Any = cast("Any", health_pb2_grpc).add_HealthServicer_to_server
         handler.add(register_health, self._health)
+        if settings.reflection:
+            names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
+            register: Any = cast("Any", reflection_pb2_grpc).add_ServerReflectionServicer_to_server
+            handler.add(register, reflection.aio.ReflectionServicer(names))
 
     def _make_locks(self, tokens: LockTokens) -> LockService:
         """Locks, of which those that are requested, or released, at the same time go together."""

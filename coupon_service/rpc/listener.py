@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Sequence
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import grpc
 import grpc.aio
-from grpc_health.v1 import health
-from grpc_reflection.v1alpha import reflection
 
 from coupon_service.rpc.handler import HEADERS_MAX_BYTES
+from coupon_service.rpc.serving_loop import ServingLoop
 from coupon_service.security.tls import TlsIdentity, TlsReader
 from coupon_service.settings import Settings
-
-POLL_INTERVAL_S: Final = 1.0
-"""Between two checks whether the port is still open."""
 
 HTTP2_OPTIONS: Final = (
     ("grpc.so_reuseport", 1),
@@ -43,9 +37,7 @@ class Listener:
         settings: Settings,
         tls: TlsReader | None,
         handler: grpc.GenericRpcHandler,
-        services: Sequence[str],
     ) -> None:
-        """`services`: the names that reflection gives, where it is on."""
         self._settings = settings
         self._tls = tls
         max_bytes = max(settings.request_max_bytes, settings.import_request_max_bytes)
@@ -61,10 +53,7 @@ class Listener:
                 ("grpc.server.max_pending_requests_hard_limit", settings.calls_max),
             )
         )
-        self._grpc.add_generic_rpc_handlers((handler,))
-        if settings.reflection:
-            names = (*services, health.SERVICE_NAME, reflection.SERVICE_NAME)
-            reflection.enable_server_reflection(names, self._grpc)
+        self._serving = ServingLoop(self._grpc, handler)
 
     async def open(self) -> int:
         """Listens; the number of the port. Raises ListenerError."""
@@ -82,22 +71,16 @@ class Listener:
                 f"The server cannot listen on {settings.host} port {settings.port}:"
                 " is the port in use? COUPON_HOST and COUPON_PORT say where it listens."
             ) from error
-        await self._grpc.start()
+        await self._serving.start()
         return port
 
     async def closed(self) -> None:
-        """Returns when gRPC has closed the port of its own accord.
-
-        It does at some requests, such as one whose path is not UTF-8. Its wait_for_termination does
-        not return then (grpcio 1.85).
-        """
-        listening: Any = cast("Any", self._grpc)._server  # noqa: SLF001 - nothing public says it
-        while listening.is_running():  # noqa: ASYNC110 - there is no event to wait for
-            await asyncio.sleep(POLL_INTERVAL_S)
+        """Returns when calls are not served any more, although nobody has closed the port."""
+        await self._serving.failed.wait()
 
     async def close(self) -> None:
         """Takes no more calls, and gives those under way the time to finish."""
-        await self._grpc.stop(self._settings.shutdown_timeout_ms / 1000)
+        await self._serving.stop(self._settings.shutdown_timeout_ms / 1000)
 
 
 def _credentials(tls: TlsReader) -> grpc.ServerCredentials:

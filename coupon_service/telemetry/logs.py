@@ -70,12 +70,24 @@ class LibraryHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Log ``record`` with the name of its logger, its level rounded down."""
+        if _shows_bytes(record):
+            return
         try:
             level = min(record.levelno // 10 * 10, logging.CRITICAL)
             log = structlog.get_logger(record.name)
             log.log(level, record.getMessage(), exc_info=record.exc_info)
         except Exception:  # noqa: BLE001 - whatever a library logs badly, it must not fail for it
             self.handleError(record)
+
+
+def _shows_bytes(record: logging.LogRecord) -> bool:
+    """Whether gRPC logs bytes of a request that are not UTF-8, one by one and with a traceback.
+
+    They may be a token, and anybody may send any number of them.
+    """
+    return record.name == "grpc._cython.cygrpc" and (
+        isinstance(record.msg, UnicodeDecodeError) or str(record.msg).startswith("Invalid encoding")
+    )
 
 
 def configure_logging(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from hpack import Encoder
 
@@ -12,6 +12,17 @@ ACK, END_STREAM, END_HEADERS = 1, 1, 4
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 HEAD_BYTES = 9
+Text = str | bytes
+
+CALL: Mapping[str, Text] = {
+    ":method": "POST",
+    ":scheme": "http",
+    ":path": "/Service/Method",
+    ":authority": "localhost",
+    "content-type": "application/grpc",
+    "te": "trailers",
+}
+"""The header fields of a call."""
 PIECE_BYTES = 16_000
 
 
@@ -35,20 +46,17 @@ def confirm_settings(connection: socket.socket) -> None:
     connection.sendall(frame(SETTINGS, ACK, 0))
 
 
-def opening(stream: int, path: str | bytes, metadata: Sequence[tuple[str, str]] = ()) -> bytes:
+def opening(stream: int, path: Text, metadata: Sequence[tuple[Text, Text]] = ()) -> bytes:
     """The frames that open a call, without its message."""
-    headers = [
-        (":method", "POST"),
-        (":scheme", "http"),
-        (":path", path),
-        (":authority", "localhost"),
-        ("content-type", "application/grpc"),
-        ("te", "trailers"),
-        *metadata,
-    ]
+    fields = {**CALL, ":path": path}
+    return headers(stream, [*fields.items(), *metadata])
+
+
+def headers(stream: int, fields: Sequence[tuple[Text, Text]]) -> bytes:
+    """The frames with these header fields, whether they make sense or not."""
     encoder = Encoder()
     encoder.header_table_size = 0  # each call stands for itself
-    block = encoder.encode(headers, huffman=False)
+    block = encoder.encode(fields, huffman=False)
     pieces = [block[at : at + PIECE_BYTES] for at in range(0, len(block), PIECE_BYTES)]
     last = len(pieces) - 1
     return b"".join(

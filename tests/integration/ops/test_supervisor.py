@@ -5,14 +5,10 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
-import grpc
 import pytest
-from support import http2_frames as frames
 from support.service import Api, unique
 from support.service_process import PATIENCE_S, environment_of, fetch, is_ready, serving, workers_of
 from support.waiting import until
@@ -64,28 +60,6 @@ def test_a_worker_that_is_killed_is_replaced_and_nothing_is_lost(
     client = Api(f"127.0.0.1:{environment['COUPON_PORT']}")
     assert client.stats(book.book_id).available_count == 1
     client.close()
-
-
-def test_a_request_that_brings_grpc_down_does_not_bring_the_service_down(
-    service: subprocess.Popen[bytes], environment: dict[str, str]
-) -> None:
-    before = workers_of(service)
-    while all(worker.is_running() for worker in before):
-        with suppress(OSError), frames.connect(int(environment["COUPON_PORT"]), 0.2) as client:
-            client.sendall(frames.opening(1, b"/not/utf-8/\xff"))
-            frames.confirm_settings(client)
-        time.sleep(0.2)
-    until(lambda: len(workers_of(service)) == 2 and is_ready(environment))
-    until(lambda: answers_on_a_new_connection(environment))
-
-
-def answers_on_a_new_connection(environment: dict[str, str]) -> bool:
-    """Whether the service takes a call."""
-    try:
-        book_on_a_new_connection(environment)
-    except grpc.RpcError:
-        return False
-    return True
 
 
 def test_workers_keep_their_memory_in_few_heaps(

@@ -239,6 +239,17 @@ class TestLibraries:
         logging.getLogger("asyncio").error("late", exc_info=True)  # noqa: LOG014
         assert lines()[0]["event"] == "late"
 
+    def test_bytes_of_requests_that_grpc_logs_are_not_written(self, lines: Lines) -> None:
+        log, token = logging.getLogger("grpc._cython.cygrpc"), b"Bearer secret\xff"
+        try:
+            token.decode()
+        except UnicodeDecodeError as error:
+            log.exception("Invalid encoding on %s", token)
+            log.exception(error)
+        log.error("something else")
+        (line,) = lines()
+        assert line["event"] == "something else"
+
     def test_below_warning_they_are_not_heard(
         self, lines: Lines, monkeypatch: pytest.MonkeyPatch
     ) -> None:
