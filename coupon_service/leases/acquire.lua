@@ -4,7 +4,8 @@
 -- KEYS     1, 2 as in permits.lua; 3: the tombstone of this user's lock_id; 4: the user's attempts to
 --          redeem without a token
 -- ARGV     user_id, lock_id, expire_ms (0: now + ttl_ms), ttl_ms, grace_ms,
---          permits_max (refuse, and add nothing, when so many are taken; -1: no such limit)
+--          permits_max (refuse, and add nothing, when so many are taken; -1: no such limit),
+--          follows ('' or the user's lock that is over, whose permit this one gets)
 -- Returns  {outcome, lock_id, expire_ms, permits_taken, others_end_in_ms}; outcome is
 --          TAKEN  the permit was free and is this lock's now
 --          SAME   this lock had it already
@@ -25,7 +26,8 @@ local attempts = expire == 0 and 1 or RETAKEN
 if expire == 0 then expire = now + ARGV[4] end
 
 local held_id, held_expire, held_attempts = lock_of(user)
-if held_id then
+local follows = held_id ~= nil and held_id == ARGV[7]
+if held_id and not follows then
   if attempts == 1 and held_attempts ~= RETAKEN then
     write_lock(user, held_id, held_expire, held_attempts + 1)
   end
@@ -36,7 +38,8 @@ local buried_or_redeeming = redis.call('EXISTS', KEYS[3], KEYS[4]) > 0
 if expire + grace <= now or buried_or_redeeming and redis.call('EXISTS', KEYS[3]) == 1 then
   return answer('GONE', lock_id, expire)
 end
-if permits_max >= 0 and taken >= permits_max or attempts == 1 and buried_or_redeeming then
+local others = taken - (follows and 1 or 0)
+if permits_max >= 0 and others >= permits_max or attempts == 1 and buried_or_redeeming then
   return answer('FULL', lock_id, expire)
 end
 hold_lock(user, lock_id, expire, attempts, grace)

@@ -44,6 +44,7 @@ class Commands:
         expire_ms: int = 0,
         ttl_ms: int = 0,
         permits_max: int | None = None,
+        follows: str = "",
     ) -> Command:
         code, _, user_id, lock_id = key
         keys = (
@@ -52,7 +53,8 @@ class Commands:
             _redeeming(code, user_id),
         )
         at_most = -1 if permits_max is None else max(permits_max, 0)
-        return (*self._acquire, 4, *keys, user_id, lock_id, expire_ms, ttl_ms, grace_ms, at_most)
+        times = (expire_ms, ttl_ms, grace_ms)
+        return (*self._acquire, 4, *keys, user_id, lock_id, *times, at_most, follows)
 
     def acquire_transient(self, code: str, attempt_id: str, user_id: str, ttl_ms: int) -> Command:
         keys = (*_permits(code), _redeeming(code, user_id))

@@ -181,6 +181,7 @@ class Leases:
             ttl_ms=request.ttl_ms,
             grace_ms=self._grace_ms,
             permits_max=request.permits_max,
+            follows=request.follows,
         )
         return counted, permit
 

@@ -36,6 +36,9 @@ class LeaseRequest:
     them nobody might get in."""
     locks_elsewhere: int = 0
     """So many of the user's locks do not count towards the limit of a user."""
+    follows: str = ""
+    """A lock_id of the user that is over by the ledger, so that no redemption with its token can be
+    decided any more: should it still have its permit, then this lock gets it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from uuid import UUID
 from coupon_service.batching import DetachedTasks
 from coupon_service.errors import (
     CodeLocked,
+    Contention,
     CouponServiceError,
     DatabaseUnavailable,
     LockExpired,
@@ -26,15 +27,17 @@ from coupon_service.errors import (
 from coupon_service.leases import AcquireResult, AcquireStatus, LeaseKey, LeaseRequest, Leases
 from coupon_service.locks.history import LockGrant, LockHistory
 from coupon_service.locks.limits import LockLimits
-from coupon_service.locks.release import give_back
+from coupon_service.locks.release import give_back, lock_end
 from coupon_service.model import (
     Book,
     CommandGroup,
     Done,
+    EventType,
     Lease,
     LeaseNeeded,
     Lock,
     LockState,
+    LockView,
     Outcome,
 )
 from coupon_service.model.times import milliseconds_of, time_of
@@ -148,13 +151,9 @@ class LockAcquirer:
         result = await self._within_limit(command, previewed, result)
         if result.status is AcquireStatus.HELD_BEFORE:
             events, view = await self._history.events(UUID(result.lock_id))
-            if view is not None and view.state in (LockState.REDEEMED, LockState.RELEASED):
-                # It is being given back at this moment, or Redis was not reached when it was to be.
-                await give_back(self._leases, [view])
-                result = await self._leases.acquire(self._request(command, previewed))
-                result = await self._within_limit(command, previewed, result)
+            if self._is_over(result, view):
+                result = await self._follow(command, previewed, result, view)
             elif view is not None and len(events) > REQUESTS_REMEMBERED_MAX:
-                self._refuse(result)
                 return self._history.grant(view, replayed=True)
         if result.status is AcquireStatus.GONE:  # another attempt with this request_id was faster
             (again,) = await self._preview([command])
@@ -164,6 +163,38 @@ class LockAcquirer:
         leased = _with_lease(command, result)
         (outcome,) = await self._record((leased,))
         return await self._conclude(leased, previewed.book, outcome)
+
+    def _is_over(self, result: AcquireResult, view: LockView | None) -> bool:
+        """Whether the user's lock, which still has its permit, is over: by the ledger, or by its
+        time where it was never recorded."""
+        if view is not None:
+            return view.state is not LockState.HELD
+        return milliseconds_of(self._now()) >= result.expire_ms
+
+    async def _follow(
+        self,
+        command: Lock,
+        previewed: LeaseNeeded,
+        result: AcquireResult,
+        view: LockView | None,
+    ) -> AcquireResult:
+        """Acquires the permit of the user's lock that is over, for the lock that follows it.
+
+        Nobody is in their own way: the grace keeps a permit for redemptions in flight, which are
+        decided under the code's lock. Once the end is recorded under it they are refused, so that
+        the permit is free at once.
+        """
+        if view is not None and view.state is LockState.EXPIRED:
+            end = lock_end(view, EventType.LOCK_EXPIRED, command.call)
+            if not isinstance(await self._history.record(end), Done):
+                raise Contention  # it was extended or redeemed at this moment
+        request = replace(self._request(command, previewed), follows=result.lock_id)
+        following = await self._within_limit(
+            command, previewed, await self._leases.acquire(request)
+        )
+        if view is not None:
+            await give_back(self._leases, [view])
+        return following
 
     async def _within_limit(
         self, command: Lock, previewed: LeaseNeeded, result: AcquireResult
@@ -197,15 +228,7 @@ class LockAcquirer:
                 )
             case AcquireStatus.GONE:
                 raise LockExpired
-            case AcquireStatus.HELD_BEFORE:
-                # One that ran out is no lock, but redemptions with it may still be in flight.
-                over_ms = milliseconds_of(self._now()) - result.expire_ms
-                if over_ms >= 0:
-                    raise CodeLocked(
-                        "The lock of the user ran out just now; its permit is not free yet.",
-                        retry_after_ms=max(self._limits.grace_ms - over_ms, 0),
-                    )
-            case AcquireStatus.GRANTED:
+            case AcquireStatus.GRANTED | AcquireStatus.HELD_BEFORE:
                 pass
 
 

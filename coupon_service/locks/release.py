@@ -12,7 +12,20 @@ from coupon_service.errors import LocksUnavailable
 from coupon_service.leases import LeaseKey, Leases, ReleaseRequest
 from coupon_service.locks.history import LockHistory
 from coupon_service.locks.limits import tombstone_until_ms
-from coupon_service.model import CommandGroup, Done, LockView, Outcome, done_of
+from coupon_service.model import (
+    Call,
+    ChangeLock,
+    CommandGroup,
+    Done,
+    EventType,
+    LockClaims,
+    LockView,
+    Outcome,
+    done_of,
+    event_id,
+    fingerprint,
+)
+from coupon_service.model.codes import bucket_of
 from coupon_service.model.times import milliseconds_of
 
 
@@ -74,4 +87,17 @@ async def give_back(leases: Leases, locks: Sequence[LockView]) -> None:
             )
             for lock in locks
         ]
+    )
+
+
+def lock_end(held: LockView | LockClaims, event: EventType, call: Call) -> ChangeLock:
+    """The command that ends a lock; it happens once, whoever asks how often."""
+    return ChangeLock(
+        call=call,
+        type=event,
+        code=held.code,
+        event_id=event_id(bucket_of(held.code), event, held.lock_id),
+        fingerprint=fingerprint(held.lock_id),
+        user_id=held.user_id,
+        lock_id=held.lock_id,
     )

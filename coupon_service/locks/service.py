@@ -16,7 +16,7 @@ from coupon_service.errors import LockNotFound, LocksUnavailable
 from coupon_service.leases import IndexedLock, LeaseKey, Leases
 from coupon_service.locks.extend import LockExtender
 from coupon_service.locks.history import LockGrant, LockHistory
-from coupon_service.locks.release import LockRelease
+from coupon_service.locks.release import LockRelease, lock_end
 from coupon_service.locks.token import LockTokens
 from coupon_service.model import (
     Book,
@@ -26,13 +26,9 @@ from coupon_service.model import (
     CommandGroup,
     EventType,
     Lock,
-    LockClaims,
     LockPolicy,
     LockView,
-    event_id,
-    fingerprint,
 )
-from coupon_service.model.codes import bucket_of
 
 
 class LockService:
@@ -132,19 +128,6 @@ class LockService:
             for (code, left), peek in zip(open_codes, seen, strict=True)
             if peek.others >= left
         }
-
-
-def lock_end(held: LockView | LockClaims, event: EventType, call: Call) -> ChangeLock:
-    """The command that ends a lock; it happens once, whoever asks how often."""
-    return ChangeLock(
-        call=call,
-        type=event,
-        code=held.code,
-        event_id=event_id(bucket_of(held.code), event, held.lock_id),
-        fingerprint=fingerprint(held.lock_id),
-        user_id=held.user_id,
-        lock_id=held.lock_id,
-    )
 
 
 def _indexed(code: str, book_id: str, user_id: str, lock_id: str, expire_ms: int) -> IndexedLock:

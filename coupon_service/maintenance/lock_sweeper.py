@@ -8,7 +8,7 @@ from uuid import UUID
 
 from coupon_service.batching import CommandLanes
 from coupon_service.leases import LeaseKey, Leases
-from coupon_service.locks.service import lock_end
+from coupon_service.locks.release import lock_end
 from coupon_service.maintenance.periodic import run_periodically
 from coupon_service.model import Call, CommandGroup, Done, EventType, LockState
 from coupon_service.model.times import milliseconds_of

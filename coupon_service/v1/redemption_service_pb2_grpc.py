@@ -128,7 +128,8 @@ class RedemptionServiceServicer:
 
     def LockCode(self, request, context):
         """Reserves one redemption of a code for a user, for a limited time. Asking again for the same user
-        returns the same lock, with the expiry it has. Refused for the same reasons as RedeemCode
+        returns the same lock, with the expiry it has; once its time is over, a new lock, at once, after
+        which nothing is redeemed with the old one. Refused for the same reasons as RedeemCode
         (the order is not looked at), and: CODE_LOCKED when every use that is left is locked for others
         or this user redeems it without a token at this moment, LOCK_LIMIT_EXCEEDED,
         INVALID_STATE_TRANSITION when the book has locking off, LOCKS_UNAVAILABLE.

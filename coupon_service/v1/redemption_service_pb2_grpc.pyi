@@ -51,7 +51,8 @@ class RedemptionServiceStub:
     """
     LockCode: _grpc.UnaryUnaryMultiCallable[_redemption_service_pb2.LockCodeRequest, _redemption_service_pb2.LockCodeResponse]
     """Reserves one redemption of a code for a user, for a limited time. Asking again for the same user
-    returns the same lock, with the expiry it has. Refused for the same reasons as RedeemCode
+    returns the same lock, with the expiry it has; once its time is over, a new lock, at once, after
+    which nothing is redeemed with the old one. Refused for the same reasons as RedeemCode
     (the order is not looked at), and: CODE_LOCKED when every use that is left is locked for others
     or this user redeems it without a token at this moment, LOCK_LIMIT_EXCEEDED,
     INVALID_STATE_TRANSITION when the book has locking off, LOCKS_UNAVAILABLE.
@@ -120,7 +121,8 @@ class RedemptionServiceAsyncStub(RedemptionServiceStub):
     """
     LockCode: _aio.UnaryUnaryMultiCallable[_redemption_service_pb2.LockCodeRequest, _redemption_service_pb2.LockCodeResponse]  # type: ignore[assignment]
     """Reserves one redemption of a code for a user, for a limited time. Asking again for the same user
-    returns the same lock, with the expiry it has. Refused for the same reasons as RedeemCode
+    returns the same lock, with the expiry it has; once its time is over, a new lock, at once, after
+    which nothing is redeemed with the old one. Refused for the same reasons as RedeemCode
     (the order is not looked at), and: CODE_LOCKED when every use that is left is locked for others
     or this user redeems it without a token at this moment, LOCK_LIMIT_EXCEEDED,
     INVALID_STATE_TRANSITION when the book has locking off, LOCKS_UNAVAILABLE.
@@ -198,7 +200,8 @@ class RedemptionServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_redemption_service_pb2.LockCodeResponse, _abc.Awaitable[_redemption_service_pb2.LockCodeResponse]]:
         """Reserves one redemption of a code for a user, for a limited time. Asking again for the same user
-        returns the same lock, with the expiry it has. Refused for the same reasons as RedeemCode
+        returns the same lock, with the expiry it has; once its time is over, a new lock, at once, after
+        which nothing is redeemed with the old one. Refused for the same reasons as RedeemCode
         (the order is not looked at), and: CODE_LOCKED when every use that is left is locked for others
         or this user redeems it without a token at this moment, LOCK_LIMIT_EXCEEDED,
         INVALID_STATE_TRANSITION when the book has locking off, LOCKS_UNAVAILABLE.

@@ -48,6 +48,7 @@ CALLERS: Final = 4
 BOOK: Final = "book-1"
 PATIENT_MS: Final = 10_000  # a busy machine is no silent Redis
 GRACE_MS: Final = 10
+SERVICE_GRACE_MS: Final = 1_000
 LATER_S: Final = 0.02
 """Later than a lock can still be there whose time and grace are over."""
 
@@ -178,8 +179,8 @@ def server(
         settings = settings_for(
             database_url,
             redis_url,
-            statement_timeout_ms=1_000,
-            lock_timeout_ms=500,
+            statement_timeout_ms=SERVICE_GRACE_MS,
+            lock_timeout_ms=SERVICE_GRACE_MS // 2,
             clock_tolerance_ms=0,
         )
         with ServerThread(settings) as running:
@@ -209,7 +210,8 @@ async def test_a_code_of_the_service_is_held_by_one_at_a_time(
             ended += holds.ended
     for connection in connections:
         await connection.channel.close()
-    assert min(ended["late"], ended["released"], ended["CODE_LOCKED"]) > 0, ended
+    kinds = ("late", "released", "followed", "CODE_LOCKED")
+    assert min(ended[it] for it in kinds) > 0, ended
     assert ended["redeemed"] <= RPC_ROUNDS + RPC_ROUNDS_AT_ONCE
     url = server.settings.database_url
     assert url is not None
@@ -249,7 +251,11 @@ class Contender:
 
     async def _use(self, held: redemptions.LockCodeResponse, begin_s: float) -> None:
         expire_s = held.lock.expire_time.ToDatetime(UTC).timestamp()
-        what = self._chance.choice(("redeem", "release", "be late"))
+        what = self._chance.choice(("redeem", "release", "be late", "lock anew"))
+        if what == "lock anew":
+            self._holds.add(begin_s, expire_s, self._user)
+            await self._lock_anew(held, expire_s)
+            return
         if what == "be late":
             self._holds.add(begin_s, expire_s, self._user)
             await asyncio.sleep(max(expire_s - time.time(), 0) + LATER_S)
@@ -271,6 +277,21 @@ class Contender:
         # Nobody else was in the way of who redeemed in time.
         assert answer == "OK" or time.time() >= expire_s, answer
         self._holds.ended["redeemed" if answer == "OK" else "late"] += 1
+
+    async def _lock_anew(self, held: redemptions.LockCodeResponse, expire_s: float) -> None:
+        """Nobody else gets in between, as long as nobody else could."""
+        await asyncio.sleep(max(expire_s - time.time(), 0) + self._chance.random() * 0.1)
+        following = await answer_or_reason(self._lock())
+        if isinstance(following, str):
+            in_time = time.time() < expire_s + SERVICE_GRACE_MS / 1000
+            assert not in_time, following
+            self._holds.ended["late"] += 1
+            return
+        assert following.lock.fence > held.lock.fence
+        begin_s = time.time()
+        assert await self._redeem(held) == "LOCK_EXPIRED"
+        self._holds.ended["followed"] += 1
+        await self._use(following, begin_s)
 
     async def _redeem(self, held: redemptions.LockCodeResponse) -> str:
         request = redemptions.RedeemCodeRequest(

@@ -14,10 +14,10 @@ from typing import Any
 from model.giving import Giving, iso, reached, used_up
 from model.told import USES, Item, Link, Lock, Message, No, Token, Unknown
 
-PLACE = "needs a place in Redis"
+PERMIT = "needs a permit in Redis"
 
 MOMENT_MS = 8_000
-"""How long a place lasts that a redemption without a lock takes: a deadline and a statement."""
+"""How long a permit lasts that a redemption without a token takes: a deadline and a statement."""
 
 
 @dataclass(slots=True)
@@ -81,10 +81,10 @@ class World(Giving):
             yield No("LOCK_EXPIRED")
 
     def _others(self, code: str, user: str) -> list[Lock]:
-        return [it for it in self.placed(code) if it.message["user_id"] != user]
+        return [it for it in self.permits(code) if it.message["user_id"] != user]
 
     def _own(self, code: str, user: str) -> Lock | None:
-        return next((it for it in self.placed(code) if it.message["user_id"] == user), None)
+        return next((it for it in self.permits(code) if it.message["user_id"] == user), None)
 
     def _locked(self, others: Sequence[Lock], attempts: int = 0) -> No:
         ends = [it.message["expire_time"] + self.grace - self.now for it in others]
@@ -93,8 +93,8 @@ class World(Giving):
 
     # --- locks ----------------------------------------------------------------------------------
 
-    def _ttl(self, wish: int, book: Message) -> int:
-        ttl = wish or book["default_lock_ttl"] or self.ttl_default
+    def _ttl(self, requested: int, book: Message) -> int:
+        ttl = requested or book["default_lock_ttl"] or self.ttl_default
         return min(ttl, book["max_lock_ttl"] or self.ttl_max, self.ttl_max)
 
     def lock(
@@ -109,17 +109,19 @@ class World(Giving):
             raise No("INVALID_STATE_TRANSITION", state="LOCK_POLICY_OFF")
         for no in self.why_not(code, user, book, None):
             raise no
-        own, placed, left = self._own(code, user), self.placed(code), self.left(code)
+        own = self._own(code, user)
+        if own is not None and self.lock_state(own) == "EXPIRED":  # nobody is in their own way
+            own.end = "EXPIRED"
+            self._lock_event("LOCK_EXPIRED", self.locks.index(own), request_id)
+            own = None
+        permits, left = self.permits(code), self.left(code)
         if own is not None:
-            over = self.now - own.message["expire_time"]
-            if over >= 0:
-                raise No("CODE_LOCKED", retry_after_ms=self.grace - over)
             number = self.locks.index(own)
             self._lock_event("LOCKED", number, request_id, expire_time=None, metadata=metadata)
             self.once(key, parameters, lambda it: it._lock_answer(number))
             return {**self._lock_answer(number), "replayed": True}
-        if left is not None and len(placed) >= left:
-            raise self._locked(placed)
+        if left is not None and len(permits) >= left:
+            raise self._locked(permits)
         mine = [it for it in self.locks if it.message["user_id"] == user]
         if [self.lock_state(it) for it in mine].count("HELD") >= self.locks_per_user_max:
             raise No("LOCK_LIMIT_EXCEEDED", limit=self.locks_per_user_max)
@@ -229,15 +231,15 @@ class World(Giving):
         }
 
     def redeem(self, items: Sequence[Item], *, atomic: bool = False) -> list[Message]:
-        """What each item is answered. Whoever needs a place in Redis comes again with one."""
+        """What each item is answered. Whoever needs a permit in Redis comes again with one."""
         before = deepcopy(self) if atomic else self
         answers: list[Any] = [self._redeem(it, None) for it in items]
-        waiting = [index for index, it in enumerate(answers) if it is PLACE]
+        waiting = [index for index, it in enumerate(answers) if it is PERMIT]
         if atomic and (waiting or any("error" in it for it in answers)):
             self.__dict__ = deepcopy(before).__dict__
         if atomic and any("error" in it for it in answers):
             return _none_of(answers)
-        attempts = dict[str, Attempts]()  # of the items before, that have places for a moment
+        attempts = dict[str, Attempts]()  # of the items before, with transient permits
         for index in range(len(items)) if atomic and waiting else waiting:
             if index not in waiting:
                 answers[index] = self._redeem(items[index], None)
@@ -252,7 +254,7 @@ class World(Giving):
         return answers
 
     def _redeem(self, item: Item, beside: Attempts | None) -> Any:
-        """One item; `beside`: attempts that have places beside it, None: it has none itself."""
+        """One item; `beside`: attempts that have permits beside it, None: it has none itself."""
         try:
             return self._redeem_one(item, beside)
         except No as no:
@@ -269,7 +271,7 @@ class World(Giving):
             raise no
         if item.token is None and book["lock_policy"] != "OFF":
             if beside is None:
-                return PLACE
+                return PERMIT
             others, left = self._others(item.code, item.user), self.left(item.code)
             if others and left is not None and left < len(others) + beside.failed + 1:
                 raise self._locked(others, beside.all)

@@ -143,7 +143,7 @@ class Told:
             return "REDEEMED"
         return "ASSIGNED" if self.linked(code) else "AVAILABLE"
 
-    def placed(self, code: str) -> list[Lock]:
+    def permits(self, code: str) -> list[Lock]:
         """Locks that keep others out, those whose time was over just now included."""
         return [
             it
@@ -195,7 +195,7 @@ class Told:
         if any(0 < it <= self.now for it in (book["end_time"], end)):
             return "EXPIRED"
         locking = locks and left is not None and book["lock_policy"] != "OFF"
-        return "LOCKED" if locking and len(self.placed(code)) >= (left or 0) else state
+        return "LOCKED" if locking and len(self.permits(code)) >= (left or 0) else state
 
     def assignment_message(self, code: str, user: str) -> Message:
         """A link as it is now."""

@@ -4,13 +4,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import random
+import threading
 from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
+from unittest import mock
 
 import grpc
 import psycopg
@@ -32,10 +36,13 @@ from support.service import (
 )
 from support.waiting import until
 
+from coupon_service.checkout import Checkout
+
 CALLERS = 24
 ROUNDS = 8
 PROGRAMS = 150
 STEPS = 40
+PATIENCE_S = 10
 REDEEMED = audit.AUDIT_EVENT_TYPE_REDEEMED
 UNLIMITED = books.BookLimits(max_redemptions_per_code=0)
 
@@ -246,6 +253,42 @@ def late_holder_by_a_slow_clock(it: Stack) -> None:
         held = api.lock(code, "late", ttl_s=60)
         it.clock.advance(3_600_000)
         assert tried(lambda: api.redeem(code, "late", lock_token=held.lock_token)) == "LOCK_EXPIRED"
+
+
+def lock_followed_by_another(it: Stack) -> None:
+    """Whoever locks a code anew gets in at once, and a redemption in flight with the lock before is
+    refused: also by a server whose clock is slow."""
+    admitted, go_on = threading.Event(), threading.Event()
+    admit = Checkout._admit
+
+    async def held_up(self: Checkout, *arguments: Any) -> Any:
+        command = await admit(self, *arguments)
+        admitted.set()
+        while not go_on.is_set():
+            await asyncio.sleep(0.002)
+        return command
+
+    slow, api = it.clock.now(), it.apis[0]
+    with (
+        ServerThread(it.servers[0].settings, lambda: slow) as server,
+        closing(Api(server.address)) as late,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        code = api.code(lock_policy=books.LOCK_POLICY_OPTIONAL)
+        held = api.lock(code, "user", ttl_s=60)
+        with mock.patch.object(Checkout, "_admit", held_up):
+            late_call = pool.submit(
+                tried, lambda: late.redeem(code, "user", lock_token=held.lock_token)
+            )
+            assert admitted.wait(PATIENCE_S)
+        try:
+            it.clock.advance(60_001)
+            newer = api.lock(code, "user")
+            assert newer.lock.lock_id != held.lock.lock_id
+        finally:
+            go_on.set()
+        assert late_call.result() == "LOCK_EXPIRED"
+        assert tried(lambda: api.redeem(code, "user", lock_token=newer.lock_token)) == "OK"
 
 
 def repeated_unlock(it: Stack) -> None:

@@ -23,6 +23,7 @@ from psycopg.conninfo import make_conninfo
 
 from coupon_service.batching import DetachedTasks
 from coupon_service.leases import commands, leases
+from coupon_service.locks import acquire
 from coupon_service.locks import token as lock_token
 from coupon_service.locks.token import verify
 from coupon_service.model import Rollback, normalization
@@ -204,6 +205,21 @@ def used_lock_kept() -> Planted:
 def lock_answer_forgotten() -> Planted:
     """Only the attempt that took a lock is recorded, not those that were answered with it."""
     return mock.patch.object(lock_rules, "_answer_with", _nothing)
+
+
+def grace_keeps_its_own_user_out() -> Planted:
+    """The permit of a lock that is over stays where it is, whoever asks."""
+    return _script("held_id ~= nil and held_id == ARGV[7]", "false")
+
+
+def lock_followed_before_its_end() -> Planted:
+    """The permit of a lock that is over is given to the next before the ledger says that it is."""
+    real = acquire.LockAcquirer._follow
+
+    async def follow(self: Any, command: Any, previewed: Any, result: Any, _: Any) -> Any:
+        return await real(self, command, previewed, result, None)
+
+    return mock.patch.object(acquire.LockAcquirer, "_follow", follow)
 
 
 # --- how they are planted -----------------------------------------------------------------------

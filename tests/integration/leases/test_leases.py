@@ -403,3 +403,60 @@ async def test_a_look_tells_that_a_lock_was_given_up_or_replaced(leases: Leases)
 
     assert (given_up.holds, given_up.gone) == (False, True)
     assert (replaced.holds, replaced.gone) == (True, True)
+
+
+# --- a lock that follows another ----------------------------------------------------------------
+
+
+async def test_a_lock_that_follows_gets_the_permit_of_the_one_that_is_over(leases: Leases) -> None:
+    old = await acquire(leases, ANN, 20, permits_max=1)
+    await time_passes(20)
+    newer = LeaseRequest(CY._replace(user_id="ann"), TTL_MS, permits_max=1, follows="lock-a")
+    taken = await leases.acquire(newer)
+    shown = await leases.admit(ANN, old.expire_ms)
+    await time_passes(GRACE_MS)
+    other = await acquire(leases, BOB, TTL_MS, permits_max=1)
+
+    assert (taken.status, taken.lock_id, taken.permits_taken) == (
+        *(AcquireStatus.GRANTED, "lock-c", 1),
+    )
+    assert taken.expire_ms > old.expire_ms
+    assert shown.status is AdmitStatus.GONE
+    assert other.status is AcquireStatus.FULL
+
+
+async def test_it_leaves_any_other_lock_of_the_user_alone(leases: Leases) -> None:
+    await acquire(leases, ANN, TTL_MS)
+    request = LeaseRequest(CY._replace(user_id="ann"), TTL_MS, follows="lock-x")
+    taken = await leases.acquire(request)
+
+    assert (taken.status, taken.lock_id) == (AcquireStatus.HELD_BEFORE, "lock-a")
+
+
+async def test_it_is_acquired_as_any_lock_where_the_other_has_no_permit_any_more(
+    leases: Leases,
+) -> None:
+    request = LeaseRequest(ANN, TTL_MS, permits_max=1, follows="lock-x")
+    taken = await leases.acquire(request)
+    beside = await leases.acquire(replace(request, key=BOB))
+
+    assert (taken.status, beside.status) == (AcquireStatus.GRANTED, AcquireStatus.FULL)
+
+
+async def test_it_does_not_fit_where_others_have_all_permits(leases: Leases) -> None:
+    await acquire(leases, ANN, TTL_MS)
+    await acquire(leases, BOB, TTL_MS)
+    request = LeaseRequest(CY._replace(user_id="ann"), TTL_MS, permits_max=1, follows="lock-a")
+    taken = await leases.acquire(request)
+
+    assert (taken.status, taken.permits_taken) == (AcquireStatus.FULL, 2)
+
+
+async def test_a_lock_does_not_follow_while_its_user_redeems_without_a_token(
+    leases: Leases,
+) -> None:
+    await acquire(leases, ANN, TTL_MS)
+    await leases.acquire_transient(CODE, "attempt", "ann", TTL_MS)
+    request = LeaseRequest(CY._replace(user_id="ann"), TTL_MS, follows="lock-a")
+
+    assert (await leases.acquire(request)).status is AcquireStatus.FULL

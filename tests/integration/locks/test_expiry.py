@@ -98,19 +98,53 @@ def test_the_late_holder_is_refused(ran_out: RanOut) -> None:
     assert locks_of(api, user_id=user) == []
 
 
-def test_its_holder_locks_the_code_anew(api: Api) -> None:
-    code, user = locking_code(api), unique("user")
+@pytest.mark.parametrize("uses", [1, 2, 0])
+def test_its_holder_locks_the_code_anew_at_once(api: Api, uses: int) -> None:
+    code, user = locking_code(api, uses), unique("user")
     held = api.lock(code, user, ttl_s=1)
-    until(lambda: held.lock.expire_time.ToDatetime(UTC) < datetime.now(UTC))
-    # Never is the one that is over taken for a lock, though nobody else gets in yet.
-    until(lambda: _gets_in(lambda: api.lock(code, user)))
+    wait_for_the_end(held)
     newer = api.lock(code, user)
     assert newer.lock.state == redemptions.LOCK_STATE_HELD
+    assert not newer.replayed
     assert newer.lock.lock_id != held.lock.lock_id
     assert newer.lock.fence > held.lock.fence
+    assert locks_of(api, user_id=user) == [newer.lock]
+    assert get_lock(api, held.lock.lock_id).state == EXPIRED
     with refused("LOCK_EXPIRED"):
         api.redeem(code, user, lock_token=held.lock_token)
-    api.redeem(code, user, lock_token=newer.lock_token)
+    redeemed = api.redeem(code, user, lock_token=newer.lock_token)
+    assert redeemed.redemption.lock_id == newer.lock.lock_id
+    assert api.event_names(code=code) == ["LOCKED", "LOCK_EXPIRED", "LOCKED", "REDEEMED"]
+
+
+def test_nobody_else_gets_in_between_a_lock_and_the_one_that_follows_it(api: Api) -> None:
+    code, user = locking_code(api), unique("user")
+    held = api.lock(code, user, ttl_s=1)
+    wait_for_the_end(held)
+    newer = api.lock(code, user, ttl_s=600)
+    time.sleep(GRACE_MS / 1000 + 0.1)
+    for call in (api.lock, api.redeem):
+        with refused("CODE_LOCKED"):
+            call(code, unique("another"))
+    api.unlock(newer.lock_token)
+    api.lock(code, unique("another"))
+
+
+def test_its_holder_who_redeems_without_a_token_is_not_kept_out(api: Api) -> None:
+    code, user = locking_code(api), unique("user")
+    held = api.lock(code, user, ttl_s=1)
+    wait_for_the_end(held)
+    assert not api.redeem(code, user).redemption.lock_id
+    assert get_lock(api, held.lock.lock_id).state == EXPIRED
+
+
+def test_its_holder_stays_out_when_others_hold_every_use(api: Api) -> None:
+    code, user = locking_code(api), unique("user")
+    held = api.lock(code, user, ttl_s=1)
+    until(lambda: _gets_in(lambda: api.lock(code, unique("another"), ttl_s=600)))
+    with refused("CODE_LOCKED"):
+        api.lock(code, user)
+    assert get_lock(api, held.lock.lock_id).state == EXPIRED
 
 
 def test_that_a_lock_ran_out_is_written_down_once(ran_out: RanOut) -> None:
@@ -172,6 +206,11 @@ def test_one_connection_is_enough_to_write_it_down(database_url: str, redis_url:
         api.lock(code, "ann", ttl_s=1)
         until(lambda: api.event_names(code=code) == ["LOCKED", "LOCK_EXPIRED"])
         api.close()
+
+
+def wait_for_the_end(held: Held) -> None:
+    """Until the time of the lock is over: its grace is not."""
+    until(lambda: held.lock.expire_time.ToDatetime(UTC) < datetime.now(UTC))
 
 
 def _gets_in(lock: Callable[[], object]) -> bool:
