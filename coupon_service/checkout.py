@@ -82,6 +82,7 @@ class Checkout:
         lanes: CommandLanes,
         leases: Leases,
         tokens: LockTokens,
+        detached: DetachedTasks,
         transient_ttl_ms: int,
         now: Callable[[], datetime],
     ) -> None:
@@ -91,7 +92,7 @@ class Checkout:
         self._tokens = tokens
         self._transient_ttl_ms = transient_ttl_ms
         self._now = now
-        self._detached = DetachedTasks()
+        self._detached = detached
 
     async def validate(self, command: Redeem, token: str) -> Validation:
         """Every reason why the redemption would be refused now, and what it would take off."""

@@ -14,7 +14,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 from prometheus_client import CollectorRegistry
 
 from coupon_service import wiring
-from coupon_service.batching import BatchingError, CommandLanes, MicroBatcher
+from coupon_service.batching import BatchingError, CommandLanes, DetachedTasks, MicroBatcher
 from coupon_service.checkout import Checkout
 from coupon_service.leases import Leases
 from coupon_service.locks.acquire import LockAcquirer
@@ -103,6 +103,7 @@ class Server:
         self._readiness_changed = readiness_changed
         self._log = structlog.get_logger("coupon_service.server")
         self._background: set[asyncio.Task[Any]] = set()
+        self._detached = DetachedTasks()
         self._tokens: Tokens | None = None
         self._tls: TlsReader | None = None
         self.port = 0
@@ -208,8 +209,15 @@ class Server:
         commands, previews, reads = self._commands, self._previews, self._reads
         tokens = LockTokens(wiring.lock_token_secrets(settings))
         locks = self._make_locks(tokens)
-        transient_ttl_ms = wiring.transient_ttl_ms(settings)
-        checkout = Checkout(previews, commands, self._leases, tokens, transient_ttl_ms, now)
+        checkout = Checkout(
+            previews,
+            commands,
+            self._leases,
+            tokens,
+            self._detached,
+            wiring.transient_ttl_ms(settings),
+            now,
+        )
         books, chunks = Books(self._database, now), CodeChunks(self._database, now)
         handler.add(
             coupon_book_service_pb2_grpc.add_CouponBookServiceServicer_to_server,
@@ -243,11 +251,11 @@ class Server:
         leases, metrics, tracer, now = self._leases, self._metrics, self._tracer, self._now
         limits, batching = wiring.lock_limits(self._settings), self._batching.locks
         history = LockHistory(self._previews, self._commands, self._reads, tokens, now)
-        acquire = LockAcquirer(history, leases, limits, now).acquire
-        release = LockReleaser(history, leases).release
+        acquire = LockAcquirer(history, leases, limits, self._detached, now).acquire
+        release = LockReleaser(history, leases, self._detached).release
         self._acquirer = MicroBatcher(acquire, batching, metrics, "locks", tracer)
         self._releaser = MicroBatcher(release, batching, metrics, "unlocks", tracer)
-        extender = LockExtender(history, leases, limits, now)
+        extender = LockExtender(history, leases, limits, self._detached, now)
         return LockService(self._acquirer, self._releaser, extender, history, leases, tokens)
 
     def _start_maintenance(self) -> None:
@@ -282,9 +290,9 @@ class Server:
             await self._health.enter_graceful_shutdown()
             await asyncio.sleep(self._settings.drain_grace_ms / 1000)
         await self._grpc.close()
-        await self._acquirer.drain()
-        await self._releaser.drain()
-        await self._commands.drain()
+        # What callers no longer wait for goes on; each of these begins work of those after it.
+        for each in (self._acquirer, self._releaser, self._detached, self._commands):
+            await each.drain()
         self._handler.close()
         await self._close()
 

@@ -60,13 +60,18 @@ class LockAcquirer:
     """
 
     def __init__(
-        self, history: LockHistory, leases: Leases, limits: LockLimits, now: Callable[[], datetime]
+        self,
+        history: LockHistory,
+        leases: Leases,
+        limits: LockLimits,
+        detached: DetachedTasks,
+        now: Callable[[], datetime],
     ) -> None:
         self._history = history
         self._leases = leases
         self._limits = limits
         self._now = now
-        self._detached = DetachedTasks()
+        self._detached = detached
 
     async def acquire(self, groups: Sequence[CommandGroup]) -> list[LockGrant | Awaited]:
         """Acquires the lock of each group, which is one Lock."""

@@ -31,13 +31,18 @@ class LockExtender:
     """Lets held locks end later."""
 
     def __init__(
-        self, history: LockHistory, leases: Leases, limits: LockLimits, now: Callable[[], datetime]
+        self,
+        history: LockHistory,
+        leases: Leases,
+        limits: LockLimits,
+        detached: DetachedTasks,
+        now: Callable[[], datetime],
     ) -> None:
         self._history = history
         self._leases = leases
         self._limits = limits
         self._now = now
-        self._detached = DetachedTasks()
+        self._detached = detached
 
     async def extend(self, lock: LockClaims, ttl_ms: int | None, call: Call) -> LockGrant:
         """Gives the lock of a token a new expiry, `ttl_ms` from now. It goes on to the end, also

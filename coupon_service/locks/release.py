@@ -44,10 +44,10 @@ class LockReleaser:
     redemption with this lock. Whatever is not simply released goes on by itself, to the end.
     """
 
-    def __init__(self, history: LockHistory, leases: Leases) -> None:
+    def __init__(self, history: LockHistory, leases: Leases, detached: DetachedTasks) -> None:
         self._history = history
         self._leases = leases
-        self._detached = DetachedTasks()
+        self._detached = detached
 
     async def release(
         self, groups: Sequence[CommandGroup]
