@@ -145,7 +145,7 @@ class Checkout:
     ) -> list[Outcome]:
         """Redeems each command, with its lock token where one was given; an outcome for each.
 
-        Raises what MicroBatcher.submit raises; then the outcome of all of them is open.
+        Raises what CommandLanes.submit raises, which then holds for all of them.
         """
         commands = [command for command, _ in items]
         if any(token for _, token in items):
@@ -251,7 +251,8 @@ class Checkout:
             if atomic and any(isinstance(it, CouponServiceError) for it in leased):
                 return refuse_all(answers)
             if again:
-                decided = await self._lanes.submit(CommandGroup(tuple(again.values()), atomic))
+                group = CommandGroup(tuple(again.values()), atomic)
+                decided = await self._submit_again(group, alone=len(again) == len(commands))
                 for i, outcome in zip(again, decided, strict=True):
                     # A book whose lock policy is changing at this moment is worth another try.
                     answers[i] = Contention() if isinstance(outcome, LeaseNeeded) else outcome
@@ -263,6 +264,17 @@ class Checkout:
             *(self._settle_own_lock(command, answers[i]) for i, command in again.items())
         )
         return answers
+
+    async def _submit_again(self, group: CommandGroup, *, alone: bool) -> Sequence[Outcome]:
+        """As CommandLanes.submit. Where the group is not `alone` in its call, an error is its own
+        outcome and not that of the call, of which something may have been carried out.
+        """
+        try:
+            return await self._lanes.submit(group)
+        except CouponServiceError as error:
+            if alone:
+                raise
+            return [error] * group.size
 
     async def _acquire(self, command: Redeem, attempt: UUID) -> Redeem | CouponServiceError:
         try:

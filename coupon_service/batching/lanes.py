@@ -29,7 +29,8 @@ class CommandLanes:
 
     def submit(self, group: CommandGroup | LazyCommand[Any]) -> Awaitable[list[Outcome]]:
         """As MicroBatcher.submit. A group that is not atomic may be carried out in parts; the
-        commands of a part that failed then have its error for an outcome, unless all parts did.
+        commands of a part that failed then have its error for an outcome, unless all parts failed
+        alike: the error of one part does not say what became of another.
         """
         if isinstance(group, LazyCommand) or group.size == 1:
             return self._single.submit(group)
@@ -47,16 +48,15 @@ class CommandLanes:
             for start in range(0, group.size, self._part_size)
         ]
         answers = await self._bulk.submit_all(parts)
-        failed = 0
+        all_failed_alike = len({type(it) for it in answers}) == 1
         outcomes: list[Outcome] = []
         for part, answer in zip(parts, answers, strict=True):
             if not isinstance(answer, BaseException):
                 outcomes += answer
-                continue
-            failed += 1
-            if failed == len(parts) or not isinstance(answer, CouponServiceError):
+            elif all_failed_alike or not isinstance(answer, CouponServiceError):
                 raise answer
-            outcomes += [answer] * part.size
+            else:
+                outcomes += [answer] * part.size
         return outcomes
 
     async def drain(self) -> None:

@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
+from typing import Any
+
+import pytest
 from support.calls import ALL_OR_NOTHING, batch, item, locking_code, outcomes_of, reasons_of, tried
-from support.service import Api, books, new_codes, unique
+from support.service import Api, books, new_codes, refused, unique
+
+from coupon_service.batching import CommandLanes
+from coupon_service.errors import Contention
+from coupon_service.model import CommandGroup, Outcome
 
 
 def test_nobody_redeems_past_a_lock_with_a_token_and_once_more_without(api: Api) -> None:
@@ -49,3 +57,34 @@ def test_a_lock_that_has_ended_does_not_validate_in_a_book_that_went_off_locking
     api.update(book.book_id, lock_policy=books.LOCK_POLICY_OFF)
     assert reasons_of(api.validate(code, user, lock_token=token)) == ["LOCK_EXPIRED"]
     assert tried(lambda: api.redeem(code, user, lock_token=token)) == "LOCK_EXPIRED"
+
+
+@pytest.fixture
+def second_step_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands that come again, now with a permit, meet a conflict."""
+    submit = CommandLanes.submit
+
+    def failing(lanes: CommandLanes, unit: Any) -> Awaitable[list[Outcome]]:
+        if isinstance(unit, CommandGroup) and any(getattr(it, "lease", 0) for it in unit.commands):
+            raise Contention
+        return submit(lanes, unit)
+
+    monkeypatch.setattr(CommandLanes, "submit", failing)
+
+
+@pytest.mark.usefixtures("second_step_fails")
+def test_a_call_of_which_something_was_done_is_not_aborted(api: Api) -> None:
+    plain, locking = api.code(), locking_code(api)
+    items = [item(plain, "ann"), item(locking, "ann")]
+    assert outcomes_of(batch(api, items)) == ["OK", "CONTENTION"]
+    assert api.get_code(plain).redemption_count == 1
+
+
+@pytest.mark.usefixtures("second_step_fails")
+def test_a_call_of_which_nothing_was_done_is_aborted(api: Api) -> None:
+    plain, locking = api.code(), locking_code(api)
+    with refused("CONTENTION"):
+        batch(api, [item(locking, "ann"), item(locking_code(api), "ann")])
+    with refused("CONTENTION"):
+        batch(api, [item(plain, "ann"), item(locking, "ann")], ALL_OR_NOTHING)
+    assert api.get_code(plain).redemption_count == 0

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 from support.batches import Transactions, group, micro_batcher, submit, turns
 
 from coupon_service.batching import CommandLanes
-from coupon_service.errors import Contention, NoCodesAvailable, Overloaded
-from coupon_service.model import CommandGroup
+from coupon_service.errors import (
+    Contention,
+    CouponServiceError,
+    DatabaseUnavailable,
+    NoCodesAvailable,
+    Overloaded,
+)
+from coupon_service.model import CommandGroup, Outcome
 
 PART = 5
 
@@ -63,12 +70,30 @@ async def test_the_commands_of_a_part_that_failed_have_its_error() -> None:
     ]
 
 
-async def test_a_large_call_fails_as_a_whole_when_all_its_parts_do() -> None:
+async def test_a_large_call_fails_as_a_whole_when_all_its_parts_fail_alike() -> None:
     transactions = Transactions()
     transactions.error = Contention()
     them = lanes(transactions)
     with pytest.raises(Contention):
         await them.submit(group("A", size=2 * PART))
+
+
+async def test_a_large_call_whose_parts_fail_differently_is_answered_part_by_part() -> None:
+    """One of them may have been carried out, and the other not."""
+    transactions = Transactions()
+    errors: list[CouponServiceError] = [DatabaseUnavailable(), Contention()]
+    execute = transactions.execute
+
+    async def failing(groups: Sequence[CommandGroup]) -> list[list[Outcome]]:
+        transactions.error = errors.pop(0)
+        return await execute(groups)
+
+    transactions.execute = failing
+    outcomes = await lanes(transactions).submit(group("A", size=2 * PART))
+    assert [type(outcome) for outcome in outcomes] == [
+        *[DatabaseUnavailable] * PART,
+        *[Contention] * PART,
+    ]
 
 
 async def test_a_large_call_that_does_not_fit_into_the_queue_is_refused_as_a_whole() -> None:
