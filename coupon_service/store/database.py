@@ -11,9 +11,14 @@ from typing import TYPE_CHECKING, TypeVar
 import psycopg
 import structlog
 from psycopg import errors as pg
-from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
+from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
-from coupon_service.errors import Contention, DatabaseUnavailable, Overloaded
+from coupon_service.errors import (
+    Contention,
+    CouponServiceError,
+    DatabaseUnavailable,
+    Overloaded,
+)
 from coupon_service.store.pipeline import Connection, Pipeline, RoundTrip
 from coupon_service.telemetry.metrics import Metrics
 
@@ -134,7 +139,9 @@ class Database:
         commit whose answer was lost. It runs in a task of its own: a caller that is cancelled stops
         waiting, the transaction goes on. `name` is what the log calls it when it was slow.
 
-        Raises Contention, DatabaseUnavailable or Overloaded, and whatever `work` raises.
+        Raises Contention or Overloaded (nothing was changed), DatabaseUnavailable (it may have
+        been, or be changed later; a repeat finds out), and what `work` raises, which has to be
+        decided under locks that a first try, not yet committed, would make it wait for.
         """
         return await self._run(name, _in_transaction(work))
 
@@ -174,6 +181,7 @@ class Database:
     async def _attempts(self, name: str, work: Work[T]) -> T:
         started = perf_counter()
         slowest = RoundTrip()
+        is_open = False
         try:
             for attempts_left in reversed(range(self._settings.attempts_max)):
                 try:
@@ -186,20 +194,16 @@ class Database:
                             slowest = max(slowest, connection.slowest, key=lambda it: it.seconds)
                             self._in_use -= 1
                             connection.silence_max_s = self._silence_max_s
-                except RETRIED as error:
-                    reason = type(error).__name__
-                    self._metrics.transaction_conflicted(reason, retried=attempts_left > 0)
-                    if not attempts_left:
-                        raise Contention from error
-                except TOO_LONG as error:
-                    raise Contention from error
-                except PoolTimeout as error:
-                    # The pool counts connections that it only tries to make as well.
-                    raise (Overloaded if self._in_use else DatabaseUnavailable) from error
-                except (*UNREACHABLE, PoolClosed) as error:
-                    self._check_connections()
-                    if not attempts_left or not _line_was_cut(error):
-                        raise DatabaseUnavailable from error
+                except CouponServiceError:
+                    raise  # decided, under the locks that an earlier try would still hold
+                except Exception as error:
+                    is_open = is_open or _line_was_cut(error)
+                    if self._is_tried_again(error, attempts_left):
+                        continue
+                    failure = DatabaseUnavailable() if is_open else self._failure(error)
+                    if failure is None:
+                        raise
+                    raise failure from error
             raise AssertionError("attempts_max is at least 1")
         finally:
             seconds = perf_counter() - started
@@ -212,6 +216,25 @@ class Database:
                     slowest_trip=str(slowest),
                     slowest_trip_seconds=round(slowest.seconds, 3),
                 )
+
+    def _is_tried_again(self, error: Exception, attempts_left: int) -> bool:
+        if isinstance(error, RETRIED):
+            reason = type(error).__name__
+            self._metrics.transaction_conflicted(reason, retried=attempts_left > 0)
+            return attempts_left > 0
+        if isinstance(error, (*TOO_LONG, PoolTimeout)) or not isinstance(error, UNREACHABLE):
+            return False
+        self._check_connections()
+        return attempts_left > 0 and _line_was_cut(error)
+
+    def _failure(self, error: Exception) -> CouponServiceError | None:
+        """What the error means to the caller of a transaction that was surely rolled back."""
+        if isinstance(error, (*RETRIED, *TOO_LONG)):
+            return Contention()
+        if isinstance(error, PoolTimeout):
+            # The pool counts connections that it only tries to make as well.
+            return Overloaded() if self._in_use else DatabaseUnavailable()
+        return DatabaseUnavailable() if isinstance(error, UNREACHABLE) else None
 
     def _check_connections(self) -> None:
         """Lets the pool replace broken connections, once at a time, and nobody waits for it."""
@@ -247,8 +270,10 @@ def _pipelined(work: Batch[T]) -> Work[T]:
 def _line_was_cut(error: BaseException) -> bool:
     """Whether the connection was lost, rather than refused or out of resources.
 
-    The transaction may or may not have been committed; a second try on another connection finds
-    out, since every change is recorded under the id of its attempt.
+    The transaction may have been committed, or be so later: a COMMIT that waits for a standby
+    outlives its connection, and so do its locks. A second try on another connection finds out,
+    since every change is recorded under the id of its attempt. Only one that decides does, though:
+    one that conflicts, or finds no connection, leaves the outcome open.
     """
     return isinstance(
         error, (pg.AdminShutdown, pg.CrashShutdown, pg.IdleInTransactionSessionTimeout)

@@ -117,6 +117,17 @@ def read_only(stack: Stack, _: random.Random) -> Generator[None]:
 
 
 @contextmanager
+def standby_away(stack: Stack, _: random.Random) -> Generator[None]:
+    """COMMITs wait for a synchronous standby that is away, and outlive the lines that are cut."""
+    with stack.connect() as connection:
+        alter(stack, "synchronous_standby_names", "nobody")
+        until(lambda: connection.execute(f"SELECT {OURS} AND wait_event = 'SyncRep'").rowcount)
+        stack.to_postgres.cut()
+        yield
+        alter(stack, "synchronous_standby_names", "''")
+
+
+@contextmanager
 def rows_locked(stack: Stack, chance: random.Random) -> Generator[None]:
     """Another session holds the rows of all codes for longer than lock_timeout."""
     with stack.connect() as connection, connection.transaction():
@@ -322,6 +333,7 @@ FAULTS: Final = (
     ),
     Fault("its connections taken", connections_taken, seen=DATABASE),
     Fault("PostgreSQL read-only", read_only, seen=DATABASE, surely=DATABASE),
+    Fault("a synchronous standby away", standby_away, 1, DATABASE, DATABASE),
     Fault("rows locked", rows_locked, FROZEN_S, surely=frozenset({"CONTENTION"})),
     Fault("deadlocks", deadlocks, 0),
     Fault("lines to PostgreSQL reset", done(Proxy.cut, PG), seen=DATABASE),

@@ -1,7 +1,7 @@
 """Clients that do not stop: they redeem, lock and roll back while things fail, and keep account.
 
-A client whose call has an unknown outcome repeats it with the same request_id until it knows; one
-in eight walks off instead. `Account` is what they saw.
+A client whose call failed repeats it with the same request_id until it knows; one in eight walks
+off instead. `Account` is what they saw.
 """
 
 from __future__ import annotations
@@ -215,7 +215,7 @@ class Load:
     ) -> Any | None:
         """The answer, or None when it is refused, or stays open."""
         name = request.DESCRIPTOR.name.removesuffix("Request")
-        is_open, first_s = False, time.monotonic()
+        first_s = time.monotonic()
         for attempt in itertools.count(1):
             sent_s = time.monotonic()
             answer, status, reason, advises_retry = None, StatusCode.OK, "", False
@@ -232,10 +232,9 @@ class Load:
                 self.account.open.discard(request.request_id)
                 return answer
             if status in UNKNOWN:
-                is_open = True
                 self.account.open.add(request.request_id)
             patience_is_over = sent_s - first_s > PATIENCE_S or self._stopped.is_set()
-            if status not in RETRIED or patience_is_over or (is_open and walks_off):
+            if status not in RETRIED or patience_is_over or walks_off:
                 return None
             time.sleep(0.1)
         return None

@@ -34,7 +34,13 @@ SETTINGS: Final[dict[str, object]] = {
 }
 """Everything that has to wait for a timeout does so for a shorter time than in production."""
 
-POSTGRES_SETTINGS: Final = {"deadlock_timeout": "50ms", "max_connections": "40"}
+POSTGRES_SETTINGS: Final = {
+    "deadlock_timeout": "50ms",
+    "max_connections": "40",
+    # It may wait for a standby.
+    "wal_level": "replica",
+    "max_wal_senders": "1",
+}
 
 
 @dataclass(slots=True)

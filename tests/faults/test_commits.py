@@ -1,16 +1,29 @@
-"""The line to PostgreSQL breaks at exactly a COMMIT: before it, or between it and its reply."""
+"""The line to PostgreSQL breaks at a COMMIT: before it, while it hangs, or before its reply."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 from faults.proxy import Commit, Proxy, Rule
 from grpc import StatusCode
-from support.calls import tried
-from support.service import Api, ServerThread, refused, settings_for
+from support.calls import item, tried
+from support.hanging_commits import hanging_commits
+from support.service import (
+    Api,
+    ServerThread,
+    assignments,
+    books,
+    codes,
+    new_codes,
+    redemptions,
+    refused,
+    settings_for,
+)
 from support.waiting import until
 
 
@@ -26,7 +39,10 @@ def api(
 ) -> Iterator[Api]:
     """A client of a server that tries a transaction so often."""
     settings = settings_for(
-        proxy.url(database_url), redis_url, transaction_attempts_max=request.param
+        proxy.url(database_url),
+        redis_url,
+        transaction_attempts_max=request.param,
+        lock_timeout_ms=200,
     )
     with ServerThread(settings) as server, closing(Api(server.address)) as made:
         until(lambda: tried(made.draft) == "OK")
@@ -73,3 +89,97 @@ def test_the_server_settles_it_before_its_client_notices(
     api.rollback(redemption.redemption_id)
     assert proxy.commits_cut == cut_before + 2
     assert effects(api, code) == (0, ["REDEEMED", "ROLLED_BACK"])
+
+
+# --- a COMMIT that hangs ------------------------------------------------------------------------
+
+Request = tuple[Callable[[Any], Any], Any]
+
+
+def redeem(api: Api) -> Request:
+    return api.redemptions.RedeemCode, api.redeem_request(api.code(), "ann")
+
+
+def redeem_many(api: Api) -> Request:
+    names = new_codes(300)
+    api.book(codes=names)
+    items = [item(name, "ann") for name in names]
+    request = redemptions.BatchRedeemCodesRequest(
+        items=items, mode=redemptions.BATCH_MODE_ALL_OR_NOTHING, request_id="batch"
+    )
+    return api.redemptions.BatchRedeemCodes, request
+
+
+def roll_back(api: Api) -> Request:
+    done = api.redeem(api.code(), "ann").redemption.redemption_id
+    request = redemptions.RollbackRedemptionRequest(redemption_id=done, request_id="back")
+    return api.redemptions.RollbackRedemption, request
+
+
+def lock(api: Api) -> Request:
+    code = api.code(lock_policy=books.LOCK_POLICY_OPTIONAL)
+    request = redemptions.LockCodeRequest(code=code, user_id="ann", request_id="lock")
+    return api.redemptions.LockCode, request
+
+
+def assign_random(api: Api) -> Request:
+    book = api.book(codes=20)
+    request = assignments.AssignRandomCodeRequest(
+        book_id=book.book_id, user_id="ann", request_id="assign"
+    )
+    return api.assignments.AssignRandomCode, request
+
+
+def create_book(api: Api) -> Request:
+    book = api.draft()
+    book.ClearField("book_id")
+    request = books.CreateCouponBookRequest(coupon_book=book, request_id="create")
+    return api.books.CreateCouponBook, request
+
+
+def pause_book(api: Api) -> Request:
+    request = books.PauseCouponBookRequest(book_id=api.book().book_id, request_id="pause")
+    return api.books.PauseCouponBook, request
+
+
+def generate(api: Api) -> Request:
+    request = codes.GenerateCodesRequest(
+        book_id=api.book().book_id, count=100, request_id="generate"
+    )
+    return lambda it: list(api.codes.GenerateCodes(it))[-1], request
+
+
+def import_chunk(api: Api) -> Request:
+    book_id, names = api.book().book_id, new_codes(3)
+    return lambda it: api.import_codes(book_id, names, request_id=it)[0], "upload"
+
+
+@pytest.mark.parametrize("api", [3], indirect=True)
+@pytest.mark.parametrize(
+    "ask",
+    [
+        redeem,
+        redeem_many,
+        roll_back,
+        lock,
+        assign_random,
+        create_book,
+        pause_book,
+        generate,
+        import_chunk,
+    ],
+)
+def test_what_is_committed_after_its_line_was_cut_was_never_called_undone(
+    api: Api, proxy: Proxy, database_url: str, ask: Callable[[Api], Request]
+) -> None:
+    call, request = ask(api)
+    with hanging_commits(database_url) as commits, ThreadPoolExecutor() as pool:
+        answer = pool.submit(tried, lambda: call(request))
+        commits.wait_for_one()
+        proxy.cut()
+        assert answer.result() == "DATABASE_UNAVAILABLE"  # the later tries met the row locks
+        commits.go_on()
+    until(lambda: tried(api.draft) == "OK")
+    repeated = call(request)
+    results = getattr(repeated, "results", [repeated])
+    assert all(it.replayed for it in results)

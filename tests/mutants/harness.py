@@ -22,6 +22,7 @@ import redis
 from model.clock import Clock, clocked_server
 from model.programs import Programs
 from support.calls import ALL_OR_NOTHING, batch, item, tried
+from support.hanging_commits import hanging_commits
 from support.invariants import assert_adds_up
 from support.service import (
     Api,
@@ -166,6 +167,25 @@ def refused_for_contention(it: Stack) -> None:
         connection.rollback()
     assert reason == "CONTENTION", reason
     it.conserved()
+
+
+def commit_that_hangs(it: Stack) -> None:
+    """What is committed after its connection was given up was never called undone."""
+    timeouts = {"statement_timeout_ms": 1_000, "tcp_user_timeout_ms": 1_000}
+    settings = it.servers[0].settings.model_copy(update=timeouts)
+    with (
+        ServerThread(settings) as server,
+        closing(Api(server.address)) as api,
+        ThreadPoolExecutor() as pool,
+    ):
+        until(lambda: tried(api.draft) == "OK")
+        code = api.code()
+        with hanging_commits(it.database_url) as commits:
+            answer = pool.submit(tried, lambda: api.redeem(code, "user"))
+            commits.wait_for_one()
+            assert answer.result() in ("DATABASE_UNAVAILABLE", "DEADLINE_EXCEEDED")
+            commits.go_on()
+        assert api.get_code(code).redemption_count == 1
 
 
 def storm_of_cancellations(it: Stack) -> None:

@@ -10,7 +10,9 @@ Each is what somebody might write who does not know why the right code is as it 
 from __future__ import annotations
 
 import asyncio
+import inspect
 import random
+import textwrap
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
@@ -31,6 +33,7 @@ from coupon_service.rules import locks as lock_rules
 from coupon_service.rules import redemptions as redeeming
 from coupon_service.rules import refusals
 from coupon_service.rules.draft import Draft
+from coupon_service.store import database
 from coupon_service.store.commands import apply as applying
 from coupon_service.store.commands import executor as execute
 from coupon_service.store.commands import load as loading
@@ -222,6 +225,12 @@ def lock_followed_before_its_end() -> Planted:
     return mock.patch.object(acquire.LockAcquirer, "_follow", follow)
 
 
+def open_outcome_forgotten() -> Planted:
+    """What the last try of a transaction met is taken for what became of the first."""
+    right = "DatabaseUnavailable() if is_open else self._failure(error)"
+    return _source(database, "Database", "_attempts", right, "self._failure(error)")
+
+
 # --- how they are planted -----------------------------------------------------------------------
 
 
@@ -259,6 +268,16 @@ def _script(right: str, wrong: str) -> Planted:
         return real(name).replace(right, wrong)
 
     return mock.patch.object(commands, "_text", text)
+
+
+def _source(module: Any, name: str, method: str, right: str, wrong: str) -> Planted:
+    kind = getattr(module, name)
+    source = textwrap.dedent(inspect.getsource(getattr(kind, method)))
+    assert right in source, right
+    changed: dict[str, Any] = {}
+    text = "from __future__ import annotations\n" + source.replace(right, wrong)
+    exec(text, vars(module), changed)  # noqa: S102 - the service's own text, with a bug
+    return mock.patch.object(kind, method, changed[method])
 
 
 @contextmanager

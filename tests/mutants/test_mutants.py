@@ -35,6 +35,7 @@ CAUGHT_BY: dict[Callable[[], bugs.Planted], Callable[[Stack], None]] = {
     bugs.codes_not_composed: harness.model_test,
     bugs.grace_keeps_its_own_user_out: harness.lock_followed_by_another,
     bugs.lock_followed_before_its_end: harness.lock_followed_by_another,
+    bugs.open_outcome_forgotten: harness.commit_that_hangs,
 }
 QUICK = [it for it in dict.fromkeys(CAUGHT_BY.values()) if it is not harness.model_test]
 
