@@ -32,6 +32,7 @@ from coupon_service.ratelimit.limiter import RateLimiter
 from coupon_service.ratelimit.windows import Windows
 from coupon_service.rpc.handler import RpcHandler
 from coupon_service.rpc.listener import Listener, ListenerError
+from coupon_service.rpc.paging import PageTokens
 from coupon_service.rpc.servicers.assignments import AssignmentServicer
 from coupon_service.rpc.servicers.audit import AuditServicer
 from coupon_service.rpc.servicers.books import CouponBookServicer
@@ -207,7 +208,8 @@ class Server:
     def _add_servicers(self, handler: RpcHandler) -> None:
         settings, now = self._settings, self._now
         commands, previews, reads = self._commands, self._previews, self._reads
-        tokens = LockTokens(wiring.lock_token_secrets(settings))
+        secrets = wiring.token_secrets(settings)
+        tokens, page_tokens = LockTokens(secrets), PageTokens(secrets)
         locks = self._make_locks(tokens)
         checkout = Checkout(
             previews,
@@ -221,23 +223,23 @@ class Server:
         books, chunks = Books(self._database, now), CodeChunks(self._database, now)
         handler.add(
             coupon_book_service_pb2_grpc.add_CouponBookServiceServicer_to_server,
-            CouponBookServicer(books, now),
+            CouponBookServicer(books, page_tokens, now),
         )
         handler.add(
             coupon_code_service_pb2_grpc.add_CouponCodeServiceServicer_to_server,
-            CouponCodeServicer(books, reads, chunks, commands, locks, now),
+            CouponCodeServicer(books, reads, chunks, commands, locks, page_tokens, now),
         )
         handler.add(
             assignment_service_pb2_grpc.add_AssignmentServiceServicer_to_server,
-            AssignmentServicer(commands, reads, locks, now),
+            AssignmentServicer(commands, reads, locks, page_tokens, now),
         )
         handler.add(
             redemption_service_pb2_grpc.add_RedemptionServiceServicer_to_server,
-            RedemptionServicer(checkout, locks, reads),
+            RedemptionServicer(checkout, locks, reads, page_tokens),
         )
         handler.add(
             audit_service_pb2_grpc.add_AuditServiceServicer_to_server,
-            AuditServicer(reads),
+            AuditServicer(reads, page_tokens),
         )
         register_health: Any = cast("Any", health_pb2_grpc).add_HealthServicer_to_server
         handler.add(register_health, self._health)

@@ -83,8 +83,8 @@ def lock_limits(settings: Settings) -> LockLimits:
     )
 
 
-def lock_token_secrets(settings: Settings) -> list[bytes]:
-    """The secret that lock tokens are signed with, and others that are still good."""
+def token_secrets(settings: Settings) -> list[bytes]:
+    """The secret that lock and page tokens are signed with, and others that are still good."""
     secrets = (settings.lock_token_secret, settings.lock_token_secret_previous)
     return [secret.get_secret_value().encode() for secret in secrets if secret is not None]
 

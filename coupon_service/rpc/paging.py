@@ -1,24 +1,33 @@
 """Page tokens: where the next page begins, and of which query.
 
-A token is opaque to clients: base64url of a hash and the position as JSON. It is no secret and no
-permission; the hash, of position and query, tells a token of another query, or one that was
-altered, from one that this service gave out.
+A token is opaque to clients: base64url of a MAC and the position as JSON. It is no secret and no
+permission. The MAC, over position and query, is what only this service can make: a token that it
+did not give out, or gave out for another query, is refused.
 """
 
 from __future__ import annotations
 
+import hmac
 import json
-from base64 import b64decode, urlsafe_b64encode
-from collections.abc import Callable, Sequence
-from hashlib import blake2b
-from typing import Any, Final, TypeVar
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, Final, TypeVar, cast
+from uuid import UUID
 
 from google.protobuf.message import Message
+
+from coupon_service.model.normalization import normalize_code
 
 Position = tuple[Any, ...]
 """The sort key of the last row of a page: texts and numbers."""
 
-HASH_BYTES: Final = 9
+MAC_BYTES: Final = 16
+
+TOKEN_MAX_CHARACTERS: Final = 2_048
+
+PURPOSE: Final = b"page1"
+"""What the MAC is about: the same secret makes others, which do not pass for one of a page."""
 
 ROWS_MAX_BYTES: Final = 3 * 1024 * 1024
 """Of the rows of a page. gRPC clients take answers of 4 MiB, and drop larger ones."""
@@ -48,39 +57,119 @@ def page_within_bounds(
     return messages, end
 
 
-def page_token(request: Message, position: Sequence[object] | None) -> str:
-    """The token for the page of the request's query after `position`; empty on the last page."""
-    if position is None:
-        return ""
-    payload = json.dumps(position, separators=(",", ":")).encode("ascii")
-    return urlsafe_b64encode(_hash(request, payload) + payload).rstrip(b"=").decode("ascii")
+class PageTokens:
+    """Makes page tokens with the first of these secrets and accepts those of any of them."""
 
+    def __init__(self, secrets: Sequence[bytes]) -> None:
+        self._secrets = tuple(secrets)
 
-def page_position(request: Any) -> Position | None:
-    """The position in the `page_token` of the request; None for the first page.
+    def token(self, request: Message, position: Sequence[object] | None) -> str:
+        """The token for the page of the request's query after `position`; empty on the last."""
+        if position is None:
+            return ""
+        payload = json.dumps(position, separators=(",", ":")).encode("ascii")
+        return _seal(request, payload, self._secrets[0]).decode("ascii")
 
-    Raises:
-        ValueError: the token is not one for this query. The message says what was expected.
-    """
-    token: str = request.page_token
-    if not token:
+    def position(self, request: Any) -> Position | None:
+        """The position in the `page_token` of the request; None for the first page.
+
+        Raises:
+            ValueError: the token is not one for this query. The message says what was expected.
+        """
+        token: str = request.page_token
+        if not token:
+            return None
+        payload = self._payload(request, token)
+        position = _position(request.DESCRIPTOR.name, payload) if payload is not None else None
+        if position is None:
+            raise ValueError("expected the next_page_token of an answer to the same query")
+        return position
+
+    def _payload(self, request: Message, token: str) -> bytes | None:
+        """What the token says, if it was made for this query with one of the secrets."""
+        if len(token) > TOKEN_MAX_CHARACTERS or not token.isascii():
+            return None
+        shown = token.encode("ascii")
+        try:
+            payload = urlsafe_b64decode(shown + b"=" * (-len(shown) % 4))[MAC_BYTES:]
+        except ValueError:
+            return None
+        # The whole token is made anew and compared: there is exactly one spelling of it.
+        for secret in self._secrets:
+            if hmac.compare_digest(_seal(request, payload, secret), shown):
+                return payload
         return None
-    try:
-        raw = b64decode(token + "=" * (-len(token) % 4), altchars=b"-_", validate=True)
-    except ValueError:
-        raw = b""
-    if _hash(request, raw[HASH_BYTES:]) != raw[:HASH_BYTES]:
-        raise ValueError("expected the next_page_token of an answer to the same query")
-    return tuple(json.loads(raw[HASH_BYTES:]))
 
 
-def _hash(request: Message, payload: bytes) -> bytes:
-    """Of the position and everything in the request that makes its result; page_size does not."""
+def _seal(request: Message, payload: bytes, secret: bytes) -> bytes:
+    """The token of the position and everything in the request that makes its result."""
     query = type(request)()
     query.CopyFrom(request)
     for field in ("page_token", "page_size"):
         if field in query.DESCRIPTOR.fields_by_name:
             query.ClearField(field)
     name = query.DESCRIPTOR.full_name.encode("ascii")
-    text = b"\0".join((name, payload, query.SerializeToString(deterministic=True)))
-    return blake2b(text, digest_size=HASH_BYTES).digest()
+    text = b"\0".join((PURPOSE, name, payload, query.SerializeToString(deterministic=True)))
+    mac = hmac.digest(secret, text, "sha256")[:MAC_BYTES]
+    return urlsafe_b64encode(mac + payload).rstrip(b"=")
+
+
+# --- positions ------------------------------------------------------------------------------------
+
+
+def _position(request_name: str, payload: bytes) -> Position | None:
+    """The position, None when it is not of the shape that the request's list has now."""
+    shape = SHAPES[request_name]
+    try:
+        position: object = json.loads(payload)
+        if not isinstance(position, list) or len(cast("list[object]", position)) != len(shape):
+            return None
+        values = tuple(cast("list[object]", position))
+        for value, (kind, read) in zip(values, shape, strict=True):
+            if type(value) is not kind:
+                return None
+            read(value)
+    except (ValueError, OverflowError, RecursionError):
+        return None
+    return values
+
+
+def _time(text: str) -> datetime:
+    time = datetime.fromisoformat(text)
+    if time.tzinfo is None:
+        raise ValueError
+    return time.astimezone(UTC)
+
+
+def _text(text: str) -> str:
+    if "\0" in text:
+        raise ValueError
+    text.encode()  # raises it for half of a surrogate pair
+    return text
+
+
+def _milliseconds(number: int) -> int:
+    if not 0 <= number < 2**53:  # as Redis has them
+        raise ValueError
+    return number
+
+
+Kind = tuple[type, Callable[[Any], object]]
+"""The JSON type of a value of a position, and what raises ValueError for a bad one."""
+
+TIME: Final[Kind] = (str, _time)
+ID: Final[Kind] = (str, UUID)
+CODE: Final[Kind] = (str, normalize_code)
+TEXT: Final[Kind] = (str, _text)
+MILLISECONDS: Final[Kind] = (int, _milliseconds)
+
+SHAPES: Final[Mapping[str, Sequence[Kind]]] = {
+    "ListCouponBooksRequest": (TIME, ID),
+    "ListCodesRequest": (CODE,),
+    "ExportCodesRequest": (CODE,),
+    "ListUserCouponsRequest": (TIME, CODE),
+    "ListLocksRequest": (CODE, ID, TEXT, ID, MILLISECONDS),
+    "ListRedemptionsRequest": (TIME, ID),
+    "ListAuditEventsRequest": (TIME, ID),
+}
+"""What a position has, by the request of its list."""

@@ -230,9 +230,9 @@ class Settings(BaseSettings):
     )
     lock_token_secret: TokenSecret = Field(
         default=None,
-        description="Secret that lock tokens are signed with; the same on all replicas. Not set:"
-        " coupon-service dev makes one and keeps it in its data folder, coupon-service serve"
-        " refuses to start.",
+        description="Secret that lock and page tokens are signed with; the same on all replicas."
+        " Not set: coupon-service dev makes one and keeps it in its data folder, coupon-service"
+        " serve refuses to start.",
     )
     lock_token_secret_previous: TokenSecret = Field(
         default=None,

@@ -32,7 +32,7 @@ from coupon_service.ratelimit.callers import read_limits, user_identity
 from coupon_service.ratelimit.limiter import RateClass
 from coupon_service.rpc.context import RequestContext
 from coupon_service.rpc.convert import assignments, books, codes, locks, redemptions
-from coupon_service.rpc.paging import page_token
+from coupon_service.rpc.paging import PageTokens
 from coupon_service.v1 import assignment_service_pb2 as assignment_pb
 from coupon_service.v1 import coupon_book_service_pb2 as book_pb
 from coupon_service.v1 import coupon_code_service_pb2 as code_pb
@@ -179,4 +179,5 @@ def test_tokens_stay() -> None:
         "YuO_YKgoSg"
     )
     request = code_pb.ListCodesRequest(book_id=str(BOOK))
-    assert page_token(request, ("2026-01-01", 7)) == "DC7hLhLwJDwYWyIyMDI2LTAxLTAxIiw3XQ"
+    pages = PageTokens([b"a secret of the test"])
+    assert pages.token(request, ("CODE",)) == "2j9Ex7owTrnb8kwzapdv-1siQ09ERSJd"

@@ -29,6 +29,7 @@ from coupon_service.model.codes import bucket_of
 from coupon_service.rpc.context import RequestContext
 from coupon_service.rpc.convert.fields import Fields, Page
 from coupon_service.rpc.convert.values import put_struct, put_time
+from coupon_service.rpc.paging import PageTokens
 from coupon_service.rpc.status import item_error
 from coupon_service.v1 import assignment_service_pb2 as pb
 from coupon_service.v1 import coupon_code_service_pb2 as codes_pb
@@ -110,14 +111,14 @@ def read_revoke(request: pb.RevokeAssignmentRequest, rpc: RequestContext) -> Rev
 
 
 def read_list(
-    request: pb.ListUserCouponsRequest, rpc: RequestContext
+    request: pb.ListUserCouponsRequest, rpc: RequestContext, tokens: PageTokens
 ) -> tuple[str, UUID | None, AssignmentState | None, Page]:
     """Whose codes, of which book, in which state, and which page. Raises PermissionDenied."""
     fields = Fields()
     user_id = rpc.user(fields.identifier("user_id", request.user_id))
     book_id = fields.optional_uuid("book_id", request.book_id)
     state = fields.choice("state", request.state, STATES, None)
-    page = fields.page(request)
+    page = fields.page(request, tokens)
     fields.check()
     return user_id, book_id, state, page
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from coupon_service.model import BookState, CodeState, Event, EventType
 from coupon_service.rpc.convert.fields import Fields, Page
 from coupon_service.rpc.convert.values import to_money, to_struct, to_timestamp
+from coupon_service.rpc.paging import PageTokens
 from coupon_service.store.queries.reads import AuditFilter
 from coupon_service.v1 import audit_service_pb2 as pb
 
@@ -24,7 +25,9 @@ ABOUT_BOOKS = frozenset(
 """Events whose states are those of a book; those of the others are of a code."""
 
 
-def read_list(request: pb.ListAuditEventsRequest, business_id: str) -> tuple[AuditFilter, Page]:
+def read_list(
+    request: pb.ListAuditEventsRequest, business_id: str, tokens: PageTokens
+) -> tuple[AuditFilter, Page]:
     """Which events, and which page of them. `business_id`: of the caller."""
     fields = Fields()
     types: list[EventType] = []
@@ -50,7 +53,7 @@ def read_list(request: pb.ListAuditEventsRequest, business_id: str) -> tuple[Aud
             fields.time("end_time", request.end_time) if request.HasField("end_time") else None
         ),
     )
-    page = fields.page(request)
+    page = fields.page(request, tokens)
     fields.check()
     return wanted, page
 

@@ -32,6 +32,7 @@ from coupon_service.model.codes import BUCKETS, DEFAULT_ALPHABET, CodeFormat
 from coupon_service.rpc.context import RequestContext
 from coupon_service.rpc.convert.fields import AMOUNT_MAX_MINOR, TTL_MAX_MS, Fields, Page
 from coupon_service.rpc.convert.values import to_money, to_struct, to_timestamp
+from coupon_service.rpc.paging import PageTokens
 from coupon_service.rules import book_updates
 from coupon_service.v1 import coupon_book_service_pb2 as pb
 
@@ -126,13 +127,13 @@ def read_transition(request: TransitionRequest, rpc: RequestContext) -> BookChan
 
 
 def read_list(
-    request: pb.ListCouponBooksRequest, rpc: RequestContext
+    request: pb.ListCouponBooksRequest, rpc: RequestContext, tokens: PageTokens
 ) -> tuple[str, BookState | None, Page]:
     """Whose books in which state, and which page of them. Raises PermissionDenied."""
     fields = Fields()
     business_id = fields.identifier("business_id", request.business_id, optional=True)
     state = fields.choice("state", request.state, STORED_STATES, None)
-    page = fields.page(request)
+    page = fields.page(request, tokens)
     fields.check()
     if rpc.business_id and business_id not in ("", rpc.business_id):
         raise PermissionDenied("The caller may only list coupon books of its own business.")

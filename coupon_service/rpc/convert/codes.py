@@ -22,7 +22,7 @@ from coupon_service.model.codes import CodeFormat, bucket_of
 from coupon_service.rpc.context import RequestContext
 from coupon_service.rpc.convert.books import read_code_format
 from coupon_service.rpc.convert.fields import Fields, Page
-from coupon_service.rpc.paging import Position
+from coupon_service.rpc.paging import PageTokens, Position
 from coupon_service.rpc.status import item_error
 from coupon_service.store.bulk.upload_rows import ImportResult
 from coupon_service.v1 import coupon_code_service_pb2 as pb
@@ -112,13 +112,13 @@ def read_chunk(request: pb.ImportCodesRequest, before: int | None) -> tuple[int,
 
 
 def read_export(
-    request: pb.ExportCodesRequest,
+    request: pb.ExportCodesRequest, tokens: PageTokens
 ) -> tuple[UUID, CodeState | None, Position | None]:
     """Which codes of which book, and after which one to go on."""
     fields = Fields()
     book_id = fields.uuid("book_id", request.book_id)
     state = fields.choice("state", request.state, STORED_STATES, None)
-    after = fields.position(request)
+    after = fields.position(request, tokens)
     fields.check()
     return book_id, state, after
 
@@ -132,12 +132,14 @@ def read_get(request: pb.GetCodeRequest) -> tuple[str, UUID | None]:
     return code, book_id
 
 
-def read_list(request: pb.ListCodesRequest) -> tuple[UUID, CodeState | None, Page]:
+def read_list(
+    request: pb.ListCodesRequest, tokens: PageTokens
+) -> tuple[UUID, CodeState | None, Page]:
     """Which codes of which book, and which page of them."""
     fields = Fields()
     book_id = fields.uuid("book_id", request.book_id)
     state = fields.choice("state", request.state, STORED_STATES, None)
-    page = fields.page(request)
+    page = fields.page(request, tokens)
     fields.check()
     return book_id, state, page
 

@@ -19,7 +19,7 @@ from coupon_service.errors import FieldViolation, InvalidArgument
 from coupon_service.model import Money
 from coupon_service.model.normalization import EXPECTED, NO_CODE, CodeTooLong, normalize_code
 from coupon_service.rpc.convert.values import EPOCH, from_duration_ms, from_struct, from_timestamp
-from coupon_service.rpc.paging import Position, page_position
+from coupon_service.rpc.paging import PageTokens, Position
 from coupon_service.v1.money_pb2 import Money as MoneyMessage
 
 AMOUNT_MAX_MINOR: Final = 10**15
@@ -200,15 +200,15 @@ class Fields:
             self.refuse(field, str(error))
             return None
 
-    def page(self, request: Any) -> Page:
+    def page(self, request: Any, tokens: PageTokens) -> Page:
         """Which page the request asks for."""
         size = self.whole("page_size", request.page_size, 0, PAGE_SIZE_MAX) or PAGE_SIZE_DEFAULT
-        return Page(size, self.position(request))
+        return Page(size, self.position(request, tokens))
 
-    def position(self, request: Any) -> Position | None:
+    def position(self, request: Any, tokens: PageTokens) -> Position | None:
         """After which row the page of the request begins."""
         try:
-            return page_position(request)
+            return tokens.position(request)
         except ValueError as error:
             self.refuse("page_token", str(error))
             return None

@@ -11,6 +11,7 @@ from coupon_service.model.codes import bucket_of
 from coupon_service.rpc.context import RequestContext
 from coupon_service.rpc.convert.fields import TTL_MAX_MS, Fields, Page
 from coupon_service.rpc.convert.values import put_time
+from coupon_service.rpc.paging import PageTokens
 from coupon_service.v1 import redemption_service_pb2 as pb
 
 TTL_MIN_MS: Final = 1_000
@@ -79,7 +80,7 @@ def read_lock_id(request: pb.GetLockRequest) -> UUID:
 
 
 def read_list(
-    request: pb.ListLocksRequest, rpc: RequestContext
+    request: pb.ListLocksRequest, rpc: RequestContext, tokens: PageTokens
 ) -> tuple[str | None, UUID | None, Page]:
     """Locks of which user or of which book, and which page of them. Raises PermissionDenied."""
     fields = Fields()
@@ -93,7 +94,7 @@ def read_list(
         book_id = fields.uuid("book_id", request.book_id)
     else:
         fields.refuse("filter", "expected user_id or book_id")
-    page = fields.page(request)
+    page = fields.page(request, tokens)
     fields.check()
     return user_id, book_id, page
 

@@ -28,6 +28,7 @@ from coupon_service.model.normalization import NO_CODE
 from coupon_service.rpc.context import RequestContext
 from coupon_service.rpc.convert.fields import Fields, Page
 from coupon_service.rpc.convert.values import put_money, put_struct, put_time
+from coupon_service.rpc.paging import PageTokens
 from coupon_service.rpc.status import item_error
 from coupon_service.v1 import redemption_service_pb2 as pb
 
@@ -125,7 +126,7 @@ class RedemptionFilter:
 
 
 def read_list(
-    request: pb.ListRedemptionsRequest, rpc: RequestContext
+    request: pb.ListRedemptionsRequest, rpc: RequestContext, tokens: PageTokens
 ) -> tuple[RedemptionFilter, Page]:
     """Which redemptions, and which page of them. Raises PermissionDenied."""
     fields = Fields()
@@ -137,7 +138,7 @@ def read_list(
     )
     if not (wanted.user_id or request.book_id or request.code or request.order_id):
         fields.refuse("user_id", "expected at least one of user_id, book_id, code and order_id")
-    page = fields.page(request)
+    page = fields.page(request, tokens)
     fields.check()
     return wanted, page
 

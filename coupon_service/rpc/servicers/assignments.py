@@ -14,7 +14,7 @@ from coupon_service.model import Assignment, Book, Code, CommandGroup, Done, don
 from coupon_service.rpc.context import current
 from coupon_service.rpc.convert import assignments as convert
 from coupon_service.rpc.lazy import lazy_command
-from coupon_service.rpc.paging import page_token, page_within_bounds
+from coupon_service.rpc.paging import PageTokens, page_within_bounds
 from coupon_service.rules import effective_code_state
 from coupon_service.store.queries.reads import Reads, assignment_position
 from coupon_service.v1 import assignment_service_pb2 as pb
@@ -26,14 +26,16 @@ class AssignmentServicer(AssignmentServiceServicer):
 
     def __init__(
         self,
-        coalescer: CommandLanes,
+        commands: CommandLanes,
         reads: Reads,
         locks: LockService,
+        page_tokens: PageTokens,
         now: Callable[[], datetime],
     ) -> None:
-        self._coalescer = coalescer
+        self._commands = commands
         self._reads = reads
         self._locks = locks
+        self._page_tokens = page_tokens
         self._now = now
 
     async def AssignCode(
@@ -56,7 +58,7 @@ class AssignmentServicer(AssignmentServiceServicer):
         self, request: pb.BatchAssignRandomCodesRequest, context: Any
     ) -> pb.BatchAssignRandomCodesResponse:
         commands = convert.read_batch(request, current())
-        outcomes = await self._coalescer.submit(CommandGroup(commands))
+        outcomes = await self._commands.submit(CommandGroup(commands))
         return convert.batch_message(commands, outcomes)
 
     async def RevokeAssignment(
@@ -70,7 +72,7 @@ class AssignmentServicer(AssignmentServiceServicer):
     async def ListUserCoupons(
         self, request: pb.ListUserCouponsRequest, context: Any
     ) -> pb.ListUserCouponsResponse:
-        user_id, book_id, state, page = convert.read_list(request, current())
+        user_id, book_id, state, page = convert.read_list(request, current(), self._page_tokens)
         coupons, end = await self._reads.user_coupons(
             user_id, book_id, current().business_id, state, page.size, page.after
         )
@@ -89,9 +91,9 @@ class AssignmentServicer(AssignmentServiceServicer):
             coupons, message, end, lambda it: assignment_position(it[0])
         )
         return pb.ListUserCouponsResponse(
-            coupons=messages, next_page_token=page_token(request, end)
+            coupons=messages, next_page_token=self._page_tokens.token(request, end)
         )
 
     async def _carry_out(self, wish: LazyCommand[Any]) -> Done:
-        (outcome,) = await self._coalescer.submit(wish)
+        (outcome,) = await self._commands.submit(wish)
         return done_of(outcome)

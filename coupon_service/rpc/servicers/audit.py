@@ -8,7 +8,7 @@ from typing import Any
 
 from coupon_service.rpc.context import current
 from coupon_service.rpc.convert import audit as convert
-from coupon_service.rpc.paging import page_token, page_within_bounds
+from coupon_service.rpc.paging import PageTokens, page_within_bounds
 from coupon_service.store.queries.reads import Reads, event_position
 from coupon_service.v1 import audit_service_pb2 as pb
 from coupon_service.v1.audit_service_pb2_grpc import AuditServiceServicer
@@ -17,13 +17,16 @@ from coupon_service.v1.audit_service_pb2_grpc import AuditServiceServicer
 class AuditServicer(AuditServiceServicer):
     """Answers with what Reads finds in the ledger."""
 
-    def __init__(self, reads: Reads) -> None:
+    def __init__(self, reads: Reads, page_tokens: PageTokens) -> None:
         self._reads = reads
+        self._page_tokens = page_tokens
 
     async def ListAuditEvents(
         self, request: pb.ListAuditEventsRequest, context: Any
     ) -> pb.ListAuditEventsResponse:
-        wanted, page = convert.read_list(request, current().business_id)
+        wanted, page = convert.read_list(request, current().business_id, self._page_tokens)
         events, end = await self._reads.audit_events(wanted, page.size, page.after)
         messages, end = page_within_bounds(events, convert.event_message, end, event_position)
-        return pb.ListAuditEventsResponse(events=messages, next_page_token=page_token(request, end))
+        return pb.ListAuditEventsResponse(
+            events=messages, next_page_token=self._page_tokens.token(request, end)
+        )

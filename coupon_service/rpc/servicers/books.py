@@ -11,7 +11,7 @@ from typing import Any
 from coupon_service.model import Book, EventType
 from coupon_service.rpc.context import current
 from coupon_service.rpc.convert import books as convert
-from coupon_service.rpc.paging import page_token, page_within_bounds
+from coupon_service.rpc.paging import PageTokens, page_within_bounds
 from coupon_service.rules import effective_book_state
 from coupon_service.store.books import Books, book_position
 from coupon_service.v1 import coupon_book_service_pb2 as pb
@@ -21,8 +21,9 @@ from coupon_service.v1.coupon_book_service_pb2_grpc import CouponBookServiceServ
 class CouponBookServicer(CouponBookServiceServicer):
     """Answers with what Books does."""
 
-    def __init__(self, books: Books, now: Callable[[], datetime]) -> None:
+    def __init__(self, books: Books, page_tokens: PageTokens, now: Callable[[], datetime]) -> None:
         self._books = books
+        self._page_tokens = page_tokens
         self._now = now
 
     async def CreateCouponBook(
@@ -44,14 +45,14 @@ class CouponBookServicer(CouponBookServiceServicer):
     async def ListCouponBooks(
         self, request: pb.ListCouponBooksRequest, context: Any
     ) -> pb.ListCouponBooksResponse:
-        business_id, state, page = convert.read_list(request, current())
+        business_id, state, page = convert.read_list(request, current(), self._page_tokens)
         books, end = await self._books.list(business_id, state, page.size, page.after)
         messages = zip(books, await self._messages(books), strict=True)
         page, end = page_within_bounds(
             list(messages), lambda it: it[1], end, lambda it: book_position(it[0])
         )
         return pb.ListCouponBooksResponse(
-            coupon_books=page, next_page_token=page_token(request, end)
+            coupon_books=page, next_page_token=self._page_tokens.token(request, end)
         )
 
     async def UpdateCouponBook(

@@ -16,7 +16,7 @@ from coupon_service.model import CommandGroup, EventType, SetCodeEnabled, done_o
 from coupon_service.model.codes import CodeFormat, check_capacity, generate
 from coupon_service.rpc.context import current
 from coupon_service.rpc.convert import codes as convert
-from coupon_service.rpc.paging import page_token
+from coupon_service.rpc.paging import PageTokens
 from coupon_service.rules import effective_code_state
 from coupon_service.store.books import Books
 from coupon_service.store.bulk.chunks import CodeChunks
@@ -35,15 +35,17 @@ class CouponCodeServicer(CouponCodeServiceServicer):
         books: Books,
         reads: Reads,
         chunks: CodeChunks,
-        coalescer: CommandLanes,
+        commands: CommandLanes,
         locks: LockService,
+        page_tokens: PageTokens,
         now: Callable[[], datetime],
     ) -> None:
         self._books = books
         self._reads = reads
         self._chunks = chunks
-        self._coalescer = coalescer
+        self._commands = commands
         self._locks = locks
+        self._page_tokens = page_tokens
         self._now = now
 
     async def PreviewCodes(
@@ -89,7 +91,7 @@ class CouponCodeServicer(CouponCodeServiceServicer):
     async def ExportCodes(
         self, request: pb.ExportCodesRequest, context: Any
     ) -> AsyncIterator[pb.ExportCodesResponse]:
-        book_id, state, after = convert.read_export(request)
+        book_id, state, after = convert.read_export(request, self._page_tokens)
         business_id = current().business_id
         more = True
         while more:
@@ -99,7 +101,7 @@ class CouponCodeServicer(CouponCodeServiceServicer):
             more = after is not None
             yield pb.ExportCodesResponse(
                 codes=[convert.code_message(code, book, None) for code in codes],
-                next_page_token=page_token(request, after),
+                next_page_token=self._page_tokens.token(request, after),
             )
 
     async def GetCode(self, request: pb.GetCodeRequest, context: Any) -> pb.GetCodeResponse:
@@ -110,7 +112,7 @@ class CouponCodeServicer(CouponCodeServiceServicer):
         return pb.GetCodeResponse(coupon_code=convert.code_message(code, book, state))
 
     async def ListCodes(self, request: pb.ListCodesRequest, context: Any) -> pb.ListCodesResponse:
-        book_id, state, page = convert.read_list(request)
+        book_id, state, page = convert.read_list(request, self._page_tokens)
         book, codes, end = await self._reads.codes(
             book_id, current().business_id, state, page.size, page.after
         )
@@ -120,7 +122,7 @@ class CouponCodeServicer(CouponCodeServiceServicer):
                 convert.code_message(code, book, effective_code_state(code, book, now))
                 for code in codes
             ],
-            next_page_token=page_token(request, end),
+            next_page_token=self._page_tokens.token(request, end),
         )
 
     async def DisableCode(
@@ -138,7 +140,7 @@ class CouponCodeServicer(CouponCodeServiceServicer):
         return pb.EnableCodeResponse(coupon_code=message, replayed=replayed)
 
     async def _switch(self, command: SetCodeEnabled) -> tuple[pb.CouponCode, bool]:
-        (outcome,) = await self._coalescer.submit(CommandGroup((command,)))
+        (outcome,) = await self._commands.submit(CommandGroup((command,)))
         done = done_of(outcome)
         if done.code is None:
             raise AssertionError("a code was switched and not returned")

@@ -13,7 +13,7 @@ from coupon_service.rpc.context import current
 from coupon_service.rpc.convert import locks as convert_locks
 from coupon_service.rpc.convert import redemptions as convert
 from coupon_service.rpc.lazy import lazy_command
-from coupon_service.rpc.paging import page_token, page_within_bounds
+from coupon_service.rpc.paging import PageTokens, page_within_bounds
 from coupon_service.store.queries.reads import Reads, event_position
 from coupon_service.v1 import redemption_service_pb2 as pb
 from coupon_service.v1.redemption_service_pb2_grpc import RedemptionServiceServicer
@@ -22,10 +22,13 @@ from coupon_service.v1.redemption_service_pb2_grpc import RedemptionServiceServi
 class RedemptionServicer(RedemptionServiceServicer):
     """Answers with what Checkout and Locks do."""
 
-    def __init__(self, checkout: Checkout, locks: LockService, reads: Reads) -> None:
+    def __init__(
+        self, checkout: Checkout, locks: LockService, reads: Reads, page_tokens: PageTokens
+    ) -> None:
         self._checkout = checkout
         self._locks = locks
         self._reads = reads
+        self._page_tokens = page_tokens
 
     async def ValidateCode(
         self, request: pb.ValidateCodeRequest, context: Any
@@ -70,12 +73,13 @@ class RedemptionServicer(RedemptionServiceServicer):
         return pb.GetLockResponse(lock=convert_locks.lock_message(lock))
 
     async def ListLocks(self, request: pb.ListLocksRequest, context: Any) -> pb.ListLocksResponse:
-        user_id, book_id, page = convert_locks.read_list(request, current())
+        user_id, book_id, page = convert_locks.read_list(request, current(), self._page_tokens)
         locks, end = await self._locks.list(
             user_id, book_id, current().business_id, page.size, page.after
         )
         return pb.ListLocksResponse(
-            locks=map(convert_locks.lock_message, locks), next_page_token=page_token(request, end)
+            locks=map(convert_locks.lock_message, locks),
+            next_page_token=self._page_tokens.token(request, end),
         )
 
     async def RedeemCode(
@@ -121,7 +125,7 @@ class RedemptionServicer(RedemptionServiceServicer):
     async def ListRedemptions(
         self, request: pb.ListRedemptionsRequest, context: Any
     ) -> pb.ListRedemptionsResponse:
-        wanted, page = convert.read_list(request, current())
+        wanted, page = convert.read_list(request, current(), self._page_tokens)
         found, end = await self._reads.redemptions(
             wanted.user_id,
             wanted.book_id,
@@ -135,5 +139,5 @@ class RedemptionServicer(RedemptionServiceServicer):
             found, lambda it: convert.redemption_message(*it), end, lambda it: event_position(it[0])
         )
         return pb.ListRedemptionsResponse(
-            redemptions=messages, next_page_token=page_token(request, end)
+            redemptions=messages, next_page_token=self._page_tokens.token(request, end)
         )

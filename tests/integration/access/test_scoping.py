@@ -32,6 +32,7 @@ from support.token_clients import caller
 from coupon_service.cli.call import methods
 from coupon_service.locks.token import sign
 from coupon_service.model import LockClaims
+from coupon_service.rpc.paging import MAC_BYTES
 
 LIMITS = books.BookLimits(
     max_redemptions_per_code=3,
@@ -448,7 +449,7 @@ def book_of(item: Any) -> str:
 
 def position_of(page_token: str) -> Any:
     """The row after which a page begins."""
-    return json.loads(urlsafe_b64decode(page_token + "=" * (-len(page_token) % 4))[9:])
+    return json.loads(urlsafe_b64decode(page_token + "=" * (-len(page_token) % 4))[MAC_BYTES:])
 
 
 class TestRepeats:

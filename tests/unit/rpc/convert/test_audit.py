@@ -6,6 +6,7 @@ from dataclasses import replace
 from datetime import timedelta
 
 from support.ledger_rows import ID, NOW, REDEEMED
+from support.page_tokens import PAGES
 from support.violations import bad_fields
 
 from coupon_service.model import EventType
@@ -16,7 +17,7 @@ from coupon_service.v1.money_pb2 import Money as MoneyMessage
 
 
 def test_the_ledger_can_be_asked_for_everything() -> None:
-    wanted, page = audit.read_list(pb.ListAuditEventsRequest(), "acme")
+    wanted, page = audit.read_list(pb.ListAuditEventsRequest(), "acme", PAGES)
     assert wanted.business_id == "acme"
     assert (wanted.book_id, wanted.code, wanted.types) == (None, "", ())
     assert page.size == 50
@@ -34,6 +35,7 @@ def test_the_ledger_is_filtered_by_what_is_given() -> None:
             end_time=to_timestamp(NOW + timedelta(days=1)),
         ),
         "",
+        PAGES,
     )
     assert (wanted.book_id, wanted.code, wanted.user_id, wanted.order_id) == (ID, "ABCD", "u", "o")
     assert wanted.types == (EventType.REDEEMED, EventType.ROLLED_BACK)
@@ -51,7 +53,7 @@ def test_bad_filters_are_all_named() -> None:
     )
     request.start_time.nanos = -1
     request.end_time.seconds = 2**62
-    assert bad_fields(lambda: audit.read_list(request, "")) == [
+    assert bad_fields(lambda: audit.read_list(request, "", PAGES)) == [
         "types[0]",
         "types[2]",
         "book_id",

@@ -12,6 +12,7 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.timestamp_pb2 import Timestamp
+from support.page_tokens import PAGES
 from support.violations import bad_fields
 
 from coupon_service.errors import PermissionDenied
@@ -415,21 +416,23 @@ def test_a_transition_names_a_book() -> None:
 
 def test_books_are_listed_by_business_and_stored_state() -> None:
     request = pb.ListCouponBooksRequest(business_id="acme", state=pb.COUPON_BOOK_STATE_PAUSED)
-    business_id, state, page = books.read_list(request, rpc())
+    business_id, state, page = books.read_list(request, rpc(), PAGES)
     assert (business_id, state, page.size, page.after) == ("acme", BookState.PAUSED, 50, None)
 
 
 def test_a_derived_state_cannot_be_asked_for() -> None:
     request = pb.ListCouponBooksRequest(state=pb.COUPON_BOOK_STATE_EXPIRED)
-    assert bad_fields(lambda: books.read_list(request, rpc())) == ["state"]
+    assert bad_fields(lambda: books.read_list(request, rpc(), PAGES)) == ["state"]
 
 
 def test_a_caller_of_a_business_lists_that_one_only() -> None:
     of_acme = rpc(business_id="acme")
-    assert books.read_list(pb.ListCouponBooksRequest(), of_acme)[0] == "acme"
-    assert books.read_list(pb.ListCouponBooksRequest(business_id="acme"), of_acme)[0] == "acme"
+    assert books.read_list(pb.ListCouponBooksRequest(), of_acme, PAGES)[0] == "acme"
+    assert (
+        books.read_list(pb.ListCouponBooksRequest(business_id="acme"), of_acme, PAGES)[0] == "acme"
+    )
     with pytest.raises(PermissionDenied):
-        books.read_list(pb.ListCouponBooksRequest(business_id="other"), of_acme)
+        books.read_list(pb.ListCouponBooksRequest(business_id="other"), of_acme, PAGES)
 
 
 def test_a_book_is_named_by_a_uuid() -> None:

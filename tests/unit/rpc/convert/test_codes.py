@@ -8,6 +8,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from support.page_tokens import PAGES
 from support.violations import bad_fields
 
 from coupon_service.errors import (
@@ -37,7 +38,6 @@ from coupon_service.rpc.context import RequestContext
 from coupon_service.rpc.convert import assignments, codes
 from coupon_service.rpc.convert.fields import Page
 from coupon_service.rpc.convert.values import to_timestamp
-from coupon_service.rpc.paging import page_token
 from coupon_service.store.bulk.upload_rows import ImportResult
 from coupon_service.v1 import assignment_service_pb2 as assignments_pb
 from coupon_service.v1 import coupon_code_service_pb2 as pb
@@ -165,15 +165,19 @@ def test_the_rows_that_were_not_created_are_told() -> None:
 
 def test_an_export_goes_on_where_its_token_says() -> None:
     request = pb.ExportCodesRequest(book_id=str(BOOK_ID), state=pb.COUPON_CODE_STATE_DISABLED)
-    request.page_token = page_token(request, ("A",))
-    assert codes.read_export(request) == (BOOK_ID, CodeState.DISABLED, ("A",))
+    request.page_token = PAGES.token(request, ("A",))
+    assert codes.read_export(request, PAGES) == (BOOK_ID, CodeState.DISABLED, ("A",))
 
 
 def test_a_list_of_codes_is_of_a_book_and_a_stored_state() -> None:
     request = pb.ListCodesRequest(book_id="", state=pb.COUPON_CODE_STATE_LOCKED, page_size=2_000)
-    assert bad_fields(lambda: codes.read_list(request)) == ["book_id", "state", "page_size"]
+    assert bad_fields(lambda: codes.read_list(request, PAGES)) == [
+        "book_id",
+        "state",
+        "page_size",
+    ]
     good = pb.ListCodesRequest(book_id=str(BOOK_ID), state=pb.COUPON_CODE_STATE_REDEEMED)
-    assert codes.read_list(good) == (BOOK_ID, CodeState.REDEEMED, Page(50, None))
+    assert codes.read_list(good, PAGES) == (BOOK_ID, CodeState.REDEEMED, Page(50, None))
 
 
 def test_a_code_is_looked_up_as_it_is_stored() -> None:
@@ -292,10 +296,14 @@ def test_coupons_are_listed_by_user() -> None:
     request = assignments_pb.ListUserCouponsRequest(
         user_id="u", state=assignments_pb.ASSIGNMENT_STATE_REVOKED
     )
-    user_id, book_id, state, page = assignments.read_list(request, rpc())
+    user_id, book_id, state, page = assignments.read_list(request, rpc(), PAGES)
     assert (user_id, book_id, state, page.size) == ("u", None, AssignmentState.REVOKED, 50)
     bad = assignments_pb.ListUserCouponsRequest(book_id="x", state=9)  # pyright: ignore[reportArgumentType]
-    assert bad_fields(lambda: assignments.read_list(bad, rpc())) == ["user_id", "book_id", "state"]
+    assert bad_fields(lambda: assignments.read_list(bad, rpc(), PAGES)) == [
+        "user_id",
+        "book_id",
+        "state",
+    ]
 
 
 LINK = Assignment(

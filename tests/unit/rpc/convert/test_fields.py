@@ -14,6 +14,7 @@ from google.protobuf.struct_pb2 import Struct, Value
 from google.protobuf.timestamp_pb2 import Timestamp
 from hypothesis import given
 from hypothesis import strategies as st
+from support.page_tokens import PAGES
 from support.violations import bad_fields
 
 from coupon_service.errors import InvalidArgument
@@ -372,17 +373,17 @@ def test_bad_metadata_are_a_bad_field() -> None:
 @pytest.mark.parametrize(("asked", "given"), [(0, 50), (1, 1), (1_000, 1_000)])
 def test_a_page_has_fifty_rows_unless_asked_otherwise(asked: int, given: int) -> None:
     fields = Fields()
-    assert fields.page(ListCodesRequest(page_size=asked)).size == given
+    assert fields.page(ListCodesRequest(page_size=asked), PAGES).size == given
     fields.check()
 
 
 def test_a_bad_size_and_a_bad_token_are_both_named() -> None:
     fields = Fields()
-    fields.page(ListCodesRequest(page_size=1_001, page_token="x"))
+    fields.page(ListCodesRequest(page_size=1_001, page_token="x"), PAGES)
     assert bad_fields(fields.check) == ["page_size", "page_token"]
 
 
 def test_a_negative_page_size_is_refused() -> None:
     fields = Fields()
-    fields.page(ListCodesRequest(page_size=-1))
+    fields.page(ListCodesRequest(page_size=-1), PAGES)
     assert bad_fields(fields.check) == ["page_size"]

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from google.protobuf.duration_pb2 import Duration
 from support.ledger_rows import ID, NOW
+from support.page_tokens import PAGES
 from support.violations import bad_fields
 
 from coupon_service.model import LockState, LockView, bucket_of_event
@@ -97,14 +98,17 @@ def test_a_lock_is_released_by_its_token_or_its_id() -> None:
 
 
 def test_locks_are_listed_of_a_user_or_of_a_book() -> None:
-    assert locks.read_list(pb.ListLocksRequest(user_id="u"), rpc())[:2] == ("u", None)
-    assert locks.read_list(pb.ListLocksRequest(book_id=str(ID)), rpc())[:2] == (None, ID)
+    assert locks.read_list(pb.ListLocksRequest(user_id="u"), rpc(), PAGES)[:2] == ("u", None)
+    assert locks.read_list(pb.ListLocksRequest(book_id=str(ID)), rpc(), PAGES)[:2] == (
+        None,
+        ID,
+    )
     for bad, field in (
         (pb.ListLocksRequest(), "filter"),
         (pb.ListLocksRequest(user_id=" "), "user_id"),
         (pb.ListLocksRequest(book_id="x"), "book_id"),
     ):
-        assert bad_fields(lambda bad=bad: locks.read_list(bad, rpc())) == [field]
+        assert bad_fields(lambda bad=bad: locks.read_list(bad, rpc(), PAGES)) == [field]
 
 
 def test_a_lock_is_looked_at_by_its_id() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from support.ledger_rows import ID, NOW, REDEEMED
+from support.page_tokens import PAGES
 from support.violations import bad_fields
 
 from coupon_service.checkout import Validation
@@ -268,7 +269,9 @@ def test_redemptions_are_named_by_uuids() -> None:
     "values", [{"user_id": "u"}, {"book_id": str(ID)}, {"code": "ab-cd"}, {"order_id": "o"}]
 )
 def test_redemptions_are_listed_by_any_one_of_four(values: dict[str, str]) -> None:
-    wanted, page = redemptions.read_list(pb.ListRedemptionsRequest(**values, page_size=7), rpc())
+    wanted, page = redemptions.read_list(
+        pb.ListRedemptionsRequest(**values, page_size=7), rpc(), PAGES
+    )
     none = redemptions.RedemptionFilter("", None, "", "")
     ((name, value),) = values.items()
     typed = {"book_id": ID, "code": "ABCD"}.get(name, value)
@@ -278,7 +281,10 @@ def test_redemptions_are_listed_by_any_one_of_four(values: dict[str, str]) -> No
 
 def test_all_redemptions_cannot_be_listed() -> None:
     bad = pb.ListRedemptionsRequest(page_size=-1)
-    assert bad_fields(lambda: redemptions.read_list(bad, rpc())) == ["user_id", "page_size"]
+    assert bad_fields(lambda: redemptions.read_list(bad, rpc(), PAGES)) == [
+        "user_id",
+        "page_size",
+    ]
 
 
 def test_a_redemption_is_told_as_the_ledger_has_it() -> None:
