@@ -78,7 +78,7 @@ class _ImportOutcomeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ImportO
     IMPORT_OUTCOME_ALREADY_EXISTS: _ImportOutcome.ValueType  # 3
     """The code was there before this upload, in this or another book."""
     IMPORT_OUTCOME_INVALID: _ImportOutcome.ValueType  # 4
-    """Not a code; `error` says why."""
+    """Not a code, or no longer one: `error` says why."""
 
 class ImportOutcome(_ImportOutcome, metaclass=_ImportOutcomeEnumTypeWrapper):
     """What became of a row."""
@@ -92,7 +92,7 @@ IMPORT_OUTCOME_DUPLICATE_IN_UPLOAD: ImportOutcome.ValueType  # 2
 IMPORT_OUTCOME_ALREADY_EXISTS: ImportOutcome.ValueType  # 3
 """The code was there before this upload, in this or another book."""
 IMPORT_OUTCOME_INVALID: ImportOutcome.ValueType  # 4
-"""Not a code; `error` says why."""
+"""Not a code, or no longer one: `error` says why."""
 Global___ImportOutcome: _TypeAlias = ImportOutcome  # noqa: Y015
 
 @_typing.final
@@ -357,7 +357,10 @@ class ImportChunk(_message.Message):
     """
     @_builtins.property
     def codes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """1-10,000 rows, one code each, as they stand in the file. Together at most 1 MiB."""
+        """1-10,000 rows, one code each, as they stand in the file. Together at most 1 MiB. What a
+        spreadsheet made of a code (600519.0, 1,23E+12, 15-Mar, #REF!) or wrote without one (NULL, NaN),
+        and several cells or lines in one row, are INVALID rows, unless the book itself shows a code so.
+        """
 
     def __init__(
         self,

@@ -144,7 +144,7 @@ class Giving(Told):
         for index, row in enumerate(rows):
             code = "".join(it for it in normalize("NFC", row).upper() if it.isalnum())
             earlier = self.codes.get(code)
-            if "/" in row:
+            if {"/", "+", "."} & set(row):
                 outcome, reason = "INVALID", "INVALID_ARGUMENT"
             elif code in seen or (earlier and earlier.source == source):
                 outcome, reason = "DUPLICATE_IN_UPLOAD", "DUPLICATE_CODE"

@@ -122,14 +122,14 @@ class Issuing(Program):
     @step(
         2,
         which=PER_MILLE,
-        rows=some_of(any_of(range(8)), 1, 4),
+        rows=some_of(any_of(range(10)), 1, 4),
         request_id=REQUEST_IDS,
         number=any_of(range(1, 3)),
     )
     def import_codes(self, which: int, rows: list[int], request_id: str, number: int) -> None:
         book_id, request_id = self.book(which), self.fresh(request_id) or "r3"
         spelled = [self.rows[0].lower(), normalize("NFD", self.rows[3])]
-        names = [[*self.rows, "no / code", *spelled][row] for row in rows]
+        names = [[*self.rows, "no / code", "1,23E+12", "600519.0", *spelled][row] for row in rows]
         header = codes.ImportHeader(book_id=book_id, request_id=request_id)
         chunk = codes.ImportChunk(chunk_number=number, codes=names)
         messages = [

@@ -34,6 +34,7 @@ from coupon_service.rules import redemptions as redeeming
 from coupon_service.rules import refusals
 from coupon_service.rules.draft import Draft
 from coupon_service.store import database
+from coupon_service.store.bulk import upload_rows
 from coupon_service.store.commands import apply as applying
 from coupon_service.store.commands import executor as execute
 from coupon_service.store.commands import load as loading
@@ -237,6 +238,11 @@ def open_outcome_forgotten() -> Planted:
 def codes_not_composed() -> Planted:
     """A letter that is typed as two characters is not the one that is stored."""
     return mock.patch.object(normalization, "composed", lambda _, text: text)
+
+
+def spreadsheet_numbers_taken() -> Planted:
+    """What a spreadsheet made of a code is another code."""
+    return mock.patch.object(upload_rows, "spoiled", return_value=None)
 
 
 def _nothing(*_: object) -> Iterable[Any]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 from operator import itemgetter
+from typing import Final
 
 from coupon_service.errors import (
     CodeChecksumInvalid,
@@ -16,6 +17,8 @@ from coupon_service.errors import (
 )
 from coupon_service.model.codes import CodeFormat
 from coupon_service.model.normalization import EXPECTED, normalize_code
+from coupon_service.store.bulk.spoiled_rows import REASONS as SPOILED_REASONS
+from coupon_service.store.bulk.spoiled_rows import Spoiled, spoiled
 
 
 class ImportOutcome(IntEnum):
@@ -49,6 +52,17 @@ class Rejection(StrEnum):
     EXISTING = "existing"
     MALFORMED = "malformed"
     MISTYPED = "mistyped"
+    NUMBER = Spoiled.NUMBER
+    DATE = Spoiled.DATE
+    NO_VALUE = Spoiled.NO_VALUE
+    SEVERAL = Spoiled.SEVERAL
+
+
+NO_CODE_REASONS: Final[Mapping[Rejection, str]] = {
+    Rejection.MALFORMED: EXPECTED,
+    **{Rejection(it): reason for it, reason in SPOILED_REASONS.items()},
+}
+"""What was expected of the rows that cannot be a code."""
 
 
 @dataclass(slots=True)
@@ -72,19 +86,34 @@ def read_rows(rows: Sequence[str], code_format: CodeFormat) -> ChunkRows:
     """
     chunk = ChunkRows()
     for index, row in enumerate(rows):
-        try:
-            code = normalize_code(row.removeprefix("\ufeff").strip())
-            code_format.verify(code)
-        except ValueError:
-            chunk.reject(Rejection.MALFORMED, index)
-        except CodeChecksumInvalid:
-            chunk.reject(Rejection.MISTYPED, index)
+        found = _read_row(row.removeprefix("\ufeff").strip(), code_format)
+        if isinstance(found, Rejection):
+            chunk.reject(found, index)
+        elif found in chunk.codes:
+            chunk.reject(Rejection.DUPLICATE, index)
         else:
-            if code in chunk.codes:
-                chunk.reject(Rejection.DUPLICATE, index)
-            else:
-                chunk.codes[code] = index
+            chunk.codes[found] = index
     return chunk
+
+
+def _read_row(text: str, code_format: CodeFormat) -> str | Rejection:
+    """The code of a row, or why it is none."""
+    what = spoiled(text)
+    try:
+        code = normalize_code(text)
+        if what is not None and not _is_shown(text, code, code_format):
+            return Rejection(what)
+        code_format.verify(code)
+    except ValueError:
+        return Rejection(what or Rejection.MALFORMED)
+    except CodeChecksumInvalid:
+        return Rejection.MISTYPED
+    return code
+
+
+def _is_shown(text: str, code: str, code_format: CodeFormat) -> bool:
+    """Whether it is a code of this format, just as the service shows it."""
+    return code_format.matches(code) and text.upper() == code_format.display(code)
 
 
 def import_result(
@@ -96,7 +125,7 @@ def import_result(
         created=created,
         duplicates=counts.get(Rejection.DUPLICATE, 0),
         existing=counts.get(Rejection.EXISTING, 0),
-        invalid=counts.get(Rejection.MALFORMED, 0) + counts.get(Rejection.MISTYPED, 0),
+        invalid=sum(counts.get(why, 0) for why in (Rejection.MISTYPED, *NO_CODE_REASONS)),
         rejected=sorted(
             (
                 (index, *_verdict(why, index))
@@ -119,7 +148,7 @@ def _verdict(why: Rejection, index: int) -> tuple[ImportOutcome, CouponServiceEr
             return ImportOutcome.ALREADY_EXISTS, error
         case Rejection.MISTYPED:
             return ImportOutcome.INVALID, CodeChecksumInvalid()
-        case Rejection.MALFORMED:
-            return ImportOutcome.INVALID, InvalidArgument(
-                (FieldViolation(f"codes[{index}]", EXPECTED),)
-            )
+        case _:
+            expected = NO_CODE_REASONS[why]
+            error = InvalidArgument((FieldViolation(f"codes[{index}]", expected),))
+            return ImportOutcome.INVALID, error

@@ -126,8 +126,30 @@ def test_a_row_that_is_no_code_is_invalid_and_stops_nothing(api: Api, row: str) 
     assert (answer.created_count, answer.invalid_count) == (2, 1)
     assert rejected(answer) == [(1, INVALID)]
     assert reasons(answer) == {"INVALID_ARGUMENT"}
-    assert "letters" in answer.rejected_rows[0].error.message
+    assert "expected" in answer.rejected_rows[0].error.message
     assert api.stats(book.book_id).code_count == 2
+
+
+def test_a_file_that_a_spreadsheet_spoiled_makes_no_other_codes(api: Api) -> None:
+    (good,) = new_codes(1)
+    rows = ["600519.0", "9.91214E15", "1,23E+12", "#N/A", "#REF!", "15-Mar", "NaN", f"{good}\t10"]
+    book, request_id = api.draft(), unique("upload")
+    (answer,) = api.import_codes(book.book_id, [*rows, good], request_id=request_id)
+    assert (answer.created_count, answer.invalid_count) == (1, len(rows))
+    assert rejected(answer) == [(index, INVALID) for index in range(len(rows))]
+    why = [row.error.message for row in answer.rejected_rows]
+    assert all("number that a spreadsheet made" in it for it in why[:3])
+    assert len({it.partition(": ")[2] for it in why}) == 4
+    (again,) = api.import_codes(book.book_id, [*rows, good], request_id=request_id)
+    assert [row.error.message for row in again.rejected_rows] == why
+    exported = codes.ExportCodesRequest(book_id=book.book_id)
+    assert [it.code for page in api.codes.ExportCodes(exported) for it in page.codes] == [good]
+
+
+def test_a_dot_may_stand_anywhere_when_a_code_is_looked_up(api: Api) -> None:
+    code = f"{new_codes(1)[0]}.0"
+    api.book(codes=[code])
+    assert api.redeem(code, "u").redemption.code == code.replace(".", "")
 
 
 def test_a_mistyped_row_is_found_where_the_format_has_a_check_character(api: Api) -> None:
