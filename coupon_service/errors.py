@@ -138,6 +138,10 @@ class AlreadyRolledBack(Refusal):
     """The redemption has been rolled back before."""
 
 
+class AssignmentNotActive(Refusal):
+    """The assignment was made, and is no longer active: it was used up or revoked."""
+
+
 class OrderAlreadyRedeemed(Refusal):
     """The code has a live redemption for this order."""
 

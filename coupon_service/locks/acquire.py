@@ -88,7 +88,7 @@ class LockAcquirer:
         answers: list[LockGrant | Awaited] = []
         for i, command in enumerate(commands):
             outcome = recorded.get(i)
-            if isinstance(outcome, Done) and outcome.lock is not None:
+            if isinstance(outcome, Done) and outcome.lock is not None and not outcome.replayed:
                 answers.append(self._history.grant(outcome.lock))
                 continue
             if i not in needed:

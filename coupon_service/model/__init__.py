@@ -54,6 +54,7 @@ from coupon_service.model.identity import (
     bucket_of_user,
     event_id,
     fingerprint,
+    rollback_id,
 )
 from coupon_service.model.records import (
     Assignment,
@@ -110,4 +111,5 @@ __all__ = [
     "done_of",
     "event_id",
     "fingerprint",
+    "rollback_id",
 ]

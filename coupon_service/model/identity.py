@@ -30,6 +30,11 @@ def bucket_of_event(event: UUID) -> int:
     return event.bytes[0]
 
 
+def rollback_id(redemption_id: UUID) -> UUID:
+    """The id of the ledger row that undoes a redemption: one, whoever asks for it."""
+    return event_id(bucket_of_event(redemption_id), EventType.ROLLED_BACK, redemption_id)
+
+
 def fingerprint(*parameters: object) -> int:
     """A signed 64-bit hash of the parameters of a call, to tell a repeat from a reuse."""
     text = "\x1f".join(map(str, parameters))

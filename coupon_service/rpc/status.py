@@ -89,6 +89,7 @@ TABLE: Final[Mapping[type[CouponServiceError], Kind]] = dict(
             errors.OrderBelowMinimum,
             errors.CurrencyMismatch,
             errors.AlreadyRolledBack,
+            errors.AssignmentNotActive,
             errors.OrderAlreadyRedeemed,
             errors.CodeSpaceExhausted,
             errors.InvalidStateTransition,

@@ -61,18 +61,24 @@ def _give(command: Assign | AssignRandom, code: Code, book: Book, draft: Draft) 
     link = draft.state.assignments.get((code.code, command.user_id))
     if link is None:
         link = Assignment(code.code, command.user_id, book.book_id, AssignmentState.ACTIVE)
+    now = draft.now
+    if link.assign_time is not None and now <= link.assign_time:
+        # Its time tells one assignment of the code to the user from the next.
+        now = link.assign_time + timedelta.resolution
     validity_s = book.assigned_code_validity_s
     link = replace(
         link,
         state=AssignmentState.ACTIVE,
-        assign_time=draft.now,
-        expire_time=draft.now + timedelta(seconds=validity_s) if validity_s else None,
+        assign_time=now,
+        expire_time=now + timedelta(seconds=validity_s) if validity_s else None,
         metadata=command.metadata,
     )
     draft.put_assignment(link)
     draft.count_user(book, command.user_id, assignments=1)
+    about = draft.about(command, EventType.ASSIGNED, before=code, after=after)
+    about["event_time"] = now
     event = Event(
-        **draft.about(command, EventType.ASSIGNED, before=code, after=after),
+        **about,
         user_id=command.user_id,
         expire_time=link.expire_time,
         user_code_redemptions=link.redemptions,
@@ -80,20 +86,6 @@ def _give(command: Assign | AssignRandom, code: Code, book: Book, draft: Draft) 
     )
     draft.record(event)
     return Done(event, book, after, link)
-
-
-def recorded_assignment(event: Event) -> Assignment:
-    """The assignment as it was right after its ledger row, ASSIGNED, was written."""
-    return Assignment(
-        code=event.code or "",
-        user_id=event.user_id or "",
-        book_id=event.book_id,
-        state=AssignmentState.ACTIVE,
-        redemptions=event.user_code_redemptions or 0,
-        assign_time=event.event_time,
-        expire_time=event.expire_time,
-        metadata=event.metadata,
-    )
 
 
 def revoke(command: Revoke, code: Code, book: Book, draft: Draft) -> Outcome:

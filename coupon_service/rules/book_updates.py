@@ -40,6 +40,18 @@ def state_after(book: Book, event: EventType) -> BookState:
     return target
 
 
+def check_repeat(book: Book, event: EventType) -> None:
+    """Nothing, when the book is still in the state that an earlier call with this event gave it.
+
+    Raises InvalidStateTransition, metadata `state`, when it was changed since.
+    """
+    transition = TRANSITIONS.get(event)
+    if transition is not None and book.state is not transition[1]:
+        raise InvalidStateTransition(
+            f"The coupon book was changed since, and is {book.state.name}.", state=book.state.name
+        )
+
+
 def updated(book: Book, changes: Mapping[str, Any]) -> Book:
     """The book with other values of the fields (of Book) that `changes` names.
 

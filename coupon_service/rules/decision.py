@@ -6,13 +6,11 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from coupon_service.errors import (
-    AlreadyRolledBack,
     BookNotFound,
     CodeNotFound,
     CouponServiceError,
     LockNotFound,
     RedemptionNotFound,
-    RequestIdReused,
 )
 from coupon_service.model import (
     Assign,
@@ -24,7 +22,6 @@ from coupon_service.model import (
     Command,
     CommandGroup,
     Done,
-    EventType,
     LeaseNeeded,
     Lock,
     Outcome,
@@ -34,13 +31,13 @@ from coupon_service.model import (
     State,
     WriteSet,
 )
-from coupon_service.rules.assignments import assign, assign_random, recorded_assignment, revoke
+from coupon_service.rules.assignments import assign, assign_random, revoke
 from coupon_service.rules.code_states import switch
-from coupon_service.rules.derived_states import lock_view
 from coupon_service.rules.draft import Draft
 from coupon_service.rules.locks import change_lock, lock
 from coupon_service.rules.redemptions import redeem, rollback
 from coupon_service.rules.refusals import find_code, is_hidden
+from coupon_service.rules.repeats import answer_repeat, is_repeat
 
 
 def decide(
@@ -50,17 +47,18 @@ def decide(
 
     Returns an outcome for each command, unit by unit, and what has to be written. `state` is used
     up. In an atomic unit one refusal refuses all: the others get the same error, with metadata
-    `item`, the index of the first command that was refused.
+    `item`, the index of the first command that was refused. Where all of it was carried out before,
+    each command answers for itself, since what is refused now was undone by itself.
     """
     draft = Draft(state, now)
     outcomes: list[list[Outcome]] = []
     for unit in units:
         attempt = draft.fork() if unit.atomic else draft
         decided = [_decide_one(command, attempt) for command in unit.commands]
-        if unit.atomic and not all(isinstance(outcome, Done) for outcome in decided):
-            decided = refuse_all(decided)
-        else:
+        if not unit.atomic or all(isinstance(outcome, Done) for outcome in decided):
             draft = attempt
+        elif not all(is_repeat(command, draft.state) for command in unit.commands):
+            decided = refuse_all(decided)
         outcomes.append(decided)
     return outcomes, draft.effects()
 
@@ -85,7 +83,7 @@ def _decide_one(command: Command, draft: Draft) -> Outcome:
     business_id = command.call.business_id
     if book is None or (business_id and business_id != book.business_id):
         return BookNotFound()
-    return _replay(command, draft, book) or assign_random(command, book, draft)
+    return answer_repeat(command, book, None, draft) or assign_random(command, book, draft)
 
 
 def _decide_on_code(command: CodeCommand, draft: Draft) -> Outcome:
@@ -100,9 +98,9 @@ def _decide_on_code(command: CodeCommand, draft: Draft) -> Outcome:
             case _:
                 return found
     code, book = found
-    replay = _replay(command, draft, book, code)
-    if replay is not None:
-        return replay
+    repeated = answer_repeat(command, book, code, draft)
+    if repeated is not None:
+        return repeated
     if isinstance(command, (Redeem, Lock)) and is_hidden(
         command, code, book, draft.state, draft.now
     ):
@@ -126,29 +124,3 @@ def _carry_out(command: CodeCommand, code: Code, book: Book, draft: Draft) -> Ou
             return revoke(command, code, book, draft)
         case _:
             return switch(command, code, book, draft)
-
-
-def _replay(
-    command: Command, draft: Draft, book: Book, code: Code | None = None
-) -> Done | CouponServiceError | None:
-    """What is answered when the ledger has the row that this command would write."""
-    state = draft.state
-    recorded = state.events.get(command.event_id)
-    if recorded is None:
-        return None
-    call = command.call
-    if (recorded.caller, recorded.request_id) == (call.caller, call.request_id):
-        if recorded.fingerprint != command.fingerprint:
-            return RequestIdReused()
-    elif isinstance(command, Rollback):
-        return AlreadyRolledBack()
-    elif isinstance(command, Lock) and recorded.user_id != command.user_id:
-        return RequestIdReused()  # another attempt of the first user has recorded its lock
-    if recorded.type is EventType.ASSIGNED:
-        link = recorded_assignment(recorded)
-    else:
-        link = state.assignments.get((recorded.code or "", recorded.user_id or ""))
-    held = None
-    if isinstance(command, ChangeLock):
-        held = lock_view(state.lock_events.get(command.lock_id, ()), draft.now)
-    return Done(recorded, book, code, link, replayed=True, lock=held)

@@ -66,8 +66,11 @@ def _lock_held(command: Lock, held: Event, code: Code, book: Book, draft: Draft)
         # The permit is of an attempt that was not recorded, and whose request_id was used then for
         # another user, or answered with another lock. It ends by itself.
         return Contention()
+    view = lock_view(draft.state.lock_events.get(command.lock_id, ()), draft.now)
+    if view is None or view.state is not LockState.HELD:
+        return Contention()  # it ended at this moment, and its permit is being given back
     _answer_with(held, command, code, draft)
-    return Done(held, book, code, replayed=True)
+    return Done(held, book, code, replayed=True, lock=view)
 
 
 def _answer_with(locked: Event, command: Lock, code: Code, draft: Draft) -> None:

@@ -39,8 +39,9 @@ class Books:
     """Coupon books: made, found, changed, counted.
 
     Every change locks the row of the book, is recorded in the ledger in the same transaction, and
-    is made once: a repeat of the call finds the record and returns the book as it is now. A book
-    of another business than the caller's does not exist (BookNotFound).
+    is made once: a repeat of the call finds the record and returns the book as it is now, unless
+    that has another state than the call gave it (InvalidStateTransition). A book of another
+    business than the caller's does not exist (BookNotFound).
 
     Everything here raises Contention, DatabaseUnavailable or Overloaded as Database does.
     """
@@ -186,6 +187,7 @@ class Books:
             if recorded is not None:
                 if recorded != fingerprint:
                     raise RequestIdReused
+                book_updates.check_repeat(before, event_type)
                 return before, True
             if etag_version not in (None, before.version):
                 raise ConcurrentModification

@@ -417,7 +417,9 @@ class RevokeAssignmentResponse(_message.Message):
     """True when this request_id had been carried out before."""
     @_builtins.property
     def assignment(self) -> Global___Assignment:
-        """The assignment after the change."""
+        """The assignment right after the change; for a repeat without times and `metadata` when the code
+        was assigned to the user anew.
+        """
 
     def __init__(
         self,

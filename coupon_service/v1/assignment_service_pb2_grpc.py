@@ -72,7 +72,8 @@ class AssignmentServiceServicer:
         """Assigns one particular code to a user. Allowed as soon as the book is active, also before its
         window begins. CODE_NOT_FOUND, CODE_CHECKSUM_INVALID, BOOK_NOT_ACTIVE, BOOK_EXPIRED,
         CODE_DISABLED, CODE_ALREADY_ASSIGNED, CODE_ALREADY_REDEEMED, CODE_LIMIT_EXCEEDED,
-        USER_LIMIT_EXCEEDED (max_assignments_per_user). Resource of the request_id: the code.
+        USER_LIMIT_EXCEEDED (max_assignments_per_user). A repeat returns the assignment as it was made;
+        ASSIGNMENT_NOT_ACTIVE when it was used up or revoked since. Resource of the request_id: the code.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -98,7 +99,8 @@ class AssignmentServiceServicer:
     def RevokeAssignment(self, request, context):
         """Takes a code from a user. Without another assignment the code is AVAILABLE again, if uses are
         left. Works whatever the book's state. CODE_NOT_FOUND, ASSIGNMENT_NOT_FOUND;
-        INVALID_STATE_TRANSITION when the assignment is REDEEMED or REVOKED.
+        INVALID_STATE_TRANSITION when the assignment is REDEEMED or REVOKED. A repeat returns the
+        assignment REVOKED, also when the code was assigned to the user anew.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

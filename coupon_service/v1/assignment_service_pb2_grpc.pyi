@@ -39,7 +39,8 @@ class AssignmentServiceStub:
     """Assigns one particular code to a user. Allowed as soon as the book is active, also before its
     window begins. CODE_NOT_FOUND, CODE_CHECKSUM_INVALID, BOOK_NOT_ACTIVE, BOOK_EXPIRED,
     CODE_DISABLED, CODE_ALREADY_ASSIGNED, CODE_ALREADY_REDEEMED, CODE_LIMIT_EXCEEDED,
-    USER_LIMIT_EXCEEDED (max_assignments_per_user). Resource of the request_id: the code.
+    USER_LIMIT_EXCEEDED (max_assignments_per_user). A repeat returns the assignment as it was made;
+    ASSIGNMENT_NOT_ACTIVE when it was used up or revoked since. Resource of the request_id: the code.
     """
     AssignRandomCode: _grpc.UnaryUnaryMultiCallable[_assignment_service_pb2.AssignRandomCodeRequest, _assignment_service_pb2.AssignRandomCodeResponse]
     """Assigns a random AVAILABLE code of the book to a user. As AssignCode; NO_CODES_AVAILABLE when
@@ -53,7 +54,8 @@ class AssignmentServiceStub:
     RevokeAssignment: _grpc.UnaryUnaryMultiCallable[_assignment_service_pb2.RevokeAssignmentRequest, _assignment_service_pb2.RevokeAssignmentResponse]
     """Takes a code from a user. Without another assignment the code is AVAILABLE again, if uses are
     left. Works whatever the book's state. CODE_NOT_FOUND, ASSIGNMENT_NOT_FOUND;
-    INVALID_STATE_TRANSITION when the assignment is REDEEMED or REVOKED.
+    INVALID_STATE_TRANSITION when the assignment is REDEEMED or REVOKED. A repeat returns the
+    assignment REVOKED, also when the code was assigned to the user anew.
     """
     ListUserCoupons: _grpc.UnaryUnaryMultiCallable[_assignment_service_pb2.ListUserCouponsRequest, _assignment_service_pb2.ListUserCouponsResponse]
     """Lists the codes that are or were assigned to a user, newest first."""
@@ -69,7 +71,8 @@ class AssignmentServiceAsyncStub(AssignmentServiceStub):
     """Assigns one particular code to a user. Allowed as soon as the book is active, also before its
     window begins. CODE_NOT_FOUND, CODE_CHECKSUM_INVALID, BOOK_NOT_ACTIVE, BOOK_EXPIRED,
     CODE_DISABLED, CODE_ALREADY_ASSIGNED, CODE_ALREADY_REDEEMED, CODE_LIMIT_EXCEEDED,
-    USER_LIMIT_EXCEEDED (max_assignments_per_user). Resource of the request_id: the code.
+    USER_LIMIT_EXCEEDED (max_assignments_per_user). A repeat returns the assignment as it was made;
+    ASSIGNMENT_NOT_ACTIVE when it was used up or revoked since. Resource of the request_id: the code.
     """
     AssignRandomCode: _aio.UnaryUnaryMultiCallable[_assignment_service_pb2.AssignRandomCodeRequest, _assignment_service_pb2.AssignRandomCodeResponse]  # type: ignore[assignment]
     """Assigns a random AVAILABLE code of the book to a user. As AssignCode; NO_CODES_AVAILABLE when
@@ -83,7 +86,8 @@ class AssignmentServiceAsyncStub(AssignmentServiceStub):
     RevokeAssignment: _aio.UnaryUnaryMultiCallable[_assignment_service_pb2.RevokeAssignmentRequest, _assignment_service_pb2.RevokeAssignmentResponse]  # type: ignore[assignment]
     """Takes a code from a user. Without another assignment the code is AVAILABLE again, if uses are
     left. Works whatever the book's state. CODE_NOT_FOUND, ASSIGNMENT_NOT_FOUND;
-    INVALID_STATE_TRANSITION when the assignment is REDEEMED or REVOKED.
+    INVALID_STATE_TRANSITION when the assignment is REDEEMED or REVOKED. A repeat returns the
+    assignment REVOKED, also when the code was assigned to the user anew.
     """
     ListUserCoupons: _aio.UnaryUnaryMultiCallable[_assignment_service_pb2.ListUserCouponsRequest, _assignment_service_pb2.ListUserCouponsResponse]  # type: ignore[assignment]
     """Lists the codes that are or were assigned to a user, newest first."""
@@ -102,7 +106,8 @@ class AssignmentServiceServicer(metaclass=_abc_1.ABCMeta):
         """Assigns one particular code to a user. Allowed as soon as the book is active, also before its
         window begins. CODE_NOT_FOUND, CODE_CHECKSUM_INVALID, BOOK_NOT_ACTIVE, BOOK_EXPIRED,
         CODE_DISABLED, CODE_ALREADY_ASSIGNED, CODE_ALREADY_REDEEMED, CODE_LIMIT_EXCEEDED,
-        USER_LIMIT_EXCEEDED (max_assignments_per_user). Resource of the request_id: the code.
+        USER_LIMIT_EXCEEDED (max_assignments_per_user). A repeat returns the assignment as it was made;
+        ASSIGNMENT_NOT_ACTIVE when it was used up or revoked since. Resource of the request_id: the code.
         """
 
     @_abc_1.abstractmethod
@@ -134,7 +139,8 @@ class AssignmentServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_assignment_service_pb2.RevokeAssignmentResponse, _abc.Awaitable[_assignment_service_pb2.RevokeAssignmentResponse]]:
         """Takes a code from a user. Without another assignment the code is AVAILABLE again, if uses are
         left. Works whatever the book's state. CODE_NOT_FOUND, ASSIGNMENT_NOT_FOUND;
-        INVALID_STATE_TRANSITION when the assignment is REDEEMED or REVOKED.
+        INVALID_STATE_TRANSITION when the assignment is REDEEMED or REVOKED. A repeat returns the
+        assignment REVOKED, also when the code was assigned to the user anew.
         """
 
     @_abc_1.abstractmethod

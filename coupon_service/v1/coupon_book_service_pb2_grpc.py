@@ -30,10 +30,14 @@ class CouponBookServiceStub:
 
     Conventions of all services:
     * `request_id` (1-64 printable ASCII characters, no spaces) names one attempt of one caller on
-    one resource. Repeating a call with the same `request_id` and parameters returns the recorded
-    outcome with `replayed` = true and changes nothing; other parameters: REQUEST_ID_REUSED. Only
-    effects are recorded: a refused call may be tried again with the same id. Left empty, the
-    service makes one up, and a repeat is a new attempt. Always set it where you retry.
+    one resource. Repeating a call with the same `request_id` and parameters changes nothing, and
+    returns the recorded outcome with `replayed` = true as long as it is still so. What was undone
+    or has ended since is told instead: ALREADY_ROLLED_BACK (RedeemCode), LOCK_EXPIRED (LockCode,
+    ExtendLock), ASSIGNMENT_NOT_ACTIVE (AssignCode, AssignRandomCode), INVALID_STATE_TRANSITION
+    (DisableCode, EnableCode, ActivateCouponBook, PauseCouponBook). With other parameters:
+    REQUEST_ID_REUSED. Only effects are recorded: a refused call may be tried again with the same
+    id. Left empty, the service makes one up, and a repeat is a new attempt. Always set it where
+    you retry.
     * Strings of ids (`business_id`, `user_id`, `order_id`): 1-128 characters, no control characters,
     no leading or trailing space.
     * `page_size`: 1-1,000, 50 when 0. `page_token`: the `next_page_token` of the answer before, with
@@ -99,10 +103,14 @@ class CouponBookServiceServicer:
 
     Conventions of all services:
     * `request_id` (1-64 printable ASCII characters, no spaces) names one attempt of one caller on
-    one resource. Repeating a call with the same `request_id` and parameters returns the recorded
-    outcome with `replayed` = true and changes nothing; other parameters: REQUEST_ID_REUSED. Only
-    effects are recorded: a refused call may be tried again with the same id. Left empty, the
-    service makes one up, and a repeat is a new attempt. Always set it where you retry.
+    one resource. Repeating a call with the same `request_id` and parameters changes nothing, and
+    returns the recorded outcome with `replayed` = true as long as it is still so. What was undone
+    or has ended since is told instead: ALREADY_ROLLED_BACK (RedeemCode), LOCK_EXPIRED (LockCode,
+    ExtendLock), ASSIGNMENT_NOT_ACTIVE (AssignCode, AssignRandomCode), INVALID_STATE_TRANSITION
+    (DisableCode, EnableCode, ActivateCouponBook, PauseCouponBook). With other parameters:
+    REQUEST_ID_REUSED. Only effects are recorded: a refused call may be tried again with the same
+    id. Left empty, the service makes one up, and a repeat is a new attempt. Always set it where
+    you retry.
     * Strings of ids (`business_id`, `user_id`, `order_id`): 1-128 characters, no control characters,
     no leading or trailing space.
     * `page_size`: 1-1,000, 50 when 0. `page_token`: the `next_page_token` of the answer before, with
@@ -235,10 +243,14 @@ class CouponBookService:
 
     Conventions of all services:
     * `request_id` (1-64 printable ASCII characters, no spaces) names one attempt of one caller on
-    one resource. Repeating a call with the same `request_id` and parameters returns the recorded
-    outcome with `replayed` = true and changes nothing; other parameters: REQUEST_ID_REUSED. Only
-    effects are recorded: a refused call may be tried again with the same id. Left empty, the
-    service makes one up, and a repeat is a new attempt. Always set it where you retry.
+    one resource. Repeating a call with the same `request_id` and parameters changes nothing, and
+    returns the recorded outcome with `replayed` = true as long as it is still so. What was undone
+    or has ended since is told instead: ALREADY_ROLLED_BACK (RedeemCode), LOCK_EXPIRED (LockCode,
+    ExtendLock), ASSIGNMENT_NOT_ACTIVE (AssignCode, AssignRandomCode), INVALID_STATE_TRANSITION
+    (DisableCode, EnableCode, ActivateCouponBook, PauseCouponBook). With other parameters:
+    REQUEST_ID_REUSED. Only effects are recorded: a refused call may be tried again with the same
+    id. Left empty, the service makes one up, and a repeat is a new attempt. Always set it where
+    you retry.
     * Strings of ids (`business_id`, `user_id`, `order_id`): 1-128 characters, no control characters,
     no leading or trailing space.
     * `page_size`: 1-1,000, 50 when 0. `page_token`: the `next_page_token` of the answer before, with

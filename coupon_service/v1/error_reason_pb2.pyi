@@ -76,7 +76,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     given.
     """
     ERROR_REASON_LOCK_EXPIRED: _ErrorReason.ValueType  # 23
-    """[FAILED_PRECONDITION] The lock is no longer held: it expired, was released, or was redeemed."""
+    """[FAILED_PRECONDITION] The lock is no longer held: it expired, was released, or was redeemed.
+    Metadata, where it is known and always for repeats of LockCode and ExtendLock: `state` (EXPIRED,
+    RELEASED or REDEEMED).
+    """
     ERROR_REASON_LOCK_TOKEN_MISMATCH: _ErrorReason.ValueType  # 24
     """[FAILED_PRECONDITION] The `lock_token` was not made by this service, was altered, or belongs
     to another code or user.
@@ -94,7 +97,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     `currency_code`, the book's.
     """
     ERROR_REASON_ALREADY_ROLLED_BACK: _ErrorReason.ValueType  # 28
-    """[FAILED_PRECONDITION] The redemption has been rolled back before."""
+    """[FAILED_PRECONDITION] The redemption has been rolled back before: it is not rolled back once
+    more, and a repeat of the RedeemCode that made it does not redeem again. Metadata:
+    `redemption_id`, `rollback_time` (RFC 3339).
+    """
     ERROR_REASON_ORDER_ALREADY_REDEEMED: _ErrorReason.ValueType  # 29
     """[FAILED_PRECONDITION] The code has a live redemption for this order. Metadata:
     `redemption_id`.
@@ -104,8 +110,13 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     `capacity`, `existing`, `requested`, `max_codes`.
     """
     ERROR_REASON_INVALID_STATE_TRANSITION: _ErrorReason.ValueType  # 31
-    """[FAILED_PRECONDITION] The state of the book, code or assignment does not allow this change.
-    Metadata: `state`.
+    """[FAILED_PRECONDITION] The state of the book, code or assignment does not allow this change; or a
+    repeat, and it is no longer in the state that the first call gave it. Metadata: `state`.
+    """
+    ERROR_REASON_ASSIGNMENT_NOT_ACTIVE: _ErrorReason.ValueType  # 32
+    """[FAILED_PRECONDITION] A repeat: the assignment that the first call made is no longer active.
+    Metadata: `state`, REDEEMED when the user has used it up, REVOKED when it was taken back, also
+    when the code was assigned to the user anew.
     """
     ERROR_REASON_CODE_ALREADY_ASSIGNED: _ErrorReason.ValueType  # 40
     """[ALREADY_EXISTS] The code is assigned to this user already, or to as many users as it has
@@ -218,7 +229,10 @@ ERROR_REASON_LOCK_REQUIRED: ErrorReason.ValueType  # 22
 given.
 """
 ERROR_REASON_LOCK_EXPIRED: ErrorReason.ValueType  # 23
-"""[FAILED_PRECONDITION] The lock is no longer held: it expired, was released, or was redeemed."""
+"""[FAILED_PRECONDITION] The lock is no longer held: it expired, was released, or was redeemed.
+Metadata, where it is known and always for repeats of LockCode and ExtendLock: `state` (EXPIRED,
+RELEASED or REDEEMED).
+"""
 ERROR_REASON_LOCK_TOKEN_MISMATCH: ErrorReason.ValueType  # 24
 """[FAILED_PRECONDITION] The `lock_token` was not made by this service, was altered, or belongs
 to another code or user.
@@ -236,7 +250,10 @@ ERROR_REASON_CURRENCY_MISMATCH: ErrorReason.ValueType  # 27
 `currency_code`, the book's.
 """
 ERROR_REASON_ALREADY_ROLLED_BACK: ErrorReason.ValueType  # 28
-"""[FAILED_PRECONDITION] The redemption has been rolled back before."""
+"""[FAILED_PRECONDITION] The redemption has been rolled back before: it is not rolled back once
+more, and a repeat of the RedeemCode that made it does not redeem again. Metadata:
+`redemption_id`, `rollback_time` (RFC 3339).
+"""
 ERROR_REASON_ORDER_ALREADY_REDEEMED: ErrorReason.ValueType  # 29
 """[FAILED_PRECONDITION] The code has a live redemption for this order. Metadata:
 `redemption_id`.
@@ -246,8 +263,13 @@ ERROR_REASON_CODE_SPACE_EXHAUSTED: ErrorReason.ValueType  # 30
 `capacity`, `existing`, `requested`, `max_codes`.
 """
 ERROR_REASON_INVALID_STATE_TRANSITION: ErrorReason.ValueType  # 31
-"""[FAILED_PRECONDITION] The state of the book, code or assignment does not allow this change.
-Metadata: `state`.
+"""[FAILED_PRECONDITION] The state of the book, code or assignment does not allow this change; or a
+repeat, and it is no longer in the state that the first call gave it. Metadata: `state`.
+"""
+ERROR_REASON_ASSIGNMENT_NOT_ACTIVE: ErrorReason.ValueType  # 32
+"""[FAILED_PRECONDITION] A repeat: the assignment that the first call made is no longer active.
+Metadata: `state`, REDEEMED when the user has used it up, REVOKED when it was taken back, also
+when the code was assigned to the user anew.
 """
 ERROR_REASON_CODE_ALREADY_ASSIGNED: ErrorReason.ValueType  # 40
 """[ALREADY_EXISTS] The code is assigned to this user already, or to as many users as it has

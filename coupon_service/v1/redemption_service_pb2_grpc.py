@@ -133,6 +133,7 @@ class RedemptionServiceServicer:
         (the order is not looked at), and: CODE_LOCKED when every use that is left is locked for others
         or this user redeems it without a token at this moment, LOCK_LIMIT_EXCEEDED,
         INVALID_STATE_TRANSITION when the book has locking off, LOCKS_UNAVAILABLE.
+        A repeat returns the lock as it is now; LOCK_EXPIRED when it is over, with its `state`.
         At any time live locks + redemptions ≤ the code's limit. Resource of the request_id: the code.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -142,7 +143,8 @@ class RedemptionServiceServicer:
     def ExtendLock(self, request, context):
         """Gives a lock a new expiry, `ttl` from now, never earlier than it had. LOCK_EXPIRED,
         LOCK_TOKEN_MISMATCH, LOCK_LIMIT_EXCEEDED (3 times by default), LOCKS_UNAVAILABLE. The old token
-        keeps its old expiry; use the new one.
+        keeps its old expiry; use the new one. A repeat returns the lock as it is now; LOCK_EXPIRED when
+        it is over, with its `state`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -178,7 +180,8 @@ class RedemptionServiceServicer:
         CODE_DISABLED, CODE_ALREADY_REDEEMED, CODE_LIMIT_EXCEEDED, CODE_NOT_ASSIGNED_TO_USER,
         CODE_EXPIRED, USER_LIMIT_EXCEEDED, BOOK_LIMIT_EXCEEDED, ORDER_ALREADY_REDEEMED,
         ORDER_BELOW_MINIMUM, CURRENCY_MISMATCH, LOCK_REQUIRED, LOCK_EXPIRED, LOCK_TOKEN_MISMATCH,
-        CODE_LOCKED, LOCKS_UNAVAILABLE, CONTENTION. Resource of the request_id: the code.
+        CODE_LOCKED, LOCKS_UNAVAILABLE, CONTENTION. A repeat of a redemption that was rolled back is
+        ALREADY_ROLLED_BACK, and redeems nothing. Resource of the request_id: the code.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -186,7 +189,8 @@ class RedemptionServiceServicer:
 
     def BatchRedeemCodes(self, request, context):
         """RedeemCode for up to 1,000 codes: in one transaction when it is ALL_OR_NOTHING, else in a few,
-        between which others get their turn.
+        between which others get their turn. In a repeat of a batch that was carried out each item
+        answers for itself, also with ALL_OR_NOTHING: some may have been rolled back since.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -56,12 +56,14 @@ class RedemptionServiceStub:
     (the order is not looked at), and: CODE_LOCKED when every use that is left is locked for others
     or this user redeems it without a token at this moment, LOCK_LIMIT_EXCEEDED,
     INVALID_STATE_TRANSITION when the book has locking off, LOCKS_UNAVAILABLE.
+    A repeat returns the lock as it is now; LOCK_EXPIRED when it is over, with its `state`.
     At any time live locks + redemptions ≤ the code's limit. Resource of the request_id: the code.
     """
     ExtendLock: _grpc.UnaryUnaryMultiCallable[_redemption_service_pb2.ExtendLockRequest, _redemption_service_pb2.ExtendLockResponse]
     """Gives a lock a new expiry, `ttl` from now, never earlier than it had. LOCK_EXPIRED,
     LOCK_TOKEN_MISMATCH, LOCK_LIMIT_EXCEEDED (3 times by default), LOCKS_UNAVAILABLE. The old token
-    keeps its old expiry; use the new one.
+    keeps its old expiry; use the new one. A repeat returns the lock as it is now; LOCK_EXPIRED when
+    it is over, with its `state`.
     """
     UnlockCode: _grpc.UnaryUnaryMultiCallable[_redemption_service_pb2.UnlockCodeRequest, _redemption_service_pb2.UnlockCodeResponse]
     """Ends a lock before its time. LOCK_NOT_FOUND, LOCK_EXPIRED (it ended otherwise),
@@ -80,11 +82,13 @@ class RedemptionServiceStub:
     CODE_DISABLED, CODE_ALREADY_REDEEMED, CODE_LIMIT_EXCEEDED, CODE_NOT_ASSIGNED_TO_USER,
     CODE_EXPIRED, USER_LIMIT_EXCEEDED, BOOK_LIMIT_EXCEEDED, ORDER_ALREADY_REDEEMED,
     ORDER_BELOW_MINIMUM, CURRENCY_MISMATCH, LOCK_REQUIRED, LOCK_EXPIRED, LOCK_TOKEN_MISMATCH,
-    CODE_LOCKED, LOCKS_UNAVAILABLE, CONTENTION. Resource of the request_id: the code.
+    CODE_LOCKED, LOCKS_UNAVAILABLE, CONTENTION. A repeat of a redemption that was rolled back is
+    ALREADY_ROLLED_BACK, and redeems nothing. Resource of the request_id: the code.
     """
     BatchRedeemCodes: _grpc.UnaryUnaryMultiCallable[_redemption_service_pb2.BatchRedeemCodesRequest, _redemption_service_pb2.BatchRedeemCodesResponse]
     """RedeemCode for up to 1,000 codes: in one transaction when it is ALL_OR_NOTHING, else in a few,
-    between which others get their turn.
+    between which others get their turn. In a repeat of a batch that was carried out each item
+    answers for itself, also with ALL_OR_NOTHING: some may have been rolled back since.
     """
     RollbackRedemption: _grpc.UnaryUnaryMultiCallable[_redemption_service_pb2.RollbackRedemptionRequest, _redemption_service_pb2.RollbackRedemptionResponse]
     """Undoes a redemption, once: every count goes back, so that the code can be used again.
@@ -126,12 +130,14 @@ class RedemptionServiceAsyncStub(RedemptionServiceStub):
     (the order is not looked at), and: CODE_LOCKED when every use that is left is locked for others
     or this user redeems it without a token at this moment, LOCK_LIMIT_EXCEEDED,
     INVALID_STATE_TRANSITION when the book has locking off, LOCKS_UNAVAILABLE.
+    A repeat returns the lock as it is now; LOCK_EXPIRED when it is over, with its `state`.
     At any time live locks + redemptions ≤ the code's limit. Resource of the request_id: the code.
     """
     ExtendLock: _aio.UnaryUnaryMultiCallable[_redemption_service_pb2.ExtendLockRequest, _redemption_service_pb2.ExtendLockResponse]  # type: ignore[assignment]
     """Gives a lock a new expiry, `ttl` from now, never earlier than it had. LOCK_EXPIRED,
     LOCK_TOKEN_MISMATCH, LOCK_LIMIT_EXCEEDED (3 times by default), LOCKS_UNAVAILABLE. The old token
-    keeps its old expiry; use the new one.
+    keeps its old expiry; use the new one. A repeat returns the lock as it is now; LOCK_EXPIRED when
+    it is over, with its `state`.
     """
     UnlockCode: _aio.UnaryUnaryMultiCallable[_redemption_service_pb2.UnlockCodeRequest, _redemption_service_pb2.UnlockCodeResponse]  # type: ignore[assignment]
     """Ends a lock before its time. LOCK_NOT_FOUND, LOCK_EXPIRED (it ended otherwise),
@@ -150,11 +156,13 @@ class RedemptionServiceAsyncStub(RedemptionServiceStub):
     CODE_DISABLED, CODE_ALREADY_REDEEMED, CODE_LIMIT_EXCEEDED, CODE_NOT_ASSIGNED_TO_USER,
     CODE_EXPIRED, USER_LIMIT_EXCEEDED, BOOK_LIMIT_EXCEEDED, ORDER_ALREADY_REDEEMED,
     ORDER_BELOW_MINIMUM, CURRENCY_MISMATCH, LOCK_REQUIRED, LOCK_EXPIRED, LOCK_TOKEN_MISMATCH,
-    CODE_LOCKED, LOCKS_UNAVAILABLE, CONTENTION. Resource of the request_id: the code.
+    CODE_LOCKED, LOCKS_UNAVAILABLE, CONTENTION. A repeat of a redemption that was rolled back is
+    ALREADY_ROLLED_BACK, and redeems nothing. Resource of the request_id: the code.
     """
     BatchRedeemCodes: _aio.UnaryUnaryMultiCallable[_redemption_service_pb2.BatchRedeemCodesRequest, _redemption_service_pb2.BatchRedeemCodesResponse]  # type: ignore[assignment]
     """RedeemCode for up to 1,000 codes: in one transaction when it is ALL_OR_NOTHING, else in a few,
-    between which others get their turn.
+    between which others get their turn. In a repeat of a batch that was carried out each item
+    answers for itself, also with ALL_OR_NOTHING: some may have been rolled back since.
     """
     RollbackRedemption: _aio.UnaryUnaryMultiCallable[_redemption_service_pb2.RollbackRedemptionRequest, _redemption_service_pb2.RollbackRedemptionResponse]  # type: ignore[assignment]
     """Undoes a redemption, once: every count goes back, so that the code can be used again.
@@ -205,6 +213,7 @@ class RedemptionServiceServicer(metaclass=_abc_1.ABCMeta):
         (the order is not looked at), and: CODE_LOCKED when every use that is left is locked for others
         or this user redeems it without a token at this moment, LOCK_LIMIT_EXCEEDED,
         INVALID_STATE_TRANSITION when the book has locking off, LOCKS_UNAVAILABLE.
+        A repeat returns the lock as it is now; LOCK_EXPIRED when it is over, with its `state`.
         At any time live locks + redemptions ≤ the code's limit. Resource of the request_id: the code.
         """
 
@@ -216,7 +225,8 @@ class RedemptionServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_redemption_service_pb2.ExtendLockResponse, _abc.Awaitable[_redemption_service_pb2.ExtendLockResponse]]:
         """Gives a lock a new expiry, `ttl` from now, never earlier than it had. LOCK_EXPIRED,
         LOCK_TOKEN_MISMATCH, LOCK_LIMIT_EXCEEDED (3 times by default), LOCKS_UNAVAILABLE. The old token
-        keeps its old expiry; use the new one.
+        keeps its old expiry; use the new one. A repeat returns the lock as it is now; LOCK_EXPIRED when
+        it is over, with its `state`.
         """
 
     @_abc_1.abstractmethod
@@ -259,7 +269,8 @@ class RedemptionServiceServicer(metaclass=_abc_1.ABCMeta):
         CODE_DISABLED, CODE_ALREADY_REDEEMED, CODE_LIMIT_EXCEEDED, CODE_NOT_ASSIGNED_TO_USER,
         CODE_EXPIRED, USER_LIMIT_EXCEEDED, BOOK_LIMIT_EXCEEDED, ORDER_ALREADY_REDEEMED,
         ORDER_BELOW_MINIMUM, CURRENCY_MISMATCH, LOCK_REQUIRED, LOCK_EXPIRED, LOCK_TOKEN_MISMATCH,
-        CODE_LOCKED, LOCKS_UNAVAILABLE, CONTENTION. Resource of the request_id: the code.
+        CODE_LOCKED, LOCKS_UNAVAILABLE, CONTENTION. A repeat of a redemption that was rolled back is
+        ALREADY_ROLLED_BACK, and redeems nothing. Resource of the request_id: the code.
         """
 
     @_abc_1.abstractmethod
@@ -269,7 +280,8 @@ class RedemptionServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_redemption_service_pb2.BatchRedeemCodesResponse, _abc.Awaitable[_redemption_service_pb2.BatchRedeemCodesResponse]]:
         """RedeemCode for up to 1,000 codes: in one transaction when it is ALL_OR_NOTHING, else in a few,
-        between which others get their turn.
+        between which others get their turn. In a repeat of a batch that was carried out each item
+        answers for itself, also with ALL_OR_NOTHING: some may have been rolled back since.
         """
 
     @_abc_1.abstractmethod

@@ -30,7 +30,10 @@ class Giving(Told):
     def once(
         self, key: Sequence[object], parameters: object, answer: Callable[[Any], Message] | None
     ) -> Message | None:
-        """What a repeat is answered, or None; `answer` is remembered for repeats."""
+        """What a repeat is answered, or None; `answer` is remembered for repeats.
+
+        It is asked of the world as it is then, and says No where the first answer is no longer so.
+        """
         attempt = tuple(key) if key[-1] else object()
         if answer is not None:
             self.done[attempt] = parameters, answer
@@ -79,9 +82,10 @@ class Giving(Told):
         event: str,
         parameters: object,
         change: Callable[[Message], Message],
+        given: str = "",
         **fields: Any,
     ) -> Message:
-        """Any other change of a book."""
+        """Any other change of a book. `given`: the state that it is given."""
         if book_id not in self.books:
             raise No("BOOK_NOT_FOUND")
         key = event, book_id, request_id
@@ -94,7 +98,14 @@ class Giving(Told):
         self.books[book_id] = after
         states = {"state_before": before["state"], "state_after": after["state"]}
         self.record(event, book_id, request_id, **states, **fields)
-        self.once(key, (etag, parameters), lambda it: {"coupon_book": it.book_message(book_id)})
+        self.once(key, (etag, parameters), lambda it: it.book_still(book_id, given))
+        return {"coupon_book": self.book_message(book_id)}
+
+    def book_still(self, book_id: str, given: str) -> Message:
+        """The book, when it is in this state, or in any."""
+        state = self.books[book_id]["state"]
+        if given not in ("", state):
+            raise No("INVALID_STATE_TRANSITION", state=state)
         return {"coupon_book": self.book_message(book_id)}
 
     def move(self, event: str, book_id: str, etag: str, request_id: str) -> Message:
@@ -106,7 +117,8 @@ class Giving(Told):
                 raise No("INVALID_STATE_TRANSITION", state=book["state"])
             return {"state": target}
 
-        return self.change(book_id, etag, request_id, event, (), moved)
+        target = BOOK_VERBS[event][1]
+        return self.change(book_id, etag, request_id, event, (), moved, given=target)
 
     def update(self, book_id: str, values: Message, etag: str, request_id: str) -> Message:
         """UpdateCouponBook of the fields that are named."""
@@ -203,7 +215,13 @@ class Giving(Told):
         row.disabled = row_off
         states = {"state_before": before, "state_after": self.state(code)}
         self.record(event, book["book_id"], request_id, code=code, **states)
-        self.once((event, code, request_id), (), lambda it: {"coupon_code": it.code_message(code)})
+        self.once((event, code, request_id), (), lambda it: it.code_still(code, off=row_off))
+        return {"coupon_code": self.code_message(code)}
+
+    def code_still(self, code: str, *, off: bool) -> Message:
+        """The code, when it is switched off, or when it is not."""
+        if self.codes[code].disabled != off:
+            raise No("INVALID_STATE_TRANSITION", state=self.state(code))
         return {"coupon_code": self.code_message(code)}
 
     # --- assignments ----------------------------------------------------------------------------
@@ -250,7 +268,17 @@ class Giving(Told):
         for no in self.why_no_assignment(user, book, code):
             raise no
         answer = self.give(code, user, metadata, request_id)
-        self.once(key, parameters, lambda _: answer)
+        self.once(key, parameters, lambda it: it.assigned_still(answer))
+        return answer
+
+    def assigned_still(self, answer: Message) -> Message:
+        """The answer, when the assignment is active; one that was made anew is another."""
+        made = answer["assignment"]
+        link = self.links[made["code"], made["user_id"]]
+        same = link.given["assign_time"] == made["assign_time"]
+        state = link.state if same else "REVOKED"
+        if state != "ACTIVE":
+            raise No("ASSIGNMENT_NOT_ACTIVE", state=state)
         return answer
 
     def assign_random(
@@ -272,7 +300,7 @@ class Giving(Told):
         if picked not in good:  # a pick was of no use to this user; a repeat may find another
             raise No("CONTENTION" if len(good) < len(free) else "one of the codes")
         answer = self.give(picked, user, metadata, request_id)
-        self.once(key, metadata, lambda _: answer)
+        self.once(key, metadata, lambda it: it.assigned_still(answer))
         return answer
 
     def revoke(self, code: str, user: str, request_id: str) -> Message:
@@ -288,8 +316,18 @@ class Giving(Told):
             raise No("INVALID_STATE_TRANSITION", state=link.state)
         link.state = "REVOKED"
         self._code_event("REVOKED", code, before, request_id, user_id=user)
-        self.once(key, user, lambda it: {"assignment": it.assignment_message(code, user)})
-        return {"assignment": self.assignment_message(code, user)}
+        answer = {"assignment": self.assignment_message(code, user)}
+        self.once(key, user, lambda it: it.revoked_still(answer))
+        return answer
+
+    def revoked_still(self, answer: Message) -> Message:
+        """The answer, without what nobody knows when the code was assigned to the user anew."""
+        revoked = answer["assignment"]
+        link = self.links[revoked["code"], revoked["user_id"]]
+        if link.given["assign_time"] == revoked["assign_time"]:
+            return answer
+        unknown = ("assign_time", "expire_time", "metadata")
+        return {"assignment": {key: it for key, it in revoked.items() if key not in unknown}}
 
     # --- what several changes have in common ----------------------------------------------------
 

@@ -118,7 +118,7 @@ class World(Giving):
         if own is not None:
             number = self.locks.index(own)
             self._lock_event("LOCKED", number, request_id, expire_time=None, metadata=metadata)
-            self.once(key, parameters, lambda it: it._lock_answer(number))
+            self.once(key, parameters, lambda it: it._held_still(number))
             return {**self._lock_answer(number), "replayed": True}
         if left is not None and len(permits) >= left:
             raise self._locked(permits)
@@ -130,7 +130,7 @@ class World(Giving):
         times = {"create_time": self.now, "expire_time": self.now + self._ttl(ttl, book)}
         self.locks.append(Lock({**names, "book_id": book["book_id"], **times}))
         self._lock_event("LOCKED", number, request_id, metadata=metadata)
-        self.once(key, parameters, lambda it: it._lock_answer(number))
+        self.once(key, parameters, lambda it: it._held_still(number))
         return self._lock_answer(number)
 
     def _lock_event(self, type_: str, number: int, request_id: str, **fields: Any) -> None:
@@ -145,6 +145,12 @@ class World(Giving):
         message = self.lock_message(number)
         token = self.tokens.setdefault(Token(number, message["expire_time"]), Unknown())
         return {"lock": message, "lock_token": token}
+
+    def _held_still(self, number: int) -> Message:
+        state = self.lock_state(self.locks[number])
+        if state != "HELD":
+            raise No("LOCK_EXPIRED", state=state)
+        return self._lock_answer(number)
 
     def extend(self, token: Token, ttl: int, request_id: str) -> Message:
         """ExtendLock."""
@@ -163,7 +169,7 @@ class World(Giving):
         end = self.now + self._ttl(ttl, self.books[lock.message["book_id"]])
         lock.message["expire_time"] = max(end, lock.message["expire_time"])
         self._lock_event("LOCK_EXTENDED", token.lock, request_id)
-        self.once(key, ttl, lambda it: it._lock_answer(token.lock))
+        self.once(key, ttl, lambda it: it._held_still(token.lock))
         return self._lock_answer(token.lock)
 
     def unlock(self, number: int, request_id: str, reason: str = "LOCK_NOT_FOUND") -> Message:
@@ -232,6 +238,8 @@ class World(Giving):
 
     def redeem(self, items: Sequence[Item], *, atomic: bool = False) -> list[Message]:
         """What each item is answered. Whoever needs a permit in Redis comes again with one."""
+        # Of what was carried out before each item answers for itself.
+        atomic = atomic and not all(map(self._was_carried_out, items))
         before = deepcopy(self) if atomic else self
         answers: list[Any] = [self._redeem(it, None) for it in items]
         waiting = [index for index, it in enumerate(answers) if it is PERMIT]
@@ -262,9 +270,7 @@ class World(Giving):
 
     def _redeem_one(self, item: Item, beside: Attempts | None) -> Any:
         _, book = self.find(item.code, item.book_id)
-        key = "REDEEMED", item.code, item.request_id
-        amount = (item.amount or {}).get("amount_minor"), (item.amount or {}).get("currency_code")
-        parameters = item.user, item.book_id, item.order_id, amount, item.metadata
+        key, parameters = _attempt(item)
         if again := self.once(key, parameters, None):
             return again
         for no in self.why_not(item.code, item.user, book, item):
@@ -276,7 +282,18 @@ class World(Giving):
             if others and left is not None and left < len(others) + beside.failed + 1:
                 raise self._locked(others, beside.all)
         answer = self._use(item, book)
-        self.once(key, parameters, lambda _: answer)
+        self.once(key, parameters, lambda it: it._redeemed_still(answer))
+        return answer
+
+    def _was_carried_out(self, item: Item) -> bool:
+        key, parameters = _attempt(item)
+        return key in self.done and self.done[key][0] == parameters
+
+    def _redeemed_still(self, answer: Message) -> Message:
+        redemption_id = answer["redemption"]["redemption_id"]
+        (redemption,) = [it for it in self.redemptions if it["redemption_id"] is redemption_id]
+        if redemption["state"] != "SUCCEEDED":
+            raise _rolled_back(redemption)
         return answer
 
     def _use(self, item: Item, book: Message) -> Message:
@@ -338,7 +355,7 @@ class World(Giving):
         if again := self.once(key, metadata, None):
             return again
         if redemption["state"] == "ROLLED_BACK":
-            raise No("ALREADY_ROLLED_BACK")
+            raise _rolled_back(redemption)
         before, book = self.state(code), self.books[redemption["book_id"]]
         redemption |= {"state": "ROLLED_BACK", "rollback_time": self.now}
         if redemption.get("_counted"):
@@ -348,6 +365,18 @@ class World(Giving):
         answer = {"redemption": dict(redemption), "counts": self.counts(code, user)}
         self.once(key, metadata, lambda _: answer)
         return answer
+
+
+def _attempt(item: Item) -> tuple[tuple[str, str, str], object]:
+    """What names the attempt, and what a repeat of it has to have in common."""
+    amount = (item.amount or {}).get("amount_minor"), (item.amount or {}).get("currency_code")
+    parameters = item.user, item.book_id, item.order_id, amount, item.metadata
+    return ("REDEEMED", item.code, item.request_id), parameters
+
+
+def _rolled_back(redemption: Message) -> No:
+    time = iso(redemption["rollback_time"])
+    return No("ALREADY_ROLLED_BACK", redemption_id=redemption["redemption_id"], rollback_time=time)
 
 
 def _none_of(answers: Sequence[Message]) -> list[Message]:

@@ -21,7 +21,7 @@ import psycopg
 import redis
 from model.clock import Clock, clocked_server
 from model.programs import Programs
-from support.calls import ALL_OR_NOTHING, batch, item, tried
+from support.calls import ALL_OR_NOTHING, batch, item, outcomes_of, tried
 from support.hanging_commits import hanging_commits
 from support.invariants import assert_adds_up
 from support.service import (
@@ -246,7 +246,43 @@ def repeat_after_the_lock(it: Stack) -> None:
     held = api.lock(code, user)
     api.lock(code, user, request_id=request_id)
     api.unlock(held.lock_token)
-    assert api.lock(code, user, request_id=request_id).lock.lock_id == held.lock.lock_id
+    assert tried(lambda: api.lock(code, user, request_id=request_id)) == "LOCK_EXPIRED"
+    it.conserved()
+
+
+def repeat_after_the_rollback(it: Stack) -> None:
+    """Whoever repeats a redemption is told, by any server, that it was rolled back."""
+    one, other = it.apis
+    code, request_id = one.code(limits=UNLIMITED), unique("request")
+    redeemed = one.redeem(code, "user", request_id=request_id).redemption
+    other.rollback(redeemed.redemption_id)
+    for api in it.apis:
+        reason = tried(lambda api=api: api.redeem(code, "user", request_id=request_id))
+        assert reason == "ALREADY_ROLLED_BACK", reason
+    it.conserved()
+
+
+def repeat_of_a_batch(it: Stack) -> None:
+    """Each item of a batch that was carried out answers for itself."""
+    api, names, request_id = it.apis[0], new_codes(3), unique("request")
+    api.book(codes=names)
+    items = [item(code, "user") for code in names]
+    done = batch(api, items, ALL_OR_NOTHING, request_id)
+    api.rollback(done.results[1].redemption.redemption_id)
+    found = outcomes_of(batch(api, items, ALL_OR_NOTHING, request_id))
+    assert found == ["REPLAYED", "ALREADY_ROLLED_BACK", "REPLAYED"], found
+    it.conserved()
+
+
+def repeat_after_another_assignment(it: Stack) -> None:
+    """An assignment that was revoked is not there again when the code is assigned anew."""
+    api, request_id = it.apis[0], unique("request")
+    code = api.code()
+    api.assign(code, "user", request_id=request_id)
+    api.revoke(code, "user")
+    api.assign(code, "user")
+    reason = tried(lambda: api.assign(code, "user", request_id=request_id))
+    assert reason == "ASSIGNMENT_NOT_ACTIVE", reason
     it.conserved()
 
 

@@ -29,9 +29,9 @@ from coupon_service.locks import acquire
 from coupon_service.locks import token as lock_token
 from coupon_service.locks.token import verify
 from coupon_service.model import Rollback, normalization
+from coupon_service.rules import decision, refusals, repeats
 from coupon_service.rules import locks as lock_rules
 from coupon_service.rules import redemptions as redeeming
-from coupon_service.rules import refusals
 from coupon_service.rules.draft import Draft
 from coupon_service.store import database
 from coupon_service.store.bulk import upload_rows
@@ -230,6 +230,31 @@ def open_outcome_forgotten() -> Planted:
     """What the last try of a transaction met is taken for what became of the first."""
     right = "DatabaseUnavailable() if is_open else self._failure(error)"
     return _source(database, "Database", "_attempts", right, "self._failure(error)")
+
+
+def repeat_answered_as_recorded() -> Planted:
+    """Nobody asks what came of a change before a repeat is answered with it."""
+    return mock.patch.object(repeats, "_undone_since", return_value=None)
+
+
+def rollback_not_read_for_a_repeat() -> Planted:
+    """Only what happens in the same batch is known of a redemption that is repeated."""
+    real = loading._of_repeats
+    return mock.patch.object(loading, "_of_repeats", lambda *given: ([], real(*given)[1]))
+
+
+def repeated_batch_refused_as_a_whole() -> Planted:
+    """One item that was rolled back refuses all of a batch that was carried out."""
+    return mock.patch.object(decision, "is_repeat", return_value=False)
+
+
+def assignments_not_told_apart() -> Planted:
+    """Whoever has the code has it by the request that is repeated."""
+
+    def state(_: Any, assignment: Any) -> Any:
+        return assignment.state
+
+    return mock.patch.object(repeats, "_state_since", state)
 
 
 # --- how they are planted -----------------------------------------------------------------------

@@ -37,6 +37,10 @@ CAUGHT_BY: dict[Callable[[], bugs.Planted], Callable[[Stack], None]] = {
     bugs.grace_keeps_its_own_user_out: harness.lock_followed_by_another,
     bugs.lock_followed_before_its_end: harness.lock_followed_by_another,
     bugs.open_outcome_forgotten: harness.commit_that_hangs,
+    bugs.repeat_answered_as_recorded: harness.model_test,
+    bugs.rollback_not_read_for_a_repeat: harness.repeat_after_the_rollback,
+    bugs.repeated_batch_refused_as_a_whole: harness.repeat_of_a_batch,
+    bugs.assignments_not_told_apart: harness.repeat_after_another_assignment,
 }
 QUICK = [it for it in dict.fromkeys(CAUGHT_BY.values()) if it is not harness.model_test]
 

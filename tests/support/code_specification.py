@@ -76,7 +76,7 @@ Call = Redeem | Rollback | Lock | Unlock | Count | Redemptions
 
 @dataclass(frozen=True, slots=True)
 class Redeemed:
-    """An effect, and what a repeat is answered."""
+    """An effect, and what a repeat is answered unless it was rolled back."""
 
     request: str
     user: str
@@ -95,7 +95,8 @@ class RolledBack:
 
 @dataclass(frozen=True, slots=True)
 class Locked:
-    """What a repeat is answered; an effect when the lock has the name of the request."""
+    """What a repeat is answered while the lock is held; an effect when the lock has the name of the
+    request."""
 
     request: str
     user: str
@@ -149,6 +150,8 @@ def _redeem(rules: Rules, code: Code, call: Redeem) -> tuple[Answer, Code]:
         if past.request == call.request:
             if (past.user, past.order) != (call.user, call.order):
                 return ("REQUEST_ID_REUSED",), code
+            if past not in code.live:
+                return ("ALREADY_ROLLED_BACK",), code
             return ("OK", past.request, past.count), code
     refusal = next(_redeem_refusals(rules, code, call), None)
     if refusal is not None:
@@ -205,6 +208,8 @@ def _lock(rules: Rules, code: Code, call: Lock) -> tuple[Answer, Code]:
         if past.request == call.request:
             if past.user != call.user:
                 return ("REQUEST_ID_REUSED",), code
+            if (past.user, past.lock) not in code.held:
+                return ("LOCK_EXPIRED",), code
             return ("OK", past.lock), code
     refusal = next(_used_up(rules, code, call.user), None)
     if refusal is not None:

@@ -16,7 +16,6 @@ from coupon_service.model import (
     Call,
     CodeState,
     Done,
-    Event,
     EventType,
     Outcome,
     Revoke,
@@ -165,7 +164,9 @@ def _put_assignment(message: pb.Assignment, assignment: Assignment, book: Book) 
 
 def done_assignment(done: Done) -> pb.Assignment:
     """The assignment that a command was about."""
-    return assignment_message(done.assignment or _recorded_assignment(done.event), done.book)
+    if done.assignment is None:
+        raise AssertionError("a command about an assignment came back without one")
+    return assignment_message(done.assignment, done.book)
 
 
 def batch_message(
@@ -185,20 +186,6 @@ def _batch_result(command: AssignRandom, outcome: Outcome) -> pb.BatchAssignResu
     assignment.ClearField("metadata")
     return pb.BatchAssignResult(
         user_id=command.user_id, assignment=assignment, replayed=done.replayed
-    )
-
-
-def _recorded_assignment(event: Event) -> Assignment:
-    """The assignment as it was when it was made: what a repeat of a random one is answered."""
-    return Assignment(
-        code=event.code or "",
-        user_id=event.user_id or "",
-        book_id=event.book_id,
-        state=AssignmentState.ACTIVE,
-        redemptions=event.user_code_redemptions or 0,
-        assign_time=event.event_time,
-        expire_time=event.expire_time,
-        metadata=event.metadata,
     )
 
 

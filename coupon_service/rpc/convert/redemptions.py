@@ -18,10 +18,10 @@ from coupon_service.model import (
     Outcome,
     Redeem,
     Rollback,
-    bucket_of_event,
     done_of,
     event_id,
     fingerprint,
+    rollback_id,
 )
 from coupon_service.model.codes import bucket_of
 from coupon_service.model.normalization import NO_CODE
@@ -95,11 +95,10 @@ def read_rollback(
 
 def rollback_command(redemption: Event, call: Call, metadata: str | None) -> Rollback:
     """The command to undo the redemption; its id is the same whoever asks how often."""
-    redemption_id = redemption.event_id
     return Rollback(
         call=call,
         code=redemption.code or "",
-        event_id=event_id(bucket_of_event(redemption_id), EventType.ROLLED_BACK, redemption_id),
+        event_id=rollback_id(redemption.event_id),
         fingerprint=fingerprint(metadata),
         user_id=redemption.user_id or "",
         redemption=redemption,

@@ -3,13 +3,13 @@
 Under READ COMMITTED a statement that had to wait for a row lock sees that row as it is now, and
 everything it joined as it was before the wait. So one statement locks the code rows, in one fixed
 order, and the next ones read; all of them travel together. Only books that limit users or the
-whole book need a second round trip, to lock those counters.
+whole book need a second round trip, to lock those counters, and repeats, to read what came since.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final, LiteralString
@@ -23,7 +23,6 @@ from coupon_service.model import (
     Book,
     ChangeLock,
     Command,
-    Event,
     EventType,
     Lock,
     Redeem,
@@ -32,11 +31,11 @@ from coupon_service.model import (
     State,
     UserCounts,
     bucket_of_event,
-    bucket_of_user,
+    rollback_id,
 )
 from coupon_service.model.codes import bucket_of
-from coupon_service.rules import is_hidden
 from coupon_service.store.arrays import int_array, text_array, uuid_array
+from coupon_service.store.commands.limit_counters import limited, select_totals, select_users
 from coupon_service.store.commands.random_codes import lock_candidates
 from coupon_service.store.events import SELECT_LOCK_EVENTS
 from coupon_service.store.pipeline import Pipeline, Rows
@@ -90,6 +89,8 @@ def _wanted(commands: Iterable[Command]) -> ReadSet:
                 wanted.lock_ids[command.lease.held_lock_id] = command.code
         elif isinstance(command, Lock):
             wanted.events.add(command.lock_id)
+            if command.lock_id != command.event_id:
+                wanted.lock_ids[command.lock_id] = command.code
             wanted.fences += 1
         elif isinstance(command, ChangeLock):
             wanted.lock_ids[command.lock_id] = command.code
@@ -111,6 +112,15 @@ async def load(
     """
     wanted = _wanted(commands)
     state = State()
+    await _load_named(pipeline, wanted, state, lock=lock, formats=formats)
+    await _load_further(pipeline, commands, wanted, state, now, lock=lock)
+    return state
+
+
+async def _load_named(
+    pipeline: Pipeline, wanted: ReadSet, state: State, *, lock: bool, formats: dict[UUID, Book]
+) -> None:
+    """Reads the rows that the commands name, in one round trip."""
     keys = sorted((bucket_of(code), code) for code in wanted.codes)
     code_rows = _select_codes(pipeline, keys, lock=lock) if keys else ()
     # Candidates never wait for a lock, so they do not disturb the order; they come after the rest.
@@ -135,17 +145,9 @@ async def load(
     for row in book_rows:
         book = book_from_row(row)
         state.books[book.book_id] = book
-    for row in assignment_rows:
-        assignment = assignment_from_row(row)
-        state.assignments[(assignment.code, assignment.user_id)] = assignment
-    for row in event_rows:
-        event = event_from_row(row)
-        state.events[event.event_id] = event
-    for row in lock_rows:
-        event = event_from_row(row)
-        if event.lock_id is not None:
-            others = state.lock_events.get(event.lock_id, ())
-            state.lock_events[event.lock_id] = (*others, event)
+    _put_assignments(assignment_rows, state)
+    _put_events(event_rows, state)
+    _put_lock_events(lock_rows, state)
     _live_orders(order_rows, state)
     state.fences = [row[0] for row in fences]
     state.fences.reverse()  # the decision takes them from the end
@@ -154,8 +156,93 @@ async def load(
     for book_id in wanted.candidates:
         if book_id in state.books:
             formats[book_id] = state.books[book_id]
-    await _load_counters(pipeline, commands, state, wanted, now, lock=lock)
-    return state
+
+
+async def _load_further(
+    pipeline: Pipeline,
+    commands: Sequence[Command],
+    wanted: ReadSet,
+    state: State,
+    now: datetime,
+    *,
+    lock: bool,
+) -> None:
+    """Reads the counters of books that have them, and what came of commands that are repeats, in
+    another round trip; in none where there is neither."""
+    rollbacks, lock_ids = _of_repeats(commands, wanted, state)
+    rollback_rows = _select_events(pipeline, rollbacks) if rollbacks else ()
+    lock_rows = _select_lock_events(pipeline, lock_ids) if lock_ids else ()
+    users, totals = limited(commands, state, now)
+    user_rows = select_users(pipeline, users, lock=lock) if users else ()
+    total_rows = select_totals(pipeline, totals, lock=lock) if totals else ()
+    random = wanted.random_events if users else set[UUID]()
+    # Repeats of a random assignment have no code in common; the user's row serialises them.
+    random_rows = _select_random_events(pipeline, random) if random else ()
+    assignment_rows = (
+        _select_candidate_assignments(pipeline, state.candidates, users) if random else ()
+    )
+    if users or totals or rollbacks or lock_ids:
+        await pipeline.run()
+
+    for row in user_rows:
+        state.users[(row[0], row[1])] = UserCounts(row[2], row[3])
+    for row in total_rows:
+        state.totals[row[0]] = row[1]
+    _put_events(rollback_rows, state)
+    _put_lock_events(lock_rows, state)
+    _put_events(random_rows, state)
+    _put_assignments(assignment_rows, state)
+    await _load_repeated_assignments(pipeline, random, state)
+
+
+def _of_repeats(
+    commands: Iterable[Command], wanted: ReadSet, state: State
+) -> tuple[list[UUID], dict[UUID, str]]:
+    """What may have undone or ended the results of the commands that were carried out before: ids
+    of roll-backs, and locks with their codes."""
+    rollbacks: list[UUID] = []
+    lock_ids: dict[UUID, str] = {}
+    for command in commands:
+        recorded = state.events.get(command.event_id)
+        if recorded is None:
+            continue
+        if isinstance(command, Redeem):
+            rollbacks.append(rollback_id(recorded.event_id))
+        elif isinstance(command, Lock) and recorded.lock_id is not None:
+            lock_ids[recorded.lock_id] = command.code
+    return rollbacks, {it: lock_ids[it] for it in lock_ids.keys() - wanted.lock_ids.keys()}
+
+
+async def _load_repeated_assignments(
+    pipeline: Pipeline, random_events: Iterable[UUID], state: State
+) -> None:
+    """Reads the assignments of codes that were chosen before: only the ledger tells which."""
+    recorded = filter(None, map(state.events.get, random_events))
+    keys = {(it.code or "", it.user_id or "") for it in recorded}
+    if keys:
+        assignment_rows = _select_assignments(pipeline, keys)
+        await pipeline.run()
+        _put_assignments(assignment_rows, state)
+
+
+def _put_assignments(rows: Iterable[TupleRow], state: State) -> None:
+    for row in rows:
+        assignment = assignment_from_row(row)
+        state.assignments[(assignment.code, assignment.user_id)] = assignment
+
+
+def _put_events(rows: Iterable[TupleRow], state: State) -> None:
+    for row in rows:
+        event = event_from_row(row)
+        state.events[event.event_id] = event
+
+
+def _put_lock_events(rows: Iterable[TupleRow], state: State) -> None:
+    for row in rows:
+        event = event_from_row(row)
+        if event.lock_id is not None:
+            others = state.lock_events.get(event.lock_id, ())
+            state.lock_events[event.lock_id] = (*others, event)
 
 
 SELECT_CODES: Final[LiteralString] = f"""
@@ -224,6 +311,11 @@ SELECT_RANDOM_EVENTS: Final[LiteralString] = f"""
 SELECT {EVENTS.selected} FROM redemption_audit WHERE event_id = ANY(%s::uuid[])
 """
 
+
+def _select_random_events(pipeline: Pipeline, events: Iterable[UUID]) -> Rows:
+    return pipeline.add(SELECT_RANDOM_EVENTS, (uuid_array(events),))
+
+
 # What users who get a random code had to do with the candidates before: one may have been revoked.
 SELECT_CANDIDATE_ASSIGNMENTS: Final[LiteralString] = f"""
 SELECT {ASSIGNMENTS.selected}
@@ -235,6 +327,17 @@ CROSS JOIN LATERAL (
     OFFSET 0  -- code by code
 ) AS assignment
 """
+
+
+def _select_candidate_assignments(
+    pipeline: Pipeline,
+    candidates: Mapping[UUID, Sequence[str]],
+    users: Iterable[tuple[UUID, str]],
+) -> Rows:
+    codes = [code for of_book in candidates.values() for code in of_book]
+    arrays = int_array(map(bucket_of, codes)), text_array(codes)
+    user_ids = text_array({user_id for _, user_id in users})
+    return pipeline.add(SELECT_CANDIDATE_ASSIGNMENTS, (*arrays, user_ids))
 
 
 def _select_lock_events(pipeline: Pipeline, lock_ids: dict[UUID, str]) -> Rows:
@@ -281,107 +384,3 @@ NEXT_FENCES: Final = "SELECT nextval('lock_fences') FROM generate_series(1, %s)"
 
 def _next_fences(pipeline: Pipeline, count: int) -> Rows:
     return pipeline.add(NEXT_FENCES, (count,))
-
-
-# --- counters that only some books have ---------------------------------------------------------
-
-ENSURE_USERS: Final = """
-INSERT INTO coupon_user_counters (bucket, book_id, user_id)
-SELECT * FROM unnest(%s::smallint[], %s::uuid[], %s::text[])
-ON CONFLICT DO NOTHING
-"""
-SELECT_USERS: Final[LiteralString] = """
-SELECT u.book_id, u.user_id, u.redemptions, u.assignments
-FROM unnest(%s::smallint[], %s::uuid[], %s::text[]) AS wanted (bucket, book_id, user_id)
-JOIN coupon_user_counters AS u USING (bucket, book_id, user_id)
-"""
-LOCK_USERS: Final[LiteralString] = (
-    SELECT_USERS + "ORDER BY u.bucket, u.book_id, u.user_id FOR NO KEY UPDATE OF u"
-)
-SELECT_TOTALS: Final[LiteralString] = """
-SELECT book_id, redemptions FROM coupon_book_totals WHERE book_id = ANY(%s::uuid[])
-"""
-LOCK_TOTALS: Final[LiteralString] = SELECT_TOTALS + "ORDER BY book_id FOR NO KEY UPDATE"
-
-
-async def _load_counters(
-    pipeline: Pipeline,
-    commands: Iterable[Command],
-    state: State,
-    wanted: ReadSet,
-    now: datetime,
-    *,
-    lock: bool,
-) -> None:
-    users, totals = _limited(commands, state, now)
-    if not users and not totals:
-        return
-    user_rows = total_rows = event_rows = assignment_rows = Rows()
-    if users:
-        keys = sorted((bucket_of_user(user_id), book_id, user_id) for book_id, user_id in users)
-        arrays = (
-            int_array([bucket for bucket, _, _ in keys]),
-            uuid_array([book_id for _, book_id, _ in keys]),
-            text_array([user_id for _, _, user_id in keys]),
-        )
-        if lock:
-            pipeline.add(ENSURE_USERS, arrays)
-        user_rows = pipeline.add(LOCK_USERS if lock else SELECT_USERS, arrays)
-    if totals:
-        total_rows = pipeline.add(LOCK_TOTALS if lock else SELECT_TOTALS, (uuid_array(totals),))
-    if wanted.random_events:
-        # Repeats of a random assignment have no code in common; the user's row serialises them.
-        event_rows = pipeline.add(SELECT_RANDOM_EVENTS, (uuid_array(wanted.random_events),))
-        codes = [code for each in state.candidates.values() for code in each]
-        arrays = int_array(map(bucket_of, codes)), text_array(codes)
-        users_of = text_array({user_id for _, user_id in users})
-        assignment_rows = pipeline.add(SELECT_CANDIDATE_ASSIGNMENTS, (*arrays, users_of))
-    await pipeline.run()
-    for row in user_rows:
-        state.users[(row[0], row[1])] = UserCounts(row[2], row[3])
-    for row in total_rows:
-        state.totals[row[0]] = row[1]
-    for row in event_rows:
-        event: Event = event_from_row(row)
-        state.events[event.event_id] = event
-    for row in assignment_rows:
-        assignment = assignment_from_row(row)
-        state.assignments[(assignment.code, assignment.user_id)] = assignment
-
-
-def _limited(
-    commands: Iterable[Command], state: State, now: datetime
-) -> tuple[set[tuple[UUID, str]], set[UUID]]:
-    """The users and books whose counters the commands need, by the limits of the books.
-
-    None for what its caller cannot see: so it takes no more round trips than what does not exist,
-    and nobody makes rows in the books of another business.
-    """
-    users: set[tuple[UUID, str]] = set()
-    totals: set[UUID] = set()
-    hidden: set[tuple[str, str]] = set()
-    for command in commands:
-        if isinstance(command, AssignRandom):
-            book = state.books.get(command.book_id)
-            if book is not None and _sees(command, book):
-                users.add((book.book_id, command.user_id))
-            continue
-        code = state.codes.get(command.code)
-        if code is None or not isinstance(command, (Redeem, Lock, Rollback, Assign, Revoke)):
-            continue
-        book = state.books[code.book_id]
-        if not _sees(command, book):
-            continue
-        if isinstance(command, (Redeem, Lock)) and is_hidden(command, code, book, state, now):
-            hidden.add((command.code, command.user_id))
-            continue
-        if book.limits.any_per_user:
-            users.add((book.book_id, command.user_id))
-        if book.limits.max_redemptions and not isinstance(command, (Assign, Revoke)):
-            totals.add(book.book_id)
-    state.hidden = frozenset(hidden)
-    return users, totals
-
-
-def _sees(command: Command, book: Book) -> bool:
-    return command.call.business_id in ("", book.business_id)

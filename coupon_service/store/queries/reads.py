@@ -16,8 +16,7 @@ from coupon_service.model import (
     CodeState,
     Event,
     EventType,
-    bucket_of_event,
-    event_id,
+    rollback_id,
 )
 from coupon_service.model.codes import bucket_of
 from coupon_service.store.arrays import int_array
@@ -200,10 +199,7 @@ def _uuids(texts: Iterable[str]) -> Iterator[UUID]:
 async def _with_rollbacks(
     connection: Connection, redemptions: Iterable[Event]
 ) -> list[tuple[Event, Event | None]]:
-    ids = {
-        it.event_id: event_id(bucket_of_event(it.event_id), EventType.ROLLED_BACK, it.event_id)
-        for it in redemptions
-    }
+    ids = {it.event_id: rollback_id(it.event_id) for it in redemptions}
     rollbacks = await select_events_by_id(connection, ids.values())
     return [(it, rollbacks.get(ids[it.event_id])) for it in redemptions]
 

@@ -1,4 +1,4 @@
-"""Several requests of one user for one lock: each is answered with it, also when it is over."""
+"""Several requests of one user for one lock: each is answered with it, or that it is over."""
 
 # pyright: reportPrivateUsage=false
 
@@ -14,10 +14,11 @@ from typing import Any
 from unittest import mock
 
 import pytest
-from support.calls import get_lock, locking_code, locks_of
+from support.calls import locking_code, locks_of
 from support.service import (
     Api,
     ServerThread,
+    all_at_once,
     audit,
     redemptions,
     refused,
@@ -38,10 +39,10 @@ GRACE_MS = 1_000
 USES = 3
 HELD = redemptions.LOCK_STATE_HELD
 ENDS = {
-    "released": redemptions.LOCK_STATE_RELEASED,
-    "redeemed": redemptions.LOCK_STATE_REDEEMED,
-    "redeemed without its token": redemptions.LOCK_STATE_REDEEMED,
-    "run out": redemptions.LOCK_STATE_EXPIRED,
+    "released": "RELEASED",
+    "redeemed": "REDEEMED",
+    "redeemed without its token": "REDEEMED",
+    "run out": "EXPIRED",
 }
 
 Held = redemptions.LockCodeResponse
@@ -116,6 +117,14 @@ def end(api: Api, held: Held, how: str) -> None:
             until(lambda: time.time() > free_s + 0.1)
 
 
+def assert_told_to_be_over(lock: Callable[[], object], how: str) -> None:
+    """A repeat is told how the lock ended, and takes no other."""
+    for _ in range(2):
+        with refused("LOCK_EXPIRED") as it:
+            lock()
+        assert it.metadata == {"state": ENDS[how]}
+
+
 def assert_the_only_lock(api: Api, lock: redemptions.Lock) -> None:
     """The user had no other lock on the code, and every use that is left is free."""
     locked = [it for it in api.events(code=lock.code) if it.type == audit.AUDIT_EVENT_TYPE_LOCKED]
@@ -126,7 +135,7 @@ def assert_the_only_lock(api: Api, lock: redemptions.Lock) -> None:
 
 
 @pytest.mark.parametrize("how", ENDS)
-def test_who_took_over_the_permit_of_a_lost_attempt_has_that_lock_for_ever(
+def test_who_took_over_the_permit_of_a_lost_attempt_has_that_lock_and_no_other(
     api: Api, how: str
 ) -> None:
     code, user, lost, next_ = locking_code(api, USES), unique("user"), unique("1"), unique("2")
@@ -134,12 +143,13 @@ def test_who_took_over_the_permit_of_a_lost_attempt_has_that_lock_for_ever(
         api.lock(code, user, request_id=lost, ttl_s=1)
     held = api.lock(code, user, request_id=next_, ttl_s=1)
     assert (held.lock.state, held.replayed) == (HELD, False)
-    end(api, held, how)
-    for request in (next_, lost, next_):
+    for request in (next_, lost):
         again = api.lock(code, user, request_id=request, ttl_s=1)
         assert again.replayed
-        assert again.lock == get_lock(api, held.lock.lock_id)
-        assert again.lock.state == ENDS[how]
+        assert again.lock == held.lock
+    end(api, held, how)
+    for request in (next_, lost):
+        assert_told_to_be_over(lambda it=request: api.lock(code, user, request_id=it, ttl_s=1), how)
     assert_the_only_lock(api, held.lock)
 
 
@@ -147,7 +157,7 @@ def test_who_took_over_the_permit_of_a_lost_attempt_has_that_lock_for_ever(
 @pytest.mark.parametrize(
     "first", [0, 1], ids=["who acquired the permit", "who was answered with it"]
 )
-def test_two_requests_at_the_same_moment_have_the_same_lock_for_ever(
+def test_two_requests_at_the_same_moment_have_the_same_lock_and_no_other(
     api: Api, first: int, how: str
 ) -> None:
     """`first`: which of them comes to the ledger first."""
@@ -167,24 +177,30 @@ def test_two_requests_at_the_same_moment_have_the_same_lock_for_ever(
     assert {one.replayed, other.replayed} == {False, True}
     end(api, one, how)
     for request in requests:
-        again = lock(request)
-        assert again.replayed
-        assert again.lock == get_lock(api, one.lock.lock_id)
-        assert again.lock.state == ENDS[how]
+        assert_told_to_be_over(lambda it=request: lock(it), how)
     assert_the_only_lock(api, one.lock)
 
 
 @pytest.mark.parametrize("how", ENDS)
-def test_who_asked_again_while_it_was_held_has_that_lock_for_ever(api: Api, how: str) -> None:
+def test_who_asked_again_while_it_was_held_has_that_lock_and_no_other(api: Api, how: str) -> None:
     code, user, request_id = locking_code(api, USES), unique("user"), unique("request")
     held = api.lock(code, user, ttl_s=1)
     assert api.lock(code, user, request_id=request_id).lock == held.lock
     end(api, held, how)
-    again = api.lock(code, user, request_id=request_id)
-    assert again.replayed
-    assert again.lock.lock_id == held.lock.lock_id
-    assert again.lock.state == ENDS[how]
+    assert_told_to_be_over(lambda: api.lock(code, user, request_id=request_id), how)
     assert_the_only_lock(api, held.lock)
+
+
+def test_a_request_that_is_sent_many_times_at_once_is_answered_with_the_lock_each_time(
+    api: Api,
+) -> None:
+    code, user = locking_code(api, USES), unique("user")
+    held = api.lock(code, user)
+    for _ in range(5):
+        request = redemptions.LockCodeRequest(code=code, user_id=user, request_id=unique("request"))
+        answers: list[Any] = all_at_once([lambda it=request: api.redemptions.LockCode(it)] * 10)
+        assert [it.lock for it in answers] == [held.lock] * 10
+    assert api.event_names(code=code) == ["LOCKED"] * 6
 
 
 def test_a_request_that_was_answered_with_a_lock_is_not_good_for_anything_else(api: Api) -> None:
@@ -214,10 +230,8 @@ def test_a_repeat_that_got_a_permit_when_the_lock_was_over_gives_it_back(api: Ap
         first = api.lock(code, user, request_id=request_id)
         api.unlock(held.lock_token)
         go_on.append(request_id)
-        again = repeat.result()
+        assert_told_to_be_over(repeat.result, "released")
     assert first.lock == held.lock
-    assert again.replayed
-    assert again.lock == get_lock(api, held.lock.lock_id)
     assert_the_only_lock(api, held.lock)
 
 

@@ -213,6 +213,13 @@ def currency_mismatch(stage: Stage) -> object:
     return stage.api.redeem(stage.api.code(), "ann", order_amount=dollars)
 
 
+def assignment_not_active(stage: Stage) -> object:
+    code, request_id = stage.api.code(), unique("request")
+    stage.api.assign(code, "ann", request_id=request_id)
+    stage.api.revoke(code, "ann")
+    return stage.api.assign(code, "ann", request_id=request_id)
+
+
 def already_rolled_back(stage: Stage) -> object:
     redeemed = stage.api.redeem(stage.api.code(), "ann").redemption
     return [stage.api.rollback(redeemed.redemption_id) for _ in range(2)]
@@ -336,6 +343,7 @@ PROVOKE: dict[str, Callable[[Stage], object]] = {
         order_below_minimum,
         currency_mismatch,
         already_rolled_back,
+        assignment_not_active,
         order_already_redeemed,
         code_space_exhausted,
         invalid_state_transition,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC
 from typing import Any
 
 import grpc
@@ -13,6 +14,7 @@ from support.calls import (
     ALL_OR_NOTHING,
     BEST_EFFORT,
     batch,
+    close,
     disable,
     enable,
     extend,
@@ -27,16 +29,26 @@ from support.calls import (
 )
 from support.service import (
     Api,
+    Refused,
     all_at_once,
     assignments,
     books,
     new_codes,
     redemptions,
     refused,
+    struct,
     unique,
 )
+from support.waiting import until
 
 OPTIONAL = books.LOCK_POLICY_OPTIONAL
+FAILED = grpc.StatusCode.FAILED_PRECONDITION
+
+
+def rolled_back(redemption: redemptions.Redemption) -> dict[str, str]:
+    """What is told of a redemption that was rolled back."""
+    time = redemption.rollback_time.ToDatetime(UTC)
+    return {"redemption_id": redemption.redemption_id, "rollback_time": time.isoformat()}
 
 
 def twice(**more: Any) -> dict[str, Any]:
@@ -295,18 +307,39 @@ def test_users_of_a_batch_share_one_id(api: Api) -> None:
 # --- what came in between -----------------------------------------------------------------------
 
 
-def test_a_redemption_that_was_rolled_back_is_not_made_again_by_a_repeat(api: Api) -> None:
+def test_a_redemption_that_was_rolled_back_is_told_to_a_repeat(api: Api) -> None:
     code, request_id = api.code(), unique("request")
-    first = api.redeem(code, "ann", order_id="order 1", request_id=request_id)
-    undone = api.rollback(first.redemption.redemption_id)
-    again = api.redeem(code, "ann", order_id="order 1", request_id=request_id)
-    assert again.replayed
-    assert (again.redemption, again.counts) == (first.redemption, first.counts)
-    assert redemption(api, first.redemption.redemption_id) == undone.redemption
+    first = api.redeem(code, "ann", order_id="order 1", request_id=request_id).redemption
+    undone = api.rollback(first.redemption_id).redemption
+    for _ in range(2):
+        with refused("ALREADY_ROLLED_BACK", FAILED) as it:
+            api.redeem(code, "ann", order_id="order 1", request_id=request_id)
+        assert it.metadata == rolled_back(undone)
+    assert redemption(api, first.redemption_id) == undone
     assert api.get_code(code).redemption_count == 0
     anew = api.redeem(code, "ann", order_id="order 1")
     assert not anew.replayed
-    assert anew.redemption.redemption_id != first.redemption.redemption_id
+    assert anew.redemption.redemption_id != first.redemption_id
+    with refused("ALREADY_ROLLED_BACK"):
+        api.redeem(code, "ann", order_id="order 1", request_id=request_id)
+
+
+def test_a_repeat_with_other_parameters_is_refused_whatever_came_since(api: Api) -> None:
+    code, request_id = api.code(), unique("request")
+    first = api.redeem(code, "ann", request_id=request_id).redemption
+    api.rollback(first.redemption_id)
+    with refused("REQUEST_ID_REUSED"):
+        api.redeem(code, "bob", request_id=request_id)
+
+
+def test_a_redemption_with_a_lock_that_was_rolled_back_is_told_to_a_repeat(api: Api) -> None:
+    code, user, request_id = api.code(lock_policy=OPTIONAL), unique("user"), unique("id")
+    token = api.lock(code, user).lock_token
+    fields: dict[str, Any] = {"lock_token": token, "request_id": request_id}
+    api.rollback(api.redeem(code, user, **fields).redemption.redemption_id)
+    with refused("ALREADY_ROLLED_BACK"):
+        api.redeem(code, user, **fields)
+    assert api.get_code(code).redemption_count == 0
 
 
 def test_a_redemption_is_rolled_back_once_whoever_asks(api: Api) -> None:
@@ -317,45 +350,213 @@ def test_a_redemption_is_rolled_back_once_whoever_asks(api: Api) -> None:
     again = api.rollback(redemption_id, request_id=request_id)
     assert again.replayed
     assert (again.redemption, again.counts) == (first.redemption, first.counts)
-    with refused("ALREADY_ROLLED_BACK"):
+    with refused("ALREADY_ROLLED_BACK") as it:
         api.rollback(redemption_id)
+    assert it.metadata == rolled_back(first.redemption)
     assert api.get_code(code).redemption_count == 1
 
 
-def test_an_assignment_that_was_revoked_is_not_made_again_by_a_repeat(api: Api) -> None:
-    code, request_id = api.code(), unique("request")
-    first = api.assign(code, "ann", request_id=request_id)
+def test_items_of_a_batch_that_were_rolled_back_are_told_to_a_repeat(api: Api) -> None:
+    names, request_id = new_codes(3), unique("request")
+    api.book(codes=names)
+    items = [item(code, "ann") for code in names]
+    first = batch(api, items, BEST_EFFORT, request_id)
+    undone = api.rollback(first.results[1].redemption.redemption_id).redemption
+    again = batch(api, items, BEST_EFFORT, request_id)
+    assert outcomes_of(again) == ["REPLAYED", "ALREADY_ROLLED_BACK", "REPLAYED"]
+    assert again.redeemed_count == 2
+    assert dict(again.results[1].error.metadata) == rolled_back(undone)
+
+
+@pytest.mark.parametrize("policy", [books.LOCK_POLICY_OFF, OPTIONAL])
+def test_each_item_of_all_or_nothing_that_was_carried_out_answers_for_itself(
+    api: Api, policy: books.LockPolicy.ValueType
+) -> None:
+    names, request_id = new_codes(4), unique("request")
+    api.book(codes=names, lock_policy=policy)
+    items = [item(code, "ann") for code in names[:3]]
+    first = batch(api, items, ALL_OR_NOTHING, request_id)
+    api.rollback(first.results[1].redemption.redemption_id)
+    for repeated in (items, items[::-1]):
+        again = batch(api, repeated, ALL_OR_NOTHING, request_id)
+        assert outcomes_of(again) == ["REPLAYED", "ALREADY_ROLLED_BACK", "REPLAYED"]
+        assert again.redeemed_count == 2
+        assert "item" not in again.results[1].error.metadata
+    # With an item that was not in it, it is another batch, of which nothing is carried out.
+    more = batch(api, [*items, item(names[3], "ann")], ALL_OR_NOTHING, request_id)
+    assert outcomes_of(more) == ["ALREADY_ROLLED_BACK"] * 4
+    assert api.get_code(names[3]).redemption_count == 0
+
+
+def test_a_code_that_is_no_longer_disabled_or_enabled_is_told_to_a_repeat(api: Api) -> None:
+    code, off, on = api.code(), unique("off"), unique("on")
+    disable(api, code, off)
+    assert disable(api, code, off).replayed
+    enable(api, code, on)
+    with refused("INVALID_STATE_TRANSITION", FAILED) as it:
+        disable(api, code, off)
+    assert it.metadata == {"state": "AVAILABLE"}
+    api.redeem(code, "ann")
+    assert enable(api, code, on).replayed
+    disable(api, code)
+    with refused("INVALID_STATE_TRANSITION") as it:
+        enable(api, code, on)
+    assert it.metadata == {"state": "DISABLED"}
+    assert disable(api, code, off).replayed
+    assert api.event_names(code=code) == [
+        "CODE_DISABLED",
+        "CODE_ENABLED",
+        "REDEEMED",
+        "CODE_DISABLED",
+    ]
+
+
+Told = tuple[str, dict[str, str]]
+"""The reason of a refusal and its metadata, or OK."""
+
+
+def told_to(call: Callable[[], object]) -> Told:
+    """What a call is told."""
+    try:
+        call()
+    except grpc.RpcError as error:
+        it = Refused()
+        it.error = error
+        assert it.status is FAILED
+        return it.reason, it.metadata
+    return "OK", {}
+
+
+def assign_this_code(api: Api, code: str, request_id: str) -> Told:
+    return told_to(lambda: api.assign(code, "ann", request_id=request_id))
+
+
+def assign_any_code(api: Api, code: str, request_id: str) -> Told:
+    book_id = api.get_code(code).book_id
+    return told_to(lambda: api.assign_random(book_id, "ann", request_id=request_id))
+
+
+def assign_any_code_in_a_batch(api: Api, code: str, request_id: str) -> Told:
+    request = assignments.BatchAssignRandomCodesRequest(
+        book_id=api.get_code(code).book_id, user_ids=["ann"], request_id=request_id
+    )
+    (result,) = api.assignments.BatchAssignRandomCodes(request).results
+    if result.HasField("error"):
+        return reason_name(result.error), dict(result.error.metadata)
+    assert result.assignment.state == assignments.ASSIGNMENT_STATE_ACTIVE
+    return "OK", {}
+
+
+@pytest.mark.parametrize(
+    "assign",
+    [assign_this_code, assign_any_code, assign_any_code_in_a_batch],
+    ids=lambda assign: assign.__name__,
+)
+def test_an_assignment_that_is_no_longer_active_is_told_to_a_repeat(
+    api: Api, assign: Callable[[Api, str, str], Told]
+) -> None:
+    code, request_id = api.code(**twice()), unique("request")
+    assert assign(api, code, request_id) == ("OK", {})
+    redeemed = [api.redeem(code, "ann").redemption.redemption_id for _ in range(2)]
+    used_up = "ASSIGNMENT_NOT_ACTIVE", {"state": "REDEEMED"}
+    assert assign(api, code, request_id) == used_up
+    api.rollback(redeemed[0])
+    assert assign(api, code, request_id) == ("OK", {})
     api.revoke(code, "ann")
-    again = api.assign(code, "ann", request_id=request_id)
-    assert again.replayed
-    assert again.assignment == first.assignment
+    taken_back = "ASSIGNMENT_NOT_ACTIVE", {"state": "REVOKED"}
+    assert assign(api, code, request_id) == taken_back
     assert api.get_code(code).assignment_count == 0
+    api.assign(code, "ann")  # another one
+    assert assign(api, code, request_id) == taken_back
+    assert api.event_names(code=code).count("ASSIGNED") == 2
 
 
-def test_a_change_of_a_book_is_not_made_again_by_a_repeat(api: Api) -> None:
-    book_id, request_id = api.book().book_id, unique("request")
-    pause(api, book_id, request_id)
-    activate(api, book_id)
-    again = pause(api, book_id, request_id)
+def test_a_revocation_is_answered_as_recorded_when_the_code_was_assigned_anew(api: Api) -> None:
+    code, request_id = api.code(**twice()), unique("request")
+    api.assign(code, "ann", metadata=struct(from_=1))
+    api.redeem(code, "ann")
+    first = api.revoke(code, "ann", request_id=request_id)
+    assert api.revoke(code, "ann", request_id=request_id).assignment == first.assignment
+    api.assign(code, "ann", metadata=struct(from_=2))
+    api.redeem(code, "ann")
+    again = api.revoke(code, "ann", request_id=request_id)
     assert again.replayed
-    assert again.coupon_book.state == books.COUPON_BOOK_STATE_ACTIVE
+    assert again.assignment.state == assignments.ASSIGNMENT_STATE_REVOKED
+    assert again.assignment.redemption_count == first.assignment.redemption_count == 1
+    assert not again.assignment.HasField("metadata")
+    assert api.get_code(code).assignment_count == 1
 
 
-@pytest.mark.parametrize("end", ["release", "redeem"])
-def test_a_lock_that_has_ended_is_not_taken_again_by_a_repeat(api: Api, end: str) -> None:
-    code, user, request_id = api.code(lock_policy=OPTIONAL, **twice()), unique("user"), unique("id")
-    first = api.lock(code, user, request_id=request_id)
-    if end == "release":
-        api.unlock(first.lock_token)
+@pytest.mark.parametrize("verb", ["activate", "pause"])
+def test_a_book_that_is_no_longer_in_the_state_it_was_brought_to_is_told(
+    api: Api, verb: str
+) -> None:
+    request_id = unique("request")
+    if verb == "activate":
+        book_id, repeat, undo, state = api.draft().book_id, activate, pause, "PAUSED"
     else:
-        api.redeem(code, user, lock_token=first.lock_token)
-    again = api.lock(code, user, request_id=request_id)
+        book_id, repeat, undo, state = api.book().book_id, pause, activate, "ACTIVE"
+    first = repeat(api, book_id, request_id)
+    assert repeat(api, book_id, request_id).coupon_book == first.coupon_book
+    undo(api, book_id, "")
+    with refused("INVALID_STATE_TRANSITION") as it:
+        repeat(api, book_id, request_id)
+    assert it.metadata == {"state": state}
+    close(api, book_id)
+    with refused("INVALID_STATE_TRANSITION") as it:
+        repeat(api, book_id, request_id)
+    assert it.metadata == {"state": "CLOSED"}
+
+
+ENDS = {"release": "RELEASED", "redeem": "REDEEMED", "redeem without its token": "REDEEMED"}
+
+
+def end(api: Api, held: redemptions.LockCodeResponse, how: str) -> None:
+    """Ends a lock."""
+    if how == "release":
+        api.unlock(held.lock_token)
+    elif how == "redeem":
+        api.redeem(held.lock.code, held.lock.user_id, lock_token=held.lock_token)
+    else:
+        api.redeem(held.lock.code, held.lock.user_id)
+
+
+@pytest.mark.parametrize("how", ENDS)
+def test_a_lock_that_has_ended_is_told_to_repeats_of_taking_and_extending_it(
+    api: Api, how: str
+) -> None:
+    code, user = api.code(lock_policy=OPTIONAL, **twice()), unique("user")
+    taken, extended = unique("taken"), unique("extended")
+    held = api.lock(code, user, request_id=taken)
+    longer = extend(api, held.lock_token, ttl_s=200, request_id=extended)
+    again = api.lock(code, user, request_id=taken)
     assert again.replayed
-    assert again.lock == get_lock(api, first.lock.lock_id)
-    assert again.lock.state != redemptions.LOCK_STATE_HELD
-    with refused("LOCK_EXPIRED"):
-        api.redeem(code, user, lock_token=again.lock_token)
+    assert (again.lock, again.lock_token) == (longer.lock, longer.lock_token)
+    end(api, held, how)
+    for call in (
+        lambda: api.lock(code, user, request_id=taken),
+        lambda: extend(api, held.lock_token, ttl_s=200, request_id=extended),
+    ):
+        with refused("LOCK_EXPIRED", FAILED) as it:
+            call()
+        assert it.metadata == {"state": ENDS[how]}
     api.lock(code, unique("another"))
+
+
+def test_a_lock_that_ran_out_is_told_to_repeats_of_taking_and_extending_it(api: Api) -> None:
+    code, user = api.code(lock_policy=OPTIONAL), unique("user")
+    taken, extended = unique("taken"), unique("extended")
+    held = api.lock(code, user, ttl_s=1, request_id=taken)
+    longer = extend(api, held.lock_token, ttl_s=1, request_id=extended)
+    until(lambda: get_lock(api, held.lock.lock_id).state == redemptions.LOCK_STATE_EXPIRED)
+    for call in (
+        lambda: api.lock(code, user, ttl_s=1, request_id=taken),
+        lambda: extend(api, held.lock_token, ttl_s=1, request_id=extended),
+        lambda: extend(api, longer.lock_token, ttl_s=1, request_id=extended),
+    ):
+        with refused("LOCK_EXPIRED") as it:
+            call()
+        assert it.metadata == {"state": "EXPIRED"}
 
 
 def test_an_extension_that_is_sent_many_times_at_once_counts_once(api: Api) -> None:

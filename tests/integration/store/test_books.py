@@ -309,13 +309,17 @@ async def test_a_book_goes_through_its_life(database: Database, books: Books) ->
         await books.update(book.book_id, {"name": "x"}, None, call("late"), 1)
 
 
-async def test_a_repeated_verb_changes_nothing_and_returns_the_book_as_it_is_now(
+async def test_a_repeated_verb_changes_nothing_and_is_told_when_it_is_no_longer_so(
     database: Database, books: Books
 ) -> None:
     book = await activate(books, await make_book(books))
-    paused, _ = await books.transition(book.book_id, EventType.BOOK_PAUSED, None, call("p"), 1)
-    again = await books.transition(book.book_id, EventType.BOOK_ACTIVATED, 1, call("activate"), 1)
-    assert again == (paused, True)
+    repeat = (book.book_id, EventType.BOOK_ACTIVATED, 1, call("activate"), 1)
+    named, _ = await books.update(book.book_id, {"name": "May"}, None, call("name"), 1)
+    assert await books.transition(*repeat) == (named, True)
+    await books.transition(book.book_id, EventType.BOOK_PAUSED, None, call("p"), 1)
+    with pytest.raises(InvalidStateTransition) as told:
+        await books.transition(*repeat)
+    assert told.value.metadata == {"state": "PAUSED"}
     # The same id for another verb is another request.
     closed, replayed = await books.transition(
         book.book_id, EventType.BOOK_CLOSED, None, call("activate"), 1

@@ -10,7 +10,7 @@ import pytest
 
 from coupon_service.store import events, stock
 from coupon_service.store.bulk import new_codes
-from coupon_service.store.commands import apply, load, random_codes
+from coupon_service.store.commands import apply, limit_counters, load, random_codes
 from coupon_service.store.database import PLANNING
 from coupon_service.store.queries import lookups
 
@@ -21,7 +21,7 @@ STATEMENTS = {
     "assignments of candidates": load.SELECT_CANDIDATE_ASSIGNMENTS,
     "events": load.SELECT_EVENTS,
     "orders": load.SELECT_ORDERS,
-    "users": load.LOCK_USERS,
+    "users": limit_counters.LOCK_USERS,
     "look at codes": lookups.SELECT_CODES,
     "coupons of users": lookups.LIST_ASSIGNMENTS,
     "codes of an upload": new_codes.SELECT_CODES_OF,

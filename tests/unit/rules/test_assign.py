@@ -214,6 +214,7 @@ class TestEffects:
                 state=AssignmentState.REVOKED,
                 redemptions=2,
                 fence=7,
+                assign_time=NOW - 2 * MINUTE,
                 expire_time=NOW - MINUTE,
                 metadata='{"old": 1}',
             )
@@ -221,6 +222,20 @@ class TestEffects:
         event = world.does(assign()).event
         assert event.user_code_redemptions == 2
         assert world.link() == active(redemptions=2, fence=7, expire_time=NOW + MINUTE)
+
+    def test_assigned_anew_it_has_a_later_time_whatever_the_clock_says(
+        self,
+    ) -> None:
+        world = World(book(assigned_code_validity_s=60))
+        for times in range(3):
+            done = world.does(assign())
+            world.does(revoke())
+            world.now -= MINUTE / 2
+            assert done.event.event_time == NOW + times * MOMENT
+            assert done.event.expire_time == done.event.event_time + MINUTE
+            assert done.assignment == active(
+                assign_time=done.event.event_time, expire_time=done.event.expire_time
+            )
 
     def test_a_bearer_who_was_counted_becomes_an_assigned_user(self) -> None:
         world = World(book(max_redemptions_per_code=5, max_redemptions_per_user_per_code=5))

@@ -158,7 +158,8 @@ class TestRefusals:
 
 def test_a_code_that_was_taken_back_can_be_given_to_the_same_user_again() -> None:
     world = picked(World(book(max_redemptions_per_code=2)), "A")
-    world.put(active(state=AssignmentState.REVOKED, redemptions=1, fence=3))
+    before, revoked = NOW - MINUTE, AssignmentState.REVOKED
+    world.put(active(state=revoked, redemptions=1, fence=3, assign_time=before))
     done = world.does(assign_random())
     assert done.assignment == world.link() == active(redemptions=1, fence=3)
     assert done.event.user_code_redemptions == 1

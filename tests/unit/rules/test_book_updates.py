@@ -20,7 +20,7 @@ from coupon_service.model import (
     PercentOff,
 )
 from coupon_service.model.codes import CodeFormat
-from coupon_service.rules.book_updates import state_after, updated, violations
+from coupon_service.rules.book_updates import check_repeat, state_after, updated, violations
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
 LIMITS = BookLimits(100, 5, 4, 3, 2)
@@ -144,6 +144,27 @@ def test_a_limit_of_an_active_book_can_be_raised_lowered_and_lifted_but_not_intr
     with pytest.raises(InvalidStateTransition) as refused:
         updated(book(PAUSED, limits=replace(LIMITS, **{limit: 0})), {"limits": LIMITS})
     assert refused.value.metadata == {"state": "PAUSED", "field": f"limits.{limit}"}
+
+
+@pytest.mark.parametrize("state", [DRAFT, ACTIVE, PAUSED, CLOSED])
+@pytest.mark.parametrize(
+    ("event", "given"),
+    [
+        (EventType.BOOK_ACTIVATED, ACTIVE),
+        (EventType.BOOK_PAUSED, PAUSED),
+        (EventType.BOOK_CLOSED, CLOSED),
+        (EventType.BOOK_UPDATED, None),
+    ],
+)
+def test_a_repeat_is_told_when_the_book_has_another_state_than_it_was_given(
+    event: EventType, given: BookState | None, state: BookState
+) -> None:
+    if given in (None, state):
+        check_repeat(book(state), event)
+    else:
+        with pytest.raises(InvalidStateTransition) as refused:
+            check_repeat(book(state), event)
+        assert refused.value.metadata == {"state": state.name}
 
 
 def test_a_closed_book_is_never_changed() -> None:

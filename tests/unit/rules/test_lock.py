@@ -175,19 +175,24 @@ class TestOwnLock:
         assert view == lock_view(world.ledger[::-1], NOW)
 
     @pytest.mark.parametrize("taken_by", ["an attempt", "a lost attempt"])
-    def test_it_is_the_answer_of_a_repeat_for_ever(self, taken_by: str) -> None:
+    def test_a_repeat_is_told_that_it_is_over(self, taken_by: str) -> None:
         world = lockable(max_redemptions_per_code=3)
         taken, by = lock(by=call("r1")), call("r2")
         if taken_by == "an attempt":
             world.does(taken)
         first = world.does(lock(by=by, lock_id=taken.lock_id)).event
-        world.does(unlock(first))
         # When the lock is over it comes with another permit, and with its own id.
-        for command in (lock(by=by, lease=None), lock(by=by), lock(by=by, lock_id=_another())):
+        repeats = (lock(by=by, lease=None), lock(by=by), lock(by=by, lock_id=_another()))
+        for command in repeats:
             repeated = world.does(command)
             assert repeated.replayed
             assert repeated.event.lock_id == first.lock_id == taken.lock_id
-        assert state_of(world, first) is LockState.RELEASED
+            assert repeated.lock == lock_view(world.state.lock_events[taken.lock_id], NOW)
+        world.does(unlock(first))
+        for command in (*repeats, taken):
+            error = world.refuses(command)
+            assert type(error) is LockExpired
+            assert error.metadata == {"state": "RELEASED"}
 
     def test_a_repeat_for_something_else_is_refused(self) -> None:
         world = lockable()
@@ -204,6 +209,21 @@ class TestOwnLock:
         assert isinstance(two, Done)
         assert (one.replayed, two.replayed) == (False, True)
         assert one.event == two.event
+
+    def test_also_with_one_request_id(self) -> None:
+        world = lockable()
+        first = world.does(lock())
+        command = lock(by=call("r2"), lock_id=first.event.event_id)
+        one, two = world.batch(command, command)
+        assert isinstance(one, Done)
+        assert isinstance(two, Done)
+        assert one.lock == two.lock == first.lock
+
+    def test_one_that_ends_at_this_moment_is_nobodys_answer(self) -> None:
+        world = lockable()
+        first = world.does(lock()).event
+        _, late = world.batch(unlock(first), lock(lock_id=first.event_id))
+        assert isinstance(late, Contention)
 
     def test_also_when_the_second_is_decided_first(self) -> None:
         # Both asked for other things, so that their fingerprints differ.
@@ -255,12 +275,36 @@ class TestOwnLock:
         error = world.refuses(lock(by=call("r1"), metadata='{"cart": 8}'))
         assert type(error) is RequestIdReused
 
-    def test_a_repeat_is_answered_also_when_the_lock_is_over(self) -> None:
+    @pytest.mark.parametrize("end", ["RELEASED", "REDEEMED", "EXPIRED"])
+    def test_a_repeat_is_told_how_the_lock_ended(self, end: str) -> None:
+        world = lockable(max_redemptions_per_code=2)
+        first = world.does(lock(by=call("r1"))).event
+        command = extend(first, NOW + 2 * MINUTE, call("r1"))
+        world.does(command)
+        if end == "EXPIRED":
+            world.now += 2 * MINUTE
+        else:
+            world.does(unlock(first) if end == "RELEASED" else redeem(lock=token(first)))
+        for repeat in (lock(by=call("r1")), command):
+            for _ in range(2):
+                error = world.refuses(repeat)
+                assert type(error) is LockExpired
+                assert error.metadata == {"state": end}
+            world.change_book(lock_policy=LockPolicy.OFF)
+
+    def test_a_repeat_in_the_batch_that_ends_the_lock_is_told_so_too(self) -> None:
         world = lockable()
-        first = world.does(lock(by=call("r1")))
-        world.does(unlock(first.event))
-        world.change_book(lock_policy=LockPolicy.OFF)
-        assert world.does(lock(by=call("r1"))).event == first.event
+        taken = lock(by=call("r1"))
+        first = world.does(taken).event
+        before, _, after = world.batch(taken, unlock(first), taken)
+        assert isinstance(before, Done)
+        assert isinstance(after, LockExpired)
+
+    def test_a_repeat_of_a_lock_whose_history_is_not_there_is_told_that_it_ran_out(self) -> None:
+        world = lockable()
+        world.does(lock(by=call("r1")))
+        world.state.lock_events.clear()
+        assert world.refuses(lock(by=call("r1"))).metadata == {"state": "EXPIRED"}
 
 
 class TestExtend:
@@ -310,10 +354,10 @@ class TestExtend:
         world = lockable()
         locked = world.does(lock()).event
         first = world.does(extend(locked, NOW + 2 * MINUTE, call("r2")))
-        world.does(unlock(locked))
         again = world.does(extend(locked, NOW + 3 * MINUTE, call("r2")))
         assert again.replayed
         assert again.event == first.event
+        assert again.lock == first.lock
 
 
 class TestUnlock:
@@ -407,9 +451,11 @@ class TestAnswer:
         locked = world.does(lock()).event
         command = extend(locked, NOW + 2 * MINUTE, call("r2"))
         world.does(command)
-        world.does(unlock(locked))
+        world.does(extend(locked, NOW + 3 * MINUTE))
         again = world.does(command)
         assert again.lock == lock_view(world.ledger, world.now)
+        world.does(unlock(locked))
+        assert world.does(unlock(locked)).lock == lock_view(world.ledger, world.now)
 
 
 class TestEnds:

@@ -6,14 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from unit.rules.commands import assign, assign_random, call, eur, lock, redeem, revoke
+from unit.rules.commands import assign, assign_random, call, eur, lock, redeem
 from unit.rules.kinds import KINDS, world_for_all_kinds
-from unit.rules.world import BOOK_ID, MINUTE, NOW, PLACE, World, active, book
+from unit.rules.world import NOW, PLACE, World
 
 from coupon_service.errors import RequestIdReused
 from coupon_service.model import (
-    Assignment,
-    AssignmentState,
     BookState,
     Command,
     Done,
@@ -39,7 +37,8 @@ class TestEveryCommand:
         command = KINDS[kind](world, call("r1"))
         first = world.does(command)
         world.change_book(state=BookState.CLOSED, end_time=NOW)
-        world.now = world.now.replace(year=2040)
+        if kind not in ("lock", "extend"):  # they have run out by then
+            world.now = world.now.replace(year=2040)
         assert world.does(command).event == first.event
 
     def test_also_at_the_same_moment(self, kind: str) -> None:
@@ -91,44 +90,6 @@ def test_one_request_id_serves_different_codes() -> None:
     world = World()
     outcomes = world.batch(*(redeem(code, by=call("r1")) for code in "ABC"))
     assert [isinstance(it, Done) and it.replayed for it in outcomes] == [False] * 3
-
-
-def test_a_replayed_assignment_is_as_it_was_given() -> None:
-    world = World(book(max_redemptions_per_code=5, assigned_code_validity_s=60))
-    first = world.does(assign(by=call("r1"), metadata='{"n": 1}'))
-    world.does(redeem())
-    world.does(revoke())
-    again = world.does(assign(by=call("r1"), metadata='{"n": 1}'))
-    assert again.assignment == first.assignment
-    assert again.code == world.code()
-
-
-def test_a_replayed_random_assignment_is_told_from_the_ledger_alone() -> None:
-    world = World(book(assigned_code_validity_s=60))
-    world.state.candidates = {BOOK_ID: ["B"]}
-    world.does(assign_random(by=call("r1"), metadata='{"n": 1}'))
-    world.state.codes.clear()
-    world.state.assignments.clear()
-    again = world.does(assign_random(by=call("r1"), metadata='{"n": 1}'))
-    assert again.replayed
-    assert again.code is None
-    assert again.assignment == Assignment(
-        code="B",
-        user_id="ann",
-        book_id=BOOK_ID,
-        state=AssignmentState.ACTIVE,
-        assign_time=NOW,
-        expire_time=NOW + MINUTE,
-        metadata='{"n": 1}',
-    )
-
-
-def test_a_replayed_revocation_shows_the_assignment_as_it_is() -> None:
-    world = World()
-    world.does(assign())
-    world.does(revoke(by=call("r1")))
-    world.does(assign())
-    assert world.does(revoke(by=call("r1"))).assignment == active()
 
 
 def test_a_repeat_needs_no_place() -> None:

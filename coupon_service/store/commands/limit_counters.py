@@ -1,0 +1,103 @@
+"""Counters that only some books have: which of them commands need, and reading them.
+
+They are locked after codes and assignments: those of users, then those of books.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Final, LiteralString
+from uuid import UUID
+
+from coupon_service.model import (
+    Assign,
+    AssignRandom,
+    Book,
+    Command,
+    Lock,
+    Redeem,
+    Revoke,
+    Rollback,
+    State,
+    bucket_of_user,
+)
+from coupon_service.rules import is_hidden
+from coupon_service.store.arrays import int_array, text_array, uuid_array
+from coupon_service.store.pipeline import Pipeline, Rows
+
+UserOfBook = tuple[UUID, str]
+
+ENSURE_USERS: Final = """
+INSERT INTO coupon_user_counters (bucket, book_id, user_id)
+SELECT * FROM unnest(%s::smallint[], %s::uuid[], %s::text[])
+ON CONFLICT DO NOTHING
+"""
+SELECT_USERS: Final[LiteralString] = """
+SELECT u.book_id, u.user_id, u.redemptions, u.assignments
+FROM unnest(%s::smallint[], %s::uuid[], %s::text[]) AS wanted (bucket, book_id, user_id)
+JOIN coupon_user_counters AS u USING (bucket, book_id, user_id)
+"""
+LOCK_USERS: Final[LiteralString] = (
+    SELECT_USERS + "ORDER BY u.bucket, u.book_id, u.user_id FOR NO KEY UPDATE OF u"
+)
+SELECT_TOTALS: Final[LiteralString] = """
+SELECT book_id, redemptions FROM coupon_book_totals WHERE book_id = ANY(%s::uuid[])
+"""
+LOCK_TOTALS: Final[LiteralString] = SELECT_TOTALS + "ORDER BY book_id FOR NO KEY UPDATE"
+
+
+def select_users(pipeline: Pipeline, users: Iterable[UserOfBook], *, lock: bool) -> Rows:
+    """Adds what reads the counters of these users of books, in the order that all batches lock."""
+    keys = sorted((bucket_of_user(user_id), book_id, user_id) for book_id, user_id in users)
+    arrays = (
+        int_array([bucket for bucket, _, _ in keys]),
+        uuid_array([book_id for _, book_id, _ in keys]),
+        text_array([user_id for _, _, user_id in keys]),
+    )
+    if lock:
+        pipeline.add(ENSURE_USERS, arrays)
+    return pipeline.add(LOCK_USERS if lock else SELECT_USERS, arrays)
+
+
+def select_totals(pipeline: Pipeline, books: Iterable[UUID], *, lock: bool) -> Rows:
+    """Adds what reads how often these books were redeemed."""
+    return pipeline.add(LOCK_TOTALS if lock else SELECT_TOTALS, (uuid_array(books),))
+
+
+def limited(
+    commands: Iterable[Command], state: State, now: datetime
+) -> tuple[set[UserOfBook], set[UUID]]:
+    """The users and books whose counters the commands need, by the limits of the books.
+
+    None for what its caller cannot see: so it takes no more round trips than what does not exist,
+    and nobody makes rows in the books of another business.
+    """
+    users: set[UserOfBook] = set()
+    totals: set[UUID] = set()
+    hidden: set[tuple[str, str]] = set()
+    for command in commands:
+        if isinstance(command, AssignRandom):
+            book = state.books.get(command.book_id)
+            if book is not None and _sees(command, book):
+                users.add((book.book_id, command.user_id))
+            continue
+        code = state.codes.get(command.code)
+        if code is None or not isinstance(command, (Redeem, Lock, Rollback, Assign, Revoke)):
+            continue
+        book = state.books[code.book_id]
+        if not _sees(command, book):
+            continue
+        if isinstance(command, (Redeem, Lock)) and is_hidden(command, code, book, state, now):
+            hidden.add((command.code, command.user_id))
+            continue
+        if book.limits.any_per_user:
+            users.add((book.book_id, command.user_id))
+        if book.limits.max_redemptions and not isinstance(command, (Assign, Revoke)):
+            totals.add(book.book_id)
+    state.hidden = frozenset(hidden)
+    return users, totals
+
+
+def _sees(command: Command, book: Book) -> bool:
+    return command.call.business_id in ("", book.business_id)
