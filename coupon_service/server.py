@@ -288,7 +288,7 @@ class Server:
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
         if not replaced:
-            await self._publish(Readiness.LOOKED)
+            await self._publish(Readiness.PROBED)
             await self._health.enter_graceful_shutdown()
             await asyncio.sleep(self._settings.drain_grace_ms / 1000)
         await self._grpc.close()

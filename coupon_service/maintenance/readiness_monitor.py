@@ -51,7 +51,7 @@ class ReadinessMonitor:
 
     async def _check(self) -> None:
         database, redis = await asyncio.gather(self._check_database(), self._check_redis())
-        found = Readiness.LOOKED | database | redis
+        found = Readiness.PROBED | database | redis
         if found != self._found:
             state = {what.lower(): bool(found & Readiness[what]) for what in CHECKED}
             degraded = not all(state.values())
@@ -59,7 +59,7 @@ class ReadinessMonitor:
             self._found = found
             await self._notify(found)
         for what in CHECKED:
-            self._metrics.looked(what.lower(), reached=bool(found & Readiness[what]))
+            self._metrics.dependency_probed(what.lower(), reached=bool(found & Readiness[what]))
         stats = self._database.pool.get_stats()
         self._metrics.pool_sampled(
             "postgresql",

@@ -100,7 +100,7 @@ class StockMonitor:
         if locks is not None:
             values["coupon_locks_live"] = {"": locks[0]}
             values["coupon_sweep_lag_seconds"] = {"": locks[1]}
-        self._gauges.show(values, self._interval_s * INTERVALS_SHOWN)
+        self._gauges.publish(values, self._interval_s * INTERVALS_SHOWN)
 
     async def _record(self, stock: Stock) -> None:
         types = await self._database.transaction(

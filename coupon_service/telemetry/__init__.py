@@ -1,1 +1,1 @@
-"""What the service tells of itself: metrics, logs, traces and readiness."""
+"""Metrics, logs, traces and readiness."""

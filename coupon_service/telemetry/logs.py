@@ -1,7 +1,7 @@
-"""Logs: one line an event on standard output, JSON for machines or coloured for people.
+"""Logs: one line for each event on standard output, as JSON or coloured for a terminal.
 
 No line carries a credential, and a line that cannot be written never fails the request that it
-is about. Codes are masked by whoever logs them, with ``mask_code``.
+is about. The code that logs a coupon code masks it with ``mask_code``.
 """
 
 from __future__ import annotations
@@ -24,30 +24,30 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 SECRET_KEYS = frozenset(
     {"authorization", "database_url", "lock_token", "password", "redis_url", "token"}
 )
-"""The fields whose values are never written, at whatever depth."""
+"""Fields whose values are never written, at any depth."""
 
 EACH = "each"
-"""The field of an event that stands for many: their own fields, event by event. Each is a line."""
+"""The field of a batch of events: the fields of each one. Every event becomes a line."""
 
 REDACTED = "[redacted]"
 
 URL_PASSWORD = re.compile(r"(://[^\s/@:]*):[^\s/]+@")
 
 ROW_VALUES = re.compile(r"(DETAIL|CONTEXT):  .*")
-"""What PostgreSQL adds to the message of an error, to the end of the line: often values of rows."""
+"""The rest of a line that PostgreSQL adds to an error message. It often holds values of rows."""
 
 
 class LineLogger:
-    """Writes lines at once, so that those of several processes do not mix and none is lost."""
+    """Writes lines unbuffered, so that lines of several processes never mix and none is lost."""
 
     def __init__(self, stream: BinaryIO, name: str = "") -> None:
         self._stream = stream
         self.name = name
 
     def write(self, lines: bytes) -> None:
-        """Write ``lines``; if that is impossible (closed pipe, full disk) they are lost."""
+        """Write ``lines``. They are dropped when the stream fails (closed pipe, full disk)."""
         start = 0
-        while len(lines) - start >= PIPE_BUF:  # more at once could mix with others in a pipe
+        while len(lines) - start >= PIPE_BUF:  # a longer write to a pipe is not atomic
             end = lines.rfind(b"\n", start, start + PIPE_BUF)
             if end < 0:
                 end = lines.find(b"\n", start)
@@ -66,24 +66,24 @@ class LineLogger:
 
 
 class LibraryHandler(logging.Handler):
-    """Sends what libraries log through ``logging`` the way that our own events go."""
+    """Routes the records of ``logging``, which libraries use, into ``structlog``."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Log ``record`` with the name of its logger, its level rounded down."""
-        if _shows_bytes(record):
+        """Log ``record`` under the name of its logger, with its level rounded down."""
+        if _quotes_request_bytes(record):
             return
         try:
             level = min(record.levelno // 10 * 10, logging.CRITICAL)
             log = structlog.get_logger(record.name)
             log.log(level, record.getMessage(), exc_info=record.exc_info)
-        except Exception:  # noqa: BLE001 - whatever a library logs badly, it must not fail for it
+        except Exception:  # noqa: BLE001 - a malformed record must not fail the library that logs
             self.handleError(record)
 
 
-def _shows_bytes(record: logging.LogRecord) -> bool:
-    """Whether gRPC logs bytes of a request that are not UTF-8, one by one and with a traceback.
+def _quotes_request_bytes(record: logging.LogRecord) -> bool:
+    """Whether gRPC quotes request bytes that are not UTF-8, with a traceback for each request.
 
-    They may be a token, and anybody may send any number of them.
+    The bytes may be a token, and an unauthenticated client can send any number of them.
     """
     return record.name == "grpc._cython.cygrpc" and (
         isinstance(record.msg, UnicodeDecodeError) or str(record.msg).startswith("Invalid encoding")
@@ -95,18 +95,18 @@ def configure_logging(
     output: Literal["auto", "json", "console"],
     stream: BinaryIO | None = None,
 ) -> None:
-    """Set up ``structlog`` and ``logging`` for this process; again to change the level.
+    """Set up ``structlog`` and ``logging`` for this process. A second call changes the level.
 
-    Loggers come from ``structlog.get_logger(name)``; the name becomes the field ``logger``. Our own
-    events below ``level`` cost next to nothing; libraries are heard from WARNING on. ``auto`` is
-    the console on a terminal and JSON anywhere else. ``stream`` is standard output unless given.
+    Loggers come from ``structlog.get_logger(name)``; the name becomes the field ``logger``. Events
+    below ``level`` cost next to nothing. Libraries log from WARNING on. ``auto`` means the console
+    format on a terminal and JSON elsewhere. ``stream`` defaults to standard output.
     """
     target = stream if stream is not None else sys.stdout.buffer
     on_terminal = target.isatty()
     console = output == "console" or (output == "auto" and on_terminal)
     structlog.configure(
         processors=[
-            # The console would show local variables in tracebacks, and those hold codes and tokens.
+            # ConsoleRenderer would print local variables in tracebacks: codes and tokens.
             structlog.processors.format_exc_info,
             redact,
             stamp,
@@ -114,26 +114,26 @@ def configure_logging(
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=functools.partial(LineLogger, target),
-        # Costs a microsecond a line, and the level can be changed while the process runs.
+        # A cached logger would keep its level when a reload changes it.
         cache_logger_on_first_use=False,
     )
-    # The handler has a level of its own: a library that sets its logger to DEBUG passes the root's.
+    # A library that sets its logger to DEBUG bypasses the root's level, so the handler has one too.
     handler = LibraryHandler(logging.WARNING)
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
 
 
 def mask_code(code: str) -> str:
-    """A coupon code as it may be logged: only its end, to recognise it by in a support case.
+    """A coupon code as it may be logged: only its end, enough to recognise it in a support case.
 
-    That is four characters of a code of 10 or more, two of one of 6 or more, else none.
+    Shows four characters of a code of 10 or more, two of a code of 6 or more, otherwise none.
     """
     shown = 4 if len(code) >= 10 else 2 if len(code) >= 6 else 0
     return f"***{code[len(code) - shown :]}"
 
 
 def redact(_logger: WrappedLogger, _method: str, event_dict: EventDict) -> EventDict:
-    """Processor: hide the values of ``SECRET_KEYS``, passwords in URLs and what PostgreSQL tells of
-    rows, at every depth."""
+    """Processor: redact values of ``SECRET_KEYS``, passwords in URLs and row values in messages of
+    PostgreSQL, at any depth."""
     each = event_dict.pop(EACH, None)
     redacted = _without_secrets(event_dict)
     if each is not None:
@@ -146,7 +146,7 @@ def _without_secrets(fields: EventDict) -> EventDict:
 
 
 def stamp(logger: WrappedLogger, method: str, event_dict: EventDict) -> EventDict:
-    """Processor: put time (ISO 8601, UTC), level and logger in front."""
+    """Processor: put time (ISO 8601, UTC), level and logger first."""
     stamped: EventDict = {
         "timestamp": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "level": method,
@@ -159,7 +159,7 @@ def stamp(logger: WrappedLogger, method: str, event_dict: EventDict) -> EventDic
 
 
 def render_json(_logger: WrappedLogger, _method: str, event_dict: EventDict) -> bytes:
-    """Processor: the event as a JSON object on one line."""
+    """Processor: render the event as a JSON object on one line."""
     each = event_dict.pop(EACH, None)
     text = _json(event_dict)
     if each is None:
@@ -169,16 +169,16 @@ def render_json(_logger: WrappedLogger, _method: str, event_dict: EventDict) -> 
 
 
 def _json(fields: EventDict) -> bytes:
-    """The fields as JSON in ASCII, so that no terminal takes what is in them for a command."""
-    with contextlib.suppress(ValueError):  # text that UTF-8 cannot express
-        text = to_json(fields)  # in a fourth of the time
+    """The fields as JSON in ASCII, so that a terminal never interprets them as control codes."""
+    with contextlib.suppress(ValueError):  # a lone surrogate has no UTF-8
+        text = to_json(fields)  # much faster than the standard library's encoder
         if text.isascii():
             return text
     return _ENCODER.encode(fields).encode("ascii")
 
 
 def console_renderer(*, colors: bool) -> Processor:
-    """A processor that renders events for people."""
+    """A processor that renders events for a terminal."""
     renderer = structlog.dev.ConsoleRenderer(colors=colors)
 
     def render(logger: WrappedLogger, method: str, event_dict: EventDict) -> bytes:
@@ -189,17 +189,17 @@ def console_renderer(*, colors: bool) -> Processor:
     return render
 
 
-# skipkeys: a nested mapping may have keys of any kind, and a log line must not raise.
+# skipkeys: a nested mapping may have keys of any type, and logging must not raise.
 _ENCODER = json.JSONEncoder(separators=(",", ":"), skipkeys=True)
 
 
 def _is_plain(event_dict: EventDict) -> bool:
-    """Whether there is nothing to hide or to change: so it is for the line of nearly every RPC."""
+    """Whether nothing needs redaction or conversion: the fast path of nearly every RPC's line."""
     for key, value in event_dict.items():
         if key in SECRET_KEYS:
             return False
         if isinstance(value, str):
-            if "://" in value or ":  " in value:  # it may match one of the patterns
+            if "://" in value or ":  " in value:  # may match URL_PASSWORD or ROW_VALUES
                 return False
         elif value is not None and not isinstance(value, (int, float)):
             return False
@@ -207,7 +207,7 @@ def _is_plain(event_dict: EventDict) -> bool:
 
 
 def _redacted(value: Any) -> Any:
-    """``value`` without secrets, as JSON types; anything else becomes its ``repr``."""
+    """``value`` without secrets, as JSON types. Other types become their ``repr``."""
     if isinstance(value, str):
         return ROW_VALUES.sub(rf"\1:  {REDACTED}", URL_PASSWORD.sub(rf"\1:{REDACTED}@", value))
     if value is None or isinstance(value, (int, float)):

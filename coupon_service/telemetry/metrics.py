@@ -1,10 +1,10 @@
-"""What is counted and timed.
+"""Metrics of a worker process.
 
-Labels are method, status, reason and pool, never a code or a user: their number stays bounded.
+No label is a code or a user, so the number of series stays bounded.
 
 Several workers share one endpoint by prometheus_client's multiprocess mode. The environment of a
 worker names an empty folder in ``PROMETHEUS_MULTIPROC_DIR`` before prometheus_client is imported;
-the worker counts into files there, and the supervisor serves what they come to
+the worker counts into files there, and the supervisor serves their sum
 (``telemetry/multiprocess.py``).
 """
 
@@ -29,7 +29,7 @@ Child = TypeVar("Child", bound=Counter | Gauge | Histogram)
 
 
 class Children(dict[tuple[str, ...], Child]):
-    """The children of a metric by their label values, found without the cost of ``labels()``."""
+    """Children of a metric by their label values, which saves the cost of ``labels()``."""
 
     def __init__(self, metric: Child) -> None:
         super().__init__()
@@ -41,17 +41,17 @@ class Children(dict[tuple[str, ...], Child]):
 
 
 class Durations(Histogram):
-    """A histogram that also takes many durations at once, in a tenth of the time for each."""
+    """A histogram that also observes many durations at once, which costs far less for each."""
 
     def observe_all(self, seconds: Sequence[float]) -> None:
-        """As ``observe`` of each."""
+        """The same as ``observe`` for each."""
         self._sum.inc(sum(seconds))  # pyright: ignore[reportUnknownMemberType]
-        for place, count in Counts(bisect_left(self._upper_bounds, it) for it in seconds).items():
-            self._buckets[place].inc(count)  # pyright: ignore[reportUnknownMemberType]
+        for index, count in Counts(bisect_left(self._upper_bounds, it) for it in seconds).items():
+            self._buckets[index].inc(count)  # pyright: ignore[reportUnknownMemberType]
 
 
 class Metrics:
-    """All that one process counts, registered in ``registry``. Each method is an event."""
+    """The metrics of one process, registered in ``registry``. Each method records an event."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         def counter(name: str, text: str, *labels: str) -> Counter:
@@ -63,19 +63,19 @@ class Metrics:
             return Durations(name, text, labels, registry=registry, buckets=buckets)
 
         def gauge(name: str, text: str, *labels: str) -> Gauge:
-            # livesum: added up over the living workers
+            # livesum: the sum over live workers
             return Gauge(name, text, labels, registry=registry, multiprocess_mode="livesum")
 
         self._rpc_duration = Children(
             duration(
                 "coupon_rpc_duration_seconds",
-                "Time from a call's arrival to its end.",
+                "Time from a call's arrival to its completion.",
                 "method",
                 "status",
             )
         )
         self._rpcs = Children(
-            counter("coupon_rpcs_total", "Calls that have ended.", "method", "status", "reason")
+            counter("coupon_rpcs_total", "Completed calls.", "method", "status", "reason")
         )
         self._batch_size = Children(
             Histogram(
@@ -89,14 +89,12 @@ class Metrics:
         self._batch_wait = Children(
             duration(
                 "coupon_batch_wait_seconds",
-                "Time that the first command of a batch waited.",
+                "Time for which the first command of a batch waited.",
                 "kind",
             )
         )
         self._batch_duration = Children(
-            duration(
-                "coupon_batch_duration_seconds", "Time from a batch's start to its end.", "kind"
-            )
+            duration("coupon_batch_duration_seconds", "Time that a batch took to execute.", "kind")
         )
         self._queue_length = Children(
             gauge("coupon_queue_length", "Commands that wait for a batch.", "kind")
@@ -112,23 +110,23 @@ class Metrics:
         self._commands = Children(
             counter(
                 "coupon_commands_total",
-                "Commands that were decided, also within batches, by the ledger event that each is"
-                " to write. outcome: done, replayed or refused, which has a reason.",
+                "Decided commands, each item of a batch included, by the ledger event that they"
+                " write. outcome: done, replayed or refused, which has a reason.",
                 "event",
                 "outcome",
                 "reason",
             )
         )
         self._transaction_duration = duration(
-            "coupon_transaction_duration_seconds", "Time of a transaction, with all its tries."
+            "coupon_transaction_duration_seconds", "Time of a transaction, retries included."
         )
         self._transaction_retries = counter(
-            "coupon_transaction_retries_total", "Transactions tried once more."
+            "coupon_transaction_retries_total", "Retries of transactions."
         )
         self._transaction_conflicts = Children(
             counter(
                 "coupon_transaction_conflicts_total",
-                "Tries that met another transaction.",
+                "Attempts that failed on a conflict with another transaction.",
                 "reason",
             )
         )
@@ -136,42 +134,44 @@ class Metrics:
             gauge("coupon_pool_connections", "Open connections to PostgreSQL.", "pool")
         )
         self._pool_idle = Children(
-            gauge("coupon_pool_idle_connections", "Connections in the pool that are idle.", "pool")
+            gauge("coupon_pool_idle_connections", "Idle connections in the pool.", "pool")
         )
         self._pool_waiting = Children(
             gauge("coupon_pool_waiting", "Transactions that wait for a connection.", "pool")
         )
         self._rate_limit_unchecked = counter(
             "coupon_rate_limit_unchecked_total",
-            "Calls that passed uncounted, since Redis did not answer.",
+            "Calls that no rate limit was checked for, since Redis did not answer.",
         )
         self._guess_alarms = Children(
             counter(
-                "coupon_guess_alarms_total", "Limits of unknown codes that were reached.", "kind"
+                "coupon_guess_alarms_total",
+                "Times that a caller reached its limit of unknown codes.",
+                "kind",
             )
         )
         self._reaches = Children(
             gauge(
                 "coupon_reaches",
-                "Workers that reach it: postgresql, schema (current), redis.",
+                "Workers that reach postgresql or redis, or find the schema current.",
                 "what",
             )
         )
         self._redis_duration = duration(
             "coupon_redis_duration_seconds",
-            "Time of a pipeline to Redis and back.",
+            "Round trip of a pipeline to Redis.",
             buckets=BUCKETS_REDIS_S,
         )
         self._redis_errors = Children(
             counter(
                 "coupon_redis_errors_total",
-                "What went wrong with Redis. kind: silent, unreachable, refused or other.",
+                "Failed Redis pipelines. kind: silent, unreachable, refused or other.",
                 "kind",
             )
         )
         self._locks_lost = counter(
             "coupon_locks_lost_total",
-            "Locks with a good token that Redis had lost, and took again.",
+            "Locks with a valid token that Redis had lost and granted again.",
         )
         self._book_events = Children(
             counter(
@@ -180,10 +180,10 @@ class Metrics:
                 "event",
             )
         )
-        self._begin_at_zero()
+        self._create_rare_series()
 
-    def _begin_at_zero(self) -> None:
-        """What may never happen is there from the start: else Prometheus misses the first time."""
+    def _create_rare_series(self) -> None:
+        """Rare events start at zero: Prometheus sees no increase when a series appears at 1."""
         for kind in REDIS_ERRORS:
             self._redis_errors[kind,]
         for event in BOOK_EVENTS:
@@ -199,19 +199,18 @@ class Metrics:
     def rpcs_finished(
         self, method: str, status: str, reason: str, seconds: Sequence[float]
     ) -> None:
-        """Calls ended, each after so long. ``reason`` is empty for an OK; ``method`` is one that is
-        declared."""
+        """Calls of a declared ``method`` completed; ``reason`` is empty for OK."""
         self._rpc_duration[method, status].observe_all(seconds)
         self._rpcs[method, status, reason].inc(len(seconds))
 
     def batch_executed(self, kind: str, size: int, seconds: float) -> None:
-        """A batch of ``size`` ended, somehow. ``kind``: changes, bulk, looks, lookups,
-        locks or unlocks."""
+        """A batch of ``size`` commands completed or failed. ``kind``: changes, bulk, looks,
+        lookups, locks or unlocks."""
         self._batch_size[kind,].observe(size)
         self._batch_duration[kind,].observe(seconds)
 
     def batch_waited(self, kind: str, seconds: float) -> None:
-        """A batch starts after its first command waited for ``seconds``."""
+        """The first command of a batch waited for ``seconds``."""
         self._batch_wait[kind,].observe(seconds)
 
     def queue_changed(self, kind: str, length: int) -> None:
@@ -223,28 +222,28 @@ class Metrics:
         self._dropped[kind, reason].inc()
 
     def commands_decided(self, counts: Mapping[tuple[str, str, str], int]) -> None:
-        """How many commands of a batch that was committed had which event, outcome, and reason."""
+        """A committed batch had so many commands of each event, outcome and reason."""
         for labels, count in counts.items():
             self._commands[labels].inc(count)
 
     def transaction_finished(self, seconds: float) -> None:
-        """A transaction ended, well or not, after all its tries."""
+        """A transaction committed or failed after ``seconds``, retries included."""
         self._transaction_duration.observe(seconds)
 
     def transaction_conflicted(self, reason: str, *, retried: bool) -> None:
-        """A try of a transaction failed on another one: deadlock, lock timeout, …"""
+        """An attempt of a transaction failed on another transaction: deadlock, lock timeout, …"""
         self._transaction_conflicts[reason,].inc()
         if retried:
             self._transaction_retries.inc()
 
     def pool_sampled(self, pool: str, connections: int, idle: int, waiting: int) -> None:
-        """The state of a connection pool of this process, now."""
+        """The current state of a connection pool of this process."""
         self._pool_connections[pool,].set(connections)
         self._pool_idle[pool,].set(idle)
         self._pool_waiting[pool,].set(waiting)
 
     def redis_exchanged(self, seconds: float) -> None:
-        """Redis has answered a pipeline."""
+        """Redis answered a pipeline."""
         self._redis_duration.observe(seconds)
 
     def redis_failed(self, kind: str) -> None:
@@ -252,7 +251,7 @@ class Metrics:
         self._redis_errors[kind,].inc()
 
     def lock_lost(self) -> None:
-        """A lock had to be taken again, since Redis had lost it."""
+        """Redis had lost a lock, which was acquired again."""
         self._locks_lost.inc()
 
     def book_event(self, event: str) -> None:
@@ -260,13 +259,13 @@ class Metrics:
         self._book_events[event,].inc()
 
     def rate_limit_unchecked(self) -> None:
-        """A call of somebody with a rate limit passed uncounted: Redis did not answer."""
+        """A call passed without a check of its rate limit, since Redis did not answer."""
         self._rate_limit_unchecked.inc()
 
     def guess_alarm(self, kind: str) -> None:
-        """Somebody looked up as many unknown codes as is allowed. ``kind``: user, service, peer."""
+        """A caller reached its limit of unknown codes. ``kind``: user, service or peer."""
         self._guess_alarms[kind,].inc()
 
-    def looked(self, what: str, *, reached: bool) -> None:
-        """Whether this process reaches postgresql or redis, or the schema is new enough, now."""
+    def dependency_probed(self, what: str, *, reached: bool) -> None:
+        """Whether this process reaches ``what``: postgresql, redis, or a schema new enough."""
         self._reaches[what,].set(reached)

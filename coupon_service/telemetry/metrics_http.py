@@ -17,11 +17,11 @@ from prometheus_client import CollectorRegistry, MetricsHandler
 
 
 class MetricsServerError(Exception):
-    """The metrics endpoint cannot listen where it is to."""
+    """The metrics endpoint cannot listen on its address."""
 
 
 class MetricsServer:
-    """A running endpoint; ``close`` ends it."""
+    """A running endpoint; ``close`` stops it."""
 
     def __init__(self, server: socketserver.TCPServer) -> None:
         self._server = server
@@ -32,11 +32,11 @@ class MetricsServer:
 
     @property
     def port(self) -> int:
-        """The port it listens on, also when a free one was asked for."""
+        """The port it listens on, also where port 0 was given."""
         return self._server.server_address[1]
 
     def close(self) -> None:
-        """Stop listening."""
+        """Stop listening and wait for the thread."""
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
@@ -60,17 +60,17 @@ def serve_metrics(
     alive: Callable[[], bool],
     ready: Callable[[], tuple[bool, Mapping[str, object]]] = lambda: (True, {}),
 ) -> MetricsServer:
-    """Answer ``/metrics`` from ``registry``, ``/healthz`` and ``/readyz`` with 200 or 503.
+    """Serve ``/metrics`` from ``registry``, ``/healthz`` and ``/readyz`` with 200 or 503.
 
-    ``ready`` also says what the body of ``/readyz`` is, a JSON object. Port 0 takes a free one.
-    Requests are answered in threads: ``alive`` and ``ready`` are called from there.
+    ``ready`` also returns the JSON object that is the body of ``/readyz``. Port 0 takes a free one.
+    Requests are handled in threads, which call ``alive`` and ``ready``.
 
     Raises:
-        MetricsServerError: it cannot listen there, for example because the port is in use.
+        MetricsServerError: the address cannot be listened on, for example because it is in use.
     """
 
     class Handler(MetricsHandler):
-        timeout = 10  # seconds that a client may take to send its request
+        timeout = 10  # seconds for a client to send its request
 
         def do_GET(self) -> None:  # noqa: N802 - the name is http.server's
             match urlsplit(self.path).path:
@@ -109,7 +109,7 @@ class _Server(http.server.ThreadingHTTPServer):
         super().__init__((str(address[0]), int(address[1])), handler)
 
     def server_bind(self) -> None:
-        # HTTPServer also looks up the name of the host, which can take seconds without a DNS.
+        # HTTPServer also resolves the name of the host, which can take seconds without DNS.
         socketserver.TCPServer.server_bind(self)
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002

@@ -1,6 +1,6 @@
-"""What the supervisor adds to the metrics: its workers, and what all of them have counted."""
+"""Metrics of a replica: the sum over its workers, and metrics of the processes themselves."""
 
-# What prometheus_client has for several processes has no types.
+# The multiprocess modules of prometheus_client have no types.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false
 
@@ -25,12 +25,12 @@ from coupon_service import __version__
 from coupon_service.telemetry.replica_gauges import FILE_NAME, ReplicaGauges
 
 ENDED = "ended"
-"""In place of a process id in the names of the files that the counts of ended workers go to."""
+"""Stands for the process id in the names of files that keep the counts of ended workers."""
 
 
 @dataclass(frozen=True, slots=True)
 class Workers:
-    """The workers of a service, now. `pids`: of those that run, by the name of the process."""
+    """The current workers of a replica. `pids`: of those that run, by process name."""
 
     configured: int
     ready: int
@@ -39,49 +39,49 @@ class Workers:
 
 
 class WorkerCounts(Collector):
-    """What the workers have counted into the files of a folder.
+    """The sum of what workers counted into the files of a folder.
 
-    What a worker counted stays when it has ended, its gauges go. Its files are added up into one
-    of each type, so that their number and size do not grow with the workers that ever were.
+    The counts of an ended worker stay, its gauges go. Its files are merged into one file for each
+    type, so that number and size of the files do not grow with each replaced worker.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._files = MultiProcessCollector(None, str(folder))
-        self._lock = threading.Lock()  # a scrape sees the counts of an ended worker once
+        self._lock = threading.Lock()  # so that no scrape counts an ended worker twice
         self._log = structlog.get_logger("coupon_service.process.supervisor")
 
     def describe(self) -> Iterator[Metric]:
-        """Nothing: what there is depends on what happens."""
+        """Nothing: which metrics there are depends on the files."""
         return iter(())
 
     def collect(self) -> Iterator[Metric]:
-        """All of it, added up."""
+        """All metrics, summed over the workers."""
         with self._lock:
             return iter(list(self._files.collect()))
 
     def worker_ended(self, pid: int) -> None:
-        """Takes the gauges of a process away and its counts over. Call it once it has ended."""
+        """Merge the counts of a process that has ended, and drop its gauges."""
         with self._lock:
             for path in self._folder.glob(f"*_{pid}.db"):
                 if not path.name.startswith("gauge_"):
-                    self._take_over(path, path.with_name(path.name.replace(str(pid), ENDED)))
+                    self._merge(path, path.with_name(path.name.replace(str(pid), ENDED)))
                 path.unlink()
 
-    def _take_over(self, path: Path, into: Path) -> None:
-        """Adds the counts of a file to those of another."""
+    def _merge(self, path: Path, into: Path) -> None:
+        """Add the counts of a file to those of another."""
         total = MmapedDict(str(into))
         try:
             for key, value, _, _ in MmapedDict.read_all_values_from_file(str(path)):
                 total.write_value(key, total.read_value(key)[0] + value, 0.0)
-        except (RuntimeError, UnicodeDecodeError, struct.error):  # killed as it began a new series
-            self._log.warning("counts of a worker that died are not complete", file=path.name)
+        except (RuntimeError, UnicodeDecodeError, struct.error):  # killed while it added a series
+            self._log.warning("counts of a worker that died are incomplete", file=path.name)
         finally:
             total.close()
 
 
 class Processes(Collector):
-    """Processor time, memory and descriptors of the supervisor and of each worker (Linux only)."""
+    """CPU time, memory and descriptors of the supervisor and of each worker (Linux only)."""
 
     def __init__(self, workers: Callable[[], Workers]) -> None:
         self._workers = workers
@@ -91,7 +91,7 @@ class Processes(Collector):
         return iter(())
 
     def collect(self) -> Iterator[Metric]:
-        """The metrics that Prometheus knows a process by, with the label `process`."""
+        """Prometheus' standard process metrics, with the label `process`."""
         found: dict[str, Metric] = {}
         for name, pid in chain([("supervisor", "self")], self._workers().pids.items()):
             of_one = ProcessCollector(pid=lambda pid=pid: pid, registry=None)
@@ -105,7 +105,7 @@ class Processes(Collector):
 
 
 class Service(Collector):
-    """Which version this is, and how its workers do."""
+    """The version and the state of the workers."""
 
     def __init__(self, workers: Callable[[], Workers]) -> None:
         self._workers = workers
@@ -114,7 +114,9 @@ class Service(Collector):
         """Build and workers."""
         workers = self._workers()
         build = GaugeMetricFamily(
-            "coupon_build_info", "1, with the version.", labels=["version", "python"]
+            "coupon_build_info",
+            "Always 1; the labels are the version.",
+            labels=["version", "python"],
         )
         build.add_metric([__version__, platform.python_version()], 1)
         yield build
@@ -137,7 +139,7 @@ class Service(Collector):
 def service_registry(
     counts: WorkerCounts, folder: Path, workers: Callable[[], Workers]
 ) -> CollectorRegistry:
-    """All metrics of a service, whose workers count into the folder."""
+    """All metrics of a replica whose workers count into `folder`."""
     registry = CollectorRegistry()
     for collector in (
         counts,

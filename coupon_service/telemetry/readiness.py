@@ -1,7 +1,7 @@
-"""What a worker says of itself, and what the workers together answer to `/healthz` and `/readyz`.
+"""The readiness of workers, and the answers to `/healthz` and `/readyz` that follow from it.
 
-A worker shares one byte with the supervisor, so that telling costs nothing and a worker that hangs
-holds nobody up.
+A worker reports through one byte of shared memory, so that a report costs nothing and a worker
+that hangs delays neither the supervisor nor a probe.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from enum import IntFlag
 
 
 class Readiness(IntFlag):
-    """What a worker found when it last looked; nothing at all before its first look."""
+    """The result of a worker's last probes of what it depends on; 0 before the first."""
 
-    LOOKED = 1
+    PROBED = 1
     POSTGRESQL = 2
     SCHEMA = 4
     REDIS = 8
@@ -21,24 +21,24 @@ class Readiness(IntFlag):
 
 
 def report(workers: Sequence[Readiness]) -> dict[str, object]:
-    """The body of `/readyz`, from the workers that live.
+    """The body of `/readyz`, from the readiness of the live workers.
 
-    `status` is SERVING when one of them serves. What one of them reaches is there; who has not
-    looked yet is not counted.
+    `status` is SERVING when at least one serves. A dependency is ok when at least one worker
+    reaches it. Workers that have not probed yet are left out.
     """
-    looked = [worker for worker in workers if worker & Readiness.LOOKED]
+    probed = [worker for worker in workers if worker & Readiness.PROBED]
 
     def state(flag: Readiness, missing: str) -> str:
-        if not looked:
+        if not probed:
             return "unknown"
-        return "ok" if any(worker & flag for worker in looked) else missing
+        return "ok" if any(worker & flag for worker in probed) else missing
 
     postgresql = state(Readiness.POSTGRESQL, "unreachable")
     return {
         "status": "SERVING" if is_serving(workers) else "NOT_SERVING",
         "postgresql": postgresql,
         "schema": state(Readiness.SCHEMA, "too old") if postgresql == "ok" else "unknown",
-        # Books without locking go on without it.
+        # Without it the status stays SERVING: books without locking do not need it.
         "redis": state(Readiness.REDIS, "unreachable"),
         "workers": len(workers),
         "workers_serving": sum(bool(worker & Readiness.SERVING) for worker in workers),
@@ -46,5 +46,5 @@ def report(workers: Sequence[Readiness]) -> dict[str, object]:
 
 
 def is_serving(workers: Sequence[Readiness]) -> bool:
-    """Whether one of the workers serves."""
+    """Whether at least one of the workers serves."""
     return any(worker & Readiness.SERVING for worker in workers)

@@ -1,11 +1,11 @@
-"""Traces, where they are switched on: spans of calls, batches, transactions and Redis.
+"""Spans of calls, batches, transactions and Redis pipelines, where tracing is enabled.
 
-A call's span goes on with the trace of the `traceparent` it came with (W3C Trace Context). A batch
-works for many callers at once: its span belongs to the trace of the first, has links to all of
-them, and they have one to it. Nothing in a span names a code, a user or a token.
+The span of a call continues the trace of its `traceparent` (W3C Trace Context). A batch works for
+many callers: its span belongs to the trace of the first, links to the spans of all of them, and
+they link back. No span names a code, a user or a token.
 
-This is the only module that needs the packages of the extra `tracing`, and it is imported only
-where `COUPON_TRACING` is on: the others ask whether they were given a Tracer.
+Only this module needs the packages of the extra `tracing`. It is imported only where
+`COUPON_TRACING` is on; other modules take an optional Tracer.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ PARENT_KEYS: Final = ("traceparent", "tracestate")
 SERVER_ERRORS: Final = frozenset(
     {"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"}
 )
-"""Statuses that are the server's fault, as OpenTelemetry's conventions for RPC have it."""
+"""Statuses that are errors of the server, by OpenTelemetry's semantic conventions for RPC."""
 
 FLUSH_S: Final = 2.0
-"""How long the end of a worker waits for its last spans to be sent."""
+"""How long a worker that stops waits for its last spans to be exported."""
 
 
 class Tracer:
-    """Makes the spans of one worker."""
+    """Creates the spans of one worker."""
 
     def __init__(self, provider: TracerProvider) -> None:
         self._provider = provider
         self._tracer = provider.get_tracer("coupon_service", __version__)
         self._propagator = TraceContextTextMapPropagator()
-        # What an error says may name a code or a user.
+        # The message of an exception may name a code or a user.
         self._span = functools.partial(
             self._tracer.start_as_current_span,
             record_exception=False,
@@ -56,7 +56,7 @@ class Tracer:
         )
 
     def call_started(self, method: str, metadata: Iterable[tuple[str, str | bytes]]) -> Span:
-        """The span of a call to `Service/Method`, current from here to the end of its context."""
+        """Start the span of a call to `Service/Method`, current in the caller's context."""
         carrier = {key: value for key, value in metadata if key in PARENT_KEYS}
         span = self._tracer.start_span(
             f"coupon_service.v1.{method}",
@@ -68,7 +68,7 @@ class Tracer:
         return span
 
     def call_finished(self, span: Span, status: str, reason: str) -> str:
-        """Ends the span of a call; returns the id of its trace, as it is written."""
+        """End the span of a call; returns its trace id in hexadecimal."""
         span.set_attribute("rpc.response.status_code", status)
         if status != "OK":
             span.set_attribute("error.type", reason or status)
@@ -78,14 +78,14 @@ class Tracer:
         return trace.format_trace_id(span.get_span_context().trace_id)
 
     def caller(self) -> Span:
-        """The span that the present work is part of."""
+        """The current span."""
         return trace.get_current_span()
 
     @contextmanager
     def batch(self, kind: str, commands: int, callers: Sequence[Span]) -> Generator[None]:
         """A span around the work for these callers, if any of them is traced."""
         traced = list({id(span): span for span in callers if span.is_recording()}.values())
-        # Whatever is current here is of somebody who happened to start this batch.
+        # The current span here is that of whichever call happened to start this batch.
         token = context.attach(
             trace.set_span_in_context(traced[0]) if traced else context.Context()
         )
@@ -103,9 +103,9 @@ class Tracer:
             context.detach(token)
 
     async def around(self, name: str, system: str, work: Awaitable[T]) -> T:
-        """Waits for the work, in a span when what it is part of is traced.
+        """Await `work`, in a child span when the current span is traced.
 
-        `system`: which database does it, by its name in OpenTelemetry.
+        `system`: the database, by its `db.system.name` in OpenTelemetry.
         """
         if not trace.get_current_span().is_recording():
             return await work
@@ -119,15 +119,15 @@ class Tracer:
                 raise
 
     async def close(self) -> None:
-        """Sends what has not been sent yet, for FLUSH_S at most."""
-        # Nobody waits for a daemon: a collector that is away does not hold up the end.
+        """Export the remaining spans, within FLUSH_S."""
+        # Exit does not join a daemon thread: a collector that is away does not delay it.
         flush = threading.Thread(target=self._provider.shutdown, daemon=True)
         flush.start()
         await asyncio.to_thread(flush.join, FLUSH_S)
 
 
 def otlp_tracer() -> Tracer:
-    """A tracer that sends to an OTLP collector by gRPC, set up by the OTEL_* variables alone."""
+    """A tracer that exports to an OTLP collector by gRPC, configured by the OTEL_* variables."""
     name = os.environ.get("OTEL_SERVICE_NAME", "coupon-service")
     provider = TracerProvider(
         resource=Resource.create({SERVICE_NAME: name}), shutdown_on_exit=False

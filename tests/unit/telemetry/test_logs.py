@@ -26,7 +26,7 @@ Lines = Callable[[], list[dict[str, Any]]]
 def logging_as_before() -> Iterator[None]:
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
-    for handler in handlers:  # basicConfig(force=True) closes those that it finds
+    for handler in handlers:  # basicConfig(force=True) closes the handlers of the root
         root.removeHandler(handler)
     yield
     structlog.reset_defaults()
@@ -46,7 +46,7 @@ def lines(stream: io.BytesIO) -> Lines:
 
 
 class TestJson:
-    def test_an_event_is_one_object_on_one_line(self, lines: Lines) -> None:
+    def test_event_is_one_object_on_one_line(self, lines: Lines) -> None:
         structlog.get_logger("coupon_service.rpc").info(
             "rpc", method="RedeemCode", note="a\nb", n=1.5
         )
@@ -63,7 +63,7 @@ class TestJson:
             "n": 1.5,
         }
 
-    def test_only_the_level_asked_for_and_above_is_written(self, lines: Lines) -> None:
+    def test_events_below_the_level_are_dropped(self, lines: Lines) -> None:
         log = structlog.get_logger()
         log.debug("no")
         log.info("yes")
@@ -72,7 +72,7 @@ class TestJson:
         assert [line["level"] for line in lines()] == ["info", "warning", "error"]
         assert {line["event"] for line in lines()} == {"yes"}
 
-    def test_an_exception_comes_with_its_traceback(self, lines: Lines) -> None:
+    def test_exception_is_logged_with_its_traceback(self, lines: Lines) -> None:
         try:
             raise RuntimeError("broken")
         except RuntimeError:
@@ -101,15 +101,13 @@ class TestJson:
         assert len(lines()) == 1
 
     @pytest.mark.parametrize("text", ["\x9b31m", "\u2028", "ü", "\ud800", "plain"])
-    def test_a_line_is_ascii_whatever_it_tells(
-        self, text: str, lines: Lines, stream: io.BytesIO
-    ) -> None:
+    def test_line_is_ascii_for_any_text(self, text: str, lines: Lines, stream: io.BytesIO) -> None:
         structlog.get_logger().info("event", text=text)
         structlog.get_logger().info("event", each=[{"text": text}])
         assert [line["text"] for line in lines()] == [text, text]
         assert stream.getvalue().isascii()
 
-    def test_a_line_is_out_when_the_call_returns(self) -> None:
+    def test_line_is_flushed_when_the_call_returns(self) -> None:
         reader, writer = os.pipe()
         os.set_blocking(reader, False)
         with os.fdopen(writer, "wb") as stream:
@@ -120,7 +118,7 @@ class TestJson:
 
 
 class Writes(io.BytesIO):
-    """A stream that remembers what was written at once."""
+    """A stream that records each single write."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -131,28 +129,28 @@ class Writes(io.BytesIO):
         return super().write(piece)
 
 
-class TestEventsThatStandForMany:
-    def test_each_is_a_line_with_what_they_have_in_common(self, lines: Lines) -> None:
+class TestBatchesOfEvents:
+    def test_each_event_is_a_line_with_the_common_fields(self, lines: Lines) -> None:
         structlog.get_logger("coupon_service.rpc").info("rpc", each=[{"n": 1}, {"n": 2}])
         first, second = lines()
         assert (first.pop("n"), second.pop("n")) == (1, 2)
         assert first == second
         assert list(first) == ["timestamp", "level", "logger", "event"]
 
-    def test_on_the_console_too(self, stream: io.BytesIO) -> None:
+    def test_each_event_is_a_line_on_the_console(self, stream: io.BytesIO) -> None:
         configure_logging("info", "console", stream)
         structlog.get_logger().info("rpc", each=[{"n": 1}, {"n": 2}])
         first, second = stream.getvalue().decode().splitlines()
         assert "n=1" in first
         assert "n=2" in second
 
-    def test_none_of_them_tells_a_secret(self, lines: Lines) -> None:
+    def test_secrets_of_each_event_are_redacted(self, lines: Lines) -> None:
         url = f"redis://:{SECRET}@cache:6379/0"
         structlog.get_logger().info("rpc", each=[{"n": 1}, {"token": SECRET}, {"url": url}])
         assert SECRET not in json.dumps(lines())
         assert len(lines()) == 3
 
-    def test_they_are_written_in_pieces_that_do_not_mix_with_those_of_others(self) -> None:
+    def test_batch_is_written_in_atomic_pieces_of_whole_lines(self) -> None:
         stream = Writes()
         configure_logging("info", "json", stream)
         texts = ["short", "x" * 3_000, "y" * 3_000, "z" * 2 * PIPE_BUF, "last", *"many" * 100]
@@ -164,13 +162,13 @@ class TestEventsThatStandForMany:
         assert len(stream.pieces) < 20
 
 
-class TestWhereItGoes:
-    def test_automatically_json_when_it_is_not_a_terminal(self, stream: io.BytesIO) -> None:
+class TestOutput:
+    def test_auto_is_json_without_a_terminal(self, stream: io.BytesIO) -> None:
         configure_logging("info", "auto", stream)
         structlog.get_logger().info("event")
         assert json.loads(stream.getvalue())["event"] == "event"
 
-    def test_automatically_coloured_on_a_terminal(self) -> None:
+    def test_auto_is_the_coloured_console_on_a_terminal(self) -> None:
         master, slave = os.openpty()
         with os.fdopen(slave, "wb") as stream:
             configure_logging("info", "auto", stream)
@@ -181,15 +179,13 @@ class TestWhereItGoes:
         assert "RedeemCode" in shown
         assert not shown.startswith("{")
 
-    def test_the_console_without_a_terminal_has_no_colours(self, stream: io.BytesIO) -> None:
+    def test_console_without_a_terminal_has_no_colours(self, stream: io.BytesIO) -> None:
         configure_logging("info", "console", stream)
         structlog.get_logger().info("event", method="RedeemCode", odd="\ud800🎉")
         assert "method=RedeemCode" in stream.getvalue().decode()
         assert b"\x1b[" not in stream.getvalue()
 
-    def test_the_console_does_not_show_the_variables_of_a_traceback(
-        self, stream: io.BytesIO
-    ) -> None:
+    def test_console_traceback_shows_no_local_variables(self, stream: io.BytesIO) -> None:
         configure_logging("info", "console", stream)
         try:
             token_of_caller = SECRET
@@ -199,26 +195,26 @@ class TestWhereItGoes:
         assert "RuntimeError" in stream.getvalue().decode()
         assert SECRET not in stream.getvalue().decode()
 
-    def test_standard_output_is_used_when_nothing_is_given(
+    def test_default_stream_is_standard_output(
         self, capfdbinary: pytest.CaptureFixture[bytes]
     ) -> None:
         configure_logging("info", "json")
         structlog.get_logger().info("event")
         assert b'"event":"event"' in capfdbinary.readouterr().out
 
-    def test_a_full_disk_does_not_fail_the_caller(self) -> None:
+    def test_full_disk_does_not_fail_the_caller(self) -> None:
         with Path("/dev/full").open("wb", buffering=0) as stream:
             configure_logging("info", "json", stream)
             structlog.get_logger().info("event")
 
-    def test_a_closed_output_does_not_fail_the_caller(self, stream: io.BytesIO) -> None:
+    def test_closed_output_does_not_fail_the_caller(self, stream: io.BytesIO) -> None:
         configure_logging("info", "json", stream)
         stream.close()
         structlog.get_logger().info("event")
 
 
 class TestLibraries:
-    def test_their_warnings_go_the_same_way(self, lines: Lines) -> None:
+    def test_their_warnings_are_logged_as_events(self, lines: Lines) -> None:
         logging.getLogger("psycopg.pool").warning("error connecting in %r: %s", "pool-1", "refused")
         (line,) = lines()
         del line["timestamp"]
@@ -228,18 +224,18 @@ class TestLibraries:
             "logger": "psycopg.pool",
         }
 
-    def test_their_exceptions_have_a_traceback(self, lines: Lines) -> None:
+    def test_their_exceptions_are_logged_with_a_traceback(self, lines: Lines) -> None:
         try:
             raise RuntimeError("broken")
         except RuntimeError:
             logging.getLogger("asyncio").exception("never retrieved")
         assert lines()[0]["exception"].endswith("RuntimeError: broken")
 
-    def test_an_exception_that_is_none_is_no_traceback(self, lines: Lines) -> None:
+    def test_exc_info_without_an_exception_has_no_traceback(self, lines: Lines) -> None:
         logging.getLogger("asyncio").error("late", exc_info=True)  # noqa: LOG014
         assert lines()[0]["event"] == "late"
 
-    def test_bytes_of_requests_that_grpc_logs_are_not_written(self, lines: Lines) -> None:
+    def test_request_bytes_that_grpc_quotes_are_not_written(self, lines: Lines) -> None:
         log, token = logging.getLogger("grpc._cython.cygrpc"), b"Bearer secret\xff"
         try:
             token.decode()
@@ -250,7 +246,7 @@ class TestLibraries:
         (line,) = lines()
         assert line["event"] == "something else"
 
-    def test_below_warning_they_are_not_heard(
+    def test_their_events_below_warning_are_dropped(
         self, lines: Lines, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         library = logging.getLogger("grpc")
@@ -261,13 +257,11 @@ class TestLibraries:
     @pytest.mark.parametrize(
         ("number", "level"), [(30, "warning"), (35, "warning"), (45, "error"), (99, "critical")]
     )
-    def test_levels_of_their_own_are_rounded_down(
-        self, number: int, level: str, lines: Lines
-    ) -> None:
+    def test_custom_levels_are_rounded_down(self, number: int, level: str, lines: Lines) -> None:
         logging.getLogger("redis").log(number, "event")
         assert lines()[0]["level"] == level
 
-    def test_what_they_log_badly_fails_nobody(
+    def test_malformed_record_does_not_fail_the_library(
         self, lines: Lines, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(logging, "raiseExceptions", False)
@@ -277,7 +271,7 @@ class TestLibraries:
 
 class TestSecrets:
     @pytest.mark.parametrize("key", sorted(SECRET_KEYS))
-    def test_they_are_not_written_at_any_depth(self, key: str, lines: Lines) -> None:
+    def test_secret_fields_are_redacted_at_any_depth(self, key: str, lines: Lines) -> None:
         log = structlog.get_logger().bind(**{key: SECRET})
         log.info("event", inner={"list": [{key: SECRET}, ({key: [SECRET]},)]})
         (line,) = lines()
@@ -286,7 +280,7 @@ class TestSecrets:
         assert line["inner"]["list"][0] == {key: "[redacted]"}
 
     @pytest.mark.parametrize("output", ["json", "console"])
-    def test_passwords_in_urls_are_not_written(self, output: Any, stream: io.BytesIO) -> None:
+    def test_passwords_in_urls_are_redacted(self, output: Any, stream: io.BytesIO) -> None:
         configure_logging("info", output, stream)
         url = f"postgresql://coupon:{SECRET}@db:5432/coupon"
         log = structlog.get_logger()
@@ -301,13 +295,13 @@ class TestSecrets:
         assert "@db:5432/coupon" in text
         assert "@cache:6379/0" in text
 
-    def test_other_values_stay_as_they_are(self, lines: Lines) -> None:
+    def test_other_values_are_unchanged(self, lines: Lines) -> None:
         structlog.get_logger().info("event", url="https://host/path?a=b:c@d", tokens=3, code="x@y")
         (line,) = lines()
         assert line["url"] == "https://host/path?a=b:c@d"
         assert (line["tokens"], line["code"]) == (3, "x@y")
 
-    def test_what_the_caller_passed_is_not_changed(self, lines: Lines) -> None:
+    def test_the_mapping_of_the_caller_is_not_modified(self, lines: Lines) -> None:
         metadata = {"token": SECRET}
         structlog.get_logger().info("event", metadata=metadata)
         assert metadata == {"token": SECRET}

@@ -48,7 +48,7 @@ def has_ipv6() -> bool:
 
 
 class TestMetrics:
-    def test_a_call_is_timed_by_method_and_status_and_counted_by_reason(
+    def test_calls_are_timed_by_status_and_counted_by_reason(
         self, metrics: Metrics, registry: CollectorRegistry
     ) -> None:
         metrics.rpcs_finished(REDEEM, "OK", "", [0.004, 0.006, 0.005])
@@ -65,7 +65,7 @@ class TestMetrics:
         assert value("coupon_rpc_duration_seconds_bucket", locked | {"le": "10.0"}) == 0
         assert value("coupon_rpc_duration_seconds_count", locked) == 1
 
-    def test_every_event_can_be_read_again(
+    def test_every_event_is_counted_in_its_metric(
         self, metrics: Metrics, registry: CollectorRegistry
     ) -> None:
         metrics.batch_executed("changes", 60, 0.02)
@@ -87,31 +87,31 @@ class TestMetrics:
         metrics.guess_alarm("user")
         metrics.rate_limit_unchecked()
         for name, labels, expected in [
-            ("batch_size_commands_sum", {"kind": "changes"}, 60),
-            ("batch_duration_seconds_sum", {"kind": "changes"}, 0.02),
-            ("batch_wait_seconds_sum", {"kind": "changes"}, 0.003),
-            ("queue_length", {"kind": "changes"}, 5),
-            ("commands_dropped_total", {"kind": "changes", "reason": "OVERLOADED"}, 1),
-            ("transaction_duration_seconds_count", {}, 1),
-            ("transaction_conflicts_total", {"reason": "deadlock"}, 2),
-            ("transaction_retries_total", {}, 1),
-            ("pool_connections", {"pool": "main"}, 4),
-            ("pool_idle_connections", {"pool": "main"}, 1),
-            ("pool_waiting", {"pool": "main"}, 2),
-            ("commands_total", dict(zip(COMMAND, done, strict=True)), 45),
-            ("commands_total", dict(zip(COMMAND, refused, strict=True)), 2),
-            ("redis_duration_seconds_bucket", {"le": "0.0005"}, 1),
-            ("redis_duration_seconds_bucket", {"le": "0.00025"}, 0),
-            ("redis_errors_total", {"kind": "silent"}, 1),
-            ("locks_lost_total", {}, 1),
-            ("book_events_total", {"event": "BOOK_USED_UP"}, 1),
-            ("guess_alarms_total", {"kind": "user"}, 1),
-            ("guess_alarms_total", {"kind": "peer"}, 0),
-            ("rate_limit_unchecked_total", {}, 1),
+            ("coupon_batch_size_commands_sum", {"kind": "changes"}, 60),
+            ("coupon_batch_duration_seconds_sum", {"kind": "changes"}, 0.02),
+            ("coupon_batch_wait_seconds_sum", {"kind": "changes"}, 0.003),
+            ("coupon_queue_length", {"kind": "changes"}, 5),
+            ("coupon_commands_dropped_total", {"kind": "changes", "reason": "OVERLOADED"}, 1),
+            ("coupon_transaction_duration_seconds_count", {}, 1),
+            ("coupon_transaction_conflicts_total", {"reason": "deadlock"}, 2),
+            ("coupon_transaction_retries_total", {}, 1),
+            ("coupon_pool_connections", {"pool": "main"}, 4),
+            ("coupon_pool_idle_connections", {"pool": "main"}, 1),
+            ("coupon_pool_waiting", {"pool": "main"}, 2),
+            ("coupon_commands_total", dict(zip(COMMAND, done, strict=True)), 45),
+            ("coupon_commands_total", dict(zip(COMMAND, refused, strict=True)), 2),
+            ("coupon_redis_duration_seconds_bucket", {"le": "0.0005"}, 1),
+            ("coupon_redis_duration_seconds_bucket", {"le": "0.00025"}, 0),
+            ("coupon_redis_errors_total", {"kind": "silent"}, 1),
+            ("coupon_locks_lost_total", {}, 1),
+            ("coupon_book_events_total", {"event": "BOOK_USED_UP"}, 1),
+            ("coupon_guess_alarms_total", {"kind": "user"}, 1),
+            ("coupon_guess_alarms_total", {"kind": "peer"}, 0),
+            ("coupon_rate_limit_unchecked_total", {}, 1),
         ]:
-            assert registry.get_sample_value(f"coupon_{name}", labels) == expected, name
+            assert registry.get_sample_value(name, labels) == expected, name
 
-    def test_names_units_and_labels_are_bounded(
+    def test_names_and_labels_are_bounded(
         self, metrics: Metrics, registry: CollectorRegistry
     ) -> None:
         metrics.rpcs_finished(REDEEM, "OK", "", [0.004])
@@ -123,7 +123,7 @@ class TestMetrics:
             for sample in family.samples:
                 assert set(sample.labels) <= LABELS
 
-    def test_two_of_them_do_not_share_anything(self) -> None:
+    def test_registries_share_no_state(self) -> None:
         one, other = CollectorRegistry(), CollectorRegistry()
         Metrics(one).queue_changed("changes", 3)
         Metrics(other)
@@ -147,7 +147,7 @@ class TestEndpoint:
         assert status == 200
         assert 'coupon_queue_length{kind="changes"} 5.0' in text
 
-    def test_metrics_are_compressed_for_who_asks(
+    def test_metrics_are_compressed_on_request(
         self, server: MetricsServer, metrics: Metrics
     ) -> None:
         metrics.queue_changed("changes", 5)
@@ -158,27 +158,27 @@ class TestEndpoint:
         )
         connection.close()
 
-    def test_health_is_asked_each_time(self, server: MetricsServer, health: list[bool]) -> None:
+    def test_healthz_asks_for_the_state_each_time(
+        self, server: MetricsServer, health: list[bool]
+    ) -> None:
         assert get(server.port, "/healthz") == (200, "ok\n")
         health[0] = False
         assert get(server.port, "/healthz") == (503, "no worker runs\n")
 
-    def test_who_asks_whether_it_is_ready_is_told_what_is_missing(
-        self, registry: CollectorRegistry
-    ) -> None:
+    def test_readyz_says_what_is_missing(self, registry: CollectorRegistry) -> None:
         states = iter([(True, {"redis": "ok"}), (False, {"redis": "unreachable"})])
         with serve_metrics("127.0.0.1", 0, registry, lambda: True, lambda: next(states)) as server:
             assert get(server.port, "/readyz") == (200, '{"redis": "ok"}\n')
             assert get(server.port, "/readyz") == (503, '{"redis": "unreachable"}\n')
 
-    def test_anything_else_is_not_found(self, server: MetricsServer) -> None:
+    def test_other_paths_are_not_found(self, server: MetricsServer) -> None:
         assert get(server.port, "/")[0] == 404
 
-    def test_a_client_that_says_nothing_holds_up_nobody(self, server: MetricsServer) -> None:
+    def test_silent_client_does_not_block_others(self, server: MetricsServer) -> None:
         with socket.create_connection(("127.0.0.1", server.port)):
             assert get(server.port, "/healthz")[0] == 200
 
-    def test_a_failing_health_check_is_not_an_ok_and_ends_nothing(
+    def test_failing_health_check_is_no_ok_and_keeps_the_server(
         self, registry: CollectorRegistry, capfd: pytest.CaptureFixture[str]
     ) -> None:
         results = iter([True])
@@ -190,11 +190,11 @@ class TestEndpoint:
             until(lambda: "metrics request failed" in capfd.readouterr().out)
 
     @pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
-    def test_it_listens_on_ipv6_as_well(self, registry: CollectorRegistry) -> None:
+    def test_it_listens_on_ipv6(self, registry: CollectorRegistry) -> None:
         with serve_metrics("::1", 0, registry, lambda: True) as server:
             assert get(server.port, "/healthz", host="::1")[0] == 200
 
-    def test_after_close_the_port_is_free(self, registry: CollectorRegistry) -> None:
+    def test_close_frees_the_port(self, registry: CollectorRegistry) -> None:
         server = serve_metrics("127.0.0.1", 0, registry, lambda: True)
         port = server.port
         get(port, "/healthz")
@@ -202,7 +202,7 @@ class TestEndpoint:
         with serve_metrics("127.0.0.1", port, registry, lambda: True) as again:
             assert again.port == port
 
-    def test_a_port_in_use_is_one_clear_sentence(
+    def test_port_in_use_is_one_sentence(
         self, server: MetricsServer, registry: CollectorRegistry
     ) -> None:
         with pytest.raises(MetricsServerError) as raised:
@@ -212,6 +212,6 @@ class TestEndpoint:
             " in use. COUPON_METRICS_HOST and COUPON_METRICS_PORT say where it listens."
         )
 
-    def test_a_host_that_is_not_this_machine_is_one_too(self, registry: CollectorRegistry) -> None:
+    def test_address_of_another_machine_is_refused(self, registry: CollectorRegistry) -> None:
         with pytest.raises(MetricsServerError, match=r"192\.0\.2\.1"):
             serve_metrics("192.0.2.1", 0, registry, lambda: True)
