@@ -1,7 +1,8 @@
-"""Every setting of the service, where it comes from, and what is wrong with it.
+"""The settings of the service: their definition, their sources, their documentation.
 
-A setting is an environment variable or a line of ``.env`` (the variable wins); an empty one counts
-as not set. ``.env.example`` and the table of docs/configuration.md are rendered from the class.
+A setting is an environment variable or a line of ``.env``. The variable has precedence, and an
+empty value counts as unset. ``.env.example`` and the table of docs/configuration.md are generated
+from the class.
 """
 
 from coupon_service.settings.load import TOKEN_VARIABLE, SettingsError, load_settings

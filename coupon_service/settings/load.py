@@ -1,4 +1,4 @@
-"""Where settings come from, and what is wrong with those that cannot be used."""
+"""Loading of settings from the environment and ``.env``, with clear errors."""
 
 from __future__ import annotations
 
@@ -19,26 +19,27 @@ from coupon_service.settings.text import expected
 from coupon_service.settings.values import PREFIX, variable
 
 TEST_PREFIX = "COUPON_TEST_"
-"""Variables of the test suite; the service leaves them alone."""
+"""Variables of the test suite, which the service ignores."""
 
 TOKEN_VARIABLE = "COUPON_TOKEN"  # noqa: S105 - its name
-"""The token of the commands that use a service; the service leaves it alone."""
+"""The token of commands that call a service. The service itself ignores it."""
 
 SERVICE_LINK = re.compile(r"\w+_(SERVICE_HOST|SERVICE_PORT\w*|PORT_\d+_(TCP|UDP|SCTP)\w*)")
-"""Variables that Kubernetes sets for a Service called coupon-something; left alone as well."""
+"""Variables that Kubernetes sets for a Service named coupon-…, which are ignored as well."""
 
 
 class SettingsError(Exception):
-    """The settings cannot be used. One line for each bad variable; no secret is ever in it."""
+    """The settings are invalid. The message has a line for each variable and never a secret."""
 
 
 def load_settings(env_file: Path | None = Path(".env"), **overrides: Any) -> Settings:
-    """Read the settings from the environment and ``env_file`` (which need not exist).
+    """Read the settings from the environment and ``env_file``, which need not exist.
 
-    ``overrides`` are values by field name that win over both, for example from the command line.
+    ``overrides`` are values by field name with precedence over both, for example from the command
+    line.
 
     Raises:
-        SettingsError: a value cannot be used, a name that begins with COUPON_ is unknown, or
+        SettingsError: a value is invalid, a name that begins with COUPON_ is unknown, or
             ``env_file`` cannot be read.
     """
     lines: list[str] = []
@@ -63,7 +64,7 @@ def load_settings(env_file: Path | None = Path(".env"), **overrides: Any) -> Set
 
 
 def _names_in(env_file: Path) -> list[str]:
-    """The names that ``env_file`` sets; whatever is not a file sets nothing."""
+    """The names that ``env_file`` sets; none where it is no file."""
     try:
         text = env_file.read_text("utf-8") if env_file.is_file() else ""
     except (OSError, UnicodeDecodeError) as error:
@@ -93,7 +94,7 @@ def _unknown(names: Iterable[str]) -> Iterator[str]:
 
 def _lines(error: ValidationError) -> Iterator[str]:
     for problem in error.errors():
-        if not problem["loc"]:  # of the whole model: the message names its variables
+        if not problem["loc"]:  # an error of the whole model, whose message names the variables
             yield str(problem.get("ctx", {})["error"])
             continue
         name = str(problem["loc"][0]).lower().removeprefix(PREFIX.lower())

@@ -1,4 +1,4 @@
-"""Every setting of the service, and how they have to fit together."""
+"""The settings of the service, and the constraints between them."""
 
 from __future__ import annotations
 
@@ -30,26 +30,26 @@ from coupon_service.settings.values import (
 
 
 class Settings(BaseSettings):
-    """The settings, checked one by one and against each other."""
+    """The settings, validated one by one and against each other."""
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX,
         env_ignore_empty=True,
         populate_by_name=True,
-        extra="ignore",  # load_settings() refuses unknown names, with a hint
+        extra="ignore",  # load_settings() rejects unknown names, with a hint
         frozen=True,
     )
 
     host: Host = Field(
         "127.0.0.1",
-        description="Address of the gRPC port. Without authentication, one that other machines can"
-        " reach is refused unless COUPON_AUTH=none is set.",
+        description="Address of the gRPC port. Without authentication, an address that other"
+        " machines can reach is refused unless COUPON_AUTH=none is set.",
     )
     port: Port = Field(50_051, description="gRPC port. 0 takes a free one.")
     workers: Count = Field(
         default_factory=lambda: os.cpu_count() or 1,
-        description="Worker processes behind the port. Default: one for each processor core, on"
-        " which it stays when there are as many.",
+        description="Worker processes behind the port. Default: one for each processor core. With"
+        " as many workers as cores, each worker stays on its own core.",
     )
     metrics_host: Host = Field(
         "127.0.0.1", description="Address of the HTTP port for /metrics, /healthz and /readyz."
@@ -59,40 +59,44 @@ class Settings(BaseSettings):
     )
     tls_certificate_file: Path | None = Field(
         default=None,
-        description="Certificate of the gRPC port in PEM form, then the chain up to its"
-        " authority. With it the port speaks TLS only. Read again when it changes.",
+        description="Certificate of the gRPC port in PEM form, followed by its chain. When set,"
+        " the port accepts TLS only. The file is read again when it changes.",
     )
     tls_key_file: Path | None = Field(
         default=None, description="Private key of the certificate in PEM form, without passphrase."
     )
     tls_client_ca_file: Path | None = Field(
         default=None,
-        description="Authorities in PEM form. With it, callers need a certificate that one of them"
-        " has signed.",
+        description="Client authorities in PEM form. When set, callers need a certificate that one"
+        " of them has signed.",
     )
     auth: Literal["none", "jwt"] = Field(
         "none",
-        description="How callers prove who they are. none: not at all, everybody may do everything."
+        description="How callers authenticate. none: not at all, every caller may do everything."
         " jwt: with a bearer token, which needs COUPON_JWT_KEYS_FILE or COUPON_JWT_SECRET.",
     )
     jwt_keys_file: Path | None = Field(
         None,
-        description="JWK Set with the public keys of tokens. A key is for tokens of its kid and its"
-        " iss, which a key without one has from COUPON_JWT_ISSUER. Read again when it changes.",
+        description="JWK Set with the public keys of tokens. A key verifies tokens with its kid and"
+        " its iss; a key without iss uses COUPON_JWT_ISSUER. The file is read again when it"
+        " changes.",
     )
     jwt_secret: TokenSecret = Field(
         default=None,
-        description="Secret of HS256 tokens without a kid. Whoever has it can make tokens:"
+        description="Secret of HS256 tokens without a kid. It can also sign tokens, as"
         " coupon-service token does. coupon-service dev makes one when there are no keys.",
     )
     jwt_issuer: TokenName = Field(
-        "coupon-service", description="Issuer (iss) of tokens, for the secret and keys without iss."
+        "coupon-service",
+        description="Issuer (iss) of tokens that the secret or a key without iss verifies.",
     )
     jwt_audience: TokenName = Field(
-        "coupon-service", description="What the audience (aud) of tokens has to contain."
+        "coupon-service", description="Value that the audience (aud) of tokens has to contain."
     )
     reflection: bool = Field(
-        default=False, description="Whether grpcurl and others may ask the server for its contract."
+        default=False,
+        description="Enables server reflection, which lets clients such as grpcurl read the"
+        " contract.",
     )
     request_max_bytes: MessageBytes = Field(
         65_536, description="Largest request message, in bytes."
@@ -104,7 +108,7 @@ class Settings(BaseSettings):
     )
     default_deadline_ms: Milliseconds = Field(
         5_000,
-        description="Deadline of a call without one that is no stream, in milliseconds.",
+        description="Deadline of a unary call that has none, in milliseconds.",
     )
 
     stream_idle_ms: Milliseconds = Field(
@@ -113,171 +117,178 @@ class Settings(BaseSettings):
     )
     calls_max: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
         10_000,
-        description="Calls that may be open in each worker at a time; more are answered OVERLOADED,"
-        " at once.",
+        description="Calls in flight in each worker at most; more are OVERLOADED at once.",
     )
     connections_max: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
         5_000,
-        description="Client connections that each worker keeps open at a time; more are closed.",
+        description="Client connections in each worker at most; more are closed.",
     )
 
     rate_limit_end_users: RateLimits = Field(
         "100/minute",
-        description="Calls of an end-user token, for each class of methods: reads, changes, and the"
-        " calls at the till.",
+        description="Rate limit of an end-user token, counted for each class of methods: reads,"
+        " changes, and the calls of a checkout.",
     )
     rate_limit_services: RateLimits = Field(
-        "none", description="Calls of any other token, counted in the same way."
+        "none", description="Rate limit of any other token, counted in the same way."
     )
     rate_limit_peers: RateLimits = Field(
         "100/minute",
-        description="Calls of an address without a token (an IPv6 address counts as its /64), in"
-        " the same way. Addresses of this machine are limited only when this is set explicitly.",
+        description="Rate limit of an address without a token (an IPv6 address counts as its /64),"
+        " counted in the same way. Loopback addresses are limited only when this is set"
+        " explicitly.",
     )
     guess_limit_end_users: RateLimits = Field(
         "10/minute;100/day",
-        description="Unknown codes of an end user: who has a token, or whose user_id a call names."
-        " After so many, all their look-ups of codes are RATE_LIMITED until the time is over.",
+        description="Limit of unknown codes of an end user, who is the subject of a token or the"
+        " user_id of a call. Beyond it, all look-ups of codes by that user are RATE_LIMITED until"
+        " the period ends.",
     )
     guess_limit_services: RateLimits = Field(
         "none",
-        description="Unknown codes of a token that is not an end user's, for all its users"
-        " together.",
+        description="Limit of unknown codes of a token that is not an end user's, over all its"
+        " users.",
     )
     guess_limit_peers: RateLimits = Field(
         "10/minute;100/day",
-        description="Unknown codes of an address without a token. Those that this machine looks up"
-        " without one count, also against the user, only when this is set explicitly.",
+        description="Limit of unknown codes of an address without a token. Look-ups from loopback"
+        " without a token count, also against the user, only when this is set explicitly.",
     )
 
     database_url: DatabaseUrl = Field(
         default=None,
         validation_alias=AliasChoices(f"{PREFIX}DATABASE_URL", "DATABASE_URL"),
-        description="PostgreSQL. Also read as DATABASE_URL. Not set: coupon-service dev starts"
-        " its own server, coupon-service serve refuses to start.",
+        description="URL of PostgreSQL. Also read from DATABASE_URL. When unset, coupon-service dev"
+        " starts a server of its own, and coupon-service serve refuses to start.",
     )
     pool_min_size: Count = Field(
-        2, description="Connections that each worker keeps open to PostgreSQL."
+        2, description="Connections to PostgreSQL that each worker keeps open."
     )
-    pool_max_size: Count = Field(
-        6, description="Connections that each worker opens to PostgreSQL at most."
-    )
+    pool_max_size: Count = Field(6, description="Connections to PostgreSQL in each worker at most.")
     pool_timeout_ms: Milliseconds = Field(
         1_000, description="Longest wait for a free connection, in milliseconds."
     )
     lock_timeout_ms: Milliseconds = Field(
-        1_500, description="Longest wait for a row lock, in milliseconds; then the try is repeated."
+        1_500,
+        description="Longest wait for a row lock, in milliseconds. After it the transaction is"
+        " retried.",
     )
     statement_timeout_ms: Milliseconds = Field(
         3_000, description="Longest time of one SQL statement, in milliseconds."
     )
     idle_in_transaction_timeout_ms: Milliseconds = Field(
         5_000,
-        description="Longest pause of a transaction before PostgreSQL ends it, in milliseconds.",
+        description="Longest idle time of an open transaction before PostgreSQL terminates it, in"
+        " milliseconds.",
     )
     tcp_user_timeout_ms: Milliseconds = Field(
         5_000,
-        description="Longest silence of the network before a connection is dead, in milliseconds.",
+        description="Longest time for which sent data may stay unacknowledged before a connection"
+        " to PostgreSQL counts as dead, in milliseconds.",
     )
     transaction_attempts_max: Annotated[int, Field(ge=1, le=10)] = Field(
         3,
-        description="Tries of a transaction that meets deadlocks, lock timeouts and the like.",
+        description="Attempts of a transaction that fails on deadlocks, lock timeouts and the"
+        " like.",
     )
 
     batch_max_size: Annotated[int, Field(ge=1, le=10_000)] = Field(
-        256, description="Commands that are executed in one transaction at most."
+        256, description="Commands in one batch, which is one transaction, at most."
     )
     batch_max_wait_ms: Annotated[int, Field(ge=0, le=1_000)] = Field(
         50,
-        description="Longest wait of a busy worker for more commands in a batch, in milliseconds:"
-        " more than 6, or 0 for none. An idle one waits a few turns of its event loop, some ten"
-        " microseconds.",
+        description="Longest linger of a busy worker for more commands in a batch, in milliseconds:"
+        " more than 6, or 0 for none. An idle worker only yields a few times to its event loop.",
     )
     batches_in_flight: Count = Field(
         1,
-        description="Batches of single commands that each worker executes at the same time. More"
-        " than one where PostgreSQL is far away.",
+        description="Batches of single commands in flight in each worker. More than one helps where"
+        " PostgreSQL is far away.",
     )
     queue_max_size: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
-        10_000, description="Commands that may wait in each worker; more are answered OVERLOADED."
+        10_000, description="Commands queued in each worker at most; more are OVERLOADED at once."
     )
 
     redis_url: RedisUrl = Field(
         default=None,
         validation_alias=AliasChoices(f"{PREFIX}REDIS_URL", "REDIS_URL"),
-        description="Redis. Also read as REDIS_URL. Not set: as for the database.",
+        description="URL of Redis. Also read from REDIS_URL. When unset, the same as for"
+        " PostgreSQL.",
     )
     redis_timeout_ms: Annotated[int, Field(ge=1, le=10_000)] = Field(
         50, description="Longest wait for Redis to connect or to answer, in milliseconds."
     )
     lock_ttl_default_ms: Annotated[int, Field(ge=1_000, le=86_400_000)] = Field(
         60_000,
-        description="Time of a lock for which neither caller nor book names one, in milliseconds.",
+        description="Lifetime of a lock for which neither caller nor book names one, in"
+        " milliseconds.",
     )
     lock_ttl_max_ms: Annotated[int, Field(ge=1_000, le=86_400_000)] = Field(
-        900_000, description="Longest time that a lock is granted or extended for, in milliseconds."
+        900_000,
+        description="Longest lifetime for which a lock is granted or extended, in milliseconds.",
     )
     lock_extensions_max: Annotated[int, Field(ge=0, le=1_000)] = Field(
-        3, description="How often a lock may be extended."
+        3, description="Extensions of one lock at most."
     )
     locks_per_user_max: Count = Field(
-        5, description="Live locks that a user of a business may hold."
+        5, description="Live locks of one user of a business at most."
     )
     clock_tolerance_ms: Annotated[int, Field(ge=0, le=60_000)] = Field(
         1_000,
-        description="How far the clocks of the machines may differ, in milliseconds. A lock is kept"
-        " longer than its token by this and the statement timeout.",
+        description="How far the clocks of the machines may differ, in milliseconds. Redis keeps a"
+        " lock longer than its token is valid, by this and the statement timeout.",
     )
     lock_token_secret: TokenSecret = Field(
         default=None,
-        description="Secret that lock and page tokens are signed with; the same on all replicas."
-        " Not set: coupon-service dev makes one and keeps it in its data folder, coupon-service"
+        description="Secret that signs lock tokens and page tokens, the same on all replicas. When"
+        " unset, coupon-service dev makes one and keeps it in its data folder, and coupon-service"
         " serve refuses to start.",
     )
     lock_token_secret_previous: TokenSecret = Field(
         default=None,
-        description="The secret before the present one. Tokens signed with it are still accepted;"
-        " set it for the longest lock time after a change.",
+        description="The secret before the current one. Tokens signed with it stay valid. After a"
+        " change, keep it set for the longest lifetime of a lock.",
     )
     sweep_interval_ms: Annotated[int, Field(ge=100, le=3_600_000)] = Field(
-        5_000, description="Time between two looks for expired locks, in milliseconds."
+        5_000, description="Interval between two sweeps of expired locks, in milliseconds."
     )
     stock_interval_ms: Annotated[int, Field(ge=100, le=3_600_000)] = Field(
         5_000,
-        description="Time between two looks at what books with a low_threshold have left, in"
+        description="Interval between two checks of what books with a low_threshold have left, in"
         " milliseconds.",
     )
 
     book_series_max: Annotated[int, Field(ge=0, le=10_000)] = Field(
         100,
-        description="Books with a low_threshold that have gauges of their own in the metrics: first"
-        " those that run low, then those that are used up.",
+        description="Books with a low_threshold that have gauges of their own in the metrics:"
+        " books that run low first, then used up ones.",
     )
     drain_grace_ms: Annotated[int, Field(ge=0, le=600_000)] = Field(
         5_000,
-        description="Time between NOT_SERVING and the end of the port on SIGTERM, in milliseconds,"
-        " so that load balancers notice.",
+        description="Time between NOT_SERVING and the close of the port on SIGTERM, in"
+        " milliseconds, so that load balancers notice.",
     )
     shutdown_timeout_ms: Annotated[int, Field(ge=0, le=600_000)] = Field(
-        10_000, description="Longest time that calls in flight get to finish, in milliseconds."
+        10_000,
+        description="Longest time for calls in flight to finish on shutdown, in milliseconds.",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Least severe level that is logged."
     )
     log_format: Literal["auto", "json", "console"] = Field(
         "auto",
-        description="json: one object a line. console: for people. auto: console on a terminal,"
-        " json anywhere else.",
+        description="json: one object for each line. console: coloured text. auto: console on a"
+        " terminal, json elsewhere.",
     )
     tracing: bool = Field(
         default=False,
-        description="Whether calls are traced, with OpenTelemetry, and sent to a collector by OTLP"
-        " over gRPC: the OTEL_* variables say where to and which. Needs coupon-service[tracing].",
+        description="Enables OpenTelemetry traces, exported by OTLP over gRPC. The OTEL_* variables"
+        " choose the collector and the sampling. Needs coupon-service[tracing].",
     )
     pid_file: Path | None = Field(
         default=None,
-        description="File by which coupon-service reload and restart find the service; held while"
-        " it runs. Not set: coupon-service dev has one in its data folder, coupon-service serve"
+        description="File by which coupon-service reload and restart find the service, locked while"
+        " it runs. When unset, coupon-service dev has one in its data folder, coupon-service serve"
         " none.",
     )
     data_dir: Path = Field(
@@ -287,23 +298,24 @@ class Settings(BaseSettings):
 
     @property
     def lock_grace_ms(self) -> int:
-        """How much longer than its token a lock is kept: who was admitted in time is done then."""
+        """How long Redis keeps a lock after its token expired: a redemption that was admitted in
+        time has completed by then."""
         return self.statement_timeout_ms + self.clock_tolerance_ms
 
     @property
     def open_without_auth(self) -> bool:
-        """Whether other machines may reach the service without proving who they are."""
+        """Whether other machines can reach the service without authentication."""
         return self.auth == "none" and not _is_loopback(self.host)
 
     @property
     def peers_limited(self) -> bool:
-        """Whether there are callers without a token whose calls are limited."""
+        """Whether calls without a token are rate-limited."""
         explicit = "rate_limit_peers" in self.model_fields_set
         return self.rate_limit_peers != "none" and (explicit or self.open_without_auth)
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        lines = list(self._orders_broken())
+        lines = list(self._misordered())
         lines += self._unverified()
         if self.open_without_auth and "auth" not in self.model_fields_set:
             lines.append(
@@ -317,7 +329,7 @@ class Settings(BaseSettings):
         return self
 
     def _unverified(self) -> Iterator[str]:
-        """Encryption without knowing with whom."""
+        """Encryption without authentication of the peer."""
         if (self.tls_certificate_file is None) != (self.tls_key_file is None):
             yield "COUPON_TLS_CERTIFICATE_FILE: expected together with COUPON_TLS_KEY_FILE"
         if self.tls_client_ca_file is not None and self.tls_certificate_file is None:
@@ -333,7 +345,7 @@ class Settings(BaseSettings):
         if redis.get("ssl_check_hostname", "true").lower() != "true":
             yield "COUPON_REDIS_URL: expected ssl_check_hostname=true, so that it is verified"
 
-    def _orders_broken(self) -> Iterator[str]:
+    def _misordered(self) -> Iterator[str]:
         for smaller, relation, larger in (
             ("lock_timeout_ms", "less than", "statement_timeout_ms"),
             ("statement_timeout_ms", "less than", "default_deadline_ms"),
@@ -358,7 +370,7 @@ def _query(url: SecretStr | None) -> dict[str, str]:
 def _is_installed(module: str) -> bool:
     try:
         return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:  # not even the package that it would be in
+    except ModuleNotFoundError:  # its parent package is missing
         return False
 
 

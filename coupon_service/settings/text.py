@@ -1,4 +1,4 @@
-"""The settings for people: a table for the documentation, ``.env.example``, what was expected."""
+"""The settings as text: the table of the documentation, ``.env.example``, expected values."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def settings_table() -> str:
 def env_example() -> str:
     """The text of ``.env.example``: all settings with their defaults, commented out."""
     lines = [
-        "# Settings of the coupon service. Copy this file to .env and uncomment what is to differ",
-        "# from its default. Variables of the environment win over the file.",
+        "# Settings of the coupon service. Copy this file to .env and uncomment what is to change.",
+        "# Environment variables have precedence over the file.",
     ]
     for name, field in Settings.model_fields.items():
         if name in SECTIONS:
@@ -50,7 +50,7 @@ def env_example() -> str:
 
 
 def expected(field: FieldInfo) -> str:
-    """What values a setting takes."""
+    """The values that a setting accepts."""
     for rule in field.metadata:
         if isinstance(rule, AfterValidator) and isinstance(rule.func, Matching):
             return rule.func.expected
@@ -68,7 +68,7 @@ def expected(field: FieldInfo) -> str:
 
 
 def _default(field: FieldInfo) -> str:
-    """The default as it is written in ``.env``; empty when there is none or it is computed."""
+    """The default in the syntax of ``.env``; empty where there is none or it is computed."""
     if field.default_factory is not None or field.default is None:
         return ""
     return str(field.default).lower() if isinstance(field.default, bool) else str(field.default)

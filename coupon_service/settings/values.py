@@ -1,4 +1,4 @@
-"""What the value of a setting can be, and what its variable is called."""
+"""Types of setting values, and the names of their variables."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PREFIX = "COUPON_"
 
 @dataclass(frozen=True, slots=True)
 class Matching:
-    """A validator of text that can say what it expects."""
+    """A validator of text that also describes what it expects."""
 
     pattern: str
     expected: str
@@ -59,5 +59,5 @@ RateLimits = Annotated[
 
 
 def variable(name: str) -> str:
-    """The variable of a setting."""
+    """The environment variable of a setting."""
     return f"{PREFIX}{name.upper()}"

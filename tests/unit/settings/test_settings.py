@@ -35,8 +35,8 @@ def refusal(env_file: Path | None = None) -> str:
     return str(raised.value)
 
 
-class TestWhereValuesComeFrom:
-    def test_without_anything_the_defaults_hold(self, env_file: Path) -> None:
+class TestSources:
+    def test_defaults_apply_without_sources(self, env_file: Path) -> None:
         settings = load_settings(env_file)
         assert (settings.host, settings.port) == ("127.0.0.1", 50_051)
         assert settings.workers == (os.cpu_count() or 1)
@@ -49,7 +49,7 @@ class TestWhereValuesComeFrom:
         settings = load_settings(env_file)
         assert (settings.port, settings.log_level) == (4000, "debug")
 
-    def test_the_environment_wins_over_the_file(
+    def test_environment_overrides_the_file(
         self, env_file: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         env_file.write_text("COUPON_PORT=4000\nCOUPON_WORKERS=3\n")
@@ -57,7 +57,9 @@ class TestWhereValuesComeFrom:
         settings = load_settings(env_file)
         assert (settings.port, settings.workers) == (4001, 3)
 
-    def test_overrides_win_over_both(self, env_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_overrides_take_precedence(
+        self, env_file: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         env_file.write_text("COUPON_PORT=4000\n")
         monkeypatch.setenv("COUPON_PORT", "4001")
         monkeypatch.setenv("DATABASE_URL", "postgresql://environment")
@@ -66,12 +68,12 @@ class TestWhereValuesComeFrom:
         assert settings.database_url is not None
         assert settings.database_url.get_secret_value() == "postgresql://override"
 
-    def test_an_empty_variable_counts_as_not_set(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_empty_variable_counts_as_unset(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("COUPON_PORT", "")
         assert load_settings(None).port == 50_051
 
     @pytest.mark.parametrize("name", ["DATABASE_URL", "COUPON_DATABASE_URL"])
-    def test_the_database_url_is_read_with_and_without_prefix(
+    def test_database_url_is_read_with_and_without_prefix(
         self, name: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv(name, "postgresql://u@h/d")
@@ -80,7 +82,7 @@ class TestWhereValuesComeFrom:
         assert url.get_secret_value() == "postgresql://u@h/d"
 
     @pytest.mark.parametrize("name", ["REDIS_URL", "COUPON_REDIS_URL"])
-    def test_the_redis_url_is_read_with_and_without_prefix(
+    def test_redis_url_is_read_with_and_without_prefix(
         self, name: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv(name, "redis://h:1/0")
@@ -88,14 +90,14 @@ class TestWhereValuesComeFrom:
         assert url is not None
         assert url.get_secret_value() == "redis://h:1/0"
 
-    def test_the_name_with_the_prefix_wins(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_prefixed_name_takes_precedence(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("DATABASE_URL", "postgresql://other")
         monkeypatch.setenv("COUPON_DATABASE_URL", "postgresql://mine")
         url = load_settings(None).database_url
         assert url is not None
         assert url.get_secret_value() == "postgresql://mine"
 
-    def test_the_environment_wins_over_the_file_under_either_name(
+    def test_environment_overrides_the_file_under_either_name(
         self, env_file: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         env_file.write_text("COUPON_DATABASE_URL=postgresql://file\n")
@@ -109,7 +111,7 @@ class TestWhereValuesComeFrom:
         assert load_settings(None).port == 50_051
 
 
-class TestWrongValues:
+class TestInvalidValues:
     @pytest.mark.parametrize(
         ("name", "value", "line"),
         [
@@ -127,7 +129,7 @@ class TestWrongValues:
             ("LOCK_TTL_MAX_MS", "1000", None),
         ],
     )
-    def test_the_variable_and_what_was_expected_are_named(
+    def test_error_names_the_variable_and_the_expected_value(
         self, name: str, value: str, line: str | None, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv(f"COUPON_{name}", value)
@@ -135,7 +137,7 @@ class TestWrongValues:
         assert f"COUPON_{name}" in text
         assert line is None or text == f"COUPON_{name}: {line}"
 
-    def test_every_bad_variable_has_a_line(
+    def test_each_invalid_variable_has_a_line(
         self, env_file: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         env_file.write_text("COUPON_PORT=x\nCOUPON_WORKERZ=3\n")
@@ -156,7 +158,7 @@ class TestWrongValues:
             ("COUPON_JWT_SECRET", PASSWORD),
         ],
     )
-    def test_a_bad_secret_is_never_shown(
+    def test_invalid_secret_is_not_shown(
         self, name: str, value: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv(name, value)
@@ -165,7 +167,7 @@ class TestWrongValues:
         assert "expected" in text
         assert PASSWORD not in text
 
-    def test_a_good_secret_is_not_shown_either(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_valid_secret_is_not_shown(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("DATABASE_URL", f"postgresql://user:{PASSWORD}@host/database")
         monkeypatch.setenv("COUPON_LOCK_TOKEN_SECRET", PASSWORD * 2)
         settings = load_settings(None)
@@ -180,7 +182,7 @@ class TestWrongValues:
             (1000, 3000, 2000, "COUPON_STATEMENT_TIMEOUT_MS"),
         ],
     )
-    def test_a_wait_ends_before_the_one_around_it(
+    def test_inner_timeouts_are_shorter_than_outer_ones(
         self, lock: int, statement: int, deadline: int, bad: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("COUPON_LOCK_TIMEOUT_MS", str(lock))
@@ -191,20 +193,18 @@ class TestWrongValues:
 
 
 class TestUnknownNames:
-    def test_in_the_environment_one_is_refused_with_a_hint(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_unknown_variable_is_refused_with_a_hint(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("COUPON_PROT", "4000")
         assert refusal() == "COUPON_PROT: there is no such setting; did you mean COUPON_PORT?"
 
-    def test_in_the_file_one_is_refused_with_a_hint(self, env_file: Path) -> None:
+    def test_unknown_name_in_the_file_is_refused_with_a_hint(self, env_file: Path) -> None:
         env_file.write_text("coupon_redis_timeout=50\n")
         assert refusal(env_file) == (
             f"{env_file}: coupon_redis_timeout: there is no such setting;"
             " did you mean COUPON_REDIS_TIMEOUT_MS?"
         )
 
-    def test_one_that_resembles_nothing_gets_no_hint(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_dissimilar_name_gets_no_hint(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("COUPON_ZZZ", "1")
         assert refusal() == "COUPON_ZZZ: there is no such setting"
 
@@ -220,18 +220,18 @@ class TestUnknownNames:
             "COUPON_PORT_50051_TCP",
         ],
     )
-    def test_those_of_the_tests_of_clients_and_of_kubernetes_are_left_alone(
+    def test_variables_of_tests_clients_and_kubernetes_are_ignored(
         self, name: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv(name, "tcp://10.0.0.1:50051")
         load_settings(None)
 
-    def test_what_others_keep_in_the_file_is_left_alone(self, env_file: Path) -> None:
+    def test_unprefixed_names_in_the_file_are_ignored(self, env_file: Path) -> None:
         env_file.write_text("POSTGRES_PASSWORD=x\n")
         load_settings(env_file)
 
 
-class TestBrokenFile:
+class TestMalformedFile:
     @pytest.mark.parametrize(
         ("text", "line"),
         [
@@ -241,22 +241,22 @@ class TestBrokenFile:
             ("=4000\n", 1),
         ],
     )
-    def test_a_broken_line_is_named_by_its_number(
+    def test_malformed_line_is_named_by_its_number(
         self, text: str, line: int, env_file: Path
     ) -> None:
         env_file.write_text(text)
         assert refusal(env_file) == f"{env_file}, line {line}: expected NAME=value or # comment"
 
-    def test_a_file_that_is_not_text_is_one_sentence(self, env_file: Path) -> None:
+    def test_binary_file_is_refused_with_one_sentence(self, env_file: Path) -> None:
         env_file.write_bytes(b"COUPON_PORT=\xff\xfe\n")
         assert refusal(env_file) == f"{env_file} cannot be read: it is not UTF-8 text"
 
-    def test_a_folder_of_that_name_is_not_read(self, env_file: Path) -> None:
+    def test_folder_instead_of_a_file_is_ignored(self, env_file: Path) -> None:
         env_file.mkdir()
         load_settings(env_file)
 
 
-class TestWhoMayReachIt:
+class TestOpenAddresses:
     @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "localhost"])
     def test_loopback_needs_no_authentication(
         self, host: str, monkeypatch: pytest.MonkeyPatch
@@ -265,7 +265,7 @@ class TestWhoMayReachIt:
         assert not load_settings(None).open_without_auth
 
     @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "coupons.example.com"])
-    def test_anything_else_has_to_be_said_explicitly(
+    def test_other_addresses_without_authentication_need_consent(
         self, host: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("COUPON_HOST", host)
@@ -276,7 +276,7 @@ class TestWhoMayReachIt:
         assert load_settings(None).open_without_auth
 
 
-class TestWhoIsVerified:
+class TestPeerVerification:
     @pytest.mark.parametrize(
         ("name", "value", "expected"),
         [
@@ -287,7 +287,7 @@ class TestWhoIsVerified:
             ("TLS_CLIENT_CA_FILE", "a.pem", "together with COUPON_TLS_CERTIFICATE_FILE"),
         ],
     )
-    def test_encryption_without_knowing_with_whom_is_refused(
+    def test_encryption_without_verification_is_refused(
         self, name: str, value: str, expected: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv(f"COUPON_{name}", value)
@@ -303,7 +303,7 @@ class TestWhoIsVerified:
             "postgresql://a:b@c/d?sslmode=require&sslrootcert=/tls/ca.pem",
         ],
     )
-    def test_a_database_that_is_verified_is_not(
+    def test_verified_or_plain_connections_are_accepted(
         self, url: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("COUPON_DATABASE_URL", url)
@@ -312,27 +312,27 @@ class TestWhoIsVerified:
 
 
 class TestDocumentation:
-    def test_every_setting_says_what_it_is_with_its_unit(self) -> None:
+    def test_each_setting_has_a_description_with_its_unit(self) -> None:
         assert len(Settings.model_fields) >= 20
         for name, field in Settings.model_fields.items():
             assert field.description, name
             assert not name.endswith("_ms") or "milliseconds" in field.description
             assert not name.endswith("_bytes") or "bytes" in field.description
 
-    def test_the_example_file_is_what_the_class_says(self) -> None:
+    def test_example_file_is_up_to_date(self) -> None:
         assert (ROOT / ".env.example").read_text("utf-8") == env_example(), "run make docs"
 
-    def test_the_example_file_changes_nothing(self, env_file: Path) -> None:
+    def test_example_file_changes_nothing(self, env_file: Path) -> None:
         env_file.write_text(env_example())
         assert load_settings(env_file) == load_settings(None)
 
-    def test_with_everything_uncommented_the_example_is_the_defaults(self, env_file: Path) -> None:
+    def test_uncommented_example_file_equals_the_defaults(self, env_file: Path) -> None:
         text = env_example().replace("\n# COUPON_", "\nCOUPON_")
         env_file.write_text(text)
         assert text.count("\nCOUPON_") == len(Settings.model_fields)
         assert load_settings(env_file) == load_settings(None)
 
-    def test_the_table_has_a_row_for_every_setting(self) -> None:
+    def test_table_has_a_row_for_each_setting(self) -> None:
         rows = settings_table().splitlines()
         assert len(rows) == len(Settings.model_fields) + 2
         assert all(row.count("|") == 5 for row in rows)
