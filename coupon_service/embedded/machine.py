@@ -1,4 +1,4 @@
-"""What the embedded servers take from the machine: a user, an environment, a port, programs."""
+"""Resources of the machine for the embedded servers: user, environment, ports, programs."""
 
 from __future__ import annotations
 
@@ -12,19 +12,18 @@ from contextlib import suppress
 from pathlib import Path
 
 HOST = "127.0.0.1"
-# Below the range from which systems take ports for outgoing connections (Linux: 32768 and up):
-# while a server is down, its port is given to nobody else, above all not to a client that tries
-# to reconnect, which would end up connected to itself.
+# Below the ephemeral range (Linux: 32768 and up). Otherwise the port of a server that is down could
+# be assigned to another socket, even to a client that reconnects and then connects to itself.
 PORT_MIN, PORT_MAX = 20_000, 32_000
 PORT_ATTEMPTS_MAX = 100
 
 
 class EmbeddedError(Exception):
-    """An embedded server cannot be had. The message is one sentence for people."""
+    """An embedded server is not available. The message is one sentence."""
 
 
 def owner() -> tuple[int, int]:
-    """User and group id of the servers' processes and data."""
+    """User and group id of the server processes and their data."""
     if os.geteuid() != 0:
         return os.geteuid(), os.getegid()
     nobody = pwd.getpwnam("nobody")
@@ -32,10 +31,10 @@ def owner() -> tuple[int, int]:
 
 
 def owner_prefix() -> list[str]:
-    """What a command begins with to run as ``owner()``: PostgreSQL refuses to run as root.
+    """The prefix that makes a command run as ``owner()``, since PostgreSQL refuses to run as root.
 
-    CAP_DAC_OVERRIDE stays, so that a virtual environment and a data folder below folders that only
-    root may enter can be used without opening those to everyone. Raises EmbeddedError.
+    It keeps CAP_DAC_OVERRIDE, so that a virtual environment and a data folder inside folders of
+    root can be used without making those accessible to all users. Raises EmbeddedError.
     """
     if os.geteuid() != 0:
         return []
@@ -54,13 +53,13 @@ def owner_prefix() -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    """This process's, without what is meant for clients (PGPORT …), and with English messages."""
+    """The environment of this process, without variables of clients (PGPORT …), in English."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("PG", "LC_"))}
     return {**kept, "LC_ALL": "C"}
 
 
 def free_port() -> int:
-    """A port on which nobody listens. Raises EmbeddedError."""
+    """A port on which no process listens. Raises EmbeddedError."""
     for _ in range(PORT_ATTEMPTS_MAX):
         port = PORT_MIN + secrets.randbelow(PORT_MAX - PORT_MIN)
         with socket.socket() as probe, suppress(OSError):
@@ -71,7 +70,7 @@ def free_port() -> int:
 
 
 def bundled(package: str, pattern: str) -> Path | None:
-    """The first file like ``pattern`` in an installed package, which is not imported for it."""
+    """The first file that matches ``pattern`` in an installed package, without importing it."""
     spec = importlib.util.find_spec(package)
     folders = (spec.submodule_search_locations if spec else None) or ()
     return next((path for folder in folders for path in Path(folder).glob(pattern)), None)

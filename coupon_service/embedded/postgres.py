@@ -18,17 +18,17 @@ from coupon_service.embedded.process import EmbeddedServer, complaint
 
 
 class EmbeddedPostgres(EmbeddedServer):
-    """PostgreSQL 18 on TCP, on loopback only. The user of ``url`` is its superuser."""
+    """PostgreSQL 18 over TCP, on loopback only. The user of ``url`` is its superuser."""
 
     name = "PostgreSQL"
-    stop_signal = signal.SIGINT  # "fast": connections are cut, a checkpoint is written
+    stop_signal = signal.SIGINT  # fast shutdown: connections are closed, a checkpoint is written
     pid_file = "postmaster.pid"
 
     user: ClassVar[str] = "coupon"
 
     @property
     def url(self) -> str:
-        """Where to connect, password included. Known after ``start()``."""
+        """The connection URL, password included. Known after ``start()``."""
         return f"postgresql://{self.user}:{self._password}@{HOST}:{self.port}/postgres"
 
     def _create(self, data: Path, password: Path) -> None:
@@ -39,8 +39,8 @@ class EmbeddedPostgres(EmbeddedServer):
             f"--username={self.user}",
             f"--pwfile={password}",
             "--auth=scram-sha-256",
-            # Iterations slow down who guesses weak passwords. This one has 192 random bits, and
-            # every connection would pay for them.
+            # Iterations defend weak passwords against brute force. This one has 192 random bits,
+            # and each connection would pay for the iterations.
             "--set=scram_iterations=1",
             "--encoding=UTF8",
             "--locale=C",
@@ -62,20 +62,20 @@ class EmbeddedPostgres(EmbeddedServer):
         )
         if result.returncode != 0:
             reason = complaint(result.stdout)
-            raise EmbeddedError(f"PostgreSQL cannot make a database in {self.folder} ({reason}).")
+            raise EmbeddedError(f"PostgreSQL cannot create a database in {self.folder} ({reason}).")
 
     def _command(self) -> list[str]:
         settings = {
             "listen_addresses": HOST,
             "port": str(self.port),
-            "unix_socket_directories": "",  # the path of a socket may be 107 bytes long
+            "unix_socket_directories": "",  # the path of a socket is limited to 107 bytes
             "timezone": "UTC",
             "log_timezone": "UTC",
-            "wal_level": "minimal",  # nobody replicates from it
+            "wal_level": "minimal",  # it has no replicas
             "max_wal_senders": "0",
             "max_wal_size": "256MB",
-            "io_method": "sync",  # no extra processes to read for it
-            # Without it a commit still survives the death of the server, but not of the machine.
+            "io_method": "sync",  # no I/O worker processes
+            # Without fsync a commit survives a crash of the server, but not of the machine.
             "fsync": "on" if self._durable else "off",
             **self._settings,
         }
@@ -89,7 +89,7 @@ class EmbeddedPostgres(EmbeddedServer):
         return ""
 
     def _answers(self) -> bool:
-        # The eighth line is what `pg_ctl start --wait` waits for.
+        # `pg_ctl start --wait` polls the eighth line in the same way.
         try:
             lines = (self.data / self.pid_file).read_text(encoding="utf-8").splitlines()
         except FileNotFoundError:

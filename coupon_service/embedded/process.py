@@ -1,16 +1,16 @@
-"""What PostgreSQL and Redis have in common here: one server process and its folder.
+"""Base class of the embedded servers: one server process and its folder.
 
-The folder holds everything that belongs to the server:
+The folder holds everything of the server:
 
 - ``data/``: the server's files;
-- ``password``: made once. Loopback is open to every user of the machine, and who is let in to
-  either server can write files as its user, so nobody comes in without it;
-- ``log``: what the server said since it was last started;
-- ``lock``: held by the process that started the server, so that a folder is used once at a time.
+- ``password``: generated once. Any user of the machine can connect over loopback, and an
+  authenticated client of either server can write files as its user, so a password is required;
+- ``log``: the server's output since its last start;
+- ``lock``: held by the process that started the server, so that only one process uses a folder.
 
-The server ends with the process that started it, however that ends: by ``stop()`` on a clean way
-out, otherwise by a watchdog, a shell that waits for the end of a pipe whose other end that process
-holds. What even this leaves behind is ended by the next start on the folder.
+The server never outlives the process that started it. That process calls ``stop()`` on a clean
+exit. After a crash a watchdog stops the server: a shell that reads from a pipe whose other end the
+process held. The next start on the folder stops whatever this leaves behind.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ NO_SETTINGS: Mapping[str, str] = MappingProxyType({})
 
 
 class PortInUseError(EmbeddedError):
-    """Something else listens on the port."""
+    """Another process listens on the port."""
 
 
 class EmbeddedServer(ABC):
@@ -58,7 +58,7 @@ class EmbeddedServer(ABC):
     name: ClassVar[str]
     stop_signal: ClassVar[signal.Signals]
     pid_file: ClassVar[str]
-    """Written by the server into its data folder, and removed when it ends in order."""
+    """Written by the server into its data folder, and removed on a clean shutdown."""
 
     def __init__(
         self,
@@ -68,11 +68,11 @@ class EmbeddedServer(ABC):
         durable: bool = True,
         settings: Mapping[str, str] = NO_SETTINGS,
     ) -> None:
-        """Nothing happens before ``start()``.
+        """Has no effect before ``start()``.
 
-        ``port`` 0 takes a free one, and keeps it when this object starts the server again.
-        ``durable`` False is for data that need not survive the machine. ``settings`` are the
-        server's own names and values, and override what is set here.
+        ``port`` 0 takes a free port, and keeps it when this object starts the server again.
+        ``durable`` False is for data that need not survive a crash of the machine. ``settings``
+        are settings of the server, and override those of the class.
         """
         self.folder = folder.absolute()
         self.data = self.folder / "data"
@@ -88,18 +88,18 @@ class EmbeddedServer(ABC):
     @property
     @abstractmethod
     def url(self) -> str:
-        """Where to connect, password included. Known after ``start()``."""
+        """The connection URL, password included. Known after ``start()``."""
 
     @abstractmethod
     def _create(self, data: Path, password: Path) -> None:
-        """Fill the empty folder ``data`` with what a first start needs."""
+        """Initialise the empty folder ``data`` for a first start."""
 
     @abstractmethod
     def _command(self) -> list[str]: ...
 
     @abstractmethod
     def _input(self) -> str:
-        """What the server reads from its standard input when it starts."""
+        """The standard input of the server at its start."""
 
     @abstractmethod
     def _answers(self) -> bool: ...
@@ -127,16 +127,16 @@ class EmbeddedServer(ABC):
         return self._process.pid
 
     def start(self) -> None:
-        """Start the server on its folder, which is made when there is none; return when it answers.
+        """Start the server on its folder, which is created when missing; return when it answers.
 
-        Does nothing when it is running. Ends what a crash left running on the folder. Raises
-        EmbeddedError.
+        Has no effect while it is running. Stops processes that a crash left running on the folder.
+        Raises EmbeddedError.
         """
         if self._process is not None and self._process.poll() is None:
             return
         try:
-            self._take_folder()
-            self._end_leftovers()
+            self._lock_folder()
+            self._stop_leftovers()
             self._open_data()
             self._launch()
         except OSError as error:
@@ -148,7 +148,7 @@ class EmbeddedServer(ABC):
             raise
 
     def stop(self) -> None:
-        """Stop the server in order, and let go of the folder. Does nothing when it is stopped."""
+        """Shut the server down and unlock the folder. Has no effect when it is stopped."""
         if self._process is not None and self._process.poll() is None:
             self.resume()
             self._process.send_signal(self.stop_signal)
@@ -163,9 +163,9 @@ class EmbeddedServer(ABC):
             self._lock = None
 
     def kill(self) -> None:
-        """SIGKILL all processes of the server and wait until they are gone.
+        """SIGKILL all processes of the server and wait for their end.
 
-        The folder stays taken; ``start()`` brings the server back on the same port.
+        The folder stays locked; ``start()`` restarts the server on the same port.
         """
         family = self._freeze()
         for process in family:
@@ -176,7 +176,7 @@ class EmbeddedServer(ABC):
         _await_end(family)
 
     def pause(self) -> None:
-        """SIGSTOP all processes of the server: it stands still, its connections stay open."""
+        """SIGSTOP all processes of the server. Its connections stay open."""
         self._watch(*(process.pid for process in self._freeze()))
 
     def resume(self) -> None:
@@ -185,14 +185,14 @@ class EmbeddedServer(ABC):
             _send(process, signal.SIGCONT)
 
     def _freeze(self) -> list[Process]:
-        # The parent first, so that no process is born while they are counted.
+        # The parent first, so that it forks no further child while they are listed.
         os.kill(self.pid, signal.SIGSTOP)
         family = _family(self.pid)
         for process in family:
             _send(process, signal.SIGSTOP)
         return family
 
-    def _take_folder(self) -> None:
+    def _lock_folder(self) -> None:
         if self._lock is not None:
             return
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -212,8 +212,8 @@ class EmbeddedServer(ABC):
         lock.flush()
         self._lock = lock
 
-    def _end_leftovers(self) -> None:
-        """End what still runs on the data although nobody holds the lock."""
+    def _stop_leftovers(self) -> None:
+        """Stop processes that still run on the data although the folder was not locked."""
         pid_file = self.data / self.pid_file
         try:
             main = pid_file.read_text(encoding="utf-8").split()[:1]
@@ -227,8 +227,8 @@ class EmbeddedServer(ABC):
         for process in _await_end(leftovers):
             _send(process, signal.SIGKILL)
         if _await_end(leftovers):
-            raise EmbeddedError(f"An old {self.name} runs in {self.folder} and cannot be ended.")
-        # The process id in it may belong to a stranger by now, for whom PostgreSQL would give way.
+            raise EmbeddedError(f"An old {self.name} runs in {self.folder} and cannot be stopped.")
+        # Its process id may be reused by now, and PostgreSQL would refuse to start beside it.
         pid_file.unlink(missing_ok=True)
 
     def _open_data(self) -> None:
@@ -271,7 +271,7 @@ class EmbeddedServer(ABC):
                 stderr=log,
                 cwd=self.data,
                 env=environment(),
-                start_new_session=True,  # Ctrl-C is for the process that started it
+                start_new_session=True,  # Ctrl-C goes to the process that started it
             )
         self._watch(process.pid)
         if process.stdin is not None:
@@ -280,21 +280,21 @@ class EmbeddedServer(ABC):
         deadline_s = time.monotonic() + START_TIMEOUT_S
         while not self._answers():
             if process.poll() is not None:
-                raise self._why_it_ended()
+                raise self._exit_error()
             if time.monotonic() > deadline_s:
                 raise EmbeddedError(
                     f"{self.name} has not answered for {START_TIMEOUT_S:.0f} s: see {self.log}."
                 )
             time.sleep(POLL_INTERVAL_S)
 
-    def _why_it_ended(self) -> EmbeddedError:
+    def _exit_error(self) -> EmbeddedError:
         text = self.log.read_text(encoding="utf-8", errors="replace")
         if "Address already in use" in text:
             return PortInUseError(f"{self.name} cannot listen on port {self.port}: it is in use.")
         return EmbeddedError(f"{self.name} did not start ({complaint(text)}): see {self.log}.")
 
     def _watch(self, pid: int, *children: int) -> None:
-        """Have the server stopped when this process ends, for which a paused one has to go on."""
+        """Start a watchdog, which resumes and stops the server when this process ends."""
         self._dismiss_watchdog()
         script = f'read -r _ || {{ kill -{int(self.stop_signal)} "$1"; kill -CONT "$@"; }}'
         self._watchdog = subprocess.Popen(
@@ -311,13 +311,13 @@ class EmbeddedServer(ABC):
 
 
 def complaint(output: str) -> str:
-    """The line of a program's output that tells best why it gave up."""
+    """The line of a failed program's output that explains the failure best."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     errors = [line for line in lines if "error:" in line or "FATAL:" in line]
-    return (errors[:1] or lines[-1:] or ["it said nothing"])[0]
+    return (errors[:1] or lines[-1:] or ["no output"])[0]
 
 
-# psutil comes with the extra, so it is not there to be imported where nothing is ever started.
+# psutil is part of the extra, so it is imported only where a server is started.
 
 
 def _family(pid: int) -> list[Process]:
@@ -345,7 +345,7 @@ def _send(process: Process, number: signal.Signals) -> None:
 
 
 def _await_end(processes: list[Process]) -> list[Process]:
-    """Wait until the processes have ended; returns those that have not, after STOP_TIMEOUT_S."""
+    """Wait until the processes have ended; returns those that still run after STOP_TIMEOUT_S."""
     deadline_s = time.monotonic() + STOP_TIMEOUT_S
     while alive := [process for process in processes if _is_alive(process)]:
         if time.monotonic() > deadline_s:
@@ -358,7 +358,7 @@ def _is_alive(process: Process) -> bool:
     import psutil
 
     try:
-        # One that has ended stays a zombie until its new parent, process 1, looks at it.
+        # An ended process stays a zombie until its new parent, process 1, reaps it.
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False

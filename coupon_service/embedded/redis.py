@@ -13,11 +13,11 @@ from coupon_service.embedded.process import EmbeddedServer
 
 
 class EmbeddedRedis(EmbeddedServer):
-    """Redis on TCP, on loopback only: an installed ``redis-server``, or else that of a wheel.
+    """Redis over TCP, on loopback only: the installed ``redis-server``, or else one from a wheel.
 
-    Where there is no wheel of Redis (Python 3.13 and later, ARM) it is Valkey, its successor with
-    the same protocol and scripts. ``durable`` keeps the data in an append-only file, otherwise
-    nothing survives ``stop()``.
+    Where Redis has no wheel (Python 3.13 and later, ARM) it is Valkey, a fork with the same
+    protocol and scripts. ``durable`` keeps the data in an append-only file; without it nothing
+    survives ``stop()``.
     """
 
     name = "Redis"
@@ -26,7 +26,7 @@ class EmbeddedRedis(EmbeddedServer):
 
     @property
     def url(self) -> str:
-        """Where to connect, password included. Known after ``start()``."""
+        """The connection URL, password included. Known after ``start()``."""
         return f"redis://:{self._password}@{HOST}:{self.port}/0"
 
     def _create(self, data: Path, password: Path) -> None:
@@ -49,14 +49,14 @@ class EmbeddedRedis(EmbeddedServer):
 
     def _answers(self) -> bool:
         if not (self.data / self.pid_file).exists():
-            return False  # it does not listen yet: whoever may is not to see the password
+            return False  # not listening yet: another process on the port must not get the password
         with (
             suppress(OSError),
             socket.create_connection((HOST, self.port), timeout=1) as connection,
         ):
             connection.sendall(f"AUTH {self._password}\r\nPING\r\n".encode())
             with connection.makefile("rb") as replies:
-                # PING is refused while the data is being read in.
+                # PING is refused while Redis loads its data.
                 return replies.readline() == b"+OK\r\n" and replies.readline() == b"+PONG\r\n"
         return False
 
