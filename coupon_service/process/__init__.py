@@ -1,1 +1,1 @@
-"""Processes: a supervisor, its workers, and where they run."""
+"""The supervisor and its worker processes: pid file, scheduling, shutdown."""

@@ -1,7 +1,7 @@
 """The file by which `coupon-service reload` and `restart` find the supervisor.
 
-The supervisor holds a lock on it for as long as it lives: a number that was left behind by a crash
-is never taken for a process, and two services never share a file.
+The supervisor holds a lock on it while it runs, so that a process id that a crash left behind is
+never trusted, and two services never share a file.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from pathlib import Path
 
 
 class PidFileError(Exception):
-    """The file cannot be used, or nobody holds it; one clear sentence."""
+    """The file cannot be used, or no process holds it. The message is one sentence."""
 
 
 @contextmanager
 def holding(path: Path) -> Generator[None]:
-    """Writes the id of this process into the file, and holds it. Raises PidFileError."""
+    """Write the id of this process into the file, and hold the lock. Raises PidFileError."""
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with path.open("a", encoding="ascii") as file:
@@ -30,17 +30,17 @@ def holding(path: Path) -> Generator[None]:
             try:
                 yield
             finally:
-                file.truncate(0)  # a file that is removed may be a new one by then
+                file.truncate(0)  # removing it could hit the file of a new service
     except BlockingIOError:
         raise PidFileError(
-            f"Another service runs with {path}. COUPON_PID_FILE takes another file."
+            f"Another service runs with {path}. Set COUPON_PID_FILE to another file."
         ) from None
     except OSError as error:
         raise PidFileError(f"{path} cannot be written: {error.strerror}.") from error
 
 
 def holder(path: Path) -> int:
-    """The process that holds the file. Raises PidFileError."""
+    """The id of the process that holds the file. Raises PidFileError."""
     try:
         with path.open(encoding="ascii") as file:
             try:

@@ -1,12 +1,12 @@
-"""Which processor core a worker runs on, and which of its threads gives way.
+"""CPU affinity of workers, and priorities of their threads.
 
-A worker is several threads, of which one runs the event loop and the others, gRPC's, wake it and
-each other several times a call. On a core of its own they take turns instead of migrating over all
-cores, and SCHED_BATCH (sched(7)) keeps them from pre-empting other processes.
+One thread of a worker runs the event loop. The others are gRPC's, and wake it and each other
+several times for each call. Pinned to one core they take turns instead of migrating between cores,
+and SCHED_BATCH (sched(7)) keeps them from preempting other processes.
 
-The thread that polls gRPC's queue gives way to the event loop as well, which it would pre-empt for
-events that the loop itself has caused. With a lower priority it runs when the loop is idle, or has
-had its time slice, and takes many events at once.
+The thread that polls gRPC's completion queue gets a lower priority than the event loop, which it
+would otherwise preempt for events that the loop itself has caused. So it runs when the loop is idle
+or has used its time slice, and takes many events at once.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from contextlib import suppress
 from typing import Final
 
 POLLING_NICE: Final = 10
-"""By how much the priority of the threads that only poll is lowered."""
+"""Added to the nice value of the threads that only poll."""
 
 
 def core_for(workers: int, taken: Collection[int | None]) -> int | None:
-    """A core for the next worker, the one that the fewest have `taken`.
+    """The core for the next worker: the one with the fewest workers in `taken`.
 
-    None where a worker is better left to the system: with more or fewer `workers` than cores that
-    this process may use, and where the system does not say.
+    None where the scheduler of the system decides: with more or fewer `workers` than cores that
+    this process may use, and on systems without affinity.
     """
     if not hasattr(os, "sched_getaffinity"):
         return None
@@ -36,9 +36,9 @@ def core_for(workers: int, taken: Collection[int | None]) -> int | None:
 
 
 def run_on(core: int | None) -> None:
-    """Puts this process, and the threads it will make, on this core, if any, as SCHED_BATCH.
+    """Pin this process and its future threads to `core`, if any, under SCHED_BATCH.
 
-    A system that refuses leaves it as it is.
+    Has no effect where the system refuses.
     """
     if hasattr(os, "SCHED_BATCH"):
         with suppress(OSError):
@@ -48,8 +48,8 @@ def run_on(core: int | None) -> None:
             os.sched_setaffinity(0, {core})
 
 
-def hold_back_other_threads() -> None:
-    """Lets the Python threads that there are give way to this one, where they share one core."""
+def lower_other_threads() -> None:
+    """Lower the priority of the other Python threads, where all of them share one core."""
     if not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) > 1:
         return
     nice = os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) + POLLING_NICE

@@ -1,8 +1,8 @@
-"""Several worker processes behind one port: started, watched, replaced, and stopped together.
+"""The supervisor: starts worker processes behind one port, restarts, replaces and stops them.
 
 The workers share the port by SO_REUSEPORT and nothing else. The supervisor serves the metrics of
-all of them. They are forked from a process that has imported everything and made nothing: gRPC
-objects are only made in the workers, after the processes are.
+all of them. They are forked from a fork server that has imported the code and created no objects of
+gRPC, which do not survive a fork.
 
 SIGTERM and SIGINT stop it, SIGHUP makes the workers reload, SIGUSR2 replaces them one by one.
 """
@@ -38,29 +38,29 @@ if TYPE_CHECKING:
     from coupon_service.telemetry.multiprocess import Workers
 
 RESTART_DELAY_S: Final = 0.1
-"""Before a worker that died is replaced; doubles while it dies young, up to RESTART_DELAY_MAX_S."""
+"""Delay before a dead worker is replaced; doubles while it dies young, to RESTART_DELAY_MAX_S."""
 
 RESTART_DELAY_MAX_S: Final = 5.0
 
 YOUNG_S: Final = 10.0
-"""A worker that dies before this age has probably not even started."""
+"""A worker that dies before this age has probably failed to start."""
 
 STOP_MARGIN_S: Final = 5.0
-"""What a worker gets beyond its drain and shutdown times before it is killed."""
+"""Time beyond its drain and shutdown times after which a worker is killed."""
 
 SERVE_TIMEOUT_S: Final = 30.0
-"""What a worker that replaces another gets to serve; after that the old ones stay."""
+"""Time for a replacement to start serving. After it the old workers stay."""
 
 REPLACE_PAUSE_S: Final = 2.0
-"""After a worker was replaced, before the next is. Whoever it refused as it ended repeats the call
-a moment later, and must not find the next one ending."""
+"""Pause between two replacements. A client whose call the stopping worker refused retries within
+it, so that the retry does not meet the next stopping worker."""
 
 KEPT: Final = ("host", "port", "workers", "metrics_host", "metrics_port", "pid_file", "data_dir")
-"""Settings of the supervisor: a restart of the workers does not change them."""
+"""Settings of the supervisor, which a restart of the workers does not change."""
 
 
 class SupervisorError(Exception):
-    """The service cannot start; one clear sentence."""
+    """The service cannot start. The message is one sentence."""
 
 
 class Worker:
@@ -75,17 +75,17 @@ class Worker:
         delay_s: float,
         core: int | None,
     ) -> None:
-        """`delay_s`: the pause before another replaces it when it dies young. `core`: the one
-        that it runs on, None for any."""
-        # One byte that the worker writes and the supervisor reads.
-        self._found: Any = context.RawValue("B", 0)
+        """`delay_s`: the delay before it is replaced when it dies young. `core`: the core to pin it
+        to, or None."""
+        # Shared memory that the worker writes and the supervisor reads.
+        self._readiness: Any = context.RawValue("B", 0)
         self.process = context.Process(
-            target=run_worker, args=(settings, read_settings, self._found, core), name=name
+            target=run_worker, args=(settings, read_settings, self._readiness, core), name=name
         )
         self.core = core
         self.delay_s = delay_s
         self.retired = False
-        """Whether it is to end, so that nobody wonders when it does."""
+        """Whether its end is intended: then it is neither an error nor replaced."""
         self.ended = asyncio.Event()
         loop = asyncio.get_running_loop()
         self._started_s = loop.time()
@@ -95,8 +95,8 @@ class Worker:
 
     @property
     def readiness(self) -> Readiness:
-        """What it last found."""
-        return Readiness(0) if self.ended.is_set() else Readiness(self._found.value)
+        """The readiness that it reported last."""
+        return Readiness(0) if self.ended.is_set() else Readiness(self._readiness.value)
 
     @property
     def age_s(self) -> float:
@@ -104,7 +104,7 @@ class Worker:
         return asyncio.get_running_loop().time() - self._started_s
 
     def signal(self, number: signal.Signals) -> None:
-        """Sends it a signal, if it still lives."""
+        """Send it a signal, if it still runs."""
         if not self.ended.is_set() and self.process.pid is not None:
             os.kill(self.process.pid, number)
 
@@ -118,7 +118,7 @@ class Supervisor:
     """Keeps `settings.workers` workers running until SIGTERM or SIGINT."""
 
     def __init__(self, settings: Settings, read_settings: Callable[[], Settings]) -> None:
-        """`read_settings` reads them again; it is called in the workers as well."""
+        """`read_settings` reads them again. Workers call it as well."""
         self._settings = settings
         self._read_settings = read_settings
         self._context: ForkServerContext = multiprocessing.get_context("forkserver")
@@ -129,15 +129,15 @@ class Supervisor:
         self._log = structlog.get_logger("coupon_service.process.supervisor")
 
     async def run(self) -> None:
-        """Returns when all workers have ended. Raises SupervisorError when it cannot start."""
+        """Run until all workers have ended. Raises SupervisorError when it cannot start."""
         with ExitStack() as stack:
             self._folder = Path(
                 stack.enter_context(tempfile.TemporaryDirectory(prefix="coupon-metrics-"))
             )
-            # prometheus_client looks for it when it is imported, here and where workers come from.
+            # prometheus_client reads it at import, here and in the fork server.
             os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(self._folder)
-            # glibc gives each thread of gRPC a heap of its own, whose gaps make the memory of a
-            # worker grow as connections come and go.
+            # glibc gives each thread of gRPC a heap of its own. Their fragmentation makes the
+            # memory of a worker grow as connections come and go.
             os.environ.setdefault("MALLOC_ARENA_MAX", "2")
             with signals_blocked():
                 self._context.set_forkserver_preload(["coupon_service.process.worker"])
@@ -160,7 +160,7 @@ class Supervisor:
             self._log.info("stopped")
 
     def _counted(self) -> Workers:
-        """The workers, for the metrics. Called from other threads."""
+        """The workers, for the metrics. Called in threads of the metrics server."""
         from coupon_service.telemetry.multiprocess import Workers  # noqa: PLC0415
 
         workers = [it for it in tuple(self._workers) if not it.ended.is_set()]
@@ -176,8 +176,8 @@ class Supervisor:
         loop.add_signal_handler(signal.SIGUSR2, self._restart)
 
     def _open_ports(self, stack: ExitStack) -> None:
-        """Keeps the port of the workers, and serves the metrics. Raises SupervisorError."""
-        # Only now, since prometheus_client looks for its folder when it is imported.
+        """Reserve the port of the workers, and serve the metrics. Raises SupervisorError."""
+        # Imported only now, since prometheus_client reads its folder at import.
         from coupon_service.telemetry.metrics_http import (  # noqa: PLC0415
             MetricsServerError,
             serve_metrics,
@@ -204,7 +204,7 @@ class Supervisor:
         self._log.info("starting", port=port, workers=settings.workers, metrics_port=metrics.port)
 
     def _readiness(self) -> list[Readiness]:
-        """What the workers that live have found. Called from the threads of the metrics."""
+        """The readiness of the live workers. Called in threads of the metrics server."""
         return [worker.readiness for worker in tuple(self._workers) if not worker.ended.is_set()]
 
     def _start(self, delay_s: float) -> Worker:
@@ -218,7 +218,7 @@ class Supervisor:
         return worker
 
     async def _watch(self, worker: Worker) -> None:
-        """Until the worker has ended; another replaces it unless it was to end."""
+        """Wait for the end of the worker, and replace it unless it was retired."""
         await worker.ended.wait()
         self._workers.remove(worker)
         if worker.process.pid is not None:
@@ -234,18 +234,18 @@ class Supervisor:
             self._start(delay_s)
 
     async def _end(self, worker: Worker, number: signal.Signals) -> None:
-        """Ends a worker: by SIGTERM, or by SIGUSR2 when another has taken over."""
+        """Stop a worker: by SIGTERM, or by SIGUSR2 when another has replaced it."""
         worker.retired = True
         worker.signal(number)
         settings = self._settings
-        patience_s = (settings.drain_grace_ms + settings.shutdown_timeout_ms) / 1000
-        if not await _set_within(patience_s + STOP_MARGIN_S, worker.ended):
+        timeout_s = (settings.drain_grace_ms + settings.shutdown_timeout_ms) / 1000
+        if not await _set_within(timeout_s + STOP_MARGIN_S, worker.ended):
             self._log.error("worker does not stop and is killed", pid=worker.process.pid)
             worker.signal(signal.SIGKILL)
             await worker.ended.wait()
 
     def _reload(self) -> None:
-        """On SIGHUP."""
+        """Handle SIGHUP."""
         if (settings := self._read_again()) is not None:
             self._settings = self._settings.model_copy(update={"log_level": settings.log_level})
             configure_logging(settings.log_level, settings.log_format)
@@ -253,7 +253,7 @@ class Supervisor:
                 worker.signal(signal.SIGHUP)
 
     def _restart(self) -> None:
-        """On SIGUSR2."""
+        """Handle SIGUSR2."""
         if self._restarting is not None and not self._restarting.done():
             self._log.warning("a restart is under way")
         elif not self._stopping.is_set() and (settings := self._read_again()) is not None:
@@ -262,13 +262,13 @@ class Supervisor:
             self._restarting = self._tasks.create_task(self._replace_all())
 
     async def _replace_all(self) -> None:
-        """Replaces the workers one by one; each new one serves before an old one goes."""
+        """Replace the workers one by one: each new worker serves before the old one stops."""
         for number, old in enumerate(tuple(self._workers)):
             if number > 0:
                 await asyncio.sleep(REPLACE_PAUSE_S)
             if old.ended.is_set():
-                continue  # and its replacement has the new settings
-            old.retired = True  # its replacement is starting already, should it die now
+                continue  # its replacement already has the new settings
+            old.retired = True  # should it die now, its replacement is already starting
             new = self._start(RESTART_DELAY_S)
             if await _serves(new):
                 self._log.info("worker replaced", pid=old.process.pid, by=new.process.pid)
@@ -289,18 +289,18 @@ class Supervisor:
 
 
 async def _serves(worker: Worker) -> bool:
-    """Whether the worker serves, in time."""
+    """Whether the worker serves within SERVE_TIMEOUT_S."""
     loop = asyncio.get_running_loop()
-    ends = loop.time() + SERVE_TIMEOUT_S
+    deadline_s = loop.time() + SERVE_TIMEOUT_S
     while not worker.readiness & Readiness.SERVING:
-        if worker.ended.is_set() or loop.time() > ends:
+        if worker.ended.is_set() or loop.time() > deadline_s:
             return False
-        await asyncio.sleep(0.02)  # nothing wakes us up when the byte changes
+        await asyncio.sleep(0.02)  # a change of shared memory wakes no one
     return True
 
 
 async def _set_within(seconds: float, event: asyncio.Event) -> bool:
-    """Whether the event is set in time."""
+    """Whether the event is set within `seconds`."""
     try:
         await asyncio.wait_for(event.wait(), seconds)
     except TimeoutError:
@@ -310,10 +310,10 @@ async def _set_within(seconds: float, event: asyncio.Event) -> bool:
 
 @contextmanager
 def signals_blocked() -> Generator[None]:
-    """Processes that are started meanwhile do not get these signals before they ask for them.
+    """Processes that are started inside the block inherit these signals as blocked.
 
-    Whoever signals the whole group, as a service manager does, would end the process that workers
-    are forked from, and with it a worker that has not yet said what to do at a signal.
+    A service manager signals the whole process group. That would kill the fork server, and a worker
+    that has not installed its handlers yet.
     """
     before = signal.pthread_sigmask(
         signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2)
@@ -325,10 +325,10 @@ def signals_blocked() -> Generator[None]:
 
 
 def reserve_port(host: str, port: int) -> socket.socket:
-    """A socket that keeps the port, 0 for a free one, without taking connections.
+    """A socket that reserves the port, 0 for a free one, without accepting connections.
 
-    Raises SupervisorError when somebody listens there: gRPC would not notice, since its ports can
-    be shared, and two services would take turns.
+    Raises SupervisorError when another process listens there. gRPC would not notice, since its
+    ports are shared by SO_REUSEPORT, and connections would go to either service.
     """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
@@ -349,9 +349,9 @@ def reserve_port(host: str, port: int) -> socket.socket:
 
 
 def run_worker(
-    settings: Settings, read_settings: Callable[[], Settings], found: Any, core: int | None
+    settings: Settings, read_settings: Callable[[], Settings], reported: Any, core: int | None
 ) -> None:
-    """The main function of a worker process. `found` is its byte, `core` where it runs."""
+    """The main function of a worker process. `reported`: its byte of shared memory."""
     import uvloop  # noqa: PLC0415
 
     from coupon_service.process.worker import work  # noqa: PLC0415
@@ -362,7 +362,7 @@ def run_worker(
     configure_logging(settings.log_level, settings.log_format)
 
     def readiness_changed(readiness: Readiness) -> None:
-        found.value = readiness
+        reported.value = readiness
 
     parent = multiprocessing.parent_process()
     orphaned = parent.sentinel if parent is not None else None

@@ -1,4 +1,4 @@
-"""What a worker process does: serves until it is stopped, or cannot go on."""
+"""A worker process: it serves until it is stopped or fails."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
-from coupon_service.process.scheduling import hold_back_other_threads
+from coupon_service.process.scheduling import lower_other_threads
 from coupon_service.server import Server, ServerError
 from coupon_service.settings import Settings, SettingsError
 from coupon_service.telemetry.readiness import Readiness
@@ -24,11 +24,11 @@ async def work(
     readiness_changed: Callable[[Readiness], None],
     orphaned: int | None,
 ) -> None:
-    """Runs one of several workers until SIGTERM, or until the supervisor is gone.
+    """Run one of several workers until SIGTERM, or until the supervisor has died.
 
-    SIGUSR2 says that another worker has taken over; at SIGHUP it reloads from `read_settings`.
-    `orphaned`: a descriptor that becomes readable when the supervisor, which serves the metrics, is
-    gone. Raises ServerError when it cannot start or go on.
+    SIGUSR2 means that another worker has replaced it. On SIGHUP it reloads from `read_settings`.
+    `orphaned`: a descriptor that becomes readable when the supervisor, which serves the metrics,
+    dies. Raises ServerError when it cannot start or continue.
     """
     loop = asyncio.get_running_loop()
     stopped, replaced = asyncio.Event(), asyncio.Event()
@@ -41,16 +41,16 @@ async def work(
         try:
             server.reload(read_settings())
         except SettingsError:
-            return  # the supervisor logs it
+            return  # the supervisor has logged it
 
     loop.add_signal_handler(signal.SIGTERM, stopped.set)
     loop.add_signal_handler(signal.SIGUSR2, replaced.set)
     loop.add_signal_handler(signal.SIGHUP, reload)
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # they may have come before
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # blocked until now, and may be pending
     if orphaned is not None:
         loop.add_reader(orphaned, stopped.set)
     await server.start()
-    hold_back_other_threads()
+    lower_other_threads()
     try:
         await _until_stopped(server, stopped, replaced)
     finally:
@@ -59,11 +59,11 @@ async def work(
 
 
 async def _until_stopped(server: Server, stopped: asyncio.Event, replaced: asyncio.Event) -> None:
-    """Stops the server at a signal, or when it failed. Raises ServerError then."""
-    # What has been made so far stays. An RPC leaves six objects of grpc.aio (1.85) that only the
-    # collector can free. Those of RPCs that it found open grow old, and go when it visits the old
-    # objects as well: every hundredth time, since there are few. So it holds up calls for a
-    # millisecond or two, after some 1,700 of them.
+    """Stop the server on a signal, or when it failed. Raises ServerError then."""
+    # Frozen objects are never scanned: those that exist by now live as long as the process. Each
+    # RPC leaves six objects of grpc.aio (1.85) in reference cycles, which only the collector frees.
+    # Those of RPCs in flight during a collection are promoted, and freed when the oldest generation
+    # is scanned: at every hundredth collection, since it holds little.
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 10, 10)

@@ -1,4 +1,4 @@
-"""Which core a worker runs on."""
+"""CPU affinity of workers and priorities of their threads."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from coupon_service.process.scheduling import core_for
 CORES = sorted(os.sched_getaffinity(0))
 
 
-def test_each_worker_has_a_core_of_its_own_when_there_are_as_many() -> None:
+def test_each_worker_gets_its_own_core_with_as_many_cores() -> None:
     taken: list[int | None] = []
     for _ in CORES:
         taken.append(core_for(len(CORES), taken))
     assert sorted(it for it in taken if it is not None) == CORES
 
 
-def test_a_worker_gets_the_core_of_the_one_it_replaces() -> None:
+def test_replacement_gets_the_core_of_the_old_worker() -> None:
     remaining = CORES[1:]
     assert core_for(len(CORES), remaining) == CORES[0]
 
 
 @pytest.mark.parametrize("workers", [len(CORES) - 1, len(CORES) + 1])
-def test_otherwise_the_system_chooses(workers: int) -> None:
+def test_no_core_with_more_or_fewer_workers_than_cores(workers: int) -> None:
     assert core_for(workers, []) is None
 
 
-def test_threads_that_are_made_later_stay_on_the_core_and_give_way() -> None:
+def test_later_threads_inherit_core_and_policy() -> None:
     program = f"""
 import os, threading
 from coupon_service.process.scheduling import run_on
@@ -48,18 +48,16 @@ thread.join()
 
 
 @pytest.mark.parametrize(("cores", "nice"), [(CORES[:1], 10), (CORES[:2], 0)])
-def test_other_threads_give_way_to_this_one_where_they_share_a_core(
-    cores: list[int], nice: int
-) -> None:
+def test_other_threads_get_a_lower_priority_on_a_shared_core(cores: list[int], nice: int) -> None:
     program = f"""
 import os, threading
-from coupon_service.process.scheduling import hold_back_other_threads
+from coupon_service.process.scheduling import lower_other_threads
 os.sched_setaffinity(0, {cores})
 done = threading.Event()
 thread = threading.Thread(target=done.wait)
 thread.start()
 before = os.getpriority(os.PRIO_PROCESS, 0)
-hold_back_other_threads()
+lower_other_threads()
 print(os.getpriority(os.PRIO_PROCESS, thread.native_id) == min(before + {nice}, 19))
 print(os.getpriority(os.PRIO_PROCESS, 0) == before)
 done.set()
