@@ -117,7 +117,7 @@ class Settings(BaseSettings):
     )
     calls_max: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
         10_000,
-        description="Calls in flight in each worker at most; more are OVERLOADED at once.",
+        description="Calls in flight in each worker at most; more are refused with OVERLOADED.",
     )
     connections_max: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
         5_000,
@@ -206,7 +206,8 @@ class Settings(BaseSettings):
         " PostgreSQL is far away.",
     )
     queue_max_size: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
-        10_000, description="Commands queued in each worker at most; more are OVERLOADED at once."
+        10_000,
+        description="Commands queued in each worker at most; more are refused with OVERLOADED.",
     )
 
     redis_url: RedisUrl = Field(
