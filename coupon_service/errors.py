@@ -1,8 +1,8 @@
-"""Every reason the service gives for not doing what it was asked: one class a reason.
+"""Errors of the service: one class for each reason.
 
-A class carries what a program needs (``metadata``); ``rpc/status.py`` holds the one table that
-turns a class into a gRPC status, and the ``ErrorReason`` enum of the proto names the same reasons.
-The docstring of a class says when it is raised, and is its message unless a better one is given.
+An error carries details for programs in ``metadata``. ``rpc/status.py`` holds the one table that
+maps classes to gRPC statuses, and the ``ErrorReason`` enum of the contract names the same reasons.
+The docstring of a class says when it is raised, and is its message where none is given.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ class CouponServiceError(Exception):
 
     @property
     def message(self) -> str:
-        """What happened, for people."""
+        """A description for people."""
         return str(self.args[0])
 
 
 @cache
 def reason_name(kind: type[CouponServiceError]) -> str:
-    """The reason of a class of errors, as ErrorReason names it: CODE_LOCKED for CodeLocked."""
+    """The name of a class in ErrorReason: CODE_LOCKED for CodeLocked."""
     return re.sub(r"(?<!^)(?=[A-Z])", "_", kind.__name__).upper()
 
 
@@ -55,7 +55,7 @@ class RedemptionNotFound(CouponServiceError):
     """No such redemption."""
 
 
-# --- failed precondition: the rules say no ------------------------------------------------------
+# --- failed precondition: the rules refuse it ---------------------------------------------------
 
 
 class Refusal(CouponServiceError):
@@ -107,7 +107,7 @@ class CodeNotAssignedToUser(Refusal):
 
 
 class CodeLocked(Refusal):
-    """The code is locked for someone else. Metadata ``retry_after_ms``: the time left."""
+    """The code is locked for another user. Metadata ``retry_after_ms``: the time left."""
 
 
 class LockRequired(Refusal):
@@ -123,7 +123,7 @@ class LockTokenMismatch(Refusal):
 
 
 class LockLimitExceeded(Refusal):
-    """The lock has been extended, or the user holds locks, as often as is allowed."""
+    """The lock has reached its limit of extensions, or the user the limit of live locks."""
 
 
 class OrderBelowMinimum(Refusal):
@@ -151,18 +151,18 @@ class CodeSpaceExhausted(Refusal):
 
 
 class InvalidStateTransition(Refusal):
-    """The state it is in does not allow the change."""
+    """The current state does not allow the change."""
 
 
 # --- already exists -----------------------------------------------------------------------------
 
 
 class CodeAlreadyAssigned(CouponServiceError):
-    """The code is assigned, and cannot be assigned once more."""
+    """The code is already assigned, and allows no further assignment."""
 
 
 class DuplicateCode(CouponServiceError):
-    """The code exists."""
+    """The code already exists."""
 
 
 # --- invalid argument ---------------------------------------------------------------------------
@@ -170,14 +170,14 @@ class DuplicateCode(CouponServiceError):
 
 @dataclass(frozen=True, slots=True)
 class FieldViolation:
-    """A bad field: its path in the request, and what was expected of it."""
+    """An invalid field: its path in the request, and the value that was expected."""
 
     field: str
     description: str
 
 
 class InvalidArgument(CouponServiceError):
-    """The request has bad fields; ``violations`` names each of them."""
+    """The request has invalid fields; ``violations`` names each of them."""
 
     def __init__(self, violations: tuple[FieldViolation, ...]) -> None:
         super().__init__("; ".join(f"{v.field}: {v.description}" for v in violations))
@@ -185,14 +185,14 @@ class InvalidArgument(CouponServiceError):
 
 
 class CodeChecksumInvalid(CouponServiceError):
-    """The check character of the code does not fit: it was mistyped."""
+    """The check character of the code does not match: the code was mistyped."""
 
 
 class RequestIdReused(CouponServiceError):
     """This request_id was used before with other parameters."""
 
 
-# --- aborted: a retry is safe -------------------------------------------------------------------
+# --- aborted: nothing was changed, retry --------------------------------------------------------
 
 
 class ConcurrentModification(CouponServiceError):
@@ -211,10 +211,10 @@ class RateLimited(CouponServiceError):
 
 
 class Overloaded(CouponServiceError):
-    """The service has more to do than it can keep up with; nothing was changed. Try again."""
+    """The service is overloaded; nothing was changed. Try again."""
 
 
-# --- who may ------------------------------------------------------------------------------------
+# --- authentication and authorization -----------------------------------------------------------
 
 
 class Unauthenticated(CouponServiceError):
@@ -225,7 +225,7 @@ class PermissionDenied(CouponServiceError):
     """The caller's roles do not allow it."""
 
 
-# --- what the service depends on ----------------------------------------------------------------
+# --- dependencies -------------------------------------------------------------------------------
 
 
 class DatabaseUnavailable(CouponServiceError):
@@ -233,7 +233,7 @@ class DatabaseUnavailable(CouponServiceError):
 
 
 class LocksUnavailable(CouponServiceError):
-    """Redis cannot be reached, so that no lock can be taken or looked at."""
+    """Redis cannot be reached, so that locks can be neither acquired nor checked."""
 
 
 class DeadlineExceeded(CouponServiceError):
