@@ -1,7 +1,7 @@
-"""What the service speaks about: books, codes, assignments, ledger events, commands, outcomes.
+"""The domain model: books, codes, assignments, ledger events, commands, outcomes.
 
-Everything here is a value: frozen, free of I/O, compared by content. Money is in minor units, times
-are aware datetimes in UTC.
+All classes are values: frozen, free of I/O, compared by content. Money is in minor units, times are
+aware datetimes in UTC.
 """
 
 from coupon_service.model.books import (

@@ -1,4 +1,4 @@
-"""Coupon books and what they give."""
+"""Coupon books, their discounts, limits and counts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Money:
 
 @value
 class PercentOff:
-    """A share of the order, in basis points (1/100 %), with an optional cap (0 = none)."""
+    """A share of the order amount, in basis points (1/100 %), with an optional cap (0 = none)."""
 
     basis_points: int
     max_discount_minor: int
@@ -29,14 +29,14 @@ class PercentOff:
 
 @value
 class AmountOff:
-    """A fixed amount, never more than the order."""
+    """A fixed amount, capped at the order amount."""
 
     amount_minor: int
 
 
 @value
 class Benefit:
-    """Something that is not computed here."""
+    """A benefit that the caller applies, such as a gift: no amount is computed."""
 
     description: str
 

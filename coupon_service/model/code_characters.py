@@ -1,13 +1,13 @@
-"""Which characters people type codes with: Unicode 14.0.0, frozen.
+"""Characters of codes, from Unicode 14.0.0, frozen.
 
-A code is a key for as long as its rows live, so what it is made of must not change with the Python
-that reads it. These tables hold every character that takes part; any other, and with that every one
-that a later Unicode adds, is refused before Python's own tables are asked. What Python does with
-these (composing, decomposing and folding case) Unicode has promised to leave as it is.
+A code is a key for as long as its rows exist, so its normalised form must not change with the
+version of Python. These tables list all characters that are accepted; any other, and so every
+character that a later Unicode adds, is refused before Python's own tables are used. Composition,
+decomposition and case folding of the listed characters are stable by Unicode's policy.
 
 14.0.0 is the version of the oldest Python that the service runs on (3.11).
 
-Source: `unicodedata` of that version, sorted out by `tests/support/unicode_classes.py`, which also
+Source: `unicodedata` of that version, classified by `tests/support/unicode_classes.py`, which also
 writes this file; https://www.unicode.org/policies/stability_policy.html.
 """
 
@@ -18,9 +18,9 @@ from typing import Final
 UNICODE_VERSION: Final = "14.0.0"
 
 # Code points in hexadecimal, and ranges of them.
-# LETTERS: letters and digits of any script, and what is made of them (a circled A).
-# MARKS: what stands on, under or behind a letter and belongs to it.
-# LEFT_OUT: spaces, dashes, quotes, other punctuation and signs, and what is there and not seen.
+# LETTERS: letters and digits of any script, and compatibility forms of them (a circled A).
+# MARKS: combining marks.
+# LEFT_OUT: spaces, dashes, quotes, other punctuation and signs, and invisible characters.
 
 # --- tables
 

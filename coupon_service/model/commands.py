@@ -1,4 +1,4 @@
-"""What is asked for: one value for each change that a caller can wish for."""
+"""Commands: one class for each change that a caller can request."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from coupon_service.model.values import value
 
 @value
 class Call:
-    """Who asks, from where, and what the caller named the attempt.
+    """The caller, its address, and the `request_id` of the attempt.
 
-    `business_id` is the one the caller's token names; empty: the caller may see every business.
-    `deadline`, in seconds of time.perf_counter: a command that has not begun by then is dropped.
-    `end_user`: the caller is a user, whose user_id is `caller`, and is told of codes that it cannot
-    use no more than of codes that do not exist.
+    `business_id`: the business of the caller's token; empty: the caller may see every business.
+    `deadline`, in seconds of time.perf_counter: a command that has not started by then is dropped.
+    `end_user`: the caller is a user, whose user_id is `caller`. Codes that it cannot use are
+    indistinguishable from codes that do not exist.
     """
 
     caller: str
@@ -37,7 +37,7 @@ class Call:
 
 @value
 class LockClaims:
-    """What a lock token proves. `expire_ms`: milliseconds since 1970."""
+    """The claims of a verified lock token. `expire_ms`: milliseconds since 1970."""
 
     lock_id: UUID
     code: str
@@ -49,11 +49,11 @@ class LockClaims:
 
 @value
 class Lease:
-    """What Redis said of the permit that a redemption or lock needs.
+    """The answer of Redis about the permit that a redemption or lock needs.
 
     `permits_taken` counts the live permits of the code, this one included; 0 when this one was
-    counted when the lock was taken. `gone`: the lock of the token was released or used.
-    `held_lock_id`: the user's own lock, which a redemption without token uses up; it ends at
+    counted as its lock was acquired. `gone`: the lock of the token was released or used.
+    `held_lock_id`: the user's own lock, which a redemption without token uses up; it expires at
     `held_expire_ms` (since 1970).
     """
 
@@ -98,8 +98,8 @@ class Rollback:
 class Lock:
     """Record the lock `lock_id`, for which Redis granted a permit until `expire_time`.
 
-    `event_id` names the attempt; `lock_id` differs from it when the user held a lock before.
-    `ttl_ms`: the lifetime that is requested, if any.
+    `event_id` identifies the attempt; `lock_id` differs from it when the user already held a lock.
+    `ttl_ms`: the requested lifetime, if any.
     """
 
     call: Call
@@ -119,7 +119,7 @@ class Lock:
 class ChangeLock:
     """Extend, release or expire the lock `lock_id`: `type` says which.
 
-    `expire_time` is the new one of an extension, `extensions_max` how many there may be.
+    `expire_time`: the new one of an extension. `extensions_max`: the limit of extensions.
     """
 
     call: Call
@@ -195,12 +195,12 @@ class CommandGroup:
 
     @property
     def size(self) -> int:
-        """Of how many commands it is."""
+        """The number of commands."""
         return len(self.commands)
 
     @property
     def deadline(self) -> float | None:
-        """When the last of its callers stops waiting, in seconds of time.perf_counter."""
+        """The latest deadline of its commands, in seconds of time.perf_counter."""
         latest = 0.0
         for command in self.commands:
             deadline = command.call.deadline

@@ -1,4 +1,4 @@
-"""What commands are decided on, and what comes of it."""
+"""Input and results of decisions: the loaded state, outcomes, and the rows to write."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ class Done:
 
 @value
 class LeaseNeeded:
-    """Nothing speaks against it, but the book has locking: come again with a permit of Redis.
+    """The rules allow the command, but the book has locking: decide again with a permit of Redis.
 
-    `uses_left`: of the code, as far as PostgreSQL knows; None without a limit.
+    `uses_left`: remaining uses of the code, as of PostgreSQL; None without a limit.
     """
 
     book: Book
@@ -45,10 +45,10 @@ Outcome = Done | LeaseNeeded | CouponServiceError
 
 
 def done_of(outcome: Outcome) -> Done:
-    """The outcome of a command that was carried out.
+    """The outcome as Done.
 
-    Raises the error of one that was refused, and Contention for one that would need a permit once
-    more, which happens only while the lock policy of its book is changing.
+    Raises the error of a refused command. Raises Contention for LeaseNeeded, which a decision with
+    a permit returns only while the lock policy of the book changes.
     """
     if isinstance(outcome, Done):
         return outcome
@@ -57,14 +57,14 @@ def done_of(outcome: Outcome) -> Done:
 
 @dataclass(slots=True)
 class State:
-    """What a batch of commands is decided on; the decision works on it in place.
+    """The rows that a batch of commands is decided on. The decision updates it in place.
 
-    Holds just what the commands touch: a missing key means that there is no such row.
-    `users` has the books that count users, `totals` those with a limit for all redemptions.
-    `candidates` are locked, available codes of a book for AssignRandom; `candidates_contended` the
-    books where more are available but were locked by others. `fences` are unused fencing numbers.
-    `hidden`: codes, each with an end user who could not use it when it was loaded; what a decision
-    on it would need besides was not loaded.
+    Holds the rows that the commands touch: a missing key means that there is no such row.
+    `users`: counts in books that limit users. `totals`: redemptions of books that limit them.
+    `candidates`: locked, available codes of a book for AssignRandom. `candidates_contended`: books
+    with more available codes, which other transactions had locked. `fences`: unused fencing
+    numbers. `hidden`: codes with an end user who could not use them when they were loaded; no
+    further rows of them were loaded.
     """
 
     codes: dict[str, Code] = field(default_factory=dict[str, Code])
@@ -89,10 +89,10 @@ class State:
 
 @value
 class WriteSet:
-    """What a decision changes, table by table, as it is written.
+    """The changes of a decision, table by table.
 
-    Codes, assignments, users and totals hold the row as it is afterwards and the row as it was
-    (None: new); what is added to a counter is their difference.
+    Codes, assignments, users and totals hold the row before (None: new) and the row after; counters
+    are changed by their difference.
     """
 
     codes: Mapping[str, tuple[Code, Code]]

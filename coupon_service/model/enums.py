@@ -1,4 +1,4 @@
-"""States, policies and types of events. The numbers are those of the proto and the database."""
+"""States, policies and event types. The numbers are those of the contract and the database."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from enum import IntEnum
 
 
 class BookState(IntEnum):
-    """State of a book. From SCHEDULED on derived, never stored."""
+    """State of a book. SCHEDULED, EXPIRED and EXHAUSTED are derived, never stored."""
 
     DRAFT = 1
     ACTIVE = 2
@@ -29,9 +29,9 @@ class CodeState(IntEnum):
 
 
 class AssignmentState(IntEnum):
-    """State of the link between user and code.
+    """State of the assignment of a code to a user.
 
-    UNASSIGNED is a bearer's: the code was never given to the user, the link only counts.
+    UNASSIGNED: a bearer redeemed the code, and the row only counts redemptions.
     """
 
     UNASSIGNED = 0
@@ -65,7 +65,7 @@ class LockState(IntEnum):
 
 
 class StockLevel(IntEnum):
-    """How much a book has left, by its threshold."""
+    """What a book has left, compared with its threshold."""
 
     ENOUGH = 1
     LOW = 2

@@ -1,4 +1,4 @@
-"""What names an attempt for ever, and which bucket a row is in."""
+"""Ids of attempts, which never change, and buckets of rows."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from coupon_service.model.enums import EventType
 
 
 def event_id(bucket: int, event: EventType, *parts: object) -> UUID:
-    """The id of the ledger row of an attempt: the same attempt has the same id, for ever.
+    """The id of the ledger row of an attempt. The same attempt always has the same id.
 
-    A hash of what names the attempt (caller, request_id, resource), so that the primary key of the
-    ledger is what makes every change happen once, and so that an id leads to its bucket: the first
-    byte is the bucket, the rest a UUID of version 8 (RFC 9562).
+    It is a hash of what identifies the attempt (caller, request_id, resource), so that the primary
+    key of the ledger makes every change happen at most once. The first byte is the bucket of the
+    row, the rest a UUID of version 8 (RFC 9562).
     """
     text = "\x1f".join((event.name, *map(str, parts)))
     digest = bytearray(blake2b(text.encode(), digest_size=16).digest())
@@ -26,7 +26,7 @@ def event_id(bucket: int, event: EventType, *parts: object) -> UUID:
 
 
 def bucket_of_event(event: UUID) -> int:
-    """The bucket an event id leads to. Any number 0-255 for ids that are not ours."""
+    """The bucket of an event id. For a foreign id it is any number from 0 to 255."""
     return event.bytes[0]
 
 
@@ -36,16 +36,16 @@ def rollback_id(redemption_id: UUID) -> UUID:
 
 
 def fingerprint(*parameters: object) -> int:
-    """A signed 64-bit hash of the parameters of a call, to tell a repeat from a reuse."""
+    """A signed 64-bit hash of a call's parameters, which detects a reused request_id."""
     text = "\x1f".join(map(str, parameters))
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big", signed=True)
 
 
 def bucket_of_book(book_id: UUID) -> int:
-    """The bucket of ledger rows that are about a book as a whole."""
+    """The bucket of ledger rows of a book as a whole."""
     return bucket_of(f"books/{book_id}")
 
 
 def bucket_of_user(user_id: str) -> int:
-    """The bucket of a user's counts; a user_id may have any letters, a code has not."""
+    """The bucket of a user's counts. A user_id is any text, so it needs a hash of its own."""
     return crc32(user_id.encode()) % BUCKETS

@@ -1,4 +1,4 @@
-"""What people type and paste, as the code that is stored and looked up. Pure."""
+"""Normalization of typed and pasted codes. Pure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ CODE_LENGTH_MAX: Final = 64
 """The longest normalised code, in characters."""
 
 TYPED_CODE_LENGTH_MAX: Final = 128
-"""The longest text that is read as a code, in characters."""
+"""The longest text that is accepted as a code, in characters."""
 
 EXPECTED: Final = (
     f"expected 1 to {CODE_LENGTH_MAX} letters or digits;"
@@ -20,27 +20,27 @@ EXPECTED: Final = (
 )
 
 NO_CODE: Final = "?"
-"""Stands for a text that cannot be a code. It is not normalised, so that no code equals it."""
+"""Replaces a text that cannot be a code. It is not a normalised code, so that no code equals it."""
 
 ROUNDS_MAX: Final = 8
-"""How often a text is folded until it stays itself: three times, as far as is known."""
+"""Limit of rounds until folding reaches a fixed point. All known texts need three or fewer."""
 
 
 class CodeTooLong(ValueError):
-    """The text, or what is left of it, is longer than a code can be."""
+    """The text, or its normalised form, is too long for a code."""
 
 
 def normalize_code(text: str) -> str:
-    """The code that is stored and looked up, for what a person typed or pasted.
+    """The normalised form of a code that a person typed or pasted, which is stored and looked up.
 
-    The same for every spelling: compatibility forms are made plain and composed (NFKC), letters
-    become upper-case, and spaces, dashes, quotes, signs such as % and whatever cannot be seen are
-    left out. Letters and digits of any script stay. A normalised code is its own normalised form.
-    The result never depends on the version of Python: see `code_characters.py`.
+    It is the same for every spelling: compatibility forms become plain and composed (NFKC), letters
+    become upper-case, and spaces, dashes, quotes, signs such as % and invisible characters are left
+    out. Letters and digits of any script stay. Normalization is idempotent. The result never
+    depends on the version of Python: see `code_characters.py`.
 
     Raises:
-        CodeTooLong: more than 128 characters, or more than 64 that count.
-        ValueError: it cannot be a code, or nothing of it is left. The message says what was
+        CodeTooLong: more than 128 characters, or more than 64 in the normalised form.
+        ValueError: it cannot be a code, or its normalised form is empty. The message says what was
             expected, without the text itself.
     """
     if not text.isascii():
@@ -56,7 +56,7 @@ def normalize_code(text: str) -> str:
 
 
 def is_code(text: str) -> bool:
-    """Whether there can be such a code."""
+    """Whether the text can be a code."""
     try:
         normalize_code(text)
     except ValueError:
@@ -69,7 +69,7 @@ def _refusal(text: str) -> ValueError:
 
 
 def _normalize_any_script(text: str) -> str:
-    if len(text) > TYPED_CODE_LENGTH_MAX:  # first: composing takes the square of the length
+    if len(text) > TYPED_CODE_LENGTH_MAX:  # checked first: composing is quadratic in the length
         raise _refusal(text)
     code, before = text, ""
     for _ in range(ROUNDS_MAX):
@@ -87,15 +87,15 @@ def _normalize_any_script(text: str) -> str:
 
 
 def _folded(text: str) -> str:
-    """One round. Canonically equal texts are made the same first, so that they stay so."""
+    """One round. Starts with NFC, so that canonically equal texts have the same result."""
     kept = "".join(it for it in composed("NFC", text) if _kind(it) != _SIGN)
     upper = "".join(map(_upper, composed("NFKC", kept).casefold()))
-    # Who types in Turkish means the same letter by the capital with a dot as by the small one.
+    # In Turkish the capital I with a dot is the upper case of the plain small i.
     return composed("NFKC", upper).replace("\N{LATIN CAPITAL LETTER I WITH DOT ABOVE}", "I")
 
 
 def _upper(character: str) -> str:
-    """Upper-case as of the frozen version: a capital that came later does not count."""
+    """The upper case by the frozen version, which ignores capitals that later versions added."""
     upper = character.upper()
     return character if _UNKNOWN in _kinds(upper) else upper
 
@@ -117,7 +117,7 @@ def _kind(character: str) -> str:
 
 
 def _runs() -> dict[int, str]:
-    """The kinds of all characters: at which code point a run of which kind begins."""
+    """The kinds of all characters: the first code point of each run, and its kind."""
     tables = ((LETTERS, _LETTER), (MARKS, _MARK), (LEFT_OUT, _SIGN))
     kinds: dict[int, str] = {}
     ends: set[int] = {0}

@@ -1,4 +1,4 @@
-"""Rows: codes, assignments, counts, events of the ledger; and locks, which events tell of."""
+"""Rows: codes, assignments, counts, ledger events, and locks, which derive from events."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Assignment:
 
 @value
 class UserCounts:
-    """What one user has done in one book; kept where the book limits it."""
+    """Counts of one user in one book, kept where the book limits them."""
 
     redemptions: int = 0
     assignments: int = 0
@@ -45,10 +45,10 @@ class UserCounts:
 
 @value
 class Event:
-    """A row of redemption_audit; also what a repeat of the call is answered from.
+    """A row of redemption_audit, from which a repeat of the call is answered as well.
 
-    `state_before` and `state_after` are numbers of BookState or CodeState, by the type of the
-    event. `metadata` is JSON text.
+    `state_before` and `state_after` are values of BookState or CodeState, depending on `type`.
+    `metadata` is JSON text.
     """
 
     event_id: UUID
@@ -81,7 +81,7 @@ class Event:
 
 @value
 class LockView:
-    """A lock as its ledger events tell it."""
+    """A lock, derived from its ledger events."""
 
     lock_id: UUID
     code: str

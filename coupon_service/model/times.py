@@ -1,4 +1,4 @@
-"""Times as Redis and lock tokens have them: milliseconds since 1970."""
+"""Conversion of times to and from milliseconds since 1970, as in Redis and lock tokens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What makes a class a value."""
+"""The decorator of value classes."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ def value(
 ) -> type[T] | Callable[[type[T]], type[T]]:
     """A frozen dataclass with slots, compared and hashed by content.
 
-    Only the type checker keeps it frozen. Python would do so by assigning every field through
-    `object.__setattr__`, which multiplies the cost of making one, and a redemption makes seven.
+    Only the type checker keeps it frozen. At runtime dataclasses would assign each field through
+    `object.__setattr__`, which makes construction several times slower, and each redemption
+    constructs several values.
     """
     make = dataclass(slots=True, unsafe_hash=True, kw_only=kw_only)
     return make if cls is None else make(cls)
