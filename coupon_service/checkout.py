@@ -36,7 +36,6 @@ from coupon_service.model import (
     Lease,
     LeaseNeeded,
     LockClaims,
-    LockPolicy,
     Money,
     Outcome,
     Redeem,
@@ -46,6 +45,7 @@ from coupon_service.model import (
 from coupon_service.rules import (
     find_code,
     is_hidden,
+    may_be_locked,
     order_discount,
     redemption_refusals,
     refuse_all,
@@ -105,7 +105,7 @@ class Checkout:
         if is_hidden(command, code, book, state, self._now()):
             return Validation([CodeNotFound()])
         unknown: list[CouponServiceError] = []
-        if book.lock_policy is not LockPolicy.OFF:
+        if may_be_locked(book, self._now()):
             try:
                 command = await self._peek_lease(command)
             except LocksUnavailable as error:
@@ -233,7 +233,7 @@ class Checkout:
             i
             for i, outcome in enumerate(outcomes)
             if isinstance(outcome, LeaseNeeded)
-            and outcome.book.lock_policy is not LockPolicy.OFF
+            and may_be_locked(outcome.book, self._now())
             and commands[i].lease is None
         ]
         attempts = [uuid4() for _ in needed]

@@ -220,7 +220,8 @@ class Server:
             wiring.transient_ttl_ms(settings),
             now,
         )
-        books, chunks = Books(self._database, now), CodeChunks(self._database, now)
+        books = Books(self._database, now, wiring.lock_limits(settings).life_max_ms)
+        chunks = CodeChunks(self._database, now)
         handler.add(
             coupon_book_service_pb2_grpc.add_CouponBookServiceServicer_to_server,
             CouponBookServicer(books, page_tokens, now),

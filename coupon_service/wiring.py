@@ -90,5 +90,5 @@ def token_secrets(settings: Settings) -> list[bytes]:
 
 
 def transient_ttl_ms(settings: Settings) -> int:
-    """How long a redemption without a lock keeps its place: as long as it can take."""
+    """How long a redemption without a lock keeps its permit: as long as it can take."""
     return settings.default_deadline_ms + settings.statement_timeout_ms

@@ -25,6 +25,11 @@ class LockLimits:
     extensions_max: int
     locks_per_user_max: int
 
+    @property
+    def life_max_ms(self) -> int:
+        """The longest that a lock which is granted now keeps its permit."""
+        return self.ttl_max_ms + self.grace_ms
+
     def granted_ms(self, requested_ms: int | None, book: Book) -> int:
         """The lifetime that is granted: what was requested or the default, within book and
         server."""

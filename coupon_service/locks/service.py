@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from datetime import datetime
 from functools import partial
 from uuid import UUID
 
@@ -26,9 +27,9 @@ from coupon_service.model import (
     CommandGroup,
     EventType,
     Lock,
-    LockPolicy,
     LockView,
 )
+from coupon_service.rules import may_be_locked
 
 
 class LockService:
@@ -108,13 +109,13 @@ class LockService:
         last = page[-1][0] if len(found) > page_size else None
         return [view for _, view in page], last and (*last.key, last.expire_ms)
 
-    async def locked_out(self, codes: Sequence[tuple[Code, Book]]) -> set[str]:
+    async def locked_out(self, codes: Sequence[tuple[Code, Book]], now: datetime) -> set[str]:
         """The codes whose every remaining use is locked. None of them while Redis is away."""
         open_codes = [
             (code, left)
             for code, book in codes
             if book.limits.max_redemptions_per_code
-            and book.lock_policy is not LockPolicy.OFF
+            and may_be_locked(book, now)
             and (left := book.limits.max_redemptions_per_code - code.redemptions) > 0
         ]
         try:

@@ -67,7 +67,11 @@ class BookLimits:
 
 @value
 class Book:
-    """A coupon book as stored. Lock lifetimes of 0 mean the server's."""
+    """A coupon book as stored. Lock lifetimes of 0 mean the server's.
+
+    `locks_until`: locks that were granted before locking was switched off may be held until then;
+    None where it is on, or was never on.
+    """
 
     book_id: UUID
     business_id: str
@@ -91,6 +95,7 @@ class Book:
     metadata: str | None = None
     low_threshold: int = 0
     version: int = 1
+    locks_until: datetime | None = None
 
 
 @value

@@ -11,6 +11,7 @@ from coupon_service.rules.derived_states import (
     effective_book_state,
     effective_code_state,
     lock_view,
+    may_be_locked,
     order_discount,
 )
 from coupon_service.rules.refusals import find_code, is_hidden, redemption_refusals
@@ -26,6 +27,7 @@ __all__ = [
     "find_code",
     "is_hidden",
     "lock_view",
+    "may_be_locked",
     "order_discount",
     "redemption_refusals",
     "refuse_all",

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, replace
+from datetime import datetime
 from typing import Any, Final
 
 from coupon_service.errors import FieldViolation, InvalidArgument, InvalidStateTransition
-from coupon_service.model import Benefit, Book, BookLimits, BookState, EventType
+from coupon_service.model import Benefit, Book, BookLimits, BookState, EventType, LockPolicy
 
 TRANSITIONS: Final[Mapping[EventType, tuple[frozenset[BookState], BookState]]] = {
     EventType.BOOK_ACTIVATED: (
@@ -52,8 +53,10 @@ def check_repeat(book: Book, event: EventType) -> None:
         )
 
 
-def updated(book: Book, changes: Mapping[str, Any]) -> Book:
+def updated(book: Book, changes: Mapping[str, Any], locks_until: datetime) -> Book:
     """The book with other values of the fields (of Book) that `changes` names.
+
+    `locks_until`: when every lock is over that is held now.
 
     Raises:
         InvalidStateTransition: the book's state does not allow it; metadata `state`, and `field`
@@ -65,6 +68,9 @@ def updated(book: Book, changes: Mapping[str, Any]) -> Book:
             "The coupon book is CLOSED and cannot be changed.", state=book.state.name
         )
     after = replace(book, **changes)
+    if after.lock_policy is not book.lock_policy:
+        held = after.lock_policy is LockPolicy.OFF and book.state is not BookState.DRAFT
+        after = replace(after, locks_until=locks_until if held else None)
     if book.state is not BookState.DRAFT:
         for field, reason in _fixed_by_use(book, after):
             raise InvalidStateTransition(f"{field}: {reason}", state=book.state.name, field=field)

@@ -17,6 +17,7 @@ from coupon_service.model import (
     CodeState,
     Event,
     EventType,
+    LockPolicy,
     LockState,
     LockView,
     Money,
@@ -47,6 +48,16 @@ def effective_book_state(book: Book, redemptions: int | None, now: datetime) -> 
     if limit and redemptions is not None and redemptions >= limit:
         return BookState.EXHAUSTED
     return book.state
+
+
+def may_be_locked(book: Book, now: datetime) -> bool:
+    """Whether somebody may hold a lock on a code of the book, which redemptions have to mind.
+
+    After locking was switched off nobody gets a new one, but those who hold one keep it.
+    """
+    return book.lock_policy is not LockPolicy.OFF or (
+        book.locks_until is not None and now < book.locks_until
+    )
 
 
 def code_state(redemptions: int, assignments: int, limit: int) -> CodeState:

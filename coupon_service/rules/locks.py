@@ -35,7 +35,7 @@ def lock(command: Lock, code: Code, book: Book, draft: Draft) -> Outcome:
     if held is not None:
         return _lock_held(command, held, code, book, draft)
     if book.lock_policy is LockPolicy.OFF:
-        return InvalidStateTransition("The coupon book has locking off.", state="LOCK_POLICY_OFF")
+        return _locking_off()
     refusal = redemption_refusal(command, code, book, draft)
     if refusal is not None:
         return refusal
@@ -58,6 +58,10 @@ def lock(command: Lock, code: Code, book: Book, draft: Draft) -> Outcome:
     if not first:
         _answer_with(event, command, code, draft)
     return Done(event, book, code, lock=lock_view([event], draft.now))
+
+
+def _locking_off() -> InvalidStateTransition:
+    return InvalidStateTransition("The coupon book has locking off.", state="LOCK_POLICY_OFF")
 
 
 def _lock_held(command: Lock, held: Event, code: Code, book: Book, draft: Draft) -> Outcome:
@@ -100,6 +104,8 @@ def change_lock(command: ChangeLock, code: Code, book: Book, draft: Draft) -> Ou
     if view.state is not expected:
         return LockExpired(state=view.state.name)
     if command.type is EventType.LOCK_EXTENDED:
+        if book.lock_policy is LockPolicy.OFF:
+            return _locking_off()
         limit = command.extensions_max
         if sum(it.type is EventType.LOCK_EXTENDED for it in history) >= limit:
             return LockLimitExceeded(

@@ -15,13 +15,17 @@ from coupon_service.model import (
     Event,
     EventType,
     LeaseNeeded,
-    LockPolicy,
     LockState,
     Outcome,
     Redeem,
     Rollback,
 )
-from coupon_service.rules.derived_states import assignment_state, discount_of, lock_view
+from coupon_service.rules.derived_states import (
+    assignment_state,
+    discount_of,
+    lock_view,
+    may_be_locked,
+)
 from coupon_service.rules.draft import Draft
 from coupon_service.rules.refusals import redemption_refusal
 
@@ -31,7 +35,7 @@ def redeem(command: Redeem, code: Code, book: Book, draft: Draft) -> Outcome:
     refusal = redemption_refusal(command, code, book, draft)
     if refusal is not None:
         return refusal
-    if command.lease is None and book.lock_policy is not LockPolicy.OFF:
+    if command.lease is None and may_be_locked(book, draft.now):
         return LeaseNeeded(book)
 
     after = draft.count_code(code, book, redemptions=1)

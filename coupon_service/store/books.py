@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Final, LiteralString
 from uuid import UUID
 
@@ -46,9 +46,13 @@ class Books:
     Everything here raises Contention, DatabaseUnavailable or Overloaded as Database does.
     """
 
-    def __init__(self, database: Database, now: Callable[[], datetime]) -> None:
+    def __init__(
+        self, database: Database, now: Callable[[], datetime], lock_life_ms: int = 0
+    ) -> None:
+        """`lock_life_ms`: the greatest time of a lock, grace included."""
         self._database = database
         self._now = now
+        self._lock_life = timedelta(milliseconds=lock_life_ms)
 
     async def create(
         self, book: Book, call: Call, event_id: UUID, fingerprint: int
@@ -119,7 +123,7 @@ class Books:
         return await self._change(
             book_id,
             EventType.BOOK_UPDATED,
-            lambda book: book_updates.updated(book, changes),
+            lambda book: book_updates.updated(book, changes, self._now() + self._lock_life),
             etag_version=etag_version,
             call=call,
             fingerprint=fingerprint,

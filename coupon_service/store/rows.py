@@ -102,6 +102,7 @@ BOOKS: Final = Columns[Book](
     Column("metadata", "jsonb"),
     Column("low_threshold", "bigint"),
     Column("version", "integer"),
+    Column("locks_until", "timestamptz"),
 )
 
 book_from_row: Final = BOOKS.reader(Book)

@@ -111,7 +111,10 @@ class _LockPolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_LockPolicy
     LOCK_POLICY_OPTIONAL: _LockPolicy.ValueType  # 2
     """RedeemCode works with and without one, and never passes somebody else's lock."""
     LOCK_POLICY_OFF: _LockPolicy.ValueType  # 3
-    """LockCode is refused (INVALID_STATE_TRANSITION); redemptions do not depend on Redis."""
+    """LockCode and ExtendLock are refused (INVALID_STATE_TRANSITION); redemptions do not depend on
+    Redis. When locking is switched off, redemptions are as with OPTIONAL until every lock that is
+    held then is over, at the latest the greatest time of a lock and its grace later.
+    """
 
 class LockPolicy(_LockPolicy, metaclass=_LockPolicyEnumTypeWrapper):
     """Whether codes of a book are locked before they are redeemed."""
@@ -123,7 +126,10 @@ LOCK_POLICY_REQUIRED: LockPolicy.ValueType  # 1
 LOCK_POLICY_OPTIONAL: LockPolicy.ValueType  # 2
 """RedeemCode works with and without one, and never passes somebody else's lock."""
 LOCK_POLICY_OFF: LockPolicy.ValueType  # 3
-"""LockCode is refused (INVALID_STATE_TRANSITION); redemptions do not depend on Redis."""
+"""LockCode and ExtendLock are refused (INVALID_STATE_TRANSITION); redemptions do not depend on
+Redis. When locking is switched off, redemptions are as with OPTIONAL until every lock that is
+held then is over, at the latest the greatest time of a lock and its grace later.
+"""
 Global___LockPolicy: _TypeAlias = LockPolicy  # noqa: Y015
 
 @_typing.final

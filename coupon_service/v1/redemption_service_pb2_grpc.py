@@ -142,9 +142,9 @@ class RedemptionServiceServicer:
 
     def ExtendLock(self, request, context):
         """Gives a lock a new expiry, `ttl` from now, never earlier than it had. LOCK_EXPIRED,
-        LOCK_TOKEN_MISMATCH, LOCK_LIMIT_EXCEEDED (3 times by default), LOCKS_UNAVAILABLE. The old token
-        keeps its old expiry; use the new one. A repeat returns the lock as it is now; LOCK_EXPIRED when
-        it is over, with its `state`.
+        LOCK_TOKEN_MISMATCH, LOCK_LIMIT_EXCEEDED (3 times by default), INVALID_STATE_TRANSITION when the
+        book has locking off, LOCKS_UNAVAILABLE. The old token keeps its old expiry; use the new one. A
+        repeat returns the lock as it is now; LOCK_EXPIRED when it is over, with its `state`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

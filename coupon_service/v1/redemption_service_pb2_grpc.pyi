@@ -61,9 +61,9 @@ class RedemptionServiceStub:
     """
     ExtendLock: _grpc.UnaryUnaryMultiCallable[_redemption_service_pb2.ExtendLockRequest, _redemption_service_pb2.ExtendLockResponse]
     """Gives a lock a new expiry, `ttl` from now, never earlier than it had. LOCK_EXPIRED,
-    LOCK_TOKEN_MISMATCH, LOCK_LIMIT_EXCEEDED (3 times by default), LOCKS_UNAVAILABLE. The old token
-    keeps its old expiry; use the new one. A repeat returns the lock as it is now; LOCK_EXPIRED when
-    it is over, with its `state`.
+    LOCK_TOKEN_MISMATCH, LOCK_LIMIT_EXCEEDED (3 times by default), INVALID_STATE_TRANSITION when the
+    book has locking off, LOCKS_UNAVAILABLE. The old token keeps its old expiry; use the new one. A
+    repeat returns the lock as it is now; LOCK_EXPIRED when it is over, with its `state`.
     """
     UnlockCode: _grpc.UnaryUnaryMultiCallable[_redemption_service_pb2.UnlockCodeRequest, _redemption_service_pb2.UnlockCodeResponse]
     """Ends a lock before its time. LOCK_NOT_FOUND, LOCK_EXPIRED (it ended otherwise),
@@ -135,9 +135,9 @@ class RedemptionServiceAsyncStub(RedemptionServiceStub):
     """
     ExtendLock: _aio.UnaryUnaryMultiCallable[_redemption_service_pb2.ExtendLockRequest, _redemption_service_pb2.ExtendLockResponse]  # type: ignore[assignment]
     """Gives a lock a new expiry, `ttl` from now, never earlier than it had. LOCK_EXPIRED,
-    LOCK_TOKEN_MISMATCH, LOCK_LIMIT_EXCEEDED (3 times by default), LOCKS_UNAVAILABLE. The old token
-    keeps its old expiry; use the new one. A repeat returns the lock as it is now; LOCK_EXPIRED when
-    it is over, with its `state`.
+    LOCK_TOKEN_MISMATCH, LOCK_LIMIT_EXCEEDED (3 times by default), INVALID_STATE_TRANSITION when the
+    book has locking off, LOCKS_UNAVAILABLE. The old token keeps its old expiry; use the new one. A
+    repeat returns the lock as it is now; LOCK_EXPIRED when it is over, with its `state`.
     """
     UnlockCode: _aio.UnaryUnaryMultiCallable[_redemption_service_pb2.UnlockCodeRequest, _redemption_service_pb2.UnlockCodeResponse]  # type: ignore[assignment]
     """Ends a lock before its time. LOCK_NOT_FOUND, LOCK_EXPIRED (it ended otherwise),
@@ -224,9 +224,9 @@ class RedemptionServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_redemption_service_pb2.ExtendLockResponse, _abc.Awaitable[_redemption_service_pb2.ExtendLockResponse]]:
         """Gives a lock a new expiry, `ttl` from now, never earlier than it had. LOCK_EXPIRED,
-        LOCK_TOKEN_MISMATCH, LOCK_LIMIT_EXCEEDED (3 times by default), LOCKS_UNAVAILABLE. The old token
-        keeps its old expiry; use the new one. A repeat returns the lock as it is now; LOCK_EXPIRED when
-        it is over, with its `state`.
+        LOCK_TOKEN_MISMATCH, LOCK_LIMIT_EXCEEDED (3 times by default), INVALID_STATE_TRANSITION when the
+        book has locking off, LOCKS_UNAVAILABLE. The old token keeps its old expiry; use the new one. A
+        repeat returns the lock as it is now; LOCK_EXPIRED when it is over, with its `state`.
         """
 
     @_abc_1.abstractmethod

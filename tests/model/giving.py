@@ -133,7 +133,12 @@ class Giving(Told):
                     raise No(
                         "INVALID_STATE_TRANSITION", state=book["state"], field=f"limits.{name}"
                     )
-            return values
+            policy = values.get("lock_policy", book["lock_policy"])
+            if policy == book["lock_policy"]:
+                return values
+            held = policy == "OFF" and book["state"] != "DRAFT"
+            life = self.ttl_max + self.grace
+            return {**values, "_locks_until": self.now + life if held else 0}
 
         told = {"fields": sorted(values)}
         return self.change(

@@ -161,6 +161,8 @@ class World(Giving):
             return again
         if self.lock_state(lock) != "HELD":
             raise No("LOCK_EXPIRED", state=self.lock_state(lock))
+        if self.books[lock.message["book_id"]]["lock_policy"] == "OFF":
+            raise No("INVALID_STATE_TRANSITION", state="LOCK_POLICY_OFF")
         if lock.extensions >= self.extensions_max:
             raise No("LOCK_LIMIT_EXCEEDED", limit=self.extensions_max)
         if self.now >= token.expire:
@@ -224,7 +226,7 @@ class World(Giving):
             and shown.end in ("RELEASED", "REDEEMED")
             and (shown.message["code"], shown.message["user_id"]) == (item.code, item.user)
         )
-        seen = book["lock_policy"] != "OFF" and not (item.token and (own or gone))
+        seen = self.locking(book) and not (item.token and (own or gone))
         if seen and left and len(others) >= left:
             problems.append(self._locked(others))
         return {
@@ -275,7 +277,7 @@ class World(Giving):
             return again
         for no in self.why_not(item.code, item.user, book, item):
             raise no
-        if item.token is None and book["lock_policy"] != "OFF":
+        if item.token is None and self.locking(book):
             if beside is None:
                 return PERMIT
             others, left = self._others(item.code, item.user), self.left(item.code)
@@ -298,7 +300,7 @@ class World(Giving):
 
     def _use(self, item: Item, book: Message) -> Message:
         code, before, token = item.code, self.state(item.code), item.token
-        own = self._own(code, item.user) if book["lock_policy"] != "OFF" else None
+        own = self._own(code, item.user) if self.locking(book) else None
         if own and self.lock_state(own) != "HELD":
             own = None
         used = self.locks[token.lock] if token else own

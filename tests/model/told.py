@@ -153,6 +153,10 @@ class Told:
             and it.message["expire_time"] + self.grace > self.now
         ]
 
+    def locking(self, book: Message) -> bool:
+        """Whether redemptions mind locks: also when locking was switched off a moment ago."""
+        return book["lock_policy"] != "OFF" or self.now < book.get("_locks_until", 0)
+
     def lock_state(self, lock: Lock) -> str:
         """HELD, or how it ended."""
         return lock.end or ("HELD" if self.now < lock.message["expire_time"] else "EXPIRED")
@@ -194,7 +198,7 @@ class Told:
             return state
         if any(0 < it <= self.now for it in (book["end_time"], end)):
             return "EXPIRED"
-        locking = locks and left is not None and book["lock_policy"] != "OFF"
+        locking = locks and left is not None and self.locking(book)
         return "LOCKED" if locking and len(self.permits(code)) >= (left or 0) else state
 
     def assignment_message(self, code: str, user: str) -> Message:

@@ -93,6 +93,7 @@ class Using(Issuing):
         ends = [it.message["expire_time"] for it in world.locks]
         ends += [end + world.grace for end in ends]
         ends += [book[name] for book in world.books.values() for name in TIMES]
+        ends += [book.get("_locks_until", 0) for book in world.books.values()]
         ends += [link.given.get("expire_time", 0) for link in world.links.values()]
         ahead = sorted(it for it in ends if it > world.now + 2)
         if ahead and edge <= 2:

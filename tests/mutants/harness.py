@@ -21,7 +21,7 @@ import psycopg
 import redis
 from model.clock import Clock, clocked_server
 from model.programs import Programs
-from support.calls import ALL_OR_NOTHING, batch, item, outcomes_of, tried
+from support.calls import ALL_OR_NOTHING, batch, item, outcomes_of, tried, update
 from support.hanging_commits import hanging_commits
 from support.invariants import assert_adds_up
 from support.service import (
@@ -345,6 +345,16 @@ def lock_followed_by_another(it: Stack) -> None:
             go_on.set()
         assert late_call.result() == "LOCK_EXPIRED"
         assert tried(lambda: api.redeem(code, "user", lock_token=newer.lock_token)) == "OK"
+
+
+def lock_when_locking_is_switched_off(it: Stack) -> None:
+    """Locks that were granted before locking was switched off still keep others out."""
+    api = it.apis[0]
+    code = api.code(lock_policy=books.LOCK_POLICY_OPTIONAL)
+    held = api.lock(code, "user")
+    update(it.apis[1], held.lock.book_id, lock_policy=books.LOCK_POLICY_OFF)
+    assert tried(lambda: api.redeem(code, "another")) == "CODE_LOCKED"
+    api.redeem(code, "user", lock_token=held.lock_token)
 
 
 def repeated_unlock(it: Stack) -> None:

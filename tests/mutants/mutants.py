@@ -28,7 +28,7 @@ from coupon_service.leases import commands, leases
 from coupon_service.locks import acquire
 from coupon_service.locks import token as lock_token
 from coupon_service.locks.token import verify
-from coupon_service.model import Rollback, normalization
+from coupon_service.model import LockPolicy, Rollback, normalization
 from coupon_service.rules import decision, refusals, repeats
 from coupon_service.rules import locks as lock_rules
 from coupon_service.rules import redemptions as redeeming
@@ -255,6 +255,15 @@ def assignments_not_told_apart() -> Planted:
         return assignment.state
 
     return mock.patch.object(repeats, "_state_since", state)
+
+
+def policy_off_forgets_locks() -> Planted:
+    """A book whose locking is switched off has no locks."""
+
+    def locking(book: Any, _: object) -> bool:
+        return book.lock_policy is not LockPolicy.OFF
+
+    return mock.patch.object(redeeming, "may_be_locked", locking)
 
 
 # --- how they are planted -----------------------------------------------------------------------

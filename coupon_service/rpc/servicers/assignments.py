@@ -76,8 +76,8 @@ class AssignmentServicer(AssignmentServiceServicer):
         coupons, end = await self._reads.user_coupons(
             user_id, book_id, current().business_id, state, page.size, page.after
         )
-        locked_out = await self._locks.locked_out([(code, book) for _, code, book in coupons])
         now = self._now()
+        locked_out = await self._locks.locked_out([(code, book) for _, code, book in coupons], now)
 
         def message(coupon: tuple[Assignment, Code, Book]) -> pb.UserCoupon:
             link, code, book = coupon

@@ -107,8 +107,9 @@ class CouponCodeServicer(CouponCodeServiceServicer):
     async def GetCode(self, request: pb.GetCodeRequest, context: Any) -> pb.GetCodeResponse:
         wanted, book_id = convert.read_get(request)
         code, book = await self._reads.code(wanted, book_id, current().business_id)
-        locked_out = code.code in await self._locks.locked_out([(code, book)])
-        state = effective_code_state(code, book, self._now(), locked_out=locked_out)
+        now = self._now()
+        locked_out = code.code in await self._locks.locked_out([(code, book)], now)
+        state = effective_code_state(code, book, now, locked_out=locked_out)
         return pb.GetCodeResponse(coupon_code=convert.code_message(code, book, state))
 
     async def ListCodes(self, request: pb.ListCodesRequest, context: Any) -> pb.ListCodesResponse:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -17,12 +18,14 @@ from coupon_service.model import (
     BookLimits,
     BookState,
     EventType,
+    LockPolicy,
     PercentOff,
 )
 from coupon_service.model.codes import CodeFormat
 from coupon_service.rules.book_updates import check_repeat, state_after, updated, violations
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
+LOCKS_UNTIL = NOW + timedelta(minutes=16)
 LIMITS = BookLimits(100, 5, 4, 3, 2)
 
 DRAFT, ACTIVE, PAUSED, CLOSED = (
@@ -43,6 +46,10 @@ def book(state: BookState = DRAFT, **fields: Any) -> Book:
         **fields,
     }
     return Book(book_id=UUID(int=1), business_id="bakery", name="spring", state=state, **values)
+
+
+def changed(before: Book, changes: Mapping[str, Any]) -> Book:
+    return updated(before, changes, LOCKS_UNTIL)
 
 
 @pytest.mark.parametrize(
@@ -86,9 +93,9 @@ def test_a_draft_can_be_changed_in_everything() -> None:
         "code_format": CodeFormat(length=20),
         "discount": PercentOff(1500, 0),
     }
-    assert updated(book(), changes) == replace(book(), **changes)
+    assert changed(book(), changes) == replace(book(), **changes)
     introduced = {"limits": LIMITS}
-    assert updated(book(limits=BookLimits()), introduced).limits == LIMITS
+    assert changed(book(limits=BookLimits()), introduced).limits == LIMITS
 
 
 @pytest.mark.parametrize("state", [ACTIVE, PAUSED])
@@ -111,7 +118,7 @@ def test_what_codes_were_made_and_used_by_is_fixed_once_a_book_was_active(
     state: BookState, field: str, changes: dict[str, Any]
 ) -> None:
     with pytest.raises(InvalidStateTransition) as refused:
-        updated(book(state), changes)
+        changed(book(state), changes)
     assert refused.value.metadata == {"state": state.name, "field": field}
 
 
@@ -123,7 +130,7 @@ def test_naming_a_fixed_field_without_changing_it_is_no_change() -> None:
         "code_format": CodeFormat(),
         "name": "May",
     }
-    assert updated(active, changes) == replace(active, name="May")
+    assert changed(active, changes) == replace(active, name="May")
 
 
 @pytest.mark.parametrize(
@@ -140,9 +147,9 @@ def test_a_limit_of_an_active_book_can_be_raised_lowered_and_lifted_but_not_intr
 ) -> None:
     for value in (1000, 1, 0):
         limits = replace(LIMITS, **{limit: value})
-        assert updated(book(ACTIVE), {"limits": limits}).limits == limits
+        assert changed(book(ACTIVE), {"limits": limits}).limits == limits
     with pytest.raises(InvalidStateTransition) as refused:
-        updated(book(PAUSED, limits=replace(LIMITS, **{limit: 0})), {"limits": LIMITS})
+        changed(book(PAUSED, limits=replace(LIMITS, **{limit: 0})), {"limits": LIMITS})
     assert refused.value.metadata == {"state": "PAUSED", "field": f"limits.{limit}"}
 
 
@@ -169,14 +176,14 @@ def test_a_repeat_is_told_when_the_book_has_another_state_than_it_was_given(
 
 def test_a_closed_book_is_never_changed() -> None:
     with pytest.raises(InvalidStateTransition) as refused:
-        updated(book(CLOSED), {"name": "May"})
+        changed(book(CLOSED), {"name": "May"})
     assert refused.value.metadata == {"state": "CLOSED"}
 
 
 def test_the_fields_of_the_changed_book_have_to_go_together() -> None:
     window = book(start_time=NOW, end_time=NOW + timedelta(days=1))
     with pytest.raises(InvalidArgument) as refused:
-        updated(window, {"start_time": NOW + timedelta(days=1), "currency_code": ""})
+        changed(window, {"start_time": NOW + timedelta(days=1), "currency_code": ""})
     assert [it.field for it in refused.value.violations] == [
         "coupon_book.end_time",
         "coupon_book.currency_code",
@@ -195,3 +202,20 @@ def test_only_a_benefit_without_a_least_order_needs_no_currency() -> None:
     ]
     for fields in kinds:
         assert missing(**fields) == ["coupon_book.currency_code"]
+
+
+@pytest.mark.parametrize("before", [LockPolicy.OPTIONAL, LockPolicy.REQUIRED])
+@pytest.mark.parametrize("state", [ACTIVE, PAUSED])
+def test_locks_that_are_held_when_locking_is_switched_off_are_minded(
+    before: LockPolicy, state: BookState
+) -> None:
+    off = changed(book(state, lock_policy=before), {"lock_policy": LockPolicy.OFF})
+    assert off.locks_until == LOCKS_UNTIL
+    later = LOCKS_UNTIL + timedelta(minutes=1)
+    assert updated(off, {"lock_policy": LockPolicy.OFF}, later).locks_until == LOCKS_UNTIL
+    assert updated(off, {"name": "autumn"}, later).locks_until == LOCKS_UNTIL
+    assert updated(off, {"lock_policy": before}, later).locks_until is None
+
+
+def test_a_draft_has_no_locks_to_mind() -> None:
+    assert changed(book(DRAFT), {"lock_policy": LockPolicy.OFF}).locks_until is None

@@ -350,6 +350,14 @@ class TestExtend:
         assert type(error) is LockLimitExceeded
         assert error.metadata == {"limit": "2"}
 
+    def test_not_in_a_book_with_locking_off(self) -> None:
+        world = lockable()
+        locked = world.does(lock()).event
+        world.change_book(lock_policy=LockPolicy.OFF)
+        error = world.refuses(extend(locked, NOW + 2 * MINUTE))
+        assert type(error) is InvalidStateTransition
+        assert error.metadata == {"state": "LOCK_POLICY_OFF"}
+
     def test_its_repeat_is_answered_as_before(self) -> None:
         world = lockable()
         locked = world.does(lock()).event

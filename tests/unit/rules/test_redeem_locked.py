@@ -46,6 +46,15 @@ class TestPolicy:
         assert not world.asks_for_a_lease(redeem())
         world.does(redeem())
 
+    def test_locks_of_before_are_minded_until_they_are_over(self) -> None:
+        world = lockable()
+        world.change_book(lock_policy=LockPolicy.OFF, locks_until=NOW + MINUTE)
+        world.now = NOW + MINUTE - MOMENT
+        assert world.asks_for_a_lease(redeem())
+        assert type(world.refuses(redeem(lease=Lease(permits_taken=2)))) is CodeLocked
+        world.now += MOMENT
+        world.does(redeem())
+
     def test_a_token_is_still_good_when_locking_was_switched_off(self) -> None:
         world = lockable()
         locked = world.does(lock()).event
