@@ -195,15 +195,15 @@ def check_capacity(code_format: CodeFormat, existing: int, wanted: int) -> None:
     two tries a code at worst, and a guess stays unlikely to hit.
 
     Raises:
-        CodeSpaceExhausted: metadata ``capacity``, ``existing``, ``requested`` and ``max_codes``
-            (how many codes the format allows in all).
+        CodeSpaceExhausted: metadata ``capacity``, ``existing`` (those included that are being
+            made), ``requested`` and ``max_codes`` (how many codes the format allows in all).
     """
     capacity = code_format.capacity
     max_codes = capacity // 2
     if existing + wanted > max_codes:
         raise CodeSpaceExhausted(
             f"The code format allows {max_codes} codes (half of its {capacity} combinations);"
-            f" {existing} exist and {wanted} more were asked for."
+            f" {existing} exist or are being made, and {wanted} more were asked for."
             " A longer code or a larger alphabet allows more.",
             capacity=capacity,
             existing=existing,

@@ -30,6 +30,7 @@ from coupon_service.store.arrays import int_array, uuid_array
 from coupon_service.store.counters import select_stats
 from coupon_service.store.database import Database
 from coupon_service.store.events import insert_events, recorded_fingerprint
+from coupon_service.store.generations import drop_reserved
 from coupon_service.store.keyset import Position, page_of, time_and_id, time_position
 from coupon_service.store.pipeline import Connection
 from coupon_service.store.rows import BOOKS, book_from_row
@@ -199,6 +200,8 @@ class Books:
             await update_book(connection, after)
             if after.limits.max_redemptions != before.limits.max_redemptions:
                 await keep_total(connection, after)
+            if after.code_format != before.code_format:
+                await drop_reserved(connection, book_id)
             event = _event(
                 event_type,
                 attempt,

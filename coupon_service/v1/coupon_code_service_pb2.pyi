@@ -160,7 +160,7 @@ class PreviewCodesRequest(_message.Message):
     count: _builtins.int
     """How many codes are wanted: 1-10^9."""
     book_id: _builtins.str
-    """A book whose codes count as used already. Optional."""
+    """A book whose codes, also those that are being made, count as used already. Optional."""
     sample_count: _builtins.int
     """How many samples: 0-100, 5 when 0."""
     @_builtins.property

@@ -107,7 +107,11 @@ class CouponCodeServiceServicer:
         progress after each. When the connection breaks, call again with the same `request_id` and
         `count`: it goes on after the last committed chunk. Resource of the request_id: the book.
         CODE_SPACE_EXHAUSTED at once when the book would then use more than half of all codes the
-        format has; INVALID_STATE_TRANSITION when the book is CLOSED.
+        format has: the whole count is reserved when the call begins, so that what other calls have
+        begun counts as well. When nobody goes on with a broken call for an hour it is given up: what
+        is missing is free for others, and going on reserves it anew. CONTENTION when a call was given
+        up while it stalled, or the format was changed; INVALID_STATE_TRANSITION when the book is
+        CLOSED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -48,7 +48,11 @@ class CouponCodeServiceStub:
     progress after each. When the connection breaks, call again with the same `request_id` and
     `count`: it goes on after the last committed chunk. Resource of the request_id: the book.
     CODE_SPACE_EXHAUSTED at once when the book would then use more than half of all codes the
-    format has; INVALID_STATE_TRANSITION when the book is CLOSED.
+    format has: the whole count is reserved when the call begins, so that what other calls have
+    begun counts as well. When nobody goes on with a broken call for an hour it is given up: what
+    is missing is free for others, and going on reserves it anew. CONTENTION when a call was given
+    up while it stalled, or the format was changed; INVALID_STATE_TRANSITION when the book is
+    CLOSED.
     """
     ImportCodes: _grpc.StreamStreamMultiCallable[_coupon_code_service_pb2.ImportCodesRequest, _coupon_code_service_pb2.ImportCodesResponse]
     """Uploads codes. The first message is the header, each further one a chunk; each chunk is
@@ -93,7 +97,11 @@ class CouponCodeServiceAsyncStub(CouponCodeServiceStub):
     progress after each. When the connection breaks, call again with the same `request_id` and
     `count`: it goes on after the last committed chunk. Resource of the request_id: the book.
     CODE_SPACE_EXHAUSTED at once when the book would then use more than half of all codes the
-    format has; INVALID_STATE_TRANSITION when the book is CLOSED.
+    format has: the whole count is reserved when the call begins, so that what other calls have
+    begun counts as well. When nobody goes on with a broken call for an hour it is given up: what
+    is missing is free for others, and going on reserves it anew. CONTENTION when a call was given
+    up while it stalled, or the format was changed; INVALID_STATE_TRANSITION when the book is
+    CLOSED.
     """
     ImportCodes: _aio.StreamStreamMultiCallable[_coupon_code_service_pb2.ImportCodesRequest, _coupon_code_service_pb2.ImportCodesResponse]  # type: ignore[assignment]
     """Uploads codes. The first message is the header, each further one a chunk; each chunk is
@@ -147,7 +155,11 @@ class CouponCodeServiceServicer(metaclass=_abc_1.ABCMeta):
         progress after each. When the connection breaks, call again with the same `request_id` and
         `count`: it goes on after the last committed chunk. Resource of the request_id: the book.
         CODE_SPACE_EXHAUSTED at once when the book would then use more than half of all codes the
-        format has; INVALID_STATE_TRANSITION when the book is CLOSED.
+        format has: the whole count is reserved when the call begins, so that what other calls have
+        begun counts as well. When nobody goes on with a broken call for an hour it is given up: what
+        is missing is free for others, and going on reserves it anew. CONTENTION when a call was given
+        up while it stalled, or the format was changed; INVALID_STATE_TRANSITION when the book is
+        CLOSED.
         """
 
     @_abc_1.abstractmethod

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 from unittest import mock
+from uuid import uuid4
 
 import grpc
 import psycopg
@@ -30,6 +31,7 @@ from support.service import (
     all_at_once,
     audit,
     books,
+    codes,
     new_codes,
     reason_of,
     redemptions,
@@ -132,6 +134,22 @@ def race_of_rollbacks(it: Stack) -> None:
         found = it.all_at_once(lambda api, _, of=redemption_id: api.rollback(of))
         it.conserved()
         assert found == ["ALREADY_ROLLED_BACK"] * (CALLERS - 1) + ["OK"], found
+
+
+def race_of_generations(it: Stack) -> None:
+    """However many make codes at once, half of the format stays free."""
+    form = books.CodeFormat(length=4, alphabet="AB", prefix=uuid4().hex[:12].upper())
+    book = it.apis[0].draft(code_format=form)
+
+    def generate(api: Api, _: int) -> object:
+        request = codes.GenerateCodesRequest(
+            book_id=book.book_id, count=2, request_id=unique("request")
+        )
+        return list(api.codes.GenerateCodes(request))
+
+    found = it.all_at_once(generate)
+    it.conserved()
+    assert found == ["CODE_SPACE_EXHAUSTED"] * (CALLERS - 4) + ["OK"] * 4, found
 
 
 def race_of_batches(it: Stack) -> None:

@@ -33,8 +33,8 @@ from coupon_service.rules import decision, refusals, repeats
 from coupon_service.rules import locks as lock_rules
 from coupon_service.rules import redemptions as redeeming
 from coupon_service.rules.draft import Draft
-from coupon_service.store import database
-from coupon_service.store.bulk import upload_rows
+from coupon_service.store import database, generations
+from coupon_service.store.bulk import chunks, upload_rows
 from coupon_service.store.commands import apply as applying
 from coupon_service.store.commands import executor as execute
 from coupon_service.store.commands import load as loading
@@ -103,6 +103,24 @@ def request_id_recorded_after_commit() -> Planted:
     return _all(
         mock.patch.object(execute, "apply", apply),
         mock.patch.object(execute.Executor, "execute", committed),
+    )
+
+
+def generation_reserved_without_a_lock() -> Planted:
+    """Those who begin to make codes at the same time do not wait for each other."""
+    select_book, codes_taken = chunks.select_book, generations.codes_taken
+
+    async def select(connection: Any, book_id: Any, business_id: Any, **_: Any) -> Any:
+        return await select_book(connection, book_id, business_id)
+
+    async def taken(connection: Any, book_id: Any) -> int:
+        counted = await codes_taken(connection, book_id)
+        await asyncio.sleep(BETWEEN_S)
+        return counted
+
+    return _all(
+        mock.patch.object(chunks, "select_book", select),
+        mock.patch.object(generations, "codes_taken", taken),
     )
 
 

@@ -54,8 +54,8 @@ class CouponCodeServicer(CouponCodeServiceServicer):
         preview = convert.read_preview(request)
         code_format, existing = preview.code_format or CodeFormat(), 0
         if preview.book_id is not None:
-            book, stats = await self._books.stats(preview.book_id, current().business_id)
-            code_format, existing = preview.code_format or book.code_format, stats.codes
+            book, existing = await self._chunks.taken(preview.book_id, current().business_id)
+            code_format = preview.code_format or book.code_format
         samples = generate(code_format, min(preview.samples, code_format.capacity // 2))
         problem = None
         try:

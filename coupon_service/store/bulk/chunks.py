@@ -32,7 +32,6 @@ from coupon_service.model import (
 from coupon_service.model.codes import (
     CodeFormat,
     bucket_of,
-    check_capacity,
     generate,
     sorted_by_key,
 )
@@ -58,6 +57,7 @@ from coupon_service.store.events import (
     recorded_fingerprint,
     select_events_by_id,
 )
+from coupon_service.store.generations import codes_taken, reserve_codes, use_reserved
 from coupon_service.store.pipeline import Connection
 
 LONGER_STATEMENTS: Final = "SET LOCAL statement_timeout = '30s'"
@@ -94,6 +94,11 @@ class _Request:
     def tag(self) -> int:
         """A signed 32-bit hash of what names the request."""
         return fingerprint(self.call.caller, self.call.request_id, self.book_id) >> 32
+
+    @property
+    def generation_id(self) -> UUID:
+        """The id under which a generation reserves its codes: that of its first chunk."""
+        return self.event_id(EventType.CODES_GENERATED, 0)
 
     def event_id(self, event: EventType, chunk: int) -> UUID:
         """The id of the ledger row of a chunk."""
@@ -135,22 +140,24 @@ class CodeChunks:
     ) -> AsyncGenerator[GenerateProgress]:
         """Makes `count` random codes in the book's format; yields how far it is after each chunk.
 
+        All of them are reserved when it begins, so that generations at the same time leave room for
+        each other, and this one does not fail half-way.
+
         Raises BookNotFound, RequestIdReused, InvalidStateTransition, CodeSpaceExhausted.
         """
         request = _Request(call, book_id, fingerprint(count))
         sizes = [min(GENERATED_CHUNK, count - done) for done in range(0, count, GENERATED_CHUNK)]
 
         async def begin(connection: Connection) -> tuple[Book, list[int]]:
-            book = await select_book(connection, book_id, call.business_id)
+            book = await select_book(connection, book_id, call.business_id, lock=True)
             missing = await _missing_chunks(connection, request, len(sizes))
             if missing:
                 _refuse_closed(book)
-                stats = await select_stats(connection, book_id)
-                done = count - sum(sizes[chunk] for chunk in missing)
-                check_capacity(book.code_format, stats.codes - done, count)
+                left = sum(sizes[chunk] for chunk in missing)
+                await reserve_codes(connection, book, request.generation_id, count, left)
             return book, missing
 
-        book, missing = await self._database.read("generate_codes", begin)
+        book, missing = await self._database.transaction("reserve_codes", begin)
         if not missing:
             yield GenerateProgress(count, count, replayed=True)
             return
@@ -167,6 +174,15 @@ class CodeChunks:
                     await self._commit_generated(request, chunk, made, copy=copy)
                 done += sizes[chunk]
                 yield GenerateProgress(done, count)
+
+    async def taken(self, book_id: UUID, business_id: str) -> tuple[Book, int]:
+        """The book, and how many codes it has or is getting. Raises BookNotFound."""
+
+        async def work(connection: Connection) -> tuple[Book, int]:
+            book = await select_book(connection, book_id, business_id)
+            return book, await codes_taken(connection, book_id)
+
+        return await self._database.read("codes_taken", work)
 
     async def _commit_generated(
         self, request: _Request, chunk: int, made: NewCodes, *, copy: bool
@@ -187,6 +203,7 @@ class CodeChunks:
                 await copy_codes(connection, made)
             else:
                 await _insert_or_replace(connection, book, request.tag, made.codes)
+            await use_reserved(connection, book.book_id, request.generation_id, count)
             added = BookStats(available=count)
             await add_to_counters(connection, (book.book_id, bucket_of(made.codes[0]), added))
 

@@ -11,6 +11,7 @@ from uuid import uuid4
 import pytest
 from google.protobuf.json_format import MessageToDict
 from grpc import StatusCode
+from support.calls import reason_or_ok
 from support.service import Api, all_at_once, books, codes, new_codes, refused, unique
 
 from coupon_service.v1.error_reason_pb2 import ERROR_REASON_CODE_SPACE_EXHAUSTED
@@ -207,6 +208,29 @@ def test_a_format_that_is_too_small_is_refused_at_once(api: Api) -> None:
     generate(api, book.book_id, 28)
     assert generate(api, book.book_id, 100, request_id)[-1].replayed
     assert len(set(codes_of(api, book.book_id))) == 128
+
+
+def test_calls_at_once_never_fill_a_format(api: Api) -> None:
+    form = books.CodeFormat(length=4, alphabet="AB", prefix=prefix())
+    book = api.draft(code_format=form)
+    results = all_at_once([lambda: generate(api, book.book_id, 4)] * 4)
+    assert sorted(map(reason_or_ok, results)) == ["CODE_SPACE_EXHAUSTED"] * 2 + ["OK"] * 2
+    assert api.stats(book.book_id).code_count == 8
+    assert not preview(api, 1, book_id=book.book_id).feasible
+
+
+def test_a_preview_counts_the_codes_that_are_being_made(api: Api) -> None:
+    form = books.CodeFormat(length=6, alphabet="ABCDEFGHIJ", prefix=prefix())
+    book = api.draft(code_format=form)
+    stream = api.codes.GenerateCodes(
+        codes.GenerateCodesRequest(
+            book_id=book.book_id, count=450_000, request_id=unique("request")
+        )
+    )
+    next(stream)
+    assert not preview(api, 50_001, book_id=book.book_id).feasible
+    assert preview(api, 50_000, book_id=book.book_id).feasible
+    stream.cancel()
 
 
 def test_books_that_share_a_format_share_no_code(api: Api) -> None:

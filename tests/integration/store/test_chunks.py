@@ -17,6 +17,7 @@ from coupon_service.errors import (
     BookNotFound,
     CodeChecksumInvalid,
     CodeSpaceExhausted,
+    Contention,
     DuplicateCode,
     InvalidArgument,
     InvalidStateTransition,
@@ -171,6 +172,137 @@ async def test_more_than_half_of_a_format_is_refused_at_once(store: Store) -> No
     await store.generate(book, 28, call("g2"))
     # Its own codes do not count against a repeat.
     assert (await store.generate(book, 28, call("g2")))[0].replayed
+    assert await store.assert_counted(book) == 128
+
+
+SMALL = CodeFormat(length=4, alphabet="ABCD")
+"""A format of which 128 codes may be used."""
+
+
+async def begin(store: Store, book: Book, count: int, call: Call) -> None:
+    """Makes the first chunk of a generation, and breaks it off."""
+    async with aclosing(store.chunks.generate(book.book_id, count, call)) as progress:
+        await anext(progress)
+
+
+async def give_up(store: Store) -> None:
+    """Lets time pass in which nobody goes on with a generation."""
+    await store.rows(
+        "UPDATE coupon_generations SET update_time = now() - interval '2 hours' RETURNING 1"
+    )
+
+
+async def test_of_generations_that_begin_at_once_only_those_are_made_that_fit(
+    store: Store, chunks_of_ten: None
+) -> None:
+    book = await make_book(store.books, code_format=SMALL)
+    answers = await asyncio.gather(
+        *(store.generate(book, 40, call(f"g{number}")) for number in range(4)),
+        return_exceptions=True,
+    )
+    refused = [it for it in answers if isinstance(it, CodeSpaceExhausted)]
+    assert len(refused) == 1
+    assert await store.assert_counted(book) == 120
+
+
+async def test_a_generation_reserves_all_of_its_codes_when_it_begins(
+    store: Store, chunks_of_ten: None
+) -> None:
+    book = await make_book(store.books, code_format=SMALL)
+    await begin(store, book, 100, call("g1"))
+    with pytest.raises(CodeSpaceExhausted) as refused:
+        await store.generate(book, 29, call("g2"))
+    assert refused.value.metadata["existing"] == "100"
+    await store.generate(book, 28, call("g2"))
+    await store.generate(book, 100, call("g1"))
+    assert await store.assert_counted(book) == 128
+    with pytest.raises(CodeSpaceExhausted):
+        await store.generate(book, 1, call("g3"))
+
+
+async def test_what_is_reserved_is_made_whatever_is_imported_meanwhile(
+    store: Store, chunks_of_ten: None
+) -> None:
+    book = await make_book(store.books, code_format=SMALL)
+    await begin(store, book, 100, call("g1"))
+    await store.chunks.import_chunk(book.book_id, 1, [f"X{n}" for n in range(30)], call("i"))
+    with pytest.raises(CodeSpaceExhausted):
+        await store.generate(book, 1, call("g2"))
+    await store.generate(book, 100, call("g1"))
+    assert await store.assert_counted(book) == 130
+
+
+async def test_a_generation_that_was_given_up_leaves_its_codes_to_others(
+    store: Store, chunks_of_ten: None
+) -> None:
+    book = await make_book(store.books, code_format=SMALL)
+    await begin(store, book, 100, call("g1"))
+    await give_up(store)
+    await store.generate(book, 28, call("g2"))
+    await store.generate(book, 40, call("g3"))
+    with pytest.raises(CodeSpaceExhausted) as refused:
+        await store.generate(book, 100, call("g1"))
+    assert refused.value.metadata["existing"] == "68"
+    assert await store.assert_counted(book) == 78
+
+
+async def test_a_generation_that_was_given_up_goes_on_where_there_is_room(
+    store: Store, chunks_of_ten: None
+) -> None:
+    book = await make_book(store.books, code_format=SMALL)
+    await begin(store, book, 100, call("g1"))
+    await give_up(store)
+    await store.generate(book, 28, call("g2"))
+    await store.generate(book, 100, call("g1"))
+    assert await store.assert_counted(book) == 128
+
+
+async def test_a_generation_whose_reservation_was_given_up_meanwhile_begins_anew(
+    store: Store, chunks_of_ten: None
+) -> None:
+    book = await make_book(store.books, code_format=SMALL)
+    stalled = store.chunks.generate(book.book_id, 100, call("g1"))
+    await anext(stalled)
+    await give_up(store)
+    await store.generate(book, 110, call("g2"))
+    with pytest.raises(Contention):
+        await anext(stalled)
+    with pytest.raises(CodeSpaceExhausted):
+        await store.generate(book, 100, call("g1"))
+    assert await store.assert_counted(book) == 120
+
+
+async def test_another_format_needs_another_reservation(store: Store, chunks_of_ten: None) -> None:
+    book = await make_book(store.books)
+    running = store.chunks.generate(book.book_id, 200, call("g"))
+    await anext(running)
+    await store.books.update(book.book_id, {"code_format": SMALL}, None, call("u"), 1)
+    with pytest.raises(Contention):
+        await anext(running)
+    with pytest.raises(CodeSpaceExhausted) as refused:
+        await store.generate(book, 200, call("g"))
+    assert refused.value.metadata["requested"] == "200"
+    assert await store.assert_counted(book) == 10
+
+
+async def test_another_count_is_refused_before_the_first_chunk(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    book = await make_book(store.books, code_format=SMALL)
+    taken = await make_book(store.books, "taken")
+    rows = ["".join(letters) for letters in product("ABCD", repeat=4)]
+    await store.chunks.import_chunk(taken.book_id, 1, rows, call("i"))
+    with pytest.raises(CodeSpaceExhausted):  # reserved, and then there is none that is free
+        await store.generate(book, 2, call("g"))
+    with pytest.raises(RequestIdReused):
+        await store.generate(book, 3, call("g"))
+
+
+async def test_nothing_stays_reserved_when_all_is_made(store: Store, chunks_of_ten: None) -> None:
+    book = await make_book(store.books, code_format=SMALL)
+    await asyncio.gather(*(store.generate(book, 45, call("g")) for _ in range(3)))
+    assert await store.rows("SELECT * FROM coupon_generations") == []
+    await store.generate(book, 83, call("g2"))
     assert await store.assert_counted(book) == 128
 
 
