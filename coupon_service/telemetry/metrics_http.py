@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 import structlog
 from prometheus_client import CollectorRegistry, MetricsHandler
+from prometheus_client.exposition import choose_encoder
 
 
 class MetricsServerError(Exception):
@@ -69,29 +70,18 @@ def serve_metrics(
         MetricsServerError: the address cannot be listened on, for example because it is in use.
     """
 
-    class Handler(MetricsHandler):
-        timeout = 10  # seconds for a client to send its request
-
-        def do_GET(self) -> None:  # noqa: N802 - the name is http.server's
-            match urlsplit(self.path).path:
+    class Handler(_Handler):
+        def get(self, path: str) -> None:
+            match path:
                 case "/metrics":
-                    super().do_GET()
+                    self.get_metrics()
                 case "/healthz":
-                    self._answer(200, "ok") if alive() else self._answer(503, "no worker runs")
+                    self.answer(200, "ok") if alive() else self.answer(503, "no worker runs")
                 case "/readyz":
                     is_ready, state = ready()
-                    body = json.dumps(state)
-                    self._answer(200 if is_ready else 503, body, "application/json")
+                    self.answer(200 if is_ready else 503, json.dumps(state), "application/json")
                 case _:
-                    self._answer(404, "there are /metrics, /healthz and /readyz")
-
-        def _answer(self, status: int, text: str, kind: str = "text/plain; charset=utf-8") -> None:
-            body = f"{text}\n".encode()
-            self.send_response(status)
-            self.send_header("Content-Type", kind)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
+                    self.answer(404, "there are /metrics, /healthz and /readyz")
 
     try:
         return MetricsServer(_Server(host, port, Handler.factory(registry)))
@@ -100,6 +90,42 @@ def serve_metrics(
             f"The metrics endpoint cannot listen on {host} port {port}: {error.strerror}."
             " COUPON_METRICS_HOST and COUPON_METRICS_PORT say where it listens."
         ) from error
+
+
+class _Handler(MetricsHandler):
+    timeout = 10  # seconds for a client to send its request
+
+    def do_GET(self) -> None:  # noqa: N802 - the name is http.server's
+        """Called by http.server; answers whatever was asked for."""
+        try:
+            path = urlsplit(self.path).path
+        except ValueError:
+            return self.answer(400, "that is no URL")
+        try:
+            return self.get(path)
+        except OSError:
+            raise  # there is nobody to answer
+        except Exception:
+            self.answer(500, "the log has the cause")
+            raise
+
+    def get(self, path: str) -> None:
+        raise NotImplementedError
+
+    def get_metrics(self) -> None:
+        try:
+            choose_encoder(self.headers.get("Accept", ""))
+        except (TypeError, ValueError):  # of a version that is none: it gets the usual format
+            del self.headers["Accept"]
+        super().do_GET()
+
+    def answer(self, status: int, text: str, kind: str = "text/plain; charset=utf-8") -> None:
+        body = f"{text}\n".encode()
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
 
 
 class _Server(http.server.ThreadingHTTPServer):
