@@ -54,6 +54,7 @@ class Authorizer:
         if self._time_s() >= identity.expire_s:
             raise Unauthenticated(NEEDED)
         rpc.caller = identity.subject
+        rpc.authenticated = True
         rpc.business_id = identity.business_id
         rpc.end_user = identity.end_user
         if method not in identity.methods:

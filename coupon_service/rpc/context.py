@@ -23,6 +23,7 @@ USER_AGENT_MAX_CHARACTERS: Final = 256
 class RequestContext:
     """The caller of one RPC; `request_id` is known once the request has been read.
 
+    `authenticated`: the caller has proved who it is; otherwise `caller` is ANONYMOUS.
     `business_id` is the one the caller's token names; empty: the caller may see every business.
     `end_user`: the caller is a user, whose user_id is `caller`, and sees only what is its own.
     `deadline`: in seconds of time.perf_counter. `span`: of its trace, where calls are traced.
@@ -31,6 +32,7 @@ class RequestContext:
     metadata: Metadata = ()
     peer: str = ""
     caller: str = ANONYMOUS
+    authenticated: bool = False
     business_id: str = ""
     end_user: bool = False
     request_id: str = ""
@@ -69,7 +71,7 @@ class RequestContext:
     @property
     def anonymous(self) -> bool:
         """Whether the caller did not have to prove who it is."""
-        return self.caller == ANONYMOUS
+        return not self.authenticated  # whatever a token says, its subject is somebody
 
     @property
     def user_agent(self) -> str:

@@ -7,6 +7,7 @@ a token says. Nothing that a token points to (jku, x5u) or brings along (jwk, x5
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -32,6 +33,9 @@ ALGORITHMS: Final = frozenset(
 REQUIRED_CLAIMS: Final = ("exp", "iat", "iss", "aud", "sub")
 LEEWAY_S: Final = 30
 """How far the clocks of issuer and service may differ."""
+
+COMPACT_FORM: Final = re.compile(r"[\w-]+\.[\w-]+\.[\w-]+", re.ASCII)
+"""Base64url without padding (RFC 7515-2). PyJWT takes a token with padding for the same one."""
 
 TOKEN_MAX_CHARACTERS: Final = 4_096
 KEYS_FILE_MAX_BYTES: Final = 1_048_576
@@ -79,8 +83,8 @@ class Tokens:
             raise Unauthenticated(NEEDED) from error
 
     def _verified(self, token: str) -> Mapping[str, Any]:
-        if len(token) > TOKEN_MAX_CHARACTERS or not token.isascii():
-            raise jwt.DecodeError("the token is too long or not ASCII")
+        if len(token) > TOKEN_MAX_CHARACTERS or not COMPACT_FORM.fullmatch(token):
+            raise jwt.DecodeError("the token is too long or not in compact form")
         shown = jwt.decode_complete(token, options={"verify_signature": False})
         header, issuer = shown["header"], shown["payload"].get("iss")
         if "crit" in header:

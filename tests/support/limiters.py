@@ -26,11 +26,13 @@ TIMEOUT_MS = 2_000
 
 
 def end_user(name: str, business_id: str = "acme") -> RequestContext:
-    return RequestContext(caller=name, business_id=business_id, end_user=True, peer=THERE)
+    return RequestContext(
+        caller=name, authenticated=True, business_id=business_id, end_user=True, peer=THERE
+    )
 
 
 def service(name: str, business_id: str = "acme") -> RequestContext:
-    return RequestContext(caller=name, business_id=business_id, peer=THERE)
+    return RequestContext(caller=name, authenticated=True, business_id=business_id, peer=THERE)
 
 
 def peer(address: str) -> RequestContext:
@@ -41,7 +43,8 @@ def from_metadata(method: str, rpc: RequestContext) -> None:
     """Authenticates by what the client says of itself: `end-user` or `service`."""
     claims: dict[str, Any] = dict(rpc.metadata)
     rpc.end_user = "end-user" in claims
-    rpc.caller = claims.get("end-user") or claims.get("service") or rpc.caller
+    if caller := claims.get("end-user") or claims.get("service"):
+        rpc.caller, rpc.authenticated = caller, True
 
 
 @dataclass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import string
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -32,6 +33,7 @@ from support.token_issuers import (
 
 from coupon_service.errors import PermissionDenied, Unauthenticated
 from coupon_service.rpc.authorization import Authorizer
+from coupon_service.rpc.context import RequestContext
 from coupon_service.rpc.methods import METHODS
 from coupon_service.security.bearer_tokens import (
     ALGORITHMS,
@@ -121,6 +123,40 @@ class TestBadHeaders:
         with pytest.raises(Unauthenticated) as caught:
             calling(*values)
         assert caught.value.message == NEEDED
+
+
+BASE64URL = string.ascii_uppercase + string.ascii_lowercase + string.digits + "-_"
+
+
+class TestSpellings:
+    """A token has one spelling: another one of the same bytes is not that token."""
+
+    @pytest.mark.parametrize("more", ["=", "==", "===", "!", "\t", "%3D", ".", "A", "+/"])
+    def test_nothing_is_appended(self, more: str) -> None:
+        refused(OURS.token() + more)
+
+    @pytest.mark.parametrize("index", [0, 1, 2])
+    @pytest.mark.parametrize("more", ["=", "==", "!", "*", ",", "\x7f"])
+    def test_nothing_is_added_to_a_part(self, index: int, more: str) -> None:
+        parts = OURS.token().split(".")
+        parts[index] += more
+        refused(".".join(parts))
+
+    def test_no_bits_are_left_over(self) -> None:
+        token = OURS.token()
+        at = BASE64URL.index(token[-1])  # 32 bytes of a signature: the last two bits say nothing
+        assert at % 4 == 0
+        for bits in (1, 2, 3):
+            refused(token[:-1] + BASE64URL[at + bits])
+
+
+class TestWhoIsAnonymous:
+    def test_nobody_with_a_token_is_whatever_its_subject(self) -> None:
+        for roles in ("self", "redeemer"):
+            rpc = with_token(OURS.token(sub="anonymous", roles=roles))
+            assert not rpc.anonymous
+            assert rpc.caller == "anonymous"
+        assert RequestContext().anonymous
 
 
 class TestBadTokens:
