@@ -39,8 +39,8 @@ class CouponBookServiceStub:
        REQUEST_ID_REUSED. Only effects are recorded: a refused call may be tried again with the same
        id. Left empty, the service makes one up, and a repeat is a new attempt. Always set it where
        you retry.
-     * Strings of ids (`business_id`, `user_id`, `order_id`): 1-128 characters, no control characters,
-       no leading or trailing space.
+     * Strings of ids (`business_id`, `user_id`, `order_id`): 1-128 characters, at least one of them
+       visible, no control characters, no leading or trailing space.
      * `page_size`: 1-1,000, 50 when 0. `page_token`: the `next_page_token` of the answer before, with
        all other fields but `page_size` unchanged; anything else is INVALID_ARGUMENT. A page ends
        early where its rows would exceed 3 MiB: only an empty `next_page_token` tells the last one.
@@ -99,8 +99,8 @@ class CouponBookServiceAsyncStub(CouponBookServiceStub):
        REQUEST_ID_REUSED. Only effects are recorded: a refused call may be tried again with the same
        id. Left empty, the service makes one up, and a repeat is a new attempt. Always set it where
        you retry.
-     * Strings of ids (`business_id`, `user_id`, `order_id`): 1-128 characters, no control characters,
-       no leading or trailing space.
+     * Strings of ids (`business_id`, `user_id`, `order_id`): 1-128 characters, at least one of them
+       visible, no control characters, no leading or trailing space.
      * `page_size`: 1-1,000, 50 when 0. `page_token`: the `next_page_token` of the answer before, with
        all other fields but `page_size` unchanged; anything else is INVALID_ARGUMENT. A page ends
        early where its rows would exceed 3 MiB: only an empty `next_page_token` tells the last one.
@@ -155,8 +155,8 @@ class CouponBookServiceServicer(metaclass=_abc_1.ABCMeta):
        REQUEST_ID_REUSED. Only effects are recorded: a refused call may be tried again with the same
        id. Left empty, the service makes one up, and a repeat is a new attempt. Always set it where
        you retry.
-     * Strings of ids (`business_id`, `user_id`, `order_id`): 1-128 characters, no control characters,
-       no leading or trailing space.
+     * Strings of ids (`business_id`, `user_id`, `order_id`): 1-128 characters, at least one of them
+       visible, no control characters, no leading or trailing space.
      * `page_size`: 1-1,000, 50 when 0. `page_token`: the `next_page_token` of the answer before, with
        all other fields but `page_size` unchanged; anything else is INVALID_ARGUMENT. A page ends
        early where its rows would exceed 3 MiB: only an empty `next_page_token` tells the last one.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import secrets
+import unicodedata
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
@@ -32,6 +33,14 @@ REQUEST_ID: Final = re.compile(r"[!-~]{1,64}")
 CURRENCY_CODE: Final = re.compile(r"[A-Z]{3}")
 CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 CONTROL_IN_LINES: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
+
+UNSEEN_CATEGORIES: Final = frozenset({"Cc", "Cf", "Cs", "Zs", "Zl", "Zp", "Mn", "Me"})
+"""Of Unicode: controls, spaces, and marks, which are seen only on another character."""
+
+BLANK: Final = re.compile(
+    "[\u115f\u1160\u2800\u3164\uffa0\U0001d159"  # letters and symbols without a shape
+    "\u2065\ufff0-\uffff\U000e0000-\U000e0fff]"  # not assigned, and not to be shown once they are
+)
 
 NO_ID: Final = UUID(int=0)
 """Stands for a bad id until the request is refused."""
@@ -86,6 +95,8 @@ class Fields:
             self.refuse(field, "expected no control characters")
         elif value.strip() != value:
             self.refuse(field, "expected no space at the beginning or end")
+        elif not any(map(_is_visible, value)):
+            self.refuse(field, "expected a visible character")
         return value
 
     def lines(self, field: str, value: str, max_characters: int) -> str:
@@ -98,7 +109,8 @@ class Fields:
 
     def identifier(self, field: str, value: str, *, optional: bool = False) -> str:
         """The id of something that belongs to the caller: a business, a user, an order."""
-        if 0 < len(value) <= 128 and value.isprintable() and value.strip() == value:
+        ascii_only = value.isascii() and value.isprintable()
+        if ascii_only and 0 < len(value) <= 128 and value.strip() == value:
             return value  # nearly all of them, at once
         return self.text(field, value, 128, optional=optional)
 
@@ -212,3 +224,8 @@ class Fields:
         except ValueError as error:
             self.refuse("page_token", str(error))
             return None
+
+
+def _is_visible(character: str) -> bool:
+    category = unicodedata.category(character)
+    return category not in UNSEEN_CATEGORIES and not BLANK.match(character)

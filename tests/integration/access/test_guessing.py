@@ -292,10 +292,11 @@ async def test_users_of_two_businesses_may_have_the_same_name(one: Worker) -> No
         assert guesses.refusal(end_user("ann", business_id), "") is None
 
 
+@pytest.mark.parametrize("ann", ["ann", "anonymous"])
 def test_for_an_end_user_what_looks_unknown_counts_as_unknown(
-    limiting_server: ServerThread,
+    limiting_server: ServerThread, ann: str
 ) -> None:
-    business, ann = unique("business"), unique("user")
+    business = unique("business")
     with (
         caller(limiting_server.address, "admin") as admin,
         caller(limiting_server.address, "self", sub=ann, business=business) as client,

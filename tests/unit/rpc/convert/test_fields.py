@@ -114,6 +114,29 @@ def test_ids_of_callers_are_refused_when_they_are_empty_long_padded_or_have_cont
     assert refused(Fields.identifier, text) == ["x"]
 
 
+INVISIBLE = (
+    *("\u200b", "\ufeff\u200d", "\u00ad", "\u2060", "\u200f", "\u2062", "\u180e"),
+    *("\u115f", "\u1160", "\u3164", "\uffa0", "\u2800", "\U0001d159"),
+    *("\u034f", "\ufe0f", "\u0301", "\u20dd", "\u17b4", "\U000e0100", "\U000e0041"),
+    *("\u2065", "\ufff0", "\U000e0fff", "\u200b \u3164"),
+)
+
+
+@pytest.mark.parametrize("text", INVISIBLE, ids=ascii)
+def test_ids_and_names_have_a_visible_character(text: str) -> None:
+    assert refused(Fields.identifier, text) == ["x"]
+    assert refused(Fields.identifier, text * 3) == ["x"]
+    assert refused(Fields.text, text, 200) == ["x"]
+    assert refused(Fields.identifier, f"a{text}b") == []
+
+
+@pytest.mark.parametrize(
+    "text", ["é", "e\u0301", "日", "\u0e01", "🎁", "_", ".", "\ue000", "\u0903"]
+)
+def test_one_visible_character_is_enough(text: str) -> None:
+    assert refused(Fields.identifier, text) == []
+
+
 @pytest.mark.parametrize("text", ["", "one\ntwo\r\n\tthree ", FAMILY, "x" * 2_000])
 def test_a_description_has_any_number_of_lines(text: str) -> None:
     assert refused(Fields.lines, text, 2_000) == []
