@@ -20,8 +20,12 @@ BUCKETS = 64
 SEPARATORS = " -_."
 """The characters that a format may show a code with; like other signs, none of them counts."""
 
-DEFAULT_ALPHABET = "23456789ABCDEFGHJKMNPQRSTUVWXYZ"
-"""Digits and upper-case letters without 0, O, 1, I and L: 31 characters."""
+DEFAULT_ALPHABET = "23456789BCDFGHJKMNPQRSTVWXZ"
+"""Digits and upper-case letters without 0, O, 1, I and L, which look alike, and without vowels and
+Y, so that no code spells a word: 27 characters, an odd number (see `check_character_for`)."""
+
+EARLIER_DEFAULT_ALPHABET = "23456789ABCDEFGHJKMNPQRSTUVWXYZ"
+"""The default until it lost its vowels. Books that were made with it keep it."""
 
 RandomSource = Callable[[int], bytes]
 """Returns that many unpredictable bytes; ``os.urandom`` in production."""

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from coupon_service.errors import FieldViolation, InvalidArgument, InvalidStateTransition
 from coupon_service.model import Benefit, Book, BookLimits, BookState, EventType, LockPolicy
+from coupon_service.model.codes import DEFAULT_ALPHABET, EARLIER_DEFAULT_ALPHABET
 
 TRANSITIONS: Final[Mapping[EventType, tuple[frozenset[BookState], BookState]]] = {
     EventType.BOOK_ACTIVATED: (
@@ -56,7 +57,8 @@ def check_repeat(book: Book, event: EventType) -> None:
 def updated(book: Book, changes: Mapping[str, Any], locks_until: datetime) -> Book:
     """The book with other values of the fields (of Book) that `changes` names.
 
-    `locks_until`: when every lock is over that is held now.
+    `locks_until`: when every lock is over that is held now. A code format without an alphabet gets
+    the default.
 
     Raises:
         InvalidStateTransition: the book's state does not allow it; metadata `state`, and `field`
@@ -71,6 +73,9 @@ def updated(book: Book, changes: Mapping[str, Any], locks_until: datetime) -> Bo
     if after.lock_policy is not book.lock_policy:
         held = after.lock_policy is LockPolicy.OFF and book.state is not BookState.DRAFT
         after = replace(after, locks_until=locks_until if held else None)
+    if not after.code_format.alphabet:
+        alphabet = default_alphabet(book)
+        after = replace(after, code_format=replace(after.code_format, alphabet=alphabet))
     if book.state is not BookState.DRAFT:
         for field, reason in _fixed_by_use(book, after):
             raise InvalidStateTransition(f"{field}: {reason}", state=book.state.name, field=field)
@@ -78,6 +83,12 @@ def updated(book: Book, changes: Mapping[str, Any], locks_until: datetime) -> Bo
     if bad:
         raise InvalidArgument(bad)
     return after
+
+
+def default_alphabet(book: Book) -> str:
+    """The alphabet of a code format that names none: for a book of before the earlier default."""
+    earlier = book.code_format.alphabet == EARLIER_DEFAULT_ALPHABET
+    return EARLIER_DEFAULT_ALPHABET if earlier else DEFAULT_ALPHABET
 
 
 def violations(book: Book) -> Iterator[FieldViolation]:

@@ -306,7 +306,9 @@ class CodeFormat(_message.Message):
     """Random characters: 4-32. Default 12."""
     alphabet: _builtins.str
     """The characters to draw from: 2-36 different ones of A-Z and 0-9. Default:
-    "23456789ABCDEFGHJKMNPQRSTUVWXYZ" (no 0, O, 1, I, L; 59 bits with 12 characters).
+    "23456789BCDFGHJKMNPQRSTVWXZ" (no 0, O, 1, I, L, which look alike, no vowels and no Y, which
+    would spell words; 57 bits with 12 characters). Books that were made when the default was
+    "23456789ABCDEFGHJKMNPQRSTUVWXYZ" keep it.
     """
     prefix: _builtins.str
     """Put before the random characters: at most 16 of A-Z, 0-9."""

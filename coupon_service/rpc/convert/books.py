@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Final, Literal
 from uuid import UUID
@@ -108,6 +108,8 @@ def read_update(request: pb.UpdateCouponBookRequest, rpc: RequestContext) -> Boo
             expected = f"expected one of {', '.join(readers)}"
             fields.refuse(f"update_mask.paths[{index}]", expected)
     fields.check()
+    if "code_format" in changes and not message.code_format.alphabet:
+        changes["code_format"] = replace(changes["code_format"], alphabet="")  # the book's default
     return BookChange(
         book_id,
         _version(message.etag),

@@ -159,7 +159,7 @@ def test_a_mistyped_check_character_is_a_miss(api: Api) -> None:
     user_id = unique("user")
     misses: list[str] = []
     for last in "23456789":
-        outcome = tried(lambda it=last: api.redeem(f"AAAAAAAA{it}", user_id, book_id=book.book_id))
+        outcome = tried(lambda it=last: api.redeem(f"BBBBBBBB{it}", user_id, book_id=book.book_id))
         misses.append(outcome)
     assert misses[0] == "CODE_CHECKSUM_INVALID"
     assert misses[LIMIT:] == ["RATE_LIMITED"] * (8 - LIMIT)

@@ -21,7 +21,11 @@ from coupon_service.model import (
     LockPolicy,
     PercentOff,
 )
-from coupon_service.model.codes import CodeFormat
+from coupon_service.model.codes import (
+    DEFAULT_ALPHABET,
+    EARLIER_DEFAULT_ALPHABET,
+    CodeFormat,
+)
 from coupon_service.rules.book_updates import check_repeat, state_after, updated, violations
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
@@ -120,6 +124,27 @@ def test_what_codes_were_made_and_used_by_is_fixed_once_a_book_was_active(
     with pytest.raises(InvalidStateTransition) as refused:
         changed(book(state), changes)
     assert refused.value.metadata == {"state": state.name, "field": field}
+
+
+@pytest.mark.parametrize("state", [DRAFT, ACTIVE])
+def test_a_book_that_was_made_with_the_earlier_default_keeps_it(state: BookState) -> None:
+    made = CodeFormat(alphabet=EARLIER_DEFAULT_ALPHABET)
+    before = book(state, code_format=made)
+    assert changed(before, {"code_format": CodeFormat(alphabet="")}) == before
+    assert changed(before, {"name": "May"}).code_format == made
+
+
+def test_a_code_format_without_an_alphabet_gets_the_default_else() -> None:
+    for alphabet in ("AB", DEFAULT_ALPHABET):
+        before = book(DRAFT, code_format=CodeFormat(alphabet=alphabet))
+        after = changed(before, {"code_format": CodeFormat(alphabet="")})
+        assert after.code_format == CodeFormat()
+
+
+def test_the_default_alphabet_can_be_named_for_a_draft_of_before() -> None:
+    before = book(DRAFT, code_format=CodeFormat(alphabet=EARLIER_DEFAULT_ALPHABET))
+    after = changed(before, {"code_format": CodeFormat(alphabet=DEFAULT_ALPHABET)})
+    assert after.code_format.alphabet == DEFAULT_ALPHABET
 
 
 def test_naming_a_fixed_field_without_changing_it_is_no_change() -> None:
