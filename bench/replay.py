@@ -1,13 +1,13 @@
-"""Replays a year of real coupon use through the public API, and checks that the sums hold.
+"""Replay of a year of real coupon use through the public API, with a check of the sums.
 
     python -m bench.replay FOLDER
 
 FOLDER has the files of "The Complete Journey", a year of a grocer's coupon campaigns:
-campaigns.csv, coupons.csv and redemptions.csv. Every campaign becomes a book, every coupon a code
-`<campaign>-<upc>` that any number of households may use. A household is assigned the codes that it
-came to redeem, and no others: those that it got and left in the drawer, 800,000 of them, would
-change nothing in what is replayed. Then all households redeem at once, each in the order of its
-year. The windows of 2017 are moved so that all are open now.
+campaigns.csv, coupons.csv and redemptions.csv. Each campaign becomes a book, each coupon a code
+`<campaign>-<upc>` that any number of households may use. A household is assigned only the codes
+that it redeemed: the 800,000 coupons that were never used would not affect the replay. Then all
+households redeem concurrently, each in the order of its year. The validity windows of 2017 are
+moved to the present.
 """
 
 from __future__ import annotations
@@ -83,24 +83,24 @@ class Redemption:
 
 @dataclass(frozen=True, slots=True)
 class Year:
-    """What happened. Redemptions are in the order of their days."""
+    """The campaigns and redemptions of the data set. Redemptions are ordered by day."""
 
     campaigns: tuple[Campaign, ...]
     redemptions: tuple[Redemption, ...]
 
     def assignments(self) -> list[tuple[str, str]]:
-        """Each code with each household that came to redeem it."""
+        """Each code with each household that redeemed it."""
         return list(dict.fromkeys((it.code, it.household) for it in self.redemptions))
 
     def acceptable(self, per_user: int) -> int:
-        """How many redemptions a limit of so many a household and code lets through."""
-        wishes = Counter((it.code, it.household) for it in self.redemptions)
-        return sum(min(count, per_user) for count in wishes.values())
+        """The number of redemptions that a limit per household and code accepts."""
+        attempts = Counter((it.code, it.household) for it in self.redemptions)
+        return sum(min(count, per_user) for count in attempts.values())
 
 
 @dataclass(slots=True)
 class Result:
-    """What the service answered, and what it says of itself afterwards. Orders by campaign."""
+    """The answers of the service, and its ledger and counters afterwards. Orders by campaign."""
 
     seconds: float = 0.0
     accepted: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
@@ -109,7 +109,7 @@ class Result:
     counters: dict[str, int] = field(default_factory=dict[str, int])
 
     def sums_hold(self) -> bool:
-        """Whether what was accepted is in the ledger, and in the counters, of every campaign."""
+        """Whether accepted orders, ledger and counters agree for each campaign."""
         return all(
             self.accepted[campaign] == orders and len(orders) == self.counters[campaign]
             for campaign, orders in self.ledger.items()
@@ -117,7 +117,7 @@ class Result:
 
 
 def read_year(folder: Path) -> Year:
-    """Read the files of the folder. Raises CommandError."""
+    """Read the files of the data set. Raises CommandError."""
     try:
         codes: defaultdict[str, list[str]] = defaultdict(list)
         for row in _rows(folder / "coupons.csv"):
@@ -145,7 +145,7 @@ def read_year(folder: Path) -> Year:
     except OSError as error:
         raise CommandError(f"{error.filename} cannot be read: {error.strerror}.") from error
     except (KeyError, ValueError) as error:
-        raise CommandError(f"The files in {folder} are not those of a year: {error}.") from error
+        raise CommandError(f"The files in {folder} are not the data set: {error}.") from error
     return Year(campaigns, tuple(sorted(redemptions, key=lambda it: (it.day, it.number))))
 
 
@@ -159,7 +159,7 @@ def _code(row: Mapping[str, str]) -> str:
 
 
 class Replay:
-    """One replay against one service. Names of its own, so that another one is not in its way."""
+    """One replay against one service. Unique ids keep it apart from other replays."""
 
     def __init__(self, year: Year, service: Service, per_user: int, clients: int) -> None:
         self._year = year
@@ -174,30 +174,30 @@ class Replay:
         self._audit = AuditServiceStub(service.channel)
 
     async def run(self) -> Result:
-        """Everything in order. Raises CommandError where the service cannot be used for it."""
+        """Run the whole replay. Raises CommandError when the service already has the codes."""
         result = Result()
         book_ids = {it.campaign_id: await self._open(it) for it in self._year.campaigns}
-        await self._at_once(self._year.assignments(), self._assign)
+        await self._concurrently(self._year.assignments(), self._assign)
         households: defaultdict[str, list[Redemption]] = defaultdict(list)
         for redemption in self._year.redemptions:
             households[redemption.household].append(redemption)
 
-        async def redeem_in_order(wishes: list[Redemption]) -> None:
-            for redemption in wishes:
+        async def redeem_in_order(redemptions: list[Redemption]) -> None:
+            for redemption in redemptions:
                 await self._redeem(redemption, result)
 
         started = time.perf_counter()
-        await self._at_once(households.values(), redeem_in_order)
+        await self._concurrently(households.values(), redeem_in_order)
         result.seconds = time.perf_counter() - started
         for campaign_id, book_id in book_ids.items():
             result.ledger[campaign_id] = await self._orders_in_ledger(book_id)
-            result.counters[campaign_id] = await self._counted(book_id)
+            result.counters[campaign_id] = await self._redemption_count(book_id)
         return result
 
-    async def _at_once(
+    async def _concurrently(
         self, items: Iterable[Item], work: Callable[[Item], Awaitable[None]]
     ) -> None:
-        """Each client takes the next item as soon as it is done with the one before."""
+        """Work on all items, with as many at a time as there are clients."""
         waiting = deque(items)
 
         async def client() -> None:
@@ -207,7 +207,7 @@ class Replay:
         await asyncio.gather(*(client() for _ in range(self._clients)))
 
     async def _open(self, campaign: Campaign) -> str:
-        """A book with the codes of the campaign, in use; returns its id."""
+        """Create an active book with the codes of the campaign; returns its id."""
         start = datetime.now(UTC) - timedelta(hours=1)
         book = CouponBook(
             business_id="grocer",
@@ -231,8 +231,8 @@ class Replay:
         async for answer in self._codes.ImportCodes(iter(messages)):
             if answer.created_count < len(campaign.codes):
                 raise CommandError(
-                    "The service has codes of this year already, and a code cannot be in two"
-                    " books: replay it where it has not been replayed yet."
+                    "The service already has codes of this data set, and a code cannot be in two"
+                    " books: replay it to another service."
                 )
         await self._books.ActivateCouponBook(
             ActivateCouponBookRequest(book_id=book_id, request_id=request_id)
@@ -277,31 +277,31 @@ class Replay:
                 break
             request.page_token = page.next_page_token
         if len(orders) != len(set(orders)):
-            raise CommandError(f"The ledger of book {book_id} has an order twice.")
+            raise CommandError(f"The ledger of book {book_id} has the same order twice.")
         return set(orders)
 
-    async def _counted(self, book_id: str) -> int:
+    async def _redemption_count(self, book_id: str) -> int:
         answer = await self._books.GetCouponBookStats(GetCouponBookStatsRequest(book_id=book_id))
         return answer.stats.redemption_count
 
 
 def main(
-    data: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder with the year.")],
+    data: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder of the data set.")],
     address: Annotated[
         str | None,
         typer.Option(
             metavar="HOST:PORT",
-            help="A service that runs. Default: one of our own, with empty servers.",
+            help="A running service. Default: a private one, with empty servers.",
             show_default=False,
         ),
     ] = None,
     per_user: Annotated[
-        int, typer.Option(min=1, help="How often a household may redeem a code.")
+        int, typer.Option(min=1, help="Redemptions of a code by one household at most.")
     ] = 1,
-    clients: Annotated[int, typer.Option(min=1, help="Calls at the same time.")] = 64,
+    clients: Annotated[int, typer.Option(min=1, help="Calls in flight.")] = 64,
 ) -> None:
-    """Replay a year of real coupon use, and check that the sums hold."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends what was started, as Ctrl-C
+    """Replay a year of real coupon use, and check the sums."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # stops the servers, as Ctrl-C does
     try:
         year = read_year(data)
         with _own_service() if address is None else nullcontext(address) as target:
@@ -313,9 +313,9 @@ def main(
     accepted = sum(map(len, result.accepted.values()))
     limited = result.refused[EXPECTED_REFUSAL]
     if not result.sums_hold():
-        sys.exit("The ledger or the counters are not what was accepted.")
+        sys.exit("The ledger or the counters differ from the accepted redemptions.")
     if (accepted, limited) != (acceptable, len(year.redemptions) - acceptable):
-        sys.exit("Not every redemption was answered as the limit says.")
+        sys.exit("Some redemptions were not answered according to the limit.")
 
 
 async def _replay(year: Year, address: str, per_user: int, clients: int) -> Result:
@@ -325,7 +325,7 @@ async def _replay(year: Year, address: str, per_user: int, clients: int) -> Resu
 
 @contextmanager
 def _own_service() -> Generator[str]:
-    """The address of a service with empty servers, which end with it."""
+    """The address of a private service with empty servers."""
     with stack(workers=1) as servers, servers.service(auth="none", log_level="warning") as server:
         yield server.address
 
@@ -337,8 +337,8 @@ def _table(year: Year, result: Result, acceptable: int) -> Table:
     rows: list[tuple[str, float]] = [
         ("Codes", sum(len(campaign.codes) for campaign in year.campaigns)),
         ("Assignments", len(year.assignments())),
-        ("Redemptions asked for", len(year.redemptions)),
-        ("  that the limit allows", acceptable),
+        ("Redemptions requested", len(year.redemptions)),
+        ("  within the limit", acceptable),
         ("Accepted", accepted),
         *((f"Refused: {reason}", count) for reason, count in result.refused.most_common()),
         ("In the ledger", sum(map(len, result.ledger.values()))),

@@ -1,7 +1,7 @@
-"""Measures the service side by side with what it is compared with, and writes bench/REPORT.md.
+"""Benchmark of the service against reference servers, which writes bench/REPORT.md.
 
-python -m bench.run            the whole table, with curves
-python -m bench.run --quick    the most important, shorter, to the terminal only
+python -m bench.run            all scenarios and parts, with plots
+python -m bench.run --quick    the most important scenarios, to the terminal only
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from bench.loads.caller import channel_to
 from bench.loads.scenarios import SCENARIOS, Bench
 from bench.measure.parts import PARTS
 from bench.measure.rounds import NOOP, PER_REQUEST, SERVICE
-from bench.report.report import told, write_report
-from bench.report.results import Found, Row, about_run
+from bench.report.report import row_text, write_report
+from bench.report.results import Results, Row, about_run
 from bench.servers.stack import BenchError, stack
 from coupon_service.embedded import EmbeddedError
 
@@ -31,7 +31,7 @@ QUICK_SECONDS_MAX: Final = 140.0
 
 @contextmanager
 def bench(workers: int) -> Generator[Bench]:
-    """Everything started."""
+    """The service and the reference servers, started."""
     with ExitStack() as running:
         servers = running.enter_context(stack(workers))
         service = running.enter_context(servers.service())
@@ -43,41 +43,45 @@ def bench(workers: int) -> Generator[Bench]:
 
 
 def main(
-    quick: Annotated[bool, typer.Option(help="Less, in under three minutes; no report.")] = False,
+    quick: Annotated[
+        bool, typer.Option(help="A shorter run, under three minutes, without a report.")
+    ] = False,
     only: Annotated[
-        list[str] | None, typer.Option(help="Only this scenario or part; no report.")
+        list[str] | None, typer.Option(help="Run only this scenario or part, without a report.")
     ] = None,
     workers: Annotated[int, typer.Option(min=1, help="Worker processes of each server.")] = 2,
-    rounds: Annotated[int | None, typer.Option(min=1, help="Rounds of a scenario.")] = None,
-    calls: Annotated[int | None, typer.Option(min=1_000, max=20_000, help="Of a round.")] = None,
+    rounds: Annotated[int | None, typer.Option(min=1, help="Rounds of each scenario.")] = None,
+    calls: Annotated[
+        int | None, typer.Option(min=1_000, max=20_000, help="Calls of each round.")
+    ] = None,
 ) -> None:
-    """Measure the service, the no-op server and the transaction-a-request server in turn."""
+    """Measure the service, the no-op server and the transaction-per-request server in turn."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    wanted = only or (QUICK if quick else [it.name for it in SCENARIOS] + list(PARTS))
+    selected = only or (QUICK if quick else [it.name for it in SCENARIOS] + list(PARTS))
     rounds = rounds or (2 if quick else 5)
     calls = calls or (5_000 if quick else 20_000)
     started = time.perf_counter()
     try:
         with bench(workers) as running:
-            found = Found(about_run(running.stack, rounds, calls))
+            results = Results(about_run(running.stack, rounds, calls))
             for scenario in SCENARIOS:
-                if scenario.name not in wanted:
+                if scenario.name not in selected:
                     continue
                 if quick and time.perf_counter() - started > QUICK_SECONDS_MAX:
-                    print(f"No time is left for {scenario.title}.")
+                    print(f"Skipped, since the time is up: {scenario.title}.")
                     continue
                 row = Row.of(scenario, scenario.run(running, calls, rounds))
-                found.rows.append(row)
-                print(told(row), flush=True)
+                results.rows.append(row)
+                print(row_text(row), flush=True)
             for name, part in PARTS.items():
-                if name in wanted:
-                    found.parts[name] = asdict(part(running, rounds))
-                    print(f"\n{name}: {found.parts[name]}", flush=True)
+                if name in selected:
+                    results.parts[name] = asdict(part(running, rounds))
+                    print(f"\n{name}: {results.parts[name]}", flush=True)
     except (BenchError, EmbeddedError) as error:
         sys.exit(str(error))
     print(f"\n{time.perf_counter() - started:.0f} s")
     if not quick and not only:
-        found.save("table")
+        results.save("table")
         write_report()
 
 

@@ -1,22 +1,22 @@
-"""A long time of shoppers at a good part of what the service can do: does it stay as it is?
+"""Soak test: a long checkout load near capacity, which detects leaks.
 
-    python -m bench.soak                       30 minutes at 70 % of the capacity it finds first
+    python -m bench.soak                       30 minutes at 70 % of the capacity it measures first
     python -m bench.soak --minutes 100 --rate 500
 
-The shoppers of bench/loads/till.py come in rounds. After each, when the last call is answered and
-the clients are gone, the memory, descriptors and connections of each worker, of PostgreSQL and of
-Redis are noted, and what was noted after the warm-up says how each grows
+The shoppers of bench/loads/checkout.py come in rounds. After each round, when the last call is
+answered and the clients are gone, the memory, descriptors and connections of each worker, of
+PostgreSQL and of Redis are sampled. The samples after the warm-up show how each grows
 (bench/measure/growth.py).
 
-Tables and buffers keep the size that the most calls ever open needed. So it begins with a peak of
-four times the load, of which thousands of calls stay open, more than a slow moment of the machine
-will leave open later. Caches fill in the warm-up. The pool of a worker has all its connections from
-the start: each takes some.
+Tables and buffers keep the size of the most calls that were ever in flight. So the run starts with
+a peak of four times the load, with thousands of calls in flight: more than a slow phase of the
+machine causes later. Caches fill in the warm-up. The pool of each worker opens all connections at
+the start, since each takes memory.
 
-It fails unless what each worker uses grows by less than 1 MiB an hour, with 95 % confidence; when
-descriptors do not stay, when more than one call in a thousand fails, or when answers and database
-differ. What the system gave to a worker is reported and not judged: it has gaps too, which a single
-slow moment makes several MiB larger, while what leaks is in use.
+The run fails unless the memory in use of each worker grows by less than 1 MiB an hour, with 95 %
+confidence. It also fails when descriptors grow, when more than one call in a thousand fails, or
+when answers and database differ. Resident memory is reported and not judged: it includes
+fragmentation, which a single slow phase increases by several MiB, while a leak is memory in use.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ from typing import Annotated, Final
 import typer
 
 from bench.loads.caller import channel_to
+from bench.loads.checkout import RATE_MIN, CheckoutLoad, Summary
 from bench.loads.prepare import make_book
-from bench.loads.till import RATE_MIN, Summary, Till
 from bench.measure.conservation import Answers, check_book
 from bench.measure.growth import Growth, Samples
 from bench.servers import in_use
@@ -48,62 +48,64 @@ from coupon_service.v1.coupon_book_service_pb2 import LOCK_POLICY_OPTIONAL
 CODES_COUNT: Final = 110_000
 ROUND_S: Final = 20.0
 POOL_SIZE: Final = str(Settings.model_fields["pool_max_size"].default)
-"""As many connections as a worker opens at most."""
+"""The most connections that a worker opens."""
 
 PEAK: Final = 4
-"""Times the load."""
+"""Multiple of the load."""
 
 PEAK_S: Final = 10.0
 
 RATES: Final = (200, 300, 450, 650, 900, 1_200, 1_600, 2_100)
 RATE_TRIES: Final = 2
 HELD_P99_MS: Final = 250.0
-"""A rate is kept up with when this holds and nothing fails in one of the tries."""
+"""A rate is sustained when one of the tries stays below this p99 and no call fails."""
 
 ERRORS_MAX: Final = 0.001
-"""Of the calls. A busy machine is late for Redis now and then, and says so."""
+"""Share of failed calls. On a busy machine Redis answers too late now and then."""
 
 
-def capacity_per_s(till: Till) -> int:
-    """The highest of RATES that the service keeps up with, in calls a second."""
+def capacity_per_s(checkout: CheckoutLoad) -> int:
+    """The highest of RATES that the service sustains, in calls per second."""
     best = 0
     for rate in RATES:
-        # The first calls of a service, and a busy moment of the machine, say little.
-        if not any(_keeps_up(till, rate) for _ in range(RATE_TRIES)):
+        # A second try: first calls are slow, and so is a busy machine.
+        if not any(_sustains(checkout, rate) for _ in range(RATE_TRIES)):
             break
         best = rate
     if not best:
-        raise BenchError(f"The service does not even keep up with {RATES[0]} calls a second.")
+        raise BenchError(f"The service does not sustain {RATES[0]} calls per second.")
     return best
 
 
-def _keeps_up(till: Till, rate: int) -> bool:
-    found = till.shop(rate, ROUND_S)
-    print(_line(found), flush=True)
-    return not found.errors and found.p99_ms <= HELD_P99_MS
+def _sustains(checkout: CheckoutLoad, rate: int) -> bool:
+    summary = checkout.shop(rate, ROUND_S)
+    print(_line(summary), flush=True)
+    return not summary.errors and summary.p99_ms <= HELD_P99_MS
 
 
-def soak(till: Till, samples: Samples, rate: int, seconds: float) -> list[Summary]:
-    """Rounds of shoppers for so long, each of which is followed by a sample."""
+def soak(checkout: CheckoutLoad, samples: Samples, rate: int, seconds: float) -> list[Summary]:
+    """Rounds of shoppers for `seconds`, with a sample after each."""
     summaries: list[Summary] = []
     until_s = time.monotonic() + seconds
     while (left_s := until_s - time.monotonic()) > 0:
-        summaries.append(till.shop(rate, ROUND_S))
+        summaries.append(checkout.shop(rate, ROUND_S))
         samples.take()
-        print(f"{left_s / 60:5.1f} min to go: {_line(summaries[-1])}; {samples.now()}", flush=True)
+        print(
+            f"{left_s / 60:5.1f} min to go: {_line(summaries[-1])}; {samples.latest()}", flush=True
+        )
     return summaries
 
 
 def _line(it: Summary) -> str:
-    """A round, in a line."""
+    """A round as one line."""
     return (
-        f"{it.rate} calls a second: p50 {it.p50_ms:.0f} ms, p99 {it.p99_ms:.0f} ms,"
+        f"{it.rate} calls per second: p50 {it.p50_ms:.0f} ms, p99 {it.p99_ms:.0f} ms,"
         f" {sum(it.errors.values())} errors"
     )
 
 
-def told(summaries: Sequence[Summary], growths: dict[str, Growth], conservation: str) -> str:
-    """The report."""
+def report(summaries: Sequence[Summary], growths: dict[str, Growth], conservation: str) -> str:
+    """The report of a run, in Markdown."""
     errors = ", ".join(f"{count} {what}" for what, count in _errors(summaries).items()) or "none"
     p50_ms = median(it.p50_ms for it in summaries)
     p95_ms = median(it.p95_ms for it in summaries)
@@ -111,7 +113,7 @@ def told(summaries: Sequence[Summary], growths: dict[str, Growth], conservation:
     lines = [
         f"{len(summaries)} rounds, {_calls(summaries):,} calls; errors: {errors}.",
         f"Medians of the rounds: p50 {p50_ms:.1f} ms, p95 {p95_ms:.1f} ms, p99 {p99_ms:.1f} ms.",
-        "From the first third after the warm-up to the last; memory in MiB:",
+        "Medians of the first and the last third after the warm-up; memory in MiB:",
         "",
         "| process | in use | growth/h | resident | growth/h | descriptors | connections |",
         "| --- | --- | --- | --- | --- | --- | --- |",
@@ -129,7 +131,7 @@ def _counts(ends: tuple[float, float]) -> str:
 
 
 def _calls(summaries: Sequence[Summary]) -> int:
-    """All calls, also those of the warm-ups of the rounds."""
+    """All calls, those of each round's warm-up included."""
     answered = sum(sum(it.ok.values()) for it in summaries)
     return answered + sum(_errors(summaries).values())
 
@@ -142,19 +144,24 @@ def _errors(summaries: Sequence[Summary]) -> Counter[str]:
 
 
 def main(
-    minutes: Annotated[float, typer.Option(min=3, max=1_440, help="After the warm-up.")] = 30,
-    warm_up: Annotated[float, typer.Option(min=0, max=60, help="Minutes of it.")] = 15,
+    minutes: Annotated[
+        float, typer.Option(min=3, max=1_440, help="Minutes after the warm-up.")
+    ] = 30,
+    warm_up: Annotated[float, typer.Option(min=0, max=60, help="Minutes of warm-up.")] = 15,
     rate: Annotated[
-        int | None, typer.Option(min=RATE_MIN, help="Calls a second; without it, found first.")
+        int | None,
+        typer.Option(min=RATE_MIN, help="Calls per second. Default: a share of the capacity."),
     ] = None,
-    share: Annotated[float, typer.Option(min=0.5, max=1, help="Of the capacity found.")] = 0.7,
+    share: Annotated[
+        float, typer.Option(min=0.5, max=1, help="Share of the measured capacity.")
+    ] = 0.7,
     workers: Annotated[int, typer.Option(min=1, help="Worker processes.")] = 2,
-    out: Annotated[Path, typer.Option(help="Where the samples go.")] = ROOT
+    out: Annotated[Path, typer.Option(help="File for the samples.")] = ROOT
     / "bench"
     / "out"
     / "soak.json",
 ) -> None:
-    """Load the service for a long time and see whether it stays as it is."""
+    """Load the service for a long time and fail when it leaks."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     warm_up_s = warm_up * 60
     try:
@@ -163,42 +170,42 @@ def main(
             servers.service(in_use.__name__, pool_min_size=POOL_SIZE) as service,
         ):
             with channel_to(service.address) as channel:
-                codes = [f"SOAKTILL{number}" for number in range(CODES_COUNT)]
+                codes = [f"SOAKCHECKOUT{number}" for number in range(CODES_COUNT)]
                 book_id = make_book(channel, "soak", codes, lock_policy=LOCK_POLICY_OPTIONAL)
-                till = Till(codes, channel, service.address, servers.folder, Answers())
-                rate = rate or int(share * capacity_per_s(till))
-                print(_line(till.shop(PEAK * rate, PEAK_S)), flush=True)
-                print(f"{warm_up:g} + {minutes:g} minutes at {rate:,} calls a second", flush=True)
+                checkout = CheckoutLoad(codes, channel, service.address, servers.folder, Answers())
+                rate = rate or int(share * capacity_per_s(checkout))
+                print(_line(checkout.shop(PEAK * rate, PEAK_S)), flush=True)
+                print(f"{warm_up:g} + {minutes:g} minutes at {rate:,} calls per second", flush=True)
                 samples = Samples(servers, service)
-                summaries = soak(till, samples, rate, warm_up_s + minutes * 60)
-            conservation = check_book(servers.postgres.url, book_id, till.answers)
+                summaries = soak(checkout, samples, rate, warm_up_s + minutes * 60)
+            conservation = check_book(servers.postgres.url, book_id, checkout.answers)
         growths = samples.growths(warm_up_s)
     except (BenchError, EmbeddedError) as error:
         sys.exit(str(error))
     out.parent.mkdir(parents=True, exist_ok=True)
-    kept = {
+    results = {
         "rounds": [asdict(it) for it in summaries],
         "growths": {name: asdict(it) for name, it in growths.items()},
         "times_s": samples.times_s,
-        "looks": {name: [asdict(it) for it in looks] for name, looks in samples.looks.items()},
+        "usages": {name: [asdict(it) for it in usages] for name, usages in samples.usages.items()},
     }
-    out.write_text(json.dumps(kept), encoding="utf-8")
-    print(f"\n{told(summaries, growths, conservation)}")
+    out.write_text(json.dumps(results), encoding="utf-8")
+    print(f"\n{report(summaries, growths, conservation)}")
     sys.exit("; ".join(failures(summaries, growths)) or None)
 
 
 def failures(summaries: Sequence[Summary], growths: dict[str, Growth]) -> list[str]:
-    """What was not as promised."""
-    found = [f"{name} {it.failure}" for name, it in growths.items() if it.failure]
-    found += [
+    """The criteria that the run fails."""
+    failed = [f"{name} {it.failure}" for name, it in growths.items() if it.failure]
+    failed += [
         f"{name} leaks descriptors"
         for name, it in growths.items()
-        # PostgreSQL opens its files when they are first needed.
+        # PostgreSQL opens its files on demand.
         if it.leaks_descriptors and name != "PostgreSQL"
     ]
     if sum(_errors(summaries).values()) > _calls(summaries) * ERRORS_MAX:
-        found.append("calls failed")
-    return found
+        failed.append("calls failed")
+    return failed
 
 
 if __name__ == "__main__":

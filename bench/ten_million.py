@@ -1,10 +1,10 @@
-"""Ten million codes in a book: making, assigning, locking, redeeming, listing and exporting them.
+"""Benchmark with ten million codes in a book: all calls that touch codes, from import to export.
 
     python -m bench.ten_million
 
-GenerateCodes and COPY take turns, a tenth of the codes each, so that both meet the same machine.
-Most of a book is used up by one UPDATE, since ten million calls would take hours; the calls that
-are measured are calls.
+GenerateCodes and COPY alternate, a tenth of the codes each, so that both meet the same load of the
+machine. An UPDATE uses up most of a book, since ten million calls would take hours; only real calls
+are measured.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from bench.loads.prepare import make_book
 from bench.loads.scenarios import SCENARIOS, Bench, Scenario
 from bench.measure.copying import Copies
 from bench.measure.rounds import SERVICE
-from bench.report.report import told, write_report
-from bench.report.results import Found, Row, about_run
+from bench.report.report import row_text, write_report
+from bench.report.results import Results, Row, about_run
 from bench.run import bench
 from bench.servers.stack import ROOT, BenchError
 from coupon_service.embedded import EmbeddedError
@@ -50,25 +50,25 @@ from coupon_service.v1.redemption_service_pb2_grpc import RedemptionServiceStub
 TURNS: Final = 10
 SMALL: Final = 10_000
 CALLS: Final = 300
-"""Calls of each kind at each point, one after the other."""
+"""Sequential calls of each kind at each point."""
 
 
-class Memory:
-    """The most memory that a worker of the service had, in MiB, whenever it was looked at."""
+class PeakMemory:
+    """The greatest sampled resident memory of a worker of the service, in MiB."""
 
     def __init__(self, workers: list[psutil.Process]) -> None:
         self._workers = workers
-        self.most_mib = 0.0
+        self.peak_mib = 0.0
 
-    def look(self) -> None:
-        """Takes note of it."""
+    def sample(self) -> None:
+        """Update the peak."""
         now_mib = max(it.memory_info().rss for it in self._workers) / 2**20
-        self.most_mib = max(self.most_mib, now_mib)
+        self.peak_mib = max(self.peak_mib, now_mib)
 
 
 @dataclass(slots=True)
 class Generation:
-    """Codes made, and the seconds that it took; curves of (seconds, codes)."""
+    """Generated codes, and the seconds that it took; curves of (seconds, codes)."""
 
     count: int
     generate_s: float = 0.0
@@ -80,9 +80,9 @@ class Generation:
 
 
 def generation(bench: Bench, copies: Copies, book_id: str, count: int) -> Generation:
-    """Both make so many codes, in turns."""
+    """Create `count` codes with GenerateCodes and with COPY, in turn."""
     stub = CouponCodeServiceStub(bench.channel)
-    memory = Memory(bench.servers[SERVICE].workers)
+    memory = PeakMemory(bench.servers[SERVICE].workers)
     result = Generation(count)
     mine: list[tuple[float, int]] = [(0.0, 0)]
     theirs: list[tuple[float, int]] = [(0.0, 0)]
@@ -95,18 +95,18 @@ def generation(bench: Bench, copies: Copies, book_id: str, count: int) -> Genera
         for progress in stub.GenerateCodes(request):
             seconds = result.generate_s + perf_counter() - started
             mine.append((seconds, turn * each + progress.generated_count))
-            memory.look()
+            memory.sample()
         result.generate_s += perf_counter() - started
         result.copy_s += copies.copy(generate(CodeFormat(), each))
         theirs.append((result.copy_s, (turn + 1) * each))
-    result.worker_mib = memory.most_mib
+    result.worker_mib = memory.peak_mib
     result.curves = {"GenerateCodes": mine, "COPY, unsorted": theirs}
     return result
 
 
 @dataclass(frozen=True, slots=True)
 class Import:
-    """Codes of a file, and the seconds that it took to upload or to COPY them."""
+    """Codes of a file, and the seconds to import and to COPY them."""
 
     count: int
     import_s: float
@@ -114,7 +114,7 @@ class Import:
 
 
 def importing(bench: Bench, copies: Copies, count: int) -> Import:
-    """The command line uploads a file, COPY does the same, in turns."""
+    """Import files with the command line, and COPY the same codes, in turn."""
     book_id = make_book(bench.channel, "import", [])
     file = bench.stack.folder / "codes.txt"
     import_s = copy_s = 0.0
@@ -154,9 +154,9 @@ LIMIT %(count)s
 
 
 def use_up(bench: Bench, book_id: str, part: float) -> None:
-    """Marks this part of the available codes as assigned, and does what autovacuum would do.
+    """Mark this share of the available codes as assigned, then vacuum and checkpoint.
 
-    So many calls would take hours, and what they changed would have been written to disk long ago.
+    After as many calls, which would take hours, autovacuum and checkpoints would have run as well.
     """
     with psycopg.connect(bench.stack.postgres.url, autocommit=True) as connection:
         connection.execute(USE_UP, {"book_id": book_id, "part": part})
@@ -165,13 +165,13 @@ def use_up(bench: Bench, book_id: str, part: float) -> None:
 
 
 def points(bench: Bench, book_id: str, size: int) -> Iterator[dict[str, Any]]:
-    """Latencies of all kinds of calls on a book, with more and more of it used up."""
+    """Latencies of all kinds of calls on a book, as its codes are used up."""
     for used, part in (("0 %", 0.0), ("99.9 %", 0.999), ("all", 1.0)):
         if part == 0.999 and size < 2_000 * CALLS:
             continue  # too few would be left
         if part:
             use_up(bench, book_id, part)
-        _latencies_ms(bench, book_id, used)  # All are warm again, whatever was done to the book.
+        _latencies_ms(bench, book_id, used)  # warm-up after the change of the book
         point: dict[str, Any] = {"codes": size, "used": used}
         for kind, latencies_ms in _latencies_ms(bench, book_id, used).items():
             point[f"{kind}_p50_ms"] = percentile(latencies_ms, 50)
@@ -181,13 +181,13 @@ def points(bench: Bench, book_id: str, size: int) -> Iterator[dict[str, Any]]:
 
 
 def _latencies_ms(bench: Bench, book_id: str, used: str) -> dict[str, list[float]]:
-    """Those of the calls of each kind."""
-    bench.forget_locks()
-    found: dict[str, list[float]] = {}
+    """The latencies of each kind of call."""
+    bench.flush_locks()
+    latencies_ms: dict[str, list[float]] = {}
     for kind, call in _calls(bench, book_id).items():
         refused = kind == "assign" and used == "all"
-        found[kind] = [_latency_ms(call, refused=refused) for _ in range(CALLS)]
-    return found
+        latencies_ms[kind] = [_latency_ms(call, refused=refused) for _ in range(CALLS)]
+    return latencies_ms
 
 
 def _latency_ms(call: Callable[[], object], *, refused: bool) -> float:
@@ -229,8 +229,8 @@ def _calls(bench: Bench, book_id: str) -> dict[str, Callable[[], object]]:
 
 
 def _some_codes(bench: Bench, book_id: str, count: int) -> list[str]:
-    """Codes of the book that were not redeemed, from all over it."""
-    found: list[str] = []
+    """Codes of the book that were not redeemed, from all buckets."""
+    sampled: list[str] = []
     each = count // 64 + 1
     with psycopg.connect(bench.stack.postgres.url) as connection:
         for bucket in range(64):
@@ -239,21 +239,21 @@ def _some_codes(bench: Bench, book_id: str, count: int) -> list[str]:
                 rows = connection.execute(SAMPLE, about).fetchall()
                 if len(rows) == each:
                     break
-            found += [row[0] for row in rows]
-    random.shuffle(found)
-    return found
+            sampled += [row[0] for row in rows]
+    random.shuffle(sampled)
+    return sampled
 
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """Codes exported, and how many a second."""
+    """Exported codes, in all and per second."""
 
     count: int
     per_s: float
 
 
 def export(bench: Bench, book_id: str, count_max: int) -> Export:
-    """Reads the book's codes from the beginning, up to so many."""
+    """Export codes of the book from the beginning, up to `count_max`."""
     started, count = perf_counter(), 0
     stream = CouponCodeServiceStub(bench.channel).ExportCodes(
         codes.ExportCodesRequest(book_id=book_id)
@@ -278,37 +278,37 @@ def main(
     started = perf_counter()
     try:
         with bench(workers) as running:
-            found = Found(about_run(running.stack, rounds, calls))
+            results = Results(about_run(running.stack, rounds, calls))
             copies = Copies.prepare(running.stack)
             small = running.book("small", SMALL, uses=1, lock_policy=LOCK_POLICY_OPTIONAL)
             large = running.book("large", [], uses=1, lock_policy=LOCK_POLICY_OPTIONAL)
             generated = generation(running, copies, large, count)
-            found.parts["generation"] = asdict(generated)
+            results.parts["generation"] = asdict(generated)
             print(f"generate {generated.generate_s:.0f} s, COPY {generated.copy_s:.0f} s")
             imported = importing(running, copies, count // 10)
-            found.parts["import"] = asdict(imported)
+            results.parts["import"] = asdict(imported)
             print(f"import {imported.import_s:.0f} s, COPY {imported.copy_s:.0f} s", flush=True)
             copies.drop()
             row = _assign_rounds(running, large, count, calls, rounds)
-            found.rows.append(row)
-            print(told(row), flush=True)
-            found.parts["export"] = asdict(export(running, large, 1_000_000))
-            memory = Memory(running.servers[SERVICE].workers)
-            found.parts["points"] = [
+            results.rows.append(row)
+            print(row_text(row), flush=True)
+            results.parts["export"] = asdict(export(running, large, 1_000_000))
+            memory = PeakMemory(running.servers[SERVICE].workers)
+            results.parts["points"] = [
                 *points(running, small, SMALL),
                 *points(running, large, count),
             ]
-            memory.look()
-            found.parts["worker_mib"] = memory.most_mib
+            memory.sample()
+            results.parts["worker_mib"] = memory.peak_mib
     except (BenchError, EmbeddedError) as error:
         sys.exit(str(error))
     print(f"{perf_counter() - started:.0f} s")
-    found.save("millions")
+    results.save("millions")
     write_report()
 
 
 def _assign_rounds(running: Bench, book_id: str, count: int, calls: int, rounds: int) -> Row:
-    """The scenario of bench.run, on the large book."""
+    """The scenario `assign-random` of bench.run, on the large book."""
 
     def setup(_: Bench) -> str:
         return book_id

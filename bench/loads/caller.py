@@ -1,4 +1,4 @@
-"""Who calls the measured service: it asks for a token, as in production."""
+"""The authenticated caller of the measured service."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DAY_S: Final = 86_400
 
 @cache
 def token() -> str:
-    """One that may do everything; the same for the whole run, as of a client in production."""
+    """A token of the role admin, the same for the whole run, as that of a client in production."""
     return make_token(
         SECRET,
         issuer="coupon-service",
@@ -30,7 +30,7 @@ def token() -> str:
 
 
 def metadata() -> tuple[tuple[str, str], ...]:
-    """What goes with every call; servers that ask for nothing get it as well."""
+    """The metadata of each call. Servers without authentication get it as well."""
     return (("authorization", f"Bearer {token()}"),)
 
 
@@ -43,12 +43,12 @@ class _Details(NamedTuple):
     compression: Any
 
 
-class _Known(
+class _Authenticated(
     grpc.UnaryUnaryClientInterceptor,
     grpc.UnaryStreamClientInterceptor,
     grpc.StreamStreamClientInterceptor,
 ):
-    """Adds the token to each call."""
+    """Interceptor that adds the token to each call."""
 
     def __init__(self) -> None:
         self._metadata = metadata()
@@ -63,6 +63,6 @@ class _Known(
 
 
 def channel_to(address: str) -> grpc.Channel:
-    """A connection whose calls carry the token."""
+    """A channel whose calls carry the token."""
     options = [("grpc.enable_http_proxy", 0)]
-    return grpc.intercept_channel(grpc.insecure_channel(address, options), _Known())
+    return grpc.intercept_channel(grpc.insecure_channel(address, options), _Authenticated())

@@ -1,4 +1,4 @@
-"""Runs ghz on scenarios of bench/loads/scenarios, and reads what it measured."""
+"""Runs of ghz with the configurations of bench/loads/scenarios."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ SCENARIOS: Final = ROOT / "bench" / "loads" / "scenarios"
 TIMEOUT_S: Final = 180.0
 
 UNKNOWN: Final = frozenset({"Unavailable", "DeadlineExceeded", "Canceled", "Internal", "Unknown"})
-"""After these the call may or may not have had its effect."""
+"""Statuses after which the outcome of a call is unknown."""
 
 Config = Mapping[str, Any]
 Report = Mapping[str, Any]
-"""What ghz writes with --format json."""
+"""The output of ghz with --format json."""
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What ghz measured. Times in milliseconds; `cpu_s`: what ghz itself needed, in seconds."""
+    """The result of a run. Times in milliseconds; `cpu_s`: CPU time of ghz, in seconds."""
 
     calls: int
     seconds: float
@@ -49,46 +49,46 @@ class Load:
 
     @property
     def unknown(self) -> int:
-        """Calls whose effect is not known."""
+        """Calls with an unknown outcome."""
         return sum(count for status, count in self.statuses.items() if status in UNKNOWN)
 
     @property
     def per_s(self) -> float:
-        """OK answers a second."""
+        """OK answers per second."""
         return self.ok / self.seconds
 
 
 def find_ghz() -> Path:
-    """The program. Raises BenchError."""
+    """The path of ghz. Raises BenchError."""
     own = ROOT / ".tools" / "ghz"
     found = str(own) if own.exists() else shutil.which("ghz")
     if found is None:
-        raise BenchError("ghz is needed: make tools installs it.")
+        raise BenchError("ghz is missing: make tools installs it.")
     return Path(found)
 
 
 def scenario(name: str) -> dict[str, Any]:
-    """The configuration in bench/loads/scenarios."""
+    """A configuration of bench/loads/scenarios."""
     return json.loads((SCENARIOS / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
-    """The value that so many percent of the values do not exceed; 0 without values."""
+    """The percentile of the values; 0 without values."""
     ordered = sorted(values)
     return ordered[min(int(len(ordered) * percent / 100), len(ordered) - 1)] if ordered else 0.0
 
 
 def messages(file: Path, requests: Iterable[Message]) -> dict[str, Any]:
-    """What makes ghz send these requests in turn, made beforehand: it takes the least for them."""
+    """The configuration that makes ghz send these serialised requests, which costs it least."""
     with file.open("wb") as opened:
-        output: Any = opened  # its type is said to be BytesIO
+        output: Any = opened  # declared as BytesIO
         for request in requests:
             proto.serialize_length_prefixed(request, output)
     return {"data": None, "binary-file": str(file)}
 
 
 def run_ghz(config: Config, address: str, folder: Path) -> Load:
-    """Puts the load on the server. Raises BenchError."""
+    """Put the load on the server. Raises BenchError."""
     (report,), cpu_s = run_together([config], address, folder)
     latency_ms = {
         it["percentage"]: it["latency"] / 1e6 for it in report["latencyDistribution"] or ()
@@ -108,9 +108,9 @@ def run_ghz(config: Config, address: str, folder: Path) -> Load:
 def run_together(
     configs: Sequence[Config], address: str, folder: Path
 ) -> tuple[list[Report], float]:
-    """Puts the loads on the server at the same time, from a ghz for each.
+    """Put several loads on the server at the same time, each from its own ghz.
 
-    Returns what they report and the processor time of all, in seconds. Raises BenchError.
+    Returns their reports and the CPU time of all, in seconds. Raises BenchError.
     """
     before = os.times()
     with ThreadPoolExecutor(len(configs)) as threads:

@@ -1,9 +1,8 @@
-"""Books, codes, coupons and locks for the benchmark, made through the public API."""
+"""Books, codes, assignments and locks for the benchmark, created through the public API."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
@@ -12,6 +11,7 @@ import grpc
 import grpc.aio
 
 from bench.loads.caller import metadata
+from coupon_service.cli.client import RETRIES
 from coupon_service.v1.assignment_service_pb2 import BatchAssignRandomCodesRequest
 from coupon_service.v1.assignment_service_pb2_grpc import AssignmentServiceStub
 from coupon_service.v1.coupon_book_service_pb2 import (
@@ -43,25 +43,7 @@ from coupon_service.v1.redemption_service_pb2_grpc import RedemptionServiceStub
 CHUNK_SIZE: Final = 10_000
 BATCH_SIZE: Final = 1_000
 LOCKERS: Final = 32
-"""Clients that lock at the same time."""
-
-RETRYING: Final = json.dumps(
-    {
-        "methodConfig": [
-            {
-                "name": [{}],
-                "retryPolicy": {
-                    "maxAttempts": 5,
-                    "initialBackoff": "0.1s",
-                    "maxBackoff": "2s",
-                    "backoffMultiplier": 3,
-                    "retryableStatusCodes": ["UNAVAILABLE", "ABORTED", "RESOURCE_EXHAUSTED"],
-                },
-            }
-        ]
-    }
-)
-"""A service config of gRPC: preparing goes on after what a repeat can mend."""
+"""Concurrent clients that lock codes."""
 
 
 def make_book(
@@ -72,10 +54,10 @@ def make_book(
     uses: int = 0,
     **fields: Any,
 ) -> str:
-    """An active book with these codes, or so many generated ones; returns its id.
+    """Create an active book with these codes, or with so many generated ones; returns its id.
 
-    10 % off in EUR, each code for `uses` redemptions (0: any number). Whoever has a code may use
-    it, and there are no locks, unless `fields` differ.
+    10 % off in EUR, each code for `uses` redemptions (0: any number), for bearers and without
+    locking, unless `fields` say otherwise.
     """
     books = CouponBookServiceStub(channel)
     values: dict[str, Any] = {
@@ -112,8 +94,8 @@ def _upload(book_id: str, request_id: str, codes: Sequence[str]) -> Iterator[Imp
         yield ImportCodesRequest(chunk=chunk)
 
 
-def give_coupons(channel: grpc.Channel, book_id: str, users: Sequence[str]) -> None:
-    """A random code of the book for each user."""
+def assign_codes(channel: grpc.Channel, book_id: str, users: Sequence[str]) -> None:
+    """Assign a random code of the book to each user."""
     stub = AssignmentServiceStub(channel)
     for start in range(0, len(users), BATCH_SIZE):
         answer = stub.BatchAssignRandomCodes(
@@ -127,7 +109,7 @@ def give_coupons(channel: grpc.Channel, book_id: str, users: Sequence[str]) -> N
 
 
 def batch_request(start: int) -> BatchRedeemCodesRequest:
-    """A request to redeem 1,000 codes BENCHBATCH…, from number `start` on."""
+    """A request to redeem 1,000 codes BENCHBATCH…, starting with number `start`."""
     return _redeem_request([f"BENCHBATCH{start + number}" for number in range(BATCH_SIZE)])
 
 
@@ -146,7 +128,7 @@ def _redeem_request(codes: Sequence[str]) -> BatchRedeemCodesRequest:
 
 
 def redeem_codes(channel: grpc.Channel, codes: Sequence[str]) -> list[str]:
-    """Redeems each code once; returns the redemption ids, in the order of the codes."""
+    """Redeem each code once; returns the redemption ids, in the order of the codes."""
     stub = RedemptionServiceStub(channel)
     redemption_ids: list[str] = []
     for start in range(0, len(codes), BATCH_SIZE):
@@ -157,19 +139,20 @@ def redeem_codes(channel: grpc.Channel, codes: Sequence[str]) -> list[str]:
 
 
 async def lock_codes(address: str, users: Mapping[str, str]) -> list[str]:
-    """Locks each code for its user; returns the lock tokens, in the order of the codes."""
+    """Lock each code for its user; returns the lock tokens, in the order of the codes."""
     tokens: dict[str, str] = {}
     left = iter(users.items())
-    options = (("grpc.enable_http_proxy", 0), ("grpc.service_config", RETRYING))
+    options = (("grpc.enable_http_proxy", 0), ("grpc.service_config", RETRIES))
     async with grpc.aio.insecure_channel(address, options) as channel:
         stub = RedemptionServiceStub(channel)
-        known = metadata()
+        authentication = metadata()
 
         async def locker() -> None:
             for code, user_id in left:
                 request = LockCodeRequest(code=code, user_id=user_id, request_id=uuid.uuid4().hex)
                 request.ttl.FromSeconds(600)
-                tokens[code] = (await stub.LockCode(request, metadata=known)).lock_token
+                lock = await stub.LockCode(request, metadata=authentication)
+                tokens[code] = lock.lock_token
 
         async with asyncio.TaskGroup() as lockers:
             for _ in range(LOCKERS):

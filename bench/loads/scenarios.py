@@ -1,6 +1,6 @@
-"""What is measured: the loads, what they need beforehand, and what they have to leave behind."""
+"""Scenarios: loads, their preparation, and their effects in the ledger."""
 
-# redis-py leaves the type of its keyword arguments open.
+# redis-py does not type its keyword arguments.
 # pyright: reportUnknownMemberType=false
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import grpc
 import redis
 
 from bench.loads.ghz import messages, scenario
-from bench.loads.prepare import BATCH_SIZE, batch_request, give_coupons, lock_codes, make_book
+from bench.loads.prepare import BATCH_SIZE, assign_codes, batch_request, lock_codes, make_book
 from bench.measure.conservation import Answers, check_book
 from bench.measure.rounds import NOOP, PER_REQUEST, SERVICE, Measured, Rounds, measure
 from bench.servers.stack import Server, Stack
@@ -26,15 +26,12 @@ from coupon_service.v1.coupon_book_service_pb2 import (
 )
 
 CODES: Final = 20_000
-"""Codes of a book, and the most calls of a round: no scenario uses a code twice in one."""
-
-Changes = dict[str, Any]
-"""What a round changes in the configuration of ghz."""
+"""Codes of a book, and the most calls of a round: no round uses a code twice."""
 
 
 @dataclass(slots=True)
 class Bench:
-    """The servers, and what is known of the books on them."""
+    """The running servers, their books, and the answers about them."""
 
     stack: Stack
     servers: dict[str, Server]
@@ -44,27 +41,27 @@ class Bench:
     lock_tokens: list[str] = field(default_factory=list[str])
 
     def book(self, name: str, codes: list[str] | int, **fields: Any) -> str:
-        """The id of a book, which is made when it is not there."""
+        """The id of a book, which is created when missing."""
         if name not in self.books:
             book_id = self.books[name] = make_book(self.channel, name, codes, **fields)
             self.answers[book_id] = Answers()
         return self.books[name]
 
     def check(self, book_id: str) -> str:
-        """What was compared, in a line. Raises BenchError when the sums do not hold."""
+        """The compared sums as one line. Raises BenchError when they differ."""
         return check_book(self.stack.postgres.url, book_id, self.answers[book_id])
 
-    def forget_locks(self) -> None:
-        """Empties Redis, so that all codes can be locked anew."""
+    def flush_locks(self) -> None:
+        """Flush Redis, so that all codes can be locked again."""
         with redis.Redis.from_url(self.stack.redis.url) as client:
             client.flushdb()
 
 
 @dataclass(frozen=True, slots=True)
 class Rival:
-    """A server to compare with. `target`: how many times as fast the service is to be.
+    """A reference server. `target`: the least ratio of throughput that the service should reach.
 
-    `calls_share`: the part of the calls that it gets, for one that is slow.
+    `calls_share`: its share of the calls, where it is slow.
     """
 
     server: str
@@ -74,13 +71,13 @@ class Rival:
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """A load, and whom the service is compared with under it.
+    """A load, and the servers that the service is compared with.
 
-    `setup` makes what the load needs, and returns the id of its book. `effect`: what each OK answer
-    of a server with a database leaves in the ledger, `effects_per_call` times. `prepare`: called
-    before a round, returns what is different in the configuration, whose data may only be an
-    example; from the bench, the server, the book and the number of calls. `calls_share`: the part
-    of the calls that a round has.
+    `setup` creates what the load needs, and returns the id of its book. `effect`: the event that
+    each OK answer of a server with a database writes, `effects_per_call` times. `prepare` is called
+    before each round with the bench, the server, the book and the number of calls, and returns
+    overrides of the configuration, whose data may be an example only. `calls_share`: the share of
+    the calls that a round has.
     """
 
     name: str
@@ -93,14 +90,14 @@ class Scenario:
     calls_share: float = 1.0
 
     def run(self, bench: Bench, calls: int, rounds: int) -> Rounds:
-        """Alternates, and checks after every round of a server with a database that sums hold.
+        """Run alternating rounds, with a check of the sums after each round with a database.
 
-        Raises BenchError when they do not.
+        Raises BenchError when they differ.
         """
         book_id = self.setup(bench)
         shares = {SERVICE: 1.0, **{it.server: it.calls_share for it in self.rivals}}
         counts = {it: max(int(calls * self.calls_share * share), 8) for it, share in shares.items()}
-        for server, count in counts.items():  # warm
+        for server, count in counts.items():  # warm-up
             self._once(bench, server, max(count // 10, 8), book_id)
         done: list[list[Measured]] = []
         conservation = ""
@@ -138,7 +135,7 @@ def _hot(bench: Bench) -> str:
 
 
 def spread_book(bench: Bench) -> str:
-    """Codes that anybody may redeem any number of times."""
+    """Codes that bearers may redeem any number of times."""
     return bench.book("spread", [f"BENCHSPREAD{number}" for number in range(CODES)])
 
 
@@ -157,12 +154,12 @@ def _held(bench: Bench) -> str:
         policy = ASSIGNMENT_POLICY_REQUIRED
         book_id = bench.book("held", 3 * CODES, uses=1, assignment_policy=policy)
         for _ in range(2):
-            give_coupons(bench.channel, book_id, [f"holder-{number}" for number in range(CODES)])
+            assign_codes(bench.channel, book_id, [f"holder-{number}" for number in range(CODES)])
     return bench.books["held"]
 
 
 def batch_book(bench: Bench) -> str:
-    """Codes that are redeemed a thousand a call."""
+    """Codes that are redeemed in batches of 1,000."""
     return bench.book("batch", [f"BENCHBATCH{number}" for number in range(CODES)])
 
 
@@ -171,14 +168,14 @@ def batch_book(bench: Bench) -> str:
 
 def _lock(bench: Bench, server: str, book_id: str, calls: int) -> dict[str, Any]:  # noqa: ARG001
     if server == SERVICE:
-        bench.forget_locks()
+        bench.flush_locks()
     return {}
 
 
 def _unlock(bench: Bench, server: str, book_id: str, calls: int) -> dict[str, Any]:
-    """Tokens of locks that the service has just granted; the no-op server gets the same ones."""
+    """Lock tokens that the service has just granted. The no-op server gets the same ones."""
     if server == SERVICE:
-        bench.forget_locks()
+        bench.flush_locks()
         users = {f"BENCHLOCK{number}": uuid.uuid4().hex for number in range(calls)}
         bench.lock_tokens = asyncio.run(lock_codes(bench.servers[SERVICE].address, users))
         bench.answers[book_id].ok[EventType.LOCKED] += calls
@@ -207,7 +204,7 @@ SCENARIOS: Final = (
     ),
     Scenario(
         name="redeem-spread",
-        title="RedeemCode, each call another code",
+        title="RedeemCode, a different code per call",
         rivals=(Rival(NOOP, 0.75), Rival(PER_REQUEST, 3.0, 0.25)),
         setup=spread_book,
         effect=EventType.REDEEMED,
@@ -262,7 +259,7 @@ SCENARIOS: Final = (
     ),
     Scenario(
         name="batch-redeem",
-        title="BatchRedeemCodes, 1,000 codes a call",
+        title="BatchRedeemCodes, 1,000 codes per call",
         rivals=(),
         setup=batch_book,
         effect=EventType.REDEEMED,

@@ -1,4 +1,4 @@
-"""Whether what was answered OK is what the database holds: counters, ledger and rows."""
+"""Conservation: OK answers must equal ledger, counters and rows of the database."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ SELECT type, count(*) FROM redemption_audit WHERE book_id = %s AND code IS NOT N
 
 @dataclass(slots=True)
 class Answers:
-    """The OK answers of the calls that change a book, and those whose effect is not known."""
+    """The OK answers and the unknown outcomes of calls that change a book."""
 
     ok: Counter[EventType] = field(default_factory=Counter[EventType])
     unknown: Counter[EventType] = field(default_factory=Counter[EventType])
 
     def add(self, event: EventType, load: Load, effects_per_call: int = 1) -> None:
-        """What ghz was answered by calls with this effect."""
+        """Add the answers to calls that write this event."""
         self.ok[event] += load.ok * effects_per_call
         self.unknown[event] += load.unknown * effects_per_call
 
 
 def check_book(database_url: str, book_id: str, answers: Answers) -> str:
-    """What was compared, in a line. Raises BenchError when an answer and the database differ."""
+    """The compared sums as one line. Raises BenchError when answers and database differ."""
     with psycopg.connect(database_url) as connection:
         counted = connection.execute(COUNTERS, (book_id,)).fetchone()
         stored = connection.execute(STORED, (book_id,)).fetchone()
@@ -57,15 +57,15 @@ def check_book(database_url: str, book_id: str, answers: Answers) -> str:
         unknown = answers.unknown[event]
         if not ok <= ledger[event] <= ok + unknown:
             raise BenchError(
-                f"{ok} calls were answered OK, {unknown} are open, and the ledger has"
-                f" {ledger[event]} rows {event.name}."
+                f"{ok} calls were answered OK, {unknown} have an unknown outcome, and the ledger"
+                f" has {ledger[event]} rows {event.name}."
             )
-    told = [f"{count:,} answers {event.name}" for event, count in sorted(answers.ok.items())]
-    told += [f"{redeemed:,} redemptions in ledger, counters and codes"]
-    return "; ".join(told)
+    parts = [f"{count:,} answers {event.name}" for event, count in sorted(answers.ok.items())]
+    parts += [f"{redeemed:,} redemptions in ledger, counters and codes"]
+    return "; ".join(parts)
 
 
 def _same(what: str, ledger: int, **others: int) -> None:
     if any(count != ledger for count in others.values()):
-        found: Mapping[str, int] = {"ledger": ledger, **others}
-        raise BenchError(f"The {what} differ: {found}.")
+        counts: Mapping[str, int] = {"ledger": ledger, **others}
+        raise BenchError(f"The {what} differ: {counts}.")

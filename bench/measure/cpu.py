@@ -1,4 +1,4 @@
-"""How much processor time processes take."""
+"""CPU time of groups of processes."""
 
 from __future__ import annotations
 
@@ -8,29 +8,29 @@ from dataclasses import dataclass
 import psutil
 
 Family = Callable[[], Iterable[psutil.Process]]
-"""Finds the processes of a part, which may come and go."""
+"""Returns the current processes of a group."""
 
 
 def family(pid: int) -> list[psutil.Process]:
-    """A process and everything below it."""
+    """A process and all its descendants."""
     process = psutil.Process(pid)
     return [process, *process.children(recursive=True)]
 
 
 @dataclass(frozen=True, slots=True)
 class CpuClock:
-    """Processor time of each process of several parts, taken at one moment, in seconds."""
+    """CPU time of each process of several groups at one moment, in seconds."""
 
     parts: Mapping[str, Family]
     used_s: Mapping[str, Mapping[int, float]]
 
     @classmethod
     def start(cls, parts: Mapping[str, Family]) -> CpuClock:
-        """Takes the time."""
+        """Start measuring now."""
         return cls(parts, {part: _used_s(find) for part, find in parts.items()})
 
     def since_s(self) -> dict[str, dict[int, float]]:
-        """What each process of each part has used since then."""
+        """The CPU time of each process of each group since the start."""
         return {
             part: {
                 pid: now_s - self.used_s[part].get(pid, 0.0) for pid, now_s in _used_s(find).items()

@@ -1,8 +1,8 @@
-"""What PostgreSQL does with the service's own statements when nothing stands before it.
+"""Throughput of PostgreSQL with the service's own statements, without the service.
 
-The statements of a batch of redemptions are recorded while the service's code carries it out (and
-is rolled back); then they are timed as they are, each batch in a transaction, in a pipeline, on as
-many connections as the workers of the service have batches in flight.
+The statements of batches of redemptions are recorded while the service's code executes them in a
+transaction that is rolled back. Then they are timed: each batch in a transaction and a pipeline, on
+as many connections as the workers of the service have batches in flight.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ SETTINGS: Final = f"-c timezone=UTC {PLANNING}"
 
 
 class RecordingPipeline(Pipeline):
-    """Keeps what is added to it."""
+    """A pipeline that records its statements."""
 
     def __init__(self, connection: Connection) -> None:
         super().__init__(connection)
         self.recorded: list[Statement] = []
 
     def add(self, statement: LiteralString, parameters: Sequence[str | int] = ()) -> Rows:
-        """As in the service."""
+        """Record the statement, and add it."""
         self.recorded.append((statement, parameters))
         return super().add(statement, parameters)
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """A process's part: the batches to redeem, by the number of their first code."""
+    """The share of one process: batches to redeem, by the number of their first code."""
 
     database_url: str
     starts: Sequence[int]
@@ -97,7 +97,7 @@ def _work(work: Work, ready: Any, done: Any) -> None:
 
 
 def redeem_directly(database_url: str, batches: int, codes: int, processes: int) -> float:
-    """Codes a second, with so many processes. Each batch redeems 1,000 codes of bench's book."""
+    """Codes per second with so many processes. Each batch redeems 1,000 codes of `batch_book`."""
     context = multiprocessing.get_context("spawn")
     ready, done = context.Barrier(processes + 1), context.Barrier(processes + 1)
     starts = [number * BATCH_SIZE % codes for number in range(batches)]

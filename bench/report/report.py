@@ -1,4 +1,4 @@
-"""Tells what was found: to the terminal, and in bench/REPORT.md."""
+"""Reports of benchmark results: on the terminal, and in bench/REPORT.md."""
 
 from __future__ import annotations
 
@@ -8,34 +8,34 @@ from typing import Any, Final
 
 from bench.measure.rounds import NOOP, PER_REQUEST, SERVICE
 from bench.report import plots
-from bench.report.results import Comparison, Figures, Found, Row, load_found
+from bench.report.results import Comparison, Figures, Results, Row, load_results
 from bench.servers.stack import POSTGRES_SETTINGS, ROOT
 
 REPORT: Final = ROOT / "bench" / "REPORT.md"
-NAMES: Final = {SERVICE: "service", NOOP: "no-op", PER_REQUEST: "a transaction a request"}
+NAMES: Final = {SERVICE: "service", NOOP: "no-op", PER_REQUEST: "a transaction per request"}
 
-INTRODUCTION: Final = """# Measured
+INTRODUCTION: Final = """# Benchmark report
 
-Made by `make bench` and `make bench-10m`; `make bench-quick` shows the most important on the
-terminal. Client, service, PostgreSQL and Redis share one machine, so the ratios count, and not how
-fast the machine is: each round puts the same load on each server in turn (A B A B …), and a ratio
-is the median of those of the rounds. After every round on a server with a database, the OK answers,
-the ledger, the counters and the rows of the codes were compared; the run fails when they differ.
+Written by `make bench` and `make bench-10m`; `make bench-quick` prints the most important results
+to the terminal. Client, service, PostgreSQL and Redis share one machine, so read the ratios, not
+the absolute figures: each round puts the same load on each server in turn (A B A B …), and a ratio
+is the median over the rounds. After each round on a server with a database, the OK answers, the
+ledger, the counters and the rows of the codes are compared; the run fails when they differ.
 
-The servers: the **service**, as it runs in production (`coupon-service serve`: request log,
-metrics, tokens of the callers, rate limits, a request_id on every call, ledger, every commit on
-disk; only Redis has 250 ms to answer, since it has to share the cores with all the others);
-a **no-op** server, which answers a constant and is the limit of grpcio on the machine; and one that
-makes **a transaction a request**, which is what most people would write: the same contract, schema
-and effects, a row lock, a pool of 20 connections in all (both in `bench/servers/`). All have as
-many workers, behind one port with SO_REUSEPORT. ghz has 1,000 calls in flight on 50 connections.
+The servers: the **service**, as in production (`coupon-service serve`: access log, metrics,
+authentication, rate limits, a request_id on every call, ledger, every commit on disk; only Redis
+gets 250 ms to answer, since it shares the cores with all other processes); a **no-op** server,
+which answers with a constant and shows the limit of grpcio on the machine; and one that runs
+**a transaction per request**, the obvious implementation: the same contract, schema and effects, a
+row lock, a pool of 20 connections in all (both in `bench/servers/`). All have the same number of
+workers, behind one port with SO_REUSEPORT. ghz keeps 1,000 calls in flight on 50 connections.
 
-[docs/performance.md](../docs/performance.md) says what was tried, and what it brought.
+[docs/performance.md](../docs/performance.md) lists what was tried, and with what effect.
 """
 
 
-def told(row: Row) -> str:
-    """A scenario on a few lines of the terminal."""
+def row_text(row: Row) -> str:
+    """The results of a scenario as a few lines for the terminal."""
     lines = [f"\n{row.title}"]
     for it in row.figures:
         errors = f"  {it.errors}" if it.errors else ""
@@ -63,8 +63,8 @@ def _verdict(reached: bool) -> str:
 
 
 def write_report() -> None:
-    """Writes bench/REPORT.md from all that is kept in bench/out."""
-    table, millions = load_found("table"), load_found("millions")
+    """Write bench/REPORT.md from the results in bench/out."""
+    table, millions = load_results("table"), load_results("millions")
     parts = [INTRODUCTION]
     if table is not None:
         parts += [_machine(table), *_table(table)]
@@ -75,10 +75,10 @@ def write_report() -> None:
     print(f"Written: {REPORT.relative_to(ROOT)}")
 
 
-def _machine(found: Found) -> str:
+def _machine(results: Results) -> str:
     settings = ", ".join(f"{name} {value}" for name, value in POSTGRES_SETTINGS.items())
-    about = "; ".join(f"{name} {value}" for name, value in found.about.items())
-    return f"{about}. PostgreSQL: {settings}, else its defaults.\n"
+    about = "; ".join(f"{name} {value}" for name, value in results.about.items())
+    return f"{about}. PostgreSQL: {settings}, otherwise its defaults.\n"
 
 
 def _grid(head: str, rows: list[str]) -> str:
@@ -90,45 +90,44 @@ def _grid(head: str, rows: list[str]) -> str:
 # --- make bench ---------------------------------------------------------------------------------
 
 
-def _table(found: Found) -> Iterator[str]:
-    yield "## Against the targets\n"
+def _table(results: Results) -> Iterator[str]:
+    yield "## Results against the targets\n"
     ratios = [
         f"| {row.title} | {NAMES[it.rival]} | {it.ratio:.2f} | {it.low:.2f}-{it.high:.2f}"
         f" | {it.target:g} | {_verdict(it.ratio >= it.target)} |"
-        for row in found.rows
+        for row in results.rows
         for it in row.comparisons
     ]
-    ratios += _other_targets(found)
+    ratios += _other_targets(results)
     yield _grid("| load | against | ratio | rounds | target | |", ratios)
-    yield "## Absolute figures, and where the processor time goes\n"
-    yield (
-        "Processor time in µs a call; with all cores busy, their sum is what decides the"
-        " throughput.\n"
-    )
+    yield "## Absolute figures and CPU time\n"
+    yield "CPU time in µs per call. All cores are busy, so their sum limits the throughput.\n"
     yield _grid(
         "| load | server | OK/s | p50 ms | p95 ms | p99 ms | server | PostgreSQL | Redis | ghz |"
         " least worker |",
-        [_figures(row, it) for row in found.rows for it in row.figures],
+        [_figures(row, it) for row in results.rows for it in row.figures],
     )
     errors = [
         f"{row.title}, {NAMES[it.server]}: {it.errors}."
-        for row in found.rows
+        for row in results.rows
         for it in row.figures
         if it.errors
     ]
     yield "Calls that were not answered OK: " + (" ".join(errors) or "none.") + "\n"
-    yield "## What 10,000 calls a second take\n"
+    yield "## CPU cores for 10,000 calls per second\n"
     yield (
-        "Busy processor cores of this kind, from the times above (BatchRedeemCodes: for 10,000"
-        " codes). A fleet runs at two thirds of that, or less, so plan for half as many again.\n"
+        "Busy cores of this machine's kind, from the times above (BatchRedeemCodes: for 10,000"
+        " codes). A fleet runs at two thirds of its capacity or less, so plan half as many again.\n"
     )
     yield _grid(
         "| load | service | PostgreSQL | Redis |",
-        [_cores(row, row.figures[0]) for row in found.rows],
+        [_cores(row, row.figures[0]) for row in results.rows],
     )
     yield "## Conservation\n"
-    yield "".join(f"- {row.title}: {row.conservation}\n" for row in found.rows if row.conservation)
-    yield from _parts(found.parts)
+    yield "".join(
+        f"- {row.title}: {row.conservation}\n" for row in results.rows if row.conservation
+    )
+    yield from _parts(results.parts)
 
 
 def _figures(row: Row, it: Figures) -> str:
@@ -147,22 +146,22 @@ def _cores(row: Row, it: Figures) -> str:
     )
 
 
-def _other_targets(found: Found) -> Iterator[str]:
-    parts = found.parts
+def _other_targets(results: Results) -> Iterator[str]:
+    parts = results.parts
     if direct := parts.get("direct"):
         ratio, per_s = median(direct["ratios"]), direct["service_per_s"]
         low, high = min(direct["ratios"]), max(direct["ratios"])
         yield (
-            f"| BatchRedeemCodes, 1,000 a call | its statements through psycopg | {ratio:.2f}"
+            f"| BatchRedeemCodes, 1,000 per call | its statements through psycopg | {ratio:.2f}"
             f" | {low:.2f}-{high:.2f} | 0.7 | {_verdict(ratio >= 0.7)} |"
         )
-        yield f"| … codes a second | | {per_s:,.0f} | | 10,000 | {_verdict(per_s >= 10_000)} |"
-    if tills := parts.get("tills"):
-        runs = [it for it in tills["service"] if it["rate"] == 1_000]
+        yield f"| … codes per second | | {per_s:,.0f} | | 10,000 | {_verdict(per_s >= 10_000)} |"
+    if checkouts := parts.get("checkouts"):
+        runs = [it for it in checkouts["service"] if it["rate"] == 1_000]
         for percent, target in ((95, 20), (99, 50)):
             values = [it[f"p{percent}_ms"] for it in runs]
             yield (
-                f"| the till, 1,000/s open on 1,000 connections, p{percent} ms | |"
+                f"| checkout, open load of 1,000/s on 1,000 connections, p{percent} ms | |"
                 f" {median(values):.1f} | {min(values):.1f}-{max(values):.1f} | < {target}"
                 f" | {_verdict(median(values) < target)} |"
             )
@@ -172,7 +171,7 @@ def _other_targets(found: Found) -> Iterator[str]:
         pairs = zip(fairness["alone_ms"], fairness["beside_ms"], strict=True)
         ratios = [beside / alone for alone, beside in pairs]
         yield (
-            f"| the till, p95 beside calls of 1,000 codes | alone | {median(ratios):.2f}"
+            f"| checkout, p95 beside calls of 1,000 codes | alone | {median(ratios):.2f}"
             f" | {min(ratios):.2f}-{max(ratios):.2f} | ≤ 2 | {_verdict(median(ratios) <= 2)} |"
         )
     if starts := parts.get("starts"):
@@ -184,27 +183,27 @@ def _other_targets(found: Found) -> Iterator[str]:
 
 
 def _parts(parts: dict[str, Any]) -> Iterator[str]:
-    if tills := parts.get("tills"):
-        yield "## The till: an open load on 1,000 connections\n"
+    if checkouts := parts.get("checkouts"):
+        yield "## Checkout: an open load on 1,000 connections\n"
         yield (
-            "Shoppers validate, lock, and redeem with the token; every seventh unlocks instead,"
-            " every twentieth redemption is rolled back. A ghz for each kind of call sends its part"
-            " of the rate, whether earlier calls were answered or not, with locks and redemptions"
-            " that were made beforehand (`bench/loads/till.py`). Latency counts from the moment at"
-            " which a call was due, so it has in it how late ghz was.\n"
+            "Shoppers validate a code, lock it, and redeem it with the lock token; every seventh"
+            " unlocks instead, every twentieth redemption is rolled back. One ghz for each kind of"
+            " call sends its share of the rate, whether earlier calls were answered or not, with"
+            " locks and redemptions that were made beforehand (`bench/loads/checkout.py`). Latency"
+            " counts from the time at which a call was due, so it includes delays of ghz.\n"
         )
         rows: list[str] = []
         for server in (SERVICE, NOOP):
-            ordered = sorted(tills[server], key=lambda it: it["rate"])
-            rows += [_till(NAMES[server], it) for it in ordered]
-        kinds = ", ".join(tills[SERVICE][0]["p95_ms_of"])
+            ordered = sorted(checkouts[server], key=lambda it: it["rate"])
+            rows += [_checkout(NAMES[server], it) for it in ordered]
+        kinds = ", ".join(checkouts[SERVICE][0]["p95_ms_of"])
         yield _grid(
             f"| server | calls/s | sent/s | p50 ms | p95 ms | p99 ms | p95 ms: {kinds}"
             " | ghz late p99 ms | ghz cores | errors |",
             rows,
         )
-        yield plots.till_latency(tills) + "\n"
-        yield f"Conservation: {tills['conservation']}.\n"
+        yield plots.checkout_latency(checkouts) + "\n"
+        yield f"Conservation: {checkouts['conservation']}.\n"
     if fairness := parts.get("fairness"):
         yield (
             "At 300 calls/s, beside a BatchRedeemCodes of 1,000 codes every half second, which took"
@@ -214,19 +213,19 @@ def _parts(parts: dict[str, Any]) -> Iterator[str]:
     if curves := parts.get("curves"):
         yield "## Throughput by calls in flight\n"
         yield "One hot code:\n\n" + plots.throughput(curves, "redeem-hot") + "\n"
-        yield "Each call another code:\n\n" + plots.throughput(curves, "redeem-spread") + "\n"
+        yield "A different code per call:\n\n" + plots.throughput(curves, "redeem-spread") + "\n"
     if pgbench := parts.get("pgbench"):
         yield "## PostgreSQL alone\n"
         yield (
             "pgbench, 20 clients, the transaction of one redemption"
             " (`bench/loads/scenarios/redeem.pgbench.sql`):"
             f" {pgbench['hot_per_s']:,.0f}/s on one hot code,"
-            f" {pgbench['spread_per_s']:,.0f}/s spread. What the service does above that comes from"
-            f" joining commands. {pgbench['conservation']}.\n"
+            f" {pgbench['spread_per_s']:,.0f}/s spread. The service exceeds that by batching"
+            f" commands. {pgbench['conservation']}.\n"
         )
 
 
-def _till(server: str, it: dict[str, Any]) -> str:
+def _checkout(server: str, it: dict[str, Any]) -> str:
     kinds = ", ".join(f"{p95_ms:.1f}" for p95_ms in it["p95_ms_of"].values())
     return (
         f"| {server} | {it['rate']:,} | {it['sent_per_s']:,.0f} | {it['p50_ms']:.1f}"
@@ -238,14 +237,14 @@ def _till(server: str, it: dict[str, Any]) -> str:
 # --- make bench-10m -----------------------------------------------------------------------------
 
 
-def _millions(found: Found) -> Iterator[str]:
-    parts = found.parts
+def _millions(results: Results) -> Iterator[str]:
+    parts = results.parts
     generated = parts["generation"]
     ratio = generated["copy_s"] / generated["generate_s"]
     count = generated["count"]
     yield (
-        f"GenerateCodes made {count:,} codes in {generated['generate_s']:,.0f} s"
-        f" ({count / generated['generate_s']:,.0f}/s); COPY of as many random codes, unsorted, into"
+        f"GenerateCodes generated {count:,} codes in {generated['generate_s']:,.0f} s"
+        f" ({count / generated['generate_s']:,.0f}/s). COPY of as many random codes, unsorted, into"
         f" the same table and indexes took {generated['copy_s']:,.0f} s"
         f" ({count / generated['copy_s']:,.0f}/s). Ratio {ratio:.2f}, target 1:"
         f" {_verdict(ratio >= 1)}. The largest worker had {generated['worker_mib']:,.0f} MiB,"
@@ -255,15 +254,15 @@ def _millions(found: Found) -> Iterator[str]:
     if imported := parts.get("import"):
         ratio = imported["copy_s"] / imported["import_s"]
         yield (
-            f"ImportCodes took {imported['import_s']:,.0f} s for {imported['count']:,} codes of a"
-            f" file, COPY {imported['copy_s']:,.0f} s: {ratio:.2f}, target 0.6:"
-            f" {_verdict(ratio >= 0.6)}.\n"
+            f"ImportCodes of {imported['count']:,} codes from a file took"
+            f" {imported['import_s']:,.0f} s, COPY {imported['copy_s']:,.0f} s. Ratio {ratio:.2f},"
+            f" target 0.6: {_verdict(ratio >= 0.6)}.\n"
         )
-    if row := next(iter(found.rows), None):
+    if row := next(iter(results.rows), None):
         yield "".join(f"{row.title}: {_ratio(it)}.\n" for it in row.comparisons)
         yield f"Conservation: {row.conservation}.\n"
     points = parts["points"]
-    yield "Latency of one call after the other (p50 ms, p99 in brackets):\n"
+    yield "Latency of sequential calls (p50 ms, p99 in brackets):\n"
     kinds = [key.removesuffix("_p50_ms") for key in points[0] if key.endswith("_p50_ms")]
     yield _grid(
         "| codes | used up | " + " | ".join(kinds) + " |",
@@ -280,7 +279,7 @@ def _millions(found: Found) -> Iterator[str]:
     yield from _flatness(points)
     yield (
         f"Exporting the book: {parts['export']['per_s']:,.0f} codes/s."
-        f" The largest worker after all of it: {parts['worker_mib']:,.0f} MiB.\n"
+        f" The largest worker at the end: {parts['worker_mib']:,.0f} MiB.\n"
     )
 
 

@@ -1,4 +1,4 @@
-"""What a run found, as it is kept in bench/out and told in the report."""
+"""Results of a run, stored in bench/out and rendered in the report."""
 
 from __future__ import annotations
 
@@ -30,8 +30,7 @@ PACKAGES: Final = ("grpcio", "protobuf", "uvloop", "psycopg", "redis")
 class Figures:
     """One server under one load: medians over the rounds.
 
-    Processor times in microseconds a call; `share_min`: the part of the work that the worker with
-    the least of it did.
+    CPU times in microseconds per call. `share_min`: the share of the work of the least busy worker.
     """
 
     server: str
@@ -49,7 +48,7 @@ class Figures:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """How many times as fast as a rival the service was: median, least and most of the rounds."""
+    """Throughput of the service over that of a rival: median, least and greatest of the rounds."""
 
     rival: str
     target: float
@@ -60,7 +59,7 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A scenario. `effects_per_call`: codes that a call is about."""
+    """The results of a scenario. `effects_per_call`: codes of a call."""
 
     name: str
     title: str
@@ -71,7 +70,7 @@ class Row:
 
     @classmethod
     def of(cls, scenario: Scenario, rounds: Rounds) -> Row:
-        """What the rounds of the scenario come to."""
+        """Summarise the rounds of a scenario."""
         servers = (SERVICE, *(rival.server for rival in scenario.rivals))
         comparisons: list[Comparison] = []
         for rival in scenario.rivals:
@@ -111,36 +110,36 @@ def _figures(rounds: Sequence[Measured]) -> Figures:
 
 
 @dataclass(slots=True)
-class Found:
-    """Everything that one command measured; parts that it did not are empty."""
+class Results:
+    """Everything that one command measured; other parts are empty."""
 
     about: dict[str, str] = field(default_factory=dict[str, str])
     rows: list[Row] = field(default_factory=list[Row])
     parts: dict[str, Any] = field(default_factory=dict[str, Any])
 
     def save(self, name: str) -> None:
-        """Keeps it in bench/out."""
+        """Write them to bench/out."""
         OUT.mkdir(exist_ok=True)
         text = json.dumps(asdict(self), indent=1)
         (OUT / f"{name}.json").write_text(text, encoding="utf-8")
 
 
-def load_found(name: str) -> Found | None:
-    """What was kept, if it was."""
+def load_results(name: str) -> Results | None:
+    """The results in bench/out, if there are any."""
     path = OUT / f"{name}.json"
     if not path.exists():
         return None
-    kept = json.loads(path.read_text(encoding="utf-8"))
+    saved = json.loads(path.read_text(encoding="utf-8"))
     rows: list[Row] = []
-    for row in kept["rows"]:
+    for row in saved["rows"]:
         row["figures"] = [Figures(**it) for it in row["figures"]]
         row["comparisons"] = [Comparison(**it) for it in row["comparisons"]]
         rows.append(Row(**row))
-    return Found(kept["about"], rows, kept["parts"])
+    return Results(saved["about"], rows, saved["parts"])
 
 
 def about_run(stack: Stack, rounds: int, calls: int) -> dict[str, str]:
-    """The machine, what else it was doing, the versions, and how much was measured."""
+    """The machine and its load, the versions, and the size of the run."""
     cpuinfo = Path("/proc/cpuinfo")
     models = [
         line.partition(":")[2].strip()
@@ -160,12 +159,12 @@ def about_run(stack: Stack, rounds: int, calls: int) -> dict[str, str]:
         **{package: version(package) for package in PACKAGES},
         "workers": str(stack.workers),
         "rounds": str(rounds),
-        "calls of a round": f"{calls:,}",
+        "calls per round": f"{calls:,}",
         "load average before": f"{os.getloadavg()[0]:.1f}",
     }
 
 
 def _ghz_version() -> str:
-    """As the Go linker noted it; what `ghz --version` says is only known in released binaries."""
+    """The version from Go's build info, since `ghz --version` is set in released binaries only."""
     noted = re.search(rb"mod\tgithub\.com/bojand/ghz\tv([\d.]+)", find_ghz().read_bytes())
-    return noted[1].decode() if noted else "of unknown version"
+    return noted[1].decode() if noted else "unknown version"

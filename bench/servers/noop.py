@@ -1,9 +1,9 @@
-"""The limit of grpcio on the machine: a server that answers at once, always the same.
+"""A no-op server, which shows the limit of grpcio on the machine: constant answers, at once.
 
     python -m bench.servers.noop 127.0.0.1:50100 2
 
-No interceptor, no authentication, no log, no metrics, no database: what it costs to take a request
-off the line, parse it, and put an answer of the usual size onto the line.
+No interceptor, no authentication, no log, no metrics, no database: only the cost of receiving and
+parsing a request, and of sending an answer of the usual size.
 """
 
 # ruff: noqa: ARG002, N802 - the names and arguments are those of the contract
@@ -106,7 +106,7 @@ HEALTHY = health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.S
 
 
 class Redemptions(RedemptionServiceServicer):
-    """Redeems nothing."""
+    """Answers calls about redemptions with constants."""
 
     async def RedeemCode(
         self, request: redemptions.RedeemCodeRequest, context: Any
@@ -135,7 +135,7 @@ class Redemptions(RedemptionServiceServicer):
 
 
 class Assignments(AssignmentServiceServicer):
-    """Assigns nothing."""
+    """Answers calls about assignments with constants."""
 
     async def AssignRandomCode(
         self, request: assignments.AssignRandomCodeRequest, context: Any
@@ -149,14 +149,14 @@ class Assignments(AssignmentServiceServicer):
 
 
 class Codes(CouponCodeServiceServicer):
-    """Knows one code."""
+    """Answers GetCode with a constant."""
 
     async def GetCode(self, request: codes.GetCodeRequest, context: Any) -> codes.GetCodeResponse:
         return FOUND
 
 
 class Health(cast("type[Any]", health_pb2_grpc.HealthServicer)):
-    """Always well."""
+    """Is always SERVING."""
 
     async def Check(
         self, request: health_pb2.HealthCheckRequest, context: Any
@@ -165,8 +165,8 @@ class Health(cast("type[Any]", health_pb2_grpc.HealthServicer)):
 
 
 async def serve(server: grpc.aio.Server) -> None:
-    """Adds the servicers."""
-    # The other methods are left out; at run time the base classes answer UNIMPLEMENTED.
+    """Add the servicers."""
+    # Other methods are inherited: the base classes answer UNIMPLEMENTED.
     redeeming = Redemptions()  # pyright: ignore[reportAbstractUsage]
     add_RedemptionServiceServicer_to_server(redeeming, server)
     assigning = Assignments()  # pyright: ignore[reportAbstractUsage]

@@ -1,11 +1,11 @@
-"""What most people would write: a transaction a request, which locks the row of the code.
+"""The obvious implementation: a transaction per request, which locks the row of the code.
 
     DATABASE_URL=postgresql://… python -m bench.servers.per_request 127.0.0.1:50101 2
 
-The same contract, the same schema and the same effects as the service: the code's count, the
-ledger row, the counters of the book, one effect an attempt, one redemption an order. Kept to what
-the benchmark asks for: RedeemCode of bearers, in books without locking and without limits a user.
-No authentication, no log, no metrics.
+The same contract, schema and effects as the service: the count of the code, the ledger row, the
+counters of the book, one effect per attempt, one redemption per order. It has only what the
+benchmark calls: RedeemCode by bearers, in books without locking and without limits per user. No
+authentication, no log, no metrics.
 """
 
 # ruff: noqa: N802 - the names are those of the contract
@@ -38,7 +38,7 @@ from coupon_service.v1.redemption_service_pb2_grpc import (
 )
 
 POOL_SIZE: Final = 20
-"""Connections of all workers together. More of them only wait for the row of a hot code."""
+"""Connections of all workers together. With a hot code, more would only wait for its row."""
 
 CALLER: Final = "anonymous"
 
@@ -86,8 +86,8 @@ VALUES (%s, %s, 16, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, 
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """A code with what is needed of its book."""
+class CodeRow:
+    """A code, with the columns of its book that a redemption needs."""
 
     state: int
     redemptions: int
@@ -101,7 +101,7 @@ class Found:
     end_time: datetime | None
 
     def refusal(self, now: datetime) -> str:
-        """Why the code cannot be redeemed; empty when it can."""
+        """The reason why the code cannot be redeemed; empty when it can."""
         if self.book_state != 2 or (self.start_time is not None and now < self.start_time):
             return "BOOK_NOT_ACTIVE"
         if self.end_time is not None and now >= self.end_time:
@@ -129,7 +129,7 @@ class Redemptions(RedemptionServiceServicer):
     async def RedeemCode(
         self, request: pb.RedeemCodeRequest, context: Any
     ) -> pb.RedeemCodeResponse:
-        """One transaction, from its first statement to its last."""
+        """Redeem the code in one transaction."""
         async with self._pool.connection() as connection, connection.transaction():
             return await _redeem(connection, request, context)
 
@@ -139,8 +139,8 @@ async def _redeem(
 ) -> pb.RedeemCodeResponse:
     code, now = normalize_code(request.code), datetime.now(UTC)
     bucket, amount = bucket_of(code), request.order_amount.amount_minor
-    found = await _lock_code(connection, bucket, code)
-    if found is None:
+    row = await _lock_code(connection, bucket, code)
+    if row is None:
         await _refuse(context, grpc.StatusCode.NOT_FOUND, "CODE_NOT_FOUND")
     attempt = event_id(bucket, EventType.REDEEMED, CALLER, request.request_id, code)
     parameters = fingerprint(request.user_id, request.order_id, amount)
@@ -149,33 +149,33 @@ async def _redeem(
         recorded, event_time, discount, redemptions, limit = earlier
         if recorded != parameters:
             await _refuse(context, grpc.StatusCode.INVALID_ARGUMENT, "REQUEST_ID_REUSED")
-        answer = _answer(request, found, attempt, event_time, discount, redemptions, limit)
+        answer = _answer(request, row, attempt, event_time, discount, redemptions, limit)
         answer.replayed = True
         return answer
-    if refusal := found.refusal(now):
+    if refusal := row.refusal(now):
         await _refuse(context, grpc.StatusCode.FAILED_PRECONDITION, refusal)
     if await _one(connection, FIND_ORDER, (bucket, code, request.order_id)) is not None:
         await _refuse(context, grpc.StatusCode.FAILED_PRECONDITION, "ORDER_ALREADY_REDEEMED")
-    discount = amount * found.percent_off_basis_points // 10_000
-    state, limit = found.state_after(), found.max_redemptions_per_code
+    discount = amount * row.percent_off_basis_points // 10_000
+    state, limit = row.state_after(), row.max_redemptions_per_code
     await connection.execute(COUNT_CODE, (limit, state, bucket, code))
-    change = {found.state: -1, state: 1} if state != found.state else {}
+    change = {row.state: -1, state: 1} if state != row.state else {}
     states = (CodeState.AVAILABLE, CodeState.ASSIGNED, CodeState.REDEEMED)
     counts = [change.get(it, 0) for it in states]
-    await connection.execute(COUNT_BOOK, (found.book_id, bucket, *counts, discount))
+    await connection.execute(COUNT_BOOK, (row.book_id, bucket, *counts, discount))
     await connection.execute(
         WRITE_LEDGER,
         (
-            *(attempt, bucket, now, found.book_id, code, request.user_id, request.order_id),
-            *(CALLER, context.peer(), "", request.request_id, parameters, found.state, state),
-            *(amount, discount, found.currency_code, found.redemptions + 1, limit),
+            *(attempt, bucket, now, row.book_id, code, request.user_id, request.order_id),
+            *(CALLER, context.peer(), "", request.request_id, parameters, row.state, state),
+            *(amount, discount, row.currency_code, row.redemptions + 1, limit),
         ),
     )
-    return _answer(request, found, attempt, now, discount, found.redemptions + 1, limit)
+    return _answer(request, row, attempt, now, discount, row.redemptions + 1, limit)
 
 
-async def _lock_code(connection: Connection, bucket: int, code: str) -> Found | None:
-    async with connection.cursor(row_factory=class_row(Found)) as cursor:
+async def _lock_code(connection: Connection, bucket: int, code: str) -> CodeRow | None:
+    async with connection.cursor(row_factory=class_row(CodeRow)) as cursor:
         await cursor.execute(LOCK_CODE, (bucket, code))
         return await cursor.fetchone()
 
@@ -191,7 +191,7 @@ async def _refuse(context: Any, status: grpc.StatusCode, reason: str) -> NoRetur
 
 def _answer(
     request: pb.RedeemCodeRequest,
-    found: Found,
+    row: CodeRow,
     attempt: object,
     redeem_time: datetime,
     discount: int,
@@ -204,12 +204,12 @@ def _answer(
         redemption=pb.Redemption(
             redemption_id=str(attempt),
             code=normalize_code(request.code),
-            book_id=str(found.book_id),
+            book_id=str(row.book_id),
             user_id=request.user_id,
             order_id=request.order_id,
             state=pb.REDEMPTION_STATE_SUCCEEDED,
             order_amount=request.order_amount,
-            discount=Money(amount_minor=discount, currency_code=found.currency_code),
+            discount=Money(amount_minor=discount, currency_code=row.currency_code),
             redeem_time=time,
         ),
         counts=pb.RedemptionCounts(
@@ -221,12 +221,12 @@ def _answer(
 
 
 async def serve(server: grpc.aio.Server, pool_size: int) -> None:
-    """Opens the pool of a worker, and adds the servicer."""
+    """Open the pool of a worker, and add the servicer."""
     pool: AsyncConnectionPool[Connection] = AsyncConnectionPool(
         os.environ["DATABASE_URL"], min_size=pool_size, max_size=pool_size, timeout=30, open=False
     )
     await pool.open(wait=True)
-    servicer = Redemptions(pool)  # pyright: ignore[reportAbstractUsage] - the others: UNIMPLEMENTED
+    servicer = Redemptions(pool)  # pyright: ignore[reportAbstractUsage] - others: UNIMPLEMENTED
     add_RedemptionServiceServicer_to_server(servicer, server)
 
 

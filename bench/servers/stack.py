@@ -1,6 +1,7 @@
-"""The servers of a run: PostgreSQL, Redis, the service and those it is compared with.
+"""The servers of a run: PostgreSQL, Redis, the service and the reference servers.
 
-Everything is in a temporary folder and on loopback, and ends with the `with` that started it.
+All data is in a temporary folder, and all servers listen on loopback. Leaving the context manager
+stops them.
 """
 
 from __future__ import annotations
@@ -35,16 +36,16 @@ POSTGRES_SETTINGS: Final = {
     "max_wal_size": "4GB",
     "max_connections": "200",
 }
-"""Beside these the defaults: every commit is on disk before it is answered."""
+"""Other settings keep their defaults: a commit is on disk before it is acknowledged."""
 
 
 class BenchError(Exception):
-    """The run cannot go on; a sentence for people."""
+    """The run cannot continue. The message is one sentence."""
 
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A server that answers gRPC, and its processes."""
+    """A gRPC server and its processes."""
 
     name: str
     address: str
@@ -53,7 +54,7 @@ class Server:
 
     @property
     def workers(self) -> list[psutil.Process]:
-        """Those of its processes that answer."""
+        """Those of its processes that listen."""
         return sorted(
             (it for it in self.process.children(recursive=True) if _listens(it, self.address)),
             key=lambda it: it.pid,
@@ -70,7 +71,7 @@ def _listens(process: psutil.Process, address: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Stack:
-    """PostgreSQL, migrated, and Redis; the service and others can be started on them."""
+    """A migrated PostgreSQL and a Redis, on which the service and others can be started."""
 
     folder: Path
     postgres: EmbeddedPostgres
@@ -79,9 +80,9 @@ class Stack:
 
     @contextmanager
     def service(self, module: str = "coupon_service", **settings: str) -> Generator[Server]:
-        """The service as in production; `settings` are COUPON_ variables without the prefix.
+        """The service, configured as in production.
 
-        `module` is what is run.
+        `module`: the Python module to run. `settings`: COUPON_ variables without the prefix.
         """
         port = free_port()
         environment = self._settings() | {
@@ -94,7 +95,7 @@ class Stack:
 
     @contextmanager
     def reference(self, name: str) -> Generator[Server]:
-        """A server of bench/servers."""
+        """A reference server of bench/servers."""
         port = free_port()
         command = ("-m", f"bench.servers.{name}", f"{HOST}:{port}", str(self.workers))
         environment = _environment() | {"DATABASE_URL": self.postgres.url}
@@ -102,7 +103,7 @@ class Stack:
             yield server
 
     def migrate(self) -> None:
-        """Makes the tables. Raises BenchError."""
+        """Create the tables. Raises BenchError."""
         command = (sys.executable, "-m", "coupon_service", "migrate", "up")
         done = subprocess.run(
             command,
@@ -124,7 +125,7 @@ class Stack:
             "COUPON_METRICS_PORT": "0",
             "COUPON_DRAIN_GRACE_MS": "0",
             "COUPON_LOG_FORMAT": "json",
-            # All share the cores at full load: it is the machine that is late, and not Redis.
+            # All processes share the cores at full load: a late answer is no fault of Redis.
             "COUPON_REDIS_TIMEOUT_MS": "250",
             **caller.SETTINGS,
         }
@@ -138,16 +139,16 @@ class Stack:
         with log.open("ab") as output:
             process = psutil.Popen(
                 [sys.executable, *command],
-                cwd=self.folder,  # no .env there
+                cwd=self.folder,  # without a .env
                 env=dict(environment),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C is for us
+                start_new_session=True,  # Ctrl-C goes to the benchmark only
             )
         address = f"{HOST}:{port}"
         try:
-            asyncio.run(_await_answer(address, process, log))
+            asyncio.run(_await_serving(address, process, log))
             start_s = perf_counter() - started
             yield Server(name, address, psutil.Process(process.pid), start_s)
         finally:
@@ -162,7 +163,7 @@ class Stack:
 
 @contextmanager
 def stack(workers: int) -> Generator[Stack]:
-    """PostgreSQL and Redis of our own. Raises EmbeddedError or BenchError."""
+    """A private PostgreSQL and Redis. Raises EmbeddedError or BenchError."""
     with ExitStack() as servers:
         folder = Path(servers.enter_context(TemporaryDirectory(prefix="coupon-bench-")))
         redis = servers.enter_context(EmbeddedRedis(folder / "redis"))
@@ -174,15 +175,15 @@ def stack(workers: int) -> Generator[Stack]:
 
 
 def _environment() -> dict[str, str]:
-    # As it is where it is installed: bytecode is kept.
-    ours = ("COUPON_", "DATABASE_URL", "REDIS_URL", "PROMETHEUS_", "PYTHONDONTWRITEBYTECODE")
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+    # Bytecode is cached, as in an installation.
+    removed = ("COUPON_", "DATABASE_URL", "REDIS_URL", "PROMETHEUS_", "PYTHONDONTWRITEBYTECODE")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(removed)}
     return kept | {"PYTHONPATH": str(ROOT)}
 
 
-async def _await_answer(address: str, process: psutil.Popen, log: Path) -> None:
-    """Returns when the server says that it works."""
-    serving = asyncio.create_task(_until_serving(address))
+async def _await_serving(address: str, process: psutil.Popen, log: Path) -> None:
+    """Return when the server serves. Raises BenchError when it does not start."""
+    serving = asyncio.create_task(_watch_health(address))
     deadline = perf_counter() + START_TIMEOUT_S
     while not serving.done():
         if process.poll() is not None or perf_counter() > deadline:
@@ -192,12 +193,12 @@ async def _await_answer(address: str, process: psutil.Popen, log: Path) -> None:
     await serving
 
 
-async def _until_serving(address: str) -> None:
+async def _watch_health(address: str) -> None:
     async with connect(address) as service:
         try:
             await wait_until_serving(service)
         except grpc.aio.AioRpcError as error:
-            # It answers, and has no health service that can be watched.
+            # A reference server, which has no Health/Watch.
             if error.code() is not grpc.StatusCode.UNIMPLEMENTED:
                 raise
 

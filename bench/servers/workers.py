@@ -1,4 +1,4 @@
-"""Worker processes behind one port, as the service has them: SO_REUSEPORT, grpc.aio, uvloop."""
+"""Worker processes behind one port, as in the service: SO_REUSEPORT, grpc.aio, uvloop."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import grpc.aio
 import uvloop
 
 Serve = Callable[[grpc.aio.Server], Coroutine[Any, Any, None]]
-"""Adds its servicers to the server, and returns; what it needs is made in the worker's loop."""
+"""Adds servicers to the server. It runs in the worker's event loop, and can create its clients."""
 
 OPTIONS = (("grpc.so_reuseport", 1), ("grpc.max_concurrent_streams", 2_000))
 
 
 def run_workers(serve: Serve, address: str, workers: int) -> None:
-    """Runs until SIGTERM. `serve` has to be something that another process can import."""
+    """Run until SIGTERM. `serve` has to be importable by another process."""
     context = multiprocessing.get_context("spawn")  # gRPC does not survive a fork
     processes = [
         context.Process(target=_run_worker, args=(serve, address), daemon=True)
@@ -29,7 +29,7 @@ def run_workers(serve: Serve, address: str, workers: int) -> None:
     try:
         for process in processes:
             process.start()
-        connection.wait([process.sentinel for process in processes])  # one died
+        connection.wait([process.sentinel for process in processes])  # until one dies
     except KeyboardInterrupt:
         pass
     finally:

@@ -17,7 +17,7 @@ from coupon_service.cli.failure import CommandError
 Wish = tuple[str, str, str]
 """A household, the number of its campaign, and a coupon of it."""
 
-WISHES: Sequence[Wish] = [
+REDEMPTIONS: Sequence[Wish] = [
     *((f"household-{number}", "1", "100") for number in range(30)),
     *(("glutton", "1", "100") for _ in range(3)),
     ("glutton", "2", "100"),
@@ -47,14 +47,14 @@ def folder(tmp_path: Path) -> Path:
         "redemption_date,household_id,campaign_id,coupon_upc",
         [
             f"2017-03-{number % 28 + 1:02},{household},{campaigns[campaign]},{upc}"
-            for number, (household, campaign, upc) in enumerate(WISHES)
+            for number, (household, campaign, upc) in enumerate(REDEMPTIONS)
         ],
     )
     return tmp_path
 
 
 def replay(folder: Path, *options: str) -> tuple[int, dict[str, str], str]:
-    """The exit code, the table, and what was said to standard error."""
+    """The exit code, the printed table, and standard error."""
     done = subprocess.run(
         [sys.executable, "-m", "bench.replay", str(folder), *options],
         capture_output=True,
@@ -68,52 +68,48 @@ def replay(folder: Path, *options: str) -> tuple[int, dict[str, str], str]:
     return done.returncode, {row[1].strip(): row[2].strip() for row in cells}, done.stderr
 
 
-def test_each_household_redeems_a_code_as_often_as_the_limit_says(
-    folder: Path, server_address: str
-) -> None:
+def test_redemptions_beyond_the_limit_are_refused(folder: Path, server_address: str) -> None:
     exit_code, table, said = replay(folder, "--address", server_address)
     assert (exit_code, said) == (0, "")
     assert table["Codes"] == "4"
     assert table["Assignments"] == "33"
-    assert table["Redemptions asked for"] == "36"
+    assert table["Redemptions requested"] == "36"
     assert table["Refused: USER_LIMIT_EXCEEDED"] == "3"
     assert table["Accepted"] == table["In the ledger"] == table["In the counters"] == "33"
 
 
-def test_with_a_higher_limit_less_is_refused_on_a_service_of_its_own(folder: Path) -> None:
+def test_higher_limit_refuses_less_on_a_private_service(folder: Path) -> None:
     exit_code, table, said = replay(folder, "--per-user", "2", "--clients", "5")
     assert (exit_code, said) == (0, "")
     assert table["Refused: USER_LIMIT_EXCEEDED"] == "1"
     assert table["Accepted"] == table["In the ledger"] == table["In the counters"] == "35"
 
 
-def test_what_is_refused_for_another_reason_fails_it(folder: Path, server_address: str) -> None:
+def test_unexpected_refusal_fails_the_replay(folder: Path, server_address: str) -> None:
     with (folder / "redemptions.csv").open("a") as file:
-        file.write("2017-04-01,household-1,1,100\n")  # a campaign that there is not
+        file.write("2017-04-01,household-1,1,100\n")  # of an unknown campaign
     exit_code, _, said = replay(folder, "--address", server_address)
     assert exit_code == 1
     assert "CODE_NOT_FOUND" in said
 
 
-def test_a_year_cannot_be_replayed_twice_on_the_same_service(
-    folder: Path, server_address: str
-) -> None:
+def test_second_replay_to_the_same_service_is_refused(folder: Path, server_address: str) -> None:
     assert replay(folder, "--address", server_address)[0] == 0
     exit_code, _, said = replay(folder, "--address", server_address)
     assert exit_code == 1
-    assert "has codes of this year already" in said
+    assert "already has codes of this data set" in said
 
 
 @pytest.mark.parametrize("missing", ["campaigns.csv", "coupons.csv", "redemptions.csv"])
-def test_a_missing_file_is_told_by_its_name(folder: Path, missing: str) -> None:
+def test_missing_file_is_named(folder: Path, missing: str) -> None:
     (folder / missing).unlink()
     with pytest.raises(CommandError, match=f"{missing} cannot be read"):
         read_year(folder)
 
 
-def test_a_file_of_another_shape_is_told(folder: Path) -> None:
+def test_file_with_other_columns_is_refused(folder: Path) -> None:
     (folder / "campaigns.csv").write_text("campaign_id,start\n1,2017-03-03\n")
-    with pytest.raises(CommandError, match="are not those of a year"):
+    with pytest.raises(CommandError, match="are not the data set"):
         read_year(folder)
 
 
@@ -121,9 +117,7 @@ def test_a_file_of_another_shape_is_told(folder: Path) -> None:
     ("ledger", "counters"),
     [({"1": {"a"}}, {"1": 2}), ({"1": {"a", "c"}}, {"1": 2}), ({"1": {"a", "b"}}, {"1": 1})],
 )
-def test_sums_that_differ_are_noticed(
-    ledger: dict[str, set[str]], counters: dict[str, int]
-) -> None:
+def test_differing_sums_are_detected(ledger: dict[str, set[str]], counters: dict[str, int]) -> None:
     result = Result(ledger={"1": {"a", "b"}}, counters={"1": 2})
     result.accepted["1"] = {"a", "b"}
     assert result.sums_hold()

@@ -1,17 +1,16 @@
-"""The till: an open load of shoppers, over the public API, sent by ghz.
+"""The checkout: an open load of shoppers through the public API, sent by ghz.
 
-A shopper validates a code, locks it, and redeems it with the lock's token; every seventh thinks
-better of it and unlocks, every twentieth redemption is rolled back. A ghz sends one kind of call,
-and none that needs an earlier answer. So there is one for each kind, all at the same time, with the
-part of the rate and of the connections that the kind has in this mix; locks and redemptions that
-calls need are made beforehand, and no two calls of a run are about the same code.
+A shopper validates a code, locks it, and redeems it with the lock token. Every seventh unlocks
+instead, and every twentieth redemption is rolled back. One ghz sends one kind of call, and none
+that needs an earlier answer. So one ghz runs for each kind, all at the same time, with the kind's
+share of the rate and of the connections. Locks and redemptions that calls need are made beforehand,
+and no two calls of a run use the same code.
 
-With `rps` and `async`, ghz has a clock that ticks at the rate, and sends a call at each tick,
-whether earlier ones were answered or not. It times a call from when it hands it to gRPC. Here a
-latency counts from the moment at which the call was due, that is the tick, so that a ghz which is
-late hides nothing (no coordinated omission): the n-th call that was sent was due n ticks after the
-first. ghz does not tell when its clock began; the call that was least late is taken to have been in
-time.
+With `rps` and `async`, the clock of ghz ticks at the rate, and each tick sends a call, whether
+earlier calls were answered or not. ghz times a call from its hand-over to gRPC. Here latency counts
+from the tick at which the call was due, so that a ghz which is late hides nothing (no coordinated
+omission): the n-th call was due n ticks after the first. ghz does not report when its clock
+started; the call with the least delay is taken as punctual.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ CALLS_OF_SHOPPER: Final = {
     "unlock": UNLOCK_SHARE,
     "roll-back": (1 - UNLOCK_SHARE) * ROLL_BACK_SHARE,
 }
-"""How many calls of each kind a shopper makes, on average."""
+"""Average number of calls of each kind per shopper."""
 
 EFFECTS: Final = {
     "lock": EventType.LOCKED,
@@ -56,8 +55,8 @@ EFFECTS: Final = {
     "roll-back": EventType.ROLLED_BACK,
 }
 RATE_MIN: Final = 100
-"""In calls a second. Rates are whole numbers; below it a kind could have 0, which ghz takes for no
-bound."""
+"""In calls per second. Rates are whole numbers; below it a kind could get 0, which means unlimited
+to ghz."""
 
 CONNECTIONS: Final = 1_000
 WARM_UP_S: Final = 2.0
@@ -66,7 +65,7 @@ PRICE: Final = Money(amount_minor=4_000, currency_code="EUR")
 
 @dataclass(frozen=True, slots=True)
 class Shoppers:
-    """What ghz needs to send shoppers once to a server: a configuration for each kind of call."""
+    """One run of shoppers: a configuration of ghz for each kind of call."""
 
     rate: int
     configs: Mapping[str, Mapping[str, Any]]
@@ -74,12 +73,12 @@ class Shoppers:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """A run in figures.
+    """The figures of a run.
 
-    `rate`: calls a second that were due, `sent_per_s`: that ghz sent. Latencies are of the calls
-    that were answered OK, in milliseconds. `late_p99_ms`: how late ghz sent a call, which is part
-    of its latency. All these leave out the warm-up; `ok`, `unknown` (calls that may have had their
-    effect) and `errors` do not. `client_cores`: processor time of ghz a second, with its start.
+    `rate`: calls per second that were due; `sent_per_s`: that ghz sent. Latencies are those of OK
+    answers, in milliseconds. `late_p99_ms`: the delay of ghz, which is part of the latency. These
+    exclude the warm-up; `ok`, `unknown` (calls with an unknown outcome) and `errors` include it.
+    `client_cores`: CPU time of ghz per second, its start included.
     """
 
     rate: int
@@ -97,8 +96,8 @@ class Summary:
 
 
 @dataclass(frozen=True, slots=True)
-class Till:
-    """A book whose codes any number of shoppers may use, on the service."""
+class CheckoutLoad:
+    """A book of the service whose codes any number of shoppers may use, and the load on it."""
 
     codes: Sequence[str]
     channel: grpc.Channel
@@ -107,26 +106,26 @@ class Till:
     answers: Answers
 
     def shop(self, rate: int, seconds: float) -> Summary:
-        """Sends shoppers to the service, for so long after the warm-up."""
+        """Send shoppers to the service, for `seconds` after the warm-up."""
         return self.send(self.prepare(rate, seconds))
 
     def prepare(self, rate: int, seconds: float) -> Shoppers:
-        """Makes the locks and redemptions that the calls need, and the messages.
+        """Create the locks and redemptions that the calls need, and the requests.
 
         Raises BenchError when there are fewer codes than calls.
         """
         rates = dict(zip(CALLS_OF_SHOPPER, split(rate), strict=True))
         counts = {kind: math.ceil(it * (WARM_UP_S + seconds)) for kind, it in rates.items()}
         if sum(counts.values()) > len(self.codes):
-            raise BenchError(f"{len(self.codes)} codes are too few for {rate} calls a second.")
+            raise BenchError(f"{len(self.codes)} codes are too few for {rate} calls per second.")
         unused = iter(self.codes)
         codes = {kind: list(islice(unused, count)) for kind, count in counts.items()}
         requests = self._requests(codes)
         configs: dict[str, dict[str, Any]] = {}
         for (kind, count), connections in zip(counts.items(), split(CONNECTIONS), strict=True):
             configs[kind] = {
-                **scenario(f"till-{kind}"),
-                **messages(self.folder / f"till-{kind}", requests[kind]),
+                **scenario(f"checkout-{kind}"),
+                **messages(self.folder / f"checkout-{kind}", requests[kind]),
                 "total": count,
                 "rps": rates[kind],
                 "concurrency": min(connections, count),
@@ -135,7 +134,7 @@ class Till:
         return Shoppers(rate, configs)
 
     def _requests(self, codes: Mapping[str, Sequence[str]]) -> dict[str, Iterator[Message]]:
-        """The requests of each kind: each about a code, a user and an order of its own."""
+        """The requests of each kind, each with its own code, user and order."""
         run = uuid.uuid4().hex[:12]
         users = {code: f"{run}-{code}" for each in codes.values() for code in each}
         locked = {code: users[code] for kind in ("redeem", "unlock") for code in codes[kind]}
@@ -171,7 +170,7 @@ class Till:
         }
 
     def send(self, shoppers: Shoppers) -> Summary:
-        """Sends the shoppers to the service, once."""
+        """Send the shoppers to the service."""
         summary = send(shoppers, self.address, self.folder)
         for kind, event in EFFECTS.items():
             self.answers.ok[event] += summary.ok[kind]
@@ -180,25 +179,25 @@ class Till:
 
 
 def split(total: int) -> list[int]:
-    """How many of the total each kind of call has: whole numbers whose sum it is."""
+    """The share of each kind of call: whole numbers whose sum is the total."""
     parts = accumulate(CALLS_OF_SHOPPER.values(), initial=0.0)
     shopper = sum(CALLS_OF_SHOPPER.values())
     return [upper - lower for lower, upper in pairwise(round(total * it / shopper) for it in parts)]
 
 
 def send(shoppers: Shoppers, address: str, folder: Path) -> Summary:
-    """Sends the shoppers to a server. Raises BenchError."""
+    """Send the shoppers to a server. Raises BenchError."""
     reports, cpu_s = run_together(list(shoppers.configs.values()), address, folder)
     of_kind = dict(zip(shoppers.configs, reports, strict=True))
     for kind, config in shoppers.configs.items():
         if of_kind[kind]["count"] != config["total"]:
             raise BenchError(f"ghz sent {of_kind[kind]['count']} calls of {config['total']}.")
     calls = {kind: timed(of_kind[kind], it["rps"]) for kind, it in shoppers.configs.items()}
-    # Until then the slowest to start had warmed up; from then on the first had no more to send.
+    # From the end of the last warm-up to the first kind that has no more calls to send.
     begin_s = max(it[0].due_s for it in calls.values()) + WARM_UP_S
     end_s = min(it[-1].due_s for it in calls.values())
     if end_s <= begin_s:
-        raise BenchError("The kinds of call were not sent at the same time: it takes more seconds.")
+        raise BenchError("The kinds of call did not overlap in time: run for more seconds.")
     measured = {
         kind: [it for it in each if begin_s <= it.due_s < end_s] for kind, each in calls.items()
     }
@@ -235,13 +234,13 @@ class Timed:
 
     @property
     def latency_ms(self) -> float:
-        """From when it was due."""
+        """Latency from the time at which it was due."""
         return (self.answered_s - self.due_s) * 1000
 
 
 def timed(report: Report, rps: int) -> list[Timed]:
-    """The calls of a ghz, in the order in which they were sent."""
-    tick_s = 10**9 // rps / 1e9  # as ghz counts them (load/pacer.go)
+    """The calls of a ghz, in the order of sending."""
+    tick_s = 10**9 // rps / 1e9  # rounded as in ghz (load/pacer.go)
     sent: list[tuple[float, float, bool]] = []
     for it in report["details"]:
         answered_s = datetime.fromisoformat(it["timestamp"]).timestamp()
