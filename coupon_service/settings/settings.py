@@ -126,8 +126,8 @@ class Settings(BaseSettings):
 
     rate_limit_end_users: RateLimits = Field(
         "100/minute",
-        description="Rate limit of an end-user token, counted for each class of methods: reads,"
-        " changes, and the calls of a checkout.",
+        description="Rate limit of an end-user token, counted for each rate class of methods:"
+        " reads, changes, and till (the calls of a checkout).",
     )
     rate_limit_services: RateLimits = Field(
         "none", description="Rate limit of any other token, counted in the same way."
