@@ -71,6 +71,7 @@ class Book:
 
     `locks_until`: locks that were granted before locking was switched off may be held until then;
     None where it is on, or was never on.
+    `min_code_length`: of imported codes, 0 = MIN_CODE_LENGTH.
     """
 
     book_id: UUID
@@ -94,6 +95,7 @@ class Book:
     code_format: CodeFormat = field(default_factory=CodeFormat)
     metadata: str | None = None
     low_threshold: int = 0
+    min_code_length: int = 0
     version: int = 1
     locks_until: datetime | None = None
 

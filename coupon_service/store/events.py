@@ -226,9 +226,13 @@ def _statement(wanted: AuditFilter) -> LiteralString:
     return EVENTS_OF_BUSINESS if wanted.business_id else ALL_EVENTS
 
 
+ONLY_FOR_REPEATS: Final = ("rejected", "min_length")
+
+
 def _listed(event: Event) -> Event:
-    """Without the rejected rows of an upload, which are recorded only to answer a repeat."""
+    """Without what is recorded of an upload only to answer a repeat."""
     if event.type is not EventType.CODES_IMPORTED or event.metadata is None:
         return event
-    counts = {key: value for key, value in json.loads(event.metadata).items() if key != "rejected"}
+    recorded = json.loads(event.metadata)
+    counts = {key: value for key, value in recorded.items() if key not in ONLY_FOR_REPEATS}
     return replace(event, metadata=json.dumps(counts))

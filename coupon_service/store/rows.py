@@ -101,6 +101,7 @@ BOOKS: Final = Columns[Book](
     Nested("code_format", CodeFormat, CODE_FORMAT, prefix="code_"),
     Column("metadata", "jsonb"),
     Column("low_threshold", "bigint"),
+    Column("min_code_length", "smallint"),
     Column("version", "integer"),
     Column("locks_until", "timestamptz"),
 )

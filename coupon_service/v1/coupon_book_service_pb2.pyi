@@ -370,6 +370,7 @@ class CouponBook(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     LOW_THRESHOLD_FIELD_NUMBER: _builtins.int
+    MIN_CODE_LENGTH_FIELD_NUMBER: _builtins.int
     book_id: _builtins.str
     """Output only. UUID."""
     business_id: _builtins.str
@@ -399,6 +400,10 @@ class CouponBook(_message.Message):
     and BOOK_USED_UP when nothing is. What is left are the AVAILABLE codes; where codes can be used
     more than once and `limits.max_redemptions` is set, the redemptions up to it; where codes are
     single-use and it is set, the smaller of both. 0 = neither is written. At most 10^12.
+    """
+    min_code_length: _builtins.int
+    """ImportCodes takes no shorter codes, in normalised form, unless its header says otherwise: 1-64.
+    0 = 4.
     """
     @_builtins.property
     def discount(self) -> Global___Discount:
@@ -476,10 +481,11 @@ class CouponBook(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
         low_threshold: _builtins.int = ...,
+        min_code_length: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["assigned_code_validity", b"assigned_code_validity", "code_format", b"code_format", "create_time", b"create_time", "default_lock_ttl", b"default_lock_ttl", "discount", b"discount", "end_time", b"end_time", "limits", b"limits", "max_lock_ttl", b"max_lock_ttl", "metadata", b"metadata", "start_time", b"start_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["assigned_code_validity", b"assigned_code_validity", "assignment_policy", b"assignment_policy", "book_id", b"book_id", "business_id", b"business_id", "code_format", b"code_format", "create_time", b"create_time", "currency_code", b"currency_code", "default_lock_ttl", b"default_lock_ttl", "description", b"description", "discount", b"discount", "effective_state", b"effective_state", "end_time", b"end_time", "etag", b"etag", "limits", b"limits", "lock_policy", b"lock_policy", "low_threshold", b"low_threshold", "max_lock_ttl", b"max_lock_ttl", "metadata", b"metadata", "min_order_amount_minor", b"min_order_amount_minor", "name", b"name", "start_time", b"start_time", "state", b"state", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assigned_code_validity", b"assigned_code_validity", "assignment_policy", b"assignment_policy", "book_id", b"book_id", "business_id", b"business_id", "code_format", b"code_format", "create_time", b"create_time", "currency_code", b"currency_code", "default_lock_ttl", b"default_lock_ttl", "description", b"description", "discount", b"discount", "effective_state", b"effective_state", "end_time", b"end_time", "etag", b"etag", "limits", b"limits", "lock_policy", b"lock_policy", "low_threshold", b"low_threshold", "max_lock_ttl", b"max_lock_ttl", "metadata", b"metadata", "min_code_length", b"min_code_length", "min_order_amount_minor", b"min_order_amount_minor", "name", b"name", "start_time", b"start_time", "state", b"state", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -26,17 +26,17 @@ from coupon_service.v1 import coupon_book_service_pb2 as coupon__service_dot_v1_
 from coupon_service.v1 import error_reason_pb2 as coupon__service_dot_v1_dot_error__reason__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+coupon_service/v1/coupon_code_service.proto\x12\x11\x63oupon_service.v1\x1a+coupon_service/v1/coupon_book_service.proto\x1a$coupon_service/v1/error_reason.proto\"\xfe\x01\n\nCouponCode\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_code\x18\x02 \x01(\t\x12\x0f\n\x07\x62ook_id\x18\x03 \x01(\t\x12\x31\n\x05state\x18\x04 \x01(\x0e\x32\".coupon_service.v1.CouponCodeState\x12;\n\x0f\x65\x66\x66\x65\x63tive_state\x18\x05 \x01(\x0e\x32\".coupon_service.v1.CouponCodeState\x12\x18\n\x10redemption_count\x18\x06 \x01(\x05\x12\x17\n\x0fmax_redemptions\x18\x07 \x01(\x05\x12\x18\n\x10\x61ssignment_count\x18\x08 \x01(\x05\"\x7f\n\x13PreviewCodesRequest\x12\x32\n\x0b\x63ode_format\x18\x01 \x01(\x0b\x32\x1d.coupon_service.v1.CodeFormat\x12\r\n\x05\x63ount\x18\x02 \x01(\x03\x12\x0f\n\x07\x62ook_id\x18\x03 \x01(\t\x12\x14\n\x0csample_count\x18\x04 \x01(\x05\"\x95\x01\n\x14PreviewCodesResponse\x12\x10\n\x08\x66\x65\x61sible\x18\x01 \x01(\x08\x12-\n\x07problem\x18\x02 \x01(\x0b\x32\x1c.coupon_service.v1.ItemError\x12\x10\n\x08\x63\x61pacity\x18\x03 \x01(\x03\x12\x14\n\x0c\x65ntropy_bits\x18\x04 \x01(\x01\x12\x14\n\x0csample_codes\x18\x05 \x03(\t\"J\n\x14GenerateCodesRequest\x12\x0f\n\x07\x62ook_id\x18\x01 \x01(\t\x12\r\n\x05\x63ount\x18\x02 \x01(\x03\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"Q\n\x15GenerateCodesResponse\x12\x17\n\x0fgenerated_count\x18\x01 \x01(\x03\x12\r\n\x05\x63ount\x18\x02 \x01(\x03\x12\x10\n\x08replayed\x18\x03 \x01(\x08\"\x83\x01\n\x12ImportCodesRequest\x12\x31\n\x06header\x18\x01 \x01(\x0b\x32\x1f.coupon_service.v1.ImportHeaderH\x00\x12/\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x1e.coupon_service.v1.ImportChunkH\x00\x42\t\n\x07message\"3\n\x0cImportHeader\x12\x0f\n\x07\x62ook_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"2\n\x0bImportChunk\x12\x14\n\x0c\x63hunk_number\x18\x01 \x01(\x05\x12\r\n\x05\x63odes\x18\x02 \x03(\t\"z\n\tImportRow\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x31\n\x07outcome\x18\x02 \x01(\x0e\x32 .coupon_service.v1.ImportOutcome\x12+\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x1c.coupon_service.v1.ItemError\"\xd1\x01\n\x13ImportCodesResponse\x12\x14\n\x0c\x63hunk_number\x18\x01 \x01(\x05\x12\x15\n\rcreated_count\x18\x02 \x01(\x05\x12\x17\n\x0f\x64uplicate_count\x18\x03 \x01(\x05\x12\x16\n\x0e\x65xisting_count\x18\x04 \x01(\x05\x12\x15\n\rinvalid_count\x18\x05 \x01(\x05\x12\x33\n\rrejected_rows\x18\x06 \x03(\x0b\x32\x1c.coupon_service.v1.ImportRow\x12\x10\n\x08replayed\x18\x07 \x01(\x08\"l\n\x12\x45xportCodesRequest\x12\x0f\n\x07\x62ook_id\x18\x01 \x01(\t\x12\x31\n\x05state\x18\x02 \x01(\x0e\x32\".coupon_service.v1.CouponCodeState\x12\x12\n\npage_token\x18\x03 \x01(\t\"\\\n\x13\x45xportCodesResponse\x12,\n\x05\x63odes\x18\x01 \x03(\x0b\x32\x1d.coupon_service.v1.CouponCode\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"/\n\x0eGetCodeRequest\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0f\n\x07\x62ook_id\x18\x02 \x01(\t\"E\n\x0fGetCodeResponse\x12\x32\n\x0b\x63oupon_code\x18\x01 \x01(\x0b\x32\x1d.coupon_service.v1.CouponCode\"}\n\x10ListCodesRequest\x12\x0f\n\x07\x62ook_id\x18\x01 \x01(\t\x12\x31\n\x05state\x18\x02 \x01(\x0e\x32\".coupon_service.v1.CouponCodeState\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\"Z\n\x11ListCodesResponse\x12,\n\x05\x63odes\x18\x01 \x03(\x0b\x32\x1d.coupon_service.v1.CouponCode\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"6\n\x12\x44isableCodeRequest\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"[\n\x13\x44isableCodeResponse\x12\x32\n\x0b\x63oupon_code\x18\x01 \x01(\x0b\x32\x1d.coupon_service.v1.CouponCode\x12\x10\n\x08replayed\x18\x02 \x01(\x08\"5\n\x11\x45nableCodeRequest\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"Z\n\x12\x45nableCodeResponse\x12\x32\n\x0b\x63oupon_code\x18\x01 \x01(\x0b\x32\x1d.coupon_service.v1.CouponCode\x12\x10\n\x08replayed\x18\x02 \x01(\x08*\xf2\x01\n\x0f\x43ouponCodeState\x12!\n\x1d\x43OUPON_CODE_STATE_UNSPECIFIED\x10\x00\x12\x1f\n\x1b\x43OUPON_CODE_STATE_AVAILABLE\x10\x01\x12\x1e\n\x1a\x43OUPON_CODE_STATE_ASSIGNED\x10\x02\x12\x1e\n\x1a\x43OUPON_CODE_STATE_REDEEMED\x10\x03\x12\x1e\n\x1a\x43OUPON_CODE_STATE_DISABLED\x10\x04\x12\x1c\n\x18\x43OUPON_CODE_STATE_LOCKED\x10\x05\x12\x1d\n\x19\x43OUPON_CODE_STATE_EXPIRED\x10\x06*\xb2\x01\n\rImportOutcome\x12\x1e\n\x1aIMPORT_OUTCOME_UNSPECIFIED\x10\x00\x12\x1a\n\x16IMPORT_OUTCOME_CREATED\x10\x01\x12&\n\"IMPORT_OUTCOME_DUPLICATE_IN_UPLOAD\x10\x02\x12!\n\x1dIMPORT_OUTCOME_ALREADY_EXISTS\x10\x03\x12\x1a\n\x16IMPORT_OUTCOME_INVALID\x10\x04\x32\xff\x05\n\x11\x43ouponCodeService\x12_\n\x0cPreviewCodes\x12&.coupon_service.v1.PreviewCodesRequest\x1a\'.coupon_service.v1.PreviewCodesResponse\x12\x64\n\rGenerateCodes\x12\'.coupon_service.v1.GenerateCodesRequest\x1a(.coupon_service.v1.GenerateCodesResponse0\x01\x12`\n\x0bImportCodes\x12%.coupon_service.v1.ImportCodesRequest\x1a&.coupon_service.v1.ImportCodesResponse(\x01\x30\x01\x12^\n\x0b\x45xportCodes\x12%.coupon_service.v1.ExportCodesRequest\x1a&.coupon_service.v1.ExportCodesResponse0\x01\x12P\n\x07GetCode\x12!.coupon_service.v1.GetCodeRequest\x1a\".coupon_service.v1.GetCodeResponse\x12V\n\tListCodes\x12#.coupon_service.v1.ListCodesRequest\x1a$.coupon_service.v1.ListCodesResponse\x12\\\n\x0b\x44isableCode\x12%.coupon_service.v1.DisableCodeRequest\x1a&.coupon_service.v1.DisableCodeResponse\x12Y\n\nEnableCode\x12$.coupon_service.v1.EnableCodeRequest\x1a%.coupon_service.v1.EnableCodeResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+coupon_service/v1/coupon_code_service.proto\x12\x11\x63oupon_service.v1\x1a+coupon_service/v1/coupon_book_service.proto\x1a$coupon_service/v1/error_reason.proto\"\xfe\x01\n\nCouponCode\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_code\x18\x02 \x01(\t\x12\x0f\n\x07\x62ook_id\x18\x03 \x01(\t\x12\x31\n\x05state\x18\x04 \x01(\x0e\x32\".coupon_service.v1.CouponCodeState\x12;\n\x0f\x65\x66\x66\x65\x63tive_state\x18\x05 \x01(\x0e\x32\".coupon_service.v1.CouponCodeState\x12\x18\n\x10redemption_count\x18\x06 \x01(\x05\x12\x17\n\x0fmax_redemptions\x18\x07 \x01(\x05\x12\x18\n\x10\x61ssignment_count\x18\x08 \x01(\x05\"\x7f\n\x13PreviewCodesRequest\x12\x32\n\x0b\x63ode_format\x18\x01 \x01(\x0b\x32\x1d.coupon_service.v1.CodeFormat\x12\r\n\x05\x63ount\x18\x02 \x01(\x03\x12\x0f\n\x07\x62ook_id\x18\x03 \x01(\t\x12\x14\n\x0csample_count\x18\x04 \x01(\x05\"\x95\x01\n\x14PreviewCodesResponse\x12\x10\n\x08\x66\x65\x61sible\x18\x01 \x01(\x08\x12-\n\x07problem\x18\x02 \x01(\x0b\x32\x1c.coupon_service.v1.ItemError\x12\x10\n\x08\x63\x61pacity\x18\x03 \x01(\x03\x12\x14\n\x0c\x65ntropy_bits\x18\x04 \x01(\x01\x12\x14\n\x0csample_codes\x18\x05 \x03(\t\"J\n\x14GenerateCodesRequest\x12\x0f\n\x07\x62ook_id\x18\x01 \x01(\t\x12\r\n\x05\x63ount\x18\x02 \x01(\x03\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"Q\n\x15GenerateCodesResponse\x12\x17\n\x0fgenerated_count\x18\x01 \x01(\x03\x12\r\n\x05\x63ount\x18\x02 \x01(\x03\x12\x10\n\x08replayed\x18\x03 \x01(\x08\"\x83\x01\n\x12ImportCodesRequest\x12\x31\n\x06header\x18\x01 \x01(\x0b\x32\x1f.coupon_service.v1.ImportHeaderH\x00\x12/\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x1e.coupon_service.v1.ImportChunkH\x00\x42\t\n\x07message\"c\n\x0cImportHeader\x12\x0f\n\x07\x62ook_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x17\n\x0fmin_code_length\x18\x03 \x01(\x05\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\"2\n\x0bImportChunk\x12\x14\n\x0c\x63hunk_number\x18\x01 \x01(\x05\x12\r\n\x05\x63odes\x18\x02 \x03(\t\"z\n\tImportRow\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x31\n\x07outcome\x18\x02 \x01(\x0e\x32 .coupon_service.v1.ImportOutcome\x12+\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x1c.coupon_service.v1.ItemError\"\xd1\x01\n\x13ImportCodesResponse\x12\x14\n\x0c\x63hunk_number\x18\x01 \x01(\x05\x12\x15\n\rcreated_count\x18\x02 \x01(\x05\x12\x17\n\x0f\x64uplicate_count\x18\x03 \x01(\x05\x12\x16\n\x0e\x65xisting_count\x18\x04 \x01(\x05\x12\x15\n\rinvalid_count\x18\x05 \x01(\x05\x12\x33\n\rrejected_rows\x18\x06 \x03(\x0b\x32\x1c.coupon_service.v1.ImportRow\x12\x10\n\x08replayed\x18\x07 \x01(\x08\"l\n\x12\x45xportCodesRequest\x12\x0f\n\x07\x62ook_id\x18\x01 \x01(\t\x12\x31\n\x05state\x18\x02 \x01(\x0e\x32\".coupon_service.v1.CouponCodeState\x12\x12\n\npage_token\x18\x03 \x01(\t\"\\\n\x13\x45xportCodesResponse\x12,\n\x05\x63odes\x18\x01 \x03(\x0b\x32\x1d.coupon_service.v1.CouponCode\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"/\n\x0eGetCodeRequest\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0f\n\x07\x62ook_id\x18\x02 \x01(\t\"E\n\x0fGetCodeResponse\x12\x32\n\x0b\x63oupon_code\x18\x01 \x01(\x0b\x32\x1d.coupon_service.v1.CouponCode\"}\n\x10ListCodesRequest\x12\x0f\n\x07\x62ook_id\x18\x01 \x01(\t\x12\x31\n\x05state\x18\x02 \x01(\x0e\x32\".coupon_service.v1.CouponCodeState\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\"Z\n\x11ListCodesResponse\x12,\n\x05\x63odes\x18\x01 \x03(\x0b\x32\x1d.coupon_service.v1.CouponCode\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"6\n\x12\x44isableCodeRequest\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"[\n\x13\x44isableCodeResponse\x12\x32\n\x0b\x63oupon_code\x18\x01 \x01(\x0b\x32\x1d.coupon_service.v1.CouponCode\x12\x10\n\x08replayed\x18\x02 \x01(\x08\"5\n\x11\x45nableCodeRequest\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"Z\n\x12\x45nableCodeResponse\x12\x32\n\x0b\x63oupon_code\x18\x01 \x01(\x0b\x32\x1d.coupon_service.v1.CouponCode\x12\x10\n\x08replayed\x18\x02 \x01(\x08*\xf2\x01\n\x0f\x43ouponCodeState\x12!\n\x1d\x43OUPON_CODE_STATE_UNSPECIFIED\x10\x00\x12\x1f\n\x1b\x43OUPON_CODE_STATE_AVAILABLE\x10\x01\x12\x1e\n\x1a\x43OUPON_CODE_STATE_ASSIGNED\x10\x02\x12\x1e\n\x1a\x43OUPON_CODE_STATE_REDEEMED\x10\x03\x12\x1e\n\x1a\x43OUPON_CODE_STATE_DISABLED\x10\x04\x12\x1c\n\x18\x43OUPON_CODE_STATE_LOCKED\x10\x05\x12\x1d\n\x19\x43OUPON_CODE_STATE_EXPIRED\x10\x06*\xb2\x01\n\rImportOutcome\x12\x1e\n\x1aIMPORT_OUTCOME_UNSPECIFIED\x10\x00\x12\x1a\n\x16IMPORT_OUTCOME_CREATED\x10\x01\x12&\n\"IMPORT_OUTCOME_DUPLICATE_IN_UPLOAD\x10\x02\x12!\n\x1dIMPORT_OUTCOME_ALREADY_EXISTS\x10\x03\x12\x1a\n\x16IMPORT_OUTCOME_INVALID\x10\x04\x32\xff\x05\n\x11\x43ouponCodeService\x12_\n\x0cPreviewCodes\x12&.coupon_service.v1.PreviewCodesRequest\x1a\'.coupon_service.v1.PreviewCodesResponse\x12\x64\n\rGenerateCodes\x12\'.coupon_service.v1.GenerateCodesRequest\x1a(.coupon_service.v1.GenerateCodesResponse0\x01\x12`\n\x0bImportCodes\x12%.coupon_service.v1.ImportCodesRequest\x1a&.coupon_service.v1.ImportCodesResponse(\x01\x30\x01\x12^\n\x0b\x45xportCodes\x12%.coupon_service.v1.ExportCodesRequest\x1a&.coupon_service.v1.ExportCodesResponse0\x01\x12P\n\x07GetCode\x12!.coupon_service.v1.GetCodeRequest\x1a\".coupon_service.v1.GetCodeResponse\x12V\n\tListCodes\x12#.coupon_service.v1.ListCodesRequest\x1a$.coupon_service.v1.ListCodesResponse\x12\\\n\x0b\x44isableCode\x12%.coupon_service.v1.DisableCodeRequest\x1a&.coupon_service.v1.DisableCodeResponse\x12Y\n\nEnableCode\x12$.coupon_service.v1.EnableCodeRequest\x1a%.coupon_service.v1.EnableCodeResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'coupon_service.v1.coupon_code_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_COUPONCODESTATE']._serialized_start=2261
-  _globals['_COUPONCODESTATE']._serialized_end=2503
-  _globals['_IMPORTOUTCOME']._serialized_start=2506
-  _globals['_IMPORTOUTCOME']._serialized_end=2684
+  _globals['_COUPONCODESTATE']._serialized_start=2309
+  _globals['_COUPONCODESTATE']._serialized_end=2551
+  _globals['_IMPORTOUTCOME']._serialized_start=2554
+  _globals['_IMPORTOUTCOME']._serialized_end=2732
   _globals['_COUPONCODE']._serialized_start=150
   _globals['_COUPONCODE']._serialized_end=404
   _globals['_PREVIEWCODESREQUEST']._serialized_start=406
@@ -50,33 +50,33 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_IMPORTCODESREQUEST']._serialized_start=847
   _globals['_IMPORTCODESREQUEST']._serialized_end=978
   _globals['_IMPORTHEADER']._serialized_start=980
-  _globals['_IMPORTHEADER']._serialized_end=1031
-  _globals['_IMPORTCHUNK']._serialized_start=1033
-  _globals['_IMPORTCHUNK']._serialized_end=1083
-  _globals['_IMPORTROW']._serialized_start=1085
-  _globals['_IMPORTROW']._serialized_end=1207
-  _globals['_IMPORTCODESRESPONSE']._serialized_start=1210
-  _globals['_IMPORTCODESRESPONSE']._serialized_end=1419
-  _globals['_EXPORTCODESREQUEST']._serialized_start=1421
-  _globals['_EXPORTCODESREQUEST']._serialized_end=1529
-  _globals['_EXPORTCODESRESPONSE']._serialized_start=1531
-  _globals['_EXPORTCODESRESPONSE']._serialized_end=1623
-  _globals['_GETCODEREQUEST']._serialized_start=1625
-  _globals['_GETCODEREQUEST']._serialized_end=1672
-  _globals['_GETCODERESPONSE']._serialized_start=1674
-  _globals['_GETCODERESPONSE']._serialized_end=1743
-  _globals['_LISTCODESREQUEST']._serialized_start=1745
-  _globals['_LISTCODESREQUEST']._serialized_end=1870
-  _globals['_LISTCODESRESPONSE']._serialized_start=1872
-  _globals['_LISTCODESRESPONSE']._serialized_end=1962
-  _globals['_DISABLECODEREQUEST']._serialized_start=1964
-  _globals['_DISABLECODEREQUEST']._serialized_end=2018
-  _globals['_DISABLECODERESPONSE']._serialized_start=2020
-  _globals['_DISABLECODERESPONSE']._serialized_end=2111
-  _globals['_ENABLECODEREQUEST']._serialized_start=2113
-  _globals['_ENABLECODEREQUEST']._serialized_end=2166
-  _globals['_ENABLECODERESPONSE']._serialized_start=2168
-  _globals['_ENABLECODERESPONSE']._serialized_end=2258
-  _globals['_COUPONCODESERVICE']._serialized_start=2687
-  _globals['_COUPONCODESERVICE']._serialized_end=3454
+  _globals['_IMPORTHEADER']._serialized_end=1079
+  _globals['_IMPORTCHUNK']._serialized_start=1081
+  _globals['_IMPORTCHUNK']._serialized_end=1131
+  _globals['_IMPORTROW']._serialized_start=1133
+  _globals['_IMPORTROW']._serialized_end=1255
+  _globals['_IMPORTCODESRESPONSE']._serialized_start=1258
+  _globals['_IMPORTCODESRESPONSE']._serialized_end=1467
+  _globals['_EXPORTCODESREQUEST']._serialized_start=1469
+  _globals['_EXPORTCODESREQUEST']._serialized_end=1577
+  _globals['_EXPORTCODESRESPONSE']._serialized_start=1579
+  _globals['_EXPORTCODESRESPONSE']._serialized_end=1671
+  _globals['_GETCODEREQUEST']._serialized_start=1673
+  _globals['_GETCODEREQUEST']._serialized_end=1720
+  _globals['_GETCODERESPONSE']._serialized_start=1722
+  _globals['_GETCODERESPONSE']._serialized_end=1791
+  _globals['_LISTCODESREQUEST']._serialized_start=1793
+  _globals['_LISTCODESREQUEST']._serialized_end=1918
+  _globals['_LISTCODESRESPONSE']._serialized_start=1920
+  _globals['_LISTCODESRESPONSE']._serialized_end=2010
+  _globals['_DISABLECODEREQUEST']._serialized_start=2012
+  _globals['_DISABLECODEREQUEST']._serialized_end=2066
+  _globals['_DISABLECODERESPONSE']._serialized_start=2068
+  _globals['_DISABLECODERESPONSE']._serialized_end=2159
+  _globals['_ENABLECODEREQUEST']._serialized_start=2161
+  _globals['_ENABLECODEREQUEST']._serialized_end=2214
+  _globals['_ENABLECODERESPONSE']._serialized_start=2216
+  _globals['_ENABLECODERESPONSE']._serialized_end=2306
+  _globals['_COUPONCODESERVICE']._serialized_start=2735
+  _globals['_COUPONCODESERVICE']._serialized_end=3502
 # @@protoc_insertion_point(module_scope)

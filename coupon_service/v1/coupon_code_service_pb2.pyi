@@ -325,19 +325,30 @@ class ImportHeader(_message.Message):
 
     BOOK_ID_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    MIN_CODE_LENGTH_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     book_id: _builtins.str
     """The book."""
     request_id: _builtins.str
     """See CouponBookService. Required here: it is what makes a broken upload resumable."""
+    min_code_length: _builtins.int
+    """Rows whose code is shorter, in normalised form, are INVALID: 1-64. 0 = what the book says."""
+    validate_only: _builtins.bool
+    """A dry run: each chunk is answered with the outcomes that it would have, and nothing is written.
+    The service remembers the codes of the chunks before only for as long as the stream is open, so
+    that a dry run that broke off begins anew, and only so many at a time: OVERLOADED beyond.
+    """
     def __init__(
         self,
         *,
         book_id: _builtins.str = ...,
         request_id: _builtins.str = ...,
+        min_code_length: _builtins.int = ...,
+        validate_only: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["book_id", b"book_id", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["book_id", b"book_id", "min_code_length", b"min_code_length", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -119,7 +119,7 @@ class CouponCodeServiceServicer:
 
     def ImportCodes(self, request_iterator, context):
         """Uploads codes. The first message is the header, each further one a chunk; each chunk is
-        committed as a whole and answered, in order. Bad rows do not stop the others: the answer names
+        committed as a whole (or, with `validate_only`, only looked at) and answered, in order. Bad rows do not stop the others: the answer names
         them. When the stream breaks, open it again with the same `request_id` and send the chunks
         again, or go on with the first one that was not answered: a chunk that was committed is
         answered as before (`replayed`). Resource of the request_id: the book and the chunk number.

@@ -56,7 +56,7 @@ class CouponCodeServiceStub:
     """
     ImportCodes: _grpc.StreamStreamMultiCallable[_coupon_code_service_pb2.ImportCodesRequest, _coupon_code_service_pb2.ImportCodesResponse]
     """Uploads codes. The first message is the header, each further one a chunk; each chunk is
-    committed as a whole and answered, in order. Bad rows do not stop the others: the answer names
+    committed as a whole (or, with `validate_only`, only looked at) and answered, in order. Bad rows do not stop the others: the answer names
     them. When the stream breaks, open it again with the same `request_id` and send the chunks
     again, or go on with the first one that was not answered: a chunk that was committed is
     answered as before (`replayed`). Resource of the request_id: the book and the chunk number.
@@ -105,7 +105,7 @@ class CouponCodeServiceAsyncStub(CouponCodeServiceStub):
     """
     ImportCodes: _aio.StreamStreamMultiCallable[_coupon_code_service_pb2.ImportCodesRequest, _coupon_code_service_pb2.ImportCodesResponse]  # type: ignore[assignment]
     """Uploads codes. The first message is the header, each further one a chunk; each chunk is
-    committed as a whole and answered, in order. Bad rows do not stop the others: the answer names
+    committed as a whole (or, with `validate_only`, only looked at) and answered, in order. Bad rows do not stop the others: the answer names
     them. When the stream breaks, open it again with the same `request_id` and send the chunks
     again, or go on with the first one that was not answered: a chunk that was committed is
     answered as before (`replayed`). Resource of the request_id: the book and the chunk number.
@@ -169,7 +169,7 @@ class CouponCodeServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_coupon_code_service_pb2.ImportCodesResponse], _abc.AsyncIterator[_coupon_code_service_pb2.ImportCodesResponse]]:
         """Uploads codes. The first message is the header, each further one a chunk; each chunk is
-        committed as a whole and answered, in order. Bad rows do not stop the others: the answer names
+        committed as a whole (or, with `validate_only`, only looked at) and answered, in order. Bad rows do not stop the others: the answer names
         them. When the stream breaks, open it again with the same `request_id` and send the chunks
         again, or go on with the first one that was not answered: a chunk that was committed is
         answered as before (`replayed`). Resource of the request_id: the book and the chunk number.

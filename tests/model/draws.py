@@ -53,6 +53,7 @@ def step(weight: int, **draws: Draw) -> Callable[[Callable[..., None]], Callable
 PER_MILLE = any_of(range(1_000))
 """Chooses one of what there is by then."""
 REQUEST_IDS = any_of(["new", "new", "new", "", "r1", "r2"])
+LENGTHS = any_of([0] * 6 + [3, 64])
 USERS = any_of(["ann", "bob", "cyd"])
 ORDERS = any_of(["", "", "order-1", "order-2"])
 METADATA = any_of([{}, {}, {"shop": "x"}])
@@ -88,6 +89,7 @@ FIELDS = {
     "start_time": any_of([0] * 16 + [2_000]),
     "end_time": any_of([0] * 12 + [300_000, 1_200_000]),
     "assigned_code_validity": any_of([0, 0, 60_000]),
+    "min_code_length": any_of([0] * 8 + [64]),
 }
 BOOKS = all_of(FIELDS)
 

@@ -147,21 +147,24 @@ class Giving(Told):
 
     # --- codes ----------------------------------------------------------------------------------
 
-    def import_chunk(self, book_id: str, number: int, rows: list[str], request_id: str) -> Message:
-        """One chunk of ImportCodes."""
+    def import_chunk(
+        self, book_id: str, number: int, rows: list[str], request_id: str, least: int, dry: bool
+    ) -> Message:
+        """One chunk of ImportCodes; `dry`: changes nothing."""
         if book_id not in self.books:
             raise No("BOOK_NOT_FOUND")
         key = "CODES_IMPORTED", book_id, number, request_id
-        if again := self.once(key, rows, None):
+        if again := self.once(key, (rows, least), None):
             return again
         if self.books[book_id]["state"] == "CLOSED":
             raise No("INVALID_STATE_TRANSITION", state="CLOSED")
+        asked, least = (rows, least), least or self.books[book_id]["min_code_length"] or 4
         source, made, rejected = (book_id, request_id), list[str](), list[Message]()
         seen = set[str]()
         for index, row in enumerate(rows):
             code = "".join(it for it in normalize("NFC", row).upper() if it.isalnum())
             earlier = self.codes.get(code)
-            if {"/", "+", "."} & set(row):
+            if {"/", "+", "."} & set(row) or len(code) < least:
                 outcome, reason = "INVALID", "INVALID_ARGUMENT"
             elif code in seen or (earlier and earlier.source == source):
                 outcome, reason = "DUPLICATE_IN_UPLOAD", "DUPLICATE_CODE"
@@ -170,11 +173,11 @@ class Giving(Told):
             else:
                 made.append(code)
                 outcome = reason = ""
-            seen.add(code)
+            if outcome != "INVALID":
+                seen.add(code)
             if outcome:
                 error = {"error": No(reason).told}
                 rejected.append({"index": index, "outcome": outcome, **error})
-        self.codes |= {code: Code(code, book_id, source) for code in made}
         kinds = [it["outcome"] for it in rejected]
         counts = {"created": len(made), "duplicates": kinds.count("DUPLICATE_IN_UPLOAD")}
         counts |= {"existing": kinds.count("ALREADY_EXISTS"), "invalid": kinds.count("INVALID")}
@@ -186,8 +189,10 @@ class Giving(Told):
             "invalid_count": counts["invalid"],
             "rejected_rows": rejected,
         }
-        self.once(key, rows, lambda _: answer)
-        self.record("CODES_IMPORTED", book_id, request_id, metadata=counts)
+        if not dry:
+            self.codes |= {code: Code(code, book_id, source) for code in made}
+            self.once(key, asked, lambda _: answer)
+            self.record("CODES_IMPORTED", book_id, request_id, metadata=counts)
         return answer
 
     def generate(self, book_id: str, count: int, request_id: str) -> Message:

@@ -13,6 +13,7 @@ from model.draws import (
     BOOKS,
     CHANGES,
     DURATIONS,
+    LENGTHS,
     METADATA,
     PER_MILLE,
     REQUEST_IDS,
@@ -38,7 +39,7 @@ class Issuing(Program):
         random, self.seed = Random(seed), seed
         book, active = BOOKS(random), random.random() < 0.9
         self.create(book, "EUR", "new" if active else "r1")
-        self.import_codes(0, [0, 1, 2], "new", 1)
+        self.import_codes(0, [0, 1, 2], "new", 1, least=3, dry=False)
 
     @step(2, book=BOOKS, currency=any_of(["EUR", "EUR", ""]), request_id=REQUEST_IDS)
     def create(self, book: Message, currency: str, request_id: str) -> None:
@@ -61,7 +62,7 @@ class Issuing(Program):
             book_id = made["book_id"].value
             self.world.books[book_id] = {**made, "book_id": book_id}
             self.book_ids.append(book_id)
-            self.import_codes(len(self.book_ids) - 1, [3, 4], "new", 1)
+            self.import_codes(len(self.book_ids) - 1, [3, 4], "new", 1, least=3, dry=False)
             if request_id[:1] != "r":
                 self.move(len(self.book_ids) - 1, "Activate", 0, "new")
 
@@ -125,12 +126,18 @@ class Issuing(Program):
         rows=some_of(any_of(range(10)), 1, 4),
         request_id=REQUEST_IDS,
         number=any_of(range(1, 3)),
+        least=LENGTHS,
+        dry=any_of([False, False, True]),
     )
-    def import_codes(self, which: int, rows: list[int], request_id: str, number: int) -> None:
+    def import_codes(
+        self, which: int, rows: list[int], request_id: str, number: int, least: int, dry: bool
+    ) -> None:
         book_id, request_id = self.book(which), self.fresh(request_id) or "r3"
         spelled = [self.rows[0].lower(), normalize("NFD", self.rows[3])]
         names = [[*self.rows, "no / code", "1,23E+12", "600519.0", *spelled][row] for row in rows]
-        header = codes.ImportHeader(book_id=book_id, request_id=request_id)
+        header = codes.ImportHeader(
+            book_id=book_id, request_id=request_id, min_code_length=least, validate_only=dry
+        )
         chunk = codes.ImportChunk(chunk_number=number, codes=names)
         messages = [
             codes.ImportCodesRequest(header=header),
@@ -143,7 +150,7 @@ class Issuing(Program):
         self.call(
             imported,
             messages,
-            lambda _: self.world.import_chunk(book_id, number, names, request_id),
+            lambda _: self.world.import_chunk(book_id, number, names, request_id, least, dry),
         )
 
     @step(1, which=PER_MILLE, count=any_of(range(1, 3)), request_id=REQUEST_IDS)

@@ -297,6 +297,21 @@ def spreadsheet_numbers_taken() -> Planted:
     return mock.patch.object(upload_rows, "spoiled", return_value=None)
 
 
+def dry_run_that_writes() -> Planted:
+    """What is only to be tried is imported."""
+
+    async def try_chunk(self: Any, *chunk: Any) -> Any:
+        return await self.import_chunk(*chunk[:-1])
+
+    return mock.patch.object(chunks.CodeChunks, "try_chunk", try_chunk)
+
+
+def short_codes_taken() -> Planted:
+    """However short a code of an upload is, it is taken."""
+    real = chunks.read_rows
+    return mock.patch.object(chunks, "read_rows", lambda rows, form, _: real(rows, form, 1))
+
+
 def _nothing(*_: object) -> Iterable[Any]:
     return iter(())
 

@@ -43,6 +43,8 @@ CAUGHT_BY: dict[Callable[[], bugs.Planted], Callable[[Stack], None]] = {
     bugs.repeated_batch_refused_as_a_whole: harness.repeat_of_a_batch,
     bugs.assignments_not_told_apart: harness.repeat_after_another_assignment,
     bugs.policy_off_forgets_locks: harness.lock_when_locking_is_switched_off,
+    bugs.dry_run_that_writes: harness.model_test,
+    bugs.short_codes_taken: harness.model_test,
 }
 QUICK = [it for it in dict.fromkeys(CAUGHT_BY.values()) if it is not harness.model_test]
 

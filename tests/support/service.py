@@ -312,13 +312,18 @@ class Api:
     # --- codes ----------------------------------------------------------------------------------
 
     def import_codes(
-        self, book_id: str, *chunks: Iterable[str], request_id: str = "", first: int = 1
+        self,
+        book_id: str,
+        *chunks: Iterable[str],
+        request_id: str = "",
+        first: int = 1,
+        **fields: Any,
     ) -> list[codes.ImportCodesResponse]:
-        """Uploads chunks of codes; the answer to each."""
+        """Uploads chunks of codes; the answer to each. `fields`: of the header."""
         request_id = request_id or unique("upload")
 
         def messages() -> Iterable[codes.ImportCodesRequest]:
-            header = codes.ImportHeader(book_id=book_id, request_id=request_id)
+            header = codes.ImportHeader(book_id=book_id, request_id=request_id, **fields)
             yield codes.ImportCodesRequest(header=header)
             for number, chunk in enumerate(chunks, first):
                 yield codes.ImportCodesRequest(

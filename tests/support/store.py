@@ -69,6 +69,7 @@ def new_book(name: str = "spring", business_id: str = "bakery", **fields: Any) -
         "discount": Benefit("a gift"),
         "create_time": START,
         "update_time": START,
+        "min_code_length": 1,  # of the tests
         **fields,
     }
     return Book(book_id=attempt, business_id=business_id, name=name, **values)

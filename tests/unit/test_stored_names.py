@@ -5,6 +5,7 @@ A value that differs here is one that running services and their databases no lo
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from uuid import UUID
 
 from google.protobuf.struct_pb2 import Struct
@@ -133,6 +134,21 @@ def test_a_repeat_of_a_change_of_a_code_is_recognised() -> None:
     assert ids(codes.read_switch(request, EventType.CODE_DISABLED, RPC)) == (
         "156c208187c98a1aba097e3207094dfe",
         -1970711489451281740,
+    )
+
+
+def test_a_repeat_of_a_new_book_is_recognised_whatever_fields_came_later() -> None:
+    book = book_pb.CouponBook(
+        business_id="shop",
+        name="n",
+        discount=book_pb.Discount(benefit=book_pb.Benefit(description="d")),
+        metadata=METADATA,
+    )
+    request = book_pb.CreateCouponBookRequest(request_id="r-1", coupon_book=book)
+    made, _, found = books.read_create(request, RPC, datetime(2027, 1, 1, tzinfo=UTC))
+    assert (made.book_id.hex, found) == (
+        "34c4bc40a348856499507513e5871ed5",
+        -6192263809163076043,
     )
 
 

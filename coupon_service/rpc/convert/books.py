@@ -29,6 +29,7 @@ from coupon_service.model import (
     fingerprint,
 )
 from coupon_service.model.codes import BUCKETS, DEFAULT_ALPHABET, CodeFormat
+from coupon_service.model.normalization import CODE_LENGTH_MAX
 from coupon_service.rpc.context import RequestContext
 from coupon_service.rpc.convert.fields import AMOUNT_MAX_MINOR, TTL_MAX_MS, Fields, Page
 from coupon_service.rpc.convert.values import to_money, to_struct, to_timestamp
@@ -46,6 +47,10 @@ COUNT_MAX: Final = 10**9
 VALIDITY_MAX_MS: Final = 3_653 * 86_400_000  # ten years
 AFFIX_MAX_CHARACTERS: Final = 16
 NO_VERSION: Final = -1
+
+LATER_FIELDS: Final = ("min_code_length",)
+"""Fields of CouponBook that came after the first fingerprints of CreateCouponBook were recorded.
+Those name all the others: naming these as well would make a repeat from before another call."""
 
 NAMES_IN_BOOK: Final = {
     "default_lock_ttl": "default_lock_ttl_ms",
@@ -88,7 +93,8 @@ def read_create(
     for violation in book_updates.violations(book):
         fields.refuse(violation.field, violation.description)
     fields.check()
-    return book, call, _fingerprint(message, ("business_id", *values))
+    named = ("business_id", *(path for path in values if path not in LATER_FIELDS))
+    return book, call, _fingerprint(message, named, also=LATER_FIELDS)
 
 
 def read_update(request: pb.UpdateCouponBookRequest, rpc: RequestContext) -> BookChange:
@@ -197,6 +203,9 @@ def _readers(fields: Fields, book: pb.CouponBook) -> dict[str, Callable[[], Any]
         "code_format": lambda: read_code_format(fields.within("code_format"), book.code_format),
         "metadata": lambda: fields.metadata(book.metadata),
         "low_threshold": lambda: fields.whole("low_threshold", book.low_threshold, 0, 10**12),
+        "min_code_length": lambda: fields.whole(
+            "min_code_length", book.min_code_length, 0, CODE_LENGTH_MAX
+        ),
     }
 
 
@@ -271,12 +280,12 @@ def _named(values: Mapping[str, Any]) -> dict[str, Any]:
     return {NAMES_IN_BOOK.get(path, path): value for path, value in values.items()}
 
 
-def _fingerprint(message: Message, names: Collection[str]) -> int:
-    """Of these fields of the message."""
+def _fingerprint(message: Message, names: Collection[str], also: Collection[str] = ()) -> int:
+    """Of these fields of the message, and of those that count only where they are set."""
     asked = type(message)()
     asked.CopyFrom(message)
     for field in asked.DESCRIPTOR.fields:
-        if field.name not in names:
+        if field.name not in names and field.name not in also:
             asked.ClearField(field.name)
     return fingerprint(*names, asked.SerializeToString(deterministic=True).hex())
 
@@ -320,6 +329,7 @@ def book_message(book: Book, effective_state: BookState) -> pb.CouponBook:
         create_time=to_timestamp(book.create_time),
         update_time=to_timestamp(book.update_time),
         low_threshold=book.low_threshold,
+        min_code_length=book.min_code_length,
     )
     if book.default_lock_ttl_ms:
         message.default_lock_ttl.FromMilliseconds(book.default_lock_ttl_ms)

@@ -19,6 +19,7 @@ from coupon_service.model import (
     fingerprint,
 )
 from coupon_service.model.codes import CodeFormat, bucket_of
+from coupon_service.model.normalization import CODE_LENGTH_MAX
 from coupon_service.rpc.context import RequestContext
 from coupon_service.rpc.convert.books import read_code_format
 from coupon_service.rpc.convert.fields import Fields, Page
@@ -78,7 +79,17 @@ def read_generate(request: pb.GenerateCodesRequest, rpc: RequestContext) -> tupl
     return book_id, count, call
 
 
-def read_header(request: pb.ImportCodesRequest, rpc: RequestContext) -> tuple[UUID, Call]:
+@dataclass(frozen=True, slots=True)
+class ImportTarget:
+    """Where the codes of an upload go. `min_code_length`: 0 = what the book says."""
+
+    book_id: UUID
+    call: Call
+    min_code_length: int
+    validate_only: bool
+
+
+def read_header(request: pb.ImportCodesRequest, rpc: RequestContext) -> ImportTarget:
     """Where the codes of an upload go."""
     fields = Fields()
     if not request.HasField("header"):
@@ -88,8 +99,9 @@ def read_header(request: pb.ImportCodesRequest, rpc: RequestContext) -> tuple[UU
     if not header.request_id:
         inside.refuse("request_id", "expected one, so that the upload can be resumed")
     call = rpc.call(inside.request_id(header.request_id))
+    least = inside.whole("min_code_length", header.min_code_length, 0, CODE_LENGTH_MAX)
     fields.check()
-    return book_id, call
+    return ImportTarget(book_id, call, least, header.validate_only)
 
 
 def read_chunk(request: pb.ImportCodesRequest, before: int | None) -> tuple[int, Sequence[str]]:

@@ -20,6 +20,7 @@ from coupon_service.rpc.paging import PageTokens
 from coupon_service.rules import effective_code_state
 from coupon_service.store.books import Books
 from coupon_service.store.bulk.chunks import CodeChunks
+from coupon_service.store.bulk.dry_runs import DryRuns
 from coupon_service.store.queries.reads import Reads
 from coupon_service.v1 import coupon_code_service_pb2 as pb
 from coupon_service.v1.coupon_code_service_pb2_grpc import CouponCodeServiceServicer
@@ -47,6 +48,7 @@ class CouponCodeServicer(CouponCodeServiceServicer):
         self._locks = locks
         self._page_tokens = page_tokens
         self._now = now
+        self._dry_runs = DryRuns()
 
     async def PreviewCodes(
         self, request: pb.PreviewCodesRequest, context: Any
@@ -80,13 +82,18 @@ class CouponCodeServicer(CouponCodeServiceServicer):
         self, request_iterator: AsyncIterator[pb.ImportCodesRequest], context: Any
     ) -> AsyncIterator[pb.ImportCodesResponse]:
         header = await anext(request_iterator, pb.ImportCodesRequest())
-        book_id, call = convert.read_header(header, current())
-        await self._books.get(book_id, call.business_id)
+        to = convert.read_header(header, current())
+        await self._books.get(to.book_id, to.call.business_id)
         number: int | None = None
-        async for request in request_iterator:
-            number, rows = convert.read_chunk(request, before=number)
-            result = await self._chunks.import_chunk(book_id, number, rows, call)
-            yield convert.import_message(number, result)
+        with self._dry_runs.begin() as dry_run:
+            async for request in request_iterator:
+                number, rows = convert.read_chunk(request, before=number)
+                chunk = to.book_id, number, rows, to.call, to.min_code_length
+                if to.validate_only:
+                    result = await self._chunks.try_chunk(*chunk, dry_run)
+                else:
+                    result = await self._chunks.import_chunk(*chunk)
+                yield convert.import_message(number, result)
 
     async def ExportCodes(
         self, request: pb.ExportCodesRequest, context: Any

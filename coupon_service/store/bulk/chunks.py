@@ -36,11 +36,12 @@ from coupon_service.model.codes import (
     sorted_by_key,
 )
 from coupon_service.store.books import select_book
+from coupon_service.store.bulk.dry_runs import DryRun
 from coupon_service.store.bulk.new_codes import (
     NewCodes,
     copy_codes,
     insert_codes,
-    select_codes_of,
+    select_existing,
 )
 from coupon_service.store.bulk.upload_rows import (
     ChunkRows,
@@ -67,6 +68,9 @@ LOCK_ATTEMPT: Final = "SELECT pg_advisory_xact_lock(%s)"
 
 GENERATED_CHUNK: Final = 20_000
 """Codes a transaction: more are hardly faster, and a lost connection would lose more."""
+
+MIN_CODE_LENGTH: Final = 4
+"""Of imported codes, where neither the upload nor the book says otherwise."""
 
 TOP_UPS_MAX: Final = 64
 """How often codes that were taken are replaced; half of them or more are new each time, unless
@@ -210,21 +214,24 @@ class CodeChunks:
         await self._database.transaction("generate_codes", work)
 
     async def import_chunk(
-        self, book_id: UUID, chunk_number: int, rows: Sequence[str], call: Call
+        self,
+        book_id: UUID,
+        chunk_number: int,
+        rows: Sequence[str],
+        call: Call,
+        min_length: int = 0,
     ) -> ImportResult:
         """Stores the rows of a file that are new codes; returns what became of the others.
 
-        A repeat of the same chunk is answered from the ledger. A code that an earlier chunk of the
-        same request made is a duplicate in the upload.
+        `min_length`: of a code, 0 = what the book says. A repeat of the same chunk is answered from
+        the ledger. A code that an earlier chunk of the same request made is a duplicate in the
+        upload.
 
         Raises BookNotFound, RequestIdReused, InvalidStateTransition.
         """
-        request = _Request(call, book_id, fingerprint(json.dumps(list(rows))))
+        request = _import_request(call, book_id, rows, min_length)
         attempt = request.event_id(EventType.CODES_IMPORTED, chunk_number)
-        book = await self._database.read(
-            "get_book", lambda connection: select_book(connection, book_id, call.business_id)
-        )
-        chunk = await asyncio.to_thread(_read, request, rows, book.code_format)
+        chunk = await self._read(request, rows, min_length)
 
         async def work(connection: Connection) -> ImportResult:
             await _allow_longer_statements(connection)
@@ -235,12 +242,13 @@ class CodeChunks:
                 return _recorded_result(recorded, request)
             _refuse_closed(await select_book(connection, book_id, call.business_id))
             created, rejected = await _import(connection, request, chunk)
-            result = import_result(created, rejected)
+            result = import_result(created, rejected, chunk.min_length)
             record = {
                 "created": created,
                 "duplicates": result.duplicates,
                 "existing": result.existing,
                 "invalid": result.invalid,
+                "min_length": chunk.min_length,
                 "rejected": rejected,
             }
             event = request.event(EventType.CODES_IMPORTED, chunk_number, self._now(), record)
@@ -248,6 +256,45 @@ class CodeChunks:
             return result
 
         return await self._database.transaction("import_codes", work)
+
+    async def try_chunk(
+        self,
+        book_id: UUID,
+        chunk_number: int,
+        rows: Sequence[str],
+        call: Call,
+        min_length: int,
+        dry_run: DryRun,
+    ) -> ImportResult:
+        """What import_chunk would return, and raise; nothing is written but into `dry_run`.
+
+        Raises Overloaded too, where the dry run cannot remember more.
+        """
+        request = _import_request(call, book_id, rows, min_length)
+        attempt = request.event_id(EventType.CODES_IMPORTED, chunk_number)
+        chunk = await self._read(request, rows, min_length)
+
+        async def work(connection: Connection) -> ImportResult | dict[str, bool]:
+            recorded = (await select_events_by_id(connection, [attempt])).get(attempt)
+            if recorded is not None:
+                return _recorded_result(recorded, request)
+            _refuse_closed(await select_book(connection, book_id, call.business_id))
+            return await select_existing(connection, book_id, request.tag, chunk.new.codes)
+
+        found = await self._database.read("try_import", work)
+        if isinstance(found, ImportResult):
+            return found
+        dry_run.reserve(len(chunk.new.codes))
+        return await asyncio.to_thread(_outcomes, chunk, found, dry_run)
+
+    async def _read(self, request: _Request, rows: Sequence[str], min_length: int) -> _Chunk:
+        """The rows, sorted out by what the book says of codes. Raises BookNotFound."""
+        book_id, business_id = request.book_id, request.call.business_id
+        book = await self._database.read(
+            "get_book", lambda connection: select_book(connection, book_id, business_id)
+        )
+        least = min_length or book.min_code_length or MIN_CODE_LENGTH
+        return await asyncio.to_thread(_chunk, request, rows, book.code_format, least)
 
 
 async def _allow_longer_statements(connection: Connection) -> None:
@@ -328,12 +375,20 @@ class _Chunk:
 
     rows: ChunkRows
     new: NewCodes
+    min_length: int
 
 
-def _read(request: _Request, rows: Sequence[str], code_format: CodeFormat) -> _Chunk:
-    read = read_rows(rows, code_format)
+def _import_request(call: Call, book_id: UUID, rows: Sequence[str], min_length: int) -> _Request:
+    asked = [json.dumps(list(rows)), *([min_length] if min_length else [])]
+    return _Request(call, book_id, fingerprint(*asked))
+
+
+def _chunk(
+    request: _Request, rows: Sequence[str], code_format: CodeFormat, min_length: int
+) -> _Chunk:
+    read = read_rows(rows, code_format, min_length)
     codes = sorted_by_key(read.codes)
-    return _Chunk(read, NewCodes.made_ready(request.book_id, request.tag, codes))
+    return _Chunk(read, NewCodes.made_ready(request.book_id, request.tag, codes), min_length)
 
 
 async def _import(
@@ -348,11 +403,24 @@ async def _import(
     rejected = {why: list(indexes) for why, indexes in rows.rejected.items()}
     others = [code for code in rows.codes if code not in created]
     if others:
-        earlier = await select_codes_of(connection, request.book_id, request.tag, others)
+        found = await select_existing(connection, request.book_id, request.tag, others)
         for code in others:
-            why = Rejection.DUPLICATE if code in earlier else Rejection.EXISTING
+            why = Rejection.DUPLICATE if found.get(code) else Rejection.EXISTING
             rejected.setdefault(why, []).append(rows.codes[code])
     return len(created), rejected
+
+
+def _outcomes(chunk: _Chunk, found: Mapping[str, bool], dry_run: DryRun) -> ImportResult:
+    """What _import would find, of the codes that are there and those of the dry run before."""
+    created = 0
+    rejected = {why: list(indexes) for why, indexes in chunk.rows.rejected.items()}
+    for code, index in chunk.rows.codes.items():
+        if code not in found and dry_run.is_new(code):
+            created += 1
+        else:
+            why = Rejection.DUPLICATE if found.get(code, True) else Rejection.EXISTING
+            rejected.setdefault(why, []).append(index)
+    return import_result(created, rejected, chunk.min_length)
 
 
 async def _store_new(connection: Connection, request: _Request, new: NewCodes) -> set[str]:
@@ -370,4 +438,4 @@ def _recorded_result(event: Event, request: _Request) -> ImportResult:
         raise RequestIdReused
     record = json.loads(event.metadata or "{}")
     rejected = {Rejection(why): indexes for why, indexes in record["rejected"].items()}
-    return import_result(record["created"], rejected, replayed=True)
+    return import_result(record["created"], rejected, record.get("min_length", 0), replayed=True)

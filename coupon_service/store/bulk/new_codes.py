@@ -66,22 +66,21 @@ async def insert_codes(
 
 # LATERAL and LIMIT keep the planner, which does not know how many codes the book will get, from
 # going through all of them for every code that is wanted.
-SELECT_CODES_OF: Final = """
-SELECT wanted.code
+SELECT_EXISTING: Final = """
+SELECT wanted.code, found.book_id = %s AND found.source_tag = %s
 FROM unnest(%s::smallint[], %s::text[]) AS wanted (bucket, code)
 CROSS JOIN LATERAL (
     SELECT book_id, source_tag FROM coupon_codes AS c
     WHERE c.bucket = wanted.bucket AND c.code = wanted.code
     LIMIT 1
 ) AS found
-WHERE found.book_id = %s AND found.source_tag = %s
 """
 
 
-async def select_codes_of(
+async def select_existing(
     connection: Connection, book_id: UUID, tag: int, codes: Sequence[str]
-) -> set[str]:
-    """Those of the codes that the request with this tag made in this book."""
-    parameters = int_array(map(bucket_of, codes)), text_array(codes), book_id, tag
-    cursor = await connection.execute(SELECT_CODES_OF, parameters)
-    return {row[0] for row in await cursor.fetchall()}
+) -> dict[str, bool]:
+    """Those of the codes that are there, and whether the request with this tag made them."""
+    parameters = book_id, tag, int_array(map(bucket_of, codes)), text_array(codes)
+    cursor = await connection.execute(SELECT_EXISTING, parameters)
+    return dict(await cursor.fetchall())

@@ -52,6 +52,7 @@ class Rejection(StrEnum):
     EXISTING = "existing"
     MALFORMED = "malformed"
     MISTYPED = "mistyped"
+    SHORT = "short"
     NUMBER = Spoiled.NUMBER
     DATE = Spoiled.DATE
     NO_VALUE = Spoiled.NO_VALUE
@@ -63,6 +64,8 @@ NO_CODE_REASONS: Final[Mapping[Rejection, str]] = {
     **{Rejection(it): reason for it, reason in SPOILED_REASONS.items()},
 }
 """What was expected of the rows that cannot be a code."""
+
+INVALID: Final = (Rejection.MISTYPED, Rejection.SHORT, *NO_CODE_REASONS)
 
 
 @dataclass(slots=True)
@@ -77,16 +80,16 @@ class ChunkRows:
         self.rejected.setdefault(why, []).append(index)
 
 
-def read_rows(rows: Sequence[str], code_format: CodeFormat) -> ChunkRows:
+def read_rows(rows: Sequence[str], code_format: CodeFormat, min_length: int = 1) -> ChunkRows:
     """Sorts out rows as they stand in a file, with byte-order mark and line ends.
 
     A row that looks like a generated code of the book, by prefix, suffix, length and alphabet, has
     to have the right check character where the format has one; other rows are codes from elsewhere
-    and just have to be well-formed.
+    and just have to be well-formed, and to have `min_length` characters.
     """
     chunk = ChunkRows()
     for index, row in enumerate(rows):
-        found = _read_row(row.removeprefix("\ufeff").strip(), code_format)
+        found = _read_row(row.removeprefix("\ufeff").strip(), code_format, min_length)
         if isinstance(found, Rejection):
             chunk.reject(found, index)
         elif found in chunk.codes:
@@ -96,7 +99,7 @@ def read_rows(rows: Sequence[str], code_format: CodeFormat) -> ChunkRows:
     return chunk
 
 
-def _read_row(text: str, code_format: CodeFormat) -> str | Rejection:
+def _read_row(text: str, code_format: CodeFormat, min_length: int) -> str | Rejection:
     """The code of a row, or why it is none."""
     what = spoiled(text)
     try:
@@ -108,7 +111,7 @@ def _read_row(text: str, code_format: CodeFormat) -> str | Rejection:
         return Rejection(what or Rejection.MALFORMED)
     except CodeChecksumInvalid:
         return Rejection.MISTYPED
-    return code
+    return code if len(code) >= min_length else Rejection.SHORT
 
 
 def _is_shown(text: str, code: str, code_format: CodeFormat) -> bool:
@@ -117,7 +120,11 @@ def _is_shown(text: str, code: str, code_format: CodeFormat) -> bool:
 
 
 def import_result(
-    created: int, rejected: Mapping[Rejection, Sequence[int]], *, replayed: bool = False
+    created: int,
+    rejected: Mapping[Rejection, Sequence[int]],
+    min_length: int = 1,
+    *,
+    replayed: bool = False,
 ) -> ImportResult:
     """The result, of how many rows were created and which were not, by why."""
     counts = {why: len(indexes) for why, indexes in rejected.items()}
@@ -125,10 +132,10 @@ def import_result(
         created=created,
         duplicates=counts.get(Rejection.DUPLICATE, 0),
         existing=counts.get(Rejection.EXISTING, 0),
-        invalid=sum(counts.get(why, 0) for why in (Rejection.MISTYPED, *NO_CODE_REASONS)),
+        invalid=sum(counts.get(why, 0) for why in INVALID),
         rejected=sorted(
             (
-                (index, *_verdict(why, index))
+                (index, *_verdict(why, index, min_length))
                 for why, indexes in rejected.items()
                 for index in indexes
             ),
@@ -138,7 +145,9 @@ def import_result(
     )
 
 
-def _verdict(why: Rejection, index: int) -> tuple[ImportOutcome, CouponServiceError]:
+def _verdict(
+    why: Rejection, index: int, min_length: int
+) -> tuple[ImportOutcome, CouponServiceError]:
     match why:
         case Rejection.DUPLICATE:
             error = DuplicateCode("The code came earlier in this upload.")
@@ -148,7 +157,8 @@ def _verdict(why: Rejection, index: int) -> tuple[ImportOutcome, CouponServiceEr
             return ImportOutcome.ALREADY_EXISTS, error
         case Rejection.MISTYPED:
             return ImportOutcome.INVALID, CodeChecksumInvalid()
+        case Rejection.SHORT:
+            expected = f"expected at least {min_length} letters or digits"
         case _:
             expected = NO_CODE_REASONS[why]
-            error = InvalidArgument((FieldViolation(f"codes[{index}]", expected),))
-            return ImportOutcome.INVALID, error
+    return ImportOutcome.INVALID, InvalidArgument((FieldViolation(f"codes[{index}]", expected),))

@@ -24,7 +24,7 @@ STATEMENTS = {
     "users": limit_counters.LOCK_USERS,
     "look at codes": lookups.SELECT_CODES,
     "coupons of users": lookups.LIST_ASSIGNMENTS,
-    "codes of an upload": new_codes.SELECT_CODES_OF,
+    "codes of an upload": new_codes.SELECT_EXISTING,
     "change codes": apply.UPDATE_CODES,
     "change assignments": apply.UPDATE_ASSIGNMENTS,
     "change users": apply.UPDATE_USERS,

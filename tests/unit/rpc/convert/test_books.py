@@ -103,6 +103,8 @@ def full() -> pb.CouponBook:
             group_size=4,
             check_character=True,
         ),
+        low_threshold=50,
+        min_code_length=3,
     )
     book.metadata.update({"channel": "mail"})
     return book
@@ -167,6 +169,8 @@ def test_everything_that_is_set_is_taken() -> None:
         assigned_code_validity_s=86_400,
         code_format=CodeFormat(8, "ABCDEF", "SPRING", "X", "-", 4, True),
         metadata='{"channel":"mail"}',
+        low_threshold=50,
+        min_code_length=3,
         create_time=NOW,
         update_time=NOW,
     )

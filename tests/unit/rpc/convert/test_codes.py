@@ -104,8 +104,9 @@ def test_the_number_of_codes_to_generate_is_bounded(count: int) -> None:
 
 def test_an_upload_begins_with_its_header() -> None:
     header = pb.ImportHeader(book_id=str(BOOK_ID), request_id="r")
-    book_id, call = codes.read_header(pb.ImportCodesRequest(header=header), rpc())
-    assert (book_id, call.request_id) == (BOOK_ID, "r")
+    target = codes.read_header(pb.ImportCodesRequest(header=header), rpc())
+    assert (target.book_id, target.call.request_id) == (BOOK_ID, "r")
+    assert (target.min_code_length, target.validate_only) == (0, False)
     chunk = pb.ImportCodesRequest(chunk=pb.ImportChunk(chunk_number=1, codes=["A"]))
     for first in (chunk, pb.ImportCodesRequest()):
         assert bad_fields(lambda first=first: codes.read_header(first, rpc()))[0] == "header"
@@ -117,6 +118,16 @@ def test_the_request_id_of_an_upload_is_required() -> None:
         "header.book_id",
         "header.request_id",
     ]
+
+
+@pytest.mark.parametrize("length", [-1, 65])
+def test_the_shortest_code_of_an_upload_is_one_that_can_be(length: int) -> None:
+    header = pb.ImportHeader(book_id=str(BOOK_ID), request_id="r", min_code_length=length)
+    request = pb.ImportCodesRequest(header=header)
+    assert bad_fields(lambda: codes.read_header(request, rpc())) == ["header.min_code_length"]
+    header.min_code_length = 64
+    request = pb.ImportCodesRequest(header=header)
+    assert codes.read_header(request, rpc()).min_code_length == 64
 
 
 def chunk(number: int, count: int = 1) -> pb.ImportCodesRequest:
