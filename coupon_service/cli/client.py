@@ -92,6 +92,22 @@ OPTIONS: Final = (
     ("grpc.http2.ping_timeout_ms", 10_000),  # of gRPC's other pings, which come before
 )
 
+UNKNOWN_OUTCOMES: Final = (
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.CANCELLED,
+    grpc.StatusCode.INTERNAL,
+    grpc.StatusCode.UNKNOWN,
+)
+"""What calls end with that may have changed something."""
+
+STREAM_ENDED: Final = (
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.CANCELLED,
+    grpc.StatusCode.DEADLINE_EXCEEDED,  # of the service, for a stream that was idle
+)
+"""What a stream ends with that can be opened again."""
+
 STATUS_DETAILS: Final = "grpc-status-details-bin"
 BREAKS_MAX: Final = 14
 """How often in a row a stream is opened again without an answer: a minute in all."""
@@ -174,6 +190,12 @@ def connect_blocking(
 
 
 def _bearer(token: str | None) -> Metadata:
+    token = (token or "").strip()
+    if not (token.isascii() and token.isprintable()):
+        raise CommandError(
+            "This is no bearer token: it has characters that no token has. Is it complete, and is"
+            f" nothing else in --token or {TOKEN_VARIABLE}?"
+        )
     return (("authorization", f"Bearer {token}"),) if token else ()
 
 
@@ -188,7 +210,7 @@ def url_host(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-def explain(error: grpc.RpcError, address: str) -> str:
+def explain(error: grpc.RpcError, address: str = "") -> str:
     """The status, the reason, every bad field and whatever else the error tells, for people."""
     status = _status(error)
     code = error.code().name
@@ -201,11 +223,19 @@ def explain(error: grpc.RpcError, address: str) -> str:
         f"  {violation.field or 'request'}: {violation.description}"
         for violation in (_detail(status, BadRequest) or BadRequest()).field_violations
     ]
-    lines = [f"{code} {info.reason}: {'' if violations else status.message}".rstrip(), *violations]
+    reason = "" if info.reason == code else f" {info.reason}"
+    lines = [f"{code}{reason}: {'' if violations else status.message}".rstrip(), *violations]
     lines += [f"  {key}: {value}" for key, value in sorted(info.metadata.items())]
     if retry := _detail(status, RetryInfo):
         lines.append(f"  A repeat may help in {retry.retry_delay.ToMilliseconds() / 1000:g} s.")
     return "\n".join(lines)
+
+
+def is_outcome_unknown(error: BaseException) -> bool:
+    """Whether a change may have been made by a call that ended like this."""
+    if isinstance(error, grpc.RpcError):
+        return error.code() in UNKNOWN_OUTCOMES
+    return isinstance(error, KeyboardInterrupt)
 
 
 def reason_of(error: grpc.RpcError) -> str:
@@ -244,8 +274,7 @@ class Patience:
     def wait_after(self, error: grpc.RpcError) -> None:
         """Wait for a while, if it may help; raises the error otherwise."""
         retry = _detail(_status(error), RetryInfo)
-        ended = error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
-        if not self._breaks_left or not (ended or retry):
+        if not self._breaks_left or not (error.code() in STREAM_ENDED or retry):
             raise error
         self._breaks_left -= 1
         pause_s = min(0.25 * 2 ** (BREAKS_MAX - self._breaks_left), 5.0)

@@ -14,13 +14,13 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Final, TextIO
 
+import grpc
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from coupon_service.cli.client import (
     Address,
     BlockingService,
+    Patience,
     Tls,
     TlsCa,
     TlsCertificate,
@@ -28,10 +28,16 @@ from coupon_service.cli.client import (
     TlsName,
     Token,
     connect_blocking,
+    explain,
+    is_outcome_unknown,
     lasting,
 )
 from coupon_service.cli.failure import CommandError
-from coupon_service.v1.coupon_book_service_pb2 import GetCouponBookStatsRequest
+from coupon_service.cli.progress import progress
+from coupon_service.v1.coupon_book_service_pb2 import (
+    CouponBookStats,
+    GetCouponBookStatsRequest,
+)
 from coupon_service.v1.coupon_book_service_pb2_grpc import CouponBookServiceStub
 from coupon_service.v1.coupon_code_service_pb2 import (
     CouponCode,
@@ -47,10 +53,13 @@ Book = Annotated[str, typer.Argument(metavar="BOOK", help="The book_id.")]
 RequestId = Annotated[
     str | None,
     typer.Option(
-        help="The one that was printed at the start, to go on with a broken run.",
+        help="The one that a run printed that was stopped: goes on with it, and repeats nothing.",
         show_default=False,
     ),
 ]
+
+LISTED: Final = "coupon-service call ListCouponBooks lists the books."
+FIND_TIMEOUT_S: Final = 10.0
 
 EXPORTED: Final = (
     "code",
@@ -84,8 +93,9 @@ def generate(
 ) -> None:
     """Make random codes in a book, in the book's code format."""
     request = GenerateCodesRequest(
-        book_id=book, count=count, request_id=announced(request_id, "generate")
+        book_id=book, count=count, request_id=request_id or f"generate-{uuid.uuid4().hex}"
     )
+    again = f"the same command and --request-id {request.request_id}"
     with connect_blocking(
         address, token, Tls(tls_ca, tls_certificate, tls_key, tls_name)
     ) as service:
@@ -94,11 +104,21 @@ def generate(
         def go_on() -> Iterable[GenerateCodesResponse]:
             return stub.GenerateCodes(request, metadata=service.metadata)
 
+        find_book(service, book)
+        patience = Patience()
+        patience.answered()
         generated = 0
-        with progress_bar("Generating", request.count) as bar:
-            for answer in lasting(go_on):
-                generated = answer.generated_count
-                bar.update(bar.task_ids[0], completed=generated)
+        try:
+            with progress("Generating", "codes", count) as update:
+                for answer in lasting(go_on, patience):
+                    if not generated and answer.generated_count < count:
+                        typer.echo(f"After a break, go on with {again}", err=True)
+                    generated = answer.generated_count
+                    update(generated, 0)
+        except (KeyboardInterrupt, grpc.RpcError) as error:
+            if generated or is_outcome_unknown(error):
+                typer.echo(f"{generated:,} of {count:,} were made. Go on with {again}", err=True)
+            raise
     typer.echo(f"{generated:,} codes generated.")
 
 
@@ -150,14 +170,14 @@ def _export(
     def go_on() -> Iterable[ExportCodesResponse]:
         return stub.ExportCodes(request, metadata=service.metadata)
 
-    found = CouponBookServiceStub(service.channel).GetCouponBookStats(
-        GetCouponBookStatsRequest(book_id=book), metadata=service.metadata
-    )
+    stats = find_book(service, book)
     counted = f"{state}_count" if state else "code_count"
-    with progress_bar("Exporting", getattr(found.stats, counted)) as bar:
+    exported = 0
+    with progress("Exporting", "codes", getattr(stats, counted)) as update:
         for answer in lasting(go_on):
             writer.writerows(_cells(code) if as_csv else (code.code,) for code in answer.codes)
-            bar.advance(bar.task_ids[0], len(answer.codes))
+            exported += len(answer.codes)
+            update(exported, 0)
             request.page_token = answer.next_page_token
             if not request.page_token:
                 break  # a break from now on is not one of the export
@@ -189,23 +209,19 @@ def _destination(file: Path | None) -> Generator[TextIO]:
             path.unlink(missing_ok=True)
 
 
-def announced(request_id: str | None, command: str) -> str:
-    """The request_id of a run, which is told at its start."""
-    named = request_id or f"{command}-{uuid.uuid4().hex}"
-    typer.echo(f"After a break, go on with --request-id {named}", err=True)
-    return named
-
-
-def progress_bar(title: str, total: float | None) -> Progress:
-    """A bar on standard error with one task; silent where nobody is looking."""
-    console = Console(stderr=True)
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not console.is_terminal,
-    )
-    bar.add_task(title, total=total)
-    return bar
+def find_book(service: BlockingService, book: str) -> CouponBookStats:
+    """The counts of the book, before anything is begun. Raises CommandError where there is none."""
+    try:
+        return (
+            CouponBookServiceStub(service.channel)
+            .GetCouponBookStats(
+                GetCouponBookStatsRequest(book_id=book),
+                timeout=FIND_TIMEOUT_S,
+                metadata=service.metadata,
+            )
+            .stats
+        )
+    except grpc.RpcError as error:
+        if error.code() in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND):
+            raise CommandError(f"{explain(error)}\n  {LISTED}") from error
+        raise

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import csv
-import io
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import BinaryIO, Final
+from typing import Final
 
 from coupon_service.cli.failure import CommandError
 
@@ -18,15 +16,45 @@ CHUNK_CHARACTERS: Final = 200_000
 ROW_CHARACTERS: Final = 200
 """What is sent of a row; more than a code can have, so that a longer one is refused."""
 
-DELIMITERS: Final = (",", ";", "\t")
+SOURCE_CHARACTERS: Final = 2_000
+"""What is kept of a row as it stands in the file, for the report."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A line, or a record of CSV, which can have several: its first one, counted from 1."""
+
+    line: int
+    cells: list[str]
+    source: str
+
+    @property
+    def blank(self) -> bool:
+        """Whether there is nothing in it."""
+        return not any(map(str.strip, self.cells))
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where the codes of a file are.
+
+    `delimiter`: of CSV, None of a file with a code a line. `column`: from 0. `skipped_lines`: a
+    header and what is before it. `title`: the name of the column, where it has one.
+    """
+
+    delimiter: str | None = None
+    column: int = 0
+    skipped_lines: int = 0
+    title: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A code as it stands in the file, and its line, counted from 1."""
+    """A code, its line in the file, and the row as it stands there."""
 
     line: int
     text: str
+    source: str
 
 
 @dataclass(slots=True)
@@ -37,50 +65,52 @@ class Chunk:
     rows: list[Row] = field(default_factory=list[Row])
 
 
-def read_rows(file: BinaryIO, column: str | None) -> Iterator[Row]:
-    """The codes of a text file, one a line, or of a column of a CSV file with a header.
+def read_records(
+    lines: Iterable[str], delimiter: str | None, *, strict: bool = True
+) -> Iterator[Record]:
+    """The lines, or with a delimiter the records of CSV. Raises CommandError if `strict`."""
+    if delimiter is None:
+        for number, line in enumerate(lines, start=1):
+            text = line.removesuffix("\n")
+            yield Record(number, [text], text)
+        return
+    taken: list[str] = []
 
-    Empty ones are left out. A byte-order mark and any kind of line end are understood; bytes that
-    are not UTF-8 become a character that no code has, so that the row is refused and not the file.
-    Raises CommandError.
-    """
-    text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="replace")
+    def noted() -> Iterator[str]:
+        for line in lines:
+            taken.append(line)
+            yield line
+
+    first = 1
     try:
-        for row in _csv_rows(text, column) if column is not None else _lines(text):
-            if code := row.text.strip():
-                yield Row(row.line, code[:ROW_CHARACTERS])
-    finally:
-        with suppress(ValueError):  # closed already
-            text.detach()  # whoever opened the file closes it
-
-
-def _lines(text: Iterable[str]) -> Iterator[Row]:
-    for line, content in enumerate(text, start=1):
-        yield Row(line, content)
-
-
-def _csv_rows(text: Iterator[str], column: str) -> Iterator[Row]:
-    header = next(text, "")
-    delimiter, index = _find_column(header, column)
-    reader = csv.reader(text, delimiter=delimiter)
-    try:
-        for cells in reader:
-            if index < len(cells):
-                yield Row(reader.line_num + 1, cells[index])
+        for cells in csv.reader(noted(), delimiter=delimiter, strict=strict):
+            yield Record(first, cells, "".join(taken).removesuffix("\n"))
+            first += len(taken)
+            taken.clear()
     except csv.Error as error:
-        raise CommandError(f"Line {reader.line_num + 1} is not CSV: {error}.") from error
+        if strict:
+            raise CommandError(
+                f"Line {first:,} is not CSV: {error}."
+                ' Is a quotation mark (") missing there, or out of place?'
+            ) from error
 
 
-def _find_column(header: str, column: str) -> tuple[str, int]:
-    """The delimiter of the file and the place of the column."""
-    wanted = column.strip().casefold()
-    for delimiter in DELIMITERS:
-        names = [
-            name.strip().casefold() for name in next(csv.reader([header], delimiter=delimiter))
-        ]
-        if wanted in names:
-            return delimiter, names.index(wanted)
-    raise CommandError(f'There is no column "{column}" in the first line: {header.strip()[:200]}')
+def read_rows(lines: Iterable[str], layout: Layout) -> Iterator[Row]:
+    """The codes, without the spaces around them. Blank lines are left out; a record that lacks
+    only its code is a row without text. Raises CommandError.
+    """
+    for record in read_records(lines, layout.delimiter):
+        if record.line <= layout.skipped_lines or record.blank:
+            continue
+        cells = record.cells
+        text = cells[layout.column].strip() if layout.column < len(cells) else ""
+        if len(text) > ROW_CHARACTERS:
+            # The last one is no space, so that the row stays as long as it is.
+            text = text[: ROW_CHARACTERS - 1] + text[-1]
+        source = record.source
+        if len(source) > SOURCE_CHARACTERS:
+            source = source[: SOURCE_CHARACTERS - 1] + "…"
+        yield Row(record.line, text, source)
 
 
 def chunked(rows: Iterable[Row]) -> Iterator[Chunk]:

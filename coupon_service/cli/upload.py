@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-import csv
-import os
-import stat
-import sys
-from collections import Counter
-from collections.abc import Generator, Iterable
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+import uuid
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
-from queue import SimpleQueue
-from typing import Annotated, BinaryIO, Final, TextIO
+from typing import Annotated, Final
 
 import grpc
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from coupon_service.cli.client import (
     Address,
     BlockingService,
-    Patience,
     Tls,
     TlsCa,
     TlsCertificate,
@@ -30,23 +21,26 @@ from coupon_service.cli.client import (
     TlsName,
     Token,
     connect_blocking,
+    explain,
+    is_outcome_unknown,
+    reason_of,
 )
-from coupon_service.cli.codes import Book, RequestId, announced, progress_bar
+from coupon_service.cli.code_file import CodeFile
+from coupon_service.cli.codes import Book, RequestId, find_book
 from coupon_service.cli.failure import CommandError
-from coupon_service.cli.rows import Chunk, chunked, read_rows
-from coupon_service.v1.coupon_code_service_pb2 import (
-    ImportChunk,
-    ImportCodesRequest,
-    ImportCodesResponse,
-    ImportHeader,
-    ImportOutcome,
-    ImportRow,
-)
-from coupon_service.v1.coupon_code_service_pb2_grpc import CouponCodeServiceStub
-from coupon_service.v1.error_reason_pb2 import ErrorReason
+from coupon_service.cli.import_report import ImportReport, report_to
+from coupon_service.cli.progress import progress
+from coupon_service.cli.rows import CHUNK_ROWS, Chunk, chunked
+from coupon_service.cli.text_files import open_text
+from coupon_service.cli.upload_stream import uploaded
+from coupon_service.v1.coupon_code_service_pb2 import ImportHeader
 
-SHOWN_MAX: Final = 20
-"""Rejected rows that are shown; a file takes them all."""
+REJECTED: Final = 3
+"""Exit code when rows were rejected."""
+
+CSV_SUFFIXES: Final = (".csv", ".tsv")
+
+REUSED: Final = "The file, or an option, is not as it was in the run that this goes on with."
 
 
 def import_codes(
@@ -54,20 +48,65 @@ def import_codes(
     file: Annotated[
         Path,
         typer.Argument(
-            metavar="FILE", help="Text with a code a line, or CSV. - is standard input."
+            metavar="FILE",
+            help="Text with a code a line, or CSV; also compressed with gzip. - is standard input.",
         ),
     ],
     *,
     column: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME", help="The column of a CSV file with the codes.", show_default=False
+            metavar="NAME",
+            help="The column with the codes, where there are several: its name or its number.",
+            show_default=False,
         ),
     ] = None,
+    header: Annotated[
+        bool | None,
+        typer.Option(
+            "--header/--no-header",
+            help="Whether the first line names the columns. Default: as it looks.",
+            show_default=False,
+        ),
+    ] = None,
+    encoding: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="For example latin-1. Default: UTF-8 or UTF-16, as recognised.",
+            show_default=False,
+        ),
+    ] = None,
+    min_length: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            max=64,
+            help="Reject codes with fewer letters and digits. Default: what the book says, or 4.",
+            show_default=False,
+        ),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Import what does not look like codes all the same.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Tell what would become of each row; change nothing.")
+    ] = False,
     rejects: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="Write all rows that were not imported here.", show_default=False
+            metavar="FILE", help="Write all rows that were rejected here.", show_default=False
+        ),
+    ] = None,
+    max_rejects: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=0,
+            help=f"Stop when more rows than this were rejected: {CHUNK_ROWS:,} rows are imported"
+            " at a time, and those stay.",
+            show_default=False,
         ),
     ] = None,
     request_id: RequestId = None,
@@ -80,154 +119,98 @@ def import_codes(
 ) -> None:
     """Import codes from a file into a book.
 
-    Rows that cannot be imported are reported with their line and do not stop the others.
+    A file is read to its end before anything is sent; what is piped in is not. Rows that cannot be
+    imported are rejected, with their line and why, and do not stop the others: exit code 3. What
+    was stopped goes on, and repeats nothing, with the same command and the --request-id that was
+    printed.
     """
-    if file.suffix.lower() == ".csv" and column is None:
-        raise CommandError(f"{file} is CSV: which column has the codes? Name it with --column.")
-    header = ImportHeader(book_id=book, request_id=announced(request_id, "import"))
-    with (
-        _opened(file) as source,
-        _report_to(rejects) as report,
-        connect_blocking(
-            address, token, Tls(tls_ca, tls_certificate, tls_key, tls_name)
-        ) as service,
-    ):
-        _import(header, source, column, report, service)
-    report.show()
-
-
-@dataclass(slots=True)
-class Report:
-    """What became of the rows. `out` gets those that were not imported."""
-
-    out: TextIO | None
-    counts: Counter[str] = field(default_factory=Counter[str])
-    shown: list[tuple[str, ...]] = field(default_factory=list[tuple[str, ...]])
-
-    def add(self, chunk: Chunk, answer: ImportCodesResponse) -> None:
-        """The answer to a chunk."""
-        self.counts["created"] += answer.created_count
-        self.counts["twice in the file"] += answer.duplicate_count
-        self.counts["there already"] += answer.existing_count
-        self.counts["invalid"] += answer.invalid_count
-        rejected = [_cells(chunk, row) for row in answer.rejected_rows]
-        self.shown += rejected[: SHOWN_MAX - len(self.shown)]
-        if self.out is not None:
-            csv.writer(self.out, lineterminator="\n").writerows(rejected)
-
-    def show(self) -> None:
-        """Tell it to the user."""
-        if self.shown:
-            table = Table("Line", "Code", "Outcome", "Reason", "Message")
-            for cells in self.shown:
-                table.add_row(*cells)
-            Console(stderr=True, markup=False, emoji=False).print(table)
-            left = self.counts.total() - self.counts["created"] - len(self.shown)
-            if left:
-                typer.echo(f"and {left:,} more: --rejects FILE writes them all.", err=True)
-        outcomes = ", ".join(f"{count:,} {outcome}" for outcome, count in self.counts.items())
-        typer.echo(outcomes or "There was nothing to import.")
-
-
-def _cells(chunk: Chunk, rejected: ImportRow) -> tuple[str, ...]:
-    row = chunk.rows[rejected.index]
-    return (
-        str(row.line),
-        row.text,
-        ImportOutcome.Name(rejected.outcome).removeprefix("IMPORT_OUTCOME_"),
-        ErrorReason.Name(rejected.error.reason).removeprefix("ERROR_REASON_"),
-        rejected.error.message,
+    if rejects is not None and rejects.exists() and file.exists() and rejects.samefile(file):
+        raise CommandError("--rejects would overwrite the file that is imported.")
+    run = ImportHeader(
+        book_id=book,
+        request_id=request_id or f"import-{uuid.uuid4().hex}",
+        min_code_length=min_length or 0,
+        validate_only=dry_run,
     )
+    report = ImportReport()
+    try:
+        with open_text(file, encoding) as source:
+            is_csv = any(suffix.lower() in CSV_SUFFIXES for suffix in file.suffixes)
+            codes = CodeFile(source, column=column, header=header, is_csv=is_csv)
+            if not force:
+                codes.refuse_other_things()
+            tls = Tls(tls_ca, tls_certificate, tls_key, tls_name)
+            with connect_blocking(address, token, tls) as service:
+                find_book(service, book)
+                codes.count()
+                with report_to(rejects) as report:
+                    _import(service, run, codes, report, max_rejects)
+    except KeyboardInterrupt:
+        if not report.sent_chunks:
+            typer.echo("Nothing was imported.", err=True)
+        raise
+    if report.rejected:
+        raise typer.Exit(REJECTED)
 
 
 def _import(
-    header: ImportHeader,
-    source: BinaryIO,
-    column: str | None,
-    report: Report,
     service: BlockingService,
+    run: ImportHeader,
+    codes: CodeFile,
+    report: ImportReport,
+    max_rejects: int | None,
 ) -> None:
-    about = os.fstat(source.fileno())
-    size = about.st_size if stat.S_ISREG(about.st_mode) else None
-    with progress_bar("Importing bytes", size) as bar:
-        for chunk, answer in uploaded(service, header, chunked(read_rows(source, column))):
-            report.add(chunk, answer)
-            if size is not None:
-                bar.update(bar.task_ids[0], completed=source.tell())
-
-
-def uploaded(
-    service: BlockingService, header: ImportHeader, chunks: Iterable[Chunk]
-) -> Generator[tuple[Chunk, ImportCodesResponse]]:
-    """Each chunk with its answer. After a break the chunk that was not answered is sent again."""
-    patience = Patience()
-    upload: Upload | None = None
-    for chunk in chunks:
-        answer: ImportCodesResponse | None = None
-        while answer is None:
-            try:
-                upload = upload or Upload(service, header)
-                answer = upload.send(chunk)
-            except grpc.RpcError as error:
-                if upload is not None:
-                    upload.end()
-                upload = None
-                patience.wait_after(error)
-        patience.answered()
-        yield chunk, answer
-    if upload is not None:
-        upload.end()
-
-
-class Upload:
-    """An open stream of ImportCodes.
-
-    It sends one chunk at a time: with more on the way, a service that waits for us to take its
-    answer and we, who wait for it to take a chunk, could wait for ever.
-    """
-
-    def __init__(self, service: BlockingService, header: ImportHeader) -> None:
-        self._messages: SimpleQueue[ImportCodesRequest | None] = SimpleQueue()
-        self._messages.put(ImportCodesRequest(header=header))
-        self._answers = CouponCodeServiceStub(service.channel).ImportCodes(
-            iter(self._messages.get, None), metadata=service.metadata
-        )
-
-    def send(self, chunk: Chunk) -> ImportCodesResponse:
-        """The answer to a chunk. Raises CommandError when there is none."""
-        message = ImportChunk(chunk_number=chunk.number, codes=[row.text for row in chunk.rows])
-        self._messages.put(ImportCodesRequest(chunk=message))
-        for answer in self._answers:
-            return answer
-        raise CommandError("The service ended the upload before its end.")
-
-    def end(self) -> None:
-        """There is no further chunk."""
-        self._messages.put(None)
-
-
-@contextmanager
-def _opened(file: Path) -> Generator[BinaryIO]:
-    if str(file) == "-":
-        yield sys.stdin.buffer
-        return
+    """Sends the rows and shows what became of them; where it stops early, how far it got."""
+    title = "Trying" if run.validate_only else "Importing"
+    stopped = False
     try:
-        with file.open("rb") as source:
-            yield source
-    except OSError as error:
-        raise CommandError(f"{file} cannot be read: {error.strerror}.") from error
+        with (
+            progress(title, "rows", codes.total, codes.source.size_bytes) as update,
+            closing(uploaded(service, run, _announced(codes, run, report))) as answers,
+        ):
+            for chunk, answer in answers:
+                report.add(chunk, answer)
+                update(report.rows, codes.source.bytes_read)
+                if max_rejects is not None and report.rejected > max_rejects:
+                    stopped = report.rows != codes.total
+                    break
+    except (KeyboardInterrupt, CommandError, grpc.RpcError) as error:
+        if isinstance(error, grpc.RpcError) and reason_of(error) == "REQUEST_ID_REUSED":
+            raise CommandError(f"{explain(error)}\n  {REUSED}") from error
+        if report.rows or (report.sent_chunks and is_outcome_unknown(error)):
+            typer.echo(f"{_how_far(run, report)}\n{_summary(run, report)}", err=True)
+        raise
+    writes_all = "--rejects FILE writes them all"
+    report.show_rejected(
+        f"{writes_all}." if run.validate_only else f"{writes_all}, with {_again(run)}"
+    )
+    if stopped:
+        more = f"Stopped: more than {max_rejects:,} rows were rejected."
+        typer.echo(f"{more} {_how_far(run, report)}", err=True)
+    typer.echo(_summary(run, report) if report.rows else "There was nothing to import.")
 
 
-@contextmanager
-def _report_to(rejects: Path | None) -> Generator[Report]:
-    if rejects is None:
-        yield Report(None)
-        return
-    try:
-        with rejects.open("w", encoding="utf-8", newline="") as out:
-            csv.writer(out, lineterminator="\n").writerow(
-                ("line", "code", "outcome", "reason", "message")
-            )
-            yield Report(out)
-    except OSError as error:
-        raise CommandError(f"{rejects} cannot be written: {error.strerror}.") from error
+def _announced(codes: CodeFile, run: ImportHeader, report: ImportReport) -> Iterator[Chunk]:
+    """The chunks of the file. As soon as one is imported it is told how to go on after a break."""
+    for chunk in chunked(codes):
+        if chunk.number == 2 and not run.validate_only:
+            typer.echo(f"After a break, go on with {_again(run)}", err=True)
+        report.sent_chunks = chunk.number
+        yield chunk
+
+
+def _again(run: ImportHeader) -> str:
+    return f"the same command and --request-id {run.request_id}"
+
+
+def _how_far(run: ImportHeader, report: ImportReport) -> str:
+    """Up to where the outcomes are known, and how to get those of the rest."""
+    far = f"It got to line {report.last_line:,}"
+    if run.validate_only:
+        return f"{far}. A dry run begins anew."
+    return f"{far}. Go on with {_again(run)}"
+
+
+def _summary(run: ImportHeader, report: ImportReport) -> str:
+    counts = report.summary() or "It is not known what was imported."
+    return f"Nothing was changed. Would be: {counts}" if run.validate_only else counts

@@ -14,7 +14,7 @@ from support.waiting import until
 from coupon_service.cli import client
 from coupon_service.cli.client import connect_blocking
 from coupon_service.cli.rows import Chunk, Row
-from coupon_service.cli.upload import uploaded
+from coupon_service.cli.upload_stream import uploaded
 from coupon_service.v1.coupon_code_service_pb2 import ImportHeader
 
 KEEPALIVE = re.compile(r"keepalive|ping")
@@ -39,10 +39,10 @@ def test_an_import_goes_on_when_its_line_has_gone_silent(
                 proxy.rule = PASS
 
         def chunks() -> Iterator[Chunk]:
-            yield Chunk(1, [Row(1, codes[0])])
+            yield Chunk(1, [Row(1, codes[0], codes[0])])
             proxy.rule = BLACK_HOLE
             healed.append(helper.submit(heals))
-            yield Chunk(2, [Row(2, codes[1])])
+            yield Chunk(2, [Row(2, codes[1], codes[1])])
 
         healed = list[Future[None]]()
         header = ImportHeader(book_id=book.book_id, request_id="silence")

@@ -63,6 +63,7 @@ class Observer:
 class Running:
     """A server with the RPC handler, and what it logged and counted."""
 
+    target: str
     channel: grpc.aio.Channel
     handler: RpcHandler
     log: LogCapture
@@ -106,7 +107,8 @@ async def running(
     capture = LogCapture()
     server = grpc.aio.server()
     port = server.add_insecure_port("127.0.0.1:0")
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+    target = f"127.0.0.1:{port}"
+    async with grpc.aio.insecure_channel(target) as channel:
         log = structlog.wrap_logger(None, processors=[capture])
         settings = RpcHandlerSettings(
             default_deadline_ms=DEADLINE_MS,
@@ -118,7 +120,7 @@ async def running(
         )
         counted: list[tuple[str, str, str]] = []
         handler = RpcHandler(settings, log, Observer(counted), authenticate, limiter, guesses)
-        run = Running(channel, handler, capture, counted)
+        run = Running(target, channel, handler, capture, counted)
         servicer: Any = AnyServicer(behavior)
         handler.add(pb_grpc.add_RedemptionServiceServicer_to_server, servicer)
         handler.add(codes_grpc.add_CouponCodeServiceServicer_to_server, servicer)

@@ -49,7 +49,7 @@ def test_the_service_takes_it_as_an_option_and_from_the_environment(
         assert json.loads(done.stdout)["coupon_book"]["business_id"] == business
     done = run(tmp_path, *call)
     assert done.returncode == 1
-    assert done.stderr.startswith("UNAUTHENTICATED UNAUTHENTICATED: Expected the metadata")
+    assert done.stderr.startswith("UNAUTHENTICATED: Expected the metadata")
     redeemer = made(tmp_path, "--role", "redeemer", "--role", "auditor")
     assert run(tmp_path, *call, "--token", redeemer).stderr.startswith("PERMISSION_DENIED")
 

@@ -106,8 +106,33 @@ class TestEndingWithASentence:
         said = self.said(monkeypatch, "import", "book", "codes.txt")
         assert said == "codes.txt cannot be read: No such file or directory."
 
-    def test_a_csv_file_needs_the_name_of_its_column(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        assert "--column" in self.said(monkeypatch, "import", "book", "codes.csv")
+    @pytest.mark.parametrize("name", ["codes.csv", "codes.gz"])
+    def test_a_missing_file_is_told_as_missing_whatever_it_is_called(
+        self, name: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        said = self.said(monkeypatch, "import", "book", name)
+        assert said == f"{name} cannot be read: No such file or directory."
+
+    def test_one_of_several_columns_has_to_be_named(
+        self, folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (folder / "codes.csv").write_text("name,code\nx,A1B2\n")
+        assert "Say --column" in self.said(monkeypatch, "import", "book", "codes.csv")
+
+    def test_rejects_never_overwrite_what_is_imported(
+        self, folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (folder / "codes.csv").write_text("A1B2\n")
+        said = self.said(
+            monkeypatch,
+            "import",
+            "book",
+            "codes.csv",
+            "--rejects",
+            "../" + folder.name + "/codes.csv",
+        )
+        assert said == "--rejects would overwrite the file that is imported."
+        assert (folder / "codes.csv").read_text() == "A1B2\n"
 
     def test_ctrl_c_ends_it_without_a_word(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def interrupted() -> None:

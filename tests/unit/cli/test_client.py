@@ -14,10 +14,13 @@ from coupon_service.cli.client import (
     BREAKS_MAX,
     Patience,
     address_of,
+    connect_blocking,
     explain,
+    is_outcome_unknown,
     lasting,
     reason_of,
 )
+from coupon_service.cli.failure import CommandError
 from coupon_service.rpc.status import to_status
 from coupon_service.settings import load_settings
 
@@ -32,6 +35,36 @@ def rpc_error(status: Status) -> grpc.aio.AioRpcError:
 
 def bare_error(code: grpc.StatusCode, details: str = "connection refused") -> grpc.aio.AioRpcError:
     return grpc.aio.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata(), details)
+
+
+@pytest.mark.parametrize("token", ["a\nb", "ä", "a\0", "\u201ca\u201d"])
+def test_what_cannot_be_a_token_is_told_before_a_call(token: str) -> None:
+    with pytest.raises(CommandError, match="no bearer token"), connect_blocking("host:1", token):
+        raise AssertionError
+
+
+def test_spaces_and_line_ends_around_a_token_do_not_matter() -> None:
+    with connect_blocking("host:1", " a.b.c\r\n") as service:
+        assert service.metadata == (("authorization", "Bearer a.b.c"),)
+
+
+@pytest.mark.parametrize(
+    ("error", "unknown"),
+    [
+        (bare_error(grpc.StatusCode.UNAVAILABLE), True),
+        (bare_error(grpc.StatusCode.INTERNAL), True),
+        (KeyboardInterrupt(), True),
+        (rpc_error(to_status(errors.Contention())), False),
+        (rpc_error(to_status(errors.Overloaded())), False),
+        (rpc_error(to_status(errors.BookNotFound())), False),
+        (CommandError(""), False),
+    ],
+    ids=range(7),
+)
+def test_only_a_call_that_may_have_changed_something_has_an_unknown_outcome(
+    error: BaseException, unknown: bool
+) -> None:
+    assert is_outcome_unknown(error) is unknown
 
 
 class TestExplainingErrors:
@@ -49,7 +82,7 @@ class TestExplainingErrors:
         assert explain(
             rpc_error(to_status(errors.InvalidArgument(violations))), ""
         ).splitlines() == [
-            "INVALID_ARGUMENT INVALID_ARGUMENT:",
+            "INVALID_ARGUMENT:",
             "  user_id: expected 1-128 characters",
             "  request: expected less",
         ]
@@ -117,6 +150,10 @@ class TestStreamsThatLast:
     def test_a_service_that_never_answered_is_not_waited_for(self) -> None:
         with pytest.raises(grpc.aio.AioRpcError):
             self.answers([bare_error(grpc.StatusCode.UNAVAILABLE)], [1])
+
+    def test_a_stream_that_was_idle_for_too_long_is_opened_again(self) -> None:
+        idle = rpc_error(to_status(errors.DeadlineExceeded("No message came for 60 seconds.")))
+        assert self.answers([1, idle], [2]) == [1, 2]
 
     def test_a_refusal_ends_it(self) -> None:
         with pytest.raises(grpc.aio.AioRpcError):

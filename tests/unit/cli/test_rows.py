@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import io
-
 import pytest
 
 from coupon_service.cli.failure import CommandError
@@ -9,68 +7,69 @@ from coupon_service.cli.rows import (
     CHUNK_CHARACTERS,
     CHUNK_ROWS,
     ROW_CHARACTERS,
+    SOURCE_CHARACTERS,
+    Layout,
     Row,
     chunked,
     read_rows,
 )
 
+LINES = Layout()
+CODE = Layout(",", column=1, skipped_lines=1)
 
-def rows(content: bytes, column: str | None = None) -> list[tuple[int, str]]:
-    return [(row.line, row.text) for row in read_rows(io.BytesIO(content), column)]
+
+def rows(text: str, layout: Layout = LINES) -> list[tuple[int, str]]:
+    return [(row.line, row.text) for row in read_rows(text.splitlines(keepends=True), layout)]
 
 
 class TestText:
     def test_each_line_is_a_code_and_keeps_its_number(self) -> None:
-        assert rows(b"A1\n\n  \nB2\nC3") == [(1, "A1"), (4, "B2"), (5, "C3")]
-
-    @pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
-    def test_a_byte_order_mark_and_any_line_end_are_no_part_of_a_code(self, end: bytes) -> None:
-        content = b"\xef\xbb\xbf" + end.join([b"A1", b"B2", b""])
-        assert rows(content) == [(1, "A1"), (2, "B2")]
+        assert rows("A1\n\n  \nB2\nC3") == [(1, "A1"), (4, "B2"), (5, "C3")]
 
     def test_spaces_around_a_code_are_left_out_and_those_in_it_stay(self) -> None:
-        assert rows(b" AB CD \n") == [(1, "AB CD")]
+        assert rows(" AB CD\t\n") == [(1, "AB CD")]
 
-    def test_what_is_not_utf8_spoils_its_row_and_no_other(self) -> None:
-        assert rows(b"A1\nB\xff2\nC3\n") == [(1, "A1"), (2, "B\ufffd2"), (3, "C3")]
+    def test_a_row_is_kept_as_it_stands(self) -> None:
+        assert list(read_rows([" AB CD\t\n"], LINES)) == [Row(1, "AB CD", " AB CD\t")]
 
     def test_of_an_endless_row_just_enough_is_kept_for_it_to_be_refused(self) -> None:
-        assert rows(b"A" * 100_000) == [(1, "A" * ROW_CHARACTERS)]
+        (row,) = read_rows(["A" * 9 + " " * 100_000 + "B"], LINES)
+        assert len(row.text.strip()) == ROW_CHARACTERS
+        assert len(row.source) == SOURCE_CHARACTERS
 
-    def test_an_empty_file_has_no_rows(self) -> None:
-        assert rows(b"") == []
-
-    def test_the_file_stays_open_for_whoever_opened_it(self) -> None:
-        file = io.BytesIO(b"A1\n")
-        list(read_rows(file, None))
-        assert not file.closed
+    def test_no_lines_have_no_rows(self) -> None:
+        assert rows("") == []
 
 
 class TestCsv:
-    @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
-    def test_the_column_is_found_whatever_separates_it(self, delimiter: str) -> None:
-        lines = ("name;Code ;note", "x;A1;", '"y";"B2";z')
-        content = "\r\n".join(lines).replace(";", delimiter)
-        assert rows(content.encode("utf-8-sig"), "code") == [(2, "A1"), (3, "B2")]
+    @pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
+    def test_a_column_is_read_and_quotation_marks_are_no_part_of_it(self, delimiter: str) -> None:
+        text = 'name;Code\nx; A1 \n"y";"B2"\n'.replace(";", delimiter)
+        assert rows(text, Layout(delimiter, 1, 1)) == [(2, "A1"), (3, "B2")]
 
-    def test_rows_without_the_column_are_left_out(self) -> None:
-        assert rows(b"name,code\nx\n\ny,\nz,C3\n", "code") == [(5, "C3")]
+    def test_commas_and_lines_within_quotation_marks_do_not_shift_anything(self) -> None:
+        text = 'note,code\n"two,\nlines ""in"" it",A1\nx,B2\n'
+        assert rows(text, CODE) == [(2, "A1"), (4, "B2")]
 
-    def test_a_quoted_line_end_does_not_shift_the_numbers(self) -> None:
-        assert rows(b'note,code\n"two\nlines",A1\nx,B2\n', "code") == [(3, "A1"), (4, "B2")]
+    def test_a_row_of_several_lines_is_kept_as_it_stands(self) -> None:
+        (row,) = read_rows(['"two\n', 'lines",A1\n'], Layout(",", 1))
+        assert row == Row(1, "A1", '"two\nlines",A1')
 
-    def test_a_missing_column_is_told_with_those_that_are_there(self) -> None:
-        with pytest.raises(CommandError, match='no column "kode" in the first line: name,code'):
-            rows(b"name,code\nx,A1\n", "kode")
+    def test_blank_rows_are_left_out_and_a_row_that_lacks_its_code_is_one(self) -> None:
+        text = "name,code\nx\n\n,\n , \ny,\nz,C3\n"
+        assert rows(text, CODE) == [(2, ""), (6, ""), (7, "C3")]
 
-    def test_a_file_that_is_no_csv_is_told_with_its_line(self) -> None:
-        with pytest.raises(CommandError, match="Line 2 is not CSV"):
-            rows(b"code\n" + b"A" * 200_000 + b"\n", "code")
+    @pytest.mark.parametrize(
+        "record", ['x,"B2\ny,C3\n', 'x,"B2"2\n', f'x,"{"A" * 200_000}"\n'], ids=range(3)
+    )
+    def test_what_is_no_csv_is_told_with_the_line_where_it_begins(self, record: str) -> None:
+        with pytest.raises(CommandError, match=r"Line 3 is not CSV: .* quotation mark"):
+            rows("name,code\nx,A1\n" + record, CODE)
 
 
 class TestChunks:
     def test_chunks_are_full_numbered_from_one_and_in_order(self) -> None:
-        given = [Row(number, f"A{number}") for number in range(2 * CHUNK_ROWS + 1)]
+        given = [Row(number, f"A{number}", "") for number in range(2 * CHUNK_ROWS + 1)]
         chunks = list(chunked(given))
         assert [(chunk.number, len(chunk.rows)) for chunk in chunks] == [
             (1, CHUNK_ROWS),
@@ -80,7 +79,7 @@ class TestChunks:
         assert [row for chunk in chunks for row in chunk.rows] == given
 
     def test_a_chunk_fits_a_message_whatever_its_rows_are(self) -> None:
-        given = [Row(number, "\U0001f600" * ROW_CHARACTERS) for number in range(CHUNK_ROWS)]
+        given = [Row(number, "\U0001f600" * ROW_CHARACTERS, "") for number in range(CHUNK_ROWS)]
         for chunk in chunked(given):
             characters = sum(len(row.text) for row in chunk.rows)
             assert characters <= CHUNK_CHARACTERS
