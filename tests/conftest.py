@@ -1,12 +1,12 @@
-"""The PostgreSQL and the Redis that the tests run on.
+"""PostgreSQL, Redis and servers for the tests.
 
-They are started when the first test asks for one, once in each pytest-xdist worker.
-``COUPON_TEST_DATABASE_URL`` and ``COUPON_TEST_REDIS_URL`` take others: a PostgreSQL user who may
-create databases, a Redis database whose keys may be deleted. A server that cannot be had is an
-error of every test that needs it.
+They are started when the first test needs them, once in each pytest-xdist worker.
+``COUPON_TEST_DATABASE_URL`` and ``COUPON_TEST_REDIS_URL`` select other servers: a PostgreSQL user
+who may create databases, a Redis database whose keys may be deleted. A server that is not available
+fails every test that needs it.
 """
 
-# redis-py leaves the type of its keyword arguments open.
+# redis-py does not type its keyword arguments.
 # pyright: reportUnknownMemberType=false
 
 from __future__ import annotations
@@ -42,37 +42,37 @@ if TYPE_CHECKING:
 pytest.register_assert_rewrite("support.invariants", "support.idle", "faults", "model")
 
 LONG = {"model", "fuzz"}
-"""Folders of tests that are begun with."""
+"""Folders of long tests, which run first."""
 
 ALONE = {"concurrency", "faults", "mutants"}
-"""Folders of tests that depend on time: none of them runs beside another."""
+"""Folders of timing-sensitive tests, which run exclusively."""
 
 TURNS = pytest.StashKey[IO[str]]()
-"""A file that processes of pytest-xdist lock while they run tests."""
+"""A file that workers of pytest-xdist lock while they run tests."""
 
 MEMORY = Path("/dev/shm")
 MEMORY_MIN_BYTES = 2 << 30
 
-# A busy machine is slow now and then, and that is no fault of what is tested.
+# A busy machine must not fail a test by hypothesis' deadline.
 hypothesis.settings.register_profile("tests", deadline=None)
 hypothesis.settings.load_profile("tests")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Prepares a process of pytest-xdist for its part of the tests."""
+    """Prepare a worker of pytest-xdist."""
     if (worker := os.environ.get("PYTEST_XDIST_WORKER")) is None:
         return
     shared = Path(str(config.getoption("basetemp"))).parent
     config.stash[TURNS] = (shared / "turns").open("w")
     if AT_LENGTH and sys.platform == "linux":
-        # The model makes one call after the other: quicker where none has to wake another core.
+        # The model makes sequential calls, which are faster without wake-ups of another core.
         number, of = int(worker.removeprefix("gw")), int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, cores[number::of] or cores)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Sorts the longest to the beginning, and those to the end beside which nothing may run."""
+    """Run the longest tests first, and the exclusive ones last."""
     items.sort(key=lambda it: (_folder(it) in ALONE, _folder(it) not in LONG))
 
 
@@ -80,8 +80,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_runtest_protocol(
     item: pytest.Item, nextitem: pytest.Item | None
 ) -> Generator[None, object, object]:
-    """Waits, before the first test that is alone, until all other processes of pytest-xdist have
-    come to their end, or wait for the same.
+    """Run exclusive tests under an exclusive lock: once all other workers have finished, or wait
+    for the same lock.
     """
     turns = item.config.stash.get(TURNS, None)
     if turns is None:
@@ -100,13 +100,13 @@ def _folder(item: pytest.Item) -> str:
 
 @pytest.fixture(scope="session")
 def service_log() -> Log:
-    """What the service logs in this process."""
+    """The log of the service in this process."""
     return Log()
 
 
 @pytest.fixture(autouse=True)
 def _no_secret_is_logged(request: pytest.FixtureRequest, service_log: Log) -> Iterator[None]:
-    """Fails the test during which a code, token or password was logged, here or by a process."""
+    """Fail a test during which this process or a child logged a code, token or password."""
     folder = request.getfixturevalue("tmp_path") if "tmp_path" in request.fixturenames else None
     configure_logging("info", "json", cast("BinaryIO", service_log))  # a test may have changed it
     yield
@@ -121,16 +121,16 @@ def _no_secret_is_logged(request: pytest.FixtureRequest, service_log: Log) -> It
 
 @pytest.fixture(scope="session")
 def server_folder() -> Iterator[Path]:
-    """Where the servers keep their files: in memory where there is enough, since the many files of
-    a fresh database are slow on a disk that others use.
+    """The folder of the servers' files: in memory where there is enough, since creating the many
+    files of a database is slow on a shared disk.
     """
-    # A run that was killed could not remove its own.
+    # Remove the folders of killed runs.
     for old in MEMORY.glob("coupon-test-*"):
         if not psutil.pid_exists(int(old.name.split("-")[2])):
             shutil.rmtree(old, ignore_errors=True)
-    roomy = MEMORY.is_dir() and shutil.disk_usage(MEMORY).free >= MEMORY_MIN_BYTES
-    place = MEMORY if roomy and os.access(MEMORY, os.W_OK) else None
-    with TemporaryDirectory(prefix=f"coupon-test-{os.getpid()}-", dir=place) as folder:
+    has_space = MEMORY.is_dir() and shutil.disk_usage(MEMORY).free >= MEMORY_MIN_BYTES
+    parent = MEMORY if has_space and os.access(MEMORY, os.W_OK) else None
+    with TemporaryDirectory(prefix=f"coupon-test-{os.getpid()}-", dir=parent) as folder:
         yield Path(folder)
 
 
@@ -147,7 +147,7 @@ def postgres_url(server_folder: Path) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def migrated_database(postgres_url: str) -> Iterator[str]:
-    """The name of a database with the migrations applied: the template of the others."""
+    """The name of a migrated database, the template of all others."""
     from coupon_service.store import migrations
 
     with _database(postgres_url) as url:
@@ -159,27 +159,27 @@ def migrated_database(postgres_url: str) -> Iterator[str]:
 def new_database(
     postgres_url: str, migrated_database: str
 ) -> Callable[[], AbstractContextManager[str]]:
-    """``with new_database() as url``: a database of one's own, migrated and empty."""
+    """``with new_database() as url``: a private database, migrated and empty."""
     return lambda: _database(postgres_url, template=migrated_database)
 
 
 @pytest.fixture
 def database_url(new_database: Callable[[], AbstractContextManager[str]]) -> Iterator[str]:
-    """A database for this test alone, migrated and empty."""
+    """A database of this test alone, migrated and empty."""
     with new_database() as url:
         yield url
 
 
 @pytest.fixture
 def empty_database_url(postgres_url: str) -> Iterator[str]:
-    """A database for this test alone, without the migrations."""
+    """A database of this test alone, without migrations."""
     with _database(postgres_url) as url:
         yield url
 
 
 @pytest.fixture(scope="session")
 def redis_server_url(server_folder: Path) -> Iterator[str]:
-    """A Redis server, or at least a numbered database of one that the other workers leave alone."""
+    """A Redis server, or a numbered database of one that no other worker uses."""
     if url := os.environ.get("COUPON_TEST_REDIS_URL"):
         parts, worker = urlsplit(url), os.environ.get("PYTEST_XDIST_WORKER", "gw0")
         number = int(parts.path.strip("/") or 0) + int(worker.removeprefix("gw"))
@@ -191,7 +191,7 @@ def redis_server_url(server_folder: Path) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def redis_alone_url(server_folder: Path) -> Iterator[str]:
-    """A Redis that no other server of the tests knows, such as one with another clock."""
+    """A Redis that no other server of the tests uses, such as one with another clock."""
     folder = server_folder / f"redis-{uuid.uuid4().hex}"
     with EmbeddedRedis(folder, durable=False) as server:
         yield server.url
@@ -199,7 +199,7 @@ def redis_alone_url(server_folder: Path) -> Iterator[str]:
 
 @pytest.fixture
 def redis_url(redis_server_url: str) -> str:
-    """A Redis for this test alone, empty."""
+    """An empty Redis of this test alone."""
     with redis.Redis.from_url(redis_server_url) as client:
         client.flushdb()
     return redis_server_url
@@ -210,7 +210,7 @@ def _database(server_url: str, template: str = "template1") -> Generator[str]:
     name = f"coupon_test_{uuid.uuid4().hex}"
     database, source = sql.Identifier(name), sql.Identifier(template)
     with psycopg.connect(server_url, autocommit=True) as connection:
-        # Copying the files takes a fifth of the time of writing them to the log, the default.
+        # Faster than the default, which writes all pages to the WAL.
         create = sql.SQL("CREATE DATABASE {} TEMPLATE {} STRATEGY FILE_COPY")
         connection.execute(create.format(database, source))
         try:
@@ -223,7 +223,7 @@ def _database(server_url: str, template: str = "template1") -> Generator[str]:
 def server(
     new_database: Callable[[], AbstractContextManager[str]], redis_server_url: str
 ) -> Iterator[ServerThread]:
-    """A server that all tests share: each has books, codes and users of its own."""
+    """A server that all tests share. Each test has its own books, codes and users."""
     from support.service import ServerThread, settings_for
 
     with new_database() as database_url:
@@ -234,7 +234,7 @@ def server(
 
 @pytest.fixture(scope="session")
 def server_address(server: ServerThread) -> str:
-    """Where the shared server listens."""
+    """The address of the shared server."""
     return server.address
 
 
@@ -252,7 +252,7 @@ def api(server_address: str) -> Iterator[Api]:
 def guarded(
     new_database: Callable[[], AbstractContextManager[str]], redis_server_url: str
 ) -> Iterator[ServerThread]:
-    """A server that asks for tokens, which tests.tokens makes; users call as often as they like."""
+    """A server that requires tokens (`support.token_issuers`), without limits of end users."""
     from support.service import ServerThread, settings_for
     from support.token_issuers import ASKED_FOR
 
@@ -267,7 +267,7 @@ def guarded(
 def limiting_server(
     new_database: Callable[[], AbstractContextManager[str]], redis_server_url: str
 ) -> Iterator[ServerThread]:
-    """A server that asks for tokens and has the limits that are the default."""
+    """A server that requires tokens, with the default limits."""
     from support.service import ServerThread, settings_for
     from support.token_issuers import ASKED_FOR
 
@@ -279,10 +279,10 @@ def limiting_server(
 
 @pytest.fixture(scope="session")
 def tomorrow(server: ServerThread) -> Iterator[Api]:
-    """A client of a second server on the same data, whose clock is a day ahead. To look with."""
+    """A client of a second server on the same data, whose clock is a day ahead. For reads only."""
     from support.service import Api, ServerThread
 
-    # It would find that the locks of all other tests have run out.
+    # Its sweeper would expire the locks of all other tests.
     never = {"sweep_interval_ms": 3_600_000, "stock_interval_ms": 3_600_000}
     settings = server.settings.model_copy(update=never)
     with ServerThread(settings, lambda: datetime.now(UTC) + timedelta(days=1)) as running:

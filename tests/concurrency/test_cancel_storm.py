@@ -18,8 +18,8 @@ import grpc
 import grpc.aio
 import psycopg
 import pytest
-from support.histories import OPEN, Connection
-from support.idle import Kept, kept, settle
+from support.histories import UNKNOWN, Connection
+from support.idle import Held, held, settle
 from support.invariants import assert_adds_up, assert_between
 from support.proof_sizes import new_seed, times
 from support.service import (
@@ -138,7 +138,7 @@ async def attempt(storm: Storm, connection: Connection, chance: random.Random, n
     except grpc.aio.AioRpcError as error:
         answer, status = error, error.code()
     assert status not in FAULTS, answer
-    if status in OPEN:
+    if status in UNKNOWN:
         storm.ended["open"] += 1
         storm.unknown[code] += 1
     elif status is not grpc.StatusCode.OK:
@@ -190,7 +190,7 @@ def next_call(
     return stub.ValidateCode, request, ""
 
 
-def assert_left_as_it_was(server: ServerThread, before: Kept, after: Kept) -> None:
+def assert_left_as_it_was(server: ServerThread, before: Held, after: Held) -> None:
     """No task is left over, every connection is idle and works, no descriptor is left open."""
     assert after.is_idle
     inside: Any = server.server
@@ -201,7 +201,7 @@ def assert_left_as_it_was(server: ServerThread, before: Kept, after: Kept) -> No
     assert stats.get("returns_bad", 0) == 0
     assert after.connections <= server.settings.pool_max_size
     gc.collect()  # a call that was given up keeps its caller's channel open until then
-    until(lambda: kept(server).others <= before.others, why_not=lambda: kept(server))
+    until(lambda: held(server).others <= before.others, why_not=lambda: held(server))
 
 
 def assert_answers(server: ServerThread) -> None:
@@ -212,7 +212,7 @@ def assert_answers(server: ServerThread) -> None:
     for code in names:
         assert api.redeem(code, "calm").counts.code_redemption_count == 1
     api.close()
-    assert kept(server).waiting == 0
+    assert held(server).waiting == 0
 
 
 def assert_nothing_half_done(server: ServerThread, storm: Storm) -> None:

@@ -27,9 +27,9 @@ from support.histories import (
     Connection,
     Impatience,
     Record,
+    conclusive,
     contradiction,
-    telling,
-    use_at_once,
+    use_concurrently,
     without_locks,
 )
 from support.idle import settle
@@ -182,7 +182,7 @@ async def test_every_history_is_that_of_one_caller_after_the_other(stack: Stack,
     for round_ in progress("rounds of a hundred codes", -(-HISTORIES // CODES_AT_ONCE)):
         records = new_records(stack.server.address)
         async with trouble.what(stack):
-            await use_at_once(
+            await use_concurrently(
                 records, connections, f"{seed}/{round_}", Impatience(trouble.impatient)
             )
         await asyncio.to_thread(settle, stack.server)
@@ -225,7 +225,7 @@ def look_at_the_end(database_url: str, records: Sequence[Record]) -> None:
 
 def contradiction_of(record: Record, trouble: Trouble) -> str:
     """Why the history of a code cannot be; empty when it can."""
-    operations = telling(record, after_losses=trouble.loses_places)
+    operations = conclusive(record, after_losses=trouble.loses_places)
     if trouble.loses_locks:
         return contradiction(without_locks(operations), replace(record.rules, locks="OFF"))
     return contradiction(operations, record.rules)

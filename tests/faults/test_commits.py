@@ -178,7 +178,7 @@ def test_what_is_committed_after_its_line_was_cut_was_never_called_undone(
         commits.wait_for_one()
         proxy.cut()
         assert answer.result() == "DATABASE_UNAVAILABLE"  # the later tries met the row locks
-        commits.go_on()
+        commits.release()
     until(lambda: tried(api.draft) == "OK")
     repeated = call(request)
     results = getattr(repeated, "results", [repeated])

@@ -202,7 +202,7 @@ def commit_that_hangs(it: Stack) -> None:
             answer = pool.submit(tried, lambda: api.redeem(code, "user"))
             commits.wait_for_one()
             assert answer.result() in ("DATABASE_UNAVAILABLE", "DEADLINE_EXCEEDED")
-            commits.go_on()
+            commits.release()
         assert api.get_code(code).redemption_count == 1
 
 

@@ -1,4 +1,4 @@
-"""Requests that are refused for their fields, and values that no field takes."""
+"""Invalid requests, and values that no field accepts."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ TIMES = [
 
 
 def call(api: Api, method: str, request: Message) -> Any:
-    """Calls an RPC by its name, as in "books.GetCouponBook"."""
+    """Call an RPC by its name, such as "books.GetCouponBook"."""
     service, _, name = method.partition(".")
     answer = getattr(getattr(api, service), name)(request)
     return list(answer) if name in ("GenerateCodes", "ExportCodes") else answer
 
 
 def bad_fields(api: Api, method: str, request: Message) -> list[str]:
-    """The fields that the refusal of a request names."""
+    """The fields of the violations that a request is refused for."""
     with refused("INVALID_ARGUMENT", StatusCode.INVALID_ARGUMENT) as it:
         call(api, method, request)
     assert it.metadata == {}
@@ -47,7 +47,7 @@ def bad_fields(api: Api, method: str, request: Message) -> list[str]:
 
 
 def nested(levels: int) -> Struct:
-    """An object of so many levels."""
+    """An object with so many levels."""
     value: dict[str, Any] = {"a": 1}
     for _ in range(levels - 1):
         value = {"a": value}

@@ -1,4 +1,4 @@
-"""Batches on a stand-in for the database, which notes what shares a transaction."""
+"""A MicroBatcher on a fake database, which records what shares a transaction."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ BUSY_SIZE = LINGER.busy_size
 
 
 class Transactions:
-    """Stands in for the database: notes each batch and ends it when `open` is set."""
+    """A fake database: it records each batch, and completes it once `open` is set."""
 
     def __init__(self) -> None:
         self.batches: list[list[str]] = []
@@ -85,7 +85,7 @@ def submit(
 
 
 async def turns() -> None:
-    """More turns of the event loop than a batch waits."""
+    """Yield to the event loop more often than a batch waits."""
     for _ in range(20):
         await asyncio.sleep(0)
 

@@ -1,4 +1,4 @@
-"""Calls that the tests of redemptions and locks make, in a line each; beside those of Api."""
+"""One-line calls for tests of redemptions and locks, in addition to those of Api."""
 
 from __future__ import annotations
 
@@ -14,29 +14,27 @@ from coupon_service.v1.error_reason_pb2 import ErrorReason, ItemError
 
 REASON_PREFIX = "ERROR_REASON_"
 
-"""Longer than anything takes that is waited for."""
-
 BEST_EFFORT = redemptions.BATCH_MODE_BEST_EFFORT
 ALL_OR_NOTHING = redemptions.BATCH_MODE_ALL_OR_NOTHING
 
 
 def reason_name(error: ItemError) -> str:
-    """The reason of an item, as the ErrorInfo of a call would name it."""
+    """The reason of an item, in the form of ErrorInfo."""
     return ErrorReason.Name(error.reason).removeprefix(REASON_PREFIX)
 
 
 def reasons_of(validation: redemptions.ValidateCodeResponse) -> list[str]:
-    """All reasons why not, in their order."""
+    """The reasons of all problems, in their order."""
     return [reason_name(problem) for problem in validation.problems]
 
 
 def reason_or_ok(outcome: object) -> str:
-    """The reason of what `all_at_once` returned, or OK."""
+    """The reason of a result of `all_at_once`, or OK."""
     return reason_of(outcome) if isinstance(outcome, grpc.RpcError) else "OK"
 
 
 def tried(call: Callable[[], object]) -> str:
-    """Makes a call: the reason why it was refused, or OK."""
+    """Make a call; returns the reason of its refusal, or OK."""
     try:
         return reason_or_ok(call())
     except grpc.RpcError as error:
@@ -63,7 +61,7 @@ def close(api: Api, book_id: str, request_id: str = "") -> books.CloseCouponBook
 
 
 def update(api: Api, book_id: str, **fields: Any) -> books.UpdateCouponBookResponse:
-    """Changes these fields of a book."""
+    """Update these fields of a book."""
     request = books.UpdateCouponBookRequest(
         coupon_book=books.CouponBook(book_id=book_id, **fields), request_id=unique("request")
     )
@@ -72,19 +70,19 @@ def update(api: Api, book_id: str, **fields: Any) -> books.UpdateCouponBookRespo
 
 
 def disable(api: Api, code: str, request_id: str = "") -> codes.DisableCodeResponse:
-    """Switches a code off."""
+    """Disable a code."""
     request = codes.DisableCodeRequest(code=code, request_id=request_id or unique("request"))
     return api.codes.DisableCode(request)
 
 
 def enable(api: Api, code: str, request_id: str = "") -> codes.EnableCodeResponse:
-    """Switches a code on again."""
+    """Enable a code."""
     request = codes.EnableCodeRequest(code=code, request_id=request_id or unique("request"))
     return api.codes.EnableCode(request)
 
 
 def coupons(api: Api, user_id: str) -> list[assignments.UserCoupon]:
-    """The codes that are or were a user's."""
+    """The present and past assignments of a user."""
     request = assignments.ListUserCouponsRequest(user_id=user_id, page_size=1_000)
     return list(api.assignments.ListUserCoupons(request).coupons)
 
@@ -93,7 +91,7 @@ def coupons(api: Api, user_id: str) -> list[assignments.UserCoupon]:
 
 
 def item(code: str, user_id: str, **fields: Any) -> redemptions.RedeemItem:
-    """One code of a batch."""
+    """One item of a batch."""
     return redemptions.RedeemItem(code=code, user_id=user_id, **fields)
 
 
@@ -103,7 +101,7 @@ def batch(
     mode: redemptions.BatchMode.ValueType = BEST_EFFORT,
     request_id: str = "",
 ) -> redemptions.BatchRedeemCodesResponse:
-    """Redeems many codes."""
+    """Redeem many codes."""
     request = redemptions.BatchRedeemCodesRequest(
         items=items, mode=mode, request_id=request_id or unique("request")
     )
@@ -111,7 +109,7 @@ def batch(
 
 
 def outcomes_of(response: redemptions.BatchRedeemCodesResponse) -> list[str]:
-    """What became of each item: its reason, REPLAYED, or OK."""
+    """The outcome of each item: its reason, REPLAYED, or OK."""
     return [
         reason_name(result.error)
         if result.HasField("error")
@@ -121,7 +119,7 @@ def outcomes_of(response: redemptions.BatchRedeemCodesResponse) -> list[str]:
 
 
 def redemption(api: Api, redemption_id: str) -> redemptions.Redemption:
-    """A redemption as it is now."""
+    """The current state of a redemption."""
     request = redemptions.GetRedemptionRequest(redemption_id=redemption_id)
     return api.redemptions.GetRedemption(request).redemption
 
@@ -130,7 +128,7 @@ def redemption(api: Api, redemption_id: str) -> redemptions.Redemption:
 
 
 def locking_code(api: Api, uses: int = 1, **fields: Any) -> str:
-    """The only code of a new active book; it can be locked, and redeemed so often."""
+    """The only code of a new active book with locking, with so many uses."""
     limits = books.BookLimits(max_redemptions_per_code=uses)
     return api.code(**{"lock_policy": books.LOCK_POLICY_OPTIONAL, "limits": limits, **fields})
 
@@ -138,7 +136,7 @@ def locking_code(api: Api, uses: int = 1, **fields: Any) -> str:
 def extend(
     api: Api, lock_token: str, *, ttl_s: float | None = None, request_id: str = ""
 ) -> redemptions.ExtendLockResponse:
-    """Gives a lock a new expiry."""
+    """Extend a lock."""
     request = redemptions.ExtendLockRequest(
         lock_token=lock_token, request_id=request_id or unique("request")
     )
@@ -148,13 +146,13 @@ def extend(
 
 
 def unlock_by_id(api: Api, lock_id: str) -> redemptions.UnlockCodeResponse:
-    """Ends a lock, as an operator."""
+    """Release a lock by its id, as an operator."""
     request = redemptions.UnlockCodeRequest(lock_id=lock_id, request_id=unique("request"))
     return api.redemptions.UnlockCode(request)
 
 
 def get_lock(api: Api, lock_id: str) -> redemptions.Lock:
-    """A lock as it is now."""
+    """The current state of a lock."""
     return api.redemptions.GetLock(redemptions.GetLockRequest(lock_id=lock_id)).lock
 
 
@@ -165,11 +163,11 @@ def locks_of(api: Api, **whose: str) -> list[redemptions.Lock]:
 
 
 def ttl_s(lock: redemptions.Lock) -> float:
-    """For how long a lock was granted."""
+    """The lifetime that a lock was granted with."""
     granted = lock.expire_time.ToDatetime() - lock.create_time.ToDatetime()
     return granted.total_seconds()
 
 
 def about(seconds: float) -> Any:
-    """So long, give or take what the machine needs to answer."""
+    """So many seconds, within the time that the machine takes to answer."""
     return pytest.approx(seconds, abs=1)

@@ -1,4 +1,4 @@
-"""Certificates that last as long as a test."""
+"""Certificate authorities and certificates, made for a test."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Pair:
 
 
 class Authority:
-    """One that signs certificates; its own is in the file `path`."""
+    """A certificate authority. Its own certificate is in the file `path`."""
 
     def __init__(self, folder: Path, name: str) -> None:
         self._folder = folder
@@ -30,13 +30,13 @@ class Authority:
         self._ca.cert_pem.write_to_path(str(self.path))
 
     def sign(self, file: str, *hosts: str, left: timedelta = DAY, passphrase: str = "") -> Pair:
-        """A certificate for `hosts` that expires in `left`, which may be over.
+        """Issue a certificate for `hosts` that expires in `left`; negative: it has expired.
 
-        The files are overwritten if they are there.
+        Overwrites existing files.
         """
         now = datetime.now(UTC)
         leaf = self._ca.issue_cert(
-            *(hosts or ("nobody",)),
+            *(hosts or ("no-host",)),
             common_name=file,
             not_before=now - 30 * DAY,
             not_after=now + left,

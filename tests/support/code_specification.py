@@ -1,7 +1,7 @@
-"""One coupon code, used by one caller at a time: what each call is answered, and what it changes.
+"""The sequential specification of one coupon code: the answer and the effect of each call.
 
-The sequential specification that histories are checked against. It shares nothing with the service.
-Redemptions and locks are named by the request_id that made them.
+Histories of concurrent calls are checked against it. It shares no code with the service.
+Redemptions and locks are identified by the request_id that created them.
 """
 
 from __future__ import annotations
@@ -11,24 +11,24 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 Answer = tuple[str, *tuple[object, ...]]
-"""OK and what comes with it, or the reason why not."""
+"""OK with its results, or the reason of a refusal."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """Limits, 0 for none, and whether the code may or must be locked."""
+    """The limits, 0 for none, and the lock policy."""
 
     limit: int
     user_limit: int
     locks: Literal["OFF", "OPTIONAL", "REQUIRED"]
 
 
-# --- what is asked ------------------------------------------------------------------------------
+# --- calls --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Redeem:
-    """Answered with the redemption and the count. `lock`: the one whose token is shown."""
+    """Returns the redemption and the count. `lock`: the lock whose token is sent."""
 
     request: str
     user: str
@@ -38,7 +38,7 @@ class Redeem:
 
 @dataclass(frozen=True, slots=True)
 class Rollback:
-    """Answered with the count."""
+    """Returns the count."""
 
     request: str
     redemption: str
@@ -46,7 +46,7 @@ class Rollback:
 
 @dataclass(frozen=True, slots=True)
 class Lock:
-    """Answered with the lock: the one that the user held before, if there was one."""
+    """Returns the lock: that which the user already held, if any."""
 
     request: str
     user: str
@@ -54,29 +54,29 @@ class Lock:
 
 @dataclass(frozen=True, slots=True)
 class Unlock:
-    """Answered with nothing but OK."""
+    """Returns OK only."""
 
     lock: str
 
 
 @dataclass(frozen=True, slots=True)
 class Count:
-    """Answered with how often the code is redeemed."""
+    """Returns the number of live redemptions."""
 
 
 @dataclass(frozen=True, slots=True)
 class Redemptions:
-    """Answered with the live redemptions."""
+    """Returns the live redemptions."""
 
 
 Call = Redeem | Rollback | Lock | Unlock | Count | Redemptions
 
-# --- what is known ------------------------------------------------------------------------------
+# --- state --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Redeemed:
-    """An effect, and what a repeat is answered unless it was rolled back."""
+    """A redemption, and the answer to a repeat unless it was rolled back."""
 
     request: str
     user: str
@@ -86,7 +86,7 @@ class Redeemed:
 
 @dataclass(frozen=True, slots=True)
 class RolledBack:
-    """An effect, and what a repeat is answered."""
+    """A rollback, and the answer to a repeat."""
 
     redemption: str
     request: str
@@ -95,8 +95,8 @@ class RolledBack:
 
 @dataclass(frozen=True, slots=True)
 class Locked:
-    """What a repeat is answered while the lock is held; an effect when the lock has the name of the
-    request."""
+    """The answer to a repeat while the lock is held. The request created the lock if the two have
+    the same name."""
 
     request: str
     user: str
@@ -105,7 +105,7 @@ class Locked:
 
 @dataclass(frozen=True, slots=True)
 class Code:
-    """All that was done with the code. `held`: who holds a lock, and which."""
+    """The history of the code. `held`: the user and the name of each live lock."""
 
     redeemed: frozenset[Redeemed] = frozenset()
     rolled_back: frozenset[RolledBack] = frozenset()
@@ -115,21 +115,21 @@ class Code:
 
     @property
     def live(self) -> frozenset[Redeemed]:
-        """Redemptions that count."""
+        """Redemptions that were not rolled back."""
         undone = {it.redemption for it in self.rolled_back}
         return frozenset(it for it in self.redeemed if it.request not in undone)
 
     def lock_of(self, user: str) -> str:
-        """The lock that a user holds, if any."""
+        """The lock that a user holds; empty for none."""
         return next((lock for holder, lock in self.held if holder == user), "")
 
     def without(self, lock: str) -> frozenset[tuple[str, str]]:
-        """Who holds a lock when this one has ended."""
+        """The live locks without this one."""
         return frozenset(it for it in self.held if it[1] != lock)
 
 
 def perform(rules: Rules, code: Code, call: Call) -> tuple[Answer, Code]:
-    """What a call is answered, and the code after it."""
+    """The answer to a call, and the code after it."""
     match call:
         case Redeem():
             return _redeem(rules, code, call)
@@ -175,7 +175,7 @@ def _redeem_refusals(rules: Rules, code: Code, call: Redeem) -> Iterator[str]:
         yield "LOCK_TOKEN_MISMATCH"
     if call.lock and (call.user, call.lock) not in code.held:
         yield "LOCK_EXPIRED"
-    if not _has_room(rules, code, call.user):
+    if not _has_permit(rules, code, call.user):
         yield "CODE_LOCKED"
 
 
@@ -186,8 +186,9 @@ def _used_up(rules: Rules, code: Code, user: str) -> Iterator[str]:
         yield "USER_LIMIT_EXCEEDED"
 
 
-def _has_room(rules: Rules, code: Code, user: str) -> bool:
-    """Live locks + redemptions ≤ limit, also with one of this user, who may hold a lock."""
+def _has_permit(rules: Rules, code: Code, user: str) -> bool:
+    """Whether live locks + redemptions ≤ limit holds with one more of this user, or with the lock
+    that the user already holds."""
     others = sum(holder != user for holder, _ in code.held)
     return not rules.limit or others + len(code.live) + 1 <= rules.limit
 
@@ -216,14 +217,14 @@ def _lock(rules: Rules, code: Code, call: Lock) -> tuple[Answer, Code]:
         return (refusal,), code
     if held := code.lock_of(call.user):
         return ("OK", held), answered_with(code, call, held)
-    if not _has_room(rules, code, call.user):
+    if not _has_permit(rules, code, call.user):
         return ("CODE_LOCKED",), code
-    taken = replace(code, held=code.held | {(call.user, call.request)})
-    return ("OK", call.request), answered_with(taken, call, call.request)
+    acquired = replace(code, held=code.held | {(call.user, call.request)})
+    return ("OK", call.request), answered_with(acquired, call, call.request)
 
 
 def answered_with(code: Code, call: Lock, lock: str) -> Code:
-    """The code when the call was answered with this lock."""
+    """The code after the call was answered with this lock."""
     return replace(code, locked=code.locked | {Locked(call.request, call.user, lock)})
 
 

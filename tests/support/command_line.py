@@ -1,4 +1,4 @@
-"""The command line, run by tests."""
+"""Runs of the command line, in this process or in one of their own."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ TIMEOUT_S = 120
 
 
 def environment(**variables: str) -> dict[str, str]:
-    """The environment of a command: ours, but with these settings and no others."""
-    ours = ("COUPON_", "DATABASE_URL", "REDIS_URL")
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+    """The environment of a command: that of the tests, with these settings and no others."""
+    settings = ("COUPON_", "DATABASE_URL", "REDIS_URL")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(settings)}
     return {**kept, "PYTHONPATH": str(ROOT), "COLUMNS": "200", **variables}
 
 
 def run(
     folder: Path, *arguments: str | Path, stdin: bytes = b"", **variables: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run `coupon-service` with these arguments in a folder, to its end, within this process."""
+    """Run `coupon-service` with these arguments in a folder, within this process."""
     command = ["coupon-service", *map(str, arguments)]
-    said, complained = io.StringIO(), io.StringIO()
+    stdout, stderr = io.StringIO(), io.StringIO()
     exit_code = 0
     with (
         tempfile.TemporaryFile("w+b") as given,
         mock.patch.dict(os.environ, environment(**variables), clear=True),
         mock.patch.object(sys, "argv", command),
         mock.patch.object(sys, "stdin", io.TextIOWrapper(given, encoding="utf-8")),
-        redirect_stdout(said),
-        redirect_stderr(complained),
+        redirect_stdout(stdout),
+        redirect_stderr(stderr),
         chdir(folder),
     ):
         given.write(stdin)
@@ -50,17 +50,17 @@ def run(
         try:
             cli.main()
         except SystemExit as end:
-            # What the interpreter makes of it.
+            # As the interpreter handles it.
             if isinstance(end.code, str):
-                complained.write(f"{end.code}\n")
+                stderr.write(f"{end.code}\n")
             exit_code = end.code if isinstance(end.code, int) else int(end.code is not None)
-    return subprocess.CompletedProcess(command, exit_code, said.getvalue(), complained.getvalue())
+    return subprocess.CompletedProcess(command, exit_code, stdout.getvalue(), stderr.getvalue())
 
 
 def run_apart(
     folder: Path, *arguments: str | Path, **variables: str
 ) -> subprocess.CompletedProcess[str]:
-    """The same in a process of its own: for what takes hold of signals, or starts processes."""
+    """The same in a process of its own, for commands that handle signals or start processes."""
     return subprocess.run(
         [*COMMAND, *map(str, arguments)],
         stdin=subprocess.DEVNULL,
@@ -77,7 +77,7 @@ def run_apart(
 def running(
     folder: Path, *arguments: str | Path, **variables: str
 ) -> Generator[subprocess.Popen[str]]:
-    """A `coupon-service` that runs meanwhile; nothing that it started is left afterwards."""
+    """A running `coupon-service`. On exit it and its descendants are stopped."""
     process = subprocess.Popen(
         [*COMMAND, *map(str, arguments)],
         stdin=subprocess.PIPE,
@@ -99,7 +99,7 @@ def running(
 
 
 def descendants(process: subprocess.Popen[str]) -> list[psutil.Process]:
-    """All processes that it has started, and those that they have started."""
+    """All processes that it has started, directly or not."""
     try:
         return psutil.Process(process.pid).children(recursive=True)
     except psutil.NoSuchProcess:

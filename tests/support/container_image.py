@@ -1,9 +1,9 @@
-"""Builds the container image and runs it: `make image-check`.
+"""Check of the container image, which it builds and runs: `make image-check`.
 
-No container engine is needed, and no registry: buildah builds the image, on a Debian that
-debootstrap makes (or on `--base`, an image that buildah can have), and the service runs in it by
-chroot, as process 1 of its own process and mount namespaces, on a PostgreSQL and a Redis that are
-started for it. Takes root, on Linux. Nothing is left of it afterwards.
+It needs neither a container engine nor a registry. buildah builds the image, on a Debian that
+debootstrap creates (or on `--base`, an image that buildah can get). The service runs in it by
+chroot, as process 1 of its own process and mount namespaces, with a private PostgreSQL and Redis.
+Needs root, on Linux. Removes everything afterwards.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ START_TIMEOUT_S = 180.0
 STOP_TIMEOUT_S = 60.0
 
 PIP_SETTINGS = ("cert", "extra-index-url", "index-url", "proxy", "timeout", "trusted-host")
-"""What of this machine's settings of pip the build is told."""
+"""Settings of pip on this machine that the build gets."""
 
 ENTER = r"""
 set -eu
@@ -50,32 +50,32 @@ mount -t tmpfs -o mode=1777,size=64m shm "$root/dev/shm"
 mount -t tmpfs -o mode=1777 tmp "$root/tmp"
 exec chroot --userspec="$user" --groups= "$root" /bin/sh -c 'cd "$0"; exec "$@"' "$folder" "$@"
 """
-"""What an engine does for a container: a root that is read-only, its own /proc, an empty /tmp."""
+"""The setup of a container by an engine: a read-only root, its own /proc, an empty /tmp."""
 
 
 class CheckError(Exception):
-    """The image cannot be checked, or is not as it should be; one sentence."""
+    """The image cannot be checked, or fails the check. The message is one sentence."""
 
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """A built image, mounted: its root folder, and its configuration as engines read it."""
+    """A built and mounted image: its root folder, and its configuration as engines read it."""
 
     root: Path
     config: Mapping[str, Any]
 
     def command(self, arguments: list[str]) -> list[str]:
-        """What runs `arguments` in a container of this image."""
-        spaces = ["unshare", "--mount", "--pid", "--fork"]
+        """The command that runs `arguments` in a container of this image."""
+        namespaces = ["unshare", "--mount", "--pid", "--fork"]
         where = [str(self.root), self.config["User"], self.config["WorkingDir"]]
-        return [*spaces, "sh", "-c", ENTER, "enter", *where, *arguments]
+        return [*namespaces, "sh", "-c", ENTER, "enter", *where, *arguments]
 
     def environment(self, variables: Mapping[str, str]) -> dict[str, str]:
-        """That of the image, with `variables` added."""
+        """The environment of the image, with `variables` added."""
         return dict(entry.split("=", 1) for entry in self.config["Env"]) | dict(variables)
 
     def run(self, arguments: list[str], variables: Mapping[str, str]) -> tuple[int, str]:
-        """The exit code of a container, and what it said."""
+        """The exit code and the output of a container."""
         done = subprocess.run(
             self.command(arguments),
             env=self.environment(variables),
@@ -89,25 +89,25 @@ class Image:
 
 
 def main() -> None:
-    """Checks, and says what was found."""
+    """Check the image, and print the results."""
     parser = argparse.ArgumentParser(description="Build the container image and run it.")
     parser.add_argument("--base", help="base image; default: a Debian made for it")
     arguments = parser.parse_args()
     try:
-        complain_about_the_machine(arguments.base)
+        require_machine(arguments.base)
         with tempfile.TemporaryDirectory(prefix="coupon-image-") as folder:
             with built(Path(folder), arguments.base) as image:
                 check_contents(image)
                 check_service(image, Path(folder))
     except CheckError as error:
         sys.exit(str(error))
-    say("The image is as it should be.")
+    say("The image passed.")
 
 
-def complain_about_the_machine(base: str | None) -> None:
-    """Raises CheckError where the check cannot run."""
+def require_machine(base: str | None) -> None:
+    """Raise CheckError where the check cannot run."""
     if sys.platform != "linux" or os.geteuid() != 0:
-        raise CheckError("The image was not checked: that needs root, on Linux.")
+        raise CheckError("The image was not checked: the check needs root, on Linux.")
     programs = ["buildah", "unshare", *([] if base else ["debootstrap", "tar"])]
     if missing := [program for program in programs if not shutil.which(program)]:
         raise CheckError(
@@ -118,7 +118,7 @@ def complain_about_the_machine(base: str | None) -> None:
 
 @contextmanager
 def built(folder: Path, base: str | None) -> Generator[Image]:
-    """The image of this source tree, mounted; its storage is below `folder`."""
+    """The mounted image of this source tree. Its storage is in `folder`."""
     storage = ["--root", f"{folder}/storage", "--runroot", f"{folder}/run"]
     buildah = ["buildah", *storage, "--storage-driver", "vfs"]
     base = base or make_base(folder, buildah)
@@ -142,8 +142,8 @@ def built(folder: Path, base: str | None) -> Generator[Image]:
 
 
 def make_base(folder: Path, buildah: list[str]) -> str:
-    """A base image of the smallest Debian that has Python."""
-    say(f"making a base image of Debian {DEBIAN}")
+    """Build a base image of a minimal Debian with Python."""
+    say(f"building a base image of Debian {DEBIAN}")
     context = folder / "base"
     context.mkdir()
     include = "--include=python3,python3-venv"
@@ -156,7 +156,7 @@ def make_base(folder: Path, buildah: list[str]) -> str:
 
 
 def write_pip_conf(path: Path) -> list[str]:
-    """Where packages come from on this machine, for the build; returns files that it needs."""
+    """Write the package index settings of this machine for the build; returns files it needs."""
     listed = call(sys.executable, "-m", "pip", "config", "list")
     settings: dict[str, str] = {}
     for line in listed.splitlines():
@@ -169,9 +169,9 @@ def write_pip_conf(path: Path) -> list[str]:
 
 
 def check_contents(image: Image) -> None:
-    """Raises CheckError unless the image has what it needs, and nothing else."""
+    """Raise CheckError unless the image has what it needs, and nothing else."""
     user = str(image.config["User"]).partition(":")[0]
-    expect(user.isdigit() and int(user) > 0, f"it runs as a numbered user who is not root: {user}")
+    expect(user.isdigit() and int(user) > 0, f"it runs as a numeric user other than root: {user}")
     expect(image.config["Entrypoint"] == ["coupon-service"], "it starts without a shell")
     lock = (ROOT / "requirements.lock").read_text(encoding="utf-8")
     locked = {line.split("==")[0] for line in lock.splitlines() if line[:1].isalnum()}
@@ -182,12 +182,12 @@ def check_contents(image: Image) -> None:
     expect("grpcio" in installed, f"it has {len(installed)} packages")
     secrets = [image.root / name for name in ("run/secrets", "etc/pip.conf", "root/.config")]
     expect(not any(path.exists() for path in secrets), "nothing of the build's settings is in it")
-    code, said = image.run(["sh", "-c", "touch /tmp/x && touch /app/x"], {})
-    expect(code != 0 and "/app/x" in said, "nobody can write to it but in /tmp", said)
+    code, output = image.run(["sh", "-c", "touch /tmp/x && touch /app/x"], {})
+    expect(code != 0 and "/app/x" in output, "only /tmp is writable", output)
 
 
 def check_service(image: Image, folder: Path) -> None:
-    """Raises CheckError unless the service in the image starts, serves and stops."""
+    """Raise CheckError unless the service in the image starts, serves and stops."""
     with ExitStack() as servers:
         postgres = servers.enter_context(EmbeddedPostgres(folder / "postgres", durable=False))
         redis = servers.enter_context(EmbeddedRedis(folder / "redis", durable=False))
@@ -195,7 +195,7 @@ def check_service(image: Image, folder: Path) -> None:
             "COUPON_DATABASE_URL": postgres.url,
             "COUPON_REDIS_URL": redis.url,
             "COUPON_LOCK_TOKEN_SECRET": "of this one check, and long enough",
-            # There is no network of its own around it, and nobody else is to reach it.
+            # It shares the network of the machine, and must not be reachable from outside.
             "COUPON_HOST": "127.0.0.1",
             "COUPON_METRICS_HOST": "127.0.0.1",
             "COUPON_PORT": str(free_port()),
@@ -204,30 +204,30 @@ def check_service(image: Image, folder: Path) -> None:
         }
         health: list[str] = image.config["Healthcheck"]["Test"]
         expect(health[0] == "CMD", f"its health check is {' '.join(health[1:])}")
-        code, said = image.run(health[1:], variables)
-        expect(code == 1, "it is not healthy before it was started", said)
+        code, output = image.run(health[1:], variables)
+        expect(code == 1, "it is unhealthy before its start", output)
         entrypoint: list[str] = image.config["Entrypoint"]
-        code, said = image.run([*entrypoint, "migrate", "up"], variables)
-        expect(code == 0, "migrate up makes the schema", said)
-        check_life(image, [*entrypoint, *image.config["Cmd"]], health[1:], variables)
+        code, output = image.run([*entrypoint, "migrate", "up"], variables)
+        expect(code == 0, "migrate up creates the schema", output)
+        check_lifecycle(image, [*entrypoint, *image.config["Cmd"]], health[1:], variables)
 
 
-def check_life(
+def check_lifecycle(
     image: Image, command: list[str], health: list[str], variables: Mapping[str, str]
 ) -> None:
-    """Starts the service, asks for its health, and stops it with SIGTERM."""
+    """Start the service, check its health, and stop it with SIGTERM."""
     started = time.monotonic()
     engine = subprocess.Popen(image.command(command), env=image.environment(variables))
     try:
-        said = ""
+        output = ""
         while time.monotonic() < started + START_TIMEOUT_S and engine.poll() is None:
-            code, said = image.run(health, variables)
+            code, output = image.run(health, variables)
             if code == 0:
                 break
             time.sleep(0.5)
         else:
-            raise CheckError(f"The image is not as it should be: it does not get healthy: {said}")
-        say(f"it is healthy after {time.monotonic() - started:.1f} s: {said.strip()}")
+            raise CheckError(f"The image failed: it does not get healthy: {output}")
+        say(f"it is healthy after {time.monotonic() - started:.1f} s: {output.strip()}")
         (process,) = psutil.Process(engine.pid).children()
         user = int(str(image.config["User"]).partition(":")[0])
         expect(set(process.uids()) == {user}, f"it runs as user {user}", process.uids())
@@ -238,14 +238,14 @@ def check_life(
         code = engine.wait(STOP_TIMEOUT_S)
         expect(code == 0, f"SIGTERM ends it with exit code {code}")
     finally:
-        # unshare's own --kill-child ends with a change of user. All end with their process 1.
+        # unshare --kill-child has no effect after a change of user. All end with their process 1.
         for process in psutil.Process(engine.pid).children() if engine.poll() is None else ():
             process.kill()
         engine.wait()
 
 
 def call(*command: str) -> str:
-    """What a command prints. Raises CheckError with all that it said when it fails."""
+    """The standard output of a command. Raises CheckError with all its output when it fails."""
     done = subprocess.run(
         command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
     )
@@ -255,14 +255,14 @@ def call(*command: str) -> str:
 
 
 def expect(holds: bool, sentence: str, but: object = "") -> None:
-    """Says the sentence. Raises CheckError unless it holds."""
+    """Print the sentence. Raises CheckError unless it holds."""
     if not holds:
-        raise CheckError(f'The image is not as it should be: not "{sentence}". {but}'.strip())
+        raise CheckError(f'The image failed: "{sentence}" does not hold. {but}'.strip())
     say(sentence)
 
 
 def say(sentence: str) -> None:
-    """Says what goes on."""
+    """Print progress."""
     sys.stdout.write(f"{sentence}\n")
     sys.stdout.flush()
 

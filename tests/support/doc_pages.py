@@ -1,8 +1,8 @@
-"""The pages of the documentation: their generated parts, their links, and what they name.
+"""The pages of the documentation: generated parts, tested parts, links and names.
 
-`make docs` brings the generated parts up to date, and `.env.example`. A part stands between
-`<!-- generated: name -->` and `<!-- /generated -->`; the name is one of `GENERATORS`. What a test
-runs as it is printed stands between `<!-- tested: name -->` and `<!-- /tested -->`.
+`make docs` updates the generated parts and `.env.example`. A generated part is enclosed in
+`<!-- generated: name -->` and `<!-- /generated -->`, with a name of `GENERATORS`. A part that a
+test runs literally is enclosed in `<!-- tested: name -->` and `<!-- /tested -->`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ CODE = re.compile(r"`([^`\n]+)`")
 
 
 def pages() -> list[Path]:
-    """Every page that people write."""
+    """All pages of the documentation."""
     return [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
@@ -34,38 +34,38 @@ def read(page: Path) -> str:
 
 
 def up_to_date(text: str) -> str:
-    """The text with all generated parts as they are to be. KeyError: there is no such generator."""
+    """The text with all generated parts updated. Raises KeyError for an unknown generator."""
     return GENERATED.sub(lambda it: f"{it[1]}{GENERATORS[it[2]]()}\n{it[4]}", text)
 
 
 def shell_lines(name: str) -> list[str]:
-    """The lines of the part that is tested under this name, without comments."""
+    """The lines of the tested part with this name, without comments."""
     (found,) = (it[2] for page in pages() for it in TESTED.finditer(read(page)) if it[1] == name)
     return [line for line in found.splitlines() if line and not line.startswith("#")]
 
 
 def fenced(text: str, language: str) -> list[str]:
-    """The blocks of code in this language."""
+    """The code blocks in this language."""
     return [it[2] for it in FENCED.finditer(text) if it[1] == language]
 
 
 def prose(text: str) -> str:
-    """The text without its blocks of code."""
+    """The text without its code blocks."""
     return FENCED.sub("", text)
 
 
 def links(text: str) -> list[str]:
-    """Where the links lead that are not into the web."""
+    """The targets of links within the repository."""
     return [it for it in LINK.findall(prose(text)) if "://" not in it]
 
 
 def names_in_code(text: str) -> list[str]:
-    """What stands in code font within sentences and tables."""
+    """Inline code in sentences and tables."""
     return CODE.findall(prose(text))
 
 
 def anchors(text: str) -> set[str]:
-    """What links can lead to within a page: its headings, as GitHub makes anchors of them."""
+    """The anchors of a page, which GitHub derives from its headings."""
     found: Counter[str] = Counter()
 
     def anchor(heading: str) -> str:

@@ -1,6 +1,6 @@
-"""The tables of the documentation, rendered from what the code, the contract and the alerts say.
+"""Generated tables of the documentation, from the code, the contract and the alerts.
 
-`support/doc_pages.py` puts them into the pages: `make docs`.
+`make docs` inserts them into the pages (`support/doc_pages.py`).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ SERVICES = ("coupon_book", "coupon_code", "assignment", "redemption", "audit")
 
 
 def rpc_table() -> str:
-    """Every method, with the first sentence of its comment."""
+    """All methods, with the first sentence of their comments."""
     lines = ["| Service | Method | What it does |", "| --- | --- | --- |"]
     for name in SERVICES:
         text = (PROTO / f"{name}_service.proto").read_text(encoding="utf-8")
@@ -48,7 +48,7 @@ def rpc_table() -> str:
 
 
 def access_table() -> str:
-    """Which roles may call which method, what it counts as, and whether it can be a guess."""
+    """Roles and rate class of each method, and whether it looks up codes."""
     roles = list(Role)
     columns = ["Method", *roles, "Rate class", "Looks up codes"]
     lines = [f"| {' | '.join(columns)} |", f"|{' --- |' * len(columns)}"]
@@ -60,7 +60,7 @@ def access_table() -> str:
 
 
 def reasons_table() -> str:
-    """Every reason with its status, as its comment has them."""
+    """All reasons with their statuses, from their comments."""
     lines = ["| Status | Reason | When |", "| --- | --- | --- |"]
     text = (PROTO / "error_reason.proto").read_text(encoding="utf-8")
     for comment, reason in _commented(text, r"ERROR_REASON_(\w+) = [1-9]\d*;"):
@@ -70,7 +70,7 @@ def reasons_table() -> str:
 
 
 def metrics() -> Iterator[tuple[str, str, Sequence[str], str]]:
-    """Every metric of our own: its name, type, labels and meaning."""
+    """The metrics of the service: name, type, labels and help text."""
     registry = CollectorRegistry()
     Metrics(registry)
     for collector in registry._collector_to_names:  # pyright: ignore[reportPrivateUsage]
@@ -85,7 +85,7 @@ def metrics() -> Iterator[tuple[str, str, Sequence[str], str]]:
 
 
 def metrics_table() -> str:
-    """Every metric of our own."""
+    """The table of the metrics of the service."""
     lines = ["| Metric | Type | Labels | Meaning |", "| --- | --- | --- | --- |"]
     for name, kind, labels, meaning in metrics():
         lines.append(f"| `{name}` | {kind} | {', '.join(labels)} | {meaning} |")
@@ -93,7 +93,7 @@ def metrics_table() -> str:
 
 
 def alerts() -> list[Mapping[str, str]]:
-    """The alerts of alerts.yml, whose every value stands in one line."""
+    """The alerts of alerts.yml, in which each value is on one line."""
     text = ALERTS.read_text(encoding="utf-8")
     found: list[Mapping[str, str]] = []
     for block in text.split("\n      - ")[1:]:
@@ -104,7 +104,7 @@ def alerts() -> list[Mapping[str, str]]:
 
 
 def alerts_table() -> str:
-    """Every alert, what it means and what to do first; its name leads to the runbook."""
+    """All alerts with meaning and first action. The name links to the runbook."""
     lines = ["| Alert | Severity | What it means | What to do |", "| --- | --- | --- | --- |"]
     for alert in alerts():
         name, action = alert["alert"], alert["action"]
@@ -118,11 +118,11 @@ def alerts_table() -> str:
 # --- the command line ----------------------------------------------------------------------------
 
 SHARED = 3
-"""An option that so many commands have is described once for all of them."""
+"""An option of so many commands is described once for all of them."""
 
 
 def commands() -> Iterator[tuple[str, Any]]:
-    """Every command of the command line, also those of groups, by its name."""
+    """All commands of the command line by name, those of groups included."""
 
     def below(name: str, command: Any) -> Iterator[tuple[str, Any]]:
         if not hasattr(command, "commands"):
@@ -135,7 +135,7 @@ def commands() -> Iterator[tuple[str, Any]]:
 
 
 def commands_section() -> str:
-    """Every command: how it is called, what it does, its own options."""
+    """All commands: usage, description, and the options that are not shared."""
     shared = _shared_options()
     parts: list[str] = []
     for name, command in commands():
@@ -150,7 +150,7 @@ def commands_section() -> str:
 
 
 def shared_options_table() -> str:
-    """The options that several commands have."""
+    """The options that several commands share."""
     return _option_table(list(_shared_options().values()))
 
 
@@ -197,7 +197,7 @@ def _paragraphs(text: str) -> str:
 
 
 def layers() -> list[list[str]]:
-    """The layers of the package from the top, as the import contract has them."""
+    """The layers of the package from the top, from the import contract."""
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     contracts = settings["tool"]["importlinter"]["contracts"]
     (layered,) = (it for it in contracts if it["type"] == "layers")
@@ -205,7 +205,7 @@ def layers() -> list[list[str]]:
 
 
 def layers_table() -> str:
-    """Every room of the package in the order of the layers, with its modules."""
+    """All packages in the order of the layers, with their modules."""
     lines = ["| Layer | Room | What it is for | Modules |", "| --- | --- | --- | --- |"]
     for number, names in enumerate(layers()):  # the one above, number 0, is __main__
         for name in names:
@@ -230,7 +230,7 @@ def _rooms(name: str) -> Iterator[str]:
 
 
 def batching_table() -> str:
-    """The sizes and delays of batching that are no settings of the service."""
+    """The sizes and delays of batching that are not settings of the service."""
     text = (PACKAGE / "batching" / "settings.py").read_text(encoding="utf-8")
     (settings,) = (
         it
@@ -251,19 +251,19 @@ def batching_table() -> str:
 
 
 def _summary(file: Path) -> str:
-    """The first sentence of what a module says of itself."""
+    """The first sentence of a module's docstring."""
     text = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
     return first_sentence(" ".join(text.split()).replace("``", "`"))
 
 
 def _commented(text: str, pattern: str) -> Iterator[tuple[str, str]]:
-    """What matches the pattern, with the comment right above it."""
+    """Matches of the pattern, with the comment right above them."""
     for comment, name in re.findall(rf"((?:^ *//.*\n)+) *{pattern}", text, re.MULTILINE):
         yield " ".join(re.sub(r"^ *//", "", comment, flags=re.MULTILINE).split()), name
 
 
 def first_sentence(comment: str) -> str:
-    """Up to the first full stop that ends something."""
+    """The text up to the first full stop that is followed by a space."""
     return re.split(r"(?<=[.])\s", comment, maxsplit=1)[0]
 
 
@@ -281,4 +281,4 @@ GENERATORS: Mapping[str, Callable[[], str]] = {
     "layers": layers_table,
     "batching": batching_table,
 }
-"""What renders a generated part, by the name that its marker in a page has."""
+"""The renderers of generated parts, by the names of their markers."""

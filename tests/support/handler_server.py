@@ -1,4 +1,4 @@
-"""A gRPC server with the RPC handler, and servicers that only do what a test needs."""
+"""A gRPC server with the RPC handler, and servicers with the behaviour that a test gives."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from coupon_service.telemetry.logs import EACH
 from coupon_service.v1 import coupon_code_service_pb2_grpc as codes_grpc
 from coupon_service.v1 import redemption_service_pb2_grpc as pb_grpc
 
-# These come without types.
+# These packages have no types.
 HEALTH = importlib.import_module("grpc_health.v1.health")
 HEALTH_PB = importlib.import_module("grpc_health.v1.health_pb2")
 HEALTH_GRPC = importlib.import_module("grpc_health.v1.health_pb2_grpc")
@@ -37,7 +37,7 @@ CALLS_MAX = 200
 
 
 class AnyServicer:
-    """Answers every method with the one function that the test gives."""
+    """Handles each method with the function that the test gives."""
 
     def __init__(self, behavior: Callable[..., Any]) -> None:
         self._behavior = behavior
@@ -61,7 +61,7 @@ class Observer:
 
 @dataclass
 class Running:
-    """A server with the RPC handler, and what it logged and counted."""
+    """A server with the RPC handler, its log and its counts."""
 
     target: str
     channel: grpc.aio.Channel
@@ -78,7 +78,7 @@ class Running:
         return codes_grpc.CouponCodeServiceStub(self.channel)
 
     async def line(self) -> dict[str, Any]:
-        """The one line of the one RPC; its client may have been answered before it is written."""
+        """The only log line. It may be written after the client got its answer."""
         for _ in range(200):
             if self.log.entries:
                 break
@@ -88,7 +88,7 @@ class Running:
 
     @property
     def lines(self) -> list[dict[str, Any]]:
-        """What has been logged."""
+        """All log lines."""
         return [
             {key: value for key, value in {**entry, **fields}.items() if key != EACH}
             for entry in self.log.entries
@@ -134,7 +134,7 @@ async def running(
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Returns when it holds; fails when it never does."""
+    """Wait until the condition holds; fails after five seconds."""
     for _ in range(500):
         if condition():
             return

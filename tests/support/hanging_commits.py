@@ -1,4 +1,4 @@
-"""COMMITs that hang for as long as a test wants, as while a synchronous standby is away."""
+"""COMMITs that hang until a test releases them, as without a synchronous standby."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import psycopg
 from support.waiting import until
 
 KEY: Final = "4711"
-"""Of the advisory lock that lets COMMITs go on."""
+"""The key of the advisory lock that COMMITs wait for."""
 
 MAY_HANG: Final = f"""
 CREATE FUNCTION hang() RETURNS trigger LANGUAGE plpgsql SET lock_timeout = 0 AS $$
@@ -27,24 +27,24 @@ HANGING: Final = (
 
 
 class HangingCommits:
-    """What is recorded in the ledger is not committed before `go_on`."""
+    """Transactions that write to the ledger hang in COMMIT until `release`."""
 
     def __init__(self, connection: psycopg.Connection[Any]) -> None:
         self._connection = connection
 
     def wait_for_one(self) -> None:
-        """Returns when a COMMIT hangs."""
+        """Wait until a COMMIT hangs."""
         until(lambda: self._connection.execute(HANGING).rowcount)
 
-    def go_on(self) -> None:
-        """Lets those that hang be done, and waits for them."""
+    def release(self) -> None:
+        """Release the hanging COMMITs, and wait for them."""
         self._connection.execute(f"SELECT pg_advisory_unlock({KEY})")
         self._connection.execute(f"SELECT pg_advisory_lock({KEY}), pg_advisory_unlock({KEY})")
 
 
 @contextmanager
 def hanging_commits(database_url: str) -> Generator[HangingCommits]:
-    """COMMITs of a database hang from now on."""
+    """Make the COMMITs of a database hang."""
     with psycopg.connect(database_url, autocommit=True) as connection:
         connection.execute(MAY_HANG)
         connection.execute(f"SELECT pg_advisory_lock({KEY})")

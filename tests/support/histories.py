@@ -1,4 +1,4 @@
-"""Callers that use one code at the same time, and remember what they asked and were answered."""
+"""Concurrent callers of one code, which record their calls and answers, and the check of these."""
 
 from __future__ import annotations
 
@@ -38,18 +38,18 @@ from coupon_service.v1 import (
 
 Recorded = Operation[Call, Answer]
 
-OPEN: Final = {
+UNKNOWN: Final = {
     grpc.StatusCode.UNAVAILABLE,
     grpc.StatusCode.DEADLINE_EXCEEDED,
     grpc.StatusCode.CANCELLED,
 }
-"""The outcome is not known."""
+"""Statuses after which the outcome is unknown."""
 
-NOTHING_DONE: Final = {grpc.StatusCode.ABORTED, grpc.StatusCode.RESOURCE_EXHAUSTED}
-"""Refused for reasons that have nothing to do with the code: it is as if nobody had asked."""
+UNCHANGED: Final = {grpc.StatusCode.ABORTED, grpc.StatusCode.RESOURCE_EXHAUSTED}
+"""Refusals that are independent of the code and changed nothing: the call is left out."""
 
 OPERATIONS_MAX: Final = 19
-"""Of callers; what the code has come to is one more."""
+"""Operations of callers. The final count of the code is one more."""
 
 CALLERS: Final = 3
 USERS: Final = ("ann", "bob")
@@ -58,13 +58,13 @@ LOCK_TTL_S: Final = 600
 
 
 class Connection:
-    """A channel of its own to the service."""
+    """The stubs of a separate channel to the service."""
 
     def __init__(self, address: str) -> None:
         self.channel = grpc.aio.insecure_channel(
             address, options=[("grpc.use_local_subchannel_pool", 1)]
         )
-        # types-grpcio does not know the stubs of grpc.aio.
+        # types-grpcio has no types for stubs of grpc.aio.
         channel: Any = self.channel
         self.redemptions: Any = redemption_service_pb2_grpc.RedemptionServiceStub(channel)
         self.codes: Any = coupon_code_service_pb2_grpc.CouponCodeServiceStub(channel)
@@ -73,7 +73,7 @@ class Connection:
 
 @dataclass(slots=True)
 class Impatience:
-    """How often callers give up, and after how long at most."""
+    """The share of calls that callers abandon, and the time after which they do at most."""
 
     share: float = 0.0
     within_s: float = 0.03
@@ -81,24 +81,24 @@ class Impatience:
 
 @dataclass(slots=True)
 class Record:
-    """All that callers did with one code, and what they know of it."""
+    """All calls to one code, and the ids and tokens that they returned."""
 
     code: str
     rules: Rules
     operations: list[Recorded] = field(default_factory=list[Recorded])
     made: list[Call] = field(default_factory=list[Call])
     redeemed: dict[str, str] = field(default_factory=dict[str, str])
-    """The ids of redemptions that were answered, by request."""
+    """The ids of returned redemptions, by request."""
     tokens: dict[str, tuple[str, str]] = field(default_factory=dict[str, tuple[str, str]])
-    """The holder and the token of locks that were answered."""
+    """The holders and tokens of returned locks, by request."""
 
     @property
     def is_full(self) -> bool:
-        """Whether there are as many operations as can be checked."""
+        """Whether it has as many operations as can be checked."""
         return len(self.made) >= OPERATIONS_MAX
 
     def name_of(self, event: EventType, row_id: str) -> str:
-        """The request that made a redemption or lock, by its id."""
+        """The request that created a redemption or lock, by its id."""
         bucket = bucket_of(self.code)
         requests = {it.request for it in self.made if isinstance(it, (Redeem, Lock))}
         return next(
@@ -109,7 +109,7 @@ class Record:
 
 
 class Caller:
-    """Makes one call after the other."""
+    """Makes sequential calls."""
 
     def __init__(
         self, record: Record, connection: Connection, chance: random.Random, impatience: Impatience
@@ -120,7 +120,7 @@ class Caller:
         self._impatience = impatience
 
     async def run(self, calls: int) -> None:
-        """So many calls, those that repeat an open one not counted."""
+        """Make so many calls, not counting repeats of calls with an unknown outcome."""
         for _ in range(calls):
             await asyncio.sleep(self._chance.choice((0, 0, 0.002, 0.01)))
             call = self._next()
@@ -129,7 +129,7 @@ class Caller:
                     break
 
     def _next(self) -> Call:
-        """What to ask now: new, or an earlier call again, or its request_id for something else."""
+        """The next call: a new one, a repeat of an earlier one, or one that reuses a request_id."""
         chance, record = self._chance, self._record
         if record.made and chance.random() < 0.25:
             call = chance.choice(record.made)
@@ -160,26 +160,26 @@ class Caller:
                 return Count()
 
     async def _make(self, call: Call) -> bool:
-        """Asks, and remembers it; whether there was an answer."""
+        """Make and record a call; returns whether its outcome is known."""
         self._record.made.append(call)
         invoked_s = perf_counter()
         try:
-            answer: Answer | None = await self._ask(call)
+            answer: Answer | None = await self._answer(call)
         except grpc.aio.AioRpcError as error:
-            if error.code() in NOTHING_DONE:
+            if error.code() in UNCHANGED:
                 return True
-            answer = None if error.code() in OPEN else (reason_of(error),)
+            answer = None if error.code() in UNKNOWN else (reason_of(error),)
         except asyncio.CancelledError:
             if (task := asyncio.current_task()) is not None and task.cancelling():
                 raise
-            answer = None  # the caller has cancelled its call
+            answer = None  # the caller cancelled its call
         operation = Operation(call, answer, invoked_s)
         if answer is not None:
             operation = replace(operation, returned_s=perf_counter())
         self._record.operations.append(operation)
         return answer is not None
 
-    async def _ask(self, call: Call) -> Answer:
+    async def _answer(self, call: Call) -> Answer:
         record, stub = self._record, self._connection.redemptions
         match call:
             case Redeem():
@@ -224,29 +224,29 @@ class Caller:
                 return "OK", found.coupon_code.redemption_count
 
     def _user_id(self, user: str) -> str:
-        # Of this code alone: a user holds only so many locks.
+        # A user for each code, since the locks of a user are limited.
         return f"{user}-{self._record.code}"
 
     async def _send(self, rpc: Any, request: Any) -> Any:
-        """Waits for the answer, or for a moment only: until a deadline, or by cancelling."""
+        """Await the answer, or abandon the call early, by a deadline or by cancelling it."""
         chance, impatience = self._chance, self._impatience
         if chance.random() >= impatience.share:
             return await rpc(request, timeout=30)
-        patience_s = chance.random() * impatience.within_s
+        timeout_s = chance.random() * impatience.within_s
         if chance.random() < 0.5:
-            return await rpc(request, timeout=patience_s)
+            return await rpc(request, timeout=timeout_s)
         call = rpc(request, timeout=30)
-        asyncio.get_running_loop().call_later(patience_s, call.cancel)
+        asyncio.get_running_loop().call_later(timeout_s, call.cancel)
         return await call
 
 
-async def use_at_once(
+async def use_concurrently(
     records: Sequence[Record],
     connections: Sequence[Connection],
     seed: str,
     impatience: Impatience,
 ) -> None:
-    """Several callers of each code, all at the same time."""
+    """Run several callers of each code, all concurrently."""
     callers: list[Any] = []
     for number, record in enumerate(records):
         for who in range(CALLERS):
@@ -259,15 +259,15 @@ async def use_at_once(
 # --- checking -----------------------------------------------------------------------------------
 
 
-def telling(record: Record, *, after_losses: bool) -> list[Recorded]:
-    """The operations without those that were refused because someone else was at it.
+def conclusive(record: Record, *, after_losses: bool) -> list[Recorded]:
+    """The operations without refusals by CODE_LOCKED that a concurrent call explains.
 
-    Who is redeeming, locking or unlocking at a moment holds a place for that moment, so that
-    CODE_LOCKED tells nothing then, nor ever `after_losses`: after a lost connection to Redis or
-    PostgreSQL a place may stay taken until its time is over.
+    A call that redeems, locks or unlocks holds a permit while it runs, so a concurrent CODE_LOCKED
+    proves nothing. Neither does any CODE_LOCKED `after_losses`: after a lost connection to Redis or
+    PostgreSQL a permit may stay taken until it expires.
     """
 
-    def is_disturbed(it: Recorded) -> bool:
+    def is_explained(it: Recorded) -> bool:
         return after_losses or any(
             not isinstance(other.call, Count)
             and other is not it
@@ -276,11 +276,11 @@ def telling(record: Record, *, after_losses: bool) -> list[Recorded]:
             for other in record.operations
         )
 
-    return [it for it in record.operations if it.answer != ("CODE_LOCKED",) or not is_disturbed(it)]
+    return [it for it in record.operations if it.answer != ("CODE_LOCKED",) or not is_explained(it)]
 
 
 def without_locks(operations: Iterable[Recorded]) -> list[Recorded]:
-    """The redemptions alone, whatever became of the locks."""
+    """The operations without locks: redemptions alone, without refusals that are about locks."""
     of_locks = {
         (reason,)
         for reason in ("CODE_LOCKED", "LOCK_EXPIRED", "LOCK_REQUIRED", "LOCK_TOKEN_MISMATCH")
@@ -293,7 +293,7 @@ def without_locks(operations: Iterable[Recorded]) -> list[Recorded]:
 
 
 def contradiction(operations: Sequence[Recorded], rules: Rules) -> str:
-    """Empty when the history could have happened one call after the other; else the history."""
+    """Empty when the history is linearizable; otherwise the history as text."""
 
     def after(code: Code, operation: Recorded) -> Code | None:
         call, answer = operation.call, operation.answer
@@ -301,11 +301,11 @@ def contradiction(operations: Sequence[Recorded], rules: Rules) -> str:
         if answer in (None, expected):
             return then
         if isinstance(call, Lock) and expected == ("OK", call.request):
-            # The place of another attempt of the user that was not carried out, and its name.
+            # The lock of another attempt of this user, whose permit was taken over with its name.
             name = str(answer[-1])
             expected, then = perform(rules, code, replace(call, request=name))
-            taken = answer == expected and then != code
-            return answered_with(then, call, name) if taken else None
+            acquired = answer == expected and then != code
+            return answered_with(then, call, name) if acquired else None
         return None
 
     order = longest_order(operations, Code(), after)
@@ -317,10 +317,10 @@ def contradiction(operations: Sequence[Recorded], rules: Rules) -> str:
     began_s = min(it.invoked_s for it in operations)
     lines = [f"{rules}: no order explains the answers. # is the longest order that was found."]
     for it in sorted(operations, key=lambda it: it.invoked_s):
-        place = f"#{order.index(it) + 1}" if it in order else ""
+        position = f"#{order.index(it) + 1}" if it in order else ""
         begin_ms, end_ms = ((s - began_s) * 1000 for s in (it.invoked_s, it.returned_s))
-        told = " ".join(map(str, it.answer)) if it.answer else "open"
-        line = f"{place:>4} {begin_ms:8.1f} - {end_ms:8.1f} ms  {it.call} -> {told}"
+        answer = " ".join(map(str, it.answer)) if it.answer else "unknown"
+        line = f"{position:>4} {begin_ms:8.1f} - {end_ms:8.1f} ms  {it.call} -> {answer}"
         if it not in order and it.answer is not None:
             line += f"  (after these: {perform(rules, code, it.call)[0]})"
         lines.append(line)

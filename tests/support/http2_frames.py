@@ -1,4 +1,4 @@
-"""Frames of HTTP/2 (RFC 9113, RFC 7541), for what no client library would send."""
+"""Raw frames of HTTP/2 (RFC 9113, RFC 7541), for requests that client libraries refuse to send."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ PIECE_BYTES = 16_000
 
 
 def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
-    """One frame of any kind, whether it makes sense or not."""
+    """One frame, valid or not."""
     return (
         len(payload).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + payload
     )
 
 
 def connect(port: int, timeout_s: float = 30) -> socket.socket:
-    """A connection that has said hello, and never confirms what the server wants of it."""
+    """A connection that has sent preface and settings, and does not acknowledge the server's."""
     connection = socket.create_connection(("127.0.0.1", port), timeout_s)
     connection.sendall(PREFACE + frame(SETTINGS, 0, 0))
     return connection
 
 
 def confirm_settings(connection: socket.socket) -> None:
-    """Accepts what the server has said that it wants."""
+    """Acknowledge the settings of the server."""
     connection.recv(1 << 16)
     connection.sendall(frame(SETTINGS, ACK, 0))
 
@@ -53,9 +53,9 @@ def opening(stream: int, path: Text, metadata: Sequence[tuple[Text, Text]] = ())
 
 
 def headers(stream: int, fields: Sequence[tuple[Text, Text]]) -> bytes:
-    """The frames with these header fields, whether they make sense or not."""
+    """The frames with these header fields, valid or not."""
     encoder = Encoder()
-    encoder.header_table_size = 0  # each call stands for itself
+    encoder.header_table_size = 0  # no state between calls
     block = encoder.encode(fields, huffman=False)
     pieces = [block[at : at + PIECE_BYTES] for at in range(0, len(block), PIECE_BYTES)]
     last = len(pieces) - 1
@@ -71,7 +71,7 @@ def message(stream: int, payload: bytes = b"") -> bytes:
 
 
 def answers(connection: socket.socket, silence_s: float) -> Iterator[tuple[int, int, bytes]]:
-    """Kind, stream and payload of what comes, until nothing does for so long, or it is closed."""
+    """Kind, stream and payload of received frames, until silence for so long, or the close."""
     connection.settimeout(silence_s)
     received = b""
     while True:

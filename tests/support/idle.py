@@ -1,4 +1,4 @@
-"""When a server in this process has nothing more to do, and what it then keeps."""
+"""Wait until a server in this process is idle, and check for leaked resources."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from support.service import ServerThread
 from support.waiting import until
 
 STANDING: Final = ("AioServer.", "AsyncConnectionPool.worker", "AsyncScheduler.run", "Event.wait")
-"""What gRPC and the pool run as long as they are there."""
+"""Tasks of gRPC and of the pool that run as long as they exist."""
 
 SETTLE_S: Final = 30
-"""Longer than anything takes that goes on after its caller has stopped waiting."""
+"""Longer than any work that continues after its caller has stopped waiting."""
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
-    """What a server holds on to."""
+class Held:
+    """The resources that a server holds."""
 
     tasks: Counter[str]
-    """By what they run."""
+    """By the coroutine that they run."""
     connections: int
     idle_connections: int
     descriptors: int
@@ -33,16 +33,16 @@ class Kept:
 
     @property
     def others(self) -> int:
-        """Descriptors beside the connections of the pool, which grows and shrinks when it likes."""
+        """Descriptors other than connections of the pool, which grows and shrinks by itself."""
         return self.descriptors - self.connections
 
     @property
     def is_idle(self) -> bool:
-        """Whether nothing is under way."""
+        """Whether no work is in flight."""
         return not self.tasks and not self.waiting and self.connections == self.idle_connections
 
 
-async def _kept(running: ServerThread) -> Kept:
+async def _held(running: ServerThread) -> Held:
     server: Any = running.server
     tasks: Counter[str] = Counter()
     for task in asyncio.all_tasks():
@@ -53,7 +53,7 @@ async def _kept(running: ServerThread) -> Kept:
         if not name.startswith(STANDING):
             tasks[name] += 1
     stats = server._database.pool.get_stats()
-    return Kept(
+    return Held(
         tasks,
         stats.get("pool_size", 0),
         stats.get("pool_available", 0),
@@ -66,20 +66,20 @@ def _descriptors() -> int:
     return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
 
-def kept(running: ServerThread) -> Kept:
-    """What the server holds on to now."""
-    return running.run(_kept(running))
+def held(running: ServerThread) -> Held:
+    """The resources that the server holds now."""
+    return running.run(_held(running))
 
 
-def settle(running: ServerThread) -> Kept:
-    """Waits until nothing is under way any more; what the server still keeps."""
-    # Not another look afterwards: what watches in the background may be at it again by then.
-    found = kept(running)
+def settle(running: ServerThread) -> Held:
+    """Wait until no work is in flight; returns the resources that the server then holds."""
+    # The reading that was idle is returned: a background task may be active again by now.
+    latest = held(running)
 
     def is_idle() -> bool:
-        nonlocal found
-        found = kept(running)
-        return found.is_idle
+        nonlocal latest
+        latest = held(running)
+        return latest.is_idle
 
-    until(is_idle, SETTLE_S, lambda: found)
-    return found
+    until(is_idle, SETTLE_S, lambda: latest)
+    return latest

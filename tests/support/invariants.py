@@ -1,4 +1,4 @@
-"""Whether rows, counters and ledger add up, in SQL: invariants I1, I2, I3, I8 and I9 of books."""
+"""Checks in SQL that rows, counters and ledger agree: invariants I1, I2, I3, I8 and I9."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import psycopg
 
 from coupon_service.model import CodeState, EventType
 
-BEGINNING: Final = f"""
+COMMON_TABLES: Final = f"""
     WITH books AS (
         SELECT *, max_redemptions_per_user + max_assignments_per_user > 0 AS counts_users
         FROM coupon_books WHERE book_id = ANY(%(books)s::uuid[])
@@ -27,7 +27,7 @@ BEGINNING: Final = f"""
             WHERE undone.type = {EventType.ROLLED_BACK:d} AND redemption_id = done.event_id)
     )
 """
-"""The books in question, their codes, their ledger, and the redemptions that count."""
+"""The checked books, their codes, their ledger, and their live redemptions."""
 
 SUMS: Final = {
     "counts of codes": (
@@ -39,7 +39,7 @@ SUMS: Final = {
         GROUP BY code HAVING (sum(redeemed), sum(assigned)) <> (0, 0)
         """,
     ),
-    # A bearer's redemption is counted only where something has to be remembered of the user.
+    # Redemptions of bearers are counted only where a limit applies to the user.
     "counts of users of codes": (
         """
         SELECT code, user_id, redemptions FROM coupon_assignments
@@ -50,7 +50,7 @@ SUMS: Final = {
         GROUP BY code, user_id
         """,
     ),
-    # Only books that limit users count what they do.
+    # Only books that limit users have counters of users.
     "counts of users of books": (
         """
         SELECT book_id, user_id, redemptions, assignments
@@ -101,7 +101,7 @@ SUMS: Final = {
         """,
     ),
 }
-"""What is kept, and what it has to be the sum of."""
+"""Stored values, and the query of the ledger or rows that they have to equal."""
 
 RULES: Final = {
     "a code's state follows from its counts": f"""
@@ -111,16 +111,16 @@ RULES: Final = {
             THEN {CodeState.REDEEMED:d}
             WHEN assignments > 0 THEN {CodeState.ASSIGNED:d} ELSE {CodeState.AVAILABLE:d} END
     """,
-    "no code is redeemed more often than it may be": """
+    "no code is redeemed beyond its limit": """
         SELECT code, redemptions, max_redemptions_per_code FROM codes JOIN books USING (book_id)
         WHERE max_redemptions_per_code > 0 AND redemptions > max_redemptions_per_code
     """,
-    "no redemption was one too many": f"""
+    "no redemption exceeded the limit of its time": f"""
         SELECT code, code_redemptions, code_redemption_limit FROM ledger
         WHERE type = {EventType.REDEEMED:d}
         AND code_redemption_limit > 0 AND code_redemptions > code_redemption_limit
     """,
-    "an order redeems a code once at a time": """
+    "an order has one live redemption of a code": """
         SELECT code, order_id, count(*) FROM live WHERE order_id IS NOT NULL
         GROUP BY code, order_id HAVING count(*) > 1
     """,
@@ -130,7 +130,7 @@ RULES: Final = {
             {EventType.REVOKED:d}, {EventType.REDEEMED:d})
         GROUP BY caller, request_id, type, code HAVING count(*) > 1
     """,
-    "what is rolled back was redeemed, and is rolled back once": f"""
+    "a rollback has a redemption, which is rolled back once": f"""
         SELECT undone.redemption_id, count(*), count(done.event_id) FROM ledger AS undone
         LEFT JOIN ledger AS done
             ON done.event_id = undone.redemption_id AND done.type = {EventType.REDEEMED:d}
@@ -147,18 +147,18 @@ RULES: Final = {
         WHERE type = {EventType.LOCKED:d}
         GROUP BY caller, request_id, code HAVING count(DISTINCT lock_id) > 1
     """,
-    "a lock that answers a request was taken for its user": f"""
+    "a lock that answers a request was acquired for its user": f"""
         SELECT code, user_id, lock_id FROM ledger AS answered
         WHERE type = {EventType.LOCKED:d} AND NOT EXISTS (
-            SELECT FROM ledger AS taken
-            WHERE taken.type = answered.type AND taken.event_id = answered.lock_id
-            AND (taken.code, taken.user_id) = (answered.code, answered.user_id))
+            SELECT FROM ledger AS acquired
+            WHERE acquired.type = answered.type AND acquired.event_id = answered.lock_id
+            AND (acquired.code, acquired.user_id) = (answered.code, answered.user_id))
     """,
 }
-"""Each finds the rows that break it."""
+"""Each query returns the rows that break the rule."""
 
 RULES_OF_TIME: Final = {
-    "no redemption has an older fence than one before it": f"""
+    "fences of redemptions increase": f"""
         SELECT code, user_id, fence, newest FROM (
             SELECT code, user_id, fence, max(fence) OVER (
                 PARTITION BY code, user_id ORDER BY event_time
@@ -167,7 +167,7 @@ RULES_OF_TIME: Final = {
         ) WHERE fence <= newest
     """,
 }
-"""The same for what can be said only where the clock never went back."""
+"""Rules that hold only where the clock was never set back."""
 
 
 def assert_adds_up(
@@ -176,31 +176,31 @@ def assert_adds_up(
     *,
     clock_jumped: bool = False,
 ) -> None:
-    """What is kept of these books, or of all, is what the ledger says, and no rule is broken."""
+    """Assert that stored values of these books (default: all) equal the ledger, and rules hold."""
     if book_ids is None:
         book_ids = [str(row[0]) for row in connection.execute("SELECT book_id FROM coupon_books")]
     queries = {what: _differences(*sides) for what, sides in SUMS.items()} | RULES
     if not clock_jumped:
         queries |= RULES_OF_TIME
     with connection.pipeline():
-        found = {
-            what: connection.execute((BEGINNING + query).encode(), {"books": list(book_ids)})
+        results = {
+            what: connection.execute((COMMON_TABLES + query).encode(), {"books": list(book_ids)})
             for what, query in queries.items()
         }
-    wrong = {what: rows for what, it in found.items() if (rows := it.fetchmany(5))}
-    assert not wrong, "\n".join(f"not so: {what}: {rows}" for what, rows in wrong.items())
+    broken = {what: rows for what, it in results.items() if (rows := it.fetchmany(5))}
+    assert not broken, "\n".join(f"broken: {what}: {rows}" for what, rows in broken.items())
 
 
 def assert_between(ok: int, unknown: int, effects: int) -> None:
-    """Every effect that was answered is there, and no other but those whose outcome was open."""
+    """Assert an effect for each OK answer, and no more than unknown outcomes explain."""
     assert ok <= effects <= ok + unknown, (
-        f"{ok} were answered OK, {unknown} are open, and there are {effects}"
+        f"{ok} were answered OK, {unknown} outcomes are unknown, and there are {effects} effects"
     )
 
 
-def _differences(kept: str, told: str) -> str:
-    """The rows that only one side has."""
+def _differences(stored: str, derived: str) -> str:
+    """The query of rows that only one side has."""
     return f"""
-        SELECT 'kept', * FROM ({kept} EXCEPT {told})
-        UNION ALL SELECT 'told by the ledger', * FROM ({told} EXCEPT {kept})
+        SELECT 'stored', * FROM ({stored} EXCEPT {derived})
+        UNION ALL SELECT 'derived', * FROM ({derived} EXCEPT {stored})
     """

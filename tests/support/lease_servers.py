@@ -1,6 +1,6 @@
-"""What the tests of leases share."""
+"""Keys, times and calls for tests of leases."""
 
-# redis-py leaves the type of its keyword arguments open.
+# redis-py does not type its keyword arguments.
 # pyright: reportUnknownMemberType=false
 
 from __future__ import annotations
@@ -20,33 +20,33 @@ BOB = LeaseKey(CODE, BOOK, "bob", "lock-b")
 CY = LeaseKey(CODE, BOOK, "cy", "lock-c")
 TTL_MS = 60_000
 GRACE_MS = 40
-PATIENT_MS = 5_000  # a busy machine is no silent Redis
+PATIENT_MS = 5_000  # a timeout that a busy machine does not exceed
 
 
 def soon_ms(ms: int = TTL_MS) -> int:
-    """The time in so many ms, by the clock that Redis reads as well."""
+    """The time in so many ms, by the clock that Redis uses as well."""
     return time.time_ns() // 1_000_000 + ms
 
 
 async def time_passes(ms: int) -> None:
-    """Until ``ms`` have passed by the clock that Redis reads as well."""
+    """Wait until ``ms`` have passed by the clock that Redis uses as well."""
     end_ms = soon_ms(ms)
     while soon_ms(0) <= end_ms:
         await asyncio.sleep(0.002)
 
 
 async def keys_of_locks(redis: Redis) -> list[str]:
-    """All keys but the one that has all books."""
+    """All keys except that of all books."""
     return [str(key) for key in await redis.keys() if key != LOCKING_BOOKS]
 
 
 def about(entry_ms: int, expire_ms: int) -> bool:
-    """Whether an entry of an index ends with its lock, as near as is promised."""
+    """Whether an entry of an index expires with its lock, within the promised tolerance."""
     return abs(entry_ms - expire_ms) <= 10
 
 
 async def acquire(
     leases: Leases, key: LeaseKey, ttl_ms: int, permits_max: int | None = None
 ) -> AcquireResult:
-    """Acquires a permit on the code."""
+    """Acquire a permit of the code."""
     return await leases.acquire(LeaseRequest(key, ttl_ms, permits_max))

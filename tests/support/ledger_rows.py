@@ -1,4 +1,4 @@
-"""A redemption as the ledger has it."""
+"""A redemption as a ledger row."""
 
 from __future__ import annotations
 

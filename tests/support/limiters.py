@@ -1,4 +1,4 @@
-"""Limits on a real Redis, and callers of each kind."""
+"""Rate and guess limits on a real Redis, and callers of each kind."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ THERE = "ipv4:192.0.2.7:50000"
 
 NO_LIMITS = CallerLimits(end_users="none", services="none", peers="none")
 
-# Every test asks a Redis that is there within its time, however busy the machine is.
+# A timeout that a reachable Redis never exceeds, however busy the machine is.
 TIMEOUT_MS = 2_000
 
 
@@ -40,7 +40,7 @@ def peer(address: str) -> RequestContext:
 
 
 def from_metadata(method: str, rpc: RequestContext) -> None:
-    """Authenticates by what the client says of itself: `end-user` or `service`."""
+    """Trust the identity that the client sends as metadata: `end-user` or `service`."""
     claims: dict[str, Any] = dict(rpc.metadata)
     rpc.end_user = "end-user" in claims
     if caller := claims.get("end-user") or claims.get("service"):
@@ -48,8 +48,8 @@ def from_metadata(method: str, rpc: RequestContext) -> None:
 
 
 @dataclass
-class Told:
-    """What the limits tell."""
+class LimitEvents:
+    """An observer that records the events of the limits."""
 
     unchecked: int = 0
     alarms: list[str] = field(default_factory=list[str])
@@ -64,23 +64,23 @@ class Told:
 
 @dataclass
 class Worker:
-    """The limits of one worker; several share a Redis."""
+    """The limits of one worker. Several share a Redis."""
 
-    told: Told
+    events: LimitEvents
     windows: Windows
 
     def limiter(self, limits: CallerLimits) -> RateLimiter:
-        return RateLimiter(limits, self.windows, self.told)
+        return RateLimiter(limits, self.windows, self.events)
 
     def guesses(self, limits: CallerLimits) -> GuessGuard:
-        log = structlog.wrap_logger(None, processors=[self.told.log])
-        return GuessGuard(limits, self.windows, self.told, log)
+        log = structlog.wrap_logger(None, processors=[self.events.log])
+        return GuessGuard(limits, self.windows, self.events, log)
 
 
 @asynccontextmanager
 async def worker(redis_url: str, timeout_ms: int = TIMEOUT_MS) -> AsyncGenerator[Worker]:
     windows = Windows(redis_url, timeout_ms)
     try:
-        yield Worker(Told(), windows)
+        yield Worker(LimitEvents(), windows)
     finally:
         await windows.close()

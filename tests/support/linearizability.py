@@ -1,7 +1,7 @@
-"""Whether what concurrent callers were answered could have been answered to one after the other.
+"""Linearizability: whether concurrent answers could have been given one after the other.
 
-The search of Wing and Gong ("Testing and verifying concurrent objects", 1993), which never looks
-twice at the same operations done in the same state (Lowe, "Testing for linearizability", 2017).
+The search of Wing and Gong ("Testing and verifying concurrent objects", 1993), with a cache of
+visited pairs of operations and state (Lowe, "Testing for linearizability", 2017).
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ StateT = TypeVar("StateT", bound=Hashable)
 
 @dataclass(frozen=True, slots=True)
 class Operation(Generic[CallT, AnswerT]):
-    """What one caller asked and was answered, and when, in seconds of one clock.
+    """One call and its answer, with times in seconds of one clock.
 
-    Without an answer the outcome is open: it took effect at any time after `invoked_s`, or takes
-    effect later, or never does.
+    Without an answer the outcome is unknown: it took effect at any time after `invoked_s`, or takes
+    effect later, or never.
     """
 
     call: CallT
@@ -35,29 +35,29 @@ def longest_order(
     state: StateT,
     after: Callable[[StateT, Operation[CallT, AnswerT]], StateT | None],
 ) -> list[Operation[CallT, AnswerT]]:
-    """An order in which the operations may have happened, as long as there is one.
+    """The longest order in which the operations may have happened.
 
-    `after(state, operation)` is the state after the operation, None when its answer is not the one
-    that is given in this state; with an open outcome, the state if it took effect. An operation
-    that returned before another was invoked comes before it. Every operation that was answered is
-    in the order, exactly when the history is linearizable (`is_whole`).
+    `after(state, operation)` is the state after the operation, or None when its answer is wrong in
+    this state; for an unknown outcome it is the state if it took effect. An operation that returned
+    before another was invoked precedes it. The order has every answered operation exactly when the
+    history is linearizable (`is_whole`).
     """
     answered = sum(1 << i for i, it in enumerate(operations) if it.answer is not None)
     before = [
         sum(1 << j for j, other in enumerate(operations) if other.returned_s < it.invoked_s)
         for it in operations
     ]
-    # Who returned first was most likely carried out first.
+    # The operation that returned first most likely took effect first.
     tried = sorted(range(len(operations)), key=lambda i: operations[i].returned_s, reverse=True)
     best: tuple[int, ...] = ()
     most = -1
-    seen: set[tuple[int, StateT]] = set()
-    waiting: list[tuple[int, StateT, tuple[int, ...]]] = [(0, state, ())]
-    while waiting:
-        done, now, order = waiting.pop()
-        if (done, now) in seen:
+    visited: set[tuple[int, StateT]] = set()
+    stack: list[tuple[int, StateT, tuple[int, ...]]] = [(0, state, ())]
+    while stack:
+        done, now, order = stack.pop()
+        if (done, now) in visited:
             continue
-        seen.add((done, now))
+        visited.add((done, now))
         if (done & answered).bit_count() > most:
             best, most = order, (done & answered).bit_count()
             if done & answered == answered:
@@ -68,14 +68,14 @@ def longest_order(
             then = after(now, operations[i])
             if then is None or (operations[i].answer is None and then == now):
                 continue
-            waiting.append((done | 1 << i, then, (*order, i)))
+            stack.append((done | 1 << i, then, (*order, i)))
     return [operations[i] for i in best]
 
 
 def is_whole(
     order: Sequence[Operation[CallT, AnswerT]], operations: Sequence[Operation[CallT, AnswerT]]
 ) -> bool:
-    """Whether an order holds every operation that was answered."""
+    """Whether an order has every answered operation."""
     return sum(it.answer is not None for it in order) == sum(
         it.answer is not None for it in operations
     )

@@ -1,4 +1,4 @@
-"""Page tokens of a secret that only tests know."""
+"""Page tokens that are signed with a secret of the tests."""
 
 from coupon_service.rpc.paging import PageTokens
 

@@ -1,4 +1,4 @@
-"""How much is tried, a little in every test run and a lot in `make proof`, and from which seed."""
+"""Sizes and seeds of randomised tests: small in each test run, large in `make proof`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Final
 AT_LENGTH: Final = bool(os.environ.get("COUPON_TEST_PROOF"))
 """Whether this is `make proof`."""
 
-TELL_AGAIN_S: Final = 30
+PROGRESS_INTERVAL_S: Final = 30
 
 
 def times(ci: int, proof: int) -> int:
@@ -21,19 +21,19 @@ def times(ci: int, proof: int) -> int:
 
 
 def new_seed() -> str:
-    """``COUPON_TEST_SEED``, to repeat a run that failed, or another each time."""
+    """``COUPON_TEST_SEED``, which repeats a failed run; otherwise a new seed each time."""
     return os.environ.get("COUPON_TEST_SEED") or str(random.randrange(10**9))
 
 
 def progress(what: str, count: int) -> Iterator[int]:
-    """The numbers below `count`; in `make proof` it says now and then how far they are."""
-    started_s = told_s = time.monotonic()
+    """The numbers below `count`. In `make proof` it prints the progress at intervals."""
+    started_s = printed_s = time.monotonic()
     for number in range(count):
         yield number
         now_s = time.monotonic()
-        if AT_LENGTH and (now_s - told_s > TELL_AGAIN_S or number + 1 == count):
-            told_s = now_s
-            # What a process of pytest-xdist writes to stdout is not seen.
+        if AT_LENGTH and (now_s - printed_s > PROGRESS_INTERVAL_S or number + 1 == count):
+            printed_s = now_s
+            # pytest-xdist swallows the standard output of its workers.
             sys.stderr.write(
                 f"\n{what}: {number + 1:,} of {count:,} in {now_s - started_s:,.0f} s\n"
             )

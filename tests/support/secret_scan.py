@@ -1,8 +1,7 @@
-"""What must never be in a log, and the search for it in all that the tests make the service log.
+"""Search for secrets in all that the service logs during tests.
 
-Codes and lock tokens become known when the service answers with them or is sent them to be
-imported: whatever a stub on a `Watched` channel carries is looked through. The rest is told by
-`keep_secret`.
+Codes and lock tokens are collected from the messages that pass a `Watched` channel: answers of the
+service and uploads of codes. `keep_secret` adds other secrets.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from google.protobuf.message import Message
 from support.proof_sizes import AT_LENGTH
 
 LENGTH_MIN = 8
-"""Shorter ones are words that may be in a log for another reason."""
+"""Shorter texts may be in a log by chance."""
 
 SECRET_FIELDS = frozenset({"code", "codes", "sample_codes", "lock_token"})
 
@@ -27,24 +26,24 @@ SEPARATORS = re.compile(r"[^0-9A-Z]")
 
 
 class Secrets:
-    """All that have been handed out in this process."""
+    """The secrets that this process knows."""
 
     def __init__(self) -> None:
         self._texts: set[str] = set()
         self._runs: set[str] = set()
 
     def keep(self, text: str) -> None:
-        """A password, or whatever else is found by looking for just this text."""
+        """Add a password or another text that is searched for literally."""
         if len(text) >= LENGTH_MIN:
             self._texts.add(text)
 
     def keep_code(self, text: str) -> None:
-        """A code, which is found however it is typed, or a token."""
+        """Add a code, which is found in any spelling, or a token."""
         self._runs.add(SEPARATORS.sub("", text.upper()))
         self._runs.update(run for run in RUNS.findall(text.upper()) if len(run) >= 2 * LENGTH_MIN)
 
     def keep_those_in(self, message: Message) -> None:
-        """The codes and tokens of an answer, or of an upload."""
+        """Add the codes and tokens of an answer or an upload."""
         for field, value in message.ListFields():
             values = value if field.is_repeated else (value,)
             if field.message_type is not None:
@@ -56,7 +55,7 @@ class Secrets:
                     self.keep_code(each)
 
     def found_in(self, log: str) -> Iterator[str]:
-        """The lines with a secret."""
+        """The lines that have a secret."""
         for line in log.splitlines():
             runs = RUNS.findall(line.upper())
             parts = {SEPARATORS.sub("", run) for run in runs} | {
@@ -68,7 +67,7 @@ class Secrets:
 
 
 class Watched:
-    """A channel for stubs, whose messages are looked through."""
+    """A channel for stubs that collects secrets from messages."""
 
     def __init__(self, channel: grpc.Channel, secrets: Secrets) -> None:
         self._channel = channel
@@ -97,25 +96,25 @@ class Watched:
 
 
 class Log:
-    """A stream that the service in this process logs to; pytest shows it where a test fails."""
+    """The log stream of the service in this process. pytest shows it where a test fails."""
 
     def __init__(self) -> None:
         self._lines: list[bytes] = []
 
     def isatty(self) -> bool:
-        """Not a terminal."""
+        """False: it is no terminal."""
         return False
 
     def write(self, line: bytes) -> int:
-        """Keeps the line, and shows it, unless there will be millions of them."""
+        """Keep the line, and print it, except in `make proof`, which logs millions of lines."""
         self._lines.append(line)
         return len(line) if AT_LENGTH else os.write(1, line)
 
     def flush(self) -> None:
-        """There is nothing to flush."""
+        """Has no effect."""
 
     def take(self) -> str:
-        """What was logged since the last time."""
+        """The lines since the last call."""
         lines, self._lines = self._lines, []
         return b"".join(lines).decode()
 
@@ -124,6 +123,6 @@ SECRETS = Secrets()
 
 
 def keep_secret(*texts: str) -> None:
-    """These are not to be logged; of URLs, their passwords."""
+    """Add texts that must not be logged; of URLs, only their passwords."""
     for text in texts:
         SECRETS.keep(urlsplit(text).password or "" if "://" in text else text)

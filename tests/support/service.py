@@ -1,4 +1,4 @@
-"""A real server in a thread, and a client that says in a line what a test wants of it."""
+"""A real server in a thread, and a client with a method for each call that tests make."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ _numbers = itertools.count(1)
 
 
 def settings_for(database_url: str, redis_url: str, **changes: object) -> Settings:
-    """Settings of a test server: any free port, no grace."""
+    """Settings of a test server: free ports, no drain grace, short intervals."""
     keep_secret(database_url, redis_url, LOCK_TOKEN_SECRET)
     values: dict[str, Any] = {
         "port": 0,
@@ -113,17 +113,17 @@ class ServerThread:
         self._loop.close()
 
     def run(self, work: Any) -> Any:
-        """Runs a coroutine in the server's loop."""
+        """Run a coroutine in the server's event loop."""
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(30)
 
     @property
     def address(self) -> str:
-        """Where it listens."""
+        """The address that it listens on."""
         return f"127.0.0.1:{self.server.port}"
 
 
 class Refused:
-    """What `refused` caught."""
+    """The refusal that `refused` caught."""
 
     error: grpc.RpcError
 
@@ -134,7 +134,7 @@ class Refused:
 
     @property
     def reason(self) -> str:
-        """The reason of the ErrorInfo, which every error has."""
+        """The reason in the ErrorInfo, which every error has."""
         return self._info.reason
 
     @property
@@ -144,13 +144,13 @@ class Refused:
 
     @property
     def fields(self) -> list[str]:
-        """The bad fields of an INVALID_ARGUMENT, in order."""
+        """The fields of the violations of an INVALID_ARGUMENT, in order."""
         bad = self._detail(error_details_pb2.BadRequest)
         return [violation.field for violation in bad.field_violations] if bad else []
 
     @property
     def retry_after_s(self) -> float | None:
-        """When to try again, if that can help."""
+        """The delay before a retry; None where a retry cannot help."""
         info = self._detail(error_details_pb2.RetryInfo)
         return None if info is None else info.retry_delay.ToTimedelta().total_seconds()
 
@@ -173,7 +173,7 @@ class Refused:
 
 
 class refused:  # noqa: N801 - reads like pytest.raises
-    """`with refused("REASON", StatusCode.X) as it:` the call fails for this reason."""
+    """Assert that the block is refused: `with refused("REASON", StatusCode.X) as it:`."""
 
     def __init__(self, reason: str, status: grpc.StatusCode | None = None) -> None:
         self._reason = reason
@@ -196,7 +196,7 @@ class refused:  # noqa: N801 - reads like pytest.raises
 
 
 class _Details(NamedTuple):
-    """What an interceptor may change of a call."""
+    """The details of a call that an interceptor may change."""
 
     method: str
     timeout: float | None
@@ -207,7 +207,7 @@ class _Details(NamedTuple):
 
 
 def with_token(channel: grpc.Channel, token: str) -> grpc.Channel:
-    """The channel with a bearer token in every call."""
+    """The channel with a bearer token in each call."""
     keep_secret(token)
 
     def call(_: object, proceed: Any, details: Any, request: Any) -> Any:
@@ -225,7 +225,7 @@ def with_token(channel: grpc.Channel, token: str) -> grpc.Channel:
 
 
 class Api:
-    """The stubs of all services, and what most tests begin with."""
+    """The stubs of all services, and one-line calls."""
 
     def __init__(self, address: str, token: str | None = None) -> None:
         self.channel = grpc.insecure_channel(
@@ -240,13 +240,14 @@ class Api:
         self.audit = audit_service_pb2_grpc.AuditServiceStub(channel)
 
     def close(self) -> None:
-        """Ends the connection."""
+        """Close the channel."""
         self.channel.close()
 
     # --- books ----------------------------------------------------------------------------------
 
     def draft(self, **fields: Any) -> books.CouponBook:
-        """A book in DRAFT: 10 % off in EUR, single use, bearer, locking off; `fields` differ."""
+        """A book in DRAFT: 10 % off in EUR, single use, bearer, locking off, unless `fields` say
+        otherwise."""
         values: dict[str, Any] = {
             "business_id": unique("business"),
             "name": "A book",
@@ -264,18 +265,18 @@ class Api:
         return self.books.CreateCouponBook(request).coupon_book
 
     def book(self, *, codes: Sequence[str] | int = (), **fields: Any) -> books.CouponBook:
-        """An active book with these codes, or so many new ones."""
+        """An active book with these codes, or with so many new ones."""
         book = self.draft(**fields)
         if codes:
             self.import_codes(book.book_id, new_codes(codes) if isinstance(codes, int) else codes)
         return self.activate(book.book_id)
 
     def get_book(self, book_id: str) -> books.CouponBook:
-        """A book as it is now."""
+        """The current state of a book."""
         return self.books.GetCouponBook(books.GetCouponBookRequest(book_id=book_id)).coupon_book
 
     def update(self, book_id: str, *paths: str, etag: str = "", **fields: Any) -> books.CouponBook:
-        """Changes these fields of a book, or those that `paths` names."""
+        """Update these fields of a book, or those of `paths`."""
         request = books.UpdateCouponBookRequest(
             coupon_book=books.CouponBook(book_id=book_id, etag=etag, **fields),
             update_mask=FieldMask(paths=paths or fields),
@@ -319,7 +320,7 @@ class Api:
         first: int = 1,
         **fields: Any,
     ) -> list[codes.ImportCodesResponse]:
-        """Uploads chunks of codes; the answer to each. `fields`: of the header."""
+        """Upload chunks of codes; returns the answer to each. `fields`: of the header."""
         request_id = request_id or unique("upload")
 
         def messages() -> Iterable[codes.ImportCodesRequest]:
@@ -333,22 +334,22 @@ class Api:
         return list(self.codes.ImportCodes(iter(messages())))
 
     def get_code(self, code: str) -> codes.CouponCode:
-        """A code as it is now."""
+        """The current state of a code."""
         return self.codes.GetCode(codes.GetCodeRequest(code=code)).coupon_code
 
     def disable(self, code: str, **fields: Any) -> codes.DisableCodeResponse:
-        """Switches a code off."""
+        """Disable a code."""
         request = codes.DisableCodeRequest(**_with_request_id(fields, code=code))
         return self.codes.DisableCode(request)
 
     def enable(self, code: str, **fields: Any) -> codes.EnableCodeResponse:
-        """Switches a code on again."""
+        """Enable a code."""
         return self.codes.EnableCode(codes.EnableCodeRequest(**_with_request_id(fields, code=code)))
 
     # --- assignments ----------------------------------------------------------------------------
 
     def assign(self, code: str, user_id: str, **fields: Any) -> assignments.AssignCodeResponse:
-        """Gives a code to a user."""
+        """Assign a code to a user."""
         return self.assignments.AssignCode(
             assignments.AssignCodeRequest(**_with_request_id(fields, code=code, user_id=user_id))
         )
@@ -356,7 +357,7 @@ class Api:
     def assign_random(
         self, book_id: str, user_id: str, **fields: Any
     ) -> assignments.AssignRandomCodeResponse:
-        """Gives any code of a book to a user."""
+        """Assign any code of a book to a user."""
         return self.assignments.AssignRandomCode(
             assignments.AssignRandomCodeRequest(
                 **_with_request_id(fields, book_id=book_id, user_id=user_id)
@@ -366,7 +367,7 @@ class Api:
     def revoke(
         self, code: str, user_id: str, **fields: Any
     ) -> assignments.RevokeAssignmentResponse:
-        """Takes a code from a user."""
+        """Revoke the assignment of a code to a user."""
         return self.assignments.RevokeAssignment(
             assignments.RevokeAssignmentRequest(
                 **_with_request_id(fields, code=code, user_id=user_id)
@@ -380,11 +381,11 @@ class Api:
         return redemptions.RedeemCodeRequest(**_with_request_id(fields, code=code, user_id=user_id))
 
     def redeem(self, code: str, user_id: str, **fields: Any) -> redemptions.RedeemCodeResponse:
-        """Uses a code."""
+        """Redeem a code."""
         return self.redemptions.RedeemCode(self.redeem_request(code, user_id, **fields))
 
     def rollback(self, redemption_id: str, **fields: Any) -> redemptions.RollbackRedemptionResponse:
-        """Undoes a redemption."""
+        """Roll a redemption back."""
         return self.redemptions.RollbackRedemption(
             redemptions.RollbackRedemptionRequest(
                 **_with_request_id(fields, redemption_id=redemption_id)
@@ -400,7 +401,7 @@ class Api:
     def lock(
         self, code: str, user_id: str, *, ttl_s: float | None = None, **fields: Any
     ) -> redemptions.LockCodeResponse:
-        """Locks a code."""
+        """Lock a code."""
         request = redemptions.LockCodeRequest(
             **_with_request_id(fields, code=code, user_id=user_id)
         )
@@ -409,7 +410,7 @@ class Api:
         return self.redemptions.LockCode(request)
 
     def unlock(self, lock_token: str) -> redemptions.UnlockCodeResponse:
-        """Ends a lock."""
+        """Release a lock."""
         return self.redemptions.UnlockCode(
             redemptions.UnlockCodeRequest(lock_token=lock_token, request_id=unique("request"))
         )
@@ -430,7 +431,7 @@ class Api:
                 return found[::-1]
 
     def event_names(self, **filters: Any) -> list[str]:
-        """The types of all events that match, oldest first, without their prefix."""
+        """The types of all events that match, oldest first, without prefix."""
         return [
             audit.AuditEventType.Name(event.type).removeprefix("AUDIT_EVENT_TYPE_")
             for event in self.events(**filters)
@@ -438,7 +439,7 @@ class Api:
 
 
 def pages(list_rpc: Callable[[Any], Any], request: Any, items: str) -> list[list[Any]]:
-    """The pages of a list, from the first to the last; `items`: the field of the answer."""
+    """The pages of a list, in order. `items`: the field of the answer."""
     found: list[list[Any]] = []
     tokens: set[str] = set()
     asked = type(request)()
@@ -454,18 +455,18 @@ def pages(list_rpc: Callable[[Any], Any], request: Any, items: str) -> list[list
 
 
 def unique(what: str) -> str:
-    """A name that no other test has."""
+    """A name that no other test uses."""
     return f"{what}-{uuid4().hex[:12]}-{next(_numbers)}"
 
 
 def new_codes(count: int) -> list[str]:
-    """Codes that no other test has."""
+    """Codes that no other test uses."""
     stem = uuid4().hex[:12].upper()
     return [f"T{stem}{number:06d}" for number in range(count)]
 
 
 def struct(**values: Any) -> Struct:
-    """Metadata."""
+    """A metadata object."""
     message = Struct()
     message.update(values)
     return message
@@ -477,12 +478,12 @@ def euros(amount_minor: int) -> money.Money:
 
 
 def from_now(**duration: float) -> datetime:
-    """A time so far from now."""
+    """The time after this duration from now."""
     return datetime.now(UTC) + timedelta(**duration)
 
 
 def all_at_once(calls: Sequence[Callable[[], object]]) -> list[Any]:
-    """Makes all calls at the same time; the answer or the error of each."""
+    """Make all calls concurrently; returns the answer or the error of each."""
 
     def outcome(call: Callable[[], object]) -> object:
         try:

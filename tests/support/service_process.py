@@ -1,4 +1,4 @@
-"""`coupon-service serve` as a process of its own, and what its metrics port says."""
+"""`coupon-service serve` as a process of its own, and its metrics port, log and workers."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def environment_of(database_url: str, redis_url: str) -> dict[str, str]:
 def serving(
     environment: dict[str, str], folder: Path, *, ready: bool = True
 ) -> Generator[subprocess.Popen[bytes]]:
-    """A service that is ready to serve, or at least answers; its log is `folder / "log"`."""
+    """A service that serves, or at least answers `/readyz`. Its log is `folder / "log"`."""
     command = [sys.executable, "-m", "coupon_service", "serve"]
     with (folder / "log").open("ab") as log:
         service = subprocess.Popen(command, env=environment, cwd=folder, stdout=log, stderr=log)
@@ -59,7 +59,7 @@ def serving(
 
 
 def fetch(environment: dict[str, str], path: str) -> str:
-    """What the metrics port answers; empty while it does not."""
+    """The answer of the metrics port; empty while there is none."""
     try:
         with urlopen(_url(environment, path), timeout=5) as answer:  # noqa: S310
             return answer.read().decode()
@@ -68,7 +68,7 @@ def fetch(environment: dict[str, str], path: str) -> str:
 
 
 def readyz(environment: dict[str, str]) -> dict[str, Any]:
-    """The body of /readyz, whatever its status; empty while nobody answers."""
+    """The body of /readyz, whatever its status; empty while there is no answer."""
     try:
         with urlopen(_url(environment, "readyz"), timeout=5) as answer:  # noqa: S310
             return json.load(answer)
@@ -85,31 +85,30 @@ def is_ready(environment: dict[str, str]) -> bool:
 
 
 def events_in(log: Path, event: str) -> list[dict[str, Any]]:
-    """The lines of a log about an event, but for a last one that is still being written."""
-    whole, _, _ = log.read_bytes().rpartition(b"\n")
-    lines = (json.loads(line) for line in whole.splitlines() if line.startswith(b"{"))
+    """The complete lines of a log with this event."""
+    complete, _, _ = log.read_bytes().rpartition(b"\n")
+    lines = (json.loads(line) for line in complete.splitlines() if line.startswith(b"{"))
     return [line for line in lines if line["event"] == event]
 
 
 def workers_of(service: subprocess.Popen[bytes]) -> list[psutil.Process]:
-    """Its worker processes that have not ended: the children of the one they are forked from."""
-
-    sources = (
+    """Its live worker processes: the children of the fork server."""
+    fork_servers = (
         child
         for child in psutil.Process(service.pid).children()
         if "multiprocessing.forkserver" in " ".join(_unless_ended(child.cmdline, []))
     )
-    workers = [worker for source in sources for worker in source.children()]
+    workers = [worker for fork_server in fork_servers for worker in fork_server.children()]
     ended = psutil.STATUS_ZOMBIE
     return [worker for worker in workers if _unless_ended(worker.status, ended) != ended]
 
 
-def _unless_ended(look: Callable[[], T], otherwise: T) -> T:
-    """What a look at a process says, which may end before any of them."""
+def _unless_ended(read: Callable[[], T], default: T) -> T:
+    """A property of a process, or `default` when the process has ended."""
     try:
-        return look()
+        return read()
     except psutil.NoSuchProcess:
-        return otherwise
+        return default
 
 
 def _url(environment: dict[str, str], path: str) -> str:

@@ -1,4 +1,4 @@
-"""Calls that share a batch, for certain."""
+"""Calls that are guaranteed to share a batch."""
 
 # pyright: reportPrivateUsage=false
 
@@ -22,31 +22,31 @@ Call = Callable[[], object]
 def answered_together(
     owner: type, step: str, others: Callable[[], Call], calls: Sequence[Call]
 ) -> list[str]:
-    """Calls that share a batch of the owner: the reason of each, or OK.
+    """Make calls that share a batch of `owner`; returns the reason of each, or OK.
 
-    `step` is its method that has the commands of a batch first. As many others as there may be
-    batches are held up in it until all calls have come.
+    `step`: the method of `owner` that gets the commands of a batch first. Batches of other calls,
+    as many as may be in flight, are blocked in it until all calls are queued.
     """
     sizes: list[int] = []
     begin = threading.Event()
-    waiting = 0
+    queued = 0
     real: Any = getattr(owner, step)
     enqueue: Any = getattr(MicroBatcher, "_enqueue")  # noqa: B009 - of any type
 
-    async def held_up(self: object, commands: Sequence[object]) -> object:
+    async def blocked(self: object, commands: Sequence[object]) -> object:
         sizes.append(len(commands))
         while not begin.is_set():
             await asyncio.sleep(0.002)
         return await real(self, commands)
 
-    def counted(self: MicroBatcher[Any, Any], unit: Any) -> asyncio.Future[Any]:
-        nonlocal waiting
-        waiting += isinstance(unit, LazyCommand)
-        return enqueue(self, unit)
+    def counted(self: MicroBatcher[Any, Any], command: Any) -> asyncio.Future[Any]:
+        nonlocal queued
+        queued += isinstance(command, LazyCommand)
+        return enqueue(self, command)
 
     first = [others() for _ in range(BatchingSettings().lock_batches_in_flight)]
     with (
-        mock.patch.object(owner, step, held_up),
+        mock.patch.object(owner, step, blocked),
         mock.patch.object(MicroBatcher, "_enqueue", counted),
         ThreadPoolExecutor(len(first) + len(calls)) as pool,
     ):
@@ -54,8 +54,8 @@ def answered_together(
             pool.submit(call)
             until(lambda number=number: len(sizes) == number)
         answers = [pool.submit(tried, call) for call in calls]
-        until(lambda: waiting == len(first) + len(calls))
+        until(lambda: queued == len(first) + len(calls))
         begin.set()
-        found = [answer.result() for answer in answers]
+        reasons = [answer.result() for answer in answers]
     assert max(sizes) > 1
-    return found
+    return reasons

@@ -1,4 +1,4 @@
-"""What the tests of the store share: a Database, books and calls."""
+"""A Database, books and calls for tests of the store."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ START = datetime(2021, 3, 1, 12, 0, tzinfo=UTC)
 
 
 class Clock:
-    """A time that goes on by a second whenever it is asked for."""
+    """A clock that advances by a second on each reading."""
 
     def __init__(self) -> None:
         self.now = START
@@ -36,7 +36,7 @@ class Clock:
 
 @asynccontextmanager
 async def opened(url: str, *, pool_max_size: int = 4) -> AsyncGenerator[Database]:
-    """A Database on this URL."""
+    """An open Database on this URL."""
     settings = DatabaseSettings(
         url=url,
         pool_min_size=1,
@@ -63,7 +63,7 @@ def call(request_id: str, caller: str = "shop", business_id: str = "") -> Call:
 
 
 def new_book(name: str = "spring", business_id: str = "bakery", **fields: Any) -> Book:
-    """A book that is not stored yet, with the id that `make_book` gives it."""
+    """A book that is not stored, with the id that `make_book` would give it."""
     attempt = event_id(7, EventType.BOOK_CREATED, "shop", f"create-{name}", business_id)
     values: dict[str, Any] = {
         "discount": Benefit("a gift"),

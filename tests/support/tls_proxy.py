@@ -1,4 +1,4 @@
-"""TLS in front of a server that does not speak it, as the embedded ones do not."""
+"""A TLS proxy for servers without TLS, such as the embedded ones."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ SSL_REQUEST_BYTES = 8
 
 @contextmanager
 def tls_in_front_of(port: int, own: Pair, *, postgresql: bool = False) -> Generator[int]:
-    """The port of a proxy that shows this certificate; whoever accepts it reaches `port`.
+    """The port of a TLS proxy with this certificate, in front of `port`.
 
-    `postgresql`: the client asks first whether it may speak TLS, as that protocol has it.
+    `postgresql`: clients send an SSLRequest first, as in the protocol of PostgreSQL.
     """
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(own.certificate, own.key)
@@ -29,7 +29,7 @@ def tls_in_front_of(port: int, own: Pair, *, postgresql: bool = False) -> Genera
                 writer.write(chunk)
                 await writer.drain()
 
-    async def hand_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with closing(writer):
             if postgresql:
                 await reader.readexactly(SSL_REQUEST_BYTES)
@@ -41,7 +41,7 @@ def tls_in_front_of(port: int, own: Pair, *, postgresql: bool = False) -> Genera
             )
 
     async def start() -> asyncio.Server:
-        return await asyncio.start_server(hand_on, HOST, 0)
+        return await asyncio.start_server(forward, HOST, 0)
 
     loop = asyncio.new_event_loop()
     loop.set_exception_handler(_ignore)
@@ -58,7 +58,7 @@ def tls_in_front_of(port: int, own: Pair, *, postgresql: bool = False) -> Genera
 
 
 def _ignore(_loop: asyncio.AbstractEventLoop, _context: object) -> None:
-    """A client that goes away is what is tested."""
+    """Ignore clients that disconnect, which tests do on purpose."""
 
 
 async def _end(server: asyncio.Server) -> None:

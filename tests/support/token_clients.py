@@ -1,4 +1,4 @@
-"""Clients of a server that asks for tokens."""
+"""Clients of a server that requires tokens."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ISSUER = Issuer(kid="")
 
 @contextmanager
 def caller(address: str, *roles: str, sub: str = "service", business: str = "") -> Generator[Api]:
-    """A client with a token for these roles; `business` empty: of all businesses."""
+    """A client with a token of these roles. `business` empty: for all businesses."""
     token = ISSUER.token(sub=sub, roles=list(roles), business_id=business or None)
     api = Api(address, token)
     try:

@@ -1,4 +1,4 @@
-"""Issuers of tokens, with keys made for the test, and calls with such tokens."""
+"""Issuers of tokens with keys of the tests, and calls with such tokens."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ ASKED_FOR: Mapping[str, Any] = {
     "jwt_issuer": ISSUER,
     "jwt_audience": AUDIENCE,
 }
-"""Settings of a server that asks for such tokens."""
+"""Settings of a server that requires such tokens."""
 
 
 @cache
 def private_key(algorithm: str) -> Any:
-    """A private key for an algorithm; one for all tests, since some take long to make."""
+    """A private key for an algorithm, cached, since some take long to generate."""
     if algorithm[:2] in {"RS", "PS"}:
         return rsa.generate_private_key(65_537, 2_048)
     if algorithm.startswith("ES"):
@@ -50,7 +50,7 @@ def private_key(algorithm: str) -> Any:
 
 @dataclass(frozen=True)
 class Issuer:
-    """Who signs tokens, with one key. `kid` empty: neither key nor tokens have one."""
+    """An issuer with one key. `kid` empty: neither the key nor its tokens have one."""
 
     kid: str = "k1"
     algorithm: str = "HS256"
@@ -59,11 +59,11 @@ class Issuer:
 
     @property
     def private(self) -> Any:
-        """What it signs with."""
+        """The private key."""
         return self.key if self.key is not None else private_key(self.algorithm)
 
     def jwk(self, **members: Any) -> dict[str, Any]:
-        """The public key as an entry of a JWK Set; `members` are added, None takes one away."""
+        """The public key as an entry of a JWK Set; `members` override it, None removes one."""
         public = self.private if isinstance(self.private, bytes) else self.private.public_key()
         kind = get_default_algorithms()[self.algorithm]
         entry = dict(kind.to_jwk(public, as_dict=True))
@@ -71,7 +71,7 @@ class Issuer:
         return {name: value for name, value in entry.items() if value is not None}
 
     def token(self, headers: Mapping[str, Any] | None = None, /, **claims: Any) -> str:
-        """A good token of a shop's service; `claims` differ, None takes one away."""
+        """A valid token of a shop's service; `claims` override it, None removes one."""
         now = int(time.time())
         values: dict[str, Any] = {
             "iss": self.name,
@@ -93,14 +93,14 @@ class Issuer:
 
 
 def key_file(path: Path, *keys: Issuer | Mapping[str, Any]) -> Path:
-    """A JWK Set of these keys."""
+    """Write a JWK Set of these keys."""
     entries = [key.jwk() if isinstance(key, Issuer) else key for key in keys]
     path.write_text(json.dumps({"keys": entries}), encoding="utf-8")
     return path
 
 
 def tokens(log: LogCapture | None = None, **changes: Any) -> Tokens:
-    """What verifies tokens with a secret."""
+    """A verifier of tokens that are signed with SECRET."""
     import structlog
 
     values: dict[str, Any] = {
@@ -120,7 +120,7 @@ OURS = Issuer(kid="")
 def calling(
     *values: str | bytes, access: Authorizer | None = None, method: str = REDEEM
 ) -> RequestContext:
-    """Who calls with these `authorization` values."""
+    """Authorize a call with these `authorization` values."""
     rpc = RequestContext((("user-agent", "test"), *(("authorization", value) for value in values)))
     (access or Authorizer(tokens()))(method, rpc)
     return rpc
@@ -129,12 +129,12 @@ def calling(
 def with_token(
     token: str, access: Authorizer | None = None, method: str = REDEEM
 ) -> RequestContext:
-    """Who calls with this token."""
+    """Authorize a call with this token."""
     return calling(f"Bearer {token}", access=access, method=method)
 
 
 def refused(token: str, access: Authorizer | None = None) -> Unauthenticated:
-    """Fails unless the token is refused, in the words that are the same for all."""
+    """Assert that the token is refused with the message that all refusals share."""
     with pytest.raises(Unauthenticated) as caught:
         with_token(token, access)
     error = caught.value

@@ -1,4 +1,4 @@
-"""Books of two businesses, and what is done with their codes, on the store alone."""
+"""Books of two businesses and commands on their codes, on the store alone."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Shop:
-    """A store with a bearer's book of many-use codes, and one of another business."""
+    """A store with a bearer book of many-use codes, and a book of another business."""
 
     database: Database
     books: Books
@@ -53,7 +53,7 @@ class Shop:
     other: Book
 
     async def codes(self, book: Book, *codes: str) -> None:
-        """Imports codes, which are spread over all buckets by their hash."""
+        """Import codes."""
         result = await self.chunks.import_chunk(book.book_id, 1, codes, call("import"))
         assert result.created == len(codes)
 
@@ -148,12 +148,12 @@ async def new_shop(database_url: str) -> AsyncGenerator[Shop]:
 async def all_pages(
     page: Callable[[Position | None], Awaitable[tuple[Sequence[T], Position | None]]], size: int
 ) -> list[T]:
-    """Everything, page by page; each but the last is full."""
-    found: list[T] = []
+    """The items of all pages. Asserts that all pages but the last are full."""
+    collected: list[T] = []
     position: Position | None = None
     while True:
         items, position = await page(position)
-        found += items
+        collected += items
         if position is None:
-            return found
+            return collected
         assert len(items) == size

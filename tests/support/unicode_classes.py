@@ -1,7 +1,7 @@
-"""How the table of `coupon_service/model/code_characters.py` was made of Unicode's data.
+"""Generator of the tables in `coupon_service/model/code_characters.py` from Unicode's data.
 
-`python -m support.unicode_classes`, run in `tests` by a Python whose Unicode is the table's, writes
-the module anew.
+`python -m support.unicode_classes`, run in `tests` by a Python with the tables' version of Unicode,
+rewrites the module.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from unicodedata import category, normalize, unidata_version
 import coupon_service.model.code_characters as frozen
 
 WHITE_CONTROLS = frozenset("\t\n\v\f\r\x85")
-"""Property White_Space, as far as the general category is Cc."""
+"""Property White_Space, within the general category Cc."""
 
 DEFAULT_IGNORABLE = frozenset(
     chr(point)
@@ -39,22 +39,22 @@ DEFAULT_IGNORABLE = frozenset(
     )
     for point in range(first, last + 1)
 )
-"""Property Default_Ignorable_Code_Point: what is there and not seen."""
+"""Property Default_Ignorable_Code_Point: invisible characters."""
 
 LETTERS_LIKE_QUOTES = frozenset("ʹʺʻʼʽʾʿˈˊˋˮߴߵ")
-"""Letters by category that keyboards and programs put where a quote or apostrophe is meant."""
+"""Letters by category that keyboards and programs insert instead of a quote or apostrophe."""
 
 NOTES = range(0x1D100, 0x1D200)
-"""The block Musical Symbols: what is a mark there stands on a note, which is left out."""
+"""The block Musical Symbols, whose combining marks belong to notes, which are left out."""
 
 STRUCTURE = frozenset("(),/:;<=>@[\\]{|}\N{FRACTION SLASH}\N{DIVISION SLASH}")
-"""Signs that make a list, an address or a path of what would else be a code."""
+"""Signs of lists, addresses and paths: a text that has one is no code."""
 
 NOT_READ = "\N{REPLACEMENT CHARACTER}"
 
 
 def class_of(character: str) -> str:
-    """LETTERS, MARKS, LEFT_OUT, or nothing for what no code is typed with."""
+    """LETTERS, MARKS or LEFT_OUT; empty for characters that no code may have."""
     kind = category(character)
     if character in WHITE_CONTROLS or (character in DEFAULT_IGNORABLE and kind != "Cn"):
         return "LEFT_OUT"
@@ -71,7 +71,7 @@ def class_of(character: str) -> str:
 
 
 def ranges_of(wanted: str) -> str:
-    """The characters of a class, as in the table."""
+    """The characters of a class, in the format of the tables."""
     ranges: list[list[int]] = []
     for point in range(0x110000):
         if class_of(chr(point)) != wanted:

@@ -1,4 +1,4 @@
-"""What tests of bad requests share."""
+"""The field violations of invalid requests."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from coupon_service.errors import InvalidArgument
 
 
 def bad_fields(read: Callable[[], object]) -> list[str]:
-    """The paths of the fields that a request is refused for, in the order of the answer."""
+    """The paths of the violations that reading a request raises, in order."""
     with pytest.raises(InvalidArgument) as caught:
         read()
     return [violation.field for violation in caught.value.violations]

@@ -1,4 +1,4 @@
-"""Waiting until something holds."""
+"""Waiting for a condition."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from collections.abc import Callable
 from typing import Final
 
 PATIENCE: Final = float(os.environ.get("COUPON_TEST_PATIENCE", "4"))
-"""How many times longer than promised it may take: a machine that tests run on has others to serve.
-1 for one that has not."""
+"""Factor on all time limits, since the test machine may be busy. 1 for an idle machine."""
 
 WITHIN_S: Final = 15.0
 POLL_S: Final = 0.02
@@ -18,8 +17,9 @@ POLL_S: Final = 0.02
 def until(
     holds: Callable[[], object], within_s: float = WITHIN_S, why_not: Callable[[], object] = str
 ) -> float:
-    """Waits until it holds, and says how long, in seconds. Fails after `within_s`, times PATIENCE,
-    with what `why_not` says.
+    """Wait until `holds` is true; returns the waiting time in seconds.
+
+    Fails after `within_s` times PATIENCE, with the result of `why_not`.
     """
     started_s = time.monotonic()
     while not holds():

@@ -380,11 +380,11 @@ async def test_each_limit_that_is_reached_is_one_alarm_and_one_line(redis_url: s
     async with worker(redis_url) as one, worker(redis_url) as two:
         first, second = one.guesses(USERS), two.guesses(USERS)
         await missed(first, service("shop"), "ann", "ann")
-        assert one.told.alarms == []
+        assert one.events.alarms == []
         await missed(second, service("shop"), *["ann"] * 4)
         await missed(first, service("shop"), *["ann"] * 4)
-        assert (one.told.alarms, two.told.alarms) == ([], ["user"])
-        (line,) = two.told.log.entries
+        assert (one.events.alarms, two.events.alarms) == ([], ["user"])
+        (line,) = two.events.log.entries
     assert line.pop("log_level") == "warning"
     assert line == {
         "event": "guess limit reached",
@@ -418,7 +418,7 @@ async def test_without_redis_each_worker_counts_for_itself(server_folder: Path) 
             guesses = one.guesses(USERS)
             assert await missed(guesses, end_user("ann"), *[""] * 9) == LIMIT
             assert guesses.refusal(end_user("ann"), "") is not None
-            assert one.told.alarms == ["user"]
+            assert one.events.alarms == ["user"]
             assert await missed(two.guesses(USERS), end_user("ann"), *[""] * 9) == LIMIT
 
 

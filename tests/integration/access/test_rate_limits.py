@@ -140,7 +140,7 @@ async def test_who_has_been_refused_costs_redis_nothing_until_the_window_ends(
             assert await admitted(limiter, end_user("ann"), *[TILL] * 4) == 3
             redis.stop()
             assert await admitted(limiter, end_user("ann"), *[TILL] * 4) == 0
-            assert one.told.unchecked == 0
+            assert one.events.unchecked == 0
 
 
 async def test_while_redis_does_not_answer_calls_pass_and_are_reported(server_folder: Path) -> None:
@@ -149,11 +149,11 @@ async def test_while_redis_does_not_answer_calls_pass_and_are_reported(server_fo
             limiter = one.limiter(USERS)
             redis.pause()
             assert await admitted(limiter, end_user("ann"), *[TILL] * 9) == 9
-            assert one.told.unchecked == 9
+            assert one.events.unchecked == 9
             redis.resume()
             redis.stop()
             assert await admitted(limiter, end_user("ann"), *[TILL] * 9) == 9
-            assert one.told.unchecked == 18
+            assert one.events.unchecked == 18
 
 
 async def test_of_many_calls_few_wait_for_a_redis_that_is_silent(server_folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Each check of whether rows, counters and ledger add up can fail."""
+"""Each check of the invariants detects a violation."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ UNKNOWN_ID = "00000000-0000-4000-8000-000000000000"
 
 
 def again(order: str | None, event: EventType = EventType.REDEEMED, **changes: object) -> str:
-    """Repeats a row of the ledger, but for these changes."""
+    """The statement that copies a row of the ledger with these changes."""
     of_order = "order_id IS NULL" if order is None else f"order_id = '{order}'"
     return f"""
         INSERT INTO redemption_audit
@@ -38,29 +38,27 @@ BREAKS = {
     "a code's state follows from its counts": (
         "UPDATE coupon_codes SET state = 1 WHERE book_id = %s"
     ),
-    "no code is redeemed more often than it may be": (
+    "no code is redeemed beyond its limit": (
         "UPDATE coupon_codes SET redemption_limit = 9, redemptions = 9 WHERE book_id = %s"
     ),
-    "no redemption was one too many": again("kept", code_redemptions=9),
-    "an order redeems a code once at a time": again("kept"),
+    "no redemption exceeded the limit of its time": again("kept", code_redemptions=9),
+    "an order has one live redemption of a code": again("kept"),
     "a request has one effect": again("kept"),
-    "what is rolled back was redeemed, and is rolled back once": (
+    "a rollback has a redemption, which is rolled back once": (
         again("undone", EventType.ROLLED_BACK)
     ),
     "a lock redeems once": again("kept"),
     "a request has one lock": again(None, EventType.LOCKED, lock_id=UNKNOWN_ID),
-    "a lock that answers a request was taken for its user": (
+    "a lock that answers a request was acquired for its user": (
         again(None, EventType.LOCKED, request_id="another", lock_id=UNKNOWN_ID)
     ),
-    "no redemption has an older fence than one before it": (
-        again("kept", fence=0, event_time="2100-01-01T00:00:00Z")
-    ),
+    "fences of redemptions increase": (again("kept", fence=0, event_time="2100-01-01T00:00:00Z")),
 }
 
 
 @pytest.fixture(scope="module")
 def book_id(api: Api) -> str:
-    """A book with something of everything that is counted."""
+    """A book with some of everything that is counted."""
     limits = books.BookLimits(
         max_redemptions=5,
         max_redemptions_per_code=2,
@@ -77,7 +75,7 @@ def book_id(api: Api) -> str:
 
 @pytest.fixture
 def connection(server: ServerThread) -> Iterator[psycopg.Connection[Any]]:
-    """A connection whose changes nobody sees."""
+    """A connection whose changes are rolled back."""
     url = server.settings.database_url
     assert url is not None
     with psycopg.connect(url.get_secret_value()) as opened:
@@ -85,16 +83,14 @@ def connection(server: ServerThread) -> Iterator[psycopg.Connection[Any]]:
         opened.rollback()
 
 
-def test_what_nobody_has_meddled_with_adds_up(
-    connection: psycopg.Connection[Any], book_id: str
-) -> None:
+def test_untouched_rows_add_up(connection: psycopg.Connection[Any], book_id: str) -> None:
     assert_adds_up(connection, [book_id])
 
 
 @pytest.mark.parametrize("check", [*SUMS, *RULES, *RULES_OF_TIME])
-def test_what_does_not_add_up_is_told(
+def test_broken_rule_is_reported(
     connection: psycopg.Connection[Any], book_id: str, check: str
 ) -> None:
     assert connection.execute(BREAKS[check].encode(), [book_id]).rowcount
-    with pytest.raises(AssertionError, match=f"not so: {check}: "):
+    with pytest.raises(AssertionError, match=f"broken: {check}: "):
         assert_adds_up(connection, [book_id])

@@ -13,7 +13,7 @@ from support import container_image as image_check
 def test_it_says_in_a_sentence_that_it_needs_root(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     with pytest.raises(image_check.CheckError, match=r"^The image was not checked: .* root.*\.$"):
-        image_check.complain_about_the_machine(None)
+        image_check.require_machine(None)
 
 
 def test_it_says_in_a_sentence_which_programs_are_missing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -24,9 +24,9 @@ def test_it_says_in_a_sentence_which_programs_are_missing(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(shutil, "which", which)
     with pytest.raises(image_check.CheckError, match=r"buildah and debootstrap cannot be found \("):
-        image_check.complain_about_the_machine(None)
+        image_check.require_machine(None)
     with pytest.raises(image_check.CheckError, match=r": buildah cannot be found \("):
-        image_check.complain_about_the_machine("python:3.13-slim")
+        image_check.require_machine("python:3.13-slim")
 
 
 def test_the_build_is_told_where_packages_come_from_and_nobody_else_is(
