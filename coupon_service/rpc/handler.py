@@ -11,60 +11,50 @@ separately (grpcio 1.85).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import chain
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
 import grpc
 import grpc.aio
-from google.protobuf.message import DecodeError
-from google.rpc.status_pb2 import Status
 from structlog.typing import FilteringBoundLogger
 
 from coupon_service.batching import BatchingSettings
-from coupon_service.errors import (
-    CouponServiceError,
-    DeadlineExceeded,
-    FieldViolation,
-    InvalidArgument,
-    Overloaded,
-)
+from coupon_service.errors import CouponServiceError, DeadlineExceeded, Overloaded
 from coupon_service.ratelimit.code_guessing import GuessGuard
 from coupon_service.ratelimit.limiter import RateLimiter
+from coupon_service.rpc.abort import HANDLERS, Answer, abort
 from coupon_service.rpc.arrival_batch import ArrivalBatcher
 from coupon_service.rpc.call_recorder import CallRecorder, RpcObserver
 from coupon_service.rpc.context import CURRENT, RequestContext
 from coupon_service.rpc.guess_guard import guarded
+from coupon_service.rpc.messages import Context, MessageReader, parser, unreadable
 from coupon_service.rpc.methods import METHODS
-from coupon_service.rpc.status import kind_of, known, to_status
+from coupon_service.rpc.public_methods import PublicMethods
+from coupon_service.rpc.status import kind_of, known
 
 if TYPE_CHECKING:
     from coupon_service.telemetry.tracing import Tracer
 
 Servicer = TypeVar("Servicer")
-Context = grpc.aio.ServicerContext[Any, Any]
-Answer = Callable[[Any, Context], Awaitable[bytes | None]]
 
 PACKAGE: Final = "coupon_service."
 
 HEADERS_MAX_BYTES: Final = 16_384
 """Of the metadata of a call. gRPC holds clients to it only once they confirmed its settings."""
 
-DETAILS_KEY: Final = "grpc-status-details-bin"
-"""Where clients look for a google.rpc.Status."""
-
 
 @dataclass(frozen=True, slots=True)
 class RpcHandlerSettings:
     """Bounds of an RPC. `import_request_max_bytes` holds for methods with large messages.
 
-    `default_deadline_ms` is for calls without a deadline, unless their method is open-ended. A
-    stream whose client owes a message for `stream_idle_ms` ends. `calls_max`: calls of any method
-    that are open at a time.
+    `default_deadline_ms` is for calls without a deadline, unless their method is open-ended, and
+    what a client has to send its message. A stream whose client owes a message for `stream_idle_ms`
+    ends. `calls_max`: calls that are open at a time; `public_streams_max`: streams of health and
+    reflection.
     """
 
     default_deadline_ms: int
@@ -72,15 +62,16 @@ class RpcHandlerSettings:
     import_request_max_bytes: int
     stream_idle_ms: int
     calls_max: int
+    public_streams_max: int
     batching: BatchingSettings = field(default_factory=BatchingSettings)
 
 
 class RpcHandler(grpc.GenericRpcHandler):
     """Answers the RPCs of the servicers that were added to it.
 
-    `authenticate` sets the caller of a method's call, or raises Unauthenticated, PermissionDenied
-    or RateLimited; without it everybody is anonymous. Without `limiter` and `guesses` there are no
-    limits of that kind.
+    `authenticate` sets the caller of a method's call, or raises Unauthenticated or
+    PermissionDenied; without it everybody is anonymous. Without `limiter` and `guesses` there are
+    no limits of that kind.
     """
 
     def __init__(
@@ -97,18 +88,22 @@ class RpcHandler(grpc.GenericRpcHandler):
         self._observer = observer
         self._recorder = CallRecorder(log, observer, tracer, settings.batching)
         self._arrivals = ArrivalBatcher(settings.batching)
+        self._messages = MessageReader(settings.default_deadline_ms / 1000)
+        self._public = PublicMethods(settings.public_streams_max)
         self._authenticate = authenticate or _as_anonymous
         self._tracer = tracer
         self._limiter = limiter
         self._guesses = guesses
         self.open_calls = 0
-        """Calls of any method that are being answered."""
+        """Calls that are being answered, but for those of public methods."""
         self._handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
+        self._public_handlers: dict[str, grpc.RpcMethodHandler[Any, Any] | None] = {}
 
     def add(self, register: Callable[[Servicer, Any], None], servicer: Servicer) -> None:
         """Takes over the methods of a servicer; `register` is the generated add_…_to_server.
 
-        Other packages' methods (health, reflection) are answered as they are, without a log line.
+        Other packages' methods (health, reflection) are public: they are answered as they are,
+        without a log line.
         """
         register(servicer, self)
 
@@ -120,48 +115,80 @@ class RpcHandler(grpc.GenericRpcHandler):
     ) -> None:
         """Called by the generated code."""
         for name, handler in handlers.items():
-            self._handlers[f"/{service}/{name}"] = (
-                self._guarded(f"{service.rpartition('.')[2]}/{name}", handler)
-                if service.startswith(PACKAGE)
-                else handler
-            )
+            path = f"/{service}/{name}"
+            if service.startswith(PACKAGE):
+                self._handlers[path] = self._guarded(
+                    f"{service.rpartition('.')[2]}/{name}", handler
+                )
+            else:
+                self._public_handlers[path] = self._public.bounded(handler)
 
     def service(
         self, handler_call_details: grpc.HandlerCallDetails
     ) -> grpc.RpcMethodHandler[Any, Any] | None:
         """Called by gRPC for every RPC, in the context that its handler runs in."""
+        path = handler_call_details.method
+        handler = self._handlers.get(path)
+        if handler is None:
+            return self._public_handlers.get(path)
         # The metadata has been read by now; ServicerContext.invocation_metadata() reads it again.
-        metadata = handler_call_details.invocation_metadata
-        CURRENT.set(RequestContext(metadata))
-        handler = self._handlers.get(handler_call_details.method)
+        rpc = RequestContext(handler_call_details.invocation_metadata)
+        CURRENT.set(rpc)
+        method = path.rpartition(".")[2]
         if self.open_calls >= self._settings.calls_max:
-            return self._refusing(handler_call_details.method, Overloaded())
-        if sum(map(len, chain.from_iterable(metadata))) > HEADERS_MAX_BYTES:
+            return self._shedding(method, Overloaded())
+        if sum(map(len, chain.from_iterable(rpc.metadata))) > HEADERS_MAX_BYTES:
             expected = f"expected at most {HEADERS_MAX_BYTES} bytes of metadata"
-            return self._refusing(handler_call_details.method, _unreadable(expected))
+            return self._shedding(method, unreadable(expected))
+        try:
+            self._authenticate(method, rpc)
+        except Exception as error:  # noqa: BLE001 - each becomes a status
+            return self._refusing(method, rpc, error)
         if (task := asyncio.current_task()) is not None:
             self.open_calls += 1
             task.add_done_callback(self._closed)
         return handler
 
+    @property
+    def open_streams(self) -> int:
+        """Streams of public methods, which are open at a time."""
+        return self._public.open_streams
+
     def close(self) -> None:
         """Flushes what was recorded of the last calls; there are no more."""
         self._recorder.flush()
 
-    def _refusing(self, method: str, error: CouponServiceError) -> grpc.RpcMethodHandler[Any, Any]:
-        """Answers any method with the error, at once: it does not wait for the request."""
-        kind, details = kind_of(error), to_status(error)
-        if method in self._handlers:
-            name = method.rpartition(".")[2]
-            self._observer.rpcs_finished(name, kind.code.name, kind.name, [0.0])
+    def _shedding(self, method: str, error: CouponServiceError) -> grpc.RpcMethodHandler[Any, Any]:
+        """Answers with the error, at once and with as little work as can be: it is only counted."""
+        kind = kind_of(error)
+        self._observer.rpcs_finished(method, kind.code.name, kind.name, [0.0])
+
+        async def shed(_: Any, context: Context) -> None:
+            await abort(context, error)
+
+        return HANDLERS[True](shed)
+
+    def _refusing(
+        self, method: str, rpc: RequestContext, error: Exception
+    ) -> grpc.RpcMethodHandler[Any, Any]:
+        """Answers with the error, at once: it does not wait for the request, which may not come."""
 
         async def refuse(_: Any, context: Context) -> None:
-            await _abort(context, kind.code, details, error)
+            started = self._begin(method, rpc, context)
+            await self._refuse(error, method, rpc, context, started)
 
-        return _HANDLERS[True, True](refuse)
+        return HANDLERS[True](refuse)
 
     def _closed(self, _: object) -> None:
         self.open_calls -= 1
+
+    def _begin(self, method: str, rpc: RequestContext, context: Context) -> float:
+        """The answer to a call begins, at the time (of time.perf_counter) that it returns."""
+        started = perf_counter()
+        rpc.peer = context.peer()
+        if self._tracer is not None:
+            rpc.span = self._tracer.call_started(method, rpc.metadata)
+        return started
 
     def _guarded(
         self, method: str, handler: grpc.RpcMethodHandler[Any, Any]
@@ -171,28 +198,28 @@ class RpcHandler(grpc.GenericRpcHandler):
         handler = guarded(row.look_up, handler, self._guesses)
         default_s = None if row.open_ended else settings.default_deadline_ms / 1000
         max_bytes = settings.import_request_max_bytes if row.large else settings.request_max_bytes
-        parse = _parser(handler.request_deserializer, max_bytes)
+        parse = parser(handler.request_deserializer, max_bytes)
         work = _work(handler, parse, settings.stream_idle_ms / 1000)
 
-        async def answer(given: Any, context: Context) -> bytes | None:
-            started = perf_counter()
+        async def answer(messages: Any, context: Context) -> bytes | None:
             rpc = CURRENT.get()
-            rpc.peer = context.peer()
-            if self._tracer is not None:
-                rpc.span = self._tracer.call_started(method, rpc.metadata)
+            started = self._begin(method, rpc, context)
             try:
-                if not row.open_ended and self.open_calls > self._arrivals.busy_calls:
-                    await self._arrivals.join()
-                self._authenticate(method, rpc)
                 if self._limiter is not None and self._limiter.limits(rpc):
                     await self._limiter.admit(row.rate_class, rpc)
+                given = messages
+                if not handler.request_streaming:
+                    given = await self._messages.read(context)
+                if not row.open_ended and self.open_calls > self._arrivals.busy_calls:
+                    await self._arrivals.join()
                 if (remaining_s := _remaining_s(context)) is not None:
                     # gRPC itself ends the call then.
                     rpc.deadline = perf_counter() + remaining_s
                     response = await work(given, context)
                 elif default_s is not None:
-                    rpc.deadline = perf_counter() + default_s
-                    response = await _within(default_s, work(given, context))
+                    rpc.deadline = started + default_s
+                    remaining_s = rpc.deadline - perf_counter()
+                    response = await _within(remaining_s, work(given, context))
                 else:
                     response = await work(given, context)
             except asyncio.CancelledError as error:
@@ -211,7 +238,7 @@ class RpcHandler(grpc.GenericRpcHandler):
                 self._recorder.add(method, rpc, "OK", "", started)
                 return response
 
-        return _HANDLERS[handler.request_streaming, handler.response_streaming](answer)
+        return HANDLERS[handler.response_streaming](answer)
 
     async def _refuse(
         self,
@@ -225,7 +252,7 @@ class RpcHandler(grpc.GenericRpcHandler):
         answer = known(error)
         kind = kind_of(answer)
         self._recorder.add(method, rpc, kind.code.name, kind.name, started, answer, error)
-        await _abort(context, kind.code, to_status(answer), error)
+        await abort(context, answer, error)
 
 
 def _as_anonymous(method: str, rpc: RequestContext) -> None:
@@ -266,44 +293,6 @@ def _work(
     return many if handler.response_streaming else one
 
 
-def _parser(deserialize: Any, max_bytes: int) -> Callable[[bytes], Any]:
-    def parse(raw: bytes) -> Any:
-        if len(raw) > max_bytes:
-            raise _unreadable(f"expected a message of at most {max_bytes} bytes, not {len(raw)}")
-        try:
-            return deserialize(raw)
-        except DecodeError:
-            raise _unreadable("expected a message of the method's type, text in UTF-8") from None
-
-    return parse
-
-
-def _unreadable(expected: str) -> InvalidArgument:
-    return InvalidArgument((FieldViolation("", expected),))
-
-
-async def _abort(
-    context: Context, code: grpc.StatusCode, details: Status, error: BaseException
-) -> NoReturn:
-    """Ends an RPC with this status, and has what it left in memory freed at once.
-
-    gRPC keeps the AbortError with the call, and the frames that this and `error` came through have
-    the call: cycles, which would stay until the collector comes.
-    """
-    trailer = ((DETAILS_KEY, details.SerializeToString()),)
-    try:
-        await context.abort(code, details.message, trailer)
-    except grpc.aio.AbortError as aborted:
-        if (task := asyncio.current_task()) is not None:
-            task.add_done_callback(partial(_forget_frames, (aborted, error)))
-        raise
-
-
-def _forget_frames(errors: Iterable[BaseException], _: object) -> None:
-    for error in errors:
-        error.__traceback__ = error.__context__ = None
-
-
 async def _within(seconds: float, work: Awaitable[bytes | None]) -> bytes | None:
     """What `work` returns. Raises DeadlineExceeded after `seconds`."""
     limit = asyncio.timeout(seconds)
@@ -329,14 +318,3 @@ def _remaining_s(context: Context) -> float | None:
 def _is_late(context: Context) -> bool:
     remaining_s = _remaining_s(context)
     return remaining_s is not None and remaining_s < 0.01
-
-
-_HANDLERS: Final[
-    Mapping[tuple[bool, bool], Callable[[Answer], grpc.RpcMethodHandler[Any, Any]]]
-] = {
-    (False, False): grpc.unary_unary_rpc_method_handler,
-    (False, True): grpc.unary_stream_rpc_method_handler,
-    (True, False): grpc.stream_unary_rpc_method_handler,
-    (True, True): grpc.stream_stream_rpc_method_handler,
-}
-"""By whether requests and responses are streams. Without serializers: bytes in, bytes out."""

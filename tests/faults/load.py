@@ -19,7 +19,7 @@ import grpc
 from grpc import StatusCode
 from support.service import Api, Refused, books, new_codes, redemptions, unique
 
-from coupon_service.rpc.handler import DETAILS_KEY
+from coupon_service.rpc.abort import DETAILS_KEY
 
 T = TypeVar("T")
 

@@ -30,10 +30,13 @@ from coupon_service.v1 import redemption_service_pb2_grpc as pb_grpc
 HEALTH = importlib.import_module("grpc_health.v1.health")
 HEALTH_PB = importlib.import_module("grpc_health.v1.health_pb2")
 HEALTH_GRPC = importlib.import_module("grpc_health.v1.health_pb2_grpc")
+REFLECTION = importlib.import_module("grpc_reflection.v1alpha.reflection")
+REFLECTION_GRPC = importlib.import_module("grpc_reflection.v1alpha.reflection_pb2_grpc")
 
 DEADLINE_MS = 300
 MAX_BYTES = 2_000
 CALLS_MAX = 200
+PUBLIC_STREAMS_MAX = 30
 
 
 class AnyServicer:
@@ -116,6 +119,7 @@ async def running(
             import_request_max_bytes=10 * MAX_BYTES,
             stream_idle_ms=DEADLINE_MS,
             calls_max=CALLS_MAX,
+            public_streams_max=PUBLIC_STREAMS_MAX,
             batching=batching or BatchingSettings(),
         )
         counted: list[tuple[str, str, str]] = []
@@ -125,6 +129,10 @@ async def running(
         handler.add(pb_grpc.add_RedemptionServiceServicer_to_server, servicer)
         handler.add(codes_grpc.add_CouponCodeServiceServicer_to_server, servicer)
         handler.add(HEALTH_GRPC.add_HealthServicer_to_server, HEALTH.aio.HealthServicer())
+        handler.add(
+            REFLECTION_GRPC.add_ServerReflectionServicer_to_server,
+            REFLECTION.aio.ReflectionServicer(()),
+        )
         server.add_generic_rpc_handlers((handler,))
         await server.start()
         try:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
-from hpack import Encoder
+from hpack import Decoder, Encoder
 
 DATA, HEADERS, RST_STREAM, SETTINGS, PING, CONTINUATION = 0, 1, 3, 4, 6, 9
 ACK, END_STREAM, END_HEADERS = 1, 1, 4
@@ -89,3 +90,17 @@ def answers(connection: socket.socket, silence_s: float) -> Iterator[tuple[int, 
             payload = received[HEAD_BYTES : HEAD_BYTES + size]
             yield received[3], int.from_bytes(received[5:HEAD_BYTES], "big"), payload
             received = received[HEAD_BYTES + size :]
+
+
+def statuses(connection: socket.socket, count: int, silence_s: float = 5) -> list[str]:
+    """The grpc-status of each of so many calls, as they end; of fewer when nothing comes."""
+    decoder = Decoder()
+    found: list[str] = []
+    for kind, _, payload in answers(connection, silence_s):
+        if kind == HEADERS:
+            fields: dict[Any, Any] = dict(decoder.decode(payload, raw=True))
+            if status := fields.get(b"grpc-status"):
+                found.append(status.decode())
+                if len(found) == count:
+                    break
+    return found
