@@ -63,8 +63,8 @@ class State:
     `users`: counts in books that limit users. `totals`: redemptions of books that limit them.
     `candidates`: locked, available codes of a book for AssignRandom. `candidates_contended`: books
     with more available codes, which other transactions had locked. `fences`: unused fencing
-    numbers. `hidden`: codes with an end user who could not use them when they were loaded; no
-    further rows of them were loaded.
+    numbers. `hidden`: codes with an end user, and the lock whose token was shown, that could not be
+    used when they were loaded; no further rows of them were loaded.
     """
 
     codes: dict[str, Code] = field(default_factory=dict[str, Code])
@@ -84,7 +84,7 @@ class State:
     candidates: dict[UUID, list[str]] = field(default_factory=dict[UUID, list[str]])
     candidates_contended: frozenset[UUID] = frozenset()
     fences: list[int] = field(default_factory=list[int])
-    hidden: frozenset[tuple[str, str]] = frozenset()
+    hidden: frozenset[tuple[str, str, UUID | None]] = frozenset()
 
 
 @value

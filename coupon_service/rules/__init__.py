@@ -14,7 +14,7 @@ from coupon_service.rules.derived_states import (
     may_be_locked,
     order_discount,
 )
-from coupon_service.rules.refusals import find_code, is_hidden, redemption_refusals
+from coupon_service.rules.refusals import find_code, hidden_key, is_hidden, redemption_refusals
 from coupon_service.rules.stock import crossed, stock_left, stock_level
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "effective_book_state",
     "effective_code_state",
     "find_code",
+    "hidden_key",
     "is_hidden",
     "lock_view",
     "may_be_locked",

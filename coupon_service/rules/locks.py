@@ -26,7 +26,7 @@ from coupon_service.model import (
 )
 from coupon_service.rules.derived_states import lock_view
 from coupon_service.rules.draft import Draft
-from coupon_service.rules.refusals import redemption_refusal
+from coupon_service.rules.refusals import extension_refusals, redemption_refusal
 
 
 def lock(command: Lock, code: Code, book: Book, draft: Draft) -> Outcome:
@@ -106,6 +106,8 @@ def change_lock(command: ChangeLock, code: Code, book: Book, draft: Draft) -> Ou
     if command.type is EventType.LOCK_EXTENDED:
         if book.lock_policy is LockPolicy.OFF:
             return _locking_off()
+        for refusal in extension_refusals(view.user_id, code, book, draft.state, draft.now):
+            return refusal
         limit = command.extensions_max
         if sum(it.type is EventType.LOCK_EXTENDED for it in history) >= limit:
             return LockLimitExceeded(

@@ -49,7 +49,7 @@ from coupon_service.model import (
     State,
     UserCounts,
 )
-from coupon_service.rules.derived_states import LOCK_ENDS
+from coupon_service.rules.derived_states import LOCK_ENDS, lock_view
 from coupon_service.rules.draft import Draft
 
 LINKED = (AssignmentState.ACTIVE, AssignmentState.REDEEMED)
@@ -92,17 +92,23 @@ def is_hidden(command: Redeem | Lock, code: Code, book: Book, state: State, now:
     """
     if not command.call.end_user:
         return False
-    key = (code.code, command.user_id)
-    if key in state.hidden:
+    if hidden_key(command) in state.hidden:
         return True
-    link = state.assignments.get(key)
+    link = state.assignments.get((code.code, command.user_id))
     mine = link is not None and (link.state in LINKED or link.redemptions > 0)
+    ends_at = _ends_judged_at(command, link, book, state, now)
     why = (
-        *_unusable(code, book, now),
-        *_link_refusals(link, book, now),
+        *_unusable(code, book, now, ends_at),
+        *_link_refusals(link, book, ends_at),
         *(() if mine else _used(command, code, book, state)),
     )
     return bool(why)
+
+
+def hidden_key(command: Redeem | Lock) -> tuple[str, str, UUID | None]:
+    """What a code is hidden from: a user, with or without a lock's token."""
+    lock = command.lock if isinstance(command, Redeem) else None
+    return command.code, command.user_id, lock.lock_id if lock is not None else None
 
 
 def redemption_refusal(
@@ -138,10 +144,11 @@ def redemption_refusals(
     command: Redeem | Lock, code: Code, book: Book, state: State, now: datetime
 ) -> Iterator[CouponServiceError]:
     """Why this user cannot redeem, or lock, this code now."""
-    yield from _unusable(code, book, now)
-    yield from _used(command, code, book, state)
     link = state.assignments.get((code.code, command.user_id))
-    yield from _link_refusals(link, book, now)
+    ends_at = _ends_judged_at(command, link, book, state, now)
+    yield from _unusable(code, book, now, ends_at)
+    yield from _used(command, code, book, state)
+    yield from _link_refusals(link, book, ends_at)
     yield from _user_limits(command.user_id, link, book, state)
     limit = book.limits.max_redemptions
     if limit and state.totals[book.book_id] >= limit:
@@ -151,6 +158,15 @@ def redemption_refusals(
         yield from _lock_refusals(command, link, book, state, now)
     if command.lease is not None and not command.lease.gone:
         yield from _no_permit(command.lease, code, book, state)
+
+
+def extension_refusals(
+    user_id: str, code: Code, book: Book, state: State, now: datetime
+) -> Iterator[CouponServiceError]:
+    """Why this user gets no more time for a lock on this code now."""
+    yield from _book_ended(book, now)
+    yield from _not_started(book, now)
+    yield from _validity_ended(state.assignments.get((code.code, user_id)), now)
 
 
 def assignment_refusals(
@@ -182,10 +198,29 @@ def user_assignment_refusals(
     yield from _assignment_limit(command.user_id, book, state)
 
 
-def _unusable(code: Code, book: Book, now: datetime) -> Iterator[CouponServiceError]:
-    yield from _over(book, now)
-    if book.start_time is not None and now < book.start_time:
-        yield BookNotStarted(start_time=book.start_time.isoformat())
+def _ends_judged_at(
+    command: Redeem | Lock, link: Assignment | None, book: Book, state: State, now: datetime
+) -> datetime:
+    """By which time the ends of the book and of the assignment are judged.
+
+    A lock that was taken in time is honoured: with the token of one that is held, this is when it
+    was taken; otherwise now. Everything else is judged now.
+    """
+    if not isinstance(command, Redeem) or command.lock is None:
+        return now
+    if not any((*_book_ended(book, now), *_validity_ended(link, now))):
+        return now
+    if any(_lock_refusals(command, link, book, state, now)):
+        return now
+    held = lock_view(state.lock_events.get(command.lock.lock_id, ()), now)
+    return held.create_time if held is not None else now
+
+
+def _unusable(
+    code: Code, book: Book, now: datetime, ends_at: datetime
+) -> Iterator[CouponServiceError]:
+    yield from _over(book, ends_at)
+    yield from _not_started(book, now)
     if code.state is CodeState.DISABLED:
         yield CodeDisabled()
 
@@ -200,11 +235,20 @@ def _used(
     yield from _code_used_up(code, book)
 
 
-def _over(book: Book, now: datetime) -> Iterator[CouponServiceError]:
+def _over(book: Book, time: datetime) -> Iterator[CouponServiceError]:
     if book.state is not BookState.ACTIVE:
         yield BookNotActive(state=book.state.name)
-    if book.end_time is not None and now >= book.end_time:
+    yield from _book_ended(book, time)
+
+
+def _book_ended(book: Book, time: datetime) -> Iterator[CouponServiceError]:
+    if book.end_time is not None and time >= book.end_time:
         yield BookExpired(end_time=book.end_time.isoformat())
+
+
+def _not_started(book: Book, now: datetime) -> Iterator[CouponServiceError]:
+    if book.start_time is not None and now < book.start_time:
+        yield BookNotStarted(start_time=book.start_time.isoformat())
 
 
 def _code_used_up(code: Code, book: Book) -> Iterator[CouponServiceError]:
@@ -214,12 +258,18 @@ def _code_used_up(code: Code, book: Book) -> Iterator[CouponServiceError]:
 
 
 def _link_refusals(
-    link: Assignment | None, book: Book, now: datetime
+    link: Assignment | None, book: Book, time: datetime
 ) -> Iterator[CouponServiceError]:
     linked = link is not None and link.state in LINKED
     if not linked and book.assignment_policy is AssignmentPolicy.REQUIRED:
         yield CodeNotAssignedToUser()
-    if linked and link is not None and link.expire_time is not None and now >= link.expire_time:
+    yield from _validity_ended(link, time)
+
+
+def _validity_ended(link: Assignment | None, time: datetime) -> Iterator[CouponServiceError]:
+    if link is None or link.state not in LINKED or link.expire_time is None:
+        return
+    if time >= link.expire_time:
         yield CodeExpired(expire_time=link.expire_time.isoformat())
 
 

@@ -44,12 +44,14 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_BOOK_NOT_STARTED: _ErrorReason.ValueType  # 11
     """[FAILED_PRECONDITION] The book's `start_time` lies ahead. Metadata: `start_time`."""
     ERROR_REASON_BOOK_EXPIRED: _ErrorReason.ValueType  # 12
-    """[FAILED_PRECONDITION] The book's `end_time` has passed. Metadata: `end_time`."""
+    """[FAILED_PRECONDITION] The book's `end_time` has passed, or, with the token of a lock that is
+    held, had passed when the lock was taken. Metadata: `end_time`.
+    """
     ERROR_REASON_CODE_DISABLED: _ErrorReason.ValueType  # 13
     """[FAILED_PRECONDITION] The code was disabled with DisableCode."""
     ERROR_REASON_CODE_EXPIRED: _ErrorReason.ValueType  # 14
-    """[FAILED_PRECONDITION] The user's assignment is older than the book's
-    `assigned_code_validity`. Metadata: `expire_time`.
+    """[FAILED_PRECONDITION] The user's assignment is older than the book's `assigned_code_validity`,
+    or, with the token of a lock that is held, was when the lock was taken. Metadata: `expire_time`.
     """
     ERROR_REASON_CODE_ALREADY_REDEEMED: _ErrorReason.ValueType  # 15
     """[FAILED_PRECONDITION] The code allows one redemption and has been redeemed."""
@@ -197,12 +199,14 @@ ERROR_REASON_BOOK_NOT_ACTIVE: ErrorReason.ValueType  # 10
 ERROR_REASON_BOOK_NOT_STARTED: ErrorReason.ValueType  # 11
 """[FAILED_PRECONDITION] The book's `start_time` lies ahead. Metadata: `start_time`."""
 ERROR_REASON_BOOK_EXPIRED: ErrorReason.ValueType  # 12
-"""[FAILED_PRECONDITION] The book's `end_time` has passed. Metadata: `end_time`."""
+"""[FAILED_PRECONDITION] The book's `end_time` has passed, or, with the token of a lock that is
+held, had passed when the lock was taken. Metadata: `end_time`.
+"""
 ERROR_REASON_CODE_DISABLED: ErrorReason.ValueType  # 13
 """[FAILED_PRECONDITION] The code was disabled with DisableCode."""
 ERROR_REASON_CODE_EXPIRED: ErrorReason.ValueType  # 14
-"""[FAILED_PRECONDITION] The user's assignment is older than the book's
-`assigned_code_validity`. Metadata: `expire_time`.
+"""[FAILED_PRECONDITION] The user's assignment is older than the book's `assigned_code_validity`,
+or, with the token of a lock that is held, was when the lock was taken. Metadata: `expire_time`.
 """
 ERROR_REASON_CODE_ALREADY_REDEEMED: ErrorReason.ValueType  # 15
 """[FAILED_PRECONDITION] The code allows one redemption and has been redeemed."""

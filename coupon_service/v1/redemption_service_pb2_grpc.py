@@ -143,8 +143,9 @@ class RedemptionServiceServicer:
     def ExtendLock(self, request, context):
         """Gives a lock a new expiry, `ttl` from now, never earlier than it had. LOCK_EXPIRED,
         LOCK_TOKEN_MISMATCH, LOCK_LIMIT_EXCEEDED (3 times by default), INVALID_STATE_TRANSITION when the
-        book has locking off, LOCKS_UNAVAILABLE. The old token keeps its old expiry; use the new one. A
-        repeat returns the lock as it is now; LOCK_EXPIRED when it is over, with its `state`.
+        book has locking off, BOOK_EXPIRED, BOOK_NOT_STARTED, CODE_EXPIRED (all as of now),
+        LOCKS_UNAVAILABLE. The old token keeps its old expiry; use the new one. A repeat returns the lock
+        as it is now; LOCK_EXPIRED when it is over, with its `state`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -182,6 +183,12 @@ class RedemptionServiceServicer:
         ORDER_BELOW_MINIMUM, CURRENCY_MISMATCH, LOCK_REQUIRED, LOCK_EXPIRED, LOCK_TOKEN_MISMATCH,
         CODE_LOCKED, LOCKS_UNAVAILABLE, CONTENTION. A repeat of a redemption that was rolled back is
         ALREADY_ROLLED_BACK, and redeems nothing. Resource of the request_id: the code.
+
+        A lock that was taken in time is honoured: with the token of a lock that is held, BOOK_EXPIRED
+        and CODE_EXPIRED are judged as of the lock's `create_time`, by the book and the assignment as
+        they are now. A lock reserves a use of the code and nothing else: the discount, the minimum and
+        all other limits are those at the redemption, and a book that is paused or closed, or a code that
+        is disabled, stays so.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -62,8 +62,9 @@ class RedemptionServiceStub:
     ExtendLock: _grpc.UnaryUnaryMultiCallable[_redemption_service_pb2.ExtendLockRequest, _redemption_service_pb2.ExtendLockResponse]
     """Gives a lock a new expiry, `ttl` from now, never earlier than it had. LOCK_EXPIRED,
     LOCK_TOKEN_MISMATCH, LOCK_LIMIT_EXCEEDED (3 times by default), INVALID_STATE_TRANSITION when the
-    book has locking off, LOCKS_UNAVAILABLE. The old token keeps its old expiry; use the new one. A
-    repeat returns the lock as it is now; LOCK_EXPIRED when it is over, with its `state`.
+    book has locking off, BOOK_EXPIRED, BOOK_NOT_STARTED, CODE_EXPIRED (all as of now),
+    LOCKS_UNAVAILABLE. The old token keeps its old expiry; use the new one. A repeat returns the lock
+    as it is now; LOCK_EXPIRED when it is over, with its `state`.
     """
     UnlockCode: _grpc.UnaryUnaryMultiCallable[_redemption_service_pb2.UnlockCodeRequest, _redemption_service_pb2.UnlockCodeResponse]
     """Ends a lock before its time. LOCK_NOT_FOUND, LOCK_EXPIRED (it ended otherwise),
@@ -84,6 +85,12 @@ class RedemptionServiceStub:
     ORDER_BELOW_MINIMUM, CURRENCY_MISMATCH, LOCK_REQUIRED, LOCK_EXPIRED, LOCK_TOKEN_MISMATCH,
     CODE_LOCKED, LOCKS_UNAVAILABLE, CONTENTION. A repeat of a redemption that was rolled back is
     ALREADY_ROLLED_BACK, and redeems nothing. Resource of the request_id: the code.
+
+    A lock that was taken in time is honoured: with the token of a lock that is held, BOOK_EXPIRED
+    and CODE_EXPIRED are judged as of the lock's `create_time`, by the book and the assignment as
+    they are now. A lock reserves a use of the code and nothing else: the discount, the minimum and
+    all other limits are those at the redemption, and a book that is paused or closed, or a code that
+    is disabled, stays so.
     """
     BatchRedeemCodes: _grpc.UnaryUnaryMultiCallable[_redemption_service_pb2.BatchRedeemCodesRequest, _redemption_service_pb2.BatchRedeemCodesResponse]
     """RedeemCode for up to 1,000 codes: in one transaction when it is ALL_OR_NOTHING, else in a few,
@@ -136,8 +143,9 @@ class RedemptionServiceAsyncStub(RedemptionServiceStub):
     ExtendLock: _aio.UnaryUnaryMultiCallable[_redemption_service_pb2.ExtendLockRequest, _redemption_service_pb2.ExtendLockResponse]  # type: ignore[assignment]
     """Gives a lock a new expiry, `ttl` from now, never earlier than it had. LOCK_EXPIRED,
     LOCK_TOKEN_MISMATCH, LOCK_LIMIT_EXCEEDED (3 times by default), INVALID_STATE_TRANSITION when the
-    book has locking off, LOCKS_UNAVAILABLE. The old token keeps its old expiry; use the new one. A
-    repeat returns the lock as it is now; LOCK_EXPIRED when it is over, with its `state`.
+    book has locking off, BOOK_EXPIRED, BOOK_NOT_STARTED, CODE_EXPIRED (all as of now),
+    LOCKS_UNAVAILABLE. The old token keeps its old expiry; use the new one. A repeat returns the lock
+    as it is now; LOCK_EXPIRED when it is over, with its `state`.
     """
     UnlockCode: _aio.UnaryUnaryMultiCallable[_redemption_service_pb2.UnlockCodeRequest, _redemption_service_pb2.UnlockCodeResponse]  # type: ignore[assignment]
     """Ends a lock before its time. LOCK_NOT_FOUND, LOCK_EXPIRED (it ended otherwise),
@@ -158,6 +166,12 @@ class RedemptionServiceAsyncStub(RedemptionServiceStub):
     ORDER_BELOW_MINIMUM, CURRENCY_MISMATCH, LOCK_REQUIRED, LOCK_EXPIRED, LOCK_TOKEN_MISMATCH,
     CODE_LOCKED, LOCKS_UNAVAILABLE, CONTENTION. A repeat of a redemption that was rolled back is
     ALREADY_ROLLED_BACK, and redeems nothing. Resource of the request_id: the code.
+
+    A lock that was taken in time is honoured: with the token of a lock that is held, BOOK_EXPIRED
+    and CODE_EXPIRED are judged as of the lock's `create_time`, by the book and the assignment as
+    they are now. A lock reserves a use of the code and nothing else: the discount, the minimum and
+    all other limits are those at the redemption, and a book that is paused or closed, or a code that
+    is disabled, stays so.
     """
     BatchRedeemCodes: _aio.UnaryUnaryMultiCallable[_redemption_service_pb2.BatchRedeemCodesRequest, _redemption_service_pb2.BatchRedeemCodesResponse]  # type: ignore[assignment]
     """RedeemCode for up to 1,000 codes: in one transaction when it is ALL_OR_NOTHING, else in a few,
@@ -225,8 +239,9 @@ class RedemptionServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_redemption_service_pb2.ExtendLockResponse, _abc.Awaitable[_redemption_service_pb2.ExtendLockResponse]]:
         """Gives a lock a new expiry, `ttl` from now, never earlier than it had. LOCK_EXPIRED,
         LOCK_TOKEN_MISMATCH, LOCK_LIMIT_EXCEEDED (3 times by default), INVALID_STATE_TRANSITION when the
-        book has locking off, LOCKS_UNAVAILABLE. The old token keeps its old expiry; use the new one. A
-        repeat returns the lock as it is now; LOCK_EXPIRED when it is over, with its `state`.
+        book has locking off, BOOK_EXPIRED, BOOK_NOT_STARTED, CODE_EXPIRED (all as of now),
+        LOCKS_UNAVAILABLE. The old token keeps its old expiry; use the new one. A repeat returns the lock
+        as it is now; LOCK_EXPIRED when it is over, with its `state`.
         """
 
     @_abc_1.abstractmethod
@@ -271,6 +286,12 @@ class RedemptionServiceServicer(metaclass=_abc_1.ABCMeta):
         ORDER_BELOW_MINIMUM, CURRENCY_MISMATCH, LOCK_REQUIRED, LOCK_EXPIRED, LOCK_TOKEN_MISMATCH,
         CODE_LOCKED, LOCKS_UNAVAILABLE, CONTENTION. A repeat of a redemption that was rolled back is
         ALREADY_ROLLED_BACK, and redeems nothing. Resource of the request_id: the code.
+
+        A lock that was taken in time is honoured: with the token of a lock that is held, BOOK_EXPIRED
+        and CODE_EXPIRED are judged as of the lock's `create_time`, by the book and the assignment as
+        they are now. A lock reserves a use of the code and nothing else: the discount, the minimum and
+        all other limits are those at the redemption, and a book that is paused or closed, or a code that
+        is disabled, stays so.
         """
 
     @_abc_1.abstractmethod

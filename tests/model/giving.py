@@ -341,11 +341,21 @@ class Giving(Told):
 
     # --- what several changes have in common ----------------------------------------------------
 
-    def _over(self, book: Message) -> Iterator[No]:
+    def _over(self, book: Message, time: int = 0) -> Iterator[No]:
+        """`time`: by which the end of the book is judged, now by default."""
         if book["state"] != "ACTIVE":
             yield No("BOOK_NOT_ACTIVE", state=book["state"])
-        if 0 < book["end_time"] <= self.now:
+        if 0 < book["end_time"] <= (time or self.now):
             yield No("BOOK_EXPIRED", end_time=iso(book["end_time"]))
+
+    def _not_started(self, book: Message) -> Iterator[No]:
+        if self.now < book["start_time"]:
+            yield No("BOOK_NOT_STARTED", start_time=iso(book["start_time"]))
+
+    def _validity_over(self, link: Link | None, time: int = 0) -> Iterator[No]:
+        has_it = link is not None and link.state in ("ACTIVE", "REDEEMED")
+        if has_it and link and 0 < link.given["expire_time"] <= (time or self.now):
+            yield No("CODE_EXPIRED", expire_time=iso(link.given["expire_time"]))
 
     def _code_event(
         self, type_: str, code: str, before: str, request_id: str, **fields: Any

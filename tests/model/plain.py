@@ -36,9 +36,11 @@ class World(Giving):
     def why_not(self, code: str, user: str, book: Message, item: Item | None) -> Iterator[No]:
         """Why this user cannot redeem (`item`) or lock (None) the code now, the first first."""
         limits, link = book["limits"], self.links.get((code, user))
-        yield from self._over(book)
-        if self.now < book["start_time"]:
-            yield No("BOOK_NOT_STARTED", start_time=iso(book["start_time"]))
+        time = self.now  # by which ends are judged
+        if item and item.token and not any(self._token_refusals(item, book)):
+            time = self.locks[item.token.lock].message["create_time"]
+        yield from self._over(book, time)
+        yield from self._not_started(book)
         if self.codes[code].disabled:
             yield No("CODE_DISABLED")
         for it in self.live(code=code, order_id=item.order_id) if item and item.order_id else ():
@@ -48,8 +50,7 @@ class World(Giving):
         has_it = link is not None and link.state in ("ACTIVE", "REDEEMED")
         if not has_it and book["assignment_policy"] == "REQUIRED":
             yield No("CODE_NOT_ASSIGNED_TO_USER")
-        if has_it and link and 0 < link.given["expire_time"] <= self.now:
-            yield No("CODE_EXPIRED", expire_time=iso(link.given["expire_time"]))
+        yield from self._validity_over(link, time)
         yield from reached(
             "max_redemptions_per_user_per_code", limits, link.redemptions if link else 0
         )
@@ -161,14 +162,20 @@ class World(Giving):
             return again
         if self.lock_state(lock) != "HELD":
             raise No("LOCK_EXPIRED", state=self.lock_state(lock))
-        if self.books[lock.message["book_id"]]["lock_policy"] == "OFF":
+        book = self.books[lock.message["book_id"]]
+        if book["lock_policy"] == "OFF":
             raise No("INVALID_STATE_TRANSITION", state="LOCK_POLICY_OFF")
+        if 0 < book["end_time"] <= self.now:
+            raise No("BOOK_EXPIRED", end_time=iso(book["end_time"]))
+        link = self.links.get((lock.message["code"], lock.message["user_id"]))
+        for no in (*self._not_started(book), *self._validity_over(link)):
+            raise no
         if lock.extensions >= self.extensions_max:
             raise No("LOCK_LIMIT_EXCEEDED", limit=self.extensions_max)
         if self.now >= token.expire:
             raise No("LOCK_EXPIRED")
         lock.extensions += 1
-        end = self.now + self._ttl(ttl, self.books[lock.message["book_id"]])
+        end = self.now + self._ttl(ttl, book)
         lock.message["expire_time"] = max(end, lock.message["expire_time"])
         self._lock_event("LOCK_EXTENDED", token.lock, request_id)
         self.once(key, ttl, lambda it: it._held_still(token.lock))

@@ -20,9 +20,10 @@ from uuid import uuid4
 import grpc
 import psycopg
 import redis
+from google.protobuf.timestamp_pb2 import Timestamp
 from model.clock import Clock, clocked_server
 from model.programs import Programs
-from support.calls import ALL_OR_NOTHING, batch, item, outcomes_of, tried, update
+from support.calls import ALL_OR_NOTHING, batch, extend, item, outcomes_of, tried, update
 from support.hanging_commits import hanging_commits
 from support.invariants import assert_adds_up
 from support.service import (
@@ -363,6 +364,19 @@ def lock_followed_by_another(it: Stack) -> None:
             go_on.set()
         assert late_call.result() == "LOCK_EXPIRED"
         assert tried(lambda: api.redeem(code, "user", lock_token=newer.lock_token)) == "OK"
+
+
+def lock_taken_before_the_end(it: Stack) -> None:
+    """A lock that was taken in time is honoured, and gets no more time."""
+    api = it.apis[0]
+    end = Timestamp()
+    end.FromMilliseconds(it.clock.now_ms + 60_000)
+    code = api.code(lock_policy=books.LOCK_POLICY_OPTIONAL, end_time=end)
+    held = api.lock(code, "user", ttl_s=600)
+    it.clock.advance(60_001)
+    assert tried(lambda: api.redeem(code, "user")) == "BOOK_EXPIRED"
+    assert tried(lambda: extend(api, held.lock_token)) == "BOOK_EXPIRED"
+    assert tried(lambda: api.redeem(code, "user", lock_token=held.lock_token)) == "OK"
 
 
 def lock_when_locking_is_switched_off(it: Stack) -> None:

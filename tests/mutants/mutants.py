@@ -275,6 +275,11 @@ def assignments_not_told_apart() -> Planted:
     return mock.patch.object(repeats, "_state_since", state)
 
 
+def judged_now_with_a_token() -> Planted:
+    """Whoever comes after the end comes too late, whatever they have locked."""
+    return mock.patch.object(refusals, "_ends_judged_at", lambda *arguments: arguments[-1])
+
+
 def policy_off_forgets_locks() -> Planted:
     """A book whose locking is switched off has no locks."""
 

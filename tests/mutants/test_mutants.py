@@ -45,6 +45,7 @@ CAUGHT_BY: dict[Callable[[], bugs.Planted], Callable[[Stack], None]] = {
     bugs.policy_off_forgets_locks: harness.lock_when_locking_is_switched_off,
     bugs.dry_run_that_writes: harness.model_test,
     bugs.short_codes_taken: harness.model_test,
+    bugs.judged_now_with_a_token: harness.lock_taken_before_the_end,
 }
 QUICK = [it for it in dict.fromkeys(CAUGHT_BY.values()) if it is not harness.model_test]
 

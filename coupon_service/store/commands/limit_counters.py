@@ -22,7 +22,7 @@ from coupon_service.model import (
     State,
     bucket_of_user,
 )
-from coupon_service.rules import is_hidden
+from coupon_service.rules import hidden_key, is_hidden
 from coupon_service.store.arrays import int_array, text_array, uuid_array
 from coupon_service.store.pipeline import Pipeline, Rows
 
@@ -75,7 +75,7 @@ def limited(
     """
     users: set[UserOfBook] = set()
     totals: set[UUID] = set()
-    hidden: set[tuple[str, str]] = set()
+    hidden: set[tuple[str, str, UUID | None]] = set()
     for command in commands:
         if isinstance(command, AssignRandom):
             book = state.books.get(command.book_id)
@@ -89,7 +89,7 @@ def limited(
         if not _sees(command, book):
             continue
         if isinstance(command, (Redeem, Lock)) and is_hidden(command, code, book, state, now):
-            hidden.add((command.code, command.user_id))
+            hidden.add(hidden_key(command))
             continue
         if book.limits.any_per_user:
             users.add((book.book_id, command.user_id))

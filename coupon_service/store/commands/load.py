@@ -78,7 +78,9 @@ def _wanted(commands: Iterable[Command]) -> ReadSet:
         wanted.events.add(command.event_id)
         if isinstance(command, (Redeem, Lock, Assign)) and command.book_id is not None:
             wanted.books.add(command.book_id)
-        if isinstance(command, (Redeem, Lock, Assign, Revoke, Rollback)):
+        if isinstance(command, (Redeem, Lock, Assign, Revoke, Rollback)) or (
+            isinstance(command, ChangeLock) and command.type is EventType.LOCK_EXTENDED
+        ):
             wanted.assignments.add((command.code, command.user_id))
         if isinstance(command, Redeem):
             if command.order_id:

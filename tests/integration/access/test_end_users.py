@@ -9,7 +9,7 @@ from typing import Any, cast
 import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
-from support.calls import reasons_of, update
+from support.calls import extend, reasons_of, update
 from support.service import (
     Api,
     ServerThread,
@@ -22,6 +22,7 @@ from support.service import (
     unique,
 )
 from support.token_clients import caller
+from support.waiting import until
 
 from coupon_service.rpc.context import CURRENT
 from coupon_service.store.pipeline import Pipeline
@@ -116,6 +117,22 @@ class TestTheirOwn:
             ann.redeem(make(min_order_amount_minor=500), "ann")
         with refused("LOCK_REQUIRED"):
             ann.redeem(make(lock_policy=books.LOCK_POLICY_REQUIRED), "ann")
+
+    def test_a_lock_that_was_taken_in_time_is_honoured(
+        self, ann: Api, make: Callable[..., str]
+    ) -> None:
+        end = from_now(seconds=1)
+        code = make(end_time=end)
+        held = ann.lock(code, "ann", ttl_s=60)
+        until(lambda: datetime.now(UTC) > end)
+        for call in (ann.redeem, ann.lock):
+            with refused("CODE_NOT_FOUND"):
+                call(code, "ann")
+        with refused("BOOK_EXPIRED"):
+            extend(ann, held.lock_token)
+        assert reasons_of(ann.validate(code, "ann")) == ["CODE_NOT_FOUND"]
+        assert ann.validate(code, "ann", lock_token=held.lock_token).valid
+        ann.redeem(code, "ann", lock_token=held.lock_token)
 
     @pytest.mark.parametrize("given", ["assigned", "redeemed"])
     def test_who_had_the_code_is_told_that_it_is_used_up(

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from unittest import mock
 
 import pytest
 from grpc import StatusCode
+from support.ahead import Shop, server_ahead
 from support.calls import (
     ALL_OR_NOTHING,
     batch,
@@ -22,7 +22,6 @@ from support.calls import (
 )
 from support.service import (
     Api,
-    ServerThread,
     books,
     codes,
     new_codes,
@@ -43,27 +42,8 @@ LOCK_LIFE_MS = 60_000
 GRACE_MS = 1_000
 
 
-@dataclass
-class Clock:
-    """The time of the server, which can be ahead."""
-
-    ahead: timedelta = timedelta()
-
-    def now(self) -> datetime:
-        return datetime.now(UTC) + self.ahead
-
-
-@dataclass(frozen=True)
-class Shop:
-    """A client of a server, and the clock of that."""
-
-    api: Api
-    clock: Clock
-
-
 @pytest.fixture
 def shop(new_database: Callable[[], AbstractContextManager[str]], redis_url: str) -> Iterator[Shop]:
-    clock = Clock()
     with new_database() as database_url:
         settings = settings_for(
             database_url,
@@ -74,10 +54,8 @@ def shop(new_database: Callable[[], AbstractContextManager[str]], redis_url: str
             lock_timeout_ms=GRACE_MS // 2,
             clock_tolerance_ms=0,
         )
-        with ServerThread(settings, clock.now) as server:
-            api = Api(server.address)
-            yield Shop(api, clock)
-            api.close()
+        with server_ahead(settings) as shop:
+            yield shop
 
 
 def book_of(api: Api, code: str) -> str:

@@ -350,6 +350,23 @@ class TestExtend:
         assert type(error) is LockLimitExceeded
         assert error.metadata == {"limit": "2"}
 
+    def test_it_is_judged_now(self) -> None:
+        for change, error in (
+            ({"end_time": NOW + MOMENT}, BookExpired),
+            ({"start_time": NOW + MINUTE}, BookNotStarted),
+        ):
+            world = lockable()
+            locked = world.does(lock()).event
+            world.change_book(**change)
+            world.now += MOMENT
+            assert type(world.refuses(extend(locked, NOW + 2 * MINUTE))) is error
+        world = lockable()
+        world.put(active(expire_time=NOW + MOMENT))
+        locked = world.does(lock()).event
+        world.does(extend(locked, NOW + 2 * MINUTE))
+        world.now += MOMENT
+        assert type(world.refuses(extend(locked, NOW + 3 * MINUTE))) is CodeExpired
+
     def test_not_in_a_book_with_locking_off(self) -> None:
         world = lockable()
         locked = world.does(lock()).event

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import datetime
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -10,8 +12,12 @@ from unit.rules.commands import assign, call, extend, lock, redeem, token, unloc
 from unit.rules.world import MINUTE, MOMENT, NOW, PLACE, World, active, lockable
 
 from coupon_service.errors import (
+    BookExpired,
+    BookNotActive,
+    BookNotStarted,
     CodeAlreadyRedeemed,
     CodeLocked,
+    CodeNotAssignedToUser,
     CouponServiceError,
     LockExpired,
     LockRequired,
@@ -19,7 +25,9 @@ from coupon_service.errors import (
     OrderBelowMinimum,
 )
 from coupon_service.model import (
+    AssignmentPolicy,
     AssignmentState,
+    BookState,
     Done,
     Lease,
     LockPolicy,
@@ -125,6 +133,71 @@ class TestToken:
         assert type(error) is CodeLocked
         assert error.metadata == {"retry_after_ms": "700"}
         world.does(replace(retaken, lease=PLACE))
+
+
+class TestTakenInTime:
+    """With the token of a lock that is held, ends are judged when it was taken."""
+
+    def test_what_has_ended_since_does_not_count(self) -> None:
+        world = lockable()
+        world.put(active(expire_time=NOW + MOMENT))
+        locked = world.does(lock()).event
+        world.change_book(end_time=NOW + MOMENT)
+        world.now += MOMENT
+        assert type(world.refuses(redeem(lease=PLACE))) is BookExpired
+        world.does(redeem(lock=token(locked)))
+
+    @pytest.mark.parametrize("end", [NOW - MOMENT, NOW])
+    def test_what_had_ended_by_then_does(self, end: datetime) -> None:
+        world = lockable()
+        locked = world.does(lock()).event
+        world.now += MINUTE / 2
+        world.change_book(end_time=end)
+        assert type(world.refuses(redeem(lock=token(locked)))) is BookExpired
+
+    def test_a_start_that_has_not_come_does(self) -> None:
+        world = lockable()
+        locked = world.does(lock()).event
+        world.now += MOMENT
+        world.change_book(start_time=NOW + 2 * MOMENT)
+        assert type(world.refuses(redeem(lock=token(locked)))) is BookNotStarted
+        world.now += MOMENT
+        world.does(redeem(lock=token(locked)))
+
+    def test_an_extended_lock_was_taken_when_it_was_taken(self) -> None:
+        world = lockable()
+        locked = world.does(lock()).event
+        world.now += MOMENT
+        extended = world.does(extend(locked, NOW + 3 * MINUTE)).event
+        world.change_book(end_time=NOW + MOMENT)
+        world.now += MINUTE
+        world.does(redeem(lock=token(locked, extended.expire_time)))
+
+    @pytest.mark.parametrize(
+        ("kind", "lease"),
+        [("released", Lease()), ("gone", Lease(gone=True)), ("of another", Lease())],
+    )
+    def test_only_with_a_lock_that_is_held(self, kind: str, lease: Lease) -> None:
+        world = lockable(max_redemptions_per_code=2)
+        locked = world.does(lock(user="bob" if kind == "of another" else "ann")).event
+        if kind == "released":
+            world.does(unlock(locked))
+        world.change_book(end_time=NOW + MOMENT)
+        world.now += MOMENT
+        assert type(world.refuses(redeem(lock=token(locked), lease=lease))) is BookExpired
+
+    def test_nothing_else_is_judged_by_it(self) -> None:
+        changes: dict[type[CouponServiceError], dict[str, Any]] = {
+            BookNotActive: {"state": BookState.PAUSED},
+            OrderBelowMinimum: {"min_order_amount_minor": 1_000},
+            CodeNotAssignedToUser: {"assignment_policy": AssignmentPolicy.REQUIRED},
+        }
+        for error, change in changes.items():
+            world = lockable()
+            locked = world.does(lock()).event
+            world.change_book(end_time=NOW + MOMENT, **change)
+            world.now += MOMENT
+            assert type(world.refuses(redeem(lock=token(locked)))) is error
 
 
 class TestFence:

@@ -15,10 +15,12 @@ from unit.rules.commands import (
     lock,
     redeem,
     revoke,
+    token,
+    unlock,
     user_call,
 )
 from unit.rules.kinds import KINDS, world_for_all_kinds
-from unit.rules.world import BOOK_ID, MINUTE, NOW, PLACE, World, active, book
+from unit.rules.world import BOOK_ID, MINUTE, MOMENT, NOW, PLACE, World, active, book
 
 from coupon_service.errors import (
     BookNotFound,
@@ -182,7 +184,7 @@ class TestEndUsers:
 
     def test_what_was_hidden_when_it_was_loaded_stays_so_for_this_user(self) -> None:
         world = World()
-        world.state.hidden = frozenset({("A", "ann")})
+        world.state.hidden = frozenset({("A", "ann", None)})
         assert type(world.refuses(redeem("A", by=user_call()))) is CodeNotFound
         world.copy().does(redeem("A", by=call()))
         world.does(redeem("A", "bob", by=user_call("bob")))
@@ -190,3 +192,21 @@ class TestEndUsers:
     def test_what_an_earlier_command_of_the_batch_used_up(self) -> None:
         _, second = World().batch(redeem("A", "bob"), redeem("A", by=user_call()))
         assert type(second) is CodeNotFound
+
+    def test_a_code_that_they_have_locked_in_time_is_there_with_its_token(self) -> None:
+        world = World(book(lock_policy=LockPolicy.OPTIONAL))
+        locked = world.does(lock("A", by=user_call())).event
+        world.change_book(end_time=NOW + MOMENT)
+        world.now += MOMENT
+        assert type(world.refuses(redeem("A", by=user_call(), lease=PLACE))) is CodeNotFound
+        world.state.hidden = frozenset({("A", "ann", None)})
+        world.does(redeem("A", by=user_call(), lock=token(locked)))
+
+    def test_one_that_they_have_locked_no_more_is_not(self) -> None:
+        world = World(book(lock_policy=LockPolicy.OPTIONAL, max_redemptions_per_code=2))
+        locked = world.does(lock("A", by=user_call())).event
+        world.does(unlock(locked))
+        world.change_book(end_time=NOW + MOMENT)
+        world.now += MOMENT
+        shown = redeem("A", by=user_call(), lock=token(locked))
+        assert type(world.refuses(shown)) is CodeNotFound
