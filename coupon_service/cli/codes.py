@@ -146,7 +146,7 @@ def export(
     tls_key: TlsKey = None,
     tls_name: TlsName = None,
 ) -> None:
-    """Write the codes of a book, one a line."""
+    """Write the codes of a book as they are shown, one a line."""
     with (
         connect_blocking(
             address, token, Tls(tls_ca, tls_certificate, tls_key, tls_name)
@@ -175,7 +175,9 @@ def _export(
     exported = 0
     with progress("Exporting", "codes", getattr(stats, counted)) as update:
         for answer in lasting(go_on):
-            writer.writerows(_cells(code) if as_csv else (code.code,) for code in answer.codes)
+            writer.writerows(
+                _cells(code) if as_csv else (code.display_code,) for code in answer.codes
+            )
             exported += len(answer.codes)
             update(exported, 0)
             request.page_token = answer.next_page_token

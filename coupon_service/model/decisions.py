@@ -17,9 +17,9 @@ class Done:
     """The command was carried out, now or (`replayed`) by an earlier call.
 
     `code` and `assignment` are as they are after the command. When replayed, `code` is as it is
-    now (None for a random assignment), and `assignment` as it was recorded, where it was assigned,
-    or else as it is now. `lock` is the lock that the command was about, as it is now; None where
-    its history was not read for the decision.
+    now, and `assignment` as it was recorded, where it was assigned, or else as it is now. `lock` is
+    the lock that the command was about, as it is now; None where its history was not read for the
+    decision.
     """
 
     event: Event

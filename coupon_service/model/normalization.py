@@ -26,6 +26,10 @@ ROUNDS_MAX: Final = 8
 """Limit of rounds until folding reaches a fixed point. All known texts need three or fewer."""
 
 
+_AROUND: Final = "\u00ad\u200b\u200c\u200d\u200e\u200f\u2060\ufeff"
+"""Characters that nobody sees, which come along when a code is copied."""
+
+
 class CodeTooLong(ValueError):
     """The text, or its normalised form, is too long for a code."""
 
@@ -53,6 +57,15 @@ def normalize_code(text: str) -> str:
     if len(code) > CODE_LENGTH_MAX:
         raise CodeTooLong(EXPECTED)
     return code
+
+
+def spelling_of(text: str) -> str:
+    """What a text that is a code looks like, to be shown: composed, and without what files and
+    programs put around it."""
+    shown = text.strip().strip(_AROUND)
+    if len(shown) > 1 and shown[0] == shown[-1] == '"':  # as CSV quotes a cell
+        shown = shown[1:-1].strip()
+    return composed("NFC", shown)
 
 
 def is_code(text: str) -> bool:

@@ -11,13 +11,17 @@ from coupon_service.model.values import value
 
 @value
 class Code:
-    """A row of coupon_codes. `assignments` counts those that were not revoked."""
+    """A row of coupon_codes. `assignments` counts those that were not revoked.
+
+    `spelling`: as it was uploaded, where that differs from `code`; read only where it is shown.
+    """
 
     code: str
     book_id: UUID
     state: CodeState
     redemptions: int
     assignments: int
+    spelling: str = ""
 
 
 @value

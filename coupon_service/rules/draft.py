@@ -138,7 +138,7 @@ class Draft:
         state = code.state
         if state is not CodeState.DISABLED:
             state = code_state(redeemed, assigned, book.limits.max_redemptions_per_code)
-        after = Code(code.code, code.book_id, state, redeemed, assigned)
+        after = Code(code.code, code.book_id, state, redeemed, assigned, code.spelling)
         if links:
             self.count(book.book_id, "assignments", links)
         self.put_code(after)

@@ -59,7 +59,7 @@ def answer_repeat(
 ) -> Done | CouponServiceError | None:
     """What is answered when the ledger has the row that this command would write; else None.
 
-    `code`: None for a random assignment, whose command does not name one.
+    `code`: None for a random assignment, whose command does not name one: that is in the ledger.
     """
     recorded = draft.state.events.get(command.event_id)
     if recorded is None:
@@ -76,6 +76,8 @@ def answer_repeat(
         assignment = _recorded_assignment(recorded)
     elif recorded.type is EventType.REVOKED:
         assignment = _recorded_revocation(recorded, assignment)
+    if code is None:
+        code = draft.state.codes.get(recorded.code or "")
     return Done(recorded, book, code, assignment, replayed=True, lock=lock)
 
 

@@ -37,9 +37,13 @@ def apply(database_url: str) -> list[str]:
 
     A step is done and recorded in one transaction: after a crash it is either done or not begun.
 
-    Raises DatabaseUnavailable, or Contention when others hold it up for LOCK_TIMEOUT_MS.
+    Raises DatabaseUnavailable, also when the database is not in UTF-8, or Contention when others
+    hold it up for LOCK_TIMEOUT_MS.
     """
     with _exclusive(database_url) as backend:
+        ((encoding,),) = backend.execute("SHOW server_encoding").fetchall()
+        if encoding != "UTF8":
+            raise DatabaseUnavailable(f"The database is in {encoding}; codes and ids need UTF8.")
         steps = backend.to_apply(_all_steps())
         for step in steps:
             with backend.transaction():

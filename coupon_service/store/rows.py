@@ -121,7 +121,7 @@ COUNTERS: Final = Columns[BookStats](
 
 # --- codes and assignments ----------------------------------------------------------------------
 
-CODES: Final = Columns[Code](
+_STORED: Final[tuple[Column[Code], ...]] = (
     Column("code", "text"),
     Column("book_id", "uuid"),
     Column("state", "smallint", read=member_of(CodeState)),
@@ -129,7 +129,16 @@ CODES: Final = Columns[Code](
     Column("assignments", "integer"),
 )
 
+CODES: Final = Columns[Code](*_STORED)
+
 code_from_row: Final = CODES.reader(Code)
+
+SHOWN_CODES: Final = Columns[Code](
+    *_STORED, Column("spelling", "text", read=lambda spelling: spelling or "")
+)
+"""Those of coupon_codes, and that of coupon_code_spellings, joined to them."""
+
+shown_code_from_row: Final = SHOWN_CODES.reader(Code)
 
 ASSIGNMENTS: Final = Columns[Assignment](
     Column("code", "text"),

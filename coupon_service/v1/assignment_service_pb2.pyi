@@ -69,7 +69,7 @@ class Assignment(_message.Message):
     code: _builtins.str
     """Normalised."""
     display_code: _builtins.str
-    """As the book's format writes it."""
+    """As in CouponCode."""
     book_id: _builtins.str
     """The book."""
     user_id: _builtins.str

@@ -112,7 +112,9 @@ class CouponCode(_message.Message):
     code: _builtins.str
     """Normalised."""
     display_code: _builtins.str
-    """As the book's format writes it, with separators; equal to `code` for codes of another form."""
+    """As it was uploaded, where that differs from `code`: the first spelling stays. Else as the book's
+    format writes it, with separators; equal to `code` for codes of another form.
+    """
     book_id: _builtins.str
     """The book."""
     state: Global___CouponCodeState.ValueType

@@ -159,7 +159,7 @@ class Giving(Told):
         if self.books[book_id]["state"] == "CLOSED":
             raise No("INVALID_STATE_TRANSITION", state="CLOSED")
         asked, least = (rows, least), least or self.books[book_id]["min_code_length"] or 4
-        source, made, rejected = (book_id, request_id), list[str](), list[Message]()
+        source, made, rejected = (book_id, request_id), dict[str, str](), list[Message]()
         seen = set[str]()
         for index, row in enumerate(rows):
             code = "".join(it for it in normalize("NFC", row).upper() if it.isalnum())
@@ -171,7 +171,7 @@ class Giving(Told):
             elif earlier:
                 outcome, reason = "ALREADY_EXISTS", "DUPLICATE_CODE"
             else:
-                made.append(code)
+                made[code] = normalize("NFC", row)
                 outcome = reason = ""
             if outcome != "INVALID":
                 seen.add(code)
@@ -190,7 +190,9 @@ class Giving(Told):
             "rejected_rows": rejected,
         }
         if not dry:
-            self.codes |= {code: Code(code, book_id, source) for code in made}
+            self.codes |= {
+                code: Code(code, book_id, source, spelling=row) for code, row in made.items()
+            }
             self.once(key, asked, lambda _: answer)
             self.record("CODES_IMPORTED", book_id, request_id, metadata=counts)
         return answer
@@ -259,7 +261,8 @@ class Giving(Told):
         book = self.books[self.codes[code].book_id]
         before, link = self.state(code), self.links.setdefault((code, user), Link())
         validity = book["assigned_code_validity"]
-        names = {"code": code, "display_code": code, "book_id": book["book_id"], "user_id": user}
+        shown = self.codes[code].spelling or code
+        names = {"code": code, "display_code": shown, "book_id": book["book_id"], "user_id": user}
         end = self.now + validity if validity else 0
         times = {"assign_time": self.now, "expire_time": end}
         link.state, link.given = "ACTIVE", {**names, **times, "metadata": metadata}

@@ -71,6 +71,7 @@ class Code:
     book_id: str
     source: tuple[str, str]
     disabled: bool = False
+    spelling: str = ""
 
 
 @dataclass
@@ -182,7 +183,7 @@ class Told:
         book = self.books[self.codes[code].book_id]
         return {
             "code": code,
-            "display_code": code,
+            "display_code": self.codes[code].spelling or code,
             "book_id": book["book_id"],
             "state": self.state(code),
             "effective_state": effective and self.effective_state(code, locks=locks),

@@ -14,6 +14,7 @@ from coupon_service.model import (
     AssignRandom,
     Book,
     Call,
+    Code,
     CodeState,
     Done,
     EventType,
@@ -140,16 +141,9 @@ def _random(
 # --- answers ------------------------------------------------------------------------------------
 
 
-def assignment_message(assignment: Assignment, book: Book) -> pb.Assignment:
-    """The link between user and code as a client sees it."""
-    message = pb.Assignment()
-    _put_assignment(message, assignment, book)
-    return message
-
-
-def _put_assignment(message: pb.Assignment, assignment: Assignment, book: Book) -> None:
+def _put_assignment(message: pb.Assignment, assignment: Assignment, code: Code, book: Book) -> None:
     message.code = assignment.code
-    message.display_code = book.code_format.display(assignment.code)
+    message.display_code = code.spelling or book.code_format.display(assignment.code)
     message.book_id = str(assignment.book_id)
     message.user_id = assignment.user_id
     message.state = pb.AssignmentState.ValueType(assignment.state)
@@ -164,9 +158,11 @@ def _put_assignment(message: pb.Assignment, assignment: Assignment, book: Book) 
 
 def done_assignment(done: Done) -> pb.Assignment:
     """The assignment that a command was about."""
-    if done.assignment is None:
+    if done.assignment is None or done.code is None:
         raise AssertionError("a command about an assignment came back without one")
-    return assignment_message(done.assignment, done.book)
+    message = pb.Assignment()
+    _put_assignment(message, done.assignment, done.code, done.book)
+    return message
 
 
 def batch_message(
@@ -189,10 +185,12 @@ def _batch_result(command: AssignRandom, outcome: Outcome) -> pb.BatchAssignResu
     )
 
 
-def coupon_message(assignment: Assignment, book: Book, effective_state: CodeState) -> pb.UserCoupon:
+def coupon_message(
+    assignment: Assignment, code: Code, book: Book, effective_state: CodeState
+) -> pb.UserCoupon:
     """A user's code as the user would see it; no state where it was taken back."""
     coupon = pb.UserCoupon()
-    _put_assignment(coupon.assignment, assignment, book)
+    _put_assignment(coupon.assignment, assignment, code, book)
     if assignment.state is AssignmentState.REDEEMED:
         coupon.effective_state = codes_pb.COUPON_CODE_STATE_REDEEMED
     elif assignment.state is not AssignmentState.REVOKED:

@@ -180,7 +180,7 @@ def code_message(code: Code, book: Book, effective_state: CodeState | None) -> p
     """The code as a client sees it; without `effective_state` where that is not told."""
     return pb.CouponCode(
         code=code.code,
-        display_code=book.code_format.display(code.code),
+        display_code=code.spelling or book.code_format.display(code.code),
         book_id=str(code.book_id),
         state=pb.CouponCodeState.ValueType(code.state),
         effective_state=pb.CouponCodeState.ValueType(effective_state or 0),

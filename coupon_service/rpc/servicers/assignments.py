@@ -85,7 +85,7 @@ class AssignmentServicer(AssignmentServiceServicer):
             state = effective_code_state(
                 code, book, now, locked_out=locked, expire_time=link.expire_time
             )
-            return convert.coupon_message(link, book, state)
+            return convert.coupon_message(link, code, book, state)
 
         messages, end = page_within_bounds(
             coupons, message, end, lambda it: assignment_position(it[0])

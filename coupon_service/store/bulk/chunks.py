@@ -60,6 +60,7 @@ from coupon_service.store.events import (
 )
 from coupon_service.store.generations import codes_taken, reserve_codes, use_reserved
 from coupon_service.store.pipeline import Connection
+from coupon_service.store.spellings import insert_spellings
 
 LONGER_STATEMENTS: Final = "SET LOCAL statement_timeout = '30s'"
 LONGER_SILENCE_S: Final = 35.0
@@ -400,6 +401,9 @@ async def _import(
     if created:
         added = BookStats(available=len(created))
         await add_to_counters(connection, (request.book_id, bucket_of(codes[0]), added))
+    spellings = {code: it for code, it in rows.spellings.items() if code in created}
+    if spellings:
+        await insert_spellings(connection, spellings)
     rejected = {why: list(indexes) for why, indexes in rows.rejected.items()}
     others = [code for code in rows.codes if code not in created]
     if others:

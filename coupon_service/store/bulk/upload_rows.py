@@ -16,7 +16,7 @@ from coupon_service.errors import (
     InvalidArgument,
 )
 from coupon_service.model.codes import CodeFormat
-from coupon_service.model.normalization import EXPECTED, normalize_code
+from coupon_service.model.normalization import EXPECTED, normalize_code, spelling_of
 from coupon_service.store.bulk.spoiled_rows import REASONS as SPOILED_REASONS
 from coupon_service.store.bulk.spoiled_rows import Spoiled, spoiled
 
@@ -70,9 +70,13 @@ INVALID: Final = (Rejection.MISTYPED, Rejection.SHORT, *NO_CODE_REASONS)
 
 @dataclass(slots=True)
 class ChunkRows:
-    """The rows of a chunk, sorted out: the codes with their rows, and the others by why not."""
+    """The rows of a chunk, sorted out: the codes with their rows, and the others by why not.
+
+    `spellings`: of the codes that are not written as they are stored.
+    """
 
     codes: dict[str, int] = field(default_factory=dict[str, int])
+    spellings: dict[str, str] = field(default_factory=dict[str, str])
     rejected: dict[Rejection, list[int]] = field(default_factory=dict[Rejection, list[int]])
 
     def reject(self, why: Rejection, index: int) -> None:
@@ -89,13 +93,16 @@ def read_rows(rows: Sequence[str], code_format: CodeFormat, min_length: int = 1)
     """
     chunk = ChunkRows()
     for index, row in enumerate(rows):
-        found = _read_row(row.removeprefix("\ufeff").strip(), code_format, min_length)
+        text = row.removeprefix("\ufeff").strip()
+        found = _read_row(text, code_format, min_length)
         if isinstance(found, Rejection):
             chunk.reject(found, index)
         elif found in chunk.codes:
             chunk.reject(Rejection.DUPLICATE, index)
         else:
             chunk.codes[found] = index
+            if text != found and (spelling := spelling_of(text)) != found:
+                chunk.spellings[found] = spelling
     return chunk
 
 

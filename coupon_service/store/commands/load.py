@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Final, LiteralString
 from uuid import UUID
@@ -28,6 +28,7 @@ from coupon_service.model import (
     Redeem,
     Revoke,
     Rollback,
+    SetCodeEnabled,
     State,
     UserCounts,
     bucket_of_event,
@@ -48,14 +49,18 @@ from coupon_service.store.rows import (
     book_from_row,
     code_from_row,
     event_from_row,
+    shown_code_from_row,
 )
+from coupon_service.store.spellings import select_shown_codes, select_spellings
 
 
 @dataclass(slots=True)
 class ReadSet:
-    """The keys of the rows that commands touch, each once."""
+    """The keys of the rows that commands touch, each once. `shown`: codes that are answered in
+    their spelling."""
 
     codes: set[str] = field(default_factory=set[str])
+    shown: set[str] = field(default_factory=set[str])
     books: set[UUID] = field(default_factory=set[UUID])
     assignments: set[tuple[str, str]] = field(default_factory=set[tuple[str, str]])
     events: set[UUID] = field(default_factory=set[UUID])
@@ -113,6 +118,7 @@ async def load(
     format never changes, from call to call.
     """
     wanted = _wanted(commands)
+    wanted.shown = {it.code for it in commands if isinstance(it, (Assign, Revoke, SetCodeEnabled))}
     state = State()
     await _load_named(pipeline, wanted, state, lock=lock, formats=formats)
     await _load_further(pipeline, commands, wanted, state, now, lock=lock)
@@ -125,6 +131,7 @@ async def _load_named(
     """Reads the rows that the commands name, in one round trip."""
     keys = sorted((bucket_of(code), code) for code in wanted.codes)
     code_rows = _select_codes(pipeline, keys, lock=lock) if keys else ()
+    spellings = select_spellings(pipeline, wanted.shown) if wanted.shown else ()
     # Candidates never wait for a lock, so they do not disturb the order; they come after the rest.
     candidates = [
         lock_candidates(pipeline, book_id, count, formats.get(book_id))
@@ -144,6 +151,9 @@ async def _load_named(
     for row in code_rows:
         code = code_from_row(row)
         state.codes[code.code] = code
+    for code, spelling in spellings:
+        if code in state.codes:  # it may have been uploaded between these two statements
+            state.codes[code] = replace(state.codes[code], spelling=spelling)
     for row in book_rows:
         book = book_from_row(row)
         state.books[book.book_id] = book
@@ -218,13 +228,16 @@ def _of_repeats(
 async def _load_repeated_assignments(
     pipeline: Pipeline, random_events: Iterable[UUID], state: State
 ) -> None:
-    """Reads the assignments of codes that were chosen before: only the ledger tells which."""
+    """Reads codes that were chosen before, and their assignments: only the ledger tells which."""
     recorded = filter(None, map(state.events.get, random_events))
     keys = {(it.code or "", it.user_id or "") for it in recorded}
     if keys:
         assignment_rows = _select_assignments(pipeline, keys)
+        code_rows = select_shown_codes(pipeline, [code for code, _ in keys])
         await pipeline.run()
         _put_assignments(assignment_rows, state)
+        for row in code_rows:
+            state.codes.setdefault(row[0], shown_code_from_row(row))
 
 
 def _put_assignments(rows: Iterable[TupleRow], state: State) -> None:

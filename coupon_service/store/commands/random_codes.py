@@ -15,18 +15,22 @@ from psycopg.rows import TupleRow
 from coupon_service.model import Book, Code, State
 from coupon_service.model.codes import BUCKETS, generate
 from coupon_service.store.pipeline import Pipeline, Rows
-from coupon_service.store.rows import CODES, code_from_row
+from coupon_service.store.rows import CODES, shown_code_from_row
+
+SPELLING: Final = """
+    (SELECT spelling FROM coupon_code_spellings AS s
+     WHERE s.bucket = c.bucket AND s.code = c.code)"""
 
 CANDIDATES_IN_BUCKET: Final[LiteralString] = f"""
-SELECT {CODES.selected}
-FROM coupon_codes
+SELECT {CODES.selected},{SPELLING}
+FROM coupon_codes AS c
 WHERE book_id = %s AND state = 1 AND bucket = %s AND code >= %s
 ORDER BY code LIMIT %s
 FOR NO KEY UPDATE SKIP LOCKED
 """
 CANDIDATES_AFTER: Final[LiteralString] = f"""
-SELECT {CODES.selected}
-FROM coupon_codes
+SELECT {CODES.selected},{SPELLING}
+FROM coupon_codes AS c
 WHERE book_id = %s AND state = 1 AND (bucket, code) > (%s, %s)
 ORDER BY bucket, code LIMIT %s
 FOR NO KEY UPDATE SKIP LOCKED
@@ -76,7 +80,7 @@ class Candidates:
     @staticmethod
     def _take(rows: Iterable[TupleRow], found: dict[str, Code]) -> None:
         for row in rows:
-            found.setdefault(row[0], code_from_row(row))
+            found.setdefault(row[0], shown_code_from_row(row))
 
 
 def lock_candidates(pipeline: Pipeline, book_id: UUID, count: int, book: Book | None) -> Candidates:

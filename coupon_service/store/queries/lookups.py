@@ -22,7 +22,6 @@ from coupon_service.model import (
     State,
     bucket_of_event,
 )
-from coupon_service.model.codes import bucket_of
 from coupon_service.rules import find_code
 from coupon_service.store.arrays import int_array, text_array, time_array, uuid_array
 from coupon_service.store.books import SELECT_BOOKS
@@ -32,12 +31,12 @@ from coupon_service.store.events import SELECT_LOCK_EVENTS
 from coupon_service.store.pipeline import Connection, Pipeline, Rows
 from coupon_service.store.rows import (
     ASSIGNMENTS,
-    CODES,
     assignment_from_row,
     book_from_row,
-    code_from_row,
     event_from_row,
+    shown_code_from_row,
 )
+from coupon_service.store.spellings import select_shown_codes
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,12 +104,6 @@ class Lookups:
         return await self._database.read_at_once("lookups", work)
 
 
-SELECT_CODES: Final[LiteralString] = f"""
-SELECT {CODES.selected}
-FROM unnest(%s::smallint[], %s::text[]) AS wanted (bucket, code)
-JOIN coupon_codes USING (bucket, code)
-"""
-
 LIST_ASSIGNMENTS: Final[LiteralString] = f"""
 SELECT w_number, assignment.*
 FROM unnest(%s::integer[], %s::text[], %s::uuid[], %s::text[], %s::integer[], %s::timestamptz[],
@@ -148,7 +141,7 @@ class _Batch:
         event_rows = self._select_events([it for each in of_locks for it in each.lock_ids])
         await self._pipeline.run()
 
-        self._codes = {code.code: code for code in map(code_from_row, code_rows)}
+        self._codes = {code.code: code for code in map(shown_code_from_row, code_rows)}
         assignments: defaultdict[int, list[Assignment]] = defaultdict(list)
         for number, *row in assignment_rows:
             assignments[number].append(assignment_from_row(tuple(row)))
@@ -161,7 +154,7 @@ class _Batch:
         )
         await self._pipeline.run()
 
-        self._codes |= {code.code: code for code in map(code_from_row, code_rows)}
+        self._codes |= {code.code: code for code in map(shown_code_from_row, code_rows)}
         self._books = {book.book_id: book for book in map(book_from_row, book_rows)}
         pages = map(assignments.__getitem__, range(len(of_coupons)))
         return [self._found(it, pages, events) for it in lookups]
@@ -191,9 +184,7 @@ class _Batch:
         codes = list(codes)
         if not codes:
             return ()
-        return self._pipeline.add(
-            SELECT_CODES, (int_array(map(bucket_of, codes)), text_array(codes))
-        )
+        return select_shown_codes(self._pipeline, codes)
 
     def _select_books(self, books: Iterable[UUID]) -> Rows:
         return self._pipeline.add(SELECT_BOOKS, (uuid_array(books),))

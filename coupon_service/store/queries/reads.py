@@ -39,7 +39,7 @@ from coupon_service.store.queries.lookups import (
     Lookup,
     Lookups,
 )
-from coupon_service.store.rows import CODES, code_from_row
+from coupon_service.store.rows import SHOWN_CODES, shown_code_from_row
 
 __all__ = ["AuditFilter", "Reads", "assignment_position", "event_position"]
 
@@ -208,17 +208,22 @@ async def _with_rollbacks(
 
 # The index begins with the state, so each state is read by itself, and then merged.
 LIST_CODES: Final[LiteralString] = f"""
-SELECT {CODES.selected}
-FROM unnest(%(states)s::smallint[]) AS wanted (wanted_state)
-CROSS JOIN LATERAL (
-    SELECT * FROM coupon_codes
-    WHERE book_id = %(book_id)s AND state = wanted_state
-        AND (bucket, code) > (%(bucket)s, %(code)s)
+SELECT {SHOWN_CODES.selected}
+FROM (
+    SELECT of_state.*
+    FROM unnest(%(states)s::smallint[]) AS wanted (wanted_state)
+    CROSS JOIN LATERAL (
+        SELECT * FROM coupon_codes
+        WHERE book_id = %(book_id)s AND state = wanted_state
+            AND (bucket, code) > (%(bucket)s, %(code)s)
+        ORDER BY bucket, code
+        LIMIT %(count)s
+    ) AS of_state
     ORDER BY bucket, code
     LIMIT %(count)s
-) AS of_state
+) AS page
+LEFT JOIN coupon_code_spellings USING (bucket, code)
 ORDER BY bucket, code
-LIMIT %(count)s
 """
 
 
@@ -241,7 +246,7 @@ async def select_code_page(
             "count": page_size + 1,
         },
     )
-    codes = [code_from_row(row) for row in await cursor.fetchall()]
+    codes = [shown_code_from_row(row) for row in await cursor.fetchall()]
     return page_of(codes, page_size, lambda code: (code.code,))
 
 

@@ -59,6 +59,15 @@ class TestExport:
         assert (done.returncode, done.stderr) == (0, "")
         assert sorted(done.stdout.splitlines()) == codes
 
+    def test_codes_are_exported_in_the_spelling_that_was_uploaded(
+        self, api: Api, command: Command
+    ) -> None:
+        (stem,) = new_codes(1)
+        rows = [f"{stem}-summer 25%", f"{stem}-Grüße", f"{stem}PLAIN"]
+        book = api.book(codes=rows)
+        done = command("export", book.book_id)
+        assert sorted(done.stdout.splitlines()) == sorted(rows)
+
     def test_codes_are_exported_by_their_state_and_with_all_that_is_known(
         self, api: Api, command: Command, tmp_path: Path
     ) -> None:

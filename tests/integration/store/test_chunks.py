@@ -430,7 +430,7 @@ async def test_a_code_of_an_earlier_chunk_is_a_duplicate_in_the_upload(store: St
 async def test_a_repeated_chunk_is_answered_as_before(store: Store) -> None:
     book = await make_book(store.books, code_format=CodeFormat(check_character=True))
     (mistyped,) = generate(book.code_format, 1)
-    mistyped = mistyped[:-1] + ("A" if mistyped[-1] != "A" else "B")
+    mistyped = mistyped[:-1] + ("B" if mistyped[-1] != "B" else "C")
     rows = ["A1", "A1", "A2", "?", mistyped]
     await store.chunks.import_chunk(book.book_id, 1, ["A2"], call("before"))
     first = await store.chunks.import_chunk(book.book_id, 2, rows, call("i"))
@@ -484,7 +484,7 @@ async def test_only_rows_in_the_form_of_the_book_need_its_check_character(store:
     code_format = CodeFormat(length=6, prefix="P", check_character=True)
     book = await make_book(store.books, code_format=code_format)
     (right,) = generate(code_format, 1)
-    wrong = right[:-1] + ("A" if right[-1] != "A" else "B")
+    wrong = right[:-1] + ("B" if right[-1] != "B" else "C")
     result = await store.chunks.import_chunk(
         book.book_id, 1, [right, wrong, "LEGACY1", right + "2"], call("i")
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import urlsplit
 
 import psycopg
 import pytest
@@ -115,6 +116,33 @@ def test_a_schema_that_others_keep_busy_is_not_waited_for_without_end(
         with pytest.raises(Contention):
             migrations.apply(empty_database_url)
     assert migrations.apply(empty_database_url)
+
+
+def test_a_database_that_cannot_hold_every_letter_is_refused(empty_database_url: str) -> None:
+    latin = urlsplit(empty_database_url)._replace(path="/coupon_test_latin").geturl()
+    with psycopg.connect(empty_database_url, autocommit=True) as connection:
+        connection.execute(
+            "CREATE DATABASE coupon_test_latin TEMPLATE template0 ENCODING 'LATIN1'"
+            " LOCALE_PROVIDER libc LOCALE 'C'"
+        )
+        try:
+            with pytest.raises(DatabaseUnavailable, match="LATIN1"):
+                migrations.apply(latin)
+        finally:
+            connection.execute("DROP DATABASE coupon_test_latin WITH (FORCE)")
+
+
+def test_codes_outlive_the_step_of_spellings_both_ways(database_url: str) -> None:
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute(
+            "INSERT INTO coupon_codes (book_id, bucket, code) VALUES (gen_random_uuid(), 1, 'AB')"
+        )
+        connection.execute("INSERT INTO coupon_code_spellings VALUES (1, 'AB', 'a-b')")
+    while "0006.spellings" not in migrations.rollback(database_url, count=1):
+        pass
+    migrations.apply(database_url)
+    assert names(database_url, "SELECT code FROM coupon_codes") == {"AB"}
+    assert names(database_url, "SELECT code FROM coupon_code_spellings") == set()
 
 
 def test_the_ledger_is_append_only(database_url: str) -> None:

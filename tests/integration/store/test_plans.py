@@ -8,7 +8,7 @@ from itertools import count
 import psycopg
 import pytest
 
-from coupon_service.store import events, stock
+from coupon_service.store import events, spellings, stock
 from coupon_service.store.bulk import new_codes
 from coupon_service.store.commands import apply, limit_counters, load, random_codes
 from coupon_service.store.database import PLANNING
@@ -22,7 +22,8 @@ STATEMENTS = {
     "events": load.SELECT_EVENTS,
     "orders": load.SELECT_ORDERS,
     "users": limit_counters.LOCK_USERS,
-    "look at codes": lookups.SELECT_CODES,
+    "codes to show": spellings.SELECT_SHOWN_CODES,
+    "spellings": spellings.SELECT_SPELLINGS,
     "coupons of users": lookups.LIST_ASSIGNMENTS,
     "codes of an upload": new_codes.SELECT_EXISTING,
     "change codes": apply.UPDATE_CODES,
@@ -112,7 +113,13 @@ def test_postgresql_looks_at_a_table_that_grows_only_when_there_is_something_to_
             "SELECT relname, option_name, option_value"
             " FROM pg_class, pg_options_to_table(reloptions) WHERE option_name ~ 'threshold'"
         ).fetchall()
-    tables = ("coupon_assignments", "coupon_codes", "coupon_user_counters", "redemption_audit")
+    tables = (
+        "coupon_assignments",
+        "coupon_code_spellings",
+        "coupon_codes",
+        "coupon_user_counters",
+        "redemption_audit",
+    )
     kinds = ("analyze", "vacuum", "vacuum_insert")
     assert set(rows) == {
         (table, f"autovacuum_{kind}_threshold", "10000") for table in tables for kind in kinds

@@ -17,6 +17,7 @@ from coupon_service.store.database import PLANNING
 
 ROWS = {
     "coupon_codes": 1_000_000,
+    "coupon_code_spellings": 200_000,
     "redemption_audit": 1_000_000,
     "coupon_assignments": 200_000,
     "coupon_user_counters": 200_000,
@@ -32,6 +33,9 @@ UPDATE pg_index SET indisready = false WHERE indrelid IN ({TABLES});
 INSERT INTO coupon_codes (bucket, code, book_id, state)
 SELECT n % 64, 'CODE' || n, {BOOK}, 1 + n % 4
 FROM generate_series(1, {ROWS["coupon_codes"]}) AS n;
+INSERT INTO coupon_code_spellings (bucket, code, spelling)
+SELECT n % 64, 'CODE' || n, 'code-' || n
+FROM generate_series(1, {ROWS["coupon_code_spellings"]}) AS n;
 INSERT INTO redemption_audit (
     event_id, bucket, type, event_time, book_id, code, user_id, order_id, lock_id, fingerprint,
     caller, peer, user_agent, request_id)

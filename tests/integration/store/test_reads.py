@@ -53,7 +53,7 @@ async def test_a_mistyped_code_is_told_from_an_unknown_one_where_the_book_is_nam
     code_format = CodeFormat(check_character=True)
     book = await make_book(shop.books, "checked", code_format=code_format)
     (right,) = generate(code_format, 1)
-    wrong = right[:-1] + ("A" if right[-1] != "A" else "B")
+    wrong = right[:-1] + ("B" if right[-1] != "B" else "C")
     with pytest.raises(CodeNotFound):
         await shop.reads.code(right, book.book_id, "")
     with pytest.raises(CodeChecksumInvalid):

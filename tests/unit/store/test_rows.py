@@ -20,7 +20,7 @@ from coupon_service.store.columns import Columns
         (BookLimits, rows.LIMITS),
         (CodeFormat, rows.CODE_FORMAT),
         (BookStats, rows.COUNTERS),
-        (Code, rows.CODES),
+        (Code, rows.SHOWN_CODES),
         (Assignment, rows.ASSIGNMENTS),
         (Event, rows.EVENTS),
     ],

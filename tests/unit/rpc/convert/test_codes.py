@@ -211,8 +211,11 @@ def test_disabling_and_enabling_are_two_attempts_under_one_request_id() -> None:
     ]
 
 
+CODE = Code("SABAB", BOOK_ID, CodeState.ASSIGNED, redemptions=1, assignments=2)
+
+
 def test_a_code_is_told_as_it_is_stored_and_as_it_is_shown() -> None:
-    code = Code("SABAB", BOOK_ID, CodeState.ASSIGNED, redemptions=1, assignments=2)
+    code = CODE
     assert codes.code_message(code, BOOK, CodeState.LOCKED) == pb.CouponCode(
         code="SABAB",
         display_code="S-ABAB",
@@ -224,6 +227,8 @@ def test_a_code_is_told_as_it_is_stored_and_as_it_is_shown() -> None:
         assignment_count=2,
     )
     assert codes.code_message(code, BOOK, None).effective_state == 0
+    uploaded = replace(code, spelling="s_abAB")
+    assert codes.code_message(uploaded, BOOK, None).display_code == "s_abAB"
 
 
 # --- assignments --------------------------------------------------------------------------------
@@ -338,14 +343,17 @@ ASSIGNED = Event(
 
 
 def test_an_assignment_is_told_with_its_code_as_it_is_written() -> None:
-    message = assignments.done_assignment(Done(ASSIGNED, BOOK, None, LINK, replayed=True))
+    message = assignments.done_assignment(Done(ASSIGNED, BOOK, CODE, LINK, replayed=True))
     assert message.display_code == "S-ABAB"
     assert message.assign_time == to_timestamp(NOW)
+    uploaded = replace(CODE, spelling="s'ab-ab!")
+    message = assignments.done_assignment(Done(ASSIGNED, BOOK, uploaded, LINK))
+    assert (message.code, message.display_code) == ("SABAB", "s'ab-ab!")
 
 
 def test_every_user_of_a_batch_gets_a_result_of_its_own() -> None:
     commands = batch("u", "v")
-    outcomes = [Done(ASSIGNED, BOOK, None, LINK, replayed=True), NoCodesAvailable()]
+    outcomes = [Done(ASSIGNED, BOOK, CODE, LINK, replayed=True), NoCodesAvailable()]
     first, second = assignments.batch_message(commands, outcomes).results
     assert (first.user_id, first.assignment.code, first.replayed) == ("u", "SABAB", True)
     assert (second.user_id, second.error.reason) == (
@@ -357,7 +365,7 @@ def test_every_user_of_a_batch_gets_a_result_of_its_own() -> None:
 def test_a_user_who_has_redeemed_a_code_sees_it_redeemed_though_others_can_use_it() -> None:
     def seen(state: AssignmentState) -> pb.CouponCodeState.ValueType:
         link = replace(LINK, state=state)
-        return assignments.coupon_message(link, BOOK, CodeState.ASSIGNED).effective_state
+        return assignments.coupon_message(link, CODE, BOOK, CodeState.ASSIGNED).effective_state
 
     assert seen(AssignmentState.ACTIVE) == pb.COUPON_CODE_STATE_ASSIGNED
     assert seen(AssignmentState.REDEEMED) == pb.COUPON_CODE_STATE_REDEEMED
