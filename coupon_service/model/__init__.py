@@ -33,10 +33,12 @@ from coupon_service.model.commands import (
 from coupon_service.model.decisions import (
     Done,
     LeaseNeeded,
+    OrderKey,
     Outcome,
     State,
     WriteSet,
     done_of,
+    order_keys,
 )
 from coupon_service.model.enums import (
     AssignmentPolicy,
@@ -95,6 +97,7 @@ __all__ = [
     "LockState",
     "LockView",
     "Money",
+    "OrderKey",
     "Outcome",
     "PercentOff",
     "Redeem",
@@ -111,5 +114,6 @@ __all__ = [
     "done_of",
     "event_id",
     "fingerprint",
+    "order_keys",
     "rollback_id",
 ]

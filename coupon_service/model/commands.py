@@ -80,6 +80,11 @@ class Redeem:
     lease: Lease | None = None
     metadata: str | None = None
 
+    @property
+    def order_user_id(self) -> str | None:
+        """The end user whose own order it is; None for an order of the business."""
+        return self.user_id if self.order_id and self.call.end_user else None
+
 
 @value(kw_only=True)
 class Rollback:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TypeAlias
 from uuid import UUID
 
 from coupon_service.errors import Contention, CouponServiceError
@@ -55,6 +56,22 @@ def done_of(outcome: Outcome) -> Done:
     raise outcome if isinstance(outcome, CouponServiceError) else Contention
 
 
+OrderKey: TypeAlias = tuple[str, str, str]
+"""What redeems a code once: the code, an order, and the user who redeems, or "" for everybody."""
+
+
+def order_keys(
+    code: str, order_id: str, user_id: str, order_user_id: str | None
+) -> tuple[OrderKey, ...]:
+    """What a redemption for an order takes up while it is live; two never share a key.
+
+    An order of the business is one and the same whoever the user is. One that an end user names
+    (`order_user_id`) is that user's own: what others call the same is another.
+    """
+    own = (code, order_id, user_id)
+    return (own,) if order_user_id is not None else (own, (code, order_id, ""))
+
+
 @dataclass(slots=True)
 class State:
     """The rows that a batch of commands is decided on. The decision updates it in place.
@@ -76,7 +93,7 @@ class State:
     lock_events: dict[UUID, tuple[Event, ...]] = field(
         default_factory=dict[UUID, tuple[Event, ...]]
     )
-    orders: dict[tuple[str, str], UUID] = field(default_factory=dict[tuple[str, str], UUID])
+    orders: dict[OrderKey, UUID] = field(default_factory=dict[OrderKey, UUID])
     users: dict[tuple[UUID, str], UserCounts] = field(
         default_factory=dict[tuple[UUID, str], UserCounts]
     )

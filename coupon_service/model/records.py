@@ -52,7 +52,8 @@ class Event:
     """A row of redemption_audit, from which a repeat of the call is answered as well.
 
     `state_before` and `state_after` are values of BookState or CodeState, depending on `type`.
-    `metadata` is JSON text.
+    `metadata` is JSON text. `order_user_id`: the end user whose own order `order_id` is; None where
+    it is one of the business.
     """
 
     event_id: UUID
@@ -81,6 +82,7 @@ class Event:
     user_code_redemptions: int | None = None
     expire_time: datetime | None = None
     metadata: str | None = None
+    order_user_id: str | None = None
 
 
 @value

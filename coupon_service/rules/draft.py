@@ -19,6 +19,7 @@ from coupon_service.model import (
     State,
     UserCounts,
     WriteSet,
+    order_keys,
 )
 from coupon_service.rules.derived_states import code_state
 
@@ -119,12 +120,24 @@ class Draft:
 
     def record(self, event: Event) -> None:
         """Adds a row to the ledger; a repeat later in the same batch finds it, and so do commands
-        about the lock that it used."""
+        about the lock that it used, or for its order."""
         self.events.append(event)
         self.state.events[event.event_id] = event
         if event.lock_id is not None:
             earlier = self.state.lock_events.get(event.lock_id, ())
             self.state.lock_events[event.lock_id] = (*earlier, event)
+        if event.order_id is not None:
+            self._record_order(event)
+
+    def _record_order(self, event: Event) -> None:
+        keys = order_keys(
+            event.code or "", event.order_id or "", event.user_id or "", event.order_user_id
+        )
+        for key in keys:
+            if event.type is EventType.REDEEMED:
+                self.state.orders[key] = event.event_id
+            else:
+                self.state.orders.pop(key, None)
 
     def count(self, book_id: UUID, counter: str, change: int) -> None:
         """Adds to a statistics counter, named as in BookStats."""

@@ -52,6 +52,7 @@ def redeem(command: Redeem, code: Code, book: Book, draft: Draft) -> Outcome:
         **draft.about(command, EventType.REDEEMED, before=code, after=after),
         user_id=command.user_id,
         order_id=command.order_id or None,
+        order_user_id=command.order_user_id,
         order_amount_minor=order.amount_minor if order else None,
         discount_minor=discount,
         currency_code=order.currency_code if order else book.currency_code or None,
@@ -64,8 +65,6 @@ def redeem(command: Redeem, code: Code, book: Book, draft: Draft) -> Outcome:
         metadata=command.metadata,
     )
     draft.record(event)
-    if command.order_id:
-        draft.state.orders[(code.code, command.order_id)] = event.event_id
     return Done(event, book, after, link)
 
 
@@ -113,12 +112,11 @@ def rollback(command: Rollback, code: Code, book: Book, draft: Draft) -> Outcome
     draft.count(book.book_id, "redemptions", -1)
     draft.count(book.book_id, "rollbacks", 1)
     draft.count(book.book_id, "discount_minor", -(redemption.discount_minor or 0))
-    if redemption.order_id:
-        draft.state.orders.pop((code.code, redemption.order_id), None)
     event = Event(
         **draft.about(command, EventType.ROLLED_BACK, before=code, after=after),
         user_id=command.user_id,
         order_id=redemption.order_id,
+        order_user_id=redemption.order_user_id,
         order_amount_minor=redemption.order_amount_minor,
         discount_minor=redemption.discount_minor,
         currency_code=redemption.currency_code,

@@ -48,6 +48,7 @@ from coupon_service.model import (
     Redeem,
     State,
     UserCounts,
+    order_keys,
 )
 from coupon_service.rules.derived_states import LOCK_ENDS, lock_view
 from coupon_service.rules.draft import Draft
@@ -88,7 +89,7 @@ def is_hidden(command: Redeem | Lock, code: Code, book: Book, state: State, now:
     """Whether an end user, who cannot use this code, is told that there is no such code.
 
     Otherwise people could find out by trying which codes exist: of others, used up, or not yet for
-    use. Who has a link to the code is told when it is used up.
+    use. Who has a link to the code, or has used it for the same order, is told when it is used up.
     """
     if not command.call.end_user:
         return False
@@ -96,11 +97,13 @@ def is_hidden(command: Redeem | Lock, code: Code, book: Book, state: State, now:
         return True
     link = state.assignments.get((code.code, command.user_id))
     mine = link is not None and (link.state in LINKED or link.redemptions > 0)
+    if not mine:  # an order that is in the way of an end user is one of its own
+        mine = _redemption_for_order(command, state) is not None
     ends_at = _ends_judged_at(command, link, book, state, now)
     why = (
         *_unusable(code, book, now, ends_at),
         *_link_refusals(link, book, ends_at),
-        *(() if mine else _used(command, code, book, state)),
+        *(() if mine else _code_used_up(code, book)),
     )
     return bool(why)
 
@@ -228,11 +231,18 @@ def _unusable(
 def _used(
     command: Redeem | Lock, code: Code, book: Book, state: State
 ) -> Iterator[CouponServiceError]:
-    if isinstance(command, Redeem) and command.order_id:
-        redemption_id = state.orders.get((code.code, command.order_id))
-        if redemption_id is not None:
-            yield OrderAlreadyRedeemed(redemption_id=redemption_id)
+    redemption_id = _redemption_for_order(command, state)
+    if redemption_id is not None:
+        yield OrderAlreadyRedeemed(redemption_id=redemption_id)
     yield from _code_used_up(code, book)
+
+
+def _redemption_for_order(command: Redeem | Lock, state: State) -> UUID | None:
+    """The live redemption of the code for the command's order, if there is one."""
+    if not isinstance(command, Redeem) or not command.order_id:
+        return None
+    keys = order_keys(command.code, command.order_id, command.user_id, command.order_user_id)
+    return next(filter(None, map(state.orders.get, keys)), None)
 
 
 def _over(book: Book, time: datetime) -> Iterator[CouponServiceError]:

@@ -136,7 +136,9 @@ _NEWEST_FIRST: Final[LiteralString] = "ORDER BY event_time DESC, event_id DESC L
 # An order has few events, so they are taken first and sorted then: the planner, which does not know
 # how few, might otherwise walk along the time.
 EVENTS_OF_ORDER: Final[LiteralString] = f"""
-WITH of_order AS MATERIALIZED (SELECT * FROM redemption_audit WHERE order_id = %(order_id)s)
+WITH of_order AS MATERIALIZED (
+    SELECT * FROM redemption_audit WHERE order_id = %(order_id)s
+        AND (%(user_id)s = '' OR order_user_id IS NULL OR order_user_id = %(user_id)s))
 SELECT {EVENTS.selected} FROM of_order WHERE {_MATCHING} {_NEWEST_FIRST}
 """
 EVENTS_OF_CODE: Final[LiteralString] = f"""

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import glob
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
+from time import monotonic, sleep
 from typing import Final
 from urllib.parse import urlencode
 
@@ -20,7 +21,7 @@ import psycopg
 import yoyo
 from psycopg.conninfo import conninfo_to_dict
 from yoyo.backends import DatabaseBackend
-from yoyo.migrations import MigrationList
+from yoyo.migrations import Migration, MigrationList
 
 from coupon_service.errors import Contention, DatabaseUnavailable
 from coupon_service.store.pipeline import Connection
@@ -31,11 +32,15 @@ MIGRATION_LOCK: Final = 0x636F75706F6E
 LOCK_TIMEOUT_MS: Final = 60_000
 """How long to wait for another process, and for the tables to be free."""
 
+LOCK_POLL_S: Final = 0.05
+
 
 def apply(database_url: str) -> list[str]:
     """Brings the schema up to date; returns the ids of the steps that were needed.
 
     A step is done and recorded in one transaction: after a crash it is either done or not begun.
+    One that says `transactional: false`, as what is built CONCURRENTLY has to, is one whose
+    statements can be repeated.
 
     Raises DatabaseUnavailable, also when the database is not in UTF-8, or Contention when others
     hold it up for LOCK_TIMEOUT_MS.
@@ -46,7 +51,7 @@ def apply(database_url: str) -> list[str]:
             raise DatabaseUnavailable(f"The database is in {encoding}; codes and ids need UTF8.")
         steps = backend.to_apply(_all_steps())
         for step in steps:
-            with backend.transaction():
+            with _in_transaction(backend, step):
                 step.process_steps(backend, "apply")
                 backend.mark_one(step, log=False)
         return [step.id for step in steps]
@@ -60,7 +65,7 @@ def rollback(database_url: str, *, count: int | None = None) -> list[str]:
     with _exclusive(database_url) as backend:
         steps = backend.to_rollback(_all_steps())[:count]
         for step in steps:
-            with backend.transaction():
+            with _in_transaction(backend, step):
                 step.process_steps(backend, "rollback")
                 backend.unmark_one(step, log=False)
         return [step.id for step in steps]
@@ -70,6 +75,12 @@ def status(database_url: str) -> list[tuple[str, bool]]:
     """Every step in order, and whether it has been applied. Raises as `apply` does."""
     with _exclusive(database_url) as backend:
         return [(step.id, backend.is_applied(step)) for step in _all_steps()]
+
+
+def _in_transaction(backend: DatabaseBackend, step: Migration) -> AbstractContextManager[object]:
+    """A transaction for the step, unless it can do without one."""
+    step.load()
+    return backend.transaction() if step.use_transactions else nullcontext()
 
 
 MISSING_STEPS: Final = """
@@ -107,7 +118,7 @@ def _exclusive(database_url: str) -> Generator[DatabaseBackend]:
     try:
         with yoyo.get_backend(uri) as backend:
             backend.execute(f"SET lock_timeout = {LOCK_TIMEOUT_MS}")
-            backend.execute(f"SELECT pg_advisory_lock({MIGRATION_LOCK})")
+            _lock(backend)
             backend.break_lock()
             backend.ensure_internal_schema_updated()
             yield backend
@@ -115,6 +126,16 @@ def _exclusive(database_url: str) -> Generator[DatabaseBackend]:
         raise Contention("The schema is being changed, or its tables are in use.") from error
     except psycopg.OperationalError as error:
         raise DatabaseUnavailable from error
+
+
+def _lock(backend: DatabaseBackend) -> None:
+    """Takes the lock of migrations. Asks again and again, since an index that is built CONCURRENTLY
+    would wait for the statement of whoever waits for the lock. Raises Contention."""
+    deadline_s = monotonic() + LOCK_TIMEOUT_MS / 1000
+    while backend.execute(f"SELECT pg_try_advisory_lock({MIGRATION_LOCK})").fetchone() != (True,):
+        if monotonic() > deadline_s:
+            raise Contention("Another process is changing the schema.")
+        sleep(LOCK_POLL_S)
 
 
 def _all_steps() -> MigrationList:

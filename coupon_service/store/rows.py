@@ -183,6 +183,7 @@ EVENTS: Final = Columns[Event](
     Column("user_code_redemptions", "integer"),
     Column("expire_time", "timestamptz"),
     Column("metadata", "jsonb"),
+    Column("order_user_id", "text"),
 )
 
 event_from_row: Final = EVENTS.reader(Event)

@@ -104,8 +104,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     `redemption_id`, `rollback_time` (RFC 3339).
     """
     ERROR_REASON_ORDER_ALREADY_REDEEMED: _ErrorReason.ValueType  # 29
-    """[FAILED_PRECONDITION] The code has a live redemption for this order. Metadata:
-    `redemption_id`.
+    """[FAILED_PRECONDITION] The code has a live redemption for this order: for the same user, or, where
+    both are by services, for anybody. Metadata: `redemption_id`.
     """
     ERROR_REASON_CODE_SPACE_EXHAUSTED: _ErrorReason.ValueType  # 30
     """[FAILED_PRECONDITION] The code format is too small for the number of codes. Metadata:
@@ -259,8 +259,8 @@ more, and a repeat of the RedeemCode that made it does not redeem again. Metadat
 `redemption_id`, `rollback_time` (RFC 3339).
 """
 ERROR_REASON_ORDER_ALREADY_REDEEMED: ErrorReason.ValueType  # 29
-"""[FAILED_PRECONDITION] The code has a live redemption for this order. Metadata:
-`redemption_id`.
+"""[FAILED_PRECONDITION] The code has a live redemption for this order: for the same user, or, where
+both are by services, for anybody. Metadata: `redemption_id`.
 """
 ERROR_REASON_CODE_SPACE_EXHAUSTED: ErrorReason.ValueType  # 30
 """[FAILED_PRECONDITION] The code format is too small for the number of codes. Metadata:

@@ -706,7 +706,9 @@ class RedeemCodeRequest(_message.Message):
     user_id: _builtins.str
     """Who uses it."""
     order_id: _builtins.str
-    """For which order. When set, the code cannot have a second live redemption for the same order."""
+    """For which order. When set, the code cannot have a second live redemption for the same order: of
+    the business, whoever the user is, or, where an end user redeems, of this user.
+    """
     lock_token: _builtins.str
     """From LockCode. Required where the book requires a lock."""
     request_id: _builtins.str

@@ -36,8 +36,12 @@ class RedemptionServiceStub:
     belongs to other users does not exist for them. Neither does a code that they cannot use: in place
     of BOOK_NOT_ACTIVE, BOOK_NOT_STARTED, BOOK_EXPIRED, CODE_DISABLED, CODE_EXPIRED and
     CODE_NOT_ASSIGNED_TO_USER they get CODE_NOT_FOUND, and, unless they have used the code or it is
-    assigned to them, in place of CODE_ALREADY_REDEEMED, CODE_LIMIT_EXCEEDED and
-    ORDER_ALREADY_REDEEMED as well.
+    assigned to them, in place of CODE_ALREADY_REDEEMED and CODE_LIMIT_EXCEEDED as well.
+
+    An order that an end user names is one of its own: it is in the way of no other user's and of no
+    service's order of the same name, except where the service redeems for this user. The other way
+    round, a service's order is in the way of an end user only where it was redeemed for this user,
+    which is ORDER_ALREADY_REDEEMED and never a guess.
     """
 
     def __init__(self, channel):
@@ -114,8 +118,12 @@ class RedemptionServiceServicer:
     belongs to other users does not exist for them. Neither does a code that they cannot use: in place
     of BOOK_NOT_ACTIVE, BOOK_NOT_STARTED, BOOK_EXPIRED, CODE_DISABLED, CODE_EXPIRED and
     CODE_NOT_ASSIGNED_TO_USER they get CODE_NOT_FOUND, and, unless they have used the code or it is
-    assigned to them, in place of CODE_ALREADY_REDEEMED, CODE_LIMIT_EXCEEDED and
-    ORDER_ALREADY_REDEEMED as well.
+    assigned to them, in place of CODE_ALREADY_REDEEMED and CODE_LIMIT_EXCEEDED as well.
+
+    An order that an end user names is one of its own: it is in the way of no other user's and of no
+    service's order of the same name, except where the service redeems for this user. The other way
+    round, a service's order is in the way of an end user only where it was redeemed for this user,
+    which is ORDER_ALREADY_REDEEMED and never a guess.
     """
 
     def ValidateCode(self, request, context):
@@ -304,8 +312,12 @@ class RedemptionService:
     belongs to other users does not exist for them. Neither does a code that they cannot use: in place
     of BOOK_NOT_ACTIVE, BOOK_NOT_STARTED, BOOK_EXPIRED, CODE_DISABLED, CODE_EXPIRED and
     CODE_NOT_ASSIGNED_TO_USER they get CODE_NOT_FOUND, and, unless they have used the code or it is
-    assigned to them, in place of CODE_ALREADY_REDEEMED, CODE_LIMIT_EXCEEDED and
-    ORDER_ALREADY_REDEEMED as well.
+    assigned to them, in place of CODE_ALREADY_REDEEMED and CODE_LIMIT_EXCEEDED as well.
+
+    An order that an end user names is one of its own: it is in the way of no other user's and of no
+    service's order of the same name, except where the service redeems for this user. The other way
+    round, a service's order is in the way of an end user only where it was redeemed for this user,
+    which is ORDER_ALREADY_REDEEMED and never a guess.
     """
 
     @staticmethod

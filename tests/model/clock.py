@@ -18,6 +18,8 @@ from support.service import ServerThread, settings_for
 
 from coupon_service.leases import commands
 from coupon_service.maintenance.lock_sweeper import LockSweeper
+from coupon_service.rpc import handler
+from coupon_service.rpc.context import RequestContext
 
 KEY = "model:clock"
 REAL_CLOCK = "redis.call('TIME')"
@@ -53,11 +55,26 @@ class Clock:
         self._redis.read_response()
 
 
+def identity(user: str, business: str) -> tuple[tuple[str, str], ...]:
+    """Metadata of a call of an end user; of no user: of a service."""
+    return (("end-user", user), ("business", business)) if user else ()
+
+
+def as_they_say(_: str, rpc: RequestContext) -> None:
+    """Sets the caller by `identity`."""
+    for user in rpc.values("end-user"):
+        rpc.caller, rpc.end_user = str(user), True
+    for business in rpc.values("business"):
+        rpc.business_id = str(business)
+
+
 @contextmanager
 def clocked_server(
     database_url: str, redis_url: str, clock: Clock, **changes: object
 ) -> Generator[ServerThread]:
-    """A server whose Lua scripts ask `clock`; nothing sweeps by itself."""
+    """A server whose Lua scripts ask `clock`, and that believes who callers say they are; nothing
+    sweeps by itself.
+    """
     text = commands._text
 
     def told(name: str) -> str:
@@ -66,13 +83,15 @@ def clocked_server(
     async def never(_: LockSweeper) -> None:
         await asyncio.Event().wait()
 
-    settings = settings_for(database_url, redis_url, **changes)
+    unlimited = {"rate_limit_end_users": "none", "guess_limit_end_users": "none"}
+    settings = settings_for(database_url, redis_url, **unlimited, **changes)
     logging = structlog.get_config()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger("error"))
     try:
         with (
             mock.patch.object(commands, "_text", told),
             mock.patch.object(LockSweeper, "run", never),
+            mock.patch.object(handler, "_as_anonymous", as_they_say),
             ServerThread(settings, clock.now) as running,
         ):
             yield running

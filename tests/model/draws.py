@@ -100,8 +100,11 @@ def CHANGES(random: Random) -> Message:  # noqa: N802 - one of the draws
     return {name: FIELDS[name](random)}
 
 
+ALONE = any_of([False, False, False, True])
+"""Whether a user calls, and no service for it."""
 ITEM = {
     "which": PER_MILLE,
+    "alone": ALONE,
     "name": USERS,
     "order_id": ORDERS,
     "money": AMOUNTS,

@@ -34,7 +34,7 @@ class Giving(Told):
 
         It is asked of the world as it is then, and says No where the first answer is no longer so.
         """
-        attempt = tuple(key) if key[-1] else object()
+        attempt = (self.caller, *key) if key[-1] else object()
         if answer is not None:
             self.done[attempt] = parameters, answer
         elif attempt in self.done:
@@ -46,7 +46,7 @@ class Giving(Told):
 
     def record(self, type_: str, book_id: str, request_id: str, **fields: Any) -> None:
         """Writes into the ledger."""
-        event = {"type": type_, "event_time": self.now, "book_id": book_id, "caller": "anonymous"}
+        event = {"type": type_, "event_time": self.now, "book_id": book_id, "caller": self.caller}
         self.ledger.append({**event, "request_id": request_id or Unknown(), **fields})
 
     def find(self, code: str, book_id: str = "") -> tuple[Code, Message]:

@@ -46,7 +46,7 @@ class Issuing(Program):
         if len(self.book_ids) == 3:
             return
         money = "benefit" not in book["discount"] or book["min_order_amount_minor"]
-        names = {"business_id": f"business-{self.own}", "name": "A book"}
+        names = {"business_id": self.business, "name": "A book"}
         new: Message = {**book, **names, "currency_code": "EUR" if money else currency}
         for name in TIMES:
             new[name] = new[name] and self.began + new[name]

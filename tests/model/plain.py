@@ -16,6 +16,17 @@ from model.told import USES, Item, Link, Lock, Message, No, Token, Unknown
 
 PERMIT = "needs a permit in Redis"
 
+UNUSABLE = {
+    "BOOK_NOT_ACTIVE",
+    "BOOK_NOT_STARTED",
+    "BOOK_EXPIRED",
+    "CODE_DISABLED",
+    "CODE_EXPIRED",
+    "CODE_NOT_ASSIGNED_TO_USER",
+}
+USED_UP = {"CODE_ALREADY_REDEEMED", "CODE_LIMIT_EXCEEDED"}
+"""Reasons that end users are not told, the second ones unless they have to do with the code."""
+
 MOMENT_MS = 8_000
 """How long a permit lasts that a redemption without a token takes: a deadline and a statement."""
 
@@ -43,7 +54,7 @@ class World(Giving):
         yield from self._not_started(book)
         if self.codes[code].disabled:
             yield No("CODE_DISABLED")
-        for it in self.live(code=code, order_id=item.order_id) if item and item.order_id else ():
+        for it in self._redeemed_for(item)[:1] if item and item.order_id else ():
             yield No("ORDER_ALREADY_REDEEMED", redemption_id=it["redemption_id"])
         if self.left(code) == 0:
             yield used_up(limits[USES])
@@ -61,6 +72,21 @@ class World(Giving):
         if item is not None:
             yield from self._order_refusals(item, book)
             yield from self._token_refusals(item, book)
+
+    def hides(self, code: str, user: str, book: Message, item: Item | None) -> bool:
+        """Whether the code does not exist for the end user who calls."""
+        reasons = {no.told["reason"] for no in self.why_not(code, user, book, item)}
+        link = self.links.get((code, user), Link())
+        has_it = link.state in ("ACTIVE", "REDEEMED") or link.redemptions > 0
+        has_it |= "ORDER_ALREADY_REDEEMED" in reasons
+        return bool(self.end_user and reasons & (UNUSABLE if has_it else UNUSABLE | USED_UP))
+
+    def _redeemed_for(self, item: Item) -> list[Message]:
+        """Live redemptions for the order, those of the user first; orders of end users are their
+        own."""
+        live = self.live(code=item.code, order_id=item.order_id)
+        mine = [it for it in live if it["user_id"] == item.user]
+        return mine + [it for it in live if not (self.end_user or it["_own_order"])]
 
     def _order_refusals(self, item: Item, book: Message) -> Iterator[No]:
         currency, minimum = book["currency_code"], book["min_order_amount_minor"]
@@ -106,6 +132,8 @@ class World(Giving):
         key, parameters = ("LOCKED", code, request_id), (user, book_id, ttl, metadata)
         if again := self.once(key, parameters, None):
             return again
+        if self.hides(code, user, book, None):
+            raise No("CODE_NOT_FOUND")
         if book["lock_policy"] == "OFF":
             raise No("INVALID_STATE_TRANSITION", state="LOCK_POLICY_OFF")
         for no in self.why_not(code, user, book, None):
@@ -222,6 +250,8 @@ class World(Giving):
         """ValidateCode."""
         try:
             _, book = self.find(item.code, item.book_id)
+            if self.hides(item.code, item.user, book, item):
+                raise No("CODE_NOT_FOUND")
         except No as no:
             return {"problems": [no.told]}
         problems = list(self.why_not(item.code, item.user, book, item))
@@ -282,6 +312,8 @@ class World(Giving):
         key, parameters = _attempt(item)
         if again := self.once(key, parameters, None):
             return again
+        if self.hides(item.code, item.user, book, item):
+            raise No("CODE_NOT_FOUND")
         for no in self.why_not(item.code, item.user, book, item):
             raise no
         if item.token is None and self.locking(book):
@@ -296,7 +328,8 @@ class World(Giving):
 
     def _was_carried_out(self, item: Item) -> bool:
         key, parameters = _attempt(item)
-        return key in self.done and self.done[key][0] == parameters
+        attempt = (self.caller, *key)
+        return attempt in self.done and self.done[attempt][0] == parameters
 
     def _redeemed_still(self, answer: Message) -> Message:
         redemption_id = answer["redemption"]["redemption_id"]
@@ -325,6 +358,7 @@ class World(Giving):
             "lock_id": used.message["lock_id"] if used else "",
             "redeem_time": self.now,
             "metadata": item.metadata,
+            "_own_order": bool(self.end_user),
         }
         self.redemptions.append(redemption)
         if key in self.links or limited or token:

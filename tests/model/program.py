@@ -11,7 +11,7 @@ from uuid import UUID, uuid4
 
 import psycopg
 from hypothesis.stateful import RuleBasedStateMachine, rule
-from model.clock import Clock
+from model.clock import Clock, identity
 from model.compare import answered, clean, expected
 from model.draws import SEEDS, steps_of
 from model.plain import World
@@ -51,6 +51,7 @@ class Program(RuleBasedStateMachine):
             locks_per_user_max=settings.locks_per_user_max,
         )
         self.began = self.world.now
+        self.business = f"business-{self.own}"
         self.book_ids: list[str] = []
         self.rows: list[str] = [
             f"{self.own}{kind}".upper() for kind in ("N0", "N1", "N2", "ÜЯ", "é4")
@@ -61,15 +62,22 @@ class Program(RuleBasedStateMachine):
 
     # --- what rules are made of -----------------------------------------------------------------
 
-    def call(self, rpc: Callable[..., Any], request: Any, model: Callable[[Any], Any]) -> Any:
-        """Makes a call; the server and the model have to agree. It can be repeated later."""
-        self.history.append(lambda: self.both(rpc, request, model))
-        return self.both(rpc, request, model)
+    def call(
+        self, rpc: Callable[..., Any], request: Any, model: Callable[[Any], Any], user: str = ""
+    ) -> Any:
+        """Makes a call, of an end user or else of a service; the server and the model have to
+        agree. It can be repeated later."""
+        self.history.append(lambda: self.both(rpc, request, model, user))
+        return self.both(rpc, request, model, user)
 
-    def both(self, rpc: Callable[..., Any], request: Any, model: Callable[[Any], Any]) -> Any:
+    def both(
+        self, rpc: Callable[..., Any], request: Any, model: Callable[[Any], Any], user: str = ""
+    ) -> Any:
         """Asks the server and the model, a millisecond after whatever was before."""
         self.let_pass(1)
-        return self.agreed(request, lambda: rpc(request, timeout=PATIENCE_S), model)
+        how = {"timeout": PATIENCE_S, "metadata": identity(user, self.business)}
+        with self.world.called_by(user):
+            return self.agreed(request, lambda: rpc(request, **how), model)
 
     def look_at(self, *views: View) -> None:
         """The same for what changes nothing, so that all of it can be asked at the same time."""

@@ -29,8 +29,13 @@ class Programs(Using):
     def validate(self, drawn: Message) -> None:
         item, fields = self.item(drawn)
         request = redemptions.ValidateCodeRequest(**fields)
-        rpc = self.api.redemptions.ValidateCode
-        self.look_at((rpc, request, lambda: self.world.validate(item)))
+        user = item.user if drawn["alone"] else ""
+        self.both(
+            self.api.redemptions.ValidateCode,
+            request,
+            lambda _: self.world.validate(item),
+            user,
+        )
 
     @step(6, which=PER_MILLE, name=USERS)
     def look_around(self, which: int, name: str) -> None:

@@ -6,7 +6,8 @@ Whatever can be counted is counted when it is asked for.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -113,6 +114,21 @@ class Told:
     done: dict[object, tuple[object, Callable[[Any], Message]]] = field(
         default_factory=dict[object, Any]
     )
+    end_user: str = ""
+
+    @contextmanager
+    def called_by(self, user: str) -> Generator[None]:
+        """Calls are those of this end user; of none: of a service."""
+        self.end_user = user
+        try:
+            yield
+        finally:
+            self.end_user = ""
+
+    @property
+    def caller(self) -> str:
+        """Who calls."""
+        return self.end_user or "anonymous"
 
     # --- what is counted ------------------------------------------------------------------------
 

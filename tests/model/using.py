@@ -11,6 +11,7 @@ from uuid import UUID
 
 from model.compare import refusal
 from model.draws import (
+    ALONE,
     ITEMS,
     METADATA,
     PER_MILLE,
@@ -33,8 +34,18 @@ class Using(Issuing):
 
     # --- locks ----------------------------------------------------------------------------------
 
-    @step(14, which=PER_MILLE, name=USERS, ttl=TTLS, metadata=METADATA, request_id=REQUEST_IDS)
-    def lock(self, which: int, name: str, ttl: int, metadata: Message, request_id: str) -> None:
+    @step(
+        14,
+        which=PER_MILLE,
+        name=USERS,
+        ttl=TTLS,
+        metadata=METADATA,
+        request_id=REQUEST_IDS,
+        alone=ALONE,
+    )
+    def lock(
+        self, which: int, name: str, ttl: int, metadata: Message, request_id: str, *, alone: bool
+    ) -> None:
         code, user, request_id = self.code(which), self.user(name), self.fresh(request_id)
         book_id = self.within(code, which)
         request = redemptions.LockCodeRequest(
@@ -50,6 +61,7 @@ class Using(Issuing):
             self.api.redemptions.LockCode,
             request,
             lambda _: self.world.lock(code, book_id, user, ttl, metadata, request_id),
+            user if alone else "",
         )
 
     @step(5, which=any_of(range(3, 12)), code=PER_MILLE, ttl=TTLS, request_id=REQUEST_IDS)
@@ -123,7 +135,8 @@ class Using(Issuing):
             (answer,) = self.world.redeem([item])
             return refusal(answer["error"]) if "error" in answer else answer
 
-        self.call(self.api.redemptions.RedeemCode, request, redeemed)
+        user = item.user if drawn["alone"] else ""
+        self.call(self.api.redemptions.RedeemCode, request, redeemed, user)
 
     @step(
         12,

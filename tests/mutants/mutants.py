@@ -28,7 +28,7 @@ from coupon_service.leases import commands, leases
 from coupon_service.locks import acquire
 from coupon_service.locks import token as lock_token
 from coupon_service.locks.token import verify
-from coupon_service.model import LockPolicy, Rollback, normalization
+from coupon_service.model import LockPolicy, Redeem, Rollback, normalization
 from coupon_service.rules import decision, refusals, repeats
 from coupon_service.rules import locks as lock_rules
 from coupon_service.rules import redemptions as redeeming
@@ -37,6 +37,7 @@ from coupon_service.store import database, generations
 from coupon_service.store.bulk import chunks, upload_rows
 from coupon_service.store.commands import apply as applying
 from coupon_service.store.commands import executor as execute
+from coupon_service.store.commands import limit_counters
 from coupon_service.store.commands import load as loading
 from coupon_service.store.events import EVENT_ROWS, INSERT_EVENTS
 
@@ -253,6 +254,27 @@ def open_outcome_forgotten() -> Planted:
 def repeat_answered_as_recorded() -> Planted:
     """Nobody asks what came of a change before a repeat is answered with it."""
     return mock.patch.object(repeats, "_undone_since", return_value=None)
+
+
+def orders_of_users_shared() -> Planted:
+    """An order that an end user names is one of the business."""
+    return mock.patch.object(Redeem, "order_user_id", None)
+
+
+def orders_of_users_not_kept_from_services() -> Planted:
+    """Whoever names an order has it for itself, services as well."""
+    return mock.patch.object(Redeem, "order_user_id", property(lambda self: self.user_id))
+
+
+def collision_hidden() -> Planted:
+    """An end user who names an order once more is told that there is no such code."""
+    real = refusals.is_hidden
+
+    def hidden(command: Any, code: Any, book: Any, state: Any, now: Any) -> bool:
+        collides = refusals._redemption_for_order(command, state) is not None
+        return real(command, code, book, state, now) or (command.call.end_user and collides)
+
+    return _all(*(mock.patch.object(it, "is_hidden", hidden) for it in (decision, limit_counters)))
 
 
 def rollback_not_read_for_a_repeat() -> Planted:

@@ -121,8 +121,12 @@ RULES: Final = {
         AND code_redemption_limit > 0 AND code_redemptions > code_redemption_limit
     """,
     "an order has one live redemption of a code": """
-        SELECT code, order_id, count(*) FROM live WHERE order_id IS NOT NULL
+        SELECT code, order_id, NULL AS user_id, count(*) FROM live
+        WHERE order_id IS NOT NULL AND order_user_id IS NULL
         GROUP BY code, order_id HAVING count(*) > 1
+        UNION ALL
+        SELECT code, order_id, user_id, count(*) FROM live WHERE order_id IS NOT NULL
+        GROUP BY code, order_id, user_id HAVING count(*) > 1
     """,
     "a request has one effect": f"""
         SELECT caller, request_id, type, code, count(*) FROM ledger

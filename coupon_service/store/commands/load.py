@@ -25,6 +25,7 @@ from coupon_service.model import (
     Command,
     EventType,
     Lock,
+    OrderKey,
     Redeem,
     Revoke,
     Rollback,
@@ -32,6 +33,7 @@ from coupon_service.model import (
     State,
     UserCounts,
     bucket_of_event,
+    order_keys,
     rollback_id,
 )
 from coupon_service.model.codes import bucket_of
@@ -66,7 +68,7 @@ class ReadSet:
     events: set[UUID] = field(default_factory=set[UUID])
     random_events: set[UUID] = field(default_factory=set[UUID])
     lock_ids: dict[UUID, str] = field(default_factory=dict[UUID, str])
-    orders: set[tuple[str, str]] = field(default_factory=set[tuple[str, str]])
+    orders: set[tuple[str, str, str]] = field(default_factory=set[tuple[str, str, str]])
     candidates: Counter[UUID] = field(default_factory=Counter[UUID])
     fences: int = 0
 
@@ -89,7 +91,7 @@ def _wanted(commands: Iterable[Command]) -> ReadSet:
             wanted.assignments.add((command.code, command.user_id))
         if isinstance(command, Redeem):
             if command.order_id:
-                wanted.orders.add((command.code, command.order_id))
+                wanted.orders.add((command.code, command.order_id, command.user_id))
             if command.lock is not None:
                 wanted.lock_ids[command.lock.lock_id] = command.code
             elif command.lease is not None and command.lease.held_lock_id is not None:
@@ -360,38 +362,50 @@ def _select_lock_events(pipeline: Pipeline, lock_ids: dict[UUID, str]) -> Rows:
     return pipeline.add(SELECT_LOCK_EVENTS, parameters)
 
 
-# Order by order (OFFSET 0), as with the events of locks.
+# Orders of the business, and of the user alone: where users number theirs, very many of a code have
+# the same name.
 SELECT_ORDERS: Final[LiteralString] = """
 SELECT event.*
-FROM unnest(%s::smallint[], %s::text[], %s::text[]) AS wanted (bucket, code, order_id)
+FROM unnest(%s::smallint[], %s::text[], %s::text[], %s::text[])
+    AS wanted (bucket, code, order_id, user_id)
 CROSS JOIN LATERAL (
-    SELECT code, order_id, type, event_id, redemption_id FROM redemption_audit
-    WHERE order_id = wanted.order_id AND code = wanted.code AND bucket = wanted.bucket
-    OFFSET 0
+    SELECT code, order_id, user_id, order_user_id, type, event_id, redemption_id
+    FROM redemption_audit
+    WHERE order_id = wanted.order_id AND order_user_id IS NULL
+        AND code = wanted.code AND bucket = wanted.bucket
+    UNION ALL
+    SELECT code, order_id, user_id, order_user_id, type, event_id, redemption_id
+    FROM redemption_audit
+    WHERE order_id = wanted.order_id AND order_user_id = wanted.user_id
+        AND code = wanted.code AND bucket = wanted.bucket
 ) AS event
 """
 
 
-def _select_orders(pipeline: Pipeline, orders: Iterable[tuple[str, str]]) -> Rows:
-    orders = list(orders)
-    codes = [code for code, _ in orders]
-    order_ids = [order_id for _, order_id in orders]
-    parameters = int_array(map(bucket_of, codes)), text_array(codes), text_array(order_ids)
-    return pipeline.add(SELECT_ORDERS, parameters)
+def _select_orders(pipeline: Pipeline, orders: Iterable[tuple[str, str, str]]) -> Rows:
+    codes, order_ids, users = zip(*orders, strict=True)
+    return pipeline.add(
+        SELECT_ORDERS,
+        (
+            int_array(map(bucket_of, codes)),
+            text_array(codes),
+            text_array(order_ids),
+            text_array(users),
+        ),
+    )
 
 
 def _live_orders(rows: Iterable[TupleRow], state: State) -> None:
     """Redemptions for the orders that were not rolled back."""
-    redeemed: dict[UUID, tuple[str, str]] = {}
+    redeemed: dict[UUID, tuple[OrderKey, ...]] = {}
     rolled_back: set[UUID] = set()
-    for code, order_id, event_type, event_id, redemption_id in rows:
+    for *order, event_type, event_id, redemption_id in rows:
         if event_type == EventType.REDEEMED:
-            redeemed[event_id] = (code, order_id)
+            redeemed[event_id] = order_keys(*order)
         elif event_type == EventType.ROLLED_BACK:
             rolled_back.add(redemption_id)
-    for event_id, order in redeemed.items():
-        if event_id not in rolled_back:
-            state.orders[order] = event_id
+    for event_id in redeemed.keys() - rolled_back:
+        state.orders.update(dict.fromkeys(redeemed[event_id], event_id))
 
 
 NEXT_FENCES: Final = "SELECT nextval('lock_fences') FROM generate_series(1, %s)"

@@ -19,6 +19,8 @@ SELECT relname, relkind FROM pg_class WHERE relnamespace = 'public'::regnamespac
 UNION ALL SELECT proname, 'f' FROM pg_proc WHERE pronamespace = 'public'::regnamespace
 """
 
+INDEXES = "SELECT indexdef FROM pg_indexes WHERE schemaname = 'public'"
+
 
 def names(url: str, query: str) -> set[str]:
     with psycopg.connect(url) as connection:
@@ -79,6 +81,23 @@ def test_books_outlive_the_step_of_running_low_both_ways(empty_database_url: str
     assert names(empty_database_url, thresholds) == {0}
     migrations.rollback(empty_database_url, count=1)
     assert names(empty_database_url, "SELECT name FROM coupon_books") == {"spring"}
+
+
+def test_a_step_without_a_transaction_that_was_cut_off_is_done_anew(
+    empty_database_url: str,
+) -> None:
+    steps = migrations.apply(empty_database_url)
+    full = names(empty_database_url, INDEXES)
+    step = next(it for it in steps if it.endswith(".order_users"))
+    while migrations.rollback(empty_database_url, count=1) != [step]:
+        pass
+    with psycopg.connect(empty_database_url) as connection:  # what it may leave behind
+        connection.execute("ALTER TABLE redemption_audit ADD COLUMN order_user_id text")
+        connection.execute(
+            "CREATE INDEX redemption_audit_by_order_and_user ON redemption_audit (order_id)"
+        )
+    assert migrations.apply(empty_database_url)[0] == step
+    assert names(empty_database_url, INDEXES) == full
 
 
 async def test_a_schema_that_is_newer_is_new_enough(database_url: str) -> None:

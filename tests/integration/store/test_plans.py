@@ -71,8 +71,11 @@ def test_candidates_are_found_by_their_state(database_url: str, statement: str) 
     assert "Sort" not in plan
 
 
-def test_orders_of_a_hot_code_are_found_by_the_order(database_url: str) -> None:
-    assert "redemption_audit_by_order" in plan_of(database_url, load.SELECT_ORDERS)
+def test_orders_of_a_hot_code_are_found_by_the_order_and_whose_it_is(database_url: str) -> None:
+    plan = plan_of(database_url, load.SELECT_ORDERS)
+    assert plan.count("redemption_audit_by_order_and_user") == 2
+    for whose in ("order_user_id IS NULL", "order_user_id = wanted.user_id"):
+        assert re.search(rf"Index Cond: .*order_id = wanted.order_id.*{whose}.*code = ", plan), plan
 
 
 # So many codes were assigned, and nobody has redeemed or locked one yet.

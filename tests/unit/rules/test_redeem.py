@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import timedelta
 from uuid import UUID
 
 import pytest
-from unit.rules.commands import assign, disable, eur, redeem, rollback
+from unit.rules.commands import assign, call, disable, eur, redeem, rollback, user_call
 from unit.rules.world import BOOK_ID, MINUTE, MOMENT, NOW, World, active, book
 
 from coupon_service.errors import (
@@ -32,7 +33,9 @@ from coupon_service.model import (
     BookState,
     Code,
     CodeState,
+    Done,
     Money,
+    Redeem,
     UserCounts,
 )
 
@@ -180,6 +183,15 @@ class TestCode:
         world.does(redeem(user="bob"))
 
 
+CALLERS: dict[str, Callable[[], Redeem]] = {
+    "ann": lambda: redeem(user="ann", by=user_call("ann"), order="o1"),
+    "bob": lambda: redeem(user="bob", by=user_call("bob"), order="o1"),
+    "a service for ann": lambda: redeem(user="ann", order="o1"),
+    "a service for bob": lambda: redeem(user="bob", order="o1"),
+    "a service called ann for ann": lambda: redeem(user="ann", by=call("", "ann"), order="o1"),
+}
+
+
 class TestOrder:
     @pytest.mark.parametrize("amount", [None, eur(999)])
     def test_a_minimum_has_to_be_met(self, amount: Money | None) -> None:
@@ -215,6 +227,26 @@ class TestOrder:
         world.does(redeem(order="o1"))
         world.now += timedelta(days=3_650)
         assert type(world.refuses(redeem(order="o1"))) is OrderAlreadyRedeemed
+
+    @pytest.mark.parametrize("first", CALLERS)
+    @pytest.mark.parametrize("second", CALLERS)
+    @pytest.mark.parametrize("at_once", [False, True])
+    def test_orders_of_end_users_are_their_own(
+        self, first: str, second: str, *, at_once: bool
+    ) -> None:
+        world = World(book(max_redemptions_per_code=3))
+        commands = [CALLERS[first](), CALLERS[second]()]
+        if at_once:
+            outcomes = world.batch(*commands)
+        else:
+            outcomes = [it for command in commands for it in world.batch(command)]
+        same_user = commands[0].user_id == commands[1].user_id
+        both_services = first.startswith("a service") and second.startswith("a service")
+        taken = isinstance(outcomes[1], OrderAlreadyRedeemed)
+        assert taken is (same_user or both_services)
+        assert taken is not isinstance(outcomes[1], Done)
+        world.does(rollback(world.ledger[0]))
+        assert isinstance(world.batch(CALLERS[second]())[0], Done) is taken
 
     def test_without_an_order_it_is_redeemed_as_often_as_allowed(self) -> None:
         world = World(book(max_redemptions_per_code=2))
@@ -270,7 +302,7 @@ def test_the_most_telling_reason_comes_first() -> None:
     world.put(UserCounts(redemptions=1))
     world.put(Code("A", BOOK_ID, CodeState.DISABLED, 2, 0))
     world.state.totals[BOOK_ID] = 1
-    world.state.orders[("A", "o1")] = UUID(int=7)
+    world.state.orders[("A", "o1", "ann")] = UUID(int=7)
     command = redeem(order="o1", amount=Money(999, "USD"))
 
     remedies = [

@@ -28,6 +28,7 @@ from coupon_service.errors import (
     CodeChecksumInvalid,
     CodeNotFound,
     LockNotFound,
+    OrderAlreadyRedeemed,
     RedemptionNotFound,
 )
 from coupon_service.model import (
@@ -170,10 +171,13 @@ class TestEndUsers:
         world.put(active(state=AssignmentState.REVOKED))
         assert type(world.refuses(redeem("A", by=user_call()))) is CodeNotFound
 
-    def test_one_that_the_same_order_used(self) -> None:
-        world = World(book(max_redemptions_per_code=2))
-        world.does(redeem("A", "bob", order="o1"))
-        assert type(world.refuses(redeem("A", by=user_call(), order="o1"))) is CodeNotFound
+    def test_one_that_is_used_up_is_told_to_who_used_it_for_the_same_order(self) -> None:
+        world = World()
+        world.does(redeem("A", by=user_call(), order="o1"))
+        for order, reason in ("o1", OrderAlreadyRedeemed), ("o2", CodeNotFound), ("", CodeNotFound):
+            assert type(world.refuses(redeem("A", by=user_call(), order=order))) is reason
+        error = world.refuses(redeem("A", "bob", by=user_call("bob"), order="o1"))
+        assert type(error) is CodeNotFound
 
     def test_a_repeat_comes_first(self) -> None:
         world = World()

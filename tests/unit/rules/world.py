@@ -33,6 +33,7 @@ from coupon_service.model import (
     State,
     UserCounts,
     WriteSet,
+    order_keys,
 )
 from coupon_service.rules import decide
 
@@ -187,12 +188,17 @@ class World:
         if event.type is EventType.LOCKED and event.event_id == event.lock_id:
             assert event.fence is not None
             state.fences.remove(event.fence)
-        order = (event.code or "", event.order_id or "")
-        if event.order_id and event.type is EventType.REDEEMED:
-            assert order not in state.orders, "one live redemption an order"
-            state.orders[order] = event.event_id
-        elif event.order_id:
-            assert state.orders.pop(order) == event.redemption_id
+        if event.order_id:
+            self._append_order(event, event.order_id)
+
+    def _append_order(self, event: Event, order_id: str) -> None:
+        orders = self.state.orders
+        for key in order_keys(event.code or "", order_id, event.user_id or "", event.order_user_id):
+            if event.type is EventType.REDEEMED:
+                assert key not in orders, "one live redemption an order"
+                orders[key] = event.event_id
+            else:
+                assert orders.pop(key) == event.redemption_id
 
     def copy(self) -> World:
         """Rows of their own, equal to these."""
