@@ -1,6 +1,6 @@
-"""A storm of callers who give up at any moment leaves nothing behind (I12) and nothing half done.
+"""Calls that are abandoned at any moment leak no resources (I12) and have no partial effect.
 
-`COUPON_TEST_SEED` repeats the calls of a run that failed, and when they were given up.
+`COUPON_TEST_SEED` repeats the calls of a failed run, and the times at which they are abandoned.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ CALLS: Final = times(10_000, 100_000)
 WARM_UP: Final = 1_000
 CALLERS: Final = 128
 CHANNELS: Final = 4
-PATIENCE_MAX_S: Final = 0.06
+TIMEOUT_MAX_S: Final = 0.06
 CODES: Final = 200
 USERS: Final = 50
 
@@ -49,7 +49,7 @@ FAULTS: Final = {
     grpc.StatusCode.UNKNOWN,
     grpc.StatusCode.RESOURCE_EXHAUSTED,
 }
-"""What nobody may be answered here."""
+"""Statuses that no caller may get here."""
 
 REDEEMED: Final = f"""
 SELECT code, count(*) FROM redemption_audit WHERE type = {EventType.REDEEMED:d} GROUP BY code
@@ -67,7 +67,7 @@ def server(
 
 @dataclass(slots=True)
 class Storm:
-    """Codes to be used, and what became of the calls."""
+    """The codes, and the outcomes of the calls."""
 
     book_id: str
     locking_book_id: str
@@ -76,24 +76,26 @@ class Storm:
     ended: Counter[str] = field(default_factory=Counter[str])
     ok: Counter[str] = field(default_factory=Counter[str])
     unknown: Counter[str] = field(default_factory=Counter[str])
-    """Redemptions by code, as answered and as open."""
+    """Redemptions by code, with an OK answer and with an unknown outcome."""
     redemption_ids: list[str] = field(default_factory=list[str])
     tokens: list[str] = field(default_factory=list[str])
 
 
-async def test_a_storm_of_callers_who_give_up_leaves_nothing_behind(server: ServerThread) -> None:
+async def test_abandoned_calls_leak_nothing_and_have_no_partial_effect(
+    server: ServerThread,
+) -> None:
     seed = new_seed()
     storm = prepared(server.address)
-    await rage(storm, server, WARM_UP, f"{seed}/warm-up")  # opens what stays open
+    await run_storm(storm, server, WARM_UP, f"{seed}/warm-up")  # opens what stays open
     before = await asyncio.to_thread(settle, server)
-    await rage(storm, server, CALLS, seed)
+    await run_storm(storm, server, CALLS, seed)
     after = await asyncio.to_thread(settle, server)
-    told = f"COUPON_TEST_SEED={seed}: {dict(storm.ended)}"
-    assert storm.ended["open"] > CALLS / 10, f"nobody gave up: {told}"
-    assert storm.ended["OK"] > CALLS / 10, f"everybody gave up: {told}"
-    await asyncio.to_thread(assert_left_as_it_was, server, before, after)
+    outcomes = f"COUPON_TEST_SEED={seed}: {dict(storm.ended)}"
+    assert storm.ended["unknown"] > CALLS / 10, f"too few calls were abandoned: {outcomes}"
+    assert storm.ended["OK"] > CALLS / 10, f"too few calls succeeded: {outcomes}"
+    await asyncio.to_thread(assert_no_leaks, server, before, after)
     assert_answers(server)
-    assert_nothing_half_done(server, storm)
+    assert_conserved(server, storm)
 
 
 def prepared(address: str) -> Storm:
@@ -108,8 +110,8 @@ def prepared(address: str) -> Storm:
     return Storm(book.book_id, locking.book_id, plain, lockable)
 
 
-async def rage(storm: Storm, server: ServerThread, calls: int, seed: str) -> None:
-    """Many callers, each making call after call."""
+async def run_storm(storm: Storm, server: ServerThread, calls: int, seed: str) -> None:
+    """Run many callers, each with sequential calls."""
     connections = [Connection(server.address) for _ in range(CHANNELS)]
 
     async def caller(who: int) -> None:
@@ -123,13 +125,13 @@ async def rage(storm: Storm, server: ServerThread, calls: int, seed: str) -> Non
 
 
 async def attempt(storm: Storm, connection: Connection, chance: random.Random, name: str) -> None:
-    """One call, ended by its deadline, by cancelling it, or by its answer."""
+    """One call, which ends by its deadline, by being cancelled, or with its answer."""
     rpc, request, code = next_call(storm, connection, chance, name)
-    patience_s = PATIENCE_MAX_S * chance.random() ** 2
+    timeout_s = TIMEOUT_MAX_S * chance.random() ** 2
     impatient = chance.random() < 0.8
-    call = rpc(request, timeout=patience_s if impatient and chance.random() < 0.5 else 30)
+    call = rpc(request, timeout=timeout_s if impatient and chance.random() < 0.5 else 30)
     if impatient:
-        asyncio.get_running_loop().call_later(patience_s, call.cancel)
+        asyncio.get_running_loop().call_later(timeout_s, call.cancel)
     try:
         answer = await call
         status = grpc.StatusCode.OK
@@ -139,7 +141,7 @@ async def attempt(storm: Storm, connection: Connection, chance: random.Random, n
         answer, status = error, error.code()
     assert status not in FAULTS, answer
     if status in UNKNOWN:
-        storm.ended["open"] += 1
+        storm.ended["unknown"] += 1
         storm.unknown[code] += 1
     elif status is not grpc.StatusCode.OK:
         storm.ended["refused"] += 1
@@ -148,7 +150,7 @@ async def attempt(storm: Storm, connection: Connection, chance: random.Random, n
 
 
 def remember(storm: Storm, answer: Any, code: str) -> None:
-    """What was answered, for the calls that come after it."""
+    """Record an OK answer, for later calls."""
     storm.ended["OK"] += 1
     storm.ok[code] += 1
     if code:
@@ -160,7 +162,7 @@ def remember(storm: Storm, answer: Any, code: str) -> None:
 def next_call(
     storm: Storm, connection: Connection, chance: random.Random, name: str
 ) -> tuple[Any, Any, str]:
-    """The method, its request, and the code when it redeems one."""
+    """The method, its request, and the code if it redeems one."""
     stub = connection.redemptions
     user = f"user-{chance.randrange(USERS)}"
     kind = chance.randrange(10)
@@ -190,22 +192,22 @@ def next_call(
     return stub.ValidateCode, request, ""
 
 
-def assert_left_as_it_was(server: ServerThread, before: Held, after: Held) -> None:
-    """No task is left over, every connection is idle and works, no descriptor is left open."""
+def assert_no_leaks(server: ServerThread, before: Held, after: Held) -> None:
+    """No task is left, every connection is idle and works, no descriptor is leaked."""
     assert after.is_idle
     inside: Any = server.server
     pool = inside._database.pool
-    server.run(pool.check())  # replaces those that do not answer
+    server.run(pool.check())  # replaces broken connections
     stats = pool.get_stats()
     assert stats.get("connections_lost", 0) == 0
     assert stats.get("returns_bad", 0) == 0
     assert after.connections <= server.settings.pool_max_size
-    gc.collect()  # a call that was given up keeps its caller's channel open until then
+    gc.collect()  # an abandoned call keeps its caller's channel open until then
     until(lambda: held(server).others <= before.others, why_not=lambda: held(server))
 
 
 def assert_answers(server: ServerThread) -> None:
-    """The next caller is answered, and so are many at once."""
+    """The server still answers calls."""
     api = Api(server.address)
     names = new_codes(50)
     api.book(codes=names)
@@ -215,8 +217,8 @@ def assert_answers(server: ServerThread) -> None:
     assert held(server).waiting == 0
 
 
-def assert_nothing_half_done(server: ServerThread, storm: Storm) -> None:
-    """OK ≤ redeemed ≤ OK + unknown for every code, and counters = ledger sums."""
+def assert_conserved(server: ServerThread, storm: Storm) -> None:
+    """OK ≤ redeemed ≤ OK + unknown for each code, and counters = ledger sums."""
     url = server.settings.database_url
     assert url is not None
     redeemed: defaultdict[str, int] = defaultdict(int)

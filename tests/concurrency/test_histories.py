@@ -1,10 +1,10 @@
-"""Callers who use a code at the same time see what one caller after the other could have seen.
+"""Histories of concurrent calls on a code are linearizable, also under faults.
 
 I1, I2, I3, I5, I6, I8 and, while Redis keeps its data, I10. `COUPON_TEST_SEED` repeats the calls of
-a run that failed; how they meet is up to the machine.
+a failed run; their interleaving is up to the machine.
 """
 
-# redis-py leaves the type of its keyword arguments open.
+# redis-py does not type its keyword arguments.
 # pyright: reportUnknownMemberType=false
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from coupon_service.embedded import EmbeddedRedis
 from coupon_service.model import EventType
 
 HISTORIES: Final = times(400, 20_000)
-"""Of each kind of trouble."""
+"""For each kind of fault."""
 CODES_AT_ONCE: Final = 100
 CHANNELS: Final = 4
 
@@ -79,7 +79,7 @@ ORDER BY random() LIMIT 1
 
 @dataclass(frozen=True)
 class Stack:
-    """A service with a database and a Redis that nobody else uses."""
+    """A service with a private database and Redis."""
 
     server: ServerThread
     database_url: str
@@ -98,29 +98,29 @@ def stack(
         yield Stack(running, database_url, server.url)
 
 
-# --- what goes wrong meanwhile ------------------------------------------------------------------
+# --- faults -------------------------------------------------------------------------------------
 
 
 @asynccontextmanager
 async def repeatedly(act: Callable[[], Any], every_s: float) -> AsyncGenerator[None]:
-    """Does it again and again, at times that nobody can foresee."""
-    over = False
+    """Repeat `act` at random intervals inside the block."""
+    stopped = False
 
-    async def go_on() -> None:
-        while not over:  # psycopg and redis-py sometimes lose a cancellation
+    async def repeat() -> None:
+        while not stopped:  # psycopg and redis-py sometimes swallow a cancellation
             await asyncio.sleep(random.random() * 2 * every_s)
             await act()
 
-    task = asyncio.create_task(go_on())
+    task = asyncio.create_task(repeat())
     try:
         yield
     finally:
-        over = True
+        stopped = True
         await task
 
 
 @asynccontextmanager
-async def peace(stack: Stack) -> AsyncGenerator[None]:
+async def no_fault(stack: Stack) -> AsyncGenerator[None]:
     yield
 
 
@@ -153,42 +153,46 @@ async def on_redis(stack: Stack, *command: str, every_s: float) -> AsyncGenerato
 
 
 @dataclass(frozen=True)
-class Trouble:
-    """What callers and servers suffer from."""
+class Fault:
+    """A repeated fault, and the share of calls that callers abandon.
 
-    what: Callable[[Stack], Any] = peace
+    `strands_permits`: it may leave permits taken until they expire. `loses_locks`: Redis loses its
+    data.
+    """
+
+    strike: Callable[[Stack], Any] = no_fault
     impatient: float = 0.0
-    loses_places: bool = False
+    strands_permits: bool = False
     loses_locks: bool = False
 
 
-TROUBLES: Final = {
-    "none": Trouble(),
-    "impatient callers": Trouble(impatient=0.25),
-    "backends terminated": Trouble(backends_terminated, 0.05, loses_places=True),
-    "redis connections cut": Trouble(redis_connections_cut, 0.05, loses_places=True),
-    "redis flushed": Trouble(redis_flushed, 0.05, loses_locks=True),
+FAULTS: Final = {
+    "none": Fault(),
+    "impatient callers": Fault(impatient=0.25),
+    "backends terminated": Fault(backends_terminated, 0.05, strands_permits=True),
+    "redis connections cut": Fault(redis_connections_cut, 0.05, strands_permits=True),
+    "redis flushed": Fault(redis_flushed, 0.05, loses_locks=True),
 }
 
 
 # --- the test -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", TROUBLES)
-async def test_every_history_is_that_of_one_caller_after_the_other(stack: Stack, kind: str) -> None:
-    trouble = TROUBLES[kind]
+@pytest.mark.parametrize("kind", FAULTS)
+async def test_histories_are_linearizable(stack: Stack, kind: str) -> None:
+    fault = FAULTS[kind]
     seed = new_seed()
     connections = [Connection(stack.server.address) for _ in range(CHANNELS)]
     for round_ in progress("rounds of a hundred codes", -(-HISTORIES // CODES_AT_ONCE)):
         records = new_records(stack.server.address)
-        async with trouble.what(stack):
+        async with fault.strike(stack):
             await use_concurrently(
-                records, connections, f"{seed}/{round_}", Impatience(trouble.impatient)
+                records, connections, f"{seed}/{round_}", Impatience(fault.impatient)
             )
         await asyncio.to_thread(settle, stack.server)
-        look_at_the_end(stack.database_url, records)
-        found = [wrong for it in records if (wrong := contradiction_of(it, trouble))]
-        assert not found, f"COUPON_TEST_SEED={seed}\n" + "\n\n".join(found[:5])
+        add_final_reads(stack.database_url, records)
+        contradictions = [text for it in records if (text := contradiction_of(it, fault))]
+        assert not contradictions, f"COUPON_TEST_SEED={seed}\n" + "\n\n".join(contradictions[:5])
     for connection in connections:
         await connection.channel.close()
     with psycopg.connect(stack.database_url) as connection:
@@ -196,7 +200,7 @@ async def test_every_history_is_that_of_one_caller_after_the_other(stack: Stack,
 
 
 def new_records(address: str) -> list[Record]:
-    """Codes of every kind that nobody has used yet."""
+    """Unused codes under each set of rules."""
     api = Api(address)
     records: list[Record] = []
     for rules in RULES:
@@ -211,8 +215,8 @@ def new_records(address: str) -> list[Record]:
     return records
 
 
-def look_at_the_end(database_url: str, records: Sequence[Record]) -> None:
-    """The last operation of each history: what the ledger says in the end."""
+def add_final_reads(database_url: str, records: Sequence[Record]) -> None:
+    """Add the last operation of each history: the live redemptions in the ledger."""
     live: defaultdict[str, set[str]] = defaultdict(set)
     with psycopg.connect(database_url) as connection:
         for code, request in connection.execute(LIVE.encode(), ([it.code for it in records],)):
@@ -223,9 +227,9 @@ def look_at_the_end(database_url: str, records: Sequence[Record]) -> None:
         it.operations.append(Operation(Redemptions(), answer, now_s, now_s))
 
 
-def contradiction_of(record: Record, trouble: Trouble) -> str:
-    """Why the history of a code cannot be; empty when it can."""
-    operations = conclusive(record, after_losses=trouble.loses_places)
-    if trouble.loses_locks:
+def contradiction_of(record: Record, fault: Fault) -> str:
+    """The history of a code as text when it is not linearizable; otherwise empty."""
+    operations = conclusive(record, after_losses=fault.strands_permits)
+    if fault.loses_locks:
         return contradiction(without_locks(operations), replace(record.rules, locks="OFF"))
     return contradiction(operations, record.rules)

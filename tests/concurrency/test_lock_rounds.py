@@ -1,9 +1,9 @@
-"""Rounds of callers who want the same single-use code: one holds it at a time (I10, I7, I8).
+"""Callers contend for a single-use code: one at a time holds its lock (I10, I7, I8).
 
-`COUPON_TEST_SEED` repeats the pauses of a run that failed; who is first is up to the machine.
+`COUPON_TEST_SEED` repeats the pauses of a failed run; the interleaving is up to the machine.
 """
 
-# redis-py leaves the type of its keyword arguments open.
+# redis-py does not type its keyword arguments.
 # pyright: reportUnknownMemberType=false
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ RPC_ROUNDS_AT_ONCE: Final = 60
 CALLERS: Final = 4
 
 BOOK: Final = "book-1"
-PATIENT_MS: Final = 10_000  # a busy machine is no silent Redis
+PATIENT_MS: Final = 10_000  # a timeout that a busy machine does not exceed
 GRACE_MS: Final = 10
 SERVICE_GRACE_MS: Final = 1_000
 LATER_S: Final = 0.02
-"""Later than a lock can still be there whose time and grace are over."""
+"""A margin after which a lock past its expiry and grace is certainly gone."""
 
 
 @pytest.fixture
@@ -62,18 +62,18 @@ def chance() -> random.Random:
 
 @dataclass(slots=True)
 class Holds:
-    """When a code was held, as the holders know it, in seconds since 1970."""
+    """The times for which a code was held, from the holders' view, in seconds since 1970."""
 
     times_s: list[tuple[float, float, str]] = field(default_factory=list[tuple[float, float, str]])
     ended: Counter[str] = field(default_factory=Counter[str])
 
     def add(self, begin_s: float, end_s: float, who: str) -> None:
-        """Somebody held it for sure."""
+        """Record a time for which a caller certainly held it."""
         if begin_s < end_s:
             self.times_s.append((begin_s, end_s, who))
 
     def assert_apart(self) -> None:
-        """Nobody held it before the one before him had ended."""
+        """Assert that no two holders overlap."""
         ordered = sorted(self.times_s)
         for before, after in pairwise(ordered):
             assert before[1] <= after[0], (before, after)
@@ -90,7 +90,7 @@ async def clients(redis_url: str) -> AsyncIterator[list[Leases]]:
         await leases.close()
 
 
-async def test_a_code_is_held_by_one_at_a_time_round_after_round(
+async def test_one_caller_at_a_time_holds_a_permit(
     clients: list[Leases], chance: random.Random
 ) -> None:
     ended: Counter[str] = Counter()
@@ -107,20 +107,20 @@ async def test_a_code_is_held_by_one_at_a_time_round_after_round(
             holds.assert_apart()
             ended += holds.ended
     assert ended["held"] >= ROUNDS
-    assert min(ended["used"], ended["given back"], ended["late"], ended["refused"]) > 0, ended
+    assert min(ended["used"], ended["released"], ended["late"], ended["refused"]) > 0, ended
 
 
 async def contend(leases: Leases, holds: Holds, code: str, who: int, chance: random.Random) -> None:
-    """Tries until the code was held once, and then holds it shorter or longer than is allowed."""
+    """Try until the lock is granted, and then hold it for less or more than its lifetime."""
     user = f"user-{who}-{code}"
     for attempt in range(50):
         lock = LeaseKey(code, BOOK, user, f"lock-{who}-{attempt}")
         ttl_ms = chance.choice((20, 60))
-        taken = await acquire(leases, lock, ttl_ms, permits_max=1)
-        if taken.status is AcquireStatus.GRANTED:
-            await hold(leases, holds, lock, taken.expire_ms, chance)
+        result = await acquire(leases, lock, ttl_ms, permits_max=1)
+        if result.status is AcquireStatus.GRANTED:
+            await hold(leases, holds, lock, result.expire_ms, chance)
             return
-        assert taken.status is AcquireStatus.FULL, taken
+        assert result.status is AcquireStatus.FULL, result
         holds.ended["refused"] += 1
         await asyncio.sleep(chance.random() * 0.03)
 
@@ -132,32 +132,32 @@ async def hold(
     expire_ms: int,
     chance: random.Random,
 ) -> None:
-    """Asks again, then uses the lock, gives it back, or comes too late."""
+    """Acquire it again, then use the lock, release it, or use it after its expiry."""
     later = lock._replace(lock_id=f"{lock.lock_id}-again")
     begin_s = time.time()
     holds.ended["held"] += 1
     again = await acquire(leases, later, 20, permits_max=1)
-    if again.status is not AcquireStatus.HELD_BEFORE:  # nobody stands in their own way
+    if again.status is not AcquireStatus.HELD_BEFORE:  # a live lock never blocks its holder
         assert time.time() * 1000 >= expire_ms + GRACE_MS, again
         holds.ended["late"] += 1
         await leases.release(later)
         return
-    match chance.choice(("use", "give back", "be late")):
+    match chance.choice(("use", "release", "be late")):
         case "use":
             await asyncio.sleep(chance.random() * 0.02)
-            asked_s = time.time()
+            sent_s = time.time()
             admission = await leases.admit(lock, expire_ms)
-            if asked_s * 1000 < expire_ms:
+            if sent_s * 1000 < expire_ms:
                 in_time = time.time() * 1000 < expire_ms + GRACE_MS
                 assert admission.status is AdmitStatus.HELD or not in_time, admission
             holds.add(begin_s, min(time.time(), expire_ms / 1000), lock.user_id)
             holds.ended["used"] += 1
             await leases.release(lock, tombstone_until_ms=expire_ms + 60_000)
             assert (await leases.admit(lock, expire_ms)).status is AdmitStatus.GONE
-        case "give back":
+        case "release":
             await asyncio.sleep(chance.random() * 0.02)
             holds.add(begin_s, min(time.time(), expire_ms / 1000), lock.user_id)
-            holds.ended["given back"] += 1
+            holds.ended["released"] += 1
             await leases.release(lock)
         case _:
             holds.add(begin_s, expire_ms / 1000, lock.user_id)
@@ -174,7 +174,7 @@ async def hold(
 def server(
     new_database: Callable[[], AbstractContextManager[str]], redis_url: str
 ) -> Iterator[ServerThread]:
-    """Its locks keep others out for a second after their time."""
+    """A server with a lock grace of one second."""
     with new_database() as database_url:
         settings = settings_for(
             database_url,
@@ -187,7 +187,7 @@ def server(
             yield running
 
 
-async def test_a_code_of_the_service_is_held_by_one_at_a_time(
+async def test_one_caller_at_a_time_holds_a_lock(
     server: ServerThread, chance: random.Random
 ) -> None:
     connections = [Connection(server.address) for _ in range(3)]
@@ -220,7 +220,7 @@ async def test_a_code_of_the_service_is_held_by_one_at_a_time(
 
 
 class Contender:
-    """Somebody who wants a code that others want."""
+    """A caller that contends for a code."""
 
     def __init__(self, stub: Any, holds: Holds, code: str, chance: random.Random) -> None:
         self._stub = stub
@@ -230,7 +230,7 @@ class Contender:
         self._user = unique("user")
 
     async def run(self) -> None:
-        """Until the code is used up, or was held."""
+        """Try until the code is used up, or was held."""
         while True:
             held = await answer_or_reason(self._lock())
             if not isinstance(held, str):
@@ -274,12 +274,12 @@ class Contender:
             assert await self._redeem(held) in ("LOCK_EXPIRED", "CODE_ALREADY_REDEEMED")
             return
         answer = await self._redeem(held)
-        # Nobody else was in the way of who redeemed in time.
+        # A redemption within the lifetime of its lock is never blocked.
         assert answer == "OK" or time.time() >= expire_s, answer
         self._holds.ended["redeemed" if answer == "OK" else "late"] += 1
 
     async def _lock_anew(self, held: redemptions.LockCodeResponse, expire_s: float) -> None:
-        """Nobody else gets in between, as long as nobody else could."""
+        """Lock the code again after the expiry: within the grace no other caller gets it."""
         await asyncio.sleep(max(expire_s - time.time(), 0) + self._chance.random() * 0.1)
         following = await answer_or_reason(self._lock())
         if isinstance(following, str):
@@ -305,7 +305,7 @@ class Contender:
 
 
 async def answer_or_reason(call: Awaitable[Any]) -> Any:
-    """What a call is answered, or why it was refused."""
+    """The answer of a call, or the reason of its refusal."""
     try:
         return await call
     except grpc.aio.AioRpcError as error:

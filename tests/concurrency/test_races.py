@@ -1,4 +1,4 @@
-"""Many callers at once: every limit holds exactly, and nothing happens twice."""
+"""Races of many callers: limits hold exactly, and each effect happens at most once."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ CALLERS = 100
 
 
 def outcomes(results: Sequence[Any]) -> Counter[str]:
-    """How often each reason, or OK."""
+    """The number of results with each reason, or OK."""
     return Counter(reason_of(it) if isinstance(it, grpc.RpcError) else "OK" for it in results)
 
 
 def redeem_all(api: Api, code: str, callers: int = CALLERS, **fields: Any) -> list[Any]:
-    """So many users redeem one code at the same time."""
+    """Redeem one code for many users concurrently."""
     return all_at_once(
         [functools.partial(api.redeem, code, f"user-{n}", **fields) for n in range(callers)]
     )
@@ -49,9 +49,7 @@ def assert_conserved(api: Api, book_id: str, succeeded: int) -> None:
 
 @pytest.mark.parametrize("lock_policy", [books.LOCK_POLICY_OFF, books.LOCK_POLICY_OPTIONAL])
 @pytest.mark.parametrize("limit", [1, 10])
-def test_a_code_is_redeemed_exactly_as_often_as_it_allows(
-    api: Api, limit: int, lock_policy: books.LockPolicy
-) -> None:
+def test_limit_of_a_code_is_exact(api: Api, limit: int, lock_policy: books.LockPolicy) -> None:
     (code,) = new_codes(1)
     book = api.book(
         codes=[code],
@@ -64,7 +62,7 @@ def test_a_code_is_redeemed_exactly_as_often_as_it_allows(
     assert_conserved(api, book.book_id, limit)
 
 
-def test_a_user_redeems_a_code_exactly_as_often_as_the_book_allows(api: Api) -> None:
+def test_limit_per_user_and_code_is_exact(api: Api) -> None:
     limits = books.BookLimits(max_redemptions_per_code=0, max_redemptions_per_user_per_code=3)
     (code,) = new_codes(1)
     book = api.book(codes=[code], limits=limits)
@@ -73,7 +71,7 @@ def test_a_user_redeems_a_code_exactly_as_often_as_the_book_allows(api: Api) -> 
     assert_conserved(api, book.book_id, 3)
 
 
-def test_a_user_redeems_in_a_book_exactly_as_often_as_it_allows(api: Api) -> None:
+def test_limit_per_user_in_a_book_is_exact(api: Api) -> None:
     names = new_codes(CALLERS)
     book = api.book(codes=names, limits=books.BookLimits(max_redemptions_per_user=5))
     calls = [functools.partial(api.redeem, code, "one user") for code in names]
@@ -81,7 +79,7 @@ def test_a_user_redeems_in_a_book_exactly_as_often_as_it_allows(api: Api) -> Non
     assert_conserved(api, book.book_id, 5)
 
 
-def test_a_book_is_redeemed_exactly_as_often_as_it_allows(api: Api) -> None:
+def test_limit_of_a_book_is_exact(api: Api) -> None:
     names = new_codes(CALLERS)
     book = api.book(codes=names, limits=books.BookLimits(max_redemptions=7))
     calls = [functools.partial(api.redeem, code, code) for code in names]
@@ -89,7 +87,7 @@ def test_a_book_is_redeemed_exactly_as_often_as_it_allows(api: Api) -> None:
     assert_conserved(api, book.book_id, 7)
 
 
-def test_an_order_redeems_a_code_exactly_once(api: Api) -> None:
+def test_order_redeems_a_code_once(api: Api) -> None:
     (code,) = new_codes(1)
     book = api.book(codes=[code], limits=books.BookLimits(max_redemptions_per_code=0))
     found = outcomes(redeem_all(api, code, order_id="the order"))
@@ -97,7 +95,7 @@ def test_an_order_redeems_a_code_exactly_once(api: Api) -> None:
     assert_conserved(api, book.book_id, 1)
 
 
-def test_the_same_request_from_many_callers_has_one_effect_and_one_answer(api: Api) -> None:
+def test_concurrent_repeats_have_one_effect_and_one_answer(api: Api) -> None:
     (code,) = new_codes(1)
     book = api.book(codes=[code], limits=books.BookLimits(max_redemptions_per_code=0))
     request = api.redeem_request(code, "user")
@@ -108,14 +106,14 @@ def test_the_same_request_from_many_callers_has_one_effect_and_one_answer(api: A
     assert_conserved(api, book.book_id, 1)
 
 
-def test_a_user_gets_exactly_as_many_random_codes_as_the_book_allows(api: Api) -> None:
+def test_limit_of_random_assignments_per_user_is_exact(api: Api) -> None:
     book = api.book(codes=CALLERS, limits=books.BookLimits(max_assignments_per_user=2))
     results = all_at_once([lambda: api.assign_random(book.book_id, "one user")] * 20)
     assert outcomes(results) == {"OK": 2, "USER_LIMIT_EXCEEDED": 18}
     assert api.stats(book.book_id).assignment_count == 2
 
 
-def test_random_codes_go_to_one_user_each_and_run_out_exactly(api: Api) -> None:
+def test_each_random_code_goes_to_one_user(api: Api) -> None:
     book = api.book(codes=60)
     results: list[Any] = all_at_once(
         [functools.partial(_until_settled, api, book.book_id, f"user-{n}") for n in range(CALLERS)]
@@ -128,7 +126,7 @@ def test_random_codes_go_to_one_user_each_and_run_out_exactly(api: Api) -> None:
 
 
 def _until_settled(api: Api, book_id: str, user_id: str) -> Any:
-    """Tries again while the codes that are left are being assigned at this moment."""
+    """Retry while concurrent assignments have locked all remaining codes."""
     while True:
         try:
             return api.assign_random(book_id, user_id)
@@ -137,7 +135,7 @@ def _until_settled(api: Api, book_id: str, user_id: str) -> Any:
                 raise
 
 
-def test_the_same_random_assignment_from_many_callers_gives_one_code(api: Api) -> None:
+def test_concurrent_repeats_of_a_random_assignment_give_one_code(api: Api) -> None:
     book = api.book(codes=CALLERS)
     request = assignments.AssignRandomCodeRequest(
         book_id=book.book_id, user_id="user", request_id=unique("request")
@@ -148,14 +146,14 @@ def test_the_same_random_assignment_from_many_callers_gives_one_code(api: Api) -
     assert api.stats(book.book_id).assigned_count == 1
 
 
-def test_a_code_is_assigned_to_exactly_one_of_many_users(api: Api) -> None:
+def test_code_is_assigned_to_one_of_many_users(api: Api) -> None:
     code = api.code()
     calls = [functools.partial(api.assign, code, f"user-{n}") for n in range(CALLERS)]
     assert outcomes(all_at_once(calls)) == {"OK": 1, "CODE_ALREADY_ASSIGNED": CALLERS - 1}
 
 
 @pytest.mark.parametrize("limit", [1, 10])
-def test_as_many_locks_are_held_as_the_code_allows(api: Api, limit: int) -> None:
+def test_code_has_as_many_locks_as_its_limit(api: Api, limit: int) -> None:
     code = api.code(
         lock_policy=books.LOCK_POLICY_REQUIRED,
         limits=books.BookLimits(max_redemptions_per_code=limit),
@@ -171,7 +169,7 @@ def test_as_many_locks_are_held_as_the_code_allows(api: Api, limit: int) -> None
     assert outcomes(all_at_once(redeem)) == {"OK": limit}
 
 
-def test_nobody_redeems_past_the_lock_of_another(api: Api) -> None:
+def test_lock_reserves_a_use_against_other_users(api: Api) -> None:
     (code,) = new_codes(1)
     book = api.book(
         codes=[code],
@@ -181,7 +179,7 @@ def test_nobody_redeems_past_the_lock_of_another(api: Api) -> None:
     holder = api.lock(code, "holder")
     found = outcomes(redeem_all(api, code, 30))
     assert found["OK"] + found["CODE_LOCKED"] == 30
-    assert 1 <= found["OK"] <= 2  # who is redeeming at this moment holds a place as well
+    assert 1 <= found["OK"] <= 2  # a redemption in flight holds a permit as well
     for n in range(2 - found["OK"]):
         api.redeem(code, f"late-{n}")
     with refused("CODE_LOCKED"):
@@ -190,7 +188,7 @@ def test_nobody_redeems_past_the_lock_of_another(api: Api) -> None:
     assert_conserved(api, book.book_id, 3)
 
 
-def test_a_redemption_is_rolled_back_once(api: Api) -> None:
+def test_redemption_is_rolled_back_once(api: Api) -> None:
     (code,) = new_codes(1)
     book = api.book(codes=[code])
     redemption_id = api.redeem(code, "user").redemption.redemption_id
@@ -199,7 +197,7 @@ def test_a_redemption_is_rolled_back_once(api: Api) -> None:
     assert_conserved(api, book.book_id, 0)
 
 
-def test_rollbacks_and_redemptions_of_one_code_never_exceed_its_limit(api: Api) -> None:
+def test_rollbacks_and_redemptions_never_exceed_the_limit(api: Api) -> None:
     limit = 5
     (code,) = new_codes(1)
     book = api.book(codes=[code], limits=books.BookLimits(max_redemptions_per_code=limit))
@@ -222,12 +220,12 @@ def test_rollbacks_and_redemptions_of_one_code_never_exceed_its_limit(api: Api) 
     assert_conserved(api, book.book_id, found["OK"])
 
 
-def test_a_batch_of_all_or_nothing_takes_its_codes_together(api: Api) -> None:
+def test_all_or_nothing_batches_are_atomic(api: Api) -> None:
     names = new_codes(10)
     book = api.book(codes=names)
 
     def batch(n: int) -> redemptions.BatchRedeemCodesResponse:
-        ordered = names if n % 2 else names[::-1]  # in every order: nobody may deadlock
+        ordered = names if n % 2 else names[::-1]  # in both orders, which must not deadlock
         items = [redemptions.RedeemItem(code=code, user_id=f"user-{n}") for code in ordered]
         return api.redemptions.BatchRedeemCodes(
             redemptions.BatchRedeemCodesRequest(

@@ -1,4 +1,4 @@
-"""What has to hold after each fault."""
+"""Checks after each fault: resources, conservation, statuses."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from coupon_service.model import EventType
 
 
 @dataclass(frozen=True, slots=True)
-class Quiet:
-    """What a service holds that nobody uses: tasks by name, descriptors beside its lines."""
+class Resources:
+    """Resources of an idle service: tasks by name, and descriptors other than those of lines."""
 
     tasks: Counter[str]
     descriptors: int
 
 
-def quiet(stack: Stack) -> Quiet:
-    """What it holds now."""
+def resources(stack: Stack) -> Resources:
+    """The resources that the service holds now."""
 
     async def names() -> Counter[str]:
         own = asyncio.current_task()
@@ -39,17 +39,17 @@ def quiet(stack: Stack) -> Quiet:
 
     tasks = stack.server.run(names())
     lines = stack.to_postgres.lines + stack.to_redis.lines
-    return Quiet(tasks, psutil.Process().num_fds() - 3 * lines)
+    return Resources(tasks, psutil.Process().num_fds() - 3 * lines)
 
 
-def why_not_whole(stack: Stack, before: Quiet) -> str:
-    """Empty when the pool is whole and nothing is under way; else what is not so."""
+def why_not_restored(stack: Stack, before: Resources) -> str:
+    """Empty when the pool is full, nothing is in flight and nothing leaked; otherwise the cause."""
     database = stack.parts()._database
     pool = database.pool.get_stats()
     size, available = pool.get("pool_size", 0), pool.get("pool_available", 0)
     waiting = pool.get("requests_waiting", 0)
     if database._running:
-        return f"{len(database._running)} transactions are under way"
+        return f"{len(database._running)} transactions are in flight"
     if waiting or size != available or size < database._settings.pool_min_size:
         return f"the pool has {available} of {size} connections, {waiting} wait"
     with stack.connect() as connection:
@@ -60,7 +60,7 @@ def why_not_whole(stack: Stack, before: Quiet) -> str:
         return f"PostgreSQL has {row} connections, the pool {size}"
     if stack.to_postgres.lines != size:
         return f"{stack.to_postgres.lines} lines to PostgreSQL are open, the pool has {size}"
-    now = quiet(stack)
+    now = resources(stack)
     more = now.tasks - before.tasks
     if more:
         return f"tasks are left: {dict(more)}"
@@ -72,7 +72,7 @@ def why_not_whole(stack: Stack, before: Quiet) -> str:
 def assert_conserved(
     connection: psycopg.Connection[TupleRow], account: Account, book_ids: list[str]
 ) -> None:
-    """What was acknowledged is there, what was refused is not, and everything adds up."""
+    """Assert that acknowledged effects exist, refused ones do not, and all sums agree."""
     assert_adds_up(connection, book_ids, clock_jumped=True)
     for event, acknowledged in (
         (EventType.REDEEMED, account.redeemed),
@@ -86,12 +86,12 @@ def assert_conserved(
         ledger = dict(rows)
         assert len(ledger) == len(rows), "an attempt took effect twice"
         lost = {it: id_ for it, id_ in acknowledged.items() if ledger.get(it) != id_}
-        assert not lost, f"{len(lost)} acknowledged and not kept: {lost}"
-        sneaked = ledger.keys() - acknowledged.keys() - account.open
-        assert not sneaked, f"{len(sneaked)} refused and done all the same: {sneaked}"
+        assert not lost, f"{len(lost)} acknowledged effects are missing: {lost}"
+        refused = ledger.keys() - acknowledged.keys() - account.unknown
+        assert not refused, f"{len(refused)} refused calls had an effect: {refused}"
 
 
-# --- what clients are told ----------------------------------------------------------------------
+# --- statuses -----------------------------------------------------------------------------------
 
 ADVISED: Final = {
     "DATABASE_UNAVAILABLE": StatusCode.UNAVAILABLE,
@@ -99,24 +99,24 @@ ADVISED: Final = {
     "CONTENTION": StatusCode.ABORTED,
     "OVERLOADED": StatusCode.RESOURCE_EXHAUSTED,
 }
-"""The errors of failures and their statuses; each says when to try again."""
+"""Reasons of failures and their statuses. Each has RetryInfo."""
 
 OF_A_SLOW_MACHINE: Final = frozenset({"CONTENTION", "DEADLINE_EXCEEDED"})
-"""What any client may see at any time when a machine has too much to do."""
+"""Outcomes that an overloaded machine may cause at any time."""
 
 OF_BUSINESS: Final = frozenset(
     {"OK", "CODE_ALREADY_REDEEMED", "CODE_LIMIT_EXCEEDED", "CODE_LOCKED"}
 )
-"""What the clients of the load see when nothing fails. CODE_LOCKED is about codes they share."""
+"""Outcomes of the load without faults. CODE_LOCKED is about codes that clients share."""
 
 
-def assert_told_rightly(seen: list[Seen], expected: frozenset[str]) -> None:
-    """Clients saw nothing but what is expected, in the form that was promised."""
-    strange = [it for it in seen if it.name not in expected | OF_A_SLOW_MACHINE | OF_BUSINESS]
-    assert not strange, f"{len(strange)} were told what does not belong here: {strange[:3]}"
+def assert_outcomes(seen: list[Seen], expected: frozenset[str]) -> None:
+    """Assert that clients saw only expected outcomes, with the documented status and RetryInfo."""
+    unexpected = [it for it in seen if it.name not in expected | OF_A_SLOW_MACHINE | OF_BUSINESS]
+    assert not unexpected, f"{len(unexpected)} unexpected outcomes: {unexpected[:3]}"
     for it in seen:
         if it.reason in ADVISED:
             assert it.status is ADVISED[it.reason], it
             assert it.advises_retry, it
-        if it.own:  # nobody else wants its code, so that nothing may be said against it
+        if it.own:  # no other client uses its code, so the rules must not refuse it
             assert it.name not in OF_BUSINESS - {"OK"}, it

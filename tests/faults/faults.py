@@ -1,4 +1,4 @@
-"""The faults: what is done, for how long, and what clients may see of it."""
+"""The faults: how each is injected, for how long, and which outcomes clients may see."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from support.waiting import until
 Strike = Callable[[Stack, random.Random], AbstractContextManager[None]]
 
 FROZEN_S: Final = DEADLINE_S + 0.5
-"""Longer than any call waits."""
+"""Longer than the deadline of any call."""
 
 OURS: Final = "FROM pg_stat_activity WHERE application_name = 'coupon_service'"
 
 DATABASE: Final = frozenset({"DATABASE_UNAVAILABLE", "OVERLOADED"})
-"""OVERLOADED is for those who wait for a connection while PostgreSQL lets the first ones in."""
+"""OVERLOADED: calls that wait for a connection while the pool reconnects."""
 
 LOCKS: Final = frozenset({"LOCKS_UNAVAILABLE"})
 NOTHING: Final[frozenset[str]] = frozenset()
@@ -33,10 +33,10 @@ NOTHING: Final[frozenset[str]] = frozenset()
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """`strike` begins it and, on leaving, ends it; it goes on for `holds_s` in between.
+    """A fault. `strike` starts it on entry and ends it on exit; it holds for `holds_s`.
 
-    `seen`: reasons or statuses that clients may see of it, beside those of a slow machine.
-    `surely`: one of these is seen. `locking_only`: books without locking notice nothing.
+    `seen`: reasons or statuses that clients may see, in addition to those of a slow machine.
+    `surely`: at least one of these is seen. `locking_only`: books without locking are unaffected.
     """
 
     name: str
@@ -52,7 +52,7 @@ class Fault:
 
 @contextmanager
 def postgres_killed(stack: Stack, _: random.Random) -> Generator[None]:
-    """kill -9 of all processes, and a restart."""
+    """kill -9 of all processes, then a restart."""
     stack.postgres.kill()
     yield
     stack.postgres.start()
@@ -60,7 +60,7 @@ def postgres_killed(stack: Stack, _: random.Random) -> Generator[None]:
 
 @contextmanager
 def postgres_restarted(stack: Stack, _: random.Random) -> Generator[None]:
-    """Stopped in order, and a restart."""
+    """A clean stop, then a restart."""
     stack.postgres.stop()
     yield
     stack.postgres.start()
@@ -68,7 +68,7 @@ def postgres_restarted(stack: Stack, _: random.Random) -> Generator[None]:
 
 @contextmanager
 def backends_terminated(stack: Stack, _: random.Random) -> Generator[None]:
-    """An operator ends the service's sessions."""
+    """An operator terminates the service's sessions."""
     with stack.connect() as connection:
         connection.execute(f"SELECT pg_terminate_backend(pid) {OURS}".encode())
     yield
@@ -76,7 +76,7 @@ def backends_terminated(stack: Stack, _: random.Random) -> Generator[None]:
 
 @contextmanager
 def backend_killed(stack: Stack, _: random.Random) -> Generator[None]:
-    """kill -9 of one session: PostgreSQL ends all others too, and recovers."""
+    """kill -9 of one session: PostgreSQL terminates all others as well, and recovers."""
     with stack.connect() as connection:
         row: Any = connection.execute(f"SELECT pid {OURS} LIMIT 1".encode()).fetchone()
     with suppress(ProcessLookupError, TypeError):
@@ -95,7 +95,7 @@ def postgres_frozen(stack: Stack, _: random.Random) -> Generator[None]:
 
 @contextmanager
 def connections_taken(stack: Stack, _: random.Random) -> Generator[None]:
-    """Others have taken every connection that PostgreSQL allows."""
+    """Other clients use every connection that PostgreSQL allows."""
     with ExitStack() as others:
         first = others.enter_context(stack.connect())
         with suppress(psycopg.OperationalError):
@@ -110,7 +110,7 @@ def connections_taken(stack: Stack, _: random.Random) -> Generator[None]:
 
 @contextmanager
 def read_only(stack: Stack, _: random.Random) -> Generator[None]:
-    """PostgreSQL is not the primary any more."""
+    """PostgreSQL is no longer the primary."""
     alter(stack, "default_transaction_read_only", "on")
     yield
     alter(stack, "default_transaction_read_only", "off")
@@ -118,9 +118,9 @@ def read_only(stack: Stack, _: random.Random) -> Generator[None]:
 
 @contextmanager
 def standby_away(stack: Stack, _: random.Random) -> Generator[None]:
-    """COMMITs wait for a synchronous standby that is away, and outlive the lines that are cut."""
+    """COMMITs wait for a missing synchronous standby, and survive the cut of their lines."""
     with stack.connect() as connection:
-        alter(stack, "synchronous_standby_names", "nobody")
+        alter(stack, "synchronous_standby_names", "missing")
         until(lambda: connection.execute(f"SELECT {OURS} AND wait_event = 'SyncRep'").rowcount)
         stack.to_postgres.cut()
         yield
@@ -131,7 +131,7 @@ def standby_away(stack: Stack, _: random.Random) -> Generator[None]:
 def rows_locked(stack: Stack, chance: random.Random) -> Generator[None]:
     """Another session holds the rows of all codes for longer than lock_timeout."""
     with stack.connect() as connection, connection.transaction():
-        # Where both wait for each other, the service is the one that is told so.
+        # So that a deadlock is reported to the service, and not to this session.
         connection.execute("SET LOCAL deadlock_timeout = '1min'")
         connection.execute("SELECT FROM coupon_codes FOR UPDATE")
         yield
@@ -152,7 +152,7 @@ def deadlocks(stack: Stack, _: random.Random) -> Generator[None]:
         def meet() -> bool:
             with suppress(psycopg.errors.DeadlockDetected), connection.transaction():
                 connection.execute("SELECT FROM coupon_book_totals FOR UPDATE")
-                time.sleep(0.02)  # the service gets its codes meanwhile, and waits for the totals
+                time.sleep(0.02)  # meanwhile the service locks codes, and waits for the totals
                 connection.execute("SELECT FROM coupon_codes FOR UPDATE")
             return count() > before
 
@@ -165,7 +165,7 @@ def deadlocks(stack: Stack, _: random.Random) -> Generator[None]:
 
 
 def ruled(rule: Rule, choose: Callable[[Stack], Proxy], *, then_cut: bool = False) -> Strike:
-    """A rule for the lines; at its end they are cut, too, when `then_cut`."""
+    """A rule for the lines. With `then_cut` they are cut at its end."""
 
     @contextmanager
     def strike(stack: Stack, chance: random.Random) -> Generator[None]:
@@ -180,8 +180,8 @@ def ruled(rule: Rule, choose: Callable[[Stack], Proxy], *, then_cut: bool = Fals
     return strike
 
 
-def done(action: Callable[[Proxy], None], choose: Callable[[Stack], Proxy]) -> Strike:
-    """Something that is done to the lines."""
+def applied(action: Callable[[Proxy], None], choose: Callable[[Stack], Proxy]) -> Strike:
+    """A single action on the lines."""
 
     @contextmanager
     def strike(stack: Stack, _: random.Random) -> Generator[None]:
@@ -192,7 +192,7 @@ def done(action: Callable[[Proxy], None], choose: Callable[[Stack], Proxy]) -> S
 
 
 def refused(choose: Callable[[Stack], Proxy]) -> Strike:
-    """All lines are reset, and new ones are, too."""
+    """All lines are reset, and new ones are refused."""
 
     @contextmanager
     def strike(stack: Stack, _: random.Random) -> Generator[None]:
@@ -207,14 +207,14 @@ def refused(choose: Callable[[Stack], Proxy]) -> Strike:
 
 @contextmanager
 def clients_lost(stack: Stack, _: random.Random) -> Generator[None]:
-    """PostgreSQL keeps sessions, and their row locks, whose client it will never hear of again."""
+    """PostgreSQL keeps sessions, and their row locks, of clients that are gone."""
     stack.to_postgres.lose_clients()
     yield
     stack.to_postgres.cut()
 
 
 def commit_cut(where: Commit) -> Strike:
-    """The line is cut around exactly one COMMIT."""
+    """A line is cut around exactly one COMMIT."""
 
     @contextmanager
     def strike(stack: Stack, _: random.Random) -> Generator[None]:
@@ -232,7 +232,7 @@ def commit_cut(where: Commit) -> Strike:
 
 @contextmanager
 def redis_killed(stack: Stack, _: random.Random) -> Generator[None]:
-    """kill -9, and a restart: it comes back empty."""
+    """kill -9, then a restart without data."""
     stack.redis.kill()
     yield
     stack.redis.start()
@@ -247,7 +247,7 @@ def redis_frozen(stack: Stack, _: random.Random) -> Generator[None]:
 
 
 def commanded(*command: str, back: tuple[str, ...] = ()) -> Strike:
-    """A command that Redis carries out, and one that puts it right again."""
+    """A command to Redis, and one that reverts it."""
 
     @contextmanager
     def strike(stack: Stack, _: random.Random) -> Generator[None]:
@@ -262,7 +262,7 @@ def commanded(*command: str, back: tuple[str, ...] = ()) -> Strike:
 
 @contextmanager
 def redis_failed_over(stack: Stack, _: random.Random) -> Generator[None]:
-    """Another one answers in its place, which knows nothing; and then the first again."""
+    """A second, empty Redis takes over; then the first returns."""
     stack.to_redis.target_port = stack.second_redis.port
     stack.to_redis.cut()
     yield
@@ -274,7 +274,7 @@ def redis_failed_over(stack: Stack, _: random.Random) -> Generator[None]:
 
 
 def clock_stepped(**step: float) -> Strike:
-    """The service's clock jumps, and jumps back."""
+    """The service's clock steps, and steps back."""
 
     @contextmanager
     def strike(stack: Stack, _: random.Random) -> Generator[None]:
@@ -289,7 +289,7 @@ def clock_stepped(**step: float) -> Strike:
 
 
 def connects(stack: Stack) -> bool:
-    """Whether PostgreSQL lets somebody in."""
+    """Whether PostgreSQL accepts a connection."""
     try:
         stack.connect().close()
     except psycopg.OperationalError:
@@ -298,7 +298,7 @@ def connects(stack: Stack) -> bool:
 
 
 def alter(stack: Stack, name: str, value: str) -> None:
-    """Changes a setting of PostgreSQL for everybody, now."""
+    """Change a setting of PostgreSQL for all sessions, at once."""
     with stack.connect() as connection:
         connection.execute("SET default_transaction_read_only = off")
         connection.execute(f"ALTER SYSTEM SET {name} = {value}".encode())
@@ -336,7 +336,7 @@ FAULTS: Final = (
     Fault("a synchronous standby away", standby_away, 1, DATABASE, DATABASE),
     Fault("rows locked", rows_locked, FROZEN_S, surely=frozenset({"CONTENTION"})),
     Fault("deadlocks", deadlocks, 0),
-    Fault("lines to PostgreSQL reset", done(Proxy.cut, PG), seen=DATABASE),
+    Fault("lines to PostgreSQL reset", applied(Proxy.cut, PG), seen=DATABASE),
     Fault("lines to PostgreSQL refused", refused(PG), seen=DATABASE, surely=DATABASE),
     Fault("PostgreSQL in a black hole", ruled(BLACK_HOLE, PG), FROZEN_S, DATABASE),
     Fault(
@@ -344,7 +344,7 @@ FAULTS: Final = (
     ),
     Fault("requests to PostgreSQL lost", ruled(Rule(hold_requests=True), PG), 1, DATABASE),
     Fault("replies of PostgreSQL lost", ruled(Rule(hold_replies=True), PG), 1, DATABASE),
-    Fault("PostgreSQL half-open", done(Proxy.lose_servers, PG), 0, DATABASE),
+    Fault("PostgreSQL half-open", applied(Proxy.lose_servers, PG), 0, DATABASE),
     Fault("service half-open", clients_lost, 1.5, DATABASE),
     Fault("PostgreSQL slow", ruled(Rule(delay_s=0.03), PG), 0.5),
     Fault(
@@ -364,10 +364,10 @@ FAULTS: Final = (
         locking_only=True,
     ),
     Fault("Redis failed over", redis_failed_over, 0.3, LOCKS, locking_only=True),
-    Fault("lines to Redis reset", done(Proxy.cut, REDIS), 0.3, LOCKS, locking_only=True),
+    Fault("lines to Redis reset", applied(Proxy.cut, REDIS), 0.3, LOCKS, locking_only=True),
     Fault("lines to Redis refused", refused(REDIS), 0.5, LOCKS, LOCKS, locking_only=True),
     Fault("Redis in a black hole", ruled(BLACK_HOLE, REDIS), 1, LOCKS, LOCKS, locking_only=True),
-    Fault("Redis half-open", done(Proxy.lose_servers, REDIS), 0.5, LOCKS, locking_only=True),
+    Fault("Redis half-open", applied(Proxy.lose_servers, REDIS), 0.5, LOCKS, locking_only=True),
     Fault("Redis too slow", ruled(Rule(delay_s=0.3), REDIS), 1, LOCKS, LOCKS, locking_only=True),
     Fault(
         "lines to Redis cut at a byte",

@@ -1,7 +1,7 @@
-"""Clients that do not stop: they redeem, lock and roll back while things fail, and keep account.
+"""A continuous load of clients that redeem, lock and roll back during faults.
 
-A client whose call failed repeats it with the same request_id until it knows; one in eight walks
-off instead. `Account` is what they saw.
+A client retries a failed call with the same request_id until its outcome is known; one in eight
+abandons it instead. `Account` records the outcomes.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ T = TypeVar("T")
 
 CLIENTS: Final = 8
 PAUSE_S: Final = 0.04
-"""Between two calls of a client."""
+"""Pause between two visits of a client."""
 
 SHARED_CODES: Final = 300
 FRESH_CODES: Final = 6_000
 USES_MAX: Final = 2
-"""Redemptions that a code allows."""
+"""The limit of a code."""
 
-WALKS_OFF: Final = 1 / 8
+ABANDON_SHARE: Final = 1 / 8
 
-PATIENCE_S: Final = 60.0
-"""After this nobody repeats a call any more."""
+RETRY_S: Final = 60.0
+"""Time after which a client stops retrying."""
 
 UNKNOWN: Final = frozenset(
     {
@@ -53,10 +53,10 @@ Lane = Literal["plain", "locking"]
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """One attempt of a call, as its client saw it. Times in seconds, of the monotonic clock.
+    """One attempt of a call, from the client's view. Times in seconds of the monotonic clock.
 
-    `reason` is that of the error's details, empty where gRPC itself ended the call. `own`: nobody
-    else has anything to do with the code. `attempt`: 1, or more for a repeat of the same request.
+    `reason`: from the error's details; empty where gRPC itself failed the call. `own`: no other
+    client uses the code. `attempt`: 1, or more for a retry of the same request.
     """
 
     lane: Lane
@@ -71,37 +71,37 @@ class Seen:
 
     @property
     def ended_s(self) -> float:
-        """When its client knew."""
+        """The time at which the client got the outcome."""
         return self.sent_s + self.took_s
 
     @property
     def name(self) -> str:
-        """The reason, or else the status."""
+        """The reason, or the status where there is none."""
         return self.reason or self.status.name
 
 
 @dataclass(slots=True)
 class Account:
-    """What all clients saw. Redemptions by request_id, with the redemption's id when it is known.
+    """The outcomes of all clients. Redemption ids by request_id.
 
-    `open` may have happened or not; everything that is in neither did not happen.
+    `unknown`: requests with an unknown outcome. A request that is in neither had no effect.
     """
 
     seen: list[Seen] = field(default_factory=list[Seen])
     redeemed: dict[str, str] = field(default_factory=dict[str, str])
     rolled_back: dict[str, str] = field(default_factory=dict[str, str])
-    open: set[str] = field(default_factory=set[str])
+    unknown: set[str] = field(default_factory=set[str])
 
     def ended_since(self, time_s: float) -> list[Seen]:
-        """The attempts that ended from then on, the last first."""
+        """The attempts that ended since then, the latest first."""
         recent = itertools.takewhile(lambda it: it.ended_s >= time_s, reversed(tuple(self.seen)))
         return list(recent)
 
 
 class Load:
-    """Clients of one address, from `with` on, but for while it is `paused()`.
+    """Clients of one address, which run inside `with`, except while it is `paused()`.
 
-    The books and codes are made through `api`, so everything has to work at first.
+    Its books and codes are created through `api`, so the service has to work at first.
     """
 
     def __init__(self, api: Api, address: str, seed: int, deadline_s: float) -> None:
@@ -147,7 +147,7 @@ class Load:
 
     @contextmanager
     def paused(self) -> Generator[None]:
-        """Inside no call is under way, and none is made."""
+        """Pause all clients: inside the block no call is in flight."""
         self._running.clear()
         for _ in range(CLIENTS):
             self._busy.acquire()
@@ -177,15 +177,15 @@ class Load:
             api.close()
 
     def _visit(self, api: Api) -> None:
-        """A shopper redeems a code, with a lock now and then, and may bring it back."""
+        """Redeem a code, sometimes with a lock, and sometimes roll the redemption back."""
         number, chance = next(self._numbers), self._random.random
         lane: Lane = "locking" if number % 3 == 0 else "plain"
         fresh = next(self._fresh[lane], None) if chance() < 0.7 else None
         code = fresh or self._random.choice(self._shared[lane])
-        walks_off = chance() < WALKS_OFF
+        abandons = chance() < ABANDON_SHARE
 
         def settle(method: Callable[..., T], request: Any) -> T | None:
-            return self._settle(lane, method, request, own=bool(fresh), walks_off=walks_off)
+            return self._settle(lane, method, request, own=bool(fresh), abandons=abandons)
 
         about: dict[str, Any] = {"code": code, "user_id": f"user-{number % 50}"}
         if lane == "locking" and chance() < 0.5:
@@ -211,37 +211,37 @@ class Load:
                 self.account.rolled_back[undo.request_id] = done.redemption.redemption_id
 
     def _settle(
-        self, lane: Lane, method: Any, request: Any, *, own: bool, walks_off: bool
+        self, lane: Lane, method: Any, request: Any, *, own: bool, abandons: bool
     ) -> Any | None:
-        """The answer, or None when it is refused, or stays open."""
+        """The answer, or None when the call is refused, or its outcome stays unknown."""
         name = request.DESCRIPTOR.name.removesuffix("Request")
         first_s = time.monotonic()
         for attempt in itertools.count(1):
             sent_s = time.monotonic()
             answer, status, reason, advises_retry = None, StatusCode.OK, "", False
             try:
-                # A repeat waits for a connection, instead of failing because there was none.
+                # A retry waits for a connection, instead of failing without one.
                 answer = method(request, timeout=self.deadline_s, wait_for_ready=attempt > 1)
             except grpc.RpcError as error:
-                status, reason, advises_retry = told(error)
+                status, reason, advises_retry = outcome_of(error)
             took_s = time.monotonic() - sent_s
             self.account.seen.append(
                 Seen(lane, name, sent_s, took_s, status, reason, advises_retry, own, attempt)
             )
             if status is StatusCode.OK:
-                self.account.open.discard(request.request_id)
+                self.account.unknown.discard(request.request_id)
                 return answer
             if status in UNKNOWN:
-                self.account.open.add(request.request_id)
-            patience_is_over = sent_s - first_s > PATIENCE_S or self._stopped.is_set()
-            if status not in RETRIED or patience_is_over or walks_off:
+                self.account.unknown.add(request.request_id)
+            out_of_time = sent_s - first_s > RETRY_S or self._stopped.is_set()
+            if status not in RETRIED or out_of_time or abandons:
                 return None
             time.sleep(0.1)
         return None
 
 
-def told(error: Any) -> tuple[StatusCode, str, bool]:
-    """Status, reason, and whether the client is told when to try again."""
+def outcome_of(error: Any) -> tuple[StatusCode, str, bool]:
+    """Status, reason, and whether the error has RetryInfo."""
     if not any(key == DETAILS_KEY for key, _ in error.trailing_metadata() or ()):
         return error.code(), "", False
     refused = Refused()

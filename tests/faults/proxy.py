@@ -1,9 +1,9 @@
-"""A TCP proxy that does to the lines between the service and its servers what networks do.
+"""A TCP proxy that injects network faults between the service and its servers.
 
-It has a thread and an event loop of its own. What it does now is its `rule`; a test sets another
-one at any time, for the lines that are open and for new ones. It follows the protocol of PostgreSQL
-(version 3, https://www.postgresql.org/docs/current/protocol-message-formats.html) just far enough
-to know a COMMIT and its reply.
+It runs in its own thread with its own event loop. Its `rule` says how it treats bytes; a test can
+change it at any time, for open and for new lines. It parses the protocol of PostgreSQL (version 3,
+https://www.postgresql.org/docs/current/protocol-message-formats.html) far enough to recognise a
+COMMIT and its reply.
 """
 
 from __future__ import annotations
@@ -24,28 +24,28 @@ CHUNK_BYTES: Final = 65_536
 POLL_S: Final = 0.01
 
 NO_LINGER: Final = struct.pack("ii", 1, 0)
-"""A socket that is closed with this sends RST."""
+"""A socket with this option sends RST when it is closed."""
 
 T = TypeVar("T")
 
 
 class Commit(Enum):
-    """Where a line is cut around a COMMIT."""
+    """The point at which a line is cut around a COMMIT."""
 
     BEFORE = auto()
-    """PostgreSQL does not get it, and rolls back."""
+    """PostgreSQL does not receive it, and rolls back."""
     AFTER = auto()
-    """PostgreSQL has committed, and nobody gets its reply."""
+    """PostgreSQL has committed, and its reply is lost."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """What becomes of bytes; without arguments they pass.
+    """The treatment of bytes. Without arguments they pass.
 
-    `hold_requests`, `hold_replies`: they wait for another rule, as packets that are sent again and
-    again do. `delay_s`: each piece is late. `refuse`: new lines are reset. `cut_after_bytes`: a
-    line is reset after so many bytes in both directions together, from now on or since it was
-    opened. `commit`: the next line that commits is reset; that one only.
+    `hold_requests`, `hold_replies`: bytes wait for another rule, like packets that are
+    retransmitted. `delay_s`: the delay of each chunk. `refuse`: new lines are reset.
+    `cut_after_bytes`: a line is reset after so many bytes in both directions together, counted from
+    now on or since it was opened. `commit`: the next line that commits is reset, and only that.
     """
 
     hold_requests: bool = False
@@ -62,9 +62,9 @@ BLACK_HOLE: Final = Rule(hold_requests=True, hold_replies=True)
 
 @dataclass(slots=True, eq=False)
 class Line:
-    """A connection of a client, and the one to the server that belongs to it.
+    """A connection of a client, and the matching connection to the server.
 
-    `half_open`: the end of one side is not passed on, and nothing is any more.
+    `half_open`: one side has ended; the other is not told, and no bytes are forwarded any more.
     """
 
     client: asyncio.StreamWriter
@@ -73,15 +73,15 @@ class Line:
     half_open: bool = False
 
     def reset(self) -> None:
-        """Ends both sides with RST."""
+        """Close both sides with RST."""
         reset(self.client)
         reset(self.server)
 
 
 class Proxy:
-    """Passes what arrives at its `port` on to the port of a server, and back, by its `rule`.
+    """Forwards between its `port` and the port of a server, subject to its `rule`.
 
-    `commits_cut`: how often `Rule.commit` has struck.
+    `commits_cut`: the number of lines that `Rule.commit` has cut.
     """
 
     def __init__(self, target_port: int, *, postgres: bool = False) -> None:
@@ -110,37 +110,37 @@ class Proxy:
         self._loop.close()
 
     def url(self, url: str) -> str:
-        """The URL of the server, by way of this proxy."""
+        """The URL of the server through this proxy."""
         parts = urlsplit(url)
         secret = parts.netloc.rpartition("@")[0]
-        # PostgreSQL's clients would ask for encryption first, in messages of another form.
+        # Otherwise clients of PostgreSQL would send an SSLRequest first, which has another format.
         query = "sslmode=disable&gssencmode=disable" if self._postgres else parts.query
         return parts._replace(netloc=f"{secret}@{HOST}:{self.port}", query=query).geturl()
 
     @property
     def lines(self) -> int:
-        """Lines that are not ended on both sides."""
+        """The number of lines that are open on at least one side."""
         return len(self._lines)
 
     @property
     def rule(self) -> Rule:
-        """What becomes of bytes now."""
+        """The current treatment of bytes."""
         return self._rule
 
     @rule.setter
     def rule(self, rule: Rule) -> None:
-        def count_anew(line: Line) -> None:
+        def restart_count(line: Line) -> None:
             line.bytes_left = rule.cut_after_bytes
 
         self._rule = rule
-        self._to_each(count_anew)
+        self._to_each(restart_count)
 
     def cut(self) -> None:
-        """Resets all lines, on both sides."""
+        """Reset all lines, on both sides."""
         self._to_each(Line.reset)
 
     def lose_servers(self) -> None:
-        """The servers' sides of all lines are gone, and the clients are not told."""
+        """Make all lines half-open: their servers are gone, and the clients do not notice."""
 
         def lose(line: Line) -> None:
             line.half_open = True
@@ -149,7 +149,7 @@ class Proxy:
         self._to_each(lose)
 
     def lose_clients(self) -> None:
-        """The clients' sides of all lines are gone, and the servers are not told."""
+        """Make all lines half-open: their clients are gone, and the servers do not notice."""
 
         def lose(line: Line) -> None:
             line.half_open = True
@@ -188,21 +188,21 @@ class Proxy:
         self._lines.add(line)
         try:
             await asyncio.gather(
-                self._pass_on(line, requests, server, Requests()),
-                self._pass_on(line, replies, client, Replies()),
+                self._forward(line, requests, server, Requests()),
+                self._forward(line, replies, client, Replies()),
             )
         finally:
             line.reset()
             self._lines.discard(line)
 
-    async def _pass_on(
+    async def _forward(
         self,
         line: Line,
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
         messages: Requests | Replies,
     ) -> None:
-        """One direction of a line, until the end of the side that sends."""
+        """Forward one direction of a line, until its sender closes."""
         with suppress(OSError):
             while data := await reader.read(CHUNK_BYTES):
                 at = messages.commit_in(data) if self._postgres else None
@@ -233,15 +233,14 @@ class Proxy:
 
 
 class Messages:
-    """Finds where the messages of one direction begin."""
+    """Splits the bytes of one direction into messages."""
 
     def __init__(self, *, untyped_first: bool) -> None:
         self._type_bytes = 0 if untyped_first else 1
         self._rest = b""
 
     def split(self, data: bytes) -> Iterator[tuple[int, bytes, bytes]]:
-        """Position in `data` (negative: before it), type and body of each message that ends in
-        it."""
+        """Start in `data` (negative: before it), type and body of each message that ends in it."""
         before, data = len(self._rest), self._rest + data
         start = 0
         while len(data) >= start + self._type_bytes + 4:
@@ -255,7 +254,7 @@ class Messages:
 
 
 class Requests:
-    """Follows what a client of PostgreSQL sends."""
+    """Recognises a COMMIT in the messages of a client of PostgreSQL."""
 
     cut: Final = Commit.BEFORE
 
@@ -264,7 +263,7 @@ class Requests:
         self._names: set[bytes] = set()
 
     def commit_in(self, data: bytes) -> int | None:
-        """Where in `data` a message begins that PostgreSQL has to have in order to commit."""
+        """The start in `data` of a message without which PostgreSQL does not commit."""
         found = [max(at, 0) for at, *it in self._messages.split(data) if self._commits(*it)]
         return found[0] if found else None
 
@@ -283,7 +282,7 @@ class Requests:
 
 
 class Replies:
-    """Follows what PostgreSQL answers."""
+    """Recognises the reply to a COMMIT in the messages of PostgreSQL."""
 
     cut: Final = Commit.AFTER
 
@@ -291,19 +290,19 @@ class Replies:
         self._messages = Messages(untyped_first=False)
 
     def commit_in(self, data: bytes) -> int | None:
-        """Where in `data` the reply begins that says that something was committed."""
+        """The start in `data` of a reply that reports a commit."""
         found = [max(at, 0) for at, *it in self._messages.split(data) if it == [b"C", b"COMMIT\0"]]
         return found[0] if found else None
 
 
 async def write(writer: asyncio.StreamWriter, data: bytes) -> None:
-    """Sends, and waits while there is no room."""
+    """Send, and wait while the buffer is full."""
     writer.write(data)
     await writer.drain()
 
 
 def reset(writer: asyncio.StreamWriter) -> None:
-    """Ends a connection with RST."""
+    """Close a connection with RST."""
     own = writer.get_extra_info("socket")
     if own is not None:
         with suppress(OSError):

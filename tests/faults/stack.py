@@ -1,4 +1,4 @@
-"""A service with PostgreSQL and Redis of its own behind proxies, under load, to be broken."""
+"""A service with private PostgreSQL and Redis behind proxies, for faults under load."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from coupon_service.embedded import EmbeddedPostgres, EmbeddedRedis
 from coupon_service.store import migrations
 
 DEADLINE_S: Final = 2.5
-"""Of each call."""
+"""The deadline of each call."""
 
 SETTINGS: Final[dict[str, object]] = {
     "redis_timeout_ms": 250,
@@ -32,12 +32,12 @@ SETTINGS: Final[dict[str, object]] = {
     "idle_in_transaction_timeout_ms": 1_000,
     "pool_timeout_ms": 500,
 }
-"""Everything that has to wait for a timeout does so for a shorter time than in production."""
+"""Timeouts are shorter than in production, so that faults take less time."""
 
 POSTGRES_SETTINGS: Final = {
     "deadlock_timeout": "50ms",
     "max_connections": "40",
-    # It may wait for a standby.
+    # Needed to wait for a synchronous standby.
     "wal_level": "replica",
     "max_wal_senders": "1",
 }
@@ -45,7 +45,7 @@ POSTGRES_SETTINGS: Final = {
 
 @dataclass(slots=True)
 class Stack:
-    """Everything that runs. `ahead`: how far the service's clock is."""
+    """The running servers. `ahead`: the offset of the service's clock."""
 
     postgres: EmbeddedPostgres
     redis: EmbeddedRedis
@@ -61,11 +61,11 @@ class Stack:
         return datetime.now(UTC) + self.ahead
 
     def connect(self) -> psycopg.Connection[TupleRow]:
-        """A connection to PostgreSQL past the proxy."""
+        """A connection to PostgreSQL that bypasses the proxy."""
         return psycopg.connect(self.postgres.url, autocommit=True)
 
     def parts(self) -> Any:
-        """The server, to look inside."""
+        """The server, for access to its internals."""
         return self.server.server
 
     def new_load(self, seed: int) -> Load:
@@ -75,7 +75,7 @@ class Stack:
 
 @contextmanager
 def stack(folder: Path) -> Generator[Stack]:
-    """A service that works, with nobody who uses it yet."""
+    """A working service without load."""
     with ExitStack() as running:
         postgres = EmbeddedPostgres(folder / "postgres", durable=False, settings=POSTGRES_SETTINGS)
         redis = EmbeddedRedis(folder / "redis", durable=False)
@@ -83,7 +83,7 @@ def stack(folder: Path) -> Generator[Stack]:
         for server in (postgres, redis, second_redis):
             running.enter_context(server)
         migrations.apply(postgres.url)
-        # It takes over for the first, so the password has to be the same.
+        # It replaces the first in a failover, so its password has to be the same.
         with redis_client(second_redis.url) as client:
             client.config_set("requirepass", redis.url.split(":")[2].partition("@")[0])
         to_postgres = running.enter_context(Proxy(postgres.port, postgres=True))
@@ -98,7 +98,7 @@ def stack(folder: Path) -> Generator[Stack]:
 
 
 def redis_client(url: str) -> Any:
-    """A client of a Redis, past the proxy."""
+    """A client of a Redis that bypasses the proxy."""
     from redis import Redis
 
     return Redis.from_url(url)  # pyright: ignore[reportUnknownMemberType]

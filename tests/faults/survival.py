@@ -1,4 +1,4 @@
-"""A fault under load, and what was promised of the time after it."""
+"""A fault under load, and the guarantees for the time after it."""
 
 from __future__ import annotations
 
@@ -16,25 +16,28 @@ from psycopg.rows import TupleRow
 from support.waiting import until
 
 FIRST_SUCCESS_S: Final = 5.0
-"""After the end of a fault, until a call succeeds."""
+"""Time from the end of a fault until a call succeeds."""
 
-CALM_S: Final = 10.0
-"""After the end of a fault, until latencies are what they were, and everything is whole."""
+RECOVERY_S: Final = 10.0
+"""Time from the end of a fault until latencies are normal and all resources are restored."""
 
-CALM_P95_S: Final = 0.25
-"""Latencies up to this are calm."""
+NORMAL_P95_S: Final = 0.25
+"""The greatest p95 that counts as normal."""
 
 WINDOW: Final = 40
-"""Calls whose p95 tells whether it is calm."""
+"""Number of latest calls whose p95 is judged."""
 
 
 @dataclass(frozen=True, slots=True)
 class Survival:
-    """How long it took after a fault, in seconds, and what clients saw from its beginning on."""
+    """Times after a fault in seconds, and the attempts of clients since its start.
+
+    Until the first success, until latencies are normal, and until all resources are restored.
+    """
 
     first_success_s: float
-    calm_s: float
-    whole_s: float
+    normal_s: float
+    restored_s: float
     seen: list[Seen]
 
 
@@ -43,27 +46,27 @@ def survive(
     fault: AbstractContextManager[None],
     holds_s: float,
     connect: Callable[[], psycopg.Connection[TupleRow]],
-    why_not_whole: Callable[[], str] = str,
+    why_not_restored: Callable[[], str] = str,
 ) -> Survival:
-    """Lets it happen for so long, and checks that nothing is lost and the service is well again.
+    """Hold the fault for `holds_s`, and check that no effect is lost and the service recovers.
 
-    `connect`: to PostgreSQL. `why_not_whole`: empty when everything is as it was.
+    `connect`: to PostgreSQL. `why_not_restored`: empty when all resources are restored.
     """
-    until(lambda: is_calm(load, time.monotonic() - 3), CALM_S)
+    until(lambda: is_normal(load, time.monotonic() - 3), RECOVERY_S)
     began_s = time.monotonic()
     with fault:
         time.sleep(holds_s)
     ended_s = time.monotonic()
     first_s = until(lambda: succeeded(load, ended_s), FIRST_SUCCESS_S)
-    until(lambda: is_calm(load, ended_s), CALM_S)
-    calm_s = time.monotonic() - ended_s
+    until(lambda: is_normal(load, ended_s), RECOVERY_S)
+    normal_s = time.monotonic() - ended_s
     with load.paused():
-        until(lambda: not why_not_whole(), CALM_S, why_not_whole)
-        whole_s = time.monotonic() - ended_s
+        until(lambda: not why_not_restored(), RECOVERY_S, why_not_restored)
+        restored_s = time.monotonic() - ended_s
         with connect() as connection:
             assert_conserved(connection, load.account, load.book_ids)
         seen = load.account.ended_since(began_s)
-    return Survival(first_s, calm_s, whole_s, seen)
+    return Survival(first_s, normal_s, restored_s, seen)
 
 
 def succeeded(load: Load, since_s: float) -> bool:
@@ -72,8 +75,8 @@ def succeeded(load: Load, since_s: float) -> bool:
     return any(it.status is StatusCode.OK and it.sent_s >= since_s for it in recent)
 
 
-def is_calm(load: Load, since_s: float) -> bool:
-    """Whether the last calls of this time succeeded, and fast."""
+def is_normal(load: Load, since_s: float) -> bool:
+    """Whether the latest calls since then succeeded, with a normal latency."""
     last = load.account.ended_since(since_s)[:WINDOW]
     took_s = sorted(it.took_s for it in last if it.status is StatusCode.OK)
-    return len(took_s) >= WINDOW * 0.8 and took_s[int(len(took_s) * 0.95)] < CALM_P95_S
+    return len(took_s) >= WINDOW * 0.8 and took_s[int(len(took_s) * 0.95)] < NORMAL_P95_S

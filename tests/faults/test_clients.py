@@ -1,4 +1,4 @@
-"""The commands that stream, when the line to the service goes silent."""
+"""Streaming commands whose line to the service becomes a black hole."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from coupon_service.v1.coupon_code_service_pb2 import ImportHeader
 KEEPALIVE = re.compile(r"keepalive|ping")
 
 
-def test_an_import_goes_on_when_its_line_has_gone_silent(
+def test_import_continues_on_a_new_connection(
     api: Api, server_address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     quicker = [(name, 500 if KEEPALIVE.search(name) else it) for name, it in client.OPTIONS]
@@ -34,7 +34,7 @@ def test_an_import_goes_on_when_its_line_has_gone_silent(
 
         def heals() -> None:
             try:
-                until(lambda: proxy.lines == 2)  # the first one was given up
+                until(lambda: proxy.lines == 2)  # the first one was abandoned
             finally:
                 proxy.rule = PASS
 

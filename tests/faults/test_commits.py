@@ -1,4 +1,4 @@
-"""The line to PostgreSQL breaks at a COMMIT: before it, while it hangs, or before its reply."""
+"""The line to PostgreSQL is cut at a COMMIT: before it, while it hangs, or before its reply."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def proxy(postgres_url: str) -> Iterator[Proxy]:
 def api(
     request: pytest.FixtureRequest, proxy: Proxy, database_url: str, redis_url: str
 ) -> Iterator[Api]:
-    """A client of a server that tries a transaction so often."""
+    """A client of a server with so many attempts of a transaction."""
     settings = settings_for(
         proxy.url(database_url),
         redis_url,
@@ -50,14 +50,14 @@ def api(
 
 
 def effects(api: Api, code: str) -> tuple[int, list[str]]:
-    """How often a code was redeemed, and what the ledger says."""
+    """The redemptions of a code by its count and by the ledger."""
     until(lambda: tried(lambda: api.get_code(code)) == "OK")
     return api.get_code(code).redemption_count, api.event_names(code=code)
 
 
 @pytest.mark.parametrize("api", [1], indirect=True)
 @pytest.mark.parametrize(("where", "done"), [(Commit.BEFORE, 0), (Commit.AFTER, 1)])
-def test_a_repeat_settles_what_a_lost_commit_left_open(
+def test_retry_resolves_the_unknown_outcome_of_a_commit(
     api: Api, proxy: Proxy, where: Commit, done: int
 ) -> None:
     code = api.code()
@@ -76,7 +76,7 @@ def test_a_repeat_settles_what_a_lost_commit_left_open(
 
 @pytest.mark.parametrize("api", [3], indirect=True)
 @pytest.mark.parametrize("where", list(Commit))
-def test_the_server_settles_it_before_its_client_notices(
+def test_server_resolves_it_before_the_client_notices(
     api: Api, proxy: Proxy, where: Commit
 ) -> None:
     code = api.code()
@@ -169,7 +169,7 @@ def import_chunk(api: Api) -> Request:
         import_chunk,
     ],
 )
-def test_what_is_committed_after_its_line_was_cut_was_never_called_undone(
+def test_commit_that_completes_after_its_line_was_cut_is_never_reported_as_undone(
     api: Api, proxy: Proxy, database_url: str, ask: Callable[[Api], Request]
 ) -> None:
     call, request = ask(api)

@@ -1,6 +1,6 @@
-"""The disk of PostgreSQL is full: what cannot be written is refused, until there is room.
+"""The disk of PostgreSQL is full: writes are refused until there is space.
 
-PostgreSQL lives in a small file system of its own, which only root can make.
+PostgreSQL runs on a small file system of its own, which only root can mount.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from faults.checks import assert_told_rightly
+from faults.checks import assert_outcomes
 from faults.load import Load
 from faults.stack import DEADLINE_S, SETTINGS
 from faults.survival import survive
@@ -36,14 +36,14 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     mount = ["mount", "-t", "tmpfs", "-o", f"size={SIZE_BYTES},mode=755", "tmpfs", str(folder)]
     made = subprocess.run(mount, capture_output=True, text=True, check=False)
     if made.returncode:
-        pytest.skip(f"a small file system cannot be made here: {made.stderr.strip()}")
+        pytest.skip(f"a file system cannot be mounted here: {made.stderr.strip()}")
     yield folder
     subprocess.run(["umount", str(folder)], check=True)
 
 
 @contextmanager
 def full(postgres: EmbeddedPostgres, folder: Path) -> Generator[None]:
-    """Something else takes all the room."""
+    """Another file fills the disk."""
     filler = folder / "filler"
     with suppress(OSError), filler.open("wb", buffering=0) as file:
         while True:
@@ -51,12 +51,12 @@ def full(postgres: EmbeddedPostgres, folder: Path) -> Generator[None]:
     yield
     filler.unlink()
     with suppress(EmbeddedError):
-        postgres.start()  # it gives up when it cannot even recover
+        postgres.start()  # it has ended if it could not even recover
     until(lambda: connects(postgres.url))
 
 
 def connects(url: str) -> bool:
-    """Whether PostgreSQL lets somebody in."""
+    """Whether PostgreSQL accepts a connection."""
     try:
         psycopg.connect(url).close()
     except psycopg.OperationalError:
@@ -64,7 +64,7 @@ def connects(url: str) -> bool:
     return True
 
 
-def test_a_full_disk_is_no_effect_and_goes_by(small_disk: Path, redis_url: str) -> None:
+def test_full_disk_refuses_writes_without_effect(small_disk: Path, redis_url: str) -> None:
     with EmbeddedPostgres(small_disk / "postgres", durable=False, settings=WAL) as postgres:
         migrations.apply(postgres.url)
         settings = settings_for(postgres.url, redis_url, **SETTINGS)
@@ -78,5 +78,5 @@ def test_a_full_disk_is_no_effect_and_goes_by(small_disk: Path, redis_url: str) 
                         2,
                         functools.partial(psycopg.connect, postgres.url),
                     )
-                    assert_told_rightly(survival.seen, frozenset({"DATABASE_UNAVAILABLE"}))
+                    assert_outcomes(survival.seen, frozenset({"DATABASE_UNAVAILABLE"}))
                     assert "DATABASE_UNAVAILABLE" in {it.name for it in survival.seen}

@@ -1,4 +1,4 @@
-"""Whatever fails: nothing is lost, nothing is done twice, and the service is soon well again."""
+"""Under each fault no effect is lost or duplicated, and the service recovers in time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import structlog
-from faults.checks import assert_told_rightly, quiet, why_not_whole
+from faults.checks import assert_outcomes, resources, why_not_restored
 from faults.faults import FAULTS, Fault
 from faults.stack import Stack, stack
 from faults.survival import survive
@@ -23,15 +23,15 @@ from support.waiting import until
 SEED = int(new_seed())
 
 FAULTS_PER_LOAD = 50
-"""Then the clients get new books."""
+"""After so many faults the clients get new books."""
 
-WARM = 200
-"""Calls after which a service holds what it will hold."""
+WARM_UP = 200
+"""Calls after which a service has opened all lasting resources."""
 
 
 @pytest.fixture(scope="module")
 def broken(server_folder: Path) -> Iterator[Stack]:
-    # A line for each call takes longer than the call.
+    # A log line for each call takes longer than the call.
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     with stack(server_folder / "faults") as made:
         yield made
@@ -39,7 +39,7 @@ def broken(server_folder: Path) -> Iterator[Stack]:
 
 
 class Busy:
-    """A stack with clients. They get new books now and then, since codes are used up one day."""
+    """A stack under load. Clients get new books at intervals, since codes are used up."""
 
     def __init__(self, stack: Stack) -> None:
         self.stack = stack
@@ -47,7 +47,7 @@ class Busy:
         self._clients = ExitStack()
 
     def break_it(self, fault: Fault, chance: random.Random) -> Counter[str]:
-        """Lets it happen; what clients saw, all of it as promised."""
+        """Survive the fault; returns the outcomes of clients, all of them as documented."""
         if self._faults % FAULTS_PER_LOAD == 0:
             self._renew(chance)
         self._faults += 1
@@ -56,25 +56,25 @@ class Busy:
             fault.strike(self.stack, chance),
             fault.holds_s,
             self.stack.connect,
-            functools.partial(why_not_whole, self.stack, self._before),
+            functools.partial(why_not_restored, self.stack, self._before),
         )
-        assert_told_rightly(survival.seen, fault.seen)
+        assert_outcomes(survival.seen, fault.seen)
         if fault.locking_only:
-            assert_told_rightly([it for it in survival.seen if it.lane == "plain"], frozenset())
+            assert_outcomes([it for it in survival.seen if it.lane == "plain"], frozenset())
         seen = Counter(it.name for it in survival.seen)
-        note(f"{survival.first_success_s:.2f} s, {survival.calm_s:.2f} s, {dict(seen)}")
+        note(f"{survival.first_success_s:.2f} s, {survival.normal_s:.2f} s, {dict(seen)}")
         return seen
 
     def close(self) -> None:
-        """The clients go home."""
+        """Stop the clients."""
         self._clients.close()
 
     def _renew(self, chance: random.Random) -> None:
         self.close()
         load = self._clients.enter_context(self.stack.new_load(chance.randrange(1_000_000)))
-        until(lambda: len(load.account.seen) > WARM)
+        until(lambda: len(load.account.seen) > WARM_UP)
         with load.paused():
-            self._before = quiet(self.stack)
+            self._before = resources(self.stack)
         self._load = load
 
 
@@ -86,18 +86,18 @@ def busy(broken: Stack) -> Iterator[Busy]:
 
 
 def note(text: str) -> None:
-    """For whoever looks for what went before a failure."""
+    """Print the course of the run, for the analysis of a failure."""
     sys.stdout.write(f"{text}\n")
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda it: it.name)
-def test_nothing_is_lost_and_nothing_is_done_twice(busy: Busy, fault: Fault) -> None:
+def test_no_effect_is_lost_or_duplicated(busy: Busy, fault: Fault) -> None:
     seen = busy.break_it(fault, random.Random(SEED))
     assert not fault.surely or fault.surely & seen.keys()
 
 
 @pytest.mark.parametrize("number", range(times(24, 1_500)))
-def test_nor_in_any_order(busy: Busy, number: int) -> None:
+def test_no_effect_is_lost_or_duplicated_in_any_order(busy: Busy, number: int) -> None:
     chance = random.Random(SEED + number)
     fault = chance.choice(FAULTS)
     note(f"COUPON_TEST_SEED={SEED}, number {number}: {fault.name}")

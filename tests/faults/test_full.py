@@ -1,4 +1,4 @@
-"""The queue or the pool is full: callers are told at once, and nothing has happened."""
+"""Back-pressure: calls beyond a full queue or pool are refused at once, without effect."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CALLERS = 30
 
 @pytest.fixture
 def small(database_url: str, redis_url: str) -> Iterator[Api]:
-    """A server with one connection and room for few."""
+    """A server with one connection and a short queue."""
     settings = settings_for(
         database_url,
         redis_url,
@@ -43,16 +43,14 @@ def small(database_url: str, redis_url: str) -> Iterator[Api]:
 
 @contextmanager
 def held(database_url: str, code: str) -> Generator[None]:
-    """Somebody else has the row of a code."""
+    """Another session holds the row lock of a code."""
     with closing(psycopg.connect(database_url)) as holder:
         holder.execute("SELECT FROM coupon_codes WHERE code = %s FOR UPDATE", [code])
         yield
         holder.rollback()
 
 
-def test_who_finds_the_queue_full_is_told_while_the_others_still_wait(
-    small: Api, database_url: str
-) -> None:
+def test_full_queue_refuses_further_calls_at_once(small: Api, database_url: str) -> None:
     limits = books.BookLimits(max_redemptions_per_code=0)
     code = small.code(limits=limits)
 
@@ -65,7 +63,7 @@ def test_who_finds_the_queue_full_is_told_while_the_others_still_wait(
                 callers.submit(functools.partial(small.redeem, code, f"user-{number}"))
                 for number in range(CALLERS)
             ]
-            full = CALLERS - QUEUE - 1  # the first of the others is being carried out
+            full = CALLERS - QUEUE - 1  # one is in flight
             until(lambda: len(ended(calls)) == full)
             assert set(ended(calls)) == {"OVERLOADED"}
             with refused("OVERLOADED", StatusCode.RESOURCE_EXHAUSTED) as it:
@@ -76,9 +74,7 @@ def test_who_finds_the_queue_full_is_told_while_the_others_still_wait(
     assert small.event_names(code=code) == ["REDEEMED"] * (QUEUE + 1)
 
 
-def test_who_gets_no_connection_is_told_while_the_others_still_wait(
-    small: Api, database_url: str
-) -> None:
+def test_exhausted_pool_refuses_further_calls_at_once(small: Api, database_url: str) -> None:
     code, other = small.code(), small.code()
     with ThreadPoolExecutor() as callers:
         with held(database_url, code):

@@ -1,4 +1,4 @@
-"""Processes of the service die, stand still or are replaced while clients go on."""
+"""Processes of the service die, freeze or are replaced under load."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Final
 import psutil
 import psycopg
 import pytest
-from faults.checks import assert_told_rightly
+from faults.checks import assert_outcomes
 from faults.load import Load
 from faults.stack import DEADLINE_S, SETTINGS
 from faults.survival import Survival, survive
@@ -29,15 +29,15 @@ from coupon_service.process.supervisor import reserve_port
 WORKERS = 2
 
 LINE_LOST: Final = frozenset({"UNAVAILABLE"})
-"""What gRPC itself tells a client whose connection breaks."""
+"""The status of gRPC for a broken connection."""
 
 PORT_CLOSED: Final = LINE_LOST | {"CANCELLED"}
-"""And one whose call gRPC has not looked at yet when it begins to stop
+"""CANCELLED: gRPC had not read the call yet when it began to stop
 (https://github.com/grpc/grpc/issues/41785)."""
 
 
 class Service:
-    """`coupon-service serve`, which can be started again after it was killed."""
+    """`coupon-service serve`, which can be restarted after it was killed."""
 
     def __init__(self, environment: dict[str, str], folder: Path) -> None:
         self.environment = environment
@@ -45,18 +45,18 @@ class Service:
         self._stack = ExitStack()
 
     def start(self) -> None:
-        """Returns when all workers serve."""
+        """Start it, and wait until all workers serve."""
         process = serving(self.environment, self._folder)
         self.process: subprocess.Popen[bytes] = self._stack.enter_context(process)
         until(self.all_listen, 20)
 
     def stop(self) -> None:
-        """Ends it in order, when it runs."""
+        """Stop it, if it runs."""
         self._stack.close()
 
     @property
     def address(self) -> str:
-        """Where it answers."""
+        """The address that it listens on."""
         return f"127.0.0.1:{self.environment['COUPON_PORT']}"
 
     @property
@@ -65,7 +65,7 @@ class Service:
         return workers_of(self.process)
 
     def all_listen(self) -> bool:
-        """Whether every worker takes connections."""
+        """Whether all workers listen."""
         return len([it for it in self.workers if self._listens(it)]) == WORKERS
 
     def _listens(self, worker: psutil.Process) -> bool:
@@ -77,7 +77,7 @@ class Service:
         return any(it.status == psutil.CONN_LISTEN and it.laddr.port == port for it in connections)
 
     def healthy(self) -> bool:
-        """Whether it says that it is ready, and all of it is."""
+        """Whether all workers listen and `/healthz` is ok."""
         return self.all_listen() and fetch(self.environment, "healthz") == "ok\n"
 
 
@@ -128,12 +128,12 @@ def survived(
     holds_s: float = 0.1,
     seen: frozenset[str] = LINE_LOST,
 ) -> Survival:
-    """What clients saw of it; and all workers are there again, with no connection too many."""
+    """Survive the fault; then all workers serve, with no more connections than their pools."""
     url = service.environment["COUPON_DATABASE_URL"]
 
-    def why_not_whole() -> str:
+    def why_not_restored() -> str:
         if not service.healthy():
-            return "not all workers are there"
+            return "not all workers serve"
         pids = {it.pid for it in service.workers}
         with psycopg.connect(url) as connection:
             (count,) = connection.execute(
@@ -148,9 +148,9 @@ def survived(
         contextmanager(fault)(service),
         holds_s,
         functools.partial(connect, url),
-        why_not_whole,
+        why_not_restored,
     )
-    assert_told_rightly(survival.seen, seen)
+    assert_outcomes(survival.seen, seen)
     return survival
 
 
@@ -179,7 +179,7 @@ def one_worker_frozen(service: Service) -> Generator[None]:
 
 
 def supervisor_killed(service: Service) -> Generator[None]:
-    """Its workers notice, and end in order; somebody starts it again."""
+    """Its workers notice, and shut down; then it is started again."""
     workers = service.workers
     service.process.kill()
     yield
@@ -205,7 +205,7 @@ def stopped_and_started(service: Service) -> Generator[None]:
     ],
     ids=lambda it: getattr(it, "__name__", ""),
 )
-def test_nothing_is_lost_with_a_process(
+def test_lost_process_loses_no_effect(
     service: Service,
     load: Load,
     fault: Callable[[Service], Generator[None]],
@@ -217,16 +217,14 @@ def test_nothing_is_lost_with_a_process(
 
 
 def rolled(service: Service) -> Generator[None]:
-    """Every worker in turn is replaced, as `coupon-service restart` does."""
+    """All workers are replaced in turn, as by `coupon-service restart`."""
     before = set(service.workers)
     service.process.send_signal(signal.SIGUSR2)
     until(lambda: not before & set(service.workers), 60)
     yield
 
 
-def test_nobody_repeats_a_call_twice_while_all_workers_are_replaced(
-    service: Service, load: Load
-) -> None:
+def test_rolling_restart_needs_one_retry_at_most(service: Service, load: Load) -> None:
     for _ in range(times(1, 20)):
         before = {it.pid for it in service.workers}
         survival = survived(service, load, rolled, seen=PORT_CLOSED)

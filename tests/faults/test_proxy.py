@@ -1,4 +1,4 @@
-"""The proxy does to lines what it says, so that tests which use it test something."""
+"""The proxy applies its rules, so that the fault tests inject what they claim."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ SILENCE_S = 0.1
 
 
 class Echo(socketserver.BaseRequestHandler):
-    """Sends back what it gets."""
+    """Echoes what it receives."""
 
     def handle(self) -> None:
-        """One connection."""
+        """Serve one connection."""
         with suppress(ConnectionResetError):
             while data := self.request.recv(1_000):
                 self.request.sendall(data)
@@ -43,20 +43,20 @@ def client(proxy: Proxy) -> Iterator[socket.socket]:
 
 
 def echoes(client: socket.socket, data: bytes) -> None:
-    """What is sent comes back."""
+    """Assert that sent bytes come back."""
     client.sendall(data)
     assert client.recv(1_000) == data
 
 
 def hears_nothing(client: socket.socket) -> None:
-    """Neither bytes nor an end."""
+    """Assert that neither bytes nor an end arrive."""
     client.settimeout(SILENCE_S)
     with pytest.raises(TimeoutError):
         client.recv(1_000)
     client.settimeout(PATIENCE_S)
 
 
-def test_what_is_held_arrives_when_it_is_let_go(proxy: Proxy, client: socket.socket) -> None:
+def test_held_bytes_arrive_after_release(proxy: Proxy, client: socket.socket) -> None:
     for rule in (BLACK_HOLE, Rule(hold_requests=True), Rule(hold_replies=True)):
         proxy.rule = rule
         client.sendall(b"late")
@@ -65,34 +65,34 @@ def test_what_is_held_arrives_when_it_is_let_go(proxy: Proxy, client: socket.soc
         assert client.recv(1_000) == b"late"
 
 
-def test_a_line_that_is_cut_is_reset(proxy: Proxy, client: socket.socket) -> None:
+def test_cut_line_is_reset(proxy: Proxy, client: socket.socket) -> None:
     proxy.cut()
     with pytest.raises(ConnectionResetError):
         client.recv(1_000)
 
 
-def test_it_is_cut_at_the_very_byte(proxy: Proxy, client: socket.socket) -> None:
+def test_line_is_cut_at_the_exact_byte(proxy: Proxy, client: socket.socket) -> None:
     proxy.rule = Rule(cut_after_bytes=7)
-    client.sendall(b"12345")  # there are two left for what comes back
+    client.sendall(b"12345")  # two bytes are left for the reply
     assert client.recv(1_000) == b"12"
     with pytest.raises(ConnectionResetError):
         client.recv(1_000)
 
 
-def test_a_lost_server_says_nothing_for_ever(proxy: Proxy, client: socket.socket) -> None:
+def test_half_open_line_stays_silent(proxy: Proxy, client: socket.socket) -> None:
     proxy.lose_servers()
-    client.sendall(b"is there anybody")
+    client.sendall(b"unanswered")
     hears_nothing(client)
     assert proxy.lines == 1
     with socket.create_connection((HOST, proxy.port), timeout=PATIENCE_S) as another:
-        echoes(another, b"new lines work")
+        echoes(another, b"new line")
 
 
-def test_refused_lines_are_reset(proxy: Proxy, client: socket.socket) -> None:
+def test_new_lines_are_refused_and_open_ones_stay(proxy: Proxy, client: socket.socket) -> None:
     proxy.rule = Rule(refuse=True)
     with (
         pytest.raises(ConnectionResetError),
         socket.create_connection((HOST, proxy.port), timeout=PATIENCE_S) as another,
     ):
         another.recv(1_000)
-    echoes(client, b"those that were there stay")
+    echoes(client, b"open line")

@@ -1,4 +1,4 @@
-"""Hostile inputs, made from a seed: messages of the contract, right and wrong, and metadata."""
+"""Fuzzed inputs from a seed: messages of the contract, valid and invalid, and metadata."""
 
 # pyright: reportArgumentType=false, reportOptionalMemberAccess=false
 
@@ -25,16 +25,16 @@ LEVELS_MAX = 4
 
 
 class Inputs:
-    """`named`: by field, texts that mean something to the service: ids, codes and tokens."""
+    """`named`: valid texts by field: ids, codes and tokens that the service knows."""
 
     def __init__(self, seed: int, named: Mapping[str, str]) -> None:
         self.random = Random(seed)
         self._named = named
         self._known = list(named.values())
-        self._wild = self.random.choice((0.0, 0.05, 0.5, 1.0))  # how much of it is hostile
+        self._wild = self.random.choice((0.0, 0.05, 0.5, 1.0))  # share of hostile values
 
     def text(self, field: str = "") -> str:
-        """Something that is known, hostile, or both."""
+        """A text that is known, hostile, or both."""
         random = self.random
         if random.random() >= self._wild:
             return self._named.get(field, random.choice(self._known))
@@ -65,7 +65,7 @@ class Inputs:
         return 0.9 if field.type == field.TYPE_STRING else 0.5
 
     def raw(self, kind: type[Message]) -> bytes:
-        """The bytes of a message, now and then changed."""
+        """The bytes of a message, sometimes mutated."""
         raw = self.message(kind).SerializeToString()
         random = self.random
         while random.random() < self._wild * 0.4:
@@ -147,7 +147,7 @@ class Inputs:
                     else random.choice([it for it in INTEGERS if -(2**31) <= it < 2**31])
                 )
             case _:
-                # GenerateCodes makes as many as it is asked for.
+                # A bound on the work of GenerateCodes.
                 if field.name == "count":
                     return random.choice((0, 1, -1, 20, 2**63 - 1, 10**8 + 1))
                 return random.choice((1, 2, 7) if tame else INTEGERS)

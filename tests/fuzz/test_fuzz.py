@@ -1,4 +1,4 @@
-"""Whatever is sent: the answer is a status that the contract knows, and the service goes on."""
+"""Any input is answered with a status of the contract, and the service keeps serving."""
 
 # pyright: reportUnknownVariableType=false, reportUnknownMemberType=false
 # pyright: reportUnknownArgumentType=false, reportArgumentType=false
@@ -47,7 +47,7 @@ UNEXPECTED = {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode
 
 @dataclass(frozen=True)
 class Service:
-    """A service in processes of its own."""
+    """A service in its own processes."""
 
     process: subprocess.Popen[bytes]
     port: int
@@ -56,16 +56,16 @@ class Service:
 
     @property
     def address(self) -> str:
-        """Where it listens."""
+        """The address that it listens on."""
         return f"127.0.0.1:{self.port}"
 
     def memory_bytes(self) -> int:
-        """Of all its processes."""
+        """The resident memory of all its processes."""
         children = psutil.Process(self.process.pid).children(recursive=True)
         return sum(child.memory_info().rss for child in children)
 
-    def answers(self) -> None:
-        """It serves, at the latest when the supervisor has replaced a worker."""
+    def assert_serving(self) -> None:
+        """Assert that it serves, at the latest after the supervisor has replaced a worker."""
         until(self._redeems)
 
     def _redeems(self) -> bool:
@@ -83,7 +83,7 @@ def service(
     redis_server_url: str,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Service]:
-    """One that has a book, a code, a lock and pages to ask for."""
+    """A service with a book, codes, a lock and pages."""
     folder = tmp_path_factory.mktemp("fuzz")
     with new_database() as database_url:
         environment = environment_of(database_url, redis_server_url)
@@ -97,7 +97,7 @@ def service(
 
 
 def _known(api: Api) -> dict[str, str]:
-    """Ids, codes and tokens of the service, by the fields they belong in."""
+    """Valid ids, codes and tokens, by field."""
     limits = books.BookLimits(max_redemptions_per_code=0)
     optional = books.LOCK_POLICY_OPTIONAL
     book = api.book(codes=["FUZZ1", "FUZZ2", "FUZZ3"], limits=limits, lock_policy=optional)
@@ -125,7 +125,7 @@ def _known(api: Api) -> dict[str, str]:
     }
 
 
-def test_no_message_and_no_metadata_is_a_fault_of_the_service(service: Service) -> None:
+def test_fuzzed_messages_and_metadata_cause_no_internal_error(service: Service) -> None:
     statuses: dict[str, int] = {}
     calls: deque[tuple[str, int, Any]] = deque()
     memory = 0
@@ -142,10 +142,10 @@ def test_no_message_and_no_metadata_is_a_fault_of_the_service(service: Service) 
         while calls:
             _settle(*calls.popleft(), statuses)
     print(statuses)  # noqa: T201
-    assert len(statuses) >= 5, "the messages are all alike"
-    assert statuses["OK"] > MESSAGES // 50, "hardly any message means anything"
+    assert len(statuses) >= 5, "the messages are too similar"
+    assert statuses["OK"] > MESSAGES // 50, "too few messages are valid"
     assert service.memory_bytes() - memory < GROWTH_MAX_BYTES
-    service.answers()
+    service.assert_serving()
     assert b"Traceback" not in service.log.read_bytes()
 
 
@@ -171,7 +171,7 @@ def _settle(path: str, seed: int, call: Any, statuses: dict[str, int]) -> None:
     assert code not in UNEXPECTED, f"{path} with the seed {seed}: {code} {call.details()}"
 
 
-def test_no_frame_ends_the_service(service: Service) -> None:
+def test_broken_frames_do_not_stop_the_service(service: Service) -> None:
     memory = service.memory_bytes()
     for seed in progress("connections", FRAMES):
         random = Random(seed)
@@ -180,7 +180,7 @@ def test_no_frame_ends_the_service(service: Service) -> None:
                 connection.sendall(_broken_frames(random))
             if random.random() < 0.3:
                 connection.shutdown(socket.SHUT_WR)
-    service.answers()
+    service.assert_serving()
     assert service.memory_bytes() - memory < GROWTH_MAX_BYTES
 
 
@@ -216,10 +216,10 @@ def test_a_path_that_is_not_utf8_costs_a_worker_at_most(service: Service) -> Non
         with suppress(OSError):
             connection.recv(100)
     time.sleep(1.5)  # the worker looks at its port once a second
-    service.answers()
+    service.assert_serving()
 
 
-async def test_no_argument_upsets_the_scripts(redis_url: str) -> None:
+async def test_scripts_accept_any_argument(redis_url: str) -> None:
     leases = Leases(redis_url, timeout_ms=5_000)
     texts = [*HOSTILE_TEXTS, "user", "CODE1"]
     random = Random(1)
@@ -245,13 +245,13 @@ async def test_no_argument_upsets_the_scripts(redis_url: str) -> None:
                     ),
                 ]
             )()
-        taken = await acquire(
-            leases, LeaseKey("AFTER", "book", "somebody", "lock"), 1_000, permits_max=1
+        result = await acquire(
+            leases, LeaseKey("AFTER", "book", "user", "lock"), 1_000, permits_max=1
         )
-        assert taken.status.name == "GRANTED"
+        assert result.status.name == "GRANTED"
     except LocksUnavailable as error:
         pytest.fail(f"Redis refused: {error.__cause__!r}")
     finally:
         await asyncio.wait_for(leases.close(), 10)
         with Redis.from_url(redis_url) as client:  # pyright: ignore[reportUnknownMemberType]
-            client.flushdb()  # nobody else could read these entries
+            client.flushdb()  # other tests cannot parse these entries

@@ -1,7 +1,7 @@
 "use strict";
 // A client of all services in the folder of proto files: `node client.js <address> <folder>`.
-// A line in is a call, {"service", "method", "requests": [...]}; a line out is what it was answered,
-// {"responses": [...]} or {"status", "message"}.
+// Each line of input is a call, {"service", "method", "requests": [...]}. Each line of output is its
+// outcome, {"responses": [...]} or {"status", "message"}.
 
 const fs = require("node:fs");
 const path = require("node:path");
@@ -50,13 +50,13 @@ function answerTo({ service, method, requests }) {
 
 async function main() {
   for await (const line of readline.createInterface({ input: process.stdin })) {
-    let told;
+    let outcome;
     try {
-      told = { responses: await answerTo(JSON.parse(line)) };
+      outcome = { responses: await answerTo(JSON.parse(line)) };
     } catch (error) {
-      told = { status: grpc.status[error.code] ?? "UNKNOWN", message: error.message };
+      outcome = { status: grpc.status[error.code] ?? "UNKNOWN", message: error.message };
     }
-    process.stdout.write(`${JSON.stringify(told)}\n`);
+    process.stdout.write(`${JSON.stringify(outcome)}\n`);
   }
   clients.forEach((client) => client.close());
 }

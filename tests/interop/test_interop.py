@@ -1,4 +1,4 @@
-"""Every RPC, called by implementations of gRPC and protobuf that are not ours: Node's and Go's."""
+"""All RPCs, called with independent implementations of gRPC and protobuf: Node's and Go's."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ Message = dict[str, Any]
 
 
 class Client(Protocol):
-    """Calls a method with its requests, in JSON; its responses. Raises AssertionError."""
+    """Calls a method with requests in JSON; returns the responses. Raises AssertionError."""
 
     @abstractmethod
     def call(self, service: str, method: str, *requests: Message) -> list[Message]: ...
@@ -57,17 +57,17 @@ class Node:
         )
 
     def call(self, service: str, method: str, *requests: Message) -> list[Message]:
-        """One line there, one line back."""
+        """Send a line, and read a line."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         call = {"service": service, "method": method, "requests": list(map(_plain, requests))}
         print(json.dumps(call), file=self.process.stdin, flush=True)
-        told = json.loads(self.process.stdout.readline())
-        assert "responses" in told, f"{method}: {told}"
-        return told["responses"]
+        answer = json.loads(self.process.stdout.readline())
+        assert "responses" in answer, f"{method}: {answer}"
+        return answer["responses"]
 
     def close(self) -> None:
-        """Ends the program."""
+        """Stop the program."""
         with self.process as process:
             assert process.stdin is not None
             process.stdin.close()
@@ -75,7 +75,7 @@ class Node:
 
 
 class Grpcurl:
-    """grpcurl, on the proto files."""
+    """grpcurl, with the proto files."""
 
     def __init__(self, address: str) -> None:
         self._address = address
@@ -84,7 +84,7 @@ class Grpcurl:
             self._contract += ["-proto", path.relative_to(ROOT / "proto")]
 
     def call(self, service: str, method: str, *requests: Message) -> list[Message]:
-        """One run of the program."""
+        """Run the program once."""
         method = f"coupon_service.v1.{service}/{method}"
         ran = subprocess.run(
             [GRPCURL, "-plaintext", *self._contract, "-d", "@", self._address, method],
@@ -99,7 +99,7 @@ class Grpcurl:
 
 
 def _plain(request: Message) -> Message:
-    """Node's loader takes the fields of a duration, not its form in JSON."""
+    """The request with durations as fields: Node's loader does not read their JSON form."""
     plain = dict(request)
     if "ttl" in plain:
         plain["ttl"] = {"seconds": int(plain["ttl"].removesuffix("s"))}
@@ -118,18 +118,18 @@ def _messages(text: str) -> Iterator[Message]:
 def client(request: pytest.FixtureRequest, server_address: str) -> Iterator[Client]:
     if request.param == "grpcurl":
         if not GRPCURL.exists():
-            pytest.skip("grpcurl is not there: make tools")
+            pytest.skip("grpcurl is missing: make tools")
         yield Grpcurl(server_address)
         return
     if shutil.which("node") is None or not (HERE / "node_modules").exists():
-        pytest.skip("Node or its packages are not there: make interop")
+        pytest.skip("Node or its packages are missing: make interop")
     node = Node(server_address)
     yield node
     node.close()
 
 
 class Caller:
-    """Makes the calls that the test wants, and remembers which."""
+    """Makes calls, and records their methods."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
@@ -147,34 +147,34 @@ class Caller:
         return response
 
     def change(self, path: str, /, **request: Any) -> Message:
-        """The same for what has a request_id."""
+        """The same for a method with a request_id."""
         return self.one(path, requestId=unique("request"), **request)
 
 
 def all_methods() -> set[str]:
-    """Service/Method of the whole contract."""
-    found = {
+    """Service/Method of all RPCs of the contract."""
+    paths = {
         f"{service.name}/{method.name}"
         for module in MODULES
         for service in module.DESCRIPTOR.services_by_name.values()
         for method in service.methods
     }
-    assert {path.split("/")[0] for path in found} == {it.rpartition(".")[2] for it in SERVICES}
-    return found
+    assert {path.split("/")[0] for path in paths} == {it.rpartition(".")[2] for it in SERVICES}
+    return paths
 
 
 def test_every_rpc_answers_other_implementations(client: Client) -> None:
     caller = Caller(client)
-    book_id, codes = a_book_and_its_codes(caller)
-    its_users(caller, book_id, codes)
-    its_locks(caller, book_id, codes[0])
-    its_redemptions(caller, book_id, codes)
-    the_end(caller, book_id)
+    book_id, codes = make_book_with_codes(caller)
+    assign_codes(caller, book_id, codes)
+    lock_codes(caller, book_id, codes[0])
+    redeem_codes(caller, book_id, codes)
+    close_book(caller, book_id)
     assert all_methods() - caller.called == set()
 
 
-def a_book_and_its_codes(caller: Caller) -> tuple[str, list[str]]:
-    """A book with five codes that were uploaded and five that were made."""
+def make_book_with_codes(caller: Caller) -> tuple[str, list[str]]:
+    """A book with five imported and five generated codes."""
     book = caller.change(
         "CouponBookService/CreateCouponBook",
         couponBook={
@@ -227,8 +227,8 @@ def a_book_and_its_codes(caller: Caller) -> tuple[str, list[str]]:
     return book_id, codes
 
 
-def its_users(caller: Caller, book_id: str, codes: list[str]) -> None:
-    """Codes are given to users, and one is taken back."""
+def assign_codes(caller: Caller, book_id: str, codes: list[str]) -> None:
+    """Assign codes to users, and revoke one."""
     user = unique("user")
     caller.change("AssignmentService/AssignCode", code=codes[1], userId=user)
     caller.change("AssignmentService/AssignRandomCode", bookId=book_id, userId=user)
@@ -243,8 +243,8 @@ def its_users(caller: Caller, book_id: str, codes: list[str]) -> None:
     caller.change("AssignmentService/RevokeAssignment", code=codes[1], userId=user)
 
 
-def its_locks(caller: Caller, book_id: str, code: str) -> None:
-    """A code is locked, for longer, and released."""
+def lock_codes(caller: Caller, book_id: str, code: str) -> None:
+    """Lock a code, extend the lock, and release it."""
     user = unique("user")
     locked = caller.change("RedemptionService/LockCode", code=code, userId=user, ttl="30s")
     lock_id = locked["lock"]["lockId"]
@@ -260,8 +260,8 @@ def its_locks(caller: Caller, book_id: str, code: str) -> None:
     assert lock["state"] == "LOCK_STATE_RELEASED"
 
 
-def its_redemptions(caller: Caller, book_id: str, codes: list[str]) -> None:
-    """Codes are redeemed, one by one and together, and one redemption is undone."""
+def redeem_codes(caller: Caller, book_id: str, codes: list[str]) -> None:
+    """Redeem codes singly and in a batch, and roll one redemption back."""
     user, amount = unique("user"), {"amountMinor": "1000", "currencyCode": "EUR"}
     valid = caller.one(
         "RedemptionService/ValidateCode", code=codes[0], userId=user, orderAmount=amount
@@ -291,8 +291,8 @@ def its_redemptions(caller: Caller, book_id: str, codes: list[str]) -> None:
     assert int(stats["redemptionCount"]) == 2
 
 
-def the_end(caller: Caller, book_id: str) -> None:
-    """The book is closed, and the ledger knows everything."""
+def close_book(caller: Caller, book_id: str) -> None:
+    """Close the book, and read the ledger."""
     caller.change("CouponBookService/CloseCouponBook", bookId=book_id)
     events = caller.one("AuditService/ListAuditEvents", bookId=book_id, pageSize=100)["events"]
     assert events[0]["type"] == "AUDIT_EVENT_TYPE_BOOK_CLOSED"
