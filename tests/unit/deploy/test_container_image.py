@@ -1,4 +1,4 @@
-"""`make image-check`, where it cannot run, and what it tells the build."""
+"""Preconditions of `make image-check`, and the pip settings that its build gets."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import pytest
 from support import container_image as image_check
 
 
-def test_it_says_in_a_sentence_that_it_needs_root(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_root_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     with pytest.raises(image_check.CheckError, match=r"^The image was not checked: .* root.*\.$"):
         image_check.require_machine(None)
 
 
-def test_it_says_in_a_sentence_which_programs_are_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_programs_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 0)
 
     def which(program: str) -> str | None:
@@ -29,7 +29,7 @@ def test_it_says_in_a_sentence_which_programs_are_missing(monkeypatch: pytest.Mo
         image_check.require_machine("python:3.13-slim")
 
 
-def test_the_build_is_told_where_packages_come_from_and_nobody_else_is(
+def test_build_gets_the_package_index_in_a_private_file(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     listed = "global.index-url='https://user:secret@host/simple'\n:env:.cert='/etc/ca.pem'\nx.y='z'"

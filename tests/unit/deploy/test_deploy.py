@@ -1,6 +1,6 @@
-"""What is in deploy/ fits the service: settings, commands, ports, times, files."""
+"""The files of deploy/ match the service: settings, commands, ports, times, files."""
 
-# typer and ruamel.yaml leave types open.
+# typer and ruamel.yaml have incomplete types.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false
 
@@ -28,13 +28,13 @@ ROOT = Path(__file__).parents[3]
 DEPLOY = ROOT / "deploy"
 
 OURS = ("migrate", "coupon-service")
-"""The services of the compose file that are this program."""
+"""The services of the compose file that run this program."""
 
 TASKS = ("migrate", "service")
 
 
 def compose() -> dict[str, Any]:
-    """The compose file, with what its anchors stand for."""
+    """The compose file, with its anchors resolved."""
     return YAML(typ="safe").load((DEPLOY / "compose.yaml").read_text(encoding="utf-8"))
 
 
@@ -61,12 +61,12 @@ def manifests() -> dict[tuple[str, str], dict[str, Any]]:
 
 
 def pod(kind: str, name: str) -> dict[str, Any]:
-    """What a manifest says of its pods."""
+    """The pod specification of a manifest."""
     return manifests()[kind, name]["spec"]["template"]["spec"]
 
 
 def pod_container(name: str) -> dict[str, Any]:
-    """The one container of `serve` or `migrate` on Kubernetes."""
+    """The container of `serve` or `migrate` on Kubernetes."""
     kinds = {
         "serve": ("Deployment", "coupon-service"),
         "migrate": ("Job", "coupon-service-migrate"),
@@ -76,12 +76,12 @@ def pod_container(name: str) -> dict[str, Any]:
 
 
 def pairs(container: Mapping[str, Any], field: str, value: str) -> dict[str, str]:
-    """What ECS writes as a list of names and values."""
+    """A list of names and values, as in ECS, as a dictionary."""
     return {it["name"]: it[value] for it in container.get(field, [])}
 
 
 def variables(where: str) -> dict[str, str]:
-    """All variables that a container of ours gets."""
+    """The environment of a container of the service."""
     kind, _, name = where.partition(" ")
     if kind == "compose":
         return compose()["services"][name]["environment"]
@@ -92,7 +92,7 @@ def variables(where: str) -> dict[str, str]:
 
 
 def command(where: str) -> list[str]:
-    """What a container of ours is told to do."""
+    """The command of a container of the service."""
     kind, _, name = where.partition(" ")
     if kind == "kubernetes":
         return pod_container(name)["args"]
@@ -107,26 +107,26 @@ CONTAINERS = [
 
 
 def is_secret(variable: str) -> bool:
-    """Whether the setting is one that is never shown."""
+    """Whether the setting is a secret."""
     field = Settings.model_fields[variable.removeprefix(PREFIX).lower()]
     return SecretStr in get_args(field.annotation)
 
 
 def seconds(duration: str) -> int:
-    """A duration of a compose file."""
+    """A duration of a compose file, in seconds."""
     number, unit = re.fullmatch(r"(\d+)(s|m)", duration).groups()  # pyright: ignore[reportOptionalMemberAccess]
     return int(number) * (60 if unit == "m" else 1)
 
 
 def stop_takes_s(given: Mapping[str, str]) -> float:
-    """How long a service with these variables may take to stop."""
+    """The longest time that a service with these variables takes to stop."""
     names = ("COUPON_DRAIN_GRACE_MS", "COUPON_SHUTDOWN_TIMEOUT_MS")
     defaults = (Settings.model_fields[name.removeprefix(PREFIX).lower()].default for name in names)
     times = (int(given.get(name, default)) for name, default in zip(names, defaults, strict=True))
     return sum(times) / 1000 + STOP_MARGIN_S
 
 
-def test_the_compose_file_is_one() -> None:
+def test_compose_file_is_valid() -> None:
     checker = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec"]
     done = subprocess.run(
         [*checker, DEPLOY / "compose.yaml"], capture_output=True, text=True, check=False
@@ -135,13 +135,13 @@ def test_the_compose_file_is_one() -> None:
 
 
 @pytest.mark.parametrize("where", CONTAINERS)
-def test_every_variable_is_a_setting(where: str) -> None:
+def test_each_variable_is_a_setting(where: str) -> None:
     known = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields}
     assert set(variables(where)) <= known
 
 
 @pytest.mark.parametrize("where", CONTAINERS)
-def test_every_value_can_be_used(where: str) -> None:
+def test_each_value_is_valid(where: str) -> None:
     values = {
         name.removeprefix(PREFIX).lower(): value
         for name, value in variables(where).items()
@@ -151,7 +151,7 @@ def test_every_value_can_be_used(where: str) -> None:
 
 
 @pytest.mark.parametrize("where", CONTAINERS)
-def test_every_command_is_one(where: str) -> None:
+def test_each_command_exists(where: str) -> None:
     found: Any = typer.main.get_command(application())
     for word in command(where):
         found = found.commands[word]
@@ -159,12 +159,12 @@ def test_every_command_is_one(where: str) -> None:
 
 
 @pytest.mark.parametrize("where", ["compose coupon-service", "ecs service"])
-def test_the_service_is_told_what_it_cannot_start_without(where: str) -> None:
+def test_required_settings_are_set(where: str) -> None:
     needed = {"COUPON_DATABASE_URL", "COUPON_REDIS_URL", "COUPON_LOCK_TOKEN_SECRET"}
     assert needed <= set(variables(where))
 
 
-def test_secrets_come_from_elsewhere() -> None:
+def test_no_file_contains_a_secret() -> None:
     for name, service in compose()["services"].items():
         for variable, value in service.get("environment", {}).items():
             if "PASSWORD" in variable or (variable.startswith(PREFIX) and is_secret(variable)):
@@ -177,18 +177,18 @@ def test_secrets_come_from_elsewhere() -> None:
         assert all(value.startswith("arn:aws:secretsmanager:") for value in secrets.values())
 
 
-def test_callers_prove_who_they_are_wherever_other_machines_reach_it() -> None:
+def test_ecs_service_requires_authentication() -> None:
     assert variables("ecs service")["COUPON_AUTH"] == "jwt"
     assert "COUPON_JWT_SECRET" in variables("ecs service")
 
 
-def test_nothing_is_published_to_other_machines_without_authentication() -> None:
+def test_compose_ports_are_published_on_loopback_only() -> None:
     for name, service in compose()["services"].items():
         for port in service.get("ports", []):
             assert port.startswith("127.0.0.1:"), name
 
 
-def test_the_ports_are_those_it_listens_on() -> None:
+def test_ports_match_the_settings() -> None:
     port = Settings.model_fields["port"].default
     metrics_port = Settings.model_fields["metrics_port"].default
     (published,) = compose()["services"]["coupon-service"]["ports"]
@@ -202,7 +202,7 @@ def test_the_ports_are_those_it_listens_on() -> None:
     assert exposed == [f"{port} {metrics_port}"]
 
 
-def test_nobody_is_killed_while_draining() -> None:
+def test_containers_have_time_to_drain() -> None:
     service = compose()["services"]["coupon-service"]
     assert seconds(service["stop_grace_period"]) >= stop_takes_s(service["environment"])
     task = container("service")
@@ -210,23 +210,23 @@ def test_nobody_is_killed_while_draining() -> None:
     assert stop_takes_s(given) <= task["stopTimeout"] <= 120  # what Fargate allows
 
 
-def test_no_pod_is_killed_while_draining() -> None:
+def test_pods_have_time_to_drain() -> None:
     grace_s = pod("Deployment", "coupon-service")["terminationGracePeriodSeconds"]
     assert stop_takes_s(variables("kubernetes serve")) <= grace_s
 
 
-def test_pods_are_probed_on_the_ports_that_they_listen_on() -> None:
+def test_probes_use_the_listening_ports() -> None:
     container = pod_container("serve")
     ports = {it["name"]: it["containerPort"] for it in container["ports"]}
     fields = Settings.model_fields
     assert ports == {"grpc": fields["port"].default, "metrics": fields["metrics_port"].default}
     assert container["readinessProbe"]["grpc"]["port"] == ports["grpc"]
-    # PostgreSQL being away must not restart the pods: only /healthz says nothing of it.
+    # An outage of PostgreSQL must not restart pods: /healthz does not depend on it.
     for probe in ("livenessProbe", "startupProbe"):
         assert container[probe]["httpGet"] == {"path": "/healthz", "port": "metrics"}
 
 
-def test_pods_may_write_to_their_temporary_folder_alone() -> None:
+def test_pods_can_write_to_tmp_only() -> None:
     for name in ("serve", "migrate"):
         container = pod_container(name)
         assert container["securityContext"] == {
@@ -237,7 +237,7 @@ def test_pods_may_write_to_their_temporary_folder_alone() -> None:
         assert [it["mountPath"] for it in container["volumeMounts"]] == ["/tmp"]
 
 
-def test_a_rollout_and_a_drain_leave_pods_that_serve() -> None:
+def test_rollout_and_node_drain_keep_pods_serving() -> None:
     found = manifests()
     rollout = found["Deployment", "coupon-service"]["spec"]["strategy"]["rollingUpdate"]
     assert rollout["maxUnavailable"] == 0
@@ -245,7 +245,7 @@ def test_a_rollout_and_a_drain_leave_pods_that_serve() -> None:
     assert found["PodDisruptionBudget", "coupon-service"]["spec"]["maxUnavailable"] == 1
 
 
-def test_every_selector_finds_the_pods() -> None:
+def test_each_selector_matches_the_pods() -> None:
     found = manifests()
     labels = found["Deployment", "coupon-service"]["spec"]["template"]["metadata"]["labels"]
     labels = labels | {"app.kubernetes.io/name": "coupon-service"}  # by the kustomization
@@ -260,7 +260,7 @@ def test_every_selector_finds_the_pods() -> None:
         assert selector.items() <= labels.items()
 
 
-def test_there_are_always_two_and_a_deployment_takes_none_away() -> None:
+def test_two_replicas_stay_during_a_deployment() -> None:
     assert compose()["services"]["coupon-service"]["deploy"]["replicas"] >= 2
     service = ecs("service")
     assert service["desiredCount"] >= 2
@@ -270,20 +270,20 @@ def test_there_are_always_two_and_a_deployment_takes_none_away() -> None:
     assert rollout["maximumPercent"] > 100
 
 
-def test_the_containers_may_write_to_their_temporary_folder_alone() -> None:
+def test_containers_can_write_to_tmp_only() -> None:
     for name in OURS:
         service = compose()["services"][name]
         assert service["read_only"]
         assert service["tmpfs"] == ["/tmp"]
         assert service["cap_drop"] == ["ALL"]
     for name in TASKS:
-        task, place = container(name), {"sourceVolume": "tmp", "containerPath": "/tmp"}
+        task, mount = container(name), {"sourceVolume": "tmp", "containerPath": "/tmp"}
         assert task["readonlyRootFilesystem"]
-        assert task["mountPoints"] == [{**place, "readOnly": False}]
+        assert task["mountPoints"] == [{**mount, "readOnly": False}]
         assert ecs(f"{name}-task")["volumes"] == [{"name": "tmp"}]
 
 
-def test_the_health_check_is_that_of_the_image() -> None:
+def test_ecs_uses_the_health_check_of_the_image() -> None:
     text = re.sub(r"\\\n\s*", "", (ROOT / "Dockerfile").read_text(encoding="utf-8"))
     (found,) = re.findall(r"^HEALTHCHECK .*CMD (\[.*\])$", text, re.MULTILINE)
     image: list[str] = json.loads(found)
@@ -293,7 +293,7 @@ def test_the_health_check_is_that_of_the_image() -> None:
     assert image[1] in typer.main.get_command(application()).commands  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def test_what_is_mounted_and_waited_for_is_there() -> None:
+def test_mounts_and_dependencies_exist() -> None:
     whole = compose()
     for name, service in whole["services"].items():
         for mount in service.get("volumes", []):
@@ -303,7 +303,7 @@ def test_what_is_mounted_and_waited_for_is_there() -> None:
         assert set(service.get("depends_on", [])) <= set(whole["services"]), name
 
 
-def test_prometheus_and_grafana_find_what_they_look_for() -> None:
+def test_prometheus_and_grafana_find_their_sources() -> None:
     services = compose()["services"]
     (source,) = YAML(typ="safe").load(
         (DEPLOY / "grafana/provisioning/datasources/prometheus.yaml").read_text()
