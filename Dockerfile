@@ -1,13 +1,13 @@
 # syntax=docker/dockerfile:1
-# The service alone: PostgreSQL and Redis are elsewhere (COUPON_DATABASE_URL, COUPON_REDIS_URL).
+# The service alone: PostgreSQL and Redis run elsewhere (COUPON_DATABASE_URL, COUPON_REDIS_URL).
 #   docker build --tag coupon-service .
 #   docker run --read-only --env-file .env --publish 50051:50051 coupon-service
-# A package index of one's own: --secret id=pip.conf,src=<a pip.conf>. Nothing of it stays.
+# For a private package index: --secret id=pip.conf,src=<a pip.conf>. It does not stay in the image.
 
 ARG PYTHON_IMAGE=python:3.13-slim
 
 FROM ${PYTHON_IMAGE} AS build
-# pip installs from outside, so that there is none in what is shipped.
+# pip runs from a second environment, so that the image has none.
 RUN python3 -m venv /pip && python3 -m venv --without-pip /venv
 COPY requirements.lock /
 RUN --mount=type=secret,id=pip.conf,target=/run/secrets/pip.conf \
@@ -15,7 +15,7 @@ RUN --mount=type=secret,id=pip.conf,target=/run/secrets/pip.conf \
         --no-cache-dir --no-compile --only-binary :all: --require-hashes -r /requirements.lock
 COPY coupon_service /app/coupon_service
 COPY migrations /app/migrations
-# The root file system may be read-only later.
+# Compiled now, since the root file system may be read-only.
 RUN printf '#!/bin/sh\nexec python -m coupon_service "$@"\n' > /venv/bin/coupon-service && \
     chmod 755 /venv/bin/coupon-service && \
     /venv/bin/python -m compileall -q -j 0 /venv/lib /app
@@ -29,9 +29,9 @@ ENV PATH=/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     COUPON_HOST=0.0.0.0 \
     COUPON_METRICS_HOST=0.0.0.0
-# Nobody in particular, who owns nothing here.
+# A user that owns no file of the image.
 USER 10001:10001
-# The counts of the workers; the one folder that is written to.
+# The metrics of the workers; the only folder that is written to.
 VOLUME /tmp
 EXPOSE 50051 9464
 HEALTHCHECK --interval=10s --timeout=5s --start-period=20s --retries=3 \

@@ -1,4 +1,4 @@
-# Coupon service. `make run` is all it takes to have it running.
+# Coupon service. `make run` starts it with everything that it needs.
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -23,7 +23,7 @@ help: ## Show this help
 
 # --- running ------------------------------------------------------------------------------------
 
-install: $(INSTALLED) ## Install everything that running, testing and checking need (PYTHON= to choose one)
+install: $(INSTALLED) ## Install the dependencies of running, testing and checking (PYTHON= to choose one)
 
 run: $(RUNNABLE) ## Start everything: PostgreSQL, Redis, the service with a demo book; Ctrl-C stops it
 	@$(BIN)/coupon-service dev $(ARGS)
@@ -31,8 +31,8 @@ run: $(RUNNABLE) ## Start everything: PostgreSQL, Redis, the service with a demo
 migrate: $(RUNNABLE) ## Bring the database of DATABASE_URL up to date
 	@$(BIN)/coupon-service migrate up
 
-replay: install ## Replay the real redemptions in the folder DATA= through a service of its own
-	@[ -d "$(DATA)" ] || { echo "Say where the data is: make replay DATA=<folder>" >&2; exit 2; }
+replay: install ## Replay the real redemptions in the folder DATA= through a private service
+	@[ -d "$(DATA)" ] || { echo "DATA= has to name the folder of the data: make replay DATA=<folder>" >&2; exit 2; }
 	@$(BIN)/python -m bench.replay "$(DATA)" $(ARGS)
 
 TOOLS := .tools
@@ -40,21 +40,21 @@ KUBERNETES_TOOLS := $(addprefix $(TOOLS)/,kustomize kubectl-validate crds)
 
 # --- testing ------------------------------------------------------------------------------------
 
-# All tests run in two processes, but for those that depend on time (tests/conftest.py), file by
-# file in the order in which they were sorted.
-test: install ## Run all tests, with coverage (ARGS= for pytest; less than all is not held to it)
+# Tests run in two processes, distributed by file in the sorted order; timing-sensitive ones run alone
+# (tests/conftest.py).
+test: install ## Run all tests with coverage (ARGS= for pytest, then without a required coverage)
 	@$(BIN)/coverage erase
 	@$(BIN)/pytest --cov --cov-report=term $(if $(ARGS),$(ARGS),--cov-fail-under=90 \
 		-n 2 --dist loadfile --no-loadscope-reorder)
 ifeq (,$(ARGS))
 	@report=$$($(BIN)/coverage report --fail-under=100 --include='coupon_service/rules/*') || { \
-		echo "$$report"; echo "Every branch of the rules has to be tested." >&2; exit 1; }
+		echo "$$report"; echo "The rules need a branch coverage of 100 %." >&2; exit 1; }
 endif
 
 PROOF := tests/mutants tests/fuzz tests/concurrency tests/faults
 
 proof: export COUPON_TEST_PROOF := 1
-proof: install ## Try what the service promises at length: hours (ARGS= for pytest)
+proof: install ## Run the randomised tests at length, for hours (ARGS= for pytest)
 ifeq (,$(ARGS))
 	@status=0; $(BIN)/pytest -v -s -n 2 tests/model || status=$$?; \
 		$(BIN)/pytest -v -s $(PROOF) && exit $$status
@@ -62,7 +62,7 @@ else
 	@$(BIN)/pytest -v -s tests/model $(PROOF) $(ARGS)
 endif
 
-check: lint types imports contract deployment ## Run every check that needs no server
+check: lint types imports contract deployment ## Run all checks that need no server
 
 lint: install
 	$(BIN)/ruff check
@@ -80,28 +80,28 @@ deployment: install
 
 check-deploy: install $(KUBERNETES_TOOLS) ## Check dashboard, alerts and manifests (needs promtool, and Go)
 	@command -v promtool >/dev/null || { \
-		echo "promtool checks them, and it is not here (Debian and Ubuntu: apt install prometheus)." >&2; \
+		echo "promtool is missing (Debian and Ubuntu: apt install prometheus)." >&2; \
 		exit 1; }
 	@cd deploy/prometheus && promtool check config prometheus.yml && promtool test rules alerts.test.yml
 	@$(TOOLS)/kustomize build deploy/kubernetes/overlays/production > $(TOOLS)/kubernetes.yaml
 	@$(TOOLS)/kubectl-validate --local-crds $(TOOLS)/crds $(TOOLS)/kubernetes.yaml
 	@$(BIN)/pytest -q tests/integration/ops/test_scrape.py
 
-image-check: install ## Build the container image and run it, without an engine (root, on Debian)
+image-check: install ## Build and run the container image, without a container engine (root, on Debian)
 	@$(BIN)/python tests/support/container_image.py $(if $(BASE),--base "$(BASE)")
 
-format: install ## Put the code into its shape
+format: install ## Format the code, and fix what lint can fix
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-docs: install ## Bring the generated parts of docs up to date, and .env.example
+docs: install ## Update the generated parts of docs and .env.example
 	@PYTHONPATH=tests $(BIN)/python -m support.doc_pages
 
 # --- the contract -------------------------------------------------------------------------------
 
 STUBS := coupon_service/v1
 
-# Makes the stubs below the folder $(1).
+# Generates the stubs in the folder $(1).
 define generate
 PATH="$(CURDIR)/$(BIN):$$PATH" python -m grpc_tools.protoc --proto_path=proto \
 	--python_out=$(1) --grpc_python_out=$(1) --mypy_out=quiet:$(1) --mypy_grpc_out=quiet:$(1) \
@@ -109,17 +109,17 @@ PATH="$(CURDIR)/$(BIN):$$PATH" python -m grpc_tools.protoc --proto_path=proto \
 printf '"""Generated from proto/$(STUBS) by `make stubs`."""\n' > $(1)/$(STUBS)/__init__.py
 endef
 
-stubs: install ## Make coupon_service/v1 anew from proto/
+stubs: install ## Generate coupon_service/v1 from proto/
 	@rm -rf $(STUBS) && mkdir -p $(STUBS)
 	@set -e; $(call generate,.)
 
-# The stubs are those of proto/, and proto/ breaks nobody who used it as it was at AGAINST=, or
-# where this branch left main, or, on main, a commit ago.
+# Checks that the stubs match proto/, and that proto/ breaks no client of an earlier commit: AGAINST=,
+# or where this branch left main, or, on main, the previous commit.
 contract: install
 	$(BIN)/buf lint proto
 	@set -e; new=$$(mktemp -d); trap 'rm -rf "$$new"' EXIT; $(call generate,$$new); \
 	diff -r -x __pycache__ "$$new/$(STUBS)" $(STUBS) >&2 || { \
-		echo "The stubs are not those of proto/: run make stubs, and commit." >&2; exit 1; }
+		echo "The stubs do not match proto/: run make stubs, and commit." >&2; exit 1; }
 	@for start in $(or $(AGAINST),origin/main main HEAD~1); do \
 		commit=$$(git merge-base HEAD "$$start" 2>/dev/null) || continue; \
 		git diff --quiet "$$commit" -- proto && continue; \
@@ -128,20 +128,20 @@ contract: install
 		git archive --format=tar "$$commit" proto | \
 			$(BIN)/buf breaking proto --against '-#format=tar,subdir=proto'; \
 		exit $$?; \
-	done; echo "There is no other contract to compare with."
+	done; echo "There is no earlier contract to compare with."
 
 # --- measuring ----------------------------------------------------------------------------------
 
-bench: install tools ## Measure everything, and write bench/REPORT.md (about twenty minutes on two cores)
+bench: install tools ## Run all benchmarks, and write bench/REPORT.md (about twenty minutes on two cores)
 	@$(BIN)/python -m bench.run $(ARGS)
 
-bench-quick: install tools ## Measure the most important in less than three minutes
+bench-quick: install tools ## Run the most important benchmarks, in less than three minutes
 	@$(BIN)/python -m bench.run --quick $(ARGS)
 
-bench-10m: install tools ## Measure with ten million codes in a book, and write bench/REPORT.md
+bench-10m: install tools ## Run benchmarks with ten million codes in a book, and write bench/REPORT.md
 	@$(BIN)/python -m bench.ten_million $(ARGS)
 
-soak: install tools ## Load the service for 45 minutes and see that it stays as it is (ARGS="--minutes 100")
+soak: install tools ## Load the service for 45 minutes, and fail when it leaks (ARGS="--minutes 100")
 	@$(BIN)/python -m bench.soak $(ARGS)
 
 tools: $(TOOLS)/ghz $(TOOLS)/grpcurl ## Install ghz and grpcurl into .tools, once (needs Go)
@@ -152,27 +152,27 @@ $(TOOLS)/kustomize: PACKAGE := sigs.k8s.io/kustomize/kustomize/v5@v5.8.1
 $(TOOLS)/kubectl-validate: PACKAGE := sigs.k8s.io/kubectl-validate@v0.0.4
 $(addprefix $(TOOLS)/,ghz grpcurl kustomize kubectl-validate):
 	@command -v go >/dev/null || { \
-		echo "$(@F) is a Go program, and there is no Go here: install it (https://go.dev/dl," \
-			"or your system's package golang, 1.21 or newer) and repeat this," \
-			"or put a $(@F) of your own at $@." >&2; exit 1; }
+		echo "$(@F) is built with Go, which is missing: install it (https://go.dev/dl," \
+			"or your system's package golang, 1.21 or newer) and try again," \
+			"or put $(@F) at $@." >&2; exit 1; }
 	@echo "Building $(PACKAGE) into $(TOOLS) (a minute or two) ..."
 	@GOBIN="$(CURDIR)/$(TOOLS)" go install $(PACKAGE)
 
-# The schema of ServiceMonitor, as its operator has it.
+# The schema of ServiceMonitor, from its operator.
 $(TOOLS)/crds: OPERATOR := github.com/prometheus-operator/prometheus-operator@v0.85.0
 $(TOOLS)/crds:
 	@mkdir -p $@ && cp "$$(go mod download -json $(OPERATOR) | sed -n 's/.*"Dir": "\(.*\)",/\1/p')"/$(strip \
 		example/prometheus-operator-crd/monitoring.coreos.com_servicemonitors.yaml) $@ || { rmdir $@; exit 1; }
 
-interop: ## Install what the tests need to call the service from Node (needs npm)
+interop: ## Install the Node client of the interop tests (needs npm)
 	@npm --prefix tests/interop ci --ignore-scripts
 
-# --- upkeep -------------------------------------------------------------------------------------
+# --- maintenance --------------------------------------------------------------------------------
 
 COMPILE := $(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 \
 	--generate-hashes --no-strip-extras --no-emit-index-url --no-annotate --no-header
 
-lock: install ## Lock the newest versions of all dependencies
+lock: install ## Update the lock files to the newest versions of all dependencies
 	@$(PIP) install uv
 	$(COMPILE) --upgrade --extra embedded --extra tracing --group dev \
 		--output-file requirements-dev.lock
@@ -181,11 +181,11 @@ lock: install ## Lock the newest versions of all dependencies
 	$(COMPILE) --upgrade --extra tracing --constraint requirements-dev.lock \
 		--output-file requirements.lock
 
-clean: ## Remove what was made, but for the data of `make run` (in .data)
+clean: ## Remove generated files, but not the data of `make run` (in .data)
 	@rm -rf $(VENV) build dist .coverage .coverage.* .hypothesis .pytest_cache .ruff_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# Installs what the file $(1) locks, and says how far it is.
+# Installs the packages of the lock file $(1), with progress.
 define install_locked
 { $(BIN)/python -m pip --disable-pip-version-check install --only-binary :all: --require-hashes \
 	--requirement $(1) || echo failed; } | awk -v live="$$([ -t 1 ] && echo yes)" ' \
@@ -194,7 +194,7 @@ define install_locked
 	/^failed$$/ { failed = 1 } END { if (live) print ""; else print "  " n " packages"; exit failed }'
 endef
 
-# Takes PYTHON=, or the first of these that is new enough and can make environments.
+# Uses PYTHON=, or the first of these that is new enough and can create virtual environments.
 $(RUNNABLE): requirements-run.lock pyproject.toml
 	@found=; bare=; \
 	for python in $(or $(PYTHON),python3 python3.13 python3.12 python3.11); do \
@@ -203,20 +203,20 @@ $(RUNNABLE): requirements-run.lock pyproject.toml
 		"$$python" -c 'import ensurepip, venv' 2>/dev/null && { found=$$python; break; }; \
 	done; \
 	if [ -z "$$bare" ]; then \
-		echo "Python 3.11 or newer is needed, and $(or $(PYTHON),python3) is not:" \
-			"install it, or say where it is: make install PYTHON=<path>" >&2; exit 1; \
+		echo "Python 3.11 or newer is needed, and $(or $(PYTHON),python3) is older or missing:" \
+			"install it, or give its path: make install PYTHON=<path>" >&2; exit 1; \
 	elif [ -z "$$found" ]; then \
-		echo "$$bare cannot make virtual environments: install its venv module" \
+		echo "$$bare cannot create virtual environments: install its venv module" \
 			"(Debian and Ubuntu: apt install python3-venv)." >&2; exit 1; \
 	fi; \
 	$(BIN)/python -c 'import pip' 2>/dev/null || { rm -rf $(VENV); \
-		echo "Making the virtual environment $(VENV) with $$found ..."; "$$found" -m venv $(VENV); }
-	@echo "Installing what the service needs to run into $(VENV), some 220 MB ..."
+		echo "Creating the virtual environment $(VENV) with $$found ..."; "$$found" -m venv $(VENV); }
+	@echo "Installing the dependencies of the service into $(VENV), some 220 MB ..."
 	@$(call install_locked,requirements-run.lock)
 	@$(PIP) install --no-deps --no-build-isolation --editable .
 	@touch $@
 
 $(INSTALLED): $(RUNNABLE) requirements-dev.lock
-	@echo "Installing what tests and checks need into $(VENV), some 650 MB more ..."
+	@echo "Installing the dependencies of tests and checks into $(VENV), some 650 MB more ..."
 	@$(call install_locked,requirements-dev.lock)
 	@touch $@
