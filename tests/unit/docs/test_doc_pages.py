@@ -1,4 +1,4 @@
-"""The pages lead somewhere and name what there is."""
+"""The pages of the documentation are up to date, and their links and names are valid."""
 
 from __future__ import annotations
 
@@ -38,30 +38,30 @@ def test_generated_parts_are_up_to_date(name: str) -> None:
 
 
 @every_page
-def test_every_part_that_begins_ends(name: str) -> None:
+def test_markers_are_balanced(name: str) -> None:
     marks = re.findall(r"^<!-- (/?\w+)(?:: \w+)? -->$", read(PAGES[name]), re.MULTILINE)
     assert marks[1::2] == [f"/{it}" for it in marks[::2]]
 
 
-def test_every_generated_part_is_in_one_page() -> None:
+def test_each_generator_is_used_on_one_page() -> None:
     found = [it[2] for page in pages() for it in GENERATED.finditer(read(page))]
     assert sorted(found) == sorted(GENERATORS)
 
 
-def test_updating_changes_nothing_but_generated_parts() -> None:
+def test_update_changes_generated_parts_only() -> None:
     text = read(ROOT / "docs" / "api.md")
     spoiled = text.replace("| RedemptionService | RedeemCode |", "| RedemptionService | Redeem |")
     assert spoiled != text
     assert up_to_date(spoiled) == text
 
 
-def test_a_marker_without_a_generator_is_an_error() -> None:
+def test_unknown_generator_is_refused() -> None:
     with pytest.raises(KeyError):
         up_to_date("<!-- generated: nothing -->\n<!-- /generated -->")
 
 
 @every_page
-def test_every_link_leads_somewhere(name: str) -> None:
+def test_each_link_has_a_target(name: str) -> None:
     page = PAGES[name]
     for link in links(read(page)):
         path, _, anchor = link.partition("#")
@@ -71,26 +71,26 @@ def test_every_link_leads_somewhere(name: str) -> None:
             assert anchor in anchors(read(target)), link
 
 
-def test_every_page_is_reached_from_the_readme() -> None:
+def test_readme_links_to_each_page() -> None:
     reached = {
         (ROOT / link.partition("#")[0]).resolve() for link in links(read(ROOT / "README.md"))
     }
     assert set(pages()) - {ROOT / "README.md"} <= reached
 
 
-def test_the_readme_is_short() -> None:
+def test_readme_is_short() -> None:
     assert len(read(ROOT / "README.md").splitlines()) <= 130
 
 
 @every_page
-def test_every_file_that_is_named_is_there(name: str) -> None:
+def test_each_named_file_exists(name: str) -> None:
     for named in names_in_code(read(PAGES[name])):
         if is_path(named):
             assert any((top / named).exists() for top in (ROOT, PACKAGE)), named
 
 
 def is_path(named: str) -> bool:
-    """Whether this is a file or folder of the repository, from its top or from the package's."""
+    """Whether it is the path of a file or folder, relative to the repository or the package."""
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)*/?", named) or is_ignored(named):
         return False
     first = named.split("/", maxsplit=1)[0]
@@ -99,27 +99,27 @@ def is_path(named: str) -> bool:
 
 
 def is_ignored(named: str) -> bool:
-    """Whether it is made by commands, so that git does not have it."""
+    """Whether git ignores it, since a command generates it."""
     lines = (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()
     return named.startswith(tuple(it[1:] for it in lines if it.startswith("/")))
 
 
 @every_page
-def test_every_make_target_that_is_named_is_there(name: str) -> None:
+def test_each_named_make_target_exists(name: str) -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for target in re.findall(r"`(?:\S+=\S+ )?make ([a-z0-9-]+)", prose(read(PAGES[name]))):
         assert f"\n{target}:" in makefile, target
 
 
 @every_page
-def test_every_setting_that_is_named_is_there(name: str) -> None:
+def test_each_named_setting_exists(name: str) -> None:
     known = {f"{PREFIX}{it}".upper() for it in Settings.model_fields} | {TOKEN_VARIABLE}
     for named in re.findall(r"\bCOUPON_[A-Z][A-Z_]*\b", read(PAGES[name])):
         assert named in known or named.startswith("COUPON_TEST_"), named
 
 
 @every_page
-def test_every_metric_that_is_named_is_there(name: str) -> None:
+def test_each_named_metric_exists(name: str) -> None:
     known = {it for it, *_ in metrics()} | tables() | {"coupon_service"}
     for named in names_in_code(read(PAGES[name])):
         for word in re.findall(r"^coupon_[a-z_]+", named):
@@ -127,7 +127,7 @@ def test_every_metric_that_is_named_is_there(name: str) -> None:
 
 
 @every_page
-def test_every_command_that_is_named_is_there(name: str) -> None:
+def test_each_named_command_exists(name: str) -> None:
     known = {it for it, _ in commands()} | {it.split()[0] for it, _ in commands()}
     text = read(PAGES[name])
     for named in (*names_in_code(text), *fenced(text, "sh")):
@@ -141,7 +141,7 @@ def tables() -> set[str]:
     return set(re.findall(r"CREATE TABLE (\w+)", steps))
 
 
-def test_the_architecture_lists_every_table() -> None:
+def test_architecture_lists_each_table() -> None:
     text = read(ROOT / "docs" / "architecture.md")
     section = text.split("\n## Tables\n")[1].split("\n## ")[0]
     assert set(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)) == tables()
@@ -150,22 +150,22 @@ def test_the_architecture_lists_every_table() -> None:
 class TestRunbook:
     TEXT = read(ROOT / "docs" / "runbook.md")
 
-    def test_every_alert_has_an_entry(self) -> None:
+    def test_each_alert_has_an_entry(self) -> None:
         assert list(headings(self.TEXT))[1:] == [it["alert"] for it in alerts()]
 
-    def test_every_alert_leads_to_its_entry(self) -> None:
+    def test_each_alert_links_to_its_entry(self) -> None:
         for alert in alerts():
             path, _, anchor = alert["runbook"].partition("#")
             assert (ROOT / path, anchor) == (ROOT / "docs" / "runbook.md", alert["alert"].lower())
             assert anchor in anchors(self.TEXT)
 
-    def test_every_entry_says_what_it_means_and_what_to_do(self) -> None:
+    def test_each_entry_has_meaning_and_action(self) -> None:
         for entry in self.TEXT.split("\n## ")[1:]:
             assert "**Means.**" in entry, entry
             assert "**Look at" in entry, entry
             assert re.search(r"\*\*Do\.\*\*|\*\*Look at and do\*\*", entry), entry
 
-    def test_panels_and_log_lines_that_are_quoted_are_there(self) -> None:
+    def test_quoted_panels_and_log_lines_exist(self) -> None:
         dashboard = (ROOT / "deploy" / "grafana" / "coupon-service.json").read_text("utf-8")
         known = {it["title"] for it in json.loads(dashboard)["panels"]} | strings_of(PACKAGE)
         for quoted in re.findall(r'"([^"\n]+)"', prose(self.TEXT).replace("\n", " ")):
@@ -173,7 +173,7 @@ class TestRunbook:
 
 
 def strings_of(folder: Path) -> set[str]:
-    """Every string in the code of a folder."""
+    """All string literals in the code of a folder."""
     trees = (ast.parse(it.read_text(encoding="utf-8")) for it in folder.rglob("*.py"))
     nodes = (node for tree in trees for node in ast.walk(tree))
     return {it.value for it in nodes if isinstance(it, ast.Constant) and isinstance(it.value, str)}

@@ -17,13 +17,13 @@ from coupon_service.rpc.status import TABLE
 from coupon_service.v1.error_reason_pb2 import ErrorReason
 
 
-def test_all_methods_are_listed() -> None:
+def test_table_lists_all_methods() -> None:
     listed = re.findall(r"^\| (\w+Service) \| (\w+) \| \S", rpc_table(), re.MULTILINE)
     declared = [(it.containing_service.name, it.name) for it in methods()]
     assert listed == [it for it in declared if it[0] != "Health"]
 
 
-def test_all_reasons_are_listed_with_the_status_they_come_with() -> None:
+def test_table_lists_all_reasons_with_their_status() -> None:
     listed = re.findall(r"^\| ([A-Z_]+) \| ([A-Z_]+) \| \S", reasons_table(), re.MULTILINE)
     assert {reason for _, reason in listed} == {
         name.removeprefix("ERROR_REASON_") for name in ErrorReason.keys()[1:]
@@ -31,13 +31,13 @@ def test_all_reasons_are_listed_with_the_status_they_come_with() -> None:
     assert {(kind.code.name, kind.name) for kind in TABLE.values()} == set(listed)
 
 
-def test_every_comment_of_a_method_begins_with_a_whole_sentence() -> None:
+def test_each_method_comment_begins_with_a_sentence() -> None:
     assert first_sentence("Does it. And more.") == "Does it."
     for line in rpc_table().splitlines()[2:]:
         assert line.endswith(". |"), line
 
 
-def test_every_module_says_what_it_is_in_a_sentence() -> None:
+def test_each_package_docstring_begins_with_a_sentence() -> None:
     rows = layers_table().splitlines()[2:]
     assert len(rows) > 20
     for row in rows:
@@ -45,15 +45,15 @@ def test_every_module_says_what_it_is_in_a_sentence() -> None:
         assert meaning.strip().endswith("."), row
 
 
-def test_every_command_is_described_with_its_arguments_and_options() -> None:
+def test_commands_are_described_with_arguments_and_options() -> None:
     text = commands_section()
     assert "\n    coupon-service import BOOK FILE\n" in text
     assert "\n    coupon-service migrate down\n" in text
-    assert "\n| `--expires-in SECONDS` | How long it is valid. Default: 3600. |\n" in text
+    assert "\n| `--expires-in SECONDS` | Lifetime of the token. Default: 3600. |\n" in text
     assert "None" not in text
 
 
-def test_the_retries_are_a_service_config() -> None:
+def test_retries_are_a_valid_service_config() -> None:
     (config,) = json.loads(RETRIES)["methodConfig"]
     assert config["name"] == [{}]
     assert 2 <= config["retryPolicy"]["maxAttempts"] <= 5
