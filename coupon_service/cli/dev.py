@@ -1,6 +1,6 @@
-"""`coupon-service dev`: everything the service needs, on this machine, with one command."""
+"""`coupon-service dev`: the service with all its dependencies, for trying and developing."""
 
-# What the server imports takes longer than a call to one: only who starts one waits for it.
+# Imports of the server are slow, so only commands that start one pay for them.
 # ruff: noqa: PLC0415
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ from coupon_service.settings import Settings, load_settings
 
 
 def dev() -> None:
-    """Run everything: PostgreSQL, Redis, the service, and a demo book to try it with.
+    """Run PostgreSQL, Redis and the service with a demo book, for trying and developing.
 
-    PostgreSQL and Redis keep their data in .data (COUPON_DATA_DIR), so that starting again goes on
-    where it was. With DATABASE_URL or REDIS_URL set, those are used instead. With COUPON_AUTH=jwt
-    calls need a token, which coupon-service token makes. Ctrl-C stops all that was started. Made
-    for trying and developing; coupon-service serve is for everything else.
+    PostgreSQL and Redis keep their data in .data (COUPON_DATA_DIR), and a restart continues with
+    it. When DATABASE_URL or REDIS_URL is set, that server is used instead. With COUPON_AUTH=jwt
+    calls need a token, which coupon-service token makes. Ctrl-C stops everything that it started.
+    For production use coupon-service serve.
     """
     from coupon_service.process.supervisor import SupervisorError, reserve_port
 
     given = load_settings()
     folder = given.data_dir.absolute()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as orderly as Ctrl-C
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the same clean stop as Ctrl-C
     with ExitStack() as servers:
         try:
-            with reserve_port(given.host, given.port) as reserved:  # before anything is started
+            with reserve_port(given.host, given.port) as reserved:  # checked before servers start
                 port: int = reserved.getsockname()[1]
         except SupervisorError as error:
             raise CommandError(str(error)) from error
@@ -57,7 +57,7 @@ def dev() -> None:
 
 
 def _complete(given: Settings, port: int, servers: ExitStack) -> dict[str, Any]:
-    """What the settings lack: servers of our own and a secret where none are given."""
+    """Values for unset settings: embedded servers, secrets, and defaults for development."""
     folder = given.data_dir.absolute()
     values: dict[str, Any] = {"port": port}
     try:
@@ -69,14 +69,14 @@ def _complete(given: Settings, port: int, servers: ExitStack) -> dict[str, Any]:
     except OSError as error:
         raise CommandError(
             f"The data folder {folder} cannot be used: {error.strerror}."
-            " COUPON_DATA_DIR takes another one."
+            " Set COUPON_DATA_DIR to another one."
         ) from error
     if "workers" not in given.model_fields_set:
-        values["workers"] = 1  # quick to start
+        values["workers"] = 1  # starts faster
     if "reflection" not in given.model_fields_set:
-        values["reflection"] = True  # so that grpcurl works
+        values["reflection"] = True  # for grpcurl
     if "drain_grace_ms" not in given.model_fields_set:
-        values["drain_grace_ms"] = 0  # there is no load balancer that has to notice
+        values["drain_grace_ms"] = 0  # without a load balancer
     if given.pid_file is None:
         values["pid_file"] = folder / "pid"
     if given.redis_url is None:
@@ -87,7 +87,7 @@ def _complete(given: Settings, port: int, servers: ExitStack) -> dict[str, Any]:
 
 
 def kept_secret(path: Path) -> str:
-    """Made once and kept, so that what it has signed outlives a restart."""
+    """A secret that is generated once and kept, so that tokens stay valid after a restart."""
     if not path.exists():
         new = path.with_suffix(".new")
         new.unlink(missing_ok=True)
@@ -98,12 +98,12 @@ def kept_secret(path: Path) -> str:
 
 
 async def _serve(settings: Settings, read_settings: Callable[[], Settings], where: str) -> None:
-    """Serve until Ctrl-C; show how to use it as soon as it can be used."""
+    """Serve until Ctrl-C, and print how to use the service as soon as it serves."""
     serving = asyncio.create_task(supervise(settings, read_settings))
     welcome = asyncio.create_task(_welcome(settings, where))
     await asyncio.wait({serving, welcome}, return_when=asyncio.FIRST_COMPLETED)
     if welcome.done():
-        await welcome  # raises what went wrong
+        await welcome  # raises its error
     welcome.cancel()
     await serving
 
@@ -128,7 +128,7 @@ async def _welcome(settings: Settings, where: str) -> None:
 
 
 def _own_command() -> str:
-    """How a shell calls this program, in whatever folder it is."""
+    """The command that runs this program from any folder."""
     program = Path(sys.argv[0]).absolute()
     if program.name == "coupon-service":
         return shlex.quote(str(program))

@@ -1,4 +1,4 @@
-"""`coupon-service health`: whether a service is ready to work."""
+"""`coupon-service health`: whether a service serves."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ TIMEOUT_S: Final = 5.0
 def health(
     service: Annotated[
         str,
-        typer.Argument(help="One of its gRPC services. Default: all of it.", show_default=False),
+        typer.Argument(help="One of its gRPC services. Default: all.", show_default=False),
     ] = "",
     *,
     address: Address = None,
@@ -42,10 +42,10 @@ def health(
     tls_key: TlsKey = None,
     tls_name: TlsName = None,
 ) -> None:
-    """Ask a running service whether it serves. Exit code 0 when it does, else 1.
+    """Check the health of a running service. Exit code 0 when it serves, otherwise 1.
 
-    Without --address this is the service with the settings that hold here; when it speaks TLS, its
-    metrics port is asked (/readyz), for which no certificate is needed.
+    Without --address it checks the service with the settings of this folder. If that uses TLS, it
+    reads /readyz of the metrics port, which needs no certificate.
     """
     settings = load_settings()
     if address is None and tls_ca is None and settings.tls_certificate_file is not None:
@@ -74,7 +74,7 @@ def _readyz(settings: Settings, timeout_s: float) -> str:
 
 
 async def wait_until_serving(service: Service) -> None:
-    """Return as soon as the service can work, also when it does not even listen yet."""
+    """Wait until the service serves. It need not listen yet."""
     status = health_pb2.HealthCheckResponse
     stub: Any = health_pb2_grpc.HealthStub(service.channel)
     async for update in stub.Watch(health_pb2.HealthCheckRequest(), wait_for_ready=True):

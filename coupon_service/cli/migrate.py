@@ -1,6 +1,6 @@
 """`coupon-service migrate`: the schema of the database of COUPON_DATABASE_URL."""
 
-# What this imports takes longer than a call to a service: only who changes a schema waits for it.
+# Imports of the migrations are slow, so only commands that use them pay for them.
 # ruff: noqa: PLC0415
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ def down(
         str | None,
         typer.Option(
             metavar="STEP",
-            help="Keep this step and those before it. Default: keep none.",
+            help="Keep this step and those before it. Default: roll back all.",
             show_default=False,
         ),
     ] = None,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
 ) -> None:
-    """Take steps of the schema back, and delete what is stored in their tables.
+    """Roll steps of the schema back, and delete the data in their tables.
 
-    Without --to all of them, which leaves nothing. Asks before it does.
+    Without --to it rolls back all steps and deletes all data. Asks for confirmation.
     """
     from coupon_service.store import migrations
 
@@ -46,21 +46,21 @@ def down(
             raise CommandError(
                 f"{to} is not an applied step. Applied: {', '.join(applied) or 'none'}."
             )
-        doomed = applied[applied.index(to) + 1 :] if to else applied
-        if not doomed:
-            typer.echo("There is nothing to take back.")
+        steps = applied[applied.index(to) + 1 :] if to else applied
+        if not steps:
+            typer.echo("There is nothing to roll back.")
             return
         if not yes:
             typer.confirm(
-                f"Take back {', '.join(reversed(doomed))}, and delete all that their tables hold?",
+                f"Roll back {', '.join(reversed(steps))}, and delete all data in their tables?",
                 abort=True,
             )
-        for step in migrations.rollback(url, count=len(doomed)):
-            typer.echo(f"took back {step}")
+        for step in migrations.rollback(url, count=len(steps)):
+            typer.echo(f"rolled back {step}")
 
 
 def status() -> None:
-    """List the steps of the schema, and whether they have been applied.
+    """List the steps of the schema, applied and missing ones.
 
     Exit code 1 when the schema is not up to date.
     """
@@ -75,7 +75,7 @@ def status() -> None:
 
 
 def apply_steps(settings: Settings) -> list[str]:
-    """Bring the schema up to date; returns what was needed. Raises CommandError."""
+    """Bring the schema up to date; returns the applied steps. Raises CommandError."""
     from coupon_service.store import migrations
 
     with database_of(settings) as url:
@@ -84,9 +84,9 @@ def apply_steps(settings: Settings) -> list[str]:
 
 @contextmanager
 def database_of(settings: Settings) -> Generator[str]:
-    """The URL of the database. What goes wrong with it leaves as CommandError."""
+    """The URL of the database. Turns its errors into CommandError."""
     if settings.database_url is None:
-        raise CommandError("Which database? Set DATABASE_URL.")
+        raise CommandError("DATABASE_URL has to be set.")
     try:
         yield settings.database_url.get_secret_value()
     except CouponServiceError as error:

@@ -1,6 +1,6 @@
-"""`coupon-service serve`: the service alone, with the settings of the environment and `.env`."""
+"""`coupon-service serve`: the service alone, with settings from the environment and `.env`."""
 
-# What the server imports takes longer than a call to one: only who starts one waits for it.
+# Imports of the server are slow, so only commands that start one pay for them.
 # ruff: noqa: PLC0415
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ def serve() -> None:
     """Run the service until SIGTERM or Ctrl-C.
 
     Needs COUPON_DATABASE_URL, COUPON_REDIS_URL and COUPON_LOCK_TOKEN_SECRET, and with
-    COUPON_AUTH=jwt the keys of tokens, from the environment or from .env in this folder. The schema
+    COUPON_AUTH=jwt keys of tokens, from the environment or from .env in this folder. The schema
     has to be up to date: coupon-service migrate up. coupon-service settings lists all settings.
     """
     settings = load_settings()
@@ -36,7 +36,7 @@ async def supervise(settings: Settings, read_settings: Callable[[], Settings]) -
     configure_logging(settings.log_level, settings.log_format)
     if settings.open_without_auth:
         structlog.get_logger("coupon_service.process.supervisor").warning(
-            "everybody who can reach the port may do everything",
+            "authentication is off: every client that reaches the port may do everything",
             host=settings.host,
             auth=settings.auth,
         )
@@ -50,7 +50,7 @@ async def supervise(settings: Settings, read_settings: Callable[[], Settings]) -
 
 
 def _check_batching(settings: Settings) -> None:
-    """Raises CommandError, likewise."""
+    """Check the delays of batching before workers start. Raises CommandError."""
     from coupon_service.batching import BatchingError
     from coupon_service.wiring import batching_settings
 
@@ -61,7 +61,7 @@ def _check_batching(settings: Settings) -> None:
 
 
 def _check_keys(settings: Settings) -> None:
-    """Before the workers are started, which cannot work without them. Raises CommandError."""
+    """Check the keys of tokens before workers start. Raises CommandError."""
     from coupon_service.security.bearer_tokens import KeysError, tokens_of
 
     try:

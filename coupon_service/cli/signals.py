@@ -1,4 +1,4 @@
-"""`coupon-service reload` and `coupon-service restart`: changes while the service runs."""
+"""`coupon-service reload` and `coupon-service restart`: signals to the running service."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from coupon_service.settings import load_settings
 
 
 def reload() -> None:
-    """Make the service that runs here read its log level, keys and certificates again.
+    """Reload log level, keys and certificates of the service that runs here.
 
-    It is found by COUPON_PID_FILE; SIGHUP to its process does the same.
+    The service is found by COUPON_PID_FILE. SIGHUP to its process does the same.
     """
     _signal(signal.SIGHUP)
 
 
 def restart() -> None:
-    """Replace the workers of the service that runs here, one by one, without a break.
+    """Replace the workers of the service that runs here, one by one, without downtime.
 
-    They take up what has changed in .env, but for ports and the number of workers. The service is
-    found by COUPON_PID_FILE; SIGUSR2 to its process does the same. Its log says when it is done.
+    New workers use the current .env, except for ports and the number of workers. The service is
+    found by COUPON_PID_FILE. SIGUSR2 to its process does the same. Its log reports the end.
     """
     _signal(signal.SIGUSR2)
 
@@ -33,9 +33,10 @@ def _signal(number: signal.Signals) -> None:
     settings = load_settings()
     try:
         pid = holder(settings.pid_file or settings.data_dir / "pid")
-        os.kill(pid, number)
     except PidFileError as error:
-        raise CommandError(f"{error} COUPON_PID_FILE says where to look.") from error
+        raise CommandError(f"{error} COUPON_PID_FILE names the file.") from error
+    try:
+        os.kill(pid, number)
     except OSError as error:
-        raise CommandError(f"The service cannot be told: {error.strerror}.") from error
-    typer.echo(f"Told process {pid}.")
+        raise CommandError(f"Process {pid} cannot be signalled: {error.strerror}.") from error
+    typer.echo(f"Signalled process {pid}.")

@@ -1,6 +1,6 @@
 """`coupon-service token`: a token for development, signed with the secret of the settings."""
 
-# What verifies tokens takes longer to import than most commands do.
+# The code that verifies tokens takes longer to import than most commands take to run.
 # ruff: noqa: PLC0415
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from coupon_service.cli.failure import CommandError
 from coupon_service.settings import Settings, load_settings
 
 SECRET_FILE: Final = "jwt-secret"  # noqa: S105 - its name
-"""Where coupon-service dev keeps the secret that it makes, in its data folder."""
+"""The file in the data folder with the secret that coupon-service dev made."""
 
-Seconds = Annotated[int, typer.Option(metavar="SECONDS", min=1, help="How long it is valid.")]
+Seconds = Annotated[int, typer.Option(metavar="SECONDS", min=1, help="Lifetime of the token.")]
 
 
 def token(
@@ -24,15 +24,15 @@ def token(
         list[str],
         typer.Option(
             metavar="ROLE",
-            help="What it is for: admin, issuer, redeemer, auditor, or self, for an end user whose"
-            " user_id is the subject. Can be given several times.",
+            help="Role of the token: admin, issuer, redeemer, auditor, or self, for an end user"
+            " whose user_id is the subject. Can be given several times.",
         ),
     ],
-    subject: Annotated[str, typer.Option(help="Who is calling.")] = "developer",
+    subject: Annotated[str, typer.Option(help="Subject: the name of the caller.")] = "developer",
     business: Annotated[
         str,
         typer.Option(
-            help="The only business that it can see and change. Default: any; self needs one.",
+            help="The only business that the token gives access to. Default: all; self needs one.",
             show_default=False,
         ),
     ] = "",
@@ -49,9 +49,9 @@ def token(
 
     known = [str(each) for each in Role]
     if unknown := [name for name in role if name not in known]:
-        raise CommandError(f"There is no role {unknown[0]}, only {', '.join(known)}.")
+        raise CommandError(f"{unknown[0]} is no role. Roles: {', '.join(known)}.")
     if "self" in role and not business:
-        raise CommandError("The token of an end user has to name a business: --business.")
+        raise CommandError("The role self needs a business: --business.")
     typer.echo(new_token(load_settings(), role, subject, business, expires_in))
 
 

@@ -31,10 +31,10 @@ def test_up_down_and_up_again(empty_database_url: str, tmp_path: Path) -> None:
         assert migrate("status") == (0, applied)
         assert migrate("down", "--yes", "--to", STEPS[-1]) == (
             0,
-            ["There is nothing to take back."],
+            ["There is nothing to roll back."],
         )
-        assert migrate("down", "--yes") == (0, [f"took back {step}" for step in reversed(STEPS)])
-    assert migrate("down") == (0, ["There is nothing to take back."])
+        assert migrate("down", "--yes") == (0, [f"rolled back {step}" for step in reversed(STEPS)])
+    assert migrate("down") == (0, ["There is nothing to roll back."])
 
 
 @pytest.mark.parametrize("answer", [b"n\n", b""])

@@ -96,7 +96,7 @@ def test_it_lasts_as_long_as_is_said(guarded: ServerThread, tmp_path: Path) -> N
 
 def test_an_unknown_role_is_told_with_the_known_ones(tmp_path: Path) -> None:
     said = complaint(tmp_path, "--role", "boss")
-    assert said == "There is no role boss, only admin, issuer, redeemer, auditor, self."
+    assert said == "boss is no role. Roles: admin, issuer, redeemer, auditor, self."
 
 
 def test_without_a_secret_it_is_told_where_one_comes_from(tmp_path: Path) -> None:

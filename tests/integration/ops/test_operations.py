@@ -125,7 +125,7 @@ def test_replacing_the_workers_under_load_costs_nobody_more_than_one_repeat(
     for times in range(1, 4):
         before = workers_of(service)
         told = run(tmp_path, "restart", COUPON_PID_FILE=environment["COUPON_PID_FILE"])
-        assert (told.returncode, told.stdout) == (0, f"Told process {service.pid}.\n")
+        assert (told.returncode, told.stdout) == (0, f"Signalled process {service.pid}.\n")
         until(lambda times=times: len(events_in(log, "all workers replaced")) == times)
         after = workers_of(service)
         assert len(after) == 2
