@@ -34,9 +34,9 @@ class _AssignmentStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Assig
     ASSIGNMENT_STATE_ACTIVE: _AssignmentState.ValueType  # 1
     """The user has the code and can redeem it, as far as the rules allow."""
     ASSIGNMENT_STATE_REDEEMED: _AssignmentState.ValueType  # 2
-    """The user has redeemed the code as often as possible."""
+    """The user has used up the code."""
     ASSIGNMENT_STATE_REVOKED: _AssignmentState.ValueType  # 3
-    """Taken back with RevokeAssignment."""
+    """Revoked with RevokeAssignment."""
 
 class AssignmentState(_AssignmentState, metaclass=_AssignmentStateEnumTypeWrapper):
     """The state of an assignment."""
@@ -46,14 +46,14 @@ ASSIGNMENT_STATE_UNSPECIFIED: AssignmentState.ValueType  # 0
 ASSIGNMENT_STATE_ACTIVE: AssignmentState.ValueType  # 1
 """The user has the code and can redeem it, as far as the rules allow."""
 ASSIGNMENT_STATE_REDEEMED: AssignmentState.ValueType  # 2
-"""The user has redeemed the code as often as possible."""
+"""The user has used up the code."""
 ASSIGNMENT_STATE_REVOKED: AssignmentState.ValueType  # 3
-"""Taken back with RevokeAssignment."""
+"""Revoked with RevokeAssignment."""
 Global___AssignmentState: _TypeAlias = AssignmentState  # noqa: Y015
 
 @_typing.final
 class Assignment(_message.Message):
-    """The link between a user and a code."""
+    """The assignment of a code to a user."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -75,9 +75,9 @@ class Assignment(_message.Message):
     user_id: _builtins.str
     """The user."""
     state: Global___AssignmentState.ValueType
-    """Where it stands."""
+    """Its state."""
     redemption_count: _builtins.int
-    """How often this user has redeemed this code, roll-backs deducted."""
+    """Redemptions of this code by this user that were not rolled back."""
     @_builtins.property
     def assign_time(self) -> _timestamp_pb2.Timestamp:
         """When the code was assigned to the user."""
@@ -113,15 +113,15 @@ Global___Assignment: _TypeAlias = Assignment  # noqa: Y015
 
 @_typing.final
 class UserCoupon(_message.Message):
-    """A user's code as the user would see it."""
+    """An assignment from the user's view."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     ASSIGNMENT_FIELD_NUMBER: _builtins.int
     EFFECTIVE_STATE_FIELD_NUMBER: _builtins.int
     effective_state: _coupon_code_service_pb2.CouponCodeState.ValueType
-    """What the user can do with it now: ASSIGNED (redeem it), LOCKED (by anyone, and no use left
-    beside), REDEEMED, EXPIRED or DISABLED. Unset when the assignment is REVOKED.
+    """What the user can do with it now: ASSIGNED (redeem it), LOCKED (all remaining uses are locked),
+    REDEEMED, EXPIRED or DISABLED. Unset when the assignment is REVOKED.
     """
     @_builtins.property
     def assignment(self) -> Global___Assignment:
@@ -157,12 +157,12 @@ class AssignCodeRequest(_message.Message):
     book_id: _builtins.str
     """When set, the code has to belong to this book, and its check character is verified."""
     user_id: _builtins.str
-    """Who gets it."""
+    """The user who gets it."""
     request_id: _builtins.str
     """See CouponBookService."""
     @_builtins.property
     def metadata(self) -> _struct_pb2.Struct:
-        """Kept with the assignment."""
+        """Stored with the assignment."""
 
     def __init__(
         self,
@@ -190,7 +190,7 @@ class AssignCodeResponse(_message.Message):
     ASSIGNMENT_FIELD_NUMBER: _builtins.int
     REPLAYED_FIELD_NUMBER: _builtins.int
     replayed: _builtins.bool
-    """True when this request_id had been carried out before."""
+    """True when an earlier call with this request_id was carried out."""
     @_builtins.property
     def assignment(self) -> Global___Assignment:
         """The assignment."""
@@ -222,12 +222,12 @@ class AssignRandomCodeRequest(_message.Message):
     book_id: _builtins.str
     """The book."""
     user_id: _builtins.str
-    """Who gets a code."""
+    """The user who gets a code."""
     request_id: _builtins.str
     """See CouponBookService."""
     @_builtins.property
     def metadata(self) -> _struct_pb2.Struct:
-        """Kept with the assignment."""
+        """Stored with the assignment."""
 
     def __init__(
         self,
@@ -254,7 +254,7 @@ class AssignRandomCodeResponse(_message.Message):
     ASSIGNMENT_FIELD_NUMBER: _builtins.int
     REPLAYED_FIELD_NUMBER: _builtins.int
     replayed: _builtins.bool
-    """True when this request_id had been carried out before."""
+    """True when an earlier call with this request_id was carried out."""
     @_builtins.property
     def assignment(self) -> Global___Assignment:
         """The assignment."""
@@ -289,11 +289,11 @@ class BatchAssignRandomCodesRequest(_message.Message):
     """See CouponBookService. Shared by all users of the call."""
     @_builtins.property
     def user_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Who get a code each: 1-1,000 different users."""
+        """Users who get a code each: 1-1,000 different ones."""
 
     @_builtins.property
     def metadata(self) -> _struct_pb2.Struct:
-        """Kept with each assignment."""
+        """Stored with each assignment."""
 
     def __init__(
         self,
@@ -313,7 +313,7 @@ Global___BatchAssignRandomCodesRequest: _TypeAlias = BatchAssignRandomCodesReque
 
 @_typing.final
 class BatchAssignResult(_message.Message):
-    """What one user got."""
+    """The result for one user."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -324,14 +324,14 @@ class BatchAssignResult(_message.Message):
     user_id: _builtins.str
     """The user."""
     replayed: _builtins.bool
-    """True when this request_id had been carried out before for this user."""
+    """True when an earlier call with this request_id was carried out for this user."""
     @_builtins.property
     def assignment(self) -> Global___Assignment:
-        """The assignment, without the `metadata`, which are those of the request."""
+        """The assignment, without `metadata`, which is that of the request."""
 
     @_builtins.property
     def error(self) -> _error_reason_pb2.ItemError:
-        """Why not."""
+        """The reason why the user got none."""
 
     def __init__(
         self,
@@ -387,7 +387,7 @@ class RevokeAssignmentRequest(_message.Message):
     code: _builtins.str
     """As typed."""
     user_id: _builtins.str
-    """From whom it is taken."""
+    """The user of the assignment."""
     request_id: _builtins.str
     """See CouponBookService. Resource: the code."""
     def __init__(
@@ -414,11 +414,11 @@ class RevokeAssignmentResponse(_message.Message):
     ASSIGNMENT_FIELD_NUMBER: _builtins.int
     REPLAYED_FIELD_NUMBER: _builtins.int
     replayed: _builtins.bool
-    """True when this request_id had been carried out before."""
+    """True when an earlier call with this request_id was carried out."""
     @_builtins.property
     def assignment(self) -> Global___Assignment:
         """The assignment right after the change; for a repeat without times and `metadata` when the code
-        was assigned to the user anew.
+        was assigned to the user again.
         """
 
     def __init__(

@@ -26,8 +26,8 @@ if _version_not_supported:
 
 
 class AssignmentServiceStub:
-    """Which user has which code. Codes are entered as in CouponCodeService; the conventions of
-    CouponBookService hold.
+    """Assignments of codes to users. Codes are entered as in CouponCodeService; the conventions of
+    CouponBookService apply.
     """
 
     def __init__(self, channel):
@@ -64,16 +64,16 @@ class AssignmentServiceStub:
 
 
 class AssignmentServiceServicer:
-    """Which user has which code. Codes are entered as in CouponCodeService; the conventions of
-    CouponBookService hold.
+    """Assignments of codes to users. Codes are entered as in CouponCodeService; the conventions of
+    CouponBookService apply.
     """
 
     def AssignCode(self, request, context):
-        """Assigns one particular code to a user. Allowed as soon as the book is active, also before its
+        """Assigns a given code to a user. Allowed as soon as the book is active, also before its validity
         window begins. CODE_NOT_FOUND, CODE_CHECKSUM_INVALID, BOOK_NOT_ACTIVE, BOOK_EXPIRED,
         CODE_DISABLED, CODE_ALREADY_ASSIGNED, CODE_ALREADY_REDEEMED, CODE_LIMIT_EXCEEDED,
         USER_LIMIT_EXCEEDED (max_assignments_per_user). A repeat returns the assignment as it was made;
-        ASSIGNMENT_NOT_ACTIVE when it was used up or revoked since. Resource of the request_id: the code.
+        ASSIGNMENT_NOT_ACTIVE when it has been used up or revoked. Resource of the request_id: the code.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -81,26 +81,26 @@ class AssignmentServiceServicer:
 
     def AssignRandomCode(self, request, context):
         """Assigns a random AVAILABLE code of the book to a user. As AssignCode; NO_CODES_AVAILABLE when
-        none is left, CONTENTION when all that are left are being assigned at this moment. Resource of
-        the request_id: the book and the user.
+        none is left, CONTENTION when concurrent calls are assigning all that are left. Resource of the
+        request_id: the book and the user.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def BatchAssignRandomCodes(self, request, context):
-        """AssignRandomCode for many users, each with its own result: one user's error does not keep the
-        others from getting theirs.
+        """AssignRandomCode for many users, each with its own result: an error of one user does not affect
+        the others.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RevokeAssignment(self, request, context):
-        """Takes a code from a user. Without another assignment the code is AVAILABLE again, if uses are
-        left. Works whatever the book's state. CODE_NOT_FOUND, ASSIGNMENT_NOT_FOUND;
+        """Revokes the assignment of a code to a user. Without another assignment the code is AVAILABLE
+        again, if uses are left. Works in any state of the book. CODE_NOT_FOUND, ASSIGNMENT_NOT_FOUND;
         INVALID_STATE_TRANSITION when the assignment is REDEEMED or REVOKED. A repeat returns the
-        assignment REVOKED, also when the code was assigned to the user anew.
+        assignment REVOKED, also when the code was assigned to the user again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -150,8 +150,8 @@ def add_AssignmentServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class AssignmentService:
-    """Which user has which code. Codes are entered as in CouponCodeService; the conventions of
-    CouponBookService hold.
+    """Assignments of codes to users. Codes are entered as in CouponCodeService; the conventions of
+    CouponBookService apply.
     """
 
     @staticmethod

@@ -27,8 +27,8 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class AssignmentServiceStub:
-    """Which user has which code. Codes are entered as in CouponCodeService; the conventions of
-    CouponBookService hold.
+    """Assignments of codes to users. Codes are entered as in CouponCodeService; the conventions of
+    CouponBookService apply.
     """
 
     @_typing.overload
@@ -36,65 +36,65 @@ class AssignmentServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> AssignmentServiceAsyncStub: ...
     AssignCode: _grpc.UnaryUnaryMultiCallable[_assignment_service_pb2.AssignCodeRequest, _assignment_service_pb2.AssignCodeResponse]
-    """Assigns one particular code to a user. Allowed as soon as the book is active, also before its
+    """Assigns a given code to a user. Allowed as soon as the book is active, also before its validity
     window begins. CODE_NOT_FOUND, CODE_CHECKSUM_INVALID, BOOK_NOT_ACTIVE, BOOK_EXPIRED,
     CODE_DISABLED, CODE_ALREADY_ASSIGNED, CODE_ALREADY_REDEEMED, CODE_LIMIT_EXCEEDED,
     USER_LIMIT_EXCEEDED (max_assignments_per_user). A repeat returns the assignment as it was made;
-    ASSIGNMENT_NOT_ACTIVE when it was used up or revoked since. Resource of the request_id: the code.
+    ASSIGNMENT_NOT_ACTIVE when it has been used up or revoked. Resource of the request_id: the code.
     """
     AssignRandomCode: _grpc.UnaryUnaryMultiCallable[_assignment_service_pb2.AssignRandomCodeRequest, _assignment_service_pb2.AssignRandomCodeResponse]
     """Assigns a random AVAILABLE code of the book to a user. As AssignCode; NO_CODES_AVAILABLE when
-    none is left, CONTENTION when all that are left are being assigned at this moment. Resource of
-    the request_id: the book and the user.
+    none is left, CONTENTION when concurrent calls are assigning all that are left. Resource of the
+    request_id: the book and the user.
     """
     BatchAssignRandomCodes: _grpc.UnaryUnaryMultiCallable[_assignment_service_pb2.BatchAssignRandomCodesRequest, _assignment_service_pb2.BatchAssignRandomCodesResponse]
-    """AssignRandomCode for many users, each with its own result: one user's error does not keep the
-    others from getting theirs.
+    """AssignRandomCode for many users, each with its own result: an error of one user does not affect
+    the others.
     """
     RevokeAssignment: _grpc.UnaryUnaryMultiCallable[_assignment_service_pb2.RevokeAssignmentRequest, _assignment_service_pb2.RevokeAssignmentResponse]
-    """Takes a code from a user. Without another assignment the code is AVAILABLE again, if uses are
-    left. Works whatever the book's state. CODE_NOT_FOUND, ASSIGNMENT_NOT_FOUND;
+    """Revokes the assignment of a code to a user. Without another assignment the code is AVAILABLE
+    again, if uses are left. Works in any state of the book. CODE_NOT_FOUND, ASSIGNMENT_NOT_FOUND;
     INVALID_STATE_TRANSITION when the assignment is REDEEMED or REVOKED. A repeat returns the
-    assignment REVOKED, also when the code was assigned to the user anew.
+    assignment REVOKED, also when the code was assigned to the user again.
     """
     ListUserCoupons: _grpc.UnaryUnaryMultiCallable[_assignment_service_pb2.ListUserCouponsRequest, _assignment_service_pb2.ListUserCouponsResponse]
     """Lists the codes that are or were assigned to a user, newest first."""
 
 @_typing.type_check_only
 class AssignmentServiceAsyncStub(AssignmentServiceStub):
-    """Which user has which code. Codes are entered as in CouponCodeService; the conventions of
-    CouponBookService hold.
+    """Assignments of codes to users. Codes are entered as in CouponCodeService; the conventions of
+    CouponBookService apply.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     AssignCode: _aio.UnaryUnaryMultiCallable[_assignment_service_pb2.AssignCodeRequest, _assignment_service_pb2.AssignCodeResponse]  # type: ignore[assignment]
-    """Assigns one particular code to a user. Allowed as soon as the book is active, also before its
+    """Assigns a given code to a user. Allowed as soon as the book is active, also before its validity
     window begins. CODE_NOT_FOUND, CODE_CHECKSUM_INVALID, BOOK_NOT_ACTIVE, BOOK_EXPIRED,
     CODE_DISABLED, CODE_ALREADY_ASSIGNED, CODE_ALREADY_REDEEMED, CODE_LIMIT_EXCEEDED,
     USER_LIMIT_EXCEEDED (max_assignments_per_user). A repeat returns the assignment as it was made;
-    ASSIGNMENT_NOT_ACTIVE when it was used up or revoked since. Resource of the request_id: the code.
+    ASSIGNMENT_NOT_ACTIVE when it has been used up or revoked. Resource of the request_id: the code.
     """
     AssignRandomCode: _aio.UnaryUnaryMultiCallable[_assignment_service_pb2.AssignRandomCodeRequest, _assignment_service_pb2.AssignRandomCodeResponse]  # type: ignore[assignment]
     """Assigns a random AVAILABLE code of the book to a user. As AssignCode; NO_CODES_AVAILABLE when
-    none is left, CONTENTION when all that are left are being assigned at this moment. Resource of
-    the request_id: the book and the user.
+    none is left, CONTENTION when concurrent calls are assigning all that are left. Resource of the
+    request_id: the book and the user.
     """
     BatchAssignRandomCodes: _aio.UnaryUnaryMultiCallable[_assignment_service_pb2.BatchAssignRandomCodesRequest, _assignment_service_pb2.BatchAssignRandomCodesResponse]  # type: ignore[assignment]
-    """AssignRandomCode for many users, each with its own result: one user's error does not keep the
-    others from getting theirs.
+    """AssignRandomCode for many users, each with its own result: an error of one user does not affect
+    the others.
     """
     RevokeAssignment: _aio.UnaryUnaryMultiCallable[_assignment_service_pb2.RevokeAssignmentRequest, _assignment_service_pb2.RevokeAssignmentResponse]  # type: ignore[assignment]
-    """Takes a code from a user. Without another assignment the code is AVAILABLE again, if uses are
-    left. Works whatever the book's state. CODE_NOT_FOUND, ASSIGNMENT_NOT_FOUND;
+    """Revokes the assignment of a code to a user. Without another assignment the code is AVAILABLE
+    again, if uses are left. Works in any state of the book. CODE_NOT_FOUND, ASSIGNMENT_NOT_FOUND;
     INVALID_STATE_TRANSITION when the assignment is REDEEMED or REVOKED. A repeat returns the
-    assignment REVOKED, also when the code was assigned to the user anew.
+    assignment REVOKED, also when the code was assigned to the user again.
     """
     ListUserCoupons: _aio.UnaryUnaryMultiCallable[_assignment_service_pb2.ListUserCouponsRequest, _assignment_service_pb2.ListUserCouponsResponse]  # type: ignore[assignment]
     """Lists the codes that are or were assigned to a user, newest first."""
 
 class AssignmentServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Which user has which code. Codes are entered as in CouponCodeService; the conventions of
-    CouponBookService hold.
+    """Assignments of codes to users. Codes are entered as in CouponCodeService; the conventions of
+    CouponBookService apply.
     """
 
     @_abc_1.abstractmethod
@@ -103,11 +103,11 @@ class AssignmentServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _assignment_service_pb2.AssignCodeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_assignment_service_pb2.AssignCodeResponse, _abc.Awaitable[_assignment_service_pb2.AssignCodeResponse]]:
-        """Assigns one particular code to a user. Allowed as soon as the book is active, also before its
+        """Assigns a given code to a user. Allowed as soon as the book is active, also before its validity
         window begins. CODE_NOT_FOUND, CODE_CHECKSUM_INVALID, BOOK_NOT_ACTIVE, BOOK_EXPIRED,
         CODE_DISABLED, CODE_ALREADY_ASSIGNED, CODE_ALREADY_REDEEMED, CODE_LIMIT_EXCEEDED,
         USER_LIMIT_EXCEEDED (max_assignments_per_user). A repeat returns the assignment as it was made;
-        ASSIGNMENT_NOT_ACTIVE when it was used up or revoked since. Resource of the request_id: the code.
+        ASSIGNMENT_NOT_ACTIVE when it has been used up or revoked. Resource of the request_id: the code.
         """
 
     @_abc_1.abstractmethod
@@ -117,8 +117,8 @@ class AssignmentServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_assignment_service_pb2.AssignRandomCodeResponse, _abc.Awaitable[_assignment_service_pb2.AssignRandomCodeResponse]]:
         """Assigns a random AVAILABLE code of the book to a user. As AssignCode; NO_CODES_AVAILABLE when
-        none is left, CONTENTION when all that are left are being assigned at this moment. Resource of
-        the request_id: the book and the user.
+        none is left, CONTENTION when concurrent calls are assigning all that are left. Resource of the
+        request_id: the book and the user.
         """
 
     @_abc_1.abstractmethod
@@ -127,8 +127,8 @@ class AssignmentServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _assignment_service_pb2.BatchAssignRandomCodesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_assignment_service_pb2.BatchAssignRandomCodesResponse, _abc.Awaitable[_assignment_service_pb2.BatchAssignRandomCodesResponse]]:
-        """AssignRandomCode for many users, each with its own result: one user's error does not keep the
-        others from getting theirs.
+        """AssignRandomCode for many users, each with its own result: an error of one user does not affect
+        the others.
         """
 
     @_abc_1.abstractmethod
@@ -137,10 +137,10 @@ class AssignmentServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _assignment_service_pb2.RevokeAssignmentRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_assignment_service_pb2.RevokeAssignmentResponse, _abc.Awaitable[_assignment_service_pb2.RevokeAssignmentResponse]]:
-        """Takes a code from a user. Without another assignment the code is AVAILABLE again, if uses are
-        left. Works whatever the book's state. CODE_NOT_FOUND, ASSIGNMENT_NOT_FOUND;
+        """Revokes the assignment of a code to a user. Without another assignment the code is AVAILABLE
+        again, if uses are left. Works in any state of the book. CODE_NOT_FOUND, ASSIGNMENT_NOT_FOUND;
         INVALID_STATE_TRANSITION when the assignment is REDEEMED or REVOKED. A repeat returns the
-        assignment REVOKED, also when the code was assigned to the user anew.
+        assignment REVOKED, also when the code was assigned to the user again.
         """
 
     @_abc_1.abstractmethod

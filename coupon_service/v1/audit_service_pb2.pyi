@@ -31,7 +31,7 @@ class _AuditEventTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AuditE
     AUDIT_EVENT_TYPE_UNSPECIFIED: _AuditEventType.ValueType  # 0
     """Not used."""
     AUDIT_EVENT_TYPE_BOOK_CREATED: _AuditEventType.ValueType  # 1
-    """A book was made."""
+    """A book was created."""
     AUDIT_EVENT_TYPE_BOOK_UPDATED: _AuditEventType.ValueType  # 2
     """Fields of a book were changed; `metadata` names them."""
     AUDIT_EVENT_TYPE_BOOK_ACTIVATED: _AuditEventType.ValueType  # 3
@@ -51,37 +51,37 @@ class _AuditEventTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AuditE
     AUDIT_EVENT_TYPE_ASSIGNED: _AuditEventType.ValueType  # 10
     """A code was assigned to a user."""
     AUDIT_EVENT_TYPE_REVOKED: _AuditEventType.ValueType  # 11
-    """A code was taken from a user."""
+    """The assignment of a code was revoked."""
     AUDIT_EVENT_TYPE_LOCKED: _AuditEventType.ValueType  # 12
-    """A lock was taken. Or, where event_id is not the lock_id: a request was answered with the lock that
-    its user already held.
+    """A lock was acquired. Or, where event_id is not the lock_id: a request was answered with the lock
+    that its user already held.
     """
     AUDIT_EVENT_TYPE_LOCK_EXTENDED: _AuditEventType.ValueType  # 13
     """A lock got a new expiry."""
     AUDIT_EVENT_TYPE_UNLOCKED: _AuditEventType.ValueType  # 14
     """A lock was released."""
     AUDIT_EVENT_TYPE_LOCK_EXPIRED: _AuditEventType.ValueType  # 15
-    """A lock ran out. Written some time after it did."""
+    """A lock expired. Written some time after its expiry."""
     AUDIT_EVENT_TYPE_REDEEMED: _AuditEventType.ValueType  # 16
     """A code was redeemed."""
     AUDIT_EVENT_TYPE_ROLLED_BACK: _AuditEventType.ValueType  # 17
     """A redemption was rolled back."""
     AUDIT_EVENT_TYPE_BOOK_RUNNING_LOW: _AuditEventType.ValueType  # 18
-    """A book has no more left than its `low_threshold`. Written some seconds after, once each time that
-    it comes to it; `metadata` has `left` and `threshold`.
+    """A book has no more left than its `low_threshold`. Written some seconds later, once each time that
+    it reaches it; `metadata` has `left` and `threshold`.
     """
     AUDIT_EVENT_TYPE_BOOK_USED_UP: _AuditEventType.ValueType  # 19
-    """A book with a `low_threshold` has nothing left. Written some seconds after, once each time that it
-    comes to it, after a BOOK_RUNNING_LOW; `metadata` has `left` and `threshold`.
+    """A book with a `low_threshold` has nothing left. Written some seconds later, once each time that
+    this happens, after a BOOK_RUNNING_LOW; `metadata` has `left` and `threshold`.
     """
 
 class AuditEventType(_AuditEventType, metaclass=_AuditEventTypeEnumTypeWrapper):
-    """What was changed."""
+    """The type of a change."""
 
 AUDIT_EVENT_TYPE_UNSPECIFIED: AuditEventType.ValueType  # 0
 """Not used."""
 AUDIT_EVENT_TYPE_BOOK_CREATED: AuditEventType.ValueType  # 1
-"""A book was made."""
+"""A book was created."""
 AUDIT_EVENT_TYPE_BOOK_UPDATED: AuditEventType.ValueType  # 2
 """Fields of a book were changed; `metadata` names them."""
 AUDIT_EVENT_TYPE_BOOK_ACTIVATED: AuditEventType.ValueType  # 3
@@ -101,28 +101,28 @@ AUDIT_EVENT_TYPE_CODE_ENABLED: AuditEventType.ValueType  # 9
 AUDIT_EVENT_TYPE_ASSIGNED: AuditEventType.ValueType  # 10
 """A code was assigned to a user."""
 AUDIT_EVENT_TYPE_REVOKED: AuditEventType.ValueType  # 11
-"""A code was taken from a user."""
+"""The assignment of a code was revoked."""
 AUDIT_EVENT_TYPE_LOCKED: AuditEventType.ValueType  # 12
-"""A lock was taken. Or, where event_id is not the lock_id: a request was answered with the lock that
-its user already held.
+"""A lock was acquired. Or, where event_id is not the lock_id: a request was answered with the lock
+that its user already held.
 """
 AUDIT_EVENT_TYPE_LOCK_EXTENDED: AuditEventType.ValueType  # 13
 """A lock got a new expiry."""
 AUDIT_EVENT_TYPE_UNLOCKED: AuditEventType.ValueType  # 14
 """A lock was released."""
 AUDIT_EVENT_TYPE_LOCK_EXPIRED: AuditEventType.ValueType  # 15
-"""A lock ran out. Written some time after it did."""
+"""A lock expired. Written some time after its expiry."""
 AUDIT_EVENT_TYPE_REDEEMED: AuditEventType.ValueType  # 16
 """A code was redeemed."""
 AUDIT_EVENT_TYPE_ROLLED_BACK: AuditEventType.ValueType  # 17
 """A redemption was rolled back."""
 AUDIT_EVENT_TYPE_BOOK_RUNNING_LOW: AuditEventType.ValueType  # 18
-"""A book has no more left than its `low_threshold`. Written some seconds after, once each time that
-it comes to it; `metadata` has `left` and `threshold`.
+"""A book has no more left than its `low_threshold`. Written some seconds later, once each time that
+it reaches it; `metadata` has `left` and `threshold`.
 """
 AUDIT_EVENT_TYPE_BOOK_USED_UP: AuditEventType.ValueType  # 19
-"""A book with a `low_threshold` has nothing left. Written some seconds after, once each time that it
-comes to it, after a BOOK_RUNNING_LOW; `metadata` has `left` and `threshold`.
+"""A book with a `low_threshold` has nothing left. Written some seconds later, once each time that
+this happens, after a BOOK_RUNNING_LOW; `metadata` has `left` and `threshold`.
 """
 Global___AuditEventType: _TypeAlias = AuditEventType  # noqa: Y015
 
@@ -154,11 +154,11 @@ class AuditEvent(_message.Message):
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     METADATA_FIELD_NUMBER: _builtins.int
     event_id: _builtins.str
-    """UUID. For REDEEMED it is the redemption_id, for LOCKED that of the request, which is
-    the lock_id when it took the lock.
+    """UUID. For REDEEMED the redemption_id; for LOCKED the id of the request, which equals the lock_id
+    when the request acquired the lock.
     """
     type: Global___AuditEventType.ValueType
-    """What was changed."""
+    """The type of the change."""
     book_id: _builtins.str
     """The book."""
     code: _builtins.str
@@ -168,28 +168,28 @@ class AuditEvent(_message.Message):
     order_id: _builtins.str
     """The order. Empty where none is concerned."""
     caller: _builtins.str
-    """Who called: the subject of the token."""
+    """The caller: the subject of the token."""
     peer: _builtins.str
-    """From where."""
+    """The network address of the caller."""
     user_agent: _builtins.str
-    """With what."""
+    """The client software of the caller."""
     request_id: _builtins.str
     """The request_id of the call."""
     state_before: _builtins.str
-    """State of the book or code before, for example "ASSIGNED". Empty for something new."""
+    """The state of the book or code before, for example "ASSIGNED". Empty when it was created."""
     state_after: _builtins.str
-    """State of it after."""
+    """The state after."""
     redemption_id: _builtins.str
-    """ROLLED_BACK: what was undone."""
+    """ROLLED_BACK: the redemption that was rolled back."""
     lock_id: _builtins.str
-    """The lock that was taken, changed or used."""
+    """The lock that was acquired, changed or used."""
     fence: _builtins.int
     """Fencing number of the lock."""
     code_redemption_count: _builtins.int
     """REDEEMED, ROLLED_BACK: redemptions of the code right after."""
     @_builtins.property
     def event_time(self) -> _timestamp_pb2.Timestamp:
-        """When."""
+        """The time of the change."""
 
     @_builtins.property
     def order_amount(self) -> _money_pb2.Money:
@@ -201,7 +201,9 @@ class AuditEvent(_message.Message):
 
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp:
-        """LOCKED (when it took the lock), LOCK_EXTENDED: the expiry of the lock. ASSIGNED: that of the assignment."""
+        """LOCKED (when it acquired the lock), LOCK_EXTENDED: the expiry of the lock. ASSIGNED: that of the
+        assignment.
+        """
 
     @_builtins.property
     def metadata(self) -> _struct_pb2.Struct:

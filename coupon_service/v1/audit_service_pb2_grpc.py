@@ -26,8 +26,8 @@ if _version_not_supported:
 
 
 class AuditServiceStub:
-    """The compliance ledger: one row for every change of anything, written in the same transaction as
-    the change and never altered. The conventions of CouponBookService hold.
+    """The audit ledger: one row for each change, written in the same transaction as the change and never
+    altered. The conventions of CouponBookService apply.
     """
 
     def __init__(self, channel):
@@ -44,8 +44,8 @@ class AuditServiceStub:
 
 
 class AuditServiceServicer:
-    """The compliance ledger: one row for every change of anything, written in the same transaction as
-    the change and never altered. The conventions of CouponBookService hold.
+    """The audit ledger: one row for each change, written in the same transaction as the change and never
+    altered. The conventions of CouponBookService apply.
     """
 
     def ListAuditEvents(self, request, context):
@@ -73,8 +73,8 @@ def add_AuditServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class AuditService:
-    """The compliance ledger: one row for every change of anything, written in the same transaction as
-    the change and never altered. The conventions of CouponBookService hold.
+    """The audit ledger: one row for each change, written in the same transaction as the change and never
+    altered. The conventions of CouponBookService apply.
     """
 
     @staticmethod

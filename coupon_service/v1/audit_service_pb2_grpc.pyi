@@ -27,8 +27,8 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class AuditServiceStub:
-    """The compliance ledger: one row for every change of anything, written in the same transaction as
-    the change and never altered. The conventions of CouponBookService hold.
+    """The audit ledger: one row for each change, written in the same transaction as the change and never
+    altered. The conventions of CouponBookService apply.
     """
 
     @_typing.overload
@@ -42,8 +42,8 @@ class AuditServiceStub:
 
 @_typing.type_check_only
 class AuditServiceAsyncStub(AuditServiceStub):
-    """The compliance ledger: one row for every change of anything, written in the same transaction as
-    the change and never altered. The conventions of CouponBookService hold.
+    """The audit ledger: one row for each change, written in the same transaction as the change and never
+    altered. The conventions of CouponBookService apply.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -53,8 +53,8 @@ class AuditServiceAsyncStub(AuditServiceStub):
     """
 
 class AuditServiceServicer(metaclass=_abc_1.ABCMeta):
-    """The compliance ledger: one row for every change of anything, written in the same transaction as
-    the change and never altered. The conventions of CouponBookService hold.
+    """The audit ledger: one row for each change, written in the same transaction as the change and never
+    altered. The conventions of CouponBookService apply.
     """
 
     @_abc_1.abstractmethod

@@ -33,15 +33,15 @@ class _CouponBookStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Coupo
     COUPON_BOOK_STATE_UNSPECIFIED: _CouponBookState.ValueType  # 0
     """Not used; in a filter: any."""
     COUPON_BOOK_STATE_DRAFT: _CouponBookState.ValueType  # 1
-    """Being prepared: codes can be generated and imported, nothing else."""
+    """In preparation: codes can be generated and imported only."""
     COUPON_BOOK_STATE_ACTIVE: _CouponBookState.ValueType  # 2
     """In use."""
     COUPON_BOOK_STATE_PAUSED: _CouponBookState.ValueType  # 3
-    """Halted for the time being."""
+    """Temporarily stopped."""
     COUPON_BOOK_STATE_CLOSED: _CouponBookState.ValueType  # 4
-    """Over, for ever."""
+    """Permanently closed."""
     COUPON_BOOK_STATE_SCHEDULED: _CouponBookState.ValueType  # 5
-    """Derived: ACTIVE, but `start_time` lies ahead."""
+    """Derived: ACTIVE, but `start_time` is in the future."""
     COUPON_BOOK_STATE_EXPIRED: _CouponBookState.ValueType  # 6
     """Derived: ACTIVE or PAUSED, but `end_time` has passed."""
     COUPON_BOOK_STATE_EXHAUSTED: _CouponBookState.ValueType  # 7
@@ -55,15 +55,15 @@ class CouponBookState(_CouponBookState, metaclass=_CouponBookStateEnumTypeWrappe
 COUPON_BOOK_STATE_UNSPECIFIED: CouponBookState.ValueType  # 0
 """Not used; in a filter: any."""
 COUPON_BOOK_STATE_DRAFT: CouponBookState.ValueType  # 1
-"""Being prepared: codes can be generated and imported, nothing else."""
+"""In preparation: codes can be generated and imported only."""
 COUPON_BOOK_STATE_ACTIVE: CouponBookState.ValueType  # 2
 """In use."""
 COUPON_BOOK_STATE_PAUSED: CouponBookState.ValueType  # 3
-"""Halted for the time being."""
+"""Temporarily stopped."""
 COUPON_BOOK_STATE_CLOSED: CouponBookState.ValueType  # 4
-"""Over, for ever."""
+"""Permanently closed."""
 COUPON_BOOK_STATE_SCHEDULED: CouponBookState.ValueType  # 5
-"""Derived: ACTIVE, but `start_time` lies ahead."""
+"""Derived: ACTIVE, but `start_time` is in the future."""
 COUPON_BOOK_STATE_EXPIRED: CouponBookState.ValueType  # 6
 """Derived: ACTIVE or PAUSED, but `end_time` has passed."""
 COUPON_BOOK_STATE_EXHAUSTED: CouponBookState.ValueType  # 7
@@ -81,7 +81,7 @@ class _AssignmentPolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Assi
     ASSIGNMENT_POLICY_REQUIRED: _AssignmentPolicy.ValueType  # 1
     """Only a user to whom the code is assigned."""
     ASSIGNMENT_POLICY_BEARER: _AssignmentPolicy.ValueType  # 2
-    """Whoever has the code. An assignment then only records who was given it, and for how long it is
+    """Any user who knows the code. An assignment then only records a user, and for how long the code is
     valid for that user.
     """
 
@@ -93,7 +93,7 @@ ASSIGNMENT_POLICY_UNSPECIFIED: AssignmentPolicy.ValueType  # 0
 ASSIGNMENT_POLICY_REQUIRED: AssignmentPolicy.ValueType  # 1
 """Only a user to whom the code is assigned."""
 ASSIGNMENT_POLICY_BEARER: AssignmentPolicy.ValueType  # 2
-"""Whoever has the code. An assignment then only records who was given it, and for how long it is
+"""Any user who knows the code. An assignment then only records a user, and for how long the code is
 valid for that user.
 """
 Global___AssignmentPolicy: _TypeAlias = AssignmentPolicy  # noqa: Y015
@@ -109,11 +109,11 @@ class _LockPolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_LockPolicy
     LOCK_POLICY_REQUIRED: _LockPolicy.ValueType  # 1
     """RedeemCode needs a `lock_token`."""
     LOCK_POLICY_OPTIONAL: _LockPolicy.ValueType  # 2
-    """RedeemCode works with and without one, and never passes somebody else's lock."""
+    """RedeemCode works with and without one, and respects locks of other users."""
     LOCK_POLICY_OFF: _LockPolicy.ValueType  # 3
     """LockCode and ExtendLock are refused (INVALID_STATE_TRANSITION); redemptions do not depend on
-    Redis. When locking is switched off, redemptions are as with OPTIONAL until every lock that is
-    held then is over, at the latest the greatest time of a lock and its grace later.
+    Redis. When locking is switched off, redemptions are as with OPTIONAL until all locks that are held
+    then have ended, at the latest after the greatest lifetime of a lock and its grace.
     """
 
 class LockPolicy(_LockPolicy, metaclass=_LockPolicyEnumTypeWrapper):
@@ -124,11 +124,11 @@ LOCK_POLICY_UNSPECIFIED: LockPolicy.ValueType  # 0
 LOCK_POLICY_REQUIRED: LockPolicy.ValueType  # 1
 """RedeemCode needs a `lock_token`."""
 LOCK_POLICY_OPTIONAL: LockPolicy.ValueType  # 2
-"""RedeemCode works with and without one, and never passes somebody else's lock."""
+"""RedeemCode works with and without one, and respects locks of other users."""
 LOCK_POLICY_OFF: LockPolicy.ValueType  # 3
 """LockCode and ExtendLock are refused (INVALID_STATE_TRANSITION); redemptions do not depend on
-Redis. When locking is switched off, redemptions are as with OPTIONAL until every lock that is
-held then is over, at the latest the greatest time of a lock and its grace later.
+Redis. When locking is switched off, redemptions are as with OPTIONAL until all locks that are held
+then have ended, at the latest after the greatest lifetime of a lock and its grace.
 """
 Global___LockPolicy: _TypeAlias = LockPolicy  # noqa: Y015
 
@@ -143,7 +143,7 @@ class PercentOff(_message.Message):
     basis_points: _builtins.int
     """In hundredths of a percent: 1-10,000 (1,500 = 15 %). The discount is rounded down."""
     max_discount_minor: _builtins.int
-    """The most that is taken off, in minor units. 0 = no cap."""
+    """The greatest discount, in minor units. 0 = no cap."""
     def __init__(
         self,
         *,
@@ -160,7 +160,7 @@ Global___PercentOff: _TypeAlias = PercentOff  # noqa: Y015
 
 @_typing.final
 class AmountOff(_message.Message):
-    """A fixed amount, never more than the order amount."""
+    """A fixed amount, capped at the order amount."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -182,13 +182,13 @@ Global___AmountOff: _TypeAlias = AmountOff  # noqa: Y015
 
 @_typing.final
 class Benefit(_message.Message):
-    """Something this service does not compute: a gift, free shipping, points."""
+    """A benefit that the service does not compute: a gift, free shipping, points."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     DESCRIPTION_FIELD_NUMBER: _builtins.int
     description: _builtins.str
-    """What it is, 1-256 characters; returned with each redemption."""
+    """A description, 1-256 characters; returned with each redemption."""
     def __init__(
         self,
         *,
@@ -204,7 +204,7 @@ Global___Benefit: _TypeAlias = Benefit  # noqa: Y015
 
 @_typing.final
 class Discount(_message.Message):
-    """What a redemption gives."""
+    """The discount of a redemption."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -221,7 +221,7 @@ class Discount(_message.Message):
 
     @_builtins.property
     def benefit(self) -> Global___Benefit:
-        """Something else."""
+        """A benefit other than money."""
 
     def __init__(
         self,
@@ -242,9 +242,7 @@ Global___Discount: _TypeAlias = Discount  # noqa: Y015
 
 @_typing.final
 class BookLimits(_message.Message):
-    """How often codes of the book can be used. 0 = no limit. All are upper bounds that hold in every
-    state the database can be in.
-    """
+    """Limits on the use of codes of the book. 0 = no limit. All are upper bounds that hold at any time."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -256,15 +254,15 @@ class BookLimits(_message.Message):
     max_redemptions: _builtins.int
     """Redemptions of all codes of the book together. Default 0. At most 10^12."""
     max_redemptions_per_code: _builtins.int
-    """Redemptions of one code. Default 1 (single use) when not set; 0 = no limit. Also how many users
-    one code can be assigned to. At most 10^9.
+    """Redemptions of one code. Default 1 (single use) when not set; 0 = no limit. Also the number of
+    users that one code can be assigned to. At most 10^9.
     """
     max_redemptions_per_user_per_code: _builtins.int
     """Redemptions of one code by one user. Default 0. At most 10^9."""
     max_redemptions_per_user: _builtins.int
     """Redemptions by one user over all codes of the book. Default 0. At most 10^9."""
     max_assignments_per_user: _builtins.int
-    """Codes of the book assigned to one user at a time, redeemed ones included, revoked ones not.
+    """Codes of the book that one user has at a time, redeemed ones included, revoked ones not.
     Default 0. At most 10^9.
     """
     def __init__(
@@ -382,7 +380,7 @@ class CouponBook(_message.Message):
     state: Global___CouponBookState.ValueType
     """Output only. DRAFT, ACTIVE, PAUSED or CLOSED."""
     effective_state: Global___CouponBookState.ValueType
-    """Output only. `state`, or SCHEDULED, EXPIRED or EXHAUSTED where one of those says more."""
+    """Output only. `state`, or SCHEDULED, EXPIRED or EXHAUSTED where that is more specific."""
     currency_code: _builtins.str
     """ISO 4217. Required for percent and amount off and with a minimum order; orders in another
     currency are refused with CURRENCY_MISMATCH. Empty only for benefits: any order.
@@ -396,10 +394,10 @@ class CouponBook(_message.Message):
     etag: _builtins.str
     """Output only. Changes with every change of the book."""
     low_threshold: _builtins.int
-    """BOOK_RUNNING_LOW is written to the ledger when no more than this is left while the book is ACTIVE,
-    and BOOK_USED_UP when nothing is. What is left are the AVAILABLE codes; where codes can be used
-    more than once and `limits.max_redemptions` is set, the redemptions up to it; where codes are
-    single-use and it is set, the smaller of both. 0 = neither is written. At most 10^12.
+    """BOOK_RUNNING_LOW is written to the ledger when the ACTIVE book has no more left than this, and
+    BOOK_USED_UP when it has nothing left. What is left: the AVAILABLE codes; for codes with several
+    uses and `limits.max_redemptions`, the redemptions up to it; for single-use codes with it, the
+    smaller of both. 0 = neither is written. At most 10^12.
     """
     min_code_length: _builtins.int
     """ImportCodes takes no shorter codes, in normalised form, unless its header says otherwise: 1-64.
@@ -407,31 +405,31 @@ class CouponBook(_message.Message):
     """
     @_builtins.property
     def discount(self) -> Global___Discount:
-        """What a redemption gives. Required."""
+        """The discount of a redemption. Required."""
 
     @_builtins.property
     def limits(self) -> Global___BookLimits:
-        """How often codes can be used."""
+        """Limits on the use of codes."""
 
     @_builtins.property
     def default_lock_ttl(self) -> _duration_pb2.Duration:
-        """Lifetime of a lock when LockCode names none. Unset = the server's (1 min by default). At least
-        1 s; in whole milliseconds.
+        """Lifetime of a lock for which LockCode requests none. Unset = the server's (1 min by default). At
+        least 1 s; in whole milliseconds.
         """
 
     @_builtins.property
     def max_lock_ttl(self) -> _duration_pb2.Duration:
-        """Greatest lifetime of a lock; longer wishes are shortened to it. Unset = the server's (15 min by
+        """Greatest lifetime of a lock, to which longer requests are clamped. Unset = the server's (15 min by
         default), which also bounds this.
         """
 
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
-        """Begin of the validity window, inclusive. Unset = always."""
+        """Start of the validity window, inclusive. Unset = no start."""
 
     @_builtins.property
     def end_time(self) -> _timestamp_pb2.Timestamp:
-        """End of the validity window, exclusive; after `start_time`. Unset = never."""
+        """End of the validity window, exclusive; after `start_time`. Unset = no end."""
 
     @_builtins.property
     def assigned_code_validity(self) -> _duration_pb2.Duration:
@@ -441,11 +439,11 @@ class CouponBook(_message.Message):
 
     @_builtins.property
     def code_format(self) -> Global___CodeFormat:
-        """How generated codes look."""
+        """The format of generated codes."""
 
     @_builtins.property
     def metadata(self) -> _struct_pb2.Struct:
-        """Anything."""
+        """See the service's comment."""
 
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
@@ -503,7 +501,7 @@ class CreateCouponBookRequest(_message.Message):
     """See the service's comment."""
     @_builtins.property
     def coupon_book(self) -> Global___CouponBook:
-        """The book to make."""
+        """The book to create."""
 
     def __init__(
         self,
@@ -528,7 +526,9 @@ class CreateCouponBookResponse(_message.Message):
     COUPON_BOOK_FIELD_NUMBER: _builtins.int
     REPLAYED_FIELD_NUMBER: _builtins.int
     replayed: _builtins.bool
-    """True when this request_id had been carried out before. The book is then as it is now."""
+    """True when an earlier call with this request_id was carried out. The book is then in its current
+    state.
+    """
     @_builtins.property
     def coupon_book(self) -> Global___CouponBook:
         """The book as stored."""
@@ -702,7 +702,7 @@ class UpdateCouponBookResponse(_message.Message):
     COUPON_BOOK_FIELD_NUMBER: _builtins.int
     REPLAYED_FIELD_NUMBER: _builtins.int
     replayed: _builtins.bool
-    """True when this request_id had been carried out before."""
+    """True when an earlier call with this request_id was carried out."""
     @_builtins.property
     def coupon_book(self) -> Global___CouponBook:
         """The book after the change."""
@@ -760,7 +760,7 @@ class ActivateCouponBookResponse(_message.Message):
     COUPON_BOOK_FIELD_NUMBER: _builtins.int
     REPLAYED_FIELD_NUMBER: _builtins.int
     replayed: _builtins.bool
-    """True when this request_id had been carried out before."""
+    """True when an earlier call with this request_id was carried out."""
     @_builtins.property
     def coupon_book(self) -> Global___CouponBook:
         """The book after the change."""
@@ -818,7 +818,7 @@ class PauseCouponBookResponse(_message.Message):
     COUPON_BOOK_FIELD_NUMBER: _builtins.int
     REPLAYED_FIELD_NUMBER: _builtins.int
     replayed: _builtins.bool
-    """True when this request_id had been carried out before."""
+    """True when an earlier call with this request_id was carried out."""
     @_builtins.property
     def coupon_book(self) -> Global___CouponBook:
         """The book after the change."""
@@ -876,7 +876,7 @@ class CloseCouponBookResponse(_message.Message):
     COUPON_BOOK_FIELD_NUMBER: _builtins.int
     REPLAYED_FIELD_NUMBER: _builtins.int
     replayed: _builtins.bool
-    """True when this request_id had been carried out before."""
+    """True when an earlier call with this request_id was carried out."""
     @_builtins.property
     def coupon_book(self) -> Global___CouponBook:
         """The book after the change."""

@@ -29,24 +29,24 @@ class CouponBookServiceStub:
     """Coupon books: campaigns of a business, with a discount, rules and a code format.
 
     Conventions of all services:
-    * `request_id` (1-64 printable ASCII characters, no spaces) names one attempt of one caller on
-    one resource. Repeating a call with the same `request_id` and parameters changes nothing, and
-    returns the recorded outcome with `replayed` = true as long as it is still so. What was undone
-    or has ended since is told instead: ALREADY_ROLLED_BACK (RedeemCode), LOCK_EXPIRED (LockCode,
-    ExtendLock), ASSIGNMENT_NOT_ACTIVE (AssignCode, AssignRandomCode), INVALID_STATE_TRANSITION
-    (DisableCode, EnableCode, ActivateCouponBook, PauseCouponBook). With other parameters:
-    REQUEST_ID_REUSED. Only effects are recorded: a refused call may be tried again with the same
-    id. Left empty, the service makes one up, and a repeat is a new attempt. Always set it where
-    you retry.
+    * `request_id` (1-64 printable ASCII characters, no spaces) identifies one attempt of one caller on
+    one resource, and makes calls idempotent. A repeat with the same `request_id` and parameters
+    changes nothing, and returns the recorded outcome with `replayed` = true while it still holds. If
+    it was undone or has ended since, the repeat is refused: ALREADY_ROLLED_BACK (RedeemCode),
+    LOCK_EXPIRED (LockCode, ExtendLock), ASSIGNMENT_NOT_ACTIVE (AssignCode, AssignRandomCode),
+    INVALID_STATE_TRANSITION (DisableCode, EnableCode, ActivateCouponBook, PauseCouponBook). With
+    other parameters: REQUEST_ID_REUSED. Only effects are recorded: a refused call may be retried
+    with the same id. When empty, the service generates one, and a repeat is a new attempt. Always
+    set it where you retry.
     * Strings of ids (`business_id`, `user_id`, `order_id`): 1-128 characters, at least one of them
     visible, no control characters, no leading or trailing space.
-    * `page_size`: 1-1,000, 50 when 0. `page_token`: the `next_page_token` of the answer before, with
-    all other fields but `page_size` unchanged; anything else is INVALID_ARGUMENT. A page ends
-    early where its rows would exceed 3 MiB: only an empty `next_page_token` tells the last one.
-    * `metadata`: any JSON object, at most 4 KiB as JSON and 5 levels deep. Stored, returned, never
-    looked at.
-    * A caller whose token names a business sees and changes nothing of another: what belongs to
-    another business is as if it did not exist, and does not come in lists.
+    * `page_size`: 1-1,000, 50 when 0. `page_token`: the `next_page_token` of the previous answer, with
+    all other fields but `page_size` unchanged; anything else is INVALID_ARGUMENT. A page ends early
+    where its rows would exceed 3 MiB: only an empty `next_page_token` marks the last one.
+    * `metadata`: any JSON object, at most 4 KiB as JSON and 5 levels deep. Stored and returned, never
+    interpreted.
+    * A caller whose token names a business has access to that business only: resources of another do
+    not exist for it, and are not listed.
     * Errors: see ErrorReason.
     """
 
@@ -102,29 +102,29 @@ class CouponBookServiceServicer:
     """Coupon books: campaigns of a business, with a discount, rules and a code format.
 
     Conventions of all services:
-    * `request_id` (1-64 printable ASCII characters, no spaces) names one attempt of one caller on
-    one resource. Repeating a call with the same `request_id` and parameters changes nothing, and
-    returns the recorded outcome with `replayed` = true as long as it is still so. What was undone
-    or has ended since is told instead: ALREADY_ROLLED_BACK (RedeemCode), LOCK_EXPIRED (LockCode,
-    ExtendLock), ASSIGNMENT_NOT_ACTIVE (AssignCode, AssignRandomCode), INVALID_STATE_TRANSITION
-    (DisableCode, EnableCode, ActivateCouponBook, PauseCouponBook). With other parameters:
-    REQUEST_ID_REUSED. Only effects are recorded: a refused call may be tried again with the same
-    id. Left empty, the service makes one up, and a repeat is a new attempt. Always set it where
-    you retry.
+    * `request_id` (1-64 printable ASCII characters, no spaces) identifies one attempt of one caller on
+    one resource, and makes calls idempotent. A repeat with the same `request_id` and parameters
+    changes nothing, and returns the recorded outcome with `replayed` = true while it still holds. If
+    it was undone or has ended since, the repeat is refused: ALREADY_ROLLED_BACK (RedeemCode),
+    LOCK_EXPIRED (LockCode, ExtendLock), ASSIGNMENT_NOT_ACTIVE (AssignCode, AssignRandomCode),
+    INVALID_STATE_TRANSITION (DisableCode, EnableCode, ActivateCouponBook, PauseCouponBook). With
+    other parameters: REQUEST_ID_REUSED. Only effects are recorded: a refused call may be retried
+    with the same id. When empty, the service generates one, and a repeat is a new attempt. Always
+    set it where you retry.
     * Strings of ids (`business_id`, `user_id`, `order_id`): 1-128 characters, at least one of them
     visible, no control characters, no leading or trailing space.
-    * `page_size`: 1-1,000, 50 when 0. `page_token`: the `next_page_token` of the answer before, with
-    all other fields but `page_size` unchanged; anything else is INVALID_ARGUMENT. A page ends
-    early where its rows would exceed 3 MiB: only an empty `next_page_token` tells the last one.
-    * `metadata`: any JSON object, at most 4 KiB as JSON and 5 levels deep. Stored, returned, never
-    looked at.
-    * A caller whose token names a business sees and changes nothing of another: what belongs to
-    another business is as if it did not exist, and does not come in lists.
+    * `page_size`: 1-1,000, 50 when 0. `page_token`: the `next_page_token` of the previous answer, with
+    all other fields but `page_size` unchanged; anything else is INVALID_ARGUMENT. A page ends early
+    where its rows would exceed 3 MiB: only an empty `next_page_token` marks the last one.
+    * `metadata`: any JSON object, at most 4 KiB as JSON and 5 levels deep. Stored and returned, never
+    interpreted.
+    * A caller whose token names a business has access to that business only: resources of another do
+    not exist for it, and are not listed.
     * Errors: see ErrorReason.
     """
 
     def CreateCouponBook(self, request, context):
-        """Makes a book in state DRAFT. `coupon_book.name` and `coupon_book.discount` are required;
+        """Creates a book in state DRAFT. `coupon_book.name` and `coupon_book.discount` are required;
         output-only fields are ignored. Resource of the request_id: the business.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -146,11 +146,11 @@ class CouponBookServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def UpdateCouponBook(self, request, context):
-        """Changes the fields that `update_mask` names. BOOK_NOT_FOUND; CONCURRENT_MODIFICATION when the
-        etag does not match; INVALID_STATE_TRANSITION when the book is CLOSED, and after the first
-        activation when `limits.max_redemptions_per_code`, `currency_code` or `code_format` is changed,
-        since codes have been made and redeemed by them, or when another limit is introduced where there
-        was none, since nothing was counted until then (raising, lowering and lifting one is fine).
+        """Updates the fields that `update_mask` names. BOOK_NOT_FOUND; CONCURRENT_MODIFICATION when the etag
+        does not match; INVALID_STATE_TRANSITION when the book is CLOSED, and after the first activation
+        for a change of `limits.max_redemptions_per_code`, `currency_code` or `code_format`, by which codes
+        have been made and redeemed, or for a new limit where there was none, since nothing was counted
+        until then (a limit can be raised, lowered and lifted).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -165,23 +165,23 @@ class CouponBookServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def PauseCouponBook(self, request, context):
-        """ACTIVE → PAUSED: nothing can be assigned, locked or redeemed until ActivateCouponBook.
-        Roll-backs, revocations and unlocking go on. INVALID_STATE_TRANSITION from any other state.
+        """ACTIVE → PAUSED: nothing can be assigned, locked or redeemed until ActivateCouponBook. Rollbacks,
+        revocations and releases of locks still work. INVALID_STATE_TRANSITION from any other state.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CloseCouponBook(self, request, context):
-        """Any state → CLOSED, for ever. INVALID_STATE_TRANSITION when it is closed.
+        """Any state → CLOSED, permanently. INVALID_STATE_TRANSITION when it is closed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetCouponBookStats(self, request, context):
-        """Returns how many codes the book has in each state and what was redeemed. Read from counters
-        that are kept in the same transaction as each change, so it is exact and quick at any size.
+        """Returns the counts of codes by state and of redemptions. Read from counters that each change
+        updates in its transaction, so they are exact and fast at any size.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -242,24 +242,24 @@ class CouponBookService:
     """Coupon books: campaigns of a business, with a discount, rules and a code format.
 
     Conventions of all services:
-    * `request_id` (1-64 printable ASCII characters, no spaces) names one attempt of one caller on
-    one resource. Repeating a call with the same `request_id` and parameters changes nothing, and
-    returns the recorded outcome with `replayed` = true as long as it is still so. What was undone
-    or has ended since is told instead: ALREADY_ROLLED_BACK (RedeemCode), LOCK_EXPIRED (LockCode,
-    ExtendLock), ASSIGNMENT_NOT_ACTIVE (AssignCode, AssignRandomCode), INVALID_STATE_TRANSITION
-    (DisableCode, EnableCode, ActivateCouponBook, PauseCouponBook). With other parameters:
-    REQUEST_ID_REUSED. Only effects are recorded: a refused call may be tried again with the same
-    id. Left empty, the service makes one up, and a repeat is a new attempt. Always set it where
-    you retry.
+    * `request_id` (1-64 printable ASCII characters, no spaces) identifies one attempt of one caller on
+    one resource, and makes calls idempotent. A repeat with the same `request_id` and parameters
+    changes nothing, and returns the recorded outcome with `replayed` = true while it still holds. If
+    it was undone or has ended since, the repeat is refused: ALREADY_ROLLED_BACK (RedeemCode),
+    LOCK_EXPIRED (LockCode, ExtendLock), ASSIGNMENT_NOT_ACTIVE (AssignCode, AssignRandomCode),
+    INVALID_STATE_TRANSITION (DisableCode, EnableCode, ActivateCouponBook, PauseCouponBook). With
+    other parameters: REQUEST_ID_REUSED. Only effects are recorded: a refused call may be retried
+    with the same id. When empty, the service generates one, and a repeat is a new attempt. Always
+    set it where you retry.
     * Strings of ids (`business_id`, `user_id`, `order_id`): 1-128 characters, at least one of them
     visible, no control characters, no leading or trailing space.
-    * `page_size`: 1-1,000, 50 when 0. `page_token`: the `next_page_token` of the answer before, with
-    all other fields but `page_size` unchanged; anything else is INVALID_ARGUMENT. A page ends
-    early where its rows would exceed 3 MiB: only an empty `next_page_token` tells the last one.
-    * `metadata`: any JSON object, at most 4 KiB as JSON and 5 levels deep. Stored, returned, never
-    looked at.
-    * A caller whose token names a business sees and changes nothing of another: what belongs to
-    another business is as if it did not exist, and does not come in lists.
+    * `page_size`: 1-1,000, 50 when 0. `page_token`: the `next_page_token` of the previous answer, with
+    all other fields but `page_size` unchanged; anything else is INVALID_ARGUMENT. A page ends early
+    where its rows would exceed 3 MiB: only an empty `next_page_token` marks the last one.
+    * `metadata`: any JSON object, at most 4 KiB as JSON and 5 levels deep. Stored and returned, never
+    interpreted.
+    * A caller whose token names a business has access to that business only: resources of another do
+    not exist for it, and are not listed.
     * Errors: see ErrorReason.
     """
 

@@ -30,24 +30,24 @@ class CouponBookServiceStub:
     """Coupon books: campaigns of a business, with a discount, rules and a code format.
 
     Conventions of all services:
-     * `request_id` (1-64 printable ASCII characters, no spaces) names one attempt of one caller on
-       one resource. Repeating a call with the same `request_id` and parameters changes nothing, and
-       returns the recorded outcome with `replayed` = true as long as it is still so. What was undone
-       or has ended since is told instead: ALREADY_ROLLED_BACK (RedeemCode), LOCK_EXPIRED (LockCode,
-       ExtendLock), ASSIGNMENT_NOT_ACTIVE (AssignCode, AssignRandomCode), INVALID_STATE_TRANSITION
-       (DisableCode, EnableCode, ActivateCouponBook, PauseCouponBook). With other parameters:
-       REQUEST_ID_REUSED. Only effects are recorded: a refused call may be tried again with the same
-       id. Left empty, the service makes one up, and a repeat is a new attempt. Always set it where
-       you retry.
+     * `request_id` (1-64 printable ASCII characters, no spaces) identifies one attempt of one caller on
+       one resource, and makes calls idempotent. A repeat with the same `request_id` and parameters
+       changes nothing, and returns the recorded outcome with `replayed` = true while it still holds. If
+       it was undone or has ended since, the repeat is refused: ALREADY_ROLLED_BACK (RedeemCode),
+       LOCK_EXPIRED (LockCode, ExtendLock), ASSIGNMENT_NOT_ACTIVE (AssignCode, AssignRandomCode),
+       INVALID_STATE_TRANSITION (DisableCode, EnableCode, ActivateCouponBook, PauseCouponBook). With
+       other parameters: REQUEST_ID_REUSED. Only effects are recorded: a refused call may be retried
+       with the same id. When empty, the service generates one, and a repeat is a new attempt. Always
+       set it where you retry.
      * Strings of ids (`business_id`, `user_id`, `order_id`): 1-128 characters, at least one of them
        visible, no control characters, no leading or trailing space.
-     * `page_size`: 1-1,000, 50 when 0. `page_token`: the `next_page_token` of the answer before, with
-       all other fields but `page_size` unchanged; anything else is INVALID_ARGUMENT. A page ends
-       early where its rows would exceed 3 MiB: only an empty `next_page_token` tells the last one.
-     * `metadata`: any JSON object, at most 4 KiB as JSON and 5 levels deep. Stored, returned, never
-       looked at.
-     * A caller whose token names a business sees and changes nothing of another: what belongs to
-       another business is as if it did not exist, and does not come in lists.
+     * `page_size`: 1-1,000, 50 when 0. `page_token`: the `next_page_token` of the previous answer, with
+       all other fields but `page_size` unchanged; anything else is INVALID_ARGUMENT. A page ends early
+       where its rows would exceed 3 MiB: only an empty `next_page_token` marks the last one.
+     * `metadata`: any JSON object, at most 4 KiB as JSON and 5 levels deep. Stored and returned, never
+       interpreted.
+     * A caller whose token names a business has access to that business only: resources of another do
+       not exist for it, and are not listed.
      * Errors: see ErrorReason.
     """
 
@@ -56,7 +56,7 @@ class CouponBookServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> CouponBookServiceAsyncStub: ...
     CreateCouponBook: _grpc.UnaryUnaryMultiCallable[_coupon_book_service_pb2.CreateCouponBookRequest, _coupon_book_service_pb2.CreateCouponBookResponse]
-    """Makes a book in state DRAFT. `coupon_book.name` and `coupon_book.discount` are required;
+    """Creates a book in state DRAFT. `coupon_book.name` and `coupon_book.discount` are required;
     output-only fields are ignored. Resource of the request_id: the business.
     """
     GetCouponBook: _grpc.UnaryUnaryMultiCallable[_coupon_book_service_pb2.GetCouponBookRequest, _coupon_book_service_pb2.GetCouponBookResponse]
@@ -64,25 +64,25 @@ class CouponBookServiceStub:
     ListCouponBooks: _grpc.UnaryUnaryMultiCallable[_coupon_book_service_pb2.ListCouponBooksRequest, _coupon_book_service_pb2.ListCouponBooksResponse]
     """Lists books, newest first."""
     UpdateCouponBook: _grpc.UnaryUnaryMultiCallable[_coupon_book_service_pb2.UpdateCouponBookRequest, _coupon_book_service_pb2.UpdateCouponBookResponse]
-    """Changes the fields that `update_mask` names. BOOK_NOT_FOUND; CONCURRENT_MODIFICATION when the
-    etag does not match; INVALID_STATE_TRANSITION when the book is CLOSED, and after the first
-    activation when `limits.max_redemptions_per_code`, `currency_code` or `code_format` is changed,
-    since codes have been made and redeemed by them, or when another limit is introduced where there
-    was none, since nothing was counted until then (raising, lowering and lifting one is fine).
+    """Updates the fields that `update_mask` names. BOOK_NOT_FOUND; CONCURRENT_MODIFICATION when the etag
+    does not match; INVALID_STATE_TRANSITION when the book is CLOSED, and after the first activation
+    for a change of `limits.max_redemptions_per_code`, `currency_code` or `code_format`, by which codes
+    have been made and redeemed, or for a new limit where there was none, since nothing was counted
+    until then (a limit can be raised, lowered and lifted).
     """
     ActivateCouponBook: _grpc.UnaryUnaryMultiCallable[_coupon_book_service_pb2.ActivateCouponBookRequest, _coupon_book_service_pb2.ActivateCouponBookResponse]
     """DRAFT or PAUSED → ACTIVE: codes can be assigned, locked and redeemed within the validity window.
     INVALID_STATE_TRANSITION from any other state.
     """
     PauseCouponBook: _grpc.UnaryUnaryMultiCallable[_coupon_book_service_pb2.PauseCouponBookRequest, _coupon_book_service_pb2.PauseCouponBookResponse]
-    """ACTIVE → PAUSED: nothing can be assigned, locked or redeemed until ActivateCouponBook.
-    Roll-backs, revocations and unlocking go on. INVALID_STATE_TRANSITION from any other state.
+    """ACTIVE → PAUSED: nothing can be assigned, locked or redeemed until ActivateCouponBook. Rollbacks,
+    revocations and releases of locks still work. INVALID_STATE_TRANSITION from any other state.
     """
     CloseCouponBook: _grpc.UnaryUnaryMultiCallable[_coupon_book_service_pb2.CloseCouponBookRequest, _coupon_book_service_pb2.CloseCouponBookResponse]
-    """Any state → CLOSED, for ever. INVALID_STATE_TRANSITION when it is closed."""
+    """Any state → CLOSED, permanently. INVALID_STATE_TRANSITION when it is closed."""
     GetCouponBookStats: _grpc.UnaryUnaryMultiCallable[_coupon_book_service_pb2.GetCouponBookStatsRequest, _coupon_book_service_pb2.GetCouponBookStatsResponse]
-    """Returns how many codes the book has in each state and what was redeemed. Read from counters
-    that are kept in the same transaction as each change, so it is exact and quick at any size.
+    """Returns the counts of codes by state and of redemptions. Read from counters that each change
+    updates in its transaction, so they are exact and fast at any size.
     """
 
 @_typing.type_check_only
@@ -90,30 +90,30 @@ class CouponBookServiceAsyncStub(CouponBookServiceStub):
     """Coupon books: campaigns of a business, with a discount, rules and a code format.
 
     Conventions of all services:
-     * `request_id` (1-64 printable ASCII characters, no spaces) names one attempt of one caller on
-       one resource. Repeating a call with the same `request_id` and parameters changes nothing, and
-       returns the recorded outcome with `replayed` = true as long as it is still so. What was undone
-       or has ended since is told instead: ALREADY_ROLLED_BACK (RedeemCode), LOCK_EXPIRED (LockCode,
-       ExtendLock), ASSIGNMENT_NOT_ACTIVE (AssignCode, AssignRandomCode), INVALID_STATE_TRANSITION
-       (DisableCode, EnableCode, ActivateCouponBook, PauseCouponBook). With other parameters:
-       REQUEST_ID_REUSED. Only effects are recorded: a refused call may be tried again with the same
-       id. Left empty, the service makes one up, and a repeat is a new attempt. Always set it where
-       you retry.
+     * `request_id` (1-64 printable ASCII characters, no spaces) identifies one attempt of one caller on
+       one resource, and makes calls idempotent. A repeat with the same `request_id` and parameters
+       changes nothing, and returns the recorded outcome with `replayed` = true while it still holds. If
+       it was undone or has ended since, the repeat is refused: ALREADY_ROLLED_BACK (RedeemCode),
+       LOCK_EXPIRED (LockCode, ExtendLock), ASSIGNMENT_NOT_ACTIVE (AssignCode, AssignRandomCode),
+       INVALID_STATE_TRANSITION (DisableCode, EnableCode, ActivateCouponBook, PauseCouponBook). With
+       other parameters: REQUEST_ID_REUSED. Only effects are recorded: a refused call may be retried
+       with the same id. When empty, the service generates one, and a repeat is a new attempt. Always
+       set it where you retry.
      * Strings of ids (`business_id`, `user_id`, `order_id`): 1-128 characters, at least one of them
        visible, no control characters, no leading or trailing space.
-     * `page_size`: 1-1,000, 50 when 0. `page_token`: the `next_page_token` of the answer before, with
-       all other fields but `page_size` unchanged; anything else is INVALID_ARGUMENT. A page ends
-       early where its rows would exceed 3 MiB: only an empty `next_page_token` tells the last one.
-     * `metadata`: any JSON object, at most 4 KiB as JSON and 5 levels deep. Stored, returned, never
-       looked at.
-     * A caller whose token names a business sees and changes nothing of another: what belongs to
-       another business is as if it did not exist, and does not come in lists.
+     * `page_size`: 1-1,000, 50 when 0. `page_token`: the `next_page_token` of the previous answer, with
+       all other fields but `page_size` unchanged; anything else is INVALID_ARGUMENT. A page ends early
+       where its rows would exceed 3 MiB: only an empty `next_page_token` marks the last one.
+     * `metadata`: any JSON object, at most 4 KiB as JSON and 5 levels deep. Stored and returned, never
+       interpreted.
+     * A caller whose token names a business has access to that business only: resources of another do
+       not exist for it, and are not listed.
      * Errors: see ErrorReason.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateCouponBook: _aio.UnaryUnaryMultiCallable[_coupon_book_service_pb2.CreateCouponBookRequest, _coupon_book_service_pb2.CreateCouponBookResponse]  # type: ignore[assignment]
-    """Makes a book in state DRAFT. `coupon_book.name` and `coupon_book.discount` are required;
+    """Creates a book in state DRAFT. `coupon_book.name` and `coupon_book.discount` are required;
     output-only fields are ignored. Resource of the request_id: the business.
     """
     GetCouponBook: _aio.UnaryUnaryMultiCallable[_coupon_book_service_pb2.GetCouponBookRequest, _coupon_book_service_pb2.GetCouponBookResponse]  # type: ignore[assignment]
@@ -121,49 +121,49 @@ class CouponBookServiceAsyncStub(CouponBookServiceStub):
     ListCouponBooks: _aio.UnaryUnaryMultiCallable[_coupon_book_service_pb2.ListCouponBooksRequest, _coupon_book_service_pb2.ListCouponBooksResponse]  # type: ignore[assignment]
     """Lists books, newest first."""
     UpdateCouponBook: _aio.UnaryUnaryMultiCallable[_coupon_book_service_pb2.UpdateCouponBookRequest, _coupon_book_service_pb2.UpdateCouponBookResponse]  # type: ignore[assignment]
-    """Changes the fields that `update_mask` names. BOOK_NOT_FOUND; CONCURRENT_MODIFICATION when the
-    etag does not match; INVALID_STATE_TRANSITION when the book is CLOSED, and after the first
-    activation when `limits.max_redemptions_per_code`, `currency_code` or `code_format` is changed,
-    since codes have been made and redeemed by them, or when another limit is introduced where there
-    was none, since nothing was counted until then (raising, lowering and lifting one is fine).
+    """Updates the fields that `update_mask` names. BOOK_NOT_FOUND; CONCURRENT_MODIFICATION when the etag
+    does not match; INVALID_STATE_TRANSITION when the book is CLOSED, and after the first activation
+    for a change of `limits.max_redemptions_per_code`, `currency_code` or `code_format`, by which codes
+    have been made and redeemed, or for a new limit where there was none, since nothing was counted
+    until then (a limit can be raised, lowered and lifted).
     """
     ActivateCouponBook: _aio.UnaryUnaryMultiCallable[_coupon_book_service_pb2.ActivateCouponBookRequest, _coupon_book_service_pb2.ActivateCouponBookResponse]  # type: ignore[assignment]
     """DRAFT or PAUSED → ACTIVE: codes can be assigned, locked and redeemed within the validity window.
     INVALID_STATE_TRANSITION from any other state.
     """
     PauseCouponBook: _aio.UnaryUnaryMultiCallable[_coupon_book_service_pb2.PauseCouponBookRequest, _coupon_book_service_pb2.PauseCouponBookResponse]  # type: ignore[assignment]
-    """ACTIVE → PAUSED: nothing can be assigned, locked or redeemed until ActivateCouponBook.
-    Roll-backs, revocations and unlocking go on. INVALID_STATE_TRANSITION from any other state.
+    """ACTIVE → PAUSED: nothing can be assigned, locked or redeemed until ActivateCouponBook. Rollbacks,
+    revocations and releases of locks still work. INVALID_STATE_TRANSITION from any other state.
     """
     CloseCouponBook: _aio.UnaryUnaryMultiCallable[_coupon_book_service_pb2.CloseCouponBookRequest, _coupon_book_service_pb2.CloseCouponBookResponse]  # type: ignore[assignment]
-    """Any state → CLOSED, for ever. INVALID_STATE_TRANSITION when it is closed."""
+    """Any state → CLOSED, permanently. INVALID_STATE_TRANSITION when it is closed."""
     GetCouponBookStats: _aio.UnaryUnaryMultiCallable[_coupon_book_service_pb2.GetCouponBookStatsRequest, _coupon_book_service_pb2.GetCouponBookStatsResponse]  # type: ignore[assignment]
-    """Returns how many codes the book has in each state and what was redeemed. Read from counters
-    that are kept in the same transaction as each change, so it is exact and quick at any size.
+    """Returns the counts of codes by state and of redemptions. Read from counters that each change
+    updates in its transaction, so they are exact and fast at any size.
     """
 
 class CouponBookServiceServicer(metaclass=_abc_1.ABCMeta):
     """Coupon books: campaigns of a business, with a discount, rules and a code format.
 
     Conventions of all services:
-     * `request_id` (1-64 printable ASCII characters, no spaces) names one attempt of one caller on
-       one resource. Repeating a call with the same `request_id` and parameters changes nothing, and
-       returns the recorded outcome with `replayed` = true as long as it is still so. What was undone
-       or has ended since is told instead: ALREADY_ROLLED_BACK (RedeemCode), LOCK_EXPIRED (LockCode,
-       ExtendLock), ASSIGNMENT_NOT_ACTIVE (AssignCode, AssignRandomCode), INVALID_STATE_TRANSITION
-       (DisableCode, EnableCode, ActivateCouponBook, PauseCouponBook). With other parameters:
-       REQUEST_ID_REUSED. Only effects are recorded: a refused call may be tried again with the same
-       id. Left empty, the service makes one up, and a repeat is a new attempt. Always set it where
-       you retry.
+     * `request_id` (1-64 printable ASCII characters, no spaces) identifies one attempt of one caller on
+       one resource, and makes calls idempotent. A repeat with the same `request_id` and parameters
+       changes nothing, and returns the recorded outcome with `replayed` = true while it still holds. If
+       it was undone or has ended since, the repeat is refused: ALREADY_ROLLED_BACK (RedeemCode),
+       LOCK_EXPIRED (LockCode, ExtendLock), ASSIGNMENT_NOT_ACTIVE (AssignCode, AssignRandomCode),
+       INVALID_STATE_TRANSITION (DisableCode, EnableCode, ActivateCouponBook, PauseCouponBook). With
+       other parameters: REQUEST_ID_REUSED. Only effects are recorded: a refused call may be retried
+       with the same id. When empty, the service generates one, and a repeat is a new attempt. Always
+       set it where you retry.
      * Strings of ids (`business_id`, `user_id`, `order_id`): 1-128 characters, at least one of them
        visible, no control characters, no leading or trailing space.
-     * `page_size`: 1-1,000, 50 when 0. `page_token`: the `next_page_token` of the answer before, with
-       all other fields but `page_size` unchanged; anything else is INVALID_ARGUMENT. A page ends
-       early where its rows would exceed 3 MiB: only an empty `next_page_token` tells the last one.
-     * `metadata`: any JSON object, at most 4 KiB as JSON and 5 levels deep. Stored, returned, never
-       looked at.
-     * A caller whose token names a business sees and changes nothing of another: what belongs to
-       another business is as if it did not exist, and does not come in lists.
+     * `page_size`: 1-1,000, 50 when 0. `page_token`: the `next_page_token` of the previous answer, with
+       all other fields but `page_size` unchanged; anything else is INVALID_ARGUMENT. A page ends early
+       where its rows would exceed 3 MiB: only an empty `next_page_token` marks the last one.
+     * `metadata`: any JSON object, at most 4 KiB as JSON and 5 levels deep. Stored and returned, never
+       interpreted.
+     * A caller whose token names a business has access to that business only: resources of another do
+       not exist for it, and are not listed.
      * Errors: see ErrorReason.
     """
 
@@ -173,7 +173,7 @@ class CouponBookServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _coupon_book_service_pb2.CreateCouponBookRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_coupon_book_service_pb2.CreateCouponBookResponse, _abc.Awaitable[_coupon_book_service_pb2.CreateCouponBookResponse]]:
-        """Makes a book in state DRAFT. `coupon_book.name` and `coupon_book.discount` are required;
+        """Creates a book in state DRAFT. `coupon_book.name` and `coupon_book.discount` are required;
         output-only fields are ignored. Resource of the request_id: the business.
         """
 
@@ -199,11 +199,11 @@ class CouponBookServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _coupon_book_service_pb2.UpdateCouponBookRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_coupon_book_service_pb2.UpdateCouponBookResponse, _abc.Awaitable[_coupon_book_service_pb2.UpdateCouponBookResponse]]:
-        """Changes the fields that `update_mask` names. BOOK_NOT_FOUND; CONCURRENT_MODIFICATION when the
-        etag does not match; INVALID_STATE_TRANSITION when the book is CLOSED, and after the first
-        activation when `limits.max_redemptions_per_code`, `currency_code` or `code_format` is changed,
-        since codes have been made and redeemed by them, or when another limit is introduced where there
-        was none, since nothing was counted until then (raising, lowering and lifting one is fine).
+        """Updates the fields that `update_mask` names. BOOK_NOT_FOUND; CONCURRENT_MODIFICATION when the etag
+        does not match; INVALID_STATE_TRANSITION when the book is CLOSED, and after the first activation
+        for a change of `limits.max_redemptions_per_code`, `currency_code` or `code_format`, by which codes
+        have been made and redeemed, or for a new limit where there was none, since nothing was counted
+        until then (a limit can be raised, lowered and lifted).
         """
 
     @_abc_1.abstractmethod
@@ -222,8 +222,8 @@ class CouponBookServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _coupon_book_service_pb2.PauseCouponBookRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_coupon_book_service_pb2.PauseCouponBookResponse, _abc.Awaitable[_coupon_book_service_pb2.PauseCouponBookResponse]]:
-        """ACTIVE → PAUSED: nothing can be assigned, locked or redeemed until ActivateCouponBook.
-        Roll-backs, revocations and unlocking go on. INVALID_STATE_TRANSITION from any other state.
+        """ACTIVE → PAUSED: nothing can be assigned, locked or redeemed until ActivateCouponBook. Rollbacks,
+        revocations and releases of locks still work. INVALID_STATE_TRANSITION from any other state.
         """
 
     @_abc_1.abstractmethod
@@ -232,7 +232,7 @@ class CouponBookServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _coupon_book_service_pb2.CloseCouponBookRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_coupon_book_service_pb2.CloseCouponBookResponse, _abc.Awaitable[_coupon_book_service_pb2.CloseCouponBookResponse]]:
-        """Any state → CLOSED, for ever. INVALID_STATE_TRANSITION when it is closed."""
+        """Any state → CLOSED, permanently. INVALID_STATE_TRANSITION when it is closed."""
 
     @_abc_1.abstractmethod
     def GetCouponBookStats(
@@ -240,8 +240,8 @@ class CouponBookServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _coupon_book_service_pb2.GetCouponBookStatsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_coupon_book_service_pb2.GetCouponBookStatsResponse, _abc.Awaitable[_coupon_book_service_pb2.GetCouponBookStatsResponse]]:
-        """Returns how many codes the book has in each state and what was redeemed. Read from counters
-        that are kept in the same transaction as each change, so it is exact and quick at any size.
+        """Returns the counts of codes by state and of redemptions. Read from counters that each change
+        updates in its transaction, so they are exact and fast at any size.
         """
 
 def add_CouponBookServiceServicer_to_server(servicer: CouponBookServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

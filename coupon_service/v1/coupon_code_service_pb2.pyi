@@ -36,9 +36,9 @@ class _CouponCodeStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Coupo
     COUPON_CODE_STATE_REDEEMED: _CouponCodeState.ValueType  # 3
     """Used up: redeemed as often as the book allows."""
     COUPON_CODE_STATE_DISABLED: _CouponCodeState.ValueType  # 4
-    """Switched off with DisableCode."""
+    """Disabled with DisableCode."""
     COUPON_CODE_STATE_LOCKED: _CouponCodeState.ValueType  # 5
-    """Derived: all uses that are left are locked."""
+    """Derived: all remaining uses are locked."""
     COUPON_CODE_STATE_EXPIRED: _CouponCodeState.ValueType  # 6
     """Derived: not used up, but the book's window, or this user's validity, has ended."""
 
@@ -56,9 +56,9 @@ COUPON_CODE_STATE_ASSIGNED: CouponCodeState.ValueType  # 2
 COUPON_CODE_STATE_REDEEMED: CouponCodeState.ValueType  # 3
 """Used up: redeemed as often as the book allows."""
 COUPON_CODE_STATE_DISABLED: CouponCodeState.ValueType  # 4
-"""Switched off with DisableCode."""
+"""Disabled with DisableCode."""
 COUPON_CODE_STATE_LOCKED: CouponCodeState.ValueType  # 5
-"""Derived: all uses that are left are locked."""
+"""Derived: all remaining uses are locked."""
 COUPON_CODE_STATE_EXPIRED: CouponCodeState.ValueType  # 6
 """Derived: not used up, but the book's window, or this user's validity, has ended."""
 Global___CouponCodeState: _TypeAlias = CouponCodeState  # noqa: Y015
@@ -120,15 +120,15 @@ class CouponCode(_message.Message):
     state: Global___CouponCodeState.ValueType
     """AVAILABLE, ASSIGNED, REDEEMED or DISABLED."""
     effective_state: Global___CouponCodeState.ValueType
-    """`state`, or LOCKED or EXPIRED where one of those says more. LOCKED is only told by GetCode and
-    ListUserCoupons, and not while Redis cannot be reached.
+    """`state`, or LOCKED or EXPIRED where that is more specific. Only GetCode and ListUserCoupons return
+    LOCKED, and not while Redis cannot be reached.
     """
     redemption_count: _builtins.int
     """Redemptions that were not rolled back."""
     max_redemptions: _builtins.int
-    """How many there can be. 0 = no limit."""
+    """The limit of redemptions. 0 = no limit."""
     assignment_count: _builtins.int
-    """Users it is assigned to."""
+    """Users that it is assigned to."""
     def __init__(
         self,
         *,
@@ -160,14 +160,14 @@ class PreviewCodesRequest(_message.Message):
     BOOK_ID_FIELD_NUMBER: _builtins.int
     SAMPLE_COUNT_FIELD_NUMBER: _builtins.int
     count: _builtins.int
-    """How many codes are wanted: 1-10^9."""
+    """Number of codes: 1-10^9."""
     book_id: _builtins.str
-    """A book whose codes, also those that are being made, count as used already. Optional."""
+    """A book whose codes, those being generated included, count as used. Optional."""
     sample_count: _builtins.int
-    """How many samples: 0-100, 5 when 0."""
+    """Number of samples: 0-100, 5 when 0."""
     @_builtins.property
     def code_format(self) -> _coupon_book_service_pb2.CodeFormat:
-        """The format; unset = that of `book_id`, or else the default."""
+        """The format; unset = that of `book_id`, otherwise the default."""
 
     def __init__(
         self,
@@ -199,16 +199,16 @@ class PreviewCodesResponse(_message.Message):
     feasible: _builtins.bool
     """Whether GenerateCodes would accept the count."""
     capacity: _builtins.int
-    """How many different codes the format has; 2^63-1 when there are more."""
+    """Number of different codes of the format; 2^63-1 when there are more."""
     entropy_bits: _builtins.float
-    """The binary logarithm of it: how hard a code is to guess."""
+    """Its binary logarithm, which measures how hard a code is to guess."""
     @_builtins.property
     def problem(self) -> _error_reason_pb2.ItemError:
-        """Why not. Unset when feasible."""
+        """The reason of a refusal. Unset when feasible."""
 
     @_builtins.property
     def sample_codes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Examples, as they are shown. They are not reserved."""
+        """Samples in display form. They are not reserved."""
 
     def __init__(
         self,
@@ -239,7 +239,7 @@ class GenerateCodesRequest(_message.Message):
     book_id: _builtins.str
     """The book."""
     count: _builtins.int
-    """How many codes: 1-100,000,000."""
+    """Number of codes: 1-100,000,000."""
     request_id: _builtins.str
     """See CouponBookService."""
     def __init__(
@@ -269,9 +269,9 @@ class GenerateCodesResponse(_message.Message):
     generated_count: _builtins.int
     """Codes of this request that are committed, those of earlier calls included."""
     count: _builtins.int
-    """Codes that were asked for."""
+    """Codes that were requested."""
     replayed: _builtins.bool
-    """True when all of it had been committed by earlier calls."""
+    """True when earlier calls had committed all of them."""
     def __init__(
         self,
         *,
@@ -483,7 +483,7 @@ class ExportCodesRequest(_message.Message):
     state: Global___CouponCodeState.ValueType
     """Only codes in this stored state. UNSPECIFIED: all."""
     page_token: _builtins.str
-    """Goes on after a message that was received. Empty = from the start."""
+    """Resumes after a received message. Empty = from the start."""
     def __init__(
         self,
         *,
@@ -508,7 +508,7 @@ class ExportCodesResponse(_message.Message):
     CODES_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """For `page_token`, to go on after this message. Empty on the last one."""
+    """The `page_token` that resumes after this message. Empty on the last one."""
     @_builtins.property
     def codes(self) -> _containers.RepeatedCompositeFieldContainer[Global___CouponCode]:
         """Codes; `effective_state` is not set."""
@@ -623,7 +623,7 @@ class ListCodesResponse(_message.Message):
     """Empty on the last page."""
     @_builtins.property
     def codes(self) -> _containers.RepeatedCompositeFieldContainer[Global___CouponCode]:
-        """One page; `effective_state` does not tell LOCKED."""
+        """One page; `effective_state` is never LOCKED."""
 
     def __init__(
         self,
@@ -674,7 +674,7 @@ class DisableCodeResponse(_message.Message):
     COUPON_CODE_FIELD_NUMBER: _builtins.int
     REPLAYED_FIELD_NUMBER: _builtins.int
     replayed: _builtins.bool
-    """True when this request_id had been carried out before."""
+    """True when an earlier call with this request_id was carried out."""
     @_builtins.property
     def coupon_code(self) -> Global___CouponCode:
         """The code after the change."""
@@ -728,7 +728,7 @@ class EnableCodeResponse(_message.Message):
     COUPON_CODE_FIELD_NUMBER: _builtins.int
     REPLAYED_FIELD_NUMBER: _builtins.int
     replayed: _builtins.bool
-    """True when this request_id had been carried out before."""
+    """True when an earlier call with this request_id was carried out."""
     @_builtins.property
     def coupon_code(self) -> Global___CouponCode:
         """The code after the change."""

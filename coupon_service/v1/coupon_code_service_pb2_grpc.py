@@ -26,14 +26,14 @@ if _version_not_supported:
 
 
 class CouponCodeServiceStub:
-    """The codes of a book: made, uploaded, looked at, switched off. A code is entered as a person would
-    type or paste it, in at most 128 characters, and answered in normalised form: 1-64 letters and
-    digits of any script, and the marks on them. All spellings are one code: Unicode's NFKC, in upper
-    case, without spaces, dashes, quotes, invisible characters, and signs such as . _ % & + # ! € and
-    emoji, as of Unicode 14.0, for ever. What cannot be a code is CODE_NOT_FOUND, and no guess: nothing
-    is left of it, or it has a backslash or one of ( ) , / : ; < = > @ [ ] { | }, a control character,
-    or one that Unicode 14.0 does not have. Only an empty one and one that is too long are
-    INVALID_ARGUMENT. The conventions of CouponBookService hold.
+    """The codes of a book: generation, import, export, look-up, disabling. A code is entered as a person
+    types or pastes it, in at most 128 characters, and returned in normalised form: 1-64 letters and
+    digits of any script, with their combining marks. All spellings are the same code: NFKC, upper case,
+    without spaces, dashes, quotes, invisible characters, and signs such as . _ % & + # ! € and emoji,
+    by Unicode 14.0, permanently. A text that cannot be a code is CODE_NOT_FOUND, and does not count as
+    a guess: its normalised form is empty, or it has a backslash or one of ( ) , / : ; < = > @ [ ] { | },
+    a control character, or one that Unicode 14.0 does not have. Only an empty text and one that is too
+    long are INVALID_ARGUMENT. The conventions of CouponBookService apply.
     """
 
     def __init__(self, channel):
@@ -85,33 +85,32 @@ class CouponCodeServiceStub:
 
 
 class CouponCodeServiceServicer:
-    """The codes of a book: made, uploaded, looked at, switched off. A code is entered as a person would
-    type or paste it, in at most 128 characters, and answered in normalised form: 1-64 letters and
-    digits of any script, and the marks on them. All spellings are one code: Unicode's NFKC, in upper
-    case, without spaces, dashes, quotes, invisible characters, and signs such as . _ % & + # ! € and
-    emoji, as of Unicode 14.0, for ever. What cannot be a code is CODE_NOT_FOUND, and no guess: nothing
-    is left of it, or it has a backslash or one of ( ) , / : ; < = > @ [ ] { | }, a control character,
-    or one that Unicode 14.0 does not have. Only an empty one and one that is too long are
-    INVALID_ARGUMENT. The conventions of CouponBookService hold.
+    """The codes of a book: generation, import, export, look-up, disabling. A code is entered as a person
+    types or pastes it, in at most 128 characters, and returned in normalised form: 1-64 letters and
+    digits of any script, with their combining marks. All spellings are the same code: NFKC, upper case,
+    without spaces, dashes, quotes, invisible characters, and signs such as . _ % & + # ! € and emoji,
+    by Unicode 14.0, permanently. A text that cannot be a code is CODE_NOT_FOUND, and does not count as
+    a guess: its normalised form is empty, or it has a backslash or one of ( ) , / : ; < = > @ [ ] { | },
+    a control character, or one that Unicode 14.0 does not have. Only an empty text and one that is too
+    long are INVALID_ARGUMENT. The conventions of CouponBookService apply.
     """
 
     def PreviewCodes(self, request, context):
-        """Says whether a format can make so many codes, and shows samples. Changes nothing.
+        """Checks whether a format has enough codes, and returns samples. Changes nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GenerateCodes(self, request, context):
-        """Makes `count` random codes in the book's `code_format`, in committed chunks, with a message of
-        progress after each. When the connection breaks, call again with the same `request_id` and
-        `count`: it goes on after the last committed chunk. Resource of the request_id: the book.
-        CODE_SPACE_EXHAUSTED at once when the book would then use more than half of all codes the
-        format has: the whole count is reserved when the call begins, so that what other calls have
-        begun counts as well. When nobody goes on with a broken call for an hour it is given up: what
-        is missing is free for others, and going on reserves it anew. CONTENTION when a call was given
-        up while it stalled, or the format was changed; INVALID_STATE_TRANSITION when the book is
-        CLOSED.
+        """Generates `count` random codes in the book's `code_format`, in committed chunks, with a progress
+        message after each. When the connection breaks, call again with the same `request_id` and
+        `count`: it resumes after the last committed chunk. Resource of the request_id: the book.
+        CODE_SPACE_EXHAUSTED at once when the book would then use more than half of the codes of its
+        format: a call reserves its whole count when it begins, so that concurrent calls count as well. A
+        broken call that is not resumed within an hour is abandoned: its remaining codes are free for
+        others, and resuming it reserves them again. CONTENTION when a call was abandoned while it
+        stalled, or the format was changed; INVALID_STATE_TRANSITION when the book is CLOSED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -144,14 +143,14 @@ class CouponCodeServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListCodes(self, request, context):
-        """Lists codes of a book in a fixed order of no meaning.
+        """Lists codes of a book, in a stable order without meaning.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DisableCode(self, request, context):
-        """Makes a code unusable until EnableCode; assignments stay, and so do live locks, for their time.
+        """Makes a code unusable until EnableCode. Assignments stay, and live locks stay until their expiry.
         CODE_NOT_FOUND; INVALID_STATE_TRANSITION when it is disabled.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -159,7 +158,7 @@ class CouponCodeServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def EnableCode(self, request, context):
-        """Undoes DisableCode: the code is AVAILABLE, ASSIGNED or REDEEMED again, by its counts.
+        """Reverts DisableCode: the code is AVAILABLE, ASSIGNED or REDEEMED again, by its counts.
         CODE_NOT_FOUND; INVALID_STATE_TRANSITION when it is not disabled.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -218,14 +217,14 @@ def add_CouponCodeServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class CouponCodeService:
-    """The codes of a book: made, uploaded, looked at, switched off. A code is entered as a person would
-    type or paste it, in at most 128 characters, and answered in normalised form: 1-64 letters and
-    digits of any script, and the marks on them. All spellings are one code: Unicode's NFKC, in upper
-    case, without spaces, dashes, quotes, invisible characters, and signs such as . _ % & + # ! € and
-    emoji, as of Unicode 14.0, for ever. What cannot be a code is CODE_NOT_FOUND, and no guess: nothing
-    is left of it, or it has a backslash or one of ( ) , / : ; < = > @ [ ] { | }, a control character,
-    or one that Unicode 14.0 does not have. Only an empty one and one that is too long are
-    INVALID_ARGUMENT. The conventions of CouponBookService hold.
+    """The codes of a book: generation, import, export, look-up, disabling. A code is entered as a person
+    types or pastes it, in at most 128 characters, and returned in normalised form: 1-64 letters and
+    digits of any script, with their combining marks. All spellings are the same code: NFKC, upper case,
+    without spaces, dashes, quotes, invisible characters, and signs such as . _ % & + # ! € and emoji,
+    by Unicode 14.0, permanently. A text that cannot be a code is CODE_NOT_FOUND, and does not count as
+    a guess: its normalised form is empty, or it has a backslash or one of ( ) , / : ; < = > @ [ ] { | },
+    a control character, or one that Unicode 14.0 does not have. Only an empty text and one that is too
+    long are INVALID_ARGUMENT. The conventions of CouponBookService apply.
     """
 
     @staticmethod

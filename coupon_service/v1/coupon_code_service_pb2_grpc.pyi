@@ -27,14 +27,14 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class CouponCodeServiceStub:
-    """The codes of a book: made, uploaded, looked at, switched off. A code is entered as a person would
-    type or paste it, in at most 128 characters, and answered in normalised form: 1-64 letters and
-    digits of any script, and the marks on them. All spellings are one code: Unicode's NFKC, in upper
-    case, without spaces, dashes, quotes, invisible characters, and signs such as . _ % & + # ! € and
-    emoji, as of Unicode 14.0, for ever. What cannot be a code is CODE_NOT_FOUND, and no guess: nothing
-    is left of it, or it has a backslash or one of ( ) , / : ; < = > @ [ ] { | }, a control character,
-    or one that Unicode 14.0 does not have. Only an empty one and one that is too long are
-    INVALID_ARGUMENT. The conventions of CouponBookService hold.
+    """The codes of a book: generation, import, export, look-up, disabling. A code is entered as a person
+    types or pastes it, in at most 128 characters, and returned in normalised form: 1-64 letters and
+    digits of any script, with their combining marks. All spellings are the same code: NFKC, upper case,
+    without spaces, dashes, quotes, invisible characters, and signs such as . _ % & + # ! € and emoji,
+    by Unicode 14.0, permanently. A text that cannot be a code is CODE_NOT_FOUND, and does not count as
+    a guess: its normalised form is empty, or it has a backslash or one of ( ) , / : ; < = > @ [ ] { | },
+    a control character, or one that Unicode 14.0 does not have. Only an empty text and one that is too
+    long are INVALID_ARGUMENT. The conventions of CouponBookService apply.
     """
 
     @_typing.overload
@@ -42,17 +42,16 @@ class CouponCodeServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> CouponCodeServiceAsyncStub: ...
     PreviewCodes: _grpc.UnaryUnaryMultiCallable[_coupon_code_service_pb2.PreviewCodesRequest, _coupon_code_service_pb2.PreviewCodesResponse]
-    """Says whether a format can make so many codes, and shows samples. Changes nothing."""
+    """Checks whether a format has enough codes, and returns samples. Changes nothing."""
     GenerateCodes: _grpc.UnaryStreamMultiCallable[_coupon_code_service_pb2.GenerateCodesRequest, _coupon_code_service_pb2.GenerateCodesResponse]
-    """Makes `count` random codes in the book's `code_format`, in committed chunks, with a message of
-    progress after each. When the connection breaks, call again with the same `request_id` and
-    `count`: it goes on after the last committed chunk. Resource of the request_id: the book.
-    CODE_SPACE_EXHAUSTED at once when the book would then use more than half of all codes the
-    format has: the whole count is reserved when the call begins, so that what other calls have
-    begun counts as well. When nobody goes on with a broken call for an hour it is given up: what
-    is missing is free for others, and going on reserves it anew. CONTENTION when a call was given
-    up while it stalled, or the format was changed; INVALID_STATE_TRANSITION when the book is
-    CLOSED.
+    """Generates `count` random codes in the book's `code_format`, in committed chunks, with a progress
+    message after each. When the connection breaks, call again with the same `request_id` and
+    `count`: it resumes after the last committed chunk. Resource of the request_id: the book.
+    CODE_SPACE_EXHAUSTED at once when the book would then use more than half of the codes of its
+    format: a call reserves its whole count when it begins, so that concurrent calls count as well. A
+    broken call that is not resumed within an hour is abandoned: its remaining codes are free for
+    others, and resuming it reserves them again. CONTENTION when a call was abandoned while it
+    stalled, or the format was changed; INVALID_STATE_TRANSITION when the book is CLOSED.
     """
     ImportCodes: _grpc.StreamStreamMultiCallable[_coupon_code_service_pb2.ImportCodesRequest, _coupon_code_service_pb2.ImportCodesResponse]
     """Uploads codes. The first message is the header, each further one a chunk; each chunk is
@@ -67,41 +66,40 @@ class CouponCodeServiceStub:
     GetCode: _grpc.UnaryUnaryMultiCallable[_coupon_code_service_pb2.GetCodeRequest, _coupon_code_service_pb2.GetCodeResponse]
     """Returns a code with its derived state. CODE_NOT_FOUND, CODE_CHECKSUM_INVALID."""
     ListCodes: _grpc.UnaryUnaryMultiCallable[_coupon_code_service_pb2.ListCodesRequest, _coupon_code_service_pb2.ListCodesResponse]
-    """Lists codes of a book in a fixed order of no meaning."""
+    """Lists codes of a book, in a stable order without meaning."""
     DisableCode: _grpc.UnaryUnaryMultiCallable[_coupon_code_service_pb2.DisableCodeRequest, _coupon_code_service_pb2.DisableCodeResponse]
-    """Makes a code unusable until EnableCode; assignments stay, and so do live locks, for their time.
+    """Makes a code unusable until EnableCode. Assignments stay, and live locks stay until their expiry.
     CODE_NOT_FOUND; INVALID_STATE_TRANSITION when it is disabled.
     """
     EnableCode: _grpc.UnaryUnaryMultiCallable[_coupon_code_service_pb2.EnableCodeRequest, _coupon_code_service_pb2.EnableCodeResponse]
-    """Undoes DisableCode: the code is AVAILABLE, ASSIGNED or REDEEMED again, by its counts.
+    """Reverts DisableCode: the code is AVAILABLE, ASSIGNED or REDEEMED again, by its counts.
     CODE_NOT_FOUND; INVALID_STATE_TRANSITION when it is not disabled.
     """
 
 @_typing.type_check_only
 class CouponCodeServiceAsyncStub(CouponCodeServiceStub):
-    """The codes of a book: made, uploaded, looked at, switched off. A code is entered as a person would
-    type or paste it, in at most 128 characters, and answered in normalised form: 1-64 letters and
-    digits of any script, and the marks on them. All spellings are one code: Unicode's NFKC, in upper
-    case, without spaces, dashes, quotes, invisible characters, and signs such as . _ % & + # ! € and
-    emoji, as of Unicode 14.0, for ever. What cannot be a code is CODE_NOT_FOUND, and no guess: nothing
-    is left of it, or it has a backslash or one of ( ) , / : ; < = > @ [ ] { | }, a control character,
-    or one that Unicode 14.0 does not have. Only an empty one and one that is too long are
-    INVALID_ARGUMENT. The conventions of CouponBookService hold.
+    """The codes of a book: generation, import, export, look-up, disabling. A code is entered as a person
+    types or pastes it, in at most 128 characters, and returned in normalised form: 1-64 letters and
+    digits of any script, with their combining marks. All spellings are the same code: NFKC, upper case,
+    without spaces, dashes, quotes, invisible characters, and signs such as . _ % & + # ! € and emoji,
+    by Unicode 14.0, permanently. A text that cannot be a code is CODE_NOT_FOUND, and does not count as
+    a guess: its normalised form is empty, or it has a backslash or one of ( ) , / : ; < = > @ [ ] { | },
+    a control character, or one that Unicode 14.0 does not have. Only an empty text and one that is too
+    long are INVALID_ARGUMENT. The conventions of CouponBookService apply.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     PreviewCodes: _aio.UnaryUnaryMultiCallable[_coupon_code_service_pb2.PreviewCodesRequest, _coupon_code_service_pb2.PreviewCodesResponse]  # type: ignore[assignment]
-    """Says whether a format can make so many codes, and shows samples. Changes nothing."""
+    """Checks whether a format has enough codes, and returns samples. Changes nothing."""
     GenerateCodes: _aio.UnaryStreamMultiCallable[_coupon_code_service_pb2.GenerateCodesRequest, _coupon_code_service_pb2.GenerateCodesResponse]  # type: ignore[assignment]
-    """Makes `count` random codes in the book's `code_format`, in committed chunks, with a message of
-    progress after each. When the connection breaks, call again with the same `request_id` and
-    `count`: it goes on after the last committed chunk. Resource of the request_id: the book.
-    CODE_SPACE_EXHAUSTED at once when the book would then use more than half of all codes the
-    format has: the whole count is reserved when the call begins, so that what other calls have
-    begun counts as well. When nobody goes on with a broken call for an hour it is given up: what
-    is missing is free for others, and going on reserves it anew. CONTENTION when a call was given
-    up while it stalled, or the format was changed; INVALID_STATE_TRANSITION when the book is
-    CLOSED.
+    """Generates `count` random codes in the book's `code_format`, in committed chunks, with a progress
+    message after each. When the connection breaks, call again with the same `request_id` and
+    `count`: it resumes after the last committed chunk. Resource of the request_id: the book.
+    CODE_SPACE_EXHAUSTED at once when the book would then use more than half of the codes of its
+    format: a call reserves its whole count when it begins, so that concurrent calls count as well. A
+    broken call that is not resumed within an hour is abandoned: its remaining codes are free for
+    others, and resuming it reserves them again. CONTENTION when a call was abandoned while it
+    stalled, or the format was changed; INVALID_STATE_TRANSITION when the book is CLOSED.
     """
     ImportCodes: _aio.StreamStreamMultiCallable[_coupon_code_service_pb2.ImportCodesRequest, _coupon_code_service_pb2.ImportCodesResponse]  # type: ignore[assignment]
     """Uploads codes. The first message is the header, each further one a chunk; each chunk is
@@ -116,25 +114,25 @@ class CouponCodeServiceAsyncStub(CouponCodeServiceStub):
     GetCode: _aio.UnaryUnaryMultiCallable[_coupon_code_service_pb2.GetCodeRequest, _coupon_code_service_pb2.GetCodeResponse]  # type: ignore[assignment]
     """Returns a code with its derived state. CODE_NOT_FOUND, CODE_CHECKSUM_INVALID."""
     ListCodes: _aio.UnaryUnaryMultiCallable[_coupon_code_service_pb2.ListCodesRequest, _coupon_code_service_pb2.ListCodesResponse]  # type: ignore[assignment]
-    """Lists codes of a book in a fixed order of no meaning."""
+    """Lists codes of a book, in a stable order without meaning."""
     DisableCode: _aio.UnaryUnaryMultiCallable[_coupon_code_service_pb2.DisableCodeRequest, _coupon_code_service_pb2.DisableCodeResponse]  # type: ignore[assignment]
-    """Makes a code unusable until EnableCode; assignments stay, and so do live locks, for their time.
+    """Makes a code unusable until EnableCode. Assignments stay, and live locks stay until their expiry.
     CODE_NOT_FOUND; INVALID_STATE_TRANSITION when it is disabled.
     """
     EnableCode: _aio.UnaryUnaryMultiCallable[_coupon_code_service_pb2.EnableCodeRequest, _coupon_code_service_pb2.EnableCodeResponse]  # type: ignore[assignment]
-    """Undoes DisableCode: the code is AVAILABLE, ASSIGNED or REDEEMED again, by its counts.
+    """Reverts DisableCode: the code is AVAILABLE, ASSIGNED or REDEEMED again, by its counts.
     CODE_NOT_FOUND; INVALID_STATE_TRANSITION when it is not disabled.
     """
 
 class CouponCodeServiceServicer(metaclass=_abc_1.ABCMeta):
-    """The codes of a book: made, uploaded, looked at, switched off. A code is entered as a person would
-    type or paste it, in at most 128 characters, and answered in normalised form: 1-64 letters and
-    digits of any script, and the marks on them. All spellings are one code: Unicode's NFKC, in upper
-    case, without spaces, dashes, quotes, invisible characters, and signs such as . _ % & + # ! € and
-    emoji, as of Unicode 14.0, for ever. What cannot be a code is CODE_NOT_FOUND, and no guess: nothing
-    is left of it, or it has a backslash or one of ( ) , / : ; < = > @ [ ] { | }, a control character,
-    or one that Unicode 14.0 does not have. Only an empty one and one that is too long are
-    INVALID_ARGUMENT. The conventions of CouponBookService hold.
+    """The codes of a book: generation, import, export, look-up, disabling. A code is entered as a person
+    types or pastes it, in at most 128 characters, and returned in normalised form: 1-64 letters and
+    digits of any script, with their combining marks. All spellings are the same code: NFKC, upper case,
+    without spaces, dashes, quotes, invisible characters, and signs such as . _ % & + # ! € and emoji,
+    by Unicode 14.0, permanently. A text that cannot be a code is CODE_NOT_FOUND, and does not count as
+    a guess: its normalised form is empty, or it has a backslash or one of ( ) , / : ; < = > @ [ ] { | },
+    a control character, or one that Unicode 14.0 does not have. Only an empty text and one that is too
+    long are INVALID_ARGUMENT. The conventions of CouponBookService apply.
     """
 
     @_abc_1.abstractmethod
@@ -143,7 +141,7 @@ class CouponCodeServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _coupon_code_service_pb2.PreviewCodesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_coupon_code_service_pb2.PreviewCodesResponse, _abc.Awaitable[_coupon_code_service_pb2.PreviewCodesResponse]]:
-        """Says whether a format can make so many codes, and shows samples. Changes nothing."""
+        """Checks whether a format has enough codes, and returns samples. Changes nothing."""
 
     @_abc_1.abstractmethod
     def GenerateCodes(
@@ -151,15 +149,14 @@ class CouponCodeServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _coupon_code_service_pb2.GenerateCodesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_coupon_code_service_pb2.GenerateCodesResponse], _abc.AsyncIterator[_coupon_code_service_pb2.GenerateCodesResponse]]:
-        """Makes `count` random codes in the book's `code_format`, in committed chunks, with a message of
-        progress after each. When the connection breaks, call again with the same `request_id` and
-        `count`: it goes on after the last committed chunk. Resource of the request_id: the book.
-        CODE_SPACE_EXHAUSTED at once when the book would then use more than half of all codes the
-        format has: the whole count is reserved when the call begins, so that what other calls have
-        begun counts as well. When nobody goes on with a broken call for an hour it is given up: what
-        is missing is free for others, and going on reserves it anew. CONTENTION when a call was given
-        up while it stalled, or the format was changed; INVALID_STATE_TRANSITION when the book is
-        CLOSED.
+        """Generates `count` random codes in the book's `code_format`, in committed chunks, with a progress
+        message after each. When the connection breaks, call again with the same `request_id` and
+        `count`: it resumes after the last committed chunk. Resource of the request_id: the book.
+        CODE_SPACE_EXHAUSTED at once when the book would then use more than half of the codes of its
+        format: a call reserves its whole count when it begins, so that concurrent calls count as well. A
+        broken call that is not resumed within an hour is abandoned: its remaining codes are free for
+        others, and resuming it reserves them again. CONTENTION when a call was abandoned while it
+        stalled, or the format was changed; INVALID_STATE_TRANSITION when the book is CLOSED.
         """
 
     @_abc_1.abstractmethod
@@ -198,7 +195,7 @@ class CouponCodeServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _coupon_code_service_pb2.ListCodesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_coupon_code_service_pb2.ListCodesResponse, _abc.Awaitable[_coupon_code_service_pb2.ListCodesResponse]]:
-        """Lists codes of a book in a fixed order of no meaning."""
+        """Lists codes of a book, in a stable order without meaning."""
 
     @_abc_1.abstractmethod
     def DisableCode(
@@ -206,7 +203,7 @@ class CouponCodeServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _coupon_code_service_pb2.DisableCodeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_coupon_code_service_pb2.DisableCodeResponse, _abc.Awaitable[_coupon_code_service_pb2.DisableCodeResponse]]:
-        """Makes a code unusable until EnableCode; assignments stay, and so do live locks, for their time.
+        """Makes a code unusable until EnableCode. Assignments stay, and live locks stay until their expiry.
         CODE_NOT_FOUND; INVALID_STATE_TRANSITION when it is disabled.
         """
 
@@ -216,7 +213,7 @@ class CouponCodeServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _coupon_code_service_pb2.EnableCodeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_coupon_code_service_pb2.EnableCodeResponse, _abc.Awaitable[_coupon_code_service_pb2.EnableCodeResponse]]:
-        """Undoes DisableCode: the code is AVAILABLE, ASSIGNED or REDEEMED again, by its counts.
+        """Reverts DisableCode: the code is AVAILABLE, ASSIGNED or REDEEMED again, by its counts.
         CODE_NOT_FOUND; INVALID_STATE_TRANSITION when it is not disabled.
         """
 

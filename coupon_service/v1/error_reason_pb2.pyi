@@ -30,8 +30,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_BOOK_NOT_FOUND: _ErrorReason.ValueType  # 1
     """[NOT_FOUND] No coupon book with this id."""
     ERROR_REASON_CODE_NOT_FOUND: _ErrorReason.ValueType  # 2
-    """[NOT_FOUND] No such coupon code, or not in the book that was named; for an end user also one that
-    it cannot use.
+    """[NOT_FOUND] No such coupon code, or not in the given book; for an end user also one that the user
+    cannot use.
     """
     ERROR_REASON_ASSIGNMENT_NOT_FOUND: _ErrorReason.ValueType  # 3
     """[NOT_FOUND] The code is not assigned to this user."""
@@ -42,16 +42,17 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_BOOK_NOT_ACTIVE: _ErrorReason.ValueType  # 10
     """[FAILED_PRECONDITION] The book is DRAFT, PAUSED or CLOSED. Metadata: `state`."""
     ERROR_REASON_BOOK_NOT_STARTED: _ErrorReason.ValueType  # 11
-    """[FAILED_PRECONDITION] The book's `start_time` lies ahead. Metadata: `start_time`."""
+    """[FAILED_PRECONDITION] The book's `start_time` is in the future. Metadata: `start_time`."""
     ERROR_REASON_BOOK_EXPIRED: _ErrorReason.ValueType  # 12
     """[FAILED_PRECONDITION] The book's `end_time` has passed, or, with the token of a lock that is
-    held, had passed when the lock was taken. Metadata: `end_time`.
+    held, had passed when the lock was acquired. Metadata: `end_time`.
     """
     ERROR_REASON_CODE_DISABLED: _ErrorReason.ValueType  # 13
     """[FAILED_PRECONDITION] The code was disabled with DisableCode."""
     ERROR_REASON_CODE_EXPIRED: _ErrorReason.ValueType  # 14
     """[FAILED_PRECONDITION] The user's assignment is older than the book's `assigned_code_validity`,
-    or, with the token of a lock that is held, was when the lock was taken. Metadata: `expire_time`.
+    or, with the token of a lock that is held, was when the lock was acquired. Metadata:
+    `expire_time`.
     """
     ERROR_REASON_CODE_ALREADY_REDEEMED: _ErrorReason.ValueType  # 15
     """[FAILED_PRECONDITION] The code allows one redemption and has been redeemed."""
@@ -68,10 +69,9 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_CODE_NOT_ASSIGNED_TO_USER: _ErrorReason.ValueType  # 20
     """[FAILED_PRECONDITION] The book requires an assignment and the user has none for this code."""
     ERROR_REASON_CODE_LOCKED: _ErrorReason.ValueType  # 21
-    """[FAILED_PRECONDITION] All uses that are left are locked for others, or some are and the rest is
-    being redeemed at this moment; for LockCode also: the same user redeems it without a token at
-    this moment. Metadata: `retry_after_ms`, the time until the first of those locks ends at the
-    latest.
+    """[FAILED_PRECONDITION] All remaining uses are locked for others, or some are locked and calls in
+    flight are redeeming the rest; for LockCode also: a call of the same user without a token is
+    redeeming the code. Metadata: `retry_after_ms`, the time until the first of those locks expires.
     """
     ERROR_REASON_LOCK_REQUIRED: _ErrorReason.ValueType  # 22
     """[FAILED_PRECONDITION] The book requires a lock before a redemption and no `lock_token` was
@@ -87,8 +87,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     to another code or user.
     """
     ERROR_REASON_LOCK_LIMIT_EXCEEDED: _ErrorReason.ValueType  # 25
-    """[FAILED_PRECONDITION] The user holds as many locks, or has extended this lock as often, as is
-    allowed. Metadata: `limit`.
+    """[FAILED_PRECONDITION] The user has reached the limit of live locks, or the lock its limit of
+    extensions. Metadata: `limit`.
     """
     ERROR_REASON_ORDER_BELOW_MINIMUM: _ErrorReason.ValueType  # 26
     """[FAILED_PRECONDITION] The order amount is below the book's `min_order_amount_minor`, or was
@@ -113,25 +113,25 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     ERROR_REASON_INVALID_STATE_TRANSITION: _ErrorReason.ValueType  # 31
     """[FAILED_PRECONDITION] The state of the book, code or assignment does not allow this change; or a
-    repeat, and it is no longer in the state that the first call gave it. Metadata: `state`.
+    repeat whose resource is no longer in the state that the first call gave it. Metadata: `state`.
     """
     ERROR_REASON_ASSIGNMENT_NOT_ACTIVE: _ErrorReason.ValueType  # 32
-    """[FAILED_PRECONDITION] A repeat: the assignment that the first call made is no longer active.
-    Metadata: `state`, REDEEMED when the user has used it up, REVOKED when it was taken back, also
-    when the code was assigned to the user anew.
+    """[FAILED_PRECONDITION] A repeat whose assignment is no longer active. Metadata: `state`, REDEEMED
+    when the user has used it up, REVOKED when it was revoked, also when the code was assigned to the
+    user again.
     """
     ERROR_REASON_CODE_ALREADY_ASSIGNED: _ErrorReason.ValueType  # 40
     """[ALREADY_EXISTS] The code is assigned to this user already, or to as many users as it has
     redemptions.
     """
     ERROR_REASON_DUPLICATE_CODE: _ErrorReason.ValueType  # 41
-    """[ALREADY_EXISTS] The code exists, in this or another book. In the rows of ImportCodes."""
+    """[ALREADY_EXISTS] The code already exists, in this or another book. In the rows of ImportCodes."""
     ERROR_REASON_INVALID_ARGUMENT: _ErrorReason.ValueType  # 50
-    """[INVALID_ARGUMENT] Fields of the request are not as the contract says. A google.rpc.BadRequest
-    detail names every one of them.
+    """[INVALID_ARGUMENT] Fields of the request are invalid. A google.rpc.BadRequest detail names each of
+    them.
     """
     ERROR_REASON_CODE_CHECKSUM_INVALID: _ErrorReason.ValueType  # 51
-    """[INVALID_ARGUMENT] The check character of the code does not fit: it was mistyped. Only when
+    """[INVALID_ARGUMENT] The check character of the code does not match: it was mistyped. Only when
     `book_id` is given and the book's code format has a check character.
     """
     ERROR_REASON_REQUEST_ID_REUSED: _ErrorReason.ValueType  # 52
@@ -149,35 +149,33 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     this user or by this caller, with RetryInfo. Metadata: `retry_after_ms`.
     """
     ERROR_REASON_OVERLOADED: _ErrorReason.ValueType  # 71
-    """[RESOURCE_EXHAUSTED] The service has more to do than it can keep up with, with RetryInfo.
-    Never a limit of a book.
-    """
+    """[RESOURCE_EXHAUSTED] The service is overloaded, with RetryInfo. Never a limit of a book."""
     ERROR_REASON_UNAUTHENTICATED: _ErrorReason.ValueType  # 80
     """[UNAUTHENTICATED] No valid token in the metadata `authorization: Bearer <token>`."""
     ERROR_REASON_PERMISSION_DENIED: _ErrorReason.ValueType  # 81
-    """[PERMISSION_DENIED] The caller's roles do not allow it, or a business, or for an end user a user,
-    was named that is not its own.
+    """[PERMISSION_DENIED] The caller's roles do not allow it, or the request names another business than
+    the caller's, or for an end user another user.
     """
     ERROR_REASON_DATABASE_UNAVAILABLE: _ErrorReason.ValueType  # 90
-    """[UNAVAILABLE] PostgreSQL cannot be reached. The outcome of a change is open."""
+    """[UNAVAILABLE] PostgreSQL cannot be reached. The outcome of a change is unknown."""
     ERROR_REASON_LOCKS_UNAVAILABLE: _ErrorReason.ValueType  # 91
-    """[UNAVAILABLE] Redis cannot be reached, so that no lock can be taken or looked at. Nothing was
-    redeemed.
+    """[UNAVAILABLE] Redis cannot be reached, so that locks can be neither acquired nor checked. Nothing
+    was redeemed.
     """
     ERROR_REASON_DEADLINE_EXCEEDED: _ErrorReason.ValueType  # 92
-    """[DEADLINE_EXCEEDED] The deadline passed. The outcome of a change is open."""
+    """[DEADLINE_EXCEEDED] The deadline passed. The outcome of a change is unknown."""
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 93
-    """[INTERNAL] A fault of the service. Metadata: `error_id`, to be found in its log."""
+    """[INTERNAL] A fault of the service. Metadata: `error_id`, which the log of the service has as well."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a request was not carried out. Every error status of this service carries a
     google.rpc.ErrorInfo detail with `domain` = "coupon_service.v1" and `reason` = the name of one
     of these values without the prefix ERROR_REASON_, for example "CODE_ALREADY_REDEEMED".
 
-    The gRPC status a reason comes with is given in brackets. A status of FAILED_PRECONDITION,
-    NOT_FOUND, ALREADY_EXISTS, INVALID_ARGUMENT, PERMISSION_DENIED, UNAUTHENTICATED,
-    RESOURCE_EXHAUSTED or ABORTED is definite: nothing was changed. UNAVAILABLE, DEADLINE_EXCEEDED,
-    CANCELLED and INTERNAL leave the outcome open; a repeat with the same `request_id` settles it.
+    The gRPC status of a reason is given in brackets. A status of FAILED_PRECONDITION, NOT_FOUND,
+    ALREADY_EXISTS, INVALID_ARGUMENT, PERMISSION_DENIED, UNAUTHENTICATED, RESOURCE_EXHAUSTED or ABORTED
+    is definite: nothing was changed. With UNAVAILABLE, DEADLINE_EXCEEDED, CANCELLED and INTERNAL the
+    outcome is unknown; a repeat with the same `request_id` resolves it.
     """
 
 ERROR_REASON_UNSPECIFIED: ErrorReason.ValueType  # 0
@@ -185,8 +183,8 @@ ERROR_REASON_UNSPECIFIED: ErrorReason.ValueType  # 0
 ERROR_REASON_BOOK_NOT_FOUND: ErrorReason.ValueType  # 1
 """[NOT_FOUND] No coupon book with this id."""
 ERROR_REASON_CODE_NOT_FOUND: ErrorReason.ValueType  # 2
-"""[NOT_FOUND] No such coupon code, or not in the book that was named; for an end user also one that
-it cannot use.
+"""[NOT_FOUND] No such coupon code, or not in the given book; for an end user also one that the user
+cannot use.
 """
 ERROR_REASON_ASSIGNMENT_NOT_FOUND: ErrorReason.ValueType  # 3
 """[NOT_FOUND] The code is not assigned to this user."""
@@ -197,16 +195,17 @@ ERROR_REASON_REDEMPTION_NOT_FOUND: ErrorReason.ValueType  # 5
 ERROR_REASON_BOOK_NOT_ACTIVE: ErrorReason.ValueType  # 10
 """[FAILED_PRECONDITION] The book is DRAFT, PAUSED or CLOSED. Metadata: `state`."""
 ERROR_REASON_BOOK_NOT_STARTED: ErrorReason.ValueType  # 11
-"""[FAILED_PRECONDITION] The book's `start_time` lies ahead. Metadata: `start_time`."""
+"""[FAILED_PRECONDITION] The book's `start_time` is in the future. Metadata: `start_time`."""
 ERROR_REASON_BOOK_EXPIRED: ErrorReason.ValueType  # 12
 """[FAILED_PRECONDITION] The book's `end_time` has passed, or, with the token of a lock that is
-held, had passed when the lock was taken. Metadata: `end_time`.
+held, had passed when the lock was acquired. Metadata: `end_time`.
 """
 ERROR_REASON_CODE_DISABLED: ErrorReason.ValueType  # 13
 """[FAILED_PRECONDITION] The code was disabled with DisableCode."""
 ERROR_REASON_CODE_EXPIRED: ErrorReason.ValueType  # 14
 """[FAILED_PRECONDITION] The user's assignment is older than the book's `assigned_code_validity`,
-or, with the token of a lock that is held, was when the lock was taken. Metadata: `expire_time`.
+or, with the token of a lock that is held, was when the lock was acquired. Metadata:
+`expire_time`.
 """
 ERROR_REASON_CODE_ALREADY_REDEEMED: ErrorReason.ValueType  # 15
 """[FAILED_PRECONDITION] The code allows one redemption and has been redeemed."""
@@ -223,10 +222,9 @@ ERROR_REASON_NO_CODES_AVAILABLE: ErrorReason.ValueType  # 19
 ERROR_REASON_CODE_NOT_ASSIGNED_TO_USER: ErrorReason.ValueType  # 20
 """[FAILED_PRECONDITION] The book requires an assignment and the user has none for this code."""
 ERROR_REASON_CODE_LOCKED: ErrorReason.ValueType  # 21
-"""[FAILED_PRECONDITION] All uses that are left are locked for others, or some are and the rest is
-being redeemed at this moment; for LockCode also: the same user redeems it without a token at
-this moment. Metadata: `retry_after_ms`, the time until the first of those locks ends at the
-latest.
+"""[FAILED_PRECONDITION] All remaining uses are locked for others, or some are locked and calls in
+flight are redeeming the rest; for LockCode also: a call of the same user without a token is
+redeeming the code. Metadata: `retry_after_ms`, the time until the first of those locks expires.
 """
 ERROR_REASON_LOCK_REQUIRED: ErrorReason.ValueType  # 22
 """[FAILED_PRECONDITION] The book requires a lock before a redemption and no `lock_token` was
@@ -242,8 +240,8 @@ ERROR_REASON_LOCK_TOKEN_MISMATCH: ErrorReason.ValueType  # 24
 to another code or user.
 """
 ERROR_REASON_LOCK_LIMIT_EXCEEDED: ErrorReason.ValueType  # 25
-"""[FAILED_PRECONDITION] The user holds as many locks, or has extended this lock as often, as is
-allowed. Metadata: `limit`.
+"""[FAILED_PRECONDITION] The user has reached the limit of live locks, or the lock its limit of
+extensions. Metadata: `limit`.
 """
 ERROR_REASON_ORDER_BELOW_MINIMUM: ErrorReason.ValueType  # 26
 """[FAILED_PRECONDITION] The order amount is below the book's `min_order_amount_minor`, or was
@@ -268,25 +266,25 @@ ERROR_REASON_CODE_SPACE_EXHAUSTED: ErrorReason.ValueType  # 30
 """
 ERROR_REASON_INVALID_STATE_TRANSITION: ErrorReason.ValueType  # 31
 """[FAILED_PRECONDITION] The state of the book, code or assignment does not allow this change; or a
-repeat, and it is no longer in the state that the first call gave it. Metadata: `state`.
+repeat whose resource is no longer in the state that the first call gave it. Metadata: `state`.
 """
 ERROR_REASON_ASSIGNMENT_NOT_ACTIVE: ErrorReason.ValueType  # 32
-"""[FAILED_PRECONDITION] A repeat: the assignment that the first call made is no longer active.
-Metadata: `state`, REDEEMED when the user has used it up, REVOKED when it was taken back, also
-when the code was assigned to the user anew.
+"""[FAILED_PRECONDITION] A repeat whose assignment is no longer active. Metadata: `state`, REDEEMED
+when the user has used it up, REVOKED when it was revoked, also when the code was assigned to the
+user again.
 """
 ERROR_REASON_CODE_ALREADY_ASSIGNED: ErrorReason.ValueType  # 40
 """[ALREADY_EXISTS] The code is assigned to this user already, or to as many users as it has
 redemptions.
 """
 ERROR_REASON_DUPLICATE_CODE: ErrorReason.ValueType  # 41
-"""[ALREADY_EXISTS] The code exists, in this or another book. In the rows of ImportCodes."""
+"""[ALREADY_EXISTS] The code already exists, in this or another book. In the rows of ImportCodes."""
 ERROR_REASON_INVALID_ARGUMENT: ErrorReason.ValueType  # 50
-"""[INVALID_ARGUMENT] Fields of the request are not as the contract says. A google.rpc.BadRequest
-detail names every one of them.
+"""[INVALID_ARGUMENT] Fields of the request are invalid. A google.rpc.BadRequest detail names each of
+them.
 """
 ERROR_REASON_CODE_CHECKSUM_INVALID: ErrorReason.ValueType  # 51
-"""[INVALID_ARGUMENT] The check character of the code does not fit: it was mistyped. Only when
+"""[INVALID_ARGUMENT] The check character of the code does not match: it was mistyped. Only when
 `book_id` is given and the book's code format has a check character.
 """
 ERROR_REASON_REQUEST_ID_REUSED: ErrorReason.ValueType  # 52
@@ -304,25 +302,23 @@ ERROR_REASON_RATE_LIMITED: ErrorReason.ValueType  # 70
 this user or by this caller, with RetryInfo. Metadata: `retry_after_ms`.
 """
 ERROR_REASON_OVERLOADED: ErrorReason.ValueType  # 71
-"""[RESOURCE_EXHAUSTED] The service has more to do than it can keep up with, with RetryInfo.
-Never a limit of a book.
-"""
+"""[RESOURCE_EXHAUSTED] The service is overloaded, with RetryInfo. Never a limit of a book."""
 ERROR_REASON_UNAUTHENTICATED: ErrorReason.ValueType  # 80
 """[UNAUTHENTICATED] No valid token in the metadata `authorization: Bearer <token>`."""
 ERROR_REASON_PERMISSION_DENIED: ErrorReason.ValueType  # 81
-"""[PERMISSION_DENIED] The caller's roles do not allow it, or a business, or for an end user a user,
-was named that is not its own.
+"""[PERMISSION_DENIED] The caller's roles do not allow it, or the request names another business than
+the caller's, or for an end user another user.
 """
 ERROR_REASON_DATABASE_UNAVAILABLE: ErrorReason.ValueType  # 90
-"""[UNAVAILABLE] PostgreSQL cannot be reached. The outcome of a change is open."""
+"""[UNAVAILABLE] PostgreSQL cannot be reached. The outcome of a change is unknown."""
 ERROR_REASON_LOCKS_UNAVAILABLE: ErrorReason.ValueType  # 91
-"""[UNAVAILABLE] Redis cannot be reached, so that no lock can be taken or looked at. Nothing was
-redeemed.
+"""[UNAVAILABLE] Redis cannot be reached, so that locks can be neither acquired nor checked. Nothing
+was redeemed.
 """
 ERROR_REASON_DEADLINE_EXCEEDED: ErrorReason.ValueType  # 92
-"""[DEADLINE_EXCEEDED] The deadline passed. The outcome of a change is open."""
+"""[DEADLINE_EXCEEDED] The deadline passed. The outcome of a change is unknown."""
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 93
-"""[INTERNAL] A fault of the service. Metadata: `error_id`, to be found in its log."""
+"""[INTERNAL] A fault of the service. Metadata: `error_id`, which the log of the service has as well."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
 
 @_typing.final
@@ -357,7 +353,7 @@ class ItemError(_message.Message):
     reason: Global___ErrorReason.ValueType
     """The reason, for programs."""
     message: _builtins.str
-    """What happened, for people. Not stable."""
+    """A description for people. Not stable."""
     @_builtins.property
     def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """The same keys as in the ErrorInfo of a call that fails with this reason."""

@@ -35,11 +35,11 @@ class _LockStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_LockState.V
     LOCK_STATE_HELD: _LockState.ValueType  # 1
     """It reserves one redemption."""
     LOCK_STATE_REDEEMED: _LockState.ValueType  # 2
-    """The redemption took place."""
+    """It was used by a redemption."""
     LOCK_STATE_RELEASED: _LockState.ValueType  # 3
-    """Ended with UnlockCode."""
+    """Released with UnlockCode."""
     LOCK_STATE_EXPIRED: _LockState.ValueType  # 4
-    """Its time ran out."""
+    """It expired."""
 
 class LockState(_LockState, metaclass=_LockStateEnumTypeWrapper):
     """The state of a lock."""
@@ -49,11 +49,11 @@ LOCK_STATE_UNSPECIFIED: LockState.ValueType  # 0
 LOCK_STATE_HELD: LockState.ValueType  # 1
 """It reserves one redemption."""
 LOCK_STATE_REDEEMED: LockState.ValueType  # 2
-"""The redemption took place."""
+"""It was used by a redemption."""
 LOCK_STATE_RELEASED: LockState.ValueType  # 3
-"""Ended with UnlockCode."""
+"""Released with UnlockCode."""
 LOCK_STATE_EXPIRED: LockState.ValueType  # 4
-"""Its time ran out."""
+"""It expired."""
 Global___LockState: _TypeAlias = LockState  # noqa: Y015
 
 class _RedemptionState:
@@ -67,7 +67,7 @@ class _RedemptionStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Redem
     REDEMPTION_STATE_SUCCEEDED: _RedemptionState.ValueType  # 1
     """It counts."""
     REDEMPTION_STATE_ROLLED_BACK: _RedemptionState.ValueType  # 2
-    """Undone with RollbackRedemption."""
+    """Rolled back with RollbackRedemption."""
 
 class RedemptionState(_RedemptionState, metaclass=_RedemptionStateEnumTypeWrapper):
     """The state of a redemption."""
@@ -77,7 +77,7 @@ REDEMPTION_STATE_UNSPECIFIED: RedemptionState.ValueType  # 0
 REDEMPTION_STATE_SUCCEEDED: RedemptionState.ValueType  # 1
 """It counts."""
 REDEMPTION_STATE_ROLLED_BACK: RedemptionState.ValueType  # 2
-"""Undone with RollbackRedemption."""
+"""Rolled back with RollbackRedemption."""
 Global___RedemptionState: _TypeAlias = RedemptionState  # noqa: Y015
 
 class _BatchMode:
@@ -89,7 +89,7 @@ class _BatchModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_BatchMode.V
     BATCH_MODE_UNSPECIFIED: _BatchMode.ValueType  # 0
     """The default: BEST_EFFORT."""
     BATCH_MODE_BEST_EFFORT: _BatchMode.ValueType  # 1
-    """Each item stands for itself."""
+    """Each item is redeemed or refused independently."""
     BATCH_MODE_ALL_OR_NOTHING: _BatchMode.ValueType  # 2
     """All items are redeemed or none. One refusal refuses all."""
 
@@ -99,7 +99,7 @@ class BatchMode(_BatchMode, metaclass=_BatchModeEnumTypeWrapper):
 BATCH_MODE_UNSPECIFIED: BatchMode.ValueType  # 0
 """The default: BEST_EFFORT."""
 BATCH_MODE_BEST_EFFORT: BatchMode.ValueType  # 1
-"""Each item stands for itself."""
+"""Each item is redeemed or refused independently."""
 BATCH_MODE_ALL_OR_NOTHING: BatchMode.ValueType  # 2
 """All items are redeemed or none. One refusal refuses all."""
 Global___BatchMode: _TypeAlias = BatchMode  # noqa: Y015
@@ -127,18 +127,18 @@ class Lock(_message.Message):
     user_id: _builtins.str
     """The holder."""
     state: Global___LockState.ValueType
-    """Where it stands."""
+    """Its state."""
     fence: _builtins.int
-    """Fencing number: grows with every lock of the service. A redemption with an older one than the
+    """Fencing number: increases with each lock of the service. A redemption with an older one than the
     newest accepted for this code and user is refused.
     """
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
-        """When it was taken."""
+        """The time at which it was acquired."""
 
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp:
-        """When it ends by itself. The service chose it; it may be earlier than wished."""
+        """The time at which it expires. Chosen by the service; it may be earlier than requested."""
 
     def __init__(
         self,
@@ -186,30 +186,30 @@ class Redemption(_message.Message):
     book_id: _builtins.str
     """The book."""
     user_id: _builtins.str
-    """Who used it."""
+    """The user."""
     order_id: _builtins.str
-    """For which order. May be empty."""
+    """The order. May be empty."""
     state: Global___RedemptionState.ValueType
     """Whether it still counts."""
     benefit: _builtins.str
-    """The book's benefit. Empty for money."""
+    """The book's benefit. Empty when the discount is an amount."""
     lock_id: _builtins.str
-    """The lock it used. May be empty."""
+    """The lock that it used. May be empty."""
     @_builtins.property
     def order_amount(self) -> _money_pb2.Money:
         """As given. Unset when no amount was given."""
 
     @_builtins.property
     def discount(self) -> _money_pb2.Money:
-        """What was taken off. Unset for benefits, and for percent off without an order amount."""
+        """The discount. Unset for benefits, and for percent off without an order amount."""
 
     @_builtins.property
     def redeem_time(self) -> _timestamp_pb2.Timestamp:
-        """When."""
+        """The time of the redemption."""
 
     @_builtins.property
     def rollback_time(self) -> _timestamp_pb2.Timestamp:
-        """When it was rolled back. Unset unless ROLLED_BACK."""
+        """The time of the rollback. Unset unless ROLLED_BACK."""
 
     @_builtins.property
     def metadata(self) -> _struct_pb2.Struct:
@@ -242,7 +242,7 @@ Global___Redemption: _TypeAlias = Redemption  # noqa: Y015
 
 @_typing.final
 class RedemptionCounts(_message.Message):
-    """How often a code was redeemed at a moment."""
+    """Redemption counts of a code at one moment."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -251,14 +251,14 @@ class RedemptionCounts(_message.Message):
     USED_UP_FIELD_NUMBER: _builtins.int
     USER_CODE_REDEMPTION_COUNT_FIELD_NUMBER: _builtins.int
     code_redemption_count: _builtins.int
-    """Redemptions of the code so far, roll-backs deducted."""
+    """Redemptions of the code that were not rolled back."""
     code_max_redemptions: _builtins.int
-    """How many there can be. 0 = no limit."""
+    """The limit of redemptions of the code. 0 = no limit."""
     used_up: _builtins.bool
     """True when the code is used up."""
     user_code_redemption_count: _builtins.int
-    """Redemptions of the code by this user so far. 0 where the book sets no limit for it and the
-    code is not assigned: then it is not counted.
+    """Redemptions of the code by this user that were not rolled back. 0 where the book sets no limit
+    for it and the code is not assigned: then it is not counted.
     """
     def __init__(
         self,
@@ -293,14 +293,14 @@ class ValidateCodeRequest(_message.Message):
     book_id: _builtins.str
     """When set, the code has to belong to this book, and its check character is verified."""
     user_id: _builtins.str
-    """Who would use it."""
+    """The user who would redeem it."""
     order_id: _builtins.str
-    """For which order. Optional."""
+    """The order. Optional."""
     lock_token: _builtins.str
     """The lock that would be used. Optional."""
     @_builtins.property
     def order_amount(self) -> _money_pb2.Money:
-        """What would be ordered. Optional; without it a percentage cannot be computed."""
+        """The amount of the order. Optional; without it a percentage cannot be computed."""
 
     def __init__(
         self,
@@ -337,20 +337,18 @@ class ValidateCodeResponse(_message.Message):
     book_id: _builtins.str
     """The book. Empty when the code does not exist."""
     benefit: _builtins.str
-    """The book's benefit. Empty for money."""
+    """The book's benefit. Empty when the discount is an amount."""
     @_builtins.property
     def problems(self) -> _containers.RepeatedCompositeFieldContainer[_error_reason_pb2.ItemError]:
-        """Every reason why not. The first is the one RedeemCode would answer with."""
+        """All reasons why it would be refused. The first is the one that RedeemCode would return."""
 
     @_builtins.property
     def discount(self) -> _money_pb2.Money:
-        """What would be taken off, also when there are problems. Unset for benefits and where it cannot
-        be computed.
-        """
+        """The discount, also when there are problems. Unset for benefits and where it cannot be computed."""
 
     @_builtins.property
     def counts(self) -> Global___RedemptionCounts:
-        """The counts now."""
+        """The current counts."""
 
     def __init__(
         self,
@@ -387,19 +385,18 @@ class LockCodeRequest(_message.Message):
     book_id: _builtins.str
     """When set, the code has to belong to this book, and its check character is verified."""
     user_id: _builtins.str
-    """For whom."""
+    """The user who holds the lock."""
     request_id: _builtins.str
     """See CouponBookService."""
     @_builtins.property
     def ttl(self) -> _duration_pb2.Duration:
-        """Wished lifetime: 1 s to 15 min, in whole milliseconds; longer ones are INVALID_ARGUMENT only
-        beyond one day and otherwise shortened to what book and server allow. Unset = the book's
-        default.
+        """Requested lifetime: 1 s to 15 min, in whole milliseconds. Longer ones are clamped to what book and
+        server allow, and are INVALID_ARGUMENT beyond one day. Unset = the book's default.
         """
 
     @_builtins.property
     def metadata(self) -> _struct_pb2.Struct:
-        """Kept in the ledger."""
+        """Stored in the ledger."""
 
     def __init__(
         self,
@@ -429,9 +426,11 @@ class LockCodeResponse(_message.Message):
     LOCK_TOKEN_FIELD_NUMBER: _builtins.int
     REPLAYED_FIELD_NUMBER: _builtins.int
     lock_token: _builtins.str
-    """Proof of the lock for RedeemCode, ExtendLock and UnlockCode. Whoever has it can use it."""
+    """Proof of the lock for RedeemCode, ExtendLock and UnlockCode. A bearer token: keep it secret."""
     replayed: _builtins.bool
-    """True when this request_id had been carried out before, or the user held the lock already."""
+    """True when an earlier call with this request_id was carried out, or the user already held the
+    lock.
+    """
     @_builtins.property
     def lock(self) -> Global___Lock:
         """The lock."""
@@ -466,7 +465,7 @@ class ExtendLockRequest(_message.Message):
     """See CouponBookService. Resource: the lock."""
     @_builtins.property
     def ttl(self) -> _duration_pb2.Duration:
-        """Wished lifetime from now on, as in LockCode."""
+        """Requested lifetime from now, as in LockCode."""
 
     def __init__(
         self,
@@ -495,7 +494,7 @@ class ExtendLockResponse(_message.Message):
     lock_token: _builtins.str
     """The new token."""
     replayed: _builtins.bool
-    """True when this request_id had been carried out before."""
+    """True when an earlier call with this request_id was carried out."""
     @_builtins.property
     def lock(self) -> Global___Lock:
         """The lock with its new expiry."""
@@ -556,7 +555,7 @@ class UnlockCodeResponse(_message.Message):
     LOCK_FIELD_NUMBER: _builtins.int
     REPLAYED_FIELD_NUMBER: _builtins.int
     replayed: _builtins.bool
-    """True when it had been released before."""
+    """True when it was already released."""
     @_builtins.property
     def lock(self) -> Global___Lock:
         """The lock, RELEASED."""
@@ -719,7 +718,7 @@ class RedeemCodeRequest(_message.Message):
 
     @_builtins.property
     def metadata(self) -> _struct_pb2.Struct:
-        """Kept in the ledger."""
+        """Stored in the ledger."""
 
     def __init__(
         self,
@@ -751,14 +750,14 @@ class RedeemCodeResponse(_message.Message):
     COUNTS_FIELD_NUMBER: _builtins.int
     REPLAYED_FIELD_NUMBER: _builtins.int
     replayed: _builtins.bool
-    """True when this request_id had been carried out before."""
+    """True when an earlier call with this request_id was carried out."""
     @_builtins.property
     def redemption(self) -> Global___Redemption:
         """The redemption."""
 
     @_builtins.property
     def counts(self) -> Global___RedemptionCounts:
-        """The counts right after it; of that time when replayed."""
+        """The counts right after it; when replayed, those of that time."""
 
     def __init__(
         self,
@@ -800,7 +799,7 @@ class RedeemItem(_message.Message):
     lock_token: _builtins.str
     """See RedeemCodeRequest."""
     request_id: _builtins.str
-    """Empty = that of the call. Needed where a code comes twice in one call."""
+    """Empty = that of the call. Needed where a call has the same code twice."""
     @_builtins.property
     def order_amount(self) -> _money_pb2.Money:
         """See RedeemCodeRequest."""
@@ -863,7 +862,7 @@ Global___BatchRedeemCodesRequest: _TypeAlias = BatchRedeemCodesRequest  # noqa: 
 
 @_typing.final
 class BatchRedeemResult(_message.Message):
-    """What became of one item."""
+    """The result of one item."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -872,15 +871,15 @@ class BatchRedeemResult(_message.Message):
     COUNTS_FIELD_NUMBER: _builtins.int
     REPLAYED_FIELD_NUMBER: _builtins.int
     replayed: _builtins.bool
-    """True when this request_id had been carried out before."""
+    """True when an earlier call with this request_id was carried out."""
     @_builtins.property
     def redemption(self) -> Global___Redemption:
         """The redemption."""
 
     @_builtins.property
     def error(self) -> _error_reason_pb2.ItemError:
-        """Why not. With ALL_OR_NOTHING, items that could have been redeemed have the error of the first
-        one that could not, with metadata `item` = its index.
+        """The reason of the refusal. With ALL_OR_NOTHING, items that could have been redeemed have the
+        error of the first one that could not, with metadata `item` = its index.
         """
 
     @_builtins.property
@@ -914,7 +913,7 @@ class BatchRedeemCodesResponse(_message.Message):
     RESULTS_FIELD_NUMBER: _builtins.int
     REDEEMED_COUNT_FIELD_NUMBER: _builtins.int
     redeemed_count: _builtins.int
-    """How many have a redemption."""
+    """The number of results with a redemption."""
     @_builtins.property
     def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___BatchRedeemResult]:
         """One for each item, in the order of the request."""
@@ -948,7 +947,7 @@ class RollbackRedemptionRequest(_message.Message):
     """See CouponBookService."""
     @_builtins.property
     def metadata(self) -> _struct_pb2.Struct:
-        """Kept in the ledger."""
+        """Stored in the ledger."""
 
     def __init__(
         self,
@@ -975,14 +974,14 @@ class RollbackRedemptionResponse(_message.Message):
     COUNTS_FIELD_NUMBER: _builtins.int
     REPLAYED_FIELD_NUMBER: _builtins.int
     replayed: _builtins.bool
-    """True when this request_id had been carried out before."""
+    """True when an earlier call with this request_id was carried out."""
     @_builtins.property
     def redemption(self) -> Global___Redemption:
         """The redemption, ROLLED_BACK."""
 
     @_builtins.property
     def counts(self) -> Global___RedemptionCounts:
-        """The counts right after the roll-back."""
+        """The counts right after the rollback."""
 
     def __init__(
         self,

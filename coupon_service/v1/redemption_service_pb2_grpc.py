@@ -127,7 +127,7 @@ class RedemptionServiceServicer:
     """
 
     def ValidateCode(self, request, context):
-        """A dry run of RedeemCode: tells every reason why it would be refused now, and the discount it
+        """A dry run of RedeemCode: returns all reasons why it would be refused now, and the discount that it
         would give. Changes nothing. A code that does not exist is a reason, not an error.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -135,41 +135,41 @@ class RedemptionServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def LockCode(self, request, context):
-        """Reserves one redemption of a code for a user, for a limited time. Asking again for the same user
-        returns the same lock, with the expiry it has; once its time is over, a new lock, at once, after
-        which nothing is redeemed with the old one. Refused for the same reasons as RedeemCode
-        (the order is not looked at), and: CODE_LOCKED when every use that is left is locked for others
-        or this user redeems it without a token at this moment, LOCK_LIMIT_EXCEEDED,
-        INVALID_STATE_TRANSITION when the book has locking off, LOCKS_UNAVAILABLE.
-        A repeat returns the lock as it is now; LOCK_EXPIRED when it is over, with its `state`.
-        At any time live locks + redemptions ≤ the code's limit. Resource of the request_id: the code.
+        """Reserves one redemption of a code for a user, for a limited time. Another call for the same user
+        returns the same lock with its unchanged expiry. After the expiry it grants a new lock at once,
+        and the token of the old one is no longer accepted. Refused for the same reasons as RedeemCode
+        (those about the order excepted), and: CODE_LOCKED when all remaining uses are locked for others,
+        or a call of this user without a token is redeeming the code; LOCK_LIMIT_EXCEEDED;
+        INVALID_STATE_TRANSITION when the book has locking off; LOCKS_UNAVAILABLE. A repeat returns the
+        current lock, or LOCK_EXPIRED with its `state` when it is no longer held. At any time live locks +
+        redemptions ≤ the code's limit. Resource of the request_id: the code.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ExtendLock(self, request, context):
-        """Gives a lock a new expiry, `ttl` from now, never earlier than it had. LOCK_EXPIRED,
-        LOCK_TOKEN_MISMATCH, LOCK_LIMIT_EXCEEDED (3 times by default), INVALID_STATE_TRANSITION when the
-        book has locking off, BOOK_EXPIRED, BOOK_NOT_STARTED, CODE_EXPIRED (all as of now),
-        LOCKS_UNAVAILABLE. The old token keeps its old expiry; use the new one. A repeat returns the lock
-        as it is now; LOCK_EXPIRED when it is over, with its `state`.
+        """Extends a lock to `ttl` from now, never to an earlier expiry. LOCK_EXPIRED, LOCK_TOKEN_MISMATCH,
+        LOCK_LIMIT_EXCEEDED (3 extensions by default), INVALID_STATE_TRANSITION when the book has locking
+        off, BOOK_EXPIRED, BOOK_NOT_STARTED, CODE_EXPIRED (all as of now), LOCKS_UNAVAILABLE. The old
+        token keeps its old expiry; use the new one. A repeat returns the current lock, or LOCK_EXPIRED
+        with its `state` when it is no longer held.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UnlockCode(self, request, context):
-        """Ends a lock before its time. LOCK_NOT_FOUND, LOCK_EXPIRED (it ended otherwise),
-        LOCK_TOKEN_MISMATCH. While Redis cannot be reached, the token is worthless at once and the code
-        free when the time of the lock is over.
+        """Releases a lock before its expiry. LOCK_NOT_FOUND, LOCK_EXPIRED (it expired or was redeemed),
+        LOCK_TOKEN_MISMATCH. While Redis cannot be reached, the token becomes invalid at once, and the
+        code is free after the expiry of the lock.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetLock(self, request, context):
-        """Returns a lock, also one that has ended. LOCK_NOT_FOUND.
+        """Returns a lock, live or not. LOCK_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -184,7 +184,7 @@ class RedemptionServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RedeemCode(self, request, context):
-        """Uses a code once: the one call that must never happen too often. Answered OK, it is durable.
+        """Redeems a code once. After OK the redemption is durable.
         CODE_NOT_FOUND, CODE_CHECKSUM_INVALID, BOOK_NOT_ACTIVE, BOOK_NOT_STARTED, BOOK_EXPIRED,
         CODE_DISABLED, CODE_ALREADY_REDEEMED, CODE_LIMIT_EXCEEDED, CODE_NOT_ASSIGNED_TO_USER,
         CODE_EXPIRED, USER_LIMIT_EXCEEDED, BOOK_LIMIT_EXCEEDED, ORDER_ALREADY_REDEEMED,
@@ -203,18 +203,18 @@ class RedemptionServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def BatchRedeemCodes(self, request, context):
-        """RedeemCode for up to 1,000 codes: in one transaction when it is ALL_OR_NOTHING, else in a few,
-        between which others get their turn. In a repeat of a batch that was carried out each item
-        answers for itself, also with ALL_OR_NOTHING: some may have been rolled back since.
+        """RedeemCode for up to 1,000 codes: with ALL_OR_NOTHING in one transaction, otherwise in several, so
+        that other calls are not delayed. In a repeat of a batch that was carried out each item has its
+        own result, also with ALL_OR_NOTHING: some may have been rolled back since.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RollbackRedemption(self, request, context):
-        """Undoes a redemption, once: every count goes back, so that the code can be used again.
-        Works whatever the state of book and code. REDEMPTION_NOT_FOUND, ALREADY_ROLLED_BACK.
-        Resource of the request_id: the redemption.
+        """Rolls a redemption back, once: all counts decrease, so that the code can be used again. Works in
+        any state of book and code. REDEMPTION_NOT_FOUND, ALREADY_ROLLED_BACK. Resource of the
+        request_id: the redemption.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

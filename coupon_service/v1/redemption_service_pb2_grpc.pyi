@@ -50,39 +50,39 @@ class RedemptionServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> RedemptionServiceAsyncStub: ...
     ValidateCode: _grpc.UnaryUnaryMultiCallable[_redemption_service_pb2.ValidateCodeRequest, _redemption_service_pb2.ValidateCodeResponse]
-    """A dry run of RedeemCode: tells every reason why it would be refused now, and the discount it
+    """A dry run of RedeemCode: returns all reasons why it would be refused now, and the discount that it
     would give. Changes nothing. A code that does not exist is a reason, not an error.
     """
     LockCode: _grpc.UnaryUnaryMultiCallable[_redemption_service_pb2.LockCodeRequest, _redemption_service_pb2.LockCodeResponse]
-    """Reserves one redemption of a code for a user, for a limited time. Asking again for the same user
-    returns the same lock, with the expiry it has; once its time is over, a new lock, at once, after
-    which nothing is redeemed with the old one. Refused for the same reasons as RedeemCode
-    (the order is not looked at), and: CODE_LOCKED when every use that is left is locked for others
-    or this user redeems it without a token at this moment, LOCK_LIMIT_EXCEEDED,
-    INVALID_STATE_TRANSITION when the book has locking off, LOCKS_UNAVAILABLE.
-    A repeat returns the lock as it is now; LOCK_EXPIRED when it is over, with its `state`.
-    At any time live locks + redemptions ≤ the code's limit. Resource of the request_id: the code.
+    """Reserves one redemption of a code for a user, for a limited time. Another call for the same user
+    returns the same lock with its unchanged expiry. After the expiry it grants a new lock at once,
+    and the token of the old one is no longer accepted. Refused for the same reasons as RedeemCode
+    (those about the order excepted), and: CODE_LOCKED when all remaining uses are locked for others,
+    or a call of this user without a token is redeeming the code; LOCK_LIMIT_EXCEEDED;
+    INVALID_STATE_TRANSITION when the book has locking off; LOCKS_UNAVAILABLE. A repeat returns the
+    current lock, or LOCK_EXPIRED with its `state` when it is no longer held. At any time live locks +
+    redemptions ≤ the code's limit. Resource of the request_id: the code.
     """
     ExtendLock: _grpc.UnaryUnaryMultiCallable[_redemption_service_pb2.ExtendLockRequest, _redemption_service_pb2.ExtendLockResponse]
-    """Gives a lock a new expiry, `ttl` from now, never earlier than it had. LOCK_EXPIRED,
-    LOCK_TOKEN_MISMATCH, LOCK_LIMIT_EXCEEDED (3 times by default), INVALID_STATE_TRANSITION when the
-    book has locking off, BOOK_EXPIRED, BOOK_NOT_STARTED, CODE_EXPIRED (all as of now),
-    LOCKS_UNAVAILABLE. The old token keeps its old expiry; use the new one. A repeat returns the lock
-    as it is now; LOCK_EXPIRED when it is over, with its `state`.
+    """Extends a lock to `ttl` from now, never to an earlier expiry. LOCK_EXPIRED, LOCK_TOKEN_MISMATCH,
+    LOCK_LIMIT_EXCEEDED (3 extensions by default), INVALID_STATE_TRANSITION when the book has locking
+    off, BOOK_EXPIRED, BOOK_NOT_STARTED, CODE_EXPIRED (all as of now), LOCKS_UNAVAILABLE. The old
+    token keeps its old expiry; use the new one. A repeat returns the current lock, or LOCK_EXPIRED
+    with its `state` when it is no longer held.
     """
     UnlockCode: _grpc.UnaryUnaryMultiCallable[_redemption_service_pb2.UnlockCodeRequest, _redemption_service_pb2.UnlockCodeResponse]
-    """Ends a lock before its time. LOCK_NOT_FOUND, LOCK_EXPIRED (it ended otherwise),
-    LOCK_TOKEN_MISMATCH. While Redis cannot be reached, the token is worthless at once and the code
-    free when the time of the lock is over.
+    """Releases a lock before its expiry. LOCK_NOT_FOUND, LOCK_EXPIRED (it expired or was redeemed),
+    LOCK_TOKEN_MISMATCH. While Redis cannot be reached, the token becomes invalid at once, and the
+    code is free after the expiry of the lock.
     """
     GetLock: _grpc.UnaryUnaryMultiCallable[_redemption_service_pb2.GetLockRequest, _redemption_service_pb2.GetLockResponse]
-    """Returns a lock, also one that has ended. LOCK_NOT_FOUND."""
+    """Returns a lock, live or not. LOCK_NOT_FOUND."""
     ListLocks: _grpc.UnaryUnaryMultiCallable[_redemption_service_pb2.ListLocksRequest, _redemption_service_pb2.ListLocksResponse]
     """Lists the live locks of a user or of a book, the next to expire first. LOCKS_UNAVAILABLE. End
     users list their own, by `user_id`.
     """
     RedeemCode: _grpc.UnaryUnaryMultiCallable[_redemption_service_pb2.RedeemCodeRequest, _redemption_service_pb2.RedeemCodeResponse]
-    """Uses a code once: the one call that must never happen too often. Answered OK, it is durable.
+    """Redeems a code once. After OK the redemption is durable.
     CODE_NOT_FOUND, CODE_CHECKSUM_INVALID, BOOK_NOT_ACTIVE, BOOK_NOT_STARTED, BOOK_EXPIRED,
     CODE_DISABLED, CODE_ALREADY_REDEEMED, CODE_LIMIT_EXCEEDED, CODE_NOT_ASSIGNED_TO_USER,
     CODE_EXPIRED, USER_LIMIT_EXCEEDED, BOOK_LIMIT_EXCEEDED, ORDER_ALREADY_REDEEMED,
@@ -97,14 +97,14 @@ class RedemptionServiceStub:
     is disabled, stays so.
     """
     BatchRedeemCodes: _grpc.UnaryUnaryMultiCallable[_redemption_service_pb2.BatchRedeemCodesRequest, _redemption_service_pb2.BatchRedeemCodesResponse]
-    """RedeemCode for up to 1,000 codes: in one transaction when it is ALL_OR_NOTHING, else in a few,
-    between which others get their turn. In a repeat of a batch that was carried out each item
-    answers for itself, also with ALL_OR_NOTHING: some may have been rolled back since.
+    """RedeemCode for up to 1,000 codes: with ALL_OR_NOTHING in one transaction, otherwise in several, so
+    that other calls are not delayed. In a repeat of a batch that was carried out each item has its
+    own result, also with ALL_OR_NOTHING: some may have been rolled back since.
     """
     RollbackRedemption: _grpc.UnaryUnaryMultiCallable[_redemption_service_pb2.RollbackRedemptionRequest, _redemption_service_pb2.RollbackRedemptionResponse]
-    """Undoes a redemption, once: every count goes back, so that the code can be used again.
-    Works whatever the state of book and code. REDEMPTION_NOT_FOUND, ALREADY_ROLLED_BACK.
-    Resource of the request_id: the redemption.
+    """Rolls a redemption back, once: all counts decrease, so that the code can be used again. Works in
+    any state of book and code. REDEMPTION_NOT_FOUND, ALREADY_ROLLED_BACK. Resource of the
+    request_id: the redemption.
     """
     GetRedemption: _grpc.UnaryUnaryMultiCallable[_redemption_service_pb2.GetRedemptionRequest, _redemption_service_pb2.GetRedemptionResponse]
     """Returns a redemption. REDEMPTION_NOT_FOUND."""
@@ -135,39 +135,39 @@ class RedemptionServiceAsyncStub(RedemptionServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ValidateCode: _aio.UnaryUnaryMultiCallable[_redemption_service_pb2.ValidateCodeRequest, _redemption_service_pb2.ValidateCodeResponse]  # type: ignore[assignment]
-    """A dry run of RedeemCode: tells every reason why it would be refused now, and the discount it
+    """A dry run of RedeemCode: returns all reasons why it would be refused now, and the discount that it
     would give. Changes nothing. A code that does not exist is a reason, not an error.
     """
     LockCode: _aio.UnaryUnaryMultiCallable[_redemption_service_pb2.LockCodeRequest, _redemption_service_pb2.LockCodeResponse]  # type: ignore[assignment]
-    """Reserves one redemption of a code for a user, for a limited time. Asking again for the same user
-    returns the same lock, with the expiry it has; once its time is over, a new lock, at once, after
-    which nothing is redeemed with the old one. Refused for the same reasons as RedeemCode
-    (the order is not looked at), and: CODE_LOCKED when every use that is left is locked for others
-    or this user redeems it without a token at this moment, LOCK_LIMIT_EXCEEDED,
-    INVALID_STATE_TRANSITION when the book has locking off, LOCKS_UNAVAILABLE.
-    A repeat returns the lock as it is now; LOCK_EXPIRED when it is over, with its `state`.
-    At any time live locks + redemptions ≤ the code's limit. Resource of the request_id: the code.
+    """Reserves one redemption of a code for a user, for a limited time. Another call for the same user
+    returns the same lock with its unchanged expiry. After the expiry it grants a new lock at once,
+    and the token of the old one is no longer accepted. Refused for the same reasons as RedeemCode
+    (those about the order excepted), and: CODE_LOCKED when all remaining uses are locked for others,
+    or a call of this user without a token is redeeming the code; LOCK_LIMIT_EXCEEDED;
+    INVALID_STATE_TRANSITION when the book has locking off; LOCKS_UNAVAILABLE. A repeat returns the
+    current lock, or LOCK_EXPIRED with its `state` when it is no longer held. At any time live locks +
+    redemptions ≤ the code's limit. Resource of the request_id: the code.
     """
     ExtendLock: _aio.UnaryUnaryMultiCallable[_redemption_service_pb2.ExtendLockRequest, _redemption_service_pb2.ExtendLockResponse]  # type: ignore[assignment]
-    """Gives a lock a new expiry, `ttl` from now, never earlier than it had. LOCK_EXPIRED,
-    LOCK_TOKEN_MISMATCH, LOCK_LIMIT_EXCEEDED (3 times by default), INVALID_STATE_TRANSITION when the
-    book has locking off, BOOK_EXPIRED, BOOK_NOT_STARTED, CODE_EXPIRED (all as of now),
-    LOCKS_UNAVAILABLE. The old token keeps its old expiry; use the new one. A repeat returns the lock
-    as it is now; LOCK_EXPIRED when it is over, with its `state`.
+    """Extends a lock to `ttl` from now, never to an earlier expiry. LOCK_EXPIRED, LOCK_TOKEN_MISMATCH,
+    LOCK_LIMIT_EXCEEDED (3 extensions by default), INVALID_STATE_TRANSITION when the book has locking
+    off, BOOK_EXPIRED, BOOK_NOT_STARTED, CODE_EXPIRED (all as of now), LOCKS_UNAVAILABLE. The old
+    token keeps its old expiry; use the new one. A repeat returns the current lock, or LOCK_EXPIRED
+    with its `state` when it is no longer held.
     """
     UnlockCode: _aio.UnaryUnaryMultiCallable[_redemption_service_pb2.UnlockCodeRequest, _redemption_service_pb2.UnlockCodeResponse]  # type: ignore[assignment]
-    """Ends a lock before its time. LOCK_NOT_FOUND, LOCK_EXPIRED (it ended otherwise),
-    LOCK_TOKEN_MISMATCH. While Redis cannot be reached, the token is worthless at once and the code
-    free when the time of the lock is over.
+    """Releases a lock before its expiry. LOCK_NOT_FOUND, LOCK_EXPIRED (it expired or was redeemed),
+    LOCK_TOKEN_MISMATCH. While Redis cannot be reached, the token becomes invalid at once, and the
+    code is free after the expiry of the lock.
     """
     GetLock: _aio.UnaryUnaryMultiCallable[_redemption_service_pb2.GetLockRequest, _redemption_service_pb2.GetLockResponse]  # type: ignore[assignment]
-    """Returns a lock, also one that has ended. LOCK_NOT_FOUND."""
+    """Returns a lock, live or not. LOCK_NOT_FOUND."""
     ListLocks: _aio.UnaryUnaryMultiCallable[_redemption_service_pb2.ListLocksRequest, _redemption_service_pb2.ListLocksResponse]  # type: ignore[assignment]
     """Lists the live locks of a user or of a book, the next to expire first. LOCKS_UNAVAILABLE. End
     users list their own, by `user_id`.
     """
     RedeemCode: _aio.UnaryUnaryMultiCallable[_redemption_service_pb2.RedeemCodeRequest, _redemption_service_pb2.RedeemCodeResponse]  # type: ignore[assignment]
-    """Uses a code once: the one call that must never happen too often. Answered OK, it is durable.
+    """Redeems a code once. After OK the redemption is durable.
     CODE_NOT_FOUND, CODE_CHECKSUM_INVALID, BOOK_NOT_ACTIVE, BOOK_NOT_STARTED, BOOK_EXPIRED,
     CODE_DISABLED, CODE_ALREADY_REDEEMED, CODE_LIMIT_EXCEEDED, CODE_NOT_ASSIGNED_TO_USER,
     CODE_EXPIRED, USER_LIMIT_EXCEEDED, BOOK_LIMIT_EXCEEDED, ORDER_ALREADY_REDEEMED,
@@ -182,14 +182,14 @@ class RedemptionServiceAsyncStub(RedemptionServiceStub):
     is disabled, stays so.
     """
     BatchRedeemCodes: _aio.UnaryUnaryMultiCallable[_redemption_service_pb2.BatchRedeemCodesRequest, _redemption_service_pb2.BatchRedeemCodesResponse]  # type: ignore[assignment]
-    """RedeemCode for up to 1,000 codes: in one transaction when it is ALL_OR_NOTHING, else in a few,
-    between which others get their turn. In a repeat of a batch that was carried out each item
-    answers for itself, also with ALL_OR_NOTHING: some may have been rolled back since.
+    """RedeemCode for up to 1,000 codes: with ALL_OR_NOTHING in one transaction, otherwise in several, so
+    that other calls are not delayed. In a repeat of a batch that was carried out each item has its
+    own result, also with ALL_OR_NOTHING: some may have been rolled back since.
     """
     RollbackRedemption: _aio.UnaryUnaryMultiCallable[_redemption_service_pb2.RollbackRedemptionRequest, _redemption_service_pb2.RollbackRedemptionResponse]  # type: ignore[assignment]
-    """Undoes a redemption, once: every count goes back, so that the code can be used again.
-    Works whatever the state of book and code. REDEMPTION_NOT_FOUND, ALREADY_ROLLED_BACK.
-    Resource of the request_id: the redemption.
+    """Rolls a redemption back, once: all counts decrease, so that the code can be used again. Works in
+    any state of book and code. REDEMPTION_NOT_FOUND, ALREADY_ROLLED_BACK. Resource of the
+    request_id: the redemption.
     """
     GetRedemption: _aio.UnaryUnaryMultiCallable[_redemption_service_pb2.GetRedemptionRequest, _redemption_service_pb2.GetRedemptionResponse]  # type: ignore[assignment]
     """Returns a redemption. REDEMPTION_NOT_FOUND."""
@@ -223,7 +223,7 @@ class RedemptionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _redemption_service_pb2.ValidateCodeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_redemption_service_pb2.ValidateCodeResponse, _abc.Awaitable[_redemption_service_pb2.ValidateCodeResponse]]:
-        """A dry run of RedeemCode: tells every reason why it would be refused now, and the discount it
+        """A dry run of RedeemCode: returns all reasons why it would be refused now, and the discount that it
         would give. Changes nothing. A code that does not exist is a reason, not an error.
         """
 
@@ -233,14 +233,14 @@ class RedemptionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _redemption_service_pb2.LockCodeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_redemption_service_pb2.LockCodeResponse, _abc.Awaitable[_redemption_service_pb2.LockCodeResponse]]:
-        """Reserves one redemption of a code for a user, for a limited time. Asking again for the same user
-        returns the same lock, with the expiry it has; once its time is over, a new lock, at once, after
-        which nothing is redeemed with the old one. Refused for the same reasons as RedeemCode
-        (the order is not looked at), and: CODE_LOCKED when every use that is left is locked for others
-        or this user redeems it without a token at this moment, LOCK_LIMIT_EXCEEDED,
-        INVALID_STATE_TRANSITION when the book has locking off, LOCKS_UNAVAILABLE.
-        A repeat returns the lock as it is now; LOCK_EXPIRED when it is over, with its `state`.
-        At any time live locks + redemptions ≤ the code's limit. Resource of the request_id: the code.
+        """Reserves one redemption of a code for a user, for a limited time. Another call for the same user
+        returns the same lock with its unchanged expiry. After the expiry it grants a new lock at once,
+        and the token of the old one is no longer accepted. Refused for the same reasons as RedeemCode
+        (those about the order excepted), and: CODE_LOCKED when all remaining uses are locked for others,
+        or a call of this user without a token is redeeming the code; LOCK_LIMIT_EXCEEDED;
+        INVALID_STATE_TRANSITION when the book has locking off; LOCKS_UNAVAILABLE. A repeat returns the
+        current lock, or LOCK_EXPIRED with its `state` when it is no longer held. At any time live locks +
+        redemptions ≤ the code's limit. Resource of the request_id: the code.
         """
 
     @_abc_1.abstractmethod
@@ -249,11 +249,11 @@ class RedemptionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _redemption_service_pb2.ExtendLockRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_redemption_service_pb2.ExtendLockResponse, _abc.Awaitable[_redemption_service_pb2.ExtendLockResponse]]:
-        """Gives a lock a new expiry, `ttl` from now, never earlier than it had. LOCK_EXPIRED,
-        LOCK_TOKEN_MISMATCH, LOCK_LIMIT_EXCEEDED (3 times by default), INVALID_STATE_TRANSITION when the
-        book has locking off, BOOK_EXPIRED, BOOK_NOT_STARTED, CODE_EXPIRED (all as of now),
-        LOCKS_UNAVAILABLE. The old token keeps its old expiry; use the new one. A repeat returns the lock
-        as it is now; LOCK_EXPIRED when it is over, with its `state`.
+        """Extends a lock to `ttl` from now, never to an earlier expiry. LOCK_EXPIRED, LOCK_TOKEN_MISMATCH,
+        LOCK_LIMIT_EXCEEDED (3 extensions by default), INVALID_STATE_TRANSITION when the book has locking
+        off, BOOK_EXPIRED, BOOK_NOT_STARTED, CODE_EXPIRED (all as of now), LOCKS_UNAVAILABLE. The old
+        token keeps its old expiry; use the new one. A repeat returns the current lock, or LOCK_EXPIRED
+        with its `state` when it is no longer held.
         """
 
     @_abc_1.abstractmethod
@@ -262,9 +262,9 @@ class RedemptionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _redemption_service_pb2.UnlockCodeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_redemption_service_pb2.UnlockCodeResponse, _abc.Awaitable[_redemption_service_pb2.UnlockCodeResponse]]:
-        """Ends a lock before its time. LOCK_NOT_FOUND, LOCK_EXPIRED (it ended otherwise),
-        LOCK_TOKEN_MISMATCH. While Redis cannot be reached, the token is worthless at once and the code
-        free when the time of the lock is over.
+        """Releases a lock before its expiry. LOCK_NOT_FOUND, LOCK_EXPIRED (it expired or was redeemed),
+        LOCK_TOKEN_MISMATCH. While Redis cannot be reached, the token becomes invalid at once, and the
+        code is free after the expiry of the lock.
         """
 
     @_abc_1.abstractmethod
@@ -273,7 +273,7 @@ class RedemptionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _redemption_service_pb2.GetLockRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_redemption_service_pb2.GetLockResponse, _abc.Awaitable[_redemption_service_pb2.GetLockResponse]]:
-        """Returns a lock, also one that has ended. LOCK_NOT_FOUND."""
+        """Returns a lock, live or not. LOCK_NOT_FOUND."""
 
     @_abc_1.abstractmethod
     def ListLocks(
@@ -291,7 +291,7 @@ class RedemptionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _redemption_service_pb2.RedeemCodeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_redemption_service_pb2.RedeemCodeResponse, _abc.Awaitable[_redemption_service_pb2.RedeemCodeResponse]]:
-        """Uses a code once: the one call that must never happen too often. Answered OK, it is durable.
+        """Redeems a code once. After OK the redemption is durable.
         CODE_NOT_FOUND, CODE_CHECKSUM_INVALID, BOOK_NOT_ACTIVE, BOOK_NOT_STARTED, BOOK_EXPIRED,
         CODE_DISABLED, CODE_ALREADY_REDEEMED, CODE_LIMIT_EXCEEDED, CODE_NOT_ASSIGNED_TO_USER,
         CODE_EXPIRED, USER_LIMIT_EXCEEDED, BOOK_LIMIT_EXCEEDED, ORDER_ALREADY_REDEEMED,
@@ -312,9 +312,9 @@ class RedemptionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _redemption_service_pb2.BatchRedeemCodesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_redemption_service_pb2.BatchRedeemCodesResponse, _abc.Awaitable[_redemption_service_pb2.BatchRedeemCodesResponse]]:
-        """RedeemCode for up to 1,000 codes: in one transaction when it is ALL_OR_NOTHING, else in a few,
-        between which others get their turn. In a repeat of a batch that was carried out each item
-        answers for itself, also with ALL_OR_NOTHING: some may have been rolled back since.
+        """RedeemCode for up to 1,000 codes: with ALL_OR_NOTHING in one transaction, otherwise in several, so
+        that other calls are not delayed. In a repeat of a batch that was carried out each item has its
+        own result, also with ALL_OR_NOTHING: some may have been rolled back since.
         """
 
     @_abc_1.abstractmethod
@@ -323,9 +323,9 @@ class RedemptionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _redemption_service_pb2.RollbackRedemptionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_redemption_service_pb2.RollbackRedemptionResponse, _abc.Awaitable[_redemption_service_pb2.RollbackRedemptionResponse]]:
-        """Undoes a redemption, once: every count goes back, so that the code can be used again.
-        Works whatever the state of book and code. REDEMPTION_NOT_FOUND, ALREADY_ROLLED_BACK.
-        Resource of the request_id: the redemption.
+        """Rolls a redemption back, once: all counts decrease, so that the code can be used again. Works in
+        any state of book and code. REDEMPTION_NOT_FOUND, ALREADY_ROLLED_BACK. Resource of the
+        request_id: the redemption.
         """
 
     @_abc_1.abstractmethod
