@@ -70,7 +70,7 @@ class Validation:
 
 
 class Checkout:
-    """What a shop does with codes at the till.
+    """What a shop does with codes at a checkout.
 
     `transient_ttl_ms`: how long a redemption without a token may keep a permit in Redis, should it
     not come to giving it back: as long as its transaction can take.

@@ -126,10 +126,10 @@ class Leases:
 
     async def acquire(self, request: LeaseRequest) -> AcquireResult:
         """Acquires a permit, unless the user holds one on the code."""
-        (taken,) = await self.acquire_each((request,))
-        if isinstance(taken, LocksUnavailable):
-            raise taken
-        return taken
+        (result,) = await self.acquire_each((request,))
+        if isinstance(result, LocksUnavailable):
+            raise result
+        return result
 
     async def acquire_each(
         self, requests: Sequence[LeaseRequest]

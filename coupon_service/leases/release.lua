@@ -1,5 +1,5 @@
 -- Gives back the permit of a lock. Whoever names another lock_id changes nothing of it. An attempt that
--- did not come to record the lock leaves it to the others that were told of it, and may have.
+-- did not come to record the lock leaves it to the others that were answered with it, and may have.
 --
 -- KEYS     1, 2 as in permits.lua; 3: the tombstone of this user's lock_id
 -- ARGV     user_id, lock_id, tombstone_until_ms (0: none): until then the lock cannot be taken again;

@@ -81,7 +81,7 @@ def _answer_with(locked: Event, command: Lock, code: Code, draft: Draft) -> None
     """Records that an attempt was answered with a lock that has the id of another attempt.
 
     A repeat finds it by its own id, also when the lock is over: else it would take a second one.
-    The row says nothing of the lock's expiry, which is told by the rows that gave it.
+    The row says nothing of the lock's expiry, which is in the rows that gave it.
     """
     draft.record(
         Event(
