@@ -25,8 +25,9 @@ class Money(_message.Message):
     AMOUNT_MINOR_FIELD_NUMBER: _builtins.int
     CURRENCY_CODE_FIELD_NUMBER: _builtins.int
     amount_minor: _builtins.int
-    """The amount in the minor unit of the currency (cents for EUR, yen for JPY). Between 1 and
-    10^15 in requests; 0 is possible in answers (a discount of nothing).
+    """The amount in the minor unit of the currency (cents for EUR, yen for JPY). Between 0 and
+    10^15 in requests. An order of 0 has a discount of 0; it is not the same as one whose amount is
+    not known.
     """
     currency_code: _builtins.str
     """ISO 4217 code, three upper-case letters, for example "EUR"."""

@@ -59,8 +59,8 @@ ORDERS = any_of(["", "", "order-1", "order-2"])
 METADATA = any_of([{}, {}, {"shop": "x"}])
 TTLS = any_of([0, 0, 1_000, 60_000, 60_000, 3_600_000])
 WAITS = any_of([1, 1, 900, 900, 1_000, 4_000, 61_000, 300_000])
-EUROS = [(amount, "EUR") for amount in (1, 999, 1_000, 1_001, 5_000, 12_345, 99_999)]
-AMOUNTS = any_of([(0, ""), (5_000, "USD"), *EUROS, *EUROS])
+EUROS = [(amount, "EUR") for amount in (0, 1, 999, 1_000, 1_001, 5_000, 12_345, 99_999)]
+AMOUNTS = any_of([(0, ""), (0, ""), (5_000, "USD"), *EUROS, *EUROS])
 DISCOUNTS = any_of(
     [
         {"percent_off": {"basis_points": 1_500}},

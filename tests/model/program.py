@@ -170,7 +170,7 @@ class Program(RuleBasedStateMachine):
         which, order_id, (amount, currency) = drawn["which"], drawn["order_id"], drawn["money"]
         code, user = self.code(which), self.user(drawn["name"])
         token, text = self.token(code, user, drawn["kind"])
-        money = {"amount_minor": amount, "currency_code": currency} if amount else None
+        money = {"amount_minor": amount, "currency_code": currency} if currency else None
         book_id = self.within(code, which)
         item = Item(
             code=code,

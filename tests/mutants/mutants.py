@@ -206,6 +206,14 @@ def discount_rounded_up() -> Planted:
     return mock.patch.object(redeeming, "discount_of", rounded_up)
 
 
+def order_of_nothing_taken_for_unknown() -> Planted:
+    """An amount of 0 is none."""
+    real = redeeming.discount_of
+    return mock.patch.object(
+        redeeming, "discount_of", lambda book, amount: real(book, amount or None)
+    )
+
+
 def token_not_verified() -> Planted:
     """The signature of a token is not looked at."""
 

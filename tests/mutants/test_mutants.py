@@ -30,6 +30,7 @@ CAUGHT_BY: dict[Callable[[], bugs.Planted], Callable[[Stack], None]] = {
     bugs.full_misread_as_taken: harness.model_test,
     bugs.some_of_all_or_nothing: harness.model_test,
     bugs.discount_rounded_up: harness.model_test,
+    bugs.order_of_nothing_taken_for_unknown: harness.model_test,
     bugs.token_not_verified: harness.model_test,
     bugs.used_lock_kept: harness.model_test,
     bugs.lock_answer_forgotten: harness.repeat_after_the_lock,

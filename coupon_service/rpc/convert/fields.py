@@ -173,11 +173,11 @@ class Fields:
         return default
 
     def money(self, field: str, value: MoneyMessage) -> Money:
-        """An amount of at least one minor unit."""
+        """An amount, perhaps of nothing."""
         amount_minor, currency_code = value.amount_minor, value.currency_code
-        if not (0 < amount_minor <= AMOUNT_MAX_MINOR and CURRENCY_CODE.fullmatch(currency_code)):
+        if not (0 <= amount_minor <= AMOUNT_MAX_MINOR and CURRENCY_CODE.fullmatch(currency_code)):
             inside = self.within(field)
-            inside.whole("amount_minor", amount_minor, 1, AMOUNT_MAX_MINOR)
+            inside.whole("amount_minor", amount_minor, 0, AMOUNT_MAX_MINOR)
             inside.currency_code("currency_code", currency_code)
         return Money(amount_minor, currency_code)
 

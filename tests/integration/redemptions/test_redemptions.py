@@ -40,6 +40,63 @@ def shape(**values: Any) -> Struct:
 # --- redeem -------------------------------------------------------------------------------------
 
 
+FREE_OF_CHARGE: dict[str, books.Discount] = {
+    "percent": books.Discount(percent_off=books.PercentOff(basis_points=10_000)),
+    "percent with a cap": books.Discount(
+        percent_off=books.PercentOff(basis_points=1, max_discount_minor=5)
+    ),
+    "amount": books.Discount(amount_off=books.AmountOff(amount_minor=500)),
+}
+
+
+@pytest.mark.parametrize("kind", FREE_OF_CHARGE)
+def test_an_order_of_nothing_has_a_discount_of_nothing(api: Api, kind: str) -> None:
+    code = api.code(discount=FREE_OF_CHARGE[kind])
+    checked = api.validate(code, "ann", order_amount=euros(0))
+    assert checked.valid
+    assert checked.HasField("discount")
+    assert checked.discount == euros(0)
+    request = api.redeem_request(code, "ann", order_amount=euros(0))
+    answer = api.redemptions.RedeemCode(request)
+    redeemed = answer.redemption
+    assert (redeemed.HasField("order_amount"), redeemed.HasField("discount")) == (True, True)
+    assert (redeemed.order_amount, redeemed.discount) == (euros(0), euros(0))
+    assert api.redemptions.RedeemCode(request).replayed
+    assert redemption(api, redeemed.redemption_id) == redeemed
+    (event,) = [it for it in api.events(code=code) if it.type == audit.AUDIT_EVENT_TYPE_REDEEMED]
+    assert (event.HasField("order_amount"), event.HasField("discount")) == (True, True)
+    assert (event.order_amount, event.discount) == (euros(0), euros(0))
+    undone = api.rollback(redeemed.redemption_id).redemption
+    assert (undone.order_amount, undone.discount) == (euros(0), euros(0))
+    assert api.stats(redeemed.book_id).discount_given == euros(0)
+
+
+def test_an_order_of_nothing_is_another_than_an_unknown_one(api: Api) -> None:
+    code, request_id = api.code(), "the-request"
+    first = api.redeem(code, "ann", order_amount=euros(0), request_id=request_id).redemption
+    with refused("REQUEST_ID_REUSED"):
+        api.redeem(code, "ann", request_id=request_id)
+    api.rollback(first.redemption_id)
+    unknown = api.redeem(code, "ann").redemption
+    assert (unknown.HasField("order_amount"), unknown.HasField("discount")) == (False, False)
+
+
+def test_an_order_of_nothing_is_below_any_minimum(api: Api) -> None:
+    code = api.code(min_order_amount_minor=1)
+    with refused("ORDER_BELOW_MINIMUM", StatusCode.FAILED_PRECONDITION) as it:
+        api.redeem(code, "ann", order_amount=euros(0))
+    assert it.metadata == {"minimum_minor": "1", "currency_code": "EUR"}
+    with refused("CURRENCY_MISMATCH"):
+        api.redeem(code, "ann", order_amount=money.Money(currency_code="USD"))
+
+
+def test_an_order_of_nothing_goes_with_a_benefit(api: Api) -> None:
+    gift = books.Discount(benefit=books.Benefit(description="a gift"))
+    redeemed = api.redeem(api.code(discount=gift), "ann", order_amount=euros(0)).redemption
+    assert redeemed.order_amount == euros(0)
+    assert not redeemed.HasField("discount")
+
+
 def test_a_redemption_is_answered_stored_and_in_the_ledger(api: Api) -> None:
     (code,) = new_codes(1)
     book = api.book(codes=[code])

@@ -80,7 +80,7 @@ def test_every_bad_field_is_named_with_its_path() -> None:
     item = fields.within("items[3]")
     fields.uuid("book_id", "no")
     item.identifier("user_id", "")
-    item.money("order_amount", MoneyMessage(amount_minor=0, currency_code="eur"))
+    item.money("order_amount", MoneyMessage(amount_minor=-1, currency_code="eur"))
     assert bad_fields(fields.check) == [
         "book_id",
         "items[3].user_id",
@@ -220,8 +220,16 @@ def test_an_amount_keeps_its_value() -> None:
     assert Fields().money("x", message) == Money(10**15, "EUR")
 
 
-@pytest.mark.parametrize("amount_minor", [0, -1, 10**15 + 1])
-def test_an_amount_is_positive_and_bounded(amount_minor: int) -> None:
+@pytest.mark.parametrize("amount_minor", [0, 1, 10**15])
+def test_an_amount_may_be_nothing(amount_minor: int) -> None:
+    message = MoneyMessage(amount_minor=amount_minor, currency_code="EUR")
+    fields = Fields()
+    assert fields.money("x", message) == Money(amount_minor, "EUR")
+    fields.check()
+
+
+@pytest.mark.parametrize("amount_minor", [-(2**63), -1, 10**15 + 1])
+def test_an_amount_is_not_negative_and_bounded(amount_minor: int) -> None:
     message = MoneyMessage(amount_minor=amount_minor, currency_code="EUR")
     assert refused(Fields.money, message) == ["x.amount_minor"]
 

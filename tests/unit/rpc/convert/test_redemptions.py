@@ -147,10 +147,11 @@ def test_a_bad_redemption_names_every_field() -> None:
     ]
 
 
-def test_an_amount_of_zero_is_refused_and_no_amount_is_not() -> None:
-    zero = request(order_amount=MoneyMessage(currency_code="EUR"))
-    assert bad_fields(lambda: redemptions.read_redeem(zero, rpc())) == ["order_amount.amount_minor"]
+def test_an_amount_of_nothing_is_another_than_no_amount() -> None:
+    zero = redeem(order_amount=MoneyMessage(currency_code="EUR"))
+    assert zero.order_amount == Money(0, "EUR")
     assert redeem().order_amount is None
+    assert zero.fingerprint != redeem().fingerprint
 
 
 def test_a_dry_run_is_checked_like_the_real_one() -> None:
@@ -208,7 +209,7 @@ def test_the_same_code_twice_needs_different_request_ids() -> None:
 
 
 def test_bad_items_are_named_by_their_index() -> None:
-    bad = item(order_amount=MoneyMessage(currency_code="EUR"), request_id="a b")
+    bad = item(order_amount=MoneyMessage(amount_minor=-1, currency_code="EUR"), request_id="a b")
     assert bad_fields(lambda: read_batch(item("x1"), bad, pb.RedeemItem())) == [
         "items[1].request_id",
         "items[1].order_amount.amount_minor",
