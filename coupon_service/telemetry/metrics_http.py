@@ -81,7 +81,7 @@ def serve_metrics(
                     is_ready, state = ready()
                     self.answer(200 if is_ready else 503, json.dumps(state), "application/json")
                 case _:
-                    self.answer(404, "there are /metrics, /healthz and /readyz")
+                    self.answer(404, "not found: only /metrics, /healthz and /readyz exist")
 
     try:
         return MetricsServer(_Server(host, port, Handler.factory(registry)))
@@ -96,15 +96,15 @@ class _Handler(MetricsHandler):
     timeout = 10  # seconds for a client to send its request
 
     def do_GET(self) -> None:  # noqa: N802 - the name is http.server's
-        """Called by http.server; answers whatever was asked for."""
+        """Called by http.server; answers any request target."""
         try:
             path = urlsplit(self.path).path
         except ValueError:
-            return self.answer(400, "that is no URL")
+            return self.answer(400, "the request target is no URL")
         try:
             return self.get(path)
         except OSError:
-            raise  # there is nobody to answer
+            raise  # the client is gone
         except Exception:
             self.answer(500, "the log has the cause")
             raise
@@ -115,7 +115,7 @@ class _Handler(MetricsHandler):
     def get_metrics(self) -> None:
         try:
             choose_encoder(self.headers.get("Accept", ""))
-        except (TypeError, ValueError):  # of a version that is none: it gets the usual format
+        except (TypeError, ValueError):  # a malformed version: answer in the default format
             del self.headers["Accept"]
         super().do_GET()
 

@@ -132,7 +132,7 @@ class TestMetrics:
 
 
 def answer_to(port: int, request: str) -> int:
-    """The status of the answer to these bytes."""
+    """The status of the answer to a raw request."""
     with socket.create_connection(("127.0.0.1", port), 10) as connection:
         connection.sendall(request.encode("utf-8", "surrogateescape"))
         answer = HTTPResponse(connection)
@@ -200,7 +200,7 @@ class TestEndpoint:
             ("/metrics\0", 404),
         ],
     )
-    def test_every_request_target_is_answered(
+    def test_any_request_target_is_answered(
         self, server: MetricsServer, target: str, status: int
     ) -> None:
         assert answer_to(server.port, f"GET {target} HTTP/1.1\r\n\r\n") == status
@@ -216,7 +216,7 @@ class TestEndpoint:
             "Host: [::1",
         ],
     )
-    def test_every_header_is_answered(self, server: MetricsServer, header: str) -> None:
+    def test_any_header_is_answered(self, server: MetricsServer, header: str) -> None:
         assert answer_to(server.port, f"GET /metrics HTTP/1.1\r\n{header}\r\n\r\n") == 200
 
     def test_silent_client_does_not_block_others(self, server: MetricsServer) -> None:
