@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import psycopg
 from faults.proxy import BLACK_HOLE, PASS, Commit, Proxy, Rule
-from faults.stack import DEADLINE_S, Stack, redis_client
+from faults.stack import DEADLINE_S, Stack, connects, redis_client
 from support.waiting import until
 
 Strike = Callable[[Stack, random.Random], AbstractContextManager[None]]
@@ -82,7 +82,7 @@ def backend_killed(stack: Stack, _: random.Random) -> Generator[None]:
     with suppress(ProcessLookupError, TypeError):
         os.kill(row[0], signal.SIGKILL)
     yield
-    until(lambda: connects(stack))
+    until(lambda: connects(stack.postgres.url))
 
 
 @contextmanager
@@ -286,15 +286,6 @@ def clock_stepped(**step: float) -> Strike:
 
 
 # ------------------------------------------------------------------------------------------------
-
-
-def connects(stack: Stack) -> bool:
-    """Whether PostgreSQL accepts a connection."""
-    try:
-        stack.connect().close()
-    except psycopg.OperationalError:
-        return False
-    return True
 
 
 def alter(stack: Stack, name: str, value: str) -> None:

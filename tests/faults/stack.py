@@ -97,6 +97,15 @@ def stack(folder: Path) -> Generator[Stack]:
         yield made
 
 
+def connects(url: str) -> bool:
+    """Whether PostgreSQL accepts a connection."""
+    try:
+        psycopg.connect(url).close()
+    except psycopg.OperationalError:
+        return False
+    return True
+
+
 def redis_client(url: str) -> Any:
     """A client of a Redis that bypasses the proxy."""
     from redis import Redis

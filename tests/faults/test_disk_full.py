@@ -15,7 +15,7 @@ import psycopg
 import pytest
 from faults.checks import assert_outcomes
 from faults.load import Load
-from faults.stack import DEADLINE_S, SETTINGS
+from faults.stack import DEADLINE_S, SETTINGS, connects
 from faults.survival import survive
 from support.calls import tried
 from support.proof_sizes import times
@@ -53,15 +53,6 @@ def full(postgres: EmbeddedPostgres, folder: Path) -> Generator[None]:
     with suppress(EmbeddedError):
         postgres.start()  # it has ended if it could not even recover
     until(lambda: connects(postgres.url))
-
-
-def connects(url: str) -> bool:
-    """Whether PostgreSQL accepts a connection."""
-    try:
-        psycopg.connect(url).close()
-    except psycopg.OperationalError:
-        return False
-    return True
 
 
 def test_full_disk_refuses_writes_without_effect(small_disk: Path, redis_url: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 import signal
 import subprocess
 from collections.abc import Callable, Generator, Iterator
@@ -18,15 +17,10 @@ from faults.checks import assert_outcomes
 from faults.load import Load
 from faults.stack import DEADLINE_S, SETTINGS
 from faults.survival import Survival, survive
-from psycopg.rows import TupleRow
 from support.proof_sizes import times
 from support.service import Api
-from support.service_process import fetch, serving, workers_of
+from support.service_process import environment_of, fetch, serving, workers_of
 from support.waiting import until
-
-from coupon_service.process.supervisor import reserve_port
-
-WORKERS = 2
 
 LINE_LOST: Final = frozenset({"UNAVAILABLE"})
 """The status of gRPC for a broken connection."""
@@ -66,7 +60,8 @@ class Service:
 
     def all_listen(self) -> bool:
         """Whether all workers listen."""
-        return len([it for it in self.workers if self._listens(it)]) == WORKERS
+        configured = int(self.environment["COUPON_WORKERS"])
+        return len([it for it in self.workers if self._listens(it)]) == configured
 
     def _listens(self, worker: psutil.Process) -> bool:
         port = int(self.environment["COUPON_PORT"])
@@ -89,24 +84,13 @@ def service(
 ) -> Iterator[Service]:
     folder = server_folder / "processes"
     folder.mkdir()
-    with reserve_port("127.0.0.1", 0) as grpc_port, reserve_port("127.0.0.1", 0) as metrics_port:
-        ports = grpc_port.getsockname()[1], metrics_port.getsockname()[1]
     with new_database() as database_url:
-        made = Service(
-            {
-                **os.environ,
-                **{f"COUPON_{name.upper()}": str(value) for name, value in SETTINGS.items()},
-                "COUPON_DATABASE_URL": database_url,
-                "COUPON_REDIS_URL": redis_server_url,
-                "COUPON_LOCK_TOKEN_SECRET": "only the tests sign with this one",
-                "COUPON_WORKERS": str(WORKERS),
-                "COUPON_DRAIN_GRACE_MS": "200",
-                "COUPON_PORT": str(ports[0]),
-                "COUPON_METRICS_PORT": str(ports[1]),
-                "COUPON_LOG_LEVEL": "warning",
-            },
-            folder,
-        )
+        environment = environment_of(database_url, redis_server_url) | {
+            **{f"COUPON_{name.upper()}": str(value) for name, value in SETTINGS.items()},
+            "COUPON_DRAIN_GRACE_MS": "200",
+            "COUPON_LOG_LEVEL": "warning",
+        }
+        made = Service(environment, folder)
         made.start()
         yield made
         made.stop()
@@ -147,16 +131,11 @@ def survived(
         load,
         contextmanager(fault)(service),
         holds_s,
-        functools.partial(connect, url),
+        functools.partial(psycopg.connect, url),
         why_not_restored,
     )
     assert_outcomes(survival.seen, seen)
     return survival
-
-
-def connect(url: str) -> psycopg.Connection[TupleRow]:
-    """A connection to the service's database."""
-    return psycopg.connect(url)
 
 
 def one_worker_killed(service: Service) -> Generator[None]:

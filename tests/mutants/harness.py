@@ -23,7 +23,7 @@ import redis
 from google.protobuf.timestamp_pb2 import Timestamp
 from model.clock import Clock, clocked_server
 from model.programs import Programs
-from support.calls import ALL_OR_NOTHING, batch, extend, item, outcomes_of, tried, update
+from support.calls import ALL_OR_NOTHING, batch, extend, item, outcomes_of, tried
 from support.hanging_commits import hanging_commits
 from support.invariants import assert_adds_up
 from support.service import (
@@ -384,7 +384,7 @@ def lock_when_locking_is_switched_off(it: Stack) -> None:
     api = it.apis[0]
     code = api.code(lock_policy=books.LOCK_POLICY_OPTIONAL)
     held = api.lock(code, "user")
-    update(it.apis[1], held.lock.book_id, lock_policy=books.LOCK_POLICY_OFF)
+    it.apis[1].update(held.lock.book_id, lock_policy=books.LOCK_POLICY_OFF)
     assert tried(lambda: api.redeem(code, "another")) == "CODE_LOCKED"
     api.redeem(code, "user", lock_token=held.lock_token)
 

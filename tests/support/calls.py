@@ -8,7 +8,7 @@ from typing import Any
 
 import grpc
 import pytest
-from support.service import Api, assignments, books, codes, reason_of, redemptions, unique
+from support.service import Api, assignments, books, reason_of, redemptions, unique
 
 from coupon_service.v1.error_reason_pb2 import ErrorReason, ItemError
 
@@ -58,27 +58,6 @@ def close(api: Api, book_id: str, request_id: str = "") -> books.CloseCouponBook
         book_id=book_id, request_id=request_id or unique("request")
     )
     return api.books.CloseCouponBook(request)
-
-
-def update(api: Api, book_id: str, **fields: Any) -> books.UpdateCouponBookResponse:
-    """Update these fields of a book."""
-    request = books.UpdateCouponBookRequest(
-        coupon_book=books.CouponBook(book_id=book_id, **fields), request_id=unique("request")
-    )
-    request.update_mask.paths.extend(fields)
-    return api.books.UpdateCouponBook(request)
-
-
-def disable(api: Api, code: str, request_id: str = "") -> codes.DisableCodeResponse:
-    """Disable a code."""
-    request = codes.DisableCodeRequest(code=code, request_id=request_id or unique("request"))
-    return api.codes.DisableCode(request)
-
-
-def enable(api: Api, code: str, request_id: str = "") -> codes.EnableCodeResponse:
-    """Enable a code."""
-    request = codes.EnableCodeRequest(code=code, request_id=request_id or unique("request"))
-    return api.codes.EnableCode(request)
 
 
 def coupons(api: Api, user_id: str) -> list[assignments.UserCoupon]:

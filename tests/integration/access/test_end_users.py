@@ -9,7 +9,7 @@ from typing import Any, cast
 import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
-from support.calls import extend, reasons_of, update
+from support.calls import extend, reasons_of
 from support.service import (
     Api,
     ServerThread,
@@ -305,7 +305,7 @@ def not_started(root: Api, business: str) -> str:
 
 def of_a_book_that_has_ended(root: Api, business: str) -> str:
     code = code_in(root, business)
-    update(root, root.get_code(code).book_id, end_time=from_now(seconds=-1))
+    root.update(root.get_code(code).book_id, end_time=from_now(seconds=-1))
     return code
 
 

@@ -10,7 +10,6 @@ from grpc import StatusCode
 from support.calls import (
     about,
     coupons,
-    disable,
     extend,
     get_lock,
     locking_code,
@@ -18,7 +17,6 @@ from support.calls import (
     pause,
     ttl_s,
     unlock_by_id,
-    update,
 )
 from support.service import Api, audit, books, codes, new_codes, pages, redemptions, refused, unique
 
@@ -189,7 +187,7 @@ def test_a_book_without_locking_has_no_locks(api: Api) -> None:
 def test_what_cannot_be_redeemed_cannot_be_locked(api: Api) -> None:
     used, off, paused = (locking_code(api) for _ in range(3))
     api.redeem(used, "ann")
-    disable(api, off)
+    api.disable(off)
     pause(api, api.get_code(paused).book_id)
     given = locking_code(api, assignment_policy=books.ASSIGNMENT_POLICY_REQUIRED)
     (unknown,) = new_codes(1)
@@ -266,7 +264,7 @@ def test_locks_are_released_whatever_became_of_the_book(api: Api) -> None:
     (code,), user = new_codes(1), unique("user")
     book = api.book(codes=[code], lock_policy=OPTIONAL)
     held = api.lock(code, user)
-    update(api, book.book_id, lock_policy=OFF)
+    api.update(book.book_id, lock_policy=OFF)
     pause(api, book.book_id)
     assert api.unlock(held.lock_token).lock.state == redemptions.LOCK_STATE_RELEASED
 

@@ -10,16 +10,7 @@ from unittest import mock
 import pytest
 from grpc import StatusCode
 from support.ahead import Shop, server_ahead
-from support.calls import (
-    ALL_OR_NOTHING,
-    batch,
-    extend,
-    get_lock,
-    item,
-    outcomes_of,
-    reasons_of,
-    update,
-)
+from support.calls import ALL_OR_NOTHING, batch, extend, get_lock, item, outcomes_of, reasons_of
 from support.service import (
     Api,
     books,
@@ -78,7 +69,7 @@ def test_a_lock_keeps_others_out_after_locking_was_switched_off(
 ) -> None:
     code, user, another = code_with_locking(api, before), unique("user"), unique("another")
     held = api.lock(code, user)
-    update(api, book_of(api, code), lock_policy=OFF)
+    api.update(book_of(api, code), lock_policy=OFF)
     with refused("CODE_LOCKED", StatusCode.FAILED_PRECONDITION):
         api.redeem(code, another)
     for mode in (ALL_OR_NOTHING, redemptions.BATCH_MODE_BEST_EFFORT):
@@ -93,14 +84,14 @@ def test_a_lock_keeps_others_out_after_locking_was_switched_off(
 def test_its_holder_needs_no_token_then(api: Api) -> None:
     code, user = code_with_locking(api, REQUIRED), unique("user")
     held = api.lock(code, user)
-    update(api, book_of(api, code), lock_policy=OFF)
+    api.update(book_of(api, code), lock_policy=OFF)
     assert api.redeem(code, user).redemption.lock_id == held.lock.lock_id
 
 
 def test_nobody_locks_or_extends_from_the_switch_on(api: Api) -> None:
     code, user = code_with_locking(api, uses=2), unique("user")
     held = api.lock(code, user)
-    update(api, book_of(api, code), lock_policy=OFF)
+    api.update(book_of(api, code), lock_policy=OFF)
     for call in (
         lambda: api.lock(code, user),
         lambda: api.lock(code, unique("another")),
@@ -118,14 +109,14 @@ def test_what_was_extended_before_is_answered_as_it_was(api: Api) -> None:
     code, user = code_with_locking(api), unique("user")
     held, request_id = api.lock(code, user), unique("request")
     extended = extend(api, held.lock_token, ttl_s=100, request_id=request_id)
-    update(api, book_of(api, code), lock_policy=OFF)
+    api.update(book_of(api, code), lock_policy=OFF)
     again = extend(api, held.lock_token, ttl_s=100, request_id=request_id)
     assert (again.lock, again.replayed) == (extended.lock, True)
 
 
 def test_locks_are_minded_as_long_as_one_can_be_held_and_not_longer(shop: Shop) -> None:
     api, code = shop.api, code_with_locking(shop.api, uses=3)
-    update(api, book_of(api, code), lock_policy=OFF)
+    api.update(book_of(api, code), lock_policy=OFF)
     away = mock.patch.object(Leases, "acquire_transient", side_effect=LocksUnavailable)
     with away, refused("LOCKS_UNAVAILABLE"):
         api.redeem(code, unique("user"))
@@ -139,10 +130,10 @@ def test_other_changes_of_the_book_leave_it_at_that(shop: Shop) -> None:
     api, code = shop.api, code_with_locking(shop.api)
     api.lock(code, unique("user"))
     book_id = book_of(api, code)
-    update(api, book_id, lock_policy=OFF)
+    api.update(book_id, lock_policy=OFF)
     shop.clock.ahead += timedelta(milliseconds=LOCK_LIFE_MS // 2)
-    update(api, book_id, lock_policy=OFF)
-    update(api, book_id, name="autumn")
+    api.update(book_id, lock_policy=OFF)
+    api.update(book_id, name="autumn")
     with refused("CODE_LOCKED"):
         api.redeem(code, unique("another"))
     shop.clock.ahead += timedelta(milliseconds=LOCK_LIFE_MS // 2)
@@ -153,8 +144,8 @@ def test_other_changes_of_the_book_leave_it_at_that(shop: Shop) -> None:
 def test_locking_that_is_switched_on_again_is_as_before(api: Api) -> None:
     code, user = code_with_locking(api), unique("user")
     held = api.lock(code, user)
-    update(api, book_of(api, code), lock_policy=OFF)
-    update(api, book_of(api, code), lock_policy=REQUIRED)
+    api.update(book_of(api, code), lock_policy=OFF)
+    api.update(book_of(api, code), lock_policy=REQUIRED)
     assert api.lock(code, user).lock == held.lock
     with refused("LOCK_REQUIRED"):
         api.redeem(code, user)
@@ -165,7 +156,7 @@ def test_a_book_that_never_had_locks_never_touches_redis(api: Api) -> None:
     api.book(codes=[made], lock_policy=OFF)
     book = api.draft(lock_policy=OPTIONAL)
     api.import_codes(book.book_id, [draft])
-    update(api, book.book_id, lock_policy=OFF)
+    api.update(book.book_id, lock_policy=OFF)
     api.activate(book.book_id)
     with mock.patch.object(Leases, "acquire_transient", side_effect=LocksUnavailable):
         api.redeem(made, unique("user"))

@@ -17,7 +17,6 @@ from support.calls import (
     BEST_EFFORT,
     batch,
     close,
-    disable,
     extend,
     get_lock,
     item,
@@ -25,7 +24,6 @@ from support.calls import (
     pause,
     reasons_of,
     tried,
-    update,
 )
 from support.service import (
     Api,
@@ -147,12 +145,12 @@ def test_the_rules_are_those_of_now(shop: Shop) -> None:
     code, held = locked_before(shop, "book", user)
     taken = held.lock.create_time.ToDatetime(UTC)
     redeem = api.redeem_request(code, user, lock_token=held.lock_token)
-    update(api, held.lock.book_id, end_time=moment(taken - MINUTE / 2))
+    api.update(held.lock.book_id, end_time=moment(taken - MINUTE / 2))
     assert tried(lambda: api.redemptions.RedeemCode(redeem)) == "BOOK_EXPIRED"
     ends = moment(shop.clock.now() + 2 * MINUTE)
-    update(api, held.lock.book_id, end_time=ends, start_time=moment(shop.clock.now() + MINUTE))
+    api.update(held.lock.book_id, end_time=ends, start_time=moment(shop.clock.now() + MINUTE))
     assert tried(lambda: api.redemptions.RedeemCode(redeem)) == "BOOK_NOT_STARTED"
-    update(api, held.lock.book_id, start_time=moment(taken + MINUTE / 2))
+    api.update(held.lock.book_id, start_time=moment(taken + MINUTE / 2))
     assert tried(lambda: api.redemptions.RedeemCode(redeem)) == "OK"
 
 
@@ -162,7 +160,7 @@ def test_what_was_stopped_on_purpose_stays_so(shop: Shop, ends: str) -> None:
     stops: list[tuple[str, Callable[[str], object]]] = [
         ("BOOK_NOT_ACTIVE", lambda code: pause(api, api.get_code(code).book_id)),
         ("BOOK_NOT_ACTIVE", lambda code: close(api, api.get_code(code).book_id)),
-        ("CODE_DISABLED", lambda code: disable(api, code)),
+        ("CODE_DISABLED", api.disable),
     ]
     for reason, stop in stops:
         user = unique("user")
@@ -204,11 +202,11 @@ def test_it_reserves_a_use_of_the_code_and_nothing_else(shop: Shop) -> None:
         shop, "book", user, limits=limits, discount=discount, currency_code="EUR"
     )
     book_id, token = held.lock.book_id, held.lock_token
-    update(api, book_id, min_order_amount_minor=5_000)
+    api.update(book_id, min_order_amount_minor=5_000)
     with refused("ORDER_BELOW_MINIMUM"):
         api.redeem(code, user, lock_token=token, order_amount=euros(4_000))
     discount.percent_off.basis_points = 2_000
-    update(api, book_id, discount=discount)
+    api.update(book_id, discount=discount)
     redeemed = api.redeem(code, user, lock_token=token, order_amount=euros(10_000)).redemption
     assert redeemed.discount == euros(2_000)
 
@@ -216,5 +214,5 @@ def test_it_reserves_a_use_of_the_code_and_nothing_else(shop: Shop) -> None:
 def test_it_is_honoured_also_when_locking_was_switched_off(shop: Shop) -> None:
     api, user = shop.api, unique("user")
     code, held = locked_before(shop, "book", user)
-    update(api, held.lock.book_id, lock_policy=OFF)
+    api.update(held.lock.book_id, lock_policy=OFF)
     api.redeem(code, user, lock_token=held.lock_token)

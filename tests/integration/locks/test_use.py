@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from grpc import StatusCode
-from support.calls import about, disable, enable, extend, get_lock, locking_code, locks_of, ttl_s
+from support.calls import about, extend, get_lock, locking_code, locks_of, ttl_s
 from support.service import Api, audit, books, new_codes, redemptions, refused, unique
 
 from coupon_service.leases import Leases, TransientResult
@@ -111,10 +111,10 @@ def test_a_lock_is_not_held_again_after_its_redemption_was_rolled_back(api: Api)
 def test_a_lock_is_no_claim_on_a_code_that_is_switched_off(api: Api) -> None:
     code, user = locking_code(api), unique("user")
     token = api.lock(code, user).lock_token
-    disable(api, code)
+    api.disable(code)
     with refused("CODE_DISABLED"):
         api.redeem(code, user, lock_token=token)
-    enable(api, code)
+    api.enable(code)
     api.redeem(code, user, lock_token=token)
 
 

@@ -8,13 +8,11 @@ from support.calls import (
     ALL_OR_NOTHING,
     BEST_EFFORT,
     batch,
-    disable,
     get_lock,
     item,
     locks_of,
     outcomes_of,
     redemption,
-    update,
 )
 from support.service import Api, books, euros, new_codes, redemptions, refused, unique
 
@@ -71,7 +69,7 @@ def test_best_effort_redeems_what_can_be_redeemed(api: Api) -> None:
     api.book(codes=[poor], min_order_amount_minor=5_000)
     (unknown,) = new_codes(1)
     api.redeem(used, "ann")
-    disable(api, off)
+    api.disable(off)
     answer = batch(api, [item(code, "ann") for code in (used, good, off, unknown, poor)])
     assert outcomes_of(answer) == [
         "CODE_ALREADY_REDEEMED",
@@ -263,7 +261,7 @@ def test_a_lock_outlives_a_change_of_the_policy(api: Api) -> None:
     (code,), user = new_codes(1), unique("user")
     book = api.book(codes=[code], lock_policy=REQUIRED)
     lock = api.lock(code, user)
-    update(api, book.book_id, lock_policy=books.LOCK_POLICY_OFF)
+    api.update(book.book_id, lock_policy=books.LOCK_POLICY_OFF)
     answer = batch(api, [item(code, user, lock_token=lock.lock_token)])
     assert answer.results[0].redemption.lock_id == lock.lock.lock_id
     assert get_lock(api, lock.lock.lock_id).state == redemptions.LOCK_STATE_REDEEMED

@@ -11,7 +11,7 @@ import grpc
 import pytest
 from google.protobuf.message import Message
 from grpc import StatusCode
-from support.calls import batch, close, disable, enable, extend, item, pause
+from support.calls import batch, close, extend, item, pause
 from support.service import (
     Api,
     all_at_once,
@@ -127,13 +127,17 @@ def import_codes(api: Api) -> Attempt:
 
 def disable_code(api: Api) -> Attempt:
     book_id, code = _code(api)
-    return Attempt(book_id, "CODE_DISABLED", functools.partial(disable, api, code))
+    return Attempt(
+        book_id, "CODE_DISABLED", lambda request_id: api.disable(code, request_id=request_id)
+    )
 
 
 def enable_code(api: Api) -> Attempt:
     book_id, code = _code(api)
-    disable(api, code)
-    return Attempt(book_id, "CODE_ENABLED", functools.partial(enable, api, code))
+    api.disable(code)
+    return Attempt(
+        book_id, "CODE_ENABLED", lambda request_id: api.enable(code, request_id=request_id)
+    )
 
 
 def assign_code(api: Api) -> Attempt:

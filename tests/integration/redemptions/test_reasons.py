@@ -14,7 +14,7 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 from grpc import StatusCode
 from pydantic import SecretStr
-from support.calls import disable, extend, get_lock, pause, reason_name, redemption, update
+from support.calls import extend, get_lock, pause, reason_name, redemption
 from support.service import (
     Api,
     ServerThread,
@@ -136,7 +136,7 @@ def book_expired(stage: Stage) -> object:
 
 def code_disabled(stage: Stage) -> object:
     code = stage.api.code()
-    disable(stage.api, code)
+    stage.api.disable(code)
     return stage.api.redeem(code, "ann")
 
 
@@ -267,7 +267,7 @@ def request_id_reused(stage: Stage) -> object:
 def concurrent_modification(stage: Stage) -> object:
     book = stage.api.draft()
     request = books.ActivateCouponBookRequest(book_id=book.book_id, etag=book.etag)
-    update(stage.api, book.book_id, name="New")
+    stage.api.update(book.book_id, name="New")
     return stage.api.books.ActivateCouponBook(request)
 
 

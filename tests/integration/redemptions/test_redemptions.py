@@ -9,7 +9,7 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.struct_pb2 import Struct
 from grpc import StatusCode
-from support.calls import close, coupons, disable, enable, pause, redemption, update
+from support.calls import close, coupons, pause, redemption
 from support.service import (
     Api,
     assignments,
@@ -197,7 +197,7 @@ def test_a_limit_of_a_book_counts_all_its_codes(api: Api) -> None:
     with refused("BOOK_LIMIT_EXCEEDED", StatusCode.FAILED_PRECONDITION) as it:
         api.redeem(names[2], "ann")
     assert it.metadata == {"limit": "2"}
-    update(api, book.book_id, limits=books.BookLimits(max_redemptions=3))
+    api.update(book.book_id, limits=books.BookLimits(max_redemptions=3))
     api.redeem(names[2], "ann")
 
 
@@ -401,7 +401,7 @@ def test_a_roll_back_gives_back_what_every_limit_counted(api: Api) -> None:
 
 def test_the_state_of_code_and_book_does_not_keep_anyone_from_rolling_back(api: Api) -> None:
     after: dict[str, Callable[[str, str], object]] = {
-        "disabled": lambda _, code: disable(api, code),
+        "disabled": lambda _, code: api.disable(code),
         "paused": lambda book_id, _: pause(api, book_id),
         "closed": lambda book_id, _: close(api, book_id),
         "revoked": lambda _, code: api.revoke(code, "ann"),
@@ -421,10 +421,10 @@ def test_the_state_of_code_and_book_does_not_keep_anyone_from_rolling_back(api: 
 def test_a_disabled_code_that_is_rolled_back_is_available_when_it_is_enabled(api: Api) -> None:
     code = api.code()
     redeemed = api.redeem(code, "ann").redemption
-    disable(api, code)
+    api.disable(code)
     api.rollback(redeemed.redemption_id)
     assert api.get_code(code).state == codes.COUPON_CODE_STATE_DISABLED
-    assert enable(api, code).coupon_code.state == codes.COUPON_CODE_STATE_AVAILABLE
+    assert api.enable(code).coupon_code.state == codes.COUPON_CODE_STATE_AVAILABLE
     api.redeem(code, "ann")
 
 

@@ -15,8 +15,6 @@ from support.calls import (
     BEST_EFFORT,
     batch,
     close,
-    disable,
-    enable,
     extend,
     get_lock,
     item,
@@ -25,7 +23,6 @@ from support.calls import (
     reason_name,
     redemption,
     unlock_by_id,
-    update,
 )
 from support.service import (
     Api,
@@ -108,11 +105,11 @@ def lock_past_the_lock_of_another(api: Api) -> Refusal:
 
 def lock_a_code_that_is_disabled(api: Api) -> Refusal:
     code, user = api.code(lock_policy=OPTIONAL), unique("user")
-    disable(api, code)
+    api.disable(code)
     return Refusal(
         "CODE_DISABLED",
         lambda request_id: api.lock(code, user, request_id=request_id),
-        lambda: enable(api, code),
+        lambda: api.enable(code),
     )
 
 
@@ -139,8 +136,8 @@ def enable_a_code_that_is_enabled(api: Api) -> Refusal:
     code = api.code()
     return Refusal(
         "INVALID_STATE_TRANSITION",
-        lambda request_id: enable(api, code, request_id),
-        lambda: disable(api, code),
+        lambda request_id: api.enable(code, request_id=request_id),
+        lambda: api.disable(code),
     )
 
 
@@ -210,8 +207,8 @@ def test_an_id_names_attempts_on_other_codes_and_by_other_methods_as_well(api: A
             api.assign(code, user, request_id=request_id),
             api.lock(code, user, request_id=request_id),
             api.redeem(code, user, request_id=request_id),
-            disable(api, code, request_id),
-            enable(api, code, request_id),
+            api.disable(code, request_id=request_id),
+            api.enable(code, request_id=request_id),
         ]
         assert [it.replayed for it in answers] == [False] * 5
 
@@ -250,9 +247,9 @@ def test_a_batch_that_is_repeated_does_what_was_refused_before(api: Api) -> None
     names, request_id = new_codes(3), unique("request")
     api.book(codes=names)
     items = [item(code, "ann") for code in names]
-    disable(api, names[1])
+    api.disable(names[1])
     first = batch(api, items, BEST_EFFORT, request_id)
-    enable(api, names[1])
+    api.enable(names[1])
     again = batch(api, items, BEST_EFFORT, request_id)
     assert outcomes_of(first) == ["OK", "CODE_DISABLED", "OK"]
     assert outcomes_of(again) == ["REPLAYED", "OK", "REPLAYED"]
@@ -262,9 +259,9 @@ def test_all_or_nothing_that_was_refused_is_tried_again_as_a_whole(api: Api) -> 
     names, request_id = new_codes(3), unique("request")
     api.book(codes=names)
     items = [item(code, "ann") for code in names]
-    disable(api, names[1])
+    api.disable(names[1])
     assert batch(api, items, ALL_OR_NOTHING, request_id).redeemed_count == 0
-    enable(api, names[1])
+    api.enable(names[1])
     assert outcomes_of(batch(api, items, ALL_OR_NOTHING, request_id)) == ["OK"] * 3
 
 
@@ -390,19 +387,19 @@ def test_each_item_of_all_or_nothing_that_was_carried_out_answers_for_itself(
 
 def test_a_code_that_is_no_longer_disabled_or_enabled_is_told_to_a_repeat(api: Api) -> None:
     code, off, on = api.code(), unique("off"), unique("on")
-    disable(api, code, off)
-    assert disable(api, code, off).replayed
-    enable(api, code, on)
+    api.disable(code, request_id=off)
+    assert api.disable(code, request_id=off).replayed
+    api.enable(code, request_id=on)
     with refused("INVALID_STATE_TRANSITION", FAILED) as it:
-        disable(api, code, off)
+        api.disable(code, request_id=off)
     assert it.metadata == {"state": "AVAILABLE"}
     api.redeem(code, "ann")
-    assert enable(api, code, on).replayed
-    disable(api, code)
+    assert api.enable(code, request_id=on).replayed
+    api.disable(code)
     with refused("INVALID_STATE_TRANSITION") as it:
-        enable(api, code, on)
+        api.enable(code, request_id=on)
     assert it.metadata == {"state": "DISABLED"}
-    assert disable(api, code, off).replayed
+    assert api.disable(code, request_id=off).replayed
     assert api.event_names(code=code) == [
         "CODE_DISABLED",
         "CODE_ENABLED",
@@ -599,5 +596,5 @@ def test_who_stopped_waiting_for_a_lock_finds_it_held(api: Api) -> None:
         with refused("CODE_LOCKED"):
             api.lock(request.code, unique("another"))
         api.redeem(request.code, request.user_id, lock_token=held.lock_token)
-    update(api, book.book_id, lock_policy=books.LOCK_POLICY_OFF)
+    api.update(book.book_id, lock_policy=books.LOCK_POLICY_OFF)
     assert api.stats(book.book_id).redeemed_count == len(names)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from support.calls import disable, pause, reasons_of
+from support.calls import pause, reasons_of
 from support.service import (
     Api,
     books,
@@ -98,7 +98,7 @@ def nearly_everything(api: Api) -> Attempt:
     book = api.book(codes=[code], limits=limits, min_order_amount_minor=5_000)
     api.assign(code, "ann")
     api.redeem(code, "ann", order_id="order 1", order_amount=euros(5_000))
-    disable(api, code)
+    api.disable(code)
     pause(api, book.book_id)
     return Attempt(
         code,
@@ -161,7 +161,7 @@ def with_such_a_token_where_nothing_is_locked(api: Api) -> Attempt:
 
 def with_such_a_token_and_other_reasons(api: Api) -> Attempt:
     code = api.code(lock_policy=OPTIONAL)
-    disable(api, code)
+    api.disable(code)
     reasons = ["CODE_DISABLED", "LOCK_TOKEN_MISMATCH"]
     return Attempt(code, reasons, fields={"lock_token": NOT_OURS})
 
@@ -239,7 +239,7 @@ def test_every_reason_is_told_and_the_first_is_what_redeem_answers(
 def test_the_discount_and_the_counts_are_told_also_when_there_are_problems(api: Api) -> None:
     code = api.code(limits=books.BookLimits(max_redemptions_per_code=2))
     api.redeem(code, "ann")
-    disable(api, code)
+    api.disable(code)
     answer = api.validate(code, "ann", order_amount=euros(1_000))
     assert not answer.valid
     assert answer.discount == euros(100)
