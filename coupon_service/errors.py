@@ -107,7 +107,7 @@ class CodeNotAssignedToUser(Refusal):
 
 
 class CodeLocked(Refusal):
-    """The code is locked for another user. Metadata ``retry_after_ms``: the time left."""
+    """Every use of the code that is left is locked. Metadata ``retry_after_ms``: the time left."""
 
 
 class LockRequired(Refusal):

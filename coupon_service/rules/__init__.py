@@ -1,7 +1,7 @@
 """Every rule of the service, once: pure functions of what was loaded and the time.
 
-`decide` turns commands into outcomes and effects, `refusals` says why not, `derived` what is never
-stored, `stock` what a book has left. No I/O, no clock, no randomness, no SQL.
+`decide` turns commands into outcomes and a write set, `refusals` says why not, `derived_states`
+what is never stored, `stock` what a book has left. No I/O, no clock, no randomness, no SQL.
 """
 
 from coupon_service.rules.decision import decide, refuse_all

@@ -71,7 +71,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_CODE_LOCKED: _ErrorReason.ValueType  # 21
     """[FAILED_PRECONDITION] All remaining uses are locked for others, or some are locked and calls in
     flight are redeeming the rest; for LockCode also: a call of the same user without a token is
-    redeeming the code. Metadata: `retry_after_ms`, the time until the first of those locks expires.
+    redeeming the code. Metadata: `retry_after_ms`, the time until the first permit of those is free.
     """
     ERROR_REASON_LOCK_REQUIRED: _ErrorReason.ValueType  # 22
     """[FAILED_PRECONDITION] The book requires a lock before a redemption and no `lock_token` was
@@ -224,7 +224,7 @@ ERROR_REASON_CODE_NOT_ASSIGNED_TO_USER: ErrorReason.ValueType  # 20
 ERROR_REASON_CODE_LOCKED: ErrorReason.ValueType  # 21
 """[FAILED_PRECONDITION] All remaining uses are locked for others, or some are locked and calls in
 flight are redeeming the rest; for LockCode also: a call of the same user without a token is
-redeeming the code. Metadata: `retry_after_ms`, the time until the first of those locks expires.
+redeeming the code. Metadata: `retry_after_ms`, the time until the first permit of those is free.
 """
 ERROR_REASON_LOCK_REQUIRED: ErrorReason.ValueType  # 22
 """[FAILED_PRECONDITION] The book requires a lock before a redemption and no `lock_token` was
