@@ -30,6 +30,7 @@ from coupon_service.maintenance.stock_monitor import StockMonitor
 from coupon_service.ratelimit.code_guessing import GuessGuard
 from coupon_service.ratelimit.limiter import RateLimiter
 from coupon_service.ratelimit.windows import Windows
+from coupon_service.rpc.connections import INTERVAL_S
 from coupon_service.rpc.handler import RpcHandler
 from coupon_service.rpc.listener import Listener, ListenerError
 from coupon_service.rpc.paging import PageTokens
@@ -279,6 +280,10 @@ class Server:
         readiness = ReadinessMonitor(self._database, self._leases, metrics, self._publish)
         for each in (readiness, self._sweeper, stock):
             self._spawn(each.run())
+        self._spawn(run_periodically(self._make_room, lambda: INTERVAL_S, failed="no room made"))
+
+    async def _make_room(self) -> None:
+        await asyncio.to_thread(self._handler.connections.make_room, self.port)
 
     async def stop(self, *, replaced: bool = False) -> None:
         """Says that it stops, waits for load balancers, finishes what is in flight, and closes.

@@ -46,7 +46,7 @@ def handler_settings(settings: Settings) -> RpcHandlerSettings:
         import_request_max_bytes=settings.import_request_max_bytes,
         stream_idle_ms=settings.stream_idle_ms,
         calls_max=settings.calls_max,
-        public_streams_max=settings.connections_max,
+        connections_max=settings.connections_max,
         batching=batching_settings(settings),
     )
 

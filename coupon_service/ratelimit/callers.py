@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from ipaddress import IPv6Address, ip_address
-from typing import Final, Protocol
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import Final, Protocol, TypeAlias
 from urllib.parse import quote, unquote
 
 from limits import RateLimitItem, parse_many
@@ -99,16 +99,34 @@ def network_of(peer: str) -> str:
 
     An IPv4 address, or the first 64 bits of an IPv6 address.
     """
-    kind, _, host_and_port = unquote(peer).partition(":")
-    host = host_and_port.rpartition(":")[0].strip("[]").partition("%")[0]
-    if kind not in ("ipv4", "ipv6"):
-        return "" if kind.startswith("unix") else peer
-    address = ip_address(host)
-    if isinstance(address, IPv6Address):
-        address = address.ipv4_mapped or address
+    found = address_of(peer)
+    if found is None:
+        return "" if peer.startswith("unix") else peer
+    address, _ = found
     if address.is_loopback:
         return ""
     if isinstance(address, IPv6Address):
         bits = 128 - IPV6_SITE_BITS
         return f"{IPv6Address(int(address) >> bits << bits)}/{IPV6_SITE_BITS}"
     return str(address)
+
+
+Address: TypeAlias = tuple[IPv4Address | IPv6Address, int]
+"""An IP address and a port."""
+
+
+def address_of(peer: str) -> Address | None:
+    """The address of a peer, as gRPC names it; None of one that has none."""
+    kind, _, host_and_port = unquote(peer).partition(":")
+    if kind not in ("ipv4", "ipv6"):
+        return None
+    host, _, port = host_and_port.rpartition(":")
+    return socket_address(host.strip("[]"), int(port))
+
+
+def socket_address(host: str, port: int) -> Address:
+    """The address of a socket. One of IPv4 is the same however the system writes it."""
+    address = ip_address(host.partition("%")[0])
+    if isinstance(address, IPv6Address):
+        address = address.ipv4_mapped or address
+    return address, port

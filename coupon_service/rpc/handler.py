@@ -29,10 +29,11 @@ from coupon_service.ratelimit.limiter import RateLimiter
 from coupon_service.rpc.abort import HANDLERS, Answer, abort
 from coupon_service.rpc.arrival_batch import ArrivalBatcher
 from coupon_service.rpc.call_recorder import CallRecorder, RpcObserver
+from coupon_service.rpc.connections import Connections
 from coupon_service.rpc.context import CURRENT, RequestContext
 from coupon_service.rpc.guess_guard import guarded
 from coupon_service.rpc.messages import Context, MessageReader, parser, unreadable
-from coupon_service.rpc.methods import METHODS
+from coupon_service.rpc.methods import METHODS, Method
 from coupon_service.rpc.public_methods import PublicMethods
 from coupon_service.rpc.status import kind_of, known
 
@@ -53,8 +54,8 @@ class RpcHandlerSettings:
 
     `default_deadline_ms` is for calls without a deadline, unless their method is open-ended, and
     what a client has to send its message. A stream whose client owes a message for `stream_idle_ms`
-    ends. `calls_max`: calls that are open at a time; `public_streams_max`: streams of health and
-    reflection.
+    ends. `calls_max`: calls that are open at a time; `connections_max`: connections, and streams of
+    health and reflection.
     """
 
     default_deadline_ms: int
@@ -62,7 +63,7 @@ class RpcHandlerSettings:
     import_request_max_bytes: int
     stream_idle_ms: int
     calls_max: int
-    public_streams_max: int
+    connections_max: int
     batching: BatchingSettings = field(default_factory=BatchingSettings)
 
 
@@ -89,7 +90,8 @@ class RpcHandler(grpc.GenericRpcHandler):
         self._recorder = CallRecorder(log, observer, tracer, settings.batching)
         self._arrivals = ArrivalBatcher(settings.batching)
         self._messages = MessageReader(settings.default_deadline_ms / 1000)
-        self._public = PublicMethods(settings.public_streams_max)
+        self._public = PublicMethods(settings.connections_max)
+        self.connections = Connections(settings.connections_max)
         self._authenticate = authenticate or _as_anonymous
         self._tracer = tracer
         self._limiter = limiter
@@ -194,16 +196,14 @@ class RpcHandler(grpc.GenericRpcHandler):
         self, method: str, handler: grpc.RpcMethodHandler[Any, Any]
     ) -> grpc.RpcMethodHandler[Any, Any]:
         """The handler with everything around it that an RPC needs."""
-        row, settings = METHODS[method], self._settings
-        handler = guarded(row.look_up, handler, self._guesses)
-        default_s = None if row.open_ended else settings.default_deadline_ms / 1000
-        max_bytes = settings.import_request_max_bytes if row.large else settings.request_max_bytes
-        parse = parser(handler.request_deserializer, max_bytes)
-        work = _work(handler, parse, settings.stream_idle_ms / 1000)
+        row = METHODS[method]
+        default_s = None if row.open_ended else self._settings.default_deadline_ms / 1000
+        work = self._work(row, guarded(row.look_up, handler, self._guesses))
 
         async def answer(messages: Any, context: Context) -> bytes | None:
             rpc = CURRENT.get()
             started = self._begin(method, rpc, context)
+            self.connections.called(rpc.peer)
             try:
                 if self._limiter is not None and self._limiter.limits(rpc):
                     await self._limiter.admit(row.rate_class, rpc)
@@ -239,6 +239,14 @@ class RpcHandler(grpc.GenericRpcHandler):
                 return response
 
         return HANDLERS[handler.response_streaming](answer)
+
+    def _work(self, row: Method, handler: grpc.RpcMethodHandler[Any, Any]) -> Answer:
+        """The servicer's method, from bytes to bytes."""
+        settings = self._settings
+        max_bytes = settings.import_request_max_bytes if row.large else settings.request_max_bytes
+        parse = parser(handler.request_deserializer, max_bytes)
+        work = _work(handler, parse, settings.stream_idle_ms / 1000)
+        return self.connections.holding(work) if row.open_ended else work
 
     async def _refuse(
         self,

@@ -22,6 +22,9 @@ HTTP2_OPTIONS: Final = (
     # Until it has confirmed our settings, which takes a round trip, a client may ignore them.
     ("grpc.http2.settings_timeout", 5_000),
     ("grpc.server_handshake_timeout_ms", 10_000),
+    # Who does not answer a ping, or does not even read what was sent, has no calls any more.
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
 )
 
 
@@ -47,6 +50,9 @@ class Listener:
                 # The handler refuses what is too large for a method, and says so; this protects it.
                 ("grpc.max_receive_message_length", max_bytes + 65_536),
                 ("grpc.max_allowed_incoming_connections", settings.connections_max),
+                ("grpc.max_connection_idle_ms", settings.connection_idle_ms),
+                ("grpc.max_connection_age_ms", settings.connection_age_ms),
+                ("grpc.max_connection_age_grace_ms", settings.connection_age_grace_ms),
                 # Calls that the handler has not seen yet. gRPC's own bound of 1,000 cancels some
                 # calls of a burst at random, and a client does not repeat what was cancelled.
                 ("grpc.server.max_pending_requests", settings.calls_max),

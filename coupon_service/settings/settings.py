@@ -15,6 +15,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from coupon_service.settings.values import (
     PREFIX,
+    ConnectionMilliseconds,
     Count,
     DatabaseUrl,
     Host,
@@ -121,7 +122,23 @@ class Settings(BaseSettings):
     )
     connections_max: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
         5_000,
-        description="Client connections in each worker at most; more are closed.",
+        description="Client connections in each worker at most; more are closed. When there are"
+        " nearly as many, those go that have had no call for half a minute.",
+    )
+    connection_idle_ms: ConnectionMilliseconds = Field(
+        300_000,
+        description="Longest time of a connection without a call, in milliseconds; then its client"
+        " is told to leave, and connects again for its next call.",
+    )
+    connection_age_ms: ConnectionMilliseconds = Field(
+        900_000,
+        description="Age, a tenth more or less, at which a client is told to connect again, in"
+        " milliseconds, so that clients find new replicas.",
+    )
+    connection_age_grace_ms: ConnectionMilliseconds = Field(
+        3_600_000,
+        description="Longest time that calls of a connection go on after its age, in milliseconds."
+        " An upload or a generation that is cut off can be resumed.",
     )
 
     rate_limit_end_users: RateLimits = Field(

@@ -28,6 +28,7 @@ class Matching:
 Host = Annotated[str, AfterValidator(Matching(r"[0-9A-Za-z.:_-]+", "an IP address or a host name"))]
 Port = Annotated[int, Field(ge=0, le=65_535)]
 Milliseconds = Annotated[int, Field(ge=1, le=3_600_000)]
+ConnectionMilliseconds = Annotated[int, Field(ge=100, le=86_400_000)]
 Count = Annotated[int, Field(ge=1, le=1_000)]
 MessageBytes = Annotated[int, Field(ge=1_024, le=16_777_216)]
 DatabaseUrl = Annotated[

@@ -36,7 +36,7 @@ REFLECTION_GRPC = importlib.import_module("grpc_reflection.v1alpha.reflection_pb
 DEADLINE_MS = 300
 MAX_BYTES = 2_000
 CALLS_MAX = 200
-PUBLIC_STREAMS_MAX = 30
+CONNECTIONS_MAX = 30
 
 
 class AnyServicer:
@@ -119,7 +119,7 @@ async def running(
             import_request_max_bytes=10 * MAX_BYTES,
             stream_idle_ms=DEADLINE_MS,
             calls_max=CALLS_MAX,
-            public_streams_max=PUBLIC_STREAMS_MAX,
+            connections_max=CONNECTIONS_MAX,
             batching=batching or BatchingSettings(),
         )
         counted: list[tuple[str, str, str]] = []

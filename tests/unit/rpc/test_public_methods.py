@@ -13,9 +13,9 @@ import pytest
 from support import http2_frames as frames
 from support.handler_server import (
     CALLS_MAX,
+    CONNECTIONS_MAX,
     DEADLINE_MS,
     HEALTH_PB,
-    PUBLIC_STREAMS_MAX,
     Running,
     failed,
     info_of,
@@ -133,7 +133,7 @@ async def test_beyond_those_of_a_worker_a_client_goes_ahead_without() -> None:
         connections = [Connection(run.target) for _ in range(3)]
         for connection in connections:
             connection.open(WATCH, STREAMS_OF_CONNECTION_MAX, message=b"")
-        await until(lambda: run.handler.open_streams == PUBLIC_STREAMS_MAX)
+        await until(lambda: run.handler.open_streams == CONNECTIONS_MAX)
         (one_more,) = await watches(run, 1)
         code, _, _ = await failed(one_more.read())
         assert code is UNIMPLEMENTED  # which makes a client's own health check an optimist
