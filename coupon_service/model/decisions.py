@@ -57,16 +57,16 @@ def done_of(outcome: Outcome) -> Done:
 
 
 OrderKey: TypeAlias = tuple[str, str, str]
-"""What redeems a code once: the code, an order, and the user who redeems, or "" for everybody."""
+"""A code, an order, and the user of the order; "" for an order of the business."""
 
 
 def order_keys(
     code: str, order_id: str, user_id: str, order_user_id: str | None
 ) -> tuple[OrderKey, ...]:
-    """What a redemption for an order takes up while it is live; two never share a key.
+    """The keys that a redemption for an order holds while it is live. Two never share a key.
 
-    An order of the business is one and the same whoever the user is. One that an end user names
-    (`order_user_id`) is that user's own: what others call the same is another.
+    An order of the business is the same for all users. An order that an end user names
+    (`order_user_id`) belongs to that user, and differs from orders of others with the same id.
     """
     own = (code, order_id, user_id)
     return (own,) if order_user_id is not None else (own, (code, order_id, ""))

@@ -31,7 +31,7 @@ def bucket_of_event(event: UUID) -> int:
 
 
 def rollback_id(redemption_id: UUID) -> UUID:
-    """The id of the ledger row that undoes a redemption: one, whoever asks for it."""
+    """The id of the ledger row of a rollback: the same for all callers, so there is only one."""
     return event_id(bucket_of_event(redemption_id), EventType.ROLLED_BACK, redemption_id)
 
 

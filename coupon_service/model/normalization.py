@@ -27,7 +27,7 @@ ROUNDS_MAX: Final = 8
 
 
 _AROUND: Final = "\u00ad\u200b\u200c\u200d\u200e\u200f\u2060\ufeff"
-"""Characters that nobody sees, which come along when a code is copied."""
+"""Invisible characters that are copied with a code."""
 
 
 class CodeTooLong(ValueError):
@@ -60,8 +60,8 @@ def normalize_code(text: str) -> str:
 
 
 def spelling_of(text: str) -> str:
-    """What a text that is a code looks like, to be shown: composed, and without what files and
-    programs put around it."""
+    """The spelling of a code for display: composed (NFC), without surrounding spaces, quotes and
+    invisible characters, which files and programs add."""
     shown = text.strip().strip(_AROUND)
     if len(shown) > 1 and shown[0] == shown[-1] == '"':  # as CSV quotes a cell
         shown = shown[1:-1].strip()

@@ -41,7 +41,7 @@ class Children(dict[tuple[str, ...], Child]):
 
 
 class Durations(Histogram):
-    """A histogram that also observes many durations at once, which costs far less for each."""
+    """A histogram that also observes many durations in one call, which costs far less for each."""
 
     def observe_all(self, seconds: Sequence[float]) -> None:
         """The same as ``observe`` for each."""

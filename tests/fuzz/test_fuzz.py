@@ -215,7 +215,7 @@ def test_a_path_that_is_not_utf8_costs_a_worker_at_most(service: Service) -> Non
         connection.sendall(frames.frame(frames.HEADERS, 5, 1, block))
         with suppress(OSError):
             connection.recv(100)
-    time.sleep(1.5)  # the worker looks at its port once a second
+    time.sleep(1.5)  # the worker checks its port once a second
     service.assert_serving()
 
 
