@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, Any, Final, cast
 
 import typer
-from google.protobuf import json_format
+from google.protobuf import descriptor_pool, json_format
 from google.protobuf.descriptor import FileDescriptor, MethodDescriptor
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
@@ -39,6 +41,11 @@ PACKAGE: Final = "coupon_service.v1."
 UNARY_TIMEOUT_S: Final = 10.0
 STDIN_MARKS: Final = ("-", "@")
 
+# Messages of json_format.
+NO_FIELD: Final = re.compile(r'Message type "([\w.]+)" has no field named "(.*?)"')
+NO_VALUE: Final = re.compile(r"Invalid enum value (.+?) for enum type ([\w.]+)")
+IN_FIELD: Final = re.compile(r"Failed to parse (\w+) field: ")
+
 CONTRACT: Final[tuple[FileDescriptor, ...]] = (
     coupon_book_service_pb2.DESCRIPTOR,
     coupon_code_service_pb2.DESCRIPTOR,
@@ -59,7 +66,7 @@ def call(
         typer.Argument(
             metavar="JSON",
             help="The request; several, one after the other, where the method takes a stream."
-            " - or @ reads them from standard input.",
+            " - or @ reads them from standard input, @FILE from a file.",
         ),
     ] = "{}",
     *,
@@ -94,11 +101,24 @@ def call(
             typer.echo(_signature(descriptor))
         return
     descriptor = find_method(method)
-    requests = read_messages(sys.stdin.read() if messages in STDIN_MARKS else messages, descriptor)
+    requests = read_messages(_given(messages), descriptor)
     with connect_blocking(
         address, token, Tls(tls_ca, tls_certificate, tls_key, tls_name)
     ) as service:
         _call(descriptor, requests, timeout_s, service)
+
+
+def _given(messages: str) -> str:
+    """The text of the requests: the argument, standard input or a file. Raises CommandError."""
+    if messages in STDIN_MARKS:
+        return sys.stdin.read()
+    if not messages.startswith("@"):
+        return messages
+    try:
+        return Path(messages[1:]).read_text("utf-8")
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise CommandError(f"{messages[1:]} cannot be read: {why}.") from error
 
 
 def _call(
@@ -171,10 +191,31 @@ def read_messages(text: str, method: MethodDescriptor) -> list[Message]:
             fields = cast(dict[str, Any], value)
             requests.append(json_format.ParseDict(fields, kind()))
         except json_format.ParseError as error:
-            raise CommandError(f"This is not a {method.input_type.name}: {error}") from error
+            name = method.input_type.name
+            raise CommandError(f"This is not a {name}: {_explained(error)}") from error
     if len(requests) != 1 and not method.client_streaming:
         raise CommandError(f"{_short(method)} takes one JSON object, not {len(requests)}.")
     return requests
+
+
+def _explained(error: json_format.ParseError) -> str:
+    """The error in plain words, with field names as in the proto."""
+    text = str(error).partition("\n")[0].rstrip(".") + "."
+    pool = descriptor_pool.Default()
+    if found := NO_FIELD.search(text):
+        message = pool.FindMessageTypeByName(found[1])
+        return _unknown(message.name, "field", found[2], [it.name for it in message.fields])
+    if found := NO_VALUE.search(text):
+        enum = pool.FindEnumTypeByName(found[2])
+        return _unknown(enum.name, "value", found[1], [it.name for it in enum.values])
+    path = ".".join(IN_FIELD.findall(text))
+    return f"{path}: {IN_FIELD.sub('', text)}" if path else text
+
+
+def _unknown(kind: str, what: str, name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    meant = f" Did you mean {near[0]}?" if near else ""
+    return f'{kind} has no {what} "{name}".{meant} It has {", ".join(known)}.'
 
 
 def _json_values(text: str) -> Iterator[Any]:

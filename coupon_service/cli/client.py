@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import AsyncGenerator, Callable, Generator, Iterable
 from contextlib import asynccontextmanager, contextmanager
@@ -99,14 +100,14 @@ UNKNOWN_OUTCOMES: Final = (
     grpc.StatusCode.INTERNAL,
     grpc.StatusCode.UNKNOWN,
 )
-"""What calls end with that may have changed something."""
+"""Statuses of calls that may have changed something."""
 
 STREAM_ENDED: Final = (
     grpc.StatusCode.UNAVAILABLE,
     grpc.StatusCode.CANCELLED,
     grpc.StatusCode.DEADLINE_EXCEEDED,  # of the service, for a stream that was idle
 )
-"""What a stream ends with that can be opened again."""
+"""Statuses after which a stream can be opened again."""
 
 STATUS_DETAILS: Final = "grpc-status-details-bin"
 BREAKS_MAX: Final = 14
@@ -181,7 +182,7 @@ def connect_blocking(
     Not grpc.aio, which may lose the status of a stream that ends while it is written to
     (https://github.com/grpc/grpc/issues/36066).
     """
-    target = address or address_of(load_settings())
+    target = _checked(address) if address else address_of(load_settings())
     try:
         with (tls or Tls(None, None, None, None)).channel(target) as channel:
             yield BlockingService(channel, _bearer(token))
@@ -189,12 +190,18 @@ def connect_blocking(
         raise CommandError(explain(error, target)) from error
 
 
+def _checked(address: str) -> str:
+    """The address, if gRPC can use it. Raises CommandError."""
+    if not re.fullmatch(r"(\[[^]]+\]|[^\s:/]+):\d{1,5}|(unix|dns|ipv4|ipv6|xds):\S+", address):
+        raise CommandError(f"{address} is not an address. Use HOST:PORT, such as localhost:50051.")
+    return address
+
+
 def _bearer(token: str | None) -> Metadata:
     token = (token or "").strip()
     if not (token.isascii() and token.isprintable()):
         raise CommandError(
-            "This is no bearer token: it has characters that no token has. Is it complete, and is"
-            f" nothing else in --token or {TOKEN_VARIABLE}?"
+            f"The bearer token of --token or {TOKEN_VARIABLE} has characters that no token has."
         )
     return (("authorization", f"Bearer {token}"),) if token else ()
 
@@ -217,7 +224,8 @@ def explain(error: grpc.RpcError, address: str = "") -> str:
     info = _detail(status, ErrorInfo)
     if info is None:
         if error.code() is grpc.StatusCode.UNAVAILABLE:
-            return f"{code}: the service at {address} cannot be reached ({error.details()})."
+            why = (error.details() or "").rpartition("Failed to connect to remote host: ")[2]
+            return f"{code}: the service at {address} cannot be reached ({why})."
         return f"{code}: {error.details()}"
     violations = [
         f"  {violation.field or 'request'}: {violation.description}"
@@ -228,11 +236,13 @@ def explain(error: grpc.RpcError, address: str = "") -> str:
     lines += [f"  {key}: {value}" for key, value in sorted(info.metadata.items())]
     if retry := _detail(status, RetryInfo):
         lines.append(f"  A repeat may help in {retry.retry_delay.ToMilliseconds() / 1000:g} s.")
+    if error.code() is grpc.StatusCode.UNAUTHENTICATED:
+        lines.append(f"  Set the token with --token or {TOKEN_VARIABLE}.")
     return "\n".join(lines)
 
 
 def is_outcome_unknown(error: BaseException) -> bool:
-    """Whether a change may have been made by a call that ended like this."""
+    """Whether a call that ended with this error may have changed something."""
     if isinstance(error, grpc.RpcError):
         return error.code() in UNKNOWN_OUTCOMES
     return isinstance(error, KeyboardInterrupt)
@@ -276,6 +286,9 @@ class Patience:
         retry = _detail(_status(error), RetryInfo)
         if not self._breaks_left or not (error.code() in STREAM_ENDED or retry):
             raise error
+        if self._breaks_left == BREAKS_MAX:
+            line = explain(error).splitlines()[0]
+            typer.echo(f"{line}\nRetrying for about a minute.", err=True)
         self._breaks_left -= 1
         pause_s = min(0.25 * 2 ** (BREAKS_MAX - self._breaks_left), 5.0)
         self._pause(max(pause_s, retry.retry_delay.ToMilliseconds() / 1000 if retry else 0))

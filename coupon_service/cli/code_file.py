@@ -15,13 +15,13 @@ from coupon_service.cli.rows import CHUNK_ROWS, Row, read_rows
 from coupon_service.cli.text_files import TextFile
 
 SAMPLE_ROWS: Final = CHUNK_ROWS
-"""By which a file is judged: as many as are waited for before anything can be sent."""
+"""Rows that layout and content are judged by: the first chunk, before anything is sent."""
 
 HEAD_CHARACTERS: Final = 1_000_000
 
 
 class CodeFile:
-    """The rows of a file, whose layout was found by its first lines. Raises CommandError."""
+    """The rows of a file, with the layout that its first lines have. Raises CommandError."""
 
     def __init__(
         self, source: TextFile, *, column: str | None, header: bool | None, is_csv: bool
@@ -35,24 +35,24 @@ class CodeFile:
         )
         self._rest = read_rows(chain(head, lines), self._layout)
         self._sample = list(islice(self._rest, SAMPLE_ROWS))
-        if self._layout.title and column is None and header is None:
-            typer.echo(
-                f"The first line, {shown(self._layout.title)}, is taken for a header;"
-                " --no-header imports it.",
-                err=True,
-            )
 
-    def refuse_other_things(self) -> None:
-        """Raises CommandError where the first rows look like something else than codes."""
+    def refuse_other_data(self) -> None:
+        """Raises CommandError if the first rows do not look like codes."""
         if found := doubt([row.text for row in self._sample]):
             title = self._layout.title
             raise CommandError(
                 f"{f'The column {shown(title)}' if title else self.source.name} looks like {found},"
-                " and not like codes. Nothing was imported; --force imports it all the same."
+                " not like codes. Nothing was imported. Use --force to import it anyway."
             )
 
+    def report_header(self) -> None:
+        """Says that the first line is skipped, if nobody asked for that."""
+        if self._layout.header_detected:
+            skipped = f"The first line, {shown(self._layout.title)}, is a header and is skipped."
+            typer.echo(f"{skipped} Use --no-header to import it.", err=True)
+
     def count(self) -> None:
-        """Reads the file to its end, if it can be read again. Raises CommandError."""
+        """Checks and counts all rows of a file that can be read twice. Raises CommandError."""
         if not self.source.repeatable:
             return
         total = 0
@@ -70,7 +70,7 @@ class CodeFile:
 
 
 def _head(lines: Iterator[str]) -> tuple[list[str], bool]:
-    """The first lines, and whether there are no others."""
+    """The first lines, and whether these are all."""
     head, characters = list[str](), 0
     for line in lines:
         head.append(line)

@@ -53,7 +53,7 @@ Book = Annotated[str, typer.Argument(metavar="BOOK", help="The book_id.")]
 RequestId = Annotated[
     str | None,
     typer.Option(
-        help="The one that a run printed that was stopped: goes on with it, and repeats nothing.",
+        help="Request id that a stopped run printed: resumes that run.",
         show_default=False,
     ),
 ]
@@ -112,12 +112,15 @@ def generate(
             with progress("Generating", "codes", count) as update:
                 for answer in lasting(go_on, patience):
                     if not generated and answer.generated_count < count:
-                        typer.echo(f"After a break, go on with {again}", err=True)
+                        typer.echo(f"After a break, resume with {again}", err=True)
                     generated = answer.generated_count
                     update(generated, 0)
         except (KeyboardInterrupt, grpc.RpcError) as error:
             if generated or is_outcome_unknown(error):
-                typer.echo(f"{generated:,} of {count:,} were made. Go on with {again}", err=True)
+                typer.echo(
+                    f"{generated:,} of {count:,} codes were generated. Resume with {again}",
+                    err=True,
+                )
             raise
     typer.echo(f"{generated:,} codes generated.")
 
@@ -134,7 +137,8 @@ def export(
     ] = None,
     *,
     state: Annotated[
-        StoredState | None, typer.Option(help="Only codes in this state.", show_default=False)
+        StoredState | None,
+        typer.Option(help="Only codes in this state.", case_sensitive=False, show_default=False),
     ] = None,
     as_csv: Annotated[
         bool, typer.Option("--csv", help="CSV with all that is known of each code.")
@@ -212,7 +216,7 @@ def _destination(file: Path | None) -> Generator[TextIO]:
 
 
 def find_book(service: BlockingService, book: str) -> CouponBookStats:
-    """The counts of the book, before anything is begun. Raises CommandError where there is none."""
+    """The counts of the book. Raises CommandError if there is no such book."""
     try:
         return (
             CouponBookServiceStub(service.channel)

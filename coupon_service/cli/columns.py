@@ -1,6 +1,4 @@
-"""Which column of a file has the codes, whether it begins with a header, and what looks unlike
-codes: judged by the first lines of the file.
-"""
+"""Detection by the first lines of a file: delimiter, header, column, and data that is not codes."""
 
 from __future__ import annotations
 
@@ -17,13 +15,13 @@ from coupon_service.cli.rows import Layout, Record, read_records
 DELIMITERS: Final = (",", ";", "\t", "|")
 
 EVEN_SHARE_MIN: Final = 0.9
-"""Of the records of CSV, how many have the same number of cells."""
+"""Share of records that have the same number of cells."""
 
 LOOK_SHARE_MIN: Final = 0.8
-"""Of the values of a column, how many have to look like something for it to be that."""
+"""Share of the values of a column that look alike."""
 
 OTHERS_MIN: Final = 5
-"""Rows that a first line is compared with before it is taken for something else than they are."""
+"""Rows after the first that are needed to compare it with them."""
 
 COLUMNS_SHOWN_MAX: Final = 20
 SHOWN_CHARACTERS: Final = 30
@@ -56,16 +54,16 @@ KINDS: Final = (
     ("web addresses", r"(?:https?://|www\.).+"),
     ("a document of another kind (JSON, HTML, XML)", r"[<{\[].*|.*[>}\]],?"),
 )
-"""What columns that are no codes look like. The whole of a value has to match."""
+"""Data that is not codes. The pattern matches a whole value."""
 
 
 def find_layout(
     head: Sequence[str], *, column: str | None, header: bool | None, is_csv: bool, complete: bool
 ) -> Layout:
-    """Where the codes are, by the first lines of a file: all of them, if `complete`.
+    """The layout of a file, by its first lines; `complete`: these are all.
 
-    `column`: its name or number, None where there is only one. `header`: whether there is one, None
-    where that is to be found out. `is_csv`: also when it does not look like it.
+    `column`: name or number, None: the only one. `header`: whether there is one, None: detect it.
+    `is_csv`: whatever the lines look like.
 
     Raises CommandError.
     """
@@ -80,17 +78,17 @@ def find_layout(
     first, others = records[0], records[1:]
     index, named = _column(first, column, header)
     skipped = before
-    if header is None and not named:
-        header = _is_header(first, others, index)
-    if header or named:
+    detected = header is None and not named and _is_header(first, others, index)
+    if header or named or detected:
         skipped += others[0].line - 1 if others else len(head)
-    return Layout(delimiter, index, skipped, _cell(first, index) if skipped > before else "")
+    title = _cell(first, index) if skipped > before else ""
+    return Layout(delimiter, index, skipped, title, detected)
 
 
 def doubt(values: Sequence[str]) -> str | None:
-    """What these look like, and are not codes: as in "they look like dates, such as 2027-01-01".
+    """The kind of data that these values are instead of codes, with an example; None for codes.
 
-    Of the first one, which may be a header after all, it does not depend.
+    The first value may be a header and is not needed for the decision.
     """
     return _look(values) or (_look(values[1:]) if len(values) > 2 else None)
 
@@ -116,7 +114,7 @@ def _look(values: Sequence[str]) -> str | None:
 
 
 def shown(text: str) -> str:
-    """Some text of the file, for a sentence."""
+    """Text of the file, shortened, in quotation marks."""
     text = " ".join(text.split())
     return f'"{text[:SHOWN_CHARACTERS]}…"' if len(text) > SHOWN_CHARACTERS else f'"{text}"'
 
@@ -126,7 +124,7 @@ def _cell(record: Record, index: int) -> str:
 
 
 def _records(head: Sequence[str], delimiter: str | None, *, complete: bool) -> list[Record]:
-    """Those that have anything in them; the last one only if all of it is in the head."""
+    """The records that are not blank, without the last one if the head may cut it."""
     records = list(read_records(head, delimiter, strict=False))
     if not complete:
         del records[-1:]
@@ -134,9 +132,7 @@ def _records(head: Sequence[str], delimiter: str | None, *, complete: bool) -> l
 
 
 def _delimiter(head: Sequence[str], column: str | None, *, complete: bool) -> str | None:
-    """What parts the lines into the most cells, as many in nearly each; by the name of the wanted
-    column where it has one.
-    """
+    """The delimiter that gives the wanted column, or else the most cells in most records."""
     best, most = None, 1
     for delimiter in DELIMITERS:
         records = _records(head, delimiter, complete=complete)
@@ -157,18 +153,20 @@ def _column(first: Record, column: str | None, header: bool | None) -> tuple[int
         if width == 1:
             return 0, False
         raise CommandError(
-            f"Which column has the codes? {_columns(first)} Say --column with a name or a number."
+            f"Which column has the codes? {_columns(first)} Use --column with a name or a number."
         )
     places = _places(first, column)
     if len(places) == 1 and header is not False:
         return places[0], True
     if len(places) > 1:
-        raise CommandError(f"Several columns are called {shown(column)}: say --column 1, 2, ...")
+        raise CommandError(
+            f"Several columns are called {shown(column)}: use --column with a number."
+        )
     if column.strip().isdecimal():
         if 1 <= int(column) <= width:
             return int(column) - 1, False
     elif header is False:
-        raise CommandError("Without a header columns have no names: say --column with a number.")
+        raise CommandError("Without a header, columns have no names: use --column with a number.")
     raise CommandError(f"There is no column {shown(column)}. {_columns(first, column)}")
 
 
@@ -178,7 +176,7 @@ def _places(first: Record, column: str) -> list[int]:
 
 
 def _columns(first: Record, wanted: str = "") -> str:
-    """What the first line has, in a sentence, and what may be meant."""
+    """The columns of the first line, and the one that may be meant."""
     names = [name.strip() for name in first.cells]
     told = ", ".join(f"{at} {shown(name)}" for at, name in enumerate(names, 1) if at < 21)
     more = f" and {len(names) - COLUMNS_SHOWN_MAX} more" if len(names) > COLUMNS_SHOWN_MAX else ""
@@ -189,7 +187,7 @@ def _columns(first: Record, wanted: str = "") -> str:
 
 
 def _is_header(first: Record, others: Sequence[Record], index: int) -> bool:
-    """Whether the first record has the names of the columns. Raises CommandError when it may."""
+    """Whether the first record is a header. Raises CommandError if that cannot be decided."""
     name = _cell(first, index)
     if any(HEADERS.fullmatch(_plain(cell)) for cell in first.cells):
         return True
@@ -208,8 +206,8 @@ def _is_header(first: Record, others: Sequence[Record], index: int) -> bool:
     if len(codes) >= OTHERS_MIN and (written_unlike or len(first.cells) > 1):
         return True
     raise CommandError(
-        f"Is the first line, {shown(name)}, a header? What is behind it looks different."
-        " Say --header, or --no-header to import it."
+        f"The first line, {shown(name)}, may be a header: the lines after it look different."
+        " Use --header, or --no-header to import it."
     )
 
 

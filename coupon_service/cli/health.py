@@ -7,6 +7,7 @@ from typing import Annotated, Any, Final
 from urllib.error import HTTPError
 from urllib.request import ProxyHandler, build_opener
 
+import grpc
 import typer
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
@@ -55,7 +56,12 @@ def health(
         with connect_blocking(address, tls=tls) as connection:
             stub: Any = health_pb2_grpc.HealthStub(connection.channel)
             request = health_pb2.HealthCheckRequest(service=service)
-            answer = stub.Check(request, timeout=timeout_s)
+            try:
+                answer = stub.Check(request, timeout=timeout_s)
+            except grpc.RpcError as error:
+                if error.code() is grpc.StatusCode.NOT_FOUND:
+                    raise CommandError(f"The service has no gRPC service {service}.") from error
+                raise
         status = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
     typer.echo(status)
     if status != "SERVING":

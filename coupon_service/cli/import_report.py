@@ -1,4 +1,4 @@
-"""What became of the rows of an import: counted, shown, and written to a file."""
+"""Outcomes of the rows of an import: counted, shown, and written to a file."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ COLUMNS: Final = ("line", "code", "outcome", "reason", "message", "row")
 """Of the file of rejected rows. `row`: as it stands in the imported file."""
 
 NUMBERED: Final = re.compile(r"^codes\[\d+\]: ")
-"""Names a row by its place in a chunk, which tells nobody who reads a file anything."""
+"""The place of a row in its chunk, which means nothing to the reader of a file."""
 
 
 @dataclass(slots=True)
 class ImportReport:
-    """What became of the rows. `out` gets those that were not imported."""
+    """Counts of outcomes, and the rejected rows, which are written to `out`."""
 
     out: TextIO | None = None
     counts: Counter[str] = field(default_factory=Counter[str])
@@ -42,12 +42,12 @@ class ImportReport:
 
     @property
     def rows(self) -> int:
-        """All rows that have an outcome."""
+        """Rows that have an outcome."""
         return self.counts.total()
 
     @property
     def rejected(self) -> int:
-        """Those of them that did not become codes."""
+        """Rows that did not become codes."""
         return self.rows - self.counts["created"]
 
     def add(self, chunk: Chunk, answer: ImportCodesResponse) -> None:
@@ -63,7 +63,7 @@ class ImportReport:
             _write(self.out, rejected)
 
     def show_rejected(self, hint: str) -> None:
-        """Shows the first rejected rows; `hint`: how to get the others without a file."""
+        """Shows the first rejected rows. `hint`: how to get all, if there is no file."""
         if not self.shown:
             return
         table = Table("Line", "Code", "Outcome", "Message")
@@ -92,7 +92,7 @@ def _cells(row: Row, rejected: ImportRow) -> tuple[str, ...]:
 
 @contextmanager
 def report_to(rejects: Path | None) -> Generator[ImportReport]:
-    """A report that writes rejected rows to this file, if any. Raises CommandError."""
+    """A report that writes rejected rows to this file. Raises CommandError."""
     if rejects is None:
         yield ImportReport()
         return
@@ -104,13 +104,13 @@ def report_to(rejects: Path | None) -> Generator[ImportReport]:
         _write(out, [COLUMNS])
         yield ImportReport(out)
     finally:
-        with suppress(OSError):  # of what could not be written, which was reported
+        with suppress(OSError):  # a failed write has been reported
             out.close()
 
 
 def _write(out: TextIO, rows: Sequence[Sequence[str]]) -> None:
     try:
         csv.writer(out, lineterminator="\n").writerows(rows)
-        out.flush()  # also for who interrupts
+        out.flush()  # so that the rows are there after Ctrl-C
     except OSError as error:
         raise CommandError(f"{out.name} cannot be written: {error.strerror}.") from error

@@ -1,4 +1,4 @@
-"""How far a long command is, on standard error: a bar on a terminal, lines elsewhere."""
+"""Progress of a long command on standard error: a bar on a terminal, lines elsewhere."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 LINES_EVERY_S: Final = 2.0
 
 Update = Callable[[int, int], None]
-"""Takes what is done by now: a count, and bytes (0 where there are none)."""
+"""Takes the count and the bytes that are done; 0 bytes are not shown."""
 
 
 @contextmanager
 def progress(
     title: str, unit: str, total: int | None = None, total_bytes: int | None = None
 ) -> Generator[Update]:
-    """What to call when more is done. Totals of None are not known."""
+    """A function that reports progress. A total of None is unknown."""
     console = Console(stderr=True)
     if not console.is_terminal:
         yield _lines(title, unit, total, total_bytes)
@@ -44,7 +44,7 @@ def progress(
 
 
 def _lines(title: str, unit: str, total: int | None, total_bytes: int | None) -> Update:
-    """Writes a line at most every two seconds, and none for what takes less."""
+    """Writes at most one line every two seconds, and none within the first two."""
     written_s = time.monotonic()
 
     def update(done: int, done_bytes: int) -> None:

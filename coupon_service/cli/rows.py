@@ -22,7 +22,7 @@ SOURCE_CHARACTERS: Final = 2_000
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A line, or a record of CSV, which can have several: its first one, counted from 1."""
+    """A line, or a record of CSV. `line`: its first line, counted from 1."""
 
     line: int
     cells: list[str]
@@ -30,7 +30,7 @@ class Record:
 
     @property
     def blank(self) -> bool:
-        """Whether there is nothing in it."""
+        """Whether all its cells are empty."""
         return not any(map(str.strip, self.cells))
 
 
@@ -39,13 +39,15 @@ class Layout:
     """Where the codes of a file are.
 
     `delimiter`: of CSV, None of a file with a code a line. `column`: from 0. `skipped_lines`: a
-    header and what is before it. `title`: the name of the column, where it has one.
+    header and the lines before it. `title`: the name of the column in the header.
+    `header_detected`: whether the header was detected rather than asked for.
     """
 
     delimiter: str | None = None
     column: int = 0
     skipped_lines: int = 0
     title: str = ""
+    header_detected: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,13 +93,13 @@ def read_records(
         if strict:
             raise CommandError(
                 f"Line {first:,} is not CSV: {error}."
-                ' Is a quotation mark (") missing there, or out of place?'
+                ' A quotation mark (") may be missing or misplaced.'
             ) from error
 
 
 def read_rows(lines: Iterable[str], layout: Layout) -> Iterator[Row]:
-    """The codes, without the spaces around them. Blank lines are left out; a record that lacks
-    only its code is a row without text. Raises CommandError.
+    """The codes, without spaces around them. Blank records are left out; a record without a code
+    is a row without text. Raises CommandError.
     """
     for record in read_records(lines, layout.delimiter):
         if record.line <= layout.skipped_lines or record.blank:
@@ -105,7 +107,7 @@ def read_rows(lines: Iterable[str], layout: Layout) -> Iterator[Row]:
         cells = record.cells
         text = cells[layout.column].strip() if layout.column < len(cells) else ""
         if len(text) > ROW_CHARACTERS:
-            # The last one is no space, so that the row stays as long as it is.
+            # The last character is no space, so the service sees a row that is too long.
             text = text[: ROW_CHARACTERS - 1] + text[-1]
         source = record.source
         if len(source) > SOURCE_CHARACTERS:

@@ -1,6 +1,6 @@
-"""Files of text as people have them: recognised, unpacked and decoded, or refused with what to do.
+"""Text files: encodings are detected, gzip is unpacked, other files are refused with advice.
 
-Nothing is held in memory but a buffer and a line.
+Memory is bounded: a buffer and a line.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 BUFFER_BYTES: Final = 65_536
 
 LINE_CHARACTERS_MAX: Final = 1_000_000
-"""The longest line that is read; a file with a longer one is no file of codes."""
+"""A file with a longer line is refused."""
 
 CONTROL_SHARE_MAX: Final = 0.05
-"""Of the bytes of a text. Of random bytes, a ninth is control characters."""
+"""Share of control characters in a text; among random bytes it is a ninth."""
 
 GZIP: Final = b"\x1f\x8b"
 
@@ -42,10 +42,10 @@ MARKS: Final = (
     (b"\xff\xfe", "utf-16"),
     (b"\xfe\xff", "utf-16"),
 )
-"""Byte-order marks, and the codecs that leave them out."""
+"""Byte-order marks, and codecs that skip them."""
 
 SPREADSHEET: Final = (
-    "is a spreadsheet: save the sheet with the codes as CSV (UTF-8), and import that."
+    "is a spreadsheet: save the sheet with the codes as CSV (UTF-8) and import that."
 )
 PACKED: Final = "is compressed in a way that is not read here (gzip is): unpack it first."
 PICTURE: Final = "is a picture: codes are read from text only."
@@ -67,22 +67,22 @@ SIGNATURES: Final = (
     (b"SQLite format 3\0", "is a database: export the codes as text or CSV, and import that."),
     (b"PAR1", "is a Parquet file: export the codes as text or CSV, and import that."),
 )
-"""How files begin that are no text, and what to do about them."""
+"""First bytes of files that are not text, and advice."""
 
 OFFICE: Final = (b"[Content_Types].xml", b"mimetypeapplication/vnd.oasis", b"xl/", b"Index/")
-"""What is in the ZIP archives that are spreadsheets: of Excel, LibreOffice, Numbers."""
+"""Parts of ZIP archives that are spreadsheets, of Excel, LibreOffice and Numbers."""
 
 ESCAPED: Final = re.compile("[\udc80-\udcff]")
-"""What stands for bytes that could not be decoded."""
+"""Stands for bytes that could not be decoded."""
 
 TAR: Final = slice(257, 262)
 
 
 @contextmanager
 def open_text(path: Path, encoding: str | None = None) -> Generator[TextFile]:
-    """The file; - is standard input. Raises CommandError where it cannot be read.
+    """The open file; - is standard input. Raises CommandError if it cannot be read.
 
-    `encoding`: as Python names them; without one, UTF-8 and UTF-16 are recognised.
+    `encoding`: a name that Python knows; None: UTF-8 or UTF-16, detected.
     """
     standard = str(path) == "-"
     try:
@@ -90,13 +90,13 @@ def open_text(path: Path, encoding: str | None = None) -> Generator[TextFile]:
     except OSError as error:
         raise CommandError(f"{path} cannot be read: {error.strerror}.") from error
     if standard and file.isatty():
-        typer.echo("Reading from the terminal; Ctrl-D at the begin of a line ends it.", err=True)
+        typer.echo("Reading codes from the terminal. Ctrl-D ends.", err=True)
     with file:
         yield TextFile("Standard input" if standard else str(path), file, encoding)
 
 
 class _Counted(io.RawIOBase):
-    """Counts the bytes that are read of a file, which stays open when this is closed."""
+    """Counts the bytes read from a file. Closing it leaves the file open."""
 
     def __init__(self, file: io.FileIO) -> None:
         self._file = file
@@ -112,10 +112,10 @@ class _Counted(io.RawIOBase):
 
 
 class TextFile:
-    """A file of text that is open.
+    """An open text file.
 
-    `name`: for people. `size_bytes`: as on the disk, None of what is no regular file; of one that
-    is, `lines` can be gone through several times, of others (pipes, terminals) once.
+    `name`: for messages. `size_bytes`: on disk, None for pipes and terminals. `repeatable`: whether
+    `lines` can be called more than once.
     """
 
     def __init__(self, name: str, file: io.FileIO, encoding: str | None) -> None:
@@ -131,14 +131,13 @@ class TextFile:
 
     @property
     def bytes_read(self) -> int:
-        """Of `size_bytes`, by the last `lines`; somewhat more than its lines had."""
+        """Bytes that the last call of `lines` has read, ahead of its lines by a buffer."""
         return self._counted.count
 
     def lines(self) -> Iterator[str]:
-        """Each line with a line feed at its end, whatever it is in the file, but for the last one.
+        """All lines, with any line end replaced by a line feed.
 
-        Raises CommandError: this is no text; it cannot be read on; it has changed meanwhile, which
-        is told behind its last line.
+        Raises CommandError if the file is not text, cannot be read, or has changed by its end.
         """
         number = 0
         try:
@@ -150,7 +149,7 @@ class TextFile:
                 if len(line) > LINE_CHARACTERS_MAX:
                     raise CommandError(
                         f"Line {number:,} of {self.name} has more than {LINE_CHARACTERS_MAX:,}"
-                        " characters: this is neither a code a line nor CSV."
+                        " characters: this is no file of codes."
                     )
                 if not line.isascii() and (bad := ESCAPED.search(line)):
                     raise CommandError(self._undecodable(number, ord(bad[0]) & 0xFF))
@@ -160,17 +159,15 @@ class TextFile:
             bad_line = number + 1 + len(re.findall("\r\n?|\n", before))
             raise CommandError(self._undecodable(bad_line, error.object[error.start])) from error
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise CommandError(
-                f"{self.name} is damaged, behind line {number:,}: {error}."
-            ) from error
+            raise CommandError(f"{self.name} is damaged after line {number:,}: {error}.") from error
         except OSError as error:
             raise CommandError(
-                f"{self.name} cannot be read, behind line {number:,}: {error.strerror}."
+                f"{self.name} cannot be read after line {number:,}: {error.strerror}."
             ) from error
         about = os.fstat(self._file.fileno())
         if self.repeatable and self._opened != (about.st_size, about.st_mtime_ns):
             raise CommandError(
-                f"{self.name} has changed while it was read: import it when it is complete."
+                f"{self.name} changed while it was read: import it again when it is complete."
             )
 
     def _decoded(self) -> io.TextIOWrapper:
@@ -190,22 +187,22 @@ class TextFile:
     def _undecodable(self, line: int, byte: int) -> str:
         where = f"Line {line:,} of {self.name} (byte 0x{byte:02X})"
         if self._encoding is not None:
-            return f"{where} is not {self._encoding.removesuffix('-sig')}, as --encoding says."
+            return f"{where} is not {self._encoding.removesuffix('-sig')}."
         return (
-            f"{where} is not Unicode. Save the file as UTF-8, or say what it is: --encoding"
-            " latin-1, or cp1252 from an older Windows program."
+            f"{where} is not Unicode. Save the file as UTF-8, or name its encoding: --encoding"
+            " latin-1, or cp1252 for older Windows programs."
         )
 
 
 def _known(encoding: str) -> str:
-    """The name of an encoding as Python has it. Raises CommandError."""
+    """The normalised name of an encoding. Raises CommandError."""
     try:
         name = codecs.lookup(encoding).name
         io.TextIOWrapper(io.BytesIO(), name)  # some codecs are not of text
     except (LookupError, ValueError) as error:
         raise CommandError(
-            f"There is no encoding {encoding}. Known are utf-8, utf-16, latin-1, cp1252 and others"
-            " that Python knows."
+            f'Unknown encoding "{encoding}". Use utf-8, utf-16, latin-1, cp1252 or any other that'
+            " Python knows."
         ) from error
     return "utf-8-sig" if name == "utf-8" else name
 
@@ -240,13 +237,11 @@ def _refuse_wrong_mark(name: str, head: bytes, encoding: str | None) -> None:
         if head.startswith(mark):
             family = marked.removesuffix("-sig")
             if encoding is not None and not encoding.startswith(family):
-                raise CommandError(
-                    f"{name} is {family.upper()}, by its mark: leave --encoding out."
-                )
+                raise CommandError(f"{name} has the mark of {family.upper()}: omit --encoding.")
             return
 
 
 def _refuse_control_characters(name: str, head: bytes) -> None:
     controls = sum(byte < 32 and byte not in b"\t\n\v\f\r\x1a\x1b" for byte in head)
     if controls > 1 and controls > CONTROL_SHARE_MAX * len(head):
-        raise CommandError(f"{name} is not text: codes are read from text, one a line, or CSV.")
+        raise CommandError(f"{name} is not text. Use text with one code per line, or CSV.")

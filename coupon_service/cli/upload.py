@@ -40,7 +40,7 @@ REJECTED: Final = 3
 
 CSV_SUFFIXES: Final = (".csv", ".tsv")
 
-REUSED: Final = "The file, or an option, is not as it was in the run that this goes on with."
+REUSED: Final = "The file or an option differs from the run with this request id."
 
 
 def import_codes(
@@ -49,7 +49,7 @@ def import_codes(
         Path,
         typer.Argument(
             metavar="FILE",
-            help="Text with a code a line, or CSV; also compressed with gzip. - is standard input.",
+            help="Text with one code per line, or CSV, plain or gzipped. - is standard input.",
         ),
     ],
     *,
@@ -57,7 +57,7 @@ def import_codes(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="The column with the codes, where there are several: its name or its number.",
+            help="Name or number of the column with the codes, if there are several.",
             show_default=False,
         ),
     ] = None,
@@ -65,7 +65,7 @@ def import_codes(
         bool | None,
         typer.Option(
             "--header/--no-header",
-            help="Whether the first line names the columns. Default: as it looks.",
+            help="Whether the first line is a header. Default: detected.",
             show_default=False,
         ),
     ] = None,
@@ -73,7 +73,7 @@ def import_codes(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="For example latin-1. Default: UTF-8 or UTF-16, as recognised.",
+            help="Encoding of the file, such as latin-1. Default: UTF-8 or UTF-16, detected.",
             show_default=False,
         ),
     ] = None,
@@ -83,20 +83,20 @@ def import_codes(
             metavar="N",
             min=1,
             max=64,
-            help="Reject codes with fewer letters and digits. Default: what the book says, or 4.",
+            help="Reject codes with fewer letters and digits. Default: that of the book, or 4.",
             show_default=False,
         ),
     ] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Import what does not look like codes all the same.")
+        bool, typer.Option("--force", help="Import a column that does not look like codes.")
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Tell what would become of each row; change nothing.")
+        bool, typer.Option("--dry-run", help="Report the outcome of each row, and change nothing.")
     ] = False,
     rejects: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="Write all rows that were rejected here.", show_default=False
+            metavar="FILE", help="Write all rejected rows to this file.", show_default=False
         ),
     ] = None,
     max_rejects: Annotated[
@@ -104,8 +104,8 @@ def import_codes(
         typer.Option(
             metavar="N",
             min=0,
-            help=f"Stop when more rows than this were rejected: {CHUNK_ROWS:,} rows are imported"
-            " at a time, and those stay.",
+            help="Stop after more than N rejected rows. Rows are imported in chunks of"
+            f" {CHUNK_ROWS:,}, and imported chunks stay.",
             show_default=False,
         ),
     ] = None,
@@ -119,10 +119,10 @@ def import_codes(
 ) -> None:
     """Import codes from a file into a book.
 
-    A file is read to its end before anything is sent; what is piped in is not. Rows that cannot be
-    imported are rejected, with their line and why, and do not stop the others: exit code 3. What
-    was stopped goes on, and repeats nothing, with the same command and the --request-id that was
-    printed.
+    A file is checked completely before anything is sent; a pipe is sent as it comes. A row that
+    cannot be imported is rejected with its line and the reason, and the others are imported; the
+    exit code is then 3. To resume a stopped import, run the same command with the --request-id
+    that it printed: nothing is imported twice.
     """
     if rejects is not None and rejects.exists() and file.exists() and rejects.samefile(file):
         raise CommandError("--rejects would overwrite the file that is imported.")
@@ -138,7 +138,8 @@ def import_codes(
             is_csv = any(suffix.lower() in CSV_SUFFIXES for suffix in file.suffixes)
             codes = CodeFile(source, column=column, header=header, is_csv=is_csv)
             if not force:
-                codes.refuse_other_things()
+                codes.refuse_other_data()
+            codes.report_header()
             tls = Tls(tls_ca, tls_certificate, tls_key, tls_name)
             with connect_blocking(address, token, tls) as service:
                 find_book(service, book)
@@ -160,8 +161,8 @@ def _import(
     report: ImportReport,
     max_rejects: int | None,
 ) -> None:
-    """Sends the rows and shows what became of them; where it stops early, how far it got."""
-    title = "Trying" if run.validate_only else "Importing"
+    """Sends the rows and reports their outcomes. When it stops early, reports how far it got."""
+    title = "Dry run" if run.validate_only else "Importing"
     stopped = False
     try:
         with (
@@ -191,10 +192,10 @@ def _import(
 
 
 def _announced(codes: CodeFile, run: ImportHeader, report: ImportReport) -> Iterator[Chunk]:
-    """The chunks of the file. As soon as one is imported it is told how to go on after a break."""
+    """The chunks of the file. Says how to resume as soon as the first one has been imported."""
     for chunk in chunked(codes):
         if chunk.number == 2 and not run.validate_only:
-            typer.echo(f"After a break, go on with {_again(run)}", err=True)
+            typer.echo(f"After a break, resume with {_again(run)}", err=True)
         report.sent_chunks = chunk.number
         yield chunk
 
@@ -204,13 +205,13 @@ def _again(run: ImportHeader) -> str:
 
 
 def _how_far(run: ImportHeader, report: ImportReport) -> str:
-    """Up to where the outcomes are known, and how to get those of the rest."""
+    """The last line whose outcome is known, and how to resume."""
     far = f"It got to line {report.last_line:,}"
     if run.validate_only:
-        return f"{far}. A dry run begins anew."
-    return f"{far}. Go on with {_again(run)}"
+        return f"{far}. A dry run cannot be resumed."
+    return f"{far}. Resume with {_again(run)}"
 
 
 def _summary(run: ImportHeader, report: ImportReport) -> str:
     counts = report.summary() or "It is not known what was imported."
-    return f"Nothing was changed. Would be: {counts}" if run.validate_only else counts
+    return f"Dry run, nothing was changed: {counts}" if run.validate_only else counts

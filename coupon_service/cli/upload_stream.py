@@ -23,10 +23,10 @@ from coupon_service.v1.coupon_code_service_pb2_grpc import CouponCodeServiceStub
 def uploaded(
     service: BlockingService, header: ImportHeader, chunks: Iterable[Chunk]
 ) -> Generator[tuple[Chunk, ImportCodesResponse]]:
-    """Each chunk with its answer, of a service that was there a moment ago.
+    """Each chunk with its answer, from a service that has just answered another call.
 
-    After a break the chunk that was not answered is sent again; not in a dry run, since the service
-    forgets with the stream what it has seen in it.
+    After a break the unanswered chunk is sent again, but not in a dry run: the service remembers
+    the codes of earlier chunks only while the stream is open.
     """
     patience = Patience()
     patience.answered()
@@ -77,13 +77,13 @@ class Upload:
         raise CommandError("The service ended the upload before its end.")
 
     def finish(self) -> None:
-        """There is no further chunk. Waits for the status: the call would be cancelled else."""
+        """Ends the stream and waits for its status; otherwise the service logs it as CANCELLED."""
         self._messages.put(None)
         with suppress(grpc.RpcError):  # every chunk has been answered
             for _ in self._answers:
                 pass
 
     def cancel(self) -> None:
-        """Ends the stream, if it has not ended."""
+        """Cancels the stream, if it is open."""
         self._answers.cancel()
         self._messages.put(None)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import csv
+import fcntl
+import functools
 import gzip
 import os
 import signal
 import subprocess
+import termios
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -43,6 +46,11 @@ def rejected(path: Path) -> list[tuple[str, str, str]]:
     """Line, code and outcome of each row of a file of rejects."""
     with path.open(newline="") as file:
         return [(row["line"], row["code"], row["outcome"]) for row in csv.DictReader(file)]
+
+
+def is_drained(pipe: int) -> bool:
+    """Whether all that was written has been read at the other end."""
+    return fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)) == bytes(4)
 
 
 def lines(codes: list[str]) -> bytes:
@@ -122,7 +130,7 @@ class TestFiles:
         (code,) = new_codes(1)
         done = command(book, "-", stdin=f"Voucher Code\n{code}\n".encode())
         assert done.stdout.startswith("1 created, ")
-        assert done.stderr.startswith('The first line, "Voucher Code", is taken for a header;')
+        assert done.stderr.startswith('The first line, "Voucher Code", is a header and is skipped.')
         assert api.stats(book).code_count == 1
 
 
@@ -134,7 +142,7 @@ class TestWhatIsNoFileOfCodes:
             ("codes.xlsx", b"PK\x03\x04....[Content_Types].xml", (), "is a spreadsheet"),
             ("a.csv", b"name,Valid Until\nx,2027-01-01\n", ("--column", "valid until"), "dates"),
             ("a.csv", b"name,price\n" + b"x,10.00\n" * 5, ("--column", "2"), "amounts"),
-            ("a.csv", b"name,price\nx,10.00\n", ("--column", "2"), '"price", a header?'),
+            ("a.csv", b"name,price\nx,10.00\n", ("--column", "2"), '"price", may be a header'),
             ("a.csv", b"code,name\nA1B2,x\nC3D4,y\n", (), "Which column has the codes?"),
             ("a.csv", b"code,name\nA1B2,x\n", ("--column", "cod"), 'Did you mean "code"?'),
             ("a.txt", b"A1B2C3\n" + "ÜBER24".encode("latin-1"), (), "--encoding latin-1"),
@@ -271,7 +279,7 @@ class TestDryRuns:
         done = command(book, "-", "--dry-run", "--rejects", "rejects.csv", stdin=rows)
         assert done.returncode == 3
         assert done.stdout == (
-            "Nothing was changed. Would be:"
+            "Dry run, nothing was changed:"
             " 5,999 created, 1 twice in the file, 1 there already, 1 invalid\n"
         )
         assert "request-id" not in done.stderr
@@ -302,12 +310,14 @@ class TestGoingOn:
         command(book, "-", "--request-id", "mine", stdin=lines(new_codes(1)))
         done = command(book, "-", "--request-id", "mine", stdin=lines(new_codes(1)))
         assert done.returncode == 1
-        assert "The file, or an option, is not as it was" in done.stderr
+        assert "The file or an option differs" in done.stderr
 
     def test_what_takes_several_chunks_says_how_to_go_on(self, book: str, command: Command) -> None:
         assert command(book, "-", stdin=lines(new_codes(4_999))).stderr == ""
         done = command(book, "-", stdin=lines(new_codes(5_001)))
-        assert done.stderr.startswith("After a break, go on with the same command and --request-id")
+        assert done.stderr.startswith(
+            "After a break, resume with the same command and --request-id"
+        )
 
     def test_ctrl_c_says_how_far_it_got_and_goes_on_from_there(
         self, api: Api, book: str, server_address: str, command: Command, tmp_path: Path
@@ -322,7 +332,7 @@ class TestGoingOn:
             process.send_signal(signal.SIGINT)
             out, err = process.communicate(timeout=30)
         assert (process.returncode, out) == (130, "")
-        assert "It got to line 5,000. Go on with the same command and --request-id" in err
+        assert "It got to line 5,000. Resume with the same command and --request-id" in err
         assert "5,000 created" in err
         assert "Traceback" not in err
         request_id = err.rsplit("--request-id ", 1)[1].split()[0]
@@ -336,7 +346,7 @@ class TestGoingOn:
             assert process.stdin is not None
             process.stdin.write("A1B2C3\n")
             process.stdin.flush()
-            time.sleep(2)
+            until(functools.partial(is_drained, process.stdin.fileno()))
             process.send_signal(signal.SIGINT)
             out, err = process.communicate(timeout=30)
         assert (process.returncode, out, err) == (130, "", "Nothing was imported.\n")
@@ -358,8 +368,8 @@ class TestGoingOn:
         monkeypatch.setattr(upload, "uploaded", uploaded_while_it_grows)
         done = command(book, "codes.txt", "--request-id", "mine")
         assert done.returncode == 1
-        assert "codes.txt has changed while it was read" in done.stderr
-        assert "It got to line 5,000. Go on with the same command" in done.stderr
+        assert "codes.txt changed while it was read" in done.stderr
+        assert "It got to line 5,000. Resume with the same command" in done.stderr
         monkeypatch.undo()
         done = command(book, "codes.txt", "--request-id", "mine")
         assert done.stdout.startswith("10,000 created, 0 twice in the file, 0 there already")
@@ -376,5 +386,5 @@ class TestGoingOn:
             os.write(process.stdin.fileno(), b"A1B2\xff\n")
             _, err = process.communicate(timeout=60)
         assert process.returncode == 1
-        assert "It got to line 55,000. Go on with" in err
+        assert "It got to line 55,000. Resume with" in err
         assert err.splitlines()[-1].startswith("Line 60,001 of Standard input (byte 0xFF)")

@@ -117,7 +117,7 @@ class TestEndingWithASentence:
         self, folder: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         (folder / "codes.csv").write_text("name,code\nx,A1B2\n")
-        assert "Say --column" in self.said(monkeypatch, "import", "book", "codes.csv")
+        assert "Use --column" in self.said(monkeypatch, "import", "book", "codes.csv")
 
     def test_rejects_never_overwrite_what_is_imported(
         self, folder: Path, monkeypatch: pytest.MonkeyPatch

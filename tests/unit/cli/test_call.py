@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from coupon_service.cli.call import find_method, methods, read_messages
@@ -75,13 +77,23 @@ class TestReadingRequests:
         [
             ("{} {}", "takes one JSON object, not 2"),
             ("", "takes one JSON object, not 0"),
-            ('{"user": "ann"}', "no field named"),
-            ('{"user_id": 1}', "user_id"),
+            ('{"user": "ann"}', 'RedeemCodeRequest has no field "user". Did you mean user_id?'),
+            (
+                '{"order_amount": {"amount": 1}}',
+                'Money has no field "amount". Did you mean amount_',
+            ),
+            ('{"user_id": 1}', "not a RedeemCodeRequest: user_id: "),
             ("{'user_id': 'ann'}", "This is not JSON"),
             ('{"user_id": "ann"', "This is not JSON"),
             ('["ann"]', 'Expected a JSON object, not ["ann"]'),
         ],
     )
     def test_what_is_no_request_is_told_in_a_sentence(self, text: str, said: str) -> None:
-        with pytest.raises(CommandError, match=said.replace("[", r"\[")):
+        with pytest.raises(CommandError, match=re.escape(said)) as raised:
             read_messages(text, find_method("RedeemCode"))
+        assert "\n" not in str(raised.value)
+
+    def test_values_of_an_enum_are_named_where_another_one_is_given(self) -> None:
+        text = '{"coupon_book": {"lock_policy": "OFF"}}'
+        with pytest.raises(CommandError, match=r'LockPolicy has no value "OFF".* LOCK_POLICY_OFF'):
+            read_messages(text, find_method("CreateCouponBook"))

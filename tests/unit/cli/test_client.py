@@ -39,8 +39,23 @@ def bare_error(code: grpc.StatusCode, details: str = "connection refused") -> gr
 
 @pytest.mark.parametrize("token", ["a\nb", "ä", "a\0", "\u201ca\u201d"])
 def test_what_cannot_be_a_token_is_told_before_a_call(token: str) -> None:
-    with pytest.raises(CommandError, match="no bearer token"), connect_blocking("host:1", token):
+    with (
+        pytest.raises(CommandError, match="characters that no token has"),
+        connect_blocking("host:1", token),
+    ):
         raise AssertionError
+
+
+@pytest.mark.parametrize("address", ["localhost", "http://host:1", "host:port", ":1", "a b:1"])
+def test_what_is_no_address_is_told_before_a_call(address: str) -> None:
+    with pytest.raises(CommandError, match="is not an address"):
+        connect_blocking(address).__enter__()
+
+
+@pytest.mark.parametrize("address", ["localhost:1", "10.0.0.1:50051", "[::1]:1", "dns:///host:1"])
+def test_addresses_are_those_that_grpc_knows(address: str) -> None:
+    with connect_blocking(address):
+        pass
 
 
 def test_spaces_and_line_ends_around_a_token_do_not_matter() -> None:
@@ -96,6 +111,21 @@ class TestExplainingErrors:
         assert explain(error, "host:1") == (
             "UNAVAILABLE: the service at host:1 cannot be reached (connection refused)."
         )
+
+    def test_why_a_service_is_not_reached_is_told_without_what_grpc_tried(self) -> None:
+        details = (
+            "failed to connect to all addresses; last error: UNKNOWN: ipv4:127.0.0.1:1:"
+            " Failed to connect to remote host: Connection refused"
+        )
+        error = bare_error(grpc.StatusCode.UNAVAILABLE, details)
+        assert explain(error, "host:1").endswith("cannot be reached (Connection refused).")
+
+    def test_who_lacks_a_token_is_told_where_it_is_taken_from(self) -> None:
+        error = rpc_error(to_status(errors.Unauthenticated("Expected a token.")))
+        assert explain(error).splitlines() == [
+            "UNAUTHENTICATED: Expected a token.",
+            "  Set the token with --token or COUPON_TOKEN.",
+        ]
 
     def test_an_error_of_grpc_itself_is_told_as_it_is(self) -> None:
         error = bare_error(grpc.StatusCode.UNIMPLEMENTED, "Method not found!")

@@ -49,13 +49,15 @@ class TestColumns:
         assert codes("code;price\nA1B2;1,50\nC3D4;2,50\n", "1") == ["A1B2", "C3D4"]
 
     def test_the_only_column_of_csv_needs_no_name(self) -> None:
-        assert layout("Code\nA1B2\n", is_csv=True) == Layout(",", 0, 1, "Code")
+        assert layout("Code\nA1B2\n", is_csv=True) == Layout(
+            ",", 0, 1, "Code", header_detected=True
+        )
         assert codes('"A1B2"\n"C3D4"\n') == ["A1B2", "C3D4"]
 
     def test_one_of_several_columns_has_to_be_named(self) -> None:
         assert refusal("name,code\nx,A1B2\n") == (
             'Which column has the codes? The first line has 1 "name", 2 "code".'
-            " Say --column with a name or a number."
+            " Use --column with a name or a number."
         )
 
     def test_a_typo_is_told_with_the_columns_that_there_are(self) -> None:
@@ -71,11 +73,11 @@ class TestColumns:
         assert refusal("name,code\nx,A1B2\n", column).startswith(f'There is no column "{column}".')
 
     def test_a_name_that_two_columns_have_is_told(self) -> None:
-        assert "say --column 1, 2" in refusal("code,code\nA1B2,C3D4\n", "code")
+        assert "use --column with a number" in refusal("code,code\nA1B2,C3D4\n", "code")
 
     def test_of_very_many_columns_some_are_named(self) -> None:
         assert refusal(",".join(["x" * 50] * 90) + "\n").endswith(
-            "and 70 more. Say --column with a name or a number."
+            "and 70 more. Use --column with a name or a number."
         )
 
     def test_a_first_line_that_tells_the_delimiter_is_no_header(self) -> None:
@@ -116,14 +118,16 @@ class TestHeaders:
 
     def test_whether_an_unlikely_code_is_a_header_is_asked(self) -> None:
         text = "\n".join(["ANGEBOTE", *CODES])
-        assert refusal(text).startswith('Is the first line, "ANGEBOTE", a header?')
+        assert refusal(text).startswith('The first line, "ANGEBOTE", may be a header')
         assert codes(text, header=True) == CODES
         assert codes(text, header=False) == ["ANGEBOTE", *CODES]
 
     def test_a_header_of_several_columns_is_found_by_any_of_them(self) -> None:
         text = "Kunde;Kennung;Betrag\n" + "x;WELCOME;10,00\n" * 5
         assert codes(text, "2") == ["WELCOME"] * 5
-        assert 'Is the first line, "Kennung", a header?' in refusal("Kunde;Kennung\nx;A1B2\n", "2")
+        assert 'The first line, "Kennung", may be a header' in refusal(
+            "Kunde;Kennung\nx;A1B2\n", "2"
+        )
         assert codes("ann;WELCOME\nbob;SUMMER\n", "2") == ["WELCOME", "SUMMER"]
 
     def test_a_first_code_without_digits_is_a_code_where_others_are_as_long(self) -> None:
@@ -135,7 +139,7 @@ class TestHeaders:
         assert codes("A1B2\nC3D4\n", header=True) == ["C3D4"]
 
     def test_without_a_header_no_column_has_a_name(self) -> None:
-        assert "say --column with a number" in refusal("name,code\nx,A\n", "code", header=False)
+        assert "use --column with a number" in refusal("name,code\nx,A\n", "code", header=False)
 
     def test_only_a_header_leaves_nothing(self) -> None:
         assert codes("Code\n") == codes("name,code\n", "code") == []
