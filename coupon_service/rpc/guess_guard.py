@@ -115,7 +115,7 @@ def _without(
 def _with(
     response: pb.BatchRedeemCodesResponse, refusals: Sequence[CouponServiceError | None]
 ) -> pb.BatchRedeemCodesResponse:
-    """The response with the items that are refused in their places."""
+    """The response, with the refused items where the request has them."""
     rest = iter(response.results)
     return pb.BatchRedeemCodesResponse(
         results=[

@@ -1,8 +1,8 @@
 """Request messages: waited for, bounded and parsed.
 
-A call takes a place among the open calls as soon as its headers are there. So its message has to
-come within a time, whatever deadline the client has set: else a few connections that only open
-calls would keep everybody out.
+A call counts as open as soon as its headers are there. So its message has to come within a time,
+whatever deadline the client has set: else a few connections that only open calls would keep
+everybody out.
 """
 
 from __future__ import annotations

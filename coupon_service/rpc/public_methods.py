@@ -1,7 +1,7 @@
 """Methods that need no token: health and reflection, of other packages.
 
-They are bounded apart from the calls, so that nobody without a token keeps callers out: none of
-them takes a place among the open calls, or waits for one.
+They are bounded apart from the calls, so that nobody without a token keeps callers out: they are
+never among the open calls, and are answered however many of those there are.
 """
 
 from __future__ import annotations

@@ -48,8 +48,10 @@ class ServingLoop:
         """Returns when calls are served."""
         before = asyncio.all_tasks()
         await self._server.start()
-        (loop,) = (it for it in asyncio.all_tasks() - before if _runs(it, "_server_main_loop"))
-        loop.add_done_callback(self._first_ended)
+        loops = [it for it in asyncio.all_tasks() - before if _runs(it, "_server_main_loop")]
+        if len(loops) != 1:
+            raise AssertionError(f"grpcio {grpc.__version__} has another serving loop")
+        loops[0].add_done_callback(self._first_ended)
 
     async def stop(self, grace_s: float) -> None:
         """Takes no more calls, and gives those under way the time to finish."""
