@@ -39,6 +39,16 @@ class MicroBatcherSettings:
     linger: LingerSettings
 
 
+@dataclass(frozen=True, slots=True)
+class PipelineSettings:
+    """How long a pipeline to Redis waits for more calls: `max_wait_ms` at most, and for no more
+    than `calls_enough`."""
+
+    calls_enough: int
+    max_wait_ms: float
+    linger: LingerSettings
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchingSettings:
     """All of them. Sizes in commands, delays in milliseconds. Raises BatchingError.
@@ -71,6 +81,12 @@ class BatchingSettings:
 
     bulk_part_size: int = 125
     """Commands of a large call that share a transaction; other calls get their turn in between."""
+    redis_calls_enough: int = 32
+    """A pipeline to Redis starts at once when so many calls wait for it."""
+    redis_max_wait_ms: float = 10
+    """How long a pipeline to Redis waits for more calls at most: far less than a batch of commands
+    does, since Redis has only some milliseconds to answer."""
+
     lock_batches_in_flight: int = 2
     """Batches of locks: one can acquire its permits in Redis while the other is recorded."""
 
@@ -98,6 +114,15 @@ class BatchingSettings:
         """Of locks that are taken, or released, together."""
         return self._batcher(self.lock_batches_in_flight)
 
+    @property
+    def pipelines(self) -> PipelineSettings:
+        """Of calls to Redis."""
+        return PipelineSettings(self.redis_calls_enough, self.redis_max_wait_ms, self._linger)
+
+    @property
+    def _linger(self) -> LingerSettings:
+        return LingerSettings(self.idle_yields, self.busy_size, self.linger_ms)
+
     def _batcher(
         self, batches_in_flight: int, max_wait_ms: float | None = None
     ) -> MicroBatcherSettings:
@@ -106,14 +131,19 @@ class BatchingSettings:
             batches_in_flight=batches_in_flight,
             batch_max_wait_ms=self.batch_max_wait_ms if max_wait_ms is None else max_wait_ms,
             queue_max_size=self.queue_max_size,
-            linger=LingerSettings(self.idle_yields, self.busy_size, self.linger_ms),
+            linger=self._linger,
         )
 
     def _problems(self) -> Iterator[str]:
         if self.linger_ms <= self.arrival_linger_ms:
             yield (
                 f"linger_ms: expected more than arrival_linger_ms ({self.arrival_linger_ms:g}),"
-                f" not {self.linger_ms:g}: it would end between two bunches of calls."
+                f" not {self.linger_ms:g}: it would end between two arrival batches."
+            )
+        if self.redis_max_wait_ms <= self.linger_ms:
+            yield (
+                f"redis_max_wait_ms: expected more than linger_ms ({self.linger_ms:g}), not"
+                f" {self.redis_max_wait_ms:g}: a busy worker's pipelines would wait for nobody."
             )
         if 0 < self.batch_max_wait_ms <= self.linger_ms:
             yield (

@@ -50,10 +50,6 @@ SILENCE_STEPS = 5
 # Takes Redis one or two milliseconds, far below the timeout; larger pipelines are no faster.
 COMMANDS_MAX = 64
 
-CALLS_ENOUGH = 32
-WAIT_MAX_S = 0.01
-"""A pipeline waits for so many calls at most, and for so long."""
-
 
 def connect(url: str, timeout_ms: int) -> Redis:
     """A client for ``url`` (``redis://``, ``rediss://`` or ``unix://``); it connects when used."""
@@ -97,6 +93,7 @@ class Pipelines:
         self._client = client
         self._sources = sources
         self._timeout_s = timeout_ms / 1000
+        self._batching = BatchingSettings().pipelines
         self._tracer = tracer
         self._waiting: deque[_Call] = deque()
         self._served = 0
@@ -142,15 +139,16 @@ class Pipelines:
 
     async def _send(self) -> None:
         loop = asyncio.get_running_loop()
+        batching = self._batching
         failed_s = -math.inf  # when the exchange before failed
         try:
             while self._waiting:
                 await linger(
-                    BatchingSettings().reads.linger,
+                    batching.linger,
                     self._served,
                     lambda: len(self._waiting),
-                    enough=CALLS_ENOUGH,
-                    until_s=perf_counter() + WAIT_MAX_S,
+                    enough=batching.calls_enough,
+                    until_s=perf_counter() + batching.max_wait_ms / 1000,
                 )
                 calls = self._next_calls()
                 self._served = len(calls)
