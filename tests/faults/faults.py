@@ -324,7 +324,8 @@ FAULTS: Final = (
     ),
     Fault("its connections taken", connections_taken, seen=DATABASE),
     Fault("PostgreSQL read-only", read_only, seen=DATABASE, surely=DATABASE),
-    Fault("a synchronous standby away", standby_away, 1, DATABASE, DATABASE),
+    # Not surely seen: a second try waits for the rows, and may outlast the fault.
+    Fault("a synchronous standby away", standby_away, 1, seen=DATABASE),
     Fault("rows locked", rows_locked, FROZEN_S, surely=frozenset({"CONTENTION"})),
     Fault("deadlocks", deadlocks, 0),
     Fault("lines to PostgreSQL reset", applied(Proxy.cut, PG), seen=DATABASE),
