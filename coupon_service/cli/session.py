@@ -66,7 +66,7 @@ def session(address: str, command: str, token_command: str | None = None) -> str
     """Lines for a shell that take a coupon from its book to the ledger, with grpcurl or without.
 
     They can be pasted again: every call has a `request_id`, so that nothing happens twice. Then
-    LockCode says that its lock has been redeemed, and all other calls answer as before.
+    AssignCode and LockCode say that what they gave has been used up; the others answer as before.
     `token_command` prints the token where the service asks for one.
     """
     values = {

@@ -72,8 +72,8 @@ def dev(folder: Path, port: int = 0, **variables: str) -> Generator[Dev]:
 
 
 def paste(session: str, tool: str = "coupon-service", *, again: bool = False) -> str:
-    """What a shell prints for the session. It complains of nothing, but `again` of the lock, which
-    has been redeemed.
+    """What a shell prints for the session. It complains of nothing, but `again` of the assignment
+    and the lock, which have been used up.
     """
     here = environment()
     if tool != "grpcurl":
