@@ -156,8 +156,9 @@ class Server:
             locks_per_user_max=settings.locks_per_user_max,
             metrics=metrics,
             tracer=tracer,
+            batching=self._batching,
         )
-        self._windows = Windows(redis_url, settings.redis_timeout_ms)
+        self._windows = Windows(redis_url, settings.redis_timeout_ms, self._batching)
 
     def _make_batchers(self) -> None:
         """What is done for many callers at once: commands, previews of them, and small reads."""

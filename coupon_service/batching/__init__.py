@@ -10,6 +10,7 @@ from coupon_service.batching.flush_buffer import FlushBuffer
 from coupon_service.batching.lanes import CommandLanes
 from coupon_service.batching.lazy import LazyCommand
 from coupon_service.batching.settings import (
+    DEFAULTS,
     BatchingError,
     BatchingSettings,
     LingerSettings,
@@ -17,6 +18,7 @@ from coupon_service.batching.settings import (
 )
 
 __all__ = [
+    "DEFAULTS",
     "Batchable",
     "BatchingError",
     "BatchingSettings",

@@ -52,14 +52,14 @@ class MicroBatcher(Generic[Q, R]):
     """Carries out items in batches, first come first served.
 
     `execute` answers each item of a batch; an answer may be a future, when it takes longer than
-    those of the others. `kind` names the batches in the metrics.
+    those of the others. `kind` names the batches in the metrics, where there are any.
     """
 
     def __init__(
         self,
         execute: Callable[[Sequence[Q]], Awaitable[Sequence[R | asyncio.Future[R]]]],
         settings: MicroBatcherSettings,
-        metrics: Metrics,
+        metrics: Metrics | None = None,
         kind: str = "changes",
         tracer: Tracer | None = None,
     ) -> None:
@@ -94,7 +94,7 @@ class MicroBatcher(Generic[Q, R]):
 
     def _admit(self, size: int) -> None:
         if self._queued + size > self._settings.queue_max_size and self._queued:
-            self._metrics.command_dropped(self._kind, "OVERLOADED")
+            self._count_dropped("OVERLOADED")
             raise Overloaded
 
     def _enqueue(self, item: Q | LazyCommand[Any]) -> asyncio.Future[R]:
@@ -104,6 +104,13 @@ class MicroBatcher(Generic[Q, R]):
         self._queued += item.size
         self._begin()
         return answer
+
+    def fail_queued(self, error: CouponServiceError, until_s: float) -> None:
+        """Fails what was submitted until then (time.perf_counter) and has not had its turn yet."""
+        while self._queue and self._queue[0].since <= until_s:
+            first = self._queue.popleft()
+            self._queued -= first.item.size
+            _fail(first, error)
 
     async def drain(self) -> None:
         """Returns when everything that was submitted has been carried out."""
@@ -149,7 +156,7 @@ class MicroBatcher(Generic[Q, R]):
                 continue
             deadline = first.item.deadline
             if deadline is not None and now > deadline:
-                self._metrics.command_dropped(self._kind, "DEADLINE_EXCEEDED")
+                self._count_dropped("DEADLINE_EXCEEDED")
                 first.answer.set_exception(DeadlineExceeded())
                 continue
             if isinstance(first.item, LazyCommand):
@@ -160,12 +167,18 @@ class MicroBatcher(Generic[Q, R]):
                     continue
             batch.append(first)
             size += count
-        self._metrics.queue_changed(self._kind, self._queued)
+        if self._metrics is not None:
+            self._metrics.queue_changed(self._kind, self._queued)
         return batch
+
+    def _count_dropped(self, reason: str) -> None:
+        if self._metrics is not None:
+            self._metrics.command_dropped(self._kind, reason)
 
     async def _run(self, batch: list[_Waiting[Q, R]]) -> None:
         started = perf_counter()
-        self._metrics.batch_waited(self._kind, started - batch[0].since)
+        if self._metrics is not None:
+            self._metrics.batch_waited(self._kind, started - batch[0].since)
         size = self._last_size = sum(it.item.size for it in batch)
         try:
             if self._tracer is None:
@@ -176,7 +189,8 @@ class MicroBatcher(Generic[Q, R]):
                     await self._answer(batch)
         finally:
             self._in_flight -= 1
-            self._metrics.batch_executed(self._kind, size, perf_counter() - started)
+            if self._metrics is not None:
+                self._metrics.batch_executed(self._kind, size, perf_counter() - started)
 
     async def _answer(self, batch: list[_Waiting[Q, R]]) -> None:
         try:

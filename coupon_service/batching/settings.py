@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Final
 
 from coupon_service.settings.values import variable
 
@@ -39,16 +41,6 @@ class MicroBatcherSettings:
     linger: LingerSettings
 
 
-@dataclass(frozen=True, slots=True)
-class PipelineSettings:
-    """How long a pipeline to Redis waits for more calls: `max_wait_ms` at most, and for no more
-    than `calls_enough`."""
-
-    calls_enough: int
-    max_wait_ms: float
-    linger: LingerSettings
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchingSettings:
     """All of them. Sizes in commands, delays in milliseconds. Raises BatchingError.
@@ -81,14 +73,15 @@ class BatchingSettings:
 
     bulk_part_size: int = 125
     """Commands of a large call that share a transaction; other calls get their turn in between."""
-    redis_calls_enough: int = 32
-    """A pipeline to Redis starts at once when so many calls wait for it."""
-    redis_max_wait_ms: float = 10
-    """How long a pipeline to Redis waits for more calls at most: far less than a batch of commands
-    does, since Redis has only some milliseconds to answer."""
-
     lock_batches_in_flight: int = 2
     """Batches of locks: one can acquire its permits in Redis while the other is recorded."""
+
+    pipeline_max_size: int = 128
+    """Commands that share a pipeline to Redis, which it takes a millisecond or two: far below its
+    timeout."""
+    pipeline_max_wait_ms: float = 10
+    """How long the first command of a pipeline waits for others at most: far less than a command of
+    a batch does, since Redis has only some milliseconds to answer."""
 
     def __post_init__(self) -> None:
         if problems := " ".join(self._problems()):
@@ -115,9 +108,23 @@ class BatchingSettings:
         return self._batcher(self.lock_batches_in_flight)
 
     @property
-    def pipelines(self) -> PipelineSettings:
-        """Of calls to Redis."""
-        return PipelineSettings(self.redis_calls_enough, self.redis_max_wait_ms, self._linger)
+    def pipelines(self) -> MicroBatcherSettings:
+        """Of commands to Redis. They come many at a time, from calls that are batched elsewhere, so
+        that more are on their way only when a pipeline was full. The queue has no bound of its own:
+        who waits in it was admitted, and is not to be refused in the middle of what it does."""
+        return MicroBatcherSettings(
+            batch_max_size=self.pipeline_max_size,
+            batches_in_flight=1,
+            batch_max_wait_ms=self.pipeline_max_wait_ms,
+            queue_max_size=sys.maxsize,
+            linger=replace(self._linger, busy_size=self.pipeline_max_size),
+        )
+
+    @property
+    def rate_windows(self) -> MicroBatcherSettings:
+        """Of what is added to rate windows. Calls that come while one pipeline is on its way are
+        added as one number, however many: there is nothing to wait for."""
+        return replace(self.pipelines, batch_max_size=sys.maxsize, batch_max_wait_ms=0)
 
     @property
     def _linger(self) -> LingerSettings:
@@ -140,13 +147,16 @@ class BatchingSettings:
                 f"linger_ms: expected more than arrival_linger_ms ({self.arrival_linger_ms:g}),"
                 f" not {self.linger_ms:g}: it would end between two arrival batches."
             )
-        if self.redis_max_wait_ms <= self.linger_ms:
+        if self.pipeline_max_wait_ms <= self.linger_ms:
             yield (
-                f"redis_max_wait_ms: expected more than linger_ms ({self.linger_ms:g}), not"
-                f" {self.redis_max_wait_ms:g}: a busy worker's pipelines would wait for nobody."
+                f"pipeline_max_wait_ms: expected more than linger_ms ({self.linger_ms:g}), not"
+                f" {self.pipeline_max_wait_ms:g}: a busy worker's pipelines would wait for nobody."
             )
         if 0 < self.batch_max_wait_ms <= self.linger_ms:
             yield (
                 f"{variable('batch_max_wait_ms')}: expected 0, or more than {self.linger_ms:g}, for"
                 f" which a batch waits for each next command, not {self.batch_max_wait_ms:g}."
             )
+
+
+DEFAULTS: Final = BatchingSettings()

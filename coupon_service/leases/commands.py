@@ -9,7 +9,7 @@ import hashlib
 from importlib.resources import files
 
 from coupon_service.leases.results import IndexedLock, LeaseKey
-from coupon_service.redis_client.pipelines import Command
+from coupon_service.redis_client.exchange import Command
 
 LOCKING_BOOKS = "coupon:locking-books"
 """A zset: the books that have locks, scored with when that was last written down (ms since 1970).

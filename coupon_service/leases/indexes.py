@@ -18,7 +18,7 @@ from coupon_service.leases.commands import (
     user_index,
 )
 from coupon_service.leases.results import LeaseKey
-from coupon_service.redis_client.pipelines import Command
+from coupon_service.redis_client.exchange import Command
 
 BOOK_KEPT_MS = 50 * 60 * 60 * 1000
 """How long a book is one that has locks: one lives for a day at most, and is kept for another."""

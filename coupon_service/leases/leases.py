@@ -22,6 +22,7 @@ from dataclasses import replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from coupon_service.batching import DEFAULTS, BatchingSettings
 from coupon_service.errors import LocksUnavailable
 from coupon_service.leases.commands import (
     LOCKING_BOOKS,
@@ -45,14 +46,8 @@ from coupon_service.leases.results import (
     ReleaseRequest,
     TransientResult,
 )
-from coupon_service.redis_client.pipelines import (
-    COMMANDS_MAX,
-    Client,
-    Command,
-    Pipelines,
-    connect,
-    unavailable,
-)
+from coupon_service.redis_client.exchange import Client, Command, connect, unavailable
+from coupon_service.redis_client.pipelines import Pipelines
 from coupon_service.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
@@ -62,9 +57,6 @@ R = TypeVar("R", LeaseRequest, ReleaseRequest)
 
 # By how much an index may be off, since the clock of Redis goes on between permit and entries.
 _APART_MS = 10
-
-# Requests that share a pipeline: two commands each, and some for those of a user or a book.
-_REQUESTS_MAX = COMMANDS_MAX // 2 - 2
 
 _ACQUIRE_STATUS = {
     "TAKEN": AcquireStatus.GRANTED,
@@ -100,6 +92,7 @@ class Leases:
         locks_per_user_max: int = 5,
         metrics: Metrics | None = None,
         tracer: Tracer | None = None,
+        batching: BatchingSettings = DEFAULTS,
     ) -> None:
         """Connects when it is first used.
 
@@ -110,7 +103,9 @@ class Leases:
         """
         self._commands = Commands()
         client = connect(redis, timeout_ms) if isinstance(redis, str) else redis
-        self._redis = Pipelines(client, self._commands.sources, timeout_ms, metrics, tracer)
+        self._redis = Pipelines(
+            client, self._commands.sources, timeout_ms, metrics, tracer, batching
+        )
         self._grace_ms = grace_ms
         self._locks_per_user_max = locks_per_user_max
         self._metrics = metrics
@@ -135,7 +130,7 @@ class Leases:
         self, requests: Sequence[LeaseRequest]
     ) -> list[AcquireResult | LocksUnavailable]:
         """As `acquire`, for many: the answer to each, or why there is none."""
-        parts = await asyncio.gather(*map(self._acquire_part, _parts(requests)))
+        parts = await asyncio.gather(*map(self._acquire_part, self._parts(requests)))
         return list(chain.from_iterable(parts))
 
     async def _acquire_part(
@@ -280,7 +275,7 @@ class Leases:
 
     async def release_each(self, requests: Sequence[ReleaseRequest]) -> int:
         """As `release`, for many: how many of the locks were held."""
-        return sum(await asyncio.gather(*map(self._release_part, _parts(requests))))
+        return sum(await asyncio.gather(*map(self._release_part, self._parts(requests))))
 
     async def _release_part(self, requests: Sequence[ReleaseRequest]) -> int:
         replies = await self._redis.run(
@@ -362,9 +357,15 @@ class Leases:
     async def _of_books(self, commands: Sequence[Command]) -> list[Any]:
         """The replies to commands on the indexes of many books, a pipeline's worth at a time."""
         answers: list[Any] = []
-        for start in range(0, len(commands), COMMANDS_MAX):
-            answers += await self._redis.run(*commands[start : start + COMMANDS_MAX])
+        size = self._redis.commands_max
+        for start in range(0, len(commands), size):
+            answers += await self._redis.run(*commands[start : start + size])
         return answers
+
+    def _parts(self, requests: Sequence[R]) -> list[Sequence[R]]:
+        """The requests by pipelines: two commands each, and some for those of a user or a book."""
+        size = self._redis.commands_max // 2 - 2
+        return [requests[at : at + size] for at in range(0, len(requests), size)]
 
     async def _page(
         self, index: str, after: IndexedLock | None, page_size: int
@@ -383,11 +384,6 @@ class Leases:
                 break
             offset += page_size
         return page[:page_size]
-
-
-def _parts(requests: Sequence[R]) -> list[Sequence[R]]:
-    """The requests by pipelines."""
-    return [requests[at : at + _REQUESTS_MAX] for at in range(0, len(requests), _REQUESTS_MAX)]
 
 
 def _time_left(others_end_in_ms: int) -> int | None:

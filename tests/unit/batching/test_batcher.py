@@ -74,13 +74,13 @@ async def test_what_arrives_within_a_few_turns_of_the_event_loop_shares_a_batch(
     assert transactions.batches == [["A", "B"]]
 
 
-async def _after_a_large_batch(
+async def _busy(
     transactions: Transactions, **changes: Any
 ) -> MicroBatcher[CommandGroup, list[Outcome]]:
     """A batcher that has just been busy."""
     settings = {"batch_max_size": 2 * BUSY_SIZE, "queue_max_size": 100} | changes
     batcher = micro_batcher(transactions, **settings)
-    await batcher.submit(group("large", size=BUSY_SIZE))
+    await asyncio.gather(*submit(batcher, *map(group, "x" * BUSY_SIZE)))
     transactions.batches.clear()
     return batcher
 
@@ -89,7 +89,7 @@ async def test_a_busy_batcher_waits_as_long_as_more_arrive() -> None:
     linger_s = 0.5  # long enough for a busy machine to be in time
     transactions = Transactions()
     linger = replace(LINGER, linger_ms=1_000 * linger_s)
-    batcher = await _after_a_large_batch(transactions, linger=linger)
+    batcher = await _busy(transactions, linger=linger)
     tasks = submit(batcher, group("A"))
     for name in "BCD":
         await asyncio.sleep(linger_s / 10)
@@ -105,7 +105,7 @@ async def test_a_busy_batcher_does_not_wait_when_it_is_time_or_enough(
     changes: dict[str, float], size: int
 ) -> None:
     transactions = Transactions()
-    batcher = await _after_a_large_batch(transactions, **changes)
+    batcher = await _busy(transactions, **changes)
     tasks = submit(batcher, group("A", size=size))
     await turns()
     assert transactions.batches == [["A"]]
@@ -115,7 +115,7 @@ async def test_a_busy_batcher_does_not_wait_when_it_is_time_or_enough(
 async def test_a_busy_batcher_lingers_no_longer_than_a_batch_may_wait() -> None:
     transactions = Transactions()
     linger = replace(LINGER, linger_ms=60_000)
-    batcher = await _after_a_large_batch(transactions, linger=linger, batch_max_wait_ms=10)
+    batcher = await _busy(transactions, linger=linger, batch_max_wait_ms=10)
     async with asyncio.timeout(30):
         await batcher.submit(group("A"))
 
@@ -236,6 +236,24 @@ async def test_a_command_that_breaks_its_batch_only_fails_itself() -> None:
     with pytest.raises(ValueError, match="C"):
         await tasks[2]
     assert await answers([tasks[0], tasks[1], tasks[3]]) == ["A", "B", "D"]
+
+
+async def test_those_who_wait_can_be_failed_with_the_batch_before() -> None:
+    transactions = Transactions()
+    transactions.open.clear()
+    batcher = micro_batcher(transactions)
+    tasks = submit(batcher, group("A"))
+    await turns()
+    tasks += submit(batcher, *map(group, "BC"))
+    await turns()
+    until_s = perf_counter()
+    tasks += submit(batcher, group("D"))
+    await turns()
+    batcher.fail_queued(Contention(), until_s)
+    transactions.open.set()
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [isinstance(result, Contention) for result in results] == [False, True, True, False]
+    assert transactions.batches == [["A"], ["D"]]
 
 
 async def test_draining_carries_out_what_waits() -> None:

@@ -17,8 +17,8 @@ def test_the_defaults_fit_together() -> None:
     ("changes", "named"),
     [
         ({"linger_ms": 5}, "linger_ms: expected more than arrival_linger_ms"),
-        ({"redis_max_wait_ms": 6}, "redis_max_wait_ms: expected more than linger_ms"),
         ({"batch_max_wait_ms": 6}, "COUPON_BATCH_MAX_WAIT_MS: expected 0, or more than 6"),
+        ({"pipeline_max_wait_ms": 6}, "pipeline_max_wait_ms: expected more than linger_ms"),
         ({"batch_max_wait_ms": 0.5}, "COUPON_BATCH_MAX_WAIT_MS: expected 0, or more than 6"),
     ],
 )

@@ -8,7 +8,7 @@ from redis.crc import key_slot
 from coupon_service.leases.commands import Commands, index_member, indexed_lock
 from coupon_service.leases.results import IndexedLock, LeaseKey
 from coupon_service.model.normalization import is_code
-from coupon_service.redis_client.pipelines import Command
+from coupon_service.redis_client.exchange import Command
 
 
 def keys(command: Command) -> list[str]:

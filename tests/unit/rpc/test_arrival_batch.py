@@ -15,7 +15,7 @@ SOON_S = 0.5
 BATCHING = BatchingSettings(
     arrival_linger_ms=1_000 * SOON_S,
     linger_ms=2_000 * SOON_S,
-    redis_max_wait_ms=3_000 * SOON_S,
+    pipeline_max_wait_ms=3_000 * SOON_S,
     batch_max_wait_ms=0,
 )
 BUSY_CALLS = BATCHING.arrival_busy_calls
