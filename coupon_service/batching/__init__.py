@@ -10,7 +10,7 @@ from coupon_service.batching.flush_buffer import FlushBuffer
 from coupon_service.batching.lanes import CommandLanes
 from coupon_service.batching.lazy import LazyCommand
 from coupon_service.batching.settings import (
-    DEFAULTS,
+    BATCHING_DEFAULTS,
     BatchingError,
     BatchingSettings,
     LingerSettings,
@@ -18,7 +18,7 @@ from coupon_service.batching.settings import (
 )
 
 __all__ = [
-    "DEFAULTS",
+    "BATCHING_DEFAULTS",
     "Batchable",
     "BatchingError",
     "BatchingSettings",

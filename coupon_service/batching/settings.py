@@ -159,4 +159,4 @@ class BatchingSettings:
             )
 
 
-DEFAULTS: Final = BatchingSettings()
+BATCHING_DEFAULTS: Final = BatchingSettings()

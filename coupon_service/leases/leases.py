@@ -22,7 +22,7 @@ from dataclasses import replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from coupon_service.batching import DEFAULTS, BatchingSettings
+from coupon_service.batching import BATCHING_DEFAULTS, BatchingSettings
 from coupon_service.errors import LocksUnavailable
 from coupon_service.leases.commands import (
     LOCKING_BOOKS,
@@ -92,7 +92,7 @@ class Leases:
         locks_per_user_max: int = 5,
         metrics: Metrics | None = None,
         tracer: Tracer | None = None,
-        batching: BatchingSettings = DEFAULTS,
+        batching: BatchingSettings = BATCHING_DEFAULTS,
     ) -> None:
         """Connects when it is first used.
 

@@ -9,62 +9,48 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from time import monotonic
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from limits import RateLimitItem
 from limits.aio.storage.redis.bridge import RedisBridge
 
-from coupon_service.errors import LocksUnavailable
+from coupon_service.batching import BATCHING_DEFAULTS, BatchingSettings, MicroBatcher
 from coupon_service.ratelimit.callers import REMEMBERED_MAX
-from coupon_service.redis_client.pipelines import Pipelines, connect
+from coupon_service.redis_client.exchange import RedisExchange, accepted, connect
 
 Window: TypeAlias = tuple[RateLimitItem, str, int]
 """A limit, the key that it is counted under, and how much is added."""
 
 
-@dataclass(slots=True)
-class _Hits:
-    """What is added to a window, and who wants to know the count after their part of it."""
+@dataclass(frozen=True, slots=True)
+class _Hit:
+    """What one caller adds."""
 
-    expiry_s: int
-    amount: int = 0
-    waiting: list[tuple[asyncio.Future[int], int]] = field(
-        default_factory=list[tuple["asyncio.Future[int]", int]]
-    )
-
-    def resolve(self, total: int) -> None:
-        """The count after all of it."""
-        for count, amount in self.waiting:
-            if not count.done():
-                count.set_result(total - self.amount + amount)
-
-    def fail(self, error: LocksUnavailable) -> None:
-        """It is not known."""
-        for count, _ in self.waiting:
-            if not count.done():
-                count.set_exception(error)
+    windows: Sequence[Window]
+    deadline: None = None
+    size: Final = 1
 
 
 class Windows:
     """Counts in Redis. A window begins with the first hit and ends after the time of its limit."""
 
-    def __init__(self, url: str, timeout_ms: int) -> None:
+    def __init__(
+        self, url: str, timeout_ms: int, batching: BatchingSettings = BATCHING_DEFAULTS
+    ) -> None:
         """Connects when it is first used."""
         script = RedisBridge.SCRIPT_INCR_EXPIRE
         self._sha = hashlib.sha1(script, usedforsecurity=False).hexdigest()
         sources = {self._sha: script.decode()}
-        self._redis = Pipelines(connect(url, timeout_ms), sources, timeout_ms)
-
-        self._next: dict[str, _Hits] = {}
-        self._asking: asyncio.Task[None] | None = None
+        self._redis = RedisExchange(connect(url, timeout_ms), sources, timeout_ms)
+        self._batcher = MicroBatcher(self._count, batching.rate_windows)
 
     async def close(self) -> None:
         """Waits for what is on its way and closes the connection."""
-        if self._asking is not None:
-            await self._asking
+        await self._batcher.drain()
         await self._redis.close()
 
     async def hit(self, windows: Sequence[Window]) -> list[int]:
@@ -74,46 +60,37 @@ class Windows:
         has the count that it would have had alone. Raises LocksUnavailable: Redis did not answer in
         time. It may have counted.
         """
-        counts = [self._join(*window) for window in windows]
-        if self._asking is None:
-            self._asking = asyncio.ensure_future(self._ask())
-        try:
-            return [await count for count in counts]
-        finally:
-            for count in counts:
-                count.cancel()  # nobody asks for those after one that failed
+        # Counted also when the caller goes away: else cancelled calls would have no limit.
+        return await asyncio.shield(self._batcher.submit(_Hit(windows)))
 
-    def _join(self, item: RateLimitItem, key: str, amount: int) -> asyncio.Future[int]:
-        hits = self._next.get(key)
-        if hits is None:
-            hits = self._next[key] = _Hits(item.get_expiry())
-        hits.amount += amount
-        count: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        hits.waiting.append((count, hits.amount))
-        return count
-
-    async def _ask(self) -> None:
-        try:
-            while self._next:
-                hits, self._next = self._next, {}
-                commands = [
-                    ("EVALSHA", self._sha, 1, f"coupon:{key}", it.expiry_s, it.amount)
-                    for key, it in hits.items()
+    async def _count(self, hits: Sequence[_Hit]) -> list[list[int]]:
+        amounts: Counter[tuple[str, int]] = Counter()
+        for hit in hits:
+            for item, key, amount in hit.windows:
+                amounts[key, item.get_expiry()] += amount
+        totals = accepted(
+            await self._redis.replies(
+                [
+                    ("EVALSHA", self._sha, 1, f"coupon:{key}", expiry_s, amount)
+                    for (key, expiry_s), amount in amounts.items()
                 ]
-                try:
-                    totals = await self._redis.run(*commands)
-                except LocksUnavailable as error:
-                    for it in hits.values():
-                        it.fail(error)
-                else:
-                    for it, total in zip(hits.values(), totals, strict=True):
-                        it.resolve(total)
-        finally:
-            self._asking = None
+            )
+        )
+        counts = {
+            key: total - amount
+            for ((key, _), amount), total in zip(amounts.items(), totals, strict=True)
+        }
+        answers: list[list[int]] = []
+        for hit in hits:
+            for _, key, amount in hit.windows:
+                counts[key] += amount
+            answers.append([counts[key] for _, key, _ in hit.windows])
+        return answers
 
     async def left_ms(self, keys: Sequence[str]) -> int:
         """How long until the last of these windows ends. Raises LocksUnavailable."""
-        return max(await self._redis.run(*(("PTTL", f"coupon:{key}") for key in keys)))
+        commands = [("PTTL", f"coupon:{key}") for key in keys]
+        return max(accepted(await self._redis.replies(commands)))
 
 
 class DenyList:

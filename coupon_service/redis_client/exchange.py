@@ -84,9 +84,9 @@ class RedisExchange:
             raise unavailable(error) from error
         if self._metrics is not None:
             self._metrics.redis_exchanged(perf_counter() - started_s)
-            for reply in replies:
-                if isinstance(reply, Exception):
-                    self._count_error(reply)
+            refused = next((it for it in replies if isinstance(it, Exception)), None)
+            if refused is not None:
+                self._count_error(refused)
         return replies
 
     async def close(self) -> None:

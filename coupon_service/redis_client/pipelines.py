@@ -9,7 +9,7 @@ from itertools import islice
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from coupon_service.batching import DEFAULTS, BatchingSettings, MicroBatcher
+from coupon_service.batching import BATCHING_DEFAULTS, BatchingSettings, MicroBatcher
 from coupon_service.errors import LocksUnavailable
 from coupon_service.redis_client.exchange import Client, Command, RedisExchange, accepted
 from coupon_service.telemetry.metrics import Metrics
@@ -44,7 +44,7 @@ class Pipelines:
         timeout_ms: int,
         metrics: Metrics | None = None,
         tracer: Tracer | None = None,
-        batching: BatchingSettings = DEFAULTS,
+        batching: BatchingSettings = BATCHING_DEFAULTS,
     ) -> None:
         """``sources``: the text of each script by its SHA-1."""
         self.commands_max = batching.pipeline_max_size
