@@ -256,7 +256,7 @@ def _pipelined(work: Batch[T]) -> Work[T]:
         try:
             pipeline.add("BEGIN")
             value = await work(pipeline)
-            pipeline.add("COMMIT")
+            pipeline.add(pipeline.ending)
             await pipeline.run()
         except BaseException:
             if not connection.closed:

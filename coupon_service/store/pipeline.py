@@ -97,6 +97,8 @@ class Pipeline:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._waiting: list[tuple[LiteralString, Sequence[str | int], Rows]] = []
+        self.ending: LiteralString = "COMMIT"
+        """How the transaction ends, where there is one."""
 
     def add(self, statement: LiteralString, parameters: Sequence[str | int] = ()) -> Rows:
         """Sends the statement with the next `run`, which fills the rows that are returned.
