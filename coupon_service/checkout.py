@@ -17,7 +17,6 @@ from uuid import UUID, uuid4
 from coupon_service.batching import CommandLanes, DetachedTasks, LazyCommand, MicroBatcher
 from coupon_service.errors import (
     CodeLocked,
-    CodeNotFound,
     Contention,
     CouponServiceError,
     LocksUnavailable,
@@ -43,6 +42,7 @@ from coupon_service.model import (
     State,
 )
 from coupon_service.rules import (
+    code_not_found,
     find_code,
     is_hidden,
     may_be_locked,
@@ -98,12 +98,13 @@ class Checkout:
         """Every reason why the redemption would be refused now, and what it would take off."""
         command = replace(command, lock=self._claims(token))
         state = await self._previews.submit(CommandGroup((command,)))
-        found = find_code(command.code, command.book_id, command.call.business_id, state)
+        named = (command.code, command.book_id, command.call.business_id, state)
+        found = find_code(*named)
         if isinstance(found, CouponServiceError):
             return Validation([found])
         code, book = found
         if is_hidden(command, code, book, state, self._now()):
-            return Validation([CodeNotFound()])
+            return Validation([code_not_found(*named)])
         unknown: list[CouponServiceError] = []
         if may_be_locked(book, self._now()):
             try:

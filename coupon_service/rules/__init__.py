@@ -14,10 +14,17 @@ from coupon_service.rules.derived_states import (
     may_be_locked,
     order_discount,
 )
-from coupon_service.rules.refusals import find_code, hidden_key, is_hidden, redemption_refusals
+from coupon_service.rules.refusals import (
+    code_not_found,
+    find_code,
+    hidden_key,
+    is_hidden,
+    redemption_refusals,
+)
 from coupon_service.rules.stock import crossed, stock_left, stock_level
 
 __all__ = [
+    "code_not_found",
     "code_state",
     "crossed",
     "decide",

@@ -7,7 +7,6 @@ from datetime import datetime
 
 from coupon_service.errors import (
     BookNotFound,
-    CodeNotFound,
     CouponServiceError,
     LockNotFound,
     RedemptionNotFound,
@@ -36,7 +35,7 @@ from coupon_service.rules.code_states import switch
 from coupon_service.rules.draft import Draft
 from coupon_service.rules.locks import change_lock, lock
 from coupon_service.rules.redemptions import redeem, rollback
-from coupon_service.rules.refusals import find_code, is_hidden
+from coupon_service.rules.refusals import code_not_found, find_code, is_hidden
 from coupon_service.rules.repeats import answer_repeat, is_repeat
 
 
@@ -104,7 +103,7 @@ def _decide_on_code(command: CodeCommand, draft: Draft) -> Outcome:
     if isinstance(command, (Redeem, Lock)) and is_hidden(
         command, code, book, draft.state, draft.now
     ):
-        return CodeNotFound()
+        return code_not_found(command.code, book_id, command.call.business_id, draft.state)
     return _carry_out(command, code, book, draft)
 
 

@@ -65,17 +65,18 @@ def find_code(
     """The code and its book, when the caller may see it and it is in the book that was named."""
     row = state.codes.get(code)
     if row is None or (book_id is not None and row.book_id != book_id):
-        return _not_found(code, book_id, business_id, state)
+        return code_not_found(code, book_id, business_id, state)
     book = state.books[row.book_id]
     if business_id and business_id != book.business_id:
         return CodeNotFound()
     return row, book
 
 
-def _not_found(
+def code_not_found(
     code: str, book_id: UUID | None, business_id: str, state: State
 ) -> CouponServiceError:
-    """CODE_NOT_FOUND, or that it was mistyped where the named book's check character tells."""
+    """CODE_NOT_FOUND, or that it was mistyped where the named book's check character tells: what is
+    said of a code that does not exist, and, word for word, of one that is hidden."""
     book = state.books.get(book_id) if book_id is not None else None
     if book is not None and (not business_id or business_id == book.business_id):
         try:

@@ -137,8 +137,13 @@ class Reads:
         business_id: str,
         page_size: int,
         after: Position | None,
+        *,
+        own: bool = False,
     ) -> tuple[list[tuple[Event, Event | None]], Position | None]:
-        """A page of redemptions with their roll-backs, newest first, and where to go on from."""
+        """A page of redemptions with their roll-backs, newest first, and where to go on from.
+
+        `own`: the user asks for its own.
+        """
         wanted = AuditFilter(
             business_id=business_id,
             book_id=book_id,
@@ -146,6 +151,7 @@ class Reads:
             user_id=user_id,
             order_id=order_id,
             types=(EventType.REDEEMED,),
+            own=own,
         )
 
         async def work(
