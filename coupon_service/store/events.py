@@ -26,7 +26,7 @@ class AuditFilter:
     """Which events are wanted; all that is set has to hold. Empty texts and tuples: any.
 
     `business_id`: whose books they are about. `start_time` is inclusive, `end_time` exclusive.
-    `own`: it is the user who asks. Only events of that user are read then, so that the time it
+    `own`: it is `user_id` who asks. Only events of that user are read then, so that the time it
     takes tells nothing of what others did with the code, or for the order, that is named.
     """
 
@@ -152,6 +152,18 @@ EVENTS_OF_USER: Final[LiteralString] = f"""
 SELECT {EVENTS.selected} FROM redemption_audit
 WHERE user_id = %(user_id)s AND {_MATCHING} {_NEWEST_FIRST}
 """
+# Of this user before anything else (OFFSET 0): the planner would otherwise find the order, or the
+# book, that is named, and how long it takes would tell how many events of others it has.
+EVENTS_OF_OWN: Final[LiteralString] = f"""
+SELECT {EVENTS.selected}
+FROM (
+    SELECT * FROM redemption_audit
+    WHERE user_id = %(user_id)s AND (event_time, event_id) < (%(time)s, %(id)s)
+    ORDER BY event_time DESC, event_id DESC
+    OFFSET 0
+) AS own
+WHERE {_MATCHING} {_NEWEST_FIRST}
+"""
 # One probe of the index a type: a few redemptions are found quickly among millions of assignments.
 EVENTS_OF_BOOK: Final[LiteralString] = f"""
 SELECT {EVENTS.selected}
@@ -221,7 +233,7 @@ def event_position(event: Event) -> Position:
 
 def _statement(wanted: AuditFilter) -> LiteralString:
     if wanted.own:
-        return EVENTS_OF_USER
+        return EVENTS_OF_OWN
     if wanted.order_id:
         return EVENTS_OF_ORDER
     if wanted.code:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import timedelta
 from uuid import UUID
@@ -183,11 +184,13 @@ SELECT seq_tup_read + idx_tup_fetch FROM pg_stat_user_tables WHERE relname = 're
 """
 
 
-async def test_a_page_of_the_ledger_is_read_without_reading_the_ledger(shop: Shop) -> None:
-    book_id = shop.book.book_id
-    redeemed = (EventType.REDEEMED,)
+@asynccontextmanager
+async def ledger_of_20_000(
+    shop: Shop,
+) -> AsyncGenerator[Callable[[AuditFilter], Awaitable[tuple[list[Event], int]]]]:
+    """Reads a page of a large ledger, and says how many of its rows were read for it."""
     async with shop.database.pool.connection() as connection:
-        await connection.execute(LEDGER_OF_20_000, (book_id, START))
+        await connection.execute(LEDGER_OF_20_000, (shop.book.book_id, START))
         await connection.execute("ANALYZE redemption_audit")
 
         async def rows_read() -> int:
@@ -196,6 +199,19 @@ async def test_a_page_of_the_ledger_is_read_without_reading_the_ledger(shop: Sho
             (row,) = await cursor.fetchall()
             return row[0]
 
+        async def page(wanted: AuditFilter) -> tuple[list[Event], int]:
+            before = await rows_read()
+            async with connection.transaction():
+                events, _ = await select_events(connection, wanted, 10, None)
+            return events, await rows_read() - before
+
+        yield page
+
+
+async def test_a_page_of_the_ledger_is_read_without_reading_the_ledger(shop: Shop) -> None:
+    book_id = shop.book.book_id
+    redeemed = (EventType.REDEEMED,)
+    async with ledger_of_20_000(shop) as page:
         for wanted in (
             AuditFilter(),
             AuditFilter(types=redeemed),
@@ -207,8 +223,28 @@ async def test_a_page_of_the_ledger_is_read_without_reading_the_ledger(shop: Sho
             AuditFilter(business_id="bakery"),
             AuditFilter(business_id="bakery", types=redeemed),
         ):
-            before = await rows_read()
-            async with connection.transaction():
-                events, _ = await select_events(connection, wanted, 10, None)
+            events, rows = await page(wanted)
             assert len(events) == 10
-            assert await rows_read() - before <= 150, wanted
+            assert rows <= 150, wanted
+
+
+async def test_for_users_who_ask_for_their_own_nothing_of_others_is_read(shop: Shop) -> None:
+    def own(user_id: str, wanted: AuditFilter | None = None) -> AuditFilter:
+        return replace(wanted or AuditFilter(), user_id=user_id, own=True)
+
+    of_others = (
+        AuditFilter(code="C1"),
+        AuditFilter(order_id="o7"),
+        AuditFilter(book_id=shop.book.book_id),
+    )
+    of_nobody = (AuditFilter(code="C"), AuditFilter(order_id="o"), AuditFilter(book_id=NOBODY))
+    async with ledger_of_20_000(shop) as page:
+        for wanted in of_others:
+            assert len((await page(wanted))[0]) == 10
+            assert await page(own("nobody", wanted)) == ([], 0), wanted
+        looked_for = (of_others[0], *of_nobody)
+        read = [await page(own("u0", wanted)) for wanted in looked_for]
+        assert read == [read[0]] * len(read), "as much for a code of others as for what is not"
+        events, rows = await page(own("u0"))
+        assert len(events) == 10
+        assert rows <= 20
