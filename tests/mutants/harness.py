@@ -21,7 +21,7 @@ import grpc
 import psycopg
 import redis
 from google.protobuf.timestamp_pb2 import Timestamp
-from model.clock import Clock, clocked_server
+from model.clock import Clock, clocked_server, identity
 from model.programs import Programs
 from support.calls import ALL_OR_NOTHING, batch, extend, item, outcomes_of, tried
 from support.hanging_commits import hanging_commits
@@ -39,6 +39,7 @@ from support.service import (
     unique,
 )
 from support.waiting import until
+from support.work_done import work_done
 
 from coupon_service.checkout import Checkout
 
@@ -387,6 +388,23 @@ def lock_when_locking_is_switched_off(it: Stack) -> None:
     it.apis[1].update(held.lock.book_id, lock_policy=books.LOCK_POLICY_OFF)
     assert tried(lambda: api.redeem(code, "another")) == "CODE_LOCKED"
     api.redeem(code, "user", lock_token=held.lock_token)
+
+
+def code_that_an_end_user_cannot_use(it: Stack) -> None:
+    """For a code that is hidden from an end user as much is done as for one that is not there, and
+    nothing that has to reach the disk."""
+    api, metadata = it.apis[0], identity("user", "")
+    limits = books.BookLimits(max_redemptions_per_code=1, max_redemptions_per_user=1)
+    codes = [api.code(assignment_policy=books.ASSIGNMENT_POLICY_REQUIRED, limits=limits)]
+    codes += new_codes(1)
+    requests = [api.redeem_request(code, "user") for code in codes]
+    with work_done(it.servers[0]) as work:
+        done = [
+            work.of(functools.partial(api.redemptions.RedeemCode, request, metadata=metadata))
+            for request in requests
+        ]
+    assert done[0] == done[1], done
+    assert "COMMIT" not in done[0][1], done
 
 
 def repeated_unlock(it: Stack) -> None:

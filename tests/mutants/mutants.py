@@ -285,6 +285,23 @@ def collision_hidden() -> Planted:
     return _all(*(mock.patch.object(it, "is_hidden", hidden) for it in (decision, limit_counters)))
 
 
+def refusals_wait_for_the_disk() -> Planted:
+    """A batch that did nothing but lock rows is committed."""
+    right = 'pipeline.ending = "ROLLBACK"'
+    return _source(execute, "Executor", "execute", right, "pass")
+
+
+def book_of_an_unknown_code_not_read() -> Planted:
+    """Of a code that is not there no book is read."""
+    joined = loading.SELECT_BOOKS.replace("LEFT JOIN", "JOIN")
+    return mock.patch.object(loading, "SELECT_BOOKS", joined)
+
+
+def counters_read_for_hidden_codes() -> Planted:
+    """What limits a user is looked up before it is known whether the code is for them."""
+    return mock.patch.object(limit_counters, "is_hidden", return_value=False)
+
+
 def rollback_not_read_for_a_repeat() -> Planted:
     """Only what happens in the same batch is known of a redemption that is repeated."""
     real = loading._of_repeats

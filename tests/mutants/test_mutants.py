@@ -50,6 +50,9 @@ CAUGHT_BY: dict[Callable[[], bugs.Planted], Callable[[Stack], None]] = {
     bugs.dry_run_that_writes: harness.model_test,
     bugs.short_codes_taken: harness.model_test,
     bugs.judged_now_with_a_token: harness.lock_taken_before_the_end,
+    bugs.refusals_wait_for_the_disk: harness.code_that_an_end_user_cannot_use,
+    bugs.book_of_an_unknown_code_not_read: harness.code_that_an_end_user_cannot_use,
+    bugs.counters_read_for_hidden_codes: harness.code_that_an_end_user_cannot_use,
 }
 QUICK = [it for it in dict.fromkeys(CAUGHT_BY.values()) if it is not harness.model_test]
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
-from typing import Any, cast
+from functools import partial
+from typing import Any
 
 import grpc
 import pytest
@@ -23,9 +24,9 @@ from support.service import (
 )
 from support.token_clients import caller
 from support.waiting import until
+from support.work_done import WorkDone, work_done
 
-from coupon_service.rpc.context import CURRENT
-from coupon_service.store.pipeline import Pipeline
+from coupon_service.model.codes import CodeFormat
 
 OPTIONAL = books.LOCK_POLICY_OPTIONAL
 REQUIRED = books.ASSIGNMENT_POLICY_REQUIRED
@@ -340,58 +341,24 @@ ATTEMPTS: dict[str, Attempt] = {
 }
 
 
-class Work:
-    """What a server asks of PostgreSQL, trip by trip, and of Redis."""
-
-    def __init__(self, server: ServerThread, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.done: list[str] = []
-        redis = cast("Any", server.server)._leases._redis
-        add, run, run_redis = Pipeline.add, Pipeline.run, redis.run
-
-        def counted_add(pipeline: Pipeline, statement: Any, parameters: Any = ()) -> Any:
-            self.done.append(statement)
-            return add(pipeline, statement, parameters)
-
-        async def counted_run(pipeline: Pipeline) -> None:
-            self.done.append("trip")
-            await run(pipeline)
-
-        async def counted_run_redis(*commands: Any) -> Any:
-            if CURRENT.get(None) is not None:  # of a call, not of the sweeper
-                self.done += ["redis" for _ in commands]
-            return await run_redis(*commands)
-
-        monkeypatch.setattr(Pipeline, "add", counted_add)
-        monkeypatch.setattr(Pipeline, "run", counted_run)
-        monkeypatch.setattr(redis, "run", counted_run_redis)
-
-    def of(self, attempt: Attempt, api: Api, code: str) -> tuple[object, list[str]]:
-        """All that the caller is told, and what was done for it."""
-        self.done.clear()
-        try:
-            told: object = attempt(api, code)
-        except grpc.RpcError as caught:
-            error: Any = caught
-            told = error.code(), error.details(), list(error.trailing_metadata())
-        return told, list(self.done)
-
-
 @pytest.fixture
-def work(guarded: ServerThread, monkeypatch: pytest.MonkeyPatch) -> Work:
-    return Work(guarded, monkeypatch)
+def work(guarded: ServerThread) -> Iterator[WorkDone]:
+    with work_done(guarded) as recorded:
+        yield recorded
 
 
 @pytest.mark.parametrize("kind", UNUSABLE, ids=lambda kind: kind.__name__)
 def test_a_code_that_they_cannot_use_looks_as_if_it_did_not_exist(
-    kind: Callable[[Api, str], str], root: Api, ann: Api, business: str, work: Work
+    kind: Callable[[Api, str], str], root: Api, ann: Api, business: str, work: WorkDone
 ) -> None:
     code, missing = kind(root, business), unknown(root, business)
     for name, attempt in ATTEMPTS.items():
-        told, done = work.of(attempt, ann, code)
-        expected, done_for_nothing = work.of(attempt, ann, missing)
+        told, done = work.of(partial(attempt, ann, code))
+        expected, done_for_nothing = work.of(partial(attempt, ann, missing))
         assert told == expected, name
         assert done == done_for_nothing, name
-        assert done, "nothing was counted"
+        assert done.count("book") == 1, "of a code that does not exist another one is read"
+        assert "COMMIT" not in done, "it waits for the disk, also where only rows were locked"
         if isinstance(told, redemptions.ValidateCodeResponse):
             assert reasons_of(told) == ["CODE_NOT_FOUND"]
         else:
@@ -400,13 +367,34 @@ def test_a_code_that_they_cannot_use_looks_as_if_it_did_not_exist(
 
 def test_in_the_book_that_they_name_as_well(root: Api, ann: Api, business: str) -> None:
     code = of_somebody_else(root, business)
-    book = root.get_code(code).book_id
-    told = []
-    for each in (code, unknown(root, business)):
-        with refused("CODE_NOT_FOUND") as it:
-            ann.redeem(each, "ann", book_id=book)
-        told.append((it.status, it.error.details(), it.metadata))  # type: ignore[attr-defined]
-    assert told[0] == told[1]
+    assert_same_in_book(ann, root.get_code(code).book_id, code, unknown(root, business))
+
+
+def test_in_a_book_that_tells_what_was_mistyped_as_well(root: Api, ann: Api, business: str) -> None:
+    form: dict[str, Any] = {"length": 18, "alphabet": "0123456789ABCDEFT", "check_character": True}
+    (stem,) = new_codes(1)
+    typed = [stem[:-1] + last for last in "012"]
+    code, missing, *_ = [it for it in typed if not CodeFormat(**form).matches(it)]
+    book = root.draft(business_id=business, lock_policy=OPTIONAL, assignment_policy=REQUIRED)
+    root.import_codes(book.book_id, [code])
+    root.update(book.book_id, code_format=books.CodeFormat(**form))
+    root.activate(book.book_id)
+    assert_same_in_book(ann, book.book_id, code, missing, "CODE_CHECKSUM_INVALID")
+
+
+def assert_same_in_book(
+    ann: Api, book_id: str, code: str, missing: str, reason: str = "CODE_NOT_FOUND"
+) -> None:
+    """Assert that a code that ann cannot use and one that is not there are told alike."""
+    for attempt in (Api.redeem, Api.lock):
+        told = []
+        for each in (code, missing):
+            with refused(reason) as it:
+                attempt(ann, each, "ann", book_id=book_id)
+            told.append((it.status, it.error.details(), it.metadata))  # type: ignore[attr-defined]
+        assert told[0] == told[1]
+    for each in (code, missing):
+        assert reasons_of(ann.validate(each, "ann", book_id=book_id)) == [reason]
 
 
 def test_a_code_of_their_own_that_has_expired_looks_so_too(

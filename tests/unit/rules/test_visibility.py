@@ -118,6 +118,17 @@ class TestCheckCharacter:
     def test_a_code_that_is_there_needs_none(self) -> None:
         self.checked().does(redeem("A", book_id=BOOK_ID))
 
+    @pytest.mark.parametrize("make", [redeem, lock])
+    def test_of_one_that_is_hidden_the_same_is_said_as_of_one_that_is_not_there(
+        self, make: Callable[..., Command]
+    ) -> None:
+        for code in self.right, self.wrong:
+            there = self.checked(state=BookState.PAUSED)
+            there.put(Code(code, BOOK_ID, CodeState.AVAILABLE, 0, 0))
+            attempt = make(code, by=user_call(), book_id=BOOK_ID)
+            error, expected = there.refuses(attempt), self.checked().refuses(attempt)
+            assert (type(error), error.args) == (type(expected), expected.args)
+
 
 class TestEndUsers:
     """A code that a user cannot use is told no more of than one that does not exist."""

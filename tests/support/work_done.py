@@ -1,0 +1,69 @@
+"""What a server does for a call: that two take the same is shown without measuring time."""
+
+# pyright: reportPrivateUsage=false
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from typing import Any, cast
+from unittest import mock
+
+import grpc
+from support.service import ServerThread
+
+from coupon_service.rpc.context import CURRENT
+from coupon_service.store.commands import load
+from coupon_service.store.pipeline import Pipeline, Rows
+
+
+class WorkDone:
+    """Everything that a server asked of PostgreSQL and Redis, in order: statements, round trips,
+    and the books that it got."""
+
+    def __init__(self) -> None:
+        self.steps: list[str] = []
+
+    def of(self, call: Callable[[], object]) -> tuple[object, list[str]]:
+        """All that the caller is told, and what was done for it."""
+        self.steps.clear()
+        try:
+            told = call()
+        except grpc.RpcError as caught:
+            error: Any = caught
+            told = error.code(), error.details(), list(error.trailing_metadata())
+        return told, list(self.steps)
+
+
+@contextmanager
+def work_done(server: ServerThread) -> Generator[WorkDone]:
+    """Record what the server does for calls."""
+    work = WorkDone()
+    redis = cast("Any", server.server)._leases._redis
+    add, run, run_redis = Pipeline.add, Pipeline.run, redis.run
+    books_read: list[Rows] = []
+
+    def recorded_add(pipeline: Pipeline, statement: Any, parameters: Any = ()) -> Rows:
+        work.steps.append(statement)
+        rows = add(pipeline, statement, parameters)
+        if statement == load.SELECT_BOOKS:
+            books_read.append(rows)
+        return rows
+
+    async def recorded_run(pipeline: Pipeline) -> None:
+        work.steps.append("round trip")
+        await run(pipeline)
+        work.steps += ["book" for rows in books_read for _ in rows]
+        books_read.clear()
+
+    async def recorded_run_redis(*commands: Any) -> Any:
+        if CURRENT.get(None) is not None:  # of a call, not of the sweeper
+            work.steps += ["redis" for _ in commands]
+        return await run_redis(*commands)
+
+    with (
+        mock.patch.object(Pipeline, "add", recorded_add),
+        mock.patch.object(Pipeline, "run", recorded_run),
+        mock.patch.object(redis, "run", recorded_run_redis),
+    ):
+        yield work
