@@ -50,7 +50,7 @@ def env_example() -> str:
 
 
 def expected(field: FieldInfo) -> str:
-    """The values that a setting accepts."""
+    """The values that a setting accepts. Raises TypeError for a type that has no words yet."""
     for rule in field.metadata:
         if isinstance(rule, AfterValidator) and isinstance(rule.func, Matching):
             return rule.func.expected
@@ -62,9 +62,13 @@ def expected(field: FieldInfo) -> str:
         return f"a whole number from {low} to {high}"
     if get_origin(field.annotation) is Literal:
         return " or ".join(get_args(field.annotation))
+    if field.annotation is bool:
+        return "true or false"
+    if field.annotation is Path:
+        return "a folder"
     if Path in get_args(field.annotation):
         return "a file"
-    return "true or false" if field.annotation is bool else "a folder"
+    raise TypeError(f"there are no words for the values of {field.annotation}")
 
 
 def _default(field: FieldInfo) -> str:
