@@ -1,4 +1,4 @@
-"""Records in the ledger that locks ran out. Redis ends them by itself; nothing waits for this."""
+"""Records in the ledger that locks expired. Redis ends them by itself; nothing waits for this."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SWEEP_BATCH = 500
 
 
 class LockSweeper:
-    """Writes to the ledger that locks ran out, and clears their index entries.
+    """Writes to the ledger that locks expired, and clears their index entries.
 
     Nothing waits for it. All replicas take turns; should two do it at once, nothing happens twice.
     """
@@ -44,24 +44,24 @@ class LockSweeper:
         await run_periodically(self.sweep, lambda: self._interval_ms / 1000, failed="sweep failed")
 
     async def sweep(self) -> int:
-        """Records every lock that ran out by now, and says how many. 0 when it is not its turn."""
+        """Records every lock that has expired, and says how many. 0 when it is not its turn."""
         if not await self._reads.my_turn("sweep", self._interval_ms):
             return 0
         swept = 0
-        while ended := await self._ended():
-            for keys in ended:
+        while expired := await self._expired():
+            for keys in expired:
                 swept += await self._record([UUID(key.lock_id) for key in keys])
                 await self._leases.forget(keys)
-            if max(map(len, ended)) < SWEEP_BATCH:
+            if max(map(len, expired)) < SWEEP_BATCH:
                 break
         return swept
 
-    async def _ended(self) -> list[list[LeaseKey]]:
-        """Locks that ran out, book by book, of the books that are in this database."""
+    async def _expired(self) -> list[list[LeaseKey]]:
+        """Expired locks, book by book, of the books that are in this database."""
         now_ms = milliseconds_of(self._now())
-        ended = await self._leases.expired(await self._leases.books(), now_ms, SWEEP_BATCH)
-        known = await self._reads.known_books(ended) if ended else ()
-        return [[it.key for it in locks] for book_id, locks in ended.items() if book_id in known]
+        expired = await self._leases.expired(await self._leases.books(), now_ms, SWEEP_BATCH)
+        known = await self._reads.known_books(expired) if expired else ()
+        return [[it.key for it in locks] for book_id, locks in expired.items() if book_id in known]
 
     async def _record(self, lock_ids: list[UUID]) -> int:
         call = Call(caller="sweeper", request_id="lock-expired")

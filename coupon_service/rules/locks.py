@@ -95,7 +95,7 @@ def _answer_with(locked: Event, command: Lock, code: Code, draft: Draft) -> None
 
 
 def change_lock(command: ChangeLock, code: Code, book: Book, draft: Draft) -> Outcome:
-    """Records that a lock was extended, released, or ran out."""
+    """Records that a lock was extended, released, or expired."""
     history = draft.state.lock_events.get(command.lock_id, ())
     view = lock_view(history, draft.now)
     if view is None:
