@@ -77,7 +77,7 @@ def clocked_server(
     """
     text = commands._text
 
-    def told(name: str) -> str:
+    def on_own_clock(name: str) -> str:
         return text(name).replace(REAL_CLOCK, OWN_CLOCK)
 
     async def never(_: LockSweeper) -> None:
@@ -89,7 +89,7 @@ def clocked_server(
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger("error"))
     try:
         with (
-            mock.patch.object(commands, "_text", told),
+            mock.patch.object(commands, "_text", on_own_clock),
             mock.patch.object(LockSweeper, "run", never),
             mock.patch.object(handler, "_as_anonymous", as_they_say),
             ServerThread(settings, clock.now) as running,

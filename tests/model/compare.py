@@ -16,7 +16,7 @@ from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 from google.protobuf.struct_pb2 import Struct
 from google.protobuf.timestamp_pb2 import Timestamp
-from model.told import No, Unknown
+from model.state import Refusal, Unknown
 from support.service import Refused
 
 CONTRACT = Path(__file__).parents[2] / "proto/coupon_service/v1/error_reason.proto"
@@ -93,10 +93,10 @@ def expected(answer: Callable[[], Any]) -> Any:
     """The same of the model."""
     try:
         return answer()
-    except No as no:
-        return refusal(no.told)
+    except Refusal as refusal:
+        return refused_with(refusal.error)
 
 
-def refusal(told: dict[str, Any]) -> Any:
+def refused_with(error: dict[str, Any]) -> Any:
     """What a call is answered that is refused."""
-    return {"refused": told, "status": STATUS_OF.get(told["reason"])}
+    return {"refused": error, "status": STATUS_OF.get(error["reason"])}

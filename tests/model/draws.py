@@ -8,7 +8,7 @@ from random import Random
 from typing import Any
 
 import hypothesis.strategies as st
-from model.told import USES, Message
+from model.state import USES, Message
 
 SEEDS = st.integers(0, 2**64 - 1)
 

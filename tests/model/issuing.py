@@ -1,4 +1,4 @@
-"""Steps of random programs: books, codes, and to whom they are given."""
+"""Steps of random programs: books, codes and assignments."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from model.draws import (
     step,
 )
 from model.program import Program
-from model.told import USES, Message
+from model.state import USES, Message
 from support.service import assignments, books, codes, struct
 
 
 class Issuing(Program):
-    """Programs that make books and codes, and give them to users."""
+    """Programs that make books and codes, and assign them to users."""
 
     # --- books and codes ------------------------------------------------------------------------
 
@@ -257,11 +257,11 @@ class Issuing(Program):
     @step(4, which=PER_MILLE, name=USERS, request_id=REQUEST_IDS)
     def revoke(self, which: int, name: str, request_id: str) -> None:
         code, user, request_id = self.code(which), self.user(name), self.fresh(request_id)
-        if not self.world.links:
+        if not self.world.assignments:
             return
-        given = [it for it, link in self.world.links.items() if link.state == "ACTIVE"]
-        if given and which % 4:
-            code, user = given[which % len(given)]
+        assigned = [key for key, it in self.world.assignments.items() if it.state == "ACTIVE"]
+        if assigned and which % 4:
+            code, user = assigned[which % len(assigned)]
         request = assignments.RevokeAssignmentRequest(
             code=self.typed(code, which), user_id=user, request_id=request_id
         )

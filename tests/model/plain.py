@@ -11,8 +11,8 @@ from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
-from model.giving import Giving, iso, reached, used_up
-from model.told import USES, Item, Link, Lock, Message, No, Token, Unknown
+from model.assignments import Assignments, iso, reached, used_up
+from model.state import USES, Assignment, Item, Lock, Message, Refusal, Token, Unknown
 
 PERMIT = "needs a permit in Redis"
 
@@ -39,45 +39,45 @@ class Attempts:
     failed: int = 0
 
 
-class World(Giving):
+class World(Assignments):
     """Everything there is, and every call that changes it."""
 
     # --- why not --------------------------------------------------------------------------------
 
-    def why_not(self, code: str, user: str, book: Message, item: Item | None) -> Iterator[No]:
+    def why_not(self, code: str, user: str, book: Message, item: Item | None) -> Iterator[Refusal]:
         """Why this user cannot redeem (`item`) or lock (None) the code now, the first first."""
-        limits, link = book["limits"], self.links.get((code, user))
+        limits, assignment = book["limits"], self.assignments.get((code, user))
         time = self.now  # by which ends are judged
         if item and item.token and not any(self._token_refusals(item, book)):
             time = self.locks[item.token.lock].message["create_time"]
         yield from self._over(book, time)
         yield from self._not_started(book)
         if self.codes[code].disabled:
-            yield No("CODE_DISABLED")
+            yield Refusal("CODE_DISABLED")
         for it in self._redeemed_for(item)[:1] if item and item.order_id else ():
-            yield No("ORDER_ALREADY_REDEEMED", redemption_id=it["redemption_id"])
+            yield Refusal("ORDER_ALREADY_REDEEMED", redemption_id=it["redemption_id"])
         if self.left(code) == 0:
             yield used_up(limits[USES])
-        has_it = link is not None and link.state in ("ACTIVE", "REDEEMED")
+        has_it = assignment is not None and assignment.state in ("ACTIVE", "REDEEMED")
         if not has_it and book["assignment_policy"] == "REQUIRED":
-            yield No("CODE_NOT_ASSIGNED_TO_USER")
-        yield from self._validity_over(link, time)
+            yield Refusal("CODE_NOT_ASSIGNED_TO_USER")
+        yield from self._validity_over(assignment, time)
         yield from reached(
-            "max_redemptions_per_user_per_code", limits, link.redemptions if link else 0
+            "max_redemptions_per_user_per_code", limits, assignment.redemptions if assignment else 0
         )
         mine = len(self.live(book_id=book["book_id"], user_id=user))
         yield from reached("max_redemptions_per_user", limits, mine)
         if 0 < limits["max_redemptions"] <= len(self.live(book_id=book["book_id"])):
-            yield No("BOOK_LIMIT_EXCEEDED", limit=limits["max_redemptions"])
+            yield Refusal("BOOK_LIMIT_EXCEEDED", limit=limits["max_redemptions"])
         if item is not None:
             yield from self._order_refusals(item, book)
             yield from self._token_refusals(item, book)
 
     def hides(self, code: str, user: str, book: Message, item: Item | None) -> bool:
         """Whether the code does not exist for the end user who calls."""
-        reasons = {no.told["reason"] for no in self.why_not(code, user, book, item)}
-        link = self.links.get((code, user), Link())
-        has_it = link.state in ("ACTIVE", "REDEEMED") or link.redemptions > 0
+        reasons = {it.error["reason"] for it in self.why_not(code, user, book, item)}
+        assignment = self.assignments.get((code, user), Assignment())
+        has_it = assignment.state in ("ACTIVE", "REDEEMED") or assignment.redemptions > 0
         has_it |= "ORDER_ALREADY_REDEEMED" in reasons
         return bool(self.end_user and reasons & (UNUSABLE if has_it else UNUSABLE | USED_UP))
 
@@ -88,24 +88,24 @@ class World(Giving):
         mine = [it for it in live if it["user_id"] == item.user]
         return mine + [it for it in live if not (self.end_user or it["_own_order"])]
 
-    def _order_refusals(self, item: Item, book: Message) -> Iterator[No]:
+    def _order_refusals(self, item: Item, book: Message) -> Iterator[Refusal]:
         currency, minimum = book["currency_code"], book["min_order_amount_minor"]
         if item.amount and currency and item.amount["currency_code"] != currency:
-            yield No("CURRENCY_MISMATCH", currency_code=currency)
+            yield Refusal("CURRENCY_MISMATCH", currency_code=currency)
         if minimum and (not item.amount or item.amount["amount_minor"] < minimum):
-            yield No("ORDER_BELOW_MINIMUM", minimum_minor=minimum, currency_code=currency)
+            yield Refusal("ORDER_BELOW_MINIMUM", minimum_minor=minimum, currency_code=currency)
 
-    def _token_refusals(self, item: Item, book: Message) -> Iterator[No]:
+    def _token_refusals(self, item: Item, book: Message) -> Iterator[Refusal]:
         token = item.token
         if token is None:
             if book["lock_policy"] == "REQUIRED":
-                yield No("LOCK_REQUIRED")
+                yield Refusal("LOCK_REQUIRED")
             return
         lock = self.locks[token.lock] if token.lock >= 0 else None
         if not lock or (lock.message["code"], lock.message["user_id"]) != (item.code, item.user):
-            yield No("LOCK_TOKEN_MISMATCH")
+            yield Refusal("LOCK_TOKEN_MISMATCH")
         elif self.lock_state(lock) != "HELD" or self.now >= token.expire:
-            yield No("LOCK_EXPIRED")
+            yield Refusal("LOCK_EXPIRED")
 
     def _others(self, code: str, user: str) -> list[Lock]:
         return [it for it in self.permits(code) if it.message["user_id"] != user]
@@ -113,10 +113,10 @@ class World(Giving):
     def _own(self, code: str, user: str) -> Lock | None:
         return next((it for it in self.permits(code) if it.message["user_id"] == user), None)
 
-    def _locked(self, others: Sequence[Lock], attempts: int = 0) -> No:
+    def _locked(self, others: Sequence[Lock], attempts: int = 0) -> Refusal:
         ends = [it.message["expire_time"] + self.grace - self.now for it in others]
         ends += [MOMENT_MS] * attempts
-        return No("CODE_LOCKED", retry_after_ms=min(ends, default=0))
+        return Refusal("CODE_LOCKED", retry_after_ms=min(ends, default=0))
 
     # --- locks ----------------------------------------------------------------------------------
 
@@ -133,11 +133,11 @@ class World(Giving):
         if again := self.once(key, parameters, None):
             return again
         if self.hides(code, user, book, None):
-            raise No("CODE_NOT_FOUND")
+            raise Refusal("CODE_NOT_FOUND")
         if book["lock_policy"] == "OFF":
-            raise No("INVALID_STATE_TRANSITION", state="LOCK_POLICY_OFF")
-        for no in self.why_not(code, user, book, None):
-            raise no
+            raise Refusal("INVALID_STATE_TRANSITION", state="LOCK_POLICY_OFF")
+        for refusal in self.why_not(code, user, book, None):
+            raise refusal
         own = self._own(code, user)
         if own is not None and self.lock_state(own) == "EXPIRED":  # nobody is in their own way
             own.end = "EXPIRED"
@@ -153,7 +153,7 @@ class World(Giving):
             raise self._locked(permits)
         mine = [it for it in self.locks if it.message["user_id"] == user]
         if [self.lock_state(it) for it in mine].count("HELD") >= self.locks_per_user_max:
-            raise No("LOCK_LIMIT_EXCEEDED", limit=self.locks_per_user_max)
+            raise Refusal("LOCK_LIMIT_EXCEEDED", limit=self.locks_per_user_max)
         number, lock_id, fence = len(self.locks), Unknown(), Unknown()
         names = {"lock_id": lock_id, "fence": fence, "code": code, "user_id": user}
         times = {"create_time": self.now, "expire_time": self.now + self._ttl(ttl, book)}
@@ -178,30 +178,30 @@ class World(Giving):
     def _held_still(self, number: int) -> Message:
         state = self.lock_state(self.locks[number])
         if state != "HELD":
-            raise No("LOCK_EXPIRED", state=state)
+            raise Refusal("LOCK_EXPIRED", state=state)
         return self._lock_answer(number)
 
     def extend(self, token: Token, ttl: int, request_id: str) -> Message:
         """ExtendLock."""
         if token.lock < 0:
-            raise No("LOCK_TOKEN_MISMATCH")
+            raise Refusal("LOCK_TOKEN_MISMATCH")
         lock, key = self.locks[token.lock], ("LOCK_EXTENDED", token.lock, request_id)
         if again := self.once(key, ttl, None):
             return again
         if self.lock_state(lock) != "HELD":
-            raise No("LOCK_EXPIRED", state=self.lock_state(lock))
+            raise Refusal("LOCK_EXPIRED", state=self.lock_state(lock))
         book = self.books[lock.message["book_id"]]
         if book["lock_policy"] == "OFF":
-            raise No("INVALID_STATE_TRANSITION", state="LOCK_POLICY_OFF")
+            raise Refusal("INVALID_STATE_TRANSITION", state="LOCK_POLICY_OFF")
         if 0 < book["end_time"] <= self.now:
-            raise No("BOOK_EXPIRED", end_time=iso(book["end_time"]))
-        link = self.links.get((lock.message["code"], lock.message["user_id"]))
-        for no in (*self._not_started(book), *self._validity_over(link)):
-            raise no
+            raise Refusal("BOOK_EXPIRED", end_time=iso(book["end_time"]))
+        assignment = self.assignments.get((lock.message["code"], lock.message["user_id"]))
+        for refusal in (*self._not_started(book), *self._validity_over(assignment)):
+            raise refusal
         if lock.extensions >= self.extensions_max:
-            raise No("LOCK_LIMIT_EXCEEDED", limit=self.extensions_max)
+            raise Refusal("LOCK_LIMIT_EXCEEDED", limit=self.extensions_max)
         if self.now >= token.expire:
-            raise No("LOCK_EXPIRED")
+            raise Refusal("LOCK_EXPIRED")
         lock.extensions += 1
         end = self.now + self._ttl(ttl, book)
         lock.message["expire_time"] = max(end, lock.message["expire_time"])
@@ -212,12 +212,12 @@ class World(Giving):
     def unlock(self, number: int, request_id: str, reason: str = "LOCK_NOT_FOUND") -> Message:
         """UnlockCode, with a token or the lock_id; `reason`: why there is no such lock."""
         if number < 0:
-            raise No(reason)
+            raise Refusal(reason)
         lock = self.locks[number]
         if lock.end == "RELEASED":
             return {"lock": self.lock_message(number), "replayed": True}
         if self.lock_state(lock) != "HELD":
-            raise No("LOCK_EXPIRED", state=self.lock_state(lock))
+            raise Refusal("LOCK_EXPIRED", state=self.lock_state(lock))
         lock.end = "RELEASED"
         self._lock_event("UNLOCKED", number, request_id)
         return {"lock": self.lock_message(number)}
@@ -251,9 +251,9 @@ class World(Giving):
         try:
             _, book = self.find(item.code, item.book_id)
             if self.hides(item.code, item.user, book, item):
-                raise No("CODE_NOT_FOUND")
-        except No as no:
-            return {"problems": [no.told]}
+                raise Refusal("CODE_NOT_FOUND")
+        except Refusal as refusal:
+            return {"problems": [refusal.error]}
         problems = list(self.why_not(item.code, item.user, book, item))
         others, left = self._others(item.code, item.user), self.left(item.code)
         own = self._own(item.code, item.user)
@@ -268,7 +268,7 @@ class World(Giving):
             problems.append(self._locked(others))
         return {
             "valid": not problems,
-            "problems": [no.told for no in problems],
+            "problems": [it.error for it in problems],
             "book_id": book["book_id"],
             "discount": self.discount(book, item.amount),
             "benefit": book["discount"].get("benefit", {}).get("description", ""),
@@ -304,8 +304,8 @@ class World(Giving):
         """One item; `beside`: attempts that have permits beside it, None: it has none itself."""
         try:
             return self._redeem_one(item, beside)
-        except No as no:
-            return {"error": no.told}
+        except Refusal as refusal:
+            return {"error": refusal.error}
 
     def _redeem_one(self, item: Item, beside: Attempts | None) -> Any:
         _, book = self.find(item.code, item.book_id)
@@ -313,9 +313,9 @@ class World(Giving):
         if again := self.once(key, parameters, None):
             return again
         if self.hides(item.code, item.user, book, item):
-            raise No("CODE_NOT_FOUND")
-        for no in self.why_not(item.code, item.user, book, item):
-            raise no
+            raise Refusal("CODE_NOT_FOUND")
+        for refusal in self.why_not(item.code, item.user, book, item):
+            raise refusal
         if item.token is None and self.locking(book):
             if beside is None:
                 return PERMIT
@@ -361,9 +361,9 @@ class World(Giving):
             "_own_order": bool(self.end_user),
         }
         self.redemptions.append(redemption)
-        if key in self.links or limited or token:
+        if key in self.assignments or limited or token:
             redemption["_counted"] = True
-            self._count(self.links.setdefault(key, Link()), book, 1)
+            self._count(self.assignments.setdefault(key, Assignment()), book, 1)
         if used:
             used.end = "REDEEMED"
         fence = used.message["fence"] if used and token else 0
@@ -373,12 +373,12 @@ class World(Giving):
         answer = dict(redemption)
         return {"redemption": answer, "counts": self.counts(code, item.user)}
 
-    def _count(self, link: Link, book: Message, change: int) -> None:
-        link.redemptions += change
+    def _count(self, assignment: Assignment, book: Message, change: int) -> None:
+        assignment.redemptions += change
         limits = (book["limits"]["max_redemptions_per_user_per_code"], book["limits"][USES])
-        if link.state in ("ACTIVE", "REDEEMED"):
-            reached = any(0 < it <= link.redemptions for it in limits)
-            link.state = "REDEEMED" if reached else "ACTIVE"
+        if assignment.state in ("ACTIVE", "REDEEMED"):
+            reached = any(0 < it <= assignment.redemptions for it in limits)
+            assignment.state = "REDEEMED" if reached else "ACTIVE"
 
     def _redemption_event(
         self, type_: str, of: Message, before: str, request_id: str, **fields: Any
@@ -391,7 +391,7 @@ class World(Giving):
         """RollbackRedemption."""
         found = [it for it in self.redemptions if it["redemption_id"].value == redemption_id]
         if not found:
-            raise No("REDEMPTION_NOT_FOUND")
+            raise Refusal("REDEMPTION_NOT_FOUND")
         (redemption,) = found
         code, user = redemption["code"], redemption["user_id"]
         key = "ROLLED_BACK", redemption_id, request_id
@@ -402,7 +402,7 @@ class World(Giving):
         before, book = self.state(code), self.books[redemption["book_id"]]
         redemption |= {"state": "ROLLED_BACK", "rollback_time": self.now}
         if redemption.get("_counted"):
-            self._count(self.links[code, user], book, -1)
+            self._count(self.assignments[code, user], book, -1)
         about = {"redemption_id": redemption["redemption_id"], "metadata": metadata}
         self._redemption_event("ROLLED_BACK", redemption, before, request_id, **about)
         answer = {"redemption": dict(redemption), "counts": self.counts(code, user)}
@@ -417,9 +417,11 @@ def _attempt(item: Item) -> tuple[tuple[str, str, str], object]:
     return ("REDEEMED", item.code, item.request_id), parameters
 
 
-def _rolled_back(redemption: Message) -> No:
+def _rolled_back(redemption: Message) -> Refusal:
     time = iso(redemption["rollback_time"])
-    return No("ALREADY_ROLLED_BACK", redemption_id=redemption["redemption_id"], rollback_time=time)
+    return Refusal(
+        "ALREADY_ROLLED_BACK", redemption_id=redemption["redemption_id"], rollback_time=time
+    )
 
 
 def _none_of(answers: Sequence[Message]) -> list[Message]:

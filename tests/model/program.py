@@ -15,7 +15,7 @@ from model.clock import Clock, identity
 from model.compare import answered, clean, expected
 from model.draws import SEEDS, steps_of
 from model.plain import World
-from model.told import Item, Message, Token
+from model.state import Item, Message, Token
 from support.service import Api, ServerThread
 
 View = tuple[Any, Any, Callable[[], Any]]

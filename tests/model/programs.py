@@ -8,7 +8,7 @@ from typing import Any
 from model.compare import clean, plain
 from model.draws import ITEMS, PER_MILLE, USERS, step
 from model.program import PATIENCE_S, View
-from model.told import Message, Unknown
+from model.state import Message, Unknown
 from model.using import Using
 from support.invariants import assert_adds_up
 from support.service import assignments, audit, books, codes, pages, redemptions
@@ -138,11 +138,11 @@ class Programs(Using):
         events = [it for page in written for it in page]
         times = [it.event_time.ToMilliseconds() for it in events]
         assert times == sorted(times, reverse=True)
-        told = sorted((clean(plain(it)) for it in events), key=_order)
+        found_events = sorted((clean(plain(it)) for it in events), key=_order)
         ledger = [clean(it) for it in world.ledger if it["book_id"] == book_id]
         for event in ledger:
             event.setdefault("event_id", Unknown())
-        assert told == sorted(ledger, key=_order)
+        assert found_events == sorted(ledger, key=_order)
 
 
 def patiently(rpc: Any) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 from unittest import mock
 from uuid import UUID
 
-from model.compare import refusal
+from model.compare import refused_with
 from model.draws import (
     ALONE,
     ITEMS,
@@ -25,7 +25,7 @@ from model.draws import (
     step,
 )
 from model.issuing import Issuing
-from model.told import Message
+from model.state import Message
 from support.service import redemptions, struct
 
 
@@ -106,7 +106,7 @@ class Using(Issuing):
         ends += [end + world.grace for end in ends]
         ends += [book[name] for book in world.books.values() for name in TIMES]
         ends += [book.get("_locks_until", 0) for book in world.books.values()]
-        ends += [link.given.get("expire_time", 0) for link in world.links.values()]
+        ends += [it.given.get("expire_time", 0) for it in world.assignments.values()]
         ahead = sorted(it for it in ends if it > world.now + 2)
         if ahead and edge <= 2:
             # The next call comes a millisecond later.
@@ -133,7 +133,7 @@ class Using(Issuing):
 
         def redeemed(_: Any) -> Any:
             (answer,) = self.world.redeem([item])
-            return refusal(answer["error"]) if "error" in answer else answer
+            return refused_with(answer["error"]) if "error" in answer else answer
 
         user = item.user if drawn["alone"] else ""
         self.call(self.api.redemptions.RedeemCode, request, redeemed, user)

@@ -1,4 +1,4 @@
-"""What a plain model of the service remembers, and the messages in which it is told.
+"""What the plain model of the service remembers, and the messages in which it is shown.
 
 Messages are dicts, enums are names without their prefix, times are milliseconds since 1970.
 Whatever can be counted is counted when it is asked for.
@@ -30,11 +30,11 @@ class Unknown:
         return self  # the copy of a world learns the same
 
 
-class No(Exception):
+class Refusal(Exception):
     """The call is refused."""
 
     def __init__(self, reason: str, **metadata: object) -> None:
-        self.told: Message = {
+        self.error: Message = {
             "reason": reason,
             "metadata": {
                 key: it if isinstance(it, Unknown) else str(it) for key, it in metadata.items()
@@ -76,8 +76,8 @@ class Code:
 
 
 @dataclass
-class Link:
-    """A user and a code; `state` is empty when the code was never given to the user."""
+class Assignment:
+    """A user and a code; `state` is empty when the code was never assigned to the user."""
 
     state: str = ""
     redemptions: int = 0
@@ -86,7 +86,7 @@ class Link:
 
 @dataclass
 class Lock:
-    """A lock as its message says, and what the message does not tell."""
+    """A lock as its message shows it, and what the message does not show."""
 
     message: Message
     end: str = ""
@@ -94,7 +94,7 @@ class Lock:
 
 
 @dataclass
-class Told:
+class ModelState:
     """Everything there is. `grace`: how long a lock keeps others out when its time is over."""
 
     now: int
@@ -105,7 +105,9 @@ class Told:
     locks_per_user_max: int
     books: dict[str, Message] = field(default_factory=dict[str, Message])
     codes: dict[str, Code] = field(default_factory=dict[str, Code])
-    links: dict[tuple[str, str], Link] = field(default_factory=dict[tuple[str, str], Link])
+    assignments: dict[tuple[str, str], Assignment] = field(
+        default_factory=dict[tuple[str, str], Assignment]
+    )
     locks: list[Lock] = field(default_factory=list[Lock])
     tokens: dict[Token, Unknown] = field(default_factory=dict[Token, Unknown])
     created: Message | None = None
@@ -137,14 +139,14 @@ class Told:
         wanted = {"state": "SUCCEEDED", **which}
         return [it for it in self.redemptions if all(it[key] == wanted[key] for key in wanted)]
 
-    def linked(self, code: str = "", book_id: str = "", user: str = "") -> int:
+    def assignment_count(self, code: str = "", book_id: str = "", user: str = "") -> int:
         """Assignments that were not revoked."""
         return sum(
-            link.state in ("ACTIVE", "REDEEMED")
+            assignment.state in ("ACTIVE", "REDEEMED")
             and code in ("", of)
             and user in ("", owner)
             and book_id in ("", self.codes[of].book_id)
-            for (of, owner), link in self.links.items()
+            for (of, owner), assignment in self.assignments.items()
         )
 
     def left(self, code: str) -> int | None:
@@ -158,7 +160,7 @@ class Told:
             return "DISABLED"
         if self.left(code) == 0:
             return "REDEEMED"
-        return "ASSIGNED" if self.linked(code) else "AVAILABLE"
+        return "ASSIGNED" if self.assignment_count(code) else "AVAILABLE"
 
     def permits(self, code: str) -> list[Lock]:
         """Locks that keep others out, those whose time was over just now included."""
@@ -178,7 +180,7 @@ class Told:
         """HELD, or how it ended."""
         return lock.end or ("HELD" if self.now < lock.message["expire_time"] else "EXPIRED")
 
-    # --- what is told ---------------------------------------------------------------------------
+    # --- messages -------------------------------------------------------------------------------
 
     def book_message(self, book_id: str) -> Message:
         """A book as it is now."""
@@ -205,7 +207,7 @@ class Told:
             "effective_state": effective and self.effective_state(code, locks=locks),
             "redemption_count": len(self.live(code=code)),
             "max_redemptions": book["limits"][USES],
-            "assignment_count": self.linked(code),
+            "assignment_count": self.assignment_count(code),
         }
 
     def effective_state(self, code: str, *, locks: bool, end: int = 0) -> str:
@@ -219,32 +221,37 @@ class Told:
         return "LOCKED" if locking and len(self.permits(code)) >= (left or 0) else state
 
     def assignment_message(self, code: str, user: str) -> Message:
-        """A link as it is now."""
-        link = self.links[code, user]
-        return {**link.given, "state": link.state, "redemption_count": link.redemptions}
+        """An assignment as it is now."""
+        assignment = self.assignments[code, user]
+        return {
+            **assignment.given,
+            "state": assignment.state,
+            "redemption_count": assignment.redemptions,
+        }
 
     def coupon_messages(self, user: str) -> list[Message]:
         """All that is or was a user's, newest first."""
         found: list[Message] = []
-        for (code, owner), link in self.links.items():
-            if owner == user and link.given:
-                state = {"REDEEMED": "REDEEMED", "REVOKED": ""}.get(link.state)
+        for (code, owner), assignment in self.assignments.items():
+            if owner == user and assignment.given:
+                state = {"REDEEMED": "REDEEMED", "REVOKED": ""}.get(assignment.state)
                 if state is None:
-                    end = link.given["expire_time"]
+                    end = assignment.given["expire_time"]
                     state = self.effective_state(code, locks=True, end=end)
-                assignment = self.assignment_message(code, user)
-                found.append({"assignment": assignment, "effective_state": state})
+                message = self.assignment_message(code, user)
+                found.append({"assignment": message, "effective_state": state})
         key = ("assign_time", "code")
         return sorted(found, key=lambda it: [it["assignment"][k] for k in key], reverse=True)
 
     def counts(self, code: str, user: str) -> Message:
         """How often a code was redeemed by now."""
         uses = self.books[self.codes[code].book_id]["limits"][USES]
+        assignment = self.assignments.get((code, user), Assignment())
         return {
             "code_redemption_count": len(self.live(code=code)),
             "code_max_redemptions": uses,
             "used_up": self.left(code) == 0,
-            "user_code_redemption_count": self.links.get((code, user), Link()).redemptions,
+            "user_code_redemption_count": assignment.redemptions,
         }
 
     def lock_message(self, number: int) -> Message:
@@ -284,7 +291,7 @@ class Told:
                 f"{it.lower()}_count": states.count(it)
                 for it in ("AVAILABLE", "ASSIGNED", "REDEEMED", "DISABLED")
             },
-            "assignment_count": self.linked(book_id=book_id),
+            "assignment_count": self.assignment_count(book_id=book_id),
             "redemption_count": len(given),
             "rollback_count": len(mine) - len(given),
             "discount_given": None if "benefit" in book["discount"] else money,

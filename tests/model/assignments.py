@@ -1,4 +1,4 @@
-"""The first half of the plain model: books, codes and who is given them."""
+"""The first half of the plain model: books, codes and assignments."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 from unicodedata import normalize
 
-from model.told import USES, Code, Link, Message, No, Told, Unknown
+from model.state import USES, Assignment, Code, Message, ModelState, Refusal, Unknown
 
 LIMITS = (
     "max_redemptions",
@@ -24,15 +24,16 @@ BOOK_VERBS = {
 }
 
 
-class Giving(Told):
-    """Changes what is told, or says No."""
+class Assignments(ModelState):
+    """Changes the state, or raises a Refusal."""
 
     def once(
         self, key: Sequence[object], parameters: object, answer: Callable[[Any], Message] | None
     ) -> Message | None:
         """What a repeat is answered, or None; `answer` is remembered for repeats.
 
-        It is asked of the world as it is then, and says No where the first answer is no longer so.
+        It is asked of the world as it is then, and raises a Refusal where the first answer is no
+        longer so.
         """
         attempt = (self.caller, *key) if key[-1] else object()
         if answer is not None:
@@ -40,7 +41,7 @@ class Giving(Told):
         elif attempt in self.done:
             before, recorded = self.done[attempt]
             if before != parameters:
-                raise No("REQUEST_ID_REUSED")
+                raise Refusal("REQUEST_ID_REUSED")
             return {**recorded(self), "replayed": True}
         return None
 
@@ -53,7 +54,7 @@ class Giving(Told):
         """A code and its book."""
         found = self.codes.get(code)
         if found is None or book_id not in ("", found.book_id):
-            raise No("CODE_NOT_FOUND")
+            raise Refusal("CODE_NOT_FOUND")
         return found, self.books[found.book_id]
 
     # --- books ----------------------------------------------------------------------------------
@@ -87,13 +88,13 @@ class Giving(Told):
     ) -> Message:
         """Any other change of a book. `given`: the state that it is given."""
         if book_id not in self.books:
-            raise No("BOOK_NOT_FOUND")
+            raise Refusal("BOOK_NOT_FOUND")
         key = event, book_id, request_id
         if again := self.once(key, (etag, parameters), None):
             return again
         before = self.books[book_id]
         if etag not in ("", f"v{before['etag']}"):
-            raise No("CONCURRENT_MODIFICATION")
+            raise Refusal("CONCURRENT_MODIFICATION")
         after = {**before, **change(before), "etag": before["etag"] + 1, "update_time": self.now}
         self.books[book_id] = after
         states = {"state_before": before["state"], "state_after": after["state"]}
@@ -105,7 +106,7 @@ class Giving(Told):
         """The book, when it is in this state, or in any."""
         state = self.books[book_id]["state"]
         if given not in ("", state):
-            raise No("INVALID_STATE_TRANSITION", state=state)
+            raise Refusal("INVALID_STATE_TRANSITION", state=state)
         return {"coupon_book": self.book_message(book_id)}
 
     def move(self, event: str, book_id: str, etag: str, request_id: str) -> Message:
@@ -114,7 +115,7 @@ class Giving(Told):
         def moved(book: Message) -> Message:
             allowed, target = BOOK_VERBS[event]
             if book["state"] not in allowed:
-                raise No("INVALID_STATE_TRANSITION", state=book["state"])
+                raise Refusal("INVALID_STATE_TRANSITION", state=book["state"])
             return {"state": target}
 
         target = BOOK_VERBS[event][1]
@@ -125,12 +126,12 @@ class Giving(Told):
 
         def updated(book: Message) -> Message:
             if book["state"] == "CLOSED":
-                raise No("INVALID_STATE_TRANSITION", state="CLOSED")
+                raise Refusal("INVALID_STATE_TRANSITION", state="CLOSED")
             before, after = book["limits"], {**book, **values}["limits"]
             uses = [USES] if after[USES] != before[USES] else []
             for name in uses + [name for name in LIMITS if after[name] and not before[name]]:
                 if book["state"] != "DRAFT":
-                    raise No(
+                    raise Refusal(
                         "INVALID_STATE_TRANSITION", state=book["state"], field=f"limits.{name}"
                     )
             policy = values.get("lock_policy", book["lock_policy"])
@@ -140,9 +141,9 @@ class Giving(Told):
             life = self.ttl_max + self.grace
             return {**values, "_locks_until": self.now + life if held else 0}
 
-        told = {"fields": sorted(values)}
+        metadata = {"fields": sorted(values)}
         return self.change(
-            book_id, etag, request_id, "BOOK_UPDATED", values, updated, metadata=told
+            book_id, etag, request_id, "BOOK_UPDATED", values, updated, metadata=metadata
         )
 
     # --- codes ----------------------------------------------------------------------------------
@@ -152,12 +153,12 @@ class Giving(Told):
     ) -> Message:
         """One chunk of ImportCodes; `dry`: changes nothing."""
         if book_id not in self.books:
-            raise No("BOOK_NOT_FOUND")
+            raise Refusal("BOOK_NOT_FOUND")
         key = "CODES_IMPORTED", book_id, number, request_id
         if again := self.once(key, (rows, least), None):
             return again
         if self.books[book_id]["state"] == "CLOSED":
-            raise No("INVALID_STATE_TRANSITION", state="CLOSED")
+            raise Refusal("INVALID_STATE_TRANSITION", state="CLOSED")
         asked, least = (rows, least), least or self.books[book_id]["min_code_length"] or 4
         source, made, rejected = (book_id, request_id), dict[str, str](), list[Message]()
         seen = set[str]()
@@ -176,7 +177,7 @@ class Giving(Told):
             if outcome != "INVALID":
                 seen.add(code)
             if outcome:
-                error = {"error": No(reason).told}
+                error = {"error": Refusal(reason).error}
                 rejected.append({"index": index, "outcome": outcome, **error})
         kinds = [it["outcome"] for it in rejected]
         counts = {"created": len(made), "duplicates": kinds.count("DUPLICATE_IN_UPLOAD")}
@@ -200,13 +201,13 @@ class Giving(Told):
     def generate(self, book_id: str, count: int, request_id: str) -> Message:
         """GenerateCodes, the last message. `learn` is told the codes."""
         if book_id not in self.books:
-            raise No("BOOK_NOT_FOUND")
+            raise Refusal("BOOK_NOT_FOUND")
         key, answer = ("CODES_GENERATED", book_id, request_id), {"count": count}
         answer["generated_count"] = count
         if again := self.once(key, count, None):
             return again
         if self.books[book_id]["state"] == "CLOSED":
-            raise No("INVALID_STATE_TRANSITION", state="CLOSED")
+            raise Refusal("INVALID_STATE_TRANSITION", state="CLOSED")
         self.once(key, count, lambda _: answer)
         self.record("CODES_GENERATED", book_id, request_id, metadata={"count": count})
         return answer
@@ -223,7 +224,7 @@ class Giving(Told):
             return again
         before, row_off = self.state(code), event == "CODE_DISABLED"
         if row.disabled == row_off:
-            raise No("INVALID_STATE_TRANSITION", state=before)
+            raise Refusal("INVALID_STATE_TRANSITION", state=before)
         row.disabled = row_off
         states = {"state_before": before, "state_after": self.state(code)}
         self.record(event, book["book_id"], request_id, code=code, **states)
@@ -233,39 +234,40 @@ class Giving(Told):
     def code_still(self, code: str, *, off: bool) -> Message:
         """The code, when it is switched off, or when it is not."""
         if self.codes[code].disabled != off:
-            raise No("INVALID_STATE_TRANSITION", state=self.state(code))
+            raise Refusal("INVALID_STATE_TRANSITION", state=self.state(code))
         return {"coupon_code": self.code_message(code)}
 
     # --- assignments ----------------------------------------------------------------------------
 
-    def why_no_assignment(self, user: str, book: Message, code: str = "") -> Iterator[No]:
+    def why_no_assignment(self, user: str, book: Message, code: str = "") -> Iterator[Refusal]:
         """Why this user cannot be given this code, or any; the first reason counts."""
         limits = book["limits"]
         yield from self._over(book)
         if code:
-            link, left = self.links.get((code, user), Link()), self.left(code)
+            assignment, left = self.assignments.get((code, user), Assignment()), self.left(code)
             if self.codes[code].disabled:
-                yield No("CODE_DISABLED")
-            if link.state in ("ACTIVE", "REDEEMED"):
-                yield No("CODE_ALREADY_ASSIGNED")
+                yield Refusal("CODE_DISABLED")
+            if assignment.state in ("ACTIVE", "REDEEMED"):
+                yield Refusal("CODE_ALREADY_ASSIGNED")
             if left == 0:
                 yield used_up(limits[USES])
-            if 0 < limits[USES] <= self.linked(code):
-                yield No("CODE_ALREADY_ASSIGNED", limit=limits[USES])
-            yield from reached("max_redemptions_per_user_per_code", limits, link.redemptions)
-        mine = self.linked(book_id=book["book_id"], user=user)
+            if 0 < limits[USES] <= self.assignment_count(code):
+                yield Refusal("CODE_ALREADY_ASSIGNED", limit=limits[USES])
+            yield from reached("max_redemptions_per_user_per_code", limits, assignment.redemptions)
+        mine = self.assignment_count(book_id=book["book_id"], user=user)
         yield from reached("max_assignments_per_user", limits, mine)
 
     def give(self, code: str, user: str, metadata: Message, request_id: str) -> Message:
         """The assignment, made."""
         book = self.books[self.codes[code].book_id]
-        before, link = self.state(code), self.links.setdefault((code, user), Link())
+        before = self.state(code)
+        assignment = self.assignments.setdefault((code, user), Assignment())
         validity = book["assigned_code_validity"]
         shown = self.codes[code].spelling or code
         names = {"code": code, "display_code": shown, "book_id": book["book_id"], "user_id": user}
         end = self.now + validity if validity else 0
         times = {"assign_time": self.now, "expire_time": end}
-        link.state, link.given = "ACTIVE", {**names, **times, "metadata": metadata}
+        assignment.state, assignment.given = "ACTIVE", {**names, **times, "metadata": metadata}
         about = {"user_id": user, "expire_time": end, "metadata": metadata}
         self._code_event("ASSIGNED", code, before, request_id, **about)
         return {"assignment": self.assignment_message(code, user)}
@@ -278,8 +280,8 @@ class Giving(Told):
         key, parameters = ("ASSIGNED", code, request_id), (user, book_id, metadata)
         if again := self.once(key, parameters, None):
             return again
-        for no in self.why_no_assignment(user, book, code):
-            raise no
+        for refusal in self.why_no_assignment(user, book, code):
+            raise refusal
         answer = self.give(code, user, metadata, request_id)
         self.once(key, parameters, lambda it: it.assigned_still(answer))
         return answer
@@ -287,11 +289,11 @@ class Giving(Told):
     def assigned_still(self, answer: Message) -> Message:
         """The answer, when the assignment is active; one that was made anew is another."""
         made = answer["assignment"]
-        link = self.links[made["code"], made["user_id"]]
-        same = link.given["assign_time"] == made["assign_time"]
-        state = link.state if same else "REVOKED"
+        assignment = self.assignments[made["code"], made["user_id"]]
+        same = assignment.given["assign_time"] == made["assign_time"]
+        state = assignment.state if same else "REVOKED"
         if state != "ACTIVE":
-            raise No("ASSIGNMENT_NOT_ACTIVE", state=state)
+            raise Refusal("ASSIGNMENT_NOT_ACTIVE", state=state)
         return answer
 
     def assign_random(
@@ -299,19 +301,19 @@ class Giving(Told):
     ) -> Message:
         """AssignRandomCode; `picked`: the code that the service chose, or its reason for none."""
         if book_id not in self.books:
-            raise No("BOOK_NOT_FOUND")
+            raise Refusal("BOOK_NOT_FOUND")
         key, book = ("RANDOM", book_id, user, request_id), self.books[book_id]
         if again := self.once(key, metadata, None):
             return again
-        for no in self.why_no_assignment(user, book):
-            raise no
+        for refusal in self.why_no_assignment(user, book):
+            raise refusal
         free = [it for it in self.codes if self.codes[it].book_id == book_id]
         free = [it for it in free if self.state(it) == "AVAILABLE"]
         good = {it for it in free if not any(self.why_no_assignment(user, book, it))}
         if not free:
-            raise No("NO_CODES_AVAILABLE")
+            raise Refusal("NO_CODES_AVAILABLE")
         if picked not in good:  # a pick was of no use to this user; a repeat may find another
-            raise No("CONTENTION" if len(good) < len(free) else "one of the codes")
+            raise Refusal("CONTENTION" if len(good) < len(free) else "one of the codes")
         answer = self.give(picked, user, metadata, request_id)
         self.once(key, metadata, lambda it: it.assigned_still(answer))
         return answer
@@ -322,12 +324,12 @@ class Giving(Told):
         key = "REVOKED", code, request_id
         if again := self.once(key, user, None):
             return again
-        before, link = self.state(code), self.links.get((code, user), Link())
-        if not link.state:
-            raise No("ASSIGNMENT_NOT_FOUND")
-        if link.state != "ACTIVE":
-            raise No("INVALID_STATE_TRANSITION", state=link.state)
-        link.state = "REVOKED"
+        before, assignment = self.state(code), self.assignments.get((code, user), Assignment())
+        if not assignment.state:
+            raise Refusal("ASSIGNMENT_NOT_FOUND")
+        if assignment.state != "ACTIVE":
+            raise Refusal("INVALID_STATE_TRANSITION", state=assignment.state)
+        assignment.state = "REVOKED"
         self._code_event("REVOKED", code, before, request_id, user_id=user)
         answer = {"assignment": self.assignment_message(code, user)}
         self.once(key, user, lambda it: it.revoked_still(answer))
@@ -336,29 +338,29 @@ class Giving(Told):
     def revoked_still(self, answer: Message) -> Message:
         """The answer, without what nobody knows when the code was assigned to the user anew."""
         revoked = answer["assignment"]
-        link = self.links[revoked["code"], revoked["user_id"]]
-        if link.given["assign_time"] == revoked["assign_time"]:
+        assignment = self.assignments[revoked["code"], revoked["user_id"]]
+        if assignment.given["assign_time"] == revoked["assign_time"]:
             return answer
         unknown = ("assign_time", "expire_time", "metadata")
         return {"assignment": {key: it for key, it in revoked.items() if key not in unknown}}
 
     # --- what several changes have in common ----------------------------------------------------
 
-    def _over(self, book: Message, time: int = 0) -> Iterator[No]:
+    def _over(self, book: Message, time: int = 0) -> Iterator[Refusal]:
         """`time`: by which the end of the book is judged, now by default."""
         if book["state"] != "ACTIVE":
-            yield No("BOOK_NOT_ACTIVE", state=book["state"])
+            yield Refusal("BOOK_NOT_ACTIVE", state=book["state"])
         if 0 < book["end_time"] <= (time or self.now):
-            yield No("BOOK_EXPIRED", end_time=iso(book["end_time"]))
+            yield Refusal("BOOK_EXPIRED", end_time=iso(book["end_time"]))
 
-    def _not_started(self, book: Message) -> Iterator[No]:
+    def _not_started(self, book: Message) -> Iterator[Refusal]:
         if self.now < book["start_time"]:
-            yield No("BOOK_NOT_STARTED", start_time=iso(book["start_time"]))
+            yield Refusal("BOOK_NOT_STARTED", start_time=iso(book["start_time"]))
 
-    def _validity_over(self, link: Link | None, time: int = 0) -> Iterator[No]:
-        has_it = link is not None and link.state in ("ACTIVE", "REDEEMED")
-        if has_it and link and 0 < link.given["expire_time"] <= (time or self.now):
-            yield No("CODE_EXPIRED", expire_time=iso(link.given["expire_time"]))
+    def _validity_over(self, assignment: Assignment | None, time: int = 0) -> Iterator[Refusal]:
+        has_it = assignment is not None and assignment.state in ("ACTIVE", "REDEEMED")
+        if has_it and assignment and 0 < assignment.given["expire_time"] <= (time or self.now):
+            yield Refusal("CODE_EXPIRED", expire_time=iso(assignment.given["expire_time"]))
 
     def _code_event(
         self, type_: str, code: str, before: str, request_id: str, **fields: Any
@@ -368,15 +370,17 @@ class Giving(Told):
         self.record(type_, book_id, request_id, code=code, **states, **fields)
 
 
-def used_up(uses: int) -> No:
+def used_up(uses: int) -> Refusal:
     """The code has no use left."""
-    return No("CODE_ALREADY_REDEEMED") if uses == 1 else No("CODE_LIMIT_EXCEEDED", limit=uses)
+    if uses == 1:
+        return Refusal("CODE_ALREADY_REDEEMED")
+    return Refusal("CODE_LIMIT_EXCEEDED", limit=uses)
 
 
-def reached(name: str, limits: Message, count: int) -> Iterator[No]:
+def reached(name: str, limits: Message, count: int) -> Iterator[Refusal]:
     """A limit of the user is reached."""
     if 0 < limits[name] <= count:
-        yield No("USER_LIMIT_EXCEEDED", limit_name=name, limit=limits[name])
+        yield Refusal("USER_LIMIT_EXCEEDED", limit_name=name, limit=limits[name])
 
 
 def iso(time: int) -> str:
