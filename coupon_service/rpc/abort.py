@@ -19,12 +19,14 @@ DETAILS_KEY: Final = "grpc-status-details-bin"
 
 Answer = Callable[[Any, Context], Awaitable[bytes | None]]
 
-HANDLERS: Final[Mapping[bool, Callable[[Answer], grpc.RpcMethodHandler[Any, Any]]]] = {
-    False: grpc.stream_unary_rpc_method_handler,
-    True: grpc.stream_stream_rpc_method_handler,
+HANDLERS: Final[Mapping[tuple[bool, bool], Callable[[Answer], grpc.RpcMethodHandler[Any, Any]]]] = {
+    (False, False): grpc.unary_unary_rpc_method_handler,
+    (False, True): grpc.unary_stream_rpc_method_handler,
+    (True, False): grpc.stream_unary_rpc_method_handler,
+    (True, True): grpc.stream_stream_rpc_method_handler,
 }
-"""By whether the response is a stream. Without serializers: bytes in, bytes out. The request
-always is one, since gRPC would wait for the message of any other before it asks us."""
+"""By whether the request and the response are streams. Without serializers: bytes in, bytes out.
+gRPC waits for the message of a request that is none before it calls the Answer."""
 
 
 async def abort(

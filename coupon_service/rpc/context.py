@@ -19,9 +19,9 @@ ANONYMOUS: Final = "anonymous"
 USER_AGENT_MAX_CHARACTERS: Final = 256
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class RequestContext:
-    """The caller of one RPC; `request_id` is known once the request has been read.
+    """One RPC and its caller; `request_id` is known once the request has been read.
 
     `authenticated`: the caller has proved who it is; otherwise `caller` is ANONYMOUS.
     `business_id` is the one the caller's token names; empty: the caller may see every business.

@@ -14,9 +14,10 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Self, TypeVar
 
 import grpc
 import grpc.aio
@@ -44,6 +45,9 @@ Servicer = TypeVar("Servicer")
 
 PACKAGE: Final = "coupon_service."
 
+UNREAD_MAX_PART: Final = 4
+"""Part of the calls that may be open, whose message may be to come without a bound of its own."""
+
 HEADERS_MAX_BYTES: Final = 16_384
 """Of the metadata of a call. gRPC holds clients to it only once they confirmed its settings."""
 
@@ -65,6 +69,33 @@ class RpcHandlerSettings:
     calls_max: int
     connections_max: int
     batching: BatchingSettings = field(default_factory=BatchingSettings)
+
+
+@dataclass(frozen=True, slots=True)
+class _Handlers:
+    """What gRPC calls for a method.
+
+    `read`: when it has read the message, which costs less. `reading`: at once, and it reads the
+    message itself, which has to come within a time. A call counts as open as soon as its headers
+    are there, so the first is only for so many calls that are still to be read: else a few
+    connections that open calls without a message would keep everybody out.
+    """
+
+    read: grpc.RpcMethodHandler[Any, Any]
+    reading: grpc.RpcMethodHandler[Any, Any]
+
+    @classmethod
+    def of(cls, handler: grpc.RpcMethodHandler[Any, Any], answer: Answer) -> Self:
+        """Those of a method that is answered by `answer`, which reads a message of None."""
+        streaming = handler.request_streaming
+
+        async def reading(messages: Any, context: Context) -> bytes | None:
+            return await answer(messages if streaming else None, context)
+
+        return cls(
+            HANDLERS[streaming, handler.response_streaming](answer),
+            HANDLERS[True, handler.response_streaming](reading),
+        )
 
 
 class RpcHandler(grpc.GenericRpcHandler):
@@ -98,7 +129,9 @@ class RpcHandler(grpc.GenericRpcHandler):
         self._guesses = guesses
         self.open_calls = 0
         """Calls that are being answered, but for those of public methods."""
-        self._handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
+        self._unread: set[RequestContext] = set()
+        """Calls whose message has not come, which gRPC waits for."""
+        self._handlers: dict[str, _Handlers] = {}
         self._public_handlers: dict[str, grpc.RpcMethodHandler[Any, Any] | None] = {}
 
     def add(self, register: Callable[[Servicer, Any], None], servicer: Servicer) -> None:
@@ -119,9 +152,8 @@ class RpcHandler(grpc.GenericRpcHandler):
         for name, handler in handlers.items():
             path = f"/{service}/{name}"
             if service.startswith(PACKAGE):
-                self._handlers[path] = self._guarded(
-                    f"{service.rpartition('.')[2]}/{name}", handler
-                )
+                method = f"{service.rpartition('.')[2]}/{name}"
+                self._handlers[path] = _Handlers.of(handler, self._guarded(method, handler))
             else:
                 self._public_handlers[path] = self._public.bounded(handler)
 
@@ -130,8 +162,8 @@ class RpcHandler(grpc.GenericRpcHandler):
     ) -> grpc.RpcMethodHandler[Any, Any] | None:
         """Called by gRPC for every RPC, in the context that its handler runs in."""
         path = handler_call_details.method
-        handler = self._handlers.get(path)
-        if handler is None:
+        handlers = self._handlers.get(path)
+        if handlers is None:
             return self._public_handlers.get(path)
         # The metadata has been read by now; ServicerContext.invocation_metadata() reads it again.
         rpc = RequestContext(handler_call_details.invocation_metadata)
@@ -148,8 +180,11 @@ class RpcHandler(grpc.GenericRpcHandler):
             return self._refusing(method, rpc, error)
         if (task := asyncio.current_task()) is not None:
             self.open_calls += 1
-            task.add_done_callback(self._closed)
-        return handler
+            task.add_done_callback(partial(self._closed, rpc))
+        if len(self._unread) >= self._settings.calls_max // UNREAD_MAX_PART:
+            return handlers.reading
+        self._unread.add(rpc)
+        return handlers.read
 
     @property
     def open_streams(self) -> int:
@@ -168,7 +203,7 @@ class RpcHandler(grpc.GenericRpcHandler):
         async def shed(_: Any, context: Context) -> None:
             await abort(context, error)
 
-        return HANDLERS[True](shed)
+        return HANDLERS[True, True](shed)
 
     def _refusing(
         self, method: str, rpc: RequestContext, error: Exception
@@ -179,10 +214,11 @@ class RpcHandler(grpc.GenericRpcHandler):
             started = self._begin(method, rpc, context)
             await self._refuse(error, method, rpc, context, started)
 
-        return HANDLERS[True](refuse)
+        return HANDLERS[True, True](refuse)
 
-    def _closed(self, _: object) -> None:
+    def _closed(self, rpc: RequestContext, _: object) -> None:
         self.open_calls -= 1
+        self._unread.discard(rpc)
 
     def _begin(self, method: str, rpc: RequestContext, context: Context) -> float:
         """The answer to a call begins, at the time (of time.perf_counter) that it returns."""
@@ -192,23 +228,21 @@ class RpcHandler(grpc.GenericRpcHandler):
             rpc.span = self._tracer.call_started(method, rpc.metadata)
         return started
 
-    def _guarded(
-        self, method: str, handler: grpc.RpcMethodHandler[Any, Any]
-    ) -> grpc.RpcMethodHandler[Any, Any]:
-        """The handler with everything around it that an RPC needs."""
+    def _guarded(self, method: str, handler: grpc.RpcMethodHandler[Any, Any]) -> Answer:
+        """The method with everything around it that an RPC needs; it reads a message of None."""
         row = METHODS[method]
         default_s = None if row.open_ended else self._settings.default_deadline_ms / 1000
         work = self._work(row, guarded(row.look_up, handler, self._guesses))
 
-        async def answer(messages: Any, context: Context) -> bytes | None:
+        async def answer(given: Any, context: Context) -> bytes | None:
             rpc = CURRENT.get()
+            self._unread.discard(rpc)
             started = self._begin(method, rpc, context)
             self.connections.called(rpc.peer)
             try:
                 if self._limiter is not None and self._limiter.limits(rpc):
                     await self._limiter.admit(row.rate_class, rpc)
-                given = messages
-                if not handler.request_streaming:
+                if given is None:
                     given = await self._messages.read(context)
                 if not row.open_ended and self.open_calls > self._arrivals.busy_calls:
                     await self._arrivals.join()
@@ -238,7 +272,7 @@ class RpcHandler(grpc.GenericRpcHandler):
                 self._recorder.add(method, rpc, "OK", "", started)
                 return response
 
-        return HANDLERS[handler.response_streaming](answer)
+        return answer
 
     def _work(self, row: Method, handler: grpc.RpcMethodHandler[Any, Any]) -> Answer:
         """The servicer's method, from bytes to bytes."""

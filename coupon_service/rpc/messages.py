@@ -1,9 +1,4 @@
-"""Request messages: waited for, bounded and parsed.
-
-A call counts as open as soon as its headers are there. So its message has to come within a time,
-whatever deadline the client has set: else a few connections that only open calls would keep
-everybody out.
-"""
+"""Request messages: waited for, bounded and parsed."""
 
 from __future__ import annotations
 
@@ -22,7 +17,8 @@ LATE: Final = "the message of the call has not come"
 
 
 class MessageReader:
-    """Reads the one message of a call, which has to come within `wait_s`."""
+    """Reads the one message of a call, which has to come within `wait_s`, whatever deadline the
+    client has set."""
 
     def __init__(self, wait_s: float) -> None:
         self._wait_s = wait_s
