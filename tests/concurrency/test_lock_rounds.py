@@ -30,6 +30,7 @@ from support.service import (
     Api,
     ServerThread,
     books,
+    lock_grace,
     new_codes,
     reason_of,
     redemptions,
@@ -179,9 +180,7 @@ def server(
         settings = settings_for(
             database_url,
             redis_url,
-            statement_timeout_ms=SERVICE_GRACE_MS,
-            lock_timeout_ms=SERVICE_GRACE_MS // 2,
-            clock_tolerance_ms=0,
+            **lock_grace(SERVICE_GRACE_MS),
         )
         with ServerThread(settings) as running:
             yield running
@@ -213,9 +212,7 @@ async def test_one_caller_at_a_time_holds_a_lock(
     kinds = ("late", "released", "followed", "CODE_LOCKED")
     assert min(ended[it] for it in kinds) > 0, ended
     assert ended["redeemed"] <= RPC_ROUNDS + RPC_ROUNDS_AT_ONCE
-    url = server.settings.database_url
-    assert url is not None
-    with psycopg.connect(url.get_secret_value()) as connection:
+    with psycopg.connect(server.database_url) as connection:
         assert_adds_up(connection)
 
 

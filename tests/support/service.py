@@ -91,6 +91,15 @@ def settings_for(database_url: str, redis_url: str, **changes: object) -> Settin
     return Settings(_env_file=None, **(values | changes))  # type: ignore[call-arg]
 
 
+def lock_grace(grace_ms: int) -> dict[str, int]:
+    """Settings under which a lock keeps others out for so much longer than its token says."""
+    return {
+        "statement_timeout_ms": grace_ms,
+        "lock_timeout_ms": grace_ms // 2,
+        "clock_tolerance_ms": 0,
+    }
+
+
 class ServerThread:
     """A server with an event loop of its own, in this process."""
 
@@ -120,6 +129,12 @@ class ServerThread:
     def address(self) -> str:
         """The address that it listens on."""
         return f"127.0.0.1:{self.server.port}"
+
+    @property
+    def database_url(self) -> str:
+        """Its PostgreSQL."""
+        assert self.settings.database_url is not None
+        return self.settings.database_url.get_secret_value()
 
 
 class Refused:

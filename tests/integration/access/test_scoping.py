@@ -260,9 +260,7 @@ ANSWERED: dict[str, Callable[[Api, Things], Any]] = {
 
 def everything(root: Api, things: Things, server: ServerThread) -> list[Any]:
     """All that is stored of a business."""
-    url = server.settings.database_url
-    assert url is not None
-    with psycopg.connect(url.get_secret_value()) as connection:
+    with psycopg.connect(server.database_url) as connection:
         users = connection.execute(
             "SELECT user_id, redemptions, assignments FROM coupon_user_counters"
             " WHERE book_id = %s ORDER BY user_id",

@@ -216,8 +216,7 @@ def test_nothing_is_written_about_a_book_that_is_not_there(api: Api, server: Ser
     user_id = unique("user")
     with refused("BOOK_NOT_FOUND", StatusCode.NOT_FOUND):
         api.assign_random(str(uuid4()), user_id)
-    assert server.settings.database_url is not None
-    with psycopg.connect(server.settings.database_url.get_secret_value()) as connection:
+    with psycopg.connect(server.database_url) as connection:
         count = "SELECT count(*) FROM coupon_user_counters WHERE user_id = %s"
         assert connection.execute(count, [user_id]).fetchone() == (0,)
 

@@ -24,8 +24,7 @@ TABLES = [
 
 def contents(server: ServerThread) -> list[object]:
     """All that is stored."""
-    assert server.settings.database_url is not None
-    with psycopg.connect(server.settings.database_url.get_secret_value()) as connection:
+    with psycopg.connect(server.database_url) as connection:
         statements = (
             f"SELECT count(*), md5(string_agg(it::text, ' ' ORDER BY it::text)) FROM {table} AS it"
             for table in TABLES

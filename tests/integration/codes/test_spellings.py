@@ -32,9 +32,7 @@ def exported(api: Api, book_id: str) -> dict[str, str]:
 
 def kept(server: ServerThread, *names: str) -> int:
     """How many of the codes have a row for their spelling."""
-    url = server.settings.database_url
-    assert url is not None
-    with psycopg.connect(url.get_secret_value()) as connection:
+    with psycopg.connect(server.database_url) as connection:
         found = connection.execute(
             "SELECT count(*) FROM coupon_code_spellings WHERE code = ANY(%s)", [list(names)]
         ).fetchone()

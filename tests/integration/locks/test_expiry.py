@@ -15,6 +15,7 @@ from support.service import (
     Api,
     ServerThread,
     books,
+    lock_grace,
     new_codes,
     redemptions,
     refused,
@@ -50,10 +51,8 @@ def api(
         settings = settings_for(
             database_url,
             redis_server_url,
-            statement_timeout_ms=GRACE_MS,
-            lock_timeout_ms=GRACE_MS // 2,
-            clock_tolerance_ms=0,
             sweep_interval_ms=100,
+            **lock_grace(GRACE_MS),
         )
         first, _second = (stack.enter_context(ServerThread(settings)) for _ in range(2))
         client = Api(first.address)
@@ -195,10 +194,8 @@ def test_one_connection_is_enough_to_write_it_down(database_url: str, redis_url:
         pool_min_size=1,
         pool_max_size=1,
         batches_in_flight=1,
-        statement_timeout_ms=GRACE_MS,
-        lock_timeout_ms=GRACE_MS // 2,
-        clock_tolerance_ms=0,
         sweep_interval_ms=100,
+        **lock_grace(GRACE_MS),
     )
     with ServerThread(settings) as server:
         api = Api(server.address)

@@ -15,6 +15,7 @@ from support.service import (
     Api,
     books,
     codes,
+    lock_grace,
     new_codes,
     redemptions,
     refused,
@@ -41,9 +42,7 @@ def shop(new_database: Callable[[], AbstractContextManager[str]], redis_url: str
             redis_url,
             lock_ttl_default_ms=LOCK_LIFE_MS - GRACE_MS,
             lock_ttl_max_ms=LOCK_LIFE_MS - GRACE_MS,
-            statement_timeout_ms=GRACE_MS,
-            lock_timeout_ms=GRACE_MS // 2,
-            clock_tolerance_ms=0,
+            **lock_grace(GRACE_MS),
         )
         with server_ahead(settings) as shop:
             yield shop

@@ -20,6 +20,7 @@ from support.service import (
     ServerThread,
     all_at_once,
     audit,
+    lock_grace,
     redemptions,
     refused,
     settings_for,
@@ -57,9 +58,7 @@ def api(
         settings = settings_for(
             database_url,
             redis_server_url,
-            statement_timeout_ms=GRACE_MS,
-            lock_timeout_ms=GRACE_MS // 2,
-            clock_tolerance_ms=0,
+            **lock_grace(GRACE_MS),
         )
         with ServerThread(settings) as server:
             client = Api(server.address)

@@ -88,9 +88,7 @@ class Stage:
 
     def hold(self, code: str) -> None:
         """Somebody else has the row of the code, as in a transaction that hangs."""
-        assert self.main.settings.database_url is not None
-        url = self.main.settings.database_url.get_secret_value()
-        connection = self.stack.enter_context(psycopg.connect(url))
+        connection = self.stack.enter_context(psycopg.connect(self.main.database_url))
         connection.execute("SELECT FROM coupon_codes WHERE code = %s FOR UPDATE", [code])
 
 
@@ -309,10 +307,8 @@ def deadline_exceeded(stage: Stage) -> object:
 
 
 def internal(stage: Stage) -> object:
-    assert stage.main.settings.database_url is not None
-    url = stage.main.settings.database_url.get_secret_value()
     # A database without our tables is a fault that nobody foresaw.
-    elsewhere = url.rpartition("/")[0] + "/postgres"
+    elsewhere = stage.main.database_url.rpartition("/")[0] + "/postgres"
     return stage.server(database_url=SecretStr(elsewhere)).draft()
 
 

@@ -76,9 +76,7 @@ def book_id(api: Api) -> str:
 @pytest.fixture
 def connection(server: ServerThread) -> Iterator[psycopg.Connection[Any]]:
     """A connection whose changes are rolled back."""
-    url = server.settings.database_url
-    assert url is not None
-    with psycopg.connect(url.get_secret_value()) as opened:
+    with psycopg.connect(server.database_url) as opened:
         yield opened
         opened.rollback()
 
