@@ -106,7 +106,7 @@ class TestTheirOwn:
         assert again.replayed
         assert again.redemption == first.redemption
 
-    def test_what_stands_in_the_way_of_a_good_code_is_told(
+    def test_what_stands_in_the_way_of_a_good_code_is_reported(
         self, root: Api, ann: Api, make: Callable[..., str]
     ) -> None:
         locked = make()
@@ -119,7 +119,7 @@ class TestTheirOwn:
         with refused("LOCK_REQUIRED"):
             ann.redeem(make(lock_policy=books.LOCK_POLICY_REQUIRED), "ann")
 
-    def test_a_lock_that_was_taken_in_time_is_honoured(
+    def test_a_lock_that_was_acquired_in_time_is_honoured(
         self, ann: Api, make: Callable[..., str]
     ) -> None:
         end = from_now(seconds=1)

@@ -97,7 +97,7 @@ ASKED: dict[str, Callable[[Api, str, str], object]] = {
 @pytest.mark.parametrize("uses", [0, 1, 5])
 @pytest.mark.parametrize("by", ["the user", "a service"])
 @pytest.mark.parametrize("method", ASKED)
-def test_an_order_of_their_own_that_is_redeemed_is_told_and_is_no_guess(
+def test_an_order_of_their_own_that_is_redeemed_is_reported_and_is_no_guess(
     limiting_shop: Shop, method: str, by: str, uses: int
 ) -> None:
     shop, ann = limiting_shop, unique("ann")

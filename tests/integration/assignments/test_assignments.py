@@ -49,7 +49,7 @@ def batch(
 # --- this code ----------------------------------------------------------------------------------
 
 
-def test_an_assignment_is_told_with_all_there_is_to_it(api: Api) -> None:
+def test_an_assignment_is_shown_with_all_there_is_to_it(api: Api) -> None:
     prefix = uuid4().hex.upper()[:12]
     form = books.CodeFormat(length=4, alphabet="AB", prefix=prefix, separator="-")
     book = api.book(codes=[prefix + "ABBA"], code_format=form)
@@ -287,7 +287,7 @@ def test_every_user_of_a_batch_hears_that_the_book_is_not_there(api: Api) -> Non
 # --- revoke -------------------------------------------------------------------------------------
 
 
-def test_a_code_that_is_taken_back_is_free_for_the_next(api: Api) -> None:
+def test_a_code_whose_assignment_is_revoked_is_free_for_the_next(api: Api) -> None:
     code = api.code()
     given = api.assign(code, "a", metadata=struct(why="x")).assignment
     answer = api.revoke(f" {code.lower()}", "a")
@@ -337,7 +337,7 @@ def test_what_a_user_redeemed_counts_when_the_code_is_given_again(api: Api) -> N
     assert it.metadata == {"limit_name": "max_redemptions_per_user_per_code", "limit": "2"}
 
 
-def test_only_an_active_assignment_can_be_taken_back(api: Api) -> None:
+def test_only_an_active_assignment_can_be_revoked(api: Api) -> None:
     code = api.code()
     for wrong, reason in ((code, "ASSIGNMENT_NOT_FOUND"), (code + "X", "CODE_NOT_FOUND")):
         with refused(reason, StatusCode.NOT_FOUND):

@@ -103,7 +103,7 @@ def test_health_is_exit_code_0_when_it_serves(server_address: str, tmp_path: Pat
 
 
 @pytest.mark.parametrize("command", [("health",), ("call", "ListCouponBooks")])
-def test_where_nothing_listens_is_told_in_a_sentence(
+def test_where_nothing_listens_is_reported_in_a_sentence(
     command: tuple[str, ...], tmp_path: Path
 ) -> None:
     port = str(free_port())

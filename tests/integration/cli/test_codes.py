@@ -100,7 +100,7 @@ class TestExport:
         assert command("export", api.book(codes=[code]).book_id, out).returncode == 0
         assert out.read_text() == f"{code}\n"
 
-    def test_a_file_that_cannot_be_written_is_told_by_its_name(
+    def test_a_file_that_cannot_be_written_is_reported_by_its_name(
         self, api: Api, command: Command
     ) -> None:
         done = command("export", api.draft().book_id, "no/such/folder/out.txt")

@@ -211,7 +211,7 @@ class TestTokens:
 
 
 class TestWhatIsMissing:
-    def test_a_folder_that_cannot_be_made_is_told_in_a_sentence(self, tmp_path: Path) -> None:
+    def test_a_folder_that_cannot_be_made_is_reported_in_a_sentence(self, tmp_path: Path) -> None:
         (tmp_path / "file").touch()
         done = run_apart(
             tmp_path, "dev", COUPON_PORT="0", COUPON_METRICS_PORT="0", COUPON_DATA_DIR="file/data"

@@ -255,7 +255,7 @@ class TestRejects:
         assert done.stdout.startswith("10,000 created, 20 twice")
         assert "Stopped" not in done.stderr
 
-    def test_a_file_that_cannot_be_written_is_told_before_anything_is_sent(
+    def test_a_file_that_cannot_be_written_is_reported_before_anything_is_sent(
         self, api: Api, book: str, command: Command
     ) -> None:
         done = command(book, "-", "--rejects", "no/folder/rejects.csv", stdin=b"A1B2C3\n")
@@ -263,14 +263,14 @@ class TestRejects:
         assert done.stderr.startswith("no/folder/rejects.csv cannot be written")
         assert api.stats(book).code_count == 0
 
-    def test_a_full_disk_is_told_with_how_far_it_got(self, book: str, command: Command) -> None:
+    def test_a_full_disk_is_reported_with_how_far_it_got(self, book: str, command: Command) -> None:
         done = command(book, "-", "--rejects", "/dev/full", stdin=b"A1B2C3\n")
         assert (done.returncode, done.stdout) == (1, "")
         assert done.stderr == "/dev/full cannot be written: No space left on device.\n"
 
 
 class TestDryRuns:
-    def test_all_outcomes_are_told_and_nothing_is_changed(
+    def test_all_outcomes_are_reported_and_nothing_is_changed(
         self, api: Api, book: str, command: Command, tmp_path: Path
     ) -> None:
         codes = new_codes(6_000)
@@ -375,7 +375,7 @@ class TestGoingOn:
         assert done.stdout.startswith("10,000 created, 0 twice in the file, 0 there already")
         assert api.stats(book).code_count == 10_000
 
-    def test_a_pipe_that_turns_out_to_be_no_text_is_told_with_how_far_it_got(
+    def test_a_pipe_that_turns_out_to_be_no_text_is_reported_with_how_far_it_got(
         self, book: str, server_address: str, tmp_path: Path
     ) -> None:
         rows = "\n".join(new_codes(60_000)) + "\n"

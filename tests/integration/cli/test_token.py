@@ -94,19 +94,19 @@ def test_it_lasts_as_long_as_is_said(guarded: ServerThread, tmp_path: Path) -> N
     assert "business_id" not in claims
 
 
-def test_an_unknown_role_is_told_with_the_known_ones(tmp_path: Path) -> None:
+def test_an_unknown_role_is_reported_with_the_known_ones(tmp_path: Path) -> None:
     said = complaint(tmp_path, "--role", "boss")
     assert said == "boss is no role. Roles: admin, issuer, redeemer, auditor, self."
 
 
-def test_without_a_secret_it_is_told_where_one_comes_from(tmp_path: Path) -> None:
+def test_without_a_secret_it_says_where_one_comes_from(tmp_path: Path) -> None:
     said = complaint(tmp_path, "--role", "admin", variables={})
     assert "COUPON_JWT_SECRET" in said
     assert "coupon-service dev" in said
 
 
 @pytest.mark.parametrize("name", ["COUPON_JWT_SECRET", "COUPON_AUTH"])
-def test_a_setting_that_cannot_be_used_is_told(name: str, tmp_path: Path) -> None:
+def test_a_setting_that_cannot_be_used_is_reported(name: str, tmp_path: Path) -> None:
     assert complaint(tmp_path, "--role", "admin", variables={name: "x"}).startswith(
         f"{name}: expected"
     )

@@ -73,7 +73,7 @@ def test_a_code_is_found_however_it_is_typed(api: Api, typed: str, case: Any) ->
     assert api.codes.GetCode(request).coupon_code.code == first + second
 
 
-def test_a_code_is_told_with_its_counts_and_limit(api: Api) -> None:
+def test_a_code_is_shown_with_its_counts_and_limit(api: Api) -> None:
     (code,) = new_codes(1)
     book = api.book(codes=[code], limits=books.BookLimits(max_redemptions_per_code=3))
     api.assign(code, "a")
@@ -117,7 +117,9 @@ def test_a_code_is_not_found_when_there_is_none_or_it_is_in_another_book(api: Ap
         assert it.metadata == {}
 
 
-def test_a_mistyped_code_is_told_from_an_unknown_one_where_the_book_is_named(api: Api) -> None:
+def test_a_mistyped_code_is_distinguished_from_an_unknown_one_where_the_book_is_named(
+    api: Api,
+) -> None:
     form = books.CodeFormat(length=12, check_character=True)
     book = api.draft(code_format=form)
     request = codes.GenerateCodesRequest(book_id=book.book_id, count=1, request_id=unique("r"))
@@ -209,7 +211,7 @@ def test_an_export_streams_every_code_and_goes_on_after_any_message(api: Api) ->
         assert rest == messages[index + 1 :]
 
 
-def test_an_export_can_be_of_one_state_and_does_not_tell_the_derived_one(api: Api) -> None:
+def test_an_export_can_be_of_one_state_and_does_not_show_the_derived_one(api: Api) -> None:
     book, names = one_in_each_state(api)
     for state, name in names.items():
         (message,) = exported(api, book_id=book.book_id, state=state)
@@ -281,7 +283,7 @@ def test_what_happens_to_a_disabled_code_is_seen_when_it_is_enabled(api: Api) ->
         assert states(api.enable(code).coupon_code) == ("AVAILABLE", "AVAILABLE")
 
 
-def test_only_what_is_on_can_be_switched_off_and_the_other_way_round(api: Api) -> None:
+def test_only_an_enabled_code_can_be_disabled_and_the_other_way_round(api: Api) -> None:
     (code,) = new_codes(1)
     book = api.book(codes=[code])
     with refused("INVALID_STATE_TRANSITION", StatusCode.FAILED_PRECONDITION) as it:
@@ -297,7 +299,7 @@ def test_only_what_is_on_can_be_switched_off_and_the_other_way_round(api: Api) -
     assert api.event_names(book_id=book.book_id)[3:] == ["CODE_DISABLED"]
 
 
-def test_codes_are_switched_whatever_the_state_of_their_book(api: Api) -> None:
+def test_codes_are_disabled_and_enabled_whatever_the_state_of_their_book(api: Api) -> None:
     (code,) = new_codes(1)
     book = api.draft()
     api.import_codes(book.book_id, [code])

@@ -56,7 +56,9 @@ class TestDryRuns:
 
     @settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(data=st.data())
-    def test_a_dry_run_tells_what_an_import_then_does(self, api: Api, data: st.DataObject) -> None:
+    def test_a_dry_run_answers_what_an_import_then_does(
+        self, api: Api, data: st.DataObject
+    ) -> None:
         pool = [*new_codes(6), "AB", "?"]
         rows = st.lists(st.sampled_from(pool).map(lambda it: f" {it.lower()}"), min_size=1)
         book = api.draft()

@@ -90,7 +90,7 @@ def test_a_preview_says_why_a_format_is_too_small(api: Api) -> None:
     assert preview(api, 8, code_format=form).feasible
 
 
-def test_more_codes_than_can_be_told_are_told_as_the_greatest_number(api: Api) -> None:
+def test_more_codes_than_can_be_shown_are_shown_as_the_greatest_number(api: Api) -> None:
     answer = preview(api, 1, code_format=books.CodeFormat(length=32))
     assert answer.capacity == 2**63 - 1
     assert math.isclose(answer.entropy_bits, 32 * math.log2(27))

@@ -64,7 +64,9 @@ async def unavailable(leases: Leases) -> None:
             await leases.admit(ANN, 2**42)
 
 
-async def test_a_redis_that_is_down_is_told_at_once(leases: Leases, server: EmbeddedRedis) -> None:
+async def test_a_redis_that_is_down_is_reported_at_once(
+    leases: Leases, server: EmbeddedRedis
+) -> None:
     await lock(leases, "before")
     server.kill()
 
@@ -103,7 +105,7 @@ async def test_a_restart_between_two_calls_is_not_noticed(
     assert await lock(leases, "b") == "lock-b"
 
 
-async def test_a_frozen_redis_is_told_and_its_late_answers_go_to_no_one(
+async def test_a_frozen_redis_is_reported_and_its_late_answers_go_to_no_one(
     leases: Leases, server: EmbeddedRedis
 ) -> None:
     await lock(leases, "before")

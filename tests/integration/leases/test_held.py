@@ -62,7 +62,7 @@ async def test_a_lock_is_admitted_in_the_grace_and_gone_after_it(leases: Leases)
     assert (after.status, after.permits_taken) == (AdmitStatus.GONE, 0)
 
 
-async def test_a_lock_that_redis_lost_is_taken_again(leases: Leases, redis: Redis) -> None:
+async def test_a_lock_that_redis_lost_is_acquired_again(leases: Leases, redis: Redis) -> None:
     taken = await acquire(leases, ANN, TTL_MS)
     await redis.flushdb()
     admission = await leases.admit(ANN, taken.expire_ms)
@@ -76,7 +76,7 @@ async def test_a_lock_that_redis_lost_is_taken_again(leases: Leases, redis: Redi
     assert await both_indexes(leases) == (expected, expected)
 
 
-async def test_a_lost_lock_is_taken_again_in_its_grace_and_not_after_it(redis_url: str) -> None:
+async def test_a_lost_lock_is_acquired_again_in_its_grace_and_not_after_it(redis_url: str) -> None:
     leases = Leases(redis_url, timeout_ms=PATIENT_MS, grace_ms=TTL_MS)
     in_it = await leases.admit(ANN, soon_ms(-TTL_MS // 2))
     after_it = await leases.admit(BOB, soon_ms(-TTL_MS))
@@ -116,7 +116,7 @@ async def test_a_lost_lock_that_did_not_fit_is_not_taken_for_held_later(
 
 
 @pytest.mark.parametrize("part", ["places", "locks"])
-async def test_a_lock_of_which_redis_lost_a_part_is_taken_again(
+async def test_a_lock_of_which_redis_lost_a_part_is_acquired_again(
     leases: Leases, redis: Redis, part: str
 ) -> None:
     taken = await acquire(leases, ANN, TTL_MS)
@@ -163,7 +163,9 @@ async def test_a_lock_that_redis_lost_can_be_made_gone(leases: Leases, redis: Re
     assert admission.status is AdmitStatus.GONE
 
 
-async def test_who_gives_up_leaves_a_lock_to_others_that_were_told_of_it(leases: Leases) -> None:
+async def test_an_abandoned_lock_stays_with_others_who_were_answered_with_it(
+    leases: Leases,
+) -> None:
     await acquire(leases, ANN, TTL_MS)
     await acquire(leases, LeaseKey(CODE, BOOK, "ann", "lock-b"), TTL_MS)  # is told of lock-a
     await leases.abandon(ANN)

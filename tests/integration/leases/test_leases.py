@@ -79,7 +79,7 @@ async def test_the_same_call_again_finds_its_own_lock(leases: Leases) -> None:
     assert await leases.list_user("ann") == await leases.list_book(BOOK) == expected
 
 
-async def test_many_permits_are_taken_together(leases: Leases) -> None:
+async def test_many_permits_are_acquired_together(leases: Leases) -> None:
     """The answers are in order, also over several pipelines, and each is its own."""
     await acquire(leases, LeaseKey("CODE7", BOOK, "ann", "lock-a"), TTL_MS)
     requests = [
@@ -374,7 +374,7 @@ async def test_an_attempt_leaves_the_lock_alone_that_its_user_holds(leases: Leas
 # --- peek ---------------------------------------------------------------------------------------
 
 
-async def test_a_look_tells_who_holds_the_code_and_changes_nothing(
+async def test_a_preview_shows_who_holds_the_code_and_changes_nothing(
     leases: Leases, redis: Redis
 ) -> None:
     nobody = await leases.peek(CODE, "ann", "lock-a")
@@ -394,7 +394,7 @@ async def test_a_look_tells_who_holds_the_code_and_changes_nothing(
     assert {key: await redis.dump(key) for key in await redis.keys()} == before
 
 
-async def test_a_look_tells_that_a_lock_was_given_up_or_replaced(leases: Leases) -> None:
+async def test_a_preview_shows_that_a_lock_was_released_or_replaced(leases: Leases) -> None:
     await acquire(leases, ANN, TTL_MS)
     await leases.release(ANN, tombstone_until_ms=soon_ms())
     given_up = await leases.peek(CODE, "ann", "lock-a")

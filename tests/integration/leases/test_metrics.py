@@ -56,7 +56,7 @@ async def test_each_pipeline_is_timed(leases: Leases, registry: CollectorRegistr
     assert errors(registry) == {}
 
 
-async def test_errors_are_told_apart(
+async def test_errors_are_distinguished(
     leases: Leases, registry: CollectorRegistry, server: EmbeddedRedis
 ) -> None:
     client = Redis.from_url(server.url)  # pyright: ignore[reportUnknownMemberType]

@@ -1,4 +1,4 @@
-"""Locks that run out: nobody has to do anything, and it is written down once."""
+"""Locks that expire: nobody has to do anything, and it is recorded once."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Held = redemptions.LockCodeResponse
 
 
 @dataclass(frozen=True)
-class RanOut:
+class ExpiredLocks:
     """Locks of a second that were taken together, and what became of them."""
 
     api: Api
@@ -61,7 +61,7 @@ def api(
 
 
 @pytest.fixture(scope="module")
-def ran_out(api: Api) -> RanOut:
+def expired(api: Api) -> ExpiredLocks:
     """Two locks on a code with two uses, one of which ends while we look, and one on another."""
     limits = books.BookLimits(max_redemptions_per_code=2)
     names = dict(zip(("late", "extended"), new_codes(2), strict=True))
@@ -74,15 +74,15 @@ def ran_out(api: Api) -> RanOut:
     api.lock(names["late"], unique("beside"), ttl_s=600)
     until(lambda: _gets_in(lambda: api.lock(names["late"], unique("next"), ttl_s=600)))
     ended = locks["late"].lock.expire_time.ToDatetime(UTC)
-    return RanOut(api, locks, extended, (datetime.now(UTC) - ended).total_seconds())
+    return ExpiredLocks(api, locks, extended, (datetime.now(UTC) - ended).total_seconds())
 
 
-def test_a_code_is_free_again_when_its_lock_and_the_grace_are_over(ran_out: RanOut) -> None:
-    assert ran_out.free_after_s > GRACE_MS / 1000 - 0.05
+def test_a_code_is_free_again_when_its_lock_and_the_grace_are_over(expired: ExpiredLocks) -> None:
+    assert expired.free_after_s > GRACE_MS / 1000 - 0.05
 
 
-def test_the_late_holder_is_refused(ran_out: RanOut) -> None:
-    api, held = ran_out.api, ran_out.locks["late"]
+def test_the_late_holder_is_refused(expired: ExpiredLocks) -> None:
+    api, held = expired.api, expired.locks["late"]
     code, user, token = held.lock.code, held.lock.user_id, held.lock_token
     assert reasons_of(api.validate(code, user, lock_token=token))[0] == "LOCK_EXPIRED"
     for call in (
@@ -146,8 +146,8 @@ def test_its_holder_stays_out_when_others_hold_every_use(api: Api) -> None:
     assert get_lock(api, held.lock.lock_id).state == EXPIRED
 
 
-def test_that_a_lock_ran_out_is_written_down_once(ran_out: RanOut) -> None:
-    api, held = ran_out.api, ran_out.locks["late"].lock
+def test_that_a_lock_expired_is_recorded_once(expired: ExpiredLocks) -> None:
+    api, held = expired.api, expired.locks["late"].lock
 
     def names() -> list[str]:
         events = api.events(code=held.code, user_id=held.user_id)
@@ -163,8 +163,8 @@ def test_that_a_lock_ran_out_is_written_down_once(ran_out: RanOut) -> None:
     assert get_lock(api, held.lock_id).state == EXPIRED
 
 
-def test_a_lock_that_is_held_is_left_alone(ran_out: RanOut) -> None:
-    api, held, longer = ran_out.api, ran_out.locks["extended"], ran_out.extended
+def test_a_lock_that_is_held_is_left_alone(expired: ExpiredLocks) -> None:
+    api, held, longer = expired.api, expired.locks["extended"], expired.extended
     until(lambda: datetime.now(UTC) > held.lock.expire_time.ToDatetime(UTC))
     for call in (
         lambda: api.redeem(held.lock.code, held.lock.user_id, lock_token=held.lock_token),
@@ -177,7 +177,7 @@ def test_a_lock_that_is_held_is_left_alone(ran_out: RanOut) -> None:
     api.redeem(held.lock.code, held.lock.user_id, lock_token=longer.lock_token)
 
 
-def test_a_lock_that_ran_out_no_longer_counts_for_its_user(api: Api) -> None:
+def test_an_expired_lock_no_longer_counts_for_its_user(api: Api) -> None:
     names, user = new_codes(6), unique("user")
     api.book(codes=names, lock_policy=books.LOCK_POLICY_OPTIONAL)
     for code in names[:5]:

@@ -209,7 +209,7 @@ def test_a_lock_that_was_ended_without_redis_is_not_in_its_users_way(
         api.redeem(code, user, lock_token=again.lock_token)
 
 
-def test_a_lock_that_redis_lost_can_be_taken_anew(api: Api, redis_server: EmbeddedRedis) -> None:
+def test_a_lock_that_redis_lost_can_be_acquired_anew(api: Api, redis_server: EmbeddedRedis) -> None:
     code, user = locking_code(api), unique("user")
     lost = api.lock(code, user)
     flush(redis_server)

@@ -87,7 +87,7 @@ def test_its_holder_needs_no_token_then(api: Api) -> None:
     assert api.redeem(code, user).redemption.lock_id == held.lock.lock_id
 
 
-def test_nobody_locks_or_extends_from_the_switch_on(api: Api) -> None:
+def test_nobody_locks_or_extends_once_locking_is_off(api: Api) -> None:
     code, user = code_with_locking(api, uses=2), unique("user")
     held = api.lock(code, user)
     api.update(book_of(api, code), lock_policy=OFF)

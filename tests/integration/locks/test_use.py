@@ -108,7 +108,7 @@ def test_a_lock_is_not_held_again_after_its_redemption_was_rolled_back(api: Api)
     api.redeem(code, "another")
 
 
-def test_a_lock_is_no_claim_on_a_code_that_is_switched_off(api: Api) -> None:
+def test_a_lock_is_no_claim_on_a_disabled_code(api: Api) -> None:
     code, user = locking_code(api), unique("user")
     token = api.lock(code, user).lock_token
     api.disable(code)

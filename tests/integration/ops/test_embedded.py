@@ -381,7 +381,7 @@ def nothing(package: str, pattern: str) -> None:
     """Stands for ``bundled`` where the extra is not installed."""
 
 
-def test_a_missing_program_is_told_with_what_to_do(
+def test_a_missing_program_is_reported_with_what_to_do(
     make_server: MakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if setpriv := shutil.which("setpriv"):

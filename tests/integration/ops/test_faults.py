@@ -161,7 +161,7 @@ def test_a_lock_whose_outcome_is_open_stays_its_users(
     api.redeem(code, user, lock_token=insist(lock).lock_token)
 
 
-def test_a_lock_that_was_not_written_down_gives_its_place_back(
+def test_a_lock_that_was_not_recorded_gives_its_permit_back(
     postgres_api: Api, postgres_server: EmbeddedPostgres, redis_server_url: str
 ) -> None:
     code = locking_code(postgres_api)

@@ -61,7 +61,7 @@ def test_a_client_can_ask_for_the_contract(api: Api, service: str) -> None:
     assert service in found
 
 
-def test_the_contract_that_is_told_is_the_one_of_the_stubs(api: Api) -> None:
+def test_the_contract_that_reflection_shows_is_the_one_of_the_stubs(api: Api) -> None:
     name = redemption_service_pb2.DESCRIPTOR.name
     (raw, *_) = reflected(api, file_by_filename=name).file_descriptor_response.file_descriptor_proto
     expected = FileDescriptorProto()

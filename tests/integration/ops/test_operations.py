@@ -263,7 +263,7 @@ def test_without_its_schema_it_lives_but_is_not_ready(
 # --- draining -----------------------------------------------------------------------------------
 
 
-def test_on_sigterm_it_tells_the_load_balancer_and_finishes_what_is_under_way(
+def test_on_sigterm_it_notifies_the_load_balancer_and_finishes_what_is_under_way(
     environment: dict[str, str], database_url: str, tmp_path: Path
 ) -> None:
     environment |= {"COUPON_DRAIN_GRACE_MS": "1500", "COUPON_LOCK_TIMEOUT_MS": "20000"}

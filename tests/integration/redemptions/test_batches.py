@@ -244,7 +244,7 @@ def test_all_or_nothing_leaves_the_locks_as_they_were_when_it_is_refused(api: Ap
     api.redeem(mine, user, lock_token=lock.lock_token)
 
 
-def test_a_repeat_in_a_batch_leaves_a_lock_that_was_taken_since_alone(api: Api) -> None:
+def test_a_repeat_in_a_batch_leaves_a_lock_that_was_acquired_since_alone(api: Api) -> None:
     user, request_id = unique("user"), unique("request")
     code, other = new_codes(2)
     limits = books.BookLimits(max_redemptions_per_code=2)

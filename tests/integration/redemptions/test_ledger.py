@@ -344,7 +344,7 @@ def test_the_user_agent_is_what_the_client_says_of_itself(server_address: str, a
 # --- locks that run out -------------------------------------------------------------------------
 
 
-def test_a_lock_that_ran_out_is_a_row_that_the_service_writes_by_itself(
+def test_an_expired_lock_is_a_row_that_the_service_writes_by_itself(
     api: Api, short_lock: redemptions.Lock
 ) -> None:
     expired = functools.partial(

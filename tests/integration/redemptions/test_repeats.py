@@ -304,7 +304,7 @@ def test_users_of_a_batch_share_one_id(api: Api) -> None:
 # --- what came in between -----------------------------------------------------------------------
 
 
-def test_a_redemption_that_was_rolled_back_is_told_to_a_repeat(api: Api) -> None:
+def test_a_redemption_that_was_rolled_back_is_reported_to_a_repeat(api: Api) -> None:
     code, request_id = api.code(), unique("request")
     first = api.redeem(code, "ann", order_id="order 1", request_id=request_id).redemption
     undone = api.rollback(first.redemption_id).redemption
@@ -329,7 +329,7 @@ def test_a_repeat_with_other_parameters_is_refused_whatever_came_since(api: Api)
         api.redeem(code, "bob", request_id=request_id)
 
 
-def test_a_redemption_with_a_lock_that_was_rolled_back_is_told_to_a_repeat(api: Api) -> None:
+def test_a_redemption_with_a_lock_that_was_rolled_back_is_reported_to_a_repeat(api: Api) -> None:
     code, user, request_id = api.code(lock_policy=OPTIONAL), unique("user"), unique("id")
     token = api.lock(code, user).lock_token
     fields: dict[str, Any] = {"lock_token": token, "request_id": request_id}
@@ -353,7 +353,7 @@ def test_a_redemption_is_rolled_back_once_whoever_asks(api: Api) -> None:
     assert api.get_code(code).redemption_count == 1
 
 
-def test_items_of_a_batch_that_were_rolled_back_are_told_to_a_repeat(api: Api) -> None:
+def test_items_of_a_batch_that_were_rolled_back_are_reported_to_a_repeat(api: Api) -> None:
     names, request_id = new_codes(3), unique("request")
     api.book(codes=names)
     items = [item(code, "ann") for code in names]
@@ -385,7 +385,7 @@ def test_each_item_of_all_or_nothing_that_was_carried_out_answers_for_itself(
     assert api.get_code(names[3]).redemption_count == 0
 
 
-def test_a_code_that_is_no_longer_disabled_or_enabled_is_told_to_a_repeat(api: Api) -> None:
+def test_a_code_that_is_no_longer_disabled_or_enabled_is_reported_to_a_repeat(api: Api) -> None:
     code, off, on = api.code(), unique("off"), unique("on")
     api.disable(code, request_id=off)
     assert api.disable(code, request_id=off).replayed
@@ -449,7 +449,7 @@ def assign_any_code_in_a_batch(api: Api, code: str, request_id: str) -> Told:
     [assign_this_code, assign_any_code, assign_any_code_in_a_batch],
     ids=lambda assign: assign.__name__,
 )
-def test_an_assignment_that_is_no_longer_active_is_told_to_a_repeat(
+def test_an_assignment_that_is_no_longer_active_is_reported_to_a_repeat(
     api: Api, assign: Callable[[Api, str, str], Told]
 ) -> None:
     code, request_id = api.code(**twice()), unique("request")
@@ -485,7 +485,7 @@ def test_a_revocation_is_answered_as_recorded_when_the_code_was_assigned_anew(ap
 
 
 @pytest.mark.parametrize("verb", ["activate", "pause"])
-def test_a_book_that_is_no_longer_in_the_state_it_was_brought_to_is_told(
+def test_a_book_that_is_no_longer_in_the_state_it_was_brought_to_is_reported(
     api: Api, verb: str
 ) -> None:
     request_id = unique("request")
@@ -519,7 +519,7 @@ def end(api: Api, held: redemptions.LockCodeResponse, how: str) -> None:
 
 
 @pytest.mark.parametrize("how", ENDS)
-def test_a_lock_that_has_ended_is_told_to_repeats_of_taking_and_extending_it(
+def test_a_lock_that_has_ended_is_reported_to_repeats_of_acquiring_and_extending_it(
     api: Api, how: str
 ) -> None:
     code, user = api.code(lock_policy=OPTIONAL, **twice()), unique("user")
@@ -540,7 +540,7 @@ def test_a_lock_that_has_ended_is_told_to_repeats_of_taking_and_extending_it(
     api.lock(code, unique("another"))
 
 
-def test_a_lock_that_ran_out_is_told_to_repeats_of_taking_and_extending_it(api: Api) -> None:
+def test_an_expired_lock_is_reported_to_repeats_of_acquiring_and_extending_it(api: Api) -> None:
     code, user = api.code(lock_policy=OPTIONAL), unique("user")
     taken, extended = unique("taken"), unique("extended")
     held = api.lock(code, user, ttl_s=1, request_id=taken)
@@ -566,7 +566,7 @@ def test_an_extension_that_is_sent_many_times_at_once_counts_once(api: Api) -> N
         extend(api, token, ttl_s=50)
 
 
-def test_a_lock_that_is_asked_for_many_times_at_once_is_one_place(api: Api) -> None:
+def test_a_lock_that_is_requested_many_times_at_once_is_one_permit(api: Api) -> None:
     code, user = api.code(lock_policy=OPTIONAL, **twice()), unique("user")
     answers: list[Any] = all_at_once([lambda: api.lock(code, user)] * 10)
     assert len({it.lock_token for it in answers}) == 1

@@ -66,7 +66,7 @@ def test_a_code_of_another_book_is_not_found_in_the_one_that_is_named(api: Api) 
     assert reasons_of(api.validate(code, "ann", book_id=other.book_id)) == ["CODE_NOT_FOUND"]
 
 
-def test_a_mistyped_code_is_told_apart_from_an_unknown_one(api: Api) -> None:
+def test_a_mistyped_code_is_distinguished_from_an_unknown_one(api: Api) -> None:
     book = api.book(code_format=books.CodeFormat(check_character=True))
     request = codes.PreviewCodesRequest(book_id=book.book_id, count=1, sample_count=1)
     (sample,) = api.codes.PreviewCodes(request).sample_codes
@@ -221,7 +221,7 @@ def with_a_lock_that_was_used(api: Api) -> Attempt:
     ],
     ids=lambda prepare: prepare.__name__,
 )
-def test_every_reason_is_told_and_the_first_is_what_redeem_answers(
+def test_every_reason_is_reported_and_the_first_is_what_redeem_answers(
     api: Api, prepare: Callable[[Api], Attempt]
 ) -> None:
     attempt = prepare(api)
@@ -236,7 +236,7 @@ def test_every_reason_is_told_and_the_first_is_what_redeem_answers(
 # --- the rest of the answer ---------------------------------------------------------------------
 
 
-def test_the_discount_and_the_counts_are_told_also_when_there_are_problems(api: Api) -> None:
+def test_the_discount_and_the_counts_are_answered_also_when_there_are_problems(api: Api) -> None:
     code = api.code(limits=books.BookLimits(max_redemptions_per_code=2))
     api.redeem(code, "ann")
     api.disable(code)
@@ -276,7 +276,7 @@ def test_a_holder_need_not_show_its_token_where_none_is_required(api: Api) -> No
     assert api.validate(code, holder).valid
 
 
-def test_a_code_that_is_locked_for_others_tells_for_how_long(api: Api) -> None:
+def test_a_code_that_is_locked_for_others_shows_for_how_long(api: Api) -> None:
     code = api.code(lock_policy=OPTIONAL)
     api.lock(code, unique("holder"), ttl_s=30)
     (problem,) = api.validate(code, "ann").problems

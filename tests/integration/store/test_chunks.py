@@ -232,7 +232,7 @@ async def test_what_is_reserved_is_made_whatever_is_imported_meanwhile(
     assert await store.assert_counted(book) == 130
 
 
-async def test_a_generation_that_was_given_up_leaves_its_codes_to_others(
+async def test_an_abandoned_generation_leaves_its_codes_to_others(
     store: Store, chunks_of_ten: None
 ) -> None:
     book = await make_book(store.books, code_format=SMALL)
@@ -246,7 +246,7 @@ async def test_a_generation_that_was_given_up_leaves_its_codes_to_others(
     assert await store.assert_counted(book) == 78
 
 
-async def test_a_generation_that_was_given_up_goes_on_where_there_is_room(
+async def test_an_abandoned_generation_goes_on_where_there_is_room(
     store: Store, chunks_of_ten: None
 ) -> None:
     book = await make_book(store.books, code_format=SMALL)
@@ -257,7 +257,7 @@ async def test_a_generation_that_was_given_up_goes_on_where_there_is_room(
     assert await store.assert_counted(book) == 128
 
 
-async def test_a_generation_whose_reservation_was_given_up_meanwhile_begins_anew(
+async def test_a_generation_whose_reservation_was_abandoned_meanwhile_begins_anew(
     store: Store, chunks_of_ten: None
 ) -> None:
     book = await make_book(store.books, code_format=SMALL)

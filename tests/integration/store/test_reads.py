@@ -47,7 +47,7 @@ async def test_a_code_is_found_with_its_book_by_its_own_business(shop: Shop) -> 
             await shop.reads.code(missing, book_id, business_id)
 
 
-async def test_a_mistyped_code_is_told_from_an_unknown_one_where_the_book_is_named(
+async def test_a_mistyped_code_is_distinguished_from_an_unknown_one_where_the_book_is_named(
     shop: Shop,
 ) -> None:
     code_format = CodeFormat(check_character=True)

@@ -74,13 +74,13 @@ class TestEndingWithASentence:
         return raised.value.code
 
     @pytest.mark.parametrize("command", ["dev", "serve", "health"])
-    def test_a_broken_env_file_is_told_with_its_line(
+    def test_a_broken_env_file_is_reported_with_its_line(
         self, command: str, folder: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         (folder / ".env").write_text("COUPON_PORT=50051\nnonsense\n")
         assert self.said(monkeypatch, command) == ".env, line 2: expected NAME=value or # comment"
 
-    def test_serving_without_a_database_tells_what_to_set(
+    def test_serving_without_a_database_says_what_to_set(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         assert self.said(monkeypatch, "serve") == "COUPON_DATABASE_URL has to be set."
@@ -95,19 +95,19 @@ class TestEndingWithASentence:
         said = self.said(monkeypatch, "serve")
         assert said.startswith("COUPON_BATCH_MAX_WAIT_MS: expected 0, or more than 6,")
 
-    def test_migrating_without_a_database_tells_what_to_set(
+    def test_migrating_without_a_database_says_what_to_set(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         assert "DATABASE_URL" in self.said(monkeypatch, "migrate", "up")
 
-    def test_a_file_that_is_not_there_is_told_by_its_name(
+    def test_a_file_that_is_not_there_is_reported_by_its_name(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         said = self.said(monkeypatch, "import", "book", "codes.txt")
         assert said == "codes.txt cannot be read: No such file or directory."
 
     @pytest.mark.parametrize("name", ["codes.csv", "codes.gz"])
-    def test_a_missing_file_is_told_as_missing_whatever_it_is_called(
+    def test_a_missing_file_is_reported_as_missing_whatever_it_is_called(
         self, name: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         said = self.said(monkeypatch, "import", "book", name)

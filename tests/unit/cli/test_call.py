@@ -88,7 +88,7 @@ class TestReadingRequests:
             ('["ann"]', 'Expected a JSON object, not ["ann"]'),
         ],
     )
-    def test_what_is_no_request_is_told_in_a_sentence(self, text: str, said: str) -> None:
+    def test_what_is_no_request_is_reported_in_a_sentence(self, text: str, said: str) -> None:
         with pytest.raises(CommandError, match=re.escape(said)) as raised:
             read_messages(text, find_method("RedeemCode"))
         assert "\n" not in str(raised.value)

@@ -38,7 +38,7 @@ def bare_error(code: grpc.StatusCode, details: str = "connection refused") -> gr
 
 
 @pytest.mark.parametrize("token", ["a\nb", "ä", "a\0", "\u201ca\u201d"])
-def test_what_cannot_be_a_token_is_told_before_a_call(token: str) -> None:
+def test_what_cannot_be_a_token_is_reported_before_a_call(token: str) -> None:
     with (
         pytest.raises(CommandError, match="characters that no token has"),
         connect_blocking("host:1", token),
@@ -47,7 +47,7 @@ def test_what_cannot_be_a_token_is_told_before_a_call(token: str) -> None:
 
 
 @pytest.mark.parametrize("address", ["localhost", "http://host:1", "host:port", ":1", "a b:1"])
-def test_what_is_no_address_is_told_before_a_call(address: str) -> None:
+def test_what_is_no_address_is_reported_before_a_call(address: str) -> None:
     with pytest.raises(CommandError, match="is not an address"):
         connect_blocking(address).__enter__()
 
@@ -83,7 +83,7 @@ def test_only_a_call_that_may_have_changed_something_has_an_unknown_outcome(
 
 
 class TestExplainingErrors:
-    def test_status_reason_message_and_metadata_are_told(self) -> None:
+    def test_status_reason_message_and_metadata_are_reported(self) -> None:
         error = rpc_error(to_status(errors.CodeLimitExceeded(limit=3)))
         first, *others = explain(error, "host:1").splitlines()
         assert first.startswith("FAILED_PRECONDITION CODE_LIMIT_EXCEEDED: The code has been ")
@@ -106,13 +106,13 @@ class TestExplainingErrors:
         error = rpc_error(to_status(errors.CodeLocked(retry_after_ms=1_500)))
         assert explain(error, "").splitlines()[-1] == "  A repeat may help in 1.5 s."
 
-    def test_without_a_service_its_address_is_told(self) -> None:
+    def test_without_a_service_its_address_is_reported(self) -> None:
         error = bare_error(grpc.StatusCode.UNAVAILABLE)
         assert explain(error, "host:1") == (
             "UNAVAILABLE: the service at host:1 cannot be reached (connection refused)."
         )
 
-    def test_why_a_service_is_not_reached_is_told_without_what_grpc_tried(self) -> None:
+    def test_why_a_service_is_not_reached_is_reported_without_what_grpc_tried(self) -> None:
         details = (
             "failed to connect to all addresses; last error: UNKNOWN: ipv4:127.0.0.1:1:"
             " Failed to connect to remote host: Connection refused"
@@ -127,7 +127,7 @@ class TestExplainingErrors:
             "  Set the token with --token or COUPON_TOKEN.",
         ]
 
-    def test_an_error_of_grpc_itself_is_told_as_it_is(self) -> None:
+    def test_an_error_of_grpc_itself_is_shown_as_it_is(self) -> None:
         error = bare_error(grpc.StatusCode.UNIMPLEMENTED, "Method not found!")
         assert explain(error, "host:1") == "UNIMPLEMENTED: Method not found!"
 

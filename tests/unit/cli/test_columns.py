@@ -60,7 +60,7 @@ class TestColumns:
             " Use --column with a name or a number."
         )
 
-    def test_a_typo_is_told_with_the_columns_that_there_are(self) -> None:
+    def test_a_typo_is_reported_with_the_columns_that_there_are(self) -> None:
         assert refusal("Name;Code\nx;A1B2\n", "kode") == (
             'There is no column "kode". The first line has 1 "Name", 2 "Code". Did you mean "Code"?'
         )
@@ -69,10 +69,10 @@ class TestColumns:
         )
 
     @pytest.mark.parametrize("column", ["0", "3", "-1", "", "²"])
-    def test_a_number_beyond_the_columns_is_told(self, column: str) -> None:
+    def test_a_number_beyond_the_columns_is_reported(self, column: str) -> None:
         assert refusal("name,code\nx,A1B2\n", column).startswith(f'There is no column "{column}".')
 
-    def test_a_name_that_two_columns_have_is_told(self) -> None:
+    def test_a_name_that_two_columns_have_is_reported(self) -> None:
         assert "use --column with a number" in refusal("code,code\nA1B2,C3D4\n", "code")
 
     def test_of_very_many_columns_some_are_named(self) -> None:
@@ -80,7 +80,7 @@ class TestColumns:
             "and 70 more. Use --column with a name or a number."
         )
 
-    def test_a_first_line_that_tells_the_delimiter_is_no_header(self) -> None:
+    def test_a_first_line_that_names_the_delimiter_is_no_header(self) -> None:
         assert codes("sep=;\nname;code\nx;A1B2\n", "code") == ["A1B2"]
         assert codes("sep=;\nA1B2\nC3D4\n") == ["A1B2", "C3D4"]
 

@@ -62,7 +62,7 @@ class TestCsv:
     @pytest.mark.parametrize(
         "record", ['x,"B2\ny,C3\n', 'x,"B2"2\n', f'x,"{"A" * 200_000}"\n'], ids=range(3)
     )
-    def test_what_is_no_csv_is_told_with_the_line_where_it_begins(self, record: str) -> None:
+    def test_what_is_no_csv_is_reported_with_the_line_where_it_begins(self, record: str) -> None:
         with pytest.raises(CommandError, match=r"Line 3 is not CSV: .* quotation mark"):
             rows("name,code\nx,A1\n" + record, CODE)
 

@@ -80,7 +80,7 @@ class TestEncodings:
         path.write_bytes("A1B2\nÜ".encode()[:-1])
         assert refusal(path).startswith("Line 2 of FILE (byte 0xC3) is not Unicode")
 
-    def test_a_wrong_name_of_the_encoding_is_told(self, path: Path) -> None:
+    def test_a_wrong_name_of_the_encoding_is_reported(self, path: Path) -> None:
         path.write_bytes("Ü".encode("latin-1"))
         assert refusal(path, "ascii") == ("Line 1 of FILE (byte 0xDC) is not ascii.")
 
@@ -89,11 +89,11 @@ class TestEncodings:
         assert refusal(path).startswith("Line 2 of FILE (byte 0x00) is not Unicode")
 
     @pytest.mark.parametrize("encoding", ["latin1x", "hex", "rot13", ""])
-    def test_what_is_no_encoding_is_told(self, path: Path, encoding: str) -> None:
+    def test_what_is_no_encoding_is_reported(self, path: Path, encoding: str) -> None:
         path.write_text(TEXT)
         assert refusal(path, encoding).startswith(f'Unknown encoding "{encoding}".')
 
-    def test_a_mark_that_contradicts_the_named_encoding_is_told(self, path: Path) -> None:
+    def test_a_mark_that_contradicts_the_named_encoding_is_reported(self, path: Path) -> None:
         path.write_bytes(TEXT.encode("utf-8-sig"))
         assert refusal(path, "latin-1") == "FILE has the mark of UTF-8: omit --encoding."
 
@@ -152,10 +152,10 @@ class TestOtherFiles:
         path.write_bytes(b"A1B2\nC3\0D4\n" + b"E5F6\n" * 10)
         assert read(path)[1] == "C3\0D4\n"
 
-    def test_a_missing_file_is_told_as_missing(self, path: Path) -> None:
+    def test_a_missing_file_is_reported_as_missing(self, path: Path) -> None:
         assert refusal(path) == "FILE cannot be read: No such file or directory."
 
-    def test_a_folder_is_told_as_one(self, tmp_path: Path) -> None:
+    def test_a_folder_is_reported_as_one(self, tmp_path: Path) -> None:
         assert refusal(tmp_path) == "FILE cannot be read: Is a directory."
 
 
@@ -164,14 +164,14 @@ class TestGzip:
         path.write_bytes(gzip.compress(TEXT.encode("utf-16")))
         assert read(path) == LINES
 
-    def test_damage_is_told_with_where_it_is(self, path: Path) -> None:
+    def test_damage_is_reported_with_where_it_is(self, path: Path) -> None:
         packed = gzip.compress("\n".join(map(str, range(100_000))).encode())
         path.write_bytes(packed[:-4_000])
         assert refusal(path).startswith("FILE is damaged after line ")
         path.write_bytes(packed[:50_000] + b"\0\xff" * 50 + packed[50_100:])
         assert refusal(path).startswith("FILE is damaged after line ")
 
-    def test_what_only_begins_like_it_is_told(self, path: Path) -> None:
+    def test_what_only_begins_like_it_is_reported(self, path: Path) -> None:
         path.write_bytes(b"\x1f\x8bA1B2\n")
         assert "is damaged" in refusal(path)
 
@@ -218,7 +218,7 @@ class TestFilesThatChange:
             yield from file.lines()
 
     @pytest.mark.parametrize("change", ["grows", "shrinks", "is rewritten"])
-    def test_it_is_told_at_the_end(self, path: Path, change: str) -> None:
+    def test_it_is_reported_at_the_end(self, path: Path, change: str) -> None:
         lines = self.lines(path)
         next(lines)
         if change == "grows":

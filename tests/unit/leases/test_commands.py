@@ -43,7 +43,7 @@ def test_no_code_can_break_the_hash_tag_of_its_keys(brace: str) -> None:
 
 
 @pytest.mark.parametrize("strange", ["a:b", "{x}", "ü", " ", "", "\n"])
-def test_an_index_entry_tells_code_book_user_and_lock_whatever_they_contain(strange: str) -> None:
+def test_an_index_entry_has_code_book_user_and_lock_whatever_they_contain(strange: str) -> None:
     key = LeaseKey("CODE1", strange, strange, strange)
 
     assert indexed_lock(index_member(key), "17") == IndexedLock(key, 17)

@@ -157,7 +157,7 @@ def test_anything_else_cannot_be_a_code(text: str) -> None:
 @pytest.mark.parametrize(
     "text", ["x" * 65, "x" * 129, "A" + "-" * 128, " " * 129, "?" * 129, "ü" * 65, "ü" + "-" * 128]
 )
-def test_a_text_that_is_too_long_is_told_from_one_that_is_no_code(text: str) -> None:
+def test_a_text_that_is_too_long_is_distinguished_from_one_that_is_no_code(text: str) -> None:
     with pytest.raises(CodeTooLong, match="expected 1 to 64"):
         normalize_code(text)
 

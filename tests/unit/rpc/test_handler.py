@@ -80,7 +80,7 @@ async def test_a_refusal_becomes_its_status_with_details() -> None:
     assert run.counted[0][1:] == ("FAILED_PRECONDITION", "CODE_ALREADY_REDEEMED")
 
 
-async def test_a_fault_tells_the_client_an_id_and_the_log_the_cause() -> None:
+async def test_a_fault_shows_the_client_an_id_and_the_log_the_cause() -> None:
     async def behavior(request: Any, context: Any) -> Any:
         raise KeyError("secret")
 

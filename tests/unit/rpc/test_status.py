@@ -168,7 +168,7 @@ def test_a_class_that_derives_from_one_of_the_table_has_its_status() -> None:
 @pytest.mark.parametrize(
     "error", [KeyError("secret"), CouponServiceError("secret"), errors.Refusal("secret")]
 )
-def test_what_the_table_does_not_know_tells_nothing_but_an_id(error: Exception) -> None:
+def test_what_the_table_does_not_know_shows_nothing_but_an_id(error: Exception) -> None:
     status = to_status(known(error))
     info = detail(status, ErrorInfo)
     assert info is not None

@@ -121,7 +121,7 @@ class TestRefusals:
         world.does(revoke("B"))
         world.does(assign("C"))
 
-    def test_the_most_telling_reason_comes_first(self) -> None:
+    def test_the_most_specific_reason_comes_first(self) -> None:
         world = World(
             book(
                 state=BookState.PAUSED,
@@ -163,7 +163,7 @@ class TestRefusals:
 
 
 class TestEffects:
-    def test_the_code_the_link_the_ledger_and_the_counters_follow(self) -> None:
+    def test_the_code_the_assignment_the_ledger_and_the_counters_follow(self) -> None:
         world = World(book(assigned_code_validity_s=3_600, max_assignments_per_user=2))
         command = assign(by=call("r1"), metadata='{"mail": true}')
         done = world.does(command)

@@ -35,7 +35,7 @@ def picked(world: World, *codes: str) -> World:
     return world
 
 
-def test_the_user_gets_a_code_that_was_picked() -> None:
+def test_the_user_gets_one_of_the_candidates() -> None:
     world = picked(World(book(assigned_code_validity_s=60, max_assignments_per_user=2)), "B")
     command = assign_random(by=call("r1"), metadata='{"n": 1}')
     done = world.does(command)
@@ -90,21 +90,23 @@ def test_contention_in_another_book_does_not_matter() -> None:
 
 @pytest.mark.parametrize("before", [assign("A", "bob"), disable("A")])
 @pytest.mark.parametrize("uses", [1, 2])
-def test_a_pick_that_the_batch_changed_before_is_passed_over(before: Command, uses: int) -> None:
+def test_a_candidate_that_the_batch_changed_before_is_passed_over(
+    before: Command, uses: int
+) -> None:
     world = picked(World(book(max_redemptions_per_code=uses)), "B", "A")
     _, outcome = world.batch(before, assign_random())
     assert isinstance(outcome, Done)
     assert outcome.event.code == "B"
 
 
-def test_a_pick_that_the_batch_used_up_before_is_passed_over() -> None:
+def test_a_candidate_that_the_batch_used_up_before_is_passed_over() -> None:
     world = picked(World(), "B", "A")
     _, outcome = world.batch(redeem("A", "bob"), assign_random())
     assert isinstance(outcome, Done)
     assert outcome.event.code == "B"
 
 
-def test_a_user_whose_pick_the_batch_took_can_try_again() -> None:
+def test_a_user_whose_candidate_the_batch_took_can_try_again() -> None:
     # One pick for one user: there may be thousands of other codes.
     world = picked(World(), "A")
     _, outcome = world.batch(assign("A", "bob"), assign_random())
@@ -134,7 +136,7 @@ class TestRefusals:
         assert outcomes[2].metadata == {"limit_name": "max_assignments_per_user", "limit": "2"}
         assert isinstance(outcomes[3], Done)
 
-    def test_the_limit_is_told_also_when_no_code_is_left(self) -> None:
+    def test_the_limit_is_reported_also_when_no_code_is_left(self) -> None:
         world = World(book(max_assignments_per_user=1))
         world.put(UserCounts(assignments=1))
         assert type(world.refuses(assign_random())) is UserLimitExceeded
@@ -156,7 +158,7 @@ class TestRefusals:
         assert type(error) is BookNotFound
 
 
-def test_a_code_that_was_taken_back_can_be_given_to_the_same_user_again() -> None:
+def test_a_revoked_code_can_be_assigned_to_the_same_user_again() -> None:
     world = picked(World(book(max_redemptions_per_code=2)), "A")
     before, revoked = NOW - MINUTE, AssignmentState.REVOKED
     world.put(active(state=revoked, redemptions=1, fence=3, assign_time=before))

@@ -86,7 +86,7 @@ class TestOrder:
         assert all(isinstance(it, Done) for it in others[:-1])
         assert type(others[-1]) is CodeNotAssignedToUser
 
-    def test_a_code_is_switched_off_and_on_between_redemptions(self) -> None:
+    def test_a_code_is_disabled_and_enabled_between_redemptions(self) -> None:
         world = World(book(max_redemptions_per_code=5))
         outcomes = world.batch(redeem(), disable(), redeem(), enable(), redeem())
         assert [type(it) for it in outcomes] == [Done, Done, CodeDisabled, Done, Done]
@@ -127,7 +127,7 @@ class TestOrder:
         assert effects.stats == {BOOK_ID: BookStats(redemptions=2, discount_minor=1_000)}
         assert len(effects.events) == 2
 
-    def test_a_new_link_was_none_before(self) -> None:
+    def test_a_new_assignment_was_none_before(self) -> None:
         world = World(book(max_redemptions_per_code=9))
         _, effects = world.decide(CommandGroup((assign(),)), CommandGroup((redeem(),)))
         assert effects.assignments == {("A", "ann"): (None, active(redemptions=1))}
@@ -178,13 +178,13 @@ class TestAllOrNothing:
         ]
         assert errors[0].message == errors[1].message
 
-    def test_items_of_a_unit_see_each_other(self) -> None:
+    def test_items_of_a_group_see_each_other(self) -> None:
         world = World(book(max_redemptions_per_user=2))
         outcomes = world.all_or_nothing(redeem("A"), redeem("B"), redeem("C"))
         assert [type(it) for it in outcomes] == [UserLimitExceeded] * 3
         assert world.ledger == []
 
-    def test_what_a_refused_unit_tried_is_not_there_for_the_next(self) -> None:
+    def test_what_a_refused_group_tried_is_not_there_for_the_next(self) -> None:
         world = World(book(lock_policy=LockPolicy.OPTIONAL, max_redemptions=9), codes="ABCD")
         world.state.candidates = {BOOK_ID: ["D"]}
         refused = CommandGroup(
@@ -207,7 +207,7 @@ class TestAllOrNothing:
         assert [together] == alone
         assert effects == alone_effects
 
-    def test_what_a_unit_did_is_there_for_the_next(self) -> None:
+    def test_what_a_group_did_is_there_for_the_next(self) -> None:
         world = World()
         first, second = world.run(
             CommandGroup((redeem("A"), redeem("B")), atomic=True),
@@ -227,7 +227,7 @@ class TestAllOrNothing:
         ]
         assert len(world.ledger) == 2
 
-    def test_when_one_item_needs_a_place_all_are_to_come_again(self) -> None:
+    def test_when_one_item_needs_a_permit_all_are_to_come_again(self) -> None:
         world = World(book(), book(UUID(int=2), lock_policy=LockPolicy.OPTIONAL))
         world.put(Code("X", UUID(int=2), CodeState.AVAILABLE, 0, 0))
         unit = CommandGroup((redeem("A"), redeem("X")), atomic=True)
@@ -238,12 +238,12 @@ class TestAllOrNothing:
             UUID(int=2),
         ]
 
-    def test_an_error_comes_before_the_need_of_a_place(self) -> None:
+    def test_an_error_comes_before_the_need_of_a_permit(self) -> None:
         world = World(book(lock_policy=LockPolicy.OPTIONAL))
         outcomes = world.all_or_nothing(redeem("A"), redeem("unknown"), redeem("B", lease=PLACE))
         assert [type(it) for it in outcomes] == [CodeNotFound] * 3
 
-    def test_two_uses_of_a_code_have_a_place_each(self) -> None:
+    def test_two_uses_of_a_code_have_a_permit_each(self) -> None:
         world = World(book(lock_policy=LockPolicy.OPTIONAL, max_redemptions_per_code=2))
         items = [redeem(lease=Lease(permits_taken=n)) for n in (1, 2)]
         assert all(isinstance(it, Done) for it in world.all_or_nothing(*items))
@@ -251,11 +251,11 @@ class TestAllOrNothing:
         items = [redeem(lease=Lease(permits_taken=n)) for n in (2, 3)]
         assert [type(it) for it in full.all_or_nothing(*items)] == [CodeLocked] * 2
 
-    def test_a_unit_without_commands_is_answered(self) -> None:
+    def test_a_group_without_commands_is_answered(self) -> None:
         assert World().all_or_nothing() == []
 
 
-def test_each_item_of_a_unit_that_is_not_atomic_stands_for_itself() -> None:
+def test_each_item_of_a_group_that_is_not_atomic_stands_for_itself() -> None:
     world = World()
     world.does(disable("B"))
     commands: tuple[Command, ...] = (redeem("A"), redeem("B"), redeem("C"))
@@ -268,7 +268,7 @@ def test_nothing_comes_of_nothing() -> None:
     assert World(now=NOW).run(CommandGroup(())) == [[]]
 
 
-def test_a_revoked_link_shows_in_the_same_batch() -> None:
+def test_a_revoked_assignment_shows_in_the_same_batch() -> None:
     world = World()
     _, revoked = world.batch(assign(), revoke())
     assert isinstance(revoked, Done)

@@ -159,7 +159,7 @@ class TestDiscount:
         money = order_discount(the_book, order)
         assert money == (None if expected is None else Money(expected, "EUR"))
 
-    def test_an_order_in_another_currency_tells_no_amount(self) -> None:
+    def test_an_order_in_another_currency_shows_no_amount(self) -> None:
         dollars = Money(100, "USD")
         assert order_discount(book(discount=PercentOff(1_500, 0)), dollars) is None
         assert order_discount(book(discount=AmountOff(500)), dollars) == Money(500, "EUR")
@@ -180,7 +180,7 @@ class TestLock:
         world = World(book(lock_policy=LockPolicy.OPTIONAL))
         return world, world.does(lock()).event
 
-    def test_a_lock_is_told_from_its_ledger_rows(self) -> None:
+    def test_a_lock_is_derived_from_its_ledger_rows(self) -> None:
         _, locked = self.life()
         assert lock_view([locked], NOW) == LockView(
             lock_id=locked.event_id,

@@ -300,7 +300,7 @@ class TestOwnLock:
         assert isinstance(before, Done)
         assert isinstance(after, LockExpired)
 
-    def test_a_repeat_of_a_lock_whose_history_is_not_there_is_told_that_it_ran_out(self) -> None:
+    def test_a_repeat_of_a_lock_whose_history_is_not_there_is_told_that_it_expired(self) -> None:
         world = lockable()
         world.does(lock(by=call("r1")))
         world.state.lock_events.clear()
@@ -331,7 +331,7 @@ class TestExtend:
         world.now += MOMENT
         assert state_of(world, locked) is LockState.EXPIRED
 
-    def test_a_lock_that_ran_out_cannot_be_extended(self) -> None:
+    def test_an_expired_lock_cannot_be_extended(self) -> None:
         world = lockable()
         locked = world.does(lock()).event
         world.now = NOW + MINUTE
@@ -422,7 +422,7 @@ class TestUnlock:
 
 
 class TestExpire:
-    def test_the_sweeper_records_that_a_lock_ran_out(self) -> None:
+    def test_the_sweeper_records_that_a_lock_expired(self) -> None:
         world = lockable()
         locked = world.does(lock()).event
         world.now += 2 * MINUTE
@@ -433,7 +433,7 @@ class TestExpire:
         assert world.does(expire(locked)).replayed
         assert state_of(world, locked) is LockState.EXPIRED
 
-    def test_a_lock_does_not_run_out_before_its_time(self) -> None:
+    def test_a_lock_does_not_expire_before_its_time(self) -> None:
         world = lockable()
         locked = world.does(lock()).event
         world.now = NOW + MINUTE - MOMENT
@@ -443,7 +443,7 @@ class TestExpire:
         world.now += MOMENT
         world.does(expire(locked))
 
-    def test_a_lock_that_was_extended_meanwhile_does_not_run_out(self) -> None:
+    def test_a_lock_that_was_extended_meanwhile_does_not_expire(self) -> None:
         world = lockable()
         locked = world.does(lock()).event
         world.does(extend(locked, NOW + 3 * MINUTE))
@@ -458,7 +458,7 @@ def _redeemed(locked: Event) -> Command:
 class TestAnswer:
     """What a decision says of the lock is what the ledger says of it afterwards."""
 
-    def test_a_lock_is_told_as_it_is_after_each_change(self) -> None:
+    def test_a_lock_is_shown_as_it_is_after_each_change(self) -> None:
         world = lockable()
         locked = world.does(lock()).event
         for command in (
@@ -467,7 +467,7 @@ class TestAnswer:
         ):
             assert world.does(command).lock == lock_view(world.ledger, world.now)
 
-    def test_so_is_one_that_was_just_taken(self) -> None:
+    def test_so_is_one_that_was_just_acquired(self) -> None:
         world = lockable()
         assert world.does(lock()).lock == lock_view(world.ledger, world.now)
 

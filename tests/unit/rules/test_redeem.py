@@ -261,7 +261,7 @@ class TestOrder:
         assert type(error) is OrderAlreadyRedeemed
         assert error.metadata == {"redemption_id": str(again.event_id)}
 
-    def test_of_a_used_up_code_the_order_is_the_more_telling_reason(self) -> None:
+    def test_of_a_used_up_code_the_order_is_the_more_specific_reason(self) -> None:
         world = World()
         world.does(redeem(order="o1"))
         assert type(world.refuses(redeem(order="o1"))) is OrderAlreadyRedeemed
@@ -283,7 +283,7 @@ ALL_AT_ONCE: list[type[CouponServiceError]] = [
 ]
 
 
-def test_the_most_telling_reason_comes_first() -> None:
+def test_the_most_specific_reason_comes_first() -> None:
     """Of everything that speaks against a redemption the service answers with the first reason."""
     world = World(
         book(

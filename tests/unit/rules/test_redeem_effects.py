@@ -101,7 +101,7 @@ class TestEffects:
 
 
 class TestLink:
-    def test_a_bearer_leaves_no_link_where_nothing_is_limited(self) -> None:
+    def test_a_bearer_leaves_no_assignment_where_nothing_is_limited(self) -> None:
         world = World()
         done = world.does(redeem())
         assert done.assignment is None

@@ -75,7 +75,7 @@ class TestPolicy:
 
 
 class TestToken:
-    def test_the_ledger_names_the_lock_and_the_link_keeps_the_fence(self) -> None:
+    def test_the_ledger_names_the_lock_and_the_assignment_keeps_the_fence(self) -> None:
         world = lockable()
         locked = world.does(lock()).event
         done = world.does(redeem(lock=token(locked)))
@@ -164,7 +164,7 @@ class TestTakenInTime:
         world.now += MOMENT
         world.does(redeem(lock=token(locked)))
 
-    def test_an_extended_lock_was_taken_when_it_was_taken(self) -> None:
+    def test_an_extended_lock_was_acquired_when_it_was_acquired(self) -> None:
         world = lockable()
         locked = world.does(lock()).event
         world.now += MOMENT

@@ -38,7 +38,7 @@ R1 = call("r1")
 
 
 class TestRedemptions:
-    def test_one_that_was_rolled_back_is_told_with_the_time_of_it(self) -> None:
+    def test_one_that_was_rolled_back_is_reported_with_the_time_of_it(self) -> None:
         world = World()
         redeemed = world.does(redeem(by=R1, order="o1")).event
         world.now += MINUTE
@@ -69,7 +69,7 @@ class TestRedemptions:
         assert isinstance(anew, Done)
         assert not anew.replayed
 
-    def test_other_parameters_are_told_first(self) -> None:
+    def test_other_parameters_are_reported_first(self) -> None:
         world = World()
         world.does(rollback(world.does(redeem(by=R1)).event))
         assert type(world.refuses(redeem(user="bob", by=R1))) is RequestIdReused
@@ -163,14 +163,14 @@ class TestAssignments:
         assert again.assignment == first.assignment
         assert again.assignment == active(expire_time=NOW + MINUTE, metadata='{"n": 1}')
 
-    def test_a_random_one_is_told_without_its_code(self) -> None:
+    def test_a_random_one_is_reported_without_its_code(self) -> None:
         world = self.world()
         world.does(assign_random(by=R1))
         world.state.codes.clear()
         assert world.does(assign_random(by=R1)).code is None
 
     @pytest.mark.parametrize("make", [assign, assign_random])
-    def test_one_that_is_used_up_or_revoked_is_told(self, make: Callable[..., Command]) -> None:
+    def test_one_that_is_used_up_or_revoked_is_reported(self, make: Callable[..., Command]) -> None:
         world = self.world()
         world.does(make(by=R1))
         redeemed = [world.does(redeem()).event for _ in range(2)]
@@ -242,7 +242,7 @@ class TestSwitches:
         ("first", "then", "state"),
         [(disable, enable, "AVAILABLE"), (enable, disable, "DISABLED")],
     )
-    def test_what_was_switched_back_is_told(
+    def test_what_was_disabled_or_enabled_again_is_reported(
         self, first: Callable[..., Command], then: Callable[..., Command], state: str
     ) -> None:
         world = World()

@@ -92,7 +92,7 @@ def test_one_request_id_serves_different_codes() -> None:
     assert [isinstance(it, Done) and it.replayed for it in outcomes] == [False] * 3
 
 
-def test_a_repeat_needs_no_place() -> None:
+def test_a_repeat_needs_no_permit() -> None:
     world = world_for_all_kinds()
     world.does(KINDS["redeem"](world, call("r1")))
     assert world.does(redeem(by=call("r1"), order="o1", amount=eur(900), lease=None)).replayed

@@ -118,7 +118,7 @@ class TestCounts:
         world.does(rollback(counted))
         assert world.link().redemptions == 0
 
-    def test_a_user_without_link_gets_none(self) -> None:
+    def test_a_user_without_assignment_gets_none(self) -> None:
         world = World()
         done = world.does(rollback(world.does(redeem()).event))
         assert done.assignment is None

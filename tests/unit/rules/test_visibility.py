@@ -93,7 +93,7 @@ class TestCheckCharacter:
         return World(book(code_format=CodeFormat(check_character=True), **changes), codes="A")
 
     @pytest.mark.parametrize("make", [redeem, lock, assign])
-    def test_a_mistyped_code_is_told_apart_from_an_unknown_one(
+    def test_a_mistyped_code_is_distinguished_from_an_unknown_one(
         self, make: Callable[..., Command]
     ) -> None:
         world = self.checked()
@@ -182,7 +182,7 @@ class TestEndUsers:
         world.put(active(state=AssignmentState.REVOKED))
         assert type(world.refuses(redeem("A", by=user_call()))) is CodeNotFound
 
-    def test_one_that_is_used_up_is_told_to_who_used_it_for_the_same_order(self) -> None:
+    def test_one_that_is_used_up_is_reported_to_who_used_it_for_the_same_order(self) -> None:
         world = World()
         world.does(redeem("A", by=user_call(), order="o1"))
         for order, reason in ("o1", OrderAlreadyRedeemed), ("o2", CodeNotFound), ("", CodeNotFound):

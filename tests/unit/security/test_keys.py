@@ -130,22 +130,22 @@ class TestKeys:
     @pytest.mark.parametrize(
         "text", ["", "x", "[]", "{}", '{"keys": 5}', '{"keys": [5]}', '{"keys": []}', "[" * 9_999]
     )
-    def test_a_file_without_keys_is_told_in_a_sentence(self, text: str, tmp_path: Path) -> None:
+    def test_a_file_without_keys_is_reported_in_a_sentence(self, text: str, tmp_path: Path) -> None:
         file = tmp_path / "keys"
         file.write_text(text)
         with pytest.raises(KeysError, match=r"^[^\n]+\.$"):
             tokens(secret=None, file=file)
 
-    def test_a_file_that_is_not_there_is_told_by_its_name(self, tmp_path: Path) -> None:
+    def test_a_file_that_is_not_there_is_reported_by_its_name(self, tmp_path: Path) -> None:
         with pytest.raises(KeysError, match=r"/keys cannot be read: No such file or directory\.$"):
             tokens(file=tmp_path / "keys")
 
-    def test_two_keys_of_one_name_are_told(self, tmp_path: Path) -> None:
+    def test_two_keys_of_one_name_are_reported(self, tmp_path: Path) -> None:
         file = key_file(tmp_path / "keys", Issuer("k"), Issuer("k", "ES256"))
         with pytest.raises(KeysError, match="two keys"):
             tokens(file=file)
 
-    def test_no_keys_at_all_are_told(self) -> None:
+    def test_no_keys_at_all_are_reported(self) -> None:
         with pytest.raises(KeysError, match="COUPON_JWT_KEYS_FILE"):
             tokens(secret=None)
 

@@ -71,7 +71,7 @@ def test_an_open_outcome_has_no_effect_before_it_was_asked_for() -> None:
     assert not linearizable([read(1, 0, 1), op("add", 1, None, 2)])
 
 
-def test_the_order_that_was_found_tells_where_it_ends() -> None:
+def test_the_order_that_was_found_shows_where_it_ends() -> None:
     history = [op("write", 3, 0, 0, 1), read(7, 2, 3), read(3, 4, 5)]
     order = longest_order(history, 0, after)
     assert order == history[:1]

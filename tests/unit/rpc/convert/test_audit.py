@@ -66,7 +66,7 @@ def test_bad_filters_are_all_named() -> None:
     ]
 
 
-def test_an_event_is_told_as_the_ledger_has_it() -> None:
+def test_an_event_is_shown_as_the_ledger_has_it() -> None:
     expected = pb.AuditEvent(
         event_id=str(REDEEMED.event_id),
         type=pb.AUDIT_EVENT_TYPE_REDEEMED,
@@ -91,7 +91,7 @@ def test_an_event_is_told_as_the_ledger_has_it() -> None:
     assert audit.event_message(REDEEMED) == expected
 
 
-def test_states_of_books_are_told_as_such() -> None:
+def test_states_of_books_are_shown_as_such() -> None:
     event = replace(REDEEMED, type=EventType.BOOK_ACTIVATED, state_before=1, state_after=2)
     message = audit.event_message(event)
     assert (message.state_before, message.state_after) == ("DRAFT", "ACTIVE")

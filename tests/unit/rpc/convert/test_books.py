@@ -455,7 +455,7 @@ def test_an_answer_makes_the_same_book_when_it_is_sent_back() -> None:
 @pytest.mark.parametrize(
     "discount", [PercentOff(1, 0), AmountOff(5), Benefit("a gift")], ids=["%", "amount", "benefit"]
 )
-def test_every_kind_of_discount_is_told(discount: Any) -> None:
+def test_every_kind_of_discount_is_shown(discount: Any) -> None:
     message = books.book_message(replace(create(full()), discount=discount), BookState.DRAFT)
     assert create(message).discount == discount
 

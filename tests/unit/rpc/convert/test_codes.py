@@ -164,7 +164,7 @@ def test_a_second_header_is_refused() -> None:
     assert bad_fields(lambda: codes.read_chunk(request, None)) == ["chunk"]
 
 
-def test_the_rows_that_were_not_created_are_told() -> None:
+def test_the_rows_that_were_not_created_are_reported() -> None:
     rejected: list[tuple[int, int, CouponServiceError]] = [(4, 3, DuplicateCode())]
     message = codes.import_message(2, ImportResult(8, 0, 1, 0, rejected, replayed=True))
     assert (message.chunk_number, message.created_count, message.existing_count) == (2, 8, 1)
@@ -214,7 +214,7 @@ def test_disabling_and_enabling_are_two_attempts_under_one_request_id() -> None:
 CODE = Code("SABAB", BOOK_ID, CodeState.ASSIGNED, redemptions=1, assignments=2)
 
 
-def test_a_code_is_told_as_it_is_stored_and_as_it_is_shown() -> None:
+def test_a_code_is_answered_as_it_is_stored_and_as_it_is_shown() -> None:
     code = CODE
     assert codes.code_message(code, BOOK, CodeState.LOCKED) == pb.CouponCode(
         code="SABAB",
@@ -342,7 +342,7 @@ ASSIGNED = Event(
 )
 
 
-def test_an_assignment_is_told_with_its_code_as_it_is_written() -> None:
+def test_an_assignment_is_shown_with_its_code_as_it_is_written() -> None:
     message = assignments.done_assignment(Done(ASSIGNED, BOOK, CODE, LINK, replayed=True))
     assert message.display_code == "S-ABAB"
     assert message.assign_time == to_timestamp(NOW)

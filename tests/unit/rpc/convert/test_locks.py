@@ -46,7 +46,7 @@ def test_a_lock_is_named_by_its_attempt() -> None:
     ],
     ids=lambda changed: next(iter(changed)),
 )
-def test_other_parameters_are_told_from_a_repeat(changed: dict[str, Any]) -> None:
+def test_other_parameters_are_distinguished_from_a_repeat(changed: dict[str, Any]) -> None:
     command, other = read_lock(), read_lock(**changed)
     assert other.event_id == command.event_id
     assert other.fingerprint != command.fingerprint
@@ -116,7 +116,7 @@ def test_a_lock_is_looked_at_by_its_id() -> None:
     assert bad_fields(lambda: locks.read_lock_id(pb.GetLockRequest())) == ["lock_id"]
 
 
-def test_a_lock_is_told_as_it_is() -> None:
+def test_a_lock_is_shown_as_it_is() -> None:
     view = LockView(ID, "ABCD", ID, "u", LockState.RELEASED, 7, NOW, NOW + timedelta(minutes=1))
     assert locks.lock_message(view) == pb.Lock(
         lock_id=str(ID),

@@ -288,7 +288,7 @@ def test_all_redemptions_cannot_be_listed() -> None:
     ]
 
 
-def test_a_redemption_is_told_as_the_ledger_has_it() -> None:
+def test_a_redemption_is_shown_as_the_ledger_has_it() -> None:
     message = redemptions.redeemed_message(Done(REDEEMED, book(), None, replayed=True))
     expected = pb.Redemption(
         redemption_id=str(REDEEMED.event_id),
@@ -328,7 +328,7 @@ def test_what_a_redemption_does_not_have_is_not_set() -> None:
     assert message.benefit == "a gift"
 
 
-def test_a_discount_of_nothing_is_told() -> None:
+def test_a_discount_of_nothing_is_shown() -> None:
     message = redemptions.redemption_message(replace(REDEEMED, discount_minor=0))
     assert message.discount == MoneyMessage(amount_minor=0, currency_code="EUR")
 
@@ -374,7 +374,7 @@ def book() -> Book:
     )
 
 
-def test_a_dry_run_tells_the_discount_and_the_counts_also_with_problems() -> None:
+def test_a_dry_run_has_the_discount_and_the_counts_also_with_problems() -> None:
     validation = Validation(
         problems=[CodeAlreadyRedeemed()],
         book=book(),
@@ -395,7 +395,7 @@ def test_a_dry_run_tells_the_discount_and_the_counts_also_with_problems() -> Non
     )
 
 
-def test_a_dry_run_of_a_code_that_is_not_there_tells_that_alone() -> None:
+def test_a_dry_run_of_a_code_that_is_not_there_has_that_alone() -> None:
     message = redemptions.validation_message(Validation([CodeNotFound()]))
     assert {field.name for field, _ in message.ListFields()} == {"problems"}
 

@@ -1,4 +1,4 @@
-"""A lock that was taken in time is honoured: what ends after it was taken does not count."""
+"""A lock that was acquired in time is honoured: what ends later does not count."""
 
 from __future__ import annotations
 
@@ -139,18 +139,18 @@ def test_without_its_token_and_for_more_time_it_is_judged_now(shop: Shop, ends: 
 
 
 def test_the_rules_are_those_of_now(shop: Shop) -> None:
-    """An end that was set to a time before the lock was taken stops it, and so does a start that
+    """An end that was set to a time before the lock was acquired stops it, and so does a start that
     has not come."""
     api, user = shop.api, unique("user")
     code, held = locked_before(shop, "book", user)
-    taken = held.lock.create_time.ToDatetime(UTC)
+    acquired = held.lock.create_time.ToDatetime(UTC)
     redeem = api.redeem_request(code, user, lock_token=held.lock_token)
-    api.update(held.lock.book_id, end_time=moment(taken - MINUTE / 2))
+    api.update(held.lock.book_id, end_time=moment(acquired - MINUTE / 2))
     assert tried(lambda: api.redemptions.RedeemCode(redeem)) == "BOOK_EXPIRED"
     ends = moment(shop.clock.now() + 2 * MINUTE)
     api.update(held.lock.book_id, end_time=ends, start_time=moment(shop.clock.now() + MINUTE))
     assert tried(lambda: api.redemptions.RedeemCode(redeem)) == "BOOK_NOT_STARTED"
-    api.update(held.lock.book_id, start_time=moment(taken + MINUTE / 2))
+    api.update(held.lock.book_id, start_time=moment(acquired + MINUTE / 2))
     assert tried(lambda: api.redemptions.RedeemCode(redeem)) == "OK"
 
 
