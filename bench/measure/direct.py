@@ -62,8 +62,8 @@ async def _record(database_url: str, start: int) -> list[Statement]:
             pipeline = RecordingPipeline(connection)
             now = datetime.now(UTC)
             state = await load(pipeline, redeems, now, lock=True, formats={})
-            _, effects = decide([CommandGroup(tuple(redeems))], state, now)
-            apply(pipeline, effects, state.books)
+            _, write_set = decide([CommandGroup(tuple(redeems))], state, now)
+            apply(pipeline, write_set, state.books)
             await pipeline.run()
             return pipeline.recorded
 

@@ -57,54 +57,54 @@ def assign_random(command: AssignRandom, book: Book, draft: Draft) -> Outcome:
 
 
 def _give(command: Assign | AssignRandom, code: Code, book: Book, draft: Draft) -> Done:
-    after = draft.count_code(code, book, links=1)
-    link = draft.state.assignments.get((code.code, command.user_id))
-    if link is None:
-        link = Assignment(code.code, command.user_id, book.book_id, AssignmentState.ACTIVE)
+    after = draft.count_code(code, book, assignments=1)
+    assignment = draft.state.assignments.get((code.code, command.user_id))
+    if assignment is None:
+        assignment = Assignment(code.code, command.user_id, book.book_id, AssignmentState.ACTIVE)
     now = draft.now
-    if link.assign_time is not None and now <= link.assign_time:
+    if assignment.assign_time is not None and now <= assignment.assign_time:
         # Its time tells one assignment of the code to the user from the next.
-        now = link.assign_time + timedelta.resolution
+        now = assignment.assign_time + timedelta.resolution
     validity_s = book.assigned_code_validity_s
-    link = replace(
-        link,
+    assignment = replace(
+        assignment,
         state=AssignmentState.ACTIVE,
         assign_time=now,
         expire_time=now + timedelta(seconds=validity_s) if validity_s else None,
         metadata=command.metadata,
     )
-    draft.put_assignment(link)
+    draft.put_assignment(assignment)
     draft.count_user(book, command.user_id, assignments=1)
     about = draft.about(command, EventType.ASSIGNED, before=code, after=after)
     about["event_time"] = now
     event = Event(
         **about,
         user_id=command.user_id,
-        expire_time=link.expire_time,
-        user_code_redemptions=link.redemptions,
+        expire_time=assignment.expire_time,
+        user_code_redemptions=assignment.redemptions,
         metadata=command.metadata,
     )
     draft.record(event)
-    return Done(event, book, after, link)
+    return Done(event, book, after, assignment)
 
 
 def revoke(command: Revoke, code: Code, book: Book, draft: Draft) -> Outcome:
     """Takes the code from a user."""
-    link = draft.state.assignments.get((code.code, command.user_id))
-    if link is None or link.state is AssignmentState.UNASSIGNED:
+    assignment = draft.state.assignments.get((code.code, command.user_id))
+    if assignment is None or assignment.state is AssignmentState.UNASSIGNED:
         return AssignmentNotFound()
-    if link.state is not AssignmentState.ACTIVE:
+    if assignment.state is not AssignmentState.ACTIVE:
         return InvalidStateTransition(
-            f"The assignment is {link.state.name}.", state=link.state.name
+            f"The assignment is {assignment.state.name}.", state=assignment.state.name
         )
-    after = draft.count_code(code, book, links=-1)
-    link = replace(link, state=AssignmentState.REVOKED)
-    draft.put_assignment(link)
+    after = draft.count_code(code, book, assignments=-1)
+    assignment = replace(assignment, state=AssignmentState.REVOKED)
+    draft.put_assignment(assignment)
     draft.count_user(book, command.user_id, assignments=-1)
     event = Event(
         **draft.about(command, EventType.REVOKED, before=code, after=after),
         user_id=command.user_id,
-        user_code_redemptions=link.redemptions,
+        user_code_redemptions=assignment.redemptions,
     )
     draft.record(event)
-    return Done(event, book, after, link)
+    return Done(event, book, after, assignment)

@@ -40,30 +40,30 @@ from coupon_service.rules.repeats import answer_repeat, is_repeat
 
 
 def decide(
-    units: Sequence[CommandGroup], state: State, now: datetime
+    groups: Sequence[CommandGroup], state: State, now: datetime
 ) -> tuple[list[list[Outcome]], WriteSet]:
     """Decides commands in order, each seeing the effects of those before it.
 
-    Returns an outcome for each command, unit by unit, and what has to be written. `state` is used
-    up. In an atomic unit one refusal refuses all: the others get the same error, with metadata
+    Returns an outcome for each command, group by group, and what has to be written. `state` is used
+    up. In an atomic group one refusal refuses all: the others get the same error, with metadata
     `item`, the index of the first command that was refused. Where all of it was carried out before,
     each command answers for itself, since what is refused now was undone by itself.
     """
     draft = Draft(state, now)
     outcomes: list[list[Outcome]] = []
-    for unit in units:
-        attempt = draft.fork() if unit.atomic else draft
-        decided = [_decide_one(command, attempt) for command in unit.commands]
-        if not unit.atomic or all(isinstance(outcome, Done) for outcome in decided):
+    for group in groups:
+        attempt = draft.fork() if group.atomic else draft
+        decided = [_decide_one(command, attempt) for command in group.commands]
+        if not group.atomic or all(isinstance(outcome, Done) for outcome in decided):
             draft = attempt
-        elif not all(is_repeat(command, draft.state) for command in unit.commands):
+        elif not all(is_repeat(command, draft.state) for command in group.commands):
             decided = refuse_all(decided)
         outcomes.append(decided)
-    return outcomes, draft.effects()
+    return outcomes, draft.write_set()
 
 
 def refuse_all(decided: list[Outcome]) -> list[Outcome]:
-    """What an atomic unit answers when not all of it can be done.
+    """What an atomic group answers when not all of it can be done.
 
     The first error, for every command that has none of its own; without an error some commands need
     a lease, and then all of them are to come again.

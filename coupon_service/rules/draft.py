@@ -65,7 +65,7 @@ class Draft:
     events: list[Event] = field(default_factory=list[Event])
     stats: dict[UUID, dict[str, int]] = field(default_factory=dict[UUID, dict[str, int]])
 
-    def effects(self) -> WriteSet:
+    def write_set(self) -> WriteSet:
         """What has to be written."""
         return WriteSet(
             codes=self.codes,
@@ -144,16 +144,18 @@ class Draft:
         counts = self.stats.setdefault(book_id, {})
         counts[counter] = counts.get(counter, 0) + change
 
-    def count_code(self, code: Code, book: Book, *, redemptions: int = 0, links: int = 0) -> Code:
+    def count_code(
+        self, code: Code, book: Book, *, redemptions: int = 0, assignments: int = 0
+    ) -> Code:
         """Adds to the counts of a code; its state follows from them unless it is disabled."""
         redeemed = code.redemptions + redemptions
-        assigned = code.assignments + links
+        assigned = code.assignments + assignments
         state = code.state
         if state is not CodeState.DISABLED:
             state = code_state(redeemed, assigned, book.limits.max_redemptions_per_code)
         after = Code(code.code, code.book_id, state, redeemed, assigned, code.spelling)
-        if links:
-            self.count(book.book_id, "assignments", links)
+        if assignments:
+            self.count(book.book_id, "assignments", assignments)
         self.put_code(after)
         return after
 
@@ -168,7 +170,7 @@ class Draft:
         self.state.codes[after.code] = after
 
     def put_assignment(self, after: Assignment) -> None:
-        """Changes the link between a user and a code, or makes it."""
+        """Changes the assignment between a user and a code, or makes it."""
         key = (after.code, after.user_id)
         before = self.state.assignments.get(key)
         first = self.assignments.get(key)

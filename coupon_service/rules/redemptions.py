@@ -39,9 +39,9 @@ def redeem(command: Redeem, code: Code, book: Book, draft: Draft) -> Outcome:
         return LeaseNeeded(book)
 
     after = draft.count_code(code, book, redemptions=1)
-    link = _link_after(command, book, draft)
-    if link is not None:
-        draft.put_assignment(link)
+    assignment = _assignment_after(command, book, draft)
+    if assignment is not None:
+        draft.put_assignment(assignment)
     draft.count_user(book, command.user_id, redemptions=1)
     draft.count_total(book, 1)
     order = command.order_amount
@@ -61,11 +61,11 @@ def redeem(command: Redeem, code: Code, book: Book, draft: Draft) -> Outcome:
         fence=command.lock.fence if command.lock else None,
         code_redemptions=after.redemptions,
         code_redemption_limit=book.limits.max_redemptions_per_code,
-        user_code_redemptions=link.redemptions if link else None,
+        user_code_redemptions=assignment.redemptions if assignment else None,
         metadata=command.metadata,
     )
     draft.record(event)
-    return Done(event, book, after, link)
+    return Done(event, book, after, assignment)
 
 
 def _used_lock(command: Redeem, draft: Draft) -> UUID | None:
@@ -83,18 +83,21 @@ def _used_lock(command: Redeem, draft: Draft) -> UUID | None:
     return held
 
 
-def _link_after(command: Redeem, book: Book, draft: Draft) -> Assignment | None:
-    """The user's link to the code, counting this redemption.
+def _assignment_after(command: Redeem, book: Book, draft: Draft) -> Assignment | None:
+    """The user's assignment to the code, counting this redemption.
 
     A bearer gets one only where something has to be remembered: a limit, or the lock's fence.
     """
-    link = draft.state.assignments.get((command.code, command.user_id))
-    if link is None:
+    assignment = draft.state.assignments.get((command.code, command.user_id))
+    if assignment is None:
         if not book.limits.max_redemptions_per_user_per_code and command.lock is None:
             return None
-        link = Assignment(command.code, command.user_id, book.book_id, AssignmentState.UNASSIGNED)
+        assignment = Assignment(
+            command.code, command.user_id, book.book_id, AssignmentState.UNASSIGNED
+        )
     return replace(
-        _counted(link, book, 1), fence=command.lock.fence if command.lock else link.fence
+        _counted(assignment, book, 1),
+        fence=command.lock.fence if command.lock else assignment.fence,
     )
 
 
@@ -102,11 +105,11 @@ def rollback(command: Rollback, code: Code, book: Book, draft: Draft) -> Outcome
     """Undoes a redemption: every count goes back."""
     redemption = command.redemption
     after = draft.count_code(code, book, redemptions=-1)
-    link = draft.state.assignments.get((code.code, command.user_id))
-    # A bearer's redemption was not counted, and the user may have got a link since then.
-    if link is not None and redemption.user_code_redemptions is not None:
-        link = _counted(link, book, -1)
-        draft.put_assignment(link)
+    assignment = draft.state.assignments.get((code.code, command.user_id))
+    # A bearer's redemption was not counted, and the user may have got an assignment since then.
+    if assignment is not None and redemption.user_code_redemptions is not None:
+        assignment = _counted(assignment, book, -1)
+        draft.put_assignment(assignment)
     draft.count_user(book, command.user_id, redemptions=-1)
     draft.count_total(book, -1)
     draft.count(book.book_id, "redemptions", -1)
@@ -124,14 +127,14 @@ def rollback(command: Rollback, code: Code, book: Book, draft: Draft) -> Outcome
         redemption_id=redemption.event_id,
         code_redemptions=after.redemptions,
         code_redemption_limit=book.limits.max_redemptions_per_code,
-        user_code_redemptions=link.redemptions if link else None,
+        user_code_redemptions=assignment.redemptions if assignment else None,
         metadata=command.metadata,
     )
     draft.record(event)
-    return Done(event, book, after, link)
+    return Done(event, book, after, assignment)
 
 
-def _counted(link: Assignment, book: Book, change: int) -> Assignment:
-    redemptions = link.redemptions + change
-    state = assignment_state(link.state, redemptions, book.limits)
-    return replace(link, redemptions=redemptions, state=state)
+def _counted(assignment: Assignment, book: Book, change: int) -> Assignment:
+    redemptions = assignment.redemptions + change
+    state = assignment_state(assignment.state, redemptions, book.limits)
+    return replace(assignment, redemptions=redemptions, state=state)

@@ -53,7 +53,7 @@ from coupon_service.model import (
 from coupon_service.rules.derived_states import LOCK_ENDS, lock_view
 from coupon_service.rules.draft import Draft
 
-LINKED = (AssignmentState.ACTIVE, AssignmentState.REDEEMED)
+ASSIGNED = (AssignmentState.ACTIVE, AssignmentState.REDEEMED)
 """States of an assignment in which the code is the user's."""
 
 NO_COUNTS = UserCounts()
@@ -90,20 +90,21 @@ def is_hidden(command: Redeem | Lock, code: Code, book: Book, state: State, now:
     """Whether an end user, who cannot use this code, is told that there is no such code.
 
     Otherwise people could find out by trying which codes exist: of others, used up, or not yet for
-    use. Who has a link to the code, or has used it for the same order, is told when it is used up.
+    use. Who has an assignment of the code, or has used it for the same order, is told when it is
+    used up.
     """
     if not command.call.end_user:
         return False
     if hidden_key(command) in state.hidden:
         return True
-    link = state.assignments.get((code.code, command.user_id))
-    mine = link is not None and (link.state in LINKED or link.redemptions > 0)
+    assignment = state.assignments.get((code.code, command.user_id))
+    mine = assignment is not None and (assignment.state in ASSIGNED or assignment.redemptions > 0)
     if not mine:  # an order that is in the way of an end user is one of its own
         mine = _redemption_for_order(command, state) is not None
-    ends_at = _ends_judged_at(command, link, book, state, now)
+    ends_at = _ends_judged_at(command, assignment, book, state, now)
     why = (
         *_unusable(code, book, now, ends_at),
-        *_link_refusals(link, book, ends_at),
+        *_assignment_refusals(assignment, book, ends_at),
         *(() if mine else _code_used_up(code, book)),
     )
     return bool(why)
@@ -148,18 +149,18 @@ def redemption_refusals(
     command: Redeem | Lock, code: Code, book: Book, state: State, now: datetime
 ) -> Iterator[CouponServiceError]:
     """Why this user cannot redeem, or lock, this code now."""
-    link = state.assignments.get((code.code, command.user_id))
-    ends_at = _ends_judged_at(command, link, book, state, now)
+    assignment = state.assignments.get((code.code, command.user_id))
+    ends_at = _ends_judged_at(command, assignment, book, state, now)
     yield from _unusable(code, book, now, ends_at)
     yield from _used(command, code, book, state)
-    yield from _link_refusals(link, book, ends_at)
-    yield from _user_limits(command.user_id, link, book, state)
+    yield from _assignment_refusals(assignment, book, ends_at)
+    yield from _user_limits(command.user_id, assignment, book, state)
     limit = book.limits.max_redemptions
     if limit and state.totals[book.book_id] >= limit:
         yield BookLimitExceeded(limit=limit)
     if isinstance(command, Redeem):
         yield from _order_refusals(command, book)
-        yield from _lock_refusals(command, link, book, state, now)
+        yield from _lock_refusals(command, assignment, book, state, now)
     if command.lease is not None and not command.lease.gone:
         yield from _no_permit(command.lease, code, book, state)
 
@@ -180,8 +181,8 @@ def assignment_refusals(
     yield from _over(book, now)
     if code.state is CodeState.DISABLED:
         yield CodeDisabled()
-    link = state.assignments.get((code.code, command.user_id))
-    if link is not None and link.state in LINKED:
+    assignment = state.assignments.get((code.code, command.user_id))
+    if assignment is not None and assignment.state in ASSIGNED:
         yield CodeAlreadyAssigned("The code is assigned to this user already.")
     yield from _code_used_up(code, book)
     limit = book.limits.max_redemptions_per_code
@@ -189,8 +190,8 @@ def assignment_refusals(
         yield CodeAlreadyAssigned(
             "The code is assigned to as many users as it has redemptions.", limit=limit
         )
-    if link is not None:
-        yield from _user_code_limit(link, book)
+    if assignment is not None:
+        yield from _user_code_limit(assignment, book)
     yield from _assignment_limit(command.user_id, book, state)
 
 
@@ -203,7 +204,7 @@ def user_assignment_refusals(
 
 
 def _ends_judged_at(
-    command: Redeem | Lock, link: Assignment | None, book: Book, state: State, now: datetime
+    command: Redeem | Lock, assignment: Assignment | None, book: Book, state: State, now: datetime
 ) -> datetime:
     """By which time the ends of the book and of the assignment are judged.
 
@@ -212,9 +213,9 @@ def _ends_judged_at(
     """
     if not isinstance(command, Redeem) or command.lock is None:
         return now
-    if not any((*_book_ended(book, now), *_validity_ended(link, now))):
+    if not any((*_book_ended(book, now), *_validity_ended(assignment, now))):
         return now
-    if any(_lock_refusals(command, link, book, state, now)):
+    if any(_lock_refusals(command, assignment, book, state, now)):
         return now
     held = lock_view(state.lock_events.get(command.lock.lock_id, ()), now)
     return held.create_time if held is not None else now
@@ -268,36 +269,36 @@ def _code_used_up(code: Code, book: Book) -> Iterator[CouponServiceError]:
         yield CodeAlreadyRedeemed() if limit == 1 else CodeLimitExceeded(limit=limit)
 
 
-def _link_refusals(
-    link: Assignment | None, book: Book, time: datetime
+def _assignment_refusals(
+    assignment: Assignment | None, book: Book, time: datetime
 ) -> Iterator[CouponServiceError]:
-    linked = link is not None and link.state in LINKED
-    if not linked and book.assignment_policy is AssignmentPolicy.REQUIRED:
+    assigned = assignment is not None and assignment.state in ASSIGNED
+    if not assigned and book.assignment_policy is AssignmentPolicy.REQUIRED:
         yield CodeNotAssignedToUser()
-    yield from _validity_ended(link, time)
+    yield from _validity_ended(assignment, time)
 
 
-def _validity_ended(link: Assignment | None, time: datetime) -> Iterator[CouponServiceError]:
-    if link is None or link.state not in LINKED or link.expire_time is None:
+def _validity_ended(assignment: Assignment | None, time: datetime) -> Iterator[CouponServiceError]:
+    if assignment is None or assignment.state not in ASSIGNED or assignment.expire_time is None:
         return
-    if time >= link.expire_time:
-        yield CodeExpired(expire_time=link.expire_time.isoformat())
+    if time >= assignment.expire_time:
+        yield CodeExpired(expire_time=assignment.expire_time.isoformat())
 
 
 def _user_limits(
-    user_id: str, link: Assignment | None, book: Book, state: State
+    user_id: str, assignment: Assignment | None, book: Book, state: State
 ) -> Iterator[CouponServiceError]:
-    if link is not None:
-        yield from _user_code_limit(link, book)
+    if assignment is not None:
+        yield from _user_code_limit(assignment, book)
     limit = book.limits.max_redemptions_per_user
     counts = state.users.get((book.book_id, user_id), NO_COUNTS)
     if limit and counts.redemptions >= limit:
         yield _user_limit("max_redemptions_per_user", limit)
 
 
-def _user_code_limit(link: Assignment, book: Book) -> Iterator[CouponServiceError]:
+def _user_code_limit(assignment: Assignment, book: Book) -> Iterator[CouponServiceError]:
     limit = book.limits.max_redemptions_per_user_per_code
-    if limit and link.redemptions >= limit:
+    if limit and assignment.redemptions >= limit:
         yield _user_limit("max_redemptions_per_user_per_code", limit)
 
 
@@ -322,7 +323,7 @@ def _order_refusals(command: Redeem, book: Book) -> Iterator[CouponServiceError]
 
 
 def _lock_refusals(
-    command: Redeem, link: Assignment | None, book: Book, state: State, now: datetime
+    command: Redeem, assignment: Assignment | None, book: Book, state: State, now: datetime
 ) -> Iterator[CouponServiceError]:
     lock = command.lock
     if lock is None:
@@ -333,7 +334,7 @@ def _lock_refusals(
         yield LockTokenMismatch()
         return
     gone = command.lease is not None and command.lease.gone
-    outdated = link is not None and link.fence >= lock.fence
+    outdated = assignment is not None and assignment.fence >= lock.fence
     if (
         gone
         or outdated

@@ -75,9 +75,9 @@ def unlock_by_a_stranger() -> Planted:
 def ledger_outside_the_transaction() -> Generator[None]:
     """The ledger is written by another connection."""
 
-    def apply(pipeline: Any, effects: Any, books: Any) -> None:
-        applying.apply(pipeline, effects, books)
-        _insert_by_itself(pipeline, effects)
+    def apply(pipeline: Any, write_set: Any, books: Any) -> None:
+        applying.apply(pipeline, write_set, books)
+        _insert_by_itself(pipeline, write_set)
 
     with mock.patch.object(execute, "apply", apply):
         yield
@@ -88,14 +88,14 @@ def request_id_recorded_after_commit() -> Planted:
     late: list[tuple[Any, Any]] = []
     real = execute.Executor.execute
 
-    def apply(pipeline: Any, effects: Any, books: Any) -> None:
-        applying.apply(pipeline, effects, books)
-        if effects.events:
+    def apply(pipeline: Any, write_set: Any, books: Any) -> None:
+        applying.apply(pipeline, write_set, books)
+        if write_set.events:
             _leave_out_events(pipeline)
-            late.append((pipeline._connection, effects.events))
+            late.append((pipeline._connection, write_set.events))
 
-    async def committed(self: Any, units: Any) -> Any:
-        outcomes = await real(self, units)
+    async def committed(self: Any, groups: Any) -> Any:
+        outcomes = await real(self, groups)
         await asyncio.sleep(BETWEEN_S)
         while late:
             _insert(*late.pop())
@@ -368,10 +368,10 @@ def _nothing(*_: object) -> Iterable[Any]:
     return iter(())
 
 
-def _insert_by_itself(pipeline: Any, effects: Any) -> None:
-    if effects.events:
+def _insert_by_itself(pipeline: Any, write_set: Any) -> None:
+    if write_set.events:
         _leave_out_events(pipeline)
-        _insert(pipeline._connection, effects.events)
+        _insert(pipeline._connection, write_set.events)
 
 
 def _leave_out_events(pipeline: Any) -> None:

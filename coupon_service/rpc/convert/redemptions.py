@@ -271,11 +271,11 @@ def validation_message(validation: Validation) -> pb.ValidateCodeResponse:
     response.benefit = validation.benefit
     if discount is not None:
         put_money(response.discount, discount.amount_minor, discount.currency_code)
-    link = validation.assignment
+    assignment = validation.assignment
     _put_counts(
         response.counts,
         code.redemptions,
         book.limits.max_redemptions_per_code,
-        link.redemptions if link else 0,
+        assignment.redemptions if assignment else 0,
     )
     return response

@@ -80,12 +80,12 @@ class AssignmentServicer(AssignmentServiceServicer):
         locked_out = await self._locks.locked_out([(code, book) for _, code, book in coupons], now)
 
         def message(coupon: tuple[Assignment, Code, Book]) -> pb.UserCoupon:
-            link, code, book = coupon
+            assignment, code, book = coupon
             locked = code.code in locked_out
             state = effective_code_state(
-                code, book, now, locked_out=locked, expire_time=link.expire_time
+                code, book, now, locked_out=locked, expire_time=assignment.expire_time
             )
-            return convert.coupon_message(link, code, book, state)
+            return convert.coupon_message(assignment, code, book, state)
 
         messages, end = page_within_bounds(
             coupons, message, end, lambda it: assignment_position(it[0])

@@ -1,4 +1,4 @@
-"""Apply: one statement a table writes the effects of a whole batch."""
+"""Apply: one statement a table writes the write set of a whole batch."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ from coupon_service.store.pipeline import Pipeline
 from coupon_service.store.rows import ASSIGNMENTS, bucket_of_event_row
 
 
-def apply(pipeline: Pipeline, effects: WriteSet, books: Mapping[UUID, Book]) -> None:
-    """Adds what writes the effects, in the order in which all batches lock: codes, assignments,
+def apply(pipeline: Pipeline, write_set: WriteSet, books: Mapping[UUID, Book]) -> None:
+    """Adds what writes the write set, in the order in which all batches lock: codes, assignments,
     users, totals, counters.
     """
-    if not effects.events:
+    if not write_set.events:
         return
-    if effects.codes:
-        _update_codes(pipeline, effects, books)
-    if effects.assignments:
-        _write_assignments(pipeline, effects, books)
-    if effects.users:
-        _update_users(pipeline, effects, books)
-    if effects.totals:
-        _update_totals(pipeline, effects, books)
-    if effects.stats:
-        _add_stats(pipeline, effects)
-    pipeline.add(INSERT_EVENTS, EVENT_ROWS.array_parameters(effects.events))
+    if write_set.codes:
+        _update_codes(pipeline, write_set, books)
+    if write_set.assignments:
+        _write_assignments(pipeline, write_set, books)
+    if write_set.users:
+        _update_users(pipeline, write_set, books)
+    if write_set.totals:
+        _update_totals(pipeline, write_set, books)
+    if write_set.stats:
+        _add_stats(pipeline, write_set)
+    pipeline.add(INSERT_EVENTS, EVENT_ROWS.array_parameters(write_set.events))
 
 
 # In all of these, counts are added to and never set, and a limit is written with what was counted
@@ -69,9 +69,9 @@ WHERE c.bucket = d.bucket AND c.code = d.code
 """
 
 
-def _update_codes(pipeline: Pipeline, effects: WriteSet, books: Mapping[UUID, Book]) -> None:
+def _update_codes(pipeline: Pipeline, write_set: WriteSet, books: Mapping[UUID, Book]) -> None:
     changes = [
-        (before, after, books[after.book_id].limits) for before, after in effects.codes.values()
+        (before, after, books[after.book_id].limits) for before, after in write_set.codes.values()
     ]
     pipeline.add(UPDATE_CODES, CODE_CHANGES.array_parameters(changes))
 
@@ -109,9 +109,9 @@ WHERE a.bucket = d.bucket AND a.code = d.code AND a.user_id = d.user_id
 """
 
 
-def _write_assignments(pipeline: Pipeline, effects: WriteSet, books: Mapping[UUID, Book]) -> None:
+def _write_assignments(pipeline: Pipeline, write_set: WriteSet, books: Mapping[UUID, Book]) -> None:
     # Two statements: the counts of an update are differences, which the CHECKs of an insert refuse.
-    changes = effects.assignments.values()
+    changes = write_set.assignments.values()
     new = [after for before, after in changes if before is None]
     changed = [(before, after) for before, after in changes if before is not None]
     if new:
@@ -153,10 +153,10 @@ WHERE u.bucket = d.bucket AND u.book_id = d.book_id AND u.user_id = d.user_id
 """
 
 
-def _update_users(pipeline: Pipeline, effects: WriteSet, books: Mapping[UUID, Book]) -> None:
+def _update_users(pipeline: Pipeline, write_set: WriteSet, books: Mapping[UUID, Book]) -> None:
     changes = [
         (book_id, user_id, before, after, books[book_id].limits)
-        for (book_id, user_id), (before, after) in effects.users.items()
+        for (book_id, user_id), (before, after) in write_set.users.items()
     ]
     pipeline.add(UPDATE_USERS, USER_CHANGES.array_parameters(changes))
 
@@ -179,17 +179,17 @@ WHERE t.book_id = d.book_id
 """
 
 
-def _update_totals(pipeline: Pipeline, effects: WriteSet, books: Mapping[UUID, Book]) -> None:
+def _update_totals(pipeline: Pipeline, write_set: WriteSet, books: Mapping[UUID, Book]) -> None:
     changes = [
         (book_id, after - before, books[book_id].limits)
-        for book_id, (before, after) in effects.totals.items()
+        for book_id, (before, after) in write_set.totals.items()
     ]
     pipeline.add(UPDATE_TOTALS, TOTAL_CHANGES.array_parameters(changes))
 
 
-def _add_stats(pipeline: Pipeline, effects: WriteSet) -> None:
+def _add_stats(pipeline: Pipeline, write_set: WriteSet) -> None:
     buckets: dict[UUID, int] = {}
-    for event in effects.events:
+    for event in write_set.events:
         buckets.setdefault(event.book_id, bucket_of_event_row(event))
-    rows = [(book_id, buckets[book_id], stats) for book_id, stats in effects.stats.items()]
+    rows = [(book_id, buckets[book_id], stats) for book_id, stats in write_set.stats.items()]
     pipeline.add(ADD_TO_COUNTERS, counter_parameters(rows))

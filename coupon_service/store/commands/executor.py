@@ -54,18 +54,18 @@ class Executor:
         self._metrics = metrics
         self._formats: dict[UUID, Book] = {}
 
-    async def execute(self, units: Sequence[CommandGroup]) -> list[list[Outcome]]:
-        """Decides and commits the commands of all units together; an outcome for each command.
+    async def execute(self, groups: Sequence[CommandGroup]) -> list[list[Outcome]]:
+        """Decides and commits the commands of all groups together; an outcome for each command.
 
         Raises what `Database.transaction` raises; then nothing was done, or (DatabaseUnavailable)
         repeating the same commands finds out.
         """
-        commands = [command for unit in units for command in unit.commands]
+        commands = [command for group in groups for command in group.commands]
 
         async def work(pipeline: Pipeline) -> list[list[Outcome]]:
             state = await load(pipeline, commands, self._now(), lock=True, formats=self._formats)
-            outcomes, effects = decide(units, state, self._now())
-            apply(pipeline, effects, state.books)
+            outcomes, write_set = decide(groups, state, self._now())
+            apply(pipeline, write_set, state.books)
             if not any(isinstance(it, Done) for decided in outcomes for it in decided):
                 # A COMMIT waits for the disk even if all that it writes are row locks: that would
                 # tell a code that is hidden from one that does not exist. A repeat needs it, so
@@ -74,31 +74,31 @@ class Executor:
             return outcomes
 
         outcomes = await self._database.batch("commands", work)
-        self._metrics.commands_decided(_counted(units, outcomes))
+        self._metrics.commands_decided(_counted(groups, outcomes))
         return outcomes
 
-    async def preview(self, units: Sequence[CommandGroup]) -> list[State]:
+    async def preview(self, groups: Sequence[CommandGroup]) -> list[State]:
         """What the commands would be decided on, without locking or changing anything.
 
-        It is one state for all units: whoever decides on it decides on a copy.
+        It is one state for all groups: whoever decides on it decides on a copy.
         """
-        commands = [command for unit in units for command in unit.commands]
+        commands = [command for group in groups for command in group.commands]
 
         async def work(connection: Connection) -> State:
             return await load(
                 Pipeline(connection), commands, self._now(), lock=False, formats=self._formats
             )
 
-        return [await self._database.read_at_once("preview", work)] * len(units)
+        return [await self._database.read_at_once("preview", work)] * len(groups)
 
 
 def _counted(
-    units: Sequence[CommandGroup], outcomes: Sequence[Sequence[Outcome]]
+    groups: Sequence[CommandGroup], outcomes: Sequence[Sequence[Outcome]]
 ) -> Counter[tuple[str, str, str]]:
     """How often there was which event, outcome and reason. Who has to come again will be then."""
     counts: Counter[tuple[str, str, str]] = Counter()
-    for unit, decided in zip(units, outcomes, strict=True):
-        for command, outcome in zip(unit.commands, decided, strict=True):
+    for group, decided in zip(groups, outcomes, strict=True):
+        for command, outcome in zip(group.commands, decided, strict=True):
             event = (
                 EVENTS.get(type(command)) or cast("ChangeLock | SetCodeEnabled", command).type.name
             )

@@ -62,11 +62,11 @@ def test_one_that_nobody_foresaw_does_not_fail_the_others(api: Api) -> None:
     submit_joined = CommandLanes.submit_joined
     poisoned: list[int] = []
 
-    async def submit(self: CommandLanes, unit: CommandGroup) -> list[Outcome]:
-        if any(command.call.request_id == poison for command in unit.commands):
-            poisoned.append(unit.size)
+    async def submit(self: CommandLanes, group: CommandGroup) -> list[Outcome]:
+        if any(command.call.request_id == poison for command in group.commands):
+            poisoned.append(group.size)
             raise ValueError(poison)
-        return await submit_joined(self, unit)
+        return await submit_joined(self, group)
 
     with mock.patch.object(CommandLanes, "submit_joined", submit):
         first, *others = acquired_together(

@@ -64,10 +64,12 @@ def second_step_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     """Commands that come again, now with a permit, meet a conflict."""
     submit = CommandLanes.submit
 
-    def failing(lanes: CommandLanes, unit: Any) -> Awaitable[list[Outcome]]:
-        if isinstance(unit, CommandGroup) and any(getattr(it, "lease", 0) for it in unit.commands):
+    def failing(lanes: CommandLanes, group: Any) -> Awaitable[list[Outcome]]:
+        if isinstance(group, CommandGroup) and any(
+            getattr(it, "lease", 0) for it in group.commands
+        ):
             raise Contention
-        return submit(lanes, unit)
+        return submit(lanes, group)
 
     monkeypatch.setattr(CommandLanes, "submit", failing)
 

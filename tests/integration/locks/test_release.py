@@ -62,10 +62,10 @@ def test_when_they_cannot_be_recorded_all_stay_held(api: Api) -> None:
     locks = [api.lock(locking_code(api), ann) for _ in range(4)]
     submit_joined = CommandLanes.submit_joined
 
-    async def submit(self: CommandLanes, unit: CommandGroup) -> list[Outcome]:
-        if any(isinstance(command, ChangeLock) for command in unit.commands):
+    async def submit(self: CommandLanes, group: CommandGroup) -> list[Outcome]:
+        if any(isinstance(command, ChangeLock) for command in group.commands):
             raise Contention
-        return await submit_joined(self, unit)
+        return await submit_joined(self, group)
 
     with mock.patch.object(CommandLanes, "submit_joined", submit):
         found = released_together(

@@ -133,9 +133,9 @@ async def test_a_users_codes_are_listed_newest_first_with_code_and_book(shop: Sh
             ),
             2,
         )
-        for link, code, owner in found:
-            assert link.user_id == user_id
-            assert code.code == link.code
+        for assignment, code, owner in found:
+            assert assignment.user_id == user_id
+            assert code.code == assignment.code
             assert owner == (shop.other if code.code == "B1" else shop.book)
         return [code.code for _, code, _ in found]
 

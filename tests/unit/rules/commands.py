@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID, uuid4
 
-from unit.rules.world import BOOK_ID, MINUTE, NOW, PLACE
+from unit.rules.world import BOOK_ID, MINUTE, NOW, PERMIT
 
 from coupon_service.model import (
     Assign,
@@ -119,7 +119,9 @@ def lock(code: str = "A", user: str = "ann", by: Call | None = None, **more: Any
         event_id=attempt,
         fingerprint=fingerprint(user, more.get("metadata")),
         user_id=user,
-        **dict[str, Any]({"lock_id": attempt, "lease": PLACE, "expire_time": NOW + MINUTE, **more}),
+        **dict[str, Any](
+            {"lock_id": attempt, "lease": PERMIT, "expire_time": NOW + MINUTE, **more}
+        ),
     )
 
 

@@ -18,12 +18,12 @@ from unit.rules.commands import (
     rollback,
     unlock,
 )
-from unit.rules.world import BOOK_ID, MINUTE, NOW, PLACE, World, book
+from unit.rules.world import BOOK_ID, MINUTE, NOW, PERMIT, World, book
 
 from coupon_service.model import Call, Command, LockPolicy
 
 KINDS: Final[dict[str, Callable[[World, Call], Command]]] = {
-    "redeem": lambda _, by: redeem("A", by=by, order="o1", amount=eur(900), lease=PLACE),
+    "redeem": lambda _, by: redeem("A", by=by, order="o1", amount=eur(900), lease=PERMIT),
     "lock": lambda _, by: lock("A", by=by),
     "assign": lambda _, by: assign("A", by=by),
     "disable": lambda _, by: disable("A", by=by),
@@ -39,7 +39,7 @@ KINDS: Final[dict[str, Callable[[World, Call], Command]]] = {
 def world_for_all_kinds() -> World:
     """A is free, B redeemed, C locked, D assigned, E disabled, F picked for whoever asks."""
     world = World(book(lock_policy=LockPolicy.OPTIONAL), codes="ABCDEF")
-    world.does(redeem("B", order="o9", lease=PLACE))
+    world.does(redeem("B", order="o9", lease=PERMIT))
     world.does(lock("C"))
     world.does(assign("D"))
     world.does(disable("E"))

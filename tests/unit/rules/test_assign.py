@@ -168,8 +168,8 @@ class TestEffects:
         command = assign(by=call("r1"), metadata='{"mail": true}')
         done = world.does(command)
         assert done.code == world.code() == Code("A", BOOK_ID, CodeState.ASSIGNED, 0, 1)
-        assert done.assignment == world.link()
-        assert world.link() == Assignment(
+        assert done.assignment == world.assignment()
+        assert world.assignment() == Assignment(
             code="A",
             user_id="ann",
             book_id=BOOK_ID,
@@ -194,7 +194,7 @@ class TestEffects:
     def test_without_a_validity_it_lasts_as_long_as_the_book(self) -> None:
         world = World()
         assert world.does(assign()).event.expire_time is None
-        assert world.link().expire_time is None
+        assert world.assignment().expire_time is None
 
     def test_a_second_user_changes_the_state_of_the_code_no_more(self) -> None:
         world = World(book(max_redemptions_per_code=2))
@@ -221,7 +221,7 @@ class TestEffects:
         )
         event = world.does(assign()).event
         assert event.user_code_redemptions == 2
-        assert world.link() == active(redemptions=2, fence=7, expire_time=NOW + MINUTE)
+        assert world.assignment() == active(redemptions=2, fence=7, expire_time=NOW + MINUTE)
 
     def test_assigned_anew_it_has_a_later_time_whatever_the_clock_says(
         self,
@@ -241,7 +241,7 @@ class TestEffects:
         world = World(book(max_redemptions_per_code=5, max_redemptions_per_user_per_code=5))
         world.does(redeem())
         world.does(assign())
-        assert world.link() == active(redemptions=1)
+        assert world.assignment() == active(redemptions=1)
 
 
 class TestRevoke:
@@ -251,7 +251,7 @@ class TestRevoke:
         command = revoke(by=call("r2"))
         done = world.does(command)
         assert done.code == world.code() == Code("A", BOOK_ID, CodeState.AVAILABLE, 0, 0)
-        assert done.assignment == world.link() == active(state=AssignmentState.REVOKED)
+        assert done.assignment == world.assignment() == active(state=AssignmentState.REVOKED)
         assert world.state.users == {(BOOK_ID, "ann"): UserCounts()}
         assert world.stats == {BOOK_ID: BookStats()}
         assert world.ledger[-1] == done.event

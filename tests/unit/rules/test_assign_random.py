@@ -40,8 +40,8 @@ def test_the_user_gets_one_of_the_candidates() -> None:
     command = assign_random(by=call("r1"), metadata='{"n": 1}')
     done = world.does(command)
     assert done.code == world.code("B") == Code("B", BOOK_ID, CodeState.ASSIGNED, 0, 1)
-    link = active(code="B", expire_time=NOW + MINUTE, metadata='{"n": 1}')
-    assert done.assignment == world.link(code="B") == link
+    assignment = active(code="B", expire_time=NOW + MINUTE, metadata='{"n": 1}')
+    assert done.assignment == world.assignment(code="B") == assignment
     assert world.state.users == {(BOOK_ID, "ann"): UserCounts(assignments=1)}
     assert world.stats == {BOOK_ID: BookStats(available=-1, assigned=1, assignments=1)}
     assert world.ledger == [done.event]
@@ -163,5 +163,5 @@ def test_a_revoked_code_can_be_assigned_to_the_same_user_again() -> None:
     before, revoked = NOW - MINUTE, AssignmentState.REVOKED
     world.put(active(state=revoked, redemptions=1, fence=3, assign_time=before))
     done = world.does(assign_random())
-    assert done.assignment == world.link() == active(redemptions=1, fence=3)
+    assert done.assignment == world.assignment() == active(redemptions=1, fence=3)
     assert done.event.user_code_redemptions == 1

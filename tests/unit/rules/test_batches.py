@@ -1,4 +1,4 @@
-"""Commands that are decided together: each sees those before it, and units that are atomic."""
+"""Commands that are decided together: each sees those before it, and groups that are atomic."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from unit.rules.commands import (
     revoke,
     rollback,
 )
-from unit.rules.world import BOOK_ID, NOTHING, NOW, PLACE, World, active, book
+from unit.rules.world import BOOK_ID, NOTHING, NOW, PERMIT, World, active, book
 
 from coupon_service.errors import (
     BookLimitExceeded,
@@ -114,31 +114,33 @@ class TestOrder:
         )
         world.does(assign())
         world.does(redeem())
-        _, effects = world.decide(CommandGroup((redeem(),)), CommandGroup((redeem(),)))
-        assert effects.codes == {
+        _, write_set = world.decide(CommandGroup((redeem(),)), CommandGroup((redeem(),)))
+        assert write_set.codes == {
             "A": (
                 Code("A", BOOK_ID, CodeState.ASSIGNED, 1, 1),
                 Code("A", BOOK_ID, CodeState.ASSIGNED, 3, 1),
             )
         }
-        assert effects.assignments == {("A", "ann"): (active(redemptions=1), active(redemptions=3))}
-        assert effects.users == {(BOOK_ID, "ann"): (UserCounts(1, 1), UserCounts(3, 1))}
-        assert effects.totals == {BOOK_ID: (1, 3)}
-        assert effects.stats == {BOOK_ID: BookStats(redemptions=2, discount_minor=1_000)}
-        assert len(effects.events) == 2
+        assert write_set.assignments == {
+            ("A", "ann"): (active(redemptions=1), active(redemptions=3))
+        }
+        assert write_set.users == {(BOOK_ID, "ann"): (UserCounts(1, 1), UserCounts(3, 1))}
+        assert write_set.totals == {BOOK_ID: (1, 3)}
+        assert write_set.stats == {BOOK_ID: BookStats(redemptions=2, discount_minor=1_000)}
+        assert len(write_set.events) == 2
 
     def test_a_new_assignment_was_none_before(self) -> None:
         world = World(book(max_redemptions_per_code=9))
-        _, effects = world.decide(CommandGroup((assign(),)), CommandGroup((redeem(),)))
-        assert effects.assignments == {("A", "ann"): (None, active(redemptions=1))}
+        _, write_set = world.decide(CommandGroup((assign(),)), CommandGroup((redeem(),)))
+        assert write_set.assignments == {("A", "ann"): (None, active(redemptions=1))}
 
     def test_the_ledger_is_in_the_order_of_the_commands(self) -> None:
         world = World(book(), book(UUID(int=2)))
         world.put(Code("X", UUID(int=2), CodeState.AVAILABLE, 0, 0))
         commands = [redeem("X"), redeem("B"), redeem("A")]
-        _, effects = world.decide(*(CommandGroup((it,)) for it in commands))
-        assert [it.event_id for it in effects.events] == [it.event_id for it in commands]
-        assert set(effects.stats) == {BOOK_ID, UUID(int=2)}
+        _, write_set = world.decide(*(CommandGroup((it,)) for it in commands))
+        assert [it.event_id for it in write_set.events] == [it.event_id for it in commands]
+        assert set(write_set.stats) == {BOOK_ID, UUID(int=2)}
 
 
 class TestAllOrNothing:
@@ -151,9 +153,9 @@ class TestAllOrNothing:
     def test_one_refusal_refuses_all(self) -> None:
         world = World(book(max_redemptions=9, max_redemptions_per_user=9))
         world.does(disable("B"))
-        unit = CommandGroup((redeem("A", order="o1"), redeem("B"), redeem("C")), atomic=True)
-        (outcomes,), effects = world.decide(unit)
-        assert effects == NOTHING
+        group = CommandGroup((redeem("A", order="o1"), redeem("B"), redeem("C")), atomic=True)
+        (outcomes,), write_set = world.decide(group)
+        assert write_set == NOTHING
         assert [type(it) for it in outcomes] == [CodeDisabled] * 3
 
     def test_the_others_have_the_first_error_with_its_index(self) -> None:
@@ -189,7 +191,7 @@ class TestAllOrNothing:
         world.state.candidates = {BOOK_ID: ["D"]}
         refused = CommandGroup(
             (
-                redeem("A", order="o1", amount=eur(900), lease=PLACE),
+                redeem("A", order="o1", amount=eur(900), lease=PERMIT),
                 assign("B"),
                 lock("C"),
                 assign_random("bob"),
@@ -199,13 +201,13 @@ class TestAllOrNothing:
         )
         by = call("r1")
         after = CommandGroup(
-            (redeem("A", order="o1", lease=PLACE), lock("C"), assign_random("cid", by))
+            (redeem("A", order="o1", lease=PERMIT), lock("C"), assign_random("cid", by))
         )
-        alone, alone_effects = world.decide(after)
-        (outcomes, together), effects = world.decide(refused, after)
+        alone, alone_write_set = world.decide(after)
+        (outcomes, together), write_set = world.decide(refused, after)
         assert all(isinstance(it, CodeNotFound) for it in outcomes)
         assert [together] == alone
-        assert effects == alone_effects
+        assert write_set == alone_write_set
 
     def test_what_a_group_did_is_there_for_the_next(self) -> None:
         world = World()
@@ -230,9 +232,9 @@ class TestAllOrNothing:
     def test_when_one_item_needs_a_permit_all_are_to_come_again(self) -> None:
         world = World(book(), book(UUID(int=2), lock_policy=LockPolicy.OPTIONAL))
         world.put(Code("X", UUID(int=2), CodeState.AVAILABLE, 0, 0))
-        unit = CommandGroup((redeem("A"), redeem("X")), atomic=True)
-        (outcomes,), effects = world.decide(unit)
-        assert effects == NOTHING
+        group = CommandGroup((redeem("A"), redeem("X")), atomic=True)
+        (outcomes,), write_set = world.decide(group)
+        assert write_set == NOTHING
         assert [it.book.book_id for it in outcomes if isinstance(it, LeaseNeeded)] == [
             BOOK_ID,
             UUID(int=2),
@@ -240,7 +242,7 @@ class TestAllOrNothing:
 
     def test_an_error_comes_before_the_need_of_a_permit(self) -> None:
         world = World(book(lock_policy=LockPolicy.OPTIONAL))
-        outcomes = world.all_or_nothing(redeem("A"), redeem("unknown"), redeem("B", lease=PLACE))
+        outcomes = world.all_or_nothing(redeem("A"), redeem("unknown"), redeem("B", lease=PERMIT))
         assert [type(it) for it in outcomes] == [CodeNotFound] * 3
 
     def test_two_uses_of_a_code_have_a_permit_each(self) -> None:

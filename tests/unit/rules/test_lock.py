@@ -19,7 +19,7 @@ from unit.rules.commands import (
     token,
     unlock,
 )
-from unit.rules.world import BOOK_ID, MINUTE, MOMENT, NOW, PLACE, World, active, lockable
+from unit.rules.world import BOOK_ID, MINUTE, MOMENT, NOW, PERMIT, World, active, lockable
 
 from coupon_service.errors import (
     BookExpired,
@@ -107,7 +107,7 @@ class TestLock:
     def test_without_a_permit_it_is_to_come_again(self) -> None:
         assert lockable().asks_for_a_lease(lock(lease=None))
 
-    @pytest.mark.parametrize("lease", [None, PLACE])
+    @pytest.mark.parametrize("lease", [None, PERMIT])
     @pytest.mark.parametrize(
         ("rules", "reason"),
         [
@@ -138,7 +138,7 @@ class TestLock:
 
     def test_a_redeemed_code_cannot_be_locked(self) -> None:
         world = lockable()
-        world.does(redeem(lease=PLACE))
+        world.does(redeem(lease=PERMIT))
         assert type(world.refuses(lock(user="bob"))) is CodeAlreadyRedeemed
 
     def test_the_order_is_not_looked_at(self) -> None:

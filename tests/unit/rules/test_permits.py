@@ -6,7 +6,7 @@ from uuid import UUID
 
 import pytest
 from unit.rules.commands import call, lock, redeem, rollback, token
-from unit.rules.world import BOOK_ID, PLACE, lockable
+from unit.rules.world import BOOK_ID, PERMIT, lockable
 
 from coupon_service.errors import (
     CodeAlreadyRedeemed,
@@ -97,8 +97,8 @@ class TestPlaces:
 
     def test_a_use_that_was_given_back_in_the_same_batch_is_free(self) -> None:
         world = lockable()
-        redeemed = world.does(redeem(lease=PLACE)).event
-        _, again = world.batch(rollback(redeemed), redeem(user="bob", lease=PLACE))
+        redeemed = world.does(redeem(lease=PERMIT)).event
+        _, again = world.batch(rollback(redeemed), redeem(user="bob", lease=PERMIT))
         assert isinstance(again, Done)
 
     def test_a_lock_counts_the_redemptions_of_its_batch_once(self) -> None:

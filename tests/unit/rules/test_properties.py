@@ -1,4 +1,4 @@
-"""What holds after any program of commands, however they are grouped into units and batches."""
+"""What holds after any program of commands, however they are grouped and batched."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from unit.rules.commands import (
     token,
     unlock,
 )
-from unit.rules.world import BOOK_ID, MINUTE, PLACE, World, book
+from unit.rules.world import BOOK_ID, MINUTE, PERMIT, World, book
 
 from coupon_service.errors import CouponServiceError
 from coupon_service.model import (
@@ -79,7 +79,7 @@ users = st.sampled_from(["ann", "bob", "ann", "cid"])
 calls = st.builds(call, st.sampled_from("12345678"), st.sampled_from(["shop", "desk"]))
 orders = st.sampled_from(["", "", "o1", "o2"])
 amounts = st.sampled_from([None, eur(300), eur(5_000)])
-places = st.sampled_from([PLACE, PLACE, PLACE, None])
+places = st.sampled_from([PERMIT, PERMIT, PERMIT, None])
 
 
 def commands(world: World) -> st.SearchStrategy[Command]:
@@ -102,7 +102,7 @@ def commands(world: World) -> st.SearchStrategy[Command]:
     locked = [event for event in world.ledger if _takes_a_lock(event)]
     if locked:
         locks = st.sampled_from(locked)
-        leases = st.sampled_from([Lease(), PLACE, Lease(gone=True)])
+        leases = st.sampled_from([Lease(), PERMIT, Lease(gone=True)])
         kinds += [
             *[st.builds(_redeem_with, locks, calls, orders, leases)] * 2,
             st.builds(_lock_again, locks, calls),
@@ -113,12 +113,12 @@ def commands(world: World) -> st.SearchStrategy[Command]:
     return st.sampled_from(kinds).flatmap(lambda kind: kind)
 
 
-def units(world: World) -> st.SearchStrategy[list[CommandGroup]]:
+def groups(world: World) -> st.SearchStrategy[list[CommandGroup]]:
     """A batch: single commands, and some that are done all or not at all."""
     command = commands(world)
     one = st.builds(CommandGroup, st.tuples(command))
     all_or_nothing = st.builds(CommandGroup, st.tuples(command, command), atomic=st.just(True))
-    either = st.sampled_from([one, one, one, all_or_nothing]).flatmap(lambda unit: unit)
+    either = st.sampled_from([one, one, one, all_or_nothing]).flatmap(lambda group: group)
     return st.lists(either, min_size=4, max_size=12)
 
 
@@ -139,14 +139,14 @@ def test_batches_of_any_commands(first: Book, second: Book, data: st.DataObject)
     world = World(first, replace(second, book_id=OTHER_ID), codes="AB")
     world.put(Code("X", OTHER_ID, CodeState.AVAILABLE, 0, 0))
     for _ in range(5):
-        batch = data.draw(units(world))
+        batch = data.draw(groups(world))
         world.state.candidates = data.draw(_picks(world))
         alone = world.copy()
-        one_by_one = [_run_alone(alone, unit) for unit in batch]
-        outcomes, effects = world.decide(*batch)
-        assert_within_limits(world, effects)
-        assert_one_event_each(world, batch, outcomes, effects)
-        world.write(effects)
+        one_by_one = [_run_alone(alone, group) for group in batch]
+        outcomes, write_set = world.decide(*batch)
+        assert_within_limits(world, write_set)
+        assert_one_event_each(world, batch, outcomes, write_set)
+        world.write(write_set)
 
         assert [list(map(_comparable, it)) for it in outcomes] == one_by_one
         alone.state.candidates = world.state.candidates
@@ -190,23 +190,25 @@ def _pastimes(world: World) -> st.SearchStrategy[Callable[[], None]]:
 
 
 def assert_one_event_each(
-    world: World, batch: list[CommandGroup], outcomes: list[list[Outcome]], effects: WriteSet
+    world: World, batch: list[CommandGroup], outcomes: list[list[Outcome]], write_set: WriteSet
 ) -> None:
     """Whatever was done has a row in the ledger, and a repeat has the row of what it repeats.
 
     So has each attempt that was answered with a lock, whoever took it.
     """
     done = [it for answers in outcomes for it in answers if isinstance(it, Done)]
-    changes = [it for it in effects.events if it.type is not EventType.LOCKED or _takes_a_lock(it)]
+    changes = [
+        it for it in write_set.events if it.type is not EventType.LOCKED or _takes_a_lock(it)
+    ]
     assert [it.event for it in done if not it.replayed] == changes
-    rows = world.state.events | {event.event_id: event for event in effects.events}
+    rows = world.state.events | {event.event_id: event for event in write_set.events}
     assert all(rows[it.event.event_id] == it.event for it in done)
-    for unit, answers in zip(batch, outcomes, strict=True):
-        if unit.atomic and len({isinstance(it, Done) for it in answers}) > 1:
+    for group, answers in zip(batch, outcomes, strict=True):
+        if group.atomic and len({isinstance(it, Done) for it in answers}) > 1:
             # It was carried out before, and something of it was undone since.
-            assert all(it.event_id in rows for it in unit.commands)
+            assert all(it.event_id in rows for it in group.commands)
             assert all(it.replayed for it in answers if isinstance(it, Done))
-        for command, answer in zip(unit.commands, answers, strict=True):
+        for command, answer in zip(group.commands, answers, strict=True):
             if isinstance(command, Lock) and isinstance(answer, Done):
                 assert rows[command.event_id].lock_id == answer.event.lock_id
 
@@ -215,22 +217,22 @@ def _takes_a_lock(event: Event) -> bool:
     return event.type is EventType.LOCKED and event.event_id == event.lock_id
 
 
-def assert_within_limits(world: World, effects: WriteSet) -> None:
+def assert_within_limits(world: World, write_set: WriteSet) -> None:
     books_now = world.state.books
-    for before, after in effects.codes.values():
+    for before, after in write_set.codes.values():
         allowed = books_now[after.book_id].limits.max_redemptions_per_code
         _within(before.redemptions, after.redemptions, allowed)
         _within(before.assignments, after.assignments, allowed)
-    for link, new_link in effects.assignments.values():
-        limits = books_now[new_link.book_id].limits
-        before_count = link.redemptions if link else 0
+    for assignment, new_assignment in write_set.assignments.values():
+        limits = books_now[new_assignment.book_id].limits
+        before_count = assignment.redemptions if assignment else 0
         allowed = limits.max_redemptions_per_user_per_code
-        _within(before_count, new_link.redemptions, allowed)
-    for (book_id, _), (counts, new_counts) in effects.users.items():
+        _within(before_count, new_assignment.redemptions, allowed)
+    for (book_id, _), (counts, new_counts) in write_set.users.items():
         limits = books_now[book_id].limits
         _within(counts.redemptions, new_counts.redemptions, limits.max_redemptions_per_user)
         _within(counts.assignments, new_counts.assignments, limits.max_assignments_per_user)
-    for book_id, (total, new_total) in effects.totals.items():
+    for book_id, (total, new_total) in write_set.totals.items():
         _within(total, new_total, books_now[book_id].limits.max_redemptions)
 
 
@@ -255,15 +257,15 @@ def assert_links_are_what_the_ledger_says(world: World) -> None:
     ]
     redeemed = _counted(counted, lambda it: (it.code, it.user_id), _REDEMPTIONS)
     assigned = _counted(world.ledger, lambda it: (it.code, it.user_id), _ASSIGNMENTS)
-    for key, link in world.state.assignments.items():
-        assert link.redemptions == redeemed[key] >= 0
-        assert (link.state.name in ("ACTIVE", "REDEEMED")) is (assigned[key] == 1)
+    for key, assignment in world.state.assignments.items():
+        assert assignment.redemptions == redeemed[key] >= 0
+        assert (assignment.state.name in ("ACTIVE", "REDEEMED")) is (assigned[key] == 1)
         fences = [
             it.fence or 0
             for it in world.ledger
             if it.type is EventType.REDEEMED and (it.code, it.user_id) == key
         ]
-        assert link.fence == max(fences, default=0)
+        assert assignment.fence == max(fences, default=0)
 
 
 def assert_counters_are_what_the_ledger_says(world: World) -> None:
@@ -320,9 +322,9 @@ def _within(before: int, after: int, allowed: int) -> None:
     assert not allowed or after <= max(before, allowed)
 
 
-def _run_alone(world: World, unit: CommandGroup) -> list[object]:
-    (outcomes,) = world.run(unit)
-    for command, outcome in zip(unit.commands, outcomes, strict=True):
+def _run_alone(world: World, group: CommandGroup) -> list[object]:
+    (outcomes,) = world.run(group)
+    for command, outcome in zip(group.commands, outcomes, strict=True):
         if isinstance(command, AssignRandom) and isinstance(outcome, Done) and not outcome.replayed:
             world.state.candidates[command.book_id].remove(outcome.event.code or "")
     return list(map(_comparable, outcomes))

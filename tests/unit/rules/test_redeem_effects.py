@@ -1,4 +1,4 @@
-"""What a redemption leaves behind: the ledger row, the counters, the link to the user."""
+"""What a redemption leaves behind: the ledger row, the counters, the assignment to the user."""
 
 from __future__ import annotations
 
@@ -111,18 +111,18 @@ class TestLink:
         world = World(book(max_redemptions_per_code=0, max_redemptions_per_user_per_code=5))
         world.does(redeem())
         done = world.does(redeem())
-        assert done.assignment == world.link()
-        assert world.link().state is AssignmentState.UNASSIGNED
-        assert world.link().redemptions == 2
-        assert world.link().assign_time is None
+        assert done.assignment == world.assignment()
+        assert world.assignment().state is AssignmentState.UNASSIGNED
+        assert world.assignment().redemptions == 2
+        assert world.assignment().assign_time is None
 
     def test_an_assignment_counts(self) -> None:
         world = World(book(max_redemptions_per_code=0))
         world.does(assign())
         done = world.does(redeem())
         assert done.event.user_code_redemptions == 1
-        assert world.link().redemptions == 1
-        assert world.link().state is AssignmentState.ACTIVE
+        assert world.assignment().redemptions == 1
+        assert world.assignment().state is AssignmentState.ACTIVE
 
     @pytest.mark.parametrize(
         "limits",
@@ -139,9 +139,9 @@ class TestLink:
         world = World(book(**limits))
         world.does(assign())
         world.does(redeem())
-        assert world.link().state is AssignmentState.ACTIVE
+        assert world.assignment().state is AssignmentState.ACTIVE
         world.does(redeem())
-        assert world.link().state is AssignmentState.REDEEMED
+        assert world.assignment().state is AssignmentState.REDEEMED
 
     def test_an_assignment_of_a_code_that_others_used_up_stays_active(self) -> None:
         world = World(book(max_redemptions_per_code=2))
@@ -150,13 +150,13 @@ class TestLink:
         world.does(redeem(user="ann"))
         world.does(redeem(user="bob"))
         assert world.code().state is CodeState.REDEEMED
-        assert world.link("ann").state is AssignmentState.ACTIVE
-        assert world.link("bob").state is AssignmentState.ACTIVE
+        assert world.assignment("ann").state is AssignmentState.ACTIVE
+        assert world.assignment("bob").state is AssignmentState.ACTIVE
 
     def test_a_revoked_bearer_stays_revoked(self) -> None:
         world = World()
         world.does(assign())
         world.does(revoke())
         world.does(redeem())
-        assert world.link().state is AssignmentState.REVOKED
-        assert world.link().redemptions == 1
+        assert world.assignment().state is AssignmentState.REVOKED
+        assert world.assignment().redemptions == 1

@@ -9,7 +9,7 @@ from uuid import UUID
 
 import pytest
 from unit.rules.commands import assign, call, extend, lock, redeem, token, unlock
-from unit.rules.world import MINUTE, MOMENT, NOW, PLACE, World, active, lockable
+from unit.rules.world import MINUTE, MOMENT, NOW, PERMIT, World, active, lockable
 
 from coupon_service.errors import (
     BookExpired,
@@ -40,14 +40,14 @@ class TestPolicy:
     def test_where_it_is_required_a_token_has_to_be_shown(self) -> None:
         world = lockable(LockPolicy.REQUIRED)
         assert type(world.refuses(redeem())) is LockRequired
-        assert type(world.refuses(redeem(lease=PLACE))) is LockRequired
+        assert type(world.refuses(redeem(lease=PERMIT))) is LockRequired
         locked = world.does(lock()).event
         world.does(redeem(lock=token(locked)))
 
     def test_where_it_is_optional_a_permit_is_needed_without_token(self) -> None:
         world = lockable()
         assert world.asks_for_a_lease(redeem())
-        world.does(redeem(lease=PLACE))
+        world.does(redeem(lease=PERMIT))
 
     def test_where_it_is_off_nothing_is_needed(self) -> None:
         world = World()
@@ -80,16 +80,16 @@ class TestToken:
         locked = world.does(lock()).event
         done = world.does(redeem(lock=token(locked)))
         assert (done.event.lock_id, done.event.fence) == (locked.event_id, 1)
-        assert done.assignment == world.link()
-        assert world.link().state is AssignmentState.UNASSIGNED
-        assert (world.link().redemptions, world.link().fence) == (1, 1)
+        assert done.assignment == world.assignment()
+        assert world.assignment().state is AssignmentState.UNASSIGNED
+        assert (world.assignment().redemptions, world.assignment().fence) == (1, 1)
 
     def test_an_assignment_keeps_the_fence(self) -> None:
         world = lockable()
         world.does(assign())
         locked = world.does(lock()).event
         world.does(redeem(lock=token(locked)))
-        assert world.link() == active(state=AssignmentState.REDEEMED, redemptions=1, fence=1)
+        assert world.assignment() == active(state=AssignmentState.REDEEMED, redemptions=1, fence=1)
 
     def test_the_own_permit_never_stands_in_the_way(self) -> None:
         world = lockable()
@@ -132,7 +132,7 @@ class TestToken:
         error = world.refuses(retaken)
         assert type(error) is CodeLocked
         assert error.metadata == {"retry_after_ms": "700"}
-        world.does(replace(retaken, lease=PLACE))
+        world.does(replace(retaken, lease=PERMIT))
 
 
 class TestTakenInTime:
@@ -144,7 +144,7 @@ class TestTakenInTime:
         locked = world.does(lock()).event
         world.change_book(end_time=NOW + MOMENT)
         world.now += MOMENT
-        assert type(world.refuses(redeem(lease=PLACE))) is BookExpired
+        assert type(world.refuses(redeem(lease=PERMIT))) is BookExpired
         world.does(redeem(lock=token(locked)))
 
     @pytest.mark.parametrize("end", [NOW - MOMENT, NOW])
@@ -228,14 +228,14 @@ class TestFence:
         newer = world.does(lock()).event
         world.does(redeem(lock=token(older)))
         world.does(redeem(lock=token(newer)))
-        assert world.link().fence == 2
+        assert world.assignment().fence == 2
 
     def test_a_redemption_without_token_leaves_the_fence(self) -> None:
         world = lockable(max_redemptions_per_code=5)
         locked = world.does(lock()).event
         world.does(redeem(lock=token(locked)))
-        world.does(redeem(lease=PLACE))
-        assert (world.link().redemptions, world.link().fence) == (2, 1)
+        world.does(redeem(lease=PERMIT))
+        assert (world.assignment().redemptions, world.assignment().fence) == (2, 1)
 
     def test_the_fence_of_one_user_does_not_concern_another(self) -> None:
         world = lockable(max_redemptions_per_code=5)
@@ -317,5 +317,5 @@ def test_of_a_token_one_thing_is_said() -> None:
 
 def test_a_used_up_code_is_not_called_locked_as_well() -> None:
     world = lockable()
-    world.does(redeem(user="bob", lease=PLACE))
+    world.does(redeem(user="bob", lease=PERMIT))
     assert every_reason(world, redeem(lease=Lease(permits_taken=2))) == [CodeAlreadyRedeemed]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from unit.rules.commands import assign, assign_random, call, eur, lock, redeem
 from unit.rules.kinds import KINDS, world_for_all_kinds
-from unit.rules.world import NOW, PLACE, World
+from unit.rules.world import NOW, PERMIT, World
 
 from coupon_service.errors import RequestIdReused
 from coupon_service.model import (
@@ -79,7 +79,7 @@ def test_with_other_parameters_it_is_refused(
     make: Callable[..., Command], others: list[dict[str, Any]]
 ) -> None:
     world = world_for_all_kinds()
-    lease: dict[str, Any] = {"lease": PLACE} if make is redeem else {}
+    lease: dict[str, Any] = {"lease": PERMIT} if make is redeem else {}
     world.does(make(by=call("r1"), **lease))
     for other in others:
         error = world.refuses(make(by=call("r1"), **{**lease, **other}))

@@ -49,7 +49,7 @@ class TestCounts:
         redeemed = world.does(redeem(amount=eur(2_000))).event
         world.does(rollback(redeemed))
         assert world.code().redemptions == 0
-        assert world.link().redemptions == 0
+        assert world.assignment().redemptions == 0
         assert world.state.users == {(BOOK_ID, "ann"): UserCounts()}
         assert world.state.totals == {BOOK_ID: 0}
         assert world.stats == {BOOK_ID: BookStats(rollbacks=1)}
@@ -75,10 +75,10 @@ class TestCounts:
         world = World()
         world.does(assign())
         redeemed = world.does(redeem()).event
-        assert world.link().state is AssignmentState.REDEEMED
+        assert world.assignment().state is AssignmentState.REDEEMED
         event = world.does(rollback(redeemed)).event
         assert (event.state_before, event.state_after) == (CodeState.REDEEMED, CodeState.ASSIGNED)
-        assert world.link().state is AssignmentState.ACTIVE
+        assert world.assignment().state is AssignmentState.ACTIVE
         assert world.stats == {
             BOOK_ID: BookStats(available=-1, assigned=1, assignments=1, rollbacks=1)
         }
@@ -89,14 +89,14 @@ class TestCounts:
         redeemed = world.does(redeem()).event
         world.does(revoke())
         world.does(rollback(redeemed))
-        assert world.link().state is AssignmentState.REVOKED
-        assert world.link().redemptions == 0
+        assert world.assignment().state is AssignmentState.REVOKED
+        assert world.assignment().redemptions == 0
 
     def test_a_counted_bearer_stays_a_bearer(self) -> None:
         world = World(book(max_redemptions_per_user_per_code=1))
         world.does(rollback(world.does(redeem()).event))
-        assert world.link().state is AssignmentState.UNASSIGNED
-        assert world.link().redemptions == 0
+        assert world.assignment().state is AssignmentState.UNASSIGNED
+        assert world.assignment().redemptions == 0
 
     def test_an_assignment_at_a_lowered_limit_stays_redeemed(self) -> None:
         world = World(book(max_redemptions_per_code=9, max_redemptions_per_user_per_code=2))
@@ -104,9 +104,9 @@ class TestCounts:
         redeemed = [world.does(redeem()).event for _ in range(2)]
         world.change_book(max_redemptions_per_user_per_code=1)
         world.does(rollback(redeemed[0]))
-        assert world.link().state is AssignmentState.REDEEMED
+        assert world.assignment().state is AssignmentState.REDEEMED
         world.does(rollback(redeemed[1]))
-        assert world.link().state is AssignmentState.ACTIVE
+        assert world.assignment().state is AssignmentState.ACTIVE
 
     def test_a_redemption_that_was_not_counted_is_not_taken_from_one_that_was(self) -> None:
         world = World(book(max_redemptions_per_code=2))
@@ -114,9 +114,9 @@ class TestCounts:
         world.does(assign())
         counted = world.does(redeem()).event
         done = world.does(rollback(as_bearer))
-        assert world.link().redemptions == done.event.user_code_redemptions == 1
+        assert world.assignment().redemptions == done.event.user_code_redemptions == 1
         world.does(rollback(counted))
-        assert world.link().redemptions == 0
+        assert world.assignment().redemptions == 0
 
     def test_a_user_without_assignment_gets_none(self) -> None:
         world = World()

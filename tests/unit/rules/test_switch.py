@@ -91,7 +91,7 @@ def test_assignments_stay() -> None:
     world = World()
     world.does(assign())
     world.does(disable())
-    assert world.link() == active()
+    assert world.assignment() == active()
     world.does(enable())
     world.does(redeem())
 

@@ -20,7 +20,7 @@ from unit.rules.commands import (
     user_call,
 )
 from unit.rules.kinds import KINDS, world_for_all_kinds
-from unit.rules.world import BOOK_ID, MINUTE, MOMENT, NOW, PLACE, World, active, book
+from unit.rules.world import BOOK_ID, MINUTE, MOMENT, NOW, PERMIT, World, active, book
 
 from coupon_service.errors import (
     BookNotFound,
@@ -79,7 +79,7 @@ class TestNamedBook:
     def test_a_code_has_to_be_in_the_book_that_is_named(self, make: Callable[..., Command]) -> None:
         optional = LockPolicy.OPTIONAL
         world = World(book(lock_policy=optional), book(OTHER_BOOK, lock_policy=optional))
-        lease: dict[str, Any] = {"lease": PLACE} if make is redeem else {}
+        lease: dict[str, Any] = {"lease": PERMIT} if make is redeem else {}
         for book_id in (OTHER_BOOK, UUID(int=9)):
             assert type(world.refuses(make("A", book_id=book_id, **lease))) is CodeNotFound
         world.does(make("A", book_id=BOOK_ID, **lease))
@@ -166,14 +166,14 @@ class TestEndUsers:
         assert type(world.refuses(redeem("A", by=user_call()))) is CodeNotFound
 
     @pytest.mark.parametrize(
-        "link",
+        "assignment",
         [active(), active(state=AssignmentState.UNASSIGNED, redemptions=1)],
         ids=["assigned", "used"],
     )
-    def test_who_has_to_do_with_a_code_is_told_that_it_is_used_up(self, link: Any) -> None:
+    def test_who_has_to_do_with_a_code_is_told_that_it_is_used_up(self, assignment: Any) -> None:
         world = World()
         world.put(USED_UP)
-        world.put(link)
+        world.put(assignment)
         assert type(world.refuses(redeem("A", by=user_call()))) is CodeAlreadyRedeemed
 
     def test_who_had_to_do_with_it_is_not(self) -> None:
@@ -213,7 +213,7 @@ class TestEndUsers:
         locked = world.does(lock("A", by=user_call())).event
         world.change_book(end_time=NOW + MOMENT)
         world.now += MOMENT
-        assert type(world.refuses(redeem("A", by=user_call(), lease=PLACE))) is CodeNotFound
+        assert type(world.refuses(redeem("A", by=user_call(), lease=PERMIT))) is CodeNotFound
         world.state.hidden = frozenset({("A", "ann", None)})
         world.does(redeem("A", by=user_call(), lock=token(locked)))
 

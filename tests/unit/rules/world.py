@@ -1,4 +1,4 @@
-"""What decisions are made on: the rows of books, codes, links and counters."""
+"""What decisions are made on: the rows of books, codes, assignments and counters."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ MOMENT = timedelta(microseconds=1)
 MINUTE = timedelta(minutes=1)
 BOOK_ID = UUID(int=1)
 
-PLACE = Lease(permits_taken=1)
+PERMIT = Lease(permits_taken=1)
 """A place on a code where nobody else has one."""
 
 NOTHING = WriteSet(codes={}, assignments={}, users={}, totals={}, events=(), stats={})
@@ -71,7 +71,7 @@ def book(book_id: UUID = BOOK_ID, **changes: Any) -> Book:
 
 @dataclass(slots=True)
 class World:
-    """All rows there are. Decisions are made on a copy; effects are written as the store does."""
+    """All rows there are. Decisions are made on a copy; write sets are written as by the store."""
 
     state: State
     now: datetime
@@ -111,30 +111,30 @@ class World:
         """A code as it is now."""
         return self.state.codes[code]
 
-    def link(self, user: str = "ann", code: str = "A") -> Assignment:
-        """The link between a user and a code as it is now."""
+    def assignment(self, user: str = "ann", code: str = "A") -> Assignment:
+        """The assignment between a user and a code as it is now."""
         return self.state.assignments[(code, user)]
 
     # --- decisions ------------------------------------------------------------------------------
 
-    def decide(self, *units: CommandGroup) -> tuple[list[list[Outcome]], WriteSet]:
-        """What the units come to, as one batch; nothing is written."""
-        return decide(units, self._loaded(), self.now)
+    def decide(self, *groups: CommandGroup) -> tuple[list[list[Outcome]], WriteSet]:
+        """What the groups come to, as one batch; nothing is written."""
+        return decide(groups, self._loaded(), self.now)
 
-    def run(self, *units: CommandGroup) -> list[list[Outcome]]:
-        """Decides the units as one batch and writes the effects."""
-        outcomes, effects = self.decide(*units)
-        self.write(effects)
+    def run(self, *groups: CommandGroup) -> list[list[Outcome]]:
+        """Decides the groups as one batch and writes the write set."""
+        outcomes, write_set = self.decide(*groups)
+        self.write(write_set)
         return outcomes
 
     def batch(self, *commands: Command) -> list[Outcome]:
-        """Decides commands of different callers as one batch and writes the effects."""
+        """Decides commands of different callers as one batch and writes the write set."""
         return [
             outcome for (outcome,) in self.run(*(CommandGroup((command,)) for command in commands))
         ]
 
     def all_or_nothing(self, *commands: Command) -> list[Outcome]:
-        """Decides commands as an atomic unit and writes the effects."""
+        """Decides commands as an atomic group and writes the write set."""
         return self.run(CommandGroup(commands, atomic=True))[0]
 
     def does(self, command: Command) -> Done:
@@ -145,36 +145,36 @@ class World:
 
     def refuses(self, command: Command) -> CouponServiceError:
         """Why a command is not carried out. Nothing at all is changed then."""
-        ((error,),), effects = self.decide(CommandGroup((command,)))
+        ((error,),), write_set = self.decide(CommandGroup((command,)))
         assert isinstance(error, CouponServiceError), repr(error)
-        assert effects == NOTHING
+        assert write_set == NOTHING
         return error
 
     def asks_for_a_lease(self, command: Command) -> bool:
         """Whether a command is to come again with a place. Nothing at all is changed then."""
-        ((outcome,),), effects = self.decide(CommandGroup((command,)))
+        ((outcome,),), write_set = self.decide(CommandGroup((command,)))
         asked = isinstance(outcome, LeaseNeeded)
-        assert asked is (effects == NOTHING)
+        assert asked is (write_set == NOTHING)
         return asked
 
-    def write(self, effects: WriteSet) -> None:
-        """Writes effects. Rows have to be, before that, as the effects say they were."""
+    def write(self, write_set: WriteSet) -> None:
+        """Writes a write set. Rows have to be, before that, as it says they were."""
         state = self.state
-        for code, (before, after) in effects.codes.items():
+        for code, (before, after) in write_set.codes.items():
             assert state.codes[code] == before
             state.codes[code] = after
-        for key, (link, new_link) in effects.assignments.items():
-            assert state.assignments.get(key) == link
-            state.assignments[key] = new_link
-        for user, (counts, new_counts) in effects.users.items():
+        for key, (assignment, new_assignment) in write_set.assignments.items():
+            assert state.assignments.get(key) == assignment
+            state.assignments[key] = new_assignment
+        for user, (counts, new_counts) in write_set.users.items():
             assert state.users.get(user, UserCounts()) == counts
             state.users[user] = new_counts
-        for book_id, (total, new_total) in effects.totals.items():
+        for book_id, (total, new_total) in write_set.totals.items():
             assert state.totals[book_id] == total
             state.totals[book_id] = new_total
-        for book_id, change in effects.stats.items():
+        for book_id, change in write_set.stats.items():
             self.stats[book_id] = _sum(self.stats.get(book_id, BookStats()), change)
-        for event in effects.events:
+        for event in write_set.events:
             self._append(event)
 
     def _append(self, event: Event) -> None:

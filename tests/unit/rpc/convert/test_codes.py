@@ -322,7 +322,7 @@ def test_coupons_are_listed_by_user() -> None:
     ]
 
 
-LINK = Assignment(
+ASSIGNMENT = Assignment(
     "SABAB", "u", BOOK_ID, AssignmentState.ACTIVE, assign_time=NOW, expire_time=NOW, metadata="{}"
 )
 ASSIGNED = Event(
@@ -343,17 +343,17 @@ ASSIGNED = Event(
 
 
 def test_an_assignment_is_shown_with_its_code_as_it_is_written() -> None:
-    message = assignments.done_assignment(Done(ASSIGNED, BOOK, CODE, LINK, replayed=True))
+    message = assignments.done_assignment(Done(ASSIGNED, BOOK, CODE, ASSIGNMENT, replayed=True))
     assert message.display_code == "S-ABAB"
     assert message.assign_time == to_timestamp(NOW)
     uploaded = replace(CODE, spelling="s'ab-ab!")
-    message = assignments.done_assignment(Done(ASSIGNED, BOOK, uploaded, LINK))
+    message = assignments.done_assignment(Done(ASSIGNED, BOOK, uploaded, ASSIGNMENT))
     assert (message.code, message.display_code) == ("SABAB", "s'ab-ab!")
 
 
 def test_every_user_of_a_batch_gets_a_result_of_its_own() -> None:
     commands = batch("u", "v")
-    outcomes = [Done(ASSIGNED, BOOK, CODE, LINK, replayed=True), NoCodesAvailable()]
+    outcomes = [Done(ASSIGNED, BOOK, CODE, ASSIGNMENT, replayed=True), NoCodesAvailable()]
     first, second = assignments.batch_message(commands, outcomes).results
     assert (first.user_id, first.assignment.code, first.replayed) == ("u", "SABAB", True)
     assert (second.user_id, second.error.reason) == (
@@ -364,8 +364,10 @@ def test_every_user_of_a_batch_gets_a_result_of_its_own() -> None:
 
 def test_a_user_who_has_redeemed_a_code_sees_it_redeemed_though_others_can_use_it() -> None:
     def seen(state: AssignmentState) -> pb.CouponCodeState.ValueType:
-        link = replace(LINK, state=state)
-        return assignments.coupon_message(link, CODE, BOOK, CodeState.ASSIGNED).effective_state
+        assignment = replace(ASSIGNMENT, state=state)
+        return assignments.coupon_message(
+            assignment, CODE, BOOK, CodeState.ASSIGNED
+        ).effective_state
 
     assert seen(AssignmentState.ACTIVE) == pb.COUPON_CODE_STATE_ASSIGNED
     assert seen(AssignmentState.REDEEMED) == pb.COUPON_CODE_STATE_REDEEMED
