@@ -192,7 +192,7 @@ class Checkout:
         if lock is None:
             return command
         admitted = replace(command, lock=lock, lease=Lease())
-        if lock.code != command.code or lock.user_id != command.user_id:
+        if lock.code != command.code or not lock.is_of(command.user_id):
             return admitted  # the decision refuses it
         try:
             admission = await self._leases.admit(LeaseKey.of(lock), lock.expire_ms)

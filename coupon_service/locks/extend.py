@@ -13,6 +13,7 @@ from coupon_service.leases import AdmitStatus, LeaseKey, Leases
 from coupon_service.locks.history import LockGrant, LockHistory
 from coupon_service.locks.limits import LockLimits
 from coupon_service.model import (
+    Attempt,
     Call,
     ChangeLock,
     CommandGroup,
@@ -20,10 +21,12 @@ from coupon_service.model import (
     EventType,
     LockClaims,
     done_of,
+    earlier_attempts,
     event_id,
     fingerprint,
 )
 from coupon_service.model.codes import bucket_of
+from coupon_service.model.normalization import canonical_id
 from coupon_service.model.times import milliseconds_of, time_of
 
 
@@ -50,21 +53,25 @@ class LockExtender:
         return await self._detached.run(self._extend(lock, ttl_ms, call))
 
     async def _extend(self, lock: LockClaims, ttl_ms: int | None, call: Call) -> LockGrant:
-        if call.own_user_id not in ("", lock.user_id):
+        if call.end_user and not lock.is_of(call.caller):
             raise LockTokenMismatch
+
+        def attempt(caller: str) -> Attempt:
+            bucket, event = bucket_of(lock.code), EventType.LOCK_EXTENDED
+            return (
+                event_id(bucket, event, caller, call.request_id, lock.lock_id),
+                fingerprint(lock.lock_id, ttl_ms),
+            )
+
+        named, parameters = attempt(call.caller)
         command = ChangeLock(
             call=call,
             type=EventType.LOCK_EXTENDED,
             code=lock.code,
-            event_id=event_id(
-                bucket_of(lock.code),
-                EventType.LOCK_EXTENDED,
-                call.caller,
-                call.request_id,
-                lock.lock_id,
-            ),
-            fingerprint=fingerprint(lock.lock_id, ttl_ms),
-            user_id=lock.user_id,
+            event_id=named,
+            fingerprint=parameters,
+            earlier=earlier_attempts(attempt, (call.caller,)),
+            user_id=canonical_id(lock.user_id),
             lock_id=lock.lock_id,
             extensions_max=self._limits.extensions_max,
         )

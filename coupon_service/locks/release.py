@@ -26,6 +26,7 @@ from coupon_service.model import (
     fingerprint,
 )
 from coupon_service.model.codes import bucket_of
+from coupon_service.model.normalization import canonical_id
 from coupon_service.model.times import milliseconds_of
 
 
@@ -98,6 +99,6 @@ def lock_end(held: LockView | LockClaims, event: EventType, call: Call) -> Chang
         code=held.code,
         event_id=event_id(bucket_of(held.code), event, held.lock_id),
         fingerprint=fingerprint(held.lock_id),
-        user_id=held.user_id,
+        user_id=canonical_id(held.user_id),
         lock_id=held.lock_id,
     )

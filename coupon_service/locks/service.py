@@ -76,7 +76,7 @@ class LockService:
     def _command_of(self, token: str, call: Call) -> ChangeLock:
         """The command that releases the lock of the token."""
         held = self._tokens.verify(token)
-        if call.own_user_id not in ("", held.user_id):
+        if call.end_user and not held.is_of(call.caller):
             raise LockNotFound
         return lock_end(held, EventType.UNLOCKED, call)
 

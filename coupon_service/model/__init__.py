@@ -51,9 +51,11 @@ from coupon_service.model.enums import (
     StockLevel,
 )
 from coupon_service.model.identity import (
+    Attempt,
     bucket_of_book,
     bucket_of_event,
     bucket_of_user,
+    earlier_attempts,
     event_id,
     fingerprint,
     rollback_id,
@@ -73,6 +75,7 @@ __all__ = [
     "Assignment",
     "AssignmentPolicy",
     "AssignmentState",
+    "Attempt",
     "Benefit",
     "Book",
     "BookLimits",
@@ -112,6 +115,7 @@ __all__ = [
     "bucket_of_event",
     "bucket_of_user",
     "done_of",
+    "earlier_attempts",
     "event_id",
     "fingerprint",
     "order_keys",

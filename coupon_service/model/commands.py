@@ -1,4 +1,7 @@
-"""Commands: one class for each change that a caller can request."""
+"""Commands: one class for each change that a caller can request.
+
+`event_id` and `fingerprint` are those of the attempt; `earlier`: see `earlier_attempts`.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,8 @@ from uuid import UUID
 
 from coupon_service.model.books import Money
 from coupon_service.model.enums import EventType
+from coupon_service.model.identity import Attempt
+from coupon_service.model.normalization import canonical_id
 from coupon_service.model.records import Event
 from coupon_service.model.values import value
 
@@ -46,6 +51,11 @@ class LockClaims:
     fence: int
     expire_ms: int
 
+    def is_of(self, user_id: str) -> bool:
+        """Whether this user holds the lock. A token from before ids were compared in NFC may have
+        another spelling, by which Redis knows the lock."""
+        return canonical_id(self.user_id) == user_id
+
 
 @value
 class Lease:
@@ -79,6 +89,7 @@ class Redeem:
     lock: LockClaims | None = None
     lease: Lease | None = None
     metadata: str | None = None
+    earlier: tuple[Attempt, ...] = ()
 
     @property
     def order_user_id(self) -> str | None:
@@ -97,6 +108,7 @@ class Rollback:
     user_id: str
     redemption: Event
     metadata: str | None = None
+    earlier: tuple[Attempt, ...] = ()
 
 
 @value(kw_only=True)
@@ -118,6 +130,7 @@ class Lock:
     lease: Lease | None = None
     expire_time: datetime | None = None
     metadata: str | None = None
+    earlier: tuple[Attempt, ...] = ()
 
 
 @value(kw_only=True)
@@ -136,6 +149,7 @@ class ChangeLock:
     lock_id: UUID
     expire_time: datetime | None = None
     extensions_max: int = 0
+    earlier: tuple[Attempt, ...] = ()
 
 
 @value(kw_only=True)
@@ -149,6 +163,7 @@ class Assign:
     user_id: str
     book_id: UUID | None = None
     metadata: str | None = None
+    earlier: tuple[Attempt, ...] = ()
 
 
 @value(kw_only=True)
@@ -161,6 +176,7 @@ class AssignRandom:
     user_id: str
     book_id: UUID
     metadata: str | None = None
+    earlier: tuple[Attempt, ...] = ()
 
 
 @value(kw_only=True)
@@ -172,6 +188,7 @@ class Revoke:
     event_id: UUID
     fingerprint: int
     user_id: str
+    earlier: tuple[Attempt, ...] = ()
 
 
 @value(kw_only=True)
@@ -183,6 +200,7 @@ class SetCodeEnabled:
     code: str
     event_id: UUID
     fingerprint: int
+    earlier: tuple[Attempt, ...] = ()
 
 
 CodeCommand = Redeem | Rollback | Lock | ChangeLock | Assign | Revoke | SetCodeEnabled

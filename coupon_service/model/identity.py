@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from hashlib import blake2b
+from itertools import product
+from typing import TypeAlias
 from uuid import UUID
 from zlib import crc32
 
 from coupon_service.model.codes import BUCKETS, bucket_of
 from coupon_service.model.enums import EventType
+from coupon_service.model.normalization import id_spellings
+
+Attempt: TypeAlias = tuple[UUID, int]
+"""The event_id and the fingerprint of an attempt."""
 
 
 def event_id(bucket: int, event: EventType, *parts: object) -> UUID:
@@ -39,6 +46,20 @@ def fingerprint(*parameters: object) -> int:
     """A signed 64-bit hash of a call's parameters, which detects a reused request_id."""
     text = "\x1f".join(map(str, parameters))
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big", signed=True)
+
+
+def earlier_attempts(
+    attempt: Callable[..., Attempt], ids: Sequence[str], sent: Sequence[str] = ()
+) -> tuple[Attempt, ...]:
+    """What else the ledger may call this attempt: before ids were compared in NFC, each spelling of
+    them made another. Empty where all of them are ASCII, which has one.
+
+    `attempt`: makes an attempt of the ids; `sent`: the ids as the caller spells them.
+    """
+    if all(map(str.isascii, ids)):
+        return ()
+    spelled = dict.fromkeys((*product(*map(id_spellings, ids)), tuple(sent)))
+    return tuple(attempt(*it) for it in spelled if it and it != tuple(ids))
 
 
 def bucket_of_book(book_id: UUID) -> int:

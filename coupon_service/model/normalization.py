@@ -1,4 +1,4 @@
-"""Normalization of typed and pasted codes. Pure."""
+"""Normalization of typed and pasted codes, and of ids. Pure."""
 
 from __future__ import annotations
 
@@ -25,6 +25,12 @@ NO_CODE: Final = "?"
 ROUNDS_MAX: Final = 8
 """Limit of rounds until folding reaches a fixed point. All known texts need three or fewer."""
 
+
+ID_LENGTH_MAX: Final = 128
+"""The longest id that a caller gives to a user, an order or a business, in characters."""
+
+SENT_ID_LENGTH_MAX: Final = 4 * ID_LENGTH_MAX
+"""The longest text that is read as one: a letter can come in four characters."""
 
 _AROUND: Final = "\u00ad\u200b\u200c\u200d\u200e\u200f\u2060\ufeff"
 """Invisible characters that are copied with a code."""
@@ -75,6 +81,21 @@ def is_code(text: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def canonical_id(text: str) -> str:
+    """The id as it is stored and compared: in NFC, so that José is one user whether the é came as
+    one character or as two. Upper and lower case differ. A text that is too long stays as it is."""
+    if text.isascii() or len(text) > SENT_ID_LENGTH_MAX:
+        return text
+    return composed("NFC", text)
+
+
+def id_spellings(text: str) -> tuple[str, ...]:
+    """The id, and what the ledger may have in its place from before ids were compared in NFC."""
+    if text.isascii():
+        return (text,)
+    return tuple(dict.fromkeys((text, composed("NFD", text))))
 
 
 def _refusal(text: str) -> ValueError:

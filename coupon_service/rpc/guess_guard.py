@@ -17,7 +17,7 @@ from coupon_service.errors import (
     CouponServiceError,
     InvalidArgument,
 )
-from coupon_service.model.normalization import is_code
+from coupon_service.model.normalization import canonical_id, is_code
 from coupon_service.ratelimit.code_guessing import GuessGuard
 from coupon_service.rpc.context import current
 from coupon_service.rpc.methods import LookUp
@@ -46,7 +46,7 @@ def guarded(
 def _one(behavior: Behavior, guesses: GuessGuard) -> Behavior:
     async def look_up(request: Any, context: Any) -> Any:
         rpc = current()
-        user_id: str = getattr(request, "user_id", "")
+        user_id = canonical_id(getattr(request, "user_id", ""))
         if refusal := guesses.refusal(rpc, user_id):
             raise refusal
         with guesses.look_up(rpc):
@@ -79,7 +79,7 @@ def _batch(behavior: Behavior, guesses: GuessGuard) -> Behavior:
         request: pb.BatchRedeemCodesRequest, context: Any
     ) -> pb.BatchRedeemCodesResponse:
         rpc = current()
-        refusals = [guesses.refusal(rpc, item.user_id) for item in request.items]
+        refusals = [guesses.refusal(rpc, canonical_id(it.user_id)) for it in request.items]
         first = next(filter(None, refusals), None)
         if first is None:
             wanted = request
@@ -132,7 +132,7 @@ def _misses(
     """Unknown codes by user. Errors that an item only has from another one do not count, nor does
     what cannot be a code."""
     return Counter(
-        item.user_id
+        canonical_id(item.user_id)
         for item, result in zip(request.items, response.results, strict=True)
         if result.error.reason in MISS_REASONS
         and "item" not in result.error.metadata

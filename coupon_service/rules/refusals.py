@@ -330,7 +330,7 @@ def _lock_refusals(
         if book.lock_policy is LockPolicy.REQUIRED:
             yield LockRequired()
         return
-    if lock.code != command.code or lock.user_id != command.user_id:
+    if lock.code != command.code or not lock.is_of(command.user_id):
         yield LockTokenMismatch()
         return
     gone = command.lease is not None and command.lease.gone

@@ -16,6 +16,7 @@ from coupon_service.errors import (
     RequestIdReused,
 )
 from coupon_service.model import (
+    Attempt,
     Book,
     BookState,
     BookStats,
@@ -25,6 +26,7 @@ from coupon_service.model import (
     bucket_of_book,
     event_id,
 )
+from coupon_service.model.normalization import id_spellings
 from coupon_service.rules import book_updates
 from coupon_service.store.arrays import int_array, uuid_array
 from coupon_service.store.counters import select_stats
@@ -56,12 +58,18 @@ class Books:
         self._lock_life = timedelta(milliseconds=lock_life_ms)
 
     async def create(
-        self, book: Book, call: Call, event_id: UUID, fingerprint: int
+        self,
+        book: Book,
+        call: Call,
+        event_id: UUID,
+        fingerprint: int,
+        earlier: Sequence[Attempt] = (),
     ) -> tuple[Book, bool]:
         """Stores a new book; returns it, and whether an earlier call had done so.
 
         `event_id` is that of BOOK_CREATED, made of caller, request_id and business, and
-        `book.book_id` has to be the same UUID: so a repeat meets the book itself.
+        `book.book_id` has to be the same UUID: so a repeat meets the book itself. `earlier`: see
+        `earlier_attempts`.
 
         Raises PermissionDenied, RequestIdReused.
         """
@@ -69,6 +77,12 @@ class Books:
             raise PermissionDenied("The caller may only make coupon books of its own business.")
 
         async def work(connection: Connection) -> tuple[Book, bool]:
+            for attempt, parameters in earlier:
+                recorded = await recorded_fingerprint(connection, attempt)
+                if recorded is not None and recorded != parameters:
+                    raise RequestIdReused
+                if recorded is not None:
+                    return await select_book(connection, attempt, call.business_id), True
             if await insert_book(connection, book):
                 if book.limits.max_redemptions:
                     await keep_total(connection, book)
@@ -181,14 +195,16 @@ class Books:
         fingerprint: int,
         metadata: str | None = None,
     ) -> tuple[Book, bool]:
-        attempt = event_id(
-            bucket_of_book(book_id), event_type, call.caller, call.request_id, book_id
-        )
+        bucket = bucket_of_book(book_id)
+        attempt, *earlier = [
+            event_id(bucket, event_type, caller, call.request_id, book_id)
+            for caller in id_spellings(call.caller)
+        ]
 
         async def work(connection: Connection) -> tuple[Book, bool]:
             before = await select_book(connection, book_id, call.business_id, lock=True)
             # After the lock, so that a repeat that had to wait for the first call finds its record.
-            recorded = await recorded_fingerprint(connection, attempt)
+            recorded = await recorded_fingerprint(connection, attempt, *earlier)
             if recorded is not None:
                 if recorded != fingerprint:
                     raise RequestIdReused

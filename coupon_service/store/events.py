@@ -10,10 +10,12 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from itertools import product
 from typing import Final, LiteralString
 from uuid import UUID
 
 from coupon_service.model import Event, EventType, bucket_of_event
+from coupon_service.model.normalization import id_spellings
 from coupon_service.store.arrays import int_array, uuid_array
 from coupon_service.store.columns import Column, Columns
 from coupon_service.store.keyset import Position, page_of, time_and_id, time_position
@@ -79,12 +81,14 @@ async def insert_event_once(connection: Connection, event: Event) -> bool:
     return await cursor.fetchone() is not None
 
 
-async def recorded_fingerprint(connection: Connection, event_id: UUID) -> int | None:
-    """The fingerprint of an attempt on a book, if it was carried out."""
-    parameters = (event_id, bucket_of_event(event_id))
-    cursor = await connection.execute(RECORDED_FINGERPRINT, parameters)
-    row = await cursor.fetchone()
-    return None if row is None else row[0]
+async def recorded_fingerprint(connection: Connection, *attempts: UUID) -> int | None:
+    """The fingerprint of an attempt on a book, by whichever id it was carried out, if it was."""
+    for event_id in attempts:
+        parameters = (event_id, bucket_of_event(event_id))
+        cursor = await connection.execute(RECORDED_FINGERPRINT, parameters)
+        if (row := await cursor.fetchone()) is not None:
+            return row[0]
+    return None
 
 
 # --- found --------------------------------------------------------------------------------------
@@ -204,8 +208,21 @@ async def select_events(
     connection: Connection, wanted: AuditFilter, page_size: int, after: Position | None
 ) -> tuple[list[Event], Position | None]:
     """A page of the ledger, newest first, and the position to go on from. In a transaction."""
-    time, event_id = time_and_id(after)
     await connection.execute(PLAN_FOR_THESE)
+    events: list[Event] = []
+    spellings = list(product(id_spellings(wanted.user_id), id_spellings(wanted.order_id)))
+    for user_id, order_id in spellings:
+        spelled = replace(wanted, user_id=user_id, order_id=order_id)
+        events += await _select_spelled(connection, spelled, page_size + 1, after)
+    if len(spellings) > 1:  # those of before ids were compared in NFC, in between
+        events.sort(key=lambda it: (it.event_time, it.event_id), reverse=True)
+    return page_of(events[: page_size + 1], page_size, event_position)
+
+
+async def _select_spelled(
+    connection: Connection, wanted: AuditFilter, count: int, after: Position | None
+) -> list[Event]:
+    time, event_id = time_and_id(after)
     cursor = await connection.execute(
         _statement(wanted),
         {
@@ -219,11 +236,10 @@ async def select_events(
             "end_time": wanted.end_time or datetime.max.replace(tzinfo=UTC),
             "time": time,
             "id": event_id,
-            "count": page_size + 1,
+            "count": count,
         },
     )
-    events = [_listed(event_from_row(row)) for row in await cursor.fetchall()]
-    return page_of(events, page_size, event_position)
+    return [_listed(event_from_row(row)) for row in await cursor.fetchall()]
 
 
 def event_position(event: Event) -> Position:

@@ -27,6 +27,7 @@ from coupon_service.model import (
     bucket_of_event,
 )
 from coupon_service.model.codes import CodeFormat, bucket_of
+from coupon_service.model.normalization import canonical_id
 from coupon_service.store.columns import Column, Columns, Nested, member_of
 
 # --- books --------------------------------------------------------------------------------------
@@ -156,19 +157,25 @@ assignment_from_row: Final = ASSIGNMENTS.reader(Assignment)
 
 # --- the ledger ---------------------------------------------------------------------------------
 
+
+def _canonical(text: str | None) -> str | None:
+    """An id that was written before ids were compared in NFC may have another spelling."""
+    return text and canonical_id(text)
+
+
 EVENTS: Final = Columns[Event](
     Column("event_id", "uuid"),
     Column("type", "smallint", read=member_of(EventType)),
     Column("event_time", "timestamptz"),
     Column("book_id", "uuid"),
-    Column("caller", "text"),
+    Column("caller", "text", read=_canonical),
     Column("peer", "text"),
     Column("user_agent", "text"),
     Column("request_id", "text"),
     Column("fingerprint", "bigint"),
     Column("code", "text"),
-    Column("user_id", "text"),
-    Column("order_id", "text"),
+    Column("user_id", "text", read=_canonical),
+    Column("order_id", "text", read=_canonical),
     Column("state_before", "smallint"),
     Column("state_after", "smallint"),
     Column("order_amount_minor", "bigint"),

@@ -39,7 +39,9 @@ class CouponBookServiceStub:
     with the same id. When empty, the service generates one, and a repeat is a new attempt. Always
     set it where you retry.
     * Strings of ids (`business_id`, `user_id`, `order_id`): 1-128 characters, at least one of them
-    visible, no control characters, no leading or trailing space.
+    visible, no control characters, no leading or trailing space. They are compared, stored and
+    returned in Unicode's composed form (NFC), and so are `sub` and `business_id` of a token: José is
+    one user, whether the é was sent as one character or as two. Upper and lower case differ.
     * `page_size`: 1-1,000, 50 when 0. `page_token`: the `next_page_token` of the previous answer, with
     all other fields but `page_size` unchanged; anything else is INVALID_ARGUMENT. A page ends early
     where its rows would exceed 3 MiB: only an empty `next_page_token` marks the last one.
@@ -112,7 +114,9 @@ class CouponBookServiceServicer:
     with the same id. When empty, the service generates one, and a repeat is a new attempt. Always
     set it where you retry.
     * Strings of ids (`business_id`, `user_id`, `order_id`): 1-128 characters, at least one of them
-    visible, no control characters, no leading or trailing space.
+    visible, no control characters, no leading or trailing space. They are compared, stored and
+    returned in Unicode's composed form (NFC), and so are `sub` and `business_id` of a token: José is
+    one user, whether the é was sent as one character or as two. Upper and lower case differ.
     * `page_size`: 1-1,000, 50 when 0. `page_token`: the `next_page_token` of the previous answer, with
     all other fields but `page_size` unchanged; anything else is INVALID_ARGUMENT. A page ends early
     where its rows would exceed 3 MiB: only an empty `next_page_token` marks the last one.
@@ -252,7 +256,9 @@ class CouponBookService:
     with the same id. When empty, the service generates one, and a repeat is a new attempt. Always
     set it where you retry.
     * Strings of ids (`business_id`, `user_id`, `order_id`): 1-128 characters, at least one of them
-    visible, no control characters, no leading or trailing space.
+    visible, no control characters, no leading or trailing space. They are compared, stored and
+    returned in Unicode's composed form (NFC), and so are `sub` and `business_id` of a token: José is
+    one user, whether the é was sent as one character or as two. Upper and lower case differ.
     * `page_size`: 1-1,000, 50 when 0. `page_token`: the `next_page_token` of the previous answer, with
     all other fields but `page_size` unchanged; anything else is INVALID_ARGUMENT. A page ends early
     where its rows would exceed 3 MiB: only an empty `next_page_token` marks the last one.

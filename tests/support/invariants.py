@@ -39,6 +39,7 @@ SUMS: Final = {
         GROUP BY code HAVING (sum(redeemed), sum(assigned)) <> (0, 0)
         """,
     ),
+    # Rows from before ids were compared in NFC have other spellings of them.
     # Redemptions of bearers are counted only where a limit applies to the user.
     "counts of users of codes": (
         """
@@ -46,8 +47,8 @@ SUMS: Final = {
         WHERE book_id = ANY(%(books)s::uuid[]) AND redemptions <> 0
         """,
         """
-        SELECT code, user_id, count(*) FROM live WHERE user_code_redemptions IS NOT NULL
-        GROUP BY code, user_id
+        SELECT code, normalize(user_id), count(*) FROM live
+        WHERE user_code_redemptions IS NOT NULL GROUP BY code, normalize(user_id)
         """,
     ),
     # Only books that limit users have counters of users.
@@ -58,9 +59,9 @@ SUMS: Final = {
         WHERE counts_users AND (redemptions, assignments) <> (0, 0)
         """,
         """
-        SELECT book_id, user_id, sum(redeemed), sum(assigned)
+        SELECT book_id, normalize(user_id), sum(redeemed), sum(assigned)
         FROM ledger JOIN books USING (book_id) WHERE counts_users
-        GROUP BY book_id, user_id HAVING (sum(redeemed), sum(assigned)) <> (0, 0)
+        GROUP BY book_id, normalize(user_id) HAVING (sum(redeemed), sum(assigned)) <> (0, 0)
         """,
     ),
     "totals of books": (

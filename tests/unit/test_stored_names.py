@@ -145,7 +145,7 @@ def test_a_repeat_of_a_new_book_is_recognised_whatever_fields_came_later() -> No
         metadata=METADATA,
     )
     request = book_pb.CreateCouponBookRequest(request_id="r-1", coupon_book=book)
-    made, _, found = books.read_create(request, RPC, datetime(2027, 1, 1, tzinfo=UTC))
+    made, _, found, _ = books.read_create(request, RPC, datetime(2027, 1, 1, tzinfo=UTC))
     assert (made.book_id.hex, found) == (
         "34c4bc40a348856499507513e5871ed5",
         -6192263809163076043,

@@ -12,6 +12,7 @@ from coupon_service.model import (
     Assignment,
     AssignmentState,
     AssignRandom,
+    Attempt,
     Book,
     Call,
     Code,
@@ -22,6 +23,7 @@ from coupon_service.model import (
     Revoke,
     bucket_of_book,
     done_of,
+    earlier_attempts,
     event_id,
     fingerprint,
 )
@@ -50,11 +52,21 @@ def read_assign(request: pb.AssignCodeRequest, rpc: RequestContext) -> Assign:
     user_id = fields.identifier("user_id", request.user_id)
     metadata = fields.metadata(request.metadata)
     fields.check()
+
+    def attempt(caller: str, user_id: str) -> Attempt:
+        return (
+            event_id(bucket_of(code), EventType.ASSIGNED, caller, call.request_id, code),
+            fingerprint(user_id, book_id, metadata),
+        )
+
+    ids = call.caller, user_id
+    named, parameters = attempt(*ids)
     return Assign(
         call=call,
         code=code,
-        event_id=event_id(bucket_of(code), EventType.ASSIGNED, call.caller, call.request_id, code),
-        fingerprint=fingerprint(user_id, book_id, metadata),
+        event_id=named,
+        fingerprint=parameters,
+        earlier=earlier_attempts(attempt, ids, (call.caller, request.user_id)),
         user_id=user_id,
         book_id=book_id,
         metadata=metadata,
@@ -69,7 +81,7 @@ def read_assign_random(request: pb.AssignRandomCodeRequest, rpc: RequestContext)
     user_id = fields.identifier("user_id", request.user_id)
     metadata = fields.metadata(request.metadata)
     fields.check()
-    return _random(call, book_id, bucket_of_book(book_id), user_id, metadata)
+    return _random(call, book_id, bucket_of_book(book_id), user_id, request.user_id, metadata)
 
 
 def read_batch(
@@ -80,18 +92,18 @@ def read_batch(
     call = rpc.call(fields.request_id(request.request_id))
     book_id = fields.uuid("book_id", request.book_id)
     metadata = fields.metadata(request.metadata)
+    users: dict[str, str] = {}
     if not 1 <= len(request.user_ids) <= USERS_MAX:
         fields.refuse("user_ids", f"expected 1 to {USERS_MAX:,} users")
     else:
-        seen: set[str] = set()
-        for index, user_id in enumerate(request.user_ids):
-            fields.identifier(f"user_ids[{index}]", user_id)
-            if user_id in seen:
+        for index, sent in enumerate(request.user_ids):
+            user_id = fields.identifier(f"user_ids[{index}]", sent)
+            if user_id in users:
                 fields.refuse(f"user_ids[{index}]", "expected every user once")
-            seen.add(user_id)
+            users[user_id] = sent
     fields.check()
     bucket = bucket_of_book(book_id)
-    return tuple(_random(call, book_id, bucket, user_id, metadata) for user_id in request.user_ids)
+    return tuple(_random(call, book_id, bucket, *user, metadata) for user in users.items())
 
 
 def read_revoke(request: pb.RevokeAssignmentRequest, rpc: RequestContext) -> Revoke:
@@ -101,11 +113,21 @@ def read_revoke(request: pb.RevokeAssignmentRequest, rpc: RequestContext) -> Rev
     code = fields.code("code", request.code)
     user_id = fields.identifier("user_id", request.user_id)
     fields.check()
+
+    def attempt(caller: str, user_id: str) -> Attempt:
+        return (
+            event_id(bucket_of(code), EventType.REVOKED, caller, call.request_id, code),
+            fingerprint(user_id),
+        )
+
+    ids = call.caller, user_id
+    named, parameters = attempt(*ids)
     return Revoke(
         call=call,
         code=code,
-        event_id=event_id(bucket_of(code), EventType.REVOKED, call.caller, call.request_id, code),
-        fingerprint=fingerprint(user_id),
+        event_id=named,
+        fingerprint=parameters,
+        earlier=earlier_attempts(attempt, ids, (call.caller, request.user_id)),
         user_id=user_id,
     )
 
@@ -124,14 +146,21 @@ def read_list(
 
 
 def _random(
-    call: Call, book_id: UUID, bucket: int, user_id: str, metadata: str | None
+    call: Call, book_id: UUID, bucket: int, user_id: str, sent: str, metadata: str | None
 ) -> AssignRandom:
+    def attempt(caller: str, user_id: str) -> Attempt:
+        return (
+            event_id(bucket, EventType.ASSIGNED, caller, call.request_id, book_id, user_id),
+            fingerprint(metadata),
+        )
+
+    ids = call.caller, user_id
+    named, parameters = attempt(*ids)
     return AssignRandom(
         call=call,
-        event_id=event_id(
-            bucket, EventType.ASSIGNED, call.caller, call.request_id, book_id, user_id
-        ),
-        fingerprint=fingerprint(metadata),
+        event_id=named,
+        fingerprint=parameters,
+        earlier=earlier_attempts(attempt, ids, (call.caller, sent)),
         user_id=user_id,
         book_id=book_id,
         metadata=metadata,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Final, Literal
@@ -15,6 +15,7 @@ from coupon_service.errors import PermissionDenied
 from coupon_service.model import (
     AmountOff,
     AssignmentPolicy,
+    Attempt,
     Benefit,
     Book,
     BookLimits,
@@ -25,6 +26,7 @@ from coupon_service.model import (
     EventType,
     LockPolicy,
     PercentOff,
+    earlier_attempts,
     event_id,
     fingerprint,
 )
@@ -75,16 +77,28 @@ class BookChange:
 
 def read_create(
     request: pb.CreateCouponBookRequest, rpc: RequestContext, now: datetime
-) -> tuple[Book, Call, int]:
-    """The new book, whose id is that of its event; the call and its fingerprint."""
+) -> tuple[Book, Call, int, Sequence[Attempt]]:
+    """The new book, whose id is that of its event; the call and its fingerprint; its earlier
+    attempts."""
     fields = Fields()
     call = rpc.call(fields.request_id(request.request_id))
     message, inside = request.coupon_book, fields.within("coupon_book")
     business_id = inside.identifier("business_id", message.business_id)
     values = {path: read() for path, read in _readers(inside, message).items()}
-    bucket = fingerprint(call.caller, call.request_id, business_id) % BUCKETS
+    named = ("business_id", *(path for path in values if path not in LATER_FIELDS))
+
+    def attempt(caller: str, business_id: str) -> Attempt:
+        ids = caller, call.request_id, business_id
+        bucket = fingerprint(*ids) % BUCKETS
+        asked = pb.CouponBook()
+        asked.CopyFrom(message)
+        asked.business_id = business_id
+        parameters = _fingerprint(asked, named, also=LATER_FIELDS)
+        return event_id(bucket, EventType.BOOK_CREATED, *ids), parameters
+
+    book_id, parameters = attempt(call.caller, business_id)
     book = Book(
-        book_id=event_id(bucket, EventType.BOOK_CREATED, call.caller, call.request_id, business_id),
+        book_id=book_id,
         business_id=business_id,
         create_time=now,
         update_time=now,
@@ -93,8 +107,8 @@ def read_create(
     for violation in book_updates.violations(book):
         fields.refuse(violation.field, violation.description)
     fields.check()
-    named = ("business_id", *(path for path in values if path not in LATER_FIELDS))
-    return book, call, _fingerprint(message, named, also=LATER_FIELDS)
+    ids, sent = (call.caller, business_id), (call.caller, message.business_id)
+    return book, call, parameters, earlier_attempts(attempt, ids, sent)
 
 
 def read_update(request: pb.UpdateCouponBookRequest, rpc: RequestContext) -> BookChange:

@@ -9,12 +9,14 @@ from uuid import UUID
 
 from coupon_service.errors import CouponServiceError
 from coupon_service.model import (
+    Attempt,
     Book,
     Call,
     Code,
     CodeState,
     EventType,
     SetCodeEnabled,
+    earlier_attempts,
     event_id,
     fingerprint,
 )
@@ -164,12 +166,18 @@ def read_switch(
     call = rpc.call(fields.request_id(request.request_id))
     code = fields.code("code", request.code)
     fields.check()
+
+    def attempt(caller: str) -> Attempt:
+        return event_id(bucket_of(code), event, caller, call.request_id, code), fingerprint()
+
+    named, parameters = attempt(call.caller)
     return SetCodeEnabled(
         call=call,
         type=event,
         code=code,
-        event_id=event_id(bucket_of(code), event, call.caller, call.request_id, code),
-        fingerprint=fingerprint(),
+        event_id=named,
+        fingerprint=parameters,
+        earlier=earlier_attempts(attempt, (call.caller,)),
     )
 
 

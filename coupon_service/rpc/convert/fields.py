@@ -18,7 +18,14 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from coupon_service.errors import FieldViolation, InvalidArgument
 from coupon_service.model import Money
-from coupon_service.model.normalization import EXPECTED, NO_CODE, CodeTooLong, normalize_code
+from coupon_service.model.normalization import (
+    EXPECTED,
+    ID_LENGTH_MAX,
+    NO_CODE,
+    CodeTooLong,
+    canonical_id,
+    normalize_code,
+)
 from coupon_service.rpc.convert.values import EPOCH, from_duration_ms, from_struct, from_timestamp
 from coupon_service.rpc.paging import PageTokens, Position
 from coupon_service.v1.money_pb2 import Money as MoneyMessage
@@ -108,11 +115,11 @@ class Fields:
         return value
 
     def identifier(self, field: str, value: str, *, optional: bool = False) -> str:
-        """The id of something that belongs to the caller: a business, a user, an order."""
+        """The id of something that belongs to the caller, in NFC: a business, a user, an order."""
         ascii_only = value.isascii() and value.isprintable()
-        if ascii_only and 0 < len(value) <= 128 and value.strip() == value:
+        if ascii_only and 0 < len(value) <= ID_LENGTH_MAX and value.strip() == value:
             return value  # nearly all of them, at once
-        return self.text(field, value, 128, optional=optional)
+        return self.text(field, canonical_id(value), ID_LENGTH_MAX, optional=optional)
 
     def uuid(self, field: str, value: str) -> UUID:
         """An id that this service gave out."""

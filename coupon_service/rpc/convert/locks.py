@@ -6,7 +6,16 @@ from typing import Final
 from uuid import UUID
 
 from coupon_service.errors import PermissionDenied
-from coupon_service.model import Call, EventType, Lock, LockView, event_id, fingerprint
+from coupon_service.model import (
+    Attempt,
+    Call,
+    EventType,
+    Lock,
+    LockView,
+    earlier_attempts,
+    event_id,
+    fingerprint,
+)
 from coupon_service.model.codes import bucket_of
 from coupon_service.rpc.context import RequestContext
 from coupon_service.rpc.convert.fields import TTL_MAX_MS, Fields, Page
@@ -29,15 +38,24 @@ def read_lock(request: pb.LockCodeRequest, rpc: RequestContext) -> Lock:
     ttl_ms = _ttl_ms(fields, request)
     metadata = fields.metadata(request.metadata)
     fields.check()
-    attempt = event_id(bucket_of(code), EventType.LOCKED, call.caller, call.request_id, code)
+
+    def attempt(caller: str, user_id: str) -> Attempt:
+        return (
+            event_id(bucket_of(code), EventType.LOCKED, caller, call.request_id, code),
+            fingerprint(user_id, book_id, ttl_ms, metadata),
+        )
+
+    ids, sent = (call.caller, user_id), (call.caller, request.user_id or user_id)
+    named, parameters = attempt(*ids)
     return Lock(
         call=call,
         code=code,
-        event_id=attempt,
-        fingerprint=fingerprint(user_id, book_id, ttl_ms, metadata),
+        event_id=named,
+        fingerprint=parameters,
+        earlier=earlier_attempts(attempt, ids, sent),
         user_id=user_id,
         book_id=book_id,
-        lock_id=attempt,
+        lock_id=named,
         ttl_ms=ttl_ms,
         metadata=metadata,
     )

@@ -10,6 +10,7 @@ from uuid import UUID
 from coupon_service.checkout import Validation
 from coupon_service.errors import CouponServiceError
 from coupon_service.model import (
+    Attempt,
     Call,
     Done,
     Event,
@@ -19,6 +20,7 @@ from coupon_service.model import (
     Redeem,
     Rollback,
     done_of,
+    earlier_attempts,
     event_id,
     fingerprint,
     rollback_id,
@@ -158,18 +160,23 @@ def _redeem(
     metadata = None
     if not isinstance(item, pb.ValidateCodeRequest) and item.HasField("metadata"):
         metadata = fields.metadata(item.metadata)
+    amount = (order.amount_minor, order.currency_code) if order else ("", "")
+
+    def attempt(caller: str, user_id: str, order_id: str) -> Attempt:
+        return (
+            event_id(bucket_of(code), EventType.REDEEMED, caller, call.request_id, code),
+            fingerprint(user_id, book_id, order_id, *amount, metadata),
+        )
+
+    ids = call.caller, user_id, order_id
+    sent = call.caller, item.user_id or user_id, item.order_id
+    named, parameters = attempt(*ids)
     return Redeem(
         call=call,
         code=code,
-        event_id=event_id(bucket_of(code), EventType.REDEEMED, call.caller, call.request_id, code),
-        fingerprint=fingerprint(
-            user_id,
-            book_id,
-            order_id,
-            order.amount_minor if order else "",
-            order.currency_code if order else "",
-            metadata,
-        ),
+        event_id=named,
+        fingerprint=parameters,
+        earlier=earlier_attempts(attempt, ids, sent),
         user_id=user_id,
         book_id=book_id,
         order_id=order_id,

@@ -29,8 +29,8 @@ class CouponBookServicer(CouponBookServiceServicer):
     async def CreateCouponBook(
         self, request: pb.CreateCouponBookRequest, context: Any
     ) -> pb.CreateCouponBookResponse:
-        book, call, fingerprint = convert.read_create(request, current(), self._now())
-        book, replayed = await self._books.create(book, call, book.book_id, fingerprint)
+        book, call, fingerprint, earlier = convert.read_create(request, current(), self._now())
+        book, replayed = await self._books.create(book, call, book.book_id, fingerprint, earlier)
         (message,) = await self._messages([book])
         return pb.CreateCouponBookResponse(coupon_book=message, replayed=replayed)
 

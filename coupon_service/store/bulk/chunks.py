@@ -12,6 +12,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import chain
 from typing import Any, Final
 from uuid import UUID
 
@@ -35,6 +36,7 @@ from coupon_service.model.codes import (
     generate,
     sorted_by_key,
 )
+from coupon_service.model.normalization import id_spellings
 from coupon_service.store.books import select_book
 from coupon_service.store.bulk.dry_runs import DryRun
 from coupon_service.store.bulk.new_codes import (
@@ -107,9 +109,15 @@ class _Request:
 
     def event_id(self, event: EventType, chunk: int) -> UUID:
         """The id of the ledger row of a chunk."""
-        caller, request_id = self.call.caller, self.call.request_id
-        bucket = bucket_of_book(self.book_id)
-        return event_id(bucket, event, caller, request_id, self.book_id, chunk)
+        return self.attempts(event, chunk)[0]
+
+    def attempts(self, event: EventType, chunk: int) -> list[UUID]:
+        """That id, and those that it has where the caller is still spelled otherwise."""
+        bucket, request_id = bucket_of_book(self.book_id), self.call.request_id
+        return [
+            event_id(bucket, event, caller, request_id, self.book_id, chunk)
+            for caller in id_spellings(self.call.caller)
+        ]
 
     def event(
         self, event: EventType, chunk: int, now: datetime, metadata: Mapping[str, Any]
@@ -238,7 +246,7 @@ class CodeChunks:
             await _allow_longer_statements(connection)
             # A repeat at the same time waits here until the first call is done.
             await connection.execute(LOCK_ATTEMPT, [attempt.int & (2**63 - 1)])
-            recorded = (await select_events_by_id(connection, [attempt])).get(attempt)
+            recorded = await _recorded(connection, request, chunk_number)
             if recorded is not None:
                 return _recorded_result(recorded, request)
             _refuse_closed(await select_book(connection, book_id, call.business_id))
@@ -272,11 +280,10 @@ class CodeChunks:
         Raises Overloaded too, where the dry run cannot remember more.
         """
         request = _import_request(call, book_id, rows, min_length)
-        attempt = request.event_id(EventType.CODES_IMPORTED, chunk_number)
         chunk = await self._read(request, rows, min_length)
 
         async def work(connection: Connection) -> ImportResult | dict[str, bool]:
-            recorded = (await select_events_by_id(connection, [attempt])).get(attempt)
+            recorded = await _recorded(connection, request, chunk_number)
             if recorded is not None:
                 return _recorded_result(recorded, request)
             _refuse_closed(await select_book(connection, book_id, call.business_id))
@@ -316,11 +323,11 @@ def _refuse_closed(book: Book) -> None:
 
 async def _missing_chunks(connection: Connection, request: _Request, count: int) -> list[int]:
     """The chunks of a generation that are not committed yet. Raises RequestIdReused."""
-    ids = [request.event_id(EventType.CODES_GENERATED, chunk) for chunk in range(count)]
-    recorded = await select_events_by_id(connection, ids)
+    attempts = [request.attempts(EventType.CODES_GENERATED, chunk) for chunk in range(count)]
+    recorded = await select_events_by_id(connection, chain.from_iterable(attempts))
     if any(event.fingerprint != request.fingerprint for event in recorded.values()):
         raise RequestIdReused
-    return [chunk for chunk, attempt in enumerate(ids) if attempt not in recorded]
+    return [chunk for chunk, ids in enumerate(attempts) if recorded.keys().isdisjoint(ids)]
 
 
 async def _made_ahead(book: Book, tag: int, sizes: Sequence[int]) -> AsyncGenerator[NewCodes]:
@@ -435,6 +442,12 @@ async def _store_new(connection: Connection, request: _Request, new: NewCodes) -
     except UniqueViolation:
         return await insert_codes(connection, request.book_id, request.tag, new.codes)
     return set(new.codes)
+
+
+async def _recorded(connection: Connection, request: _Request, chunk: int) -> Event | None:
+    """The ledger row of an uploaded chunk, if there is one."""
+    attempts = request.attempts(EventType.CODES_IMPORTED, chunk)
+    return next(iter((await select_events_by_id(connection, attempts)).values()), None)
 
 
 def _recorded_result(event: Event, request: _Request) -> ImportResult:

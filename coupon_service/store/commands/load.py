@@ -25,7 +25,6 @@ from coupon_service.model import (
     Command,
     EventType,
     Lock,
-    OrderKey,
     Redeem,
     Revoke,
     Rollback,
@@ -33,12 +32,12 @@ from coupon_service.model import (
     State,
     UserCounts,
     bucket_of_event,
-    order_keys,
     rollback_id,
 )
 from coupon_service.model.codes import bucket_of
 from coupon_service.store.arrays import int_array, text_array, uuid_array
 from coupon_service.store.commands.limit_counters import limited, select_totals, select_users
+from coupon_service.store.commands.orders import put_live_orders, select_orders
 from coupon_service.store.commands.random_codes import lock_candidates
 from coupon_service.store.events import SELECT_LOCK_EVENTS
 from coupon_service.store.pipeline import Pipeline, Rows
@@ -121,8 +120,13 @@ async def load(
     """
     wanted = _wanted(commands)
     wanted.shown = {it.code for it in commands if isinstance(it, (Assign, Revoke, SetCodeEnabled))}
+    spelled = [it for it in commands if it.earlier]
+    for command in spelled:
+        ids = wanted.random_events if isinstance(command, AssignRandom) else wanted.events
+        ids.update(attempt for attempt, _ in command.earlier)
     state = State()
     await _load_named(pipeline, wanted, state, lock=lock, formats=formats)
+    _put_earlier(spelled, state)
     await _load_further(pipeline, commands, wanted, state, now, lock=lock)
     return state
 
@@ -146,7 +150,7 @@ async def _load_named(
     )
     event_rows = _select_events(pipeline, wanted.events) if wanted.events else ()
     lock_rows = _select_lock_events(pipeline, wanted.lock_ids) if wanted.lock_ids else ()
-    order_rows = _select_orders(pipeline, wanted.orders) if wanted.orders else ()
+    order_rows = select_orders(pipeline, wanted.orders) if wanted.orders else ()
     fences = _next_fences(pipeline, wanted.fences) if wanted.fences and lock else ()
 
     await pipeline.run()
@@ -162,7 +166,7 @@ async def _load_named(
     _put_assignments(assignment_rows, state)
     _put_events(event_rows, state)
     _put_lock_events(lock_rows, state)
-    _live_orders(order_rows, state)
+    put_live_orders(order_rows, state)
     state.fences = [row[0] for row in fences]
     state.fences.reverse()  # the decision takes them from the end
     for probe in candidates:
@@ -205,6 +209,8 @@ async def _load_further(
     _put_events(rollback_rows, state)
     _put_lock_events(lock_rows, state)
     _put_events(random_rows, state)
+    if random_rows:
+        _put_earlier(commands, state)
     _put_assignments(assignment_rows, state)
     await _load_repeated_assignments(pipeline, random, state)
 
@@ -252,6 +258,19 @@ def _put_events(rows: Iterable[TupleRow], state: State) -> None:
     for row in rows:
         event = event_from_row(row)
         state.events[event.event_id] = event
+
+
+def _put_earlier(commands: Iterable[Command], state: State) -> None:
+    """Gives rows that were written under another spelling of their ids to the commands that they
+    are of."""
+    for command in commands:
+        for attempt, parameters in command.earlier:
+            recorded = state.events.get(attempt)
+            if recorded is not None and recorded.fingerprint == parameters:
+                recorded = replace(recorded, fingerprint=command.fingerprint)
+                state.events[command.event_id] = recorded
+            elif recorded is not None:
+                state.events.setdefault(command.event_id, recorded)
 
 
 def _put_lock_events(rows: Iterable[TupleRow], state: State) -> None:
@@ -363,52 +382,6 @@ def _select_candidate_assignments(
 def _select_lock_events(pipeline: Pipeline, lock_ids: dict[UUID, str]) -> Rows:
     parameters = uuid_array(lock_ids), int_array(map(bucket_of, lock_ids.values()))
     return pipeline.add(SELECT_LOCK_EVENTS, parameters)
-
-
-# Orders of the business, and of the user alone: where users number theirs, very many of a code have
-# the same name.
-SELECT_ORDERS: Final[LiteralString] = """
-SELECT event.*
-FROM unnest(%s::smallint[], %s::text[], %s::text[], %s::text[])
-    AS wanted (bucket, code, order_id, user_id)
-CROSS JOIN LATERAL (
-    SELECT code, order_id, user_id, order_user_id, type, event_id, redemption_id
-    FROM redemption_audit
-    WHERE order_id = wanted.order_id AND order_user_id IS NULL
-        AND code = wanted.code AND bucket = wanted.bucket
-    UNION ALL
-    SELECT code, order_id, user_id, order_user_id, type, event_id, redemption_id
-    FROM redemption_audit
-    WHERE order_id = wanted.order_id AND order_user_id = wanted.user_id
-        AND code = wanted.code AND bucket = wanted.bucket
-) AS event
-"""
-
-
-def _select_orders(pipeline: Pipeline, orders: Iterable[tuple[str, str, str]]) -> Rows:
-    codes, order_ids, users = zip(*orders, strict=True)
-    return pipeline.add(
-        SELECT_ORDERS,
-        (
-            int_array(map(bucket_of, codes)),
-            text_array(codes),
-            text_array(order_ids),
-            text_array(users),
-        ),
-    )
-
-
-def _live_orders(rows: Iterable[TupleRow], state: State) -> None:
-    """Redemptions for the orders that were not rolled back."""
-    redeemed: dict[UUID, tuple[OrderKey, ...]] = {}
-    rolled_back: set[UUID] = set()
-    for *order, event_type, event_id, redemption_id in rows:
-        if event_type == EventType.REDEEMED:
-            redeemed[event_id] = order_keys(*order)
-        elif event_type == EventType.ROLLED_BACK:
-            rolled_back.add(redemption_id)
-    for event_id in redeemed.keys() - rolled_back:
-        state.orders.update(dict.fromkeys(redeemed[event_id], event_id))
 
 
 NEXT_FENCES: Final = "SELECT nextval('lock_fences') FROM generate_series(1, %s)"

@@ -1,0 +1,2 @@
+-- What was merged stays so: an earlier version finds it under the names in NFC.
+DROP PROCEDURE IF EXISTS coupon_merge_names();
