@@ -20,6 +20,7 @@ from coupon_service.leases import commands
 from coupon_service.maintenance.lock_sweeper import LockSweeper
 from coupon_service.rpc import handler
 from coupon_service.rpc.context import RequestContext
+from coupon_service.rpc.convert.fields import Fields
 
 KEY = "model:clock"
 REAL_CLOCK = "redis.call('TIME')"
@@ -55,17 +56,22 @@ class Clock:
         self._redis.read_response()
 
 
-def identity(user: str, business: str) -> tuple[tuple[str, str], ...]:
+def identity(user: str, business: str) -> tuple[tuple[str, bytes], ...]:
     """Metadata of a call of an end user; of no user: of a service."""
-    return (("end-user", user), ("business", business)) if user else ()
+    named = (("end-user-bin", user.encode()), ("business-bin", business.encode()))
+    return named if user else ()
 
 
 def as_they_say(_: str, rpc: RequestContext) -> None:
-    """Sets the caller by `identity`."""
-    for user in rpc.values("end-user"):
-        rpc.caller, rpc.end_user = str(user), True
-    for business in rpc.values("business"):
-        rpc.business_id = str(business)
+    """Sets the caller by `identity`, as by the claims of a token."""
+    for user in rpc.values("end-user-bin"):
+        rpc.caller, rpc.end_user = _claimed("sub", user), True
+    for business in rpc.values("business-bin"):
+        rpc.business_id = _claimed("business_id", business)
+
+
+def _claimed(name: str, value: str | bytes) -> str:
+    return Fields().identifier(name, value.decode() if isinstance(value, bytes) else value)
 
 
 @contextmanager

@@ -54,8 +54,9 @@ PER_MILLE = any_of(range(1_000))
 """Chooses one of what there is by then."""
 REQUEST_IDS = any_of(["new", "new", "new", "", "r1", "r2"])
 LENGTHS = any_of([0] * 6 + [3, 64])
-USERS = any_of(["ann", "bob", "cyd"])
-ORDERS = any_of(["", "", "order-1", "order-2"])
+USERS = any_of(["ann", "ann", "bob", "bob", "jos\u00e9", "jose\u0301"])
+"""Three, one of them spelled in two ways."""
+ORDERS = any_of(["", "", "", "", "order-1", "order-1", "\u00c4-2", "A\u0308-2"])
 METADATA = any_of([{}, {}, {"shop": "x"}])
 TTLS = any_of([0, 0, 1_000, 60_000, 60_000, 3_600_000])
 WAITS = any_of([1, 1, 900, 900, 1_000, 4_000, 61_000, 300_000])

@@ -54,6 +54,7 @@ class Issuing(Program):
         request = books.CreateCouponBookRequest(
             coupon_book=book_request(new), request_id=request_id
         )
+        request.coupon_book.business_id = self.spelled(self.business)
         self.call(
             self.api.books.CreateCouponBook, request, lambda _: self.world.create(new, request_id)
         )
@@ -197,12 +198,12 @@ class Issuing(Program):
 
     @step(6, which=PER_MILLE, name=USERS, metadata=METADATA, request_id=REQUEST_IDS)
     def assign(self, which: int, name: str, metadata: Message, request_id: str) -> None:
-        code, user, request_id = self.code(which), self.user(name), self.fresh(request_id)
-        book_id = self.within(code, which)
+        code, (user, sent) = self.code(which), self.user(name)
+        book_id, request_id = self.within(code, which), self.fresh(request_id)
         request = assignments.AssignCodeRequest(
             code=self.typed(code, which),
             book_id=book_id,
-            user_id=user,
+            user_id=sent,
             metadata=struct(**metadata),
             request_id=request_id,
         )
@@ -214,9 +215,10 @@ class Issuing(Program):
 
     @step(4, which=PER_MILLE, name=USERS, metadata=METADATA, request_id=REQUEST_IDS)
     def assign_random(self, which: int, name: str, metadata: Message, request_id: str) -> None:
-        book_id, user, request_id = self.book(which), self.user(name), self.fresh(request_id)
+        book_id, (user, sent) = self.book(which), self.user(name)
+        request_id = self.fresh(request_id)
         request = assignments.AssignRandomCodeRequest(
-            book_id=book_id, user_id=user, metadata=struct(**metadata), request_id=request_id
+            book_id=book_id, user_id=sent, metadata=struct(**metadata), request_id=request_id
         )
         self.call(
             self.api.assignments.AssignRandomCode,
@@ -234,9 +236,9 @@ class Issuing(Program):
     )
     def assign_many(self, which: int, names: list[str], request_id: str) -> None:
         book_id, request_id = self.book(which), self.fresh(request_id)
-        users = [self.user(name) for name in dict.fromkeys(names)]
+        users = dict(map(self.user, names))
         request = assignments.BatchAssignRandomCodesRequest(
-            book_id=book_id, user_ids=users, request_id=request_id
+            book_id=book_id, user_ids=users.values(), request_id=request_id
         )
 
         def given(actual: Any) -> Any:
@@ -256,14 +258,16 @@ class Issuing(Program):
 
     @step(4, which=PER_MILLE, name=USERS, request_id=REQUEST_IDS)
     def revoke(self, which: int, name: str, request_id: str) -> None:
-        code, user, request_id = self.code(which), self.user(name), self.fresh(request_id)
+        code, (user, sent) = self.code(which), self.user(name)
+        request_id = self.fresh(request_id)
         if not self.world.assignments:
             return
         assigned = [key for key, it in self.world.assignments.items() if it.state == "ACTIVE"]
         if assigned and which % 4:
             code, user = assigned[which % len(assigned)]
+            sent = self.spelled(user)
         request = assignments.RevokeAssignmentRequest(
-            code=self.typed(code, which), user_id=user, request_id=request_id
+            code=self.typed(code, which), user_id=sent, request_id=request_id
         )
         self.call(
             self.api.assignments.RevokeAssignment,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
+from functools import partial
 from random import Random
 from typing import Any, ClassVar
 from unicodedata import normalize
@@ -20,6 +21,9 @@ from support.service import Api, ServerThread
 
 View = tuple[Any, Any, Callable[[], Any]]
 """Something to look at: the method of a stub, what it is asked, and what the model answers."""
+
+composed = partial(normalize, "NFC")
+"""A name as it is compared."""
 
 PATIENCE_S = 60
 """Longer than the service's own deadline: no answer is to depend on who else uses the machine."""
@@ -51,7 +55,7 @@ class Program(RuleBasedStateMachine):
             locks_per_user_max=settings.locks_per_user_max,
         )
         self.began = self.world.now
-        self.business = f"business-{self.own}"
+        self.business = f"caf\u00e9-{self.own}"
         self.book_ids: list[str] = []
         self.rows: list[str] = [
             f"{self.own}{kind}".upper() for kind in ("N0", "N1", "N2", "ÜЯ", "é4")
@@ -75,8 +79,8 @@ class Program(RuleBasedStateMachine):
     ) -> Any:
         """Asks the server and the model, a millisecond after whatever was before."""
         self.let_pass(1)
-        how = {"timeout": PATIENCE_S, "metadata": identity(user, self.business)}
-        with self.world.called_by(user):
+        how = {"timeout": PATIENCE_S, "metadata": identity(user, self.spelled(self.business))}
+        with self.world.called_by(composed(user)):
             return self.agreed(request, lambda: rpc(request, **how), model)
 
     def look_at(self, *views: View) -> None:
@@ -106,9 +110,14 @@ class Program(RuleBasedStateMachine):
         """A request_id that was not used before, where one is asked for."""
         return f"n{next(self.numbers)}" if request_id == "new" else request_id
 
-    def user(self, name: str) -> str:
-        """A user of this program."""
-        return f"{name}-{self.own}"
+    def user(self, name: str) -> tuple[str, str]:
+        """A user of this program, and how it is spelled this time."""
+        sent = f"{name}-{self.own}"
+        return composed(sent), sent
+
+    def spelled(self, name: str) -> str:
+        """A name, in one spelling or the other."""
+        return normalize("NFD" if self.world.now % 2 else "NFC", name)
 
     def book(self, which: int) -> str:
         """A book of this program, or now and then none."""
@@ -168,7 +177,7 @@ class Program(RuleBasedStateMachine):
     def item(self, drawn: Message) -> tuple[Item, dict[str, Any]]:
         """What is to be redeemed, for the model and for the server."""
         which, order_id, (amount, currency) = drawn["which"], drawn["order_id"], drawn["money"]
-        code, user = self.code(which), self.user(drawn["name"])
+        code, (user, sent) = self.code(which), self.user(drawn["name"])
         token, text = self.token(code, user, drawn["kind"])
         money = {"amount_minor": amount, "currency_code": currency} if currency else None
         book_id = self.within(code, which)
@@ -176,12 +185,12 @@ class Program(RuleBasedStateMachine):
             code=code,
             user=user,
             book_id=book_id,
-            order_id=order_id,
+            order_id=composed(order_id),
             amount=money,
             token=token,
             request_id=self.fresh(drawn["request_id"]),
         )
-        fields = {"code": self.typed(code, which), "user_id": user, "book_id": book_id}
+        fields = {"code": self.typed(code, which), "user_id": sent, "book_id": book_id}
         fields |= {"order_id": order_id, "order_amount": money, "lock_token": text}
         return item, fields
 

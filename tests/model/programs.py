@@ -29,7 +29,7 @@ class Programs(Using):
     def validate(self, drawn: Message) -> None:
         item, fields = self.item(drawn)
         request = redemptions.ValidateCodeRequest(**fields)
-        user = item.user if drawn["alone"] else ""
+        user = fields["user_id"] if drawn["alone"] else ""
         self.both(
             self.api.redemptions.ValidateCode,
             request,
@@ -47,7 +47,7 @@ class Programs(Using):
                 lambda: {"coupon_code": self.code_of(code)},
             ),
             *self.views_of_book(book_id),
-            *self.views_of_user(self.user(name), book_id),
+            *self.views_of_user(*self.user(name), book_id),
             *map(self.view_of_lock, range(len(self.world.locks))),
         ]
         self.look_at(views[which % len(views)])
@@ -78,24 +78,25 @@ class Programs(Using):
             ),
         ]
 
-    def views_of_user(self, user: str, book_id: str) -> list[View]:
-        """What there is to see of a user, of all books or of one."""
+    def views_of_user(self, user: str, sent: str, book_id: str) -> list[View]:
+        """What there is to see of a user, spelled like this, of all books or of one."""
         world, api = self.world, self.api
-        which = {"user_id": user, **({"book_id": book_id} if book_id else {})}
+        of_book = {"book_id": book_id} if book_id else {}
+        which = {"user_id": user, **of_book}
         return [
             (
                 api.assignments.ListUserCoupons,
-                assignments.ListUserCouponsRequest(user_id=user, page_size=1_000),
+                assignments.ListUserCouponsRequest(user_id=sent, page_size=1_000),
                 lambda: {"coupons": world.coupon_messages(user)},
             ),
             (
                 api.redemptions.ListLocks,
-                redemptions.ListLocksRequest(user_id=user),
+                redemptions.ListLocksRequest(user_id=sent),
                 lambda: {"locks": world.held_messages(user_id=user)},
             ),
             (
                 api.redemptions.ListRedemptions,
-                redemptions.ListRedemptionsRequest(**which, page_size=1_000),
+                redemptions.ListRedemptionsRequest(user_id=sent, **of_book, page_size=1_000),
                 lambda: {"redemptions": world.redemption_messages(**which)},
             ),
         ]
@@ -116,9 +117,9 @@ class Programs(Using):
         if not self.sound:
             return
         next(self.ended, None)
-        users = [self.user(name) for name in ("ann", "bob", "cyd")]
+        users = [self.user(name) for name in ("ann", "bob", "jos\u00e9")]
         self.look_at(
-            *(view for user in users for view in self.views_of_user(user, "")),
+            *(view for user in users for view in self.views_of_user(*user, "")),
             *(view for book_id in self.book_ids for view in self.views_of_book(book_id)),
         )
         for book_id in self.book_ids:

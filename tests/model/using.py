@@ -46,12 +46,12 @@ class Using(Issuing):
     def lock(
         self, which: int, name: str, ttl: int, metadata: Message, request_id: str, *, alone: bool
     ) -> None:
-        code, user, request_id = self.code(which), self.user(name), self.fresh(request_id)
-        book_id = self.within(code, which)
+        code, (user, sent) = self.code(which), self.user(name)
+        book_id, request_id = self.within(code, which), self.fresh(request_id)
         request = redemptions.LockCodeRequest(
             code=self.typed(code, which),
             book_id=book_id,
-            user_id=user,
+            user_id=sent,
             metadata=struct(**metadata),
             request_id=request_id,
         )
@@ -61,7 +61,7 @@ class Using(Issuing):
             self.api.redemptions.LockCode,
             request,
             lambda _: self.world.lock(code, book_id, user, ttl, metadata, request_id),
-            user if alone else "",
+            sent if alone else "",
         )
 
     @step(5, which=any_of(range(3, 12)), code=PER_MILLE, ttl=TTLS, request_id=REQUEST_IDS)
@@ -135,7 +135,7 @@ class Using(Issuing):
             (answer,) = self.world.redeem([item])
             return refused_with(answer["error"]) if "error" in answer else answer
 
-        user = item.user if drawn["alone"] else ""
+        user = fields["user_id"] if drawn["alone"] else ""
         self.call(self.api.redemptions.RedeemCode, request, redeemed, user)
 
     @step(

@@ -29,6 +29,7 @@ from coupon_service.locks import acquire
 from coupon_service.locks import token as lock_token
 from coupon_service.locks.token import verify
 from coupon_service.model import LockPolicy, Redeem, Rollback, normalization
+from coupon_service.rpc.convert.fields import Fields
 from coupon_service.rules import decision, refusals, repeats
 from coupon_service.rules import locks as lock_rules
 from coupon_service.rules import redemptions as redeeming
@@ -342,6 +343,16 @@ def policy_off_forgets_locks() -> Planted:
 def codes_not_composed() -> Planted:
     """A letter that is typed as two characters is not the one that is stored."""
     return mock.patch.object(normalization, "composed", lambda _, text: text)
+
+
+def orders_compared_as_sent() -> Planted:
+    """An order is another one when a letter of it is spelled as two characters."""
+    real = Fields.identifier
+
+    def identifier(self: Fields, field: str, value: str, **named: Any) -> str:
+        return value if field == "order_id" else real(self, field, value, **named)
+
+    return mock.patch.object(Fields, "identifier", identifier)
 
 
 def spreadsheet_numbers_taken() -> Planted:

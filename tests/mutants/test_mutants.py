@@ -35,6 +35,7 @@ CAUGHT_BY: dict[Callable[[], bugs.Planted], Callable[[Stack], None]] = {
     bugs.used_lock_kept: harness.model_test,
     bugs.lock_answer_forgotten: harness.repeat_after_the_lock,
     bugs.codes_not_composed: harness.model_test,
+    bugs.orders_compared_as_sent: harness.model_test,
     bugs.spreadsheet_numbers_taken: harness.model_test,
     bugs.grace_keeps_its_own_user_out: harness.lock_followed_by_another,
     bugs.lock_followed_before_its_end: harness.lock_followed_by_another,

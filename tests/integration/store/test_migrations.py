@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 from urllib.parse import urlsplit
 
 import psycopg
@@ -10,6 +11,7 @@ import pytest
 from support.store import opened
 
 from coupon_service.errors import Contention, DatabaseUnavailable
+from coupon_service.model import bucket_of_user
 from coupon_service.store import migrations
 from coupon_service.store.migrations import schema_is_current
 
@@ -19,12 +21,29 @@ SELECT relname, relkind FROM pg_class WHERE relnamespace = 'public'::regnamespac
 UNION ALL SELECT proname, 'f' FROM pg_proc WHERE pronamespace = 'public'::regnamespace
 """
 
+INSERT_BOOK = """
+INSERT INTO coupon_books (
+    book_id, business_id, name, description, state, benefit, currency_code, min_order_amount_minor,
+    max_redemptions, max_redemptions_per_code, max_redemptions_per_user_per_code,
+    max_redemptions_per_user, max_assignments_per_user, assignment_policy, lock_policy,
+    default_lock_ttl_ms, max_lock_ttl_ms, assigned_code_validity_s, code_length, code_alphabet,
+    code_prefix, code_suffix, code_separator, code_group_size, code_check_character, version,
+    create_time, update_time)
+VALUES (gen_random_uuid(), %s, 'spring', '', 2, 'a gift', '', 0, 0, 3, 0, 0,
+    0, 1, 1, 0, 0, 0, 12, 'AB', '', '', '', 0, false, 1, now(), now())
+RETURNING book_id
+"""
+
 INDEXES = "SELECT indexdef FROM pg_indexes WHERE schemaname = 'public'"
 
 
-def names(url: str, query: str) -> set[str]:
+def rows(url: str, query: str) -> list[tuple[Any, ...]]:
     with psycopg.connect(url) as connection:
-        return {row[0] for row in connection.execute(query.encode())}
+        return connection.execute(query.encode()).fetchall()
+
+
+def names(url: str, query: str) -> set[str]:
+    return {row[0] for row in rows(url, query)}
 
 
 async def is_current(url: str) -> bool:
@@ -65,17 +84,7 @@ def test_books_outlive_the_step_of_running_low_both_ways(empty_database_url: str
     while migrations.rollback(empty_database_url, count=1) != ["0002.running_low"]:
         pass
     with psycopg.connect(empty_database_url) as connection:
-        connection.execute(
-            "INSERT INTO coupon_books (book_id, business_id, name, description, state, benefit,"
-            " currency_code, min_order_amount_minor, max_redemptions, max_redemptions_per_code,"
-            " max_redemptions_per_user_per_code, max_redemptions_per_user,"
-            " max_assignments_per_user, assignment_policy, lock_policy, default_lock_ttl_ms,"
-            " max_lock_ttl_ms, assigned_code_validity_s, code_length, code_alphabet, code_prefix,"
-            " code_suffix, code_separator, code_group_size, code_check_character, version,"
-            " create_time, update_time)"
-            " VALUES (gen_random_uuid(), 'bakery', 'spring', '', 2, 'a gift', '', 0, 0, 1, 0, 0,"
-            " 0, 1, 1, 0, 0, 0, 12, 'AB', '', '', '', 0, false, 1, now(), now())"
-        )
+        connection.execute(INSERT_BOOK, ["bakery"])
     migrations.apply(empty_database_url)
     thresholds = "SELECT low_threshold FROM coupon_books"
     assert names(empty_database_url, thresholds) == {0}
@@ -162,6 +171,105 @@ def test_codes_outlive_the_step_of_spellings_both_ways(database_url: str) -> Non
     migrations.apply(database_url)
     assert names(database_url, "SELECT code FROM coupon_codes") == {"AB"}
     assert names(database_url, "SELECT code FROM coupon_code_spellings") == set()
+
+
+COMPOSED, DECOMPOSED = "jos\u00e9", "jose\u0301"
+MERGED = {
+    "SELECT business_id FROM coupon_books": {(COMPOSED,)},
+    "SELECT code, assignments FROM coupon_codes": {("ONE", 1), ("TWO", 1)},
+    "SELECT code, user_id, state, redemptions, redemption_limit, fence FROM coupon_assignments": {
+        ("ONE", COMPOSED, 2, 3, 3, 7),
+        ("ONE", "ann", 1, 0, 0, 0),
+        ("TWO", COMPOSED, 1, 0, 0, 0),
+    },
+    "SELECT user_id, bucket, redemptions, redemption_limit, assignments, assignment_limit"
+    " FROM coupon_user_counters": {
+        (COMPOSED, bucket_of_user(COMPOSED), 3, 3, 2, 2),
+        ("ann", bucket_of_user("ann"), 1, 1, 0, 0),
+    },
+    "SELECT assignments FROM coupon_book_counters": {(2,)},
+    "SELECT type, code, user_id, order_id, metadata->>'same_user_as' FROM redemption_audit": {
+        (16, "ONE", DECOMPOSED, DECOMPOSED, None),
+        (11, "ONE", COMPOSED, None, COMPOSED),
+    },
+}
+"""What there is after the step of names. The sums are above the limits, which were 2."""
+
+
+def test_the_step_of_names_merges_what_was_counted_under_two_spellings(database_url: str) -> None:
+    while "0008.names" not in migrations.rollback(database_url, count=1):
+        pass
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        ((book_id,),) = connection.execute(INSERT_BOOK, [DECOMPOSED]).fetchall()
+        for code, assigned in (("ONE", 2), ("TWO", 1)):
+            connection.execute(
+                "INSERT INTO coupon_codes (book_id, bucket, code, state, assignments)"
+                " VALUES (%s, 3, %s, 2, %s)",
+                [book_id, code, assigned],
+            )
+        for row in (
+            ("ONE", COMPOSED, 1, 1, 2, 5, "2026-01-01"),
+            ("ONE", DECOMPOSED, 2, 2, 2, 7, "2026-01-02"),
+            ("ONE", "ann", 1, 0, 0, 0, None),
+            ("TWO", DECOMPOSED, 1, 0, 0, 0, "2026-01-01"),
+        ):
+            connection.execute(
+                "INSERT INTO coupon_assignments (book_id, bucket, code, user_id, state,"
+                " redemptions, redemption_limit, fence, assign_time)"
+                " VALUES (%s, 3, %s, %s, %s, %s, %s, %s, %s)",
+                [book_id, *row],
+            )
+        for user_id, counts in ((COMPOSED, (1, 2, 1, 2)), (DECOMPOSED, (2, 2, 2, 2))):
+            connection.execute(
+                "INSERT INTO coupon_user_counters (book_id, bucket, user_id, redemptions,"
+                " redemption_limit, assignments, assignment_limit)"
+                " VALUES (%s, %s, %s, %s, %s, %s, %s)",
+                [book_id, bucket_of_user(user_id), user_id, *counts],
+            )
+        connection.execute(
+            "INSERT INTO coupon_user_counters (book_id, bucket, user_id, redemptions,"
+            " redemption_limit) VALUES (%s, %s, 'ann', 1, 1)",
+            [book_id, bucket_of_user("ann")],
+        )
+        connection.execute(
+            "INSERT INTO coupon_book_counters VALUES (%s, 0, 0, 0, 0, 3, 0, 0, 0, 3)", [book_id]
+        )
+        connection.execute(
+            "INSERT INTO redemption_audit (event_id, book_id, event_time, fingerprint, bucket,"
+            " type, caller, peer, user_agent, request_id, code, user_id, order_id)"
+            " VALUES (gen_random_uuid(), %s, now(), 0, 3, 16, '', '', '', '', 'ONE', %s, %s)",
+            [book_id, DECOMPOSED, DECOMPOSED],
+        )
+    for _ in range(2):  # what is merged stays so, down and up again
+        assert migrations.apply(database_url)[0] == "0008.names"
+        for query, wanted in MERGED.items():
+            assert set(rows(database_url, query)) == wanted, query
+        while "0008.names" not in migrations.rollback(database_url, count=1):
+            pass
+
+
+def test_the_step_of_names_goes_on_where_it_was_cut_off(database_url: str) -> None:
+    code = "INSERT INTO coupon_codes (book_id, bucket, code) VALUES (gen_random_uuid(), %s, 'AB')"
+    assignment = (
+        "INSERT INTO coupon_assignments (book_id, bucket, code, user_id, state)"
+        " VALUES (gen_random_uuid(), %s, 'AB', %s, 0)"
+    )
+    find = "SELECT bucket, user_id FROM coupon_assignments ORDER BY bucket"
+    with (
+        psycopg.connect(database_url, autocommit=True) as connection,
+        psycopg.connect(database_url) as other,
+    ):
+        for bucket in (1, 2):
+            connection.execute(code, [bucket])
+            connection.execute(assignment, [bucket, DECOMPOSED])
+        other.execute("SELECT FROM coupon_codes WHERE bucket = 2 FOR UPDATE")
+        connection.execute("SET lock_timeout = 100")
+        with pytest.raises(psycopg.errors.LockNotAvailable):
+            connection.execute("CALL coupon_merge_names()")
+        assert rows(database_url, find) == [(1, COMPOSED), (2, DECOMPOSED)]
+        other.rollback()
+        connection.execute("CALL coupon_merge_names()")
+    assert rows(database_url, find) == [(1, COMPOSED), (2, COMPOSED)]
 
 
 def test_the_ledger_is_append_only(database_url: str) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from coupon_service.store import events, spellings, stock
 from coupon_service.store.bulk import new_codes
-from coupon_service.store.commands import apply, limit_counters, load, random_codes
+from coupon_service.store.commands import apply, limit_counters, load, orders, random_codes
 from coupon_service.store.database import PLANNING
 from coupon_service.store.queries import lookups
 
@@ -20,7 +20,7 @@ STATEMENTS = {
     "assignments": load.SELECT_ASSIGNMENTS,
     "assignments of candidates": load.SELECT_CANDIDATE_ASSIGNMENTS,
     "events": load.SELECT_EVENTS,
-    "orders": load.SELECT_ORDERS,
+    "orders": orders.SELECT_ORDERS,
     "users": limit_counters.LOCK_USERS,
     "codes to show": spellings.SELECT_SHOWN_CODES,
     "spellings": spellings.SELECT_SPELLINGS,
@@ -74,7 +74,7 @@ def test_candidates_are_found_by_their_state(database_url: str, statement: str) 
 
 
 def test_orders_of_a_hot_code_are_found_by_the_order_and_whose_it_is(database_url: str) -> None:
-    plan = plan_of(database_url, load.SELECT_ORDERS)
+    plan = plan_of(database_url, orders.SELECT_ORDERS)
     assert plan.count("redemption_audit_by_order_and_user") == 2
     for whose in ("order_user_id IS NULL", "order_user_id = wanted.user_id"):
         assert re.search(rf"Index Cond: .*order_id = wanted.order_id.*{whose}.*code = ", plan), plan
@@ -94,7 +94,7 @@ FROM generate_series(1, 10000) AS n
 @pytest.mark.parametrize(
     ("statement", "index"),
     [
-        (load.SELECT_ORDERS, "redemption_audit_by_order"),
+        (orders.SELECT_ORDERS, "redemption_audit_by_order"),
         (events.SELECT_LOCK_EVENTS, "redemption_audit_by_lock"),
     ],
     ids=["orders", "locks"],
