@@ -24,14 +24,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from coupon_service.batching import BATCHING_DEFAULTS, BatchingSettings
 from coupon_service.errors import LocksUnavailable
-from coupon_service.leases.commands import (
-    LOCKING_BOOKS,
-    Commands,
-    book_index,
-    index_member,
-    indexed_lock,
-    user_index,
-)
 from coupon_service.leases.indexes import BOOK_KEPT_MS, Indexes, remove
 from coupon_service.leases.results import (
     AcquireResult,
@@ -46,7 +38,15 @@ from coupon_service.leases.results import (
     ReleaseRequest,
     TransientResult,
 )
-from coupon_service.redis_client.exchange import Client, Command, connect, unavailable
+from coupon_service.leases.scripts import (
+    LOCKING_BOOKS,
+    LeaseScripts,
+    book_index,
+    index_member,
+    indexed_lock,
+    user_index,
+)
+from coupon_service.redis_client.exchange import Client, RedisCommand, connect, unavailable
 from coupon_service.redis_client.pipelines import Pipelines
 from coupon_service.telemetry.metrics import Metrics
 
@@ -101,15 +101,15 @@ class Leases:
             admitted in time commits before anyone else gets in: the statement timeout and the
             greatest difference between clocks.
         """
-        self._commands = Commands()
+        self._scripts = LeaseScripts()
         client = connect(redis, timeout_ms) if isinstance(redis, str) else redis
         self._redis = Pipelines(
-            client, self._commands.sources, timeout_ms, metrics, tracer, batching
+            client, self._scripts.sources, timeout_ms, metrics, tracer, batching
         )
         self._grace_ms = grace_ms
         self._locks_per_user_max = locks_per_user_max
         self._metrics = metrics
-        self._indexes = Indexes(self._commands)
+        self._indexes = Indexes(self._scripts)
 
     async def ping(self) -> None:
         """Returns when Redis has answered."""
@@ -166,12 +166,12 @@ class Leases:
                 return [error if commands else result for result, commands in found]
         return [result for result, _ in found]
 
-    def _asking(self, request: LeaseRequest) -> tuple[Command, Command]:
+    def _asking(self, request: LeaseRequest) -> tuple[RedisCommand, RedisCommand]:
         """For an entry in the index of the user, and for the permit."""
         counted = self._indexes.count(
             request.key, request.ttl_ms, self._locks_per_user_max + request.locks_elsewhere
         )
-        permit = self._commands.acquire(
+        permit = self._scripts.acquire(
             request.key,
             ttl_ms=request.ttl_ms,
             grace_ms=self._grace_ms,
@@ -187,7 +187,7 @@ class Leases:
         permit: Any,
         listed_ms: Any,
         *written: Any,
-    ) -> tuple[AcquireResult | LocksUnavailable, Sequence[Command]]:
+    ) -> tuple[AcquireResult | LocksUnavailable, Sequence[RedisCommand]]:
         """What the replies say of a request, and what has to be put right then."""
         for reply in (counted_ms, permit, listed_ms, *written):
             if isinstance(reply, Exception):
@@ -199,7 +199,7 @@ class Leases:
         )
         if outcome == "TAKEN" and not counted_ms:
             return replace(result, status=AcquireStatus.LIMIT), (
-                self._commands.release(key, attempt=True),
+                self._scripts.release(key, attempt=True),
                 ("ZREM", book_index(key.book_id), index_member(key)),
             )
         if held_id != key.lock_id or status not in (
@@ -223,7 +223,7 @@ class Leases:
         the code meanwhile, since the attempt would not know of it and so not use it up.
         """
         (answer,) = await self._redis.run(
-            self._commands.acquire_transient(code, attempt_id, user_id, ttl_ms)
+            self._scripts.acquire_transient(code, attempt_id, user_id, ttl_ms)
         )
         permits_taken, others_end_in_ms, own_lock_id, own_expire_ms = answer
         return TransientResult(
@@ -235,7 +235,7 @@ class Leases:
 
     async def peek(self, code: str, user_id: str, lock_id: str = "") -> Peek:
         """Reads the locks of a code, and ``lock_id`` of this user, and changes nothing."""
-        (answer,) = await self._redis.run(self._commands.peek(code, user_id, lock_id))
+        (answer,) = await self._redis.run(self._scripts.peek(code, user_id, lock_id))
         others, others_end_in_ms, own_lock_id, gone = answer
         return Peek(others, _time_left(others_end_in_ms), bool(own_lock_id), bool(gone))
 
@@ -246,7 +246,7 @@ class Leases:
         someone else holds the code.
         """
         (answer,) = await self._redis.run(
-            self._commands.acquire(key, expire_ms=expire_ms, grace_ms=self._grace_ms)
+            self._scripts.acquire(key, expire_ms=expire_ms, grace_ms=self._grace_ms)
         )
         outcome, _, _, permits_taken, others_end_in_ms = answer
         status = _ADMIT_STATUS[outcome]
@@ -262,7 +262,7 @@ class Leases:
         Returns when it ends now; None when it is not held.
         """
         (expire_ms,) = await self._redis.run(
-            self._commands.extend(key, expire_ms=new_expire_ms, grace_ms=self._grace_ms)
+            self._scripts.extend(key, expire_ms=new_expire_ms, grace_ms=self._grace_ms)
         )
         if not expire_ms:
             return None
@@ -280,7 +280,7 @@ class Leases:
     async def _release_part(self, requests: Sequence[ReleaseRequest]) -> int:
         replies = await self._redis.run(
             *(
-                self._commands.release(it.key, tombstone_until_ms=it.tombstone_until_ms)
+                self._scripts.release(it.key, tombstone_until_ms=it.tombstone_until_ms)
                 for it in requests
             ),
             *remove(it.key for it in requests),
@@ -294,13 +294,13 @@ class Leases:
         The permit is given back with the last attempt that knows of it: another may have recorded
         the lock.
         """
-        (released,) = await self._redis.run(self._commands.release(key, attempt=True))
+        (released,) = await self._redis.run(self._scripts.release(key, attempt=True))
         if released:
             await self.forget([key])
 
     async def release_transient(self, code: str, attempt_id: str, user_id: str) -> None:
         """Gives the permit of an attempt back."""
-        await self._redis.run(*self._commands.release_transient(code, attempt_id, user_id))
+        await self._redis.run(*self._scripts.release_transient(code, attempt_id, user_id))
 
     async def list_user(
         self, user_id: str, after: IndexedLock | None = None, page_size: int = 100
@@ -337,7 +337,7 @@ class Leases:
         """
         until_ms = now_ms - self._grace_ms
         answers = await self._of_books(
-            [self._commands.ended(book_index(it), until_ms, limit) for it in book_ids]
+            [self._scripts.ended(book_index(it), until_ms, limit) for it in book_ids]
         )
         found = zip(book_ids, map(_locks, answers), strict=True)
         return {book_id: ended for book_id, ended in found if ended}
@@ -346,7 +346,7 @@ class Leases:
         """How many locks of these books are live, and since when one waits for ``expired``."""
         indexes = list(map(book_index, book_ids))
         live = await self._of_books([("ZCOUNT", it, f"({now_ms}", "+inf") for it in indexes])
-        first = await self._of_books([self._commands.ended(it, now_ms, 1) for it in indexes])
+        first = await self._of_books([self._scripts.ended(it, now_ms, 1) for it in indexes])
         ended_ms = [lock.expire_ms for each in first for lock in _locks(each)]
         return LeaseStats(sum(live), min(ended_ms, default=now_ms) + self._grace_ms)
 
@@ -354,7 +354,7 @@ class Leases:
         """Takes locks out of the indexes of their books and users."""
         await self._redis.run(*remove(keys))
 
-    async def _of_books(self, commands: Sequence[Command]) -> list[Any]:
+    async def _of_books(self, commands: Sequence[RedisCommand]) -> list[Any]:
         """The replies to commands on the indexes of many books, a pipeline's worth at a time."""
         answers: list[Any] = []
         size = self._redis.commands_max
@@ -375,9 +375,7 @@ class Leases:
         page: list[IndexedLock] = []
         offset = 0
         while len(page) < page_size:  # once, unless more than a page ends in one millisecond
-            (answer,) = await self._redis.run(
-                self._commands.list(index, from_ms, offset, page_size)
-            )
+            (answer,) = await self._redis.run(self._scripts.list(index, from_ms, offset, page_size))
             found = _locks(answer)
             page += [lock for lock in found if after is None or _position(lock) > _position(after)]
             if len(found) < page_size:

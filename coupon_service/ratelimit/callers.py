@@ -45,8 +45,8 @@ class CallerLimits:
     loopback: bool = False
 
 
-class Limits:
-    """Whose limits are which."""
+class CallerPolicy:
+    """What a caller is limited to, and under which name its calls are counted."""
 
     def __init__(self, limits: CallerLimits) -> None:
         self.end_users: Final = read_limits(limits.end_users)

@@ -21,7 +21,7 @@ from coupon_service.ratelimit.callers import (
     REMEMBERED_MAX,
     Caller,
     CallerLimits,
-    Limits,
+    CallerPolicy,
     user_identity,
 )
 from coupon_service.ratelimit.windows import DenyList, Window, Windows
@@ -47,7 +47,7 @@ class GuessGuard:
     def __init__(
         self, limits: CallerLimits, windows: Windows, observer: GuessObserver, log: Any
     ) -> None:
-        self._limits = Limits(limits)
+        self._limits = CallerPolicy(limits)
         self._windows = windows
         self._without_redis = _WorkerWindows()
         self._observer = observer

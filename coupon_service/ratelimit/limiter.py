@@ -11,7 +11,7 @@ from time import monotonic
 from typing import Final, Protocol
 
 from coupon_service.errors import LocksUnavailable, RateLimited
-from coupon_service.ratelimit.callers import REMEMBERED_MAX, Caller, CallerLimits, Limits
+from coupon_service.ratelimit.callers import REMEMBERED_MAX, Caller, CallerLimits, CallerPolicy
 from coupon_service.ratelimit.windows import DenyList, Window, Windows
 
 PAUSE_S: Final = 1.0
@@ -38,7 +38,7 @@ class RateLimiter:
     """Counts the calls of those who have a limit. While Redis does not answer, nobody has one."""
 
     def __init__(self, limits: CallerLimits, windows: Windows, observer: LimitObserver) -> None:
-        self._limits = Limits(limits)
+        self._limits = CallerPolicy(limits)
         self._windows = windows
         self._observer = observer
         self._denied = DenyList()

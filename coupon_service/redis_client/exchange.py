@@ -34,7 +34,7 @@ from coupon_service.errors import LocksUnavailable
 from coupon_service.telemetry.metrics import Metrics
 
 Client: TypeAlias = "Redis | RedisCluster"
-Command: TypeAlias = tuple[str | int, ...]
+RedisCommand: TypeAlias = tuple[str | int, ...]
 
 SILENCE_STEPS: Final = 5
 """Turns of the event loop, at least, that Redis has for its replies."""
@@ -69,7 +69,7 @@ class RedisExchange:
         self._timeout_s = timeout_ms / 1000
         self._metrics = metrics
 
-    async def replies(self, commands: Sequence[Command]) -> list[Any]:
+    async def replies(self, commands: Sequence[RedisCommand]) -> list[Any]:
         """The reply to each command, or the error with which Redis refused it.
 
         Raises LocksUnavailable when Redis cannot be reached or is silent for ``timeout_ms``. What
@@ -93,7 +93,7 @@ class RedisExchange:
         """Closes the connections."""
         await self._client.aclose()
 
-    async def _send(self, commands: Sequence[Command]) -> list[Any]:
+    async def _send(self, commands: Sequence[RedisCommand]) -> list[Any]:
         replies = await self._pipeline(commands)
         unknown = [i for i, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
         if unknown:  # the first time, or Redis was restarted: those have not been run at all
@@ -106,11 +106,11 @@ class RedisExchange:
         if self._metrics is not None:
             self._metrics.redis_failed(_kind_of(error))
 
-    def _with_source(self, command: Command) -> Command:
+    def _with_source(self, command: RedisCommand) -> RedisCommand:
         _evalsha, sha, *keys_and_arguments = command
         return ("EVAL", self._sources[str(sha)], *keys_and_arguments)
 
-    async def _pipeline(self, commands: Sequence[Command]) -> list[Any]:
+    async def _pipeline(self, commands: Sequence[RedisCommand]) -> list[Any]:
         if isinstance(self._client, Redis):
             return await _pipeline(self._client, commands)
         pipeline = self._client.pipeline(transaction=False)
@@ -134,9 +134,9 @@ def unavailable(error: Exception) -> LocksUnavailable:
     return answer
 
 
-async def _pipeline(client: Redis, commands: Sequence[Command]) -> list[Any]:
+async def _pipeline(client: Redis, commands: Sequence[RedisCommand]) -> list[Any]:
     """What redis-py's pipeline does, with the commands written by hiredis."""
-    pack = cast("Callable[[Command], bytes]", hiredis.pack_command)  # typed for one argument
+    pack = cast("Callable[[RedisCommand], bytes]", hiredis.pack_command)  # typed for one argument
     pool: Any = client.connection_pool
     connection = await pool.get_connection()
     try:

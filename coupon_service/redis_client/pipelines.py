@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from coupon_service.batching import BATCHING_DEFAULTS, BatchingSettings, MicroBatcher
 from coupon_service.errors import LocksUnavailable
-from coupon_service.redis_client.exchange import Client, Command, RedisExchange, accepted
+from coupon_service.redis_client.exchange import Client, RedisCommand, RedisExchange, accepted
 from coupon_service.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class _Call:
     """Commands of one caller, which stay together."""
 
-    commands: tuple[Command, ...]
+    commands: tuple[RedisCommand, ...]
     deadline: None = None
 
     @property
@@ -55,11 +55,11 @@ class Pipelines:
         self._failed_s = -math.inf
         """When the pipeline before failed, in seconds of time.perf_counter."""
 
-    async def run(self, *commands: Command) -> Sequence[Any]:
+    async def run(self, *commands: RedisCommand) -> Sequence[Any]:
         """As `replies`. Raises LocksUnavailable also when Redis refuses one of the commands."""
         return accepted(await self.replies(*commands))
 
-    async def replies(self, *commands: Command) -> Sequence[Any]:
+    async def replies(self, *commands: RedisCommand) -> Sequence[Any]:
         """The replies to ``commands``, which go out together and in this order; the error of those
         that Redis refuses.
 

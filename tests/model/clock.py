@@ -16,7 +16,7 @@ import redis
 import structlog
 from support.service import ServerThread, settings_for
 
-from coupon_service.leases import commands
+from coupon_service.leases import scripts
 from coupon_service.maintenance.lock_sweeper import LockSweeper
 from coupon_service.rpc import handler
 from coupon_service.rpc.context import RequestContext
@@ -81,7 +81,7 @@ def clocked_server(
     """A server whose Lua scripts ask `clock`, and that believes who callers say they are; nothing
     sweeps by itself.
     """
-    text = commands._text
+    text = scripts._text
 
     def on_own_clock(name: str) -> str:
         return text(name).replace(REAL_CLOCK, OWN_CLOCK)
@@ -95,7 +95,7 @@ def clocked_server(
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger("error"))
     try:
         with (
-            mock.patch.object(commands, "_text", on_own_clock),
+            mock.patch.object(scripts, "_text", on_own_clock),
             mock.patch.object(LockSweeper, "run", never),
             mock.patch.object(handler, "_as_anonymous", as_they_say),
             ServerThread(settings, clock.now) as running,

@@ -24,7 +24,7 @@ import psycopg
 from psycopg.conninfo import make_conninfo
 
 from coupon_service.batching import DetachedTasks
-from coupon_service.leases import commands, leases
+from coupon_service.leases import leases, scripts
 from coupon_service.locks import acquire
 from coupon_service.locks import token as lock_token
 from coupon_service.locks.token import verify
@@ -396,14 +396,14 @@ def _insert(beside: Any, events: Any) -> None:
 
 
 def _script(right: str, wrong: str) -> Planted:
-    real = commands._text
-    scripts = ("permits.lua", "acquire.lua", "release.lua")
-    assert any(right in real(name) for name in scripts), right
+    real = scripts._text
+    files = ("permits.lua", "acquire.lua", "release.lua")
+    assert any(right in real(name) for name in files), right
 
     def text(name: str) -> str:
         return real(name).replace(right, wrong)
 
-    return mock.patch.object(commands, "_text", text)
+    return mock.patch.object(scripts, "_text", text)
 
 
 def _source(module: Any, name: str, method: str, right: str, wrong: str) -> Planted:

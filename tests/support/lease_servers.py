@@ -11,7 +11,7 @@ import time
 from redis.asyncio import Redis
 
 from coupon_service.leases import AcquireResult, LeaseKey, LeaseRequest, Leases
-from coupon_service.leases.commands import LOCKING_BOOKS
+from coupon_service.leases.scripts import LOCKING_BOOKS
 
 CODE = "SUMMER25"
 BOOK = "book-1"

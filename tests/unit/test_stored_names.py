@@ -10,14 +10,14 @@ from uuid import UUID
 
 from google.protobuf.struct_pb2 import Struct
 
-from coupon_service.leases.commands import (
+from coupon_service.leases.results import LeaseKey
+from coupon_service.leases.scripts import (
     LOCKING_BOOKS,
-    Commands,
+    LeaseScripts,
     book_index,
     index_member,
     user_index,
 )
-from coupon_service.leases.results import LeaseKey
 from coupon_service.locks.token import sign
 from coupon_service.model import (
     CodeCommand,
@@ -161,7 +161,7 @@ def test_a_repeat_of_a_change_of_a_book_is_recognised() -> None:
 
 
 def test_redis_keys_stay() -> None:
-    built = Commands()
+    built = LeaseScripts()
     assert built.acquire(LeaseKey("C", "b", "u", "l"), grace_ms=1)[2:7] == (
         4,
         "coupon:{C}:places",

@@ -30,7 +30,7 @@ from coupon_service.leases import (
     Leases,
     LeaseStats,
 )
-from coupon_service.leases.commands import LOCKING_BOOKS
+from coupon_service.leases.scripts import LOCKING_BOOKS
 
 
 async def both_indexes(leases: Leases) -> tuple[list[IndexedLock], list[IndexedLock]]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 from redis.crc import key_slot
 
-from coupon_service.leases.commands import Commands, index_member, indexed_lock
 from coupon_service.leases.results import IndexedLock, LeaseKey
+from coupon_service.leases.scripts import LeaseScripts, index_member, indexed_lock
 from coupon_service.model.normalization import is_code
-from coupon_service.redis_client.exchange import Command
+from coupon_service.redis_client.exchange import RedisCommand
 
 
-def keys(command: Command) -> list[str]:
+def keys(command: RedisCommand) -> list[str]:
     _evalsha, _sha, count, *rest = command
     return [str(key) for key in rest[: int(count)]]
 
@@ -19,14 +19,14 @@ def keys(command: Command) -> list[str]:
 @pytest.mark.parametrize("code", ["CODE1", "DANKEFÜR100", "नमस्ते", "𞤀"], ids=ascii)
 @pytest.mark.parametrize("user_id", ["user-1", "{other}", "}{", "{}", "CODE2"])
 def test_a_script_on_a_code_touches_one_slot_of_a_cluster(code: str, user_id: str) -> None:
-    commands = Commands()
+    scripts = LeaseScripts()
     lock = LeaseKey(code, "book", user_id, "lock")
     on_a_code = (
-        commands.acquire(lock, grace_ms=1),
-        commands.acquire_transient(code, "attempt", user_id, 1),
-        commands.peek(code, user_id, "lock"),
-        commands.release(lock),
-        commands.extend(lock, expire_ms=1, grace_ms=1),
+        scripts.acquire(lock, grace_ms=1),
+        scripts.acquire_transient(code, "attempt", user_id, 1),
+        scripts.peek(code, user_id, "lock"),
+        scripts.release(lock),
+        scripts.extend(lock, expire_ms=1, grace_ms=1),
     )
 
     slots = {key_slot(key.encode()) for command in on_a_code for key in keys(command)}
@@ -50,8 +50,8 @@ def test_an_index_entry_has_code_book_user_and_lock_whatever_they_contain(strang
 
 
 def test_every_script_is_sent_by_the_hash_of_its_text() -> None:
-    commands = Commands()
+    scripts = LeaseScripts()
 
-    sha = next(iter(commands.sources))
+    sha = next(iter(scripts.sources))
 
-    assert commands.acquire(LeaseKey("C", "b", "u", "l"), grace_ms=1)[:2] == ("EVALSHA", sha)
+    assert scripts.acquire(LeaseKey("C", "b", "u", "l"), grace_ms=1)[:2] == ("EVALSHA", sha)

@@ -9,7 +9,7 @@ import hashlib
 from importlib.resources import files
 
 from coupon_service.leases.results import IndexedLock, LeaseKey
-from coupon_service.redis_client.exchange import Command
+from coupon_service.redis_client.exchange import RedisCommand
 
 LOCKING_BOOKS = "coupon:locking-books"
 """A zset: the books that have locks, scored with when that was last written down (ms since 1970).
@@ -17,8 +17,8 @@ One key for all books, and so in one slot of a Redis Cluster: each process write
 some seconds, not with each lock."""
 
 
-class Commands:
-    """Builds the commands; reads the scripts once, when it is made."""
+class LeaseScripts:
+    """Builds Redis commands that run the scripts, which it reads once."""
 
     def __init__(self) -> None:
         permits = _text("permits.lua")
@@ -45,7 +45,7 @@ class Commands:
         ttl_ms: int = 0,
         permits_max: int | None = None,
         follows: str = "",
-    ) -> Command:
+    ) -> RedisCommand:
         code, _, user_id, lock_id = key
         keys = (
             *_permits(code),
@@ -56,28 +56,32 @@ class Commands:
         times = (expire_ms, ttl_ms, grace_ms)
         return (*self._acquire, 4, *keys, user_id, lock_id, *times, at_most, follows)
 
-    def acquire_transient(self, code: str, attempt_id: str, user_id: str, ttl_ms: int) -> Command:
+    def acquire_transient(
+        self, code: str, attempt_id: str, user_id: str, ttl_ms: int
+    ) -> RedisCommand:
         keys = (*_permits(code), _redeeming(code, user_id))
         return (*self._acquire_transient, 3, *keys, user_id, attempt_id, ttl_ms)
 
-    def peek(self, code: str, user_id: str, lock_id: str) -> Command:
+    def peek(self, code: str, user_id: str, lock_id: str) -> RedisCommand:
         keys = (*_permits(code), _tombstone(code, user_id, lock_id))
         return (*self._peek, 3, *keys, user_id, lock_id)
 
     def release(
         self, key: LeaseKey, *, tombstone_until_ms: int = 0, attempt: bool = False
-    ) -> Command:
+    ) -> RedisCommand:
         code, _, user_id, lock_id = key
         keys = (*_permits(code), _tombstone(code, user_id, lock_id))
         return (*self._release, 3, *keys, user_id, lock_id, tombstone_until_ms, int(attempt))
 
-    def release_transient(self, code: str, attempt_id: str, user_id: str) -> tuple[Command, ...]:
+    def release_transient(
+        self, code: str, attempt_id: str, user_id: str
+    ) -> tuple[RedisCommand, ...]:
         return (
             ("ZREM", _permits(code)[0], f"m{attempt_id}"),
             ("SREM", _redeeming(code, user_id), attempt_id),
         )
 
-    def extend(self, key: LeaseKey, *, expire_ms: int, grace_ms: int) -> Command:
+    def extend(self, key: LeaseKey, *, expire_ms: int, grace_ms: int) -> RedisCommand:
         code, _, user_id, lock_id = key
         return (*self._extend, 2, *_permits(code), user_id, lock_id, expire_ms, grace_ms)
 
@@ -89,13 +93,13 @@ class Commands:
         ttl_ms: int = 0,
         keep_ms: int = 0,
         entries_max: int = 0,
-    ) -> Command:
+    ) -> RedisCommand:
         return (*self._index, 1, index, expire_ms, ttl_ms, keep_ms, entries_max, *members)
 
-    def list(self, index: str, from_ms: int, offset: int, count: int) -> Command:
+    def list(self, index: str, from_ms: int, offset: int, count: int) -> RedisCommand:
         return (*self._list, 1, index, from_ms, offset, count)
 
-    def ended(self, index: str, until_ms: int, count: int) -> Command:
+    def ended(self, index: str, until_ms: int, count: int) -> RedisCommand:
         return ("ZRANGEBYSCORE", index, "-inf", until_ms, "WITHSCORES", "LIMIT", 0, count)
 
     def _script(self, source: str) -> tuple[str, str]:
