@@ -58,6 +58,9 @@ ASSIGNED = (AssignmentState.ACTIVE, AssignmentState.REDEEMED)
 
 NO_COUNTS = UserCounts()
 
+REDEMPTIONS_MAX = 2**31 - 1
+"""Of a code without a limit: as many as the contract, and the table, can count."""
+
 
 def find_code(
     code: str, book_id: UUID | None, business_id: str, state: State
@@ -264,8 +267,8 @@ def _not_started(book: Book, now: datetime) -> Iterator[CouponServiceError]:
 
 
 def _code_used_up(code: Code, book: Book) -> Iterator[CouponServiceError]:
-    limit = book.limits.max_redemptions_per_code
-    if limit and code.redemptions >= limit:
+    limit = book.limits.max_redemptions_per_code or REDEMPTIONS_MAX
+    if code.redemptions >= limit:
         yield CodeAlreadyRedeemed() if limit == 1 else CodeLimitExceeded(limit=limit)
 
 

@@ -41,7 +41,7 @@ async def add_to_counters(connection: Connection, row: CounterRow) -> None:
 
 
 SUM_COUNTERS: Final[LiteralString] = f"""
-SELECT {COUNTERS.each("coalesce(sum({0}), 0)::bigint")}
+SELECT {COUNTERS.each("coalesce(sum({0}), 0)")}
 FROM coupon_book_counters
 WHERE book_id = %s
 """
@@ -51,4 +51,4 @@ async def select_stats(connection: Connection, book_id: UUID) -> BookStats:
     """The counts of a book: the sum of its counters."""
     cursor = await connection.execute(SUM_COUNTERS, [book_id])
     row = await cursor.fetchone()
-    return BookStats(*row or ())
+    return BookStats(*map(int, row or ()))

@@ -117,7 +117,7 @@ COUNTERS: Final = Columns[BookStats](
     Column("assignments", "bigint"),
     Column("redemptions", "bigint"),
     Column("rollbacks", "bigint"),
-    Column("discount_minor", "bigint"),
+    Column("discount_minor", "numeric", read=int),
 )
 
 # --- codes and assignments ----------------------------------------------------------------------

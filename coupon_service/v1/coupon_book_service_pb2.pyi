@@ -254,8 +254,8 @@ class BookLimits(_message.Message):
     max_redemptions: _builtins.int
     """Redemptions of all codes of the book together. Default 0. At most 10^12."""
     max_redemptions_per_code: _builtins.int
-    """Redemptions of one code. Default 1 (single use) when not set; 0 = no limit. Also the number of
-    users that one code can be assigned to. At most 10^9.
+    """Redemptions of one code. Default 1 (single use) when not set; 0 = no limit but that of what can
+    be counted, 2^31-1. Also the number of users that one code can be assigned to. At most 10^9.
     """
     max_redemptions_per_user_per_code: _builtins.int
     """Redemptions of one code by one user. Default 0. At most 10^9."""
@@ -953,7 +953,9 @@ class CouponBookStats(_message.Message):
     """Redemptions that were rolled back."""
     @_builtins.property
     def discount_given(self) -> _money_pb2.Money:
-        """The discount of the redemptions that were not rolled back. Unset for benefits."""
+        """The discount of the redemptions that were not rolled back. Unset for benefits. A sum that is
+        greater than 2^63-1 is counted exactly, and answered as 2^63-1.
+        """
 
     def __init__(
         self,

@@ -283,7 +283,7 @@ class ModelState:
             for it in self.live(book_id=book_id)
         ]
         book = self.books[book_id]
-        money = {"amount_minor": sum(given), "currency_code": book["currency_code"]}
+        money = {"amount_minor": min(sum(given), 2**63 - 1), "currency_code": book["currency_code"]}
         return {
             "book_id": book_id,
             "code_count": len(states),

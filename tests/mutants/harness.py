@@ -33,6 +33,7 @@ from support.service import (
     audit,
     books,
     codes,
+    euros,
     new_codes,
     reason_of,
     redemptions,
@@ -405,6 +406,21 @@ def code_that_an_end_user_cannot_use(it: Stack) -> None:
         ]
     assert done[0] == done[1], done
     assert "COMMIT" not in done[0][1], done
+
+
+def discounts_beyond_an_amount(it: Stack) -> None:
+    """A book may give more than any amount can be, and goes on."""
+    api = it.apis[0]
+    code = api.code(limits=UNLIMITED)
+    book_id = api.redeem(code, "user", order_amount=euros(1_000)).redemption.book_id
+    with psycopg.connect(it.database_url, autocommit=True) as connection:
+        connection.execute(
+            "UPDATE coupon_book_counters SET discount_minor = %s"
+            " WHERE book_id = %s AND redemptions > 0",
+            (2**63 - 1, book_id),
+        )
+    api.redeem(code, "user", order_amount=euros(1_000))
+    assert api.stats(book_id).discount_given.amount_minor == 2**63 - 1
 
 
 def repeated_unlock(it: Stack) -> None:

@@ -29,12 +29,13 @@ from coupon_service.locks import acquire
 from coupon_service.locks import token as lock_token
 from coupon_service.locks.token import verify
 from coupon_service.model import LockPolicy, Redeem, Rollback, normalization
+from coupon_service.rpc.convert import books as book_messages
 from coupon_service.rpc.convert.fields import Fields
 from coupon_service.rules import decision, refusals, repeats
 from coupon_service.rules import locks as lock_rules
 from coupon_service.rules import redemptions as redeeming
 from coupon_service.rules.draft import Draft
-from coupon_service.store import database, generations
+from coupon_service.store import counters, database, generations
 from coupon_service.store.bulk import chunks, upload_rows
 from coupon_service.store.commands import apply as applying
 from coupon_service.store.commands import executor as execute
@@ -335,6 +336,19 @@ def policy_off_forgets_locks() -> Planted:
         return book.lock_policy is not LockPolicy.OFF
 
     return mock.patch.object(redeeming, "may_be_locked", locking)
+
+
+def discounts_summed_in_64_bits() -> Planted:
+    """The sum of the discounts of a book is as large as one of them can be."""
+    summed = "coalesce(sum(discount_minor), 0)"
+    assert summed in counters.SUM_COUNTERS
+    wrong = counters.SUM_COUNTERS.replace(summed, summed + "::bigint")
+    return mock.patch.object(counters, "SUM_COUNTERS", wrong)
+
+
+def sum_answered_as_it_is() -> Planted:
+    """A sum is answered that the contract has no room for."""
+    return mock.patch.object(book_messages, "INT64_MAX", 10**30)
 
 
 # --- how they are planted -----------------------------------------------------------------------

@@ -54,6 +54,8 @@ CAUGHT_BY: dict[Callable[[], bugs.Planted], Callable[[Stack], None]] = {
     bugs.refusals_wait_for_the_disk: harness.code_that_an_end_user_cannot_use,
     bugs.book_of_an_unknown_code_not_read: harness.code_that_an_end_user_cannot_use,
     bugs.counters_read_for_hidden_codes: harness.code_that_an_end_user_cannot_use,
+    bugs.discounts_summed_in_64_bits: harness.discounts_beyond_an_amount,
+    bugs.sum_answered_as_it_is: harness.discounts_beyond_an_amount,
 }
 QUICK = [it for it in dict.fromkeys(CAUGHT_BY.values()) if it is not harness.model_test]
 

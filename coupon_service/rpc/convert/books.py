@@ -34,7 +34,7 @@ from coupon_service.model.codes import BUCKETS, DEFAULT_ALPHABET, CodeFormat
 from coupon_service.model.normalization import CODE_LENGTH_MAX
 from coupon_service.rpc.context import RequestContext
 from coupon_service.rpc.convert.fields import AMOUNT_MAX_MINOR, TTL_MAX_MS, Fields, Page
-from coupon_service.rpc.convert.values import to_money, to_struct, to_timestamp
+from coupon_service.rpc.convert.values import INT64_MAX, to_money, to_struct, to_timestamp
 from coupon_service.rpc.paging import PageTokens
 from coupon_service.rules import book_updates
 from coupon_service.v1 import coupon_book_service_pb2 as pb
@@ -356,7 +356,9 @@ def book_message(book: Book, effective_state: BookState) -> pb.CouponBook:
 
 def stats_message(book: Book, stats: BookStats) -> pb.CouponBookStats:
     """The counts as a client sees them."""
-    benefit = isinstance(book.discount, Benefit)
+    given_minor = None
+    if not isinstance(book.discount, Benefit):
+        given_minor = min(stats.discount_minor, INT64_MAX)
     return pb.CouponBookStats(
         book_id=str(book.book_id),
         code_count=stats.codes,
@@ -367,7 +369,7 @@ def stats_message(book: Book, stats: BookStats) -> pb.CouponBookStats:
         assignment_count=stats.assignments,
         redemption_count=stats.redemptions,
         rollback_count=stats.rollbacks,
-        discount_given=to_money(None if benefit else stats.discount_minor, book.currency_code),
+        discount_given=to_money(given_minor, book.currency_code),
     )
 
 

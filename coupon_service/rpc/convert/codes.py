@@ -25,6 +25,7 @@ from coupon_service.model.normalization import CODE_LENGTH_MAX
 from coupon_service.rpc.context import RequestContext
 from coupon_service.rpc.convert.books import read_code_format
 from coupon_service.rpc.convert.fields import Fields, Page
+from coupon_service.rpc.convert.values import INT64_MAX
 from coupon_service.rpc.paging import PageTokens, Position
 from coupon_service.rpc.status import item_error
 from coupon_service.store.bulk.upload_rows import ImportResult
@@ -43,7 +44,6 @@ SAMPLES_MAX: Final = 100
 SAMPLES_DEFAULT: Final = 5
 CHUNK_ROWS_MAX: Final = 10_000
 CHUNK_NUMBER_MAX: Final = 2**31 - 1
-CAPACITY_MAX: Final = 2**63 - 1
 
 # --- requests -----------------------------------------------------------------------------------
 
@@ -205,7 +205,7 @@ def preview_message(
     return pb.PreviewCodesResponse(
         feasible=problem is None,
         problem=item_error(problem) if problem else None,
-        capacity=min(code_format.capacity, CAPACITY_MAX),
+        capacity=min(code_format.capacity, INT64_MAX),
         entropy_bits=code_format.entropy_bits,
         sample_codes=[code_format.display(code) for code in samples],
     )

@@ -20,6 +20,9 @@ from coupon_service.v1.money_pb2 import Money
 
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
+INT64_MAX: Final = 2**63 - 1
+"""What sums and sizes that are greater are answered as."""
+
 METADATA_MAX_BYTES: Final = 4_096
 METADATA_MAX_LEVELS: Final = 5
 

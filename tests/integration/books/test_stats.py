@@ -3,9 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Any
 
-from support.service import Api, books, codes, euros, new_codes, redemptions, unique
+import psycopg
+from support.service import (
+    Api,
+    ServerThread,
+    books,
+    codes,
+    euros,
+    new_codes,
+    redemptions,
+    unique,
+)
 
 STATES = ("available", "assigned", "redeemed", "disabled")
 
@@ -116,6 +128,42 @@ def test_a_code_of_many_uses_is_counted_once_and_its_redemptions_all(api: Api) -
         "redemptions": 2,
         "discount": 20,
     }
+
+
+def test_discounts_add_up_to_more_than_an_amount_can_be(api: Api, server: ServerThread) -> None:
+    limits = books.BookLimits(max_redemptions_per_code=0)
+    everything = books.Discount(percent_off=books.PercentOff(basis_points=10_000))
+    (code,) = new_codes(1)
+    book_id = api.book(codes=[code], limits=limits, discount=everything).book_id
+    most = {"order_amount": euros(10**15)}
+    first = api.redeem(code, "u", **most).redemption.redemption_id
+    with given_before(server, book_id, 2**63 - 1 - 10**15):
+        assert counts(api, book_id)["discount"] == 2**63 - 1
+        api.redeem(code, "u", **most)
+        assert counts(api, book_id)["discount"] == 2**63 - 1
+        api.rollback(first)
+        generate = codes.GenerateCodesRequest(
+            book_id=book_id, count=5, request_id=unique("request")
+        )
+        assert list(api.codes.GenerateCodes(generate))
+        assert api.import_codes(book_id, new_codes(1))[0].created_count == 1
+        assert counts(api, book_id)["discount"] == 2**63 - 1
+    assert counts(api, book_id)["discount"] == 10**15
+
+
+@contextmanager
+def given_before(server: ServerThread, book_id: str, amount_minor: int) -> Generator[None]:
+    """As if the book had given so much more."""
+    url = server.settings.database_url
+    assert url is not None
+    add = (
+        "UPDATE coupon_book_counters SET discount_minor = discount_minor + %s"
+        " WHERE book_id = %s AND redemptions > 0"
+    )
+    with psycopg.connect(url.get_secret_value(), autocommit=True) as connection:
+        connection.execute(add, (amount_minor, book_id))
+        yield
+        connection.execute(add, (-amount_minor, book_id))
 
 
 def test_refused_and_repeated_calls_count_nothing(api: Api) -> None:

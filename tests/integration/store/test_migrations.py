@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, LiteralString
 from urllib.parse import urlsplit
+from uuid import UUID
 
 import psycopg
 import pytest
 from support.store import opened
 
 from coupon_service.errors import Contention, DatabaseUnavailable
-from coupon_service.model import bucket_of_user
-from coupon_service.store import migrations
+from coupon_service.model import BookStats, bucket_of_user
+from coupon_service.store import counters, migrations
 from coupon_service.store.migrations import schema_is_current
 
 TABLES = "SELECT tablename FROM pg_tables WHERE schemaname = 'public' ORDER BY tablename"
@@ -270,6 +271,45 @@ def test_the_step_of_names_goes_on_where_it_was_cut_off(database_url: str) -> No
         other.rollback()
         connection.execute("CALL coupon_merge_names()")
     assert rows(database_url, find) == [(1, COMPOSED), (2, COMPOSED)]
+
+
+@pytest.mark.parametrize("sums", ["bigint", "numeric"])
+def test_discounts_are_added_up_before_and_after_the_step_of_their_sums(
+    database_url: str, sums: LiteralString
+) -> None:
+    """By this version, and by the one before, on connections that stay."""
+    add = counters.ADD_TO_COUNTERS.replace("numeric", sums)
+    given = "SELECT discount_minor FROM coupon_book_counters"
+    while "0009.discount_sums" not in migrations.rollback(database_url, count=1):
+        pass
+    with psycopg.connect(database_url, autocommit=True, prepare_threshold=0) as connection:
+
+        def redeemed(discount_minor: int) -> set[str]:
+            row = (UUID(int=1), 1, BookStats(redemptions=1, discount_minor=discount_minor))
+            connection.execute(add, counters.counter_parameters([row]))
+            return names(database_url, given)
+
+        assert redeemed(2**63 - 2) == {2**63 - 2}
+        migrations.apply(database_url)
+        assert redeemed(10**15) == {2**63 - 2 + 10**15}
+        while "0009.discount_sums" not in migrations.rollback(database_url, count=1):
+            pass
+        assert names(database_url, given) == {2**63 - 1}, "the greatest that fits"
+        assert redeemed(-5) == {2**63 - 6}
+        migrations.apply(database_url)
+        assert redeemed(5) == {2**63 - 1}
+
+
+async def test_discounts_of_one_batch_may_come_to_more_than_an_amount_can_be(
+    database_url: str,
+) -> None:
+    book_id = UUID(int=1)
+    row = (book_id, 1, BookStats(redemptions=10_000, discount_minor=10**19))
+    async with opened(database_url) as database:
+        for _ in range(2):
+            await database.transaction("add", lambda it: counters.add_to_counters(it, row))
+        found = await database.read("sum", lambda it: counters.select_stats(it, book_id))
+    assert found == BookStats(redemptions=20_000, discount_minor=2 * 10**19)
 
 
 def test_the_ledger_is_append_only(database_url: str) -> None:

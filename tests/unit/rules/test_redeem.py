@@ -93,6 +93,14 @@ class TestLimits:
         assert world.code().redemptions == 20
         assert world.code().state is CodeState.AVAILABLE
 
+    def test_a_code_without_limit_is_redeemed_as_often_as_can_be_counted(self) -> None:
+        world = World(book(max_redemptions_per_code=0))
+        world.put(Code("A", BOOK_ID, CodeState.AVAILABLE, 2**31 - 2, 0))
+        world.does(redeem())
+        error = world.refuses(redeem())
+        assert type(error) is CodeLimitExceeded
+        assert error.metadata == {"limit": str(2**31 - 1)}
+
     def test_a_user_redeems_a_code_as_often_as_the_book_allows(self) -> None:
         world = World(book(max_redemptions_per_code=9, max_redemptions_per_user_per_code=2))
         world.does(redeem())

@@ -473,3 +473,9 @@ def test_the_counts_of_a_book_add_up() -> None:
     assert message.code_count == 10
     assert message.discount_given == Money(amount_minor=800, currency_code="EUR")
     assert not books.stats_message(create(least()), stats).HasField("discount_given")
+
+
+def test_a_sum_of_discounts_that_does_not_fit_is_answered_as_the_greatest_that_does() -> None:
+    for given, answered in (2**63 - 1, 2**63 - 1), (2**63, 2**63 - 1), (10**30, 2**63 - 1):
+        message = books.stats_message(create(full()), BookStats(discount_minor=given))
+        assert message.discount_given == Money(amount_minor=answered, currency_code="EUR")
