@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import ipaddress
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -13,6 +12,7 @@ from urllib.parse import parse_qsl
 from pydantic import AliasChoices, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from coupon_service.settings.processors import processors_available
 from coupon_service.settings.values import (
     PREFIX,
     ConnectionMilliseconds,
@@ -48,9 +48,10 @@ class Settings(BaseSettings):
     )
     port: Port = Field(50_051, description="gRPC port. 0 takes a free one.")
     workers: Count = Field(
-        default_factory=lambda: os.cpu_count() or 1,
-        description="Worker processes behind the port. Default: one for each processor core. With"
-        " as many workers as cores, each worker stays on its own core.",
+        default_factory=lambda: min(processors_available(), 1_000),
+        description="Worker processes behind the port. Default: one for each processor that the"
+        " service may use, by its affinity and the CPU quota of its container. With as many"
+        " workers as cores, each worker stays on its own core.",
     )
     metrics_host: Host = Field(
         "127.0.0.1", description="Address of the HTTP port for /metrics, /healthz and /readyz."

@@ -12,6 +12,7 @@ from coupon_service.settings import (
     load_settings,
     settings_table,
 )
+from coupon_service.settings.processors import processors_available
 
 PASSWORD = "hunter2-hunter2-hunter2-hunter2"
 ROOT = Path(__file__).parents[3]
@@ -39,7 +40,7 @@ class TestSources:
     def test_defaults_apply_without_sources(self, env_file: Path) -> None:
         settings = load_settings(env_file)
         assert (settings.host, settings.port) == ("127.0.0.1", 50_051)
-        assert settings.workers == (os.cpu_count() or 1)
+        assert settings.workers == processors_available()
         assert settings.database_url is None
 
     def test_the_file_is_read(self, env_file: Path) -> None:
