@@ -1,6 +1,6 @@
 -- The tables of the coupon service. Small numbers (state, type, policy) are those of the enums in
 -- coupon_service/model/enums.py and in the proto. Every row that belongs to a code carries its bucket, a
--- stable hash of the code, so that the tables can be distributed by it (Citus).
+-- stable hash of the code: it spreads the random picks, and is the order in which codes are locked.
 
 CREATE TABLE coupon_books (
     book_id                            uuid PRIMARY KEY,
