@@ -218,7 +218,7 @@ def url_host(host: str) -> str:
 
 
 def explain(error: grpc.RpcError, address: str = "") -> str:
-    """The status, the reason, every bad field and whatever else the error tells, for people."""
+    """The status, the reason, every bad field and whatever else the error has, for people."""
     status = _status(error)
     code = error.code().name
     info = _detail(status, ErrorInfo)

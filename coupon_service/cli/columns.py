@@ -178,12 +178,12 @@ def _places(first: Record, column: str) -> list[int]:
 def _columns(first: Record, wanted: str = "") -> str:
     """The columns of the first line, and the one that may be meant."""
     names = [name.strip() for name in first.cells]
-    told = ", ".join(f"{at} {shown(name)}" for at, name in enumerate(names, 1) if at < 21)
+    listed = ", ".join(f"{at} {shown(name)}" for at, name in enumerate(names, 1) if at < 21)
     more = f" and {len(names) - COLUMNS_SHOWN_MAX} more" if len(names) > COLUMNS_SHOWN_MAX else ""
     by_name = {name.casefold(): name for name in reversed(names) if name}
     near = difflib.get_close_matches(wanted.strip().casefold(), by_name, n=1)
     meant = f" Did you mean {shown(by_name[near[0]])}?" if near else ""
-    return f"The first line has {told}{more}.{meant}"
+    return f"The first line has {listed}{more}.{meant}"
 
 
 def _is_header(first: Record, others: Sequence[Record], index: int) -> bool:

@@ -119,7 +119,7 @@ def book_index(book_id: str) -> str:
 
 
 def index_member(key: LeaseKey) -> str:
-    """A lock as a member of an index. No id contains NUL: such requests are refused at the edge."""
+    """A lock as a member of an index. No id contains NUL: such requests are not valid."""
     return "\0".join(key)
 
 

@@ -20,7 +20,7 @@ async def run_periodically(
     """Does the work every `interval_s` until it is cancelled; `at_once`: also before the first.
 
     What fails is tried again after the next interval, and logged as `failed`, unless it is that
-    PostgreSQL or Redis cannot be reached: of that the readiness tells.
+    PostgreSQL or Redis cannot be reached, which readiness reports.
     """
     log = structlog.get_logger(__name__)
     if not at_once:

@@ -32,38 +32,38 @@ from coupon_service.rules.refusals import assignment_refusals, user_assignment_r
 def assign(command: Assign, code: Code, book: Book, draft: Draft) -> Outcome:
     """Gives the code to a user."""
     refusal = next(assignment_refusals(command, code, book, draft.state, draft.now), None)
-    return refusal or _give(command, code, book, draft)
+    return refusal or _assign(command, code, book, draft)
 
 
 def assign_random(command: AssignRandom, book: Book, draft: Draft) -> Outcome:
-    """Gives one of the codes that were picked to a user."""
+    """Assigns one of the candidates to a user."""
     state, now = draft.state, draft.now
     refusal = next(user_assignment_refusals(command, book, state, now), None)
     if refusal is not None:
         return refusal
     candidates = state.candidates.get(book.book_id, [])
-    for place in reversed(range(len(candidates))):
-        # A pick may be of no use: an earlier command of the batch may have changed the code, or
-        # the user may have used it up as a bearer.
-        code = state.codes[candidates[place]]
+    for index in reversed(range(len(candidates))):
+        # A candidate may be of no use: an earlier command of the batch may have changed the
+        # code, or the user may have used it up as a bearer.
+        code = state.codes[candidates[index]]
         if code.state is CodeState.AVAILABLE and not any(
             assignment_refusals(command, code, book, state, now)
         ):
-            del candidates[place]
-            return _give(command, code, book, draft)
-    # Where a pick was of no use there may be others.
+            del candidates[index]
+            return _assign(command, code, book, draft)
+    # Where a candidate was of no use there may be others.
     contended = candidates or book.book_id in state.candidates_contended
     return Contention() if contended else NoCodesAvailable()
 
 
-def _give(command: Assign | AssignRandom, code: Code, book: Book, draft: Draft) -> Done:
+def _assign(command: Assign | AssignRandom, code: Code, book: Book, draft: Draft) -> Done:
     after = draft.count_code(code, book, assignments=1)
     assignment = draft.state.assignments.get((code.code, command.user_id))
     if assignment is None:
         assignment = Assignment(code.code, command.user_id, book.book_id, AssignmentState.ACTIVE)
     now = draft.now
     if assignment.assign_time is not None and now <= assignment.assign_time:
-        # Its time tells one assignment of the code to the user from the next.
+        # Its time distinguishes one assignment of the code to the user from the next.
         now = assignment.assign_time + timedelta.resolution
     validity_s = book.assigned_code_validity_s
     assignment = replace(

@@ -1,7 +1,7 @@
 """Generations of codes that are under way, and what they have reserved of the format of their book.
 
 A generation reserves all of its codes when it begins, under the lock of its book, and each chunk
-makes some of them. One that makes none for GIVEN_UP_AFTER_S is given up: what is missing of it is
+makes some of them. One that makes none for ABANDONED_AFTER_S is abandoned: what is missing of it is
 free for others, and it reserves anew if somebody goes on with it after all.
 """
 
@@ -15,7 +15,7 @@ from coupon_service.model import Book
 from coupon_service.model.codes import check_capacity
 from coupon_service.store.pipeline import Connection
 
-GIVEN_UP_AFTER_S: Final = 3_600
+ABANDONED_AFTER_S: Final = 3_600
 
 
 # One statement: codes that are committed meanwhile are there or reserved, and never neither.
@@ -26,22 +26,22 @@ SELECT
     + (SELECT coalesce(sum(missing), 0)::bigint
        FROM coupon_generations
        WHERE book_id = %(book_id)s
-         AND update_time > clock_timestamp() - %(given_up_after_s)s * interval '1 s')
+         AND update_time > clock_timestamp() - %(abandoned_after_s)s * interval '1 s')
 """
 
 
 async def codes_taken(connection: Connection, book_id: UUID) -> int:
     """How many codes a book has, those included that are reserved."""
-    parameters = {"book_id": book_id, "given_up_after_s": GIVEN_UP_AFTER_S}
+    parameters = {"book_id": book_id, "abandoned_after_s": ABANDONED_AFTER_S}
     cursor = await connection.execute(SUM_TAKEN, parameters)
     row = await cursor.fetchone()
     return row[0] if row else 0
 
 
-DELETE_GIVEN_UP: Final = """
+DELETE_ABANDONED: Final = """
 DELETE FROM coupon_generations
 WHERE book_id = %(book_id)s
-    AND update_time <= clock_timestamp() - %(given_up_after_s)s * interval '1 s'
+    AND update_time <= clock_timestamp() - %(abandoned_after_s)s * interval '1 s'
 """
 SELECT_COUNT: Final = """
 SELECT count FROM coupon_generations WHERE book_id = %s AND generation_id = %s
@@ -60,8 +60,8 @@ async def reserve_codes(
     In a transaction that has locked the book. Raises RequestIdReused for another count than before,
     CodeSpaceExhausted.
     """
-    parameters = {"book_id": book.book_id, "given_up_after_s": GIVEN_UP_AFTER_S}
-    await connection.execute(DELETE_GIVEN_UP, parameters)
+    parameters = {"book_id": book.book_id, "abandoned_after_s": ABANDONED_AFTER_S}
+    await connection.execute(DELETE_ABANDONED, parameters)
     cursor = await connection.execute(SELECT_COUNT, (book.book_id, generation_id))
     reserved = await cursor.fetchone()
     if reserved is not None:
@@ -94,7 +94,7 @@ async def use_reserved(
     row = await cursor.fetchone()
     if row is None:
         raise Contention(
-            "The generation was given up, or the book has got another code format, before this"
+            "The generation was abandoned, or the book has got another code format, before this"
             " chunk; nothing of it was made. Try again."
         )
     if not row[0]:

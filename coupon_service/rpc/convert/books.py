@@ -308,7 +308,7 @@ def _fingerprint(message: Message, names: Collection[str], also: Collection[str]
 
 
 def etag(book: Book) -> str:
-    """What tells this version of the book from others."""
+    """What distinguishes this version of the book from others."""
     return f"v{book.version}"
 
 
