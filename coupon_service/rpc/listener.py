@@ -18,11 +18,14 @@ HTTP2_OPTIONS: Final = (
     # Above a softer limit gRPC would refuse some calls at random.
     ("grpc.max_metadata_size", HEADERS_MAX_BYTES),
     ("grpc.absolute_max_metadata_size", HEADERS_MAX_BYTES),
+    # Clients may ping so often, also without a call, as those behind load balancers that forget
+    # idle connections do. Without the permission gRPC wants two hours between such pings.
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
     # Until it has confirmed our settings, which takes a round trip, a client may ignore them.
     ("grpc.http2.settings_timeout", 5_000),
     ("grpc.server_handshake_timeout_ms", 10_000),
-    # Who does not answer a ping, or does not even read what was sent, has no calls any more.
+    # Who does not answer a ping, or does not even read what was sent, is not there any more.
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 20_000),
 )

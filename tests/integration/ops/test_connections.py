@@ -14,9 +14,13 @@ from support import http2_frames as frames
 from support.calls import tried
 from support.service import Api, ServerThread, books, codes, new_codes, settings_for
 
+from coupon_service.rpc import listener
+
 GOAWAY = 7
 WATCH = "/grpc.health.v1.Health/Watch"
 LONG_MS = 600_000
+QUICKER = 50
+"""By this a test of keepalive is faster than clients are."""
 
 
 @contextmanager
@@ -83,6 +87,29 @@ def test_clients_do_not_notice_that_connections_have_an_age(
         end = time.perf_counter() + 3
         while time.perf_counter() < end:
             api.stats(book.book_id)
+
+
+def test_keepalive_of_20_s_is_welcome_without_calls(
+    new_database: Callable[[], AbstractContextManager[str]],
+    redis_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    quicker = [
+        (name, value // QUICKER if name.endswith("without_data_ms") else value)
+        for name, value in listener.HTTP2_OPTIONS
+    ]
+    monkeypatch.setattr(listener, "HTTP2_OPTIONS", quicker)
+    with (
+        server(new_database, redis_url) as running,
+        closing(frames.connect(port_of(running))) as idle,
+    ):
+        frames.confirm_settings(idle)
+        kinds: list[int] = []
+        for _ in range(8):
+            idle.sendall(frames.frame(frames.PING, 0, 0, bytes(8)))
+            kinds += [kind for kind, _, _ in frames.answers(idle, 20 / QUICKER)]
+    assert kinds.count(frames.PING) == 8
+    assert GOAWAY not in kinds
 
 
 @pytest.mark.parametrize("preface", [True, False], ids=["with preface", "silent"])
