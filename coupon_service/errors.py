@@ -238,3 +238,10 @@ class LocksUnavailable(CouponServiceError):
 
 class DeadlineExceeded(CouponServiceError):
     """The deadline passed. Repeat with the same request_id to learn the outcome."""
+
+
+# --- streams ------------------------------------------------------------------------------------
+
+
+class StreamEnded(CouponServiceError):
+    """The service ends this stream. What has no result was not carried out: go on with another."""

@@ -30,6 +30,7 @@ from coupon_service.maintenance.stock_monitor import StockMonitor
 from coupon_service.ratelimit.code_guessing import GuessGuard
 from coupon_service.ratelimit.limiter import RateLimiter
 from coupon_service.ratelimit.windows import Windows
+from coupon_service.rpc.checkout_streams import CheckoutStreams
 from coupon_service.rpc.connections import INTERVAL_S
 from coupon_service.rpc.handler import RpcHandler
 from coupon_service.rpc.listener import Listener, ListenerError
@@ -74,6 +75,11 @@ SERVICES: Final = tuple(
         "AuditService",
     )
 )
+
+
+STREAMS_SPREAD_S: Final = 1.0
+"""Within which time from when the port is closed the streams end, so that their clients do not all
+come to other workers at once."""
 
 
 class ServerError(Exception):
@@ -134,6 +140,9 @@ class Server:
         # types-grpcio does not know the asyncio half of grpc_health.
         self._health: Any = cast("Any", health).aio.HealthServicer()
         self._handler = self._make_handler()
+        self._streams = CheckoutStreams(
+            self._handler, wiring.stream_settings(settings), self._metrics
+        )
         self._add_servicers(self._handler)
         await self._database.open()
         self._grpc = Listener(settings, self._tls, self._handler)
@@ -238,7 +247,7 @@ class Server:
         )
         handler.add(
             redemption_service_pb2_grpc.add_RedemptionServiceServicer_to_server,
-            RedemptionServicer(checkout, locks, reads, page_tokens),
+            RedemptionServicer(checkout, locks, reads, page_tokens, self._streams),
         )
         handler.add(
             audit_service_pb2_grpc.add_AuditServiceServicer_to_server,
@@ -298,9 +307,16 @@ class Server:
             await self._publish(Readiness.PROBED)
             await self._health.enter_graceful_shutdown()
             await asyncio.sleep(self._settings.drain_grace_ms / 1000)
+        self._streams.end(min(STREAMS_SPREAD_S, self._settings.shutdown_timeout_ms / 4_000))
         await self._grpc.close()
         # What callers no longer wait for goes on; each of these begins work of those after it.
-        for each in (self._acquirer, self._releaser, self._detached, self._commands):
+        for each in (
+            self._streams,
+            self._acquirer,
+            self._releaser,
+            self._detached,
+            self._commands,
+        ):
             await each.drain()
         self._handler.close()
         await self._close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from coupon_service.batching import BatchingSettings
 from coupon_service.locks.limits import LockLimits
 from coupon_service.ratelimit.callers import CallerLimits
+from coupon_service.rpc.checkout_streams import CheckoutStreamSettings
 from coupon_service.rpc.handler import RpcHandlerSettings
 from coupon_service.settings import Settings
 from coupon_service.store.database import DatabaseSettings
@@ -48,6 +49,20 @@ def handler_settings(settings: Settings) -> RpcHandlerSettings:
         calls_max=settings.calls_max,
         connections_max=settings.connections_max,
         batching=batching_settings(settings),
+    )
+
+
+def stream_settings(settings: Settings) -> CheckoutStreamSettings:
+    """Bounds of Checkout streams."""
+    return CheckoutStreamSettings(
+        streams_max=settings.streams_max,
+        streams_of_connection_max=settings.streams_of_connection_max,
+        operations_max=settings.stream_operations_max,
+        # gRPC would cut what is left of an old connection, after the grace.
+        age_max_ms=min(settings.connection_age_ms, settings.connection_age_grace_ms),
+        idle_ms=settings.stream_idle_ms,
+        message_max_bytes=settings.import_request_max_bytes,
+        request_max_bytes=settings.request_max_bytes,
     )
 
 

@@ -7,7 +7,7 @@ processor's caches, and needs no system call for each line.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING, Protocol
@@ -35,6 +35,15 @@ class RpcObserver(Protocol):
         `status` is the name of a gRPC status, `reason` of an ErrorReason, empty for OK.
         """
         ...
+
+    def operations_finished(
+        self, method: str, status: str, reason: str, seconds: Sequence[float]
+    ) -> None:
+        """As `rpcs_finished`, of operations that came over streams."""
+        ...
+
+
+_Finished = Callable[[str, str, str, Sequence[float]], None]
 
 
 @dataclass(slots=True)  # frozen, it would take three times as long to make
@@ -82,7 +91,7 @@ class CallRecorder:
         ended = _Ended(method, rpc, status, reason, seconds, trace_id)
         if isinstance(answer, Internal) or (error is not None and error.__cause__ is not None):
             self.flush()
-            self._observer.rpcs_finished(method, status, reason, [seconds])
+            self._observer_of(rpc)(method, status, reason, [seconds])
             if isinstance(answer, Internal):
                 self._log.error("rpc", **_line(ended), **answer.metadata, exc_info=error)
             elif error is not None:
@@ -95,12 +104,16 @@ class CallRecorder:
         self._ended.flush()
 
     def _record(self, ended: Sequence[_Ended]) -> None:
-        alike: defaultdict[tuple[str, str, str], list[float]] = defaultdict(list)
+        alike: defaultdict[tuple[_Finished, str, str, str], list[float]] = defaultdict(list)
         for it in ended:
-            alike[it.method, it.status, it.reason].append(it.seconds)
-        for (method, status, reason), seconds in alike.items():
-            self._observer.rpcs_finished(method, status, reason, seconds)
+            alike[self._observer_of(it.rpc), it.method, it.status, it.reason].append(it.seconds)
+        for (finished, method, status, reason), seconds in alike.items():
+            finished(method, status, reason, seconds)
         self._log.info("rpc", **{EACH: list(map(_line, ended))})
+
+    def _observer_of(self, rpc: RequestContext) -> _Finished:
+        observer = self._observer
+        return observer.operations_finished if rpc.stream else observer.rpcs_finished
 
 
 def _line(ended: _Ended) -> dict[str, object]:
@@ -114,6 +127,8 @@ def _line(ended: _Ended) -> dict[str, object]:
         "caller": rpc.caller,
         "peer": rpc.peer,
     }
+    if rpc.stream:
+        line["stream"] = rpc.stream
     if ended.trace_id:
         line["trace_id"] = ended.trace_id
     return line

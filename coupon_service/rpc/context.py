@@ -27,6 +27,7 @@ class RequestContext:
     `business_id` is the one the caller's token names; empty: the caller may see every business.
     `end_user`: the caller is a user, whose user_id is `caller`, and sees only what is its own.
     `deadline`: in seconds of time.perf_counter. `span`: of its trace, where calls are traced.
+    `stream`: for an operation of a stream, the id of that.
     """
 
     metadata: Metadata = ()
@@ -38,6 +39,7 @@ class RequestContext:
     request_id: str = ""
     deadline: float | None = None
     span: Span | None = None
+    stream: str = ""
 
     def call(self, request_id: str) -> Call:
         """The call as the ledger keeps it; the log has its `request_id` from here on."""

@@ -11,6 +11,7 @@ separately (grpcio 1.85).
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -24,7 +25,12 @@ import grpc.aio
 from structlog.typing import FilteringBoundLogger
 
 from coupon_service.batching import BatchingSettings
-from coupon_service.errors import CouponServiceError, DeadlineExceeded, Overloaded
+from coupon_service.errors import (
+    CouponServiceError,
+    DeadlineExceeded,
+    InvalidArgument,
+    Overloaded,
+)
 from coupon_service.ratelimit.code_guessing import GuessGuard
 from coupon_service.ratelimit.limiter import RateLimiter
 from coupon_service.rpc.abort import HANDLERS, Answer, abort
@@ -42,6 +48,7 @@ if TYPE_CHECKING:
     from coupon_service.telemetry.tracing import Tracer
 
 Servicer = TypeVar("Servicer")
+T = TypeVar("T")
 
 PACKAGE: Final = "coupon_service."
 
@@ -128,10 +135,12 @@ class RpcHandler(grpc.GenericRpcHandler):
         self._limiter = limiter
         self._guesses = guesses
         self.open_calls = 0
-        """Calls that are being answered, but for those of public methods."""
+        """Calls that are being answered, and operations of streams; none of public methods."""
         self._unread: set[RequestContext] = set()
         """Calls whose message has not come, which gRPC waits for."""
         self._handlers: dict[str, _Handlers] = {}
+        self._carriers: set[str] = set()
+        self._behaviors: dict[str, Callable[[Any, Any], Awaitable[Any]]] = {}
         self._public_handlers: dict[str, grpc.RpcMethodHandler[Any, Any] | None] = {}
 
     def add(self, register: Callable[[Servicer, Any], None], servicer: Servicer) -> None:
@@ -153,7 +162,12 @@ class RpcHandler(grpc.GenericRpcHandler):
             path = f"/{service}/{name}"
             if service.startswith(PACKAGE):
                 method = f"{service.rpartition('.')[2]}/{name}"
-                self._handlers[path] = _Handlers.of(handler, self._guarded(method, handler))
+                row = METHODS[method]
+                guarded_handler: Any = guarded(row.look_up, handler, self._guesses)
+                self._behaviors[method] = guarded_handler.unary_unary
+                self._handlers[path] = _Handlers.of(handler, self._around(method, guarded_handler))
+                if row.carrier:
+                    self._carriers.add(path)
             else:
                 self._public_handlers[path] = self._public.bounded(handler)
 
@@ -178,6 +192,8 @@ class RpcHandler(grpc.GenericRpcHandler):
             self._authenticate(method, rpc)
         except Exception as error:  # noqa: BLE001 - each becomes a status
             return self._refusing(method, rpc, error)
+        if path in self._carriers:
+            return handlers.read
         if (task := asyncio.current_task()) is not None:
             self.open_calls += 1
             task.add_done_callback(partial(self._closed, rpc))
@@ -228,11 +244,11 @@ class RpcHandler(grpc.GenericRpcHandler):
             rpc.span = self._tracer.call_started(method, rpc.metadata)
         return started
 
-    def _guarded(self, method: str, handler: grpc.RpcMethodHandler[Any, Any]) -> Answer:
+    def _around(self, method: str, handler: grpc.RpcMethodHandler[Any, Any]) -> Answer:
         """The method with everything around it that an RPC needs; it reads a message of None."""
         row = METHODS[method]
         default_s = None if row.open_ended else self._settings.default_deadline_ms / 1000
-        work = self._work(row, guarded(row.look_up, handler, self._guesses))
+        work = self._work(row, handler)
 
         async def answer(given: Any, context: Context) -> bytes | None:
             rpc = CURRENT.get()
@@ -282,6 +298,67 @@ class RpcHandler(grpc.GenericRpcHandler):
         work = _work(handler, parse, settings.stream_idle_ms / 1000)
         return self.connections.holding(work) if row.open_ended else work
 
+    async def carry_out(
+        self,
+        method: str,
+        request: Any,
+        rpc: RequestContext,
+        timeout_s: float | None,
+        result: Callable[[Any], T],
+        problem: InvalidArgument | None = None,
+    ) -> T | CouponServiceError:
+        """An operation of a stream: what its method answers, made a `result` of, or the error.
+
+        Around it is all that is around a call; the stream has read it, and sends what it is
+        answered. `timeout_s`: None for that of a call without a deadline. `rpc.deadline` is that of
+        the stream. `problem`: why its request is bad in itself.
+        """
+        started = perf_counter()
+        if self.open_calls >= self._settings.calls_max:
+            error = Overloaded()
+            kind = kind_of(error)
+            self._observer.operations_finished(method, kind.code.name, kind.name, [0.0])
+            return error
+        CURRENT.set(rpc)
+        if self._tracer is not None:
+            rpc.span = self._tracer.call_started(method, rpc.metadata)
+        self.open_calls += 1
+        try:
+            self._authenticate(method, rpc)
+            row = METHODS[method]
+            if self._limiter is not None and self._limiter.limits(rpc):
+                await self._limiter.admit(row.rate_class, rpc)
+            if problem is not None:
+                raise problem
+            if self.open_calls > self._arrivals.busy_calls:
+                await self._arrivals.join()
+            if timeout_s is None:
+                timeout_s = self._settings.default_deadline_ms / 1000
+            own = started + timeout_s
+            rpc.deadline = own if rpc.deadline is None else min(own, rpc.deadline)
+            work = self._behaviors[method](request, None)
+            response = result(await _within(rpc.deadline - perf_counter(), work))
+        except asyncio.CancelledError as error:
+            if _is_cancelled():  # the process ends
+                raise
+            return self._fail(error, method, rpc, started)
+        except Exception as error:  # noqa: BLE001 - each becomes a status
+            return self._fail(error, method, rpc, started)
+        else:
+            self._recorder.add(method, rpc, "OK", "", started)
+            return response
+        finally:
+            self.open_calls -= 1
+
+    def _fail(
+        self, error: BaseException, method: str, rpc: RequestContext, started: float
+    ) -> CouponServiceError:
+        """Logs the error; what it is to the client."""
+        answer = known(error)
+        kind = kind_of(answer)
+        self._recorder.add(method, rpc, kind.code.name, kind.name, started, answer, error)
+        return answer
+
     async def _refuse(
         self,
         error: BaseException,
@@ -291,10 +368,7 @@ class RpcHandler(grpc.GenericRpcHandler):
         started: float,
     ) -> NoReturn:
         """Logs the error and ends the RPC with its status."""
-        answer = known(error)
-        kind = kind_of(answer)
-        self._recorder.add(method, rpc, kind.code.name, kind.name, started, answer, error)
-        await abort(context, answer, error)
+        await abort(context, self._fail(error, method, rpc, started), error)
 
 
 def _as_anonymous(method: str, rpc: RequestContext) -> None:
@@ -309,6 +383,8 @@ def _work(
         handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
     )
     serialize: Any = handler.response_serializer
+    if inspect.iscoroutinefunction(behavior) and handler.response_streaming:
+        return behavior  # it reads and writes by itself
 
     async def parsed(messages: AsyncIterator[bytes]) -> AsyncIterator[Any]:
         while True:
@@ -335,7 +411,7 @@ def _work(
     return many if handler.response_streaming else one
 
 
-async def _within(seconds: float, work: Awaitable[bytes | None]) -> bytes | None:
+async def _within(seconds: float, work: Awaitable[T]) -> T:
     """What `work` returns. Raises DeadlineExceeded after `seconds`."""
     limit = asyncio.timeout(seconds)
     try:

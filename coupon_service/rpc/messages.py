@@ -63,13 +63,18 @@ def parser(deserialize: Any, max_bytes: int) -> Callable[[bytes], Any]:
 
     def parse(raw: bytes) -> Any:
         if len(raw) > max_bytes:
-            raise unreadable(f"expected a message of at most {max_bytes} bytes, not {len(raw)}")
+            raise too_large(max_bytes, len(raw))
         try:
             return deserialize(raw)
         except DecodeError:
             raise unreadable("expected a message of the method's type, text in UTF-8") from None
 
     return parse
+
+
+def too_large(max_bytes: int, size: int) -> InvalidArgument:
+    """The error of a request that is larger than it may be."""
+    return unreadable(f"expected a message of at most {max_bytes} bytes, not {size}")
 
 
 def unreadable(expected: str) -> InvalidArgument:

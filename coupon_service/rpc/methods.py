@@ -43,6 +43,7 @@ class Method:
     `roles` may call it, beside admin, which may call everything. `large`: its messages have many
     items or rows, and a larger bound. `open_ended`: a call without a deadline goes on for as long
     as its client wants, as GenerateCodes of millions has to; any other gets the server's deadline.
+    `carrier`: its messages are operations, each of which is a call; it is none itself.
     """
 
     roles: frozenset[Role]
@@ -50,6 +51,7 @@ class Method:
     look_up: LookUp = LookUp.NONE
     large: bool = False
     open_ended: bool = False
+    carrier: bool = False
 
 
 _ISSUE: Final = frozenset({Role.ISSUER})
@@ -96,6 +98,9 @@ METHODS: Final[Mapping[str, Method]] = {
     "RedemptionService/RollbackRedemption": Method(_REDEEM, _CHANGES),
     "RedemptionService/GetRedemption": Method(_READ_OWN, _READS),
     "RedemptionService/ListRedemptions": Method(_READ_OWN, _READS),
+    "RedemptionService/Checkout": Method(
+        _CHECK_OUT, _TILL, large=True, open_ended=True, carrier=True
+    ),
     "AuditService/ListAuditEvents": Method(_AUDIT, _READS),
 }
 """The methods by `Service/Method`, in the order of the contract."""

@@ -12,8 +12,14 @@ from google.rpc.status_pb2 import Status
 from grpc import StatusCode
 
 from coupon_service import errors
-from coupon_service.errors import CouponServiceError, InvalidArgument, reason_name
+from coupon_service.errors import (
+    CouponServiceError,
+    FieldViolation,
+    InvalidArgument,
+    reason_name,
+)
 from coupon_service.v1.error_reason_pb2 import ErrorReason, ItemError
+from coupon_service.v1.redemption_service_pb2 import CheckoutError
 
 DOMAIN: Final = "coupon_service.v1"
 
@@ -108,6 +114,7 @@ TABLE: Final[Mapping[type[CouponServiceError], Kind]] = dict(
         *_kinds(StatusCode.UNAVAILABLE, errors.DatabaseUnavailable, errors.LocksUnavailable),
         *_kinds(StatusCode.DEADLINE_EXCEEDED, errors.DeadlineExceeded),
         *_kinds(StatusCode.INTERNAL, Internal),
+        *_kinds(StatusCode.UNAVAILABLE, errors.StreamEnded),
     ]
 )
 """Status and reason of every class. The reason is the name of the class, as a proto writes it."""
@@ -134,13 +141,15 @@ def to_status(error: CouponServiceError) -> Status:
     status = Status(code=kind.code.value[0], message=_shortened(error.message))
     info = ErrorInfo(reason=kind.name, domain=DOMAIN, metadata=error.metadata)
     status.details.add().Pack(info)
-    if kind.retry_after_ms is not None:
-        retry_after_ms = int(error.metadata.get("retry_after_ms", kind.retry_after_ms))
+    if (retry_after_ms := _retry_after_ms(error, kind)) is not None:
         retry = RetryInfo()
         retry.retry_delay.FromMilliseconds(retry_after_ms)
         status.details.add().Pack(retry)
     if isinstance(error, InvalidArgument):
-        status.details.add().Pack(_bad_request(error))
+        request = BadRequest()
+        for violation in _violations(error):
+            request.field_violations.add(field=violation.field, description=violation.description)
+        status.details.add().Pack(request)
     return status
 
 
@@ -151,18 +160,35 @@ def item_error(error: CouponServiceError) -> ItemError:
     )
 
 
-def _bad_request(error: InvalidArgument) -> BadRequest:
+def operation_error(error: CouponServiceError) -> CheckoutError:
+    """A `known` error as the result of one operation of a stream: all that a status says."""
+    kind = kind_of(error)
+    answer = CheckoutError(code=kind.code.value[0], error=item_error(error))
+    if (retry_after_ms := _retry_after_ms(error, kind)) is not None:
+        answer.retry_delay.FromMilliseconds(retry_after_ms)
+    if isinstance(error, InvalidArgument):
+        for violation in _violations(error):
+            answer.field_violations.add(field=violation.field, description=violation.description)
+    return answer
+
+
+def _retry_after_ms(error: CouponServiceError, kind: Kind) -> int | None:
+    """When a repeat may help, if it does."""
+    if kind.retry_after_ms is None:
+        return None
+    return int(error.metadata.get("retry_after_ms", kind.retry_after_ms))
+
+
+def _violations(error: InvalidArgument) -> Iterator[FieldViolation]:
     """All violations, or as many as fit and how many more there are."""
-    request = BadRequest()
     size = 0
     for index, violation in enumerate(error.violations):
         size += len(violation.field) + len(violation.description) + 8
         if size > VIOLATIONS_MAX_BYTES:
             left = len(error.violations) - index
-            request.field_violations.add(description=f"and {left} more violations")
-            break
-        request.field_violations.add(field=violation.field, description=violation.description)
-    return request
+            yield FieldViolation("", f"and {left} more violations")
+            return
+        yield violation
 
 
 def _shortened(message: str) -> str:

@@ -105,8 +105,8 @@ class Settings(BaseSettings):
     )
     import_request_max_bytes: MessageBytes = Field(
         1_048_576,
-        description="Largest message of ImportCodes, BatchRedeemCodes and BatchAssignRandomCodes,"
-        " in bytes.",
+        description="Largest message of ImportCodes, BatchRedeemCodes, BatchAssignRandomCodes and"
+        " Checkout, in bytes.",
     )
     default_deadline_ms: Milliseconds = Field(
         5_000,
@@ -115,11 +115,26 @@ class Settings(BaseSettings):
 
     stream_idle_ms: Milliseconds = Field(
         60_000,
-        description="Longest wait for the next message of an ImportCodes stream, in milliseconds.",
+        description="Longest wait for the next message of an ImportCodes stream, and for the client"
+        " of a Checkout stream to read its results, in milliseconds.",
     )
     calls_max: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
         10_000,
-        description="Calls in flight in each worker at most; more are refused with OVERLOADED.",
+        description="Calls in flight in each worker at most, the operations of Checkout streams"
+        " included; more are refused with OVERLOADED.",
+    )
+    streams_max: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
+        4_000,
+        description="Checkout streams in each worker at most; more are refused with OVERLOADED.",
+    )
+    streams_of_connection_max: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
+        100,
+        description="Checkout streams of one connection at most; more are refused with OVERLOADED.",
+    )
+    stream_operations_max: Annotated[int, Field(ge=1, le=100_000)] = Field(
+        256,
+        description="Operations in flight in one Checkout stream at most. With as many, it is read"
+        " no more until the client has read results.",
     )
     connections_max: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
         5_000,

@@ -77,6 +77,24 @@ class Metrics:
         self._rpcs = Children(
             counter("coupon_rpcs_total", "Completed calls.", "method", "status", "reason")
         )
+        self._operation_duration = Children(
+            duration(
+                "coupon_stream_operation_duration_seconds",
+                "Time from the beginning of an operation of a Checkout stream to its completion.",
+                "method",
+                "status",
+            )
+        )
+        self._operations = Children(
+            counter(
+                "coupon_stream_operations_total",
+                "Completed operations of Checkout streams. coupon_rpcs_total does not count them.",
+                "method",
+                "status",
+                "reason",
+            )
+        )
+        self._streams = gauge("coupon_streams", "Open Checkout streams.")
         self._batch_size = Children(
             Histogram(
                 "coupon_batch_size_commands",
@@ -202,6 +220,17 @@ class Metrics:
         """Calls of a declared ``method`` completed; ``reason`` is empty for OK."""
         self._rpc_duration[method, status].observe_all(seconds)
         self._rpcs[method, status, reason].inc(len(seconds))
+
+    def operations_finished(
+        self, method: str, status: str, reason: str, seconds: Sequence[float]
+    ) -> None:
+        """As ``rpcs_finished``, of operations of Checkout streams."""
+        self._operation_duration[method, status].observe_all(seconds)
+        self._operations[method, status, reason].inc(len(seconds))
+
+    def streams_changed(self, count: int) -> None:
+        """``count`` Checkout streams of this process are open."""
+        self._streams.set(count)
 
     def batch_executed(self, kind: str, size: int, seconds: float) -> None:
         """A batch of ``size`` commands completed or failed. ``kind``: changes, bulk, looks,

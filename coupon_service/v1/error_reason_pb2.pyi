@@ -166,6 +166,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """[DEADLINE_EXCEEDED] The deadline passed. The outcome of a change is unknown."""
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 93
     """[INTERNAL] A fault of the service. Metadata: `error_id`, which the log of the service has as well."""
+    ERROR_REASON_STREAM_ENDED: _ErrorReason.ValueType  # 94
+    """[UNAVAILABLE] The service has ended a Checkout stream, since it stops or the stream is some minutes
+    old. Operations without a result were not carried out: repeat them at once, on another stream.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a request was not carried out. Every error status of this service carries a
@@ -174,8 +178,8 @@ class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
 
     The gRPC status of a reason is given in brackets. A status of FAILED_PRECONDITION, NOT_FOUND,
     ALREADY_EXISTS, INVALID_ARGUMENT, PERMISSION_DENIED, UNAUTHENTICATED, RESOURCE_EXHAUSTED or ABORTED
-    is definite: nothing was changed. With UNAVAILABLE, DEADLINE_EXCEEDED, CANCELLED and INTERNAL the
-    outcome is unknown; a repeat with the same `request_id` resolves it.
+    is definite: nothing was changed. With UNAVAILABLE (but for STREAM_ENDED), DEADLINE_EXCEEDED,
+    CANCELLED and INTERNAL the outcome is unknown; a repeat with the same `request_id` resolves it.
     """
 
 ERROR_REASON_UNSPECIFIED: ErrorReason.ValueType  # 0
@@ -319,6 +323,10 @@ ERROR_REASON_DEADLINE_EXCEEDED: ErrorReason.ValueType  # 92
 """[DEADLINE_EXCEEDED] The deadline passed. The outcome of a change is unknown."""
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 93
 """[INTERNAL] A fault of the service. Metadata: `error_id`, which the log of the service has as well."""
+ERROR_REASON_STREAM_ENDED: ErrorReason.ValueType  # 94
+"""[UNAVAILABLE] The service has ended a Checkout stream, since it stops or the stream is some minutes
+old. Operations without a result were not carried out: repeat them at once, on another stream.
+"""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
 
 @_typing.final

@@ -1113,3 +1113,257 @@ class ListRedemptionsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListRedemptionsResponse: _TypeAlias = ListRedemptionsResponse  # noqa: Y015
+
+@_typing.final
+class CheckoutRequest(_message.Message):
+    """Request of Checkout. All operations that are due can share one, which costs less for each."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OPERATIONS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def operations(self) -> _containers.RepeatedCompositeFieldContainer[Global___CheckoutOperation]:
+        """1-1,000."""
+
+    def __init__(
+        self,
+        *,
+        operations: _abc.Iterable[Global___CheckoutOperation] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["operations", b"operations"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckoutRequest: _TypeAlias = CheckoutRequest  # noqa: Y015
+
+@_typing.final
+class CheckoutOperation(_message.Message):
+    """One call of a method, over a stream."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TAG_FIELD_NUMBER: _builtins.int
+    TIMEOUT_FIELD_NUMBER: _builtins.int
+    TRACEPARENT_FIELD_NUMBER: _builtins.int
+    VALIDATE_CODE_FIELD_NUMBER: _builtins.int
+    LOCK_CODE_FIELD_NUMBER: _builtins.int
+    EXTEND_LOCK_FIELD_NUMBER: _builtins.int
+    UNLOCK_CODE_FIELD_NUMBER: _builtins.int
+    REDEEM_CODE_FIELD_NUMBER: _builtins.int
+    ROLLBACK_REDEMPTION_FIELD_NUMBER: _builtins.int
+    tag: _builtins.int
+    """Chosen by the client: 1 or more, and of no other operation of the stream that has no result yet."""
+    traceparent: _builtins.str
+    """Of its trace (W3C Trace Context). Empty = that in the metadata of the stream."""
+    @_builtins.property
+    def timeout(self) -> _duration_pb2.Duration:
+        """Its deadline from when it is read, up to one day. Unset = that of a call without a deadline. The
+        deadline of the stream ends it as well.
+        """
+
+    @_builtins.property
+    def validate_code(self) -> Global___ValidateCodeRequest:
+        """ValidateCode."""
+
+    @_builtins.property
+    def lock_code(self) -> Global___LockCodeRequest:
+        """LockCode."""
+
+    @_builtins.property
+    def extend_lock(self) -> Global___ExtendLockRequest:
+        """ExtendLock."""
+
+    @_builtins.property
+    def unlock_code(self) -> Global___UnlockCodeRequest:
+        """UnlockCode."""
+
+    @_builtins.property
+    def redeem_code(self) -> Global___RedeemCodeRequest:
+        """RedeemCode."""
+
+    @_builtins.property
+    def rollback_redemption(self) -> Global___RollbackRedemptionRequest:
+        """RollbackRedemption."""
+
+    def __init__(
+        self,
+        *,
+        tag: _builtins.int = ...,
+        timeout: _duration_pb2.Duration | None = ...,
+        traceparent: _builtins.str = ...,
+        validate_code: Global___ValidateCodeRequest | None = ...,
+        lock_code: Global___LockCodeRequest | None = ...,
+        extend_lock: Global___ExtendLockRequest | None = ...,
+        unlock_code: Global___UnlockCodeRequest | None = ...,
+        redeem_code: Global___RedeemCodeRequest | None = ...,
+        rollback_redemption: Global___RollbackRedemptionRequest | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["extend_lock", b"extend_lock", "lock_code", b"lock_code", "redeem_code", b"redeem_code", "request", b"request", "rollback_redemption", b"rollback_redemption", "timeout", b"timeout", "unlock_code", b"unlock_code", "validate_code", b"validate_code"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["extend_lock", b"extend_lock", "lock_code", b"lock_code", "redeem_code", b"redeem_code", "request", b"request", "rollback_redemption", b"rollback_redemption", "tag", b"tag", "timeout", b"timeout", "traceparent", b"traceparent", "unlock_code", b"unlock_code", "validate_code", b"validate_code"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_request: _TypeAlias = _typing.Literal["validate_code", "lock_code", "extend_lock", "unlock_code", "redeem_code", "rollback_redemption"]  # noqa: Y015
+    _WhichOneofArgType_request: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_request) -> _WhichOneofReturnType_request | None: ...
+
+Global___CheckoutOperation: _TypeAlias = CheckoutOperation  # noqa: Y015
+
+@_typing.final
+class CheckoutResponse(_message.Message):
+    """Response of Checkout."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESULTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___CheckoutResult]:
+        """Those that are ready."""
+
+    def __init__(
+        self,
+        *,
+        results: _abc.Iterable[Global___CheckoutResult] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["results", b"results"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckoutResponse: _TypeAlias = CheckoutResponse  # noqa: Y015
+
+@_typing.final
+class CheckoutResult(_message.Message):
+    """The result of one operation."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TAG_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    VALIDATE_CODE_FIELD_NUMBER: _builtins.int
+    LOCK_CODE_FIELD_NUMBER: _builtins.int
+    EXTEND_LOCK_FIELD_NUMBER: _builtins.int
+    UNLOCK_CODE_FIELD_NUMBER: _builtins.int
+    REDEEM_CODE_FIELD_NUMBER: _builtins.int
+    ROLLBACK_REDEMPTION_FIELD_NUMBER: _builtins.int
+    tag: _builtins.int
+    """Of the operation. 0 with an `error` is that of a request which was refused as a whole, such as one
+    that is too large: none of its operations was carried out.
+    """
+    @_builtins.property
+    def error(self) -> Global___CheckoutError:
+        """The error."""
+
+    @_builtins.property
+    def validate_code(self) -> Global___ValidateCodeResponse:
+        """Of ValidateCode."""
+
+    @_builtins.property
+    def lock_code(self) -> Global___LockCodeResponse:
+        """Of LockCode."""
+
+    @_builtins.property
+    def extend_lock(self) -> Global___ExtendLockResponse:
+        """Of ExtendLock."""
+
+    @_builtins.property
+    def unlock_code(self) -> Global___UnlockCodeResponse:
+        """Of UnlockCode."""
+
+    @_builtins.property
+    def redeem_code(self) -> Global___RedeemCodeResponse:
+        """Of RedeemCode."""
+
+    @_builtins.property
+    def rollback_redemption(self) -> Global___RollbackRedemptionResponse:
+        """Of RollbackRedemption."""
+
+    def __init__(
+        self,
+        *,
+        tag: _builtins.int = ...,
+        error: Global___CheckoutError | None = ...,
+        validate_code: Global___ValidateCodeResponse | None = ...,
+        lock_code: Global___LockCodeResponse | None = ...,
+        extend_lock: Global___ExtendLockResponse | None = ...,
+        unlock_code: Global___UnlockCodeResponse | None = ...,
+        redeem_code: Global___RedeemCodeResponse | None = ...,
+        rollback_redemption: Global___RollbackRedemptionResponse | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "extend_lock", b"extend_lock", "lock_code", b"lock_code", "redeem_code", b"redeem_code", "result", b"result", "rollback_redemption", b"rollback_redemption", "unlock_code", b"unlock_code", "validate_code", b"validate_code"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "extend_lock", b"extend_lock", "lock_code", b"lock_code", "redeem_code", b"redeem_code", "result", b"result", "rollback_redemption", b"rollback_redemption", "tag", b"tag", "unlock_code", b"unlock_code", "validate_code", b"validate_code"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["error", "validate_code", "lock_code", "extend_lock", "unlock_code", "redeem_code", "rollback_redemption"]  # noqa: Y015
+    _WhichOneofArgType_result: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_result) -> _WhichOneofReturnType_result | None: ...
+
+Global___CheckoutResult: _TypeAlias = CheckoutResult  # noqa: Y015
+
+@_typing.final
+class CheckoutError(_message.Message):
+    """The error of one operation: what the status of a call says, with its details."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CODE_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    RETRY_DELAY_FIELD_NUMBER: _builtins.int
+    FIELD_VIOLATIONS_FIELD_NUMBER: _builtins.int
+    code: _builtins.int
+    """The gRPC status, as a number (google.rpc.Code)."""
+    @_builtins.property
+    def error(self) -> _error_reason_pb2.ItemError:
+        """The reason, a description, and the metadata of the reason."""
+
+    @_builtins.property
+    def retry_delay(self) -> _duration_pb2.Duration:
+        """When a repeat may help (RetryInfo of a call). Unset where it does not help or may be made at once."""
+
+    @_builtins.property
+    def field_violations(self) -> _containers.RepeatedCompositeFieldContainer[Global___FieldViolation]:
+        """The invalid fields of its request (BadRequest of a call)."""
+
+    def __init__(
+        self,
+        *,
+        code: _builtins.int = ...,
+        error: _error_reason_pb2.ItemError | None = ...,
+        retry_delay: _duration_pb2.Duration | None = ...,
+        field_violations: _abc.Iterable[Global___FieldViolation] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "retry_delay", b"retry_delay"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "error", b"error", "field_violations", b"field_violations", "retry_delay", b"retry_delay"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckoutError: _TypeAlias = CheckoutError  # noqa: Y015
+
+@_typing.final
+class FieldViolation(_message.Message):
+    """An invalid field of a request."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FIELD_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
+    field: _builtins.str
+    """Its path. Empty when the request is bad as a whole."""
+    description: _builtins.str
+    """What was expected."""
+    def __init__(
+        self,
+        *,
+        field: _builtins.str = ...,
+        description: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "field", b"field"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FieldViolation: _TypeAlias = FieldViolation  # noqa: Y015

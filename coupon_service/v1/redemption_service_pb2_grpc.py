@@ -105,6 +105,11 @@ class RedemptionServiceStub:
                 request_serializer=coupon__service_dot_v1_dot_redemption__service__pb2.ListRedemptionsRequest.SerializeToString,
                 response_deserializer=coupon__service_dot_v1_dot_redemption__service__pb2.ListRedemptionsResponse.FromString,
                 _registered_method=True)
+        self.Checkout = channel.stream_stream(
+                '/coupon_service.v1.RedemptionService/Checkout',
+                request_serializer=coupon__service_dot_v1_dot_redemption__service__pb2.CheckoutRequest.SerializeToString,
+                response_deserializer=coupon__service_dot_v1_dot_redemption__service__pb2.CheckoutResponse.FromString,
+                _registered_method=True)
 
 
 class RedemptionServiceServicer:
@@ -235,6 +240,31 @@ class RedemptionServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Checkout(self, request_iterator, context):
+        """Carries out ValidateCode, LockCode, ExtendLock, UnlockCode, RedeemCode and RollbackRedemption over
+        one stream, which costs both sides far less for each than calls do. For callers with many at a
+        time.
+
+        Each operation is one call of its method in all but its transport: the token of the stream has to
+        be valid and allow it when it begins, and limits, deadlines, request_ids and errors are the same.
+        The operations of a stream are carried out at the same time, also those of one message. Results
+        come when they are ready, in any order: `tag` tells which operation one belongs to.
+
+        A client may have any number of operations open. The service reads no more from a stream with as
+        many of them as it takes (256 by default), nor from one whose client does not read its results.
+        OVERLOADED: the service, or the connection, has too many streams.
+
+        When the client half-closes, the stream ends with OK after the last result. The service ends
+        streams too, before it stops and after some minutes: with STREAM_ENDED, after the results of all
+        operations that it has read. Those without a result were not carried out: repeat them on another
+        stream. With any other status, or a lost connection, the outcome of those without a result is
+        unknown, and a repeat with the same `request_id` resolves it: they are carried out to the end
+        whatever becomes of their stream.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RedemptionServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -292,6 +322,11 @@ def add_RedemptionServiceServicer_to_server(servicer, server):
                     servicer.ListRedemptions,
                     request_deserializer=coupon__service_dot_v1_dot_redemption__service__pb2.ListRedemptionsRequest.FromString,
                     response_serializer=coupon__service_dot_v1_dot_redemption__service__pb2.ListRedemptionsResponse.SerializeToString,
+            ),
+            'Checkout': grpc.stream_stream_rpc_method_handler(
+                    servicer.Checkout,
+                    request_deserializer=coupon__service_dot_v1_dot_redemption__service__pb2.CheckoutRequest.FromString,
+                    response_serializer=coupon__service_dot_v1_dot_redemption__service__pb2.CheckoutResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -607,6 +642,33 @@ class RedemptionService:
             '/coupon_service.v1.RedemptionService/ListRedemptions',
             coupon__service_dot_v1_dot_redemption__service__pb2.ListRedemptionsRequest.SerializeToString,
             coupon__service_dot_v1_dot_redemption__service__pb2.ListRedemptionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Checkout(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/coupon_service.v1.RedemptionService/Checkout',
+            coupon__service_dot_v1_dot_redemption__service__pb2.CheckoutRequest.SerializeToString,
+            coupon__service_dot_v1_dot_redemption__service__pb2.CheckoutResponse.FromString,
             options,
             channel_credentials,
             insecure,

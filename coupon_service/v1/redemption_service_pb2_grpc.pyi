@@ -112,6 +112,27 @@ class RedemptionServiceStub:
     """Lists redemptions by user, book, code or order, newest first. At least one of the four filters
     is required; several are combined with AND. End users always list their own, and need none.
     """
+    Checkout: _grpc.StreamStreamMultiCallable[_redemption_service_pb2.CheckoutRequest, _redemption_service_pb2.CheckoutResponse]
+    """Carries out ValidateCode, LockCode, ExtendLock, UnlockCode, RedeemCode and RollbackRedemption over
+    one stream, which costs both sides far less for each than calls do. For callers with many at a
+    time.
+
+    Each operation is one call of its method in all but its transport: the token of the stream has to
+    be valid and allow it when it begins, and limits, deadlines, request_ids and errors are the same.
+    The operations of a stream are carried out at the same time, also those of one message. Results
+    come when they are ready, in any order: `tag` tells which operation one belongs to.
+
+    A client may have any number of operations open. The service reads no more from a stream with as
+    many of them as it takes (256 by default), nor from one whose client does not read its results.
+    OVERLOADED: the service, or the connection, has too many streams.
+
+    When the client half-closes, the stream ends with OK after the last result. The service ends
+    streams too, before it stops and after some minutes: with STREAM_ENDED, after the results of all
+    operations that it has read. Those without a result were not carried out: repeat them on another
+    stream. With any other status, or a lost connection, the outcome of those without a result is
+    unknown, and a repeat with the same `request_id` resolves it: they are carried out to the end
+    whatever becomes of their stream.
+    """
 
 @_typing.type_check_only
 class RedemptionServiceAsyncStub(RedemptionServiceStub):
@@ -196,6 +217,27 @@ class RedemptionServiceAsyncStub(RedemptionServiceStub):
     ListRedemptions: _aio.UnaryUnaryMultiCallable[_redemption_service_pb2.ListRedemptionsRequest, _redemption_service_pb2.ListRedemptionsResponse]  # type: ignore[assignment]
     """Lists redemptions by user, book, code or order, newest first. At least one of the four filters
     is required; several are combined with AND. End users always list their own, and need none.
+    """
+    Checkout: _aio.StreamStreamMultiCallable[_redemption_service_pb2.CheckoutRequest, _redemption_service_pb2.CheckoutResponse]  # type: ignore[assignment]
+    """Carries out ValidateCode, LockCode, ExtendLock, UnlockCode, RedeemCode and RollbackRedemption over
+    one stream, which costs both sides far less for each than calls do. For callers with many at a
+    time.
+
+    Each operation is one call of its method in all but its transport: the token of the stream has to
+    be valid and allow it when it begins, and limits, deadlines, request_ids and errors are the same.
+    The operations of a stream are carried out at the same time, also those of one message. Results
+    come when they are ready, in any order: `tag` tells which operation one belongs to.
+
+    A client may have any number of operations open. The service reads no more from a stream with as
+    many of them as it takes (256 by default), nor from one whose client does not read its results.
+    OVERLOADED: the service, or the connection, has too many streams.
+
+    When the client half-closes, the stream ends with OK after the last result. The service ends
+    streams too, before it stops and after some minutes: with STREAM_ENDED, after the results of all
+    operations that it has read. Those without a result were not carried out: repeat them on another
+    stream. With any other status, or a lost connection, the outcome of those without a result is
+    unknown, and a repeat with the same `request_id` resolves it: they are carried out to the end
+    whatever becomes of their stream.
     """
 
 class RedemptionServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -344,6 +386,33 @@ class RedemptionServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_redemption_service_pb2.ListRedemptionsResponse, _abc.Awaitable[_redemption_service_pb2.ListRedemptionsResponse]]:
         """Lists redemptions by user, book, code or order, newest first. At least one of the four filters
         is required; several are combined with AND. End users always list their own, and need none.
+        """
+
+    @_abc_1.abstractmethod
+    def Checkout(
+        self,
+        request_iterator: _MaybeAsyncIterator[_redemption_service_pb2.CheckoutRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_redemption_service_pb2.CheckoutResponse], _abc.AsyncIterator[_redemption_service_pb2.CheckoutResponse]]:
+        """Carries out ValidateCode, LockCode, ExtendLock, UnlockCode, RedeemCode and RollbackRedemption over
+        one stream, which costs both sides far less for each than calls do. For callers with many at a
+        time.
+
+        Each operation is one call of its method in all but its transport: the token of the stream has to
+        be valid and allow it when it begins, and limits, deadlines, request_ids and errors are the same.
+        The operations of a stream are carried out at the same time, also those of one message. Results
+        come when they are ready, in any order: `tag` tells which operation one belongs to.
+
+        A client may have any number of operations open. The service reads no more from a stream with as
+        many of them as it takes (256 by default), nor from one whose client does not read its results.
+        OVERLOADED: the service, or the connection, has too many streams.
+
+        When the client half-closes, the stream ends with OK after the last result. The service ends
+        streams too, before it stops and after some minutes: with STREAM_ENDED, after the results of all
+        operations that it has read. Those without a result were not carried out: repeat them on another
+        stream. With any other status, or a lost connection, the outcome of those without a result is
+        unknown, and a repeat with the same `request_id` resolves it: they are carried out to the end
+        whatever becomes of their stream.
         """
 
 def add_RedemptionServiceServicer_to_server(servicer: RedemptionServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -289,6 +289,14 @@ def redeem_codes(caller: Caller, book_id: str, codes: list[str]) -> None:
     assert len(listed) == 3
     stats = caller.one("CouponBookService/GetCouponBookStats", bookId=book_id)["stats"]
     assert int(stats["redemptionCount"]) == 2
+    redeem = {"code": codes[4], "userId": user, "requestId": unique("request")}
+    answers = caller.all(
+        "RedemptionService/Checkout",
+        {"operations": [{"tag": 1, "redeemCode": redeem}, {"tag": 2, "unlockCode": {}}]},
+    )
+    results = {int(it["tag"]): it for answer in answers for it in answer["results"]}
+    assert results[1]["redeemCode"]["redemption"]["code"] == codes[4]
+    assert results[2]["error"]["error"]["reason"] == "ERROR_REASON_INVALID_ARGUMENT"
 
 
 def close_book(caller: Caller, book_id: str) -> None:

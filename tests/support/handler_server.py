@@ -20,6 +20,7 @@ from structlog.testing import LogCapture
 from coupon_service.batching import BatchingSettings
 from coupon_service.ratelimit.code_guessing import GuessGuard
 from coupon_service.ratelimit.limiter import RateLimiter
+from coupon_service.rpc.checkout_streams import CheckoutStreams, CheckoutStreamSettings
 from coupon_service.rpc.context import RequestContext
 from coupon_service.rpc.handler import RpcHandler, RpcHandlerSettings
 from coupon_service.telemetry.logs import EACH
@@ -37,6 +38,15 @@ DEADLINE_MS = 300
 MAX_BYTES = 2_000
 CALLS_MAX = 200
 CONNECTIONS_MAX = 30
+STREAMS = CheckoutStreamSettings(
+    streams_max=20,
+    streams_of_connection_max=5,
+    operations_max=10,
+    age_max_ms=3_600_000,
+    idle_ms=DEADLINE_MS,
+    message_max_bytes=10 * MAX_BYTES,
+    request_max_bytes=MAX_BYTES,
+)
 
 
 class AnyServicer:
@@ -54,12 +64,21 @@ class Observer:
     """Counts the calls."""
 
     counted: list[tuple[str, str, str]]
+    open_streams: int = 0
 
     def rpcs_finished(
         self, method: str, status: str, reason: str, seconds: Sequence[float]
     ) -> None:
         assert min(seconds) >= 0
         self.counted += [(method, status, reason)] * len(seconds)
+
+    def operations_finished(
+        self, method: str, status: str, reason: str, seconds: Sequence[float]
+    ) -> None:
+        self.rpcs_finished(f"stream {method}", status, reason, seconds)
+
+    def streams_changed(self, count: int) -> None:
+        self.open_streams = count
 
 
 @dataclass
@@ -71,6 +90,7 @@ class Running:
     handler: RpcHandler
     log: LogCapture
     counted: list[tuple[str, str, str]]
+    streams: CheckoutStreams
 
     @property
     def redemptions(self) -> pb_grpc.RedemptionServiceAsyncStub:
@@ -106,6 +126,7 @@ async def running(
     limiter: RateLimiter | None = None,
     guesses: GuessGuard | None = None,
     batching: BatchingSettings | None = None,
+    streams: CheckoutStreamSettings = STREAMS,
 ) -> AsyncGenerator[Running]:
     capture = LogCapture()
     server = grpc.aio.server()
@@ -123,9 +144,16 @@ async def running(
             batching=batching or BatchingSettings(),
         )
         counted: list[tuple[str, str, str]] = []
-        handler = RpcHandler(settings, log, Observer(counted), authenticate, limiter, guesses)
-        run = Running(target, channel, handler, capture, counted)
+        observer = Observer(counted)
+        handler = RpcHandler(settings, log, observer, authenticate, limiter, guesses)
+        checkout = CheckoutStreams(handler, streams, observer)
+        run = Running(target, channel, handler, capture, counted, checkout)
         servicer: Any = AnyServicer(behavior)
+
+        async def serve(_: object, context: Any) -> None:
+            await checkout.serve(context)
+
+        servicer.Checkout = serve
         handler.add(pb_grpc.add_RedemptionServiceServicer_to_server, servicer)
         handler.add(codes_grpc.add_CouponCodeServiceServicer_to_server, servicer)
         handler.add(HEALTH_GRPC.add_HealthServicer_to_server, HEALTH.aio.HealthServicer())

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, Final, NamedTuple, TypeVar, cast
 from uuid import uuid4
 
 import grpc
@@ -21,6 +22,7 @@ from grpc_status import rpc_status
 from prometheus_client import CollectorRegistry
 from pydantic import SecretStr
 from support.secret_scan import SECRETS, Watched, keep_secret
+from support.streamed import StreamedStub
 
 from coupon_service.server import Server, utc_now
 from coupon_service.settings import Settings
@@ -239,10 +241,15 @@ def with_token(channel: grpc.Channel, token: str) -> grpc.Channel:
     return grpc.intercept_channel(channel, interceptor)
 
 
-class Api:
-    """The stubs of all services, and one-line calls."""
+STREAMED: Final = int(os.environ.get("COUPON_TEST_STREAMED", "0"))
+"""One in so many operations of a client goes over a Checkout stream, unless a test says otherwise.
+0: none."""
 
-    def __init__(self, address: str, token: str | None = None) -> None:
+
+class Api:
+    """The stubs of all services, and one-line calls. `streamed`: see STREAMED."""
+
+    def __init__(self, address: str, token: str | None = None, streamed: int = STREAMED) -> None:
         self.channel = grpc.insecure_channel(
             address, options=[("grpc.use_local_subchannel_pool", 1)]
         )
@@ -253,6 +260,9 @@ class Api:
         self.assignments = assignment_service_pb2_grpc.AssignmentServiceStub(channel)
         self.redemptions = redemption_service_pb2_grpc.RedemptionServiceStub(channel)
         self.audit = audit_service_pb2_grpc.AuditServiceStub(channel)
+        if streamed:
+            over_stream: Any = StreamedStub(self.redemptions, streamed)
+            self.redemptions = over_stream
 
     def close(self) -> None:
         """Close the channel."""
@@ -401,10 +411,12 @@ class Api:
 
     def rollback(self, redemption_id: str, **fields: Any) -> redemptions.RollbackRedemptionResponse:
         """Roll a redemption back."""
-        return self.redemptions.RollbackRedemption(
-            redemptions.RollbackRedemptionRequest(
-                **_with_request_id(fields, redemption_id=redemption_id)
-            )
+        return self.redemptions.RollbackRedemption(self.rollback_request(redemption_id, **fields))
+
+    def rollback_request(self, redemption_id: str, **fields: Any) -> Any:
+        """A RollbackRedemptionRequest with a request_id of its own."""
+        return redemptions.RollbackRedemptionRequest(
+            **_with_request_id(fields, redemption_id=redemption_id)
         )
 
     def validate(self, code: str, user_id: str, **fields: Any) -> redemptions.ValidateCodeResponse:

@@ -9,6 +9,7 @@ from typing import Any
 from coupon_service.checkout import Checkout
 from coupon_service.locks.service import LockService
 from coupon_service.model import done_of
+from coupon_service.rpc.checkout_streams import CheckoutStreams
 from coupon_service.rpc.context import current
 from coupon_service.rpc.convert import locks as convert_locks
 from coupon_service.rpc.convert import redemptions as convert
@@ -23,12 +24,18 @@ class RedemptionServicer(RedemptionServiceServicer):
     """Answers with what Checkout and Locks do."""
 
     def __init__(
-        self, checkout: Checkout, locks: LockService, reads: Reads, page_tokens: PageTokens
+        self,
+        checkout: Checkout,
+        locks: LockService,
+        reads: Reads,
+        page_tokens: PageTokens,
+        streams: CheckoutStreams,
     ) -> None:
         self._checkout = checkout
         self._locks = locks
         self._reads = reads
         self._page_tokens = page_tokens
+        self._streams = streams
 
     async def ValidateCode(
         self, request: pb.ValidateCodeRequest, context: Any
@@ -143,3 +150,8 @@ class RedemptionServicer(RedemptionServiceServicer):
         return pb.ListRedemptionsResponse(
             redemptions=messages, next_page_token=self._page_tokens.token(request, end)
         )
+
+    async def Checkout(  # pyright: ignore[reportIncompatibleMethodOverride] - it reads and writes by itself
+        self, request_iterator: object, context: Any
+    ) -> None:
+        await self._streams.serve(context)

@@ -51,6 +51,7 @@ EXPECTED = {
     "RollbackRedemption": "R",
     "GetRedemption": "IRAS",
     "ListRedemptions": "IRAS",
+    "Checkout": "RS",
     "ListAuditEvents": "A",
 }
 """Beside admin, which may call everything."""

@@ -27,6 +27,7 @@ from support.service import (
     refused,
     unique,
 )
+from support.streamed import Stream
 from support.token_clients import caller
 
 from coupon_service.cli.call import methods
@@ -187,6 +188,11 @@ REFUSED: dict[str, Callable[[Api, Things], Any]] = {
     "RollbackRedemption": lambda api, it: api.rollback(it.redemption_id),
     "GetRedemption": lambda api, it: api.redemptions.GetRedemption(
         redemptions.GetRedemptionRequest(redemption_id=it.redemption_id)
+    ),
+    "Checkout": lambda api, it: (
+        Stream(api.redemptions.Checkout)
+        .begin("RollbackRedemption", api.rollback_request(it.redemption_id))
+        .result()
     ),
 }
 """Calls that name one thing. By method, and in what way where there are several."""

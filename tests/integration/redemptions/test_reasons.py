@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,9 @@ these reasons are tested with the table of all of them: tests/unit/rpc/test_stat
 IN_ROWS = {"DUPLICATE_CODE"}
 """Never an error of a call."""
 
+OF_STREAMS = {"STREAM_ENDED"}
+"""Only at the end of a stream: test_checkout_streams.py."""
+
 
 @dataclass(frozen=True)
 class Promise:
@@ -77,12 +80,13 @@ class Stage:
     tomorrow: Api
     main: ServerThread
     stack: ExitStack
+    streamed: int
 
     def server(self, **settings: object) -> Api:
         """A client of another server, with other settings."""
         changed = self.main.settings.model_copy(update=settings)
         running = self.stack.enter_context(ServerThread(changed))
-        client = Api(running.address)
+        client = Api(running.address, streamed=self.streamed)
         self.stack.callback(client.close)
         return client
 
@@ -92,10 +96,11 @@ class Stage:
         connection.execute("SELECT FROM coupon_codes WHERE code = %s FOR UPDATE", [code])
 
 
-@pytest.fixture
-def stage(api: Api, tomorrow: Api, server: ServerThread) -> Iterator[Stage]:
+@pytest.fixture(params=[0, 1], ids=["call", "stream"])
+def stage(request: pytest.FixtureRequest, tomorrow: Api, server: ServerThread) -> Iterator[Stage]:
     with ExitStack() as stack:
-        yield Stage(api, tomorrow, server, stack)
+        api = stack.enter_context(closing(Api(server.address, streamed=request.param)))
+        yield Stage(api, tomorrow, server, stack, request.param)
 
 
 def book_not_found(stage: Stage) -> object:
@@ -361,7 +366,7 @@ PROVOKE: dict[str, Callable[[Stage], object]] = {
 def test_there_is_a_way_to_every_reason() -> None:
     names = {name.removeprefix("ERROR_REASON_") for name in ErrorReason.DESCRIPTOR.values_by_name}
     assert promises().keys() == names - {"UNSPECIFIED"}
-    assert PROVOKE.keys() | IN_ROWS | WITH_AUTHENTICATION == promises().keys()
+    assert PROVOKE.keys() | IN_ROWS | OF_STREAMS | WITH_AUTHENTICATION == promises().keys()
 
 
 @pytest.mark.parametrize("reason", PROVOKE)

@@ -15,7 +15,15 @@ from grpc import StatusCode
 
 from coupon_service import errors
 from coupon_service.errors import CouponServiceError, FieldViolation, InvalidArgument
-from coupon_service.rpc.status import TABLE, Internal, item_error, kind_of, known, to_status
+from coupon_service.rpc.status import (
+    TABLE,
+    Internal,
+    item_error,
+    kind_of,
+    known,
+    operation_error,
+    to_status,
+)
 from coupon_service.v1 import error_reason_pb2 as pb
 
 BASES = {CouponServiceError, errors.Refusal}
@@ -179,6 +187,23 @@ def test_what_the_table_does_not_know_shows_nothing_but_an_id(error: Exception) 
 
 def test_error_ids_differ() -> None:
     assert known(KeyError()).metadata != known(KeyError()).metadata
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_an_operation_of_a_stream_is_told_all_that_a_call_is(
+    cls: type[CouponServiceError],
+) -> None:
+    violations = tuple(FieldViolation(f"items[{i}].user_id", "expected") for i in range(1_000))
+    error = cls(violations) if issubclass(cls, InvalidArgument) else cls()
+    answer, status = operation_error(error), to_status(error)
+    retry, bad = detail(status, RetryInfo), detail(status, BadRequest)
+    assert answer.error == item_error(error)
+    assert answer.code == status.code
+    assert answer.HasField("retry_delay") is (retry is not None)
+    assert answer.retry_delay == (RetryInfo() if retry is None else retry).retry_delay
+    assert [(it.field, it.description) for it in answer.field_violations] == [
+        (it.field, it.description) for it in (bad.field_violations if bad else ())
+    ]
 
 
 @pytest.mark.parametrize("cls", CLASSES)

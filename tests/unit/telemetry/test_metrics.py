@@ -65,6 +65,18 @@ class TestMetrics:
         assert value("coupon_rpc_duration_seconds_bucket", locked | {"le": "10.0"}) == 0
         assert value("coupon_rpc_duration_seconds_count", locked) == 1
 
+    def test_operations_of_streams_are_counted_apart_from_calls(
+        self, metrics: Metrics, registry: CollectorRegistry
+    ) -> None:
+        metrics.operations_finished(REDEEM, "OK", "", [0.004, 0.006])
+        metrics.streams_changed(7)
+        ok = {"method": REDEEM, "status": "OK"}
+        value = registry.get_sample_value
+        assert value("coupon_stream_operations_total", ok | {"reason": ""}) == 2
+        assert value("coupon_stream_operation_duration_seconds_count", ok) == 2
+        assert value("coupon_rpcs_total", ok | {"reason": ""}) is None
+        assert value("coupon_streams") == 7
+
     def test_every_event_is_counted_in_its_metric(
         self, metrics: Metrics, registry: CollectorRegistry
     ) -> None:
