@@ -93,21 +93,17 @@ async def recorded_fingerprint(connection: Connection, *attempts: UUID) -> int |
 
 # --- found --------------------------------------------------------------------------------------
 
+# Without the bucket: the id of ASSIGNED does not lead to that of a code that was picked at random.
 SELECT_EVENTS_BY_ID: Final[LiteralString] = f"""
 SELECT {EVENTS.selected}
-FROM unnest(%s::uuid[], %s::smallint[]) AS wanted (event_id, bucket)
-JOIN redemption_audit USING (event_id, bucket)
+FROM unnest(%s::uuid[]) AS wanted (event_id)
+JOIN redemption_audit USING (event_id)
 """
 
 
 async def select_events_by_id(connection: Connection, ids: Iterable[UUID]) -> dict[UUID, Event]:
-    """Those of the events that there are.
-
-    Not for ASSIGNED: such an id does not lead to the bucket of a code that was picked at random.
-    """
-    ids = list(ids)
-    parameters = uuid_array(ids), int_array(map(bucket_of_event, ids))
-    cursor = await connection.execute(SELECT_EVENTS_BY_ID, parameters)
+    """Those of the events that there are."""
+    cursor = await connection.execute(SELECT_EVENTS_BY_ID, [uuid_array(ids)])
     return {event.event_id: event for event in map(event_from_row, await cursor.fetchall())}
 
 

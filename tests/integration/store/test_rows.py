@@ -22,6 +22,7 @@ from coupon_service.model import (
     EventType,
     LockPolicy,
     PercentOff,
+    bucket_of_event,
     event_id,
 )
 from coupon_service.model.codes import CodeFormat, bucket_of
@@ -151,6 +152,18 @@ async def test_the_row_of_an_event_is_in_the_bucket_of_its_code(database_url: st
                 picked.event_id: bucket_of("ABC"),
                 of_book.event_id: 5,
             }
+
+
+async def test_an_event_is_found_by_its_id_whatever_the_bucket_of_its_code(
+    database_url: str,
+) -> None:
+    picked = replace(event(1), type=EventType.ASSIGNED, code="ABC")
+    assert bucket_of("ABC") != bucket_of_event(picked.event_id)
+
+    async with opened(database_url) as database:
+        await database.transaction("test", lambda it: insert_events(it, [picked]))
+        found = await database.read("test", lambda it: select_events_by_id(it, [picked.event_id]))
+        assert found == {picked.event_id: picked}
 
 
 async def test_an_event_happens_once(database_url: str) -> None:
