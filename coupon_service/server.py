@@ -43,7 +43,10 @@ from coupon_service.rpc.servicers.redemptions import RedemptionServicer
 from coupon_service.security.tls import TlsError, TlsReader, read_certificate
 from coupon_service.settings import Settings
 from coupon_service.store.books import Books
-from coupon_service.store.bulk.chunks import CodeChunks
+from coupon_service.store.bulk.exports import CodeExporter
+from coupon_service.store.bulk.generation import CodeGenerator
+from coupon_service.store.bulk.imports import CodeImporter
+from coupon_service.store.bulk.lane import BulkLane
 from coupon_service.store.commands.executor import Executor
 from coupon_service.store.database import Database
 from coupon_service.store.queries.lookups import Lookups
@@ -145,6 +148,7 @@ class Server:
         )
         self._add_servicers(self._handler)
         await self._database.open()
+        await self._bulk_database.open()
         self._grpc = Listener(settings, self._tls, self._handler)
         try:
             self.port = await self._grpc.open()
@@ -158,6 +162,9 @@ class Server:
     def _connect(self, database_url: str, redis_url: str) -> None:
         settings, metrics, tracer = self._settings, self._metrics, self._tracer
         self._database = Database(wiring.database_settings(database_url, settings), metrics, tracer)
+        self._bulk_database = Database(
+            wiring.bulk_database_settings(database_url, settings), metrics, tracer
+        )
         self._leases = Leases(
             redis_url,
             timeout_ms=settings.redis_timeout_ms,
@@ -232,14 +239,24 @@ class Server:
             now,
         )
         books = Books(self._database, now, wiring.lock_limits(settings).life_max_ms)
-        chunks = CodeChunks(self._database, now)
+        lane = BulkLane(self._bulk_database)
         handler.add(
             coupon_book_service_pb2_grpc.add_CouponBookServiceServicer_to_server,
             CouponBookServicer(books, page_tokens, now),
         )
         handler.add(
             coupon_code_service_pb2_grpc.add_CouponCodeServiceServicer_to_server,
-            CouponCodeServicer(books, reads, chunks, commands, locks, page_tokens, now),
+            CouponCodeServicer(
+                books,
+                reads,
+                CodeGenerator(self._database, lane, now),
+                CodeImporter(self._database, lane, now),
+                CodeExporter(lane),
+                commands,
+                locks,
+                page_tokens,
+                now,
+            ),
         )
         handler.add(
             assignment_service_pb2_grpc.add_AssignmentServiceServicer_to_server,
@@ -325,6 +342,7 @@ class Server:
         await self._windows.close()
         await self._leases.close()
         await self._database.close()
+        await self._bulk_database.close()
         if self._tracer is not None:
             await self._tracer.close()
 

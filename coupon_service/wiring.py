@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Final
+
 from coupon_service.batching import BatchingSettings
 from coupon_service.locks.limits import LockLimits
 from coupon_service.ratelimit.callers import CallerLimits
 from coupon_service.rpc.checkout_streams import CheckoutStreamSettings
 from coupon_service.rpc.handler import RpcHandlerSettings
 from coupon_service.settings import Settings
-from coupon_service.store.database import DatabaseSettings
+from coupon_service.store.database import APPLICATION_NAME, DatabaseSettings
+
+BULK_WAIT_MS: Final = 20_000
+"""Longest wait of bulk work for its connection, for that of other workers, and for a row lock."""
+
+BULK_STATEMENT_MS: Final = 30_000
+"""Longest time of a statement of bulk work."""
+
+BULK_IDLE_MS: Final = 2_000
+"""Time without bulk work after which its connection is closed."""
+
+BULK_SLOW_MS: Final = 30_000
+"""A chunk that takes longer is logged; it waits for others, and rests, while they are at work."""
 
 
 def batching_settings(settings: Settings) -> BatchingSettings:
@@ -34,8 +49,26 @@ def database_settings(url: str, settings: Settings) -> DatabaseSettings:
         tcp_user_timeout_ms=settings.tcp_user_timeout_ms,
         attempts_max=settings.transaction_attempts_max,
         # One connection is for large calls, one for previews, one for lookups; those left over by
-        # these and the batches of commands are for what is read without being joined.
-        reads_max=max(1, settings.pool_max_size - settings.batches_in_flight - 3),
+        # these and the batches of commands are for what is done for one caller.
+        unbatched_max=max(1, settings.pool_max_size - settings.batches_in_flight - 3),
+    )
+
+
+def bulk_database_settings(url: str, settings: Settings) -> DatabaseSettings:
+    """Of the connection for bulk work: its chunks take longer than other transactions, and those
+    of one request wait for each other.
+    """
+    return replace(
+        database_settings(url, settings),
+        application_name=f"{APPLICATION_NAME} bulk",
+        pool_min_size=0,
+        pool_max_size=1,
+        pool_timeout_ms=BULK_WAIT_MS,
+        lock_timeout_ms=BULK_WAIT_MS,
+        statement_timeout_ms=BULK_STATEMENT_MS,
+        unbatched_max=1,
+        slow_ms=BULK_SLOW_MS,
+        idle_ms=BULK_IDLE_MS,
     )
 
 

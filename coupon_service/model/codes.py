@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import os
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from coupon_service.errors import CodeChecksumInvalid, CodeSpaceExhausted, FieldViolation
@@ -38,17 +38,6 @@ def bucket_of(code: str) -> int:
     PostgreSQL 18 computes the same: ``crc32(convert_to(code, 'UTF8')) & 63``. Source: IEEE 802.3.
     """
     return zlib.crc32(code.encode()) & (BUCKETS - 1)
-
-
-def sorted_by_key(codes: Iterable[str]) -> list[str]:
-    """Many codes by (bucket, code): the order of the table's key, in which rows are locked too.
-
-    Python compares text by code points, which is the order of UTF-8 in PostgreSQL's collation "C".
-    """
-    buckets: list[list[str]] = [[] for _ in range(BUCKETS)]
-    for code in codes:
-        buckets[bucket_of(code)].append(code)
-    return [code for bucket in buckets for code in sorted(bucket)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,12 +210,10 @@ def generate(
     count: int,
     *,
     random: RandomSource = os.urandom,
-    in_key_order: bool = False,
 ) -> list[str]:
     """Make ``count`` different normalised codes, all in memory: call it a chunk at a time.
 
-    ``code_format`` is one without violations; every code of it is equally likely. With
-    ``in_key_order`` they are sorted by (bucket, code), the order of the table's key and of locks.
+    ``code_format`` is one without violations; every code of it is equally likely.
 
     Raises:
         CodeSpaceExhausted: ``count`` is more than half of the possible codes, or ``random`` keeps
@@ -242,8 +229,7 @@ def generate(
             break
     else:
         raise CodeSpaceExhausted("The random source does not return enough different codes.")
-    codes = [_finish(code_format, body) for body in list(bodies)[:count]]
-    return sorted_by_key(codes) if in_key_order else codes
+    return [_finish(code_format, body) for body in list(bodies)[:count]]
 
 
 def _draw(code_format: CodeFormat, count: int, random: RandomSource) -> list[str]:

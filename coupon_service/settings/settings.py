@@ -197,7 +197,9 @@ class Settings(BaseSettings):
     pool_min_size: Count = Field(
         2, description="Connections to PostgreSQL that each worker keeps open."
     )
-    pool_max_size: Count = Field(6, description="Connections to PostgreSQL in each worker at most.")
+    pool_max_size: Count = Field(
+        6, description="Connections to PostgreSQL in each worker at most, beside one for bulk work."
+    )
     pool_timeout_ms: Milliseconds = Field(
         1_000, description="Longest wait for a free connection, in milliseconds."
     )

@@ -32,7 +32,7 @@ from coupon_service.store.arrays import int_array, uuid_array
 from coupon_service.store.counters import select_stats
 from coupon_service.store.database import Database
 from coupon_service.store.events import insert_events, recorded_fingerprint
-from coupon_service.store.generations import drop_reserved
+from coupon_service.store.generations import codes_taken, drop_reserved
 from coupon_service.store.keyset import Position, page_of, time_and_id, time_position
 from coupon_service.store.pipeline import Connection
 from coupon_service.store.rows import BOOKS, book_from_row
@@ -174,6 +174,15 @@ class Books:
             return book, await select_stats(connection, book_id)
 
         return await self._database.read("book_stats", work)
+
+    async def codes_taken(self, book_id: UUID, business_id: str) -> tuple[Book, int]:
+        """The book, and how many codes it has or is getting. Raises BookNotFound."""
+
+        async def work(connection: Connection) -> tuple[Book, int]:
+            book = await select_book(connection, book_id, business_id)
+            return book, await codes_taken(connection, book_id)
+
+        return await self._database.read("codes_taken", work)
 
     async def redemptions(self, books: Sequence[Book]) -> Mapping[UUID, int]:
         """How often each of the books that limit it (max_redemptions) has been redeemed."""

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from time import perf_counter
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import psycopg
 import structlog
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+APPLICATION_NAME: Final = "coupon_service"
+"""Of the connections, in pg_stat_activity."""
+
 Work = Callable[[Connection], Awaitable[T]]
 Batch = Callable[[Pipeline], Awaitable[T]]
-
-SLOW_S = 0.5
-"""A transaction that takes longer, all its tries together, is logged."""
 
 RETRIED = (pg.LockNotAvailable, pg.DeadlockDetected, pg.SerializationFailure)
 """Conflicts with other transactions: nothing was done, and doing it again may work."""
@@ -58,7 +58,10 @@ PostgreSQL has analyzed the grown table.
 class DatabaseSettings:
     """How to reach PostgreSQL and how long to wait for it. All times in milliseconds.
 
-    `reads_max`: connections for `Database.read`; others wait for their turn, until their deadline.
+    `unbatched_max`: connections for `transaction` and `read`, whose callers share none; others wait
+    for their turn, until their deadline. `slow_ms`: a transaction that takes longer, all its tries
+    together, is logged. `idle_ms`: connections beyond `pool_min_size` that nobody needed for so
+    long are closed.
     """
 
     url: str
@@ -70,7 +73,10 @@ class DatabaseSettings:
     idle_in_transaction_timeout_ms: int
     tcp_user_timeout_ms: int
     attempts_max: int
-    reads_max: int
+    unbatched_max: int
+    application_name: str = APPLICATION_NAME
+    slow_ms: int = 500
+    idle_ms: int = 600_000
 
 
 class Database:
@@ -84,7 +90,7 @@ class Database:
         self._metrics = metrics
         self._tracer = tracer
         self._running: set[asyncio.Task[object]] = set()
-        self._reads = asyncio.Semaphore(settings.reads_max)
+        self._unbatched = asyncio.Semaphore(settings.unbatched_max)
         self._in_use = 0
         self._silence_max_s = (settings.statement_timeout_ms + settings.tcp_user_timeout_ms) / 1000
         self._check: asyncio.Task[None] | None = None
@@ -94,16 +100,17 @@ class Database:
             min_size=settings.pool_min_size,
             max_size=settings.pool_max_size,
             timeout=settings.pool_timeout_ms / 1000,
+            max_idle=settings.idle_ms / 1000,
             # It tries after 1, 2, 4, 8, ... seconds and then gives up, and the next who asks makes
             # it begin anew: so that it finds PostgreSQL soon after it is back.
             reconnect_timeout=3,
             open=False,
-            name="coupon_service",
+            name=settings.application_name,
             configure=self._configure,
             kwargs={
                 "autocommit": True,
                 "connect_timeout": 5,
-                "application_name": "coupon_service",
+                "application_name": settings.application_name,
                 "tcp_user_timeout": settings.tcp_user_timeout_ms,
                 "keepalives_idle": 10,
                 "options": (
@@ -137,13 +144,14 @@ class Database:
 
         `work` may run up to `attempts_max` times, so that it must be safe to repeat, also after a
         commit whose answer was lost. It runs in a task of its own: a caller that is cancelled stops
-        waiting, the transaction goes on. `name` is what the log calls it when it was slow.
+        waiting, the transaction goes on. `name` is what the log calls it when it was slow. Only so
+        many go on at a time that those who share a connection always get theirs.
 
         Raises Contention or Overloaded (nothing was changed), DatabaseUnavailable (it may have
         been, or be changed later; a repeat finds out), and what `work` raises, which has to be
         decided under locks that a first try, not yet committed, would make it wait for.
         """
-        return await self._run(name, _in_transaction(work))
+        return await self._run_unbatched(name, _in_transaction(work))
 
     async def batch(self, name: str, work: Batch[T]) -> T:
         """Like `transaction`, for statements that travel together, and with BEGIN and COMMIT.
@@ -153,25 +161,31 @@ class Database:
         return await self._run(name, _pipelined(work))
 
     async def read(self, name: str, work: Work[T]) -> T:
-        """Like `transaction`, for statements that change nothing: each sees its own snapshot.
-
-        Only so many go on at a time that those who share a connection always get theirs.
-        """
-        async with self._reads:
-            return await self._run(name, work)
+        """Like `transaction`, for statements that change nothing: each sees its own snapshot."""
+        return await self._run_unbatched(name, work)
 
     async def read_at_once(self, name: str, work: Work[T]) -> T:
         """Like `read`, without waiting for other reads: for what there is only one of at a time."""
         return await self._run(name, work)
 
+    async def _run_unbatched(self, name: str, work: Work[T]) -> T:
+        await self._unbatched.acquire()
+        task = self._start(name, work)
+        # Not when the caller stops waiting: the connection is in use until then.
+        task.add_done_callback(lambda _: self._unbatched.release())
+        return await asyncio.shield(task)
+
     async def _run(self, name: str, work: Work[T]) -> T:
+        return await asyncio.shield(self._start(name, work))
+
+    def _start(self, name: str, work: Work[T]) -> asyncio.Task[T]:
         attempts = self._attempts(name, work)
         if self._tracer is not None:
             attempts = self._tracer.around(f"transaction {name}", "postgresql", attempts)
         task = asyncio.ensure_future(attempts)
         self._running.add(task)
         task.add_done_callback(self._ended)
-        return await asyncio.shield(task)
+        return task
 
     def _ended(self, task: asyncio.Task[object]) -> None:
         self._running.discard(task)
@@ -208,7 +222,7 @@ class Database:
         finally:
             seconds = perf_counter() - started
             self._metrics.transaction_finished(seconds)
-            if seconds > SLOW_S:
+            if seconds > self._settings.slow_ms / 1000:
                 self._log.warning(
                     "slow transaction",
                     name=name,

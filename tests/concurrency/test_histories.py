@@ -72,7 +72,7 @@ WHERE type = {int(EventType.REDEEMED)} AND code = ANY(%s) AND NOT EXISTS (
 """
 END_A_BACKEND: Final = """
 SELECT pg_terminate_backend(pid) FROM pg_stat_activity
-WHERE datname = current_database() AND application_name = 'coupon_service'
+WHERE datname = current_database() AND application_name LIKE 'coupon_service%'
 ORDER BY random() LIMIT 1
 """
 

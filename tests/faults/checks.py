@@ -43,23 +43,25 @@ def resources(stack: Stack) -> Resources:
 
 
 def why_not_restored(stack: Stack, before: Resources) -> str:
-    """Empty when the pool is full, nothing is in flight and nothing leaked; otherwise the cause."""
-    database = stack.parts()._database
-    pool = database.pool.get_stats()
-    size, available = pool.get("pool_size", 0), pool.get("pool_available", 0)
-    waiting = pool.get("requests_waiting", 0)
-    if database._running:
-        return f"{len(database._running)} transactions are in flight"
-    if waiting or size != available or size < database._settings.pool_min_size:
-        return f"the pool has {available} of {size} connections, {waiting} wait"
+    """Empty when the pools are full, nothing is in flight and nothing leaked; else the cause."""
+    sizes = 0
+    for database in (stack.parts()._database, stack.parts()._bulk_database):
+        pool = database.pool.get_stats()
+        size, available = pool.get("pool_size", 0), pool.get("pool_available", 0)
+        waiting = pool.get("requests_waiting", 0)
+        if database._running:
+            return f"{len(database._running)} transactions are in flight"
+        if waiting or size != available or size < database._settings.pool_min_size:
+            return f"the pool has {available} of {size} connections, {waiting} wait"
+        sizes += size
     with stack.connect() as connection:
         row = connection.execute(
-            "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'coupon_service'"
+            "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'coupon_service%'"
         ).fetchone()
-    if row != (size,):
-        return f"PostgreSQL has {row} connections, the pool {size}"
-    if stack.to_postgres.lines != size:
-        return f"{stack.to_postgres.lines} lines to PostgreSQL are open, the pool has {size}"
+    if row != (sizes,):
+        return f"PostgreSQL has {row} connections, the pools {sizes}"
+    if stack.to_postgres.lines != sizes:
+        return f"{stack.to_postgres.lines} lines to PostgreSQL are open, the pools have {sizes}"
     now = resources(stack)
     more = now.tasks - before.tasks
     if more:

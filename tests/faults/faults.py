@@ -22,7 +22,7 @@ Strike = Callable[[Stack, random.Random], AbstractContextManager[None]]
 FROZEN_S: Final = DEADLINE_S + 0.5
 """Longer than the deadline of any call."""
 
-OURS: Final = "FROM pg_stat_activity WHERE application_name = 'coupon_service'"
+OURS: Final = "FROM pg_stat_activity WHERE application_name LIKE 'coupon_service%'"
 
 DATABASE: Final = frozenset({"DATABASE_UNAVAILABLE", "OVERLOADED"})
 """OVERLOADED: calls that wait for a connection while the pool reconnects."""

@@ -122,9 +122,9 @@ def survived(
         with psycopg.connect(url) as connection:
             (count,) = connection.execute(
                 "SELECT count(*) FROM pg_stat_activity"
-                " WHERE application_name = 'coupon_service' AND datname = current_database()"
+                " WHERE application_name LIKE 'coupon_service%' AND datname = current_database()"
             ).fetchone() or (0,)
-        pool_max = 6 * len(pids)
+        pool_max = 7 * len(pids)
         return "" if count <= pool_max else f"{count} connections of {len(pids)} workers"
 
     survival = survive(

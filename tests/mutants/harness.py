@@ -10,7 +10,7 @@ import random
 import threading
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -43,6 +43,7 @@ from support.waiting import until
 from support.work_done import work_done
 
 from coupon_service.checkout import Checkout
+from coupon_service.store.bulk.lane import BULK_LOCK
 
 CALLERS = 24
 ROUNDS = 8
@@ -153,6 +154,21 @@ def race_of_generations(it: Stack) -> None:
     found = it.all_at_once(generate)
     it.conserved()
     assert found == ["CODE_SPACE_EXHAUSTED"] * (CALLERS - 4) + ["OK"] * 4, found
+
+
+def generation_beside_another(it: Stack) -> None:
+    """While a worker stores codes all others wait for their turn, and callers do not."""
+    api = it.apis[0]
+    code, book = api.code(), api.draft()
+    request = codes.GenerateCodesRequest(book_id=book.book_id, count=2, request_id="r")
+    with psycopg.connect(it.database_url) as connection:
+        connection.execute("SELECT pg_advisory_xact_lock(%s)", [BULK_LOCK])
+        stored = api.codes.GenerateCodes(request, timeout=1)
+        with suppress(grpc.RpcError):
+            assert not list(stored), "it did not wait"
+        api.redeem(code, "user")
+    list(api.codes.GenerateCodes(request))
+    it.conserved()
 
 
 def race_of_batches(it: Stack) -> None:

@@ -36,7 +36,7 @@ from coupon_service.rules import locks as lock_rules
 from coupon_service.rules import redemptions as redeeming
 from coupon_service.rules.draft import Draft
 from coupon_service.store import counters, database, generations
-from coupon_service.store.bulk import chunks, upload_rows
+from coupon_service.store.bulk import generation, imports, lane, upload_rows
 from coupon_service.store.commands import apply as applying
 from coupon_service.store.commands import executor as execute
 from coupon_service.store.commands import limit_counters
@@ -111,7 +111,7 @@ def request_id_recorded_after_commit() -> Planted:
 
 def generation_reserved_without_a_lock() -> Planted:
     """Those who begin to make codes at the same time do not wait for each other."""
-    select_book, codes_taken = chunks.select_book, generations.codes_taken
+    select_book, codes_taken = generation.select_book, generations.codes_taken
 
     async def select(connection: Any, book_id: Any, business_id: Any, **_: Any) -> Any:
         return await select_book(connection, book_id, business_id)
@@ -122,7 +122,7 @@ def generation_reserved_without_a_lock() -> Planted:
         return counted
 
     return _all(
-        mock.patch.object(chunks, "select_book", select),
+        mock.patch.object(generation, "select_book", select),
         mock.patch.object(generations, "codes_taken", taken),
     )
 
@@ -380,13 +380,22 @@ def dry_run_that_writes() -> Planted:
     async def try_chunk(self: Any, *chunk: Any) -> Any:
         return await self.import_chunk(*chunk[:-1])
 
-    return mock.patch.object(chunks.CodeChunks, "try_chunk", try_chunk)
+    return mock.patch.object(imports.CodeImporter, "try_chunk", try_chunk)
 
 
 def short_codes_taken() -> Planted:
     """However short a code of an upload is, it is taken."""
-    real = chunks.read_rows
-    return mock.patch.object(chunks, "read_rows", lambda rows, form, _: real(rows, form, 1))
+    real = upload_rows.ChunkRows.add
+
+    def add(self: Any, rows: Any, first: int, form: Any, _: int) -> None:
+        real(self, rows, first, form, 1)
+
+    return mock.patch.object(upload_rows.ChunkRows, "add", add)
+
+
+def bulk_work_without_a_turn() -> Planted:
+    """Each worker stores codes whenever it likes."""
+    return mock.patch.object(lane, "LOCK_LANE", "SELECT %s")
 
 
 def _nothing(*_: object) -> Iterable[Any]:

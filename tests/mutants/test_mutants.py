@@ -21,6 +21,7 @@ CAUGHT_BY: dict[Callable[[], bugs.Planted], Callable[[Stack], None]] = {
     bugs.ledger_outside_the_transaction: harness.refused_for_contention,
     bugs.unsorted_row_locks: harness.race_of_batches,
     bugs.generation_reserved_without_a_lock: harness.race_of_generations,
+    bugs.bulk_work_without_a_turn: harness.generation_beside_another,
     bugs.no_shield: harness.storm_of_cancellations,
     bugs.fence_ignored: harness.late_holder_after_a_flush,
     bugs.request_id_recorded_after_commit: harness.race_with_one_request_id,

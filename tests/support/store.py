@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -20,6 +21,15 @@ from coupon_service.store.books import Books
 from coupon_service.store.database import Database, DatabaseSettings
 from coupon_service.telemetry.metrics import Metrics
 
+BULK: dict[str, Any] = {
+    "application_name": "coupon_service bulk",
+    "pool_max_size": 1,
+    "pool_timeout_ms": 500,
+    "lock_timeout_ms": 4_000,
+    "unbatched_max": 1,
+}
+"""Settings of a connection for bulk work."""
+
 START = datetime(2021, 3, 1, 12, 0, tzinfo=UTC)
 
 
@@ -35,21 +45,21 @@ class Clock:
 
 
 @asynccontextmanager
-async def opened(url: str, *, pool_max_size: int = 4) -> AsyncGenerator[Database]:
-    """An open Database on this URL."""
+async def opened(url: str, **fields: Any) -> AsyncGenerator[Database]:
+    """An open Database on this URL. `fields`: of its settings."""
     settings = DatabaseSettings(
         url=url,
         pool_min_size=1,
-        pool_max_size=pool_max_size,
+        pool_max_size=4,
         pool_timeout_ms=10_000,
         lock_timeout_ms=2_000,
         statement_timeout_ms=5_000,
         idle_in_transaction_timeout_ms=10_000,
         tcp_user_timeout_ms=10_000,
         attempts_max=3,
-        reads_max=2,
+        unbatched_max=2,
     )
-    database = Database(settings, Metrics(CollectorRegistry()))
+    database = Database(replace(settings, **fields), Metrics(CollectorRegistry()))
     await database.open()
     try:
         yield database

@@ -30,7 +30,8 @@ from coupon_service.model import (
 )
 from coupon_service.model.codes import bucket_of
 from coupon_service.store.books import Books
-from coupon_service.store.bulk.chunks import CodeChunks
+from coupon_service.store.bulk.imports import CodeImporter
+from coupon_service.store.bulk.lane import BulkLane
 from coupon_service.store.commands.executor import Executor
 from coupon_service.store.database import Database
 from coupon_service.store.keyset import Position
@@ -47,14 +48,14 @@ class Shop:
     database: Database
     books: Books
     reads: Reads
-    chunks: CodeChunks
+    importer: CodeImporter
     executor: Executor
     book: Book
     other: Book
 
     async def codes(self, book: Book, *codes: str) -> None:
         """Import codes."""
-        result = await self.chunks.import_chunk(book.book_id, 1, codes, call("import"))
+        result = await self.importer.import_chunk(book.book_id, 1, codes, call("import"))
         assert result.created == len(codes)
 
     async def do(self, command: Command) -> Event:
@@ -139,7 +140,7 @@ async def new_shop(database_url: str) -> AsyncGenerator[Shop]:
             database,
             books,
             Reads(database),
-            CodeChunks(database, clock),
+            CodeImporter(database, BulkLane(database), clock),
             Executor(database, clock, Metrics(CollectorRegistry())),
             *made,
         )

@@ -212,20 +212,19 @@ def preview_message(
 
 
 def import_message(number: int, result: ImportResult) -> pb.ImportCodesResponse:
-    """What became of the rows of a chunk."""
+    """What became of the rows of a chunk, without those that were rejected."""
     return pb.ImportCodesResponse(
         chunk_number=number,
         created_count=result.created,
         duplicate_count=result.duplicates,
         existing_count=result.existing,
         invalid_count=result.invalid,
-        rejected_rows=[
-            pb.ImportRow(
-                index=index,
-                outcome=pb.ImportOutcome.ValueType(outcome),
-                error=item_error(error),
-            )
-            for index, outcome, error in result.rejected
-        ],
         replayed=result.replayed,
+    )
+
+
+def rejected_row(index: int, outcome: int, error: CouponServiceError) -> pb.ImportRow:
+    """A row of a chunk that was not created, and why not."""
+    return pb.ImportRow(
+        index=index, outcome=pb.ImportOutcome.ValueType(outcome), error=item_error(error)
     )

@@ -4,9 +4,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from datetime import datetime
+from itertools import islice, starmap
 from typing import Any, Final
 
 from coupon_service.batching import CommandLanes
@@ -19,23 +21,29 @@ from coupon_service.rpc.convert import codes as convert
 from coupon_service.rpc.paging import PageTokens
 from coupon_service.rules import effective_code_state
 from coupon_service.store.books import Books
-from coupon_service.store.bulk.chunks import CodeChunks
 from coupon_service.store.bulk.dry_runs import DryRuns
+from coupon_service.store.bulk.exports import CodeExporter
+from coupon_service.store.bulk.generation import CodeGenerator
+from coupon_service.store.bulk.imports import CodeImporter
+from coupon_service.store.bulk.upload_rows import ImportResult
 from coupon_service.store.queries.reads import Reads
 from coupon_service.v1 import coupon_code_service_pb2 as pb
 from coupon_service.v1.coupon_code_service_pb2_grpc import CouponCodeServiceServicer
 
-EXPORT_PAGE: Final = 1_000
+ROWS_STEP: Final = 200
+"""Rejected rows that become messages in one turn of the event loop."""
 
 
 class CouponCodeServicer(CouponCodeServiceServicer):
-    """Answers with what CodeChunks, Reads and the rules do."""
+    """Answers with what Reads, the rules, and those who make codes do."""
 
     def __init__(
         self,
         books: Books,
         reads: Reads,
-        chunks: CodeChunks,
+        generator: CodeGenerator,
+        importer: CodeImporter,
+        exporter: CodeExporter,
         commands: CommandLanes,
         locks: LockService,
         page_tokens: PageTokens,
@@ -43,7 +51,9 @@ class CouponCodeServicer(CouponCodeServiceServicer):
     ) -> None:
         self._books = books
         self._reads = reads
-        self._chunks = chunks
+        self._generator = generator
+        self._importer = importer
+        self._exporter = exporter
         self._commands = commands
         self._locks = locks
         self._page_tokens = page_tokens
@@ -56,7 +66,7 @@ class CouponCodeServicer(CouponCodeServiceServicer):
         preview = convert.read_preview(request)
         code_format, existing = preview.code_format or CodeFormat(), 0
         if preview.book_id is not None:
-            book, existing = await self._chunks.taken(preview.book_id, current().business_id)
+            book, existing = await self._books.codes_taken(preview.book_id, current().business_id)
             code_format = preview.code_format or book.code_format
         samples = generate(code_format, min(preview.samples, code_format.capacity // 2))
         problem = None
@@ -70,7 +80,7 @@ class CouponCodeServicer(CouponCodeServiceServicer):
         self, request: pb.GenerateCodesRequest, context: Any
     ) -> AsyncIterator[pb.GenerateCodesResponse]:
         book_id, count, call = convert.read_generate(request, current())
-        async with aclosing(self._chunks.generate(book_id, count, call)) as chunks:
+        async with aclosing(self._generator.generate(book_id, count, call)) as chunks:
             async for progress in chunks:
                 yield pb.GenerateCodesResponse(
                     generated_count=progress.generated,
@@ -90,26 +100,22 @@ class CouponCodeServicer(CouponCodeServiceServicer):
                 number, rows = convert.read_chunk(request, before=number)
                 chunk = to.book_id, number, rows, to.call, to.min_code_length
                 if to.validate_only:
-                    result = await self._chunks.try_chunk(*chunk, dry_run)
+                    result = await self._importer.try_chunk(*chunk, dry_run)
                 else:
-                    result = await self._chunks.import_chunk(*chunk)
-                yield convert.import_message(number, result)
+                    result = await self._importer.import_chunk(*chunk)
+                yield await _import_message(number, result)
 
     async def ExportCodes(
         self, request: pb.ExportCodesRequest, context: Any
     ) -> AsyncIterator[pb.ExportCodesResponse]:
         book_id, state, after = convert.read_export(request, self._page_tokens)
-        business_id = current().business_id
-        more = True
-        while more:
-            book, codes, after = await self._reads.codes(
-                book_id, business_id, state, EXPORT_PAGE, after
-            )
-            more = after is not None
-            yield pb.ExportCodesResponse(
-                codes=[convert.code_message(code, book, None) for code in codes],
-                next_page_token=self._page_tokens.token(request, after),
-            )
+        pages = self._exporter.pages(book_id, current().business_id, state, after)
+        async with aclosing(pages):
+            async for book, codes, end in pages:
+                yield pb.ExportCodesResponse(
+                    codes=[convert.code_message(code, book, None) for code in codes],
+                    next_page_token=self._page_tokens.token(request, end),
+                )
 
     async def GetCode(self, request: pb.GetCodeRequest, context: Any) -> pb.GetCodeResponse:
         wanted, book_id = convert.read_get(request)
@@ -154,3 +160,11 @@ class CouponCodeServicer(CouponCodeServiceServicer):
             raise AssertionError("a code was switched and not returned")
         state = effective_code_state(done.code, done.book, self._now())
         return convert.code_message(done.code, done.book, state), done.replayed
+
+
+async def _import_message(number: int, result: ImportResult) -> pb.ImportCodesResponse:
+    message, verdicts = convert.import_message(number, result), result.verdicts()
+    while rows := list(starmap(convert.rejected_row, islice(verdicts, ROWS_STEP))):
+        message.rejected_rows.extend(rows)
+        await asyncio.sleep(0)
+    return message

@@ -1,28 +1,51 @@
-"""New codes as rows of their table: made ready, copied or inserted, and found again."""
+"""New codes as rows of their table: made ready, copied or inserted, and found again.
+
+All of it is done in parts of PART codes, between which others get their turn.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from struct import pack
 from typing import Final
 from uuid import UUID
 
-from coupon_service.model.codes import bucket_of
+from coupon_service.model.codes import BUCKETS, bucket_of
 from coupon_service.store.arrays import int_array, text_array
+from coupon_service.store.bulk.lane import BulkLane
 from coupon_service.store.pipeline import Connection
+
+PART: Final = 1_000
+"""Codes that are stored at a time: some ten milliseconds of work for PostgreSQL."""
 
 
 @dataclass(frozen=True, slots=True)
 class NewCodes:
     """Codes in the order of the table's key, and the same as rows for COPY."""
 
-    codes: list[str]
+    codes: Sequence[str]
     rows: bytes
 
     @classmethod
-    def made_ready(cls, book_id: UUID, tag: int, codes: list[str]) -> NewCodes:
+    async def in_parts(
+        cls, book_id: UUID, tag: int, codes: Collection[str], lane: BulkLane
+    ) -> list[NewCodes]:
+        """Codes of the request with this tag, in the order of the table's key."""
+        buckets: list[list[str]] = [[] for _ in range(BUCKETS)]
+        async for some in lane.steps(list(codes), PART):
+            for code in some:
+                buckets[bucket_of(code)].append(code)
+        in_order: list[str] = []
+        async for some in lane.steps(buckets, BUCKETS // 8):
+            for bucket in some:
+                in_order += sorted(bucket)
+        parts = lane.steps(in_order, PART)
+        return [cls.made_ready(book_id, tag, part) async for part in parts]
+
+    @classmethod
+    def made_ready(cls, book_id: UUID, tag: int, codes: Sequence[str]) -> NewCodes:
         """Codes, which are in the order of the table's key, of the request with this tag.
 
         Source of the rows: the binary format in PostgreSQL's documentation of COPY.
@@ -41,10 +64,11 @@ COPY coupon_codes (book_id, bucket, source_tag, code) FROM STDIN (FORMAT binary)
 """
 
 
-async def copy_codes(connection: Connection, new: NewCodes) -> None:
+async def copy_codes(connection: Connection, parts: Iterable[NewCodes], lane: BulkLane) -> None:
     """Stores all of the codes, the fastest way, or raises psycopg's UniqueViolation."""
-    async with connection.cursor().copy(COPY_CODES) as copy:
-        await copy.write(new.rows)
+    for part in parts:
+        async with lane.step(connection), connection.cursor().copy(COPY_CODES) as copy:
+            await copy.write(part.rows)
 
 
 INSERT_CODES: Final = """
@@ -55,13 +79,17 @@ RETURNING code
 """
 
 
-async def insert_codes(
-    connection: Connection, book_id: UUID, tag: int, codes: Sequence[str]
+async def insert_new_codes(
+    connection: Connection, book_id: UUID, tag: int, parts: Iterable[NewCodes], lane: BulkLane
 ) -> set[str]:
     """Stores those of the codes that are new; returns them."""
-    parameters = book_id, tag, int_array(map(bucket_of, codes)), text_array(codes)
-    cursor = await connection.execute(INSERT_CODES, parameters)
-    return {row[0] for row in await cursor.fetchall()}
+    created: set[str] = set()
+    for part in parts:
+        parameters = book_id, tag, int_array(map(bucket_of, part.codes)), text_array(part.codes)
+        async with lane.step(connection):
+            cursor = await connection.execute(INSERT_CODES, parameters)
+            created.update(row[0] for row in await cursor.fetchall())
+    return created
 
 
 # LATERAL and LIMIT keep the planner, which does not know how many codes the book will get, from
@@ -78,9 +106,14 @@ CROSS JOIN LATERAL (
 
 
 async def select_existing(
-    connection: Connection, book_id: UUID, tag: int, codes: Sequence[str]
+    connection: Connection, book_id: UUID, tag: int, codes: Sequence[str], lane: BulkLane
 ) -> dict[str, bool]:
     """Those of the codes that are there, and whether the request with this tag made them."""
-    parameters = book_id, tag, int_array(map(bucket_of, codes)), text_array(codes)
-    cursor = await connection.execute(SELECT_EXISTING, parameters)
-    return dict(await cursor.fetchall())
+    found: dict[str, bool] = {}
+    for start in range(0, len(codes), PART):
+        part = codes[start : start + PART]
+        parameters = book_id, tag, int_array(map(bucket_of, part)), text_array(part)
+        async with lane.step(connection):
+            cursor = await connection.execute(SELECT_EXISTING, parameters)
+            found.update(await cursor.fetchall())
+    return found

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
-from operator import itemgetter
 from typing import Final
 
 from coupon_service.errors import (
@@ -28,21 +27,6 @@ class ImportOutcome(IntEnum):
     DUPLICATE_IN_UPLOAD = 2
     ALREADY_EXISTS = 3
     INVALID = 4
-
-
-@dataclass(frozen=True, slots=True)
-class ImportResult:
-    """What became of the rows of a chunk: counts by outcome, and those that were not created.
-
-    `rejected`: index in the chunk from 0, a number of ImportOutcome, why; in the order of the rows.
-    """
-
-    created: int
-    duplicates: int
-    existing: int
-    invalid: int
-    rejected: list[tuple[int, int, CouponServiceError]]
-    replayed: bool = False
 
 
 class Rejection(StrEnum):
@@ -83,27 +67,27 @@ class ChunkRows:
         """Notes that a row does not become a code."""
         self.rejected.setdefault(why, []).append(index)
 
+    def add(
+        self, rows: Sequence[str], first: int, code_format: CodeFormat, min_length: int
+    ) -> None:
+        """Sorts out rows as they stand in a file, with byte-order mark and line ends.
 
-def read_rows(rows: Sequence[str], code_format: CodeFormat, min_length: int = 1) -> ChunkRows:
-    """Sorts out rows as they stand in a file, with byte-order mark and line ends.
-
-    A row that looks like a generated code of the book, by prefix, suffix, length and alphabet, has
-    to have the right check character where the format has one; other rows are codes from elsewhere
-    and just have to be well-formed, and to have `min_length` characters.
-    """
-    chunk = ChunkRows()
-    for index, row in enumerate(rows):
-        text = row.removeprefix("\ufeff").strip()
-        found = _read_row(text, code_format, min_length)
-        if isinstance(found, Rejection):
-            chunk.reject(found, index)
-        elif found in chunk.codes:
-            chunk.reject(Rejection.DUPLICATE, index)
-        else:
-            chunk.codes[found] = index
-            if text != found and (spelling := spelling_of(text)) != found:
-                chunk.spellings[found] = spelling
-    return chunk
+        A row that looks like a generated code of the book, by prefix, suffix, length and alphabet,
+        has to have the right check character where the format has one; other rows are codes from
+        elsewhere and just have to be well-formed, and to have `min_length` characters. `first`: the
+        index in the chunk of the first of these rows.
+        """
+        for index, row in enumerate(rows, first):
+            text = row.removeprefix("\ufeff").strip()
+            found = _read_row(text, code_format, min_length)
+            if isinstance(found, Rejection):
+                self.reject(found, index)
+            elif found in self.codes:
+                self.reject(Rejection.DUPLICATE, index)
+            else:
+                self.codes[found] = index
+                if text != found and (spelling := spelling_of(text)) != found:
+                    self.spellings[found] = spelling
 
 
 def _read_row(text: str, code_format: CodeFormat, min_length: int) -> str | Rejection:
@@ -126,6 +110,27 @@ def _is_shown(text: str, code: str, code_format: CodeFormat) -> bool:
     return code_format.matches(code) and text.upper() == code_format.display(code)
 
 
+@dataclass(frozen=True, slots=True)
+class ImportResult:
+    """What became of the rows of a chunk: counts by outcome, and those that were not created.
+
+    `rejected`: index in the chunk from 0, and why, in the order of the rows. `min_length`: what a
+    code had to have.
+    """
+
+    created: int
+    duplicates: int
+    existing: int
+    invalid: int
+    rejected: list[tuple[int, Rejection]]
+    min_length: int = 1
+    replayed: bool = False
+
+    def verdicts(self) -> Iterator[tuple[int, ImportOutcome, CouponServiceError]]:
+        """Of each row that was not created: its index, what became of it, and the error."""
+        return ((index, *_verdict(why, index, self.min_length)) for index, why in self.rejected)
+
+
 def import_result(
     created: int,
     rejected: Mapping[Rejection, Sequence[int]],
@@ -140,14 +145,8 @@ def import_result(
         duplicates=counts.get(Rejection.DUPLICATE, 0),
         existing=counts.get(Rejection.EXISTING, 0),
         invalid=sum(counts.get(why, 0) for why in INVALID),
-        rejected=sorted(
-            (
-                (index, *_verdict(why, index, min_length))
-                for why, indexes in rejected.items()
-                for index in indexes
-            ),
-            key=itemgetter(0),
-        ),
+        rejected=sorted((index, why) for why, indexes in rejected.items() for index in indexes),
+        min_length=min_length,
         replayed=replayed,
     )
 

@@ -11,7 +11,7 @@ from itertools import product
 from typing import Any
 
 import pytest
-from support.store import Clock, activate, call, make_book, opened
+from support.store import BULK, Clock, activate, call, make_book, opened
 
 from coupon_service.errors import (
     BookNotFound,
@@ -26,8 +26,10 @@ from coupon_service.errors import (
 from coupon_service.model import Book, BookStats, Call, EventType
 from coupon_service.model.codes import CodeFormat, bucket_of, generate
 from coupon_service.store.books import Books
-from coupon_service.store.bulk import chunks as chunks_module
-from coupon_service.store.bulk.chunks import CodeChunks, GenerateProgress
+from coupon_service.store.bulk import generation
+from coupon_service.store.bulk.generation import CodeGenerator, GenerateProgress
+from coupon_service.store.bulk.imports import CodeImporter
+from coupon_service.store.bulk.lane import BulkLane
 from coupon_service.store.bulk.upload_rows import ImportOutcome, ImportResult
 from coupon_service.store.database import Database
 from coupon_service.store.queries.reads import AuditFilter, Reads
@@ -39,7 +41,8 @@ class Store:
 
     database: Database
     books: Books
-    chunks: CodeChunks
+    generator: CodeGenerator
+    importer: CodeImporter
 
     async def rows(self, query: str, *parameters: object) -> list[tuple[Any, ...]]:
         async with self.database.pool.connection() as connection:
@@ -51,7 +54,7 @@ class Store:
         return [row[0] for row in rows]
 
     async def generate(self, book: Book, count: int, call: Call) -> list[GenerateProgress]:
-        return [it async for it in self.chunks.generate(book.book_id, count, call)]
+        return [it async for it in self.generator.generate(book.book_id, count, call)]
 
     async def chunk_counts(self, book: Book, event: EventType) -> list[dict[str, Any]]:
         """What the ledger says of each chunk, in the order they were committed."""
@@ -71,14 +74,20 @@ class Store:
 @pytest.fixture
 async def store(database_url: str) -> AsyncGenerator[Store]:
     clock = Clock()
-    async with opened(database_url) as database:
-        yield Store(database, Books(database, clock), CodeChunks(database, clock))
+    async with opened(database_url) as database, opened(database_url, **BULK) as bulk:
+        lane = BulkLane(bulk)
+        yield Store(
+            database,
+            Books(database, clock),
+            CodeGenerator(database, lane, clock),
+            CodeImporter(database, lane, clock),
+        )
 
 
 @pytest.fixture
 def chunks_of_ten(monkeypatch: pytest.MonkeyPatch) -> None:
     """Chunks of ten codes, to have many of them."""
-    monkeypatch.setattr(chunks_module, "GENERATED_CHUNK", 10)
+    monkeypatch.setattr(generation, "GENERATED_CHUNK", 10)
 
 
 # --- generate -----------------------------------------------------------------------------------
@@ -112,7 +121,7 @@ async def test_a_generation_that_broke_off_goes_on_behind_the_last_chunk(
     store: Store, chunks_of_ten: None
 ) -> None:
     book = await make_book(store.books)
-    async with aclosing(store.chunks.generate(book.book_id, 45, call("g"))) as progress:
+    async with aclosing(store.generator.generate(book.book_id, 45, call("g"))) as progress:
         async for it in progress:
             if it.generated == 20:
                 break
@@ -181,7 +190,7 @@ SMALL = CodeFormat(length=4, alphabet="ABCD")
 
 async def begin(store: Store, book: Book, count: int, call: Call) -> None:
     """Makes the first chunk of a generation, and breaks it off."""
-    async with aclosing(store.chunks.generate(book.book_id, count, call)) as progress:
+    async with aclosing(store.generator.generate(book.book_id, count, call)) as progress:
         await anext(progress)
 
 
@@ -225,7 +234,7 @@ async def test_what_is_reserved_is_made_whatever_is_imported_meanwhile(
 ) -> None:
     book = await make_book(store.books, code_format=SMALL)
     await begin(store, book, 100, call("g1"))
-    await store.chunks.import_chunk(book.book_id, 1, [f"X{n}" for n in range(30)], call("i"))
+    await store.importer.import_chunk(book.book_id, 1, [f"X{n}" for n in range(30)], call("i"))
     with pytest.raises(CodeSpaceExhausted):
         await store.generate(book, 1, call("g2"))
     await store.generate(book, 100, call("g1"))
@@ -261,7 +270,7 @@ async def test_a_generation_whose_reservation_was_abandoned_meanwhile_begins_ane
     store: Store, chunks_of_ten: None
 ) -> None:
     book = await make_book(store.books, code_format=SMALL)
-    stalled = store.chunks.generate(book.book_id, 100, call("g1"))
+    stalled = store.generator.generate(book.book_id, 100, call("g1"))
     await anext(stalled)
     await give_up(store)
     await store.generate(book, 110, call("g2"))
@@ -274,7 +283,7 @@ async def test_a_generation_whose_reservation_was_abandoned_meanwhile_begins_ane
 
 async def test_another_format_needs_another_reservation(store: Store, chunks_of_ten: None) -> None:
     book = await make_book(store.books)
-    running = store.chunks.generate(book.book_id, 200, call("g"))
+    running = store.generator.generate(book.book_id, 200, call("g"))
     await anext(running)
     await store.books.update(book.book_id, {"code_format": SMALL}, None, call("u"), 1)
     with pytest.raises(Contention):
@@ -291,7 +300,7 @@ async def test_another_count_is_refused_before_the_first_chunk(
     book = await make_book(store.books, code_format=SMALL)
     taken = await make_book(store.books, "taken")
     rows = ["".join(letters) for letters in product("ABCD", repeat=4)]
-    await store.chunks.import_chunk(taken.book_id, 1, rows, call("i"))
+    await store.importer.import_chunk(taken.book_id, 1, rows, call("i"))
     with pytest.raises(CodeSpaceExhausted):  # reserved, and then there is none that is free
         await store.generate(book, 2, call("g"))
     with pytest.raises(RequestIdReused):
@@ -321,7 +330,7 @@ async def test_a_format_that_other_books_have_used_up_ends_the_generation(store:
     small = CodeFormat(length=4, alphabet="ABCD")
     taken = await make_book(store.books, "taken")
     rows = ["".join(letters) for letters in product("ABCD", repeat=4)]
-    await store.chunks.import_chunk(taken.book_id, 1, rows[:-1], call("i"))
+    await store.importer.import_chunk(taken.book_id, 1, rows[:-1], call("i"))
     book = await make_book(store.books, code_format=small)
     with pytest.raises(CodeSpaceExhausted):
         await store.generate(book, 2, call("g"))
@@ -334,7 +343,7 @@ async def test_a_book_that_is_closed_gets_no_codes_but_answers_repeats(
 ) -> None:
     book = await make_book(store.books)
     await store.generate(book, 5, call("g"))
-    half_done = store.chunks.generate(book.book_id, 25, call("half"))
+    half_done = store.generator.generate(book.book_id, 25, call("half"))
     await anext(half_done)
     await store.books.transition(book.book_id, EventType.BOOK_CLOSED, None, call("c"), 1)
     with pytest.raises(InvalidStateTransition) as refused:
@@ -343,7 +352,7 @@ async def test_a_book_that_is_closed_gets_no_codes_but_answers_repeats(
     with pytest.raises(InvalidStateTransition):
         await store.generate(book, 5, call("new"))
     with pytest.raises(InvalidStateTransition):
-        await store.chunks.import_chunk(book.book_id, 1, ["A1"], call("i"))
+        await store.importer.import_chunk(book.book_id, 1, ["A1"], call("i"))
     assert (await store.generate(book, 5, call("g")))[0].replayed
     assert await store.assert_counted(book) == 15
 
@@ -365,14 +374,14 @@ async def test_a_book_of_another_business_gets_no_codes(store: Store) -> None:
     with pytest.raises(BookNotFound):
         await store.generate(book, 5, stranger)
     with pytest.raises(BookNotFound):
-        await store.chunks.import_chunk(book.book_id, 1, ["A1"], stranger)
+        await store.importer.import_chunk(book.book_id, 1, ["A1"], stranger)
 
 
 # --- import -------------------------------------------------------------------------------------
 
 
 def outcomes(result: ImportResult) -> list[tuple[int, int, type]]:
-    return [(index, outcome, type(error)) for index, outcome, error in result.rejected]
+    return [(index, outcome, type(error)) for index, outcome, error in result.verdicts()]
 
 
 DUPLICATE, EXISTS, INVALID = (
@@ -384,9 +393,9 @@ DUPLICATE, EXISTS, INVALID = (
 
 async def test_every_row_has_its_outcome(store: Store) -> None:
     other = await make_book(store.books, "other")
-    await store.chunks.import_chunk(other.book_id, 1, ["TAKEN"], call("i"))
+    await store.importer.import_chunk(other.book_id, 1, ["TAKEN"], call("i"))
     book = await make_book(store.books)
-    await store.chunks.import_chunk(book.book_id, 1, ["MINE"], call("before"))
+    await store.importer.import_chunk(book.book_id, 1, ["MINE"], call("before"))
     rows = [
         "\ufeffspring-1\r",  # as a spreadsheet writes the first row
         "SPRING 1",
@@ -400,7 +409,7 @@ async def test_every_row_has_its_outcome(store: Store) -> None:
         "\ufeff",
         " summer.26 ",
     ]
-    result = await store.chunks.import_chunk(book.book_id, 1, rows, call("i"))
+    result = await store.importer.import_chunk(book.book_id, 1, rows, call("i"))
     assert (result.created, result.duplicates, result.existing, result.invalid) == (3, 1, 2, 5)
     assert not result.replayed
     assert outcomes(result) == [
@@ -409,7 +418,7 @@ async def test_every_row_has_its_outcome(store: Store) -> None:
         (4, EXISTS, DuplicateCode),
         *[(index, INVALID, InvalidArgument) for index in (5, 6, 7, 8, 9)],
     ]
-    error = result.rejected[3][2]
+    error = list(result.verdicts())[3][2]
     assert isinstance(error, InvalidArgument)
     assert [it.field for it in error.violations] == ["codes[5]"]
     assert set(await store.codes(book)) == {"MINE", "SPRING1", "SUMMER25", "SUMMER26"}
@@ -418,7 +427,7 @@ async def test_every_row_has_its_outcome(store: Store) -> None:
 
 async def test_a_code_of_an_earlier_chunk_is_a_duplicate_in_the_upload(store: Store) -> None:
     book = await make_book(store.books)
-    imported = store.chunks.import_chunk
+    imported = store.importer.import_chunk
     await imported(book.book_id, 1, ["A1", "A2"], call("i"))
     second = await imported(book.book_id, 2, ["A2", "A3"], call("i"))
     assert (second.created, outcomes(second)) == (1, [(0, DUPLICATE, DuplicateCode)])
@@ -432,15 +441,15 @@ async def test_a_repeated_chunk_is_answered_as_before(store: Store) -> None:
     (mistyped,) = generate(book.code_format, 1)
     mistyped = mistyped[:-1] + ("B" if mistyped[-1] != "B" else "C")
     rows = ["A1", "A1", "A2", "?", mistyped]
-    await store.chunks.import_chunk(book.book_id, 1, ["A2"], call("before"))
-    first = await store.chunks.import_chunk(book.book_id, 2, rows, call("i"))
+    await store.importer.import_chunk(book.book_id, 1, ["A2"], call("before"))
+    first = await store.importer.import_chunk(book.book_id, 2, rows, call("i"))
     assert outcomes(first) == [
         (1, DUPLICATE, DuplicateCode),
         (2, EXISTS, DuplicateCode),
         (3, INVALID, InvalidArgument),
         (4, INVALID, CodeChecksumInvalid),
     ]
-    again = await store.chunks.import_chunk(book.book_id, 2, rows, call("i"))
+    again = await store.importer.import_chunk(book.book_id, 2, rows, call("i"))
     assert again.replayed
     assert outcomes(again) == outcomes(first)
     assert (again.created, again.duplicates, again.existing, again.invalid) == (1, 1, 1, 2)
@@ -452,14 +461,14 @@ async def test_a_repeated_chunk_is_answered_as_before(store: Store) -> None:
         "invalid": 2,
     }
     with pytest.raises(RequestIdReused):
-        await store.chunks.import_chunk(book.book_id, 2, rows[:-1], call("i"))
+        await store.importer.import_chunk(book.book_id, 2, rows[:-1], call("i"))
 
 
 async def test_the_same_chunk_many_times_at_once_is_imported_once(store: Store) -> None:
     book = await make_book(store.books)
     rows = [f"C{number}" for number in range(500)]
     results = await asyncio.gather(
-        *(store.chunks.import_chunk(book.book_id, 1, rows, call("i")) for _ in range(4))
+        *(store.importer.import_chunk(book.book_id, 1, rows, call("i")) for _ in range(4))
     )
     assert sorted(it.replayed for it in results) == [False, True, True, True]
     assert {it.created for it in results} == {500}
@@ -471,7 +480,7 @@ async def test_uploads_of_the_same_codes_at_once_create_each_code_once(store: St
     rows = [f"C{number}" for number in range(500)]
     results = await asyncio.gather(
         *(
-            store.chunks.import_chunk(book.book_id, 1, rows[:: 1 if i % 2 else -1], call(f"i{i}"))
+            store.importer.import_chunk(book.book_id, 1, rows[:: 1 if i % 2 else -1], call(f"i{i}"))
             for i in range(4)
         )
     )
@@ -485,7 +494,7 @@ async def test_only_rows_in_the_form_of_the_book_need_its_check_character(store:
     book = await make_book(store.books, code_format=code_format)
     (right,) = generate(code_format, 1)
     wrong = right[:-1] + ("B" if right[-1] != "B" else "C")
-    result = await store.chunks.import_chunk(
+    result = await store.importer.import_chunk(
         book.book_id, 1, [right, wrong, "LEGACY1", right + "2"], call("i")
     )
     assert outcomes(result) == [(1, INVALID, CodeChecksumInvalid)]
@@ -495,15 +504,15 @@ async def test_only_rows_in_the_form_of_the_book_need_its_check_character(store:
 async def test_an_active_book_can_be_given_more_codes(store: Store) -> None:
     book = await activate(store.books, await make_book(store.books))
     await store.generate(book, 5, call("g"))
-    await store.chunks.import_chunk(book.book_id, 1, ["A1"], call("i"))
+    await store.importer.import_chunk(book.book_id, 1, ["A1"], call("i"))
     assert await store.assert_counted(book) == 6
 
 
 async def test_a_full_chunk_of_rows_that_are_all_rejected_is_recorded(store: Store) -> None:
     book = await make_book(store.books)
     rows = [f"C{number}" for number in range(10_000)]
-    assert (await store.chunks.import_chunk(book.book_id, 1, rows, call("i"))).created == 10_000
-    first = await store.chunks.import_chunk(book.book_id, 1, rows, call("j"))
-    again = await store.chunks.import_chunk(book.book_id, 1, rows, call("j"))
+    assert (await store.importer.import_chunk(book.book_id, 1, rows, call("i"))).created == 10_000
+    first = await store.importer.import_chunk(book.book_id, 1, rows, call("j"))
+    again = await store.importer.import_chunk(book.book_id, 1, rows, call("j"))
     assert first.existing == again.existing == len(again.rejected) == 10_000
     assert again.replayed

@@ -113,7 +113,7 @@ async def test_events_of_the_same_moment_are_neither_lost_nor_repeated(shop: Sho
 
 
 async def test_of_an_upload_the_ledger_lists_the_counts_only(shop: Shop) -> None:
-    await shop.chunks.import_chunk(shop.book.book_id, 1, ["A1", "A1", "?"], call("import"))
+    await shop.importer.import_chunk(shop.book.book_id, 1, ["A1", "A1", "?"], call("import"))
     wanted = AuditFilter(types=(EventType.CODES_IMPORTED,))
     (event,), _ = await shop.reads.audit_events(wanted, 10, None)
     assert event.metadata is not None

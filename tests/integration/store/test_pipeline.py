@@ -11,7 +11,6 @@ import structlog
 from support.secret_scan import Log
 from support.store import opened
 
-from coupon_service.store import database as db
 from coupon_service.store.database import Database
 from coupon_service.store.pipeline import Connection, Pipeline
 
@@ -60,7 +59,7 @@ async def test_a_batch_that_fails_does_not_break_the_next_on_its_connection(
 
 
 async def test_the_line_about_a_slow_transaction_names_its_slowest_statements(
-    database_url: str, service_log: Log, monkeypatch: pytest.MonkeyPatch
+    database_url: str, service_log: Log
 ) -> None:
     async def batch(pipeline: Pipeline) -> None:
         pipeline.add("SELECT 1")
@@ -69,8 +68,7 @@ async def test_the_line_about_a_slow_transaction_names_its_slowest_statements(
         await pipeline.run()
         pipeline.add("SELECT 2")
 
-    monkeypatch.setattr(db, "SLOW_S", 0.04)
-    async with opened(database_url, pool_max_size=1) as database:
+    async with opened(database_url, pool_max_size=1, slow_ms=40) as database:
         service_log.take()
         await database.batch("nap", batch)
     (line,) = [json.loads(it) for it in service_log.take().splitlines() if "slow" in it]

@@ -272,16 +272,6 @@ class TestGenerate:
     def test_a_hundred_thousand_codes_are_all_different(self) -> None:
         assert len(set(generate(CodeFormat(), 100_000))) == 100_000
 
-    def test_they_are_in_the_order_of_the_key_when_asked(self) -> None:
-        codes = generate(CodeFormat(), 5_000, in_key_order=True)
-        assert codes == sorted(codes, key=lambda code: (bucket_of(code), code))
-        unsorted = generate(CodeFormat(), 5_000)
-        assert unsorted != sorted(unsorted, key=lambda code: (bucket_of(code), code))
-
-    def test_the_order_is_only_an_order(self) -> None:
-        in_order = generate(CodeFormat(), 5_000, random=seeded(3), in_key_order=True)
-        assert set(in_order) == set(generate(CodeFormat(), 5_000, random=seeded(3)))
-
     def test_half_of_a_small_space_can_be_generated(self) -> None:
         codes = generate(CodeFormat(4, "ABC"), 40)
         assert len(set(codes)) == 40

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import UTC, datetime
+from itertools import starmap
 from typing import Any
 from uuid import UUID
 
@@ -13,8 +14,6 @@ from support.violations import bad_fields
 
 from coupon_service.errors import (
     CodeSpaceExhausted,
-    CouponServiceError,
-    DuplicateCode,
     NoCodesAvailable,
 )
 from coupon_service.model import (
@@ -38,7 +37,7 @@ from coupon_service.rpc.context import RequestContext
 from coupon_service.rpc.convert import assignments, codes
 from coupon_service.rpc.convert.fields import Page
 from coupon_service.rpc.convert.values import to_timestamp
-from coupon_service.store.bulk.upload_rows import ImportResult
+from coupon_service.store.bulk.upload_rows import ImportResult, Rejection
 from coupon_service.v1 import assignment_service_pb2 as assignments_pb
 from coupon_service.v1 import coupon_code_service_pb2 as pb
 from coupon_service.v1 import error_reason_pb2 as reasons
@@ -165,11 +164,11 @@ def test_a_second_header_is_refused() -> None:
 
 
 def test_the_rows_that_were_not_created_are_reported() -> None:
-    rejected: list[tuple[int, int, CouponServiceError]] = [(4, 3, DuplicateCode())]
-    message = codes.import_message(2, ImportResult(8, 0, 1, 0, rejected, replayed=True))
+    result = ImportResult(8, 0, 1, 0, [(4, Rejection.EXISTING)], replayed=True)
+    message = codes.import_message(2, result)
     assert (message.chunk_number, message.created_count, message.existing_count) == (2, 8, 1)
     assert message.replayed
-    (row,) = message.rejected_rows
+    (row,) = starmap(codes.rejected_row, result.verdicts())
     assert (row.index, row.outcome) == (4, pb.IMPORT_OUTCOME_ALREADY_EXISTS)
     assert row.error.reason == reasons.ERROR_REASON_DUPLICATE_CODE
 

@@ -9,13 +9,21 @@ from hypothesis import strategies as st
 from coupon_service.errors import InvalidArgument
 from coupon_service.model.codes import DEFAULT_ALPHABET, CodeFormat, generate
 from coupon_service.store.bulk.upload_rows import (
+    ChunkRows,
     ImportOutcome,
     Rejection,
     import_result,
-    read_rows,
 )
 
 PLAIN = CodeFormat()
+
+
+def read_rows(rows: list[str], code_format: CodeFormat) -> ChunkRows:
+    """Rows of any length, sorted out."""
+    chunk = ChunkRows()
+    chunk.add(rows, 0, code_format, 1)
+    return chunk
+
 
 SPOILED = {
     Rejection.NUMBER: [
@@ -92,7 +100,7 @@ def test_a_spoiled_row_is_invalid_and_says_why(why: Rejection, row: str) -> None
         assert (chunk.codes, chunk.rejected) == ({}, {why: [0]})
     result = import_result(0, {why: [3]})
     assert (result.invalid, result.created) == (1, 0)
-    ((index, outcome, error),) = result.rejected
+    ((index, outcome, error),) = result.verdicts()
     assert (index, outcome) == (3, ImportOutcome.INVALID)
     assert isinstance(error, InvalidArgument)
     assert [it.field for it in error.violations] == ["codes[3]"]
@@ -101,7 +109,7 @@ def test_a_spoiled_row_is_invalid_and_says_why(why: Rejection, row: str) -> None
 
 def test_every_kind_of_invalid_row_has_a_reason_of_its_own() -> None:
     result = import_result(0, {why: [index] for index, why in enumerate(SPOILED)})
-    assert len({error.message.partition(": ")[2] for _, _, error in result.rejected}) == len(
+    assert len({error.message.partition(": ")[2] for _, _, error in result.verdicts()}) == len(
         SPOILED
     )
 

@@ -1,0 +1,191 @@
+"""Random codes by the million: made in chunks, each of them one transaction."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import chain, zip_longest
+from typing import Final
+from uuid import UUID
+
+from psycopg.errors import UniqueViolation
+
+from coupon_service.errors import CodeSpaceExhausted, RequestIdReused
+from coupon_service.model import Book, BookStats, Call, EventType, fingerprint
+from coupon_service.model.codes import bucket_of, generate
+from coupon_service.store.books import select_book
+from coupon_service.store.bulk.lane import BulkLane
+from coupon_service.store.bulk.new_codes import NewCodes, copy_codes, insert_new_codes
+from coupon_service.store.bulk.requests import ChunkedRequest, refuse_closed
+from coupon_service.store.counters import add_to_counters, select_stats
+from coupon_service.store.database import Database
+from coupon_service.store.events import (
+    insert_event_once,
+    recorded_fingerprint,
+    select_events_by_id,
+)
+from coupon_service.store.generations import reserve_codes, use_reserved
+from coupon_service.store.pipeline import Connection
+
+GENERATED_CHUNK: Final = 20_000
+"""Codes a transaction: more are hardly faster, and a lost connection would lose more."""
+
+MAKING_STEP: Final = 100
+"""Codes that are made in one turn of the event loop: less than a millisecond, with check
+characters too."""
+
+TOP_UPS_MAX: Final = 64
+"""How often codes that were taken are replaced; half of them or more are new each time, unless
+other books use the same format."""
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateProgress:
+    """How many codes of a request are committed. `replayed`: earlier calls had made all of them."""
+
+    generated: int
+    count: int
+    replayed: bool = False
+
+
+class CodeGenerator:
+    """Makes random codes. A book of another business does not exist (BookNotFound).
+
+    Everything here raises Contention, DatabaseUnavailable or Overloaded as Database does; what was
+    committed by then stays, and the same call goes on from there.
+    """
+
+    def __init__(self, database: Database, lane: BulkLane, now: Callable[[], datetime]) -> None:
+        self._database = database
+        self._lane = lane
+        self._now = now
+
+    async def generate(
+        self, book_id: UUID, count: int, call: Call
+    ) -> AsyncGenerator[GenerateProgress]:
+        """Makes `count` random codes in the book's format; yields how far it is after each chunk.
+
+        All of them are reserved when it begins, so that generations at the same time leave room for
+        each other, and this one does not fail half-way.
+
+        Raises BookNotFound, RequestIdReused, InvalidStateTransition, CodeSpaceExhausted.
+        """
+        request = ChunkedRequest(call, book_id, fingerprint(count))
+        sizes = [min(GENERATED_CHUNK, count - done) for done in range(0, count, GENERATED_CHUNK)]
+        book, missing = await self._reserve(request, count, sizes)
+        if not missing:
+            yield GenerateProgress(count, count, replayed=True)
+            return
+        done = count - sum(sizes[chunk] for chunk in missing)
+        copy = True
+        made: list[NewCodes] = []
+        for chunk, following in zip_longest(missing, missing[1:]):
+            async with self._lane.turn(book.business_id):
+                made = made or await self._make(book, request.tag, sizes[chunk])
+                ahead_size = 0 if following is None else sizes[following]
+                # The next ones are made while PostgreSQL stores these.
+                making = asyncio.create_task(self._make(book, request.tag, ahead_size))
+                try:
+                    copy = await self._store(request, chunk, made, copy=copy)
+                    made = await making
+                finally:
+                    making.cancel()
+            done += sizes[chunk]
+            yield GenerateProgress(done, count)
+
+    async def _reserve(
+        self, request: ChunkedRequest, count: int, sizes: Sequence[int]
+    ) -> tuple[Book, list[int]]:
+        """The book, and the chunks that are not committed yet, with all of their codes reserved."""
+
+        async def work(connection: Connection) -> tuple[Book, list[int]]:
+            business_id = request.call.business_id
+            book = await select_book(connection, request.book_id, business_id, lock=True)
+            missing = await _missing_chunks(connection, request, len(sizes))
+            if missing:
+                refuse_closed(book)
+                left = sum(sizes[chunk] for chunk in missing)
+                await reserve_codes(connection, book, _generation_id(request), count, left)
+            return book, missing
+
+        return await self._database.transaction("reserve_codes", work)
+
+    async def _store(
+        self, request: ChunkedRequest, chunk: int, made: Sequence[NewCodes], *, copy: bool
+    ) -> bool:
+        """Commits the chunk; returns whether COPY will do for the next one."""
+        try:
+            await self._commit(request, chunk, made, copy=copy)
+        except UniqueViolation:
+            copy = False  # slower, but it passes over codes that are taken
+            await self._commit(request, chunk, made, copy=copy)
+        return copy
+
+    async def _commit(
+        self, request: ChunkedRequest, chunk: int, made: Sequence[NewCodes], *, copy: bool
+    ) -> None:
+        count = sum(len(part.codes) for part in made)
+        event = request.event(EventType.CODES_GENERATED, chunk, self._now(), {"count": count})
+
+        async def work(connection: Connection) -> None:
+            if not await insert_event_once(connection, event):
+                # The same call at the same time was faster.
+                if await recorded_fingerprint(connection, event.event_id) != event.fingerprint:
+                    raise RequestIdReused
+                return
+            book = await select_book(connection, request.book_id, request.call.business_id)
+            refuse_closed(book)
+            if copy:
+                await copy_codes(connection, made, self._lane)
+            else:
+                await self._insert_or_replace(connection, book, request.tag, made)
+            await use_reserved(connection, book.book_id, _generation_id(request), count)
+            bucket = bucket_of(made[0].codes[0])
+            await add_to_counters(connection, (book.book_id, bucket, BookStats(available=count)))
+
+        await self._lane.transaction("generate_codes", work)
+
+    async def _insert_or_replace(
+        self, connection: Connection, book: Book, tag: int, made: Sequence[NewCodes]
+    ) -> None:
+        """Stores as many random codes, others in place of those that are taken.
+
+        Raises CodeSpaceExhausted.
+        """
+        requested = missing = sum(len(part.codes) for part in made)
+        for _ in range(TOP_UPS_MAX):
+            missing -= len(await insert_new_codes(connection, book.book_id, tag, made, self._lane))
+            if not missing:
+                return
+            made = await self._make(book, tag, missing)
+        raise CodeSpaceExhausted(
+            "Nearly all codes of this format are taken, by this and by other coupon books.",
+            capacity=book.code_format.capacity,
+            existing=(await select_stats(connection, book.book_id)).codes,
+            requested=requested,
+            max_codes=book.code_format.capacity // 2,
+        )
+
+    async def _make(self, book: Book, tag: int, count: int) -> list[NewCodes]:
+        """So many different codes, which may be taken."""
+        codes: set[str] = set()
+        while len(codes) < count:
+            async for some in self._lane.steps(range(count - len(codes)), MAKING_STEP):
+                codes.update(generate(book.code_format, len(some)))
+        return await NewCodes.in_parts(book.book_id, tag, codes, self._lane)
+
+
+def _generation_id(request: ChunkedRequest) -> UUID:
+    """The id under which a generation reserves its codes: that of its first chunk."""
+    return request.event_id(EventType.CODES_GENERATED, 0)
+
+
+async def _missing_chunks(connection: Connection, request: ChunkedRequest, count: int) -> list[int]:
+    """The chunks of a generation that are not committed yet. Raises RequestIdReused."""
+    attempts = [request.attempts(EventType.CODES_GENERATED, chunk) for chunk in range(count)]
+    recorded = await select_events_by_id(connection, chain.from_iterable(attempts))
+    if any(event.fingerprint != request.fingerprint for event in recorded.values()):
+        raise RequestIdReused
+    return [chunk for chunk, ids in enumerate(attempts) if recorded.keys().isdisjoint(ids)]

@@ -1,0 +1,78 @@
+"""A call that makes codes in chunks, each of them one transaction.
+
+The ledger row of a chunk, whose id names the request and the number of the chunk, is what makes it
+happen once; calling again goes on behind the chunks that are there.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from coupon_service.errors import InvalidStateTransition
+from coupon_service.model import (
+    Book,
+    BookState,
+    Call,
+    Event,
+    EventType,
+    bucket_of_book,
+    event_id,
+    fingerprint,
+)
+from coupon_service.model.normalization import id_spellings
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkedRequest:
+    """A call of GenerateCodes or ImportCodes; `tag` marks its codes as made by it."""
+
+    call: Call
+    book_id: UUID
+    fingerprint: int
+
+    @property
+    def tag(self) -> int:
+        """A signed 32-bit hash of what names the request."""
+        return fingerprint(self.call.caller, self.call.request_id, self.book_id) >> 32
+
+    def event_id(self, event: EventType, chunk: int) -> UUID:
+        """The id of the ledger row of a chunk."""
+        return self.attempts(event, chunk)[0]
+
+    def attempts(self, event: EventType, chunk: int) -> list[UUID]:
+        """That id, and those that it has where the caller is still spelled otherwise."""
+        bucket, request_id = bucket_of_book(self.book_id), self.call.request_id
+        return [
+            event_id(bucket, event, caller, request_id, self.book_id, chunk)
+            for caller in id_spellings(self.call.caller)
+        ]
+
+    def event(
+        self, event: EventType, chunk: int, now: datetime, metadata: Mapping[str, Any]
+    ) -> Event:
+        """The ledger row of a chunk."""
+        return Event(
+            event_id=self.event_id(event, chunk),
+            type=event,
+            event_time=now,
+            book_id=self.book_id,
+            caller=self.call.caller,
+            peer=self.call.peer,
+            user_agent=self.call.user_agent,
+            request_id=self.call.request_id,
+            fingerprint=self.fingerprint,
+            metadata=json.dumps(metadata),
+        )
+
+
+def refuse_closed(book: Book) -> None:
+    """Raises InvalidStateTransition for a book that gets no more codes."""
+    if book.state is BookState.CLOSED:
+        raise InvalidStateTransition(
+            "The coupon book is CLOSED and gets no more codes.", state=book.state.name
+        )
