@@ -146,6 +146,8 @@ class Inputs:
                     if tame
                     else random.choice([it for it in INTEGERS if -(2**31) <= it < 2**31])
                 )
+            case FieldDescriptor.CPPTYPE_UINT64:
+                return random.choice((1, 2, 7) if tame else [it for it in INTEGERS if it >= 0])
             case _:
                 # A bound on the work of GenerateCodes.
                 if field.name == "count":
