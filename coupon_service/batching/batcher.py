@@ -15,7 +15,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
 
 from coupon_service.batching.lazy import LazyCommand
-from coupon_service.batching.linger import linger
+from coupon_service.batching.linger import LastBatch, linger
 from coupon_service.batching.settings import MicroBatcherSettings
 from coupon_service.errors import CouponServiceError, DeadlineExceeded, Overloaded
 from coupon_service.telemetry.metrics import Metrics
@@ -72,7 +72,7 @@ class MicroBatcher(Generic[Q, R]):
         self._queued = 0
         self._in_flight = 0
         self._filling = False
-        self._last_size = 0
+        self._last = LastBatch()
         self._batches: set[asyncio.Task[None]] = set()
 
     def submit(self, item: Q | LazyCommand[Any]) -> Awaitable[R]:
@@ -128,10 +128,11 @@ class MicroBatcher(Generic[Q, R]):
     async def _carry_out_next(self) -> None:
         await linger(
             self._settings.linger,
-            self._last_size,
+            self._last,
             lambda: self._queued,
             enough=self._settings.batch_max_size,
-            until_s=self._queue[0].since + self._settings.batch_max_wait_ms / 1000,
+            since_s=self._queue[0].since,
+            max_wait_s=self._settings.batch_max_wait_ms / 1000,
         )
         self._filling = False
         batch = self._take_batch()
@@ -179,7 +180,7 @@ class MicroBatcher(Generic[Q, R]):
         started = perf_counter()
         if self._metrics is not None:
             self._metrics.batch_waited(self._kind, started - batch[0].since)
-        size = self._last_size = sum(it.item.size for it in batch)
+        size = sum(it.item.size for it in batch)
         try:
             if self._tracer is None:
                 await self._answer(batch)
@@ -189,8 +190,9 @@ class MicroBatcher(Generic[Q, R]):
                     await self._answer(batch)
         finally:
             self._in_flight -= 1
+            self._last = LastBatch(size, perf_counter() - started)
             if self._metrics is not None:
-                self._metrics.batch_executed(self._kind, size, perf_counter() - started)
+                self._metrics.batch_executed(self._kind, *self._last)
 
     async def _answer(self, batch: list[_Waiting[Q, R]]) -> None:
         try:

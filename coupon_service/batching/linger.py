@@ -5,30 +5,42 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from time import perf_counter
+from typing import NamedTuple
 
 from coupon_service.batching.settings import LingerSettings
 
 
+class LastBatch(NamedTuple):
+    """What is known of the batch before: how many commands it had, and how long it took."""
+
+    size: int = 0
+    took_s: float = 0.0
+
+
 async def linger(
     settings: LingerSettings,
-    served: int,
+    last: LastBatch,
     waiting: Callable[[], int],
     *,
     enough: int,
-    until_s: float,
+    since_s: float,
+    max_wait_s: float,
 ) -> None:
-    """Returns when it is time to serve those who wait: when no more come, there are `enough`, or it
-    is `until_s` (of time.perf_counter).
+    """Returns when it is time to serve those who wait: when no more come, there are `enough`, or
+    the first of them, who came at `since_s` (of time.perf_counter), has waited for long enough.
 
-    `served`: how many there were the last time. Under load the event loop has other work to do, and
-    the more are served together the less each costs.
+    Under load the event loop has other work to do, and the more are served together the less each
+    costs. But who waits may wait in vain, and where callers come one by one without an end there
+    are always more on their way. So nobody waits for others longer than the batch before took,
+    behind which everybody waits: at the worst it is twice as long.
     """
-    if served < settings.busy_size:
+    if last.size < settings.busy_size:
         for _ in range(settings.idle_yields):
-            if waiting() >= enough or perf_counter() >= until_s:
+            if waiting() >= enough or perf_counter() >= since_s + max_wait_s:
                 return
             await asyncio.sleep(0)
         return
+    until_s = since_s + min(max_wait_s, last.took_s)
     linger_s = settings.linger_ms / 1000
     seen = 0
     while seen < waiting() < enough and (left_s := until_s - perf_counter()) > 0:

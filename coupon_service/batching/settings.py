@@ -19,7 +19,7 @@ class LingerSettings:
     """How long a batch that fills waits for more.
 
     Where fewer than `busy_size` were served the last time, it waits for `idle_yields` turns of the
-    event loop; where more were, until none has come for `linger_ms`.
+    event loop; where more were, until none has come for `linger_ms`, and no longer than they took.
     """
 
     idle_yields: int
@@ -31,7 +31,8 @@ class LingerSettings:
 class MicroBatcherSettings:
     """Bounds of one batcher. Sizes in commands, times in milliseconds.
 
-    `batch_max_wait_ms`: how long the first of a batch waits for others at most; 0 for not at all.
+    `batch_max_wait_ms`: how long the first of a batch waits for others at most, however long the
+    batch before took; 0 for not at all.
     """
 
     batch_max_size: int

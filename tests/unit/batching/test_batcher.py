@@ -75,12 +75,16 @@ async def test_what_arrives_within_a_few_turns_of_the_event_loop_shares_a_batch(
 
 
 async def _busy(
-    transactions: Transactions, **changes: Any
+    transactions: Transactions, *, for_s: float = 0, **changes: Any
 ) -> MicroBatcher[CommandGroup, list[Outcome]]:
-    """A batcher that has just been busy."""
+    """A batcher that has just been busy, with a batch that took so long."""
     settings = {"batch_max_size": 2 * BUSY_SIZE, "queue_max_size": 100} | changes
     batcher = micro_batcher(transactions, **settings)
-    await asyncio.gather(*submit(batcher, *map(group, "x" * BUSY_SIZE)))
+    transactions.open.clear()
+    tasks = submit(batcher, *map(group, "x" * BUSY_SIZE))
+    await asyncio.sleep(for_s)
+    transactions.open.set()
+    await asyncio.gather(*tasks)
     transactions.batches.clear()
     return batcher
 
@@ -89,7 +93,7 @@ async def test_a_busy_batcher_waits_as_long_as_more_arrive() -> None:
     linger_s = 0.5  # long enough for a busy machine to be in time
     transactions = Transactions()
     linger = replace(LINGER, linger_ms=1_000 * linger_s)
-    batcher = await _busy(transactions, linger=linger)
+    batcher = await _busy(transactions, for_s=2 * linger_s, linger=linger)
     tasks = submit(batcher, group("A"))
     for name in "BCD":
         await asyncio.sleep(linger_s / 10)
@@ -112,10 +116,15 @@ async def test_a_busy_batcher_does_not_wait_when_it_is_time_or_enough(
     await asyncio.gather(*tasks)
 
 
-async def test_a_busy_batcher_lingers_no_longer_than_a_batch_may_wait() -> None:
+@pytest.mark.parametrize(("for_s", "batch_max_wait_ms"), [(0.2, 10), (0, 60_000)])
+async def test_a_busy_batcher_lingers_no_longer_than_a_batch_may_wait_or_the_last_took(
+    for_s: float, batch_max_wait_ms: float
+) -> None:
     transactions = Transactions()
     linger = replace(LINGER, linger_ms=60_000)
-    batcher = await _busy(transactions, linger=linger, batch_max_wait_ms=10)
+    batcher = await _busy(
+        transactions, for_s=for_s, linger=linger, batch_max_wait_ms=batch_max_wait_ms
+    )
     async with asyncio.timeout(30):
         await batcher.submit(group("A"))
 
