@@ -28,7 +28,7 @@ install: $(INSTALLED) ## Install the dependencies of running, testing and checki
 run: $(RUNNABLE) ## Start everything: PostgreSQL, Redis, the service with a demo book; Ctrl-C stops it
 	@$(BIN)/coupon-service dev $(ARGS)
 
-migrate: $(RUNNABLE) ## Bring the database of DATABASE_URL up to date
+migrate: $(RUNNABLE) ## Bring the database of COUPON_DATABASE_URL up to date
 	@$(BIN)/coupon-service migrate up
 
 replay: install ## Replay the real redemptions in the folder DATA= through a private service

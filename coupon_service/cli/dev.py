@@ -33,9 +33,9 @@ def dev() -> None:
     """Run PostgreSQL, Redis and the service with a demo book, for trying and developing.
 
     PostgreSQL and Redis keep their data in .data (COUPON_DATA_DIR), and a restart continues with
-    it. When DATABASE_URL or REDIS_URL is set, that server is used instead. With COUPON_AUTH=jwt
-    calls need a token, which coupon-service token makes. Ctrl-C stops everything that it started.
-    For production use coupon-service serve.
+    it. When COUPON_DATABASE_URL or COUPON_REDIS_URL is set, that server is used instead. With
+    COUPON_AUTH=jwt calls need a token, which coupon-service token makes. Ctrl-C stops everything
+    that it started. For production use coupon-service serve.
     """
     from coupon_service.process.supervisor import SupervisorError, reserve_port
 

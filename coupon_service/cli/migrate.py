@@ -13,12 +13,12 @@ import typer
 
 from coupon_service.cli.failure import CommandError
 from coupon_service.errors import CouponServiceError
-from coupon_service.settings import Settings, load_settings
+from coupon_service.settings import Purpose, Settings, load_settings
 
 
 def up() -> None:
     """Bring the schema up to date."""
-    for step in apply_steps(load_settings()):
+    for step in apply_steps(load_settings(purpose=Purpose.MIGRATE)):
         typer.echo(f"applied {step}")
     typer.echo("The schema is up to date.")
 
@@ -40,7 +40,7 @@ def down(
     """
     from coupon_service.store import migrations
 
-    with database_of(load_settings()) as url:
+    with database_of(load_settings(purpose=Purpose.MIGRATE)) as url:
         applied = [step for step, is_applied in migrations.status(url) if is_applied]
         if to is not None and to not in applied:
             raise CommandError(
@@ -66,7 +66,7 @@ def status() -> None:
     """
     from coupon_service.store import migrations
 
-    with database_of(load_settings()) as url:
+    with database_of(load_settings(purpose=Purpose.MIGRATE)) as url:
         steps = migrations.status(url)
     for step, is_applied in steps:
         typer.echo(f"{'applied' if is_applied else 'missing'} {step}")
@@ -86,9 +86,10 @@ def apply_steps(settings: Settings) -> list[str]:
 def database_of(settings: Settings) -> Generator[str]:
     """The URL of the database. Turns its errors into CommandError."""
     if settings.database_url is None:
-        raise CommandError("DATABASE_URL has to be set.")
+        raise CommandError("COUPON_DATABASE_URL has to be set.")
     try:
         yield settings.database_url.get_secret_value()
     except CouponServiceError as error:
-        cause = str(error.__cause__ or error).strip().splitlines()[-1]
+        cause = str(error.__cause__ or error).rpartition("All failures were:")[2]
+        cause = " ".join(cause.split())
         raise CommandError(f"The database cannot be used: {cause}") from error

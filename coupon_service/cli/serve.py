@@ -6,10 +6,11 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Callable
 
 from coupon_service.cli.failure import CommandError
-from coupon_service.settings import Settings, load_settings
+from coupon_service.settings import Purpose, Settings, load_settings
 
 
 def serve() -> None:
@@ -19,11 +20,8 @@ def serve() -> None:
     COUPON_AUTH=jwt keys of tokens, from the environment or from .env in this folder. The schema
     has to be up to date: coupon-service migrate up. coupon-service settings lists all settings.
     """
-    settings = load_settings()
-    for name in ("database_url", "redis_url", "lock_token_secret"):
-        if getattr(settings, name) is None:
-            raise CommandError(f"COUPON_{name.upper()} has to be set.")
-    asyncio.run(supervise(settings, load_settings))
+    read_settings = functools.partial(load_settings, purpose=Purpose.SERVE)
+    asyncio.run(supervise(read_settings(), read_settings))
 
 
 async def supervise(settings: Settings, read_settings: Callable[[], Settings]) -> None:

@@ -42,7 +42,8 @@ def owner_prefix() -> list[str]:
     if setpriv is None:
         raise EmbeddedError(
             "As root the embedded servers need the program setpriv (package util-linux): "
-            "install it, or start as an ordinary user, or set DATABASE_URL and REDIS_URL."
+            "install it, or start as an ordinary user, or set COUPON_DATABASE_URL and"
+            " COUPON_REDIS_URL."
         )
     user, group = owner()
     return [

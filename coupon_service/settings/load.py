@@ -14,7 +14,9 @@ from dotenv.parser import parse_stream
 from pydantic import SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 
+from coupon_service.settings.constraints import Purpose, conflicts, missing
 from coupon_service.settings.settings import Settings
+from coupon_service.settings.sources import given_values
 from coupon_service.settings.text import expected
 from coupon_service.settings.values import PREFIX, variable
 
@@ -32,15 +34,17 @@ class SettingsError(Exception):
     """The settings are invalid. The message has a line for each variable and never a secret."""
 
 
-def load_settings(env_file: Path | None = Path(".env"), **overrides: Any) -> Settings:
+def load_settings(
+    env_file: Path | None = Path(".env"), purpose: Purpose | None = None, **overrides: Any
+) -> Settings:
     """Read the settings from the environment and ``env_file``, which need not exist.
 
     ``overrides`` are values by field name with precedence over both, for example from the command
-    line.
+    line. Without a ``purpose`` all but missing settings are checked.
 
     Raises:
-        SettingsError: a value is invalid, a name that begins with COUPON_ is unknown, or
-            ``env_file`` cannot be read.
+        SettingsError: a value is invalid or does not fit another one, one that ``purpose`` needs
+            is missing, a name that begins with COUPON_ is unknown, or ``env_file`` cannot be read.
     """
     lines: list[str] = []
     if env_file is not None:
@@ -52,13 +56,14 @@ def load_settings(env_file: Path | None = Path(".env"), **overrides: Any) -> Set
         and name != TOKEN_VARIABLE
         and not SERVICE_LINK.fullmatch(name)
     )
+    lines += missing(given_values(env_file) | overrides, purpose)
     arguments: dict[str, Any] = {"_env_file": env_file, **overrides}
     try:
         settings = Settings(**arguments)
     except ValidationError as error:
         lines += _lines(error)
         raise SettingsError("\n".join(lines)) from None
-    if lines:
+    if lines := [*lines, *conflicts(settings, purpose)]:
         raise SettingsError("\n".join(lines))
     return settings
 
@@ -94,9 +99,6 @@ def _unknown(names: Iterable[str]) -> Iterator[str]:
 
 def _lines(error: ValidationError) -> Iterator[str]:
     for problem in error.errors():
-        if not problem["loc"]:  # an error of the whole model, whose message names the variables
-            yield str(problem.get("ctx", {})["error"])
-            continue
         name = str(problem["loc"][0]).lower().removeprefix(PREFIX.lower())
         field = Settings.model_fields[name]
         got = "" if _is_secret(field) else f", not {str(problem['input'])[:60]!r}"

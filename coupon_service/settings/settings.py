@@ -1,15 +1,12 @@
-"""The settings of the service, and the constraints between them."""
+"""The settings of the service."""
 
 from __future__ import annotations
 
-import importlib.util
 import ipaddress
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal, Self
-from urllib.parse import parse_qsl
+from typing import Annotated, Literal
 
-from pydantic import AliasChoices, Field, SecretStr, model_validator
+from pydantic import AliasChoices, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from coupon_service.settings.processors import processors_available
@@ -26,12 +23,11 @@ from coupon_service.settings.values import (
     RedisUrl,
     TokenName,
     TokenSecret,
-    variable,
 )
 
 
 class Settings(BaseSettings):
-    """The settings, validated one by one and against each other."""
+    """The settings, validated one by one; `load_settings` validates them against each other."""
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX,
@@ -348,66 +344,6 @@ class Settings(BaseSettings):
         """Whether calls without a token are rate-limited."""
         explicit = "rate_limit_peers" in self.model_fields_set
         return self.rate_limit_peers != "none" and (explicit or self.open_without_auth)
-
-    @model_validator(mode="after")
-    def _fits_together(self) -> Self:
-        lines = list(self._misordered())
-        lines += self._unverified()
-        if self.open_without_auth and "auth" not in self.model_fields_set:
-            lines.append(
-                f"COUPON_HOST: {self.host} can be reached from other machines and callers are not"
-                " authenticated; expected 127.0.0.1, or COUPON_AUTH=none to allow it"
-            )
-        if self.tracing and not _is_installed("opentelemetry.exporter.otlp.proto.grpc"):
-            lines.append("COUPON_TRACING: needs pip install 'coupon-service[tracing]'")
-        if lines:
-            raise ValueError("\n".join(lines))
-        return self
-
-    def _unverified(self) -> Iterator[str]:
-        """Encryption without authentication of the peer."""
-        if (self.tls_certificate_file is None) != (self.tls_key_file is None):
-            yield "COUPON_TLS_CERTIFICATE_FILE: expected together with COUPON_TLS_KEY_FILE"
-        if self.tls_client_ca_file is not None and self.tls_certificate_file is None:
-            yield "COUPON_TLS_CLIENT_CA_FILE: expected together with COUPON_TLS_CERTIFICATE_FILE"
-        database, redis = (_query(url) for url in (self.database_url, self.redis_url))
-        if database.get("sslmode") == "require" and "sslrootcert" not in database:
-            yield (
-                "COUPON_DATABASE_URL: sslmode=require does not verify the server's certificate;"
-                " expected sslmode=verify-full, with sslrootcert=<file> or sslrootcert=system"
-            )
-        if redis.get("ssl_cert_reqs", "required") != "required":
-            yield "COUPON_REDIS_URL: expected ssl_cert_reqs=required, so that it is verified"
-        if redis.get("ssl_check_hostname", "true").lower() != "true":
-            yield "COUPON_REDIS_URL: expected ssl_check_hostname=true, so that it is verified"
-
-    def _misordered(self) -> Iterator[str]:
-        for smaller, relation, larger in (
-            ("lock_timeout_ms", "less than", "statement_timeout_ms"),
-            ("statement_timeout_ms", "less than", "default_deadline_ms"),
-            ("pool_min_size", "at most", "pool_max_size"),
-            ("batches_in_flight", "at most", "pool_max_size"),
-            ("batch_max_size", "at most", "queue_max_size"),
-            ("lock_ttl_default_ms", "at most", "lock_ttl_max_ms"),
-        ):
-            value, bound = getattr(self, smaller), getattr(self, larger)
-            if value > bound or (value == bound and relation == "less than"):
-                yield (
-                    f"{variable(smaller)}: expected {relation} {variable(larger)} ({bound}),"
-                    f" not {value}"
-                )
-
-
-def _query(url: SecretStr | None) -> dict[str, str]:
-    """The parameters of a URL."""
-    return dict(parse_qsl(url.get_secret_value().partition("?")[2])) if url is not None else {}
-
-
-def _is_installed(module: str) -> bool:
-    try:
-        return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:  # its parent package is missing
-        return False
 
 
 def _is_loopback(host: str) -> bool:

@@ -61,7 +61,8 @@ def test_a_database_that_cannot_be_used_is_told_in_a_sentence(
     action: str, empty_database_url: str, tmp_path: Path
 ) -> None:
     there = urlsplit(empty_database_url)
-    elsewhere = there._replace(netloc=f"nobody@127.0.0.1:{free_port()}").geturl()
+    port = free_port()
+    elsewhere = there._replace(netloc=f"nobody@127.0.0.1:{port}").geturl()
     for url in (elsewhere, there._replace(path="/no_such_database").geturl()):
         done = run(tmp_path, "migrate", action, DATABASE_URL=url)
         assert (done.returncode, done.stdout) == (1, "")
@@ -69,3 +70,14 @@ def test_a_database_that_cannot_be_used_is_told_in_a_sentence(
         assert len(done.stderr.splitlines()) == 1
         assert "Traceback" not in done.stderr
         assert not there.password or there.password not in done.stderr
+        if url is elsewhere:
+            assert f'"127.0.0.1", port {port} ' in done.stderr
+
+
+def test_each_host_that_cannot_be_reached_is_named_once(tmp_path: Path) -> None:
+    ports = (free_port(), free_port())
+    url = f"postgresql://nobody@127.0.0.1:{ports[0]},127.0.0.1:{ports[1]}/coupons"
+    done = run(tmp_path, "migrate", "up", COUPON_DATABASE_URL=url, COUPON_HOST="0.0.0.0")
+    assert done.returncode == 1
+    (sentence,) = done.stderr.splitlines()
+    assert [sentence.count(f"port {port} failed") for port in ports] == [1, 1]

@@ -246,6 +246,8 @@ def test_without_its_schema_it_lives_but_is_not_ready(
     with serving(environment, tmp_path, ready=False):
         until(lambda: readyz(environment)["schema"] == "too old")
         assert readyz(environment)["status"] == "NOT_SERVING"
+        (line, *_) = events_in(tmp_path / "log", "schema missing or too old")
+        assert (line["level"], line["run"]) == ("warning", "coupon-service migrate up")
         assert fetch(environment, "readyz") == ""
         assert fetch(environment, "healthz") == "ok\n"
         done = run(tmp_path, "health", COUPON_PORT=port)

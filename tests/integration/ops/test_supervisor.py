@@ -111,4 +111,6 @@ def test_a_missing_setting_is_one_clear_sentence(
     ended = subprocess.run(
         command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
     )
-    assert (ended.returncode, ended.stderr) == (1, f"{name} has to be set.\n")
+    assert ended.returncode == 1
+    (sentence,) = ended.stderr.splitlines()
+    assert sentence.startswith(f"{name}: has to be set, to ")

@@ -80,10 +80,20 @@ class TestEndingWithASentence:
         (folder / ".env").write_text("COUPON_PORT=50051\nnonsense\n")
         assert self.said(monkeypatch, command) == ".env, line 2: expected NAME=value or # comment"
 
-    def test_serving_without_a_database_says_what_to_set(
+    def test_serving_says_everything_that_has_to_be_set(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        assert self.said(monkeypatch, "serve") == "COUPON_DATABASE_URL has to be set."
+        monkeypatch.setenv("COUPON_AUTH", "jwt")
+        monkeypatch.setenv("COUPON_PORT", "many")
+        lines = self.said(monkeypatch, "serve").splitlines()
+        assert [line.partition(": ")[0] for line in lines] == [
+            "COUPON_DATABASE_URL",
+            "COUPON_REDIS_URL",
+            "COUPON_LOCK_TOKEN_SECRET",
+            "COUPON_JWT_KEYS_FILE or COUPON_JWT_SECRET",
+            "COUPON_PORT",
+        ]
+        assert "postgresql://user:password@host:5432/database" in lines[0]
 
     def test_a_wait_of_batches_that_cannot_be_kept_is_refused_before_workers_start(
         self, monkeypatch: pytest.MonkeyPatch
@@ -95,10 +105,15 @@ class TestEndingWithASentence:
         said = self.said(monkeypatch, "serve")
         assert said.startswith("COUPON_BATCH_MAX_WAIT_MS: expected 0, or more than 6,")
 
-    def test_migrating_without_a_database_says_what_to_set(
-        self, monkeypatch: pytest.MonkeyPatch
+    @pytest.mark.parametrize("command", ["up", "down", "status"])
+    def test_migrating_needs_nothing_but_a_database(
+        self, command: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        assert "DATABASE_URL" in self.said(monkeypatch, "migrate", "up")
+        monkeypatch.setenv("COUPON_HOST", "0.0.0.0")
+        monkeypatch.setenv("COUPON_TLS_KEY_FILE", "key.pem")
+        monkeypatch.setenv("COUPON_AUTH", "jwt")
+        (line,) = self.said(monkeypatch, "migrate", command).splitlines()
+        assert line.startswith("COUPON_DATABASE_URL: has to be set, to a URL such as ")
 
     def test_a_file_that_is_not_there_is_reported_by_its_name(
         self, monkeypatch: pytest.MonkeyPatch

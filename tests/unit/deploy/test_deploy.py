@@ -22,7 +22,8 @@ from ruamel.yaml import YAML
 
 from coupon_service.cli.application import application
 from coupon_service.process.supervisor import STOP_MARGIN_S
-from coupon_service.settings import PREFIX, Settings
+from coupon_service.settings import PREFIX, Purpose, Settings
+from coupon_service.settings.constraints import conflicts
 
 ROOT = Path(__file__).parents[3]
 DEPLOY = ROOT / "deploy"
@@ -147,7 +148,8 @@ def test_each_value_is_valid(where: str) -> None:
         for name, value in variables(where).items()
         if not is_secret(name)
     }
-    Settings(_env_file=None, **values)  # pyright: ignore[reportCallIssue]
+    settings = Settings(_env_file=None, **values)  # pyright: ignore[reportCallIssue]
+    assert not [*conflicts(settings, Purpose.SERVE)]
 
 
 @pytest.mark.parametrize("where", CONTAINERS)
