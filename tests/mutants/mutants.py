@@ -258,7 +258,7 @@ def lock_followed_before_its_end() -> Planted:
 def open_outcome_forgotten() -> Planted:
     """What the last try of a transaction met is taken for what became of the first."""
     right = "DatabaseUnavailable() if is_open else self._failure(error)"
-    return _source(database, "Database", "_attempts", right, "self._failure(error)")
+    return changed_source(database, "Database", "_attempts", right, "self._failure(error)")
 
 
 def repeat_answered_as_recorded() -> Planted:
@@ -290,7 +290,7 @@ def collision_hidden() -> Planted:
 def refusals_wait_for_the_disk() -> Planted:
     """A batch that did nothing but lock rows is committed."""
     right = 'pipeline.ending = "ROLLBACK"'
-    return _source(execute, "Executor", "execute", right, "pass")
+    return changed_source(execute, "Executor", "execute", right, "pass")
 
 
 def book_of_an_unknown_code_not_read() -> Planted:
@@ -429,7 +429,8 @@ def _script(right: str, wrong: str) -> Planted:
     return mock.patch.object(scripts, "_text", text)
 
 
-def _source(module: Any, name: str, method: str, right: str, wrong: str) -> Planted:
+def changed_source(module: Any, name: str, method: str, right: str, wrong: str) -> Planted:
+    """The method of the class, with something wrong in place of something right."""
     kind = getattr(module, name)
     source = textwrap.dedent(inspect.getsource(getattr(kind, method)))
     assert right in source, right

@@ -10,6 +10,8 @@ from pathlib import Path
 import grpc
 import pytest
 from model.clock import Clock
+from mutants import edge_harness as edge
+from mutants import edge_mutants as edge_bugs
 from mutants import harness
 from mutants import mutants as bugs
 from mutants.harness import Stack
@@ -57,6 +59,19 @@ CAUGHT_BY: dict[Callable[[], bugs.Planted], Callable[[Stack], None]] = {
     bugs.counters_read_for_hidden_codes: harness.code_that_an_end_user_cannot_use,
     bugs.discounts_summed_in_64_bits: harness.discounts_beyond_an_amount,
     bugs.sum_answered_as_it_is: harness.discounts_beyond_an_amount,
+    edge_bugs.serving_loop_not_replaced: edge.path_that_is_not_utf8,
+    edge_bugs.server_stopped_with_its_loop: edge.path_that_is_not_utf8,
+    edge_bugs.watches_without_a_bound: edge.watchers_of_health,
+    edge_bugs.watches_counted_as_calls: edge.watchers_of_health,
+    edge_bugs.connections_without_a_call_kept: edge.newcomers_where_connections_are_full,
+    edge_bugs.long_calls_forgotten: edge.newcomers_where_connections_are_full,
+    edge_bugs.page_tokens_without_a_key: edge.forged_page_tokens,
+    edge_bugs.page_tokens_for_any_query: edge.forged_page_tokens,
+    edge_bugs.positions_of_any_shape: edge.forged_page_tokens,
+    edge_bugs.anonymous_by_name: edge.callers_with_odd_names,
+    edge_bugs.padded_tokens_taken: edge.callers_with_odd_names,
+    edge_bugs.invisible_names_taken: edge.callers_with_odd_names,
+    edge_bugs.bad_targets_not_answered: edge.bad_target_of_the_metrics_port,
 }
 QUICK = [it for it in dict.fromkeys(CAUGHT_BY.values()) if it is not harness.model_test]
 
