@@ -232,7 +232,7 @@ class Assignments(ModelState):
         return {"coupon_code": self.code_message(code)}
 
     def code_still(self, code: str, *, off: bool) -> Message:
-        """The code, when it is switched off, or when it is not."""
+        """The code, when it is disabled, or when it is not."""
         if self.codes[code].disabled != off:
             raise Refusal("INVALID_STATE_TRANSITION", state=self.state(code))
         return {"coupon_code": self.code_message(code)}
@@ -312,7 +312,7 @@ class Assignments(ModelState):
         good = {it for it in free if not any(self.why_no_assignment(user, book, it))}
         if not free:
             raise Refusal("NO_CODES_AVAILABLE")
-        if picked not in good:  # a pick was of no use to this user; a repeat may find another
+        if picked not in good:  # of no use to this user; a repeat may find another
             raise Refusal("CONTENTION" if len(good) < len(free) else "one of the codes")
         answer = self.give(picked, user, metadata, request_id)
         self.once(key, metadata, lambda it: it.assigned_still(answer))

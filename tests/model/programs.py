@@ -154,6 +154,6 @@ def patiently(rpc: Any) -> Any:
 def _order(event: Message) -> list[Any]:
     request_id = event["request_id"] if isinstance(event["request_id"], str) else ""
     named = [event.get(key, "") for key in ("type", "code", "user_id", "order_id")]
-    lock_id = event.get("lock_id", "")  # several locks of a user can run out in one sweep
+    lock_id = event.get("lock_id", "")  # several locks of a user can expire in one sweep
     lock = lock_id.value if isinstance(lock_id, Unknown) else lock_id
     return [event["event_time"], *named, request_id, lock or ""]

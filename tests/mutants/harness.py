@@ -207,7 +207,7 @@ def refused_for_contention(it: Stack) -> None:
 
 
 def commit_that_hangs(it: Stack) -> None:
-    """What is committed after its connection was given up was never called undone."""
+    """What is committed after its connection was abandoned was never called undone."""
     timeouts = {"statement_timeout_ms": 1_000, "tcp_user_timeout_ms": 1_000}
     settings = it.servers[0].settings.model_copy(update=timeouts)
     with (
@@ -226,7 +226,7 @@ def commit_that_hangs(it: Stack) -> None:
 
 
 def storm_of_cancellations(it: Stack) -> None:
-    """Whenever callers stop waiting: the places in Redis and the ledger tell the same.
+    """Whenever callers stop waiting: the permits in Redis and the ledger agree.
 
     They stop while they lock, and those who could lock while they redeem.
     """
@@ -265,7 +265,7 @@ def storm_of_cancellations(it: Stack) -> None:
             all_at_once(redeeming)
     client: Any = redis.Redis.from_url(it.redis_url)  # pyright: ignore[reportUnknownMemberType]
 
-    def places() -> set[str]:
+    def permits() -> set[str]:
         return {code for code in names if client.exists(f"coupon:{{{code}}}:places")}
 
     def recorded() -> set[str]:
@@ -273,7 +273,7 @@ def storm_of_cancellations(it: Stack) -> None:
         redeemed = {event.code for event in events if event.type == REDEEMED}
         return {event.code for event in events if event.lock_id} - redeemed
 
-    until(lambda: places() == recorded(), 2)  # what was begun comes to its end
+    until(lambda: permits() == recorded(), 2)  # what was begun comes to its end
 
 
 def repeat_after_the_lock(it: Stack) -> None:

@@ -182,7 +182,7 @@ def user_counter_missed() -> Planted:
 
 
 def expiry_by_the_callers_clock() -> Planted:
-    """Whoever comes with a token that its server takes for good gets the place again."""
+    """Whoever comes with a token that its server takes for good gets the permit again."""
     return _script("expire + grace <= now or ", "")
 
 
@@ -227,7 +227,7 @@ def token_not_verified() -> Planted:
 
 
 def used_lock_kept() -> Planted:
-    """A lock that was redeemed keeps its place."""
+    """A lock that was redeemed keeps its permit."""
 
     async def kept(*_: object, **__: object) -> bool:
         return True

@@ -1,4 +1,4 @@
-"""CouponCodeService: codes are looked up as people type them, listed, exported, switched off."""
+"""CouponCodeService: codes are looked up as people type them, listed, exported, disabled."""
 
 from __future__ import annotations
 

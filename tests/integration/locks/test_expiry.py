@@ -46,7 +46,7 @@ class ExpiredLocks:
 def api(
     new_database: Callable[[], AbstractContextManager[str]], redis_server_url: str
 ) -> Iterator[Api]:
-    """A client of one of two servers on the same data, which both look for locks that ran out."""
+    """A client of one of two servers on the same data, which both look for expired locks."""
     with new_database() as database_url, ExitStack() as stack:
         settings = settings_for(
             database_url,

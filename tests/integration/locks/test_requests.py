@@ -43,7 +43,7 @@ ENDS = {
     "released": "RELEASED",
     "redeemed": "REDEEMED",
     "redeemed without its token": "REDEEMED",
-    "run out": "EXPIRED",
+    "expired": "EXPIRED",
 }
 
 Held = redemptions.LockCodeResponse
@@ -53,7 +53,7 @@ Held = redemptions.LockCodeResponse
 def api(
     new_database: Callable[[], AbstractContextManager[str]], redis_server_url: str
 ) -> Iterator[Api]:
-    """A client of a server where a lock that ran out keeps others out for a second."""
+    """A client of a server where an expired lock keeps others out for a second."""
     with new_database() as database_url:
         settings = settings_for(
             database_url,

@@ -151,7 +151,7 @@ def test_a_lock_whose_outcome_is_open_stays_its_users(
         closing(psycopg.connect(url, autocommit=True)) as observer,
     ):
         holder.execute(HOLD, [code])
-        outcome = pool.submit(tried, lock)  # has its place, and waits for the row
+        outcome = pool.submit(tried, lock)  # has its permit, and waits for the row
         until(lambda: observer.execute(WAITING).rowcount == 1)
         postgres_server.kill()
         assert outcome.result() == "DATABASE_UNAVAILABLE"
@@ -205,7 +205,7 @@ def test_a_server_waits_for_its_schema(empty_database_url: str, redis_server_url
 
         migrations.apply(empty_database_url)
         until(lambda: all(is_serving(api, service) for service in SERVICES))
-        # All of it is there now, also who records that locks ran out.
+        # All of it is there now, also who records that locks expired.
         code = api.code(lock_policy=OPTIONAL)
         api.lock(code, unique("user"))
         ahead = timedelta(days=1)

@@ -64,7 +64,7 @@ def one_row(
 
 @pytest.fixture(scope="module", autouse=True)
 def short_lock(api: Api) -> redemptions.Lock:
-    """A lock that will have run out by the end of these tests."""
+    """A lock that will have expired by the end of these tests."""
     return api.lock(api.code(lock_policy=books.LOCK_POLICY_OPTIONAL), "u", ttl_s=1).lock
 
 
@@ -341,7 +341,7 @@ def test_the_user_agent_is_what_the_client_says_of_itself(server_address: str, a
     assert row.user_agent.startswith("shop/1.0 grpc-python/")
 
 
-# --- locks that run out -------------------------------------------------------------------------
+# --- locks that expire --------------------------------------------------------------------------
 
 
 def test_an_expired_lock_is_a_row_that_the_service_writes_by_itself(

@@ -37,7 +37,7 @@ SCAN = re.compile(r"(?:Index (?:Only )?|Bitmap Index |Seq )Scan(?: using \w+)?(?
 """A scan of a table in a plan, and the line after it."""
 
 
-PICKS = {
+CANDIDATES = {
     "in a bucket": random_codes.CANDIDATES_IN_BUCKET,
     "after": random_codes.CANDIDATES_AFTER,
     "whether there are more": random_codes.MORE_AVAILABLE,
@@ -66,7 +66,7 @@ def test_a_hot_statement_looks_up_each_row_by_a_key_it_is_given(
         assert key, plan
 
 
-@pytest.mark.parametrize("statement", PICKS.values(), ids=PICKS)
+@pytest.mark.parametrize("statement", CANDIDATES.values(), ids=CANDIDATES)
 def test_candidates_are_found_by_their_state(database_url: str, statement: str) -> None:
     plan = plan_of(database_url, statement)
     assert "coupon_codes_by_state" in plan

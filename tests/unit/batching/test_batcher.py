@@ -285,14 +285,14 @@ async def test_draining_ends_when_nobody_waits_for_what_is_queued() -> None:
 
 
 class Slow:
-    """Answers every unit with a future."""
+    """Answers every group with a future."""
 
     def __init__(self) -> None:
         self.answers: list[asyncio.Future[list[Outcome]]] = []
 
-    async def execute(self, units: Sequence[CommandGroup]) -> list[asyncio.Future[list[Outcome]]]:
+    async def execute(self, groups: Sequence[CommandGroup]) -> list[asyncio.Future[list[Outcome]]]:
         loop = asyncio.get_running_loop()
-        self.answers = [loop.create_future() for _ in units]
+        self.answers = [loop.create_future() for _ in groups]
         return self.answers
 
 

@@ -1,4 +1,4 @@
-"""What decisions are asked for: the commands of the service, as its edge makes them."""
+"""What decisions are asked for: the commands of the service, as rpc makes them."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def rollback(redemption: Event, by: Call | None = None, metadata: str | None = N
 
 
 def lock(code: str = "A", user: str = "ann", by: Call | None = None, **more: Any) -> Lock:
-    """The command of LockCode, with a place on the code for a minute."""
+    """The command of LockCode, with a permit on the code for a minute."""
     by = by or call()
     attempt = _id(code, EventType.LOCKED, by)
     return Lock(

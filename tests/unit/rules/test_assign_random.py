@@ -107,7 +107,7 @@ def test_a_candidate_that_the_batch_used_up_before_is_passed_over() -> None:
 
 
 def test_a_user_whose_candidate_the_batch_took_can_try_again() -> None:
-    # One pick for one user: there may be thousands of other codes.
+    # One candidate for one user: there may be thousands of other codes.
     world = picked(World(), "A")
     _, outcome = world.batch(assign("A", "bob"), assign_random())
     assert type(outcome) is Contention

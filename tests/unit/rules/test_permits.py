@@ -1,4 +1,4 @@
-"""Places on a code: live locks + redemptions never exceed its limit."""
+"""Permits on a code: live locks + redemptions never exceed its limit."""
 
 from __future__ import annotations
 

@@ -79,12 +79,12 @@ users = st.sampled_from(["ann", "bob", "ann", "cid"])
 calls = st.builds(call, st.sampled_from("12345678"), st.sampled_from(["shop", "desk"]))
 orders = st.sampled_from(["", "", "o1", "o2"])
 amounts = st.sampled_from([None, eur(300), eur(5_000)])
-places = st.sampled_from([PERMIT, PERMIT, PERMIT, None])
+permits = st.sampled_from([PERMIT, PERMIT, PERMIT, None])
 
 
 def commands(world: World) -> st.SearchStrategy[Command]:
     """Commands about everything that there is: many can be carried out, some repeat others."""
-    redemption = st.builds(redeem, codes, users, calls, order=orders, amount=amounts, lease=places)
+    redemption = st.builds(redeem, codes, users, calls, order=orders, amount=amounts, lease=permits)
     assignment = st.builds(assign, codes, users, calls)
     expire_time = st.just(world.now + MINUTE)
     kinds: list[st.SearchStrategy[Command]] = [

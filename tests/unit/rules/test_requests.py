@@ -37,7 +37,7 @@ class TestEveryCommand:
         command = KINDS[kind](world, call("r1"))
         first = world.does(command)
         world.change_book(state=BookState.CLOSED, end_time=NOW)
-        if kind not in ("lock", "extend"):  # they have run out by then
+        if kind not in ("lock", "extend"):  # they have expired by then
             world.now = world.now.replace(year=2040)
         assert world.does(command).event == first.event
 

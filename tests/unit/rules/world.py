@@ -43,7 +43,7 @@ MINUTE = timedelta(minutes=1)
 BOOK_ID = UUID(int=1)
 
 PERMIT = Lease(permits_taken=1)
-"""A place on a code where nobody else has one."""
+"""A permit on a code where nobody else has one."""
 
 NOTHING = WriteSet(codes={}, assignments={}, users={}, totals={}, events=(), stats={})
 
@@ -151,7 +151,7 @@ class World:
         return error
 
     def asks_for_a_lease(self, command: Command) -> bool:
-        """Whether a command is to come again with a place. Nothing at all is changed then."""
+        """Whether a command is to come again with a permit. Nothing at all is changed then."""
         ((outcome,),), write_set = self.decide(CommandGroup((command,)))
         asked = isinstance(outcome, LeaseNeeded)
         assert asked is (write_set == NOTHING)
