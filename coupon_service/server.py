@@ -16,6 +16,7 @@ from prometheus_client import CollectorRegistry
 from coupon_service import wiring
 from coupon_service.batching import BatchingError, CommandLanes, DetachedTasks, MicroBatcher
 from coupon_service.checkout import Checkout
+from coupon_service.errors import DatabaseUnavailable
 from coupon_service.leases import Leases
 from coupon_service.locks.acquire import LockAcquirer
 from coupon_service.locks.extend import LockExtender
@@ -136,9 +137,12 @@ class Server:
         self._metrics = Metrics(self._registry)
         self._registry.register(self._gauges)
         self._tracer = self._tracer or _tracer(settings)
-        self._connect(
-            settings.database_url.get_secret_value(), settings.redis_url.get_secret_value()
-        )
+        try:
+            self._connect(
+                settings.database_url.get_secret_value(), settings.redis_url.get_secret_value()
+            )
+        except DatabaseUnavailable as error:
+            raise ServerError(str(error)) from error
         self._make_batchers()
         # types-grpcio does not know the asyncio half of grpc_health.
         self._health: Any = cast("Any", health).aio.HealthServicer()

@@ -11,7 +11,7 @@ from coupon_service.ratelimit.callers import CallerLimits
 from coupon_service.rpc.checkout_streams import CheckoutStreamSettings
 from coupon_service.rpc.handler import RpcHandlerSettings
 from coupon_service.settings import Settings
-from coupon_service.store.database import APPLICATION_NAME, DatabaseSettings
+from coupon_service.store.sessions import APPLICATION_NAME, DatabaseSettings
 
 BULK_WAIT_MS: Final = 20_000
 """Longest wait of bulk work for its connection, for that of other workers, and for a row lock."""

@@ -23,12 +23,14 @@ from coupon_service.rpc.convert.redemptions import read_batch
 from coupon_service.rules import decide
 from coupon_service.store.commands.apply import apply
 from coupon_service.store.commands.load import load
-from coupon_service.store.database import PLANNING
 from coupon_service.store.pipeline import Connection, Pipeline, Rows
+from coupon_service.store.sessions import PLANNING
 
 Statement = tuple[LiteralString, Sequence[str | int]]
 BATCHES_IN_FLIGHT: Final = 2
-SETTINGS: Final = f"-c timezone=UTC {PLANNING}"
+SETTINGS: Final = "-c timezone=UTC " + " ".join(
+    f"-c {name}={value}" for name, value in PLANNING.items()
+)
 
 
 class RecordingPipeline(Pipeline):

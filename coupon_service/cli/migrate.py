@@ -90,6 +90,4 @@ def database_of(settings: Settings) -> Generator[str]:
     try:
         yield settings.database_url.get_secret_value()
     except CouponServiceError as error:
-        cause = str(error.__cause__ or error).rpartition("All failures were:")[2]
-        cause = " ".join(cause.split())
-        raise CommandError(f"The database cannot be used: {cause}") from error
+        raise CommandError(f"The database cannot be used: {error}") from error

@@ -8,13 +8,15 @@ from typing import Final
 
 import structlog
 
-from coupon_service.errors import LocksUnavailable
+from coupon_service.errors import CouponServiceError, LocksUnavailable
 from coupon_service.leases import Leases
 from coupon_service.maintenance.periodic import run_periodically
 from coupon_service.store.database import Database
 from coupon_service.store.migrations import schema_is_current
+from coupon_service.store.pipeline import Connection
+from coupon_service.store.server_check import check_server, connection_problem
 from coupon_service.telemetry.metrics import Metrics
-from coupon_service.telemetry.readiness import Readiness
+from coupon_service.telemetry.readiness import Readiness, problems_of
 
 INTERVAL_S: Final = 1.0
 """Time between two checks; a tenth of it while the worker does not serve."""
@@ -23,7 +25,7 @@ CHECKED: Final = ("POSTGRESQL", "SCHEMA", "REDIS")
 
 
 class ReadinessMonitor:
-    """A worker is SERVING while PostgreSQL answers with a schema that is new enough."""
+    """A worker is SERVING while PostgreSQL can be used, with a schema that is new enough."""
 
     def __init__(
         self,
@@ -50,12 +52,16 @@ class ReadinessMonitor:
         return INTERVAL_S if self._found & Readiness.SERVING else INTERVAL_S / 10
 
     async def _check(self) -> None:
-        database, redis = await asyncio.gather(self._check_database(), self._check_redis())
+        (database, causes), redis = await asyncio.gather(
+            self._check_database(), self._check_redis()
+        )
         found = Readiness.PROBED | database | redis
         if found != self._found:
             state = {what.lower(): bool(found & Readiness[what]) for what in CHECKED}
+            state["postgresql"] = state["postgresql"] and not problems_of(found)
             degraded = not all(state.values())
-            (self._log.warning if degraded else self._log.info)("readiness", **state)
+            told = {"cause": " ".join(causes)} if causes else {}
+            (self._log.warning if degraded else self._log.info)("readiness", **state, **told)
             if state["postgresql"] and not state["schema"]:
                 self._log.warning("schema missing or too old", run="coupon-service migrate up")
             self._found = found
@@ -70,15 +76,30 @@ class ReadinessMonitor:
             stats.get("requests_waiting", 0),
         )
 
-    async def _check_database(self) -> Readiness:
+    async def _check_database(self) -> tuple[Readiness, list[str]]:
+        """What was found, and why it is not good enough."""
         try:
-            current = await self._database.read_at_once("readiness", schema_is_current)
+            problems, current = await self._database.read_at_once("readiness", self._look)
+        except CouponServiceError as error:
+            failed = await self._database.connection_error()
+            if failed is not None:
+                flags, cause = connection_problem(failed)
+                return flags, [cause]
+            return Readiness(0), [str(error.__cause__ or error)]
         except Exception as error:  # noqa: BLE001 - whatever it is, we are not ready
-            self._log.debug("not ready", cause=repr(error))
-            return Readiness(0)
+            return Readiness(0), [repr(error)]
+        if problems:
+            flags = Readiness.POSTGRESQL
+            for problem in problems:
+                flags |= problem
+            return flags, list(problems.values())
         if not current:
-            return Readiness.POSTGRESQL
-        return Readiness.POSTGRESQL | Readiness.SCHEMA | Readiness.SERVING
+            return Readiness.POSTGRESQL, []
+        return Readiness.POSTGRESQL | Readiness.SCHEMA | Readiness.SERVING, []
+
+    async def _look(self, connection: Connection) -> tuple[dict[Readiness, str], bool]:
+        problems = await check_server(connection, self._database.settings)
+        return problems, not problems and await schema_is_current(connection)
 
     async def _check_redis(self) -> Readiness:
         """Without it the service goes on: only what needs a new lock does not."""

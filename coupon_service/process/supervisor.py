@@ -78,7 +78,7 @@ class Worker:
         """`delay_s`: the delay before it is replaced when it dies young. `core`: the core to pin it
         to, or None."""
         # Shared memory that the worker writes and the supervisor reads.
-        self._readiness: Any = context.RawValue("B", 0)
+        self._readiness: Any = context.RawValue("H", 0)
         self.process = context.Process(
             target=run_worker, args=(settings, read_settings, self._readiness, core), name=name
         )
@@ -351,7 +351,7 @@ def reserve_port(host: str, port: int) -> socket.socket:
 def run_worker(
     settings: Settings, read_settings: Callable[[], Settings], reported: Any, core: int | None
 ) -> None:
-    """The main function of a worker process. `reported`: its byte of shared memory."""
+    """The main function of a worker process. `reported`: its number in shared memory."""
     import uvloop  # noqa: PLC0415
 
     from coupon_service.process.worker import work  # noqa: PLC0415

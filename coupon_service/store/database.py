@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -20,6 +19,7 @@ from coupon_service.errors import (
     Overloaded,
 )
 from coupon_service.store.pipeline import Connection, Pipeline, RoundTrip
+from coupon_service.store.sessions import DatabaseSettings, connection_arguments
 from coupon_service.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-APPLICATION_NAME: Final = "coupon_service"
-"""Of the connections, in pg_stat_activity."""
-
 Work = Callable[[Connection], Awaitable[T]]
 Batch = Callable[[Pipeline], Awaitable[T]]
+
+CONNECTION_TRIED_S: Final = 1.0
+"""How long to find out why there is no connection."""
 
 RETRIED = (pg.LockNotAvailable, pg.DeadlockDetected, pg.SerializationFailure)
 """Conflicts with other transactions: nothing was done, and doing it again may work."""
@@ -44,48 +44,13 @@ UNREACHABLE = (psycopg.OperationalError, psycopg.InterfaceError, pg.ReadOnlySqlT
 """PostgreSQL is down, restarting, out of disk, or no longer the primary; or the line is cut."""
 
 
-PLANNING = (
-    "-c plan_cache_mode=force_generic_plan"
-    " -c enable_seqscan=off -c enable_hashjoin=off -c enable_mergejoin=off"
-)
-"""Every statement finds its rows by a key, through an index, and is planned once. A plan that was
-made while a table was small would otherwise read all of it, row by row, for each batch, until
-PostgreSQL has analyzed the grown table.
-"""
-
-
-@dataclass(frozen=True, slots=True)
-class DatabaseSettings:
-    """How to reach PostgreSQL and how long to wait for it. All times in milliseconds.
-
-    `unbatched_max`: connections for `transaction` and `read`, whose callers share none; others wait
-    for their turn, until their deadline. `slow_ms`: a transaction that takes longer, all its tries
-    together, is logged. `idle_ms`: connections beyond `pool_min_size` that nobody needed for so
-    long are closed.
-    """
-
-    url: str
-    pool_min_size: int
-    pool_max_size: int
-    pool_timeout_ms: int
-    lock_timeout_ms: int
-    statement_timeout_ms: int
-    idle_in_transaction_timeout_ms: int
-    tcp_user_timeout_ms: int
-    attempts_max: int
-    unbatched_max: int
-    application_name: str = APPLICATION_NAME
-    slow_ms: int = 500
-    idle_ms: int = 600_000
-
-
 class Database:
     """A connection pool whose transactions are never cut short by a caller that stops waiting."""
 
     def __init__(
         self, settings: DatabaseSettings, metrics: Metrics, tracer: Tracer | None = None
     ) -> None:
-        self._settings = settings
+        self.settings = settings
         self._log = structlog.get_logger(__name__)
         self._metrics = metrics
         self._tracer = tracer
@@ -107,21 +72,7 @@ class Database:
             open=False,
             name=settings.application_name,
             configure=self._configure,
-            kwargs={
-                "autocommit": True,
-                "connect_timeout": 5,
-                "application_name": settings.application_name,
-                "tcp_user_timeout": settings.tcp_user_timeout_ms,
-                "keepalives_idle": 10,
-                "options": (
-                    f"-c lock_timeout={settings.lock_timeout_ms}"
-                    f" -c statement_timeout={settings.statement_timeout_ms}"
-                    " -c idle_in_transaction_session_timeout="
-                    f"{settings.idle_in_transaction_timeout_ms}"
-                    f" -c timezone=UTC {PLANNING}"
-                ),
-                "prepare_threshold": 0,
-            },
+            kwargs=connection_arguments(settings),
         )
 
     async def open(self) -> None:
@@ -138,6 +89,22 @@ class Database:
 
     async def _configure(self, connection: Connection) -> None:
         connection.silence_max_s = self._silence_max_s
+
+    async def connection_error(self) -> psycopg.Error | None:
+        """Why no connection can be made, which the pool keeps to itself; None when one can.
+
+        Takes CONNECTION_TRIED_S at most.
+        """
+        try:
+            async with asyncio.timeout(CONNECTION_TRIED_S):
+                arguments = connection_arguments(self.settings)
+                connection = await Connection.connect(self.settings.url, **arguments)
+        except TimeoutError:
+            return psycopg.OperationalError(f"no answer within {CONNECTION_TRIED_S:.0f} s")
+        except psycopg.Error as error:
+            return error
+        await connection.close()
+        return None
 
     async def transaction(self, name: str, work: Work[T]) -> T:
         """Runs `work` in one transaction (READ COMMITTED) and commits it; any error rolls back.
@@ -195,11 +162,12 @@ class Database:
     async def _attempts(self, name: str, work: Work[T]) -> T:
         started = perf_counter()
         slowest = RoundTrip()
-        is_open = False
+        is_open = is_begun = False
         try:
-            for attempts_left in reversed(range(self._settings.attempts_max)):
+            for attempts_left in reversed(range(self.settings.attempts_max)):
                 try:
                     async with self.pool.connection() as connection:
+                        is_begun = True
                         self._in_use += 1
                         connection.slowest = RoundTrip()
                         try:
@@ -222,7 +190,7 @@ class Database:
         finally:
             seconds = perf_counter() - started
             self._metrics.transaction_finished(seconds)
-            if seconds > self._settings.slow_ms / 1000:
+            if is_begun and seconds > self.settings.slow_ms / 1000:
                 self._log.warning(
                     "slow transaction",
                     name=name,

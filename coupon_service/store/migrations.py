@@ -19,12 +19,13 @@ from urllib.parse import urlencode
 
 import psycopg
 import yoyo
-from psycopg.conninfo import conninfo_to_dict
 from yoyo.backends import DatabaseBackend
 from yoyo.migrations import Migration, MigrationList
 
 from coupon_service.errors import Contention, DatabaseUnavailable
 from coupon_service.store.pipeline import Connection
+from coupon_service.store.server_check import SELECT_SERVER, sentence_of, server_problems
+from coupon_service.store.sessions import url_parts
 
 MIGRATION_LOCK: Final = 0x636F75706F6E
 """The advisory lock that lets one process at a time change the schema; the number means nothing."""
@@ -42,13 +43,10 @@ def apply(database_url: str) -> list[str]:
     One that says `transactional: false`, as what is built CONCURRENTLY has to, is one whose
     statements can be repeated.
 
-    Raises DatabaseUnavailable, also when the database is not in UTF-8, or Contention when others
-    hold it up for LOCK_TIMEOUT_MS.
+    Raises DatabaseUnavailable, also when the server is not one that will do, or Contention when
+    others hold it up for LOCK_TIMEOUT_MS.
     """
     with _exclusive(database_url) as backend:
-        ((encoding,),) = backend.execute("SHOW server_encoding").fetchall()
-        if encoding != "UTF8":
-            raise DatabaseUnavailable(f"The database is in {encoding}; codes and ids need UTF8.")
         steps = backend.to_apply(_all_steps())
         for step in steps:
             with _in_transaction(backend, step):
@@ -111,12 +109,10 @@ def _exclusive(database_url: str) -> Generator[DatabaseBackend]:
     yoyo's own lock is a row that stays behind when its process is killed, so PostgreSQL's is held
     as well, which ends with the connection; under it, a row that is there was left behind.
     """
-    try:
-        uri = "postgresql+psycopg://?" + urlencode(conninfo_to_dict(database_url))
-    except psycopg.ProgrammingError:  # its text may hold the password
-        raise DatabaseUnavailable("The database URL is not one that PostgreSQL can read.") from None
+    uri = "postgresql+psycopg://?" + urlencode(url_parts(database_url))
     try:
         with yoyo.get_backend(uri) as backend:
+            _check(backend)
             backend.execute(f"SET lock_timeout = {LOCK_TIMEOUT_MS}")
             _lock(backend)
             backend.break_lock()
@@ -124,8 +120,24 @@ def _exclusive(database_url: str) -> Generator[DatabaseBackend]:
             yield backend
     except psycopg.errors.LockNotAvailable as error:
         raise Contention("The schema is being changed, or its tables are in use.") from error
-    except psycopg.OperationalError as error:
-        raise DatabaseUnavailable from error
+    except psycopg.Error as error:
+        raise DatabaseUnavailable(sentence_of(error)) from error
+
+
+SELECT_CREATABLE: Final = """
+SELECT current_user, current_schema(), has_schema_privilege(current_schema(), 'CREATE')
+"""
+
+
+def _check(backend: DatabaseBackend) -> None:
+    """Raises DatabaseUnavailable for a server or a role that cannot have the schema."""
+    problems = server_problems(*backend.execute(SELECT_SERVER).fetchone())
+    if problems:
+        raise DatabaseUnavailable(" ".join(problems.values()))
+    role, schema, creatable = backend.execute(SELECT_CREATABLE).fetchone()
+    if not creatable:
+        where = f"the schema {schema}" if schema else "a schema of its search_path"
+        raise DatabaseUnavailable(f"The role {role} may not create tables in {where}.")
 
 
 def _lock(backend: DatabaseBackend) -> None:

@@ -1,6 +1,6 @@
 """The readiness of workers, and the answers to `/healthz` and `/readyz` that follow from it.
 
-A worker reports through one byte of shared memory, so that a report costs nothing and a worker
+A worker reports through a number in shared memory, so that a report costs nothing and a worker
 that hangs delays neither the supervisor nor a probe.
 """
 
@@ -8,16 +8,37 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import IntFlag
+from typing import Final
 
 
 class Readiness(IntFlag):
-    """The result of a worker's last probes of what it depends on; 0 before the first."""
+    """The result of a worker's last probes of what it depends on; 0 before the first.
+
+    POSTGRESQL: it answers, even if it cannot be used for one of POSTGRESQL_PROBLEMS.
+    """
 
     PROBED = 1
     POSTGRESQL = 2
     SCHEMA = 4
     REDIS = 8
     SERVING = 16
+    STARTING_UP = 32
+    READ_ONLY = 64
+    VERSION_TOO_OLD = 128
+    WRONG_ENCODING = 256
+    NO_PRIVILEGE = 512
+    UNSAFE_SETTINGS = 1024
+
+
+POSTGRESQL_PROBLEMS: Final = (
+    Readiness.STARTING_UP,
+    Readiness.READ_ONLY,
+    Readiness.VERSION_TOO_OLD,
+    Readiness.WRONG_ENCODING,
+    Readiness.NO_PRIVILEGE,
+    Readiness.UNSAFE_SETTINGS,
+)
+"""Why PostgreSQL cannot be used although it is there, in the order in which they are told."""
 
 
 def report(workers: Sequence[Readiness]) -> dict[str, object]:
@@ -33,7 +54,7 @@ def report(workers: Sequence[Readiness]) -> dict[str, object]:
             return "unknown"
         return "ok" if any(worker & flag for worker in probed) else missing
 
-    postgresql = state(Readiness.POSTGRESQL, "unreachable")
+    postgresql = _postgresql(probed)
     return {
         "status": "SERVING" if is_serving(workers) else "NOT_SERVING",
         "postgresql": postgresql,
@@ -43,6 +64,25 @@ def report(workers: Sequence[Readiness]) -> dict[str, object]:
         "workers": len(workers),
         "workers_serving": sum(bool(worker & Readiness.SERVING) for worker in workers),
     }
+
+
+def _postgresql(probed: Sequence[Readiness]) -> str:
+    """What the worker that gets furthest with it says."""
+    if not probed:
+        return "unknown"
+    if any(worker & Readiness.POSTGRESQL and not problems_of(worker) for worker in probed):
+        return "ok"
+    found = [problem for worker in probed for problem in problems_of(worker)]
+    return _name(found[0]) if found else "unreachable"
+
+
+def problems_of(worker: Readiness) -> tuple[Readiness, ...]:
+    """Why the worker cannot use PostgreSQL although it is there."""
+    return tuple(problem for problem in POSTGRESQL_PROBLEMS if problem & worker)
+
+
+def _name(problem: Readiness) -> str:
+    return (problem.name or "").lower().replace("_", " ").replace("read only", "read-only")
 
 
 def is_serving(workers: Sequence[Readiness]) -> bool:

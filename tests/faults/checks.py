@@ -51,7 +51,7 @@ def why_not_restored(stack: Stack, before: Resources) -> str:
         waiting = pool.get("requests_waiting", 0)
         if database._running:
             return f"{len(database._running)} transactions are in flight"
-        if waiting or size != available or size < database._settings.pool_min_size:
+        if waiting or size != available or size < database.settings.pool_min_size:
             return f"the pool has {available} of {size} connections, {waiting} wait"
         sizes += size
     with stack.connect() as connection:

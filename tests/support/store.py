@@ -18,7 +18,8 @@ from coupon_service.model import (
     event_id,
 )
 from coupon_service.store.books import Books
-from coupon_service.store.database import Database, DatabaseSettings
+from coupon_service.store.database import Database
+from coupon_service.store.sessions import DatabaseSettings
 from coupon_service.telemetry.metrics import Metrics
 
 BULK: dict[str, Any] = {

@@ -9,8 +9,9 @@ from time import perf_counter
 from typing import Final, LiteralString, TypeVar
 from weakref import WeakValueDictionary
 
-from coupon_service.store.database import APPLICATION_NAME, Database, Work
+from coupon_service.store.database import Database, Work
 from coupon_service.store.pipeline import Connection, Pipeline
+from coupon_service.store.sessions import APPLICATION_NAME
 
 T = TypeVar("T")
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from psycopg import sql
 from support.command_line import run
+from support.postgres_roles import encoded_database, execute, new_role
 
 from coupon_service.embedded.machine import free_port
 
@@ -81,3 +84,36 @@ def test_each_host_that_cannot_be_reached_is_named_once(tmp_path: Path) -> None:
     assert done.returncode == 1
     (sentence,) = done.stderr.splitlines()
     assert [sentence.count(f"port {port} failed") for port in ports] == [1, 1]
+
+
+def assert_refused(url: str, folder: Path, *words: str) -> None:
+    """Every action ends with one sentence that has these words."""
+    for action in ("up", "status", "down"):
+        done = run(folder, "migrate", action, DATABASE_URL=url)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr.startswith("The database cannot be used: ")
+        assert len(done.stderr.splitlines()) == 1
+        for word in words:
+            assert word in done.stderr
+
+
+def test_a_read_only_server_is_told_in_a_sentence(empty_database_url: str, tmp_path: Path) -> None:
+    name = sql.Identifier(urlsplit(empty_database_url).path.removeprefix("/"))
+    statement = sql.SQL("ALTER DATABASE {} SET default_transaction_read_only = on")
+    execute(empty_database_url, statement.format(name))
+    assert_refused(empty_database_url, tmp_path, "read-only", "target_session_attrs=read-write")
+
+
+@pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII"])
+def test_another_encoding_is_told_in_a_sentence(
+    encoding: Any, postgres_url: str, tmp_path: Path
+) -> None:
+    with encoded_database(postgres_url, encoding) as url:
+        assert_refused(url, tmp_path, encoding, "UTF8")
+
+
+def test_a_role_without_privileges_is_told_in_a_sentence(
+    empty_database_url: str, tmp_path: Path
+) -> None:
+    with new_role(empty_database_url) as (_, url):
+        assert_refused(url, tmp_path, "may not create tables in the schema public")

@@ -11,8 +11,8 @@ import pytest
 from coupon_service.store import events, spellings, stock
 from coupon_service.store.bulk import new_codes
 from coupon_service.store.commands import apply, limit_counters, load, orders, random_codes
-from coupon_service.store.database import PLANNING
 from coupon_service.store.queries import lookups
+from coupon_service.store.sessions import PLANNING, options
 
 STATEMENTS = {
     "lock codes": load.LOCK_CODES,
@@ -48,7 +48,7 @@ def plan_of(database_url: str, statement: str) -> str:
     """The plan that every session of the service uses."""
     numbers = count(1)
     explain = "EXPLAIN (GENERIC_PLAN) " + re.sub("%s", lambda _: f"${next(numbers)}", statement)
-    with psycopg.connect(database_url, options=PLANNING) as connection:
+    with psycopg.connect(database_url, options=options(database_url, PLANNING)) as connection:
         return "\n".join(line for (line,) in connection.execute(explain.encode()).fetchall())
 
 

@@ -13,7 +13,7 @@ import psycopg
 import pytest
 
 from coupon_service import store
-from coupon_service.store.database import PLANNING
+from coupon_service.store.sessions import PLANNING, options
 
 ROWS = {
     "coupon_codes": 1_000_000,
@@ -102,6 +102,6 @@ def _plan_of(database_url: str, statement: str) -> str:
         return f"${names.setdefault(name, next(numbers)) if name else next(numbers)}"
 
     numbered = re.sub(r"%(?:\((\w+)\))?s", number, statement)
-    with psycopg.connect(database_url, options=PLANNING) as connection:
+    with psycopg.connect(database_url, options=options(database_url, PLANNING)) as connection:
         rows = connection.execute(f"EXPLAIN (GENERIC_PLAN) {numbered}".encode()).fetchall()
     return "\n".join(line for (line,) in rows)

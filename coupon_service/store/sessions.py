@@ -1,0 +1,102 @@
+"""What a session with PostgreSQL has to be, and how a connection makes it so."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Final
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict
+
+from coupon_service.errors import DatabaseUnavailable
+
+APPLICATION_NAME: Final = "coupon_service"
+"""Of the connections, in pg_stat_activity."""
+
+PLANNING: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "plan_cache_mode": "force_generic_plan",
+        "enable_seqscan": "off",
+        "enable_hashjoin": "off",
+        "enable_mergejoin": "off",
+    }
+)
+"""Every statement finds its rows by a key, through an index, and is planned once. A plan that was
+made while a table was small would otherwise read all of it, row by row, for each batch, until
+PostgreSQL has analyzed the grown table.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class DatabaseSettings:
+    """How to reach PostgreSQL and how long to wait for it. All times in milliseconds.
+
+    `unbatched_max`: connections for `transaction` and `read`, whose callers share none; others wait
+    for their turn, until their deadline. `slow_ms`: a transaction that takes longer, all its tries
+    together, is logged. `idle_ms`: connections beyond `pool_min_size` that nobody needed for so
+    long are closed.
+    """
+
+    url: str
+    pool_min_size: int
+    pool_max_size: int
+    pool_timeout_ms: int
+    lock_timeout_ms: int
+    statement_timeout_ms: int
+    idle_in_transaction_timeout_ms: int
+    tcp_user_timeout_ms: int
+    attempts_max: int
+    unbatched_max: int
+    application_name: str = APPLICATION_NAME
+    slow_ms: int = 500
+    idle_ms: int = 600_000
+
+    @property
+    def timeouts_ms(self) -> dict[str, int]:
+        """The parameters of a session that bound its waits: a lock outlives a redemption that was
+        admitted with it only by these."""
+        return {
+            "lock_timeout": self.lock_timeout_ms,
+            "statement_timeout": self.statement_timeout_ms,
+            "idle_in_transaction_session_timeout": self.idle_in_transaction_timeout_ms,
+        }
+
+    @property
+    def session_parameters(self) -> dict[str, str]:
+        """All parameters of a session, by PostgreSQL's names."""
+        timeouts = {name: str(value) for name, value in self.timeouts_ms.items()}
+        return {**timeouts, "timezone": "UTC", **PLANNING}
+
+
+def connection_arguments(settings: DatabaseSettings) -> dict[str, Any]:
+    """What each connection of the service is made with, besides the URL."""
+    return {
+        "autocommit": True,
+        "connect_timeout": 5,
+        "application_name": settings.application_name,
+        "tcp_user_timeout": settings.tcp_user_timeout_ms,
+        "keepalives_idle": 10,
+        "options": options(settings.url, settings.session_parameters),
+        "prepare_threshold": 0,
+    }
+
+
+def options(url: str, parameters: Mapping[str, str]) -> str:
+    """The options of a connection: those of the URL or of PGOPTIONS, then these, which win.
+
+    Raises DatabaseUnavailable for a URL that PostgreSQL cannot read.
+    """
+    theirs = str(url_parts(url).get("options") or os.environ.get("PGOPTIONS", ""))
+    ours = (f"-c {name}={value}" for name, value in parameters.items())
+    return " ".join([theirs, *ours]).strip()
+
+
+def url_parts(url: str) -> dict[str, str]:
+    """The parameters of a database URL. Raises DatabaseUnavailable."""
+    try:
+        return {name: str(value) for name, value in conninfo_to_dict(url).items()}
+    except psycopg.ProgrammingError:  # its text may hold the password
+        raise DatabaseUnavailable("The database URL is not one that PostgreSQL can read.") from None
