@@ -1,4 +1,4 @@
-"""What has to catch the planted bugs: small, and failing with an AssertionError."""
+"""What has to catch the mutants: small, and failing with an AssertionError."""
 
 # pyright: reportUnknownMemberType=false, reportPrivateUsage=false
 

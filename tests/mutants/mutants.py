@@ -1,4 +1,4 @@
-"""Bugs that are planted into the service, in this process and for a test only.
+"""Mutants of the service: bugs, in this process and for a test only.
 
 Each is what somebody might write who does not know why the right code is as it is.
 """
@@ -43,18 +43,18 @@ from coupon_service.store.commands import limit_counters
 from coupon_service.store.commands import load as loading
 from coupon_service.store.events import EVENT_ROWS, INSERT_EVENTS
 
-Planted = AbstractContextManager[object]
+Mutant = AbstractContextManager[object]
 
 BETWEEN_S = 0.2
 """How long a bug lets others in between two steps that belong together."""
 
 
-def no_cap_guard() -> Planted:
+def no_cap_guard() -> Mutant:
     """Nobody looks whether the code has a use left."""
     return mock.patch.object(refusals, "_code_used_up", _nothing)
 
 
-def limit_read_before_the_lock() -> Planted:
+def limit_read_before_the_lock() -> Mutant:
     """What is decided on was read without a lock."""
 
     async def load(*arguments: Any, **named: Any) -> Any:
@@ -68,7 +68,7 @@ def limit_read_before_the_lock() -> Planted:
     )
 
 
-def unlock_by_a_stranger() -> Planted:
+def unlock_by_a_stranger() -> Mutant:
     """Whoever unlocks ends the lock of the user that is there, whichever it is."""
     return _script("if held_id ~= ARGV[2] then return 0 end", "")
 
@@ -85,7 +85,7 @@ def ledger_outside_the_transaction() -> Generator[None]:
         yield
 
 
-def request_id_recorded_after_commit() -> Planted:
+def request_id_recorded_after_commit() -> Mutant:
     """The row that makes a repeat a repeat is written when all else is committed."""
     late: list[tuple[Any, Any]] = []
     real = execute.Executor.execute
@@ -109,7 +109,7 @@ def request_id_recorded_after_commit() -> Planted:
     )
 
 
-def generation_reserved_without_a_lock() -> Planted:
+def generation_reserved_without_a_lock() -> Mutant:
     """Those who begin to make codes at the same time do not wait for each other."""
     select_book, codes_taken = generation.select_book, generations.codes_taken
 
@@ -127,7 +127,7 @@ def generation_reserved_without_a_lock() -> Planted:
     )
 
 
-def unsorted_row_locks() -> Planted:
+def unsorted_row_locks() -> Mutant:
     """The rows are locked one by one, in any order."""
 
     class Joined(list[Any]):
@@ -146,7 +146,7 @@ def unsorted_row_locks() -> Planted:
     return mock.patch.object(loading, "_select_codes", select)
 
 
-def no_shield() -> Planted:
+def no_shield() -> Mutant:
     """A caller who stops waiting ends what was begun for it."""
 
     def run(_: object, work: Any) -> Any:
@@ -155,7 +155,7 @@ def no_shield() -> Planted:
     return mock.patch.object(DetachedTasks, "run", run)
 
 
-def fence_ignored() -> Planted:
+def fence_ignored() -> Mutant:
     """The newest lock that a user redeemed with is not remembered."""
     real = Draft.put_assignment
     return mock.patch.object(
@@ -163,7 +163,7 @@ def fence_ignored() -> Planted:
     )
 
 
-def rollback_not_locked() -> Planted:
+def rollback_not_locked() -> Mutant:
     """A roll-back is decided on rows that others may be changing."""
 
     async def load(pipeline: Any, wanted: Any, now: Any, *, lock: bool, **named: Any) -> Any:
@@ -176,28 +176,28 @@ def rollback_not_locked() -> Planted:
     return mock.patch.object(execute, "load", load)
 
 
-def user_counter_missed() -> Planted:
+def user_counter_missed() -> Mutant:
     """What a user did in a book is not counted."""
     return mock.patch.object(Draft, "count_user", return_value=None)
 
 
-def expiry_by_the_callers_clock() -> Planted:
+def expiry_by_the_callers_clock() -> Mutant:
     """Whoever comes with a token that its server takes for good gets the permit again."""
     return _script("expire + grace <= now or ", "")
 
 
-def full_misread_as_taken() -> Planted:
+def full_misread_as_taken() -> Mutant:
     """An answer that is not OK is taken for one."""
     table = {**leases._ACQUIRE_STATUS, "FULL": leases.AcquireStatus.GRANTED}
     return mock.patch.object(leases, "_ACQUIRE_STATUS", table)
 
 
-def some_of_all_or_nothing() -> Planted:
+def some_of_all_or_nothing() -> Mutant:
     """What a batch did before its first refusal stays."""
     return mock.patch.object(Draft, "fork", lambda self: self)
 
 
-def discount_rounded_up() -> Planted:
+def discount_rounded_up() -> Mutant:
     """A cent too much."""
     real = redeeming.discount_of
 
@@ -208,7 +208,7 @@ def discount_rounded_up() -> Planted:
     return mock.patch.object(redeeming, "discount_of", rounded_up)
 
 
-def order_of_nothing_taken_for_unknown() -> Planted:
+def order_of_nothing_taken_for_unknown() -> Mutant:
     """An amount of 0 is none."""
     real = redeeming.discount_of
     return mock.patch.object(
@@ -216,7 +216,7 @@ def order_of_nothing_taken_for_unknown() -> Planted:
     )
 
 
-def token_not_verified() -> Planted:
+def token_not_verified() -> Mutant:
     """The signature of a token is not looked at."""
 
     def trusting(token: str, secrets: Any) -> Any:
@@ -226,7 +226,7 @@ def token_not_verified() -> Planted:
     return mock.patch.object(lock_token, "verify", trusting)
 
 
-def used_lock_kept() -> Planted:
+def used_lock_kept() -> Mutant:
     """A lock that was redeemed keeps its permit."""
 
     async def kept(*_: object, **__: object) -> bool:
@@ -235,17 +235,17 @@ def used_lock_kept() -> Planted:
     return mock.patch.object(leases.Leases, "release", kept)
 
 
-def lock_answer_forgotten() -> Planted:
+def lock_answer_forgotten() -> Mutant:
     """Only the attempt that took a lock is recorded, not those that were answered with it."""
     return mock.patch.object(lock_rules, "_answer_with", _nothing)
 
 
-def grace_keeps_its_own_user_out() -> Planted:
+def grace_keeps_its_own_user_out() -> Mutant:
     """The permit of a lock that is over stays where it is, whoever asks."""
     return _script("held_id ~= nil and held_id == ARGV[7]", "false")
 
 
-def lock_followed_before_its_end() -> Planted:
+def lock_followed_before_its_end() -> Mutant:
     """The permit of a lock that is over is given to the next before the ledger says that it is."""
     real = acquire.LockAcquirer._follow
 
@@ -255,28 +255,28 @@ def lock_followed_before_its_end() -> Planted:
     return mock.patch.object(acquire.LockAcquirer, "_follow", follow)
 
 
-def open_outcome_forgotten() -> Planted:
+def open_outcome_forgotten() -> Mutant:
     """What the last try of a transaction met is taken for what became of the first."""
     right = "DatabaseUnavailable() if is_open else self._failure(error)"
     return changed_source(database, "Database", "_attempts", right, "self._failure(error)")
 
 
-def repeat_answered_as_recorded() -> Planted:
+def repeat_answered_as_recorded() -> Mutant:
     """Nobody asks what came of a change before a repeat is answered with it."""
     return mock.patch.object(repeats, "_undone_since", return_value=None)
 
 
-def orders_of_users_shared() -> Planted:
+def orders_of_users_shared() -> Mutant:
     """An order that an end user names is one of the business."""
     return mock.patch.object(Redeem, "order_user_id", None)
 
 
-def orders_of_users_not_kept_from_services() -> Planted:
+def orders_of_users_not_kept_from_services() -> Mutant:
     """Whoever names an order has it for itself, services as well."""
     return mock.patch.object(Redeem, "order_user_id", property(lambda self: self.user_id))
 
 
-def collision_hidden() -> Planted:
+def collision_hidden() -> Mutant:
     """An end user who names an order once more is told that there is no such code."""
     real = refusals.is_hidden
 
@@ -287,35 +287,35 @@ def collision_hidden() -> Planted:
     return _all(*(mock.patch.object(it, "is_hidden", hidden) for it in (decision, limit_counters)))
 
 
-def refusals_wait_for_the_disk() -> Planted:
+def refusals_wait_for_the_disk() -> Mutant:
     """A batch that did nothing but lock rows is committed."""
     right = 'pipeline.ending = "ROLLBACK"'
     return changed_source(execute, "Executor", "execute", right, "pass")
 
 
-def book_of_an_unknown_code_not_read() -> Planted:
+def book_of_an_unknown_code_not_read() -> Mutant:
     """Of a code that is not there no book is read."""
     joined = loading.SELECT_BOOKS.replace("LEFT JOIN", "JOIN")
     return mock.patch.object(loading, "SELECT_BOOKS", joined)
 
 
-def counters_read_for_hidden_codes() -> Planted:
+def counters_read_for_hidden_codes() -> Mutant:
     """What limits a user is looked up before it is known whether the code is for them."""
     return mock.patch.object(limit_counters, "is_hidden", return_value=False)
 
 
-def rollback_not_read_for_a_repeat() -> Planted:
+def rollback_not_read_for_a_repeat() -> Mutant:
     """Only what happens in the same batch is known of a redemption that is repeated."""
     real = loading._of_repeats
     return mock.patch.object(loading, "_of_repeats", lambda *given: ([], real(*given)[1]))
 
 
-def repeated_batch_refused_as_a_whole() -> Planted:
+def repeated_batch_refused_as_a_whole() -> Mutant:
     """One item that was rolled back refuses all of a batch that was carried out."""
     return mock.patch.object(decision, "is_repeat", return_value=False)
 
 
-def assignments_not_told_apart() -> Planted:
+def assignments_not_told_apart() -> Mutant:
     """Whoever has the code has it by the request that is repeated."""
 
     def state(_: Any, assignment: Any) -> Any:
@@ -324,12 +324,12 @@ def assignments_not_told_apart() -> Planted:
     return mock.patch.object(repeats, "_state_since", state)
 
 
-def judged_now_with_a_token() -> Planted:
+def judged_now_with_a_token() -> Mutant:
     """Whoever comes after the end comes too late, whatever they have locked."""
     return mock.patch.object(refusals, "_ends_judged_at", lambda *arguments: arguments[-1])
 
 
-def policy_off_forgets_locks() -> Planted:
+def policy_off_forgets_locks() -> Mutant:
     """A book whose locking is switched off has no locks."""
 
     def locking(book: Any, _: object) -> bool:
@@ -338,7 +338,7 @@ def policy_off_forgets_locks() -> Planted:
     return mock.patch.object(redeeming, "may_be_locked", locking)
 
 
-def discounts_summed_in_64_bits() -> Planted:
+def discounts_summed_in_64_bits() -> Mutant:
     """The sum of the discounts of a book is as large as one of them can be."""
     summed = "coalesce(sum(discount_minor), 0)"
     assert summed in counters.SUM_COUNTERS
@@ -346,20 +346,20 @@ def discounts_summed_in_64_bits() -> Planted:
     return mock.patch.object(counters, "SUM_COUNTERS", wrong)
 
 
-def sum_answered_as_it_is() -> Planted:
+def sum_answered_as_it_is() -> Mutant:
     """A sum is answered that the contract has no room for."""
     return mock.patch.object(book_messages, "INT64_MAX", 10**30)
 
 
-# --- how they are planted -----------------------------------------------------------------------
+# --- how they are made --------------------------------------------------------------------------
 
 
-def codes_not_composed() -> Planted:
+def codes_not_composed() -> Mutant:
     """A letter that is typed as two characters is not the one that is stored."""
     return mock.patch.object(normalization, "composed", lambda _, text: text)
 
 
-def orders_compared_as_sent() -> Planted:
+def orders_compared_as_sent() -> Mutant:
     """An order is another one when a letter of it is spelled as two characters."""
     real = Fields.identifier
 
@@ -369,12 +369,12 @@ def orders_compared_as_sent() -> Planted:
     return mock.patch.object(Fields, "identifier", identifier)
 
 
-def spreadsheet_numbers_taken() -> Planted:
+def spreadsheet_numbers_taken() -> Mutant:
     """What a spreadsheet made of a code is another code."""
     return mock.patch.object(upload_rows, "spoiled", return_value=None)
 
 
-def dry_run_that_writes() -> Planted:
+def dry_run_that_writes() -> Mutant:
     """What is only to be tried is imported."""
 
     async def try_chunk(self: Any, *chunk: Any) -> Any:
@@ -383,7 +383,7 @@ def dry_run_that_writes() -> Planted:
     return mock.patch.object(imports.CodeImporter, "try_chunk", try_chunk)
 
 
-def short_codes_taken() -> Planted:
+def short_codes_taken() -> Mutant:
     """However short a code of an upload is, it is taken."""
     real = upload_rows.ChunkRows.add
 
@@ -393,7 +393,7 @@ def short_codes_taken() -> Planted:
     return mock.patch.object(upload_rows.ChunkRows, "add", add)
 
 
-def bulk_work_without_a_turn() -> Planted:
+def bulk_work_without_a_turn() -> Mutant:
     """Each worker stores codes whenever it likes."""
     return mock.patch.object(lane, "LOCK_LANE", "SELECT %s")
 
@@ -418,7 +418,7 @@ def _insert(beside: Any, events: Any) -> None:
         connection.execute(INSERT_EVENTS, EVENT_ROWS.array_parameters(events))
 
 
-def _script(right: str, wrong: str) -> Planted:
+def _script(right: str, wrong: str) -> Mutant:
     real = scripts._text
     files = ("permits.lua", "acquire.lua", "release.lua")
     assert any(right in real(name) for name in files), right
@@ -429,7 +429,7 @@ def _script(right: str, wrong: str) -> Planted:
     return mock.patch.object(scripts, "_text", text)
 
 
-def changed_source(module: Any, name: str, method: str, right: str, wrong: str) -> Planted:
+def changed_source(module: Any, name: str, method: str, right: str, wrong: str) -> Mutant:
     """The method of the class, with something wrong in place of something right."""
     kind = getattr(module, name)
     source = textwrap.dedent(inspect.getsource(getattr(kind, method)))
@@ -441,8 +441,8 @@ def changed_source(module: Any, name: str, method: str, right: str, wrong: str) 
 
 
 @contextmanager
-def _all(*planted: Planted) -> Generator[None]:
+def _all(*mutants: Mutant) -> Generator[None]:
     with ExitStack() as stack:
-        for it in planted:
+        for it in mutants:
             stack.enter_context(it)
         yield

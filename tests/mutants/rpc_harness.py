@@ -1,4 +1,4 @@
-"""What has to catch the bugs at the edge: small, and failing with an AssertionError."""
+"""What has to catch the mutants of rpc: small, and failing with an AssertionError."""
 
 # pyright: reportPrivateUsage=false
 

@@ -1,6 +1,6 @@
-"""Bugs at the edge of the service: paths, connections, page tokens and callers.
+"""Mutants of rpc: paths, connections, page tokens and callers.
 
-Planted as those of `mutants`.
+Made as those of `mutants`.
 """
 
 # pyright: reportPrivateUsage=false, reportUnknownLambdaType=false
@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any
 from unittest import mock
 
-from mutants.mutants import Planted, changed_source
+from mutants.mutants import Mutant, changed_source
 
 from coupon_service.rpc import paging, public_methods, serving_loop
 from coupon_service.rpc.connections import Connections
@@ -29,7 +29,7 @@ from coupon_service.telemetry import metrics_http
 # --- paths and connections ------------------------------------------------------------------------
 
 
-def serving_loop_not_replaced() -> Planted:
+def serving_loop_not_replaced() -> Mutant:
     """When a path has ended gRPC's serving loop, nobody takes its calls."""
 
     async def nobody(_: object) -> None:
@@ -38,19 +38,19 @@ def serving_loop_not_replaced() -> Planted:
     return mock.patch.object(serving_loop.ServingLoop, "_take_over", nobody)
 
 
-def server_stopped_with_its_loop() -> Planted:
+def server_stopped_with_its_loop() -> Mutant:
     """gRPC stops its server when its loop has ended."""
     return changed_source(
         serving_loop, "ServingLoop", "_first_ended", "task.cancel()", "task.get_name()"
     )
 
 
-def watches_without_a_bound() -> Planted:
+def watches_without_a_bound() -> Mutant:
     """One connection may watch the health of as many services as it likes."""
     return mock.patch.object(public_methods, "STREAMS_OF_CONNECTION_MAX", 1_000_000)
 
 
-def watches_counted_as_calls() -> Planted:
+def watches_counted_as_calls() -> Mutant:
     """Whoever watches the health of a service takes the place of a call."""
     real = RpcHandler.service
 
@@ -64,12 +64,12 @@ def watches_counted_as_calls() -> Planted:
     return mock.patch.object(RpcHandler, "service", service)
 
 
-def connections_without_a_call_kept() -> Planted:
+def connections_without_a_call_kept() -> Mutant:
     """When there are as many connections as may be, it is newcomers who are sent away."""
     return mock.patch.object(Connections, "make_room", return_value=0)
 
 
-def long_calls_forgotten() -> Planted:
+def long_calls_forgotten() -> Mutant:
     """A connection whose call takes long counts as one without a call."""
     return mock.patch.object(Connections, "holding", lambda _, work: work)
 
@@ -77,7 +77,7 @@ def long_calls_forgotten() -> Planted:
 # --- page tokens ----------------------------------------------------------------------------------
 
 
-def page_tokens_without_a_key() -> Planted:
+def page_tokens_without_a_key() -> Mutant:
     """Everybody can make the MAC of a page token."""
     real = paging._seal
     return mock.patch.object(
@@ -85,7 +85,7 @@ def page_tokens_without_a_key() -> Planted:
     )
 
 
-def page_tokens_for_any_query() -> Planted:
+def page_tokens_for_any_query() -> Mutant:
     """A page token is good for every request of its kind."""
     real = paging._seal
     return mock.patch.object(
@@ -93,7 +93,7 @@ def page_tokens_for_any_query() -> Planted:
     )
 
 
-def positions_of_any_shape() -> Planted:
+def positions_of_any_shape() -> Mutant:
     """What a good token says is a position, whichever version made it."""
     return mock.patch.object(paging, "_position", lambda _, payload: tuple(json.loads(payload)))
 
@@ -101,23 +101,23 @@ def positions_of_any_shape() -> Planted:
 # --- callers --------------------------------------------------------------------------------------
 
 
-def anonymous_by_name() -> Planted:
+def anonymous_by_name() -> Mutant:
     """Who is called anonymous has no token."""
     nameless = property(lambda self: self.caller == ANONYMOUS)
     return mock.patch.object(RequestContext, "anonymous", nameless)
 
 
-def padded_tokens_taken() -> Planted:
+def padded_tokens_taken() -> Mutant:
     """A token has several spellings."""
     return mock.patch.object(bearer_tokens, "COMPACT_FORM", re.compile(r"[\w.=-]+", re.ASCII))
 
 
-def invisible_names_taken() -> Planted:
+def invisible_names_taken() -> Mutant:
     """A user is somebody whose name nobody can see."""
     return changed_source(fields, "Fields", "text", "not any(map(_is_visible, value))", "False")
 
 
-def bad_targets_not_answered() -> Planted:
+def bad_targets_not_answered() -> Mutant:
     """Who asks the metrics port for what is no URL gets no answer."""
     right = 'return self.answer(400, "the request target is no URL")'
     return changed_source(metrics_http, "_Handler", "do_GET", right, "raise")
