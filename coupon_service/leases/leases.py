@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -46,9 +46,11 @@ from coupon_service.leases.scripts import (
     indexed_lock,
     user_index,
 )
+from coupon_service.leases.server_check import ServerCheck
 from coupon_service.redis_client.exchange import Client, RedisCommand, connect, unavailable
 from coupon_service.redis_client.pipelines import Pipelines
 from coupon_service.telemetry.metrics import Metrics
+from coupon_service.telemetry.readiness import Readiness
 
 if TYPE_CHECKING:
     from coupon_service.telemetry.tracing import Tracer
@@ -110,10 +112,15 @@ class Leases:
         self._locks_per_user_max = locks_per_user_max
         self._metrics = metrics
         self._indexes = Indexes(self._scripts)
+        self._check = ServerCheck(self._redis, self._scripts)
 
     async def ping(self) -> None:
         """Returns when Redis has answered."""
         await self._redis.run(("PING",))
+
+    async def check(self) -> Mapping[Readiness, str]:
+        """What is not as it should be with Redis: problems and warnings, each in a sentence."""
+        return await self._check.findings()
 
     async def close(self) -> None:
         """Waits for the calls on their way and closes the connection."""

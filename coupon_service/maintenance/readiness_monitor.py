@@ -16,7 +16,7 @@ from coupon_service.store.migrations import schema_is_current
 from coupon_service.store.pipeline import Connection
 from coupon_service.store.server_check import check_server, connection_problem
 from coupon_service.telemetry.metrics import Metrics
-from coupon_service.telemetry.readiness import Readiness, problems_of
+from coupon_service.telemetry.readiness import REDIS_PROBLEMS, Readiness, problems_of
 
 INTERVAL_S: Final = 1.0
 """Time between two checks; a tenth of it while the worker does not serve."""
@@ -104,9 +104,12 @@ class ReadinessMonitor:
     async def _check_redis(self) -> Readiness:
         """Without it the service goes on: only what needs a new lock does not."""
         try:
-            await self._leases.ping()
+            findings = await self._leases.check()
         except LocksUnavailable as error:
             if Readiness.REDIS in self._found or not self._found:
                 self._log.warning("Redis cannot be reached", cause=str(error.__cause__))
             return Readiness(0)
-        return Readiness.REDIS
+        found = Readiness(sum(findings))
+        if found & ~self._found:
+            self._log.warning("Redis is not what it should be", cause=" ".join(findings.values()))
+        return found if findings.keys() & REDIS_PROBLEMS.keys() else found | Readiness.REDIS

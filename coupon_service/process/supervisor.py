@@ -78,7 +78,7 @@ class Worker:
         """`delay_s`: the delay before it is replaced when it dies young. `core`: the core to pin it
         to, or None."""
         # Shared memory that the worker writes and the supervisor reads.
-        self._readiness: Any = context.RawValue("H", 0)
+        self._readiness: Any = context.RawValue("I", 0)
         self.process = context.Process(
             target=run_worker, args=(settings, read_settings, self._readiness, core), name=name
         )

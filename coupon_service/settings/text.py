@@ -10,7 +10,7 @@ from pydantic import AfterValidator
 from pydantic.fields import FieldInfo
 
 from coupon_service.settings.settings import Settings
-from coupon_service.settings.values import Matching, variable
+from coupon_service.settings.values import Matching, Readable, variable
 
 SECTIONS = {
     "host": "Listening",
@@ -52,7 +52,7 @@ def env_example() -> str:
 def expected(field: FieldInfo) -> str:
     """The values that a setting accepts. Raises TypeError for a type that has no words yet."""
     for rule in field.metadata:
-        if isinstance(rule, AfterValidator) and isinstance(rule.func, Matching):
+        if isinstance(rule, AfterValidator) and isinstance(rule.func, Matching | Readable):
             return rule.func.expected
     if field.annotation is int:
         low, high = (

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated
 
 from pydantic import AfterValidator, Field, SecretStr
+
+from coupon_service.settings import redis_url
 
 PREFIX = "COUPON_"
 
@@ -22,6 +25,19 @@ class Matching:
         text = value.get_secret_value() if isinstance(value, SecretStr) else value
         if text is not None and not re.fullmatch(self.pattern, text):
             raise ValueError(self.expected)
+        return value
+
+
+@dataclass(frozen=True, slots=True)
+class Readable:
+    """A validator of a secret text that a function has to be able to read."""
+
+    read: Callable[[str], object]
+    expected: str
+
+    def __call__(self, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            self.read(value.get_secret_value())
         return value
 
 
@@ -41,7 +57,7 @@ DatabaseUrl = Annotated[
 ]
 RedisUrl = Annotated[
     SecretStr | None,
-    AfterValidator(Matching(r"rediss?://\S+", "a URL such as redis://:password@host:6379/0")),
+    AfterValidator(Readable(redis_url.read_redis_url, redis_url.EXPECTED)),
 ]
 TokenSecret = Annotated[
     SecretStr | None,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import IntFlag
+from types import MappingProxyType
 from typing import Final
 
 
@@ -29,6 +30,16 @@ class Readiness(IntFlag):
     NO_PRIVILEGE = 512
     UNSAFE_SETTINGS = 1024
 
+    # What a Redis that answers is, or does not do. REDIS is not set beside one of the first.
+    REDIS_CLUSTER_NODE = 1 << 16
+    REDIS_SENTINEL = 1 << 17
+    REDIS_REPLICA = 1 << 18
+    REDIS_NO_SCRIPTS = 1 << 19
+    REDIS_NO_PRIVILEGE = 1 << 20
+    REDIS_NOT_WRITABLE = 1 << 21
+    REDIS_REFUSES = 1 << 22
+    REDIS_MAY_EVICT = 1 << 23
+
 
 POSTGRESQL_PROBLEMS: Final = (
     Readiness.STARTING_UP,
@@ -39,6 +50,22 @@ POSTGRESQL_PROBLEMS: Final = (
     Readiness.UNSAFE_SETTINGS,
 )
 """Why PostgreSQL cannot be used although it is there, in the order in which they are told."""
+
+REDIS_PROBLEMS: Final = MappingProxyType(
+    {
+        Readiness.REDIS_CLUSTER_NODE: "cluster node",
+        Readiness.REDIS_SENTINEL: "sentinel",
+        Readiness.REDIS_REPLICA: "replica",
+        Readiness.REDIS_NO_SCRIPTS: "no scripts",
+        Readiness.REDIS_NO_PRIVILEGE: "no privilege",
+        Readiness.REDIS_NOT_WRITABLE: "not writable",
+        Readiness.REDIS_REFUSES: "refuses",
+    }
+)
+"""Why Redis cannot be used although it answers, in the order in which they are told."""
+
+REDIS_WARNINGS: Final = MappingProxyType({Readiness.REDIS_MAY_EVICT: "may evict locks"})
+"""What is not as it should be with a Redis that can be used."""
 
 
 def report(workers: Sequence[Readiness]) -> dict[str, object]:
@@ -60,7 +87,10 @@ def report(workers: Sequence[Readiness]) -> dict[str, object]:
         "postgresql": postgresql,
         "schema": state(Readiness.SCHEMA, "too old") if postgresql == "ok" else "unknown",
         # Without it the status stays SERVING: books without locking do not need it.
-        "redis": state(Readiness.REDIS, "unreachable"),
+        "redis": state(Readiness.REDIS, _redis_problem(probed)),
+        "redis_warnings": [
+            text for flag, text in REDIS_WARNINGS.items() if any(it & flag for it in probed)
+        ],
         "workers": len(workers),
         "workers_serving": sum(bool(worker & Readiness.SERVING) for worker in workers),
     }
@@ -83,6 +113,13 @@ def problems_of(worker: Readiness) -> tuple[Readiness, ...]:
 
 def _name(problem: Readiness) -> str:
     return (problem.name or "").lower().replace("_", " ").replace("read only", "read-only")
+
+
+def _redis_problem(probed: Sequence[Readiness]) -> str:
+    for flag, text in REDIS_PROBLEMS.items():
+        if any(worker & flag for worker in probed):
+            return text
+    return "unreachable"
 
 
 def is_serving(workers: Sequence[Readiness]) -> bool:

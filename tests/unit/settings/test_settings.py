@@ -312,6 +312,49 @@ class TestPeerVerification:
         assert load_settings(None).database_url
 
 
+class TestRedisUrl:
+    @pytest.mark.parametrize(
+        "url",
+        [
+            "redis://host",
+            "redis://user:p%40ss@[::1]:6380/3?health_check_interval=10",
+            "rediss://:secret@redis.example:6379/0?ssl_ca_certs=/tls/ca.pem",
+            "unix:///run/redis/redis.sock?db=1",
+            "unix://user:secret@/run/redis.sock",
+        ],
+    )
+    def test_url_that_can_be_meant_is_accepted(
+        self, url: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("COUPON_REDIS_URL", url)
+        assert load_settings(None).redis_url
+
+    @pytest.mark.parametrize(
+        "url",
+        [
+            "redis://a:1,b:2",
+            "redis://host:port",
+            "redis://host:0",
+            "redis://host:70000",
+            "redis://:pa#ss@host",
+            "redis://host/mymaster",
+            "redis://host?db=first",
+            "redis://host?socket_timeout=1",
+            "redis://",
+            "unix://run/redis.sock",
+            "unix://",
+            "http://host",
+        ],
+    )
+    def test_url_that_cannot_be_meant_is_refused_without_its_text(
+        self, url: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("COUPON_REDIS_URL", url)
+        (line,) = refusal().splitlines()
+        assert line.startswith("COUPON_REDIS_URL: expected a URL such as redis://")
+        assert url.endswith("://") or url not in line
+
+
 class TestDocumentation:
     def test_each_setting_has_a_description_with_its_unit(self) -> None:
         assert len(Settings.model_fields) >= 20

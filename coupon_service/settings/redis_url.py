@@ -1,0 +1,118 @@
+"""The URL of Redis, taken apart: one server, or several addresses of which Redis tells the rest."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from types import MappingProxyType
+from typing import Final
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+EXPECTED: Final = (
+    "a URL such as redis://:password@host:6379/0, rediss://… for TLS, or"
+    " unix:///run/redis/redis.sock"
+)
+
+# The parameters of redis-py's connections that can be meant, each with the values that it takes.
+_NUMBER, _BOOLEAN, _TEXT = r"[0-9]{1,9}", r"(?i:true|false|yes|no|t|f|y|n|1|0)", r".+"
+_PARAMETERS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "db": _NUMBER,
+        "username": _TEXT,
+        "password": _TEXT,
+        "client_name": _TEXT,
+        "socket_keepalive": _BOOLEAN,
+        "health_check_interval": _NUMBER,
+        "ssl_ca_certs": _TEXT,
+        "ssl_ca_path": _TEXT,
+        "ssl_ca_data": _TEXT,
+        "ssl_certfile": _TEXT,
+        "ssl_keyfile": _TEXT,
+        "ssl_password": _TEXT,
+        "ssl_cert_reqs": r"required|optional|none",
+        "ssl_check_hostname": _BOOLEAN,
+        "ssl_min_version": _NUMBER,
+        "ssl_ciphers": _TEXT,
+    }
+)
+
+
+class Topology(Enum):
+    """What the addresses of a URL are."""
+
+    SERVER = "server"
+    """The one server, by TCP or by a socket of this machine."""
+
+
+_SCHEMES: Final = MappingProxyType(
+    {
+        "redis": Topology.SERVER,
+        "rediss": Topology.SERVER,
+        "unix": Topology.SERVER,
+    }
+)
+_PORTS: Final = MappingProxyType({Topology.SERVER: 6379})
+_HOST = re.compile(r"(?P<host>[0-9A-Za-z._-]+|\[[0-9A-Fa-f:.]+\])(:(?P<port>[0-9]{1,5}))?")
+
+
+@dataclass(frozen=True, slots=True)
+class RedisUrl:
+    """A URL of Redis."""
+
+    topology: Topology
+    addresses: tuple[tuple[str, int], ...]
+    """Hosts and ports; none of a socket of this machine."""
+    plain: str
+    """The URL of the first address as redis-py takes it, with what all have in common."""
+
+
+def read_redis_url(text: str) -> RedisUrl:
+    """Takes a URL apart. Raises ValueError, whose text holds nothing of it."""
+    scheme, found, rest = text.partition("://")
+    topology = _SCHEMES.get(scheme)
+    if not found or topology is None or re.search(r"\s", text):
+        raise ValueError(EXPECTED)
+    rest, _, query = rest.partition("?")
+    _check_parameters(query)
+    authority, slash, path = rest.partition("/")
+    user, at, hosts = authority.rpartition("@")
+    if scheme == "unix":
+        if hosts or not path:
+            raise ValueError(EXPECTED)
+        return RedisUrl(topology, (), text)
+    addresses = [_address(each, _PORTS[topology]) for each in hosts.split(",")]
+    if len(addresses) > 1:
+        raise ValueError(EXPECTED)
+    if slash and not re.fullmatch(r"[0-9]{0,9}", unquote(path)):
+        raise ValueError(EXPECTED)
+    host, port = addresses[0]
+    plain = f"{scheme}://{user}{at}{host}:{port}/{path}" + (f"?{query}" if query else "")
+    _check_plain(plain, port)
+    return RedisUrl(topology, tuple(addresses), plain)
+
+
+def _check_plain(url: str, port: int) -> None:
+    """That the parser of redis-py, which is urllib's, sees the same: a # is not quoted, say."""
+    try:
+        same = urlsplit(url).port == port
+    except ValueError:
+        same = False
+    if not same:
+        raise ValueError(EXPECTED)
+
+
+def _check_parameters(query: str) -> None:
+    for name, value in parse_qsl(query, keep_blank_values=True):
+        pattern = _PARAMETERS.get(name)
+        if pattern is None or not re.fullmatch(pattern, value):
+            raise ValueError(EXPECTED)
+
+
+def _address(text: str, default_port: int) -> tuple[str, int]:
+    found = _HOST.fullmatch(text)
+    port = int(found["port"] or default_port) if found else 0
+    if found is None or not 0 < port < 65_536:
+        raise ValueError(EXPECTED)
+    return found["host"], port
