@@ -148,7 +148,7 @@ class Server:
         self._health: Any = cast("Any", health).aio.HealthServicer()
         self._handler = self._make_handler()
         self._streams = CheckoutStreams(
-            self._handler, wiring.stream_settings(settings), self._metrics
+            self._handler.operations, wiring.stream_settings(settings), self._metrics
         )
         self._add_servicers(self._handler)
         await self._database.open()
@@ -332,7 +332,7 @@ class Server:
         await self._grpc.close()
         # What callers no longer wait for goes on; each of these begins work of those after it.
         for each in (
-            self._streams,
+            self._handler.operations,
             self._acquirer,
             self._releaser,
             self._detached,

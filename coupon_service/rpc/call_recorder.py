@@ -17,7 +17,7 @@ from structlog.typing import FilteringBoundLogger
 from coupon_service.batching import BatchingSettings, FlushBuffer
 from coupon_service.errors import CouponServiceError
 from coupon_service.rpc.context import RequestContext
-from coupon_service.rpc.status import Internal
+from coupon_service.rpc.status import Internal, kind_of, known
 from coupon_service.telemetry.logs import EACH
 
 if TYPE_CHECKING:
@@ -98,6 +98,15 @@ class CallRecorder:
                 self._log.warning("rpc", **_line(ended), cause=repr(error.__cause__))
             return
         self._ended.add(ended)
+
+    def add_error(
+        self, method: str, rpc: RequestContext, error: BaseException, started: float
+    ) -> CouponServiceError:
+        """As `add`, of a call that an error ended: what that is to its client, a `known` one."""
+        answer = known(error)
+        kind = kind_of(answer)
+        self.add(method, rpc, kind.code.name, kind.name, started, answer, error)
+        return answer
 
     def flush(self) -> None:
         """Counts and logs those that have not been yet."""

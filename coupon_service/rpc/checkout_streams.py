@@ -10,10 +10,9 @@ import asyncio
 import random
 import secrets
 from collections import Counter, deque
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, Final, Protocol, TypeVar
+from time import perf_counter
+from typing import Any, Final, Protocol
 
 import grpc.aio
 
@@ -27,9 +26,8 @@ from coupon_service.errors import (
 from coupon_service.rpc.context import Metadata, RequestContext, current
 from coupon_service.rpc.convert import checkout as convert
 from coupon_service.rpc.messages import Context, parser, too_large
+from coupon_service.rpc.operations import Operations
 from coupon_service.v1 import redemption_service_pb2 as pb
-
-T = TypeVar("T")
 
 AGES: Final = (0.6, 0.9)
 """Between which parts of the greatest age streams end, so that not all do at the same time."""
@@ -43,22 +41,6 @@ LOST_S: Final = 0.01
 """How long after the end of its messages gRPC may take to cancel a stream whose line was lost."""
 
 TRACE_KEYS: Final = frozenset({"traceparent", "tracestate"})
-
-
-class Operations(Protocol):
-    """Who carries out operations."""
-
-    async def carry_out(
-        self,
-        method: str,
-        request: Any,
-        rpc: RequestContext,
-        timeout_s: float | None,
-        result: Callable[[Any], T],
-        problem: InvalidArgument | None = None,
-    ) -> T | CouponServiceError:
-        """What its method answers, made a `result` of, or the error."""
-        ...
 
 
 class StreamObserver(Protocol):
@@ -98,7 +80,6 @@ class CheckoutStreams:
         self._observer = observer
         self._streams: set[_Stream] = set()
         self._of_peer: Counter[str] = Counter()
-        self._tasks: set[asyncio.Task[None]] = set()
         self._ending = False
 
     async def serve(self, context: Context) -> None:
@@ -115,7 +96,7 @@ class CheckoutStreams:
         if self._of_peer[rpc.peer] >= settings.streams_of_connection_max:
             raise Overloaded("The connection has too many streams.")
         rpc.request_id = secrets.token_hex(8)
-        stream = _Stream(self._operations, settings, context, rpc, self._tasks)
+        stream = _Stream(self._operations, settings, context, rpc)
         age_s = settings.age_max_ms / 1000 * random.uniform(*AGES)  # noqa: S311 - a spread
         aged = asyncio.get_running_loop().call_later(age_s, stream.end)
         self._streams.add(stream)
@@ -146,14 +127,9 @@ class CheckoutStreams:
             after_s = spread_s * random.uniform(0.1, 1)  # noqa: S311 - a spread
             asyncio.get_running_loop().call_later(after_s, stream.end)
 
-    async def drain(self) -> None:
-        """Returns when all operations have been carried out, also those of lost streams."""
-        while self._tasks:
-            await asyncio.wait(self._tasks)
-
 
 class _Stream:
-    """One stream, of the call with this context. `tasks`: of operations under way."""
+    """One stream, of the call with this context."""
 
     def __init__(
         self,
@@ -161,13 +137,11 @@ class _Stream:
         settings: CheckoutStreamSettings,
         context: Context,
         rpc: RequestContext,
-        tasks: set[asyncio.Task[None]],
     ) -> None:
         self._operations = operations
         self._settings = settings
         self._context = context
         self._rpc = rpc
-        self._tasks = tasks
         self._parse = parser(pb.CheckoutRequest.FromString, settings.message_max_bytes)
         self._tags: set[int] = set()
         self._open = 0
@@ -252,41 +226,32 @@ class _Stream:
         if tag and not in_flight:
             self._tags.add(tag)
         self._open += 1
-        # Its answer frees the tag, unless it is another operation's.
-        work = self._carry_out(operation, field, problem, 0 if in_flight else tag)
-        task = asyncio.ensure_future(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _carry_out(
-        self,
-        operation: pb.CheckoutOperation,
-        field: str | None,
-        problem: InvalidArgument | None,
-        own_tag: int,
-    ) -> None:
         stream = self._rpc
         metadata = stream.metadata
         if operation.traceparent:
             metadata = _traced(metadata, operation.traceparent)
-        rpc = RequestContext(
-            metadata, stream.peer, deadline=stream.deadline, stream=stream.request_id
+        deadline = stream.deadline
+        if (timeout_s := convert.timeout_s(operation)) is not None:
+            own = perf_counter() + timeout_s
+            deadline = own if deadline is None else min(own, deadline)
+        self._operations.begin(
+            _Operation(
+                self,
+                tag,
+                field or "",
+                0 if in_flight else tag,
+                convert.METHODS[field] if field is not None else convert.CHECKOUT,
+                getattr(operation, field) if field is not None else None,
+                RequestContext(metadata, stream.peer, stream=stream.request_id),
+                deadline,
+                problem,
+            )
         )
-        answer = await self._operations.carry_out(
-            convert.METHODS[field] if field is not None else convert.CHECKOUT,
-            getattr(operation, field) if field is not None else None,
-            rpc,
-            convert.timeout_s(operation),
-            partial(convert.result, operation.tag, field or ""),
-            problem,
-        )
-        if isinstance(answer, CouponServiceError):
-            answer = convert.error_result(operation.tag, answer)
-        self._answer(own_tag, answer)
 
     # --- writing --------------------------------------------------------------------------------
 
-    def _answer(self, own_tag: int, result: bytes) -> None:
+    def answer(self, own_tag: int, result: bytes) -> None:
+        """Sends the result of an operation, which frees its tag."""
         if self._closed:
             return
         self._results.append((own_tag, result))
@@ -334,6 +299,30 @@ class _Stream:
     def _wake(self) -> None:
         if self._changed is not None and not self._changed.done():
             self._changed.set_result(None)
+
+
+@dataclass(slots=True)
+class _Operation:
+    """What was read of a stream. `own_tag`: 0 when its tag is that of another in flight."""
+
+    stream: _Stream
+    tag: int
+    field: str
+    own_tag: int
+    method: str
+    request: Any
+    rpc: RequestContext
+    deadline: float | None
+    problem: InvalidArgument | None
+
+    def result(self, response: Any) -> bytes:
+        return convert.result(self.tag, self.field, response)
+
+    def succeed(self, result: bytes) -> None:
+        self.stream.answer(self.own_tag, result)
+
+    def fail(self, error: CouponServiceError) -> None:
+        self.stream.answer(self.own_tag, convert.error_result(self.tag, error))
 
 
 def _traced(metadata: Metadata, traceparent: str) -> Metadata:

@@ -25,12 +25,7 @@ import grpc.aio
 from structlog.typing import FilteringBoundLogger
 
 from coupon_service.batching import BatchingSettings
-from coupon_service.errors import (
-    CouponServiceError,
-    DeadlineExceeded,
-    InvalidArgument,
-    Overloaded,
-)
+from coupon_service.errors import CouponServiceError, DeadlineExceeded, Overloaded
 from coupon_service.ratelimit.code_guessing import GuessGuard
 from coupon_service.ratelimit.limiter import RateLimiter
 from coupon_service.rpc.abort import HANDLERS, Answer, abort
@@ -41,14 +36,14 @@ from coupon_service.rpc.context import CURRENT, RequestContext
 from coupon_service.rpc.guess_guard import guarded
 from coupon_service.rpc.messages import Context, MessageReader, parser, unreadable
 from coupon_service.rpc.methods import METHODS, Method
+from coupon_service.rpc.operations import Behavior, OpenCalls, Operations, Surroundings
 from coupon_service.rpc.public_methods import PublicMethods
-from coupon_service.rpc.status import kind_of, known
+from coupon_service.rpc.status import kind_of
 
 if TYPE_CHECKING:
     from coupon_service.telemetry.tracing import Tracer
 
 Servicer = TypeVar("Servicer")
-T = TypeVar("T")
 
 PACKAGE: Final = "coupon_service."
 
@@ -134,13 +129,21 @@ class RpcHandler(grpc.GenericRpcHandler):
         self._tracer = tracer
         self._limiter = limiter
         self._guesses = guesses
-        self.open_calls = 0
-        """Calls that are being answered, and operations of streams; none of public methods."""
+        self._calls = OpenCalls(settings.calls_max)
         self._unread: set[RequestContext] = set()
         """Calls whose message has not come, which gRPC waits for."""
         self._handlers: dict[str, _Handlers] = {}
         self._carriers: set[str] = set()
-        self._behaviors: dict[str, Callable[[Any, Any], Awaitable[Any]]] = {}
+        self._behaviors: dict[str, Behavior] = {}
+        around = Surroundings(
+            self._authenticate,
+            limiter,
+            self._recorder,
+            observer,
+            tracer,
+            settings.default_deadline_ms / 1000,
+        )
+        self.operations = Operations(around, self._behaviors, self._calls, settings.batching)
         self._public_handlers: dict[str, grpc.RpcMethodHandler[Any, Any] | None] = {}
 
     def add(self, register: Callable[[Servicer, Any], None], servicer: Servicer) -> None:
@@ -183,7 +186,7 @@ class RpcHandler(grpc.GenericRpcHandler):
         rpc = RequestContext(handler_call_details.invocation_metadata)
         CURRENT.set(rpc)
         method = path.rpartition(".")[2]
-        if self.open_calls >= self._settings.calls_max:
+        if self._calls.count >= self._calls.most:
             return self._shedding(method, Overloaded())
         if sum(map(len, chain.from_iterable(rpc.metadata))) > HEADERS_MAX_BYTES:
             expected = f"expected at most {HEADERS_MAX_BYTES} bytes of metadata"
@@ -195,12 +198,17 @@ class RpcHandler(grpc.GenericRpcHandler):
         if path in self._carriers:
             return handlers.read
         if (task := asyncio.current_task()) is not None:
-            self.open_calls += 1
+            self._calls.count += 1
             task.add_done_callback(partial(self._closed, rpc))
         if len(self._unread) >= self._settings.calls_max // UNREAD_MAX_PART:
             return handlers.reading
         self._unread.add(rpc)
         return handlers.read
+
+    @property
+    def open_calls(self) -> int:
+        """Calls that are being answered, and operations of streams; none of public methods."""
+        return self._calls.count
 
     @property
     def open_streams(self) -> int:
@@ -233,7 +241,7 @@ class RpcHandler(grpc.GenericRpcHandler):
         return HANDLERS[True, True](refuse)
 
     def _closed(self, rpc: RequestContext, _: object) -> None:
-        self.open_calls -= 1
+        self._calls.count -= 1
         self._unread.discard(rpc)
 
     def _begin(self, method: str, rpc: RequestContext, context: Context) -> float:
@@ -260,7 +268,7 @@ class RpcHandler(grpc.GenericRpcHandler):
                     await self._limiter.admit(row.rate_class, rpc)
                 if given is None:
                     given = await self._messages.read(context)
-                if not row.open_ended and self.open_calls > self._arrivals.busy_calls:
+                if not row.open_ended and self._calls.count > self._arrivals.busy_calls:
                     await self._arrivals.join()
                 if (remaining_s := _remaining_s(context)) is not None:
                     # gRPC itself ends the call then.
@@ -298,67 +306,6 @@ class RpcHandler(grpc.GenericRpcHandler):
         work = _work(handler, parse, settings.stream_idle_ms / 1000)
         return self.connections.holding(work) if row.open_ended else work
 
-    async def carry_out(
-        self,
-        method: str,
-        request: Any,
-        rpc: RequestContext,
-        timeout_s: float | None,
-        result: Callable[[Any], T],
-        problem: InvalidArgument | None = None,
-    ) -> T | CouponServiceError:
-        """An operation of a stream: what its method answers, made a `result` of, or the error.
-
-        Around it is all that is around a call; the stream has read it, and sends what it is
-        answered. `timeout_s`: None for that of a call without a deadline. `rpc.deadline` is that of
-        the stream. `problem`: why its request is bad in itself.
-        """
-        started = perf_counter()
-        if self.open_calls >= self._settings.calls_max:
-            error = Overloaded()
-            kind = kind_of(error)
-            self._observer.operations_finished(method, kind.code.name, kind.name, [0.0])
-            return error
-        CURRENT.set(rpc)
-        if self._tracer is not None:
-            rpc.span = self._tracer.call_started(method, rpc.metadata)
-        self.open_calls += 1
-        try:
-            self._authenticate(method, rpc)
-            row = METHODS[method]
-            if self._limiter is not None and self._limiter.limits(rpc):
-                await self._limiter.admit(row.rate_class, rpc)
-            if problem is not None:
-                raise problem
-            if self.open_calls > self._arrivals.busy_calls:
-                await self._arrivals.join()
-            if timeout_s is None:
-                timeout_s = self._settings.default_deadline_ms / 1000
-            own = started + timeout_s
-            rpc.deadline = own if rpc.deadline is None else min(own, rpc.deadline)
-            work = self._behaviors[method](request, None)
-            response = result(await _within(rpc.deadline - perf_counter(), work))
-        except asyncio.CancelledError as error:
-            if _is_cancelled():  # the process ends
-                raise
-            return self._fail(error, method, rpc, started)
-        except Exception as error:  # noqa: BLE001 - each becomes a status
-            return self._fail(error, method, rpc, started)
-        else:
-            self._recorder.add(method, rpc, "OK", "", started)
-            return response
-        finally:
-            self.open_calls -= 1
-
-    def _fail(
-        self, error: BaseException, method: str, rpc: RequestContext, started: float
-    ) -> CouponServiceError:
-        """Logs the error; what it is to the client."""
-        answer = known(error)
-        kind = kind_of(answer)
-        self._recorder.add(method, rpc, kind.code.name, kind.name, started, answer, error)
-        return answer
-
     async def _refuse(
         self,
         error: BaseException,
@@ -368,7 +315,7 @@ class RpcHandler(grpc.GenericRpcHandler):
         started: float,
     ) -> NoReturn:
         """Logs the error and ends the RPC with its status."""
-        await abort(context, self._fail(error, method, rpc, started), error)
+        await abort(context, self._recorder.add_error(method, rpc, error, started), error)
 
 
 def _as_anonymous(method: str, rpc: RequestContext) -> None:
@@ -411,7 +358,7 @@ def _work(
     return many if handler.response_streaming else one
 
 
-async def _within(seconds: float, work: Awaitable[T]) -> T:
+async def _within(seconds: float, work: Awaitable[bytes | None]) -> bytes | None:
     """What `work` returns. Raises DeadlineExceeded after `seconds`."""
     limit = asyncio.timeout(seconds)
     try:

@@ -146,7 +146,7 @@ async def running(
         counted: list[tuple[str, str, str]] = []
         observer = Observer(counted)
         handler = RpcHandler(settings, log, observer, authenticate, limiter, guesses)
-        checkout = CheckoutStreams(handler, streams, observer)
+        checkout = CheckoutStreams(handler.operations, streams, observer)
         run = Running(target, channel, handler, capture, counted, checkout)
         servicer: Any = AnyServicer(behavior)
 

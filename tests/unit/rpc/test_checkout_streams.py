@@ -604,7 +604,7 @@ async def test_a_cut_stream_loses_answers_and_no_effects() -> None:
         client.call.cancel()
         await until(lambda: any(it["status"] == "CANCELLED" for it in run.lines))
         assert held.finished == []
-        draining = asyncio.ensure_future(run.streams.drain())
+        draining = asyncio.ensure_future(run.handler.operations.drain())
         await asyncio.sleep(0.1)
         assert not draining.done()
         held.release()
