@@ -10,6 +10,7 @@ import os
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 from coupon_service.errors import CodeChecksumInvalid, CodeSpaceExhausted, FieldViolation
 from coupon_service.model.normalization import CODE_LENGTH_MAX
@@ -31,6 +32,7 @@ RandomSource = Callable[[int], bytes]
 """Returns that many unpredictable bytes; ``os.urandom`` in production."""
 
 
+@lru_cache(4_096)  # a command asks seven times
 def bucket_of(code: str) -> int:
     """The bucket, 0 to 63, of a normalised code: the low six bits of the CRC-32 of its UTF-8.
 

@@ -133,10 +133,10 @@ class Draft:
         keys = order_keys(
             event.code or "", event.order_id or "", event.user_id or "", event.order_user_id
         )
-        for key in keys:
-            if event.type is EventType.REDEEMED:
-                self.state.orders[key] = event.event_id
-            else:
+        if event.type is EventType.REDEEMED:
+            self.state.orders.update(dict.fromkeys(keys, event.event_id))
+        else:
+            for key in keys:
                 self.state.orders.pop(key, None)
 
     def count(self, book_id: UUID, counter: str, change: int) -> None:

@@ -152,8 +152,9 @@ def _redeem(
 ) -> Redeem:
     code = fields.code("code", item.code)
     book_id = fields.optional_uuid("book_id", item.book_id)
-    user_id = rpc.user(fields.identifier("user_id", item.user_id))
-    order_id = fields.identifier("order_id", item.order_id, optional=True)
+    sent_user_id, sent_order_id = item.user_id, item.order_id
+    user_id = rpc.user(fields.identifier("user_id", sent_user_id))
+    order_id = fields.identifier("order_id", sent_order_id, optional=True)
     order: Money | None = None
     if item.HasField("order_amount"):
         order = fields.money("order_amount", item.order_amount)
@@ -169,7 +170,7 @@ def _redeem(
         )
 
     ids = call.caller, user_id, order_id
-    sent = call.caller, item.user_id or user_id, item.order_id
+    sent = call.caller, sent_user_id or user_id, sent_order_id
     named, parameters = attempt(*ids)
     return Redeem(
         call=call,
