@@ -1,4 +1,4 @@
-"""Switch codes off and on."""
+"""Disable and enable codes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from coupon_service.rules.derived_states import code_state
 from coupon_service.rules.draft import Draft
 
 
-def switch(command: SetCodeEnabled, code: Code, book: Book, draft: Draft) -> Outcome:
+def set_enabled(command: SetCodeEnabled, code: Code, book: Book, draft: Draft) -> Outcome:
     """Disables the code, or lets its counts say its state again."""
     disabling = command.type is EventType.CODE_DISABLED
     if disabling is (code.state is CodeState.DISABLED):

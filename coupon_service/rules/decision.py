@@ -31,7 +31,7 @@ from coupon_service.model import (
     WriteSet,
 )
 from coupon_service.rules.assignments import assign, assign_random, revoke
-from coupon_service.rules.code_states import switch
+from coupon_service.rules.code_states import set_enabled
 from coupon_service.rules.draft import Draft
 from coupon_service.rules.locks import change_lock, lock
 from coupon_service.rules.redemptions import redeem, rollback
@@ -122,4 +122,4 @@ def _carry_out(command: CodeCommand, code: Code, book: Book, draft: Draft) -> Ou
         case Revoke():
             return revoke(command, code, book, draft)
         case _:
-            return switch(command, code, book, draft)
+            return set_enabled(command, code, book, draft)

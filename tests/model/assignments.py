@@ -217,7 +217,7 @@ class Assignments(ModelState):
         source = book_id, request_id
         self.codes |= {code: Code(code, book_id, source) for code in sorted(made)}
 
-    def switch(self, event: str, code: str, request_id: str) -> Message:
+    def set_enabled(self, event: str, code: str, request_id: str) -> Message:
         """Disable or Enable Code."""
         row, book = self.find(code)
         if again := self.once((event, code, request_id), (), None):

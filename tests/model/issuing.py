@@ -182,7 +182,7 @@ class Issuing(Program):
         verb=any_of(["Disable", "Enable"]),
         request_id=REQUEST_IDS,
     )
-    def switch(self, which: int, verb: str, request_id: str) -> None:
+    def set_enabled(self, which: int, verb: str, request_id: str) -> None:
         off = [it.code for it in self.world.codes.values() if it.disabled]
         code, request_id = self.code(which), self.fresh(request_id)
         if off and which % 4:
@@ -191,7 +191,7 @@ class Issuing(Program):
         self.call(
             getattr(self.api.codes, f"{verb}Code"),
             kind(code=self.typed(code, which), request_id=request_id),
-            lambda _: self.world.switch(f"CODE_{verb.upper()}D", code, request_id),
+            lambda _: self.world.set_enabled(f"CODE_{verb.upper()}D", code, request_id),
         )
 
     # --- assignments ----------------------------------------------------------------------------

@@ -131,7 +131,7 @@ def test_a_repeat_of_an_assignment_is_recognised() -> None:
 
 def test_a_repeat_of_a_change_of_a_code_is_recognised() -> None:
     request = code_pb.DisableCodeRequest(request_id="r-1", code="summer-25")
-    assert ids(codes.read_switch(request, EventType.CODE_DISABLED, RPC)) == (
+    assert ids(codes.read_set_enabled(request, EventType.CODE_DISABLED, RPC)) == (
         "156c208187c98a1aba097e3207094dfe",
         -1970711489451281740,
     )

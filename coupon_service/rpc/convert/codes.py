@@ -158,7 +158,7 @@ def read_list(
     return book_id, state, page
 
 
-def read_switch(
+def read_set_enabled(
     request: pb.DisableCodeRequest | pb.EnableCodeRequest, event: EventType, rpc: RequestContext
 ) -> SetCodeEnabled:
     """The command to disable or enable a code: `event` says which."""

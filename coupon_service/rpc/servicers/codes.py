@@ -142,22 +142,22 @@ class CouponCodeServicer(CouponCodeServiceServicer):
     async def DisableCode(
         self, request: pb.DisableCodeRequest, context: Any
     ) -> pb.DisableCodeResponse:
-        command = convert.read_switch(request, EventType.CODE_DISABLED, current())
-        message, replayed = await self._switch(command)
+        command = convert.read_set_enabled(request, EventType.CODE_DISABLED, current())
+        message, replayed = await self._set_enabled(command)
         return pb.DisableCodeResponse(coupon_code=message, replayed=replayed)
 
     async def EnableCode(
         self, request: pb.EnableCodeRequest, context: Any
     ) -> pb.EnableCodeResponse:
-        command = convert.read_switch(request, EventType.CODE_ENABLED, current())
-        message, replayed = await self._switch(command)
+        command = convert.read_set_enabled(request, EventType.CODE_ENABLED, current())
+        message, replayed = await self._set_enabled(command)
         return pb.EnableCodeResponse(coupon_code=message, replayed=replayed)
 
-    async def _switch(self, command: SetCodeEnabled) -> tuple[pb.CouponCode, bool]:
+    async def _set_enabled(self, command: SetCodeEnabled) -> tuple[pb.CouponCode, bool]:
         (outcome,) = await self._commands.submit(CommandGroup((command,)))
         done = done_of(outcome)
         if done.code is None:
-            raise AssertionError("a code was switched and not returned")
+            raise AssertionError("a code was changed and not returned")
         state = effective_code_state(done.code, done.book, self._now())
         return convert.code_message(done.code, done.book, state), done.replayed
 

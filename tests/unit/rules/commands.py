@@ -218,15 +218,15 @@ def revoke(code: str = "A", user: str = "ann", by: Call | None = None) -> Revoke
 
 def disable(code: str = "A", by: Call | None = None) -> SetCodeEnabled:
     """The command of DisableCode."""
-    return _switch(EventType.CODE_DISABLED, code, by or call())
+    return _set_enabled(EventType.CODE_DISABLED, code, by or call())
 
 
 def enable(code: str = "A", by: Call | None = None) -> SetCodeEnabled:
     """The command of EnableCode."""
-    return _switch(EventType.CODE_ENABLED, code, by or call())
+    return _set_enabled(EventType.CODE_ENABLED, code, by or call())
 
 
-def _switch(event: EventType, code: str, by: Call) -> SetCodeEnabled:
+def _set_enabled(event: EventType, code: str, by: Call) -> SetCodeEnabled:
     return SetCodeEnabled(
         call=by,
         type=event,

@@ -198,13 +198,13 @@ def test_a_code_is_looked_up_as_it_is_stored() -> None:
 
 def test_disabling_and_enabling_are_two_attempts_under_one_request_id() -> None:
     request = pb.DisableCodeRequest(code="s-abab", request_id="r")
-    off = codes.read_switch(request, EventType.CODE_DISABLED, rpc())
-    on = codes.read_switch(request, EventType.CODE_ENABLED, rpc())
+    off = codes.read_set_enabled(request, EventType.CODE_DISABLED, rpc())
+    on = codes.read_set_enabled(request, EventType.CODE_ENABLED, rpc())
     assert (off.code, off.type) == ("SABAB", EventType.CODE_DISABLED)
     assert off.event_id != on.event_id
     assert bucket_of_event(off.event_id) == bucket_of("SABAB")
     bad = pb.EnableCodeRequest(request_id="a b")
-    assert bad_fields(lambda: codes.read_switch(bad, EventType.CODE_ENABLED, rpc())) == [
+    assert bad_fields(lambda: codes.read_set_enabled(bad, EventType.CODE_ENABLED, rpc())) == [
         "request_id",
         "code",
     ]
