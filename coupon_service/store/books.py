@@ -26,6 +26,7 @@ from coupon_service.model import (
     bucket_of_book,
     event_id,
 )
+from coupon_service.model.codes import CodeFormat
 from coupon_service.model.normalization import id_spellings
 from coupon_service.rules import book_updates
 from coupon_service.store.arrays import int_array, uuid_array
@@ -175,12 +176,16 @@ class Books:
 
         return await self._database.read("book_stats", work)
 
-    async def codes_taken(self, book_id: UUID, business_id: str) -> tuple[Book, int]:
-        """The book, and how many codes it has or is getting. Raises BookNotFound."""
+    async def codes_taken(
+        self, book_id: UUID, business_id: str, code_format: CodeFormat | None = None
+    ) -> tuple[Book, int]:
+        """The book, with this code format or its own, and how many codes there are or will be, in
+        it and in others with this format. Raises BookNotFound."""
 
         async def work(connection: Connection) -> tuple[Book, int]:
             book = await select_book(connection, book_id, business_id)
-            return book, await codes_taken(connection, book_id)
+            book = replace(book, code_format=code_format or book.code_format)
+            return book, await codes_taken(connection, book)
 
         return await self._database.read("codes_taken", work)
 

@@ -162,7 +162,9 @@ class PreviewCodesRequest(_message.Message):
     count: _builtins.int
     """Number of codes: 1-10^9."""
     book_id: _builtins.str
-    """A book whose codes, those being generated included, count as used. Optional."""
+    """A book whose codes, those being generated included, count as used, and so do those of the others
+    of its business with this format, as in GenerateCodes. Optional.
+    """
     sample_count: _builtins.int
     """Number of samples: 0-100, 5 when 0."""
     @_builtins.property

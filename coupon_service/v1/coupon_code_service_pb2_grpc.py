@@ -104,13 +104,14 @@ class CouponCodeServiceServicer:
 
     def GenerateCodes(self, request, context):
         """Generates `count` random codes in the book's `code_format`, in committed chunks, with a progress
-        message after each. When the connection breaks, call again with the same `request_id` and
-        `count`: it resumes after the last committed chunk. Resource of the request_id: the book.
-        CODE_SPACE_EXHAUSTED at once when the book would then use more than half of the codes of its
-        format: a call reserves its whole count when it begins, so that concurrent calls count as well. A
-        broken call that is not resumed within an hour is abandoned: its remaining codes are free for
-        others, and resuming it reserves them again. CONTENTION when a call was abandoned while it
-        stalled, or the format was changed; INVALID_STATE_TRANSITION when the book is CLOSED.
+        message after each. When the connection breaks, call again with the same `request_id` and `count`:
+        it resumes after the last committed chunk. Resource of the request_id: the book.
+        CODE_SPACE_EXHAUSTED at once when more than half of the codes of its format would then be used, by
+        this book and the others of its business that have this format (10^10 codes or fewer): a call
+        reserves its whole count when it begins, so that concurrent calls count as well. A broken call
+        that is not resumed within an hour is abandoned: its remaining codes are free for others, and
+        resuming it reserves them again. CONTENTION when a call was abandoned while it stalled, or the
+        format was changed; INVALID_STATE_TRANSITION when the book is CLOSED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -45,13 +45,14 @@ class CouponCodeServiceStub:
     """Checks whether a format has enough codes, and returns samples. Changes nothing."""
     GenerateCodes: _grpc.UnaryStreamMultiCallable[_coupon_code_service_pb2.GenerateCodesRequest, _coupon_code_service_pb2.GenerateCodesResponse]
     """Generates `count` random codes in the book's `code_format`, in committed chunks, with a progress
-    message after each. When the connection breaks, call again with the same `request_id` and
-    `count`: it resumes after the last committed chunk. Resource of the request_id: the book.
-    CODE_SPACE_EXHAUSTED at once when the book would then use more than half of the codes of its
-    format: a call reserves its whole count when it begins, so that concurrent calls count as well. A
-    broken call that is not resumed within an hour is abandoned: its remaining codes are free for
-    others, and resuming it reserves them again. CONTENTION when a call was abandoned while it
-    stalled, or the format was changed; INVALID_STATE_TRANSITION when the book is CLOSED.
+    message after each. When the connection breaks, call again with the same `request_id` and `count`:
+    it resumes after the last committed chunk. Resource of the request_id: the book.
+    CODE_SPACE_EXHAUSTED at once when more than half of the codes of its format would then be used, by
+    this book and the others of its business that have this format (10^10 codes or fewer): a call
+    reserves its whole count when it begins, so that concurrent calls count as well. A broken call
+    that is not resumed within an hour is abandoned: its remaining codes are free for others, and
+    resuming it reserves them again. CONTENTION when a call was abandoned while it stalled, or the
+    format was changed; INVALID_STATE_TRANSITION when the book is CLOSED.
     """
     ImportCodes: _grpc.StreamStreamMultiCallable[_coupon_code_service_pb2.ImportCodesRequest, _coupon_code_service_pb2.ImportCodesResponse]
     """Uploads codes. The first message is the header, each further one a chunk; each chunk is
@@ -93,13 +94,14 @@ class CouponCodeServiceAsyncStub(CouponCodeServiceStub):
     """Checks whether a format has enough codes, and returns samples. Changes nothing."""
     GenerateCodes: _aio.UnaryStreamMultiCallable[_coupon_code_service_pb2.GenerateCodesRequest, _coupon_code_service_pb2.GenerateCodesResponse]  # type: ignore[assignment]
     """Generates `count` random codes in the book's `code_format`, in committed chunks, with a progress
-    message after each. When the connection breaks, call again with the same `request_id` and
-    `count`: it resumes after the last committed chunk. Resource of the request_id: the book.
-    CODE_SPACE_EXHAUSTED at once when the book would then use more than half of the codes of its
-    format: a call reserves its whole count when it begins, so that concurrent calls count as well. A
-    broken call that is not resumed within an hour is abandoned: its remaining codes are free for
-    others, and resuming it reserves them again. CONTENTION when a call was abandoned while it
-    stalled, or the format was changed; INVALID_STATE_TRANSITION when the book is CLOSED.
+    message after each. When the connection breaks, call again with the same `request_id` and `count`:
+    it resumes after the last committed chunk. Resource of the request_id: the book.
+    CODE_SPACE_EXHAUSTED at once when more than half of the codes of its format would then be used, by
+    this book and the others of its business that have this format (10^10 codes or fewer): a call
+    reserves its whole count when it begins, so that concurrent calls count as well. A broken call
+    that is not resumed within an hour is abandoned: its remaining codes are free for others, and
+    resuming it reserves them again. CONTENTION when a call was abandoned while it stalled, or the
+    format was changed; INVALID_STATE_TRANSITION when the book is CLOSED.
     """
     ImportCodes: _aio.StreamStreamMultiCallable[_coupon_code_service_pb2.ImportCodesRequest, _coupon_code_service_pb2.ImportCodesResponse]  # type: ignore[assignment]
     """Uploads codes. The first message is the header, each further one a chunk; each chunk is
@@ -150,13 +152,14 @@ class CouponCodeServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_coupon_code_service_pb2.GenerateCodesResponse], _abc.AsyncIterator[_coupon_code_service_pb2.GenerateCodesResponse]]:
         """Generates `count` random codes in the book's `code_format`, in committed chunks, with a progress
-        message after each. When the connection breaks, call again with the same `request_id` and
-        `count`: it resumes after the last committed chunk. Resource of the request_id: the book.
-        CODE_SPACE_EXHAUSTED at once when the book would then use more than half of the codes of its
-        format: a call reserves its whole count when it begins, so that concurrent calls count as well. A
-        broken call that is not resumed within an hour is abandoned: its remaining codes are free for
-        others, and resuming it reserves them again. CONTENTION when a call was abandoned while it
-        stalled, or the format was changed; INVALID_STATE_TRANSITION when the book is CLOSED.
+        message after each. When the connection breaks, call again with the same `request_id` and `count`:
+        it resumes after the last committed chunk. Resource of the request_id: the book.
+        CODE_SPACE_EXHAUSTED at once when more than half of the codes of its format would then be used, by
+        this book and the others of its business that have this format (10^10 codes or fewer): a call
+        reserves its whole count when it begins, so that concurrent calls count as well. A broken call
+        that is not resumed within an hour is abandoned: its remaining codes are free for others, and
+        resuming it reserves them again. CONTENTION when a call was abandoned while it stalled, or the
+        format was changed; INVALID_STATE_TRANSITION when the book is CLOSED.
         """
 
     @_abc_1.abstractmethod

@@ -109,7 +109,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     ERROR_REASON_CODE_SPACE_EXHAUSTED: _ErrorReason.ValueType  # 30
     """[FAILED_PRECONDITION] The code format is too small for the number of codes. Metadata:
-    `capacity`, `existing` (those included that are being made), `requested`, `max_codes`.
+    `capacity`, `existing` (in all books of the business with this format, those included that are
+    being made), `requested`, `max_codes`.
     """
     ERROR_REASON_INVALID_STATE_TRANSITION: _ErrorReason.ValueType  # 31
     """[FAILED_PRECONDITION] The state of the book, code or assignment does not allow this change; or a
@@ -266,7 +267,8 @@ both are by services, for anybody. Metadata: `redemption_id`.
 """
 ERROR_REASON_CODE_SPACE_EXHAUSTED: ErrorReason.ValueType  # 30
 """[FAILED_PRECONDITION] The code format is too small for the number of codes. Metadata:
-`capacity`, `existing` (those included that are being made), `requested`, `max_codes`.
+`capacity`, `existing` (in all books of the business with this format, those included that are
+being made), `requested`, `max_codes`.
 """
 ERROR_REASON_INVALID_STATE_TRANSITION: ErrorReason.ValueType  # 31
 """[FAILED_PRECONDITION] The state of the book, code or assignment does not allow this change; or a

@@ -116,13 +116,37 @@ def generation_reserved_without_a_lock() -> Mutant:
     async def select(connection: Any, book_id: Any, business_id: Any, **_: Any) -> Any:
         return await select_book(connection, book_id, business_id)
 
-    async def taken(connection: Any, book_id: Any) -> int:
-        counted = await codes_taken(connection, book_id)
+    async def taken(connection: Any, book: Any) -> int:
+        counted = await codes_taken(connection, book)
         await asyncio.sleep(BETWEEN_S)
         return counted
 
     return _all(
         mock.patch.object(generation, "select_book", select),
+        mock.patch.object(generations, "codes_taken", taken),
+        mock.patch.object(generations, "_is_shared", return_value=False),
+    )
+
+
+def books_of_a_format_counted_alone() -> Mutant:
+    """Each book has a format for itself, also where it is the same one."""
+    return mock.patch.object(generations, "_is_shared", return_value=False)
+
+
+def format_not_locked() -> Mutant:
+    """Generations that begin in two books of a format do not wait for each other."""
+    codes_taken = generations.codes_taken
+
+    async def unlocked(*_: object) -> None:
+        pass
+
+    async def taken(connection: Any, book: Any) -> int:
+        counted = await codes_taken(connection, book)
+        await asyncio.sleep(BETWEEN_S)
+        return counted
+
+    return _all(
+        mock.patch.object(generations, "_lock_format", unlocked),
         mock.patch.object(generations, "codes_taken", taken),
     )
 

@@ -20,6 +20,8 @@ CAUGHT_BY: dict[Callable[[], mutants.Mutant], Callable[[Stack], None]] = {
     mutants.ledger_outside_the_transaction: harness.refused_for_contention,
     mutants.unsorted_row_locks: harness.race_of_batches,
     mutants.generation_reserved_without_a_lock: harness.race_of_generations,
+    mutants.books_of_a_format_counted_alone: harness.race_of_books_of_a_format,
+    mutants.format_not_locked: harness.race_of_books_of_a_format,
     mutants.bulk_work_without_a_turn: harness.generation_beside_another,
     mutants.no_shield: harness.storm_of_cancellations,
     mutants.fence_ignored: harness.late_holder_after_a_flush,

@@ -66,8 +66,10 @@ class CouponCodeServicer(CouponCodeServiceServicer):
         preview = convert.read_preview(request)
         code_format, existing = preview.code_format or CodeFormat(), 0
         if preview.book_id is not None:
-            book, existing = await self._books.codes_taken(preview.book_id, current().business_id)
-            code_format = preview.code_format or book.code_format
+            book, existing = await self._books.codes_taken(
+                preview.book_id, current().business_id, preview.code_format
+            )
+            code_format = book.code_format
         samples = generate(code_format, min(preview.samples, code_format.capacity // 2))
         problem = None
         try:

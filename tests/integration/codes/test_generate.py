@@ -219,6 +219,37 @@ def test_calls_at_once_never_fill_a_format(api: Api) -> None:
     assert not preview(api, 1, book_id=book.book_id).feasible
 
 
+def test_books_of_a_business_never_fill_a_format_together(api: Api) -> None:
+    business, same = unique("business"), prefix()
+
+    def book(owner: str = business, **fields: Any) -> str:
+        form: dict[str, Any] = {"length": 4, "alphabet": "AB", "prefix": same, **fields}
+        return api.draft(business_id=owner, code_format=books.CodeFormat(**form)).book_id
+
+    generate(api, book(), 6)
+    for other in (
+        book(prefix=prefix()),
+        book(alphabet="CD"),
+        book(length=5),
+        book(suffix="XY"),
+        book(check_character=True),
+    ):
+        generate(api, other, 8)
+    generate(api, book(owner=unique("other")), 5)
+    looks_otherwise = book(alphabet="BA", separator="-", group_size=2)
+    for same_codes in (book(), looks_otherwise):
+        assert not preview(api, 3, book_id=same_codes).feasible
+        with refused("CODE_SPACE_EXHAUSTED") as it:
+            generate(api, same_codes, 3)
+        assert it.metadata["existing"] == "6"
+    form = books.CodeFormat(length=4, alphabet="AB", prefix=same)
+    in_other_format = book(prefix=prefix())
+    assert preview(api, 3, book_id=in_other_format).feasible
+    assert not preview(api, 3, book_id=in_other_format, code_format=form).feasible
+    generate(api, looks_otherwise, 2)
+    assert not preview(api, 1, book_id=looks_otherwise).feasible
+
+
 def test_a_preview_counts_the_codes_that_are_being_made(api: Api) -> None:
     form = books.CodeFormat(length=6, alphabet="ABCDEFGHIJ", prefix=prefix())
     book = api.draft(code_format=form)
