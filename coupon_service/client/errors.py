@@ -1,0 +1,488 @@
+"""Why a call was not carried out: one class for each reason of the contract.
+
+A class has what the metadata of its reason names as attributes; what the service did not send is 0,
+empty or None. The classes of reasons derive from those of statuses, which also stand for reasons
+that this version does not know, and for statuses that the service did not send itself.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Final, TypeVar
+
+import grpc
+from google.protobuf.message import Message
+from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
+from google.rpc.status_pb2 import Status
+from grpc import StatusCode
+
+from coupon_service.v1.error_reason_pb2 import ErrorReason, ItemError
+from coupon_service.v1.redemption_service_pb2 import CheckoutError
+
+Detail = TypeVar("Detail", bound=Message)
+
+STATUS_DETAILS: Final = "grpc-status-details-bin"
+PREFIX: Final = "ERROR_REASON_"
+UNKNOWN_OUTCOMES: Final = frozenset(
+    {
+        StatusCode.UNAVAILABLE,
+        StatusCode.DEADLINE_EXCEEDED,
+        StatusCode.CANCELLED,  # what gRPC answers calls that reach a worker while it ends
+        StatusCode.INTERNAL,
+        StatusCode.UNKNOWN,
+    }
+)
+"""Statuses of calls that may have changed something. A repeat settles it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """An invalid field of a request. `field` is empty when the request is bad as a whole."""
+
+    field: str
+    description: str
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """What the service, or gRPC, says of a call or an operation that failed."""
+
+    status: StatusCode
+    message: str
+    reason: str = ""
+    metadata: Mapping[str, str] = field(default_factory=dict[str, str])
+    retry_after_s: float | None = None
+    violations: Sequence[Violation] = ()
+
+
+class CouponError(Exception):
+    """A call was not carried out, or it is not known whether it was.
+
+    `outcome_unknown`: this or an earlier try of the call may have changed something. The same call
+    with this `request_id` settles it, at any time.
+    """
+
+    status = StatusCode.UNKNOWN
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem.message)
+        self.message = problem.message
+        """A description for people. Not stable."""
+        self.reason = problem.reason
+        """The name of the ErrorReason, such as CODE_LOCKED, or that of the status where the service
+        gave none."""
+        self.metadata = problem.metadata
+        """The metadata of the reason."""
+        self.status = problem.status
+        """The gRPC status."""
+        self.retry_after_s = problem.retry_after_s
+        """After which time a repeat may help, where the service says so."""
+        self.violations = problem.violations
+        """The invalid fields."""
+        self.outcome_unknown = problem.status in UNKNOWN_OUTCOMES
+        self.request_id = ""
+        """Of the call. Empty for calls that change nothing."""
+        for key in type(self).__annotations__.keys() & problem.metadata.keys():
+            with suppress(ValueError):
+                setattr(self, key, _value(problem.metadata[key], getattr(self, key)))
+
+    def __str__(self) -> str:
+        bad = "".join(f"\n  {it.field or 'request'}: {it.description}" for it in self.violations)
+        return f"{self.reason}: {self.message}{bad}"
+
+
+def _value(text: str, default: object) -> int | str | datetime:
+    """A value of the metadata: of the type of its default, or a time."""
+    match default:
+        case int():
+            return int(text)
+        case str():
+            return text
+        case _:
+            return datetime.fromisoformat(text)
+
+
+# --- statuses -----------------------------------------------------------------------------------
+
+
+class NotFound(CouponError):
+    """No such resource."""
+
+    status = StatusCode.NOT_FOUND
+
+
+class Refused(CouponError):
+    """The rules of the book, or the state of the code, do not allow it now. Nothing was changed."""
+
+    status = StatusCode.FAILED_PRECONDITION
+
+
+class AlreadyExists(CouponError):
+    """It is there already. Nothing was changed."""
+
+    status = StatusCode.ALREADY_EXISTS
+
+
+class InvalidArgument(CouponError):
+    """The request is invalid: `violations` has every bad field. Nothing was changed."""
+
+    status = StatusCode.INVALID_ARGUMENT
+
+
+class Aborted(CouponError):
+    """Others were faster. Nothing was changed."""
+
+    status = StatusCode.ABORTED
+
+
+class ResourceExhausted(CouponError):
+    """Too much at a time: try later. Never a limit of a book. Nothing was changed."""
+
+    status = StatusCode.RESOURCE_EXHAUSTED
+
+
+class Unauthenticated(CouponError):
+    """The service accepts no call without a valid token."""
+
+    status = StatusCode.UNAUTHENTICATED
+
+
+class PermissionDenied(CouponError):
+    """The token does not allow the call."""
+
+    status = StatusCode.PERMISSION_DENIED
+
+
+class Unavailable(CouponError):
+    """The service, or what it depends on, cannot be reached."""
+
+    status = StatusCode.UNAVAILABLE
+
+
+class DeadlineExceeded(CouponError):
+    """There was no answer within the time that the call has."""
+
+    status = StatusCode.DEADLINE_EXCEEDED
+
+
+class Internal(CouponError):
+    """A fault of the service, which has more about it in its log, under the `error_id`."""
+
+    status = StatusCode.INTERNAL
+    error_id: str = ""
+
+
+# --- reasons: not found -------------------------------------------------------------------------
+
+
+class BookNotFound(NotFound):
+    """No coupon book with this id."""
+
+
+class CodeNotFound(NotFound):
+    """No such coupon code, or not in the given book; for an end user also one that the user cannot
+    use.
+    """
+
+
+class AssignmentNotFound(NotFound):
+    """The code is not assigned to this user."""
+
+
+class LockNotFound(NotFound):
+    """No such lock."""
+
+
+class RedemptionNotFound(NotFound):
+    """No such redemption."""
+
+
+# --- reasons: refused ---------------------------------------------------------------------------
+
+
+class BookNotActive(Refused):
+    """The book is DRAFT, PAUSED or CLOSED."""
+
+    state: str = ""
+
+
+class BookNotStarted(Refused):
+    """The book's validity window begins at `start_time`."""
+
+    start_time: datetime | None = None
+
+
+class BookExpired(Refused):
+    """The book's validity window ended at `end_time`."""
+
+    end_time: datetime | None = None
+
+
+class CodeDisabled(Refused):
+    """The code was disabled."""
+
+
+class CodeExpired(Refused):
+    """The code was valid for this user until `expire_time`."""
+
+    expire_time: datetime | None = None
+
+
+class CodeAlreadyRedeemed(Refused):
+    """The code allows one redemption and has been redeemed."""
+
+
+class CodeLimitExceeded(Refused):
+    """The code has been redeemed as often as it allows."""
+
+    limit: int = 0
+
+
+class UserLimitExceeded(Refused):
+    """The user has reached a limit of the book: `limit_name` is its field of BookLimits."""
+
+    limit_name: str = ""
+    limit: int = 0
+
+
+class BookLimitExceeded(Refused):
+    """The book has been redeemed as often as it allows."""
+
+    limit: int = 0
+
+
+class NoCodesAvailable(Refused):
+    """The book has no code left to assign."""
+
+
+class CodeNotAssignedToUser(Refused):
+    """The book requires an assignment and the user has none for this code."""
+
+
+class CodeLocked(Refused):
+    """All remaining uses are locked for others; the first may be free after `retry_after_ms`."""
+
+    retry_after_ms: int = 0
+
+
+class LockRequired(Refused):
+    """The book requires a lock before a redemption."""
+
+
+class LockExpired(Refused):
+    """The lock is no longer held. `state`, where it is known: EXPIRED, RELEASED or REDEEMED."""
+
+    state: str = ""
+
+
+class LockTokenMismatch(Refused):
+    """The token is not one of the service, or belongs to another code or user."""
+
+
+class LockLimitExceeded(Refused):
+    """The user has reached the limit of live locks, or the lock that of extensions."""
+
+    limit: int = 0
+
+
+class OrderBelowMinimum(Refused):
+    """The order amount is below the book's minimum, or was not given."""
+
+    minimum_minor: int = 0
+    currency_code: str = ""
+
+
+class CurrencyMismatch(Refused):
+    """The order is in another currency than the book, which is in `currency_code`."""
+
+    currency_code: str = ""
+
+
+class AlreadyRolledBack(Refused):
+    """The redemption has been rolled back before."""
+
+    redemption_id: str = ""
+    rollback_time: datetime | None = None
+
+
+class OrderAlreadyRedeemed(Refused):
+    """The code has a live redemption for this order: `redemption_id`."""
+
+    redemption_id: str = ""
+
+
+class CodeSpaceExhausted(Refused):
+    """The code format is too small for the number of codes."""
+
+    capacity: int = 0
+    existing: int = 0
+    requested: int = 0
+    max_codes: int = 0
+
+
+class InvalidStateTransition(Refused):
+    """The state of the book, code or assignment does not allow this change."""
+
+    state: str = ""
+
+
+class AssignmentNotActive(Refused):
+    """The assignment was made, and is no longer active: REDEEMED or REVOKED."""
+
+    state: str = ""
+
+
+# --- reasons: already exists, invalid -----------------------------------------------------------
+
+
+class CodeAlreadyAssigned(AlreadyExists):
+    """The code is assigned to this user already, or to as many as it has redemptions."""
+
+
+class DuplicateCode(AlreadyExists):
+    """The code already exists, in this or another book."""
+
+
+class CodeChecksumInvalid(InvalidArgument):
+    """The check character of the code does not match: it was mistyped."""
+
+
+class RequestIdReused(InvalidArgument):
+    """The same caller used this request_id on this resource before, with other parameters."""
+
+
+# --- reasons: try again -------------------------------------------------------------------------
+
+
+class ConcurrentModification(Aborted):
+    """The etag is not the current one: read again, then repeat."""
+
+
+class Contention(Aborted):
+    """Too many changes of the same rows at once."""
+
+
+class RateLimited(ResourceExhausted):
+    """Too many requests, or too many unknown codes looked up."""
+
+    retry_after_ms: int = 0
+
+
+class Overloaded(ResourceExhausted):
+    """The service is overloaded."""
+
+
+class DatabaseUnavailable(Unavailable):
+    """PostgreSQL cannot be reached."""
+
+
+class LocksUnavailable(Unavailable):
+    """Redis cannot be reached, so that locks can be neither acquired nor checked."""
+
+
+class StreamEnded(Unavailable):
+    """The service ended a Checkout stream. The operation was not carried out."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem)
+        self.outcome_unknown = False
+
+
+# --- from answers to errors ---------------------------------------------------------------------
+
+
+def _subclasses(kind: type[CouponError]) -> Iterable[type[CouponError]]:
+    for child in kind.__subclasses__():
+        yield child
+        yield from _subclasses(child)
+
+
+def _reason_name(kind: type[CouponError]) -> str:
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", kind.__name__).upper()
+
+
+BY_STATUS: Final[Mapping[StatusCode, type[CouponError]]] = {
+    kind.status: kind for kind in CouponError.__subclasses__()
+}
+"""The general class of each status."""
+
+BY_REASON: Final[Mapping[str, type[CouponError]]] = {
+    name: kind
+    for kind in _subclasses(CouponError)
+    if PREFIX + (name := _reason_name(kind)) in ErrorReason.keys()  # noqa: SIM118 - no mapping
+}
+"""The class of each reason, by its name in the contract."""
+
+_STATUSES: Final[Mapping[int, StatusCode]] = {int(status.value[0]): status for status in StatusCode}
+
+
+def error_of(problem: Problem) -> CouponError:
+    """The exception of a problem: of its reason, of its status, or a CouponError."""
+    kind = BY_REASON.get(problem.reason) or BY_STATUS.get(problem.status) or CouponError
+    return kind(problem)
+
+
+def error_of_call(error: grpc.RpcError) -> CouponError:
+    """The exception of a call that failed."""
+    status = _status_of(error)
+    info = _detail(status, ErrorInfo)
+    retry = _detail(status, RetryInfo)
+    bad = _detail(status, BadRequest) or BadRequest()
+    return error_of(
+        Problem(
+            error.code(),
+            status.message or error.details() or "",
+            info.reason if info is not None else error.code().name,
+            dict(info.metadata) if info is not None else {},
+            retry.retry_delay.ToMilliseconds() / 1000 if retry is not None else None,
+            [Violation(it.field, it.description) for it in bad.field_violations],
+        )
+    )
+
+
+def error_of_operation(error: CheckoutError) -> CouponError:
+    """The exception of an operation of a Checkout stream that failed."""
+    return error_of(
+        Problem(
+            _STATUSES.get(error.code, StatusCode.UNKNOWN),
+            error.error.message,
+            _reason_of(error.error),
+            dict(error.error.metadata),
+            error.retry_delay.ToMilliseconds() / 1000 if error.HasField("retry_delay") else None,
+            [Violation(it.field, it.description) for it in error.field_violations],
+        )
+    )
+
+
+def error_of_item(item: ItemError) -> CouponError:
+    """The exception of one item of a batch, or of one problem of validate_code: raise it, or look
+    at its attributes.
+    """
+    reason = _reason_of(item)
+    status = BY_REASON[reason].status if reason in BY_REASON else StatusCode.UNKNOWN
+    return error_of(Problem(status, item.message, reason, dict(item.metadata)))
+
+
+def _reason_of(item: ItemError) -> str:
+    known = item.reason in ErrorReason.values()
+    return ErrorReason.Name(item.reason).removeprefix(PREFIX) if known else str(item.reason)
+
+
+def _status_of(error: grpc.RpcError) -> Status:
+    metadata: Any = error.trailing_metadata()
+    for key, value in metadata or ():
+        if key == STATUS_DETAILS and isinstance(value, bytes):
+            return Status.FromString(value)
+    return Status()
+
+
+def _detail(status: Status, kind: type[Detail]) -> Detail | None:
+    for packed in status.details:
+        detail = kind()
+        if packed.Unpack(detail):
+            return detail
+    return None

@@ -1,0 +1,88 @@
+"""Methods of AssignmentService."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from coupon_service.client.rpc import listing, unary
+from coupon_service.client.values import Metadata, new_request_id, struct
+from coupon_service.v1 import assignment_service_pb2 as pb
+
+
+class AssignmentMethods:
+    """Assignments of codes to users."""
+
+    @unary(pb.AssignCodeResponse)
+    @staticmethod
+    def assign_code(
+        code: str,
+        user_id: str,
+        *,
+        book_id: str = "",
+        metadata: Metadata | None = None,
+        request_id: str = "",
+    ) -> pb.AssignCodeRequest:
+        """Assign a given code to a user."""
+        return pb.AssignCodeRequest(
+            code=code,
+            user_id=user_id,
+            book_id=book_id,
+            metadata=struct(metadata),
+            request_id=request_id or new_request_id(),
+        )
+
+    @unary(pb.AssignRandomCodeResponse)
+    @staticmethod
+    def assign_random_code(
+        book_id: str, user_id: str, *, metadata: Metadata | None = None, request_id: str = ""
+    ) -> pb.AssignRandomCodeRequest:
+        """Assign a random code of a book to a user. NoCodesAvailable when none is left."""
+        return pb.AssignRandomCodeRequest(
+            book_id=book_id,
+            user_id=user_id,
+            metadata=struct(metadata),
+            request_id=request_id or new_request_id(),
+        )
+
+    @unary(pb.BatchAssignRandomCodesResponse)
+    @staticmethod
+    def batch_assign_random_codes(
+        book_id: str,
+        user_ids: Iterable[str],
+        *,
+        metadata: Metadata | None = None,
+        request_id: str = "",
+    ) -> pb.BatchAssignRandomCodesRequest:
+        """Assign a random code to each of up to 1,000 users, each with its own result.
+        `error_of_item` makes an exception of the error of a result.
+        """
+        return pb.BatchAssignRandomCodesRequest(
+            book_id=book_id,
+            user_ids=user_ids,
+            metadata=struct(metadata),
+            request_id=request_id or new_request_id(),
+        )
+
+    @unary(pb.RevokeAssignmentResponse)
+    @staticmethod
+    def revoke_assignment(
+        code: str, user_id: str, *, request_id: str = ""
+    ) -> pb.RevokeAssignmentRequest:
+        """Revoke the assignment of a code to a user."""
+        return pb.RevokeAssignmentRequest(
+            code=code, user_id=user_id, request_id=request_id or new_request_id()
+        )
+
+    @listing(pb.ListUserCouponsResponse, lambda page: page.coupons)
+    @staticmethod
+    def list_user_coupons(
+        user_id: str,
+        *,
+        book_id: str = "",
+        state: pb.AssignmentState.ValueType = pb.ASSIGNMENT_STATE_UNSPECIFIED,
+        page_size: int = 0,
+    ) -> pb.ListUserCouponsRequest:
+        """The codes that are or were assigned to a user, newest first."""
+        return pb.ListUserCouponsRequest(
+            user_id=user_id, book_id=book_id, state=state, page_size=page_size
+        )

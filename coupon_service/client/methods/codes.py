@@ -1,0 +1,119 @@
+"""Methods of CouponCodeService."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Final
+
+from coupon_service.client.rpc import listing, unary, upload
+from coupon_service.client.values import new_request_id
+from coupon_service.v1 import coupon_book_service_pb2 as books
+from coupon_service.v1 import coupon_code_service_pb2 as pb
+
+CHUNK_ROWS_MAX: Final = 10_000
+CHUNK_MAX_BYTES: Final = 900_000
+"""Of the codes of a chunk; with what a message adds to each it may have 1 MiB."""
+
+
+class CouponCodeMethods:
+    """The codes of a book."""
+
+    @unary(pb.PreviewCodesResponse)
+    @staticmethod
+    def preview_codes(
+        count: int,
+        *,
+        code_format: books.CodeFormat | None = None,
+        book_id: str = "",
+        sample_count: int = 0,
+    ) -> pb.PreviewCodesRequest:
+        """Whether a format has enough codes, and samples. Changes nothing."""
+        return pb.PreviewCodesRequest(
+            count=count, code_format=code_format, book_id=book_id, sample_count=sample_count
+        )
+
+    @listing(pb.GenerateCodesResponse, lambda progress: (progress,))
+    @staticmethod
+    def generate_codes(
+        book_id: str, count: int, *, request_id: str = ""
+    ) -> pb.GenerateCodesRequest:
+        """Generate random codes, with a message after each committed chunk. It is done when the
+        iterator ends. One that was abandoned goes on where it was with the same `request_id`.
+        """
+        return pb.GenerateCodesRequest(
+            book_id=book_id, count=count, request_id=request_id or new_request_id()
+        )
+
+    @upload(pb.ImportCodesResponse)
+    @staticmethod
+    def import_codes(
+        book_id: str, codes: Iterable[str], *, request_id: str = "", min_code_length: int = 0
+    ) -> Iterator[Sequence[pb.ImportCodesRequest]]:
+        """Upload codes in chunks, with the answer to each, which names the rows that did not become
+        codes. It is done when the iterator ends. `index` in an answer counts from the start of its
+        chunk; `chunk_number` and the order of the answers tell which one it is.
+        """
+        header = pb.ImportHeader(
+            book_id=book_id,
+            request_id=request_id or new_request_id(),
+            min_code_length=min_code_length,
+        )
+        for number, chunk in enumerate(_chunks(codes), 1):
+            yield (
+                pb.ImportCodesRequest(header=header),
+                pb.ImportCodesRequest(chunk=pb.ImportChunk(chunk_number=number, codes=chunk)),
+            )
+
+    @listing(pb.ExportCodesResponse, lambda message: message.codes)
+    @staticmethod
+    def export_codes(
+        book_id: str,
+        *,
+        state: pb.CouponCodeState.ValueType = pb.COUPON_CODE_STATE_UNSPECIFIED,
+    ) -> pb.ExportCodesRequest:
+        """All codes of a book, or those in one stored state."""
+        return pb.ExportCodesRequest(book_id=book_id, state=state)
+
+    @unary(pb.GetCodeResponse)
+    @staticmethod
+    def get_code(code: str, *, book_id: str = "") -> pb.GetCodeRequest:
+        """A code with its derived state."""
+        return pb.GetCodeRequest(code=code, book_id=book_id)
+
+    @listing(pb.ListCodesResponse, lambda page: page.codes)
+    @staticmethod
+    def list_codes(
+        book_id: str,
+        *,
+        state: pb.CouponCodeState.ValueType = pb.COUPON_CODE_STATE_UNSPECIFIED,
+        page_size: int = 0,
+    ) -> pb.ListCodesRequest:
+        """Codes of a book, in a stable order without meaning. For all of them: export_codes."""
+        return pb.ListCodesRequest(book_id=book_id, state=state, page_size=page_size)
+
+    @unary(pb.DisableCodeResponse)
+    @staticmethod
+    def disable_code(code: str, *, request_id: str = "") -> pb.DisableCodeRequest:
+        """Make a code unusable until enable_code."""
+        return pb.DisableCodeRequest(code=code, request_id=request_id or new_request_id())
+
+    @unary(pb.EnableCodeResponse)
+    @staticmethod
+    def enable_code(code: str, *, request_id: str = "") -> pb.EnableCodeRequest:
+        """Revert disable_code."""
+        return pb.EnableCodeRequest(code=code, request_id=request_id or new_request_id())
+
+
+def _chunks(codes: Iterable[str]) -> Iterator[Sequence[str]]:
+    """The codes, in as many at a time as one message takes."""
+    chunk: list[str] = []
+    size = 0
+    for code in codes:
+        added = len(code.encode()) + 4
+        if chunk and (len(chunk) == CHUNK_ROWS_MAX or size + added > CHUNK_MAX_BYTES):
+            yield chunk
+            chunk, size = [], 0
+        chunk.append(code)
+        size += added
+    if chunk:
+        yield chunk
