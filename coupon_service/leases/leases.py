@@ -47,7 +47,8 @@ from coupon_service.leases.scripts import (
     user_index,
 )
 from coupon_service.leases.server_check import ServerCheck
-from coupon_service.redis_client.exchange import Client, RedisCommand, connect, unavailable
+from coupon_service.redis_client.clients import connect
+from coupon_service.redis_client.exchange import Client, RedisCommand, unavailable
 from coupon_service.redis_client.pipelines import Pipelines
 from coupon_service.telemetry.metrics import Metrics
 from coupon_service.telemetry.readiness import Readiness

@@ -20,7 +20,8 @@ from limits.aio.storage.redis.bridge import RedisBridge
 
 from coupon_service.batching import BATCHING_DEFAULTS, BatchingSettings, MicroBatcher
 from coupon_service.ratelimit.callers import REMEMBERED_MAX
-from coupon_service.redis_client.exchange import RedisExchange, accepted, connect
+from coupon_service.redis_client.clients import connect
+from coupon_service.redis_client.exchange import RedisExchange, accepted
 
 Window: TypeAlias = tuple[RateLimitItem, str, int]
 """A limit, the key that it is counted under, and how much is added."""

@@ -1,17 +1,12 @@
 """One exchange with Redis: commands go out together, and their replies come back in time.
 
-What redis-py (8.1) does, and why the client is set up as it is:
+What redis-py (8.1) does, and why its pipelines are not used:
 
-* It retries by default (``Redis()``: 10 times). A script whose reply was lost would run twice;
-  ours recognise that, but a dead server would take seconds to be noticed. So: no retries.
 * ``socket_timeout`` starts anew with each reply, so it does not bound a pipeline. One timeout
   around the whole exchange, connecting included, does.
 * A cancellation, which is how that timeout ends an exchange, closes the connection
   (``read_response`` and ``send_packed_command`` do so on every ``BaseException``), so that no reply
   is left unread for whoever takes it next. The next exchange connects again.
-* With RESP3, its default, it takes part in "maintenance notifications": one more round trip to
-  connect, timeouts relaxed to 10 s when the server says so, and no look for unread data or an end
-  of file when a connection is taken from the pool. RESP2 has none of that.
 """
 
 from __future__ import annotations
@@ -24,8 +19,6 @@ from typing import Any, Final, TypeAlias, cast
 
 import hiredis
 from redis.asyncio import Redis, RedisCluster
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
@@ -38,19 +31,6 @@ RedisCommand: TypeAlias = tuple[str | int, ...]
 
 SILENCE_STEPS: Final = 5
 """Turns of the event loop, at least, that Redis has for its replies."""
-
-
-def connect(url: str, timeout_ms: int) -> Redis:
-    """A client for ``url`` (``redis://``, ``rediss://`` or ``unix://``); it connects when used."""
-    return Redis.from_url(  # pyright: ignore[reportUnknownMemberType]
-        url,
-        protocol=2,
-        decode_responses=True,
-        driver_info=None,
-        retry=Retry(NoBackoff(), 0),
-        socket_connect_timeout=timeout_ms / 1000,
-        socket_timeout=None,
-    )
 
 
 class RedisExchange:

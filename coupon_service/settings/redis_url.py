@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from types import MappingProxyType
 from typing import Final
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 EXPECTED: Final = (
-    "a URL such as redis://:password@host:6379/0, rediss://… for TLS, or"
-    " unix:///run/redis/redis.sock"
+    "a URL such as redis://:password@host:6379/0 (rediss:// for TLS), unix:///run/redis.sock or"
+    " redis+sentinel://:password@host:26379,host:26379/name (rediss+sentinel:// for TLS)"
 )
 
 # The parameters of redis-py's connections that can be meant, each with the values that it takes.
@@ -37,6 +37,7 @@ _PARAMETERS: Final[Mapping[str, str]] = MappingProxyType(
         "ssl_ciphers": _TEXT,
     }
 )
+_SENTINEL_PARAMETERS: Final = ("sentinel_username", "sentinel_password")
 
 
 class Topology(Enum):
@@ -44,6 +45,8 @@ class Topology(Enum):
 
     SERVER = "server"
     """The one server, by TCP or by a socket of this machine."""
+    SENTINEL = "sentinel"
+    """Some of the Sentinels that know where the master is."""
 
 
 _SCHEMES: Final = MappingProxyType(
@@ -51,9 +54,11 @@ _SCHEMES: Final = MappingProxyType(
         "redis": Topology.SERVER,
         "rediss": Topology.SERVER,
         "unix": Topology.SERVER,
+        "redis+sentinel": Topology.SENTINEL,
+        "rediss+sentinel": Topology.SENTINEL,
     }
 )
-_PORTS: Final = MappingProxyType({Topology.SERVER: 6379})
+_PORTS: Final = MappingProxyType({Topology.SERVER: 6379, Topology.SENTINEL: 26_379})
 _HOST = re.compile(r"(?P<host>[0-9A-Za-z._-]+|\[[0-9A-Fa-f:.]+\])(:(?P<port>[0-9]{1,5}))?")
 
 
@@ -66,6 +71,11 @@ class RedisUrl:
     """Hosts and ports; none of a socket of this machine."""
     plain: str
     """The URL of the first address as redis-py takes it, with what all have in common."""
+    name: str = ""
+    """Under which the Sentinels know the master."""
+    sentinel_username: str | None = None
+    sentinel_password: str | None = None
+    """Of the Sentinels, where they are not open; user and password of the URL are Redis's."""
 
 
 def read_redis_url(text: str) -> RedisUrl:
@@ -75,22 +85,31 @@ def read_redis_url(text: str) -> RedisUrl:
     if not found or topology is None or re.search(r"\s", text):
         raise ValueError(EXPECTED)
     rest, _, query = rest.partition("?")
-    _check_parameters(query)
-    authority, slash, path = rest.partition("/")
+    parameters = _parameters(query, topology)
+    authority, _, path = rest.partition("/")
     user, at, hosts = authority.rpartition("@")
     if scheme == "unix":
         if hosts or not path:
             raise ValueError(EXPECTED)
         return RedisUrl(topology, (), text)
     addresses = [_address(each, _PORTS[topology]) for each in hosts.split(",")]
-    if len(addresses) > 1:
-        raise ValueError(EXPECTED)
-    if slash and not re.fullmatch(r"[0-9]{0,9}", unquote(path)):
+    of_sentinels = [parameters.pop(it, None) for it in _SENTINEL_PARAMETERS]
+    name = unquote(path) if topology is Topology.SENTINEL else ""
+    number = "" if name else unquote(path)
+    if not re.fullmatch(r"[0-9]{0,9}", number) or not _fits(topology, addresses, name):
         raise ValueError(EXPECTED)
     host, port = addresses[0]
-    plain = f"{scheme}://{user}{at}{host}:{port}/{path}" + (f"?{query}" if query else "")
+    plain = f"{scheme.partition('+')[0]}://{user}{at}{host}:{port}/{number}"
     _check_plain(plain, port)
-    return RedisUrl(topology, tuple(addresses), plain)
+    if parameters:
+        plain += f"?{urlencode(parameters)}"
+    return RedisUrl(topology, tuple(addresses), plain, name, *of_sentinels)
+
+
+def _fits(topology: Topology, addresses: Sequence[object], name: str) -> bool:
+    if topology is Topology.SENTINEL:
+        return re.fullmatch(r"[0-9A-Za-z._-]+", name) is not None
+    return len(addresses) == 1
 
 
 def _check_plain(url: str, port: int) -> None:
@@ -103,11 +122,15 @@ def _check_plain(url: str, port: int) -> None:
         raise ValueError(EXPECTED)
 
 
-def _check_parameters(query: str) -> None:
-    for name, value in parse_qsl(query, keep_blank_values=True):
+def _parameters(query: str, topology: Topology) -> dict[str, str]:
+    parameters = dict(parse_qsl(query, keep_blank_values=True))
+    for name, value in parameters.items():
         pattern = _PARAMETERS.get(name)
+        if name in _SENTINEL_PARAMETERS and topology is Topology.SENTINEL:
+            pattern = _TEXT
         if pattern is None or not re.fullmatch(pattern, value):
             raise ValueError(EXPECTED)
+    return parameters
 
 
 def _address(text: str, default_port: int) -> tuple[str, int]:

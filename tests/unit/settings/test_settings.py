@@ -321,6 +321,8 @@ class TestRedisUrl:
             "rediss://:secret@redis.example:6379/0?ssl_ca_certs=/tls/ca.pem",
             "unix:///run/redis/redis.sock?db=1",
             "unix://user:secret@/run/redis.sock",
+            "redis+sentinel://a/mymaster",
+            "rediss+sentinel://:secret@a:1,[::1]:2,c/mymaster?db=2&sentinel_password=x",
         ],
     )
     def test_url_that_can_be_meant_is_accepted(
@@ -343,6 +345,10 @@ class TestRedisUrl:
             "redis://",
             "unix://run/redis.sock",
             "unix://",
+            "redis+sentinel://a:1,b:2",
+            "redis+sentinel://a:1,,b:2/mymaster",
+            "redis+sentinel://a:1/my/master",
+            "redis://host?sentinel_password=x",
             "http://host",
         ],
     )
