@@ -18,6 +18,7 @@ from bench.loads.ghz import run_ghz, scenario
 from bench.loads.prepare import BATCH_SIZE, batch_request
 from bench.loads.scenarios import CODES, SCENARIOS, Bench, batch_book, spread_book
 from bench.measure.direct import redeem_directly
+from bench.measure.open_loop import open_loop
 from bench.measure.rounds import NOOP, PER_REQUEST, SERVICE
 from bench.servers.stack import ROOT, BenchError
 from coupon_service.embedded.machine import bundled
@@ -276,4 +277,5 @@ PARTS: Final[dict[str, Callable[[Bench, int], Any]]] = {
     "starts": starts,
     "pgbench": pgbench,
     "curves": curves,
+    "open_loop": open_loop,
 }

@@ -64,7 +64,16 @@ def throughput(curves: dict[str, Any], scenario: str) -> str:
 
 def checkout_latency(checkouts: dict[str, Any]) -> str:
     """Latency of the checkout by its load."""
-    service, noop = (sorted(checkouts[it], key=lambda it: it["rate"]) for it in ("service", "noop"))
+    return _latency_by_load("checkout-latency", checkouts)
+
+
+def open_loop(found: dict[str, Any]) -> str:
+    """Latency of RedeemCode by its load."""
+    return _latency_by_load("open-loop-latency", found["points"])
+
+
+def _latency_by_load(name: str, points: dict[str, Any]) -> str:
+    service, noop = (sorted(points[it], key=lambda it: it["rate"]) for it in ("service", "noop"))
 
     def draw(axes: Any) -> None:
         for percent in (50, 95, 99):
@@ -74,7 +83,7 @@ def checkout_latency(checkouts: dict[str, Any]) -> str:
         axes.set_xlabel("calls per second that are due")
         axes.set_ylabel("latency in ms")
 
-    return plot("checkout-latency", draw)
+    return plot(name, draw)
 
 
 def _latency(

@@ -214,6 +214,8 @@ def _parts(parts: dict[str, Any]) -> Iterator[str]:
         yield "## Throughput by calls in flight\n"
         yield "One hot code:\n\n" + plots.throughput(curves, "redeem-hot") + "\n"
         yield "A different code per call:\n\n" + plots.throughput(curves, "redeem-spread") + "\n"
+    if found := parts.get("open_loop"):
+        yield from _open_loop(found)
     if pgbench := parts.get("pgbench"):
         yield "## PostgreSQL alone\n"
         yield (
@@ -223,6 +225,23 @@ def _parts(parts: dict[str, Any]) -> Iterator[str]:
             f" {pgbench['spread_per_s']:,.0f}/s spread. The service exceeds that by batching"
             f" commands. {pgbench['conservation']}.\n"
         )
+
+
+def _open_loop(found: dict[str, Any]) -> Iterator[str]:
+    yield "## Latency by load\n"
+    yield (
+        f"RedeemCode on one hot code, sent when it is due on {found['connections']} connections, at"
+        f" shares of the {found['closed_per_s']:,.0f} calls per second that a closed loop of 1,000"
+        f" calls reached. {found['conservation']}.\n"
+    )
+    rows = [
+        f"| {NAMES[server]} | {it['rate']:,.0f} | {it['sent_per_s']:,.0f} | {it['p50_ms']:.1f}"
+        f" | {it['p95_ms']:.1f} | {it['p99_ms']:.1f} | {it['errors']} |"
+        for server in (SERVICE, NOOP)
+        for it in found["points"][server]
+    ]
+    yield _grid("| server | calls/s | sent/s | p50 ms | p95 ms | p99 ms | errors |", rows)
+    yield plots.open_loop(found) + "\n"
 
 
 def _checkout(server: str, it: dict[str, Any]) -> str:
