@@ -43,22 +43,25 @@ def work_done(server: ServerThread) -> Generator[WorkDone]:
     add, run, run_redis = Pipeline.add, Pipeline.run, redis.run
     books_read: list[Rows] = []
 
+    def record(*steps: str) -> None:
+        if CURRENT.get(None) is not None:  # of a call, not of what goes on beside them
+            work.steps.extend(steps)
+
     def recorded_add(pipeline: Pipeline, statement: Any, parameters: Any = ()) -> Rows:
-        work.steps.append(statement)
+        record(statement)
         rows = add(pipeline, statement, parameters)
         if statement == load.SELECT_BOOKS:
             books_read.append(rows)
         return rows
 
     async def recorded_run(pipeline: Pipeline) -> None:
-        work.steps.append("round trip")
+        record("round trip")
         await run(pipeline)
-        work.steps += ["book" for rows in books_read for _ in rows]
+        record(*("book" for rows in books_read for _ in rows))
         books_read.clear()
 
     async def recorded_run_redis(*commands: Any) -> Any:
-        if CURRENT.get(None) is not None:  # of a call, not of the sweeper
-            work.steps += ["redis" for _ in commands]
+        record(*("redis" for _ in commands))
         return await run_redis(*commands)
 
     with (
