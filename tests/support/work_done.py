@@ -28,11 +28,11 @@ class WorkDone:
         """All that the caller is told, and what was done for it."""
         self.steps.clear()
         try:
-            told = call()
+            answer = call()
         except grpc.RpcError as caught:
             error: Any = caught
-            told = error.code(), error.details(), list(error.trailing_metadata())
-        return told, list(self.steps)
+            answer = error.code(), error.details(), list(error.trailing_metadata())
+        return answer, list(self.steps)
 
 
 @contextmanager

@@ -353,16 +353,16 @@ def test_a_code_that_they_cannot_use_looks_as_if_it_did_not_exist(
 ) -> None:
     code, missing = kind(root, business), unknown(root, business)
     for name, attempt in ATTEMPTS.items():
-        told, done = work.of(partial(attempt, ann, code))
+        answer, done = work.of(partial(attempt, ann, code))
         expected, done_for_nothing = work.of(partial(attempt, ann, missing))
-        assert told == expected, name
+        assert answer == expected, name
         assert done == done_for_nothing, name
         assert done.count("book") == 1, "of a code that does not exist another one is read"
         assert "COMMIT" not in done, "it waits for the disk, also where only rows were locked"
-        if isinstance(told, redemptions.ValidateCodeResponse):
-            assert reasons_of(told) == ["CODE_NOT_FOUND"]
+        if isinstance(answer, redemptions.ValidateCodeResponse):
+            assert reasons_of(answer) == ["CODE_NOT_FOUND"]
         else:
-            assert told[0] is grpc.StatusCode.NOT_FOUND  # type: ignore[index]
+            assert answer[0] is grpc.StatusCode.NOT_FOUND  # type: ignore[index]
 
 
 def test_in_the_book_that_they_name_as_well(root: Api, ann: Api, business: str) -> None:
@@ -387,12 +387,12 @@ def assert_same_in_book(
 ) -> None:
     """Assert that a code that ann cannot use and one that is not there are told alike."""
     for attempt in (Api.redeem, Api.lock):
-        told = []
+        answers = []
         for each in (code, missing):
             with refused(reason) as it:
                 attempt(ann, each, "ann", book_id=book_id)
-            told.append((it.status, it.error.details(), it.metadata))  # type: ignore[attr-defined]
-        assert told[0] == told[1]
+            answers.append((it.status, it.error.details(), it.metadata))  # type: ignore[attr-defined]
+        assert answers[0] == answers[1]
     for each in (code, missing):
         assert reasons_of(ann.validate(each, "ann", book_id=book_id)) == [reason]
 

@@ -404,9 +404,9 @@ def test_no_line_of_the_log_has_the_code(
     for code in guesses:
         with refused("CODE_NOT_FOUND"):
             api.redeem(code, user_id)
-    told = capfd.readouterr().out
-    assert "guess limit reached" in told
-    assert not any(code in told for code in guesses)
+    output = capfd.readouterr().out
+    assert "guess limit reached" in output
+    assert not any(code in output for code in guesses)
     registry = counting[0].registry
     assert (registry.get_sample_value("coupon_guess_alarms_total", {"kind": "user"}) or 0) >= 1
 

@@ -105,8 +105,8 @@ def test_an_order_of_their_own_that_is_redeemed_is_reported_and_is_no_guess(
     user = shop.user(ann)
     (user if by == "the user" else shop.service).redeem(code, ann, order_id="o")
     for _ in range(12):
-        told = ASKED[method](user, code, ann)
-        assert told == TAKEN or (isinstance(told, list) and told[0] == TAKEN)
+        answer = ASKED[method](user, code, ann)
+        assert answer == TAKEN or (isinstance(answer, list) and answer[0] == TAKEN)
     assert user.validate(shop.code(), ann).valid
 
 

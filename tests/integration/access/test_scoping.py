@@ -302,9 +302,9 @@ def test_what_is_named_does_not_exist(
     name: str, root: Api, ours: Api, theirs: Things, nothing: Things, guarded: ServerThread
 ) -> None:
     before = everything(root, theirs, guarded)
-    told = refusal(REFUSED[name], ours, theirs)
-    assert told == refusal(REFUSED[name], ours, nothing)
-    assert told[0] is grpc.StatusCode.NOT_FOUND
+    answer = refusal(REFUSED[name], ours, theirs)
+    assert answer == refusal(REFUSED[name], ours, nothing)
+    assert answer[0] is grpc.StatusCode.NOT_FOUND
     assert everything(root, theirs, guarded) == before
 
 
@@ -358,11 +358,11 @@ class TestBooks:
         business = unique("mine")
         with caller(guarded.address, "admin", business=business) as api:
             book = api.book(business_id=business)
-            told = [
+            answers = [
                 refusal(lambda api, it: api.redeem(it.code, "ann", book_id=book.book_id), api, it)
                 for it in (theirs, nothing)
             ]
-            assert told[0] == told[1]
+            assert answers[0] == answers[1]
 
 
 @pytest.fixture(scope="module")

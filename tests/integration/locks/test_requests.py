@@ -116,7 +116,7 @@ def end(api: Api, held: Held, how: str) -> None:
             until(lambda: time.time() > free_s + 0.1)
 
 
-def assert_told_to_be_over(lock: Callable[[], object], how: str) -> None:
+def assert_over(lock: Callable[[], object], how: str) -> None:
     """A repeat is told how the lock ended, and takes no other."""
     for _ in range(2):
         with refused("LOCK_EXPIRED") as it:
@@ -148,7 +148,7 @@ def test_who_took_over_the_permit_of_a_lost_attempt_has_that_lock_and_no_other(
         assert again.lock == held.lock
     end(api, held, how)
     for request in (next_, lost):
-        assert_told_to_be_over(lambda it=request: api.lock(code, user, request_id=it, ttl_s=1), how)
+        assert_over(lambda it=request: api.lock(code, user, request_id=it, ttl_s=1), how)
     assert_the_only_lock(api, held.lock)
 
 
@@ -176,7 +176,7 @@ def test_two_requests_at_the_same_moment_have_the_same_lock_and_no_other(
     assert {one.replayed, other.replayed} == {False, True}
     end(api, one, how)
     for request in requests:
-        assert_told_to_be_over(lambda it=request: lock(it), how)
+        assert_over(lambda it=request: lock(it), how)
     assert_the_only_lock(api, one.lock)
 
 
@@ -186,7 +186,7 @@ def test_who_asked_again_while_it_was_held_has_that_lock_and_no_other(api: Api, 
     held = api.lock(code, user, ttl_s=1)
     assert api.lock(code, user, request_id=request_id).lock == held.lock
     end(api, held, how)
-    assert_told_to_be_over(lambda: api.lock(code, user, request_id=request_id), how)
+    assert_over(lambda: api.lock(code, user, request_id=request_id), how)
     assert_the_only_lock(api, held.lock)
 
 
@@ -229,7 +229,7 @@ def test_a_repeat_that_got_a_permit_when_the_lock_was_over_gives_it_back(api: Ap
         first = api.lock(code, user, request_id=request_id)
         api.unlock(held.lock_token)
         go_on.append(request_id)
-        assert_told_to_be_over(repeat.result, "released")
+        assert_over(repeat.result, "released")
     assert first.lock == held.lock
     assert_the_only_lock(api, held.lock)
 

@@ -124,8 +124,8 @@ def test_replacing_the_workers_under_load_costs_nobody_more_than_one_repeat(
     log = tmp_path / "log"
     for times in range(1, 4):
         before = workers_of(service)
-        told = run(tmp_path, "restart", COUPON_PID_FILE=environment["COUPON_PID_FILE"])
-        assert (told.returncode, told.stdout) == (0, f"Signalled process {service.pid}.\n")
+        done = run(tmp_path, "restart", COUPON_PID_FILE=environment["COUPON_PID_FILE"])
+        assert (done.returncode, done.stdout) == (0, f"Signalled process {service.pid}.\n")
         until(lambda times=times: len(events_in(log, "all workers replaced")) == times)
         after = workers_of(service)
         assert len(after) == 2
@@ -179,8 +179,8 @@ def test_a_reload_takes_up_the_log_level(
     until(lambda: events_in(log, "rpc"))
     workers = workers_of(service)
     (tmp_path / ".env").write_text("COUPON_LOG_LEVEL=warning\n")
-    told = run(tmp_path, "reload", COUPON_PID_FILE=environment["COUPON_PID_FILE"])
-    assert told.returncode == 0
+    done = run(tmp_path, "reload", COUPON_PID_FILE=environment["COUPON_PID_FILE"])
+    assert done.returncode == 0
     until(lambda: len(events_in(log, "reloaded")) == 2)
     logged = len(events_in(log, "rpc"))
     client.draft()

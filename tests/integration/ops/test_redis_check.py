@@ -141,8 +141,8 @@ def test_readiness_tells_what_was_found() -> None:
         found = Readiness.PROBED
         for flag in flags:
             found |= flag
-        told: dict[str, Any] = report([found])
-        return told["redis"], told["redis_warnings"]
+        answer: dict[str, Any] = report([found])
+        return answer["redis"], answer["redis_warnings"]
 
     assert body() == ("unreachable", [])
     assert body(Readiness.REDIS) == ("ok", [])

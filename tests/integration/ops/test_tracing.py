@@ -199,10 +199,10 @@ def test_no_span_names_a_code_a_user_or_a_token(traced: Traced) -> None:
     with refused("CODE_ALREADY_REDEEMED"):
         traced.api.redeem(code, "secretive-user")
     until(lambda: len(traced.spans("batch changes")) >= 3)
-    told = "".join(it.to_json() for it in traced.spans())
-    assert "RedeemCode" in told
+    output = "".join(it.to_json() for it in traced.spans())
+    assert "RedeemCode" in output
     for secret in (code, "secretive-user", token, "secret-order"):
-        assert secret not in told
+        assert secret not in output
 
 
 async def test_what_an_error_says_is_not_in_its_span() -> None:

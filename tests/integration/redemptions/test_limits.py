@@ -128,8 +128,8 @@ def test_of_ten_thousand_streams_on_a_connection_two_thousand_are_open(
     with closing(frames.connect(service.port)) as client:
         for number in range(10_000):
             client.sendall(frames.opening(2 * number + 1, IMPORT))
-        told = Counter(kind for kind, _, _ in frames.answers(client, silence_s=0.5))
-        assert told[frames.RST_STREAM] >= 8_000
+        counts = Counter(kind for kind, _, _ in frames.answers(client, silence_s=0.5))
+        assert counts[frames.RST_STREAM] >= 8_000
         flat(200 * MIB)
         assert served(api)
 

@@ -408,12 +408,12 @@ def test_a_code_that_is_no_longer_disabled_or_enabled_is_reported_to_a_repeat(ap
     ]
 
 
-Told = tuple[str, dict[str, str]]
+Answer = tuple[str, dict[str, str]]
 """The reason of a refusal and its metadata, or OK."""
 
 
-def told_to(call: Callable[[], object]) -> Told:
-    """What a call is told."""
+def answer_to(call: Callable[[], object]) -> Answer:
+    """What a call is answered."""
     try:
         call()
     except grpc.RpcError as error:
@@ -424,16 +424,16 @@ def told_to(call: Callable[[], object]) -> Told:
     return "OK", {}
 
 
-def assign_this_code(api: Api, code: str, request_id: str) -> Told:
-    return told_to(lambda: api.assign(code, "ann", request_id=request_id))
+def assign_this_code(api: Api, code: str, request_id: str) -> Answer:
+    return answer_to(lambda: api.assign(code, "ann", request_id=request_id))
 
 
-def assign_any_code(api: Api, code: str, request_id: str) -> Told:
+def assign_any_code(api: Api, code: str, request_id: str) -> Answer:
     book_id = api.get_code(code).book_id
-    return told_to(lambda: api.assign_random(book_id, "ann", request_id=request_id))
+    return answer_to(lambda: api.assign_random(book_id, "ann", request_id=request_id))
 
 
-def assign_any_code_in_a_batch(api: Api, code: str, request_id: str) -> Told:
+def assign_any_code_in_a_batch(api: Api, code: str, request_id: str) -> Answer:
     request = assignments.BatchAssignRandomCodesRequest(
         book_id=api.get_code(code).book_id, user_ids=["ann"], request_id=request_id
     )
@@ -450,7 +450,7 @@ def assign_any_code_in_a_batch(api: Api, code: str, request_id: str) -> Told:
     ids=lambda assign: assign.__name__,
 )
 def test_an_assignment_that_is_no_longer_active_is_reported_to_a_repeat(
-    api: Api, assign: Callable[[Api, str, str], Told]
+    api: Api, assign: Callable[[Api, str, str], Answer]
 ) -> None:
     code, request_id = api.code(**twice()), unique("request")
     assert assign(api, code, request_id) == ("OK", {})
@@ -460,11 +460,11 @@ def test_an_assignment_that_is_no_longer_active_is_reported_to_a_repeat(
     api.rollback(redeemed[0])
     assert assign(api, code, request_id) == ("OK", {})
     api.revoke(code, "ann")
-    taken_back = "ASSIGNMENT_NOT_ACTIVE", {"state": "REVOKED"}
-    assert assign(api, code, request_id) == taken_back
+    revoked = "ASSIGNMENT_NOT_ACTIVE", {"state": "REVOKED"}
+    assert assign(api, code, request_id) == revoked
     assert api.get_code(code).assignment_count == 0
     api.assign(code, "ann")  # another one
-    assert assign(api, code, request_id) == taken_back
+    assert assign(api, code, request_id) == revoked
     assert api.event_names(code=code).count("ASSIGNED") == 2
 
 

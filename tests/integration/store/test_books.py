@@ -317,9 +317,9 @@ async def test_a_repeated_verb_changes_nothing_and_is_told_when_it_is_no_longer_
     named, _ = await books.update(book.book_id, {"name": "May"}, None, call("name"), 1)
     assert await books.transition(*repeat) == (named, True)
     await books.transition(book.book_id, EventType.BOOK_PAUSED, None, call("p"), 1)
-    with pytest.raises(InvalidStateTransition) as told:
+    with pytest.raises(InvalidStateTransition) as refused:
         await books.transition(*repeat)
-    assert told.value.metadata == {"state": "PAUSED"}
+    assert refused.value.metadata == {"state": "PAUSED"}
     # The same id for another verb is another request.
     closed, replayed = await books.transition(
         book.book_id, EventType.BOOK_CLOSED, None, call("activate"), 1
