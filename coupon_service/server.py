@@ -212,11 +212,9 @@ class Server:
         """What knows callers by their tokens. Raises ServerError."""
         # They take a tenth of a second to import, which only who needs them waits for.
         from coupon_service.rpc.authorization import Authorizer  # noqa: PLC0415
-        from coupon_service.security.bearer_tokens import (  # noqa: PLC0415
-            POLL_INTERVAL_S,
-            KeysError,
-            tokens_of,
-        )
+        from coupon_service.security.bearer_tokens import POLL_INTERVAL_S, tokens_of  # noqa: PLC0415
+        from coupon_service.security.key_fetcher import FETCH_INTERVAL_S, KeyFetcher  # noqa: PLC0415
+        from coupon_service.security.keys import KeysError  # noqa: PLC0415
 
         try:
             tokens = tokens_of(self._settings)
@@ -225,7 +223,16 @@ class Server:
         self._tokens = tokens
         refresh = partial(asyncio.to_thread, tokens.refresh)
         self._spawn(run_periodically(refresh, lambda: POLL_INTERVAL_S, failed="key check failed"))
-        return Authorizer(tokens)
+        fetcher = KeyFetcher(tokens.fetch) if tokens.published else None
+        if fetcher is not None:
+            every = FETCH_INTERVAL_S
+            self._spawn(run_periodically(fetcher.refresh, lambda: every, failed="keys not fetched"))
+        return Authorizer(
+            tokens,
+            roles_claim=self._settings.jwt_roles_claim,
+            business_claim=self._settings.jwt_business_claim,
+            fetcher=fetcher,
+        )
 
     def _add_servicers(self, handler: RpcHandler) -> None:
         settings, now = self._settings, self._now

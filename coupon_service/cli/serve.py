@@ -60,7 +60,8 @@ def _check_batching(settings: Settings) -> None:
 
 def _check_keys(settings: Settings) -> None:
     """Check the keys of tokens before workers start. Raises CommandError."""
-    from coupon_service.security.bearer_tokens import KeysError, tokens_of
+    from coupon_service.security.bearer_tokens import tokens_of
+    from coupon_service.security.keys import KeysError
 
     try:
         tokens_of(settings)

@@ -68,11 +68,13 @@ def new_token(
     return make_token(
         _secret(settings),
         issuer=settings.jwt_issuer,
-        audience=settings.jwt_audience,
+        audience=settings.jwt_audience.split()[0],
         subject=subject,
         roles=roles,
         business_id=business_id,
         expires_in_s=expires_in_s,
+        roles_claim=settings.jwt_roles_claim,
+        business_claim=settings.jwt_business_claim,
     )
 
 

@@ -9,13 +9,17 @@ from functools import cache, lru_cache
 from typing import Any, Final, cast
 
 from coupon_service.errors import InvalidArgument, PermissionDenied, Unauthenticated
-from coupon_service.rpc.context import RequestContext
+from coupon_service.rpc.context import KeyAwaitedError, RequestContext
 from coupon_service.rpc.convert.fields import Fields
 from coupon_service.rpc.methods import METHODS, Role
-from coupon_service.security.bearer_tokens import LEEWAY_S, NEEDED, Tokens
+from coupon_service.security.bearer_tokens import LEEWAY_S, NEEDED, Tokens, UnknownKeyError
+from coupon_service.security.key_fetcher import KeyFetcher
 
 IDENTITIES_MAX: Final = 8_192
 """Tokens whose meaning a worker remembers; the one that was used longest ago goes first."""
+
+ABSENT: Final = object()
+"""In place of a claim that a token does not have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,17 +40,30 @@ class Identity:
 class Authorizer:
     """Names the caller, by the token that comes with the call, and refuses who may not.
 
-    A verified token is remembered until it expires or the keys change.
+    A verified token is remembered until it expires or the keys change. `roles_claim` and
+    `business_claim`: the paths of these claims. `fetcher`: fetches published keys.
     """
 
-    def __init__(self, tokens: Tokens, time_s: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        tokens: Tokens,
+        time_s: Callable[[], float] = time.time,
+        *,
+        roles_claim: str = "roles",
+        business_claim: str = "business_id",
+        fetcher: KeyFetcher | None = None,
+    ) -> None:
         self._tokens = tokens
         self._time_s = time_s
+        self._roles_claim = roles_claim
+        self._business_claim = business_claim
+        self._fetcher = fetcher
         self._keys = tokens.keys
         self._identity = lru_cache(IDENTITIES_MAX)(self._read)
 
     def __call__(self, method: str, rpc: RequestContext) -> None:
-        """Sets the caller of the method's call. Raises Unauthenticated, PermissionDenied."""
+        """Sets the caller of the method's call. Raises Unauthenticated, PermissionDenied, and
+        KeyAwaitedError where published keys may have the token's."""
         if self._keys is not self._tokens.keys:
             self._keys = self._tokens.keys
             self._identity.cache_clear()
@@ -64,14 +81,35 @@ class Authorizer:
             raise PermissionDenied("The token of an end user has to name a business.")
 
     def _read(self, token: str) -> Identity:
-        claims = self._tokens.claims(token)
+        try:
+            claims = self._tokens.claims(token)
+        except Unauthenticated as error:
+            if not isinstance(error.__cause__, UnknownKeyError):
+                raise
+            if self._fetcher is None or self._fetcher.full:
+                raise
+            raise KeyAwaitedError(NEEDED, self._fetcher.fetched) from error.__cause__
         fields = Fields()
         try:
-            identity = _identity(fields, claims)
+            identity = self._identity_of(fields, claims)
             fields.check()
         except InvalidArgument as error:
             raise Unauthenticated(NEEDED) from error
         return identity
+
+    def _identity_of(self, fields: Fields, claims: Mapping[str, Any]) -> Identity:
+        """What the claims mean; `fields` remembers which of them are bad."""
+        roles = _roles(fields, claim_at(claims, self._roles_claim))
+        business = claim_at(claims, self._business_claim)
+        return Identity(
+            subject=fields.identifier("sub", claims["sub"]),
+            business_id=(
+                fields.identifier("business_id", _text(business)) if business is not ABSENT else ""
+            ),
+            end_user=Role.SELF in roles,
+            methods=methods_of(roles),
+            expire_s=int(claims["exp"]) + LEEWAY_S,
+        )
 
 
 @cache
@@ -93,24 +131,27 @@ def _bearer_token(rpc: RequestContext) -> str:
     raise Unauthenticated(NEEDED)
 
 
-def _identity(fields: Fields, claims: Mapping[str, Any]) -> Identity:
-    """What the claims mean; `fields` remembers which of them are bad."""
-    roles = _roles(fields, claims.get("roles", []))
-    return Identity(
-        subject=fields.identifier("sub", claims["sub"]),
-        business_id=(
-            fields.identifier("business_id", _text(claims["business_id"]))
-            if "business_id" in claims
-            else ""
-        ),
-        end_user=Role.SELF in roles,
-        methods=methods_of(roles),
-        expire_s=int(claims["exp"]) + LEEWAY_S,
-    )
+def claim_at(claims: Mapping[str, Any], path: str) -> Any:
+    """The claim at a path such as realm_access.roles, or ABSENT.
+
+    A claim whose name has dots, such as a URL, is found by its name: the longest name at hand is
+    that of a part of the path.
+    """
+    if path in claims:
+        return claims[path]
+    for at in range(len(path) - 1, 0, -1):
+        inner: Any = claims.get(path[:at]) if path[at] == "." else None
+        if isinstance(inner, Mapping):
+            found = claim_at(cast("Mapping[str, Any]", inner), path[at + 1 :])
+            if found is not ABSENT:
+                return found
+    return ABSENT
 
 
 def _roles(fields: Fields, claim: object) -> frozenset[Role]:
     """Those of the roles that are ours: a list of names, or names with spaces between them."""
+    if claim is ABSENT:
+        return frozenset()
     names = claim.split() if isinstance(claim, str) else claim
     if not isinstance(names, list):
         fields.refuse("roles", "expected a list")

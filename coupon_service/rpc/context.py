@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from coupon_service.errors import PermissionDenied
+from coupon_service.errors import PermissionDenied, Unauthenticated
 from coupon_service.model import Call
 
 if TYPE_CHECKING:
@@ -88,6 +89,14 @@ class RequestContext:
         """What the metadata has under this key."""
         # By index: gRPC's pairs are named tuples, which take three times as long to unpack.
         return [pair[1] for pair in self.metadata if pair[0] == key]
+
+
+class KeyAwaitedError(Unauthenticated):
+    """The token's key is not known yet: a call may wait until `keys_fetched` and try again."""
+
+    def __init__(self, message: str, keys_fetched: Callable[[], Awaitable[None]]) -> None:
+        super().__init__(message)
+        self.keys_fetched = keys_fetched
 
 
 CURRENT: Final[ContextVar[RequestContext]] = ContextVar("coupon_service.rpc.current")

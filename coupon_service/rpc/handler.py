@@ -32,7 +32,7 @@ from coupon_service.rpc.abort import HANDLERS, Answer, abort
 from coupon_service.rpc.arrival_batch import ArrivalBatcher
 from coupon_service.rpc.call_recorder import CallRecorder, RpcObserver
 from coupon_service.rpc.connections import Connections
-from coupon_service.rpc.context import CURRENT, RequestContext
+from coupon_service.rpc.context import CURRENT, KeyAwaitedError, RequestContext
 from coupon_service.rpc.guess_guard import guarded
 from coupon_service.rpc.messages import Context, MessageReader, parser, unreadable
 from coupon_service.rpc.methods import METHODS, Method
@@ -83,6 +83,7 @@ class _Handlers:
     connections that open calls without a message would keep everybody out.
     """
 
+    answer: Answer
     read: grpc.RpcMethodHandler[Any, Any]
     reading: grpc.RpcMethodHandler[Any, Any]
 
@@ -95,6 +96,7 @@ class _Handlers:
             return await answer(messages if streaming else None, context)
 
         return cls(
+            answer,
             HANDLERS[streaming, handler.response_streaming](answer),
             HANDLERS[True, handler.response_streaming](reading),
         )
@@ -193,6 +195,8 @@ class RpcHandler(grpc.GenericRpcHandler):
             return self._shedding(method, unreadable(expected))
         try:
             self._authenticate(method, rpc)
+        except KeyAwaitedError as until:
+            handlers = self._waiting(method, handlers, until)
         except Exception as error:  # noqa: BLE001 - each becomes a status
             return self._refusing(method, rpc, error)
         if path in self._carriers:
@@ -228,6 +232,21 @@ class RpcHandler(grpc.GenericRpcHandler):
             await abort(context, error)
 
         return HANDLERS[True, True](shed)
+
+    def _waiting(self, method: str, handlers: _Handlers, until: KeyAwaitedError) -> _Handlers:
+        """Those that authenticate the caller when the key of the token may have been fetched."""
+
+        async def answer(given: Any, context: Context) -> bytes | None:
+            await until.keys_fetched()
+            rpc = CURRENT.get()
+            try:
+                self._authenticate(method, rpc)
+            except Exception as error:  # noqa: BLE001 - each becomes a status
+                started = self._begin(method, rpc, context)
+                await self._refuse(error, method, rpc, context, started)
+            return await handlers.answer(given, context)
+
+        return _Handlers.of(handlers.read, answer)
 
     def _refusing(
         self, method: str, rpc: RequestContext, error: Exception

@@ -6,30 +6,27 @@ a token says. Nothing that a token points to (jku, x5u) or brings along (jwk, x5
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Final, cast
+from threading import Lock
+from typing import Any, Final
 
 import jwt
 import structlog
-from jwt.utils import base64url_encode
 from structlog.typing import FilteringBoundLogger
 
 from coupon_service.errors import Unauthenticated
+from coupon_service.security.keys import (
+    Keys,
+    KeysError,
+    PublishedKeys,
+    keys_in_file,
+    secret_key,
+)
 from coupon_service.settings import Settings
 
-Keys = Mapping[tuple[str, str], jwt.PyJWK]
-"""By issuer and key id; the id is empty for a key without one, whose tokens name none either."""
-
-ALGORITHMS: Final = frozenset(
-    {
-        *("HS256", "HS384", "HS512", "EdDSA"),
-        *("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512"),
-    }
-)
 REQUIRED_CLAIMS: Final = ("exp", "iat", "iss", "aud", "sub")
 LEEWAY_S: Final = 30
 """How far the clocks of issuer and service may differ."""
@@ -38,7 +35,7 @@ COMPACT_FORM: Final = re.compile(r"[\w-]+\.[\w-]+\.[\w-]+", re.ASCII)
 """Base64url without padding (RFC 7515-2). PyJWT takes a token with padding for the same one."""
 
 TOKEN_MAX_CHARACTERS: Final = 4_096
-KEYS_FILE_MAX_BYTES: Final = 1_048_576
+NOT_FETCHED: Final = "keys not fetched"
 POLL_INTERVAL_S: Final = 1.0
 """Between two checks whether the file with the keys has changed."""
 
@@ -46,34 +43,53 @@ NEEDED: Final = "Expected the metadata authorization once, as: Bearer, a space, 
 """The message for every refused caller, whatever was wrong."""
 
 
-class KeysError(Exception):
-    """The keys cannot be used; one clear sentence."""
+class UnknownKeyError(jwt.InvalidKeyError):
+    """No key of the token's issuer has its key id."""
 
 
 class Tokens:
-    """Verifies tokens with the keys in a file, a JWK Set (RFC 7517), and with a shared secret.
+    """Verifies tokens with a shared secret and the keys of JWK Sets: in a file, and published.
 
-    `issuer`: whose tokens the secret is for, and every key in the file that has no member `iss`.
-    `audience`: what the `aud` of a token has to contain. `keys` are the present ones; another value
-    takes their place when the file changes. Raises KeysError when there is none.
+    `issuer`: whose tokens the secret is for, and every key without a member `iss`. `audiences`: of
+    which the `aud` of a token has to contain one. `keys` are the present ones; another value takes
+    their place when they change. Blocks until published keys are there, where there are no others.
+    Raises KeysError when there are none.
     """
 
     def __init__(
         self,
         *,
         issuer: str,
-        audience: str,
+        audiences: Sequence[str],
         secret: str | None,
         file: Path | None,
+        published: PublishedKeys | None,
         log: FilteringBoundLogger,
     ) -> None:
         self._issuer = issuer
-        self._audience = audience
+        self._audiences = audiences
         self._secret = secret
         self._file = file
+        self._published = published
         self._log = log
+        self._changing = Lock()
         self._seen = self._stamp()
-        self.keys = self._read()
+        self._own = self._read()
+        self._fetched: Keys = {}
+        self.keys = self._own
+        try:
+            self._fetch()
+        except KeysError as error:
+            if not self.keys:
+                raise KeysError(
+                    f"There is no key that tokens can be verified with. {error}"
+                ) from error
+            self._log.error(NOT_FETCHED, cause=str(error))
+
+    @property
+    def published(self) -> bool:
+        """Whether there may be more keys by now, which `fetch` gets."""
+        return self._published is not None
 
     def claims(self, token: str) -> Mapping[str, Any]:
         """What a valid token says. Raises Unauthenticated, its cause for the log alone."""
@@ -91,12 +107,13 @@ class Tokens:
             raise jwt.InvalidTokenError("the token has critical extensions")
         key = self.keys.get((issuer, header.get("kid", ""))) if isinstance(issuer, str) else None
         if key is None:
-            raise jwt.InvalidKeyError("no key of this issuer has the key id of the token")
+            error = UnknownKeyError if issuer == self._issuer else jwt.InvalidKeyError
+            raise error("no key of this issuer has the key id of the token")
         return jwt.decode(
             token,
             key,
             algorithms=[key.algorithm_name],
-            audience=self._audience,
+            audience=self._audiences,
             issuer=issuer,
             leeway=LEEWAY_S,
             options={"require": list(REQUIRED_CLAIMS)},
@@ -109,11 +126,37 @@ class Tokens:
             return
         self._seen = stamp
         try:
-            self.keys = self._read()
+            own = self._read()
         except KeysError as error:
             self._log.error("keys not changed", cause=str(error))
         else:
-            self._log.info("keys changed", keys=len(self.keys))
+            self._change(own=own)
+
+    def fetch(self) -> bool:
+        """Fetches the published keys, and returns whether that went well; the present ones stay
+        when they cannot be. Blocks for some seconds at most, unless the provider is slow on
+        purpose."""
+        try:
+            self._fetch()
+        except KeysError as error:
+            self._log.error(NOT_FETCHED, cause=str(error))
+            return False
+        return True
+
+    def _fetch(self) -> None:
+        """Raises KeysError."""
+        if self._published is not None:
+            fetched = self._published.fetch()
+            if fetched is not self._fetched:
+                self._change(fetched=fetched)
+
+    def _change(self, *, own: Keys | None = None, fetched: Keys | None = None) -> None:
+        """Takes these keys in place of the present ones. Called in several threads."""
+        with self._changing:
+            self._own = self._own if own is None else own
+            self._fetched = self._fetched if fetched is None else fetched
+            self.keys = {**self._fetched, **self._own}
+        self._log.info("keys changed", keys=len(self.keys))
 
     def _stamp(self) -> tuple[int, int, int] | None:
         """What is another one after a change of the file, also by a link that leads elsewhere."""
@@ -126,79 +169,35 @@ class Tokens:
         return stat.st_mtime_ns, stat.st_ino, stat.st_size
 
     def _read(self) -> Keys:
+        """The keys that are here: that of the secret, and those in the file. Raises KeysError."""
         keys: dict[tuple[str, str], jwt.PyJWK] = {}
+        if self._file is not None:
+            keys |= keys_in_file(self._file, self._issuer, self._log)
         if self._secret is not None:
-            keys[self._issuer, ""] = secret_key(self._secret)
-        for issuer, key in self._in_file(self._file) if self._file is not None else ():
-            name = issuer, key.key_id or ""
+            name = self._issuer, ""
             if name in keys:
-                raise KeysError(
-                    f"There are two keys of issuer {issuer} with the key id {name[1]!r}."
-                )
-            keys[name] = key
-        if not keys:
+                raise KeysError(f"There are two keys of issuer {self._issuer} without a key id.")
+            keys[name] = secret_key(self._secret)
+        if not keys and self._published is None:
             raise KeysError(
-                "There is no key that tokens can be verified with:"
-                " COUPON_JWT_KEYS_FILE or COUPON_JWT_SECRET has to have one."
+                "There is no key that tokens can be verified with: COUPON_JWT_KEYS_FILE,"
+                " COUPON_JWT_JWKS_URL or COUPON_JWT_SECRET has to have one."
             )
         return keys
-
-    def _in_file(self, file: Path) -> Iterator[tuple[str, jwt.PyJWK]]:
-        """The keys of the file with their issuers. Those of no use are passed over (RFC 7517-5)."""
-        try:
-            with file.open("rb") as opened:
-                jwks = json.loads(opened.read(KEYS_FILE_MAX_BYTES))["keys"]
-            entries = [cast("dict[str, Any]", dict(entry)) for entry in jwks]
-        except OSError as error:
-            raise KeysError(f"{file} cannot be read: {error.strerror}.") from error
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
-            raise KeysError(f"{file} is not a JWK Set: an object with an array `keys`.") from error
-        for number, entry in enumerate(entries, 1):
-            issuer = entry.get("iss", self._issuer)
-            try:
-                if not isinstance(issuer, str):
-                    raise KeysError("its iss is not text")
-                yield issuer, _public_key(entry)
-            except KeysError as error:
-                self._log.warning("key not used", file=str(file), number=number, cause=str(error))
 
 
 def tokens_of(settings: Settings) -> Tokens:
     """What verifies tokens, by the settings. Raises KeysError."""
+    log = structlog.get_logger("coupon_service.security.bearer_tokens")
+    url, issuer = settings.jwt_jwks_url, settings.jwt_issuer
     return Tokens(
-        issuer=settings.jwt_issuer,
-        audience=settings.jwt_audience,
+        issuer=issuer,
+        audiences=settings.jwt_audience.split(),
         secret=settings.jwt_secret.get_secret_value() if settings.jwt_secret else None,
         file=settings.jwt_keys_file,
-        log=structlog.get_logger("coupon_service.security.bearer_tokens"),
+        published=PublishedKeys(url, issuer, log) if url is not None else None,
+        log=log,
     )
-
-
-def secret_key(secret: str) -> jwt.PyJWK:
-    """The HS256 key of a shared secret."""
-    return jwt.PyJWK(
-        {"kty": "oct", "alg": "HS256", "k": base64url_encode(secret.encode()).decode("ascii")}
-    )
-
-
-def _public_key(entry: dict[str, Any]) -> jwt.PyJWK:
-    """The key that an entry of a JWK Set describes. Raises KeysError, in half a sentence."""
-    if entry.get("use", "sig") != "sig":
-        raise KeysError("it is not for signatures")
-    if "d" in entry:
-        raise KeysError("it is a private key, which only the issuer should have")
-    if not isinstance(entry.get("kid", ""), str):
-        raise KeysError("its kid is not text")
-    try:
-        key = jwt.PyJWK(entry)
-        weakness = key.Algorithm.check_key_length(key.Algorithm.prepare_key(key.key))
-    except Exception as error:  # PyJWT lets many through
-        raise KeysError(f"it cannot be used: {type(error).__name__}") from error
-    if key.algorithm_name not in ALGORITHMS:
-        raise KeysError(f"its algorithm is not one of {', '.join(sorted(ALGORITHMS))}")
-    if weakness:
-        raise KeysError(weakness)
-    return key
 
 
 def make_token(
@@ -210,6 +209,8 @@ def make_token(
     roles: list[str],
     business_id: str,
     expires_in_s: int,
+    roles_claim: str = "roles",
+    business_claim: str = "business_id",
 ) -> str:
     """A token that `Tokens` with this secret takes. `business_id`: empty = every business."""
     now = datetime.now(UTC)
@@ -219,7 +220,7 @@ def make_token(
         "sub": subject,
         "iat": now,
         "exp": now + timedelta(seconds=expires_in_s),
-        "roles": roles,
-        **({"business_id": business_id} if business_id else {}),
+        roles_claim: roles,
+        **({business_claim: business_id} if business_id else {}),
     }
     return jwt.encode(claims, secret_key(secret))

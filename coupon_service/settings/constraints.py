@@ -29,7 +29,7 @@ NEEDED: Final = {
     Purpose.MIGRATE: ("database_url",),
     Purpose.SERVE: ("database_url", "redis_url", "lock_token_secret"),
 }
-KEYS: Final = ("jwt_keys_file", "jwt_secret")
+KEYS: Final = ("jwt_keys_file", "jwt_jwks_url", "jwt_secret")
 """Settings of keys that tokens are verified with, of which one is enough."""
 
 HINTS: Final = {"lock_token_secret": ", such as those of openssl rand -base64 48"}

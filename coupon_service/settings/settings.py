@@ -12,16 +12,19 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from coupon_service.settings.processors import processors_available
 from coupon_service.settings.values import (
     PREFIX,
+    ClaimPath,
     ConnectionMilliseconds,
     Count,
     DatabaseUrl,
     Host,
+    KeysUrl,
     MessageBytes,
     Milliseconds,
     Port,
     RateLimits,
     RedisUrl,
     TokenName,
+    TokenNames,
     TokenSecret,
 )
 
@@ -71,13 +74,20 @@ class Settings(BaseSettings):
     auth: Literal["none", "jwt"] = Field(
         "none",
         description="How callers authenticate. none: not at all, every caller may do everything."
-        " jwt: with a bearer token, which needs COUPON_JWT_KEYS_FILE or COUPON_JWT_SECRET.",
+        " jwt: with a bearer token, which needs COUPON_JWT_KEYS_FILE,"
+        " COUPON_JWT_JWKS_URL or COUPON_JWT_SECRET.",
     )
     jwt_keys_file: Path | None = Field(
         None,
         description="JWK Set with the public keys of tokens. A key verifies tokens with its kid and"
         " its iss; a key without iss uses COUPON_JWT_ISSUER. The file is read again when it"
         " changes.",
+    )
+    jwt_jwks_url: KeysUrl = Field(
+        None,
+        description="URL where an identity provider publishes the public keys of its tokens, as a"
+        " JWK Set. It is fetched every five minutes, and when a token names an unknown key. Keys"
+        " without iss use COUPON_JWT_ISSUER.",
     )
     jwt_secret: TokenSecret = Field(
         default=None,
@@ -88,8 +98,17 @@ class Settings(BaseSettings):
         "coupon-service",
         description="Issuer (iss) of tokens that the secret or a key without iss verifies.",
     )
-    jwt_audience: TokenName = Field(
-        "coupon-service", description="Value that the audience (aud) of tokens has to contain."
+    jwt_audience: TokenNames = Field(
+        "coupon-service",
+        description="Audiences, of which the aud of a token has to contain one.",
+    )
+    jwt_roles_claim: ClaimPath = Field(
+        "roles",
+        description="Claim with the roles of a token: its name, such as scope or"
+        " https://example.com/roles, or a path into other claims, such as realm_access.roles.",
+    )
+    jwt_business_claim: ClaimPath = Field(
+        "business_id", description="Claim with the only business that a token gives access to."
     )
     reflection: bool = Field(
         default=False,

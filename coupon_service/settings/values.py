@@ -64,6 +64,24 @@ TokenSecret = Annotated[
     AfterValidator(Matching(r"(?s).{32,1024}", "32 to 1024 random characters")),
 ]
 TokenName = Annotated[str, AfterValidator(Matching(r"[!-~]{1,256}", "a name or a URL"))]
+TokenNames = Annotated[
+    str,
+    AfterValidator(
+        Matching(r"[!-~]{1,256}( +[!-~]{1,256})*", "names or URLs, separated by spaces")
+    ),
+]
+ClaimPath = Annotated[
+    str,
+    AfterValidator(
+        Matching(r"[!-~]{1,256}", "the name of a claim, or a path such as realm_access.roles")
+    ),
+]
+KeysUrl = Annotated[
+    str | None,
+    AfterValidator(
+        Matching(r"https?://\S+", "a URL such as https://login.example.com/.well-known/jwks.json")
+    ),
+]
 RATE = r"[1-9][0-9]{0,8}/([1-9][0-9]{0,3} ?)?(second|minute|hour|day)s?"
 RateLimits = Annotated[
     str,

@@ -105,9 +105,10 @@ def tokens(log: LogCapture | None = None, **changes: Any) -> Tokens:
 
     values: dict[str, Any] = {
         "issuer": ISSUER,
-        "audience": AUDIENCE,
+        "audiences": [AUDIENCE],
         "secret": SECRET,
         "file": None,
+        "published": None,
         "log": structlog.wrap_logger(None, processors=[log or LogCapture()]),
     }
     return Tokens(**(values | changes))

@@ -13,6 +13,7 @@ import structlog
 from pydantic import SecretStr
 from support.calls import tried
 from support.command_line import run_apart
+from support.key_publisher import KEYCLOAK, KEYCLOAK_CLAIMS, key_publisher
 from support.service import Api, ServerThread, books, settings_for
 from support.token_issuers import AUDIENCE, Issuer, key_file
 from support.waiting import until
@@ -51,14 +52,45 @@ def test_keys_change_while_the_service_runs(
             assert listing(server.address, after) == "OK"
 
 
+def test_keys_of_a_provider_change_while_the_service_runs(
+    new_database: Callable[[], AbstractContextManager[str]],
+    redis_server_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("coupon_service.security.key_fetcher.PAUSE_S", 0.0)
+    old, new = Issuer("2025", "RS256", KEYCLOAK), Issuer("2026", "RS256", KEYCLOAK)
+    claims = {**KEYCLOAK_CLAIMS, "realm_access": {"roles": ["offline_access", "redeemer"]}}
+    with new_database() as database_url, key_publisher(old) as publisher:
+        settings = settings_for(
+            database_url,
+            redis_server_url,
+            auth="jwt",
+            jwt_jwks_url=publisher.url,
+            jwt_issuer=KEYCLOAK,
+            jwt_audience="coupon-service account",
+            jwt_roles_claim="realm_access.roles",
+        )
+        with ServerThread(settings) as server:
+            assert listing(server.address, old.token(**claims)) == "OK"
+            publisher.publish(new)
+            assert listing(server.address, new.token(**claims)) == "OK"
+            assert listing(server.address, old.token(**claims)) == "UNAUTHENTICATED"
+            publisher.status = 503
+            assert listing(server.address, new.token(**claims)) == "OK"
+
+
 @pytest.mark.parametrize(
     ("variables", "sentence"),
     [
-        ({}, "There is no key that tokens can be verified with: COUPON_JWT_KEYS_FILE"),
+        ({}, "COUPON_JWT_KEYS_FILE or COUPON_JWT_JWKS_URL or COUPON_JWT_SECRET: has to be set"),
+        (
+            {"COUPON_JWT_JWKS_URL": "http://127.0.0.1:9/certs"},
+            "There is no key that tokens can be verified with. The keys of http://127.0.0.1:9/",
+        ),
         ({"COUPON_JWT_KEYS_FILE": "nowhere"}, "nowhere cannot be read: No such file"),
         ({"COUPON_JWT_KEYS_FILE": "."}, ". cannot be read: Is a directory."),
     ],
-    ids=["none", "no file", "a folder"],
+    ids=["none", "no provider", "no file", "a folder"],
 )
 def test_without_keys_nothing_is_started(
     variables: dict[str, str], sentence: str, tmp_path: Path

@@ -90,7 +90,7 @@ class TestEndingWithASentence:
             "COUPON_DATABASE_URL",
             "COUPON_REDIS_URL",
             "COUPON_LOCK_TOKEN_SECRET",
-            "COUPON_JWT_KEYS_FILE or COUPON_JWT_SECRET",
+            "COUPON_JWT_KEYS_FILE or COUPON_JWT_JWKS_URL or COUPON_JWT_SECRET",
             "COUPON_PORT",
         ]
         assert "postgresql://user:password@host:5432/database" in lines[0]

@@ -35,13 +35,8 @@ from coupon_service.errors import PermissionDenied, Unauthenticated
 from coupon_service.rpc.authorization import Authorizer
 from coupon_service.rpc.context import RequestContext
 from coupon_service.rpc.methods import METHODS
-from coupon_service.security.bearer_tokens import (
-    ALGORITHMS,
-    LEEWAY_S,
-    NEEDED,
-    make_token,
-    secret_key,
-)
+from coupon_service.security.bearer_tokens import LEEWAY_S, NEEDED, make_token
+from coupon_service.security.keys import ALGORITHMS, secret_key
 
 
 def part(value: Any) -> str:

@@ -16,7 +16,8 @@ from support.token_issuers import ISSUER, OURS, Issuer, key_file, refused, token
 
 from coupon_service.rpc.authorization import Authorizer, methods_of
 from coupon_service.rpc.methods import Role
-from coupon_service.security.bearer_tokens import LEEWAY_S, NEEDED, KeysError, Tokens
+from coupon_service.security.bearer_tokens import LEEWAY_S, NEEDED, Tokens
+from coupon_service.security.keys import KeysError
 from coupon_service.v1 import redemption_service_pb2 as pb
 
 
