@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from itertools import chain, zip_longest
 from typing import Final
 from uuid import UUID
 
@@ -24,7 +23,6 @@ from coupon_service.store.database import Database
 from coupon_service.store.events import (
     insert_event_once,
     recorded_fingerprint,
-    select_events_by_id,
 )
 from coupon_service.store.generations import reserve_codes, use_reserved
 from coupon_service.store.pipeline import Connection
@@ -73,42 +71,39 @@ class CodeGenerator:
         Raises BookNotFound, RequestIdReused, InvalidStateTransition, CodeSpaceExhausted.
         """
         request = ChunkedRequest(call, book_id, fingerprint(count))
-        sizes = [min(GENERATED_CHUNK, count - done) for done in range(0, count, GENERATED_CHUNK)]
-        book, missing = await self._reserve(request, count, sizes)
-        if not missing:
+        book, done = await self._reserve(request, count)
+        if done == count:
             yield GenerateProgress(count, count, replayed=True)
             return
-        done = count - sum(sizes[chunk] for chunk in missing)
         copy = True
         made: list[NewCodes] = []
-        for chunk, following in zip_longest(missing, missing[1:]):
+        for start in range(done, count, GENERATED_CHUNK):
+            chunk, done = start // GENERATED_CHUNK, min(start + GENERATED_CHUNK, count)
             async with self._lane.turn(book.business_id):
-                made = made or await self._make(book, request.tag, sizes[chunk])
-                ahead_size = 0 if following is None else sizes[following]
+                made = made or await self._make(book, request.tag, done - start)
                 # The next ones are made while PostgreSQL stores these.
-                making = asyncio.create_task(self._make(book, request.tag, ahead_size))
+                ahead = min(GENERATED_CHUNK, count - done)
+                making = asyncio.create_task(self._make(book, request.tag, ahead))
                 try:
                     copy = await self._store(request, chunk, made, copy=copy)
                     made = await making
                 finally:
                     making.cancel()
-            done += sizes[chunk]
             yield GenerateProgress(done, count)
 
-    async def _reserve(
-        self, request: ChunkedRequest, count: int, sizes: Sequence[int]
-    ) -> tuple[Book, list[int]]:
-        """The book, and the chunks that are not committed yet, with all of their codes reserved."""
+    async def _reserve(self, request: ChunkedRequest, count: int) -> tuple[Book, int]:
+        """The book, and how many codes are committed; all others are reserved then."""
 
-        async def work(connection: Connection) -> tuple[Book, list[int]]:
+        async def work(connection: Connection) -> tuple[Book, int]:
             business_id = request.call.business_id
             book = await select_book(connection, request.book_id, business_id, lock=True)
-            missing = await _missing_chunks(connection, request, len(sizes))
-            if missing:
+            chunks = -(-count // GENERATED_CHUNK)
+            committed = await _committed_chunks(connection, request, chunks)
+            done = min(committed * GENERATED_CHUNK, count)
+            if done < count:
                 refuse_closed(book)
-                left = sum(sizes[chunk] for chunk in missing)
-                await reserve_codes(connection, book, _generation_id(request), count, left)
-            return book, missing
+                await reserve_codes(connection, book, _generation_id(request), count, count - done)
+            return book, done
 
         return await self._database.transaction("reserve_codes", work)
 
@@ -182,10 +177,17 @@ def _generation_id(request: ChunkedRequest) -> UUID:
     return request.event_id(EventType.CODES_GENERATED, 0)
 
 
-async def _missing_chunks(connection: Connection, request: ChunkedRequest, count: int) -> list[int]:
-    """The chunks of a generation that are not committed yet. Raises RequestIdReused."""
-    attempts = [request.attempts(EventType.CODES_GENERATED, chunk) for chunk in range(count)]
-    recorded = await select_events_by_id(connection, chain.from_iterable(attempts))
-    if any(event.fingerprint != request.fingerprint for event in recorded.values()):
-        raise RequestIdReused
-    return [chunk for chunk, ids in enumerate(attempts) if recorded.keys().isdisjoint(ids)]
+async def _committed_chunks(connection: Connection, request: ChunkedRequest, count: int) -> int:
+    """How many chunks of a generation are committed: the first ones. Raises RequestIdReused.
+
+    A chunk is begun when the one before it is committed, so that a few look-ups find the last one.
+    """
+    least, most, chunk = 0, count, 0
+    while least < most:
+        recorded = await request.recorded(connection, EventType.CODES_GENERATED, chunk)
+        if recorded is None:
+            most = chunk
+        else:
+            least = chunk + 1
+        chunk = (least + most) // 2
+    return least

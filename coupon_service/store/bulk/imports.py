@@ -11,7 +11,6 @@ from uuid import UUID
 
 from psycopg.errors import UniqueViolation
 
-from coupon_service.errors import RequestIdReused
 from coupon_service.model import Book, BookStats, Call, Event, EventType, fingerprint
 from coupon_service.model.codes import bucket_of
 from coupon_service.store.books import select_book
@@ -32,7 +31,7 @@ from coupon_service.store.bulk.upload_rows import (
 )
 from coupon_service.store.counters import add_to_counters
 from coupon_service.store.database import Database
-from coupon_service.store.events import insert_events, select_events_by_id
+from coupon_service.store.events import insert_events
 from coupon_service.store.pipeline import Connection
 from coupon_service.store.spellings import insert_spellings
 
@@ -79,9 +78,9 @@ class CodeImporter:
         async def work(connection: Connection) -> ImportResult:
             # A repeat at the same time waits here until the first call is done.
             await connection.execute(LOCK_ATTEMPT, [attempt.int & (2**63 - 1)])
-            recorded = await _recorded(connection, request, chunk_number)
+            recorded = await request.recorded(connection, EventType.CODES_IMPORTED, chunk_number)
             if recorded is not None:
-                return _recorded_result(recorded, request)
+                return _recorded_result(recorded)
             refuse_closed(await select_book(connection, book_id, call.business_id))
             created, rejected = await self._import(connection, request, chunk)
             result = import_result(created, rejected, chunk.min_length)
@@ -118,9 +117,9 @@ class CodeImporter:
         request = _import_request(call, book_id, rows, min_length)
 
         async def work(connection: Connection) -> ImportResult | dict[str, bool]:
-            recorded = await _recorded(connection, request, chunk_number)
+            recorded = await request.recorded(connection, EventType.CODES_IMPORTED, chunk_number)
             if recorded is not None:
-                return _recorded_result(recorded, request)
+                return _recorded_result(recorded)
             refuse_closed(await select_book(connection, book_id, call.business_id))
             codes = list(chunk.rows.codes)
             return await select_existing(connection, book_id, request.tag, codes, self._lane)
@@ -214,15 +213,7 @@ def _import_request(
     return ChunkedRequest(call, book_id, fingerprint(*asked))
 
 
-async def _recorded(connection: Connection, request: ChunkedRequest, chunk: int) -> Event | None:
-    """The ledger row of an uploaded chunk, if there is one."""
-    attempts = request.attempts(EventType.CODES_IMPORTED, chunk)
-    return next(iter((await select_events_by_id(connection, attempts)).values()), None)
-
-
-def _recorded_result(event: Event, request: ChunkedRequest) -> ImportResult:
-    if event.fingerprint != request.fingerprint:
-        raise RequestIdReused
+def _recorded_result(event: Event) -> ImportResult:
     record = json.loads(event.metadata or "{}")
     rejected = {Rejection(why): indexes for why, indexes in record["rejected"].items()}
     return import_result(record["created"], rejected, record.get("min_length", 0), replayed=True)

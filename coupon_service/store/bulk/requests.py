@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from coupon_service.errors import InvalidStateTransition
+from coupon_service.errors import InvalidStateTransition, RequestIdReused
 from coupon_service.model import (
     Book,
     BookState,
@@ -25,6 +25,8 @@ from coupon_service.model import (
     fingerprint,
 )
 from coupon_service.model.normalization import id_spellings
+from coupon_service.store.events import select_events_by_id
+from coupon_service.store.pipeline import Connection
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,13 @@ class ChunkedRequest:
             event_id(bucket, event, caller, request_id, self.book_id, chunk)
             for caller in id_spellings(self.call.caller)
         ]
+
+    async def recorded(self, connection: Connection, event: EventType, chunk: int) -> Event | None:
+        """The ledger row of a chunk, if it is committed. Raises RequestIdReused."""
+        found = await select_events_by_id(connection, self.attempts(event, chunk))
+        if any(it.fingerprint != self.fingerprint for it in found.values()):
+            raise RequestIdReused
+        return next(iter(found.values()), None)
 
     def event(
         self, event: EventType, chunk: int, now: datetime, metadata: Mapping[str, Any]
