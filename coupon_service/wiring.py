@@ -51,6 +51,8 @@ def database_settings(url: str, settings: Settings) -> DatabaseSettings:
         # One connection is for large calls, one for previews, one for lookups; those left over by
         # these and the batches of commands are for what is done for one caller.
         unbatched_max=max(1, settings.pool_max_size - settings.batches_in_flight - 3),
+        parameters_from=settings.session_parameters,
+        prepared_statements=settings.prepared_statements,
     )
 
 

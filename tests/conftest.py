@@ -223,12 +223,19 @@ def _database(server_url: str, template: str = "template1") -> Generator[str]:
 def server(
     new_database: Callable[[], AbstractContextManager[str]], redis_server_url: str
 ) -> Iterator[ServerThread]:
-    """A server that all tests share. Each test has its own books, codes and users."""
+    """A server that all tests share. Each test has its own books, codes and users.
+
+    It runs as a role with the privileges that `coupon-service migrate grants` gives.
+    """
+    from support.postgres_roles import new_role
     from support.service import ServerThread, settings_for
 
-    with new_database() as database_url:
-        settings = settings_for(database_url, redis_server_url)
-        with ServerThread(settings) as running:
+    from coupon_service.store.privileges import grant
+
+    with new_database() as database_url, new_role(database_url) as (role, url):
+        grant(database_url, role, {}, execute=True)
+        settings = settings_for(url, redis_server_url)
+        with ServerThread(settings, owner_url=database_url) as running:
             yield running
 
 

@@ -56,6 +56,7 @@ def application() -> typer.Typer:
     schema.command()(migrate.up)
     schema.command()(migrate.down)
     schema.command()(migrate.status)
+    schema.command()(migrate.grants)
     app.add_typer(schema, name="migrate", rich_help_panel=RUNNING)
     app.command(rich_help_panel=USING)(token.token)
     app.command(rich_help_panel=USING)(call.call)

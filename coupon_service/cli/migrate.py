@@ -40,8 +40,8 @@ def down(
     """
     from coupon_service.store import migrations
 
-    with database_of(load_settings(purpose=Purpose.MIGRATE)) as url:
-        applied = [step for step, is_applied in migrations.status(url) if is_applied]
+    with database_of(load_settings(purpose=Purpose.MIGRATE)) as (url, pooled):
+        applied = [step for step, is_applied in migrations.status(url, pooled=pooled) if is_applied]
         if to is not None and to not in applied:
             raise CommandError(
                 f"{to} is not an applied step. Applied: {', '.join(applied) or 'none'}."
@@ -55,7 +55,7 @@ def down(
                 f"Roll back {', '.join(reversed(steps))}, and delete all data in their tables?",
                 abort=True,
             )
-        for step in migrations.rollback(url, count=len(steps)):
+        for step in migrations.rollback(url, count=len(steps), pooled=pooled):
             typer.echo(f"rolled back {step}")
 
 
@@ -66,28 +66,47 @@ def status() -> None:
     """
     from coupon_service.store import migrations
 
-    with database_of(load_settings(purpose=Purpose.MIGRATE)) as url:
-        steps = migrations.status(url)
+    with database_of(load_settings(purpose=Purpose.MIGRATE)) as (url, pooled):
+        steps = migrations.status(url, pooled=pooled)
     for step, is_applied in steps:
         typer.echo(f"{'applied' if is_applied else 'missing'} {step}")
     if not all(is_applied for _, is_applied in steps):
         raise typer.Exit(1)
 
 
+def grants(
+    role: Annotated[str, typer.Argument(metavar="ROLE", help="The role of the service.")],
+    apply: Annotated[bool, typer.Option("--apply", help="Execute them as well.")] = False,
+) -> None:
+    """Print the GRANT statements that the role of the service needs, and no more.
+
+    With COUPON_SESSION_PARAMETERS=role also the parameters of its sessions.
+    """
+    from coupon_service import wiring
+    from coupon_service.store.privileges import grant
+
+    settings = load_settings(purpose=Purpose.MIGRATE)
+    with database_of(settings) as (url, _):
+        parameters = wiring.database_settings(url, settings).role_parameters
+        for statement in grant(url, role, parameters, execute=apply):
+            typer.echo(f"{statement};")
+
+
 def apply_steps(settings: Settings) -> list[str]:
     """Bring the schema up to date; returns the applied steps. Raises CommandError."""
     from coupon_service.store import migrations
 
-    with database_of(settings) as url:
-        return migrations.apply(url)
+    with database_of(settings) as (url, pooled):
+        return migrations.apply(url, pooled=pooled)
 
 
 @contextmanager
-def database_of(settings: Settings) -> Generator[str]:
-    """The URL of the database. Turns its errors into CommandError."""
+def database_of(settings: Settings) -> Generator[tuple[str, bool]]:
+    """The URL of the database, and whether a pooler in transaction mode is between. Turns errors of
+    the database into CommandError."""
     if settings.database_url is None:
         raise CommandError("COUPON_DATABASE_URL has to be set.")
     try:
-        yield settings.database_url.get_secret_value()
+        yield settings.database_url.get_secret_value(), settings.session_parameters != "startup"
     except CouponServiceError as error:
         raise CommandError(f"The database cannot be used: {error}") from error

@@ -236,6 +236,19 @@ class Settings(BaseSettings):
         description="Longest time for which sent data may stay unacknowledged before a connection"
         " to PostgreSQL counts as dead, in milliseconds.",
     )
+    session_parameters: Literal["startup", "role", "transaction"] = Field(
+        "startup",
+        description="How a session with PostgreSQL gets its timeouts and the planner's settings."
+        " startup: when it connects. Behind a pooler in transaction mode, which does not pass them"
+        " on, role: from the role, by what coupon-service migrate grants prints, or transaction:"
+        " with each transaction, which takes two round trips more for each read.",
+    )
+    prepared_statements: bool = Field(
+        default=True,
+        description="Whether statements are prepared once for each connection. Disable it behind a"
+        " pooler in transaction mode that does not keep them (PgBouncer before 1.21, or with"
+        " max_prepared_statements=0).",
+    )
     transaction_attempts_max: Annotated[int, Field(ge=1, le=10)] = Field(
         3,
         description="Attempts of a transaction that fails on deadlocks, lock timeouts and the"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from time import perf_counter
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -18,6 +18,7 @@ from coupon_service.errors import (
     DatabaseUnavailable,
     Overloaded,
 )
+from coupon_service.store.arrays import text_array
 from coupon_service.store.pipeline import Connection, Pipeline, RoundTrip
 from coupon_service.store.sessions import DatabaseSettings, connection_arguments
 from coupon_service.telemetry.metrics import Metrics
@@ -51,6 +52,7 @@ class Database:
         self, settings: DatabaseSettings, metrics: Metrics, tracer: Tracer | None = None
     ) -> None:
         self.settings = settings
+        self._parameters = _parameters_of_transactions(settings)
         self._log = structlog.get_logger(__name__)
         self._metrics = metrics
         self._tracer = tracer
@@ -89,6 +91,7 @@ class Database:
 
     async def _configure(self, connection: Connection) -> None:
         connection.silence_max_s = self._silence_max_s
+        connection.prepares = self.settings.prepared_statements
 
     async def connection_error(self) -> psycopg.Error | None:
         """Why no connection can be made, which the pool keeps to itself; None when one can.
@@ -118,22 +121,25 @@ class Database:
         been, or be changed later; a repeat finds out), and what `work` raises, which has to be
         decided under locks that a first try, not yet committed, would make it wait for.
         """
-        return await self._run_unbatched(name, _in_transaction(work))
+        return await self._run_unbatched(name, _in_transaction(work, self._parameters))
 
     async def batch(self, name: str, work: Batch[T]) -> T:
         """Like `transaction`, for statements that travel together, and with BEGIN and COMMIT.
 
         What `work` has added and not run when it returns is run with the COMMIT.
         """
-        return await self._run(name, _pipelined(work))
+        return await self._run(name, _pipelined(work, self._parameters))
 
     async def read(self, name: str, work: Work[T]) -> T:
         """Like `transaction`, for statements that change nothing: each sees its own snapshot."""
-        return await self._run_unbatched(name, work)
+        return await self._run_unbatched(name, self._reading(work))
 
     async def read_at_once(self, name: str, work: Work[T]) -> T:
         """Like `read`, without waiting for other reads: for what there is only one of at a time."""
-        return await self._run(name, work)
+        return await self._run(name, self._reading(work))
+
+    def _reading(self, work: Work[T]) -> Work[T]:
+        return _in_transaction(work, self._parameters) if self._parameters else work
 
     async def _run_unbatched(self, name: str, work: Work[T]) -> T:
         await self._unbatched.acquire()
@@ -224,19 +230,38 @@ class Database:
             self._check = asyncio.ensure_future(self.pool.check())
 
 
-def _in_transaction(work: Work[T]) -> Work[T]:
+def _parameters_of_transactions(settings: DatabaseSettings) -> tuple[str, ...]:
+    """The names and values that each transaction begins with; empty when the session has them."""
+    if settings.parameters_from != "transaction":
+        return ()
+    parameters = settings.session_parameters
+    return text_array(parameters), text_array(parameters.values())
+
+
+def _in_transaction(work: Work[T], parameters: Sequence[str]) -> Work[T]:
     async def run(connection: Connection) -> T:
         async with connection.transaction():
             return await work(connection)
 
-    return run
+    async def batch(pipeline: Pipeline) -> T:
+        await pipeline.run()
+        return await work(pipeline.connection)
+
+    return _pipelined(batch, parameters) if parameters else run
 
 
-def _pipelined(work: Batch[T]) -> Work[T]:
+SET_PARAMETERS: Final = """
+SELECT set_config(name, value, true) FROM unnest(%s::text[], %s::text[]) AS parameter (name, value)
+"""
+
+
+def _pipelined(work: Batch[T], parameters: Sequence[str]) -> Work[T]:
     async def run(connection: Connection) -> T:
         pipeline = Pipeline(connection)
         try:
             pipeline.add("BEGIN")
+            if parameters:
+                pipeline.add(SET_PARAMETERS, parameters)
             value = await work(pipeline)
             pipeline.add(pipeline.ending)
             await pipeline.run()

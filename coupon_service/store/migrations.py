@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import glob
 from collections.abc import Generator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Final
@@ -19,13 +19,15 @@ from urllib.parse import urlencode
 
 import psycopg
 import yoyo
+from psycopg.conninfo import make_conninfo
+from psycopg.rows import TupleRow
 from yoyo.backends import DatabaseBackend
 from yoyo.migrations import Migration, MigrationList
 
 from coupon_service.errors import Contention, DatabaseUnavailable
 from coupon_service.store.pipeline import Connection
-from coupon_service.store.server_check import SELECT_SERVER, sentence_of, server_problems
-from coupon_service.store.sessions import url_parts
+from coupon_service.store.server_check import SELECT_SERVER, server_problems
+from coupon_service.store.sessions import options, sentence_of, url_parts
 
 MIGRATION_LOCK: Final = 0x636F75706F6E
 """The advisory lock that lets one process at a time change the schema; the number means nothing."""
@@ -35,8 +37,15 @@ LOCK_TIMEOUT_MS: Final = 60_000
 
 LOCK_POLL_S: Final = 0.05
 
+APPLICATION_NAME: Final = "coupon_service migrate"
+"""Of its connections, in pg_stat_activity."""
 
-def apply(database_url: str) -> list[str]:
+TIMEOUTS_MS: Final = {"lock_timeout": LOCK_TIMEOUT_MS, "statement_timeout": 0}
+"""Of its sessions, whatever the role has. Steps without a transaction go without, behind a pooler:
+what is set for a session there is left behind for others."""
+
+
+def apply(database_url: str, *, pooled: bool = False) -> list[str]:
     """Brings the schema up to date; returns the ids of the steps that were needed.
 
     A step is done and recorded in one transaction: after a crash it is either done or not begun.
@@ -46,7 +55,7 @@ def apply(database_url: str) -> list[str]:
     Raises DatabaseUnavailable, also when the server is not one that will do, or Contention when
     others hold it up for LOCK_TIMEOUT_MS.
     """
-    with _exclusive(database_url) as backend:
+    with _exclusive(database_url, pooled=pooled) as backend:
         steps = backend.to_apply(_all_steps())
         for step in steps:
             with _in_transaction(backend, step):
@@ -55,12 +64,12 @@ def apply(database_url: str) -> list[str]:
         return [step.id for step in steps]
 
 
-def rollback(database_url: str, *, count: int | None = None) -> list[str]:
+def rollback(database_url: str, *, count: int | None = None, pooled: bool = False) -> list[str]:
     """Takes back the last `count` steps, or all of them, and what is stored in their tables.
 
     Returns their ids, the last step first. Raises as `apply` does.
     """
-    with _exclusive(database_url) as backend:
+    with _exclusive(database_url, pooled=pooled) as backend:
         steps = backend.to_rollback(_all_steps())[:count]
         for step in steps:
             with _in_transaction(backend, step):
@@ -69,16 +78,23 @@ def rollback(database_url: str, *, count: int | None = None) -> list[str]:
         return [step.id for step in steps]
 
 
-def status(database_url: str) -> list[tuple[str, bool]]:
+def status(database_url: str, *, pooled: bool = False) -> list[tuple[str, bool]]:
     """Every step in order, and whether it has been applied. Raises as `apply` does."""
-    with _exclusive(database_url) as backend:
+    with _exclusive(database_url, pooled=pooled) as backend:
         return [(step.id, backend.is_applied(step)) for step in _all_steps()]
 
 
-def _in_transaction(backend: DatabaseBackend, step: Migration) -> AbstractContextManager[object]:
+@contextmanager
+def _in_transaction(backend: DatabaseBackend, step: Migration) -> Generator[None]:
     """A transaction for the step, unless it can do without one."""
     step.load()
-    return backend.transaction() if step.use_transactions else nullcontext()
+    if not step.use_transactions:
+        yield
+        return
+    with backend.transaction():
+        for name, value in TIMEOUTS_MS.items():
+            backend.execute(f"SET LOCAL {name} = {value}")
+        yield
 
 
 MISSING_STEPS: Final = """
@@ -103,18 +119,28 @@ async def schema_is_current(connection: Connection) -> bool:
 
 
 @contextmanager
-def _exclusive(database_url: str) -> Generator[DatabaseBackend]:
+def _exclusive(database_url: str, *, pooled: bool) -> Generator[DatabaseBackend]:
     """yoyo on the database, for this process alone.
 
     yoyo's own lock is a row that stays behind when its process is killed, so PostgreSQL's is held
-    as well, which ends with the connection; under it, a row that is there was left behind.
+    as well, by a transaction of another connection, with which it ends. One of the session would
+    outlive it in a pooler. Under it, a row of yoyo's that is there was left behind.
     """
-    uri = "postgresql+psycopg://?" + urlencode(url_parts(database_url))
+    given = {} if pooled else {name: str(value) for name, value in TIMEOUTS_MS.items()}
+    parts = {
+        **url_parts(database_url),
+        "options": options(database_url, given),
+        "client_encoding": "UTF8",
+        "application_name": APPLICATION_NAME,
+    }
     try:
-        with yoyo.get_backend(uri) as backend:
+        with (
+            psycopg.connect(make_conninfo(**parts)) as locking,
+            yoyo.get_backend("postgresql+psycopg://?" + urlencode(parts)) as backend,
+        ):
+            backend.connection.prepare_threshold = None  # poolers may not keep what is prepared
             _check(backend)
-            backend.execute(f"SET lock_timeout = {LOCK_TIMEOUT_MS}")
-            _lock(backend)
+            _lock(locking)
             backend.break_lock()
             backend.ensure_internal_schema_updated()
             yield backend
@@ -140,14 +166,47 @@ def _check(backend: DatabaseBackend) -> None:
         raise DatabaseUnavailable(f"The role {role} may not create tables in {where}.")
 
 
-def _lock(backend: DatabaseBackend) -> None:
-    """Takes the lock of migrations. Asks again and again, since an index that is built CONCURRENTLY
-    would wait for the statement of whoever waits for the lock. Raises Contention."""
+# The role of the service may have a timeout, by what migrate grants prints. Without parameters, so
+# that it is a simple query: one of the extended protocol would keep its snapshot, for whose end an
+# index that is built CONCURRENTLY waits.
+TRY_LOCK: Final = f"""
+SELECT pg_try_advisory_xact_lock({MIGRATION_LOCK}),
+    set_config('idle_in_transaction_session_timeout', '0', true)
+"""
+
+SELECT_HOLDER: Final = """
+SELECT pid, usename, application_name, host(client_addr), backend_start::timestamp(0)
+FROM pg_locks LEFT JOIN pg_stat_activity USING (pid)
+WHERE locktype = 'advisory' AND granted AND objsubid = 1
+    AND ((classid::bigint << 32) | objid::bigint) = %s
+    AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+"""
+
+
+def _lock(connection: psycopg.Connection[TupleRow]) -> None:
+    """Takes the lock of migrations until the transaction ends. Asks again and again, since an index
+    that is built CONCURRENTLY would wait for the statement of whoever waits for the lock.
+
+    Raises Contention, which says who holds it.
+    """
     deadline_s = monotonic() + LOCK_TIMEOUT_MS / 1000
-    while backend.execute(f"SELECT pg_try_advisory_lock({MIGRATION_LOCK})").fetchone() != (True,):
+    while connection.execute(TRY_LOCK.encode()).fetchone() != (True, "0"):
+        connection.rollback()
         if monotonic() > deadline_s:
-            raise Contention("Another process is changing the schema.")
+            raise Contention(f"Another process is changing the schema{_holder(connection)}.")
         sleep(LOCK_POLL_S)
+
+
+def _holder(connection: psycopg.Connection[TupleRow]) -> str:
+    """Who holds the lock, as far as this role may know."""
+    found = connection.execute(SELECT_HOLDER, [MIGRATION_LOCK]).fetchone()
+    if found is None:
+        return ""
+    pid, role, application, host, start = found
+    return (
+        f": backend {pid} of PostgreSQL, {application or 'unnamed'}, role {role or 'unknown'},"
+        f" from {host or 'this machine'}, connected since {start}"
+    )
 
 
 def _all_steps() -> MigrationList:

@@ -13,6 +13,7 @@ import socket
 from collections.abc import Generator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from itertools import count
 from time import perf_counter
 from typing import Any, Final, LiteralString
@@ -53,6 +54,8 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
     """
 
     silence_max_s: float | None = None
+    prepares: bool = True
+    """Whether the statements of pipelines are prepared once for the connection."""
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
@@ -95,7 +98,7 @@ class Pipeline:
     """Statements for one connection, gathered and sent at once, as often as needed."""
 
     def __init__(self, connection: Connection) -> None:
-        self._connection = connection
+        self.connection = connection
         self._waiting: list[tuple[LiteralString, Sequence[str | int], Rows]] = []
         self.ending: LiteralString = "COMMIT"
         """How the transaction ends, where there is one."""
@@ -103,7 +106,7 @@ class Pipeline:
     def add(self, statement: LiteralString, parameters: Sequence[str | int] = ()) -> Rows:
         """Sends the statement with the next `run`, which fills the rows that are returned.
 
-        Parameters, marked %s, are in PostgreSQL's text form. Each statement is prepared once.
+        Parameters, marked %s, are in PostgreSQL's text form.
         """
         rows = Rows()
         self._waiting.append((statement, parameters, rows))
@@ -115,7 +118,7 @@ class Pipeline:
         """
         started_s = perf_counter()
         sent, self._waiting = self._waiting, []
-        connection, pgconn = self._connection, self._connection.pgconn
+        connection, pgconn = self.connection, self.connection.pgconn
         pgconn.enter_pipeline_mode()
         preparing = [self._send(*it) for it in sent]
         pgconn.pipeline_sync()
@@ -139,13 +142,16 @@ class Pipeline:
         self, statement: LiteralString, parameters: Sequence[str | int], _: Rows
     ) -> bytes | None:
         """Queues a statement; returns its name if it is prepared only now."""
-        pgconn, prepared = self._connection.pgconn, self._connection.prepared
+        pgconn, prepared = self.connection.pgconn, self.connection.prepared
+        values = [str(it).encode() for it in parameters]
+        if not self.connection.prepares:
+            pgconn.send_query_params(_numbered(statement), values, result_format=BINARY)
+            return None
         name = prepared.get(statement)
         new = None
         if name is None:
-            name = new = next(self._connection.names)
+            name = new = next(self.connection.names)
             pgconn.send_prepare(name, _numbered(statement))
-        values = [str(it).encode() for it in parameters]
         pgconn.send_query_prepared(name, values, None, BINARY)
         return new
 
@@ -154,6 +160,7 @@ class Pipeline:
             raise psycopg.errors.error_from_result(result)
 
 
+@cache
 def _numbered(statement: str) -> bytes:
     """The statement with the parameters as PostgreSQL wants them."""
     numbers = count(1)

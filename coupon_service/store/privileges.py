@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import MappingProxyType
-from typing import Final
+from typing import Final, LiteralString
 
-_READ: Final = ("SELECT",)
-_ADD: Final = ("SELECT", "INSERT")
-_WRITE: Final = ("SELECT", "INSERT", "UPDATE")
+import psycopg
+from psycopg import sql
+from psycopg.conninfo import make_conninfo
 
-PRIVILEGES: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
+from coupon_service.errors import DatabaseUnavailable
+from coupon_service.store.sessions import sentence_of, url_parts
+
+_READ: Final[tuple[LiteralString, ...]] = ("SELECT",)
+_ADD: Final[tuple[LiteralString, ...]] = ("SELECT", "INSERT")
+_WRITE: Final[tuple[LiteralString, ...]] = ("SELECT", "INSERT", "UPDATE")
+
+PRIVILEGES: Final[Mapping[str, tuple[LiteralString, ...]]] = MappingProxyType(
     {
         "_yoyo_migration": _READ,
         "coupon_assignments": _WRITE,
@@ -28,3 +35,60 @@ PRIVILEGES: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
     }
 )
 """By relation, tables first and then the sequence."""
+
+
+SELECT_SCHEMA: Final = """
+SELECT current_database(), nspname
+FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace
+WHERE pg_class.oid = to_regclass('_yoyo_migration')
+"""
+
+
+def grant(
+    database_url: str, role: str, parameters: Mapping[str, str], *, execute: bool = False
+) -> list[str]:
+    """The statements that give the role what it needs, and these parameters in its sessions.
+
+    `execute`: executes them, in one transaction. Raises DatabaseUnavailable.
+    """
+    parts = {**url_parts(database_url), "client_encoding": "UTF8"}
+    try:
+        with psycopg.connect(make_conninfo(**parts)) as connection:
+            found = connection.execute(SELECT_SCHEMA).fetchone()
+            if found is None:
+                raise DatabaseUnavailable("It has no schema yet: run coupon-service migrate up.")
+            database, schema = found
+            statements = list(_statements(database, schema, role, parameters))
+            if execute:
+                for statement in statements:
+                    connection.execute(statement)
+            return [statement.as_string(connection) for statement in statements]
+    except psycopg.Error as error:
+        raise DatabaseUnavailable(sentence_of(error)) from error
+
+
+def _statements(
+    database: str, schema: str, role: str, parameters: Mapping[str, str]
+) -> Iterator[sql.Composed]:
+    names = {
+        "database": sql.Identifier(database),
+        "schema": sql.Identifier(schema),
+        "role": sql.Identifier(role),
+        "ledger": sql.Identifier(schema, "redemption_audit"),
+    }
+    yield sql.SQL("GRANT CONNECT ON DATABASE {database} TO {role}").format(**names)
+    yield sql.SQL("GRANT USAGE ON SCHEMA {schema} TO {role}").format(**names)
+    for relation, privileges in PRIVILEGES.items():
+        yield sql.SQL("GRANT {privileges} ON {kind}{relation} TO {role}").format(
+            privileges=sql.SQL(", ").join(map(sql.SQL, privileges)),
+            kind=sql.SQL("SEQUENCE " if privileges == ("USAGE",) else ""),
+            relation=sql.Identifier(schema, relation),
+            **names,
+        )
+    yield sql.SQL("REVOKE UPDATE, DELETE, TRUNCATE ON {ledger} FROM {role}").format(**names)
+    for name, value in parameters.items():
+        yield sql.SQL("ALTER ROLE {role} IN DATABASE {database} SET {name} = {value}").format(
+            name=sql.SQL(".").join(map(sql.Identifier, name.split("."))),
+            value=sql.Literal(value),
+            **names,
+        )

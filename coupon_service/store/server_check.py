@@ -10,7 +10,7 @@ import psycopg
 from coupon_service.store.arrays import text_array
 from coupon_service.store.pipeline import Connection, Pipeline
 from coupon_service.store.privileges import PRIVILEGES
-from coupon_service.store.sessions import PLANNING, DatabaseSettings
+from coupon_service.store.sessions import PLANNING, DatabaseSettings, sentence_of
 from coupon_service.telemetry.readiness import Readiness
 
 VERSION_MIN: Final = 15
@@ -63,6 +63,12 @@ WHERE relname = '_yoyo_migration' AND to_regclass('_yoyo_migration') IS NULL
 """
 
 
+POOLER_ADVICE: Final = (
+    "Behind a pooler set COUPON_SESSION_PARAMETERS=transaction, or =role and run what"
+    " coupon-service migrate grants prints."
+)
+
+
 async def check_server(connection: Connection, settings: DatabaseSettings) -> dict[Readiness, str]:
     """What keeps the service from working on this connection, each in a sentence."""
     needed = [(relation, privilege) for relation, all_ in PRIVILEGES.items() for privilege in all_]
@@ -78,8 +84,7 @@ async def check_server(connection: Connection, settings: DatabaseSettings) -> di
     problems = server_problems(*server[0])
     if unsafe := unsafe_settings(settings, dict(timeouts), dict(planning)):
         problems[Readiness.UNSAFE_SETTINGS] = (
-            f"The settings of the session are not those of the service: {unsafe}. A pooler keeps"
-            " them away."
+            f"The settings of the session are not safe: {unsafe}. {POOLER_ADVICE}"
         )
     if privileges:
         problems[Readiness.NO_PRIVILEGE] = (
@@ -128,11 +133,6 @@ def connection_problem(error: psycopg.Error) -> tuple[Readiness, str]:
         return Readiness.POSTGRESQL | Readiness.STARTING_UP, said
     if any(text in said for text in NOT_WRITABLE):
         return Readiness.POSTGRESQL | Readiness.READ_ONLY, said
+    if "unsupported startup parameter" in said:
+        said = f"{said}. {POOLER_ADVICE}"
     return Readiness(0), said
-
-
-def sentence_of(error: psycopg.Error) -> str:
-    """What PostgreSQL or libpq said, on one line; of several hosts each once."""
-    return error.diag.message_primary or " ".join(
-        str(error).rpartition("All failures were:")[2].split()
-    )

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
@@ -30,6 +30,9 @@ PostgreSQL has analyzed the grown table.
 """
 
 
+ParametersFrom = Literal["startup", "role", "transaction"]
+
+
 @dataclass(frozen=True, slots=True)
 class DatabaseSettings:
     """How to reach PostgreSQL and how long to wait for it. All times in milliseconds.
@@ -37,7 +40,7 @@ class DatabaseSettings:
     `unbatched_max`: connections for `transaction` and `read`, whose callers share none; others wait
     for their turn, until their deadline. `slow_ms`: a transaction that takes longer, all its tries
     together, is logged. `idle_ms`: connections beyond `pool_min_size` that nobody needed for so
-    long are closed.
+    long are closed. `parameters_from`: what gives a session its parameters.
     """
 
     url: str
@@ -53,6 +56,8 @@ class DatabaseSettings:
     application_name: str = APPLICATION_NAME
     slow_ms: int = 500
     idle_ms: int = 600_000
+    parameters_from: ParametersFrom = "startup"
+    prepared_statements: bool = True
 
     @property
     def timeouts_ms(self) -> dict[str, int]:
@@ -70,24 +75,33 @@ class DatabaseSettings:
         timeouts = {name: str(value) for name, value in self.timeouts_ms.items()}
         return {**timeouts, "timezone": "UTC", **PLANNING}
 
+    @property
+    def role_parameters(self) -> dict[str, str]:
+        """Those that the role has to have, since nothing else gives them."""
+        return self.session_parameters if self.parameters_from == "role" else {}
+
 
 def connection_arguments(settings: DatabaseSettings) -> dict[str, Any]:
-    """What each connection of the service is made with, besides the URL."""
+    """What each connection of the service is made with, besides the URL.
+
+    Raises DatabaseUnavailable for a URL that PostgreSQL cannot read.
+    """
+    at_startup = settings.parameters_from == "startup"
     return {
         "autocommit": True,
         "connect_timeout": 5,
         "application_name": settings.application_name,
         "tcp_user_timeout": settings.tcp_user_timeout_ms,
         "keepalives_idle": 10,
-        "options": options(settings.url, settings.session_parameters),
-        "prepare_threshold": 0,
+        "options": options(settings.url, settings.session_parameters if at_startup else {}),
+        "prepare_threshold": 0 if settings.prepared_statements else None,
     }
 
 
 def options(url: str, parameters: Mapping[str, str]) -> str:
     """The options of a connection: those of the URL or of PGOPTIONS, then these, which win.
 
-    Raises DatabaseUnavailable for a URL that PostgreSQL cannot read.
+    Raises DatabaseUnavailable.
     """
     theirs = str(url_parts(url).get("options") or os.environ.get("PGOPTIONS", ""))
     ours = (f"-c {name}={value}" for name, value in parameters.items())
@@ -100,3 +114,10 @@ def url_parts(url: str) -> dict[str, str]:
         return {name: str(value) for name, value in conninfo_to_dict(url).items()}
     except psycopg.ProgrammingError:  # its text may hold the password
         raise DatabaseUnavailable("The database URL is not one that PostgreSQL can read.") from None
+
+
+def sentence_of(error: psycopg.Error) -> str:
+    """What PostgreSQL or libpq said, on one line; of several hosts each once."""
+    return error.diag.message_primary or " ".join(
+        str(error).rpartition("All failures were:")[2].split()
+    )

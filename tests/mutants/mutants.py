@@ -94,7 +94,7 @@ def request_id_recorded_after_commit() -> Mutant:
         applying.apply(pipeline, write_set, books)
         if write_set.events:
             _leave_out_events(pipeline)
-            late.append((pipeline._connection, write_set.events))
+            late.append((pipeline.connection, write_set.events))
 
     async def committed(self: Any, groups: Any) -> Any:
         outcomes = await real(self, groups)
@@ -429,7 +429,7 @@ def _nothing(*_: object) -> Iterable[Any]:
 def _insert_by_itself(pipeline: Any, write_set: Any) -> None:
     if write_set.events:
         _leave_out_events(pipeline)
-        _insert(pipeline._connection, write_set.events)
+        _insert(pipeline.connection, write_set.events)
 
 
 def _leave_out_events(pipeline: Any) -> None:

@@ -105,8 +105,16 @@ def lock_grace(grace_ms: int) -> dict[str, int]:
 class ServerThread:
     """A server with an event loop of its own, in this process."""
 
-    def __init__(self, settings: Settings, now: Callable[[], datetime] | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        now: Callable[[], datetime] | None = None,
+        *,
+        owner_url: str | None = None,
+    ) -> None:
+        """`owner_url`: its database for who owns the tables, when its own role does not."""
         self.settings = settings
+        self._owner_url = owner_url
         self.registry = CollectorRegistry()
         self.server = Server(settings, self.registry, now or utc_now)
         self._loop = uvloop.new_event_loop()
@@ -134,9 +142,9 @@ class ServerThread:
 
     @property
     def database_url(self) -> str:
-        """Its PostgreSQL."""
+        """Its PostgreSQL, for who owns the tables."""
         assert self.settings.database_url is not None
-        return self.settings.database_url.get_secret_value()
+        return self._owner_url or self.settings.database_url.get_secret_value()
 
 
 class Refused:

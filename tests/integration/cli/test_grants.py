@@ -1,0 +1,88 @@
+"""`coupon-service migrate grants`: what the role of the service needs, and no more.
+
+That it is enough is shown by all tests that use the shared server: it runs as such a role
+(tests/conftest.py).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import psycopg
+import pytest
+from support.command_line import run
+from support.postgres_roles import new_role
+from support.service import Api, ServerThread
+
+from coupon_service.store import migrations
+from coupon_service.store.privileges import PRIVILEGES
+
+TIMEOUT = "SELECT current_setting('statement_timeout'), current_setting('enable_seqscan')"
+
+
+def test_grants_are_printed_and_only_applied_when_asked(database_url: str, tmp_path: Path) -> None:
+    with new_role(database_url) as (role, url):
+        printed = run(tmp_path, "migrate", "grants", role, DATABASE_URL=database_url)
+        assert (printed.returncode, printed.stderr) == (0, "")
+        assert f'GRANT SELECT, INSERT ON "public"."redemption_audit" TO "{role}";' in (
+            printed.stdout.splitlines()
+        )
+        with psycopg.connect(url) as connection, pytest.raises(psycopg.Error, match="denied"):
+            connection.execute("SELECT FROM coupon_books")
+        applied = run(tmp_path, "migrate", "grants", role, "--apply", DATABASE_URL=database_url)
+        assert (applied.returncode, applied.stdout) == (0, printed.stdout)
+        with psycopg.connect(url) as connection:
+            connection.execute("SELECT FROM coupon_books")
+            assert connection.execute(TIMEOUT).fetchone() == ("0", "on")
+
+
+def test_the_role_gets_the_parameters_of_its_sessions_when_they_come_from_it(
+    database_url: str, tmp_path: Path
+) -> None:
+    with new_role(database_url) as (role, url):
+        done = run(
+            tmp_path,
+            *("migrate", "grants", role, "--apply"),
+            DATABASE_URL=database_url,
+            COUPON_SESSION_PARAMETERS="role",
+            COUPON_STATEMENT_TIMEOUT_MS="2500",
+        )
+        assert done.returncode == 0
+        with psycopg.connect(url) as connection:
+            assert connection.execute(TIMEOUT).fetchone() == ("2500ms", "off")
+
+
+def test_the_role_of_the_service_cannot_change_the_ledger(server: ServerThread, api: Api) -> None:
+    api.code()
+    url = server.settings.database_url
+    assert url is not None
+    with psycopg.connect(url.get_secret_value(), autocommit=True) as connection:
+        for statement in (
+            "UPDATE redemption_audit SET caller = ''",
+            "DELETE FROM redemption_audit",
+            "TRUNCATE redemption_audit",
+            "ALTER TABLE redemption_audit DISABLE TRIGGER ALL",
+            "CREATE TABLE of_its_own ()",
+        ):
+            with pytest.raises(psycopg.errors.InsufficientPrivilege, match=r"denied|owner"):
+                connection.execute(statement)
+
+
+def test_every_table_of_the_schema_is_granted(database_url: str) -> None:
+    with psycopg.connect(database_url) as connection:
+        rows = connection.execute(
+            "SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace"
+            " AND relkind IN ('r', 'S') AND relname !~ 'yoyo'"
+        ).fetchall()
+    assert {name for (name,) in rows} == set(PRIVILEGES) - {"_yoyo_migration"}
+
+
+def test_grants_need_the_schema_and_the_role(empty_database_url: str, tmp_path: Path) -> None:
+    arguments = ("migrate", "grants", "nobody_there", "--apply")
+    done = run(tmp_path, *arguments, DATABASE_URL=empty_database_url)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "run coupon-service migrate up" in done.stderr
+    migrations.apply(empty_database_url)
+    done = run(tmp_path, *arguments, DATABASE_URL=empty_database_url)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert 'role "nobody_there" does not exist' in done.stderr

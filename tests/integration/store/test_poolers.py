@@ -1,0 +1,178 @@
+"""The service behind a pooler in transaction mode, where a session is not its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any, Final
+
+import psycopg
+import pytest
+from support.pgbouncer import Pooler, needs_pgbouncer, pgbouncer
+from support.postgres_roles import new_role
+from support.service import Api, ServerThread, all_at_once, books, codes, new_codes, settings_for
+from support.store import opened
+
+from coupon_service.errors import Contention
+from coupon_service.store import migrations
+from coupon_service.store.database import Database
+from coupon_service.store.migrations import MIGRATION_LOCK
+from coupon_service.store.pipeline import Connection, Pipeline
+from coupon_service.store.privileges import grant
+from coupon_service.store.server_check import check_server, connection_problem
+from coupon_service.telemetry.readiness import Readiness
+
+POOLED: Final[dict[str, Any]] = {
+    "parameters_from": "transaction",
+    "prepared_statements": False,
+}
+
+EFFECTIVE: Final = (
+    "SELECT current_setting('lock_timeout'), current_setting('statement_timeout'),"
+    " current_setting('idle_in_transaction_session_timeout'), current_setting('timezone'),"
+    " current_setting('plan_cache_mode'), current_setting('enable_seqscan'),"
+    " current_setting('enable_hashjoin'), current_setting('enable_mergejoin')"
+)
+AS_SET: Final = ("2s", "5s", "10s", "UTC", "force_generic_plan", "off", "off", "off")
+
+
+@pytest.fixture
+def pooler(database_url: str, tmp_path: Path) -> Iterator[Pooler]:
+    with pgbouncer(tmp_path, database_url) as running:
+        yield running
+
+
+async def problems(database: Database) -> dict[Readiness, str]:
+    async def work(connection: Connection) -> dict[Readiness, str]:
+        return await check_server(connection, database.settings)
+
+    return await database.read_at_once("check", work)
+
+
+def left_behind(pooled_url: str) -> tuple[Any, ...] | None:
+    """The settings of a session that the pooler gives to another client."""
+    with psycopg.connect(pooled_url, autocommit=True, prepare_threshold=None) as other:
+        return other.execute(EFFECTIVE).fetchone()
+
+
+@needs_pgbouncer
+async def test_a_pooler_that_refuses_options_is_told(database_url: str, pooler: Pooler) -> None:
+    async with opened(pooler.url(database_url), pool_timeout_ms=200) as database:
+        error = await database.connection_error()
+    assert error is not None
+    flags, cause = connection_problem(error)
+    assert flags == Readiness(0)
+    assert "unsupported startup parameter" in cause
+    assert "COUPON_SESSION_PARAMETERS=transaction" in cause
+
+
+@needs_pgbouncer
+async def test_a_pooler_that_drops_options_makes_the_session_unsafe(
+    database_url: str, tmp_path: Path
+) -> None:
+    with pgbouncer(tmp_path, database_url, ignore_startup_parameters="options") as pooler:
+        url = pooler.url(database_url)
+        async with opened(url, prepared_statements=False) as database:
+            found = await problems(database)
+    assert set(found) == {Readiness.UNSAFE_SETTINGS}
+    sentence = found[Readiness.UNSAFE_SETTINGS]
+    assert "statement_timeout is off, not 5000 ms" in sentence
+    assert "enable_seqscan is on, not off" in sentence
+    assert "COUPON_SESSION_PARAMETERS=transaction" in sentence
+
+
+@needs_pgbouncer
+async def test_each_transaction_and_read_has_the_parameters_and_leaves_none_behind(
+    database_url: str, pooler: Pooler
+) -> None:
+    async def work(connection: Connection) -> Any:
+        return await (await connection.execute(EFFECTIVE)).fetchone()
+
+    async def batch(pipeline: Pipeline) -> Any:
+        rows = pipeline.add(EFFECTIVE)
+        await pipeline.run()
+        return rows[0]
+
+    url = pooler.url(database_url)
+    before = left_behind(url)
+    async with opened(url, **POOLED) as database:
+        assert await problems(database) == {}
+        assert await database.read("read", work) == AS_SET
+        assert await database.read_at_once("read at once", work) == AS_SET
+        assert await database.transaction("transaction", work) == AS_SET
+        assert await database.batch("batch", batch) == AS_SET
+    assert left_behind(url) == before != AS_SET
+
+
+@needs_pgbouncer
+async def test_the_role_can_have_the_parameters(database_url: str, tmp_path: Path) -> None:
+    with new_role(database_url) as (role, role_url):
+        with pgbouncer(tmp_path, role_url) as pooler:
+            url = pooler.url(role_url)
+            settings: dict[str, Any] = {"parameters_from": "role", "prepared_statements": False}
+            async with opened(url, **settings) as database:
+                grant(database_url, role, {}, execute=True)
+                assert set(await problems(database)) == {Readiness.UNSAFE_SETTINGS}
+                grant(database_url, role, database.settings.role_parameters, execute=True)
+        with pgbouncer(tmp_path, role_url) as pooler:
+            async with opened(pooler.url(role_url), **settings) as database:
+                assert await problems(database) == {}
+            assert left_behind(pooler.url(role_url)) == AS_SET
+
+
+@needs_pgbouncer
+def test_the_service_works_through_a_pooler(
+    database_url: str, redis_url: str, pooler: Pooler
+) -> None:
+    settings = settings_for(
+        pooler.url(database_url),
+        redis_url,
+        session_parameters="transaction",
+        prepared_statements=False,
+    )
+    limits = books.BookLimits(max_redemptions_per_code=5, max_redemptions_per_user_per_code=5)
+    with ServerThread(settings) as running, closing(Api(running.address)) as api:
+        code, *others = new_codes(20)
+        book = api.book(
+            codes=[code, *others], limits=limits, lock_policy=books.LOCK_POLICY_OPTIONAL
+        )
+        token = api.lock(code, "ann").lock_token
+        assert api.redeem(code, "ann", lock_token=token).redemption.code == code
+        results = all_at_once([lambda: api.redeem(code, "bob") for _ in range(8)])
+        assert sum(hasattr(it, "redemption") for it in results) == 4
+        assert api.get_code(code).redemption_count == 5
+        assert api.validate(others[0], "ann").valid
+        generated = api.codes.GenerateCodes(
+            codes.GenerateCodesRequest(book_id=book.book_id, count=200, request_id="through")
+        )
+        assert list(generated)[-1].generated_count == 200
+        assert api.stats(book.book_id).redemption_count == 5
+        assert api.event_names(code=code).count("REDEEMED") == 5
+
+
+@needs_pgbouncer
+def test_migrations_through_a_pooler_leave_no_lock_behind(
+    empty_database_url: str, tmp_path: Path
+) -> None:
+    with pgbouncer(tmp_path, empty_database_url) as pooler:
+        url = pooler.url(empty_database_url)
+        before = left_behind(url)
+        steps = migrations.apply(url, pooled=True)
+        with psycopg.connect(empty_database_url) as direct:
+            locks = direct.execute("SELECT pid FROM pg_locks WHERE locktype = 'advisory'")
+            assert locks.fetchall() == []
+        assert migrations.status(url, pooled=True) == [(step, True) for step in steps]
+        assert migrations.rollback(url, pooled=True) == steps[::-1]
+        assert left_behind(url) == before
+
+
+def test_who_changes_the_schema_is_told(
+    empty_database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(migrations, "LOCK_TIMEOUT_MS", 100)
+    with psycopg.connect(empty_database_url, application_name="a deployment") as other:
+        other.execute("SELECT pg_advisory_lock(%s)", [MIGRATION_LOCK])
+        pid = other.info.backend_pid
+        with pytest.raises(Contention, match=f"backend {pid} of PostgreSQL, a deployment, role"):
+            migrations.apply(empty_database_url)
