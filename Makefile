@@ -174,11 +174,11 @@ COMPILE := $(BIN)/uv pip compile pyproject.toml --quiet --universal --python-ver
 
 lock: install ## Update the lock files to the newest versions of all dependencies
 	@$(PIP) install uv
-	$(COMPILE) --upgrade --extra embedded --extra tracing --group dev \
+	$(COMPILE) --upgrade --extra server --extra embedded --extra tracing --group dev \
 		--output-file requirements-dev.lock
-	$(COMPILE) --upgrade --extra embedded --group build --constraint requirements-dev.lock \
+	$(COMPILE) --upgrade --extra server --extra embedded --group build --constraint requirements-dev.lock \
 		--output-file requirements-run.lock
-	$(COMPILE) --upgrade --extra tracing --constraint requirements-dev.lock \
+	$(COMPILE) --upgrade --extra server --extra tracing --constraint requirements-dev.lock \
 		--output-file requirements.lock
 
 clean: ## Remove generated files, but not the data of `make run` (in .data)

@@ -12,5 +12,12 @@ def main() -> None:
         from coupon_service.cli.application import run  # noqa: PLC0415
 
         run()
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("coupon_service"):
+            raise
+        sys.exit(
+            f"{error.name} is not installed: here is the client alone. For this command:\n"
+            "    pip install 'coupon-service[server]'"
+        )
     except KeyboardInterrupt:
         sys.exit(130)

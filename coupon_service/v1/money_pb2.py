@@ -24,13 +24,14 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x63oupon_service/v1/money.proto\x12\x11\x63oupon_service.v1\"4\n\x05Money\x12\x14\n\x0c\x61mount_minor\x18\x01 \x01(\x03\x12\x15\n\rcurrency_code\x18\x02 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x63oupon_service/v1/money.proto\x12\x11\x63oupon_service.v1\"4\n\x05Money\x12\x14\n\x0c\x61mount_minor\x18\x01 \x01(\x03\x12\x15\n\rcurrency_code\x18\x02 \x01(\tBO\n\x15\x63om.coupon_service.v1P\x01Z!coupon_service/v1;couponservicev1\xaa\x02\x10\x43ouponService.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'coupon_service.v1.money_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-  DESCRIPTOR._loaded_options = None
+  _globals['DESCRIPTOR']._loaded_options = None
+  _globals['DESCRIPTOR']._serialized_options = b'\n\025com.coupon_service.v1P\001Z!coupon_service/v1;couponservicev1\252\002\020CouponService.V1'
   _globals['_MONEY']._serialized_start=52
   _globals['_MONEY']._serialized_end=104
 # @@protoc_insertion_point(module_scope)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -174,7 +175,7 @@ def check_contents(image: Image) -> None:
     expect(user.isdigit() and int(user) > 0, f"it runs as a numeric user other than root: {user}")
     expect(image.config["Entrypoint"] == ["coupon-service"], "it starts without a shell")
     lock = (ROOT / "requirements.lock").read_text(encoding="utf-8")
-    locked = {line.split("==")[0] for line in lock.splitlines() if line[:1].isalnum()}
+    locked = {re.split("==|\\[", line)[0] for line in lock.splitlines() if line[:1].isalnum()}
     listing = "from importlib.metadata import distributions as all\nfor it in all(): print(it.name)"
     _, printed = image.run(["/venv/bin/python", "-c", listing], {})
     installed = {name.lower().replace("_", "-").replace(".", "-") for name in printed.split()}

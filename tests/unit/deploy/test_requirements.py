@@ -14,7 +14,11 @@ GRPC = r"GRPC_GENERATED_VERSION = '(\S+)'"
 
 def test_no_version_is_allowed_that_refuses_the_stubs() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
-    allowed = {*project["project"]["dependencies"], *map(str, project["dependency-groups"]["dev"])}
+    allowed = {
+        *project["project"]["dependencies"],
+        *project["project"]["optional-dependencies"]["server"],
+        *map(str, project["dependency-groups"]["dev"]),
+    }
     grpc, protobuf = made_by(GRPC, "*_pb2_grpc.py"), made_by(PROTOBUF, "*_pb2.py")
     packages = ("grpcio", *(f"grpcio-{it}" for it in ("health-checking", "reflection", "status")))
     needed = {f"{name}>={grpc}" for name in (*packages, "grpcio-tools")}
