@@ -72,26 +72,17 @@ class Metrics:
                 "Time from a call's arrival to its completion.",
                 "method",
                 "status",
+                "transport",
             )
         )
         self._rpcs = Children(
-            counter("coupon_rpcs_total", "Completed calls.", "method", "status", "reason")
-        )
-        self._operation_duration = Children(
-            duration(
-                "coupon_stream_operation_duration_seconds",
-                "Time from the beginning of an operation of a Checkout stream to its completion.",
-                "method",
-                "status",
-            )
-        )
-        self._operations = Children(
             counter(
-                "coupon_stream_operations_total",
-                "Completed operations of Checkout streams. coupon_rpcs_total does not count them.",
+                "coupon_rpcs_total",
+                "Completed calls. transport: call; or stream, for an operation of one.",
                 "method",
                 "status",
                 "reason",
+                "transport",
             )
         )
         self._streams = gauge("coupon_streams", "Open Checkout streams.")
@@ -218,15 +209,19 @@ class Metrics:
         self, method: str, status: str, reason: str, seconds: Sequence[float]
     ) -> None:
         """Calls of a declared ``method`` completed; ``reason`` is empty for OK."""
-        self._rpc_duration[method, status].observe_all(seconds)
-        self._rpcs[method, status, reason].inc(len(seconds))
+        self._rpcs_finished(method, status, reason, seconds, "call")
 
     def operations_finished(
         self, method: str, status: str, reason: str, seconds: Sequence[float]
     ) -> None:
         """As ``rpcs_finished``, of operations of Checkout streams."""
-        self._operation_duration[method, status].observe_all(seconds)
-        self._operations[method, status, reason].inc(len(seconds))
+        self._rpcs_finished(method, status, reason, seconds, "stream")
+
+    def _rpcs_finished(
+        self, method: str, status: str, reason: str, seconds: Sequence[float], transport: str
+    ) -> None:
+        self._rpc_duration[method, status, transport].observe_all(seconds)
+        self._rpcs[method, status, reason, transport].inc(len(seconds))
 
     def streams_changed(self, count: int) -> None:
         """``count`` Checkout streams of this process are open."""

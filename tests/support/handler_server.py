@@ -166,7 +166,8 @@ async def running(
         try:
             yield run
         finally:
-            await server.stop(0)
+            checkout.end(spread_s=0)
+            await server.stop(0.3 if checkout.open else 0)
 
 
 async def until(condition: Callable[[], bool]) -> None:

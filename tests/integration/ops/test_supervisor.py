@@ -41,7 +41,8 @@ def test_all_workers_answer_and_are_counted_together(
         book_on_a_new_connection(environment)
     assert len(workers_of(service)) == 2
     counted = (
-        'coupon_rpcs_total{method="CouponBookService/CreateCouponBook",reason="",status="OK"} 20.0'
+        'coupon_rpcs_total{method="CouponBookService/CreateCouponBook",reason="",status="OK",'
+        'transport="call"} 20.0'
     )
     until(lambda: counted in fetch(environment, "metrics"))
 

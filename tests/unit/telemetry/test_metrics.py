@@ -13,7 +13,7 @@ from support.waiting import until
 from coupon_service.telemetry.metrics import Metrics
 from coupon_service.telemetry.metrics_http import MetricsServer, MetricsServerError, serve_metrics
 
-LABELS = {"kind", "method", "status", "reason", "pool", "le", "event", "outcome"}
+LABELS = {"kind", "method", "status", "reason", "pool", "le", "event", "outcome", "transport"}
 COMMAND: tuple[str, ...] = ("event", "outcome", "reason")
 REDEEM = "RedemptionService/RedeemCode"
 
@@ -53,8 +53,8 @@ class TestMetrics:
     ) -> None:
         metrics.rpcs_finished(REDEEM, "OK", "", [0.004, 0.006, 0.005])
         metrics.rpcs_finished(REDEEM, "FAILED_PRECONDITION", "CODE_LOCKED", [20.0])
-        ok = {"method": REDEEM, "status": "OK"}
-        locked = {"method": REDEEM, "status": "FAILED_PRECONDITION"}
+        ok = {"method": REDEEM, "status": "OK", "transport": "call"}
+        locked = {"method": REDEEM, "status": "FAILED_PRECONDITION", "transport": "call"}
         value = registry.get_sample_value
         assert value("coupon_rpcs_total", ok | {"reason": ""}) == 3
         assert value("coupon_rpcs_total", locked | {"reason": "CODE_LOCKED"}) == 1
@@ -70,11 +70,11 @@ class TestMetrics:
     ) -> None:
         metrics.operations_finished(REDEEM, "OK", "", [0.004, 0.006])
         metrics.streams_changed(7)
-        ok = {"method": REDEEM, "status": "OK"}
+        ok = {"method": REDEEM, "status": "OK", "transport": "stream"}
         value = registry.get_sample_value
-        assert value("coupon_stream_operations_total", ok | {"reason": ""}) == 2
-        assert value("coupon_stream_operation_duration_seconds_count", ok) == 2
-        assert value("coupon_rpcs_total", ok | {"reason": ""}) is None
+        assert value("coupon_rpcs_total", ok | {"reason": ""}) == 2
+        assert value("coupon_rpc_duration_seconds_count", ok) == 2
+        assert value("coupon_rpcs_total", ok | {"reason": "", "transport": "call"}) is None
         assert value("coupon_streams") == 7
 
     def test_every_event_is_counted_in_its_metric(

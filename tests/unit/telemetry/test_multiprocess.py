@@ -16,7 +16,7 @@ from coupon_service.telemetry.multiprocess import WorkerCounts, Workers, service
 from coupon_service.telemetry.replica_gauges import FILE_NAME, GAUGES, ReplicaGauges
 
 REDEEM = "RedemptionService/RedeemCode"
-OK = {"method": REDEEM, "status": "OK"}
+OK = {"method": REDEEM, "status": "OK", "transport": "call"}
 
 WORKER = f"""
 import os
