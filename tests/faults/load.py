@@ -101,6 +101,8 @@ class Account:
 class Load:
     """Clients of one address, which run inside `with`, except while it is `paused()`.
 
+    Every other one makes its calls over Checkout streams.
+
     Its books and codes are created through `api`, so the service has to work at first.
     """
 
@@ -130,7 +132,10 @@ class Load:
         self._stopped = threading.Event()
         self._busy = threading.Semaphore(CLIENTS)
         self._numbers = itertools.count()
-        self._threads = [threading.Thread(target=self._shop, daemon=True) for _ in range(CLIENTS)]
+        self._threads = [
+            threading.Thread(target=self._shop, args=(number % 2,), daemon=True)
+            for number in range(CLIENTS)
+        ]
         self._failure: BaseException | None = None
 
     def __enter__(self) -> Load:
@@ -162,8 +167,8 @@ class Load:
 
     # --- a client -------------------------------------------------------------------------------
 
-    def _shop(self) -> None:
-        api = Api(self._channel_address)
+    def _shop(self, streamed: int) -> None:
+        api = Api(self._channel_address, streamed=streamed)
         try:
             while not self._stopped.is_set():
                 self._running.wait()

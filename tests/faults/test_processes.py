@@ -25,7 +25,7 @@ from support.waiting import until
 LINE_LOST: Final = frozenset({"UNAVAILABLE"})
 """The status of gRPC for a broken connection."""
 
-PORT_CLOSED: Final = LINE_LOST | {"CANCELLED"}
+PORT_CLOSED: Final = LINE_LOST | {"CANCELLED", "STREAM_ENDED"}
 """CANCELLED: gRPC had not read the call yet when it began to stop
 (https://github.com/grpc/grpc/issues/41785)."""
 

@@ -38,7 +38,8 @@ def programs(
     with (
         new_database() as database_url,
         clocked_server(database_url, redis_alone_url, clock, **options) as server,
-        closing(Api(server.address)) as api,
+        # Every second call of a checkout goes over a stream.
+        closing(Api(server.address, streamed=2)) as api,
         # What is asked after each program is prepared once.
         psycopg.connect(database_url, autocommit=True) as database,
     ):

@@ -57,7 +57,7 @@ def watches_counted_as_calls() -> Mutant:
     def service(self: RpcHandler, handler_call_details: Any) -> Any:
         task = asyncio.current_task()
         if handler_call_details.method in self._public_handlers and task is not None:
-            self.open_calls += 1
+            self._calls.count += 1
             task.add_done_callback(partial(self._closed, RequestContext()))
         return real(self, handler_call_details)
 

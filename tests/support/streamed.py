@@ -87,7 +87,7 @@ class Stream:
     @property
     def ended(self) -> bool:
         """Whether no more results come."""
-        return not self._reader.is_alive()
+        return self.error is not None or not self._reader.is_alive()
 
     def close(self) -> None:
         """Half-close, and wait for the last results."""
@@ -133,13 +133,13 @@ class StreamedStub:
         call = getattr(self._stub, method)
         return _Method(self, method, call) if method in FIELDS else call
 
-    def begin(self, method: str, call: Any, request: Any, timeout: float | None) -> Any:
-        """Begin an operation, or a call."""
+    def begin(self, method: str, call: Any, request: Any, timeout: float | None, **how: Any) -> Any:
+        """Begin an operation, or a call. `how`: for a stream that has to be opened, or the call."""
         with self._lock:
             if next(self._counter) % self._share:
-                return call.future(request, timeout=timeout)
+                return call.future(request, timeout=timeout, **how)
             if self._stream is None or self._stream.ended:
-                self._stream = Stream(self._stub.Checkout)
+                self._stream = Stream(self._stub.Checkout, **how)
             return self._stream.begin(method, request, timeout)
 
 
@@ -151,11 +151,13 @@ class _Method:
         self._name = name
         self._call = call
 
-    def __call__(self, request: Any, timeout: float | None = None, metadata: Any = ()) -> Any:
+    def __call__(
+        self, request: Any, timeout: float | None = None, metadata: Any = (), **how: Any
+    ) -> Any:
         if metadata:  # a stream has its own
-            return self._call(request, timeout=timeout, metadata=metadata)
-        return self.future(request, timeout).result()
+            return self._call(request, timeout=timeout, metadata=metadata, **how)
+        return self.future(request, timeout, **how).result()
 
-    def future(self, request: Any, timeout: float | None = None) -> Any:
+    def future(self, request: Any, timeout: float | None = None, **how: Any) -> Any:
         """Begin, and wait for nothing."""
-        return self._stub.begin(self._name, self._call, request, timeout)
+        return self._stub.begin(self._name, self._call, request, timeout, **how)

@@ -77,7 +77,8 @@ def health_of(api: Api) -> str:
 
 
 class Load:
-    """Customers who redeem without a pause, each on a connection of its own.
+    """Customers who redeem without a pause, each on a connection of its own, and every other one
+    over Checkout streams.
 
     A call that fails is repeated once, with the same request_id, a moment later: gRPC refuses what
     reaches a worker that ends a little before it tells the client to go elsewhere. The repeat waits
@@ -90,7 +91,9 @@ class Load:
         self._codes = codes
         self._ends = threading.Event()
         self._pool = ThreadPoolExecutor(customers)
-        self._customers = [self._pool.submit(self._buy, unique("user")) for _ in range(customers)]
+        self._customers = [
+            self._pool.submit(self._buy, unique("user"), number % 2) for number in range(customers)
+        ]
 
     def end(self) -> Counter[int]:
         """How many redemptions were acknowledged after no or one repeat. Raises what was left."""
@@ -98,9 +101,9 @@ class Load:
         with self._pool:
             return sum((customer.result() for customer in self._customers), Counter[int]())
 
-    def _buy(self, user_id: str) -> Counter[int]:
+    def _buy(self, user_id: str, streamed: int) -> Counter[int]:
         acknowledged = Counter[int]()
-        with closing(Api(self._address)) as api:
+        with closing(Api(self._address, streamed=streamed)) as api:
             for code in itertools.cycle(self._codes):
                 if self._ends.is_set():
                     break

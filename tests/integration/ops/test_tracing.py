@@ -25,6 +25,7 @@ from coupon_service.embedded.machine import free_port
 from coupon_service.server import Server
 from coupon_service.settings import SettingsError, load_settings
 from coupon_service.telemetry.tracing import FLUSH_S, Tracer
+from coupon_service.v1 import redemption_service_pb2 as pb
 from coupon_service.v1.coupon_book_service_pb2 import LOCK_POLICY_OPTIONAL
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
@@ -108,6 +109,25 @@ def test_a_call_goes_on_with_the_trace_of_its_caller_down_to_the_transaction(
     assert transaction.parent is not None
     assert (transaction.parent.trace_id, transaction.parent.span_id) == ids(batch)
     until(lambda: f'"trace_id":"{TRACE}"' in service_log.take())
+
+
+def test_an_operation_of_a_stream_goes_on_with_its_own_trace(traced: Traced) -> None:
+    code = traced.api.code()
+    traced.forget()
+    request = traced.api.redeem_request(code, "ann")
+    operation = pb.CheckoutOperation(
+        tag=1, traceparent=parent_of(sampled=True), redeem_code=request
+    )
+    list(traced.api.redemptions.Checkout(iter([pb.CheckoutRequest(operations=[operation])])))
+    until(lambda: traced.spans("RedemptionService/Checkout"))
+    (call,) = traced.spans("RedemptionService/RedeemCode")
+    assert ids(call)[0] == int(TRACE, 16)
+    assert call.parent is not None
+    assert call.parent.span_id == int(CALLER, 16)
+    (stream,) = traced.spans("RedemptionService/Checkout")
+    assert ids(stream)[0] != int(TRACE, 16)
+    (batch,) = traced.spans("batch changes")
+    assert linked(batch) == {ids(call)}
 
 
 def test_a_batch_and_its_callers_have_links_to_each_other(traced: Traced) -> None:
