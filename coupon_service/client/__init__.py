@@ -9,6 +9,7 @@ from __future__ import annotations
 from coupon_service.client.asynchronous import AsyncCouponClient
 from coupon_service.client.blocking import CouponClient
 from coupon_service.client.errors import CouponError, error_of_item
+from coupon_service.client.holds import HeldLock
 from coupon_service.client.settings import ClientSettings
 from coupon_service.client.values import new_request_id
 from coupon_service.v1.money_pb2 import Money
@@ -18,6 +19,7 @@ __all__ = [
     "ClientSettings",
     "CouponClient",
     "CouponError",
+    "HeldLock",
     "Money",
     "error_of_item",
     "new_request_id",

@@ -7,6 +7,7 @@ import copy
 import itertools
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from typing import Any, Self, TypeVar
 
@@ -14,11 +15,20 @@ import grpc.aio
 from google.protobuf.message import Message
 
 from coupon_service.client.attempts import Attempts, RetryBudget
-from coupon_service.client.errors import error_of_call
+from coupon_service.client.errors import CouponError, error_of_call
+from coupon_service.client.holds import (
+    LAST_CALL_S,
+    RETRY_S,
+    USED,
+    HeldLock,
+    expired,
+    is_to_be_released,
+)
 from coupon_service.client.messages import advance, bearer, request_id_of, serialize
 from coupon_service.client.methods import Methods
 from coupon_service.client.rpc import Item, Response, Rpc
 from coupon_service.client.settings import ClientSettings
+from coupon_service.client.values import Metadata
 
 T = TypeVar("T")
 
@@ -68,6 +78,66 @@ class AsyncCouponClient(Methods):
         client = copy.copy(self)
         client._settings = replace(self._settings, timeout_s=timeout_s)  # noqa: SLF001 - its own
         return client
+
+    @asynccontextmanager
+    async def hold(
+        self,
+        code: str,
+        user_id: str,
+        *,
+        book_id: str = "",
+        ttl_s: float | None = None,
+        metadata: Metadata | None = None,
+        request_id: str = "",
+    ) -> AsyncGenerator[HeldLock]:
+        """Holds the lock of a code while a block runs: `async with client.hold(...) as lock:`.
+
+        The lock is renewed as often as the service allows. When it ends before the block, the block
+        is cancelled and left with LockExpired. When the block fails, the lock is released, unless
+        it is open whether the code was redeemed. Otherwise a lock that was not redeemed stays until
+        its expiry.
+        """
+        began_s = time.monotonic()
+        granted = await self.lock_code(
+            code, user_id, book_id=book_id, ttl_s=ttl_s, metadata=metadata, request_id=request_id
+        )
+        lock, limit = HeldLock(granted, began_s), asyncio.timeout(None)
+        try:
+            async with limit:
+                renewing = asyncio.create_task(self._renew(lock, ttl_s, limit))
+                try:
+                    yield lock
+                finally:
+                    renewing.cancel()
+        except BaseException as error:
+            if isinstance(error, TimeoutError) and limit.expired():
+                raise expired() from None
+            if is_to_be_released(error):
+                with suppress(CouponError):
+                    await self.within(LAST_CALL_S).unlock_code(lock.latest_token)
+            raise
+
+    async def _renew(self, lock: HeldLock, ttl_s: float | None, limit: asyncio.Timeout) -> None:
+        """Renews a lock as often as the service allows; then its end is the `limit`."""
+        while lock.left_s > 0:
+            if (renew_in_s := lock.renew_in_s) is None:
+                await asyncio.sleep(lock.left_s)
+                continue
+            await asyncio.sleep(renew_in_s)
+            try:
+                extended = await self.within(max(lock.left_s, RETRY_S)).extend_lock(
+                    lock.latest_token, ttl_s=ttl_s, request_id=lock.extension_id
+                )
+            except CouponError as error:
+                lock.not_renewed(error)
+                await asyncio.sleep(min(RETRY_S, max(lock.left_s, 0)))
+            else:
+                lock.renewed(extended)
+        with suppress(CouponError):
+            found = await self.within(LAST_CALL_S).get_lock(lock.lock.lock_id)
+            if found.lock.state in USED:
+                return
+        limit.reschedule(asyncio.get_running_loop().time())
 
     # --- for the methods ------------------------------------------------------------------------
 

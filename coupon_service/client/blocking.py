@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import itertools
+import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any, Self, TypeVar
 
@@ -13,11 +15,13 @@ import grpc
 from google.protobuf.message import Message
 
 from coupon_service.client.attempts import Attempts, RetryBudget
-from coupon_service.client.errors import error_of_call
+from coupon_service.client.errors import CouponError, error_of_call
+from coupon_service.client.holds import LAST_CALL_S, RETRY_S, HeldLock, is_to_be_released
 from coupon_service.client.messages import advance, bearer, request_id_of, serialize
 from coupon_service.client.methods import Methods
 from coupon_service.client.rpc import Item, Response, Rpc
 from coupon_service.client.settings import ClientSettings
+from coupon_service.client.values import Metadata
 
 T = TypeVar("T")
 
@@ -73,6 +77,55 @@ class CouponClient(Methods):
         client = copy.copy(self)
         client._settings = replace(self._settings, timeout_s=timeout_s)  # noqa: SLF001 - its own
         return client
+
+    @contextmanager
+    def hold(
+        self,
+        code: str,
+        user_id: str,
+        *,
+        book_id: str = "",
+        ttl_s: float | None = None,
+        metadata: Metadata | None = None,
+        request_id: str = "",
+    ) -> Generator[HeldLock]:
+        """Holds the lock of a code while a block runs: `with client.hold(...) as lock:`.
+
+        The lock is renewed as often as the service allows. When it ends before the block, the next
+        use of `lock.token` is LockExpired. When the block fails, the lock is released, unless it is
+        open whether the code was redeemed. Otherwise a lock that was not redeemed stays until its
+        expiry.
+        """
+        began_s = time.monotonic()
+        granted = self.lock_code(
+            code, user_id, book_id=book_id, ttl_s=ttl_s, metadata=metadata, request_id=request_id
+        )
+        lock, left = HeldLock(granted, began_s), threading.Event()
+        renewing = threading.Thread(target=self._renew, args=(lock, ttl_s, left), daemon=True)
+        renewing.start()
+        try:
+            yield lock
+        except BaseException as error:
+            if is_to_be_released(error):
+                with suppress(CouponError):
+                    self.within(LAST_CALL_S).unlock_code(lock.latest_token)
+            raise
+        finally:
+            left.set()
+
+    def _renew(self, lock: HeldLock, ttl_s: float | None, left: threading.Event) -> None:
+        """Renews a lock as often as the service allows, until its block is left."""
+        while (renew_in_s := lock.renew_in_s) is not None and not left.wait(renew_in_s):
+            try:
+                extended = self.within(max(lock.left_s, RETRY_S)).extend_lock(
+                    lock.latest_token, ttl_s=ttl_s, request_id=lock.extension_id
+                )
+            except CouponError as error:
+                lock.not_renewed(error)
+                if lock.left_s <= 0 or left.wait(min(RETRY_S, lock.left_s)):
+                    return
+            else:
+                lock.renewed(extended)
 
     # --- for the methods ------------------------------------------------------------------------
 
