@@ -11,6 +11,24 @@
 -- them, and a call that was cut off goes on where it stopped. It locks as the service does: the code, its
 -- assignments, the counter of the user, that of the book.
 
+-- The bucket of a user's counters: the low six bits of the CRC-32 (IEEE 802.3) of the name in UTF-8, which
+-- PostgreSQL has a function for from version 18 on.
+CREATE OR REPLACE FUNCTION coupon_name_bucket(name text) RETURNS smallint
+LANGUAGE plpgsql IMMUTABLE STRICT AS $$
+DECLARE
+    bytes bytea := convert_to(name, 'UTF8');
+    crc bigint := 4294967295;
+BEGIN
+    FOR i IN 0 .. length(bytes) - 1 LOOP
+        crc := crc # get_byte(bytes, i);
+        FOR bit IN 1 .. 8 LOOP
+            crc := (crc >> 1) # (3988292384 * (crc & 1));
+        END LOOP;
+    END LOOP;
+    RETURN (~crc & 63)::smallint;
+END
+$$;
+
 CREATE OR REPLACE PROCEDURE coupon_merge_names() LANGUAGE plpgsql AS $$
 DECLARE
     named record;
@@ -67,7 +85,7 @@ BEGIN
         ), counted AS (
             UPDATE coupon_user_counters AS u SET assignments = u.assignments - 1
             FROM revoked AS r
-            WHERE u.bucket = (crc32(convert_to(r.user_id, 'UTF8')) & 63)::smallint
+            WHERE u.bucket = coupon_name_bucket(r.user_id)
                 AND u.book_id = kept.book_id AND u.user_id = r.user_id
         )
         SELECT count(*) INTO ended FROM revoked;
@@ -106,13 +124,13 @@ BEGIN
         SET LOCAL synchronous_commit = off;
         WITH spelled AS (
             DELETE FROM coupon_user_counters AS u USING unnest(named.spellings) AS spelling
-            WHERE u.bucket = (crc32(convert_to(spelling, 'UTF8')) & 63)::smallint
+            WHERE u.bucket = coupon_name_bucket(spelling)
                 AND u.book_id = named.book_id AND u.user_id = spelling
             RETURNING u.*
         )
         INSERT INTO coupon_user_counters AS u (
             bucket, book_id, user_id, redemptions, redemption_limit, assignments, assignment_limit)
-        SELECT (crc32(convert_to(named.name, 'UTF8')) & 63)::smallint, named.book_id, named.name,
+        SELECT coupon_name_bucket(named.name), named.book_id, named.name,
             sum(redemptions), CASE WHEN max(redemption_limit) > 0
                 THEN greatest(max(redemption_limit), sum(redemptions)) ELSE 0 END,
             sum(assignments), CASE WHEN max(assignment_limit) > 0

@@ -273,6 +273,13 @@ def test_the_step_of_names_goes_on_where_it_was_cut_off(database_url: str) -> No
     assert rows(database_url, find) == [(1, COMPOSED), (2, COMPOSED)]
 
 
+def test_the_step_of_names_finds_the_bucket_of_a_user(database_url: str) -> None:
+    for user_id in ("ann", COMPOSED, DECOMPOSED, "東京", "x" * 128):
+        with psycopg.connect(database_url) as connection:
+            found = connection.execute("SELECT coupon_name_bucket(%s)", [user_id]).fetchone()
+        assert found == (bucket_of_user(user_id),)
+
+
 @pytest.mark.parametrize("sums", ["bigint", "numeric"])
 def test_discounts_are_added_up_before_and_after_the_step_of_their_sums(
     database_url: str, sums: LiteralString
