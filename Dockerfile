@@ -15,6 +15,7 @@ RUN --mount=type=secret,id=pip.conf,target=/run/secrets/pip.conf \
         --no-cache-dir --no-compile --only-binary :all: --require-hashes -r /requirements.lock
 COPY coupon_service /app/coupon_service
 COPY migrations /app/migrations
+COPY proto /app/proto
 # Compiled now, since the root file system may be read-only.
 RUN printf '#!/bin/sh\nexec python -m coupon_service "$@"\n' > /venv/bin/coupon-service && \
     chmod 755 /venv/bin/coupon-service && \

@@ -11,10 +11,12 @@ from coupon_service import __version__
 from coupon_service.cli import (
     call,
     codes,
+    describe,
     dev,
     health,
     migrate,
     serve,
+    settings_list,
     signals,
     token,
     top,
@@ -22,7 +24,7 @@ from coupon_service.cli import (
 )
 from coupon_service.cli.failure import CommandError
 from coupon_service.embedded import EmbeddedError
-from coupon_service.settings import SettingsError, settings_table
+from coupon_service.settings import SettingsError
 
 RUNNING: Final = "Running a service"
 USING: Final = "Using a service that runs"
@@ -40,7 +42,6 @@ def application() -> typer.Typer:
     """All commands."""
     app = typer.Typer(
         no_args_is_help=True,
-        add_completion=False,
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
@@ -51,7 +52,7 @@ def application() -> typer.Typer:
     app.command(rich_help_panel=RUNNING)(signals.restart)
     app.command(rich_help_panel=RUNNING)(health.health)
     app.command(rich_help_panel=RUNNING)(top.top)
-    app.command("settings", rich_help_panel=RUNNING)(settings)
+    app.command("settings", rich_help_panel=RUNNING)(settings_list.settings)
     schema = typer.Typer(no_args_is_help=True, help="Change or look at the database schema.")
     schema.command()(migrate.up)
     schema.command()(migrate.down)
@@ -60,6 +61,7 @@ def application() -> typer.Typer:
     app.add_typer(schema, name="migrate", rich_help_panel=RUNNING)
     app.command(rich_help_panel=USING)(token.token)
     app.command(rich_help_panel=USING)(call.call)
+    app.command(rich_help_panel=USING)(describe.describe)
     app.command(rich_help_panel=USING)(codes.generate)
     app.command("import", rich_help_panel=USING)(upload.import_codes)
     app.command(rich_help_panel=USING)(codes.export)
@@ -80,8 +82,3 @@ def coupon_service(
     ] = False,
 ) -> None:
     """Coupons that are issued, assigned, locked and redeemed exactly once, over gRPC."""
-
-
-def settings() -> None:
-    """List all settings: environment variables, or lines of .env in this folder."""
-    typer.echo(settings_table(), nl=False)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import socket
+import ssl
 import time
 from collections.abc import AsyncGenerator, Callable, Generator, Iterable
 from contextlib import asynccontextmanager, contextmanager
@@ -110,6 +112,7 @@ STREAM_ENDED: Final = (
 """Statuses after which a stream can be opened again."""
 
 STATUS_DETAILS: Final = "grpc-status-details-bin"
+PROBE_TIMEOUT_S: Final = 2.0
 BREAKS_MAX: Final = 14
 """How often in a row a stream is opened again without an answer: a minute in all."""
 
@@ -183,11 +186,34 @@ def connect_blocking(
     (https://github.com/grpc/grpc/issues/36066).
     """
     target = _checked(address) if address else address_of(load_settings())
+    tls = tls or Tls(None, None, None, None)
     try:
-        with (tls or Tls(None, None, None, None)).channel(target) as channel:
+        with tls.channel(target) as channel:
             yield BlockingService(channel, _bearer(token))
     except grpc.RpcError as error:
+        if tls.ca is None and error.code() is grpc.StatusCode.UNAVAILABLE and speaks_tls(target):
+            raise CommandError(
+                f"The service at {target} uses TLS: --tls-ca names the file with the authorities"
+                " of its certificate."
+            ) from error
         raise CommandError(explain(error, target)) from error
+
+
+def speaks_tls(address: str) -> bool:
+    """Whether a port begins connections with TLS."""
+    host, _, port = address.rpartition(":")
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE  # nothing is sent
+    context.set_alpn_protocols(["h2"])
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), PROBE_TIMEOUT_S) as connection:
+            context.wrap_socket(connection).close()
+    except ssl.SSLError as error:
+        return "ALERT" in (error.reason or "")  # as where a client needs a certificate
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def _checked(address: str) -> str:

@@ -8,6 +8,7 @@ from the class.
 from coupon_service.settings.constraints import Purpose
 from coupon_service.settings.load import TOKEN_VARIABLE, SettingsError, load_settings
 from coupon_service.settings.settings import Settings
+from coupon_service.settings.sources import values_in_effect
 from coupon_service.settings.text import env_example, settings_table
 from coupon_service.settings.values import PREFIX
 
@@ -20,4 +21,5 @@ __all__ = [
     "env_example",
     "load_settings",
     "settings_table",
+    "values_in_effect",
 ]

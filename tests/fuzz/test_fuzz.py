@@ -31,7 +31,7 @@ from support.service import Api, books, codes
 from support.service_process import environment_of, serving
 from support.waiting import until
 
-from coupon_service.cli.call import methods
+from coupon_service.cli.contract import methods
 from coupon_service.errors import LocksUnavailable
 from coupon_service.leases import LeaseKey, Leases
 

@@ -13,7 +13,7 @@ from support.service import Refused, ServerThread
 from support.token_clients import ISSUER
 from support.token_issuers import Issuer
 
-from coupon_service.cli.call import find_method, methods
+from coupon_service.cli.contract import find_method, methods
 from coupon_service.rpc.methods import Role
 
 ROLES = {"I": Role.ISSUER, "R": Role.REDEEMER, "A": Role.AUDITOR, "S": Role.SELF}

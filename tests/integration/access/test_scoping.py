@@ -30,7 +30,7 @@ from support.service import (
 from support.streamed import Stream
 from support.token_clients import caller
 
-from coupon_service.cli.call import methods
+from coupon_service.cli.contract import methods
 from coupon_service.locks.token import sign
 from coupon_service.model import LockClaims
 from coupon_service.rpc.paging import MAC_BYTES

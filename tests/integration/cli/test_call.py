@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -11,6 +12,7 @@ import pytest
 from support.command_line import run
 from support.service import Api, new_codes, unique
 
+from coupon_service.cli.examples import EXAMPLES
 from coupon_service.embedded.machine import free_port
 
 Call = Callable[..., CompletedProcess[str]]
@@ -21,9 +23,13 @@ def call(server_address: str, tmp_path: Path) -> Call:
     """Call a method of the shared server, with messages as arguments or on standard input."""
 
     def call(
-        method: str, *messages: object, mark: str = "", options: tuple[str, ...] = ()
+        method: str,
+        *messages: object,
+        mark: str = "",
+        text: str = "",
+        options: tuple[str, ...] = (),
     ) -> CompletedProcess[str]:
-        text = "\n".join(map(json.dumps, messages))
+        text = text or "\n".join(map(json.dumps, messages))
         return run(
             tmp_path,
             *("call", method, mark or text, "--address", server_address, *options),
@@ -55,7 +61,7 @@ def test_every_bad_field_is_named(call: Call) -> None:
     done = call("RedemptionService/RedeemCode", {"code": "", "user_id": " "})
     assert done.returncode == 1
     first, *fields = done.stderr.splitlines()
-    assert first.startswith("INVALID_ARGUMENT")
+    assert first == "INVALID_ARGUMENT:"
     assert [line.split(":")[0].strip() for line in fields] == ["code", "user_id"]
 
 
@@ -88,6 +94,15 @@ def test_what_a_stream_answered_before_it_failed_is_printed(api: Api, call: Call
     assert done.returncode == 1
     assert json.loads(done.stdout)["created_count"] == 1
     assert done.stderr.startswith("INVALID_ARGUMENT")
+
+
+@pytest.mark.parametrize("method", EXAMPLES)
+def test_no_example_is_a_bad_request(method: str, call: Call) -> None:
+    text = EXAMPLES[method]
+    for word in ("BOOK_ID", "LOCK_ID", "REDEMPTION_ID"):
+        text = text.replace(word, str(uuid.uuid4()))
+    done = call(method, mark="-", text=text, options=("--timeout", "2"))
+    assert not done.stderr.startswith("INVALID_ARGUMENT"), done.stderr
 
 
 def test_a_call_ends_at_its_deadline(call: Call) -> None:

@@ -187,6 +187,17 @@ def test_the_command_line_speaks_tls(
     assert (done.returncode, done.stderr) == (1, "TLS options need --tls-ca.\n")
 
 
+@pytest.mark.parametrize("client_needs_one", [True, False])
+def test_the_command_line_says_that_a_port_speaks_tls(
+    serve: Serve, authority: Authority, tmp_path: Path, *, client_needs_one: bool
+) -> None:
+    client_ca = authority.path if client_needs_one else None
+    server = serve(authority.sign("server", "coupon.example"), client_ca)
+    done = run(tmp_path, "call", "ListCouponBooks", "--address", server.address)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"The service at {server.address} uses TLS: --tls-ca names ")
+
+
 def test_a_container_need_not_have_a_certificate_to_ask_how_it_is(
     database_url: str, redis_url: str, authority: Authority, tmp_path: Path
 ) -> None:

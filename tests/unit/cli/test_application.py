@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -7,12 +8,13 @@ from typer.testing import CliRunner, Result
 
 from coupon_service import __version__, cli
 from coupon_service.cli.application import application
-from coupon_service.settings import settings_table
+from coupon_service.settings import Settings, settings_table
 
+PASSWORD = "hunter2-hunter2-hunter2-hunter2"
 COMMANDS = [
     *(("dev",), ("serve",), ("health",), ("settings",)),
     *(("migrate",), ("migrate", "up"), ("migrate", "down"), ("migrate", "status")),
-    *(("token",), ("call",), ("generate",), ("import",), ("export",)),
+    *(("token",), ("call",), ("describe",), ("generate",), ("import",), ("export",)),
 ]
 
 
@@ -44,8 +46,42 @@ def test_the_version_is_that_of_the_package() -> None:
     assert run("--version").output == f"coupon-service {__version__}\n"
 
 
+def test_settings_in_effect_are_listed_with_their_sources(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in [it for it in os.environ if it.startswith(("COUPON_", "DATABASE_", "REDIS_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("COUPON_PORT", "50052")
+    monkeypatch.setenv("COUPON_LOG_LEVEL", "")
+    monkeypatch.setenv("DATABASE_URL", f"postgresql://app:{PASSWORD}@one,two/c?a=b")
+    lines = [
+        "COUPON_LOG_LEVEL=debug",
+        "COUPON_PORT=1",
+        "COUPON_TRACING=false",
+        f"COUPON_REDIS_URL=rediss://:{PASSWORD}@cache:6379/0",
+        f"COUPON_LOCK_TOKEN_SECRET={PASSWORD * 2}",
+        f"COUPON_JWT_JWKS_URL=https://user:{PASSWORD}@login/keys?password={PASSWORD}&a=b",
+    ]
+    (tmp_path / ".env").write_text("\n".join(lines))
+    output = run("settings").output
+    shown = {line.split(maxsplit=1)[0]: line.split()[1:] for line in output.splitlines()}
+    assert list(shown) == [f"COUPON_{name.upper()}" for name in Settings.model_fields]
+    assert shown["COUPON_PORT"] == ["50052", "environment"]
+    assert shown["COUPON_HOST"] == ["127.0.0.1", "default"]
+    assert shown["COUPON_LOG_LEVEL"] == ["debug", ".env"]
+    assert shown["COUPON_TRACING"] == ["false", ".env"]
+    assert shown["COUPON_PID_FILE"] == ["default"]
+    assert shown["COUPON_LOCK_TOKEN_SECRET"] == ["***", ".env"]
+    assert shown["COUPON_REDIS_URL"] == ["rediss://:***@cache:6379/0", ".env"]
+    assert shown["COUPON_JWT_JWKS_URL"][0] == "https://user:***@login/keys?password=***&a=b"
+    database = "postgresql://app:***@one,two/c?a=b"
+    assert shown["COUPON_DATABASE_URL"] == [database, "environment,", "DATABASE_URL"]
+    assert PASSWORD not in output
+
+
 def test_settings_are_listed_as_in_the_documentation() -> None:
-    assert run("settings").output == settings_table()
+    assert run("settings", "--markdown").output == settings_table()
 
 
 def test_all_methods_are_listed_with_what_they_take_and_give() -> None:

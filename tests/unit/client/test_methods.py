@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from coupon_service.cli.call import methods
+from coupon_service.cli.contract import methods
 from coupon_service.client import AsyncCouponClient, CouponClient
 from coupon_service.client.methods import Methods
 from coupon_service.client.rpc import Listing, Unary, Upload

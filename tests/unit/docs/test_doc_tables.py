@@ -11,8 +11,8 @@ from support.doc_tables import (
     rpc_table,
 )
 
-from coupon_service.cli.call import methods
 from coupon_service.cli.client import RETRIES
+from coupon_service.cli.contract import methods
 from coupon_service.rpc.status import TABLE
 from coupon_service.v1.error_reason_pb2 import ErrorReason
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from coupon_service.cli.call import methods
+from coupon_service.cli.contract import methods
 from coupon_service.rpc.methods import METHODS, LookUp
 from coupon_service.server import SERVICES
 from coupon_service.settings import Settings

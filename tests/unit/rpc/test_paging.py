@@ -10,7 +10,7 @@ from google.protobuf.message import Message
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coupon_service.cli.call import methods
+from coupon_service.cli.contract import methods
 from coupon_service.rpc import paging
 from coupon_service.rpc.paging import SHAPES, PageTokens
 from coupon_service.v1.assignment_service_pb2 import ListUserCouponsRequest
