@@ -32,6 +32,7 @@ from coupon_service.model.commands import (
 )
 from coupon_service.model.decisions import (
     Done,
+    HiddenKey,
     LeaseNeeded,
     OrderKey,
     Outcome,
@@ -92,6 +93,7 @@ __all__ = [
     "Done",
     "Event",
     "EventType",
+    "HiddenKey",
     "Lease",
     "LeaseNeeded",
     "Lock",

@@ -9,6 +9,7 @@ from uuid import UUID
 
 from coupon_service.errors import Contention, CouponServiceError
 from coupon_service.model.books import Book, BookStats
+from coupon_service.model.commands import LockClaims
 from coupon_service.model.records import Assignment, Code, Event, LockView, UserCounts
 from coupon_service.model.values import value
 
@@ -59,6 +60,10 @@ def done_of(outcome: Outcome) -> Done:
 OrderKey: TypeAlias = tuple[str, str, str]
 """A code, an order, and the user of the order; "" for an order of the business."""
 
+HiddenKey: TypeAlias = tuple[str, str, str, LockClaims | None, bool]
+"""A code, an end user, an order, and the lock of the token, if any, and whether Redis says that it
+is gone."""
+
 
 def order_keys(
     code: str, order_id: str, user_id: str, order_user_id: str | None
@@ -80,8 +85,8 @@ class State:
     `users`: counts in books that limit users. `totals`: redemptions of books that limit them.
     `candidates`: locked, available codes of a book for AssignRandom. `candidates_contended`: books
     with more available codes, which other transactions had locked. `fences`: unused fencing
-    numbers. `hidden`: codes with an end user, and the lock whose token was shown, that could not be
-    used when they were loaded; no further rows of them were loaded.
+    numbers. `hidden`: codes that end users could not use when they were loaded; no further rows of
+    them were loaded.
     """
 
     codes: dict[str, Code] = field(default_factory=dict[str, Code])
@@ -101,7 +106,7 @@ class State:
     candidates: dict[UUID, list[str]] = field(default_factory=dict[UUID, list[str]])
     candidates_contended: frozenset[UUID] = frozenset()
     fences: list[int] = field(default_factory=list[int])
-    hidden: frozenset[tuple[str, str, UUID | None]] = frozenset()
+    hidden: frozenset[HiddenKey] = frozenset()
 
 
 @value

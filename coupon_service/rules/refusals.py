@@ -42,6 +42,7 @@ from coupon_service.model import (
     CodeState,
     Event,
     EventType,
+    HiddenKey,
     Lease,
     Lock,
     LockPolicy,
@@ -115,10 +116,12 @@ def is_hidden(command: Redeem | Lock, code: Code, book: Book, state: State, now:
     return bool(why)
 
 
-def hidden_key(command: Redeem | Lock) -> tuple[str, str, UUID | None]:
-    """What a code is hidden from: a user, with or without a lock's token."""
-    lock = command.lock if isinstance(command, Redeem) else None
-    return command.code, command.user_id, lock.lock_id if lock is not None else None
+def hidden_key(command: Redeem | Lock) -> HiddenKey:
+    """What `is_hidden` depends on besides the state: the user, the order, and the lock's token."""
+    if not isinstance(command, Redeem):
+        return command.code, command.user_id, "", None, False
+    gone = command.lease is not None and command.lease.gone
+    return command.code, command.user_id, command.order_id, command.lock, gone
 
 
 def redemption_refusal(

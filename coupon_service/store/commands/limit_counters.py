@@ -15,6 +15,7 @@ from coupon_service.model import (
     AssignRandom,
     Book,
     Command,
+    HiddenKey,
     Lock,
     Redeem,
     Revoke,
@@ -75,7 +76,7 @@ def limited(
     """
     users: set[UserOfBook] = set()
     totals: set[UUID] = set()
-    hidden: set[tuple[str, str, UUID | None]] = set()
+    hidden: set[HiddenKey] = set()
     for command in commands:
         if isinstance(command, AssignRandom):
             book = state.books.get(command.book_id)

@@ -24,6 +24,8 @@ from support.service import (
 )
 from support.token_clients import caller
 
+from coupon_service.v1.error_reason_pb2 import ErrorReason
+
 UNLIMITED = books.BookLimits(max_redemptions_per_code=0)
 TAKEN = "ORDER_ALREADY_REDEEMED"
 
@@ -108,6 +110,21 @@ def test_an_order_of_their_own_that_is_redeemed_is_reported_and_is_no_guess(
         answer = ASKED[method](user, code, ann)
         assert answer == TAKEN or (isinstance(answer, list) and answer[0] == TAKEN)
     assert user.validate(shop.code(), ann).valid
+
+
+def test_what_is_hidden_with_one_order_is_not_with_another_at_the_same_time(shop: Shop) -> None:
+    code, user = shop.code(limits=books.BookLimits(max_redemptions_per_code=1)), shop.user("ann")
+    user.redeem(code, "ann", order_id="o1")
+    asked = [
+        redemptions.CheckoutOperation(
+            tag=tag, redeem_code=user.redeem_request(code, "ann", order_id=f"o{tag}")
+        )
+        for tag in (1, 2)
+    ]
+    request = redemptions.CheckoutRequest(operations=asked)
+    results = [it for answer in user.redemptions.Checkout(iter([request])) for it in answer.results]
+    reasons = {it.tag: ErrorReason.Name(it.error.error.reason) for it in results}
+    assert reasons == {1: f"ERROR_REASON_{TAKEN}", 2: "ERROR_REASON_CODE_NOT_FOUND"}
 
 
 def test_orders_of_users_do_not_stand_in_the_way_of_services(shop: Shop) -> None:

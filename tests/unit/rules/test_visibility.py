@@ -41,6 +41,7 @@ from coupon_service.model import (
     LockPolicy,
 )
 from coupon_service.model.codes import CodeFormat, generate
+from coupon_service.rules import hidden_key
 
 OTHER_BOOK = UUID(int=2)
 
@@ -199,7 +200,7 @@ class TestEndUsers:
 
     def test_what_was_hidden_when_it_was_loaded_stays_so_for_this_user(self) -> None:
         world = World()
-        world.state.hidden = frozenset({("A", "ann", None)})
+        world.state.hidden = frozenset({hidden_key(redeem("A"))})
         assert type(world.refuses(redeem("A", by=user_call()))) is CodeNotFound
         world.copy().does(redeem("A", by=call()))
         world.does(redeem("A", "bob", by=user_call("bob")))
@@ -214,8 +215,19 @@ class TestEndUsers:
         world.change_book(end_time=NOW + MOMENT)
         world.now += MOMENT
         assert type(world.refuses(redeem("A", by=user_call(), lease=PERMIT))) is CodeNotFound
-        world.state.hidden = frozenset({("A", "ann", None)})
-        world.does(redeem("A", by=user_call(), lock=token(locked)))
+        shown = redeem("A", by=user_call(), lock=token(locked))
+        world.state.hidden = frozenset({hidden_key(redeem("A", by=user_call()))})
+        world.copy().does(shown)
+        ended = token(locked, world.now)  # that of before an extension
+        world.state.hidden = frozenset({hidden_key(redeem("A", by=user_call(), lock=ended))})
+        world.does(shown)
+
+    def test_one_that_was_used_up_for_one_order_is_not_hidden_with_another(self) -> None:
+        world = World()
+        world.does(redeem("A", by=user_call(), order="o1"))
+        world.state.hidden = frozenset({hidden_key(redeem("A", by=user_call(), order="o2"))})
+        error = world.refuses(redeem("A", by=user_call(), order="o1"))
+        assert type(error) is OrderAlreadyRedeemed
 
     def test_one_that_they_have_locked_no_more_is_not(self) -> None:
         world = World(book(lock_policy=LockPolicy.OPTIONAL, max_redemptions_per_code=2))
