@@ -92,7 +92,7 @@ def _wanted(commands: Iterable[Command]) -> ReadSet:
             if command.order_id:
                 wanted.orders.add((command.code, command.order_id, command.user_id))
             if command.lock is not None:
-                wanted.lock_ids[command.lock.lock_id] = command.code
+                wanted.lock_ids[command.lock.lock_id] = command.lock.code
             elif command.lease is not None and command.lease.held_lock_id is not None:
                 wanted.lock_ids[command.lease.held_lock_id] = command.code
         elif isinstance(command, Lock):

@@ -115,6 +115,19 @@ def test_a_lock_that_is_ended_without_redis_is_worth_nothing(
         api.redeem(code, user, lock_token=held.lock_token)
 
 
+def test_a_lock_that_was_ended_stays_so_beside_its_token_on_another_code(
+    api: Api, redis_server: EmbeddedRedis
+) -> None:
+    code, other = new_codes(2)
+    api.book(codes=[code, other], lock_policy=REQUIRED)
+    user = unique("user")
+    token = api.lock(code, user).lock_token
+    api.unlock(token)
+    flush(redis_server)
+    items = [item(code, user, lock_token=token), item(other, user, lock_token=token)]
+    assert outcomes_of(batch(api, items)) == ["LOCK_EXPIRED", "LOCK_TOKEN_MISMATCH"]
+
+
 def test_without_redis_a_token_is_enough_to_redeem(api: Api, redis_server: EmbeddedRedis) -> None:
     limits = books.BookLimits(max_redemptions_per_code=3)
     code, user = api.code(lock_policy=REQUIRED, limits=limits), unique("user")
