@@ -75,7 +75,7 @@ class RpcHandlerSettings:
 
 @dataclass(frozen=True, slots=True)
 class _Handlers:
-    """What gRPC calls for a method.
+    """What gRPC calls for a method. `is_carrier`: its call stands for none, but carries operations.
 
     `read`: when it has read the message, which costs less. `reading`: at once, and it reads the
     message itself, which has to come within a time. A call counts as open as soon as its headers
@@ -83,12 +83,14 @@ class _Handlers:
     connections that open calls without a message would keep everybody out.
     """
 
+    method: str
+    is_carrier: bool
     answer: Answer
     read: grpc.RpcMethodHandler[Any, Any]
     reading: grpc.RpcMethodHandler[Any, Any]
 
     @classmethod
-    def of(cls, handler: grpc.RpcMethodHandler[Any, Any], answer: Answer) -> Self:
+    def of(cls, method: str, handler: grpc.RpcMethodHandler[Any, Any], answer: Answer) -> Self:
         """Those of a method that is answered by `answer`, which reads a message of None."""
         streaming = handler.request_streaming
 
@@ -96,6 +98,8 @@ class _Handlers:
             return await answer(messages if streaming else None, context)
 
         return cls(
+            method,
+            METHODS[method].carrier,
             answer,
             HANDLERS[streaming, handler.response_streaming](answer),
             HANDLERS[True, handler.response_streaming](reading),
@@ -132,10 +136,10 @@ class RpcHandler(grpc.GenericRpcHandler):
         self._limiter = limiter
         self._guesses = guesses
         self._calls = OpenCalls(settings.calls_max)
+        self._unread_max = settings.calls_max // UNREAD_MAX_PART
         self._unread: set[RequestContext] = set()
         """Calls whose message has not come, which gRPC waits for."""
         self._handlers: dict[str, _Handlers] = {}
-        self._carriers: set[str] = set()
         self._behaviors: dict[str, Behavior] = {}
         around = Surroundings(
             self._authenticate,
@@ -167,12 +171,10 @@ class RpcHandler(grpc.GenericRpcHandler):
             path = f"/{service}/{name}"
             if service.startswith(PACKAGE):
                 method = f"{service.rpartition('.')[2]}/{name}"
-                row = METHODS[method]
-                guarded_handler: Any = guarded(row.look_up, handler, self._guesses)
+                guarded_handler: Any = guarded(METHODS[method].look_up, handler, self._guesses)
                 self._behaviors[method] = guarded_handler.unary_unary
-                self._handlers[path] = _Handlers.of(handler, self._around(method, guarded_handler))
-                if row.carrier:
-                    self._carriers.add(path)
+                answer = self._around(method, guarded_handler)
+                self._handlers[path] = _Handlers.of(method, handler, answer)
             else:
                 self._public_handlers[path] = self._public.bounded(handler)
 
@@ -187,7 +189,7 @@ class RpcHandler(grpc.GenericRpcHandler):
         # The metadata has been read by now; ServicerContext.invocation_metadata() reads it again.
         rpc = RequestContext(handler_call_details.invocation_metadata)
         CURRENT.set(rpc)
-        method = path.rpartition(".")[2]
+        method = handlers.method
         if self._calls.count >= self._calls.most:
             return self._shedding(method, Overloaded())
         if sum(map(len, chain.from_iterable(rpc.metadata))) > HEADERS_MAX_BYTES:
@@ -199,12 +201,12 @@ class RpcHandler(grpc.GenericRpcHandler):
             handlers = self._waiting(method, handlers, until)
         except Exception as error:  # noqa: BLE001 - each becomes a status
             return self._refusing(method, rpc, error)
-        if path in self._carriers:
+        if handlers.is_carrier:
             return handlers.read
         if (task := asyncio.current_task()) is not None:
             self._calls.count += 1
             task.add_done_callback(partial(self._closed, rpc))
-        if len(self._unread) >= self._settings.calls_max // UNREAD_MAX_PART:
+        if len(self._unread) >= self._unread_max:
             return handlers.reading
         self._unread.add(rpc)
         return handlers.read
@@ -246,7 +248,7 @@ class RpcHandler(grpc.GenericRpcHandler):
                 await self._refuse(error, method, rpc, context, started)
             return await handlers.answer(given, context)
 
-        return _Handlers.of(handlers.read, answer)
+        return _Handlers.of(method, handlers.read, answer)
 
     def _refusing(
         self, method: str, rpc: RequestContext, error: Exception
