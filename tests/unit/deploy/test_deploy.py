@@ -19,6 +19,7 @@ import pytest
 import typer
 from pydantic import SecretStr
 from ruamel.yaml import YAML
+from support.doc_tables import metrics
 
 from coupon_service.cli.application import application
 from coupon_service.process.supervisor import STOP_MARGIN_S
@@ -270,6 +271,28 @@ def test_two_replicas_stay_during_a_deployment() -> None:
     rollout = service["deploymentConfiguration"]
     assert rollout["minimumHealthyPercent"] >= 100
     assert rollout["maximumPercent"] > 100
+
+
+def test_only_the_migration_has_the_secret_of_the_owner() -> None:
+    text = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+    for task, secret in (("migrate", "coupon-service-owner"), ("service", "coupon-service")):
+        for reference in pairs(container(task), "secrets", "valueFrom").values():
+            _, _, name = reference.partition(":secret:")
+            assert name.split(":")[0] == secret
+            assert f"`{name.split(':')[1]}`" in text
+    (migrated,) = pod_container("migrate")["env"]
+    assert migrated["valueFrom"]["secretKeyRef"]["name"] == "coupon-service-owner"
+    (served,) = pod_container("serve")["envFrom"]
+    assert served["secretRef"]["name"] == "coupon-service"
+    overlay = DEPLOY / "kubernetes" / "overlays" / "production" / "kustomization.yaml"
+    created = re.findall(r"create secret generic (\S+)", overlay.read_text(encoding="utf-8"))
+    assert created == ["coupon-service-owner", "coupon-service"]
+
+
+def test_the_dashboard_shows_every_metric() -> None:
+    text = (DEPLOY / "grafana" / "coupon-service.json").read_text(encoding="utf-8")
+    shown = {re.sub(r"_(bucket|sum|count)$", "", name) for name in re.findall(r"coupon_\w+", text)}
+    assert {name for name, *_ in metrics()} - shown == set()
 
 
 def test_containers_can_write_to_tmp_only() -> None:
