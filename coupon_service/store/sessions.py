@@ -94,6 +94,7 @@ def connection_arguments(settings: DatabaseSettings) -> dict[str, Any]:
         "tcp_user_timeout": settings.tcp_user_timeout_ms,
         "keepalives_idle": 10,
         "options": options(settings.url, settings.session_parameters if at_startup else {}),
+        "client_encoding": "UTF8",  # in which parameters are sent, whatever the URL says
         "prepare_threshold": 0 if settings.prepared_statements else None,
     }
 
