@@ -37,7 +37,7 @@ def bucket_of(code: str) -> int:
     """The bucket, 0 to 63, of a normalised code: the low six bits of the CRC-32 of its UTF-8.
 
     It is stored as the first column of every key that belongs to a code, so it can never change.
-    PostgreSQL 18 computes the same: ``crc32(convert_to(code, 'UTF8')) & 63``. Source: IEEE 802.3.
+    PostgreSQL computes the same with ``coupon_name_bucket(code)``. Source: IEEE 802.3.
     """
     return zlib.crc32(code.encode()) & (BUCKETS - 1)
 

@@ -157,7 +157,8 @@ SELECT current_user, current_schema(), has_schema_privilege(current_schema(), 'C
 
 def _check(backend: DatabaseBackend) -> None:
     """Raises DatabaseUnavailable for a server or a role that cannot have the schema."""
-    problems = server_problems(*backend.execute(SELECT_SERVER).fetchone())
+    major, encoding, read_only = backend.execute(SELECT_SERVER).fetchone()
+    problems = server_problems(major, encoding, read_only=read_only)
     if problems:
         raise DatabaseUnavailable(" ".join(problems.values()))
     role, schema, creatable = backend.execute(SELECT_CREATABLE).fetchone()

@@ -22,7 +22,7 @@ SELECT current_setting('server_version_num')::integer / 10000, getdatabaseencodi
 """
 
 
-def server_problems(major: int, encoding: str, read_only: bool) -> dict[Readiness, str]:
+def server_problems(major: int, encoding: str, *, read_only: bool) -> dict[Readiness, str]:
     """What is wrong with a server of which SELECT_SERVER returned this, each in a sentence."""
     problems: dict[Readiness, str] = {}
     if read_only:
@@ -81,7 +81,8 @@ async def check_server(connection: Connection, settings: DatabaseSettings) -> di
         (text_array(it for it, _ in needed), text_array(it for _, it in needed)),
     )
     await pipeline.run()
-    problems = server_problems(*server[0])
+    major, encoding, read_only = server[0]
+    problems = server_problems(major, encoding, read_only=read_only)
     if unsafe := unsafe_settings(settings, dict(timeouts), dict(planning)):
         problems[Readiness.UNSAFE_SETTINGS] = (
             f"The settings of the session are not safe: {unsafe}. {POOLER_ADVICE}"

@@ -83,7 +83,7 @@ SUMS: Final = {
         SELECT book_id, coalesce(sum(redeemed), 0),
             count(*) FILTER (WHERE type = {EventType.ROLLED_BACK:d}),
             coalesce(sum(assigned), 0), coalesce(sum(redeemed * coalesce(l.discount_minor, 0)), 0)
-        FROM (SELECT DISTINCT book_id FROM coupon_book_counters JOIN books USING (book_id))
+        FROM (SELECT DISTINCT book_id FROM coupon_book_counters JOIN books USING (book_id)) AS b
         LEFT JOIN ledger AS l USING (book_id) GROUP BY book_id
         """,
     ),
@@ -169,7 +169,7 @@ RULES_OF_TIME: Final = {
                 PARTITION BY code, user_id ORDER BY event_time
                 ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS newest
             FROM ledger WHERE type = {EventType.REDEEMED:d} AND fence IS NOT NULL
-        ) WHERE fence <= newest
+        ) AS redeemed WHERE fence <= newest
     """,
 }
 """Rules that hold only where the clock was never set back."""
@@ -206,6 +206,6 @@ def assert_between(ok: int, unknown: int, effects: int) -> None:
 def _differences(stored: str, derived: str) -> str:
     """The query of rows that only one side has."""
     return f"""
-        SELECT 'stored', * FROM ({stored} EXCEPT {derived})
-        UNION ALL SELECT 'derived', * FROM ({derived} EXCEPT {stored})
+        SELECT 'stored', * FROM ({stored} EXCEPT {derived}) AS stored
+        UNION ALL SELECT 'derived', * FROM ({derived} EXCEPT {stored}) AS derived
     """

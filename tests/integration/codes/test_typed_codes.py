@@ -117,7 +117,7 @@ def test_postgresql_has_them_in_the_same_bucket_and_order(api: Api, server: Serv
     api.import_codes(book.book_id, names)
     with psycopg.connect(server.database_url) as connection:
         rows = connection.execute(
-            "SELECT code, bucket, (crc32(convert_to(code, 'UTF8')) & 63)::smallint"
+            "SELECT code, bucket, coupon_name_bucket(code)"
             " FROM coupon_codes WHERE book_id = %s ORDER BY code",
             [book.book_id],
         ).fetchall()

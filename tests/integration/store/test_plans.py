@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import re
-from itertools import count
 
 import psycopg
 import pytest
+from support.plans import plan_of
 
 from coupon_service.store import events, spellings, stock
 from coupon_service.store.bulk import new_codes
 from coupon_service.store.commands import apply, limit_counters, load, orders, random_codes
 from coupon_service.store.queries import lookups
-from coupon_service.store.sessions import PLANNING, options
 
 STATEMENTS = {
     "lock codes": load.LOCK_CODES,
@@ -44,14 +43,6 @@ CANDIDATES = {
 }
 
 
-def plan_of(database_url: str, statement: str) -> str:
-    """The plan that every session of the service uses."""
-    numbers = count(1)
-    explain = "EXPLAIN (GENERIC_PLAN) " + re.sub("%s", lambda _: f"${next(numbers)}", statement)
-    with psycopg.connect(database_url, options=options(database_url, PLANNING)) as connection:
-        return "\n".join(line for (line,) in connection.execute(explain.encode()).fetchall())
-
-
 @pytest.mark.parametrize("statement", STATEMENTS.values(), ids=STATEMENTS)
 def test_a_hot_statement_looks_up_each_row_by_a_key_it_is_given(
     database_url: str, statement: str
@@ -62,7 +53,8 @@ def test_a_hot_statement_looks_up_each_row_by_a_key_it_is_given(
     conditions = SCAN.findall("\n".join(rows))
     assert conditions
     for condition in conditions:
-        key = re.search(r"Index Cond: .* = \(*(COALESCE\()?(wanted|d|c)\.", condition)
+        # Before version 17 a subplan has what it is given as $0.
+        key = re.search(r"Index Cond: .* = \(*(COALESCE\()?((wanted|d|c)\.|\$0)", condition)
         assert key, plan
 
 

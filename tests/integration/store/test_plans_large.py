@@ -7,13 +7,12 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from importlib import import_module
-from itertools import count
 
 import psycopg
 import pytest
+from support.plans import plan_of
 
 from coupon_service import store
-from coupon_service.store.sessions import PLANNING, options
 
 ROWS = {
     "coupon_codes": 1_000_000,
@@ -84,24 +83,9 @@ def large_database_url(
 
 @pytest.mark.parametrize("statement", STATEMENTS.values(), ids=STATEMENTS)
 def test_no_statement_reads_a_whole_large_table(large_database_url: str, statement: str) -> None:
-    assert not re.search(LARGE, _plan_of(large_database_url, statement))
+    assert not re.search(LARGE, plan_of(large_database_url, statement))
 
 
 def test_the_search_for_sequential_scans_finds_one(large_database_url: str) -> None:
     everything = "SELECT count(*) FROM redemption_audit WHERE request_id = %s"
-    assert re.search(LARGE, _plan_of(large_database_url, everything))
-
-
-def _plan_of(database_url: str, statement: str) -> str:
-    """The plan that every session of the service uses."""
-    numbers = count(1)
-    names: dict[str, int] = {}
-
-    def number(match: re.Match[str]) -> str:
-        name = match[1]
-        return f"${names.setdefault(name, next(numbers)) if name else next(numbers)}"
-
-    numbered = re.sub(r"%(?:\((\w+)\))?s", number, statement)
-    with psycopg.connect(database_url, options=options(database_url, PLANNING)) as connection:
-        rows = connection.execute(f"EXPLAIN (GENERIC_PLAN) {numbered}".encode()).fetchall()
-    return "\n".join(line for (line,) in rows)
+    assert re.search(LARGE, plan_of(large_database_url, everything))

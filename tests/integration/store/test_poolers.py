@@ -11,8 +11,9 @@ import psycopg
 import pytest
 from support.pgbouncer import Pooler, needs_pgbouncer, pgbouncer
 from support.postgres_roles import new_role
-from support.service import Api, ServerThread, all_at_once, books, codes, new_codes, settings_for
+from support.service import Api, ServerThread, settings_for
 from support.store import opened
+from support.tour import take_tour
 
 from coupon_service.errors import Contention
 from coupon_service.store import migrations
@@ -131,24 +132,8 @@ def test_the_service_works_through_a_pooler(
         session_parameters="transaction",
         prepared_statements=False,
     )
-    limits = books.BookLimits(max_redemptions_per_code=5, max_redemptions_per_user_per_code=5)
     with ServerThread(settings) as running, closing(Api(running.address)) as api:
-        code, *others = new_codes(20)
-        book = api.book(
-            codes=[code, *others], limits=limits, lock_policy=books.LOCK_POLICY_OPTIONAL
-        )
-        token = api.lock(code, "ann").lock_token
-        assert api.redeem(code, "ann", lock_token=token).redemption.code == code
-        results = all_at_once([lambda: api.redeem(code, "bob") for _ in range(8)])
-        assert sum(hasattr(it, "redemption") for it in results) == 4
-        assert api.get_code(code).redemption_count == 5
-        assert api.validate(others[0], "ann").valid
-        generated = api.codes.GenerateCodes(
-            codes.GenerateCodesRequest(book_id=book.book_id, count=200, request_id="through")
-        )
-        assert list(generated)[-1].generated_count == 200
-        assert api.stats(book.book_id).redemption_count == 5
-        assert api.event_names(code=code).count("REDEEMED") == 5
+        take_tour(api)
 
 
 @needs_pgbouncer
