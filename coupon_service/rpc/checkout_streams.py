@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import random
 import secrets
-from collections import Counter, deque
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, Final, Protocol
@@ -78,6 +79,7 @@ class CheckoutStreams:
         self._operations = operations
         self._settings = settings
         self._observer = observer
+        self._parse = parser(pb.CheckoutRequest.FromString, settings.message_max_bytes)
         self._streams: set[_Stream] = set()
         self._of_peer: Counter[str] = Counter()
         self._ending = False
@@ -96,7 +98,7 @@ class CheckoutStreams:
         if self._of_peer[rpc.peer] >= settings.streams_of_connection_max:
             raise Overloaded("The connection has too many streams.")
         rpc.request_id = secrets.token_hex(8)
-        stream = _Stream(self._operations, settings, context, rpc)
+        stream = _Stream(self._operations, settings, self._parse, context, rpc)
         age_s = settings.age_max_ms / 1000 * random.uniform(*AGES)  # noqa: S311 - a spread
         aged = asyncio.get_running_loop().call_later(age_s, stream.end)
         self._streams.add(stream)
@@ -131,10 +133,28 @@ class CheckoutStreams:
 class _Stream:
     """One stream, of the call with this context."""
 
+    __slots__ = (  # there are thousands, most of them idle
+        "_changed",
+        "_closed",
+        "_context",
+        "_ended",
+        "_failure",
+        "_open",
+        "_operations",
+        "_parse",
+        "_reader",
+        "_results",
+        "_rpc",
+        "_settings",
+        "_tags",
+        "_writer",
+    )
+
     def __init__(
         self,
         operations: Operations,
         settings: CheckoutStreamSettings,
+        parse: Callable[[bytes], pb.CheckoutRequest],
         context: Context,
         rpc: RequestContext,
     ) -> None:
@@ -142,11 +162,11 @@ class _Stream:
         self._settings = settings
         self._context = context
         self._rpc = rpc
-        self._parse = parser(pb.CheckoutRequest.FromString, settings.message_max_bytes)
+        self._parse = parse
         self._tags: set[int] = set()
         self._open = 0
         """Operations whose results have not been written: they are bounded, whatever they are."""
-        self._results: deque[tuple[int, bytes]] = deque()
+        self._results: list[tuple[int, bytes]] = []
         self._writer: asyncio.Task[None] | None = None
         self._reader: asyncio.Task[Any] | None = None
         self._changed: asyncio.Future[None] | None = None
@@ -279,11 +299,13 @@ class _Stream:
         """A message of what is ready, and of how many operations."""
         results: list[bytes] = []
         size = 0
-        while self._results and size < RESULTS_MAX_BYTES:
-            tag, result = self._results.popleft()
+        for tag, result in self._results:
             self._tags.discard(tag)  # before the client has it, who may use it anew at once
             results.append(result)
             size += len(result)
+            if size >= RESULTS_MAX_BYTES:
+                break
+        del self._results[: len(results)]
         return b"".join(results), len(results)
 
     def _fail(self, error: BaseException) -> None:
