@@ -216,6 +216,8 @@ def _parts(parts: dict[str, Any]) -> Iterator[str]:
         yield "A different code per call:\n\n" + plots.throughput(curves, "redeem-spread") + "\n"
     if found := parts.get("open_loop"):
         yield from _open_loop(found)
+    if found := parts.get("streams"):
+        yield from _streams(found)
     if pgbench := parts.get("pgbench"):
         yield "## PostgreSQL alone\n"
         yield (
@@ -242,6 +244,42 @@ def _open_loop(found: dict[str, Any]) -> Iterator[str]:
     ]
     yield _grid("| server | calls/s | sent/s | p50 ms | p95 ms | p99 ms | errors |", rows)
     yield plots.open_loop(found) + "\n"
+
+
+def _streams(found: dict[str, Any]) -> Iterator[str]:
+    yield "## Checkout streams\n"
+    yield (
+        "The same operations over 16 streams, one in a message unless it says otherwise, as calls"
+        " with 1,000 in flight on 16 connections, and as calls of the no-op server, in turn. CPU"
+        f" time in microseconds for each. {'; '.join(found['conservation'])}.\n"
+    )
+    rows: list[str] = []
+    for it in found["compared"]:
+        per_s, server_us = (
+            {name: median(it[name][figure]) for name in ("streams", "calls", "noop")}
+            for figure in ("per_s", "server_us")
+        )
+        ratios = {
+            name: median(
+                mine / other
+                for mine, other in zip(it["streams"]["per_s"], it[name]["per_s"], strict=True)
+            )
+            for name in ("calls", "noop")
+        }
+        target = it["target"]
+        verdict = "" if target is None else f"{target:.1f} {_verdict(ratios['calls'] >= target)}"
+        rows.append(
+            f"| {it['title']} | {per_s['streams']:,.0f} | {per_s['calls']:,.0f}"
+            f" | {per_s['noop']:,.0f} | {ratios['calls']:.2f} | {verdict} | {ratios['noop']:.2f}"
+            f" | {server_us['streams']:.0f} | {server_us['calls']:.0f}"
+            f" | {median(it['streams']['postgres_us']):.0f}"
+            f" | {median(it['streams']['client_us']):.0f} |"
+        )
+    yield _grid(
+        "| operation | streams/s | calls/s | no-op/s | of calls | target | of no-op"
+        " | worker µs | as a call | PostgreSQL µs | ghz µs |",
+        rows,
+    )
 
 
 def _checkout(server: str, it: dict[str, Any]) -> str:
