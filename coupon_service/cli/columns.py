@@ -82,7 +82,7 @@ def find_layout(
     if header or named or detected:
         skipped += others[0].line - 1 if others else len(head)
     title = _cell(first, index) if skipped > before else ""
-    return Layout(delimiter, index, skipped, title, detected)
+    return Layout(delimiter, index, skipped, title, detected, len(first.cells))
 
 
 def doubt(values: Sequence[str]) -> str | None:

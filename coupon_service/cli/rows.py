@@ -38,9 +38,10 @@ class Record:
 class Layout:
     """Where the codes of a file are.
 
-    `delimiter`: of CSV, None of a file with a code a line. `column`: from 0. `skipped_lines`: a
-    header and the lines before it. `title`: the name of the column in the header.
-    `header_detected`: whether the header was detected rather than asked for.
+    `delimiter`: of CSV, None of a file with a code a line. `column`: from 0. `width`: how many
+    columns there are, 0 if that is not known. `skipped_lines`: a header and the lines before it.
+    `title`: the name of the column in the header. `header_detected`: whether the header was
+    detected rather than asked for.
     """
 
     delimiter: str | None = None
@@ -48,6 +49,7 @@ class Layout:
     skipped_lines: int = 0
     title: str = ""
     header_detected: bool = False
+    width: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,13 +101,16 @@ def read_records(
 
 def read_rows(lines: Iterable[str], layout: Layout) -> Iterator[Row]:
     """The codes, without spaces around them. Blank records are left out; a record without a code
-    is a row without text. Raises CommandError.
+    is a row without text; of one with more cells than there are columns, all cells are the text,
+    which is no code. Raises CommandError.
     """
     for record in read_records(lines, layout.delimiter):
         if record.line <= layout.skipped_lines or record.blank:
             continue
         cells = record.cells
         text = cells[layout.column].strip() if layout.column < len(cells) else ""
+        if layout.width and any(map(str.strip, cells[layout.width :])):
+            text = ",".join(cells).strip()  # a comma without quotation marks has moved the cells
         if len(text) > ROW_CHARACTERS:
             # The last character is no space, so the service sees a row that is too long.
             text = text[: ROW_CHARACTERS - 1] + text[-1]

@@ -32,7 +32,10 @@ ID_LENGTH_MAX: Final = 128
 SENT_ID_LENGTH_MAX: Final = 4 * ID_LENGTH_MAX
 """The longest text that is read as one: a letter can come in four characters."""
 
-_AROUND: Final = "\u00ad\u200b\u200c\u200d\u200e\u200f\u2060\ufeff"
+_AROUND: Final = (
+    "\u00ad\u200b\u200c\u200d\u200e\u200f\u2060\ufeff"
+    "\u061c\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # of the direction
+)
 """Invisible characters that are copied with a code."""
 
 

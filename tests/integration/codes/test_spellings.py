@@ -122,6 +122,7 @@ def test_plain_codes_keep_nothing_and_look_as_their_format_says(
         ("{}-a\u00a0", "{}-a"),
         ("„{}-a“", "„{}-a“"),
         ("\u200e{}A", "{}A"),
+        ("\u202a{}-a\u202c", "{}-a"),
     ],
     ids=ascii,
 )

@@ -59,6 +59,13 @@ class TestCsv:
         text = "name,code\nx\n\n,\n , \ny,\nz,C3\n"
         assert rows(text, CODE) == [(2, ""), (6, ""), (7, "C3")]
 
+    @pytest.mark.parametrize("delimiter", [",", ";", ":"])
+    def test_a_row_with_more_cells_than_columns_is_no_code(self, delimiter: str) -> None:
+        text = "code\nA1,,\nSUMMER,24\n1.234.567,00\nB2\n".replace(",", delimiter)
+        layout = Layout(delimiter, skipped_lines=1, width=1)
+        expected = [(2, "A1"), (3, "SUMMER,24"), (4, "1.234.567,00"), (5, "B2")]
+        assert rows(text, layout) == expected
+
     @pytest.mark.parametrize(
         "record", ['x,"B2\ny,C3\n', 'x,"B2"2\n', f'x,"{"A" * 200_000}"\n'], ids=range(3)
     )
