@@ -85,6 +85,9 @@ STREAMS_SPREAD_S: Final = 1.0
 """Within which time from when the port is closed the streams end, so that their clients do not all
 come to other workers at once."""
 
+REPAIR_INTERVAL_S: Final = 1.0
+"""Between two attempts to write entries of indexes of locks that could not be written."""
+
 
 class ServerError(Exception):
     """The server cannot start; one clear sentence."""
@@ -318,6 +321,8 @@ class Server:
         readiness = ReadinessMonitor(self._database, self._leases, metrics, self._publish)
         for each in (readiness, self._sweeper, stock):
             self._spawn(each.run())
+        repair = self._leases.repair
+        self._spawn(run_periodically(repair, lambda: REPAIR_INTERVAL_S, failed="repair failed"))
         self._spawn(run_periodically(self._make_room, lambda: INTERVAL_S, failed="no room made"))
 
     async def _make_room(self) -> None:

@@ -28,9 +28,9 @@ import hypothesis
 import psutil
 import psycopg
 import pytest
-import redis
 from psycopg import sql
 from support.proof_sizes import AT_LENGTH
+from support.redis_clients import flush
 from support.secret_scan import SECRETS, Log
 
 from coupon_service.embedded import EmbeddedPostgres, EmbeddedRedis
@@ -178,8 +178,22 @@ def empty_database_url(postgres_url: str) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def redis_server_url(server_folder: Path) -> Iterator[str]:
-    """A Redis server, or a numbered database of one that no other worker uses."""
+def redis_cluster_url(server_folder: Path) -> Iterator[str]:
+    """A Redis Cluster of three masters."""
+    from support.redis_cluster import redis_cluster
+
+    with redis_cluster(server_folder / "redis-cluster") as cluster:
+        yield cluster.url
+
+
+@pytest.fixture(scope="session")
+def redis_server_url(request: pytest.FixtureRequest, server_folder: Path) -> Iterator[str]:
+    """A Redis server, or a numbered database of one that no other worker uses; with
+    COUPON_TEST_REDIS=cluster a cluster.
+    """
+    if os.environ.get("COUPON_TEST_REDIS") == "cluster":
+        yield request.getfixturevalue("redis_cluster_url")
+        return
     if url := os.environ.get("COUPON_TEST_REDIS_URL"):
         parts, worker = urlsplit(url), os.environ.get("PYTEST_XDIST_WORKER", "gw0")
         number = int(parts.path.strip("/") or 0) + int(worker.removeprefix("gw"))
@@ -200,8 +214,7 @@ def redis_alone_url(server_folder: Path) -> Iterator[str]:
 @pytest.fixture
 def redis_url(redis_server_url: str) -> str:
     """An empty Redis of this test alone."""
-    with redis.Redis.from_url(redis_server_url) as client:
-        client.flushdb()
+    flush(redis_server_url)
     return redis_server_url
 
 

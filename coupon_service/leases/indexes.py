@@ -9,6 +9,7 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from coupon_service.leases.results import LeaseKey
 from coupon_service.leases.scripts import (
@@ -31,6 +32,23 @@ _BOOK_AGAIN_S = 10.0
 _BOOKS_REMEMBERED_MAX = 10_000
 
 
+class Entry(NamedTuple):
+    """A lock in an index, of its user or of its book."""
+
+    key: LeaseKey
+    of_book: bool
+
+
+class IndexWrite(NamedTuple):
+    """A command that writes entries of an index, or that a book has locks."""
+
+    command: RedisCommand
+    entries: Sequence[Entry] = ()
+    expire_ms: int = 0
+    """When the entries end; 0 when they are removed."""
+    book_id: str = ""
+
+
 class Indexes:
     """Builds the commands that write the indexes; times in milliseconds."""
 
@@ -50,16 +68,22 @@ class Indexes:
             book_index(book_id), *map(index_member, keys), ttl_ms=ttl_ms, keep_ms=_ENDED_KEPT_MS
         )
 
-    def add(self, key: LeaseKey, expire_ms: int) -> Sequence[RedisCommand]:
+    def add(self, key: LeaseKey, expire_ms: int) -> list[IndexWrite]:
         """A lock in both indexes, or its other expiry."""
-        member = index_member(key)
-        return (
-            self._scripts.index(user_index(key.user_id), member, expire_ms=expire_ms),
-            self._scripts.index(
-                book_index(key.book_id), member, expire_ms=expire_ms, keep_ms=_ENDED_KEPT_MS
-            ),
-            *self.write_book(key.book_id),
-        )
+        return [
+            *(self.entry(Entry(key, of_book), expire_ms) for of_book in (False, True)),
+            *(IndexWrite(it, book_id=key.book_id) for it in self.write_book(key.book_id)),
+        ]
+
+    def entry(self, entry: Entry, expire_ms: int) -> IndexWrite:
+        """One entry; it is removed when ``expire_ms`` is 0."""
+        index = _index_of(entry)
+        member = index_member(entry.key)
+        if not expire_ms:
+            return IndexWrite(("ZREM", index, member), (entry,))
+        keep_ms = _ENDED_KEPT_MS if entry.of_book else 0
+        command = self._scripts.index(index, member, expire_ms=expire_ms, keep_ms=keep_ms)
+        return IndexWrite(command, (entry,), expire_ms)
 
     def write_book(self, book_id: str) -> Sequence[RedisCommand]:
         """Writes down that the book has locks, unless this process did so a moment ago."""
@@ -74,12 +98,22 @@ class Indexes:
             ("PEXPIRE", LOCKING_BOOKS, BOOK_KEPT_MS),
         )
 
+    def book_missed(self, book_id: str) -> None:
+        """The book could not be written down, and has to be with its next lock."""
+        self._books_written.pop(book_id, None)
 
-def remove(keys: Iterable[LeaseKey]) -> list[RedisCommand]:
+
+def remove(keys: Iterable[LeaseKey]) -> list[IndexWrite]:
     """Takes locks out of the indexes of their users and books: a command for each index."""
-    members: defaultdict[str, list[str]] = defaultdict(list)
+    entries: defaultdict[str, list[Entry]] = defaultdict(list)
     for key in keys:
-        member = index_member(key)
-        members[user_index(key.user_id)].append(member)
-        members[book_index(key.book_id)].append(member)
-    return [("ZREM", index, *each) for index, each in members.items()]
+        for entry in (Entry(key, of_book=False), Entry(key, of_book=True)):
+            entries[_index_of(entry)].append(entry)
+    return [
+        IndexWrite(("ZREM", index, *(index_member(it.key) for it in each)), each)
+        for index, each in entries.items()
+    ]
+
+
+def _index_of(entry: Entry) -> str:
+    return book_index(entry.key.book_id) if entry.of_book else user_index(entry.key.user_id)

@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from coupon_service.batching import BATCHING_DEFAULTS, BatchingSettings
 from coupon_service.errors import LocksUnavailable
-from coupon_service.leases.indexes import BOOK_KEPT_MS, Indexes, remove
+from coupon_service.leases.index_repairs import IndexWriter
+from coupon_service.leases.indexes import BOOK_KEPT_MS, Entry, Indexes, IndexWrite, remove
 from coupon_service.leases.results import (
     AcquireResult,
     AcquireStatus,
@@ -46,10 +47,9 @@ from coupon_service.leases.scripts import (
     indexed_lock,
     user_index,
 )
-from coupon_service.leases.server_check import ServerCheck
-from coupon_service.redis_client.clients import connect
-from coupon_service.redis_client.exchange import Client, RedisCommand, unavailable
-from coupon_service.redis_client.pipelines import Pipelines
+from coupon_service.leases.server_check import RedisCheck
+from coupon_service.redis_client.connect import pipelines_to
+from coupon_service.redis_client.exchange import RedisCommand, accepted, unavailable
 from coupon_service.telemetry.metrics import Metrics
 from coupon_service.telemetry.readiness import Readiness
 
@@ -88,7 +88,7 @@ class Leases:
 
     def __init__(
         self,
-        redis: str | Client,
+        redis_url: str,
         *,
         timeout_ms: int = 50,
         grace_ms: int = 5_000,
@@ -99,21 +99,20 @@ class Leases:
     ) -> None:
         """Connects when it is first used.
 
-        redis: a URL, or a client that decodes responses and does not retry.
         grace_ms: how much longer than its token a lock lives, so that a redemption which was
             admitted in time commits before anyone else gets in: the statement timeout and the
             greatest difference between clocks.
         """
         self._scripts = LeaseScripts()
-        client = connect(redis, timeout_ms) if isinstance(redis, str) else redis
-        self._redis = Pipelines(
-            client, self._scripts.sources, timeout_ms, metrics, tracer, batching
+        self._redis = pipelines_to(
+            redis_url, self._scripts.sources, timeout_ms, metrics, tracer, batching
         )
         self._grace_ms = grace_ms
         self._locks_per_user_max = locks_per_user_max
         self._metrics = metrics
         self._indexes = Indexes(self._scripts)
-        self._check = ServerCheck(self._redis, self._scripts)
+        self._writer = IndexWriter(self._redis, self._scripts, self._indexes, metrics)
+        self._check = RedisCheck(self._redis, self._scripts)
 
     async def ping(self) -> None:
         """Returns when Redis has answered."""
@@ -122,6 +121,10 @@ class Leases:
     async def check(self) -> Mapping[Readiness, str]:
         """What is not as it should be with Redis: problems and warnings, each in a sentence."""
         return await self._check.findings()
+
+    async def repair(self) -> None:
+        """Makes up for entries of indexes whose master in a cluster could not be reached."""
+        await self._writer.repair()
 
     async def close(self) -> None:
         """Waits for the calls on their way and closes the connection."""
@@ -166,12 +169,12 @@ class Leases:
             self._found(request, *answers, listed[request.key.book_id, request.ttl_ms], *written)
             for request, answers in zip(requests, asked, strict=True)
         ]
-        corrections = list(chain.from_iterable(commands for _, commands in found))
+        corrections = list(chain.from_iterable(writes for _, writes in found))
         if corrections:
             try:
-                await self._redis.run(*corrections)
+                await self._writer.write(corrections)
             except LocksUnavailable as error:
-                return [error if commands else result for result, commands in found]
+                return [error if writes else result for result, writes in found]
         return [result for result, _ in found]
 
     def _asking(self, request: LeaseRequest) -> tuple[RedisCommand, RedisCommand]:
@@ -195,27 +198,37 @@ class Leases:
         permit: Any,
         listed_ms: Any,
         *written: Any,
-    ) -> tuple[AcquireResult | LocksUnavailable, Sequence[RedisCommand]]:
+    ) -> tuple[AcquireResult | LocksUnavailable, Sequence[IndexWrite]]:
         """What the replies say of a request, and what has to be put right then."""
+        key = request.key
+        if isinstance(permit, LocksUnavailable):  # alone, or nothing would have been answered
+            return permit, remove((key,))
         for reply in (counted_ms, permit, listed_ms, *written):
             if isinstance(reply, Exception):
-                return unavailable(reply), ()
+                if not isinstance(reply, LocksUnavailable):
+                    return unavailable(reply), ()
+                self._indexes.book_missed(key.book_id)
         outcome, held_id, expire_ms, permits_taken, others_end_in_ms = permit
-        key, status = request.key, _ACQUIRE_STATUS[outcome]
+        status = _ACQUIRE_STATUS[outcome]
         result = AcquireResult(
             status, held_id, expire_ms, permits_taken, _time_left(others_end_in_ms)
         )
         if outcome == "TAKEN" and not counted_ms:
             return replace(result, status=AcquireStatus.LIMIT), (
-                self._scripts.release(key, attempt=True),
-                ("ZREM", book_index(key.book_id), index_member(key)),
+                IndexWrite(self._scripts.release(key, attempt=True)),
+                self._indexes.entry(Entry(key, of_book=True), 0),
             )
         if held_id != key.lock_id or status not in (
             AcquireStatus.GRANTED,
             AcquireStatus.HELD_BEFORE,
         ):
             return result, remove((key,))
-        apart_ms = max(abs(counted_ms - expire_ms), abs(listed_ms - expire_ms))
+        apart_ms = 0
+        for of_book, entry_ms in enumerate((counted_ms, listed_ms)):
+            if isinstance(entry_ms, LocksUnavailable):
+                self._writer.missed((Entry(key, bool(of_book)),), expire_ms)
+            else:
+                apart_ms = max(apart_ms, abs(entry_ms - expire_ms))
         if apart_ms > (_APART_MS if outcome == "TAKEN" else 0):
             return result, self._indexes.add(key, expire_ms)
         return result, ()
@@ -261,7 +274,7 @@ class Leases:
         if outcome == "TAKEN" and self._metrics is not None:
             self._metrics.lock_lost()
         if status is AdmitStatus.RETAKEN:
-            await self._redis.run(*self._indexes.add(key, expire_ms))
+            await self._writer.write(self._indexes.add(key, expire_ms))
         return Admission(status, permits_taken, _time_left(others_end_in_ms))
 
     async def extend(self, key: LeaseKey, new_expire_ms: int) -> int | None:
@@ -274,7 +287,7 @@ class Leases:
         )
         if not expire_ms:
             return None
-        await self._redis.run(*self._indexes.add(key, expire_ms))
+        await self._writer.write(self._indexes.add(key, expire_ms))
         return expire_ms
 
     async def release(self, key: LeaseKey, *, tombstone_until_ms: int = 0) -> bool:
@@ -286,14 +299,16 @@ class Leases:
         return sum(await asyncio.gather(*map(self._release_part, self._parts(requests))))
 
     async def _release_part(self, requests: Sequence[ReleaseRequest]) -> int:
-        replies = await self._redis.run(
+        removals = remove(it.key for it in requests)
+        replies = await self._redis.replies(
             *(
                 self._scripts.release(it.key, tombstone_until_ms=it.tombstone_until_ms)
                 for it in requests
             ),
-            *remove(it.key for it in requests),
+            *(it.command for it in removals),
         )
-        return sum(map(bool, replies[: len(requests)]))
+        self._writer.settle(removals, replies[len(requests) :])
+        return sum(map(bool, accepted(replies[: len(requests)])))
 
     async def abandon(self, key: LeaseKey) -> None:
         """Ends an attempt that ``acquire`` answered with this lock, and that did not come to record
@@ -345,7 +360,7 @@ class Leases:
         """
         until_ms = now_ms - self._grace_ms
         answers = await self._of_books(
-            [self._scripts.ended(book_index(it), until_ms, limit) for it in book_ids]
+            [self._scripts.ended(book_index(it), until_ms, limit) for it in book_ids], []
         )
         found = zip(book_ids, map(_locks, answers), strict=True)
         return {book_id: ended for book_id, ended in found if ended}
@@ -353,22 +368,24 @@ class Leases:
     async def stats(self, book_ids: Sequence[str], now_ms: int) -> LeaseStats:
         """How many locks of these books are live, and since when one waits for ``expired``."""
         indexes = list(map(book_index, book_ids))
-        live = await self._of_books([("ZCOUNT", it, f"({now_ms}", "+inf") for it in indexes])
-        first = await self._of_books([self._scripts.ended(it, now_ms, 1) for it in indexes])
+        live = await self._of_books([("ZCOUNT", it, f"({now_ms}", "+inf") for it in indexes], 0)
+        first = await self._of_books([self._scripts.ended(it, now_ms, 1) for it in indexes], [])
         ended_ms = [lock.expire_ms for each in first for lock in _locks(each)]
         return LeaseStats(sum(live), min(ended_ms, default=now_ms) + self._grace_ms)
 
     async def forget(self, keys: Iterable[LeaseKey]) -> None:
         """Takes locks out of the indexes of their books and users."""
-        await self._redis.run(*remove(keys))
+        await self._writer.write(remove(keys))
 
-    async def _of_books(self, commands: Sequence[RedisCommand]) -> list[Any]:
-        """The replies to commands on the indexes of many books, a pipeline's worth at a time."""
+    async def _of_books(self, commands: Sequence[RedisCommand], without: Any) -> list[Any]:
+        """The replies to commands on the indexes of many books, a pipeline's worth at a time;
+        ``without`` where the master of an index in a cluster cannot be reached."""
         answers: list[Any] = []
         size = self._redis.commands_max
         for start in range(0, len(commands), size):
-            answers += await self._redis.run(*commands[start : start + size])
-        return answers
+            replies = await self._redis.replies(*commands[start : start + size])
+            answers += [without if isinstance(it, LocksUnavailable) else it for it in replies]
+        return list(accepted(answers))
 
     def _parts(self, requests: Sequence[R]) -> list[Sequence[R]]:
         """The requests by pipelines: two commands each, and some for those of a user or a book."""

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import StrEnum
-from time import monotonic
 from typing import Final, Protocol
 
 from coupon_service.errors import LocksUnavailable, RateLimited
@@ -43,7 +42,6 @@ class RateLimiter:
         self._observer = observer
         self._denied = DenyList()
         self._known: dict[tuple[object, ...], tuple[str, Sequence[Window]]] = {}
-        self._paused_until_s = 0.0
 
     def limits(self, caller: Caller) -> bool:
         """Whether the calls of this caller are to be counted."""
@@ -69,7 +67,7 @@ class RateLimiter:
         name, windows = self._windows_of(cls, caller)
         if left_ms := self._denied.left_ms(name):
             raise _refusal(cls, left_ms)
-        if monotonic() < self._paused_until_s:
+        if self._windows.unreached(windows, PAUSE_S):
             self._observer.rate_limit_unchecked()
             return
         try:
@@ -81,7 +79,6 @@ class RateLimiter:
             ]
             left_ms = await self._windows.left_ms(over) if over else 0
         except LocksUnavailable:
-            self._paused_until_s = monotonic() + PAUSE_S
             self._observer.rate_limit_unchecked()
             return
         if left_ms > 0:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from time import monotonic
 from typing import Final, TypeAlias
@@ -19,9 +20,11 @@ from limits import RateLimitItem
 from limits.aio.storage.redis.bridge import RedisBridge
 
 from coupon_service.batching import BATCHING_DEFAULTS, BatchingSettings, MicroBatcher
+from coupon_service.errors import LocksUnavailable
 from coupon_service.ratelimit.callers import REMEMBERED_MAX
-from coupon_service.redis_client.clients import connect
-from coupon_service.redis_client.exchange import RedisExchange, accepted
+from coupon_service.redis_client.cluster import Address, ClusterPipelines
+from coupon_service.redis_client.connect import exchange_with
+from coupon_service.redis_client.exchange import accepted
 
 Window: TypeAlias = tuple[RateLimitItem, str, int]
 """A limit, the key that it is counted under, and how much is added."""
@@ -46,7 +49,9 @@ class Windows:
         script = RedisBridge.SCRIPT_INCR_EXPIRE
         self._sha = hashlib.sha1(script, usedforsecurity=False).hexdigest()
         sources = {self._sha: script.decode()}
-        self._redis = RedisExchange(connect(url, timeout_ms), sources, timeout_ms)
+        self._redis = exchange_with(url, sources, timeout_ms, batching)
+        self._unreached_s: dict[Address | None, float] = {}
+        """When each server of a cluster did not answer the last time; None is the only one."""
         self._batcher = MicroBatcher(self._count, batching.rate_windows)
 
     async def close(self) -> None:
@@ -62,36 +67,77 @@ class Windows:
         time. It may have counted.
         """
         # Counted also when the caller goes away: else cancelled calls would have no limit.
-        return await asyncio.shield(self._batcher.submit(_Hit(windows)))
+        counts = await asyncio.shield(self._batcher.submit(_Hit(windows)))
+        if isinstance(counts, LocksUnavailable):
+            raise counts
+        return counts
 
-    async def _count(self, hits: Sequence[_Hit]) -> list[list[int]]:
+    async def _count(self, hits: Sequence[_Hit]) -> list[list[int] | LocksUnavailable]:
         amounts: Counter[tuple[str, int]] = Counter()
         for hit in hits:
             for item, key, amount in hit.windows:
                 amounts[key, item.get_expiry()] += amount
-        totals = accepted(
-            await self._redis.replies(
-                [
+        try:
+            totals = await self._redis.replies(
+                *(
                     ("EVALSHA", self._sha, 1, f"coupon:{key}", expiry_s, amount)
                     for (key, expiry_s), amount in amounts.items()
-                ]
+                )
             )
-        )
-        counts = {
-            key: total - amount
-            for ((key, _), amount), total in zip(amounts.items(), totals, strict=True)
-        }
-        answers: list[list[int]] = []
-        for hit in hits:
-            for _, key, amount in hit.windows:
+        except LocksUnavailable as error:
+            totals = [error] * len(amounts)
+        counts: dict[str, int] = {}
+        unreached: dict[str, LocksUnavailable] = {}
+        for ((key, _), amount), total in zip(amounts.items(), totals, strict=True):
+            if isinstance(total, LocksUnavailable):
+                unreached[key] = total
+            else:
+                (accepted_total,) = accepted((total,))
+                counts[key] = accepted_total - amount
+        if unreached or self._unreached_s:
+            self._note(unreached, counts)
+        return [self._answer(hit, counts, unreached) for hit in hits]
+
+    def _answer(
+        self, hit: _Hit, counts: dict[str, int], unreached: Mapping[str, LocksUnavailable]
+    ) -> list[int] | LocksUnavailable:
+        """Adds what a caller adds."""
+        answer: list[int] = []
+        failed = None
+        for _, key, amount in hit.windows:
+            if key in unreached:
+                failed = unreached[key]
+            else:
                 counts[key] += amount
-            answers.append([counts[key] for _, key, _ in hit.windows])
-        return answers
+                answer.append(counts[key])
+        return answer if failed is None else failed
+
+    def _note(self, unreached: Iterable[str], reached: Iterable[str]) -> None:
+        for key in reached:
+            self._unreached_s.pop(self._server_of(key), None)
+        now_s = monotonic()
+        for key in unreached:
+            self._unreached_s[self._server_of(key)] = now_s
+
+    def unreached(self, windows: Sequence[Window], within_s: float) -> bool:
+        """Whether a server that has one of these windows did not answer in the last time."""
+        if not self._unreached_s:
+            return False
+        since_s = monotonic() - within_s
+        return any(
+            self._unreached_s.get(self._server_of(key), -math.inf) > since_s
+            for _, key, _ in windows
+        )
+
+    def _server_of(self, key: str) -> Address | None:
+        if isinstance(self._redis, ClusterPipelines):
+            return self._redis.master_of(f"coupon:{key}")
+        return None
 
     async def left_ms(self, keys: Sequence[str]) -> int:
         """How long until the last of these windows ends. Raises LocksUnavailable."""
         commands = [("PTTL", f"coupon:{key}") for key in keys]
-        return max(accepted(await self._redis.replies(commands)))
+        return max(accepted(await self._redis.replies(*commands)))
 
 
 class DenyList:

@@ -14,7 +14,8 @@ What redis-py (8.1) does, and why the clients are set up as they are:
 from __future__ import annotations
 
 import asyncio
-from typing import Any, cast
+from collections.abc import Coroutine, Iterable
+from typing import Any, TypeVar, cast
 
 from redis.asyncio import Redis
 from redis.asyncio.connection import SSLConnection, parse_url
@@ -22,15 +23,21 @@ from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import MasterNotFoundError, Sentinel, SentinelConnectionPool
 from redis.backoff import NoBackoff
 
-from coupon_service.settings.redis_url import RedisUrl, Topology, read_redis_url
+from coupon_service.settings.redis_url import RedisUrl, Topology
+
+R = TypeVar("R")
 
 
-def connect(url: str, timeout_ms: int) -> Redis:
-    """A client for ``url``; it connects when used. Raises ValueError for what is no such URL."""
-    read = read_redis_url(url)
-    if read.topology is Topology.SENTINEL:
-        return _master(read, timeout_ms)
-    return Redis.from_url(read.plain, **_options(timeout_ms))  # pyright: ignore[reportUnknownMemberType]
+def connect(url: RedisUrl, timeout_ms: int) -> Redis:
+    """A client for the one server of ``url``, or the master; it connects when used."""
+    if url.topology is Topology.SENTINEL:
+        return _master(url, timeout_ms)
+    return connect_plain(url.plain, timeout_ms)
+
+
+def connect_plain(url: str, timeout_ms: int) -> Redis:
+    """A client for a URL as redis-py takes it."""
+    return Redis.from_url(url, **_options(timeout_ms))  # pyright: ignore[reportUnknownMemberType]
 
 
 def _options(timeout_ms: int) -> dict[str, Any]:
@@ -67,21 +74,12 @@ class _Sentinels(Sentinel):
     """Asks all Sentinels at once, and believes the first that knows a master which is up."""
 
     async def discover_master(self, service_name: str) -> tuple[str, int]:
-        asked = [asyncio.ensure_future(self._ask(it, service_name)) for it in self.sentinels]
-        errors: list[str] = []
         try:
-            for each in asyncio.as_completed(asked):
-                try:
-                    return await each
-                except Exception as error:  # noqa: BLE001 - the others may know
-                    errors.append(str(error))
-        finally:
-            for each in asked:
-                each.add_done_callback(_seen)
-                each.cancel()
-        raise MasterNotFoundError(
-            f"No Sentinel knows a master named {service_name} that is up: {'; '.join(errors)}"
-        )
+            return await first_answer(self._ask(it, service_name) for it in self.sentinels)
+        except NoAnswerError as error:
+            raise MasterNotFoundError(
+                f"No Sentinel knows a master named {service_name} that is up: {error}"
+            ) from error
 
     async def _ask(self, sentinel: Redis, service_name: str) -> tuple[str, int]:
         masters: dict[str, dict[str, Any]] = await cast("Any", sentinel).sentinel_masters()
@@ -99,6 +97,27 @@ class _MasterPool(SentinelConnectionPool):
     async def aclose(self) -> None:
         await super().aclose()
         await cast("Any", self.sentinel_manager).aclose()
+
+
+class NoAnswerError(Exception):
+    """None of those who were asked knew; the message has the reason of each."""
+
+
+async def first_answer(questions: Iterable[Coroutine[Any, Any, R]]) -> R:
+    """The first answer to questions that are asked at once. Raises NoAnswerError."""
+    asked = [asyncio.ensure_future(it) for it in questions]
+    errors: list[str] = []
+    try:
+        for each in asyncio.as_completed(asked):
+            try:
+                return await each
+            except Exception as error:  # noqa: BLE001 - the others may know
+                errors.append(str(error.__cause__ or error))
+    finally:
+        for each in asked:
+            each.add_done_callback(_seen)
+            each.cancel()
+    raise NoAnswerError("; ".join(errors))
 
 
 def _seen(task: asyncio.Future[Any]) -> None:

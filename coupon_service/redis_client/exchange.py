@@ -18,15 +18,17 @@ from types import TracebackType
 from typing import Any, Final, TypeAlias, cast
 
 import hiredis
-from redis.asyncio import Redis, RedisCluster
+from redis.asyncio import Redis
+from redis.exceptions import AskError, NoScriptError, RedisError, ResponseError, TryAgainError
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import NoScriptError, RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from coupon_service.errors import LocksUnavailable
 from coupon_service.telemetry.metrics import Metrics
 
-Client: TypeAlias = "Redis | RedisCluster"
+REDIRECTIONS: Final = (AskError, TryAgainError)
+"""Replies of a cluster that say where else, or that later, a command is carried out."""
+
 RedisCommand: TypeAlias = tuple[str | int, ...]
 
 SILENCE_STEPS: Final = 5
@@ -38,7 +40,7 @@ class RedisExchange:
 
     def __init__(
         self,
-        client: Client,
+        client: Redis,
         sources: Mapping[str, str],
         timeout_ms: int,
         metrics: Metrics | None = None,
@@ -49,7 +51,7 @@ class RedisExchange:
         self._timeout_s = timeout_ms / 1000
         self._metrics = metrics
 
-    async def replies(self, commands: Sequence[RedisCommand]) -> list[Any]:
+    async def replies(self, *commands: RedisCommand) -> list[Any]:
         """The reply to each command, or the error with which Redis refused it.
 
         Raises LocksUnavailable when Redis cannot be reached or is silent for ``timeout_ms``. What
@@ -65,7 +67,7 @@ class RedisExchange:
         if self._metrics is not None:
             self._metrics.redis_exchanged(perf_counter() - started_s)
             refused = next((it for it in replies if isinstance(it, Exception)), None)
-            if refused is not None:
+            if refused is not None and not isinstance(refused, REDIRECTIONS):
                 self._count_error(refused)
         return replies
 
@@ -74,10 +76,12 @@ class RedisExchange:
         await self._client.aclose()
 
     async def _send(self, commands: Sequence[RedisCommand]) -> list[Any]:
-        replies = await self._pipeline(commands)
+        replies = await _pipeline(self._client, commands)
         unknown = [i for i, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
         if unknown:  # the first time, or Redis was restarted: those have not been run at all
-            again = await self._pipeline([self._with_source(commands[i]) for i in unknown])
+            again = await _pipeline(
+                self._client, [with_source(commands[i], self._sources) for i in unknown]
+            )
             for i, reply in zip(unknown, again, strict=True):
                 replies[i] = reply
         return replies
@@ -86,17 +90,13 @@ class RedisExchange:
         if self._metrics is not None:
             self._metrics.redis_failed(_kind_of(error))
 
-    def _with_source(self, command: RedisCommand) -> RedisCommand:
-        _evalsha, sha, *keys_and_arguments = command
-        return ("EVAL", self._sources[str(sha)], *keys_and_arguments)
 
-    async def _pipeline(self, commands: Sequence[RedisCommand]) -> list[Any]:
-        if isinstance(self._client, Redis):
-            return await _pipeline(self._client, commands)
-        pipeline = self._client.pipeline(transaction=False)
-        for command in commands:
-            pipeline.execute_command(*command)  # pyright: ignore[reportUnknownMemberType]
-        return await pipeline.execute(raise_on_error=False)
+def with_source(command: RedisCommand, sources: Mapping[str, str]) -> RedisCommand:
+    """A script with its text instead of its SHA-1; other commands as they are."""
+    if command[0] != "EVALSHA":
+        return command
+    _evalsha, sha, *keys_and_arguments = command
+    return ("EVAL", sources[str(sha)], *keys_and_arguments)
 
 
 def accepted(replies: Sequence[Any]) -> Sequence[Any]:
@@ -109,6 +109,8 @@ def accepted(replies: Sequence[Any]) -> Sequence[Any]:
 
 def unavailable(error: Exception) -> LocksUnavailable:
     """What a caller is answered when Redis fails."""
+    if isinstance(error, LocksUnavailable):
+        return error
     answer = LocksUnavailable()
     answer.__cause__ = error
     return answer

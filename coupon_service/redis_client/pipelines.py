@@ -1,4 +1,4 @@
-"""Commands that many callers give at the same moment share one pipeline to Redis."""
+"""Commands that many callers give at the same moment share one pipeline to a Redis."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from coupon_service.batching import BATCHING_DEFAULTS, BatchingSettings, MicroBatcher
 from coupon_service.errors import LocksUnavailable
-from coupon_service.redis_client.exchange import Client, RedisCommand, RedisExchange, accepted
+from coupon_service.redis_client.exchange import RedisCommand, RedisExchange, accepted
 from coupon_service.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
+    from redis.asyncio import Redis
+
     from coupon_service.telemetry.tracing import Tracer
 
 
@@ -39,7 +41,7 @@ class Pipelines:
 
     def __init__(
         self,
-        client: Client,
+        client: Redis,
         sources: Mapping[str, str],
         timeout_ms: int,
         metrics: Metrics | None = None,
@@ -78,7 +80,7 @@ class Pipelines:
 
     async def _send(self, calls: Sequence[_Call]) -> list[list[Any]]:
         try:
-            replies = await self._exchange.replies([it for call in calls for it in call.commands])
+            replies = await self._exchange.replies(*(it for call in calls for it in call.commands))
         except LocksUnavailable as error:
             # One may be bad luck. After a second, who waited all the time need not wait on.
             self._batcher.fail_queued(error, self._failed_s)

@@ -11,8 +11,9 @@ from typing import Final
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 EXPECTED: Final = (
-    "a URL such as redis://:password@host:6379/0 (rediss:// for TLS), unix:///run/redis.sock or"
-    " redis+sentinel://:password@host:26379,host:26379/name (rediss+sentinel:// for TLS)"
+    "a URL such as redis://:password@host:6379/0, unix:///run/redis.sock,"
+    " redis+sentinel://:password@host:26379,host:26379/name or"
+    " redis+cluster://:password@host:6379,host:6379; with TLS rediss:// and so on"
 )
 
 # The parameters of redis-py's connections that can be meant, each with the values that it takes.
@@ -47,6 +48,8 @@ class Topology(Enum):
     """The one server, by TCP or by a socket of this machine."""
     SENTINEL = "sentinel"
     """Some of the Sentinels that know where the master is."""
+    CLUSTER = "cluster"
+    """Some of the nodes of a Redis Cluster."""
 
 
 _SCHEMES: Final = MappingProxyType(
@@ -56,9 +59,13 @@ _SCHEMES: Final = MappingProxyType(
         "unix": Topology.SERVER,
         "redis+sentinel": Topology.SENTINEL,
         "rediss+sentinel": Topology.SENTINEL,
+        "redis+cluster": Topology.CLUSTER,
+        "rediss+cluster": Topology.CLUSTER,
     }
 )
-_PORTS: Final = MappingProxyType({Topology.SERVER: 6379, Topology.SENTINEL: 26_379})
+_PORTS: Final = MappingProxyType(
+    {Topology.SERVER: 6379, Topology.SENTINEL: 26_379, Topology.CLUSTER: 6379}
+)
 _HOST = re.compile(r"(?P<host>[0-9A-Za-z._-]+|\[[0-9A-Fa-f:.]+\])(:(?P<port>[0-9]{1,5}))?")
 
 
@@ -76,6 +83,13 @@ class RedisUrl:
     sentinel_username: str | None = None
     sentinel_password: str | None = None
     """Of the Sentinels, where they are not open; user and password of the URL are Redis's."""
+
+    def at(self, host: str, port: int) -> str:
+        """As ``plain``, of another address."""
+        parts = urlsplit(self.plain)
+        user, at, _ = parts.netloc.rpartition("@")
+        bracketed = f"[{host}]" if ":" in host else host
+        return parts._replace(netloc=f"{user}{at}{bracketed}:{port}").geturl()
 
 
 def read_redis_url(text: str) -> RedisUrl:
@@ -98,8 +112,11 @@ def read_redis_url(text: str) -> RedisUrl:
     number = "" if name else unquote(path)
     if not re.fullmatch(r"[0-9]{0,9}", number) or not _fits(topology, addresses, name):
         raise ValueError(EXPECTED)
+    if topology is Topology.CLUSTER and int(number or 0) + int(parameters.get("db", 0)):
+        raise ValueError(EXPECTED)
     host, port = addresses[0]
-    plain = f"{scheme.partition('+')[0]}://{user}{at}{host}:{port}/{number}"
+    bracketed = f"[{host}]" if ":" in host else host
+    plain = f"{scheme.partition('+')[0]}://{user}{at}{bracketed}:{port}/{number}"
     _check_plain(plain, port)
     if parameters:
         plain += f"?{urlencode(parameters)}"
@@ -109,7 +126,7 @@ def read_redis_url(text: str) -> RedisUrl:
 def _fits(topology: Topology, addresses: Sequence[object], name: str) -> bool:
     if topology is Topology.SENTINEL:
         return re.fullmatch(r"[0-9A-Za-z._-]+", name) is not None
-    return len(addresses) == 1
+    return topology is Topology.CLUSTER or len(addresses) == 1
 
 
 def _check_plain(url: str, port: int) -> None:
@@ -138,4 +155,4 @@ def _address(text: str, default_port: int) -> tuple[str, int]:
     port = int(found["port"] or default_port) if found else 0
     if found is None or not 0 < port < 65_536:
         raise ValueError(EXPECTED)
-    return found["host"], port
+    return found["host"].strip("[]"), port

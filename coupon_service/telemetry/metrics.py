@@ -182,6 +182,15 @@ class Metrics:
             "coupon_locks_lost_total",
             "Locks with a valid token that Redis had lost and granted again.",
         )
+        self._index_entries_missed = counter(
+            "coupon_lock_index_missed_total",
+            "Entries of the indexes of locks that could not be written at once, since the master of"
+            " the index in a Redis Cluster was unreachable.",
+        )
+        self._index_entries_repaired = counter(
+            "coupon_lock_index_repaired_total",
+            "Entries of the indexes of locks that were written later.",
+        )
         self._book_events = Children(
             counter(
                 "coupon_book_events_total",
@@ -277,6 +286,14 @@ class Metrics:
     def lock_lost(self) -> None:
         """Redis had lost a lock, which was acquired again."""
         self._locks_lost.inc()
+
+    def index_entry_missed(self) -> None:
+        """An entry of an index of locks could not be written."""
+        self._index_entries_missed.inc()
+
+    def index_entry_repaired(self) -> None:
+        """Such an entry was written later."""
+        self._index_entries_repaired.inc()
 
     def book_event(self, event: str) -> None:
         """BOOK_RUNNING_LOW or BOOK_USED_UP was written to the ledger."""

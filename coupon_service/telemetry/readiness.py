@@ -39,6 +39,9 @@ class Readiness(IntFlag):
     REDIS_NOT_WRITABLE = 1 << 21
     REDIS_REFUSES = 1 << 22
     REDIS_MAY_EVICT = 1 << 23
+    REDIS_NODE_DOWN = 1 << 24
+    REDIS_CLUSTER_DOWN = 1 << 25
+    REDIS_FULL_COVERAGE = 1 << 26
 
 
 POSTGRESQL_PROBLEMS: Final = (
@@ -59,12 +62,19 @@ REDIS_PROBLEMS: Final = MappingProxyType(
         Readiness.REDIS_NO_SCRIPTS: "no scripts",
         Readiness.REDIS_NO_PRIVILEGE: "no privilege",
         Readiness.REDIS_NOT_WRITABLE: "not writable",
+        Readiness.REDIS_CLUSTER_DOWN: "cluster down",
+        Readiness.REDIS_NODE_DOWN: "partly unreachable",
         Readiness.REDIS_REFUSES: "refuses",
     }
 )
 """Why Redis cannot be used although it answers, in the order in which they are told."""
 
-REDIS_WARNINGS: Final = MappingProxyType({Readiness.REDIS_MAY_EVICT: "may evict locks"})
+REDIS_WARNINGS: Final = MappingProxyType(
+    {
+        Readiness.REDIS_MAY_EVICT: "may evict locks",
+        Readiness.REDIS_FULL_COVERAGE: "requires full coverage",
+    }
+)
 """What is not as it should be with a Redis that can be used."""
 
 

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 import pytest
 from redis.asyncio import Redis
 from support.lease_servers import GRACE_MS, PATIENT_MS
+from support.redis_clients import looking_at
 from support.two_businesses import Shop, new_shop
 
 from coupon_service.leases import Leases
@@ -24,7 +25,7 @@ async def leases(redis_url: str) -> AsyncIterator[Leases]:
 
 @pytest.fixture
 async def redis(redis_url: str) -> AsyncIterator[Redis]:
-    client = Redis.from_url(redis_url, decode_responses=True)
+    client = looking_at(redis_url)
     yield client
     await client.aclose()
 

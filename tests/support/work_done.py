@@ -40,7 +40,7 @@ def work_done(server: ServerThread) -> Generator[WorkDone]:
     """Record what the server does for calls."""
     work = WorkDone()
     redis = cast("Any", server.server)._leases._redis
-    add, run, run_redis = Pipeline.add, Pipeline.run, redis.run
+    add, run, ask_redis = Pipeline.add, Pipeline.run, redis.replies
     books_read: list[Rows] = []
 
     def record(*steps: str) -> None:
@@ -60,13 +60,13 @@ def work_done(server: ServerThread) -> Generator[WorkDone]:
         record(*("book" for rows in books_read for _ in rows))
         books_read.clear()
 
-    async def recorded_run_redis(*commands: Any) -> Any:
+    async def recorded_replies(*commands: Any) -> Any:
         record(*("redis" for _ in commands))
-        return await run_redis(*commands)
+        return await ask_redis(*commands)
 
     with (
         mock.patch.object(Pipeline, "add", recorded_add),
         mock.patch.object(Pipeline, "run", recorded_run),
-        mock.patch.object(redis, "run", recorded_run_redis),
+        mock.patch.object(redis, "replies", recorded_replies),
     ):
         yield work

@@ -14,7 +14,6 @@ from typing import Any
 
 import grpc
 import pytest
-from redis import Redis
 from support.calls import ALL_OR_NOTHING, batch, item, outcomes_of, tried
 from support.handler_server import failed, info_of, running
 from support.limiters import (
@@ -27,6 +26,7 @@ from support.limiters import (
     service,
     worker,
 )
+from support.redis_clients import looking_at
 from support.service import (
     Api,
     ServerThread,
@@ -434,8 +434,8 @@ async def test_only_a_miss_is_counted_in_redis(one: Worker, redis_url: str) -> N
             request = redemptions.RedeemCodeRequest(code=code, user_id="ann")
             return run.redemptions.RedeemCode(request, timeout=30, metadata=(("end-user", "ann"),))
 
-        with Redis.from_url(redis_url) as redis:
+        async with looking_at(redis_url) as redis:
             await redeem("ONE")
-            assert redis.dbsize() == 0
+            assert await redis.keys() == []
             assert (await failed(redeem("NONE")))[0] is grpc.StatusCode.NOT_FOUND
-            assert redis.dbsize() == 1
+            assert len(await redis.keys()) == 1

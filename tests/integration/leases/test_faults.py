@@ -11,10 +11,9 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import cast
 
 import pytest
-from redis.asyncio import Redis, RedisCluster
+from redis.asyncio import Redis
 from support.lease_servers import ANN, BOB, acquire
 
 from coupon_service.embedded import EmbeddedRedis
@@ -259,30 +258,3 @@ async def test_close_waits_for_what_is_on_its_way(server: EmbeddedRedis) -> None
     await closing
 
     assert (await call).permits_taken == 1
-
-
-async def test_the_leases_work_on_a_cluster(tmp_path: Path) -> None:
-    with EmbeddedRedis(
-        tmp_path / "redis", durable=False, settings={"cluster-enabled": "yes"}
-    ) as server:
-        async with Redis.from_url(server.url) as node:
-            await node.execute_command("CLUSTER", "ADDSLOTS", *range(16_384))
-            state = b""
-            while b"cluster_state:ok" not in state:
-                state = cast("bytes", await node.execute_command("CLUSTER", "INFO"))
-        cluster = RedisCluster.from_url(server.url, decode_responses=True)
-        leases = Leases(cluster, timeout_ms=HANGS_S * 1_000)
-        granted = await acquire(leases, ANN, TTL_MS)
-        own = await leases.acquire_transient(CODE, "attempt", "ann", TTL_MS)
-        later_ms = granted.expire_ms + 1_000
-        await leases.extend(ANN, later_ms)
-        listed = await leases.list_book(BOOK)
-        released = await leases.release(ANN, tombstone_until_ms=later_ms)
-        admission = await leases.admit(ANN, later_ms)
-        await leases.close()
-
-    assert granted.status is AcquireStatus.GRANTED
-    assert (own.permits_taken, own.own_lock_id) == (1, "lock-a")
-    assert [each.expire_ms for each in listed] == [later_ms]
-    assert released
-    assert admission.status is AdmitStatus.GONE

@@ -323,6 +323,8 @@ class TestRedisUrl:
             "unix:///run/redis/redis.sock?db=1",
             "unix://user:secret@/run/redis.sock",
             "redis+sentinel://a/mymaster",
+            "redis+cluster://a:1,b:2",
+            "rediss+cluster://user:secret@[::1]:1,b/0?ssl_ca_certs=/tls/ca.pem",
             "rediss+sentinel://:secret@a:1,[::1]:2,c/mymaster?db=2&sentinel_password=x",
         ],
     )
@@ -349,6 +351,8 @@ class TestRedisUrl:
             "redis+sentinel://a:1,b:2",
             "redis+sentinel://a:1,,b:2/mymaster",
             "redis+sentinel://a:1/my/master",
+            "redis+cluster://a:1,b:2/1",
+            "redis+cluster://a:1,b:2?db=1",
             "redis://host?sentinel_password=x",
             "http://host",
         ],
