@@ -110,15 +110,12 @@ class BatchingSettings:
 
     @property
     def pipelines(self) -> MicroBatcherSettings:
-        """Of commands to Redis. They come many at a time, from calls that are batched elsewhere, so
-        that more are on their way only when a pipeline was full. The queue has no bound of its own:
-        who waits in it was admitted, and is not to be refused in the middle of what it does."""
-        return MicroBatcherSettings(
+        """Of commands to Redis. The queue has no bound of its own: who waits in it was admitted,
+        and is not to be refused in the middle of what it does."""
+        return replace(
+            self._batcher(1, max_wait_ms=self.pipeline_max_wait_ms),
             batch_max_size=self.pipeline_max_size,
-            batches_in_flight=1,
-            batch_max_wait_ms=self.pipeline_max_wait_ms,
             queue_max_size=sys.maxsize,
-            linger=replace(self._linger, busy_size=self.pipeline_max_size),
         )
 
     @property
@@ -126,10 +123,6 @@ class BatchingSettings:
         """Of what is added to rate windows. Calls that come while one pipeline is on its way are
         added as one number, however many: there is nothing to wait for."""
         return replace(self.pipelines, batch_max_size=sys.maxsize, batch_max_wait_ms=0)
-
-    @property
-    def _linger(self) -> LingerSettings:
-        return LingerSettings(self.idle_yields, self.busy_size, self.linger_ms)
 
     def _batcher(
         self, batches_in_flight: int, max_wait_ms: float | None = None
@@ -139,7 +132,7 @@ class BatchingSettings:
             batches_in_flight=batches_in_flight,
             batch_max_wait_ms=self.batch_max_wait_ms if max_wait_ms is None else max_wait_ms,
             queue_max_size=self.queue_max_size,
-            linger=self._linger,
+            linger=LingerSettings(self.idle_yields, self.busy_size, self.linger_ms),
         )
 
     def _problems(self) -> Iterator[str]:
