@@ -16,7 +16,7 @@ BASE ?=
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help install run test proof check lint types imports contract format stubs migrate replay lock clean \
-	docs tools interop bench bench-quick bench-10m soak check-deploy deployment image-check
+	docs tools interop bench bench-quick bench-10m soak check-deploy deployment image-check release-check
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -89,6 +89,9 @@ check-deploy: install $(KUBERNETES_TOOLS) ## Check dashboard, alerts and manifes
 
 image-check: install ## Build and run the container image, without a container engine (root, on Debian)
 	@$(BIN)/python tests/support/container_image.py $(if $(BASE),--base "$(BASE)")
+
+release-check: install ## Build the wheel, and try it in an empty environment
+	@PYTHONPATH=tests $(BIN)/python -m support.release_check
 
 format: install ## Format the code, and fix what lint can fix
 	$(BIN)/ruff check --fix

@@ -25,7 +25,8 @@ CODE = re.compile(r"`([^`\n]+)`")
 
 def pages() -> list[Path]:
     """All pages of the documentation."""
-    return [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+    names = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")
+    return [*(ROOT / name for name in names), *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def read(page: Path) -> str:
