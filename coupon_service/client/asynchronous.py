@@ -28,6 +28,7 @@ from coupon_service.client.messages import advance, bearer, request_id_of, seria
 from coupon_service.client.methods import Methods
 from coupon_service.client.rpc import Item, Response, Rpc
 from coupon_service.client.settings import ClientSettings
+from coupon_service.client.streams import FIELDS, CheckoutStreams
 from coupon_service.client.values import Metadata
 
 T = TypeVar("T")
@@ -61,6 +62,7 @@ class AsyncCouponClient(Methods):
             for _ in range(self._settings.connections)
         ]
         self._turns = itertools.cycle(self._channels)
+        self._streams = CheckoutStreams(self._channels, self._settings.streams)
 
     async def __aenter__(self) -> Self:
         return self
@@ -70,6 +72,7 @@ class AsyncCouponClient(Methods):
 
     async def close(self) -> None:
         """Close all connections. Calls in flight are cancelled."""
+        await self._streams.close()
         for channel in self._channels:
             await channel.close()
 
@@ -145,8 +148,13 @@ class AsyncCouponClient(Methods):
         """The response to a request. Raises CouponError."""
 
         async def attempt(channel: grpc.aio.Channel, timeout_s: float) -> Response:
+            options = await self._options()
+            if field is not None and (stream := self._streams.next(options["metadata"])):
+                return await stream.carry(field, request, timeout_s)
             call: Any = channel.unary_unary(rpc.path, serialize, rpc.response.FromString)
-            return await call(request, timeout=timeout_s, **await self._options())
+            return await call(request, timeout=timeout_s, **options)
+
+        field = FIELDS.get(request.DESCRIPTOR.full_name)
 
         return await self._tried(attempt, request_id_of(request))
 
@@ -216,6 +224,8 @@ class AsyncCouponClient(Methods):
                 result = await attempt(next(self._turns), attempts.timeout_s())
             except grpc.aio.AioRpcError as error:
                 await asyncio.sleep(attempts.pause_s(error_of_call(error)))
+            except CouponError as error:  # of an operation
+                await asyncio.sleep(attempts.pause_s(error))
             else:
                 self._budget.earn()
                 return result

@@ -28,6 +28,10 @@ class ClientSettings:
     `connections` to each address of the target are used in turn. A connection stays with one worker
     of the service, so one alone reaches no more than one. `keepalive_s`: how often an idle
     connection is checked; the service allows 10 s and more.
+
+    `streams`, of AsyncCouponClient: how many Checkout streams carry its validate_code, lock_code,
+    extend_lock, unlock_code, redeem_code and rollback_redemption. That costs both sides far less
+    than calls do when many are in flight. 0: all are calls.
     """
 
     timeout_s: float = 10.0
@@ -38,14 +42,15 @@ class ClientSettings:
     connections: int = 4
     wait_for_ready: bool = True
     keepalive_s: float = 20.0
+    streams: int = 0
     channel_options: ChannelOptions = ()
 
     def __post_init__(self) -> None:
         """Raises ValueError."""
         if self.timeout_s <= 0 or self.try_timeout_s <= 0:
             raise ValueError("timeout_s and try_timeout_s have to be more than 0 s")
-        if self.connections < 1:
-            raise ValueError("connections has to be 1 or more")
+        if self.connections < 1 or self.streams < 0:
+            raise ValueError("connections has to be 1 or more, and streams 0 or more")
 
     def options(self) -> ChannelOptions:
         """The options of a channel. Those of `channel_options` come last, and win."""

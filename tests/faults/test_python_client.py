@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -99,7 +100,8 @@ class Shop:
         self._address = f"127.0.0.1:{service.proxy.port}"
         self._codes = iter(stock)
         self._closed = threading.Event()
-        run = {"blocking": self._with_threads, "asynchronous": self._with_tasks}[kind]
+        self._settings = replace(PATIENT, streams=4) if kind == "streamed" else PATIENT
+        run = self._with_threads if kind == "blocking" else self._with_tasks
         self._thread = threading.Thread(target=run)
 
     def __enter__(self) -> Shop:
@@ -117,7 +119,7 @@ class Shop:
         until(lambda: self.failures or len(self.redeemed) >= before + 2 * CALLERS, 20)
 
     def _with_threads(self) -> None:
-        with CouponClient(self._address, settings=PATIENT) as client:
+        with CouponClient(self._address, settings=self._settings) as client:
 
             def caller() -> None:
                 while not self._closed.is_set() and not self.failures:
@@ -139,7 +141,7 @@ class Shop:
         asyncio.run(self._tasks())
 
     async def _tasks(self) -> None:
-        async with AsyncCouponClient(self._address, settings=PATIENT) as client:
+        async with AsyncCouponClient(self._address, settings=self._settings) as client:
 
             async def caller() -> None:
                 while not self._closed.is_set() and not self.failures:
@@ -216,7 +218,7 @@ def _conserved(service: Service, kind: str) -> Generator[Shop]:
         assert_adds_up(connection, [shop.book_id])
 
 
-@pytest.mark.parametrize("kind", ["blocking", "asynchronous"])
+@pytest.mark.parametrize("kind", ["blocking", "asynchronous", "streamed"])
 @pytest.mark.parametrize(
     "fault", [killed, drained, overloaded, slow, cut], ids=lambda it: it.__name__
 )

@@ -1,10 +1,10 @@
-"""A gRPC server whose RedeemCode answers as a test says, try by try."""
+"""A gRPC server whose RedeemCode answers as a test says, try by try, also over Checkout streams."""
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,8 +13,8 @@ from typing import Any
 import grpc
 from grpc_status import rpc_status
 
-from coupon_service.errors import CouponServiceError
-from coupon_service.rpc.status import to_status
+from coupon_service.errors import CouponServiceError, StreamEnded
+from coupon_service.rpc.status import operation_error, to_status
 from coupon_service.v1 import redemption_service_pb2 as pb
 
 Outcome = CouponServiceError | grpc.StatusCode | float | None
@@ -30,6 +30,9 @@ class Script:
     times_s: list[float] = field(default_factory=list[float])
     tokens: list[str] = field(default_factory=list[str])
     peers: set[str] = field(default_factory=set[str])
+    messages: list[pb.CheckoutRequest] = field(default_factory=list[pb.CheckoutRequest])
+    streams: list[str] = field(default_factory=list[str])
+    """The tokens of all streams."""
 
     def redeem_code(self, request: pb.RedeemCodeRequest, context: Any) -> pb.RedeemCodeResponse:
         """Answers as the script says."""
@@ -50,6 +53,35 @@ class Script:
                 time.sleep(outcome)
         return pb.RedeemCodeResponse(redemption=pb.Redemption(code=request.code))
 
+    def checkout(
+        self, requests: Iterator[pb.CheckoutRequest], context: Any
+    ) -> Iterator[pb.CheckoutResponse]:
+        """Answers operations as the script says. A bare status and StreamEnded end the stream."""
+        self.peers.add(context.peer())
+        self.streams.append(dict(context.invocation_metadata()).get("authorization", ""))
+        for request in requests:
+            self.messages.append(request)
+            for operation in request.operations:
+                yield pb.CheckoutResponse(results=[self._result(operation, context)])
+
+    def _result(self, operation: pb.CheckoutOperation, context: Any) -> pb.CheckoutResult:
+        outcome = self.outcomes.popleft() if self.outcomes else None
+        match outcome:
+            case StreamEnded():
+                to_call: Any = rpc_status
+                context.abort_with_status(to_call.to_status(to_status(outcome)))
+            case CouponServiceError():
+                return pb.CheckoutResult(tag=operation.tag, error=operation_error(outcome))
+            case grpc.StatusCode():
+                context.abort(outcome, "as the test says")
+            case None:
+                pass
+            case _:
+                time.sleep(outcome)
+        redemption = pb.Redemption(code=operation.redeem_code.code)
+        answer = pb.RedeemCodeResponse(redemption=redemption)
+        return pb.CheckoutResult(tag=operation.tag, redeem_code=answer)
+
 
 @contextmanager
 def scripted_server(*outcomes: Outcome) -> Generator[tuple[str, Script]]:
@@ -61,9 +93,18 @@ def scripted_server(*outcomes: Outcome) -> Generator[tuple[str, Script]]:
         request_deserializer=pb.RedeemCodeRequest.FromString,
         response_serializer=pb.RedeemCodeResponse.SerializeToString,
     )
+    checkout = grpc.stream_stream_rpc_method_handler(
+        script.checkout,
+        request_deserializer=pb.CheckoutRequest.FromString,
+        response_serializer=pb.CheckoutResponse.SerializeToString,
+    )
     service = pb.DESCRIPTOR.services_by_name["RedemptionService"].full_name
     server.add_generic_rpc_handlers(
-        (grpc.method_handlers_generic_handler(service, {"RedeemCode": handler}),)
+        (
+            grpc.method_handlers_generic_handler(
+                service, {"RedeemCode": handler, "Checkout": checkout}
+            ),
+        )
     )
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()

@@ -24,7 +24,14 @@ from support.service import (
 )
 from support.token_clients import ISSUER
 
-from coupon_service.client import AsyncCouponClient, CouponClient, Money, error_of_item, errors
+from coupon_service.client import (
+    AsyncCouponClient,
+    ClientSettings,
+    CouponClient,
+    Money,
+    error_of_item,
+    errors,
+)
 from coupon_service.client.methods import Methods
 from coupon_service.client.methods import codes as code_methods
 
@@ -55,13 +62,14 @@ class Either:
         return call
 
 
-@pytest.fixture(params=["blocking", "asynchronous"])
+@pytest.fixture(params=["blocking", "asynchronous", "streamed"])
 async def client(request: pytest.FixtureRequest, server_address: str) -> AsyncIterator[Either]:
     if request.param == "blocking":
         with CouponClient(server_address) as blocking:
             yield Either(blocking)
     else:
-        async with AsyncCouponClient(server_address) as asynchronous:
+        settings = ClientSettings(streams=2 if request.param == "streamed" else 0)
+        async with AsyncCouponClient(server_address, settings=settings) as asynchronous:
             yield Either(asynchronous)
 
 

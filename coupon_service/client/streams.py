@@ -1,0 +1,220 @@
+"""Checkout streams of an AsyncCouponClient, which carry calls in place of gRPC's own.
+
+Calls that begin in the same turn of the event loop, or while a message is written, share the next
+message. A stream that ends, for whatever reason, is replaced when it is needed; until then other
+streams carry the calls, or they are made as calls.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import math
+import time
+from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any, Final
+
+import grpc.aio
+from google.protobuf.message import Message
+from grpc import StatusCode
+
+from coupon_service.client.errors import (
+    DeadlineExceeded,
+    Problem,
+    error_of_call,
+    error_of_operation,
+)
+from coupon_service.v1 import redemption_service_pb2 as pb
+
+PATH: Final = "/coupon_service.v1.RedemptionService/Checkout"
+
+FIELDS: Final = {
+    field.message_type.full_name: field.name
+    for field in pb.CheckoutOperation.DESCRIPTOR.oneofs_by_name["request"].fields
+    if field.message_type is not None
+}
+"""The field of an operation for each type of request that a stream carries."""
+
+MESSAGE_MAX_OPERATIONS: Final = 128
+MESSAGE_MAX_BYTES: Final = 262_144
+"""Of all but the last operation of a message."""
+
+SHORT_LIFE_S: Final = 1.0
+PAUSE_S: Final = 0.5
+"""When a stream had a short life, its successor is not opened at once."""
+
+CLOSE_S: Final = 5.0
+"""How long the results of a stream that is closed are waited for."""
+
+FAREWELL_S: Final = 0.5
+"""How long it may take to end a stream that has all results."""
+
+Metadata = tuple[tuple[str, str], ...]
+
+
+class CheckoutStreams:
+    """So many streams, in turn on these channels."""
+
+    def __init__(self, channels: Sequence[grpc.aio.Channel], count: int) -> None:
+        turns = itertools.islice(itertools.cycle(channels), count)
+        self._slots = [_Slot(channel) for channel in turns]
+        self._turns = itertools.cycle(self._slots)
+
+    def next(self, metadata: Metadata) -> CheckoutStream | None:
+        """The stream with this metadata whose turn it is. None while there is none."""
+        for slot in itertools.islice(self._turns, len(self._slots)):
+            if (stream := slot.stream(metadata)) is not None:
+                return stream
+        return None
+
+    async def close(self) -> None:
+        """Ends all streams, after the results of what is in flight or soon."""
+        await asyncio.gather(*(slot.close() for slot in self._slots))
+
+
+class _Slot:
+    """A place for one stream at a time."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self._channel = channel
+        self._metadata: Metadata = ()
+        self._stream: CheckoutStream | None = None
+        self._closing: set[asyncio.Task[None]] = set()
+
+    def stream(self, metadata: Metadata) -> CheckoutStream | None:
+        """The open stream, or a new one."""
+        stream = self._stream
+        if stream is not None and not stream.has_ended:
+            if metadata == self._metadata:
+                return stream
+            self._close(stream)  # a stream is not authorized anew
+        elif stream is not None and time.monotonic() < stream.successor_s:
+            return None
+        self._metadata = metadata
+        self._stream = CheckoutStream(self._channel, metadata)
+        return self._stream
+
+    def _close(self, stream: CheckoutStream) -> None:
+        task = asyncio.ensure_future(stream.close())
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
+    async def close(self) -> None:
+        if self._stream is not None:
+            self._close(self._stream)
+        await asyncio.gather(*self._closing)
+
+
+class CheckoutStream:
+    """One stream."""
+
+    def __init__(self, channel: grpc.aio.Channel, metadata: Metadata) -> None:
+        of_it: Any = channel
+        open_stream = of_it.stream_stream(PATH, None, pb.CheckoutResponse.FromString)
+        self._call = open_stream(metadata=metadata, wait_for_ready=True)
+        self._loop = asyncio.get_running_loop()
+        self._tags = itertools.count(1)
+        self._results: dict[int, asyncio.Future[pb.CheckoutResult]] = {}
+        self._unsent: deque[bytes] = deque()
+        self._began_s = time.monotonic()
+        self._ended_s: float | None = None
+        self._writer: asyncio.Task[None] | None = None
+        self._reader = asyncio.ensure_future(self._read())
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it carries nothing any more."""
+        return self._ended_s is not None
+
+    @property
+    def successor_s(self) -> float:
+        """From when on another may be opened in its place, in time.monotonic()."""
+        if self._ended_s is None:
+            return math.inf
+        was_short = self._ended_s - self._began_s < SHORT_LIFE_S
+        return self._ended_s + (PAUSE_S if was_short else 0)
+
+    async def carry(self, field: str, request: Message, timeout_s: float) -> Any:
+        """The response to a request. Raises CouponError."""
+        tag = next(self._tags)
+        operation: Any = pb.CheckoutOperation(tag=tag)
+        operation.timeout.FromMilliseconds(max(int(timeout_s * 1000), 1))
+        getattr(operation, field).CopyFrom(request)
+        result = self._results[tag] = self._loop.create_future()
+        late = self._loop.call_later(timeout_s, self._is_late, result)
+        self._unsent.append(pb.CheckoutRequest(operations=(operation,)).SerializeToString())
+        if self._writer is None:
+            self._writer = asyncio.ensure_future(self._write())
+        try:
+            answer = await result
+        finally:
+            late.cancel()
+            self._results.pop(tag, None)
+        if answer.HasField("error"):
+            raise error_of_operation(answer.error)
+        return getattr(answer, field)
+
+    async def close(self) -> None:
+        """Sends what is unsent, and waits for the results, but not for long."""
+        with suppress(TimeoutError, grpc.aio.BaseError, asyncio.InvalidStateError):
+            async with asyncio.timeout(CLOSE_S if self._results else FAREWELL_S):
+                if self._writer is not None:
+                    await self._writer
+                await self._call.done_writing()
+                await asyncio.wait((self._reader,))
+        self._call.cancel()
+        await asyncio.wait((self._reader,))
+
+    def _is_late(self, result: asyncio.Future[pb.CheckoutResult]) -> None:
+        if not result.done():
+            message = "There was no answer in time."
+            problem = Problem(StatusCode.DEADLINE_EXCEEDED, message, "DEADLINE_EXCEEDED")
+            result.set_exception(DeadlineExceeded(problem))
+
+    async def _write(self) -> None:
+        # Other callers go on in this turn of the loop, too.
+        await asyncio.sleep(0)
+        try:
+            while self._unsent:
+                await self._call.write(self._take())
+        except (grpc.RpcError, grpc.aio.BaseError, asyncio.InvalidStateError):
+            pass  # it has ended, and its reader knows why
+        finally:
+            self._writer = None
+
+    def _take(self) -> bytes:
+        """The next message: messages of one operation each, one after the other, are one."""
+        size, taken = 0, list[bytes]()
+        while self._unsent and size < MESSAGE_MAX_BYTES and len(taken) < MESSAGE_MAX_OPERATIONS:
+            taken.append(self._unsent.popleft())
+            size += len(taken[-1])
+        return b"".join(taken)
+
+    async def _read(self) -> None:
+        why: grpc.RpcError = _lost()
+        try:
+            async for response in self._call:
+                for answer in response.results:
+                    result = self._results.get(answer.tag)
+                    if result is not None and not result.done():
+                        result.set_result(answer)
+        except grpc.aio.AioRpcError as error:
+            why = error
+        except asyncio.CancelledError:
+            if not self._call.cancelled():
+                raise
+        finally:
+            self._ended_s = time.monotonic()
+            for result in self._results.values():
+                if not result.done():
+                    result.set_exception(error_of_call(why))
+
+
+def _lost() -> grpc.RpcError:
+    """The error of operations that a stream has ended without."""
+    nothing = grpc.aio.Metadata()
+    return grpc.aio.AioRpcError(
+        StatusCode.UNAVAILABLE, nothing, nothing, "the stream ended without an answer"
+    )
