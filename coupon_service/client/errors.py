@@ -69,7 +69,7 @@ class CouponError(Exception):
     status = StatusCode.UNKNOWN
 
     def __init__(self, problem: Problem) -> None:
-        super().__init__(problem.message)
+        super().__init__(problem)  # as pickle needs it
         self.message = problem.message
         """A description for people. Not stable."""
         self.reason = problem.reason

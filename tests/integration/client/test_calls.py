@@ -11,6 +11,7 @@ from typing import Any
 import grpc
 import pytest
 from support.certificates import Authority
+from support.clients import Either
 from support.service import (
     ServerThread,
     assignments,
@@ -36,30 +37,6 @@ from coupon_service.client.methods import Methods
 from coupon_service.client.methods import codes as code_methods
 
 CODES = 7
-
-
-class Either:
-    """One of the clients, with methods that are awaited, and lists of what is iterated over.
-
-    `called`: the methods that were.
-    """
-
-    def __init__(self, client: CouponClient | AsyncCouponClient) -> None:
-        self.client = client
-        self.called = set[str]()
-
-    def __getattr__(self, name: str) -> Any:
-        async def call(*args: Any, **kwargs: Any) -> Any:
-            result = getattr(self.client, name)(*args, **kwargs)
-            if isinstance(result, AsyncIterator):
-                items: list[Any] = [it async for it in result]  # pyright: ignore[reportUnknownVariableType]
-                return items
-            if inspect.isgenerator(result):
-                return list(result)
-            return await result if inspect.isawaitable(result) else result
-
-        self.called.add(name)
-        return call
 
 
 @pytest.fixture(params=["blocking", "asynchronous", "streamed"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 from datetime import UTC, datetime
 from typing import Any
@@ -142,6 +143,15 @@ def test_an_item_with_an_unknown_reason_has_its_number() -> None:
     error = error_of_item(ItemError(reason=newer, message="new"))
     assert type(error) is CouponError
     assert error.reason == "12345"
+
+
+def test_errors_can_be_sent_to_other_processes() -> None:
+    error = error_of_call(CallError(of_service.CodeLocked(retry_after_ms=1_500)))
+    error.request_id = "the order"
+    copied = pickle.loads(pickle.dumps(error))  # noqa: S301 - its own
+    assert type(copied) is errors.CodeLocked
+    assert vars(copied) == vars(error)
+    assert str(copied) == str(error) == f"CODE_LOCKED: {error.message}"
 
 
 def test_operations_of_a_stream_that_ended_were_not_carried_out() -> None:

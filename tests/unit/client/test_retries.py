@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import grpc
 import pytest
 from support.scripted_server import Script, scripted_server
+from support.waiting import until
 
 from coupon_service import errors as of_service
 from coupon_service.client import AsyncCouponClient, ClientSettings, CouponClient, errors
@@ -147,6 +148,13 @@ def test_calls_take_turns_on_connections(redeem: Redeem, connections: int) -> No
     with scripted_server() as (address, script):
         redeem(address, settings, times=6)
     assert len(script.peers) == connections
+
+
+def test_all_addresses_of_a_target_are_used() -> None:
+    settings = ClientSettings(connections=1)
+    with scripted_server() as (first, one), scripted_server() as (second, other):
+        with CouponClient(f"ipv4:{first},{second}", settings=settings) as client:
+            until(lambda: client.redeem_code("CODE", "ann") and one.requests and other.requests)
 
 
 def test_a_deadline_of_its_own_leaves_the_client_as_it_is() -> None:
