@@ -149,11 +149,15 @@ soak: install tools ## Load the service for 45 minutes, and fail when it leaks (
 
 tools: $(TOOLS)/ghz $(TOOLS)/grpcurl ## Install ghz and grpcurl into .tools, once (needs Go)
 
+GO_PLUGINS := $(addprefix $(TOOLS)/,protoc-gen-go protoc-gen-go-grpc)
+
 $(TOOLS)/ghz: PACKAGE := github.com/bojand/ghz/cmd/ghz@v0.120.0
 $(TOOLS)/grpcurl: PACKAGE := github.com/fullstorydev/grpcurl/cmd/grpcurl@v1.9.3
 $(TOOLS)/kustomize: PACKAGE := sigs.k8s.io/kustomize/kustomize/v5@v5.8.1
 $(TOOLS)/kubectl-validate: PACKAGE := sigs.k8s.io/kubectl-validate@v0.0.4
-$(addprefix $(TOOLS)/,ghz grpcurl kustomize kubectl-validate):
+$(TOOLS)/protoc-gen-go: PACKAGE := google.golang.org/protobuf/cmd/protoc-gen-go@v1.36.6
+$(TOOLS)/protoc-gen-go-grpc: PACKAGE := google.golang.org/grpc/cmd/protoc-gen-go-grpc@v1.5.1
+$(GO_PLUGINS) $(addprefix $(TOOLS)/,ghz grpcurl kustomize kubectl-validate):
 	@command -v go >/dev/null || { \
 		echo "$(@F) is built with Go, which is missing: install it (https://go.dev/dl," \
 			"or your system's package golang, 1.21 or newer) and try again," \
@@ -167,7 +171,7 @@ $(TOOLS)/crds:
 	@mkdir -p $@ && cp "$$(go mod download -json $(OPERATOR) | sed -n 's/.*"Dir": "\(.*\)",/\1/p')"/$(strip \
 		example/prometheus-operator-crd/monitoring.coreos.com_servicemonitors.yaml) $@ || { rmdir $@; exit 1; }
 
-interop: ## Install the Node client of the interop tests (needs npm)
+interop: $(if $(shell command -v go),$(GO_PLUGINS)) ## Install what the interop tests need: Node's packages (needs npm), Go's plugins
 	@npm --prefix tests/interop ci --ignore-scripts
 
 # --- maintenance --------------------------------------------------------------------------------

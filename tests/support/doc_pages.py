@@ -39,10 +39,16 @@ def up_to_date(text: str) -> str:
     return GENERATED.sub(lambda it: f"{it[1]}{GENERATORS[it[2]]()}\n{it[4]}", text)
 
 
+def literal_part(name: str) -> str:
+    """The tested part with this name."""
+    (found,) = (it[2] for page in pages() for it in TESTED.finditer(read(page)) if it[1] == name)
+    return found
+
+
 def shell_lines(name: str) -> list[str]:
     """The lines of the tested part with this name, without comments."""
-    (found,) = (it[2] for page in pages() for it in TESTED.finditer(read(page)) if it[1] == name)
-    return [line for line in found.splitlines() if line and not line.startswith("#")]
+    lines = literal_part(name).splitlines()
+    return [line for line in lines if line and not line.startswith("#")]
 
 
 def fenced(text: str, language: str) -> list[str]:
