@@ -10,7 +10,7 @@ from pathlib import Path
 import grpc
 import pytest
 from model.clock import Clock
-from mutants import harness, mutants, rpc_harness, rpc_mutants
+from mutants import harness, mutants, rpc_harness, rpc_mutants, stream_harness, stream_mutants
 from mutants.harness import Stack
 
 CAUGHT_BY: dict[Callable[[], mutants.Mutant], Callable[[Stack], None]] = {
@@ -71,6 +71,12 @@ CAUGHT_BY: dict[Callable[[], mutants.Mutant], Callable[[Stack], None]] = {
     rpc_mutants.padded_tokens_taken: rpc_harness.callers_with_odd_names,
     rpc_mutants.invisible_names_taken: rpc_harness.callers_with_odd_names,
     rpc_mutants.bad_targets_not_answered: rpc_harness.bad_target_of_the_metrics_port,
+    stream_mutants.roles_of_the_stream: stream_harness.roles_over_a_stream,
+    stream_mutants.operations_not_counted: stream_harness.limits_over_a_stream,
+    stream_mutants.operations_not_guarded: stream_harness.limits_over_a_stream,
+    stream_mutants.operations_cancelled_with_their_stream: stream_harness.stream_that_is_cut,
+    stream_mutants.streams_read_without_a_bound: stream_harness.stream_that_is_full,
+    stream_mutants.results_left_behind: stream_harness.stream_that_the_service_ends,
 }
 QUICK = [it for it in dict.fromkeys(CAUGHT_BY.values()) if it is not harness.model_test]
 
