@@ -124,7 +124,7 @@ def top(
     Reads their metrics ports only, and ends with Ctrl-C. All figures are of the last interval.
     """
     if target:
-        targets = [_checked(it) for it in target]
+        targets = [checked_target(it) for it in target]
     else:
         settings = load_settings()
         targets = [f"{url_host(settings.metrics_host)}:{settings.metrics_port}"]
@@ -321,9 +321,17 @@ def _ms(seconds: float | None) -> str:
     return "-" if seconds is None else f"{seconds * 1000:.1f}"
 
 
-def _checked(target: str) -> str:
-    """The target as it stands in a URL. Raises CommandError."""
+def checked_target(target: str) -> str:
+    """The target as it stands in a URL, of which it may be one. Raises CommandError."""
+    target = target.removeprefix("http://").removesuffix("/metrics").rstrip("/")
     host, colon, port = target.rpartition(":")
-    if not (colon and host and port.isascii() and port.isdigit() and 0 < int(port) < 65_536):
+    if not (
+        colon
+        and host
+        and "/" not in host
+        and port.isascii()
+        and port.isdigit()
+        and 0 < int(port) < 65_536
+    ):
         raise CommandError(f"--target {target}: expected HOST:PORT, such as 127.0.0.1:9464.")
     return target

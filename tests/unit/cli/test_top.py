@@ -8,7 +8,8 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from rich.console import Console
 
-from coupon_service.cli.top import Window, merged, parsed, screen
+from coupon_service.cli.failure import CommandError
+from coupon_service.cli.top import Window, checked_target, merged, parsed, screen
 from coupon_service.telemetry.metrics import Metrics
 
 REDEEM = "RedemptionService/RedeemCode"
@@ -92,3 +93,16 @@ def test_a_book_that_has_enough_is_not_shown() -> None:
 def test_what_is_no_exposition_is_refused(text: str) -> None:
     with pytest.raises(ValueError):  # noqa: PT011 - the parser's own
         parsed(text)
+
+
+@pytest.mark.parametrize("typed", ["[::1]:9464", "http://[::1]:9464", "http://[::1]:9464/metrics"])
+def test_a_target_may_be_a_url(typed: str) -> None:
+    assert checked_target(typed) == "[::1]:9464"
+
+
+@pytest.mark.parametrize(
+    "typed", ["", "9464", "shop:", "shop:0", "shop:65536", "https://shop:9464"]
+)
+def test_a_target_is_a_host_and_a_port(typed: str) -> None:
+    with pytest.raises(CommandError):
+        checked_target(typed)
