@@ -43,6 +43,9 @@ LOST_S: Final = 0.01
 
 TRACE_KEYS: Final = frozenset({"traceparent", "tracestate"})
 
+KEPT_KEYS: Final = TRACE_KEYS | {"authorization", "user-agent"}
+"""Of the metadata of a stream, what its operations need: each of them looks for it."""
+
 
 class StreamObserver(Protocol):
     """Who is notified of streams."""
@@ -139,6 +142,7 @@ class _Stream:
         "_context",
         "_ended",
         "_failure",
+        "_metadata",
         "_open",
         "_operations",
         "_parse",
@@ -162,6 +166,7 @@ class _Stream:
         self._settings = settings
         self._context = context
         self._rpc = rpc
+        self._metadata = tuple((it[0], it[1]) for it in rpc.metadata if it[0] in KEPT_KEYS)
         self._parse = parse
         self._tags: set[int] = set()
         self._open = 0
@@ -247,7 +252,7 @@ class _Stream:
             self._tags.add(tag)
         self._open += 1
         stream = self._rpc
-        metadata = stream.metadata
+        metadata = self._metadata
         if operation.traceparent:
             metadata = _traced(metadata, operation.traceparent)
         deadline = stream.deadline

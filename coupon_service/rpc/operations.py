@@ -16,7 +16,7 @@ from coupon_service.batching import BatchingSettings, FlushBuffer
 from coupon_service.errors import CouponServiceError, InvalidArgument, Overloaded
 from coupon_service.ratelimit.limiter import RateLimiter
 from coupon_service.rpc.call_recorder import CallRecorder, RpcObserver
-from coupon_service.rpc.context import CURRENT, RequestContext
+from coupon_service.rpc.context import CURRENT, KeyAwaitedError, RequestContext
 from coupon_service.rpc.deadlines import Deadlines
 from coupon_service.rpc.methods import METHODS
 from coupon_service.rpc.status import kind_of
@@ -138,7 +138,11 @@ class Operations:
         if around.tracer is not None:
             rpc.span = around.tracer.call_started(method, rpc.metadata)
         try:
-            around.authenticate(method, rpc)
+            try:
+                around.authenticate(method, rpc)
+            except KeyAwaitedError as until:
+                await until.keys_fetched()
+                around.authenticate(method, rpc)
             if around.limiter is not None and around.limiter.limits(rpc):
                 await around.limiter.admit(METHODS[method].rate_class, rpc)
             if operation.problem is not None:

@@ -16,8 +16,8 @@ def roles_of_the_stream() -> Mutant:
         operations,
         "Operations",
         "_carry_out",
-        "around.authenticate(method, rpc)",
-        'around.authenticate("RedemptionService/Checkout", rpc)',
+        "authenticate(method, rpc)",
+        'authenticate("RedemptionService/Checkout", rpc)',
     )
 
 

@@ -25,7 +25,7 @@ from support.handler_server import (
 
 from coupon_service.batching import BatchingSettings
 from coupon_service.errors import CodeLocked, DatabaseUnavailable, Unauthenticated
-from coupon_service.rpc.context import RequestContext, current
+from coupon_service.rpc.context import KeyAwaitedError, RequestContext, current
 from coupon_service.rpc.convert.checkout import METHODS
 from coupon_service.v1 import redemption_service_pb2 as pb
 from coupon_service.v1.error_reason_pb2 import ErrorReason
@@ -424,6 +424,40 @@ async def test_a_token_has_to_be_valid_when_an_operation_begins() -> None:
         ("anonymous", "UNAUTHENTICATED"),
         ("ann", "OK"),
     ]
+
+
+async def test_an_operation_waits_for_the_key_of_its_token() -> None:
+    fetched = asyncio.Event()
+    opened = False
+
+    async def keys_fetched() -> None:
+        await asyncio.sleep(0.05)
+        fetched.set()
+
+    def authenticate(method: str, rpc: RequestContext) -> None:
+        nonlocal opened
+        if opened and not fetched.is_set():
+            raise KeyAwaitedError("later", keys_fetched)
+        opened = True
+        rpc.caller = "ann"
+
+    async with running(answer, authenticate) as run:
+        client = Client(run)
+        assert (await client.result(redeem(1))).HasField("redeem_code")
+        assert fetched.is_set()
+
+
+async def test_the_work_knows_peer_and_user_agent_of_the_stream() -> None:
+    async def behavior(request: Any, context: Any) -> pb.RedeemCodeResponse:
+        call = current().call("r")
+        return pb.RedeemCodeResponse(
+            redemption=pb.Redemption(code=call.peer, user_id=call.user_agent)
+        )
+
+    async with running(behavior) as run:
+        redemption = (await Client(run).result(redeem(1))).redeem_code.redemption
+    assert redemption.code.startswith("ipv4:127.0.0.1:")
+    assert redemption.user_id.startswith("grpc-python-asyncio/")
 
 
 async def test_each_operation_needs_the_roles_of_its_method() -> None:
