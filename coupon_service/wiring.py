@@ -14,10 +14,7 @@ from coupon_service.settings import Settings
 from coupon_service.store.sessions import APPLICATION_NAME, DatabaseSettings
 
 BULK_WAIT_MS: Final = 20_000
-"""Longest wait of bulk work for its connection, for that of other workers, and for a row lock."""
-
-BULK_STATEMENT_MS: Final = 30_000
-"""Longest time of a statement of bulk work."""
+"""Longest wait of bulk work for its connection."""
 
 BULK_IDLE_MS: Final = 2_000
 """Time without bulk work after which its connection is closed."""
@@ -57,17 +54,13 @@ def database_settings(url: str, settings: Settings) -> DatabaseSettings:
 
 
 def bulk_database_settings(url: str, settings: Settings) -> DatabaseSettings:
-    """Of the connection for bulk work: its chunks take longer than other transactions, and those
-    of one request wait for each other.
-    """
+    """Of the connection for bulk work, whose transactions take longer than others."""
     return replace(
         database_settings(url, settings),
         application_name=f"{APPLICATION_NAME} bulk",
         pool_min_size=0,
         pool_max_size=1,
         pool_timeout_ms=BULK_WAIT_MS,
-        lock_timeout_ms=BULK_WAIT_MS,
-        statement_timeout_ms=BULK_STATEMENT_MS,
         unbatched_max=1,
         slow_ms=BULK_SLOW_MS,
         idle_ms=BULK_IDLE_MS,

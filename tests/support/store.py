@@ -26,7 +26,7 @@ BULK: dict[str, Any] = {
     "application_name": "coupon_service bulk",
     "pool_max_size": 1,
     "pool_timeout_ms": 500,
-    "lock_timeout_ms": 4_000,
+    "lock_timeout_ms": 100,
     "unbatched_max": 1,
 }
 """Settings of a connection for bulk work."""

@@ -28,6 +28,13 @@ SAMPLE_WEIGHT: Final = 0.2
 BULK_LOCK: Final = 6_120_418_377
 """The advisory lock of the transactions of bulk work; the number means nothing."""
 
+SILENCE_MAX_S: Final = 35.0
+"""Longest wait for an answer: a little longer than for a statement."""
+
+# In the transaction, since behind a pooler it is not the session that has them.
+BE_PATIENT: Final = """
+SELECT set_config('lock_timeout', '20s', true), set_config('statement_timeout', '30s', true)
+"""
 LOCK_LANE: Final = "SELECT pg_advisory_xact_lock(%s)"
 
 
@@ -57,9 +64,14 @@ class BulkLane:
             yield
 
     async def transaction(self, name: str, work: Work[T]) -> T:
-        """As Database.transaction, for whoever has the turn; one at a time over all workers."""
+        """As Database.transaction, for whoever has the turn; one at a time over all workers.
+
+        It may wait for locks, and its statements may take, longer than others.
+        """
 
         async def alone(connection: Connection) -> T:
+            await connection.execute(BE_PATIENT)
+            connection.silence_max_s = SILENCE_MAX_S
             await connection.execute(LOCK_LANE, [BULK_LOCK])
             return await work(connection)
 

@@ -121,6 +121,25 @@ async def test_over_all_workers_one_bulk_transaction_goes_on_at_a_time(database_
     assert at_once.most == 1
 
 
+async def test_it_waits_for_another_worker_longer_than_others_wait_for_a_lock(
+    lane: BulkLane, database_url: str
+) -> None:
+    let_go = asyncio.Event()
+
+    async def hold(_: Connection) -> None:
+        await let_go.wait()
+
+    async def work(_: Connection) -> None:
+        pass
+
+    async with new_lane(database_url) as other:
+        holder = asyncio.create_task(other.transaction("hold", hold))
+        waiting = asyncio.create_task(lane.transaction("wait", work))
+        await asyncio.sleep(BULK["lock_timeout_ms"] / 1000 * 6)
+        let_go.set()
+        await asyncio.gather(holder, waiting)
+
+
 async def test_after_a_caller_that_left_the_next_one_waits_however_long_it_takes(
     lane: BulkLane,
 ) -> None:
