@@ -136,8 +136,9 @@ def import_(address: str, _: str) -> Any:
     def messages() -> Iterator[codes.ImportCodesRequest]:
         header = codes.ImportHeader(book_id=book_id, request_id=uuid4().hex)
         yield codes.ImportCodesRequest(header=header)
-        for number in itertools.count(1):
-            rows = [uuid4().hex.upper() for _ in range(IMPORT_ROWS)]
+        prefix = uuid4().hex[:12].upper()
+        for number in itertools.count(1):  # little work, since the callers are in this process too
+            rows = [f"{prefix}{number:06}{row:04}" for row in range(IMPORT_ROWS)]
             yield codes.ImportCodesRequest(chunk=codes.ImportChunk(chunk_number=number, codes=rows))
 
     return CouponCodeServiceStub(channel_to(address)).ImportCodes(messages())

@@ -1,1 +1,1 @@
-"""Codes by the million: generated or uploaded in committed chunks."""
+"""Codes by the million: generated, uploaded and exported, in turns that give way to others."""
