@@ -16,19 +16,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from coupon_service.batching import BATCHING_DEFAULTS, BatchingSettings
 from coupon_service.errors import LocksUnavailable
+from coupon_service.leases.acquisition import Acquisition, time_left
 from coupon_service.leases.index_repairs import IndexWriter
-from coupon_service.leases.indexes import BOOK_KEPT_MS, Entry, Indexes, IndexWrite, remove
+from coupon_service.leases.indexes import BOOK_KEPT_MS, Indexes, remove
 from coupon_service.leases.results import (
     AcquireResult,
-    AcquireStatus,
     Admission,
     AdmitStatus,
     IndexedLock,
@@ -49,7 +47,7 @@ from coupon_service.leases.scripts import (
 )
 from coupon_service.leases.server_check import RedisCheck
 from coupon_service.redis_client.connect import pipelines_to
-from coupon_service.redis_client.exchange import RedisCommand, accepted, unavailable
+from coupon_service.redis_client.exchange import RedisCommand, accepted
 from coupon_service.telemetry.metrics import Metrics
 from coupon_service.telemetry.readiness import Readiness
 
@@ -58,17 +56,6 @@ if TYPE_CHECKING:
 
 R = TypeVar("R", LeaseRequest, ReleaseRequest)
 
-# By how much an index may be off, since the clock of Redis goes on between permit and entries.
-_APART_MS = 10
-
-_ACQUIRE_STATUS = {
-    "TAKEN": AcquireStatus.GRANTED,
-    "SAME": AcquireStatus.HELD_BEFORE,
-    "AGAIN": AcquireStatus.HELD_BEFORE,
-    "OTHER": AcquireStatus.HELD_BEFORE,
-    "GONE": AcquireStatus.GONE,
-    "FULL": AcquireStatus.FULL,
-}
 _ADMIT_STATUS = {
     "TAKEN": AdmitStatus.RETAKEN,
     "SAME": AdmitStatus.HELD,
@@ -108,10 +95,12 @@ class Leases:
             redis_url, self._scripts.sources, timeout_ms, metrics, tracer, batching
         )
         self._grace_ms = grace_ms
-        self._locks_per_user_max = locks_per_user_max
         self._metrics = metrics
         self._indexes = Indexes(self._scripts)
         self._writer = IndexWriter(self._redis, self._scripts, self._indexes, metrics)
+        self._acquisition = Acquisition(
+            self._redis, self._scripts, self._indexes, self._writer, grace_ms, locks_per_user_max
+        )
         self._check = RedisCheck(self._redis, self._scripts)
 
     async def ping(self) -> None:
@@ -141,97 +130,8 @@ class Leases:
         self, requests: Sequence[LeaseRequest]
     ) -> list[AcquireResult | LocksUnavailable]:
         """As `acquire`, for many: the answer to each, or why there is none."""
-        parts = await asyncio.gather(*map(self._acquire_part, self._parts(requests)))
+        parts = await asyncio.gather(*map(self._acquisition.acquire, self._parts(requests)))
         return list(chain.from_iterable(parts))
-
-    async def _acquire_part(
-        self, requests: Sequence[LeaseRequest]
-    ) -> list[AcquireResult | LocksUnavailable]:
-        """As `acquire_each`, in one pipeline, and a second one where something is put right."""
-        listings: defaultdict[tuple[str, int], list[LeaseKey]] = defaultdict(list)
-        for request in requests:
-            listings[request.key.book_id, request.ttl_ms].append(request.key)
-        books = {book_id for book_id, _ in listings}
-        try:
-            replies = iter(
-                await self._redis.replies(
-                    *chain.from_iterable(map(self._asking, requests)),
-                    *(self._indexes.list_of_book(*of, listed) for of, listed in listings.items()),
-                    *chain.from_iterable(map(self._indexes.write_book, books)),
-                )
-            )
-        except LocksUnavailable as error:
-            return [error] * len(requests)
-        asked = [(next(replies), next(replies)) for _ in requests]
-        listed = {of: next(replies) for of in listings}
-        written = list(replies)
-        found = [
-            self._found(request, *answers, listed[request.key.book_id, request.ttl_ms], *written)
-            for request, answers in zip(requests, asked, strict=True)
-        ]
-        corrections = list(chain.from_iterable(writes for _, writes in found))
-        if corrections:
-            try:
-                await self._writer.write(corrections)
-            except LocksUnavailable as error:
-                return [error if writes else result for result, writes in found]
-        return [result for result, _ in found]
-
-    def _asking(self, request: LeaseRequest) -> tuple[RedisCommand, RedisCommand]:
-        """For an entry in the index of the user, and for the permit."""
-        counted = self._indexes.count(
-            request.key, request.ttl_ms, self._locks_per_user_max + request.locks_elsewhere
-        )
-        permit = self._scripts.acquire(
-            request.key,
-            ttl_ms=request.ttl_ms,
-            grace_ms=self._grace_ms,
-            permits_max=request.permits_max,
-            follows=request.follows,
-        )
-        return counted, permit
-
-    def _found(
-        self,
-        request: LeaseRequest,
-        counted_ms: Any,
-        permit: Any,
-        listed_ms: Any,
-        *written: Any,
-    ) -> tuple[AcquireResult | LocksUnavailable, Sequence[IndexWrite]]:
-        """What the replies say of a request, and what has to be put right then."""
-        key = request.key
-        if isinstance(permit, LocksUnavailable):  # alone, or nothing would have been answered
-            return permit, remove((key,))
-        for reply in (counted_ms, permit, listed_ms, *written):
-            if isinstance(reply, Exception):
-                if not isinstance(reply, LocksUnavailable):
-                    return unavailable(reply), ()
-                self._indexes.book_missed(key.book_id)
-        outcome, held_id, expire_ms, permits_taken, others_end_in_ms = permit
-        status = _ACQUIRE_STATUS[outcome]
-        result = AcquireResult(
-            status, held_id, expire_ms, permits_taken, _time_left(others_end_in_ms)
-        )
-        if outcome == "TAKEN" and not counted_ms:
-            return replace(result, status=AcquireStatus.LIMIT), (
-                IndexWrite(self._scripts.release(key, attempt=True)),
-                self._indexes.entry(Entry(key, of_book=True), 0),
-            )
-        if held_id != key.lock_id or status not in (
-            AcquireStatus.GRANTED,
-            AcquireStatus.HELD_BEFORE,
-        ):
-            return result, remove((key,))
-        apart_ms = 0
-        for of_book, entry_ms in enumerate((counted_ms, listed_ms)):
-            if isinstance(entry_ms, LocksUnavailable):
-                self._writer.missed((Entry(key, bool(of_book)),), expire_ms)
-            else:
-                apart_ms = max(apart_ms, abs(entry_ms - expire_ms))
-        if apart_ms > (_APART_MS if outcome == "TAKEN" else 0):
-            return result, self._indexes.add(key, expire_ms)
-        return result, ()
 
     async def acquire_transient(
         self, code: str, attempt_id: str, user_id: str, ttl_ms: int
@@ -249,7 +149,7 @@ class Leases:
         permits_taken, others_end_in_ms, own_lock_id, own_expire_ms = answer
         return TransientResult(
             permits_taken,
-            _time_left(others_end_in_ms),
+            time_left(others_end_in_ms),
             own_lock_id or None,
             own_expire_ms or None,
         )
@@ -258,7 +158,7 @@ class Leases:
         """Reads the locks of a code, and ``lock_id`` of this user, and changes nothing."""
         (answer,) = await self._redis.run(self._scripts.peek(code, user_id, lock_id))
         others, others_end_in_ms, own_lock_id, gone = answer
-        return Peek(others, _time_left(others_end_in_ms), bool(own_lock_id), bool(gone))
+        return Peek(others, time_left(others_end_in_ms), bool(own_lock_id), bool(gone))
 
     async def admit(self, key: LeaseKey, expire_ms: int) -> Admission:
         """Says whether a lock with a good token that ends at ``expire_ms`` still holds its permit.
@@ -275,7 +175,7 @@ class Leases:
             self._metrics.lock_lost()
         if status is AdmitStatus.RETAKEN:
             await self._writer.write(self._indexes.add(key, expire_ms))
-        return Admission(status, permits_taken, _time_left(others_end_in_ms))
+        return Admission(status, permits_taken, time_left(others_end_in_ms))
 
     async def extend(self, key: LeaseKey, new_expire_ms: int) -> int | None:
         """Lets a held lock end at ``new_expire_ms``, never earlier than it would anyway.
@@ -407,10 +307,6 @@ class Leases:
                 break
             offset += page_size
         return page[:page_size]
-
-
-def _time_left(others_end_in_ms: int) -> int | None:
-    return None if others_end_in_ms < 0 else others_end_in_ms
 
 
 def _locks(members_and_scores: list[str]) -> list[IndexedLock]:

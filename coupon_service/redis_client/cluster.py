@@ -13,7 +13,7 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias, cast
 
 from redis.crc import key_slot
 from redis.exceptions import AskError, ClusterDownError, MovedError
@@ -46,12 +46,23 @@ until the whole slot has moved."""
 REDIRECTED_PAUSE_S: Final = 0.005
 """Between two attempts of a command that was redirected before."""
 
+SPARED_S: Final = 0.25
+"""For how long nobody asks a master that failed twice in a row: others wait in the same call."""
+
 REFRESH_INTERVAL_S: Final = 0.25
 """Between two questions for the slots while a master cannot be reached."""
 
 
 class NoMasterError(Exception):
     """No node serves the slot of a key."""
+
+
+class _Failures(NamedTuple):
+    """How often a master failed in a row, until when it is spared, and how it failed."""
+
+    in_a_row: int
+    until_s: float
+    error: LocksUnavailable
 
 
 class ClusterPipelines:
@@ -80,6 +91,7 @@ class ClusterPipelines:
         self._batching = batching
         self._servers: dict[Address, Pipelines] = {}
         self._masters: list[Address | None] = [None] * SLOTS
+        self._failures: dict[Address, _Failures] = {}
         self._refreshed_s = -math.inf
         self._refreshing: asyncio.Task[None] | None = None
         self._retiring: set[asyncio.Task[None]] = set()
@@ -158,10 +170,11 @@ class ClusterPipelines:
         replies: list[Any],
     ) -> None:
         """Puts the replies of the master of these commands in their places."""
+        found: Sequence[Any]
         try:
             if address is None:
                 raise unavailable(NoMasterError("no node serves the slot"))
-            found = await self.at(address).replies(*(commands[i] for i in indices))
+            found = await self._unless_spared(address, [commands[i] for i in indices])
         except LocksUnavailable as error:
             self._refresh_soon()
             found = [error] * len(indices)
@@ -171,6 +184,22 @@ class ClusterPipelines:
                 replies[i] = unavailable(reply)
             else:
                 replies[i] = reply
+
+    async def _unless_spared(
+        self, address: Address, commands: Sequence[RedisCommand]
+    ) -> Sequence[Any]:
+        """The replies of a master. Raises LocksUnavailable, at once when it failed just now."""
+        failures = self._failures.get(address)
+        if failures is not None and failures.in_a_row > 1 and perf_counter() < failures.until_s:
+            raise failures.error
+        try:
+            replies = await self.at(address).replies(*commands)
+        except LocksUnavailable as error:
+            in_a_row = failures.in_a_row + 1 if failures is not None else 1
+            self._failures[address] = _Failures(in_a_row, perf_counter() + SPARED_S, error)
+            raise
+        self._failures.pop(address, None)
+        return replies
 
     async def _ask_once(
         self, address: Address, i: int, commands: Sequence[RedisCommand], replies: list[Any]
@@ -235,6 +264,7 @@ class ClusterPipelines:
         self._refreshed_s = perf_counter()
         for gone in self._servers.keys() - masters - set(self._url.addresses):
             retired = asyncio.ensure_future(self._servers.pop(gone).close())
+            self._failures.pop(gone, None)
             self._retiring.add(retired)
             retired.add_done_callback(self._retiring.discard)
 
