@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from coupon_service.client.asynchronous import AsyncCouponClient
 from coupon_service.client.blocking import CouponClient
-from coupon_service.client.errors import CouponError, error_of_item
+from coupon_service.client.error_details import error_of_item
+from coupon_service.client.errors import CouponError
 from coupon_service.client.holds import HeldLock
 from coupon_service.client.settings import ClientSettings
 from coupon_service.client.values import new_request_id

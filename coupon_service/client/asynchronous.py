@@ -15,7 +15,8 @@ import grpc.aio
 from google.protobuf.message import Message
 
 from coupon_service.client.attempts import Attempts, RetryBudget
-from coupon_service.client.errors import CouponError, error_of_call
+from coupon_service.client.error_details import error_of_call
+from coupon_service.client.errors import CouponError
 from coupon_service.client.holds import (
     LAST_CALL_S,
     RETRY_S,
@@ -62,7 +63,11 @@ class AsyncCouponClient(Methods):
             for _ in range(self._settings.connections)
         ]
         self._turns = itertools.cycle(self._channels)
-        self._streams = CheckoutStreams(self._channels, self._settings.streams)
+        self._streams = CheckoutStreams(
+            self._channels,
+            self._settings.streams,
+            wait_for_ready=self._settings.wait_for_ready,
+        )
 
     async def __aenter__(self) -> Self:
         return self
@@ -131,12 +136,12 @@ class AsyncCouponClient(Methods):
                 extended = await self.within(max(lock.left_s, RETRY_S)).extend_lock(
                     lock.latest_token, ttl_s=ttl_s, request_id=lock.extension_id
                 )
-            except CouponError as error:
+            except Exception as error:  # noqa: BLE001 - also those of the function for tokens
                 lock.not_renewed(error)
                 await asyncio.sleep(min(RETRY_S, max(lock.left_s, 0)))
             else:
                 lock.renewed(extended)
-        with suppress(CouponError):
+        with suppress(Exception):
             found = await self.within(LAST_CALL_S).get_lock(lock.lock.lock_id)
             if found.lock.state in USED:
                 return
@@ -146,6 +151,7 @@ class AsyncCouponClient(Methods):
 
     async def unary(self, rpc: Rpc[Response], request: Message) -> Response:
         """The response to a request. Raises CouponError."""
+        field = FIELDS.get(request.DESCRIPTOR.full_name)
 
         async def attempt(channel: grpc.aio.Channel, timeout_s: float) -> Response:
             options = await self._options()
@@ -153,8 +159,6 @@ class AsyncCouponClient(Methods):
                 return await stream.carry(field, request, timeout_s)
             call: Any = channel.unary_unary(rpc.path, serialize, rpc.response.FromString)
             return await call(request, timeout=timeout_s, **options)
-
-        field = FIELDS.get(request.DESCRIPTOR.full_name)
 
         return await self._tried(attempt, request_id_of(request))
 

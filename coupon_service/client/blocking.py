@@ -15,7 +15,8 @@ import grpc
 from google.protobuf.message import Message
 
 from coupon_service.client.attempts import Attempts, RetryBudget
-from coupon_service.client.errors import CouponError, error_of_call
+from coupon_service.client.error_details import error_of_call
+from coupon_service.client.errors import CouponError
 from coupon_service.client.holds import LAST_CALL_S, RETRY_S, HeldLock, is_to_be_released
 from coupon_service.client.messages import advance, bearer, request_id_of, serialize
 from coupon_service.client.methods import Methods
@@ -120,7 +121,7 @@ class CouponClient(Methods):
                 extended = self.within(max(lock.left_s, RETRY_S)).extend_lock(
                     lock.latest_token, ttl_s=ttl_s, request_id=lock.extension_id
                 )
-            except CouponError as error:
+            except Exception as error:  # noqa: BLE001 - also those of the function for tokens
                 lock.not_renewed(error)
                 if lock.left_s <= 0 or left.wait(min(RETRY_S, lock.left_s)):
                     return

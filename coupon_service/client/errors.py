@@ -12,20 +12,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Final, TypeVar
+from typing import Final
 
-import grpc
-from google.protobuf.message import Message
-from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
-from google.rpc.status_pb2 import Status
 from grpc import StatusCode
 
-from coupon_service.v1.error_reason_pb2 import ErrorReason, ItemError
-from coupon_service.v1.redemption_service_pb2 import CheckoutError
+from coupon_service.v1.error_reason_pb2 import ErrorReason
 
-Detail = TypeVar("Detail", bound=Message)
-
-STATUS_DETAILS: Final = "grpc-status-details-bin"
 PREFIX: Final = "ERROR_REASON_"
 UNKNOWN_OUTCOMES: Final = frozenset(
     {
@@ -392,7 +384,7 @@ class StreamEnded(Unavailable):
         self.outcome_unknown = False
 
 
-# --- from answers to errors ---------------------------------------------------------------------
+# --- by name -------------------------------------------------------------------------------------
 
 
 def _subclasses(kind: type[CouponError]) -> Iterable[type[CouponError]]:
@@ -417,72 +409,8 @@ BY_REASON: Final[Mapping[str, type[CouponError]]] = {
 }
 """The class of each reason, by its name in the contract."""
 
-_STATUSES: Final[Mapping[int, StatusCode]] = {int(status.value[0]): status for status in StatusCode}
-
 
 def error_of(problem: Problem) -> CouponError:
     """The exception of a problem: of its reason, of its status, or a CouponError."""
     kind = BY_REASON.get(problem.reason) or BY_STATUS.get(problem.status) or CouponError
     return kind(problem)
-
-
-def error_of_call(error: grpc.RpcError) -> CouponError:
-    """The exception of a call that failed."""
-    status = _status_of(error)
-    info = _detail(status, ErrorInfo)
-    retry = _detail(status, RetryInfo)
-    bad = _detail(status, BadRequest) or BadRequest()
-    return error_of(
-        Problem(
-            error.code(),
-            status.message or error.details() or "",
-            info.reason if info is not None else error.code().name,
-            dict(info.metadata) if info is not None else {},
-            retry.retry_delay.ToMilliseconds() / 1000 if retry is not None else None,
-            [Violation(it.field, it.description) for it in bad.field_violations],
-        )
-    )
-
-
-def error_of_operation(error: CheckoutError) -> CouponError:
-    """The exception of an operation of a Checkout stream that failed."""
-    return error_of(
-        Problem(
-            _STATUSES.get(error.code, StatusCode.UNKNOWN),
-            error.error.message,
-            _reason_of(error.error),
-            dict(error.error.metadata),
-            error.retry_delay.ToMilliseconds() / 1000 if error.HasField("retry_delay") else None,
-            [Violation(it.field, it.description) for it in error.field_violations],
-        )
-    )
-
-
-def error_of_item(item: ItemError) -> CouponError:
-    """The exception of one item of a batch, or of one problem of validate_code: raise it, or look
-    at its attributes.
-    """
-    reason = _reason_of(item)
-    status = BY_REASON[reason].status if reason in BY_REASON else StatusCode.UNKNOWN
-    return error_of(Problem(status, item.message, reason, dict(item.metadata)))
-
-
-def _reason_of(item: ItemError) -> str:
-    known = item.reason in ErrorReason.values()
-    return ErrorReason.Name(item.reason).removeprefix(PREFIX) if known else str(item.reason)
-
-
-def _status_of(error: grpc.RpcError) -> Status:
-    metadata: Any = error.trailing_metadata()
-    for key, value in metadata or ():
-        if key == STATUS_DETAILS and isinstance(value, bytes):
-            return Status.FromString(value)
-    return Status()
-
-
-def _detail(status: Status, kind: type[Detail]) -> Detail | None:
-    for packed in status.details:
-        detail = kind()
-        if packed.Unpack(detail):
-            return detail
-    return None

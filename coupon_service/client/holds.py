@@ -68,9 +68,9 @@ class HeldLock:
         self.lock, self.latest_token = extended.lock, extended.lock_token
         self.extension_id = new_request_id()
 
-    def not_renewed(self, error: CouponError) -> None:
+    def not_renewed(self, error: Exception) -> None:
         """ExtendLock failed with this error."""
-        self._is_renewable = error.outcome_unknown
+        self._is_renewable = not isinstance(error, CouponError) or error.outcome_unknown
         if isinstance(error, LockExpired):
             self._end_s = time.monotonic()
 

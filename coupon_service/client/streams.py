@@ -20,12 +20,8 @@ import grpc.aio
 from google.protobuf.message import Message
 from grpc import StatusCode
 
-from coupon_service.client.errors import (
-    DeadlineExceeded,
-    Problem,
-    error_of_call,
-    error_of_operation,
-)
+from coupon_service.client.error_details import error_of_call, error_of_operation
+from coupon_service.client.errors import DeadlineExceeded, Problem
 from coupon_service.v1 import redemption_service_pb2 as pb
 
 PATH: Final = "/coupon_service.v1.RedemptionService/Checkout"
@@ -55,11 +51,13 @@ Metadata = tuple[tuple[str, str], ...]
 
 
 class CheckoutStreams:
-    """So many streams, in turn on these channels."""
+    """So many streams, in turn on these channels. `wait_for_ready`: for a connection."""
 
-    def __init__(self, channels: Sequence[grpc.aio.Channel], count: int) -> None:
+    def __init__(
+        self, channels: Sequence[grpc.aio.Channel], count: int, *, wait_for_ready: bool
+    ) -> None:
         turns = itertools.islice(itertools.cycle(channels), count)
-        self._slots = [_Slot(channel) for channel in turns]
+        self._slots = [_Slot(channel, wait_for_ready) for channel in turns]
         self._turns = itertools.cycle(self._slots)
 
     def next(self, metadata: Metadata) -> CheckoutStream | None:
@@ -77,8 +75,9 @@ class CheckoutStreams:
 class _Slot:
     """A place for one stream at a time."""
 
-    def __init__(self, channel: grpc.aio.Channel) -> None:
+    def __init__(self, channel: grpc.aio.Channel, wait_for_ready: bool) -> None:
         self._channel = channel
+        self._wait_for_ready = wait_for_ready
         self._metadata: Metadata = ()
         self._stream: CheckoutStream | None = None
         self._closing: set[asyncio.Task[None]] = set()
@@ -93,7 +92,7 @@ class _Slot:
         elif stream is not None and time.monotonic() < stream.successor_s:
             return None
         self._metadata = metadata
-        self._stream = CheckoutStream(self._channel, metadata)
+        self._stream = CheckoutStream(self._channel, metadata, self._wait_for_ready)
         return self._stream
 
     def _close(self, stream: CheckoutStream) -> None:
@@ -110,14 +109,14 @@ class _Slot:
 class CheckoutStream:
     """One stream."""
 
-    def __init__(self, channel: grpc.aio.Channel, metadata: Metadata) -> None:
+    def __init__(self, channel: grpc.aio.Channel, metadata: Metadata, wait_for_ready: bool) -> None:
         of_it: Any = channel
         open_stream = of_it.stream_stream(PATH, None, pb.CheckoutResponse.FromString)
-        self._call = open_stream(metadata=metadata, wait_for_ready=True)
+        self._call = open_stream(metadata=metadata, wait_for_ready=wait_for_ready)
         self._loop = asyncio.get_running_loop()
         self._tags = itertools.count(1)
         self._results: dict[int, asyncio.Future[pb.CheckoutResult]] = {}
-        self._unsent: deque[bytes] = deque()
+        self._unsent: deque[tuple[int, bytes]] = deque()
         self._began_s = time.monotonic()
         self._ended_s: float | None = None
         self._writer: asyncio.Task[None] | None = None
@@ -144,7 +143,8 @@ class CheckoutStream:
         getattr(operation, field).CopyFrom(request)
         result = self._results[tag] = self._loop.create_future()
         late = self._loop.call_later(timeout_s, self._is_late, result)
-        self._unsent.append(pb.CheckoutRequest(operations=(operation,)).SerializeToString())
+        message = pb.CheckoutRequest(operations=(operation,))
+        self._unsent.append((tag, message.SerializeToString()))
         if self._writer is None:
             self._writer = asyncio.ensure_future(self._write())
         try:
@@ -177,19 +177,24 @@ class CheckoutStream:
         # Other callers go on in this turn of the loop, too.
         await asyncio.sleep(0)
         try:
-            while self._unsent:
-                await self._call.write(self._take())
+            while message := self._take():
+                await self._call.write(message)
         except (grpc.RpcError, grpc.aio.BaseError, asyncio.InvalidStateError):
             pass  # it has ended, and its reader knows why
         finally:
             self._writer = None
 
     def _take(self) -> bytes:
-        """The next message: messages of one operation each, one after the other, are one."""
+        """The next message, without operations that nobody waits for any more. Empty: none.
+
+        Messages of one operation each, one after the other, are one.
+        """
         size, taken = 0, list[bytes]()
         while self._unsent and size < MESSAGE_MAX_BYTES and len(taken) < MESSAGE_MAX_OPERATIONS:
-            taken.append(self._unsent.popleft())
-            size += len(taken[-1])
+            tag, message = self._unsent.popleft()
+            if tag in self._results:
+                taken.append(message)
+                size += len(message)
         return b"".join(taken)
 
     async def _read(self) -> None:

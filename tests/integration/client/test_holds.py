@@ -148,6 +148,16 @@ async def test_a_block_is_cancelled_when_its_lock_is_extended_no_more(
     assert 1.5 < time.monotonic() - began_s < 30
 
 
+async def test_a_block_is_cancelled_when_its_lock_cannot_be_renewed(
+    api: Api, server_address: str
+) -> None:
+    tokens = ["the only one"]
+    async with AsyncCouponClient(server_address, token=tokens.pop) as client:
+        with pytest.raises(errors.LockExpired):
+            async with client.hold(locking_code(api), unique("user"), ttl_s=1):
+                await asyncio.sleep(60)
+
+
 async def test_a_block_that_has_redeemed_may_go_on(brief: ServerThread, brief_api: Api) -> None:
     code, user = locking_code(brief_api), unique("user")
     async with AsyncCouponClient(brief.address) as client:

@@ -13,15 +13,8 @@ from support.doc_tables import PROTO
 
 from coupon_service import errors as of_service
 from coupon_service.client import errors
-from coupon_service.client.errors import (
-    BY_REASON,
-    CouponError,
-    Problem,
-    error_of,
-    error_of_call,
-    error_of_item,
-    error_of_operation,
-)
+from coupon_service.client.error_details import error_of_call, error_of_item, error_of_operation
+from coupon_service.client.errors import BY_REASON, CouponError, Problem, error_of
 from coupon_service.rpc.status import TABLE, item_error, operation_error, to_status
 from coupon_service.v1.error_reason_pb2 import ErrorReason, ItemError
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable
 from typing import Any, Protocol
 
 import grpc
@@ -181,22 +180,11 @@ async def test_a_task_that_is_cancelled_stops_trying() -> None:
 
 
 def test_the_client_waits_for_a_service_that_is_not_there_yet(
-    redeem: Redeem, free_port: Callable[[], int]
+    redeem: Redeem, unused_tcp_port: int
 ) -> None:
     settings = ClientSettings(timeout_s=0.5, try_timeout_s=0.5)
     with pytest.raises(errors.DeadlineExceeded):
-        redeem(f"127.0.0.1:{free_port()}", settings)
+        redeem(f"127.0.0.1:{unused_tcp_port}", settings)
     failing = ClientSettings(timeout_s=0.5, wait_for_ready=False)
     with pytest.raises(errors.Unavailable):
-        redeem(f"127.0.0.1:{free_port()}", failing)
-
-
-@pytest.fixture
-def free_port() -> Callable[[], int]:
-    from coupon_service.process.supervisor import reserve_port
-
-    def port() -> int:
-        with reserve_port("127.0.0.1", 0) as reserved:
-            return reserved.getsockname()[1]
-
-    return port
+        redeem(f"127.0.0.1:{unused_tcp_port}", failing)

@@ -125,3 +125,24 @@ async def test_a_call_that_is_cancelled_leaves_the_stream_to_others() -> None:
             answer = await client.redeem_code("OTHER", "ann")
     assert answer.redemption.code == "OTHER"
     assert len(script.streams) == 1
+
+
+async def test_a_call_that_was_given_up_is_not_sent_any_more() -> None:
+    settings = replace(STREAMED, streams=1)
+    with scripted_server() as (address, script):
+        async with AsyncCouponClient(address, settings=settings) as client:
+            given_up = asyncio.ensure_future(client.redeem_code("CODE", "ann"))
+            other = asyncio.ensure_future(client.redeem_code("OTHER", "ann"))
+            await asyncio.sleep(0)
+            given_up.cancel()
+            await other
+    assert [[it.redeem_code.code for it in one.operations] for one in script.messages] == [
+        ["OTHER"]
+    ]
+
+
+async def test_streams_fail_at_once_where_calls_are_to(unused_tcp_port: int) -> None:
+    settings = replace(STREAMED, timeout_s=0.5, wait_for_ready=False)
+    async with AsyncCouponClient(f"127.0.0.1:{unused_tcp_port}", settings=settings) as client:
+        with pytest.raises(errors.Unavailable):
+            await client.redeem_code("CODE", "ann")
