@@ -1,21 +1,24 @@
 """`coupon-service migrate grants`: what the role of the service needs, and no more.
 
-That it is enough is shown by all tests that use the shared server: it runs as such a role
-(tests/conftest.py).
+That it is enough for all calls is shown by the tests that use the shared server, which runs as such
+a role (tests/conftest.py).
 """
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 
 import psycopg
 import pytest
 from support.command_line import run
 from support.postgres_roles import new_role
-from support.service import Api, ServerThread
+from support.service import Api, ServerThread, books, lock_grace, new_codes, settings_for
+from support.tour import take_tour
+from support.waiting import until
 
 from coupon_service.store import migrations
-from coupon_service.store.privileges import PRIVILEGES
+from coupon_service.store.privileges import PRIVILEGES, grant
 
 TIMEOUT = "SELECT current_setting('statement_timeout'), current_setting('enable_seqscan')"
 
@@ -50,6 +53,20 @@ def test_the_role_gets_the_parameters_of_its_sessions_when_they_come_from_it(
         assert done.returncode == 0
         with psycopg.connect(url) as connection:
             assert connection.execute(TIMEOUT).fetchone() == ("2500ms", "off")
+
+
+def test_the_role_can_do_the_work_in_the_background(database_url: str, redis_url: str) -> None:
+    with new_role(database_url) as (role, url):
+        grant(database_url, role, {}, execute=True)
+        settings = settings_for(url, redis_url, **lock_grace(1_000))
+        with ServerThread(settings) as running, closing(Api(running.address)) as api:
+            take_tour(api)
+            (code,) = new_codes(1)
+            optional = books.LOCK_POLICY_OPTIONAL
+            book = api.book(codes=[code], low_threshold=1, lock_policy=optional)
+            api.lock(code, "ann", ttl_s=1)
+            until(lambda: "LOCK_EXPIRED" in api.event_names(code=code))
+            until(lambda: "BOOK_RUNNING_LOW" in api.event_names(book_id=book.book_id))
 
 
 def test_the_role_of_the_service_cannot_change_the_ledger(server: ServerThread, api: Api) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, closing
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,10 +14,11 @@ from support.postgres_roles import new_role
 from support.service import Api, ServerThread, settings_for
 from support.store import opened
 from support.tour import take_tour
+from support.work_done import work_done
 
 from coupon_service.errors import Contention
 from coupon_service.store import migrations
-from coupon_service.store.database import Database
+from coupon_service.store.database import SET_PARAMETERS, Database
 from coupon_service.store.migrations import MIGRATION_LOCK
 from coupon_service.store.pipeline import Connection, Pipeline
 from coupon_service.store.privileges import grant
@@ -35,6 +36,8 @@ EFFECTIVE: Final = (
     " current_setting('plan_cache_mode'), current_setting('enable_seqscan'),"
     " current_setting('enable_hashjoin'), current_setting('enable_mergejoin')"
 )
+SESSIONS: Final = 4
+
 AS_SET: Final = ("2s", "5s", "10s", "UTC", "force_generic_plan", "off", "off", "off")
 
 
@@ -51,10 +54,14 @@ async def problems(database: Database) -> dict[Readiness, str]:
     return await database.read_at_once("check", work)
 
 
-def left_behind(pooled_url: str) -> tuple[Any, ...] | None:
-    """The settings of a session that the pooler gives to another client."""
-    with psycopg.connect(pooled_url, autocommit=True, prepare_threshold=None) as other:
-        return other.execute(EFFECTIVE).fetchone()
+def left_behind(pooled_url: str) -> set[Any]:
+    """The settings of the sessions that the pooler gives to other clients."""
+    with ExitStack() as stack:
+        others = [
+            stack.enter_context(psycopg.connect(pooled_url, prepare_threshold=None))
+            for _ in range(SESSIONS)
+        ]
+        return {other.execute(EFFECTIVE).fetchone() for other in others}
 
 
 @needs_pgbouncer
@@ -103,7 +110,7 @@ async def test_each_transaction_and_read_has_the_parameters_and_leaves_none_behi
         assert await database.read_at_once("read at once", work) == AS_SET
         assert await database.transaction("transaction", work) == AS_SET
         assert await database.batch("batch", batch) == AS_SET
-    assert left_behind(url) == before != AS_SET
+    assert left_behind(url) == before != {AS_SET}
 
 
 @needs_pgbouncer
@@ -119,7 +126,7 @@ async def test_the_role_can_have_the_parameters(database_url: str, tmp_path: Pat
         with pgbouncer(tmp_path, role_url) as pooler:
             async with opened(pooler.url(role_url), **settings) as database:
                 assert await problems(database) == {}
-            assert left_behind(pooler.url(role_url)) == AS_SET
+            assert left_behind(pooler.url(role_url)) == {AS_SET}
 
 
 @needs_pgbouncer
@@ -161,3 +168,28 @@ def test_who_changes_the_schema_is_told(
         pid = other.info.backend_pid
         with pytest.raises(Contention, match=f"backend {pid} of PostgreSQL, a deployment, role"):
             migrations.apply(empty_database_url)
+
+
+def test_a_redemption_makes_the_same_round_trips_and_no_more_statements_without_a_pooler(
+    new_database: Callable[[], AbstractContextManager[str]], redis_url: str
+) -> None:
+    def steps(**changes: object) -> tuple[list[str], list[str]]:
+        """Of a redemption, and of a look at a code."""
+        with (
+            new_database() as url,
+            ServerThread(settings_for(url, redis_url, **changes)) as running,
+            closing(Api(running.address)) as api,
+            work_done(running) as work,
+        ):
+            code = api.code()
+            _, redeeming = work.of(lambda: api.redeem(code, "ann"))
+            _, reading = work.of(lambda: api.get_code(code))
+        return redeeming, reading
+
+    redeeming, reading = steps()
+    assert redeeming.count("round trip") == 2
+    assert not [it for it in redeeming if "set_config" in it]
+    pooled, pooled_reading = steps(session_parameters="transaction", prepared_statements=False)
+    assert [it for it in pooled if it != SET_PARAMETERS] == redeeming
+    assert pooled.count(SET_PARAMETERS) == 1
+    assert pooled_reading.count("round trip") == reading.count("round trip") + 2
