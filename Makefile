@@ -16,7 +16,7 @@ BASE ?=
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help install run test proof check lint types imports contract format stubs migrate replay lock clean \
-	docs tools interop bench bench-quick bench-10m soak check-deploy deployment image-check release-check
+	docs tools interop compat bench bench-quick bench-10m soak check-deploy deployment image-check release-check
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -61,6 +61,13 @@ ifeq (,$(ARGS))
 else
 	@$(BIN)/pytest -v -s tests/model $(PROOF) $(ARGS)
 endif
+
+COMPAT := $(addprefix tests/integration/,store/test_installed_postgres.py store/test_poolers.py \
+	store/test_sessions.py cli/test_grants.py leases/test_cluster.py leases/test_sentinel.py \
+	ops/test_redis_check.py) tests/faults/test_failover.py
+
+compat: install ## Run the tests with other servers: installed ones, poolers, clusters, a failover
+	@$(BIN)/pytest -v -rs $(COMPAT) $(ARGS)
 
 check: lint types imports contract deployment ## Run all checks that need no server
 
