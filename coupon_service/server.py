@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import structlog
@@ -109,7 +110,10 @@ class Server:
         readiness_changed: Callable[[Readiness], None] = lambda _: None,
         gauges: ReplicaGauges | None = None,
         tracer: Tracer | None = None,
+        kept_keys: Path | None = None,
     ) -> None:
+        """`kept_keys`: a file with the keys of tokens that workers fetched."""
+        self._kept_keys = kept_keys
         self._tracer = tracer
         self._settings = settings
         self._registry = registry
@@ -220,7 +224,7 @@ class Server:
         from coupon_service.security.keys import KeysError  # noqa: PLC0415
 
         try:
-            tokens = tokens_of(self._settings)
+            tokens = tokens_of(self._settings, self._kept_keys)
         except KeysError as error:
             raise ServerError(str(error)) from error
         self._tokens = tokens

@@ -17,6 +17,8 @@ from coupon_service.settings import Settings, SettingsError
 from coupon_service.telemetry.readiness import Readiness
 from coupon_service.telemetry.replica_gauges import FILE_NAME, ReplicaGauges
 
+KEPT_KEYS = "published-keys.json"
+
 
 async def work(
     settings: Settings,
@@ -32,9 +34,13 @@ async def work(
     """
     loop = asyncio.get_running_loop()
     stopped, replaced = asyncio.Event(), asyncio.Event()
-    gauges = ReplicaGauges(Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]) / FILE_NAME)
+    shared = Path(os.environ["PROMETHEUS_MULTIPROC_DIR"])
     server = Server(
-        settings, CollectorRegistry(), readiness_changed=readiness_changed, gauges=gauges
+        settings,
+        CollectorRegistry(),
+        readiness_changed=readiness_changed,
+        gauges=ReplicaGauges(shared / FILE_NAME),
+        kept_keys=shared / KEPT_KEYS,
     )
 
     def reload() -> None:

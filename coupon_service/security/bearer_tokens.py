@@ -80,6 +80,8 @@ class Tokens:
         try:
             self._fetch()
         except KeysError as error:
+            if published is not None and (kept := published.fetched_before()):
+                self._change(fetched=kept)
             if not self.keys:
                 raise KeysError(
                     f"There is no key that tokens can be verified with. {error}"
@@ -186,8 +188,8 @@ class Tokens:
         return keys
 
 
-def tokens_of(settings: Settings) -> Tokens:
-    """What verifies tokens, by the settings. Raises KeysError."""
+def tokens_of(settings: Settings, kept_keys: Path | None = None) -> Tokens:
+    """What verifies tokens, by the settings. `kept_keys`: as of PublishedKeys. Raises KeysError."""
     log = structlog.get_logger("coupon_service.security.bearer_tokens")
     url, issuer = settings.jwt_jwks_url, settings.jwt_issuer
     return Tokens(
@@ -195,7 +197,7 @@ def tokens_of(settings: Settings) -> Tokens:
         audiences=settings.jwt_audience.split(),
         secret=settings.jwt_secret.get_secret_value() if settings.jwt_secret else None,
         file=settings.jwt_keys_file,
-        published=PublishedKeys(url, issuer, log) if url is not None else None,
+        published=PublishedKeys(url, issuer, log, kept_keys) if url is not None else None,
         log=log,
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, cast
@@ -50,10 +51,15 @@ def keys_in_file(file: Path, issuer: str, log: FilteringBoundLogger) -> Keys:
 class PublishedKeys:
     """The keys that an identity provider publishes as a JWK Set at a URL.
 
-    It has no key that others could sign with: shared secrets are not used.
+    It has no key that others could sign with: shared secrets are not used. `kept`: a file in which
+    workers leave each other the keys that they fetched, so that also one that starts while the
+    provider is away has them.
     """
 
-    def __init__(self, url: str, issuer: str, log: FilteringBoundLogger) -> None:
+    def __init__(
+        self, url: str, issuer: str, log: FilteringBoundLogger, kept: Path | None = None
+    ) -> None:
+        self._kept = kept
         self._url = url
         self._issuer = issuer
         self._log = log
@@ -74,7 +80,31 @@ class PublishedKeys:
         if key_set != self._key_set:
             self._keys = _usable(key_set, self._url, self._issuer, self._log, published=True)
             self._key_set = key_set
+            self._keep()
         return self._keys
+
+    def fetched_before(self) -> Keys:
+        """The keys that a worker of this service fetched last; empty where there are none."""
+        if self._kept is None:
+            return {}
+        try:
+            kept: Any = json.loads(self._kept.read_bytes())
+            if kept["url"] != self._url:  # which the settings have changed since
+                return {}
+            return _usable(kept["key_set"], self._url, self._issuer, self._log, published=True)
+        except (OSError, ValueError, TypeError, LookupError, KeysError):
+            return {}
+
+    def _keep(self) -> None:
+        """Leaves the keys to other workers. Whoever reads meanwhile has those before."""
+        if self._kept is None:
+            return
+        new = self._kept.with_suffix(f".{os.getpid()}")
+        try:
+            new.write_text(json.dumps({"url": self._url, "key_set": self._key_set}), "utf-8")
+            new.replace(self._kept)
+        except OSError as error:
+            self._log.warning("keys not kept", cause=error.strerror)
 
 
 def _usable(

@@ -15,6 +15,13 @@ from support.calls import tried
 from support.command_line import run_apart
 from support.key_publisher import KEYCLOAK, KEYCLOAK_CLAIMS, key_publisher
 from support.service import Api, ServerThread, books, settings_for
+from support.service_process import (
+    environment_of,
+    events_in,
+    is_ready,
+    serving,
+    workers_of,
+)
 from support.token_issuers import AUDIENCE, Issuer, key_file
 from support.waiting import until
 
@@ -77,6 +84,29 @@ def test_keys_of_a_provider_change_while_the_service_runs(
             assert listing(server.address, old.token(**claims)) == "UNAUTHENTICATED"
             publisher.status = 503
             assert listing(server.address, new.token(**claims)) == "OK"
+
+
+def test_a_worker_that_starts_while_the_provider_is_away_knows_its_keys(
+    database_url: str, redis_server_url: str, tmp_path: Path
+) -> None:
+    issuer = Issuer("2025", "RS256", KEYCLOAK)
+    token = issuer.token(aud="coupon-service", roles=["redeemer"])
+    with key_publisher(issuer) as publisher:
+        environment = environment_of(database_url, redis_server_url) | {
+            "COUPON_AUTH": "jwt",
+            "COUPON_JWT_ISSUER": KEYCLOAK,
+            "COUPON_JWT_JWKS_URL": publisher.url,
+        }
+        address = f"127.0.0.1:{environment['COUPON_PORT']}"
+        with serving(environment, tmp_path) as service:
+            publisher.status = 503
+            before = {worker.pid for worker in workers_of(service)}
+            for worker in workers_of(service):
+                worker.kill()
+            until(lambda: len({it.pid for it in workers_of(service)} - before) == len(before))
+            until(lambda: is_ready(environment))
+            assert listing(address, token) == "OK"
+            assert events_in(tmp_path / "log", "keys not fetched")
 
 
 @pytest.mark.parametrize(

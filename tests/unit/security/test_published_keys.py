@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator, Generator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -42,9 +43,11 @@ def publisher() -> Generator[KeyPublisher]:
         yield running_publisher
 
 
-def verifier(publisher: KeyPublisher, log: LogCapture | None = None, **changes: Any) -> Tokens:
+def verifier(
+    publisher: KeyPublisher, log: LogCapture | None = None, kept: Path | None = None, **changes: Any
+) -> Tokens:
     logger = structlog.wrap_logger(None, processors=[log or LogCapture()])
-    published = PublishedKeys(publisher.url, changes.get("issuer", ISSUER), logger)
+    published = PublishedKeys(publisher.url, changes.get("issuer", ISSUER), logger, kept)
     return tokens(log, **({"secret": None, "published": published} | changes))
 
 
@@ -117,6 +120,43 @@ class TestFetching:
         with pytest.raises(KeysError, match=rf"{publisher.url} cannot be fetched: HTTP Error 503"):
             verifier(publisher)
         with_token(OURS.token(), Authorizer(verifier(publisher, secret=SECRET)))
+
+
+class TestKeeping:
+    def test_a_worker_that_starts_while_the_provider_is_away_has_the_keys_of_others(
+        self, publisher: KeyPublisher, tmp_path: Path
+    ) -> None:
+        kept = tmp_path / "keys.json"
+        before = verifier(publisher, kept=kept)
+        publisher.publish(OLD, NEW)
+        assert before.fetch()
+        publisher.status = 503
+        access = Authorizer(verifier(publisher, kept=kept))
+        with_token(OLD.token(), access)
+        with_token(NEW.token(), access)
+        assert [it.name for it in tmp_path.iterdir()] == ["keys.json"]
+
+    @pytest.mark.parametrize(
+        "text", ["", "{", "[]", "5", '{"url": "URL"}', '{"url": "URL", "key_set": 5}']
+    )
+    def test_what_is_kept_and_of_no_use_is_not_used(
+        self, publisher: KeyPublisher, tmp_path: Path, text: str
+    ) -> None:
+        kept = tmp_path / "keys.json"
+        kept.write_text(text.replace("URL", publisher.url))
+        publisher.status = 503
+        with pytest.raises(KeysError, match="cannot be fetched"):
+            verifier(publisher, kept=kept)
+
+    def test_keys_of_another_provider_are_not_used(
+        self, publisher: KeyPublisher, tmp_path: Path
+    ) -> None:
+        kept = tmp_path / "keys.json"
+        with key_publisher(NEW) as other:
+            verifier(other, kept=kept)
+        publisher.status = 503
+        with pytest.raises(KeysError, match="cannot be fetched"):
+            verifier(publisher, kept=kept)
 
 
 async def answer(request: Any, context: Any) -> pb.RedeemCodeResponse:
