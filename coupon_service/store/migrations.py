@@ -132,6 +132,7 @@ def _exclusive(database_url: str, *, pooled: bool) -> Generator[DatabaseBackend]
         "options": options(database_url, given),
         "client_encoding": "UTF8",
         "application_name": APPLICATION_NAME,
+        "keepalives_idle": "10",  # one of them waits while the other builds an index
     }
     try:
         with (

@@ -19,7 +19,7 @@ from support.work_done import work_done
 from coupon_service.errors import Contention
 from coupon_service.store import migrations
 from coupon_service.store.database import SET_PARAMETERS, Database
-from coupon_service.store.migrations import MIGRATION_LOCK
+from coupon_service.store.migrations import MIGRATION_LOCK, TRY_LOCK
 from coupon_service.store.pipeline import Connection, Pipeline
 from coupon_service.store.privileges import grant
 from coupon_service.store.server_check import check_server, connection_problem
@@ -157,6 +157,19 @@ def test_migrations_through_a_pooler_leave_no_lock_behind(
         assert migrations.status(url, pooled=True) == [(step, True) for step in steps]
         assert migrations.rollback(url, pooled=True) == steps[::-1]
         assert left_behind(url) == before
+
+
+@needs_pgbouncer
+def test_a_migration_that_was_killed_holds_no_lock_in_a_pooler(
+    empty_database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(migrations, "LOCK_TIMEOUT_MS", 5_000)
+    with pgbouncer(tmp_path, empty_database_url) as pooler:
+        url = pooler.url(empty_database_url)
+        other = psycopg.connect(url)
+        assert other.execute(TRY_LOCK.encode()).fetchone() == (True, "0")
+        other.close()
+        assert migrations.apply(url, pooled=True)
 
 
 def test_who_changes_the_schema_is_told(
