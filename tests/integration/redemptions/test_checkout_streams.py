@@ -176,7 +176,7 @@ def limited(new_database: NewDatabase, redis_url: str) -> Iterator[ServerThread]
 
 def test_operations_count_against_the_rate_limit_with_calls(limited: ServerThread) -> None:
     lock = redemptions.UnlockCodeRequest()
-    with closing(Api(limited.address)) as api, stream_of(limited.address) as stream:
+    with closing(Api(limited.address, streamed=0)) as api, stream_of(limited.address) as stream:
         with refused("INVALID_ARGUMENT"):
             api.redemptions.UnlockCode(lock)
         answers = [stream.begin("UnlockCode", lock) for _ in range(5)]
