@@ -16,6 +16,7 @@ from mutants.harness import PATIENCE_S, Stack
 from prometheus_client import CollectorRegistry
 from support import http2_frames as frames
 from support.calls import tried
+from support.key_publisher import key_publisher
 from support.service import (
     Api,
     ServerThread,
@@ -27,10 +28,11 @@ from support.service import (
     unique,
 )
 from support.token_clients import ISSUER, caller
-from support.token_issuers import ASKED_FOR
+from support.token_issuers import ASKED_FOR, Issuer
 
 from coupon_service.rpc import connections
 from coupon_service.rpc.paging import PageTokens
+from coupon_service.security import key_fetcher
 from coupon_service.telemetry.metrics_http import serve_metrics
 
 WATCH = "/grpc.health.v1.Health/Watch"
@@ -164,6 +166,27 @@ def callers_with_odd_names(it: Stack) -> None:
     api = it.apis[0]
     for user_id in ("\u200b", "\u2060\ufeff", "\u3164"):
         assert tried(lambda name=user_id: api.redeem(api.code(), name)) == "INVALID_ARGUMENT"
+
+
+def keys_of_a_provider(it: Stack) -> None:
+    """Tokens are good as soon as their key is published, and while the provider is away."""
+    old, new = Issuer("old", "ES256"), Issuer("new", "EdDSA")
+    secret = Issuer("secret")
+
+    def listed(running: ServerThread, issuer: Issuer) -> str:
+        with closing(Api(running.address, issuer.token(roles=["admin"], business_id=None))) as api:
+            return answer(api)
+
+    with mock.patch.object(key_fetcher, "PAUSE_S", 0.0), key_publisher(old, secret) as publisher:
+        settings = {**ASKED_FOR, "jwt_secret": None, "jwt_jwks_url": publisher.url}
+        with server(it, **settings) as running:
+            assert listed(running, old) == "OK"
+            assert listed(running, secret) == "UNAUTHENTICATED"
+            publisher.publish(old, new)
+            assert listed(running, new) == "OK", "its key is there"
+            publisher.status = 503
+            assert listed(running, Issuer("unknown", "ES256")) == "UNAUTHENTICATED"
+            assert listed(running, old) == "OK", "its key stays"
 
 
 def bad_target_of_the_metrics_port(_: Stack) -> None:

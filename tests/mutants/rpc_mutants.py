@@ -23,7 +23,8 @@ from coupon_service.rpc.connections import Connections
 from coupon_service.rpc.context import ANONYMOUS, RequestContext
 from coupon_service.rpc.convert import fields
 from coupon_service.rpc.handler import RpcHandler
-from coupon_service.security import bearer_tokens
+from coupon_service.security import bearer_tokens, keys
+from coupon_service.security.key_fetcher import KeyFetcher
 from coupon_service.telemetry import metrics_http
 
 # --- paths and connections ------------------------------------------------------------------------
@@ -115,6 +116,40 @@ def padded_tokens_taken() -> Mutant:
 def invisible_names_taken() -> Mutant:
     """A user is somebody whose name nobody can see."""
     return changed_source(fields, "Fields", "text", "not any(map(_is_visible, value))", "False")
+
+
+# --- published keys -------------------------------------------------------------------------------
+
+
+def new_keys_not_awaited() -> Mutant:
+    """A token whose key is not known yet is refused at once."""
+    return mock.patch.object(KeyFetcher, "full", new=True)
+
+
+def stale_keys_dropped() -> Mutant:
+    """Keys that cannot be fetched again are not good any more."""
+    real = bearer_tokens.Tokens.fetch
+
+    def fetch(self: bearer_tokens.Tokens) -> bool:
+        fetched = real(self)
+        if not fetched:
+            self._change(fetched={})
+        return fetched
+
+    return mock.patch.object(bearer_tokens.Tokens, "fetch", fetch)
+
+
+def published_secrets_used() -> Mutant:
+    """A secret that everybody can read verifies tokens."""
+    real = keys._usable
+
+    def usable(*arguments: Any, published: bool = False) -> keys.Keys:
+        return real(*arguments)
+
+    return mock.patch.object(keys, "_usable", usable)
+
+
+# --- the metrics port -----------------------------------------------------------------------------
 
 
 def bad_targets_not_answered() -> Mutant:
