@@ -105,14 +105,14 @@ class Acquisition:
         *written: Any,
     ) -> tuple[AcquireResult | LocksUnavailable, Sequence[IndexWrite]]:
         """What the replies say of a request, and what has to be put right then."""
-        key = request.key
-        if isinstance(permit, LocksUnavailable):  # alone, or nothing would have been answered
-            return permit, remove((key,))
+        key, unreached = request.key, False
         for reply in (counted_ms, permit, listed_ms, *written):
             if isinstance(reply, Exception):
+                if isinstance(permit, LocksUnavailable):  # of the index the others are undone
+                    return permit, remove((key,))
                 if not isinstance(reply, LocksUnavailable):
                     return unavailable(reply), ()
-                self._indexes.book_missed(key.book_id)
+                unreached = True
         outcome, held_id, expire_ms, permits_taken, others_end_in_ms = permit
         status = _ACQUIRE_STATUS[outcome]
         result = AcquireResult(
@@ -128,15 +128,25 @@ class Acquisition:
             AcquireStatus.HELD_BEFORE,
         ):
             return result, remove((key,))
-        apart_ms = 0
-        for of_book, entry_ms in enumerate((counted_ms, listed_ms)):
-            if isinstance(entry_ms, LocksUnavailable):
-                self._writer.missed((Entry(key, bool(of_book)),), expire_ms)
-            else:
-                apart_ms = max(apart_ms, abs(entry_ms - expire_ms))
+        if unreached:
+            counted_ms, listed_ms = self._without_index(key, expire_ms, counted_ms, listed_ms)
+        apart_ms = max(abs(counted_ms - expire_ms), abs(listed_ms - expire_ms))
         if apart_ms > (_APART_MS if outcome == "TAKEN" else 0):
             return result, self._indexes.add(key, expire_ms)
         return result, ()
+
+    def _without_index(
+        self, key: LeaseKey, expire_ms: int, counted_ms: Any, listed_ms: Any
+    ) -> tuple[Any, Any]:
+        """The ends of the entries of a lock, as if those that cannot be reached were written: that
+        is made up for."""
+        self._indexes.book_missed(key.book_id)
+        ends: list[Any] = []
+        for of_book, entry_ms in ((False, counted_ms), (True, listed_ms)):
+            if isinstance(entry_ms, LocksUnavailable):
+                self._writer.missed((Entry(key, of_book),), expire_ms)
+            ends.append(expire_ms if isinstance(entry_ms, LocksUnavailable) else entry_ms)
+        return ends[0], ends[1]
 
 
 def time_left(others_end_in_ms: int) -> int | None:

@@ -79,10 +79,10 @@ class Windows:
                 amounts[key, item.get_expiry()] += amount
         try:
             totals = await self._redis.replies(
-                *(
+                *[
                     ("EVALSHA", self._sha, 1, f"coupon:{key}", expiry_s, amount)
                     for (key, expiry_s), amount in amounts.items()
-                )
+                ]
             )
         except LocksUnavailable as error:
             totals = [error] * len(amounts)

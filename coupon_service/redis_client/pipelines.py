@@ -80,7 +80,7 @@ class Pipelines:
 
     async def _send(self, calls: Sequence[_Call]) -> list[list[Any]]:
         try:
-            replies = await self._exchange.replies(*(it for call in calls for it in call.commands))
+            replies = await self._exchange.replies(*[it for call in calls for it in call.commands])
         except LocksUnavailable as error:
             # One may be bad luck. After a second, who waited all the time need not wait on.
             self._batcher.fail_queued(error, self._failed_s)
