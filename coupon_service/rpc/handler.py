@@ -39,6 +39,7 @@ from coupon_service.rpc.methods import METHODS, Method
 from coupon_service.rpc.operations import Behavior, OpenCalls, Operations, Surroundings
 from coupon_service.rpc.public_methods import PublicMethods
 from coupon_service.rpc.status import kind_of
+from coupon_service.rpc.unread_calls import UnreadCalls
 
 if TYPE_CHECKING:
     from coupon_service.telemetry.tracing import Tracer
@@ -78,8 +79,7 @@ class _Handlers:
     """What gRPC calls for a method. `is_carrier`: its call stands for none, but carries operations.
 
     `read`: when it has read the message, which costs less. `reading`: at once, and it reads the
-    message itself, which has to come within a time. A call counts as open as soon as its headers
-    are there, so the first is only for so many calls that are still to be read: else a few
+    message itself, which has to come within a time. The first is for UnreadCalls only: else a few
     connections that open calls without a message would keep everybody out.
     """
 
@@ -136,9 +136,7 @@ class RpcHandler(grpc.GenericRpcHandler):
         self._limiter = limiter
         self._guesses = guesses
         self._calls = OpenCalls(settings.calls_max)
-        self._unread_max = settings.calls_max // UNREAD_MAX_PART
-        self._unread: set[RequestContext] = set()
-        """Calls whose message has not come, which gRPC waits for."""
+        self._unread = UnreadCalls(settings.calls_max // UNREAD_MAX_PART)
         self._handlers: dict[str, _Handlers] = {}
         self._behaviors: dict[str, Behavior] = {}
         around = Surroundings(
@@ -206,10 +204,7 @@ class RpcHandler(grpc.GenericRpcHandler):
         if (task := asyncio.current_task()) is not None:
             self._calls.count += 1
             task.add_done_callback(partial(self._closed, rpc))
-        if len(self._unread) >= self._unread_max:
-            return handlers.reading
-        self._unread.add(rpc)
-        return handlers.read
+        return handlers.read if self._unread.admits(rpc) else handlers.reading
 
     @property
     def open_calls(self) -> int:
@@ -239,8 +234,9 @@ class RpcHandler(grpc.GenericRpcHandler):
         """Those that authenticate the caller when the key of the token may have been fetched."""
 
         async def answer(given: Any, context: Context) -> bytes | None:
-            await until.keys_fetched()
             rpc = CURRENT.get()
+            self._unread.read(rpc)
+            await until.keys_fetched()
             try:
                 self._authenticate(method, rpc)
             except Exception as error:  # noqa: BLE001 - each becomes a status
@@ -263,7 +259,7 @@ class RpcHandler(grpc.GenericRpcHandler):
 
     def _closed(self, rpc: RequestContext, _: object) -> None:
         self._calls.count -= 1
-        self._unread.discard(rpc)
+        self._unread.ended(rpc)
 
     def _begin(self, method: str, rpc: RequestContext, context: Context) -> float:
         """The answer to a call begins, at the time (of time.perf_counter) that it returns."""
@@ -281,7 +277,7 @@ class RpcHandler(grpc.GenericRpcHandler):
 
         async def answer(given: Any, context: Context) -> bytes | None:
             rpc = CURRENT.get()
-            self._unread.discard(rpc)
+            self._unread.read(rpc)
             started = self._begin(method, rpc, context)
             self.connections.called(rpc.peer)
             try:

@@ -217,6 +217,23 @@ async def test_a_call_that_ends_without_a_message_keeps_no_place() -> None:
         await until(lambda: run.handler.open_calls == 0)
 
 
+async def test_who_ends_calls_without_a_message_is_answered_from_the_second_on() -> None:
+    async def none() -> AsyncIterator[bytes]:
+        return
+        yield
+
+    async with running(redeemed) as run:
+        channel: Any = run.channel
+        unanswered = channel.stream_unary(REDEEM)(none())
+        assert await all_is_well(run)
+        await until(lambda: run.handler.open_calls == 0)
+        for _ in range(CALLS_MAX):
+            call = channel.stream_unary(REDEEM)(none())
+            assert await asyncio.wait_for(call.code(), 5) is grpc.StatusCode.INVALID_ARGUMENT
+        unanswered.cancel()
+        assert await all_is_well(run)
+
+
 def test_frames_are_read_as_they_come() -> None:
     near, far = socket.socketpair()
     with near, far:
