@@ -20,7 +20,7 @@ from bench.loads.scenarios import CODES, SCENARIOS, Bench, batch_book, spread_bo
 from bench.measure.direct import redeem_directly
 from bench.measure.open_loop import open_loop
 from bench.measure.rounds import NOOP, PER_REQUEST, SERVICE
-from bench.measure.streams import streams
+from bench.measure.streams import stream_latency, streams
 from bench.servers.stack import ROOT, BenchError
 from coupon_service.embedded.machine import bundled
 from coupon_service.model import EventType
@@ -280,4 +280,5 @@ PARTS: Final[dict[str, Callable[[Bench, int], Any]]] = {
     "curves": curves,
     "open_loop": open_loop,
     "streams": streams,
+    "stream_latency": stream_latency,
 }

@@ -6,12 +6,14 @@ of the ledger say that all operations were carried out.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from bench.loads.ghz import scenario
+from bench.loads.ghz import percentile, scenario
 from bench.loads.scenarios import CODES, Bench, spread_book
+from bench.loads.shoppers import Visits, visit
 from bench.measure.rounds import NOOP, SERVICE, Measured, measure
 from coupon_service.model import EventType
 from coupon_service.v1.coupon_book_service_pb2 import LOCK_POLICY_OPTIONAL
@@ -144,4 +146,65 @@ def _figures(ran: Sequence[tuple[Measured, int]]) -> Figures:
         server_us=[it.server_cpu_s / count * 1e6 for it, count in ran],
         postgres_us=[it.postgres_cpu_s / count * 1e6 for it, count in ran],
         client_us=[it.load.cpu_s / count * 1e6 for it, count in ran],
+    )
+
+
+# --- latency ------------------------------------------------------------------------------------
+
+TILL_RATE: Final = 1_000
+TILL_SECONDS: Final = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """A server under an open load. Times in milliseconds from when each operation was due."""
+
+    per_s: float
+    p50_ms: float
+    p95_ms: float
+    p99_ms: float
+    errors: int
+
+
+@dataclass(frozen=True, slots=True)
+class TillLatency:
+    """Shoppers over streams, as calls, and as calls of the no-op server, round by round."""
+
+    streams: list[Latency]
+    calls: list[Latency]
+    noop: list[Latency]
+    conservation: str
+
+
+def stream_latency(bench: Bench, rounds: int) -> TillLatency:
+    """Shoppers who validate, lock and redeem, at 1,000 operations a second, over 16 connections."""
+    names = [f"BENCHTILLSTREAM{number}" for number in range(CODES // 10)]
+    book_id = bench.book("till-stream", names, lock_policy=LOCK_POLICY_OPTIONAL)
+    found: dict[str, list[Latency]] = {"streams": [], "calls": [], "noop": []}
+    for _ in range(rounds):
+        for name, latencies in found.items():
+            visits = asyncio.run(
+                visit(
+                    bench.servers[NOOP if name == "noop" else SERVICE].address,
+                    names,
+                    rate=TILL_RATE,
+                    seconds=TILL_SECONDS,
+                    connections=STREAMS,
+                    streamed=name == "streams",
+                )
+            )
+            if name != "noop":
+                bench.answers[book_id].ok[EventType.LOCKED] += visits.ok["lock_code"]
+                bench.answers[book_id].ok[EventType.REDEEMED] += visits.ok["redeem_code"]
+            latencies.append(_latency(visits))
+    return TillLatency(**found, conservation=bench.check(book_id))
+
+
+def _latency(visits: Visits) -> Latency:
+    return Latency(
+        per_s=len(visits.latencies_ms) / visits.seconds,
+        p50_ms=percentile(visits.latencies_ms, 50),
+        p95_ms=percentile(visits.latencies_ms, 95),
+        p99_ms=percentile(visits.latencies_ms, 99),
+        errors=visits.errors,
     )

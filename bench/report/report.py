@@ -218,6 +218,8 @@ def _parts(parts: dict[str, Any]) -> Iterator[str]:
         yield from _open_loop(found)
     if found := parts.get("streams"):
         yield from _streams(found)
+    if found := parts.get("stream_latency"):
+        yield from _stream_latency(found)
     if pgbench := parts.get("pgbench"):
         yield "## PostgreSQL alone\n"
         yield (
@@ -280,6 +282,28 @@ def _streams(found: dict[str, Any]) -> Iterator[str]:
         " | worker µs | as a call | PostgreSQL µs | ghz µs |",
         rows,
     )
+
+
+def _stream_latency(found: dict[str, Any]) -> Iterator[str]:
+    yield "### Latency over streams\n"
+    yield (
+        "Shoppers who validate, lock and redeem one after the other, 1,000 operations a second,"
+        " whether earlier ones were answered or not, from one process of ours"
+        " (`bench/loads/shoppers.py`) on 16 connections. Latency counts from when an operation was"
+        f" due. {found['conservation']}.\n"
+    )
+    names = {"streams": "service, streams", "calls": "service, calls", "noop": "no-op, calls"}
+    rows: list[str] = []
+    for key, name in names.items():
+        per_s, *times = (
+            median(it[figure] for it in found[key])
+            for figure in ("per_s", "p50_ms", "p95_ms", "p99_ms")
+        )
+        worst = max(it["p95_ms"] for it in found[key])
+        errors = sum(it["errors"] for it in found[key])
+        cells = " | ".join(f"{it:.1f}" for it in (*times, worst))
+        rows.append(f"| {name} | {per_s:,.0f} | {cells} | {errors} |")
+    yield _grid("| server | sent/s | p50 ms | p95 ms | p99 ms | worst p95 ms | errors |", rows)
 
 
 def _checkout(server: str, it: dict[str, Any]) -> str:
