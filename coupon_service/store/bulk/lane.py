@@ -106,12 +106,16 @@ LOOK_ANEW: Final = "SELECT pg_stat_clear_snapshot()"
 OTHERS_AT_WORK: Final[LiteralString] = f"""
 SELECT EXISTS (
     SELECT FROM pg_stat_activity
-    WHERE application_name = '{APPLICATION_NAME}' AND state <> 'idle')
+    WHERE application_name = '{APPLICATION_NAME}'
+        AND (state <> 'idle' OR state_change > clock_timestamp() - interval '20 ms'))
 """
 
 
 async def others_at_work(connection: Connection) -> bool:
-    """Whether anything but bulk work is being done at this moment, by any worker."""
+    """Whether anything but bulk work is being done, by any worker, or was a moment ago.
+
+    Others hardly ever are at work just when it looks, since it looks when its own step has ended.
+    """
     pipeline = Pipeline(connection)
     pipeline.add(LOOK_ANEW)
     found = pipeline.add(OTHERS_AT_WORK)

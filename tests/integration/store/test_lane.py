@@ -201,6 +201,22 @@ async def test_it_has_a_sixth_of_the_time_while_others_are_at_work(
     assert await time_of_steps(lane) < busy_s / 2
 
 
+async def test_short_calls_of_others_make_it_rest_as_well(lane: BulkLane, others: Database) -> None:
+    async def call(connection: Connection) -> None:
+        await connection.execute("SELECT 1")
+
+    async def calls() -> None:
+        while True:
+            await others.read("call", call)
+            await asyncio.sleep(NAP_S / 4)
+
+    await time_of_steps(lane, 30)  # until it is known that nobody is at work
+    calling = asyncio.create_task(calls())
+    busy_s = await time_of_steps(lane, 20)
+    calling.cancel()
+    assert busy_s > 20 * 3 * NAP_S
+
+
 async def test_bulk_work_of_another_worker_does_not_make_it_rest(
     lane: BulkLane, database_url: str
 ) -> None:
