@@ -24,7 +24,7 @@ import psycopg
 from psycopg.conninfo import make_conninfo
 
 from coupon_service.batching import DetachedTasks
-from coupon_service.leases import leases, scripts
+from coupon_service.leases import AcquireStatus, acquisition, leases, scripts
 from coupon_service.locks import acquire
 from coupon_service.locks import token as lock_token
 from coupon_service.locks.token import verify
@@ -212,8 +212,8 @@ def expiry_by_the_callers_clock() -> Mutant:
 
 def full_misread_as_taken() -> Mutant:
     """An answer that is not OK is taken for one."""
-    table = {**leases._ACQUIRE_STATUS, "FULL": leases.AcquireStatus.GRANTED}
-    return mock.patch.object(leases, "_ACQUIRE_STATUS", table)
+    table = {**acquisition._ACQUIRE_STATUS, "FULL": AcquireStatus.GRANTED}
+    return mock.patch.object(acquisition, "_ACQUIRE_STATUS", table)
 
 
 def some_of_all_or_nothing() -> Mutant:
