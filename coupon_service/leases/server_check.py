@@ -37,6 +37,7 @@ _MEANINGS: Final = (
     ("CLUSTERDOWN", Readiness.REDIS_CLUSTER_DOWN),
     ("NOPERM", Readiness.REDIS_NO_PRIVILEGE),
     ("user executing the script can't", Readiness.REDIS_NO_PRIVILEGE),  # Redis 6
+    ("ACL failure", Readiness.REDIS_NO_PRIVILEGE),  # Redis 7 and Valkey
     ("READONLY", Readiness.REDIS_REPLICA),
     ("OOM", Readiness.REDIS_NOT_WRITABLE),
     ("MISCONF", Readiness.REDIS_NOT_WRITABLE),
@@ -203,7 +204,9 @@ def found_in(info: Any, replies: Sequence[Any], full_coverage: Any = None) -> di
     """
     facts = _facts(info) if isinstance(info, str) else {}
     found: dict[Readiness, str] = {}
-    mode = "" if full_coverage is not None else facts.get("redis_mode")
+    mode = facts.get("redis_mode") or facts.get("server_mode")  # Valkey's
+    if full_coverage is not None:
+        mode = ""
     match mode, facts.get("role"):
         case "sentinel", _:
             found[Readiness.REDIS_SENTINEL] = ""
