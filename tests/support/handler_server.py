@@ -171,8 +171,8 @@ async def running(
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Wait until the condition holds; fails after five seconds."""
-    for _ in range(500):
+    """Wait until the condition holds; fails after half a minute."""
+    for _ in range(3_000):
         if condition():
             return
         await asyncio.sleep(0.01)
