@@ -8,7 +8,7 @@ import asyncio
 import functools
 import random
 import threading
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
@@ -317,6 +317,22 @@ def repeat_of_a_batch(it: Stack) -> None:
     found = outcomes_of(batch(api, items, ALL_OR_NOTHING, request_id))
     assert found == ["REPLAYED", "ALREADY_ROLLED_BACK", "REPLAYED"], found
     it.conserved()
+
+
+def refused_batches_beside_others(it: Stack) -> None:
+    """What refuses a batch as a whole leaves nothing of it, whatever it is carried out with."""
+    for _ in range(ROUNDS):
+        api, names = it.apis[0], new_codes(2 * CALLERS)
+        api.book(codes=names)
+
+        def redeem_two(api: Api, n: int, names: Sequence[str] = names) -> object:
+            last = names[2 * n + 1] if n // 2 % 2 else "UNKNOWN"  # on both servers
+            return batch(api, [item(names[2 * n], "user"), item(last, "user")], ALL_OR_NOTHING)
+
+        it.all_at_once(redeem_two)
+        it.conserved()
+        found = [api.get_code(name).redemption_count for name in names]
+        assert found == [n // 4 % 2 for n in range(2 * CALLERS)], found
 
 
 def repeat_after_another_assignment(it: Stack) -> None:

@@ -30,7 +30,7 @@ CAUGHT_BY: dict[Callable[[], mutants.Mutant], Callable[[Stack], None]] = {
     mutants.user_counter_missed: harness.model_test,
     mutants.expiry_by_the_callers_clock: harness.late_holder_by_a_slow_clock,
     mutants.full_misread_as_taken: harness.model_test,
-    mutants.some_of_all_or_nothing: harness.model_test,
+    mutants.some_of_all_or_nothing: harness.refused_batches_beside_others,
     mutants.discount_rounded_up: harness.model_test,
     mutants.order_of_nothing_taken_for_unknown: harness.model_test,
     mutants.token_not_verified: harness.model_test,
