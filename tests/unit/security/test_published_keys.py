@@ -200,7 +200,7 @@ class TestUnknownKeys:
             assert [it.chunk_number async for it in call] == [1, 2]
 
     async def test_many_calls_share_a_fetch(self, publisher: KeyPublisher) -> None:
-        access = access_of(verifier(publisher), pause_s=0.3)
+        access = access_of(verifier(publisher), pause_s=2)
         stranger = Issuer("stranger", "ES256")
         async with running(answer, access) as run:
             stub = run.redemptions
