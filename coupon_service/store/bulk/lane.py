@@ -42,7 +42,7 @@ class BulkLane:
     """Bulk work of a worker: one piece at a time, on a connection that nobody else uses.
 
     A piece is a chunk or a page. It is done in steps of a few milliseconds. While nobody else is
-    served, one step follows the other. While others are, by any worker on the same PostgreSQL,
+    served, one step follows the other. While others are, by any worker on the same database,
     there is a rest after each, in proportion to how often somebody was at work.
     """
 
@@ -106,7 +106,7 @@ LOOK_ANEW: Final = "SELECT pg_stat_clear_snapshot()"
 OTHERS_AT_WORK: Final[LiteralString] = f"""
 SELECT EXISTS (
     SELECT FROM pg_stat_activity
-    WHERE application_name = '{APPLICATION_NAME}'
+    WHERE datname = current_database() AND application_name = '{APPLICATION_NAME}'
         AND (state <> 'idle' OR state_change > clock_timestamp() - interval '20 ms'))
 """
 
