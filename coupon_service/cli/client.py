@@ -10,21 +10,19 @@ from collections.abc import AsyncGenerator, Callable, Generator, Iterable
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Final, TypeVar
+from typing import Annotated, Final, TypeVar
 
 import grpc
 import grpc.aio
 import typer
-from google.protobuf.message import Message
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
-from google.rpc.status_pb2 import Status
 
 from coupon_service import __version__
 from coupon_service.cli.failure import CommandError
+from coupon_service.client.error_details import detail_of, status_of
 from coupon_service.settings import TOKEN_VARIABLE, Settings, load_settings
 
 T = TypeVar("T")
-Detail = TypeVar("Detail", bound=Message)
 
 Address = Annotated[
     str | None,
@@ -111,7 +109,6 @@ STREAM_ENDED: Final = (
 )
 """Statuses after which a stream can be opened again."""
 
-STATUS_DETAILS: Final = "grpc-status-details-bin"
 PROBE_TIMEOUT_S: Final = 2.0
 BREAKS_MAX: Final = 14
 """How often in a row a stream is opened again without an answer: a minute in all."""
@@ -245,9 +242,9 @@ def url_host(host: str) -> str:
 
 def explain(error: grpc.RpcError, address: str = "") -> str:
     """The status, the reason, every bad field and whatever else the error has, for people."""
-    status = _status(error)
+    status = status_of(error)
     code = error.code().name
-    info = _detail(status, ErrorInfo)
+    info = detail_of(status, ErrorInfo)
     if info is None:
         if error.code() is grpc.StatusCode.UNAVAILABLE:
             why = (error.details() or "").rpartition("Failed to connect to remote host: ")[2]
@@ -255,12 +252,12 @@ def explain(error: grpc.RpcError, address: str = "") -> str:
         return f"{code}: {error.details()}"
     violations = [
         f"  {violation.field or 'request'}: {violation.description}"
-        for violation in (_detail(status, BadRequest) or BadRequest()).field_violations
+        for violation in (detail_of(status, BadRequest) or BadRequest()).field_violations
     ]
     reason = "" if info.reason == code else f" {info.reason}"
     lines = [f"{code}{reason}: {'' if violations else status.message}".rstrip(), *violations]
     lines += [f"  {key}: {value}" for key, value in sorted(info.metadata.items())]
-    if retry := _detail(status, RetryInfo):
+    if retry := detail_of(status, RetryInfo):
         lines.append(f"  A repeat may help in {retry.retry_delay.ToMilliseconds() / 1000:g} s.")
     if error.code() is grpc.StatusCode.UNAUTHENTICATED:
         lines.append(f"  Set the token with --token or {TOKEN_VARIABLE}.")
@@ -276,7 +273,7 @@ def is_outcome_unknown(error: BaseException) -> bool:
 
 def reason_of(error: grpc.RpcError) -> str:
     """The name of the ErrorReason, or that of the status where the service did not answer."""
-    info = _detail(_status(error), ErrorInfo)
+    info = detail_of(status_of(error), ErrorInfo)
     return info.reason if info is not None else error.code().name
 
 
@@ -309,7 +306,7 @@ class Patience:
 
     def wait_after(self, error: grpc.RpcError) -> None:
         """Wait for a while, if it may help; raises the error otherwise."""
-        retry = _detail(_status(error), RetryInfo)
+        retry = detail_of(status_of(error), RetryInfo)
         if not self._breaks_left or not (error.code() in STREAM_ENDED or retry):
             raise error
         if self._breaks_left == BREAKS_MAX:
@@ -325,19 +322,3 @@ def _content(path: Path | None) -> bytes | None:
         return path.read_bytes() if path is not None else None
     except OSError as error:
         raise CommandError(f"{path} cannot be read: {error.strerror}.") from error
-
-
-def _status(error: grpc.RpcError) -> Status:
-    metadata: Any = error.trailing_metadata()
-    for key, value in metadata or ():
-        if key == STATUS_DETAILS and isinstance(value, bytes):
-            return Status.FromString(value)
-    return Status()
-
-
-def _detail(status: Status, kind: type[Detail]) -> Detail | None:
-    for packed in status.details:
-        detail = kind()
-        if packed.Unpack(detail):
-            return detail
-    return None

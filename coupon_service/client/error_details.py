@@ -31,10 +31,10 @@ _STATUSES: Final[Mapping[int, StatusCode]] = {int(status.value[0]): status for s
 
 def error_of_call(error: grpc.RpcError) -> CouponError:
     """The exception of a call that failed."""
-    status = _status_of(error)
-    info = _detail(status, ErrorInfo)
-    retry = _detail(status, RetryInfo)
-    bad = _detail(status, BadRequest) or BadRequest()
+    status = status_of(error)
+    info = detail_of(status, ErrorInfo)
+    retry = detail_of(status, RetryInfo)
+    bad = detail_of(status, BadRequest) or BadRequest()
     return error_of(
         Problem(
             error.code(),
@@ -75,7 +75,8 @@ def _reason_of(item: ItemError) -> str:
     return ErrorReason.Name(item.reason).removeprefix(PREFIX) if known else str(item.reason)
 
 
-def _status_of(error: grpc.RpcError) -> Status:
+def status_of(error: grpc.RpcError) -> Status:
+    """What the trailing metadata of a call that failed say of its error; an empty one otherwise."""
     metadata: Any = error.trailing_metadata()
     for key, value in metadata or ():
         if key == STATUS_DETAILS and isinstance(value, bytes):
@@ -83,7 +84,8 @@ def _status_of(error: grpc.RpcError) -> Status:
     return Status()
 
 
-def _detail(status: Status, kind: type[Detail]) -> Detail | None:
+def detail_of(status: Status, kind: type[Detail]) -> Detail | None:
+    """The detail of this type, where the status has one."""
     for packed in status.details:
         detail = kind()
         if packed.Unpack(detail):
