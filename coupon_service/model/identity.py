@@ -18,7 +18,7 @@ Attempt: TypeAlias = tuple[UUID, int]
 
 
 _NAMES: Final = {it: it.name for it in EventType}
-"""Of each type. An enum takes long to tell."""
+"""Of each type: a look-up costs less than `name` of an enum."""
 
 
 def event_id(bucket: int, event: EventType, *parts: object) -> UUID:
