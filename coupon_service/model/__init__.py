@@ -13,6 +13,8 @@ from coupon_service.model.books import (
     Discount,
     Money,
     PercentOff,
+    Tier,
+    TieredDiscount,
 )
 from coupon_service.model.commands import (
     Assign,
@@ -111,6 +113,8 @@ __all__ = [
     "SetCodeEnabled",
     "State",
     "StockLevel",
+    "Tier",
+    "TieredDiscount",
     "UserCounts",
     "WriteSet",
     "bucket_of_book",

@@ -41,7 +41,33 @@ class Benefit:
     description: str
 
 
-Discount = PercentOff | AmountOff | Benefit
+@value
+class Tier:
+    """What orders from this amount on get."""
+
+    from_amount_minor: int
+    discount: PercentOff | AmountOff
+
+
+@value
+class TieredDiscount:
+    """A discount by order amount: tiers with growing amounts, at least one."""
+
+    tiers: tuple[Tier, ...]
+
+    @property
+    def least_amount_minor(self) -> int:
+        """The order amount below which there is no discount."""
+        return self.tiers[0].from_amount_minor
+
+    def for_order(self, amount_minor: int) -> PercentOff | AmountOff | None:
+        """The discount of the highest tier that an order of this amount reaches."""
+        reached = (it for it in reversed(self.tiers) if amount_minor >= it.from_amount_minor)
+        tier = next(reached, None)
+        return tier.discount if tier is not None else None
+
+
+Discount = PercentOff | AmountOff | Benefit | TieredDiscount
 
 
 @value

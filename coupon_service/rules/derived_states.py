@@ -21,6 +21,7 @@ from coupon_service.model import (
     LockState,
     LockView,
     Money,
+    TieredDiscount,
 )
 
 LOCK_ENDS: Final = {
@@ -105,10 +106,13 @@ def effective_code_state(
 def discount_of(book: Book, order_amount_minor: int | None) -> int | None:
     """What the book takes off an order, in minor units, rounded down, at most the order itself.
 
-    None for benefits, and for a percentage of an unknown amount.
+    None for benefits, for a percentage or tiers of an unknown amount, and below the first tier.
     """
     discount = book.discount
-    if isinstance(discount, Benefit):
+    if isinstance(discount, TieredDiscount):
+        known = order_amount_minor is not None
+        discount = discount.for_order(order_amount_minor) if known else None
+    if discount is None or isinstance(discount, Benefit):
         return None
     if isinstance(discount, AmountOff):
         amount = discount.amount_minor

@@ -48,6 +48,7 @@ from coupon_service.model import (
     LockPolicy,
     Redeem,
     State,
+    TieredDiscount,
     UserCounts,
     order_keys,
 )
@@ -327,6 +328,9 @@ def _order_refusals(command: Redeem, book: Book) -> Reasons:
     if order is not None and currency_code and order.currency_code != currency_code:
         other = (CurrencyMismatch(currency_code=currency_code),)
     minimum = book.min_order_amount_minor
+    if isinstance(book.discount, TieredDiscount):
+        # Below the first tier there is nothing to get that a code should be used up for.
+        minimum = max(minimum, book.discount.least_amount_minor)
     if minimum and (order is None or order.amount_minor < minimum):
         return *other, OrderBelowMinimum(minimum_minor=minimum, currency_code=currency_code)
     return other

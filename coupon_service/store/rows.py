@@ -24,11 +24,13 @@ from coupon_service.model import (
     EventType,
     LockPolicy,
     PercentOff,
+    TieredDiscount,
     bucket_of_event,
 )
 from coupon_service.model.codes import CodeFormat, bucket_of
 from coupon_service.model.normalization import canonical_id
 from coupon_service.store.columns import Column, Columns, Nested, member_of
+from coupon_service.store.tiers import tiers_json, tiers_of_json
 
 # --- books --------------------------------------------------------------------------------------
 
@@ -49,17 +51,26 @@ _DISCOUNT: Final = Columns[Discount](
         lambda it: it.amount_minor if isinstance(it, AmountOff) else None,
     ),
     Column("benefit", "text", lambda it: it.description if isinstance(it, Benefit) else None),
+    Column(
+        "discount_tiers",
+        "jsonb",
+        lambda it: tiers_json(it) if isinstance(it, TieredDiscount) else None,
+    ),
 )
 
 
 def _discount(
-    basis_points: int | None, cap_minor: int, amount_minor: int | None, benefit: str | None
+    basis_points: int | None,
+    cap_minor: int,
+    amount_minor: int | None,
+    benefit: str | None,
+    tiers: str | None,
 ) -> Discount:
     if basis_points is not None:
         return PercentOff(basis_points, cap_minor)
     if amount_minor is not None:
         return AmountOff(amount_minor)
-    return Benefit(benefit or "")
+    return tiers_of_json(tiers) if tiers is not None else Benefit(benefit or "")
 
 
 LIMITS: Final = Columns[BookLimits](

@@ -203,6 +203,70 @@ class Benefit(_message.Message):
 Global___Benefit: _TypeAlias = Benefit  # noqa: Y015
 
 @_typing.final
+class Tier(_message.Message):
+    """What orders of at least an amount get."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FROM_AMOUNT_MINOR_FIELD_NUMBER: _builtins.int
+    PERCENT_OFF_FIELD_NUMBER: _builtins.int
+    AMOUNT_OFF_FIELD_NUMBER: _builtins.int
+    from_amount_minor: _builtins.int
+    """The least order amount of the tier, in minor units of the book's currency, inclusive: 1-10^15."""
+    @_builtins.property
+    def percent_off(self) -> Global___PercentOff:
+        """A share of the order amount."""
+
+    @_builtins.property
+    def amount_off(self) -> Global___AmountOff:
+        """A fixed amount."""
+
+    def __init__(
+        self,
+        *,
+        from_amount_minor: _builtins.int = ...,
+        percent_off: Global___PercentOff | None = ...,
+        amount_off: Global___AmountOff | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["amount_off", b"amount_off", "kind", b"kind", "percent_off", b"percent_off"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount_off", b"amount_off", "from_amount_minor", b"from_amount_minor", "kind", b"kind", "percent_off", b"percent_off"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["percent_off", "amount_off"]  # noqa: Y015
+    _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
+
+Global___Tier: _TypeAlias = Tier  # noqa: Y015
+
+@_typing.final
+class TieredDiscount(_message.Message):
+    """A discount by order amount: 10 % from 50.00 on, 15 % from 100.00 on. The tier with the greatest
+    `from_amount_minor` that the order reaches counts, for the order as a whole. An order below the first
+    tier, or without an amount, is refused with ORDER_BELOW_MINIMUM, so that it does not use a code up
+    for nothing.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TIERS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def tiers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Tier]:
+        """1-20, each with a greater `from_amount_minor` than the one before."""
+
+    def __init__(
+        self,
+        *,
+        tiers: _abc.Iterable[Global___Tier] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["tiers", b"tiers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TieredDiscount: _TypeAlias = TieredDiscount  # noqa: Y015
+
+@_typing.final
 class Discount(_message.Message):
     """The discount of a redemption."""
 
@@ -211,6 +275,7 @@ class Discount(_message.Message):
     PERCENT_OFF_FIELD_NUMBER: _builtins.int
     AMOUNT_OFF_FIELD_NUMBER: _builtins.int
     BENEFIT_FIELD_NUMBER: _builtins.int
+    TIERS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def percent_off(self) -> Global___PercentOff:
         """A share of the order amount."""
@@ -223,18 +288,23 @@ class Discount(_message.Message):
     def benefit(self) -> Global___Benefit:
         """A benefit other than money."""
 
+    @_builtins.property
+    def tiers(self) -> Global___TieredDiscount:
+        """A percentage or an amount by order amount."""
+
     def __init__(
         self,
         *,
         percent_off: Global___PercentOff | None = ...,
         amount_off: Global___AmountOff | None = ...,
         benefit: Global___Benefit | None = ...,
+        tiers: Global___TieredDiscount | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["amount_off", b"amount_off", "benefit", b"benefit", "kind", b"kind", "percent_off", b"percent_off"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["amount_off", b"amount_off", "benefit", b"benefit", "kind", b"kind", "percent_off", b"percent_off", "tiers", b"tiers"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount_off", b"amount_off", "benefit", b"benefit", "kind", b"kind", "percent_off", b"percent_off"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount_off", b"amount_off", "benefit", b"benefit", "kind", b"kind", "percent_off", b"percent_off", "tiers", b"tiers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["percent_off", "amount_off", "benefit"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["percent_off", "amount_off", "benefit", "tiers"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -382,7 +452,7 @@ class CouponBook(_message.Message):
     effective_state: Global___CouponBookState.ValueType
     """Output only. `state`, or SCHEDULED, EXPIRED or EXHAUSTED where that is more specific."""
     currency_code: _builtins.str
-    """ISO 4217. Required for percent and amount off and with a minimum order; orders in another
+    """ISO 4217. Required for percent and amount off, for tiers and with a minimum order; orders in another
     currency are refused with CURRENCY_MISMATCH. Empty only for benefits: any order.
     """
     min_order_amount_minor: _builtins.int

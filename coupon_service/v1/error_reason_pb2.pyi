@@ -91,8 +91,9 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     extensions. Metadata: `limit`.
     """
     ERROR_REASON_ORDER_BELOW_MINIMUM: _ErrorReason.ValueType  # 26
-    """[FAILED_PRECONDITION] The order amount is below the book's `min_order_amount_minor`, or was
-    not given. Metadata: `minimum_minor`, `currency_code`.
+    """[FAILED_PRECONDITION] The order amount is below the book's `min_order_amount_minor`, or below the
+    first tier of its discount, or was not given. Metadata: `minimum_minor`, the greater of both, and
+    `currency_code`.
     """
     ERROR_REASON_CURRENCY_MISMATCH: _ErrorReason.ValueType  # 27
     """[FAILED_PRECONDITION] The order is in another currency than the book. Metadata:
@@ -249,8 +250,9 @@ ERROR_REASON_LOCK_LIMIT_EXCEEDED: ErrorReason.ValueType  # 25
 extensions. Metadata: `limit`.
 """
 ERROR_REASON_ORDER_BELOW_MINIMUM: ErrorReason.ValueType  # 26
-"""[FAILED_PRECONDITION] The order amount is below the book's `min_order_amount_minor`, or was
-not given. Metadata: `minimum_minor`, `currency_code`.
+"""[FAILED_PRECONDITION] The order amount is below the book's `min_order_amount_minor`, or below the
+first tier of its discount, or was not given. Metadata: `minimum_minor`, the greater of both, and
+`currency_code`.
 """
 ERROR_REASON_CURRENCY_MISMATCH: ErrorReason.ValueType  # 27
 """[FAILED_PRECONDITION] The order is in another currency than the book. Metadata:

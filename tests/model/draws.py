@@ -68,6 +68,15 @@ DISCOUNTS = any_of(
         {"percent_off": {"basis_points": 3_333, "max_discount_minor": 500}},
         {"amount_off": {"amount_minor": 1_500}},
         {"benefit": {"description": "a gift"}},
+        {
+            "tiers": {
+                "tiers": [
+                    {"from_amount_minor": 1_000, "percent_off": {"basis_points": 1_000}},
+                    {"from_amount_minor": 5_000, "amount_off": {"amount_minor": 700}},
+                    {"from_amount_minor": 12_346, "percent_off": {"basis_points": 1_500}},
+                ]
+            }
+        },
     ]
 )
 LIMITS = all_of(

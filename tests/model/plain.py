@@ -90,6 +90,8 @@ class World(Assignments):
 
     def _order_refusals(self, item: Item, book: Message) -> Iterator[Refusal]:
         currency, minimum = book["currency_code"], book["min_order_amount_minor"]
+        if "tiers" in book["discount"]:
+            minimum = max(minimum, book["discount"]["tiers"]["tiers"][0]["from_amount_minor"])
         if item.amount and currency and item.amount["currency_code"] != currency:
             yield Refusal("CURRENCY_MISMATCH", currency_code=currency)
         if minimum and (not item.amount or item.amount["amount_minor"] < minimum):
@@ -236,6 +238,8 @@ class World(Assignments):
         """What an order would be reduced by."""
         kind, known = book["discount"], amount and amount["currency_code"] == book["currency_code"]
         order = amount["amount_minor"] if amount and known else None
+        for tier in kind.get("tiers", {}).get("tiers", ()):
+            kind = tier if (order or 0) >= tier["from_amount_minor"] else kind
         if "amount_off" in kind:
             off = kind["amount_off"]["amount_minor"]
             off = off if order is None else min(off, order)

@@ -28,7 +28,7 @@ from coupon_service.leases import AcquireStatus, acquisition, leases, scripts
 from coupon_service.locks import acquire
 from coupon_service.locks import token as lock_token
 from coupon_service.locks.token import verify
-from coupon_service.model import LockPolicy, Redeem, Rollback, normalization
+from coupon_service.model import LockPolicy, Redeem, Rollback, TieredDiscount, normalization
 from coupon_service.rpc.convert import books as book_messages
 from coupon_service.rpc.convert.fields import Fields
 from coupon_service.rules import decision, refusals, repeats
@@ -230,6 +230,16 @@ def discount_rounded_up() -> Mutant:
         return discount and discount + 1
 
     return mock.patch.object(redeeming, "discount_of", rounded_up)
+
+
+def first_tier_that_is_reached() -> Mutant:
+    """An order gets the lowest tier that it reaches."""
+
+    def for_order(self: TieredDiscount, amount_minor: int) -> Any:
+        reached = (it for it in self.tiers if amount_minor >= it.from_amount_minor)
+        return next((it.discount for it in reached), None)
+
+    return mock.patch.object(TieredDiscount, "for_order", for_order)
 
 
 def order_of_nothing_taken_for_unknown() -> Mutant:

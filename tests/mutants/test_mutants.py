@@ -32,6 +32,7 @@ CAUGHT_BY: dict[Callable[[], mutants.Mutant], Callable[[Stack], None]] = {
     mutants.full_misread_as_taken: harness.model_test,
     mutants.some_of_all_or_nothing: harness.refused_batches_beside_others,
     mutants.discount_rounded_up: harness.model_test,
+    mutants.first_tier_that_is_reached: harness.model_test,
     mutants.order_of_nothing_taken_for_unknown: harness.model_test,
     mutants.token_not_verified: harness.model_test,
     mutants.used_lock_kept: harness.model_test,

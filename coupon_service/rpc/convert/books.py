@@ -13,7 +13,6 @@ from google.protobuf.message import Message
 
 from coupon_service.errors import PermissionDenied
 from coupon_service.model import (
-    AmountOff,
     AssignmentPolicy,
     Attempt,
     Benefit,
@@ -22,10 +21,8 @@ from coupon_service.model import (
     BookState,
     BookStats,
     Call,
-    Discount,
     EventType,
     LockPolicy,
-    PercentOff,
     earlier_attempts,
     event_id,
     fingerprint,
@@ -33,6 +30,7 @@ from coupon_service.model import (
 from coupon_service.model.codes import BUCKETS, DEFAULT_ALPHABET, CodeFormat
 from coupon_service.model.normalization import CODE_LENGTH_MAX
 from coupon_service.rpc.context import RequestContext
+from coupon_service.rpc.convert.discounts import discount_message, read_discount
 from coupon_service.rpc.convert.fields import AMOUNT_MAX_MINOR, TTL_MAX_MS, Fields, Page
 from coupon_service.rpc.convert.values import INT64_MAX, to_money, to_struct, to_timestamp
 from coupon_service.rpc.paging import PageTokens
@@ -194,7 +192,7 @@ def _readers(fields: Fields, book: pb.CouponBook) -> dict[str, Callable[[], Any]
     return {
         "name": lambda: fields.text("name", book.name, 200),
         "description": lambda: fields.lines("description", book.description, 2_000),
-        "discount": lambda: _discount(fields, book),
+        "discount": lambda: read_discount(fields, book.discount),
         "currency_code": lambda: _currency_code(fields, book),
         "min_order_amount_minor": lambda: fields.whole(
             "min_order_amount_minor", book.min_order_amount_minor, 0, AMOUNT_MAX_MINOR
@@ -221,26 +219,6 @@ def _readers(fields: Fields, book: pb.CouponBook) -> dict[str, Callable[[], Any]
             "min_code_length", book.min_code_length, 0, CODE_LENGTH_MAX
         ),
     }
-
-
-def _discount(fields: Fields, book: pb.CouponBook) -> Discount:
-    message, inside = book.discount, fields.within("discount")
-    match message.WhichOneof("kind"):
-        case "percent_off":
-            percent, inside = message.percent_off, inside.within("percent_off")
-            return PercentOff(
-                inside.whole("basis_points", percent.basis_points, 1, 10_000),
-                inside.whole("max_discount_minor", percent.max_discount_minor, 0, AMOUNT_MAX_MINOR),
-            )
-        case "amount_off":
-            amount_minor, inside = message.amount_off.amount_minor, inside.within("amount_off")
-            return AmountOff(inside.whole("amount_minor", amount_minor, 1, AMOUNT_MAX_MINOR))
-        case "benefit":
-            description, inside = message.benefit.description, inside.within("benefit")
-            return Benefit(inside.text("description", description, 256))
-        case _:
-            fields.refuse("discount", "expected percent_off, amount_off or benefit")
-            return Benefit("")
 
 
 def _limits(fields: Fields, book: pb.CouponBook) -> BookLimits:
@@ -329,7 +307,7 @@ def book_message(book: Book, effective_state: BookState) -> pb.CouponBook:
         description=book.description,
         state=pb.CouponBookState.ValueType(book.state),
         effective_state=pb.CouponBookState.ValueType(effective_state),
-        discount=_discount_message(book.discount),
+        discount=discount_message(book.discount),
         currency_code=book.currency_code,
         min_order_amount_minor=book.min_order_amount_minor,
         limits=_limits_message(book.limits),
@@ -371,20 +349,6 @@ def stats_message(book: Book, stats: BookStats) -> pb.CouponBookStats:
         rollback_count=stats.rollbacks,
         discount_given=to_money(given_minor, book.currency_code),
     )
-
-
-def _discount_message(discount: Discount) -> pb.Discount:
-    match discount:
-        case PercentOff(basis_points, max_discount_minor):
-            return pb.Discount(
-                percent_off=pb.PercentOff(
-                    basis_points=basis_points, max_discount_minor=max_discount_minor
-                )
-            )
-        case AmountOff(amount_minor):
-            return pb.Discount(amount_off=pb.AmountOff(amount_minor=amount_minor))
-        case Benefit(description):
-            return pb.Discount(benefit=pb.Benefit(description=description))
 
 
 def _limits_message(limits: BookLimits) -> pb.BookLimits:

@@ -110,10 +110,18 @@ def test_a_book_is_kept_with_all_that_is_said_of_it(api: Api) -> None:
         PERCENT,
         books.Discount(amount_off=books.AmountOff(amount_minor=10**15)),
         books.Discount(benefit=books.Benefit(description="g" * 256)),
+        books.Discount(
+            tiers=books.TieredDiscount(
+                tiers=[
+                    books.Tier(from_amount_minor=it + 1, amount_off=books.AmountOff(amount_minor=5))
+                    for it in range(20)
+                ]
+            )
+        ),
     ],
     ids=lambda it: it.WhichOneof("kind"),
 )
-def test_a_book_has_one_of_three_kinds_of_discount(api: Api, discount: books.Discount) -> None:
+def test_a_book_has_one_kind_of_discount(api: Api, discount: books.Discount) -> None:
     assert api.get_book(api.draft(discount=discount).book_id).discount == discount
 
 

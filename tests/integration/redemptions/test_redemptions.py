@@ -282,6 +282,15 @@ def amount(minor: int) -> books.Discount:
     return books.Discount(amount_off=books.AmountOff(amount_minor=minor))
 
 
+def tiers() -> books.Discount:
+    """10 % from 50.00 on, 15 % from 100.00 on."""
+    steps = [
+        books.Tier(from_amount_minor=from_minor, percent_off=percent(share).percent_off)
+        for from_minor, share in ((5_000, 1_000), (10_000, 1_500))
+    ]
+    return books.Discount(tiers=books.TieredDiscount(tiers=steps))
+
+
 @pytest.mark.parametrize(
     ("discount", "order_minor", "expected_minor"),
     [
@@ -294,6 +303,8 @@ def amount(minor: int) -> books.Discount:
         pytest.param(amount(700), 9_999, 700, id="a fixed amount"),
         pytest.param(amount(700), 500, 500, id="never more than the order"),
         pytest.param(amount(700), None, 700, id="a fixed amount without an order"),
+        pytest.param(tiers(), 9_999, 999, id="the first tier"),
+        pytest.param(tiers(), 10_000, 1_500, id="the second tier"),
     ],
 )
 def test_the_discount_is_computed_by_validate_as_by_redeem(

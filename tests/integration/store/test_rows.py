@@ -18,10 +18,13 @@ from coupon_service.model import (
     Benefit,
     Book,
     BookLimits,
+    Discount,
     Event,
     EventType,
     LockPolicy,
     PercentOff,
+    Tier,
+    TieredDiscount,
     bucket_of_event,
     event_id,
 )
@@ -177,10 +180,16 @@ async def test_an_event_happens_once(database_url: str) -> None:
             await database.transaction("test", lambda it: insert_events(it, [event(1)]))
 
 
-@pytest.mark.parametrize("discount", [PercentOff(1500, 99), AmountOff(500), Benefit("a gift")])
-async def test_a_book_is_read_as_it_was_written(
-    database_url: str, discount: PercentOff | AmountOff | Benefit
-) -> None:
+@pytest.mark.parametrize(
+    "discount",
+    [
+        PercentOff(1500, 99),
+        AmountOff(500),
+        Benefit("a gift"),
+        TieredDiscount((Tier(1, PercentOff(1, 0)), Tier(10**15, AmountOff(10**15)))),
+    ],
+)
+async def test_a_book_is_read_as_it_was_written(database_url: str, discount: Discount) -> None:
     book = new_book(
         description="so 🎟 it is",
         discount=discount,

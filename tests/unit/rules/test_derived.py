@@ -27,6 +27,8 @@ from coupon_service.model import (
     LockView,
     Money,
     PercentOff,
+    Tier,
+    TieredDiscount,
 )
 from coupon_service.rules import (
     code_state,
@@ -37,6 +39,7 @@ from coupon_service.rules import (
     order_discount,
 )
 
+TIERS = TieredDiscount((Tier(5_000, PercentOff(1_000, 0)), Tier(10_000, AmountOff(1_500))))
 BEFORE, AFTER = NOW - MOMENT, NOW + MOMENT
 
 
@@ -148,6 +151,12 @@ class TestDiscount:
             (AmountOff(500), None, 500),
             (Benefit("a cup"), 1_999, None),
             (Benefit("a cup"), None, None),
+            (TIERS, None, None),
+            (TIERS, 4_999, None),
+            (TIERS, 5_000, 500),
+            (TIERS, 9_999, 999),
+            (TIERS, 10_000, 1_500),
+            (TIERS, 10**15, 1_500),
         ],
     )
     def test_it_is_rounded_down_and_never_more_than_the_order(

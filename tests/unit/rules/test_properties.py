@@ -51,6 +51,8 @@ from coupon_service.model import (
     LockPolicy,
     Outcome,
     PercentOff,
+    Tier,
+    TieredDiscount,
     UserCounts,
     WriteSet,
 )
@@ -60,6 +62,7 @@ OTHER_ID = UUID(int=2)
 
 BEARER = AssignmentPolicy.BEARER
 
+TIERS = TieredDiscount((Tier(1, PercentOff(1_000, 0)), Tier(1_500, AmountOff(400))))
 limits = st.sampled_from([0, 0, 2, 3, 1])
 lock_policies = st.sampled_from([*[LockPolicy.OPTIONAL, LockPolicy.OFF] * 2, LockPolicy.REQUIRED])
 books = st.builds(
@@ -72,7 +75,7 @@ books = st.builds(
     assignment_policy=st.sampled_from([*[BEARER] * 4, AssignmentPolicy.REQUIRED]),
     lock_policy=lock_policies,
     assigned_code_validity_s=st.sampled_from([0, 120]),
-    discount=st.sampled_from([AmountOff(500), PercentOff(1_500, 400), Benefit("a cup")]),
+    discount=st.sampled_from([AmountOff(500), PercentOff(1_500, 400), Benefit("a cup"), TIERS]),
 )
 codes = st.sampled_from(["A", "B", "A", "B", "A", "X", "A", "unknown"])
 users = st.sampled_from(["ann", "bob", "ann", "cid"])

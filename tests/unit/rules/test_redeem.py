@@ -27,6 +27,7 @@ from coupon_service.errors import (
     UserLimitExceeded,
 )
 from coupon_service.model import (
+    AmountOff,
     AssignmentPolicy,
     AssignmentState,
     Benefit,
@@ -35,7 +36,10 @@ from coupon_service.model import (
     CodeState,
     Done,
     Money,
+    PercentOff,
     Redeem,
+    Tier,
+    TieredDiscount,
     UserCounts,
 )
 
@@ -208,6 +212,17 @@ class TestOrder:
         assert type(error) is OrderBelowMinimum
         assert error.metadata == {"minimum_minor": "1000", "currency_code": "EUR"}
         world.does(redeem(amount=eur(1_000)))
+
+    @pytest.mark.parametrize(("minimum", "least"), [(0, 5_000), (4_999, 5_000), (5_001, 5_001)])
+    def test_an_order_below_the_first_tier_uses_no_code_up(self, minimum: int, least: int) -> None:
+        tiers = TieredDiscount((Tier(5_000, PercentOff(1_000, 0)), Tier(9_000, AmountOff(1))))
+        world = World(book(discount=tiers, min_order_amount_minor=minimum))
+        for amount in (None, eur(0), eur(least - 1)):
+            error = world.refuses(redeem(amount=amount))
+            assert type(error) is OrderBelowMinimum
+            assert error.metadata == {"minimum_minor": str(least), "currency_code": "EUR"}
+        event = world.does(redeem(amount=eur(least))).event
+        assert event.discount_minor == least // 10
 
     def test_an_order_is_in_the_currency_of_the_book(self) -> None:
         world = World()

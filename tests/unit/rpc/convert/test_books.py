@@ -26,6 +26,8 @@ from coupon_service.model import (
     BookStats,
     LockPolicy,
     PercentOff,
+    Tier,
+    TieredDiscount,
 )
 from coupon_service.model.codes import DEFAULT_ALPHABET, CodeFormat
 from coupon_service.rpc.context import RequestContext
@@ -321,6 +323,39 @@ def test_a_bad_value_is_refused_by_its_path(values: dict[str, Any], field: str) 
     assert bad_fields(lambda: create(setting(**values))) == [f"coupon_book.{field}"]
 
 
+def tier(from_amount_minor: int, basis_points: int = 1) -> pb.Tier:
+    return pb.Tier(
+        from_amount_minor=from_amount_minor, percent_off=pb.PercentOff(basis_points=basis_points)
+    )
+
+
+@pytest.mark.parametrize(
+    ("tiers", "bad"),
+    [
+        ([], ["tiers"]),
+        ([tier(it) for it in range(1, 22)], ["tiers"]),
+        ([tier(0)], ["tiers[0].from_amount_minor"]),
+        ([tier(10**15 + 1)], ["tiers[0].from_amount_minor"]),
+        ([tier(5), tier(5)], ["tiers[1].from_amount_minor"]),
+        ([pb.Tier(from_amount_minor=5)], ["tiers[0].kind"]),
+        (
+            [tier(5), tier(4, basis_points=0), pb.Tier(amount_off=pb.AmountOff())],
+            [
+                "tiers[1].from_amount_minor",
+                "tiers[1].percent_off.basis_points",
+                "tiers[2].from_amount_minor",
+                "tiers[2].from_amount_minor",
+                "tiers[2].amount_off.amount_minor",
+            ],
+        ),
+    ],
+)
+def test_every_bad_tier_is_named(tiers: list[pb.Tier], bad: list[str]) -> None:
+    book = setting(discount=pb.Discount(tiers=pb.TieredDiscount(tiers=tiers)))
+    found = bad_fields(lambda: create(book))
+    assert found == [f"coupon_book.discount.tiers.{it}" for it in bad]
+
+
 def test_deep_metadata_are_refused() -> None:
     book = changed(lambda it: it.metadata.update({"a": {"b": {"c": {"d": {"e": {}}}}}}))
     assert bad_fields(lambda: create(book)) == ["coupon_book.metadata"]
@@ -453,7 +488,14 @@ def test_an_answer_makes_the_same_book_when_it_is_sent_back() -> None:
 
 
 @pytest.mark.parametrize(
-    "discount", [PercentOff(1, 0), AmountOff(5), Benefit("a gift")], ids=["%", "amount", "benefit"]
+    "discount",
+    [
+        PercentOff(1, 0),
+        AmountOff(5),
+        Benefit("a gift"),
+        TieredDiscount((Tier(5_000, PercentOff(1_000, 700)), Tier(10_000, AmountOff(5)))),
+    ],
+    ids=["%", "amount", "benefit", "tiers"],
 )
 def test_every_kind_of_discount_is_shown(discount: Any) -> None:
     message = books.book_message(replace(create(full()), discount=discount), BookState.DRAFT)
