@@ -63,7 +63,7 @@ else
 endif
 
 COMPAT := $(addprefix tests/integration/,store/test_installed_postgres.py store/test_poolers.py \
-	store/test_sessions.py cli/test_grants.py leases/test_cluster.py leases/test_sentinel.py \
+	store/test_sessions.py cli/test_grants.py leases/test_cluster.py leases/test_cluster_calls.py leases/test_sentinel.py \
 	ops/test_redis_check.py ops/test_hosted.py) tests/faults/test_failover.py
 
 compat: install ## Run the tests with other servers: installed ones, poolers, clusters, a failover

@@ -66,25 +66,37 @@ class IndexWriter:
                 self._metrics.index_entry_missed()
 
     async def repair(self) -> None:
-        """Writes what is missing, some of it at a time, where it can be written by now.
+        """Writes what is missing, where it can be written by now.
 
         Raises LocksUnavailable when Redis cannot be reached at all.
         """
+        while self._missing and await self._repair_some():
+            pass
+
+    async def _repair_some(self) -> bool:
+        """A pipeline's worth of it: whether any of that could be settled. The rest has to wait
+        behind the others."""
         now_ms = round(time.time() * 1000)
         todo = list(islice(self._missing.items(), self._redis.commands_max // 2))
         held = await self._held({entry.key for entry, expire_ms in todo if expire_ms})
+        settled = False
         for entry, expire_ms in todo:
             # A lock whose own master cannot be reached is asked for again.
             if expire_ms and (expire_ms < now_ms or held.get(entry.key) is False):
-                self._missing.pop(entry, None)
+                settled |= self._missing.pop(entry, None) is not None
         ready = [it for it in todo if it[0] in self._missing and (not it[1] or held[it[0].key])]
         writes = [self._indexes.entry(entry, expire_ms) for entry, expire_ms in ready]
         replies = await self._redis.replies(*(it.command for it in writes)) if writes else ()
         for (entry, expire_ms), reply in zip(ready, replies, strict=True):
             if not isinstance(reply, Exception) and self._missing.get(entry) == expire_ms:
                 del self._missing[entry]
+                settled = True
                 if self._metrics is not None:
                     self._metrics.index_entry_repaired()
+        for entry, expire_ms in todo:
+            if self._missing.get(entry) == expire_ms:
+                self._missing[entry] = self._missing.pop(entry)
+        return settled
 
     async def _held(self, keys: Iterable[LeaseKey]) -> dict[LeaseKey, bool | None]:
         """Whether each lock still has its permit; None where that cannot be told now."""

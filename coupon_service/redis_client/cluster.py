@@ -11,7 +11,8 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
+from contextlib import suppress
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias, cast
 
@@ -47,7 +48,8 @@ REDIRECTED_PAUSE_S: Final = 0.005
 """Between two attempts of a command that was redirected before."""
 
 SPARED_S: Final = 0.25
-"""For how long nobody asks a master that failed twice in a row: others wait in the same call."""
+"""How often a master that failed twice in a row is asked whether it answers again. Calls do not ask
+it meanwhile: others wait in the same call."""
 
 REFRESH_INTERVAL_S: Final = 0.25
 """Between two questions for the slots while a master cannot be reached."""
@@ -58,10 +60,9 @@ class NoMasterError(Exception):
 
 
 class _Failures(NamedTuple):
-    """How often a master failed in a row, until when it is spared, and how it failed."""
+    """How often a master failed in a row, and how."""
 
     in_a_row: int
-    until_s: float
     error: LocksUnavailable
 
 
@@ -95,6 +96,7 @@ class ClusterPipelines:
         self._refreshed_s = -math.inf
         self._refreshing: asyncio.Task[None] | None = None
         self._retiring: set[asyncio.Task[None]] = set()
+        self._watching: set[asyncio.Task[None]] = set()
 
     async def run(self, *commands: RedisCommand) -> Sequence[Any]:
         """As `replies`. Raises LocksUnavailable also when one of the replies is an error."""
@@ -114,6 +116,8 @@ class ClusterPipelines:
         """Waits for what is on its way, then closes the connections."""
         if self._refreshing is not None:
             self._refreshing.cancel()
+        for watch in self._watching:
+            watch.cancel()
         await asyncio.gather(*self._retiring, *(it.close() for it in self._servers.values()))
 
     async def masters(self) -> list[Address]:
@@ -188,18 +192,34 @@ class ClusterPipelines:
     async def _unless_spared(
         self, address: Address, commands: Sequence[RedisCommand]
     ) -> Sequence[Any]:
-        """The replies of a master. Raises LocksUnavailable, at once when it failed just now."""
+        """The replies of a master. Raises LocksUnavailable, at once while it is spared."""
         failures = self._failures.get(address)
-        if failures is not None and failures.in_a_row > 1 and perf_counter() < failures.until_s:
+        if failures is not None and failures.in_a_row > 1:
             raise failures.error
         try:
             replies = await self.at(address).replies(*commands)
         except LocksUnavailable as error:
-            in_a_row = failures.in_a_row + 1 if failures is not None else 1
-            self._failures[address] = _Failures(in_a_row, perf_counter() + SPARED_S, error)
+            self._failed(address, error)
             raise
         self._failures.pop(address, None)
         return replies
+
+    def _failed(self, address: Address, error: LocksUnavailable) -> None:
+        """Takes note of a failure of a master, and after a second one has it watched."""
+        before = self._failures.get(address)
+        self._failures[address] = _Failures(before.in_a_row + 1 if before else 1, error)
+        if before is not None and before.in_a_row == 1:
+            _keep(self._watching, self._watch(address))
+
+    async def _watch(self, address: Address) -> None:
+        """Ends the sparing of a master as soon as it answers."""
+        while True:
+            await asyncio.sleep(SPARED_S)
+            if address not in self._failures:  # it is no master any more
+                return
+            with suppress(LocksUnavailable):
+                await self.at(address).run(("PING",))
+                self._failures.pop(address, None)
 
     async def _ask_once(
         self, address: Address, i: int, commands: Sequence[RedisCommand], replies: list[Any]
@@ -263,10 +283,8 @@ class ClusterPipelines:
         self._masters = masters
         self._refreshed_s = perf_counter()
         for gone in self._servers.keys() - masters - set(self._url.addresses):
-            retired = asyncio.ensure_future(self._servers.pop(gone).close())
             self._failures.pop(gone, None)
-            self._retiring.add(retired)
-            retired.add_done_callback(self._retiring.discard)
+            _keep(self._retiring, self._servers.pop(gone).close())
 
     async def _slots_of(self, node: Address) -> list[Address | None]:
         """The master of each slot, as a node knows them."""
@@ -276,3 +294,10 @@ class ClusterPipelines:
             master = host or node[0], int(port)
             masters[first : last + 1] = [master] * (last + 1 - first)
         return masters
+
+
+def _keep(tasks: set[asyncio.Task[None]], work: Coroutine[Any, Any, None]) -> None:
+    """Begins work that nobody awaits, and remembers it until it has ended."""
+    task = asyncio.ensure_future(work)
+    tasks.add(task)
+    task.add_done_callback(tasks.discard)

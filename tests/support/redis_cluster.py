@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,11 +46,18 @@ class Cluster:
 
     def master_of(self, key: str) -> EmbeddedRedis:
         """The node that has the slot of a key, as the first says."""
-        slot = key_slot(key.encode())
-        for first, last, (_, port, *_), *_ in self.ask(self.nodes[0], "CLUSTER", "SLOTS"):
-            if first <= slot <= last:
-                return next(it for it in self.nodes if it.port == port)
-        raise AssertionError(slot)
+        (master,) = self.masters_of([key])
+        return master
+
+    def masters_of(self, keys: Iterable[str]) -> list[EmbeddedRedis]:
+        """As `master_of`, for many."""
+        nodes = {it.port: it for it in self.nodes}
+        ranges = [
+            (range(first, last + 1), nodes[port])
+            for first, last, (_, port, *_), *_ in self.ask(self.nodes[0], "CLUSTER", "SLOTS")
+        ]
+        slots = (key_slot(key.encode()) for key in keys)
+        return [next(node for its, node in ranges if slot in its) for slot in slots]
 
     def slot_of(self, code: str) -> int:
         """The slot of the permits of a code."""
@@ -69,11 +76,9 @@ class Cluster:
         return self._name_at(node, "book", book_index)
 
     def _name_at(self, node: EmbeddedRedis, prefix: str, key_of: Callable[[str], str]) -> str:
-        return next(
-            name
-            for i in range(1_000)
-            if self.master_of(key_of(name := f"{prefix}{i}")).port == node.port
-        )
+        names = [f"{prefix}{i}" for i in range(1_000)]
+        masters = self.masters_of(map(key_of, names))
+        return next(it for it, master in zip(names, masters, strict=True) if master is node)
 
     def flush(self) -> None:
         """Delete all keys."""

@@ -18,8 +18,10 @@ from support.limiters import LimitEvents, service
 from support.redis_cluster import Cluster, redis_cluster
 from support.redis_sentinels import PASSWORD
 
+from coupon_service.batching import BATCHING_DEFAULTS
 from coupon_service.errors import LocksUnavailable
 from coupon_service.leases import AcquireStatus, AdmitStatus, LeaseKey, LeaseRequest, Leases
+from coupon_service.leases.scripts import user_index
 from coupon_service.ratelimit.callers import CallerLimits
 from coupon_service.ratelimit.limiter import RateClass, RateLimiter
 from coupon_service.ratelimit.windows import Windows
@@ -110,7 +112,8 @@ async def test_a_master_that_is_down_fails_the_codes_of_its_slots_only(
 ) -> None:
     down = cluster.nodes[2]
     keys = [LeaseKey(f"CODE{i}", f"book-{i}", f"user-{i}", f"lock-{i}") for i in range(300)]
-    own = {key for key in keys if cluster.master_of(f"{{{key.code}}}") is down}
+    masters = zip(keys, cluster.masters_of(f"{{{it.code}}}" for it in keys), strict=True)
+    own = {key for key, master in masters if master is down}
     await leases.ping()
     if how == "killed":
         down.kill()
@@ -164,6 +167,31 @@ async def test_an_index_that_cannot_be_reached_is_written_later(
     assert counted(registry, "repaired") == 4
     assert [it.key for it in await leases.list_user(user)] == [key]
     assert [it.key for it in await leases.list_book(book)] == [key]
+
+
+async def test_entries_that_cannot_be_written_yet_hold_up_no_others(
+    cluster: Cluster, leases: Leases, registry: CollectorRegistry
+) -> None:
+    up, back, down = cluster.nodes
+    code, book = cluster.code_at(up), cluster.book_at(up)
+    users = [f"user{i}" for i in range(400)]
+    masters = zip(users, cluster.masters_of(map(user_index, users)), strict=True)
+    keys = [LeaseKey(code, book, user, f"lock-{user}") for user, it in masters if it is down]
+    late = LeaseKey(code, book, cluster.user_at(back), "late")
+    assert len(keys) > BATCHING_DEFAULTS.pipeline_max_size / 2
+    await leases.ping()
+    down.pause()
+    back.pause()
+    results = await leases.acquire_each([LeaseRequest(it, TTL_MS) for it in keys])
+    assert not any(isinstance(it, LocksUnavailable) for it in results)
+    assert await granted(leases, late)
+    back.resume()
+    await asyncio.sleep(SPARED_S + 0.05)
+    for _ in range(3):  # some at a time
+        await leases.repair()
+
+    assert [it.key for it in await leases.list_user(late.user_id)] == [late]
+    down.resume()
 
 
 async def test_no_entry_is_written_later_for_a_lock_that_has_ended(
