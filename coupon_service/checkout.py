@@ -97,7 +97,18 @@ class Checkout:
     async def validate(self, command: Redeem, token: str) -> Validation:
         """Every reason why the redemption would be refused now, and what it would take off."""
         command = replace(command, lock=self._claims(token))
-        state = await self._previews.submit(CommandGroup((command,)))
+        return await self._validation(
+            command, await self._previews.submit(CommandGroup((command,)))
+        )
+
+    async def qualify(self, commands: Sequence[Redeem]) -> list[Validation]:
+        """As `validate`, for many codes of one user, on one look at all of them."""
+        if not commands:
+            return []
+        state = await self._previews.submit(CommandGroup(tuple(commands)))
+        return await asyncio.gather(*(self._validation(command, state) for command in commands))
+
+    async def _validation(self, command: Redeem, state: State) -> Validation:
         named = (command.code, command.book_id, command.call.business_id, state)
         found = find_code(*named)
         if isinstance(found, CouponServiceError):

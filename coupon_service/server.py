@@ -282,7 +282,7 @@ class Server:
         )
         handler.add(
             redemption_service_pb2_grpc.add_RedemptionServiceServicer_to_server,
-            RedemptionServicer(checkout, locks, reads, page_tokens, self._streams),
+            RedemptionServicer(checkout, locks, reads, page_tokens, self._streams, now),
         )
         handler.add(
             audit_service_pb2_grpc.add_AuditServiceServicer_to_server,

@@ -62,6 +62,11 @@ EXAMPLES: Final = {
   "user_id": "ann",
   "order_amount": {"amount_minor": 4999, "currency_code": "EUR"}
 }""",
+    "RedemptionService/QualifyCoupons": """{
+  "user_id": "ann",
+  "codes": ["WELCOME1"],
+  "order_amount": {"amount_minor": 4999, "currency_code": "EUR"}
+}""",
     "RedemptionService/LockCode": '{"code": "WELCOME1", "user_id": "ann", "ttl": "5m"}',
     "RedemptionService/ExtendLock": '{"lock_token": "LOCK_TOKEN", "ttl": "5m"}',
     "RedemptionService/UnlockCode": '{"lock_token": "LOCK_TOKEN"}',

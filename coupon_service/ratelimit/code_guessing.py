@@ -55,27 +55,29 @@ class GuessGuard:
         self._denied = DenyList()
         self._look_ups: Counter[str] = Counter()
 
-    def look_up(self, caller: Caller) -> AbstractContextManager[None]:
-        """While a look-up is under way.
+    def look_up(self, caller: Caller, amount: int = 1) -> AbstractContextManager[None]:
+        """While so many look-ups are under way.
 
         An end user has no more of them at a time than guesses, since all are made before the first
         is counted. Raises RateLimited.
         """
         counted = caller.end_user and self._limits.end_users
-        return self._counted_look_up(caller) if counted else NOTHING
+        return self._counted_look_up(caller, amount) if counted and amount else NOTHING
 
     @contextmanager
-    def _counted_look_up(self, caller: Caller) -> Generator[None]:
+    def _counted_look_up(self, caller: Caller, amount: int) -> Generator[None]:
         name = self._limits.identity(caller)
-        if self._look_ups[name] >= min(item.amount for item in self._limits.end_users):
+        under_way = self._look_ups[name]
+        limit = min(item.amount for item in self._limits.end_users)
+        if under_way and under_way + amount > limit:
             raise RateLimited(
                 "Too many codes are looked up at the same time.", retry_after_ms=1_000
             )
-        self._look_ups[name] += 1
+        self._look_ups[name] += amount
         try:
             yield
         finally:
-            self._look_ups[name] -= 1
+            self._look_ups[name] -= amount
             if not self._look_ups[name]:
                 del self._look_ups[name]
 

@@ -37,9 +37,10 @@ def guarded(
     if guesses is None or look_up is LookUp.NONE:
         return handler
     behavior: Any = handler.unary_unary
-    around = _one if look_up is LookUp.CODE else _batch
     return grpc.unary_unary_rpc_method_handler(
-        around(behavior, guesses), handler.request_deserializer, handler.response_serializer
+        AROUND[look_up](behavior, guesses),
+        handler.request_deserializer,
+        handler.response_serializer,
     )
 
 
@@ -61,6 +62,25 @@ def _one(behavior: Behavior, guesses: GuessGuard) -> Behavior:
                 and is_code(request.code)
                 and (refusal := await guesses.missed(rpc, {user_id: 1}))
             ):
+                raise refusal
+            return response
+
+    return look_up
+
+
+def _several(behavior: Behavior, guesses: GuessGuard) -> Behavior:
+    async def look_up(request: pb.QualifyCouponsRequest, context: Any) -> pb.QualifyCouponsResponse:
+        rpc = current()
+        user_id = canonical_id(request.user_id)
+        if request.codes and (refusal := guesses.refusal(rpc, user_id)):
+            raise refusal
+        with guesses.look_up(rpc, len(request.codes)):
+            response = await behavior(request, context)
+            misses = sum(
+                is_code(coupon.code) and any(it.reason in MISS_REASONS for it in coupon.problems)
+                for coupon in response.coupons
+            )
+            if misses and (refusal := await guesses.missed(rpc, {user_id: misses})):
                 raise refusal
             return response
 
@@ -138,3 +158,7 @@ def _misses(
         and "item" not in result.error.metadata
         and is_code(item.code)
     )
+
+
+AROUND: Final = {LookUp.CODE: _one, LookUp.CODES: _several, LookUp.ITEMS: _batch}
+"""What goes around a method that looks up codes."""

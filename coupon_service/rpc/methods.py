@@ -32,6 +32,8 @@ class LookUp(Enum):
     NONE = auto()
     CODE = auto()
     """The one `code`, perhaps for its `user_id`."""
+    CODES = auto()
+    """Each of its `codes`, for its `user_id`."""
     ITEMS = auto()
     """The `code` of each of its `items`, for the item's `user_id`."""
 
@@ -88,6 +90,7 @@ METHODS: Final[Mapping[str, Method]] = {
     "AssignmentService/RevokeAssignment": Method(_ISSUE, _CHANGES, LookUp.CODE),
     "AssignmentService/ListUserCoupons": Method(_READ_OWN, _READS),
     "RedemptionService/ValidateCode": Method(_CHECK_OUT, _TILL, LookUp.CODE),
+    "RedemptionService/QualifyCoupons": Method(_CHECK_OUT, _TILL, LookUp.CODES),
     "RedemptionService/LockCode": Method(_CHECK_OUT, _TILL, LookUp.CODE),
     "RedemptionService/ExtendLock": Method(_CHECK_OUT, _TILL),
     "RedemptionService/UnlockCode": Method(_CHECK_OUT, _TILL),

@@ -369,6 +369,144 @@ class ValidateCodeResponse(_message.Message):
 Global___ValidateCodeResponse: _TypeAlias = ValidateCodeResponse  # noqa: Y015
 
 @_typing.final
+class QualifyCouponsRequest(_message.Message):
+    """Request of QualifyCoupons."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USER_ID_FIELD_NUMBER: _builtins.int
+    CODES_FIELD_NUMBER: _builtins.int
+    ORDER_ID_FIELD_NUMBER: _builtins.int
+    ORDER_AMOUNT_FIELD_NUMBER: _builtins.int
+    BUSINESS_ID_FIELD_NUMBER: _builtins.int
+    user_id: _builtins.str
+    """The user who would redeem."""
+    order_id: _builtins.str
+    """The order. Optional."""
+    business_id: _builtins.str
+    """Only coupons of this business. Optional."""
+    @_builtins.property
+    def codes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Up to 20 codes as typed, which need not be assigned to the user. Unknown ones count as guesses.
+        Optional.
+        """
+
+    @_builtins.property
+    def order_amount(self) -> _money_pb2.Money:
+        """The amount of the order. Optional; without it a percentage cannot be computed."""
+
+    def __init__(
+        self,
+        *,
+        user_id: _builtins.str = ...,
+        codes: _abc.Iterable[_builtins.str] | None = ...,
+        order_id: _builtins.str = ...,
+        order_amount: _money_pb2.Money | None = ...,
+        business_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["order_amount", b"order_amount"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["business_id", b"business_id", "codes", b"codes", "order_amount", b"order_amount", "order_id", b"order_id", "user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___QualifyCouponsRequest: _TypeAlias = QualifyCouponsRequest  # noqa: Y015
+
+@_typing.final
+class QualifyCouponsResponse(_message.Message):
+    """Answer of QualifyCoupons."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COUPONS_FIELD_NUMBER: _builtins.int
+    TRUNCATED_FIELD_NUMBER: _builtins.int
+    truncated: _builtins.bool
+    """True when the user has more live coupons: these are the 200 that end soonest."""
+    @_builtins.property
+    def coupons(self) -> _containers.RepeatedCompositeFieldContainer[Global___QualifiedCoupon]:
+        """The coupons, each once."""
+
+    def __init__(
+        self,
+        *,
+        coupons: _abc.Iterable[Global___QualifiedCoupon] | None = ...,
+        truncated: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["coupons", b"coupons", "truncated", b"truncated"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___QualifyCouponsResponse: _TypeAlias = QualifyCouponsResponse  # noqa: Y015
+
+@_typing.final
+class QualifiedCoupon(_message.Message):
+    """A coupon, and whether it fits."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CODE_FIELD_NUMBER: _builtins.int
+    DISPLAY_CODE_FIELD_NUMBER: _builtins.int
+    BOOK_ID_FIELD_NUMBER: _builtins.int
+    REDEEMABLE_FIELD_NUMBER: _builtins.int
+    PROBLEMS_FIELD_NUMBER: _builtins.int
+    DISCOUNT_FIELD_NUMBER: _builtins.int
+    BENEFIT_FIELD_NUMBER: _builtins.int
+    COUNTS_FIELD_NUMBER: _builtins.int
+    ASSIGNED_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    code: _builtins.str
+    """The code, normalised; of a named code that does not exist, as it was named."""
+    display_code: _builtins.str
+    """The code as it is shown to people; of a named code, as it was named."""
+    book_id: _builtins.str
+    """The book. Empty when the code does not exist."""
+    redeemable: _builtins.bool
+    """Whether RedeemCode would succeed now."""
+    benefit: _builtins.str
+    """The book's benefit. Empty when the discount is an amount."""
+    assigned: _builtins.bool
+    """Whether it is one of the user's live coupons."""
+    @_builtins.property
+    def problems(self) -> _containers.RepeatedCompositeFieldContainer[_error_reason_pb2.ItemError]:
+        """All reasons why it would be refused, as in ValidateCodeResponse."""
+
+    @_builtins.property
+    def discount(self) -> _money_pb2.Money:
+        """The discount, also when there are problems. Unset for benefits and where it cannot be computed."""
+
+    @_builtins.property
+    def counts(self) -> Global___RedemptionCounts:
+        """The current counts."""
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """When it ends: the end of the assignment's validity or of the book, whichever is first. Unset: never."""
+
+    def __init__(
+        self,
+        *,
+        code: _builtins.str = ...,
+        display_code: _builtins.str = ...,
+        book_id: _builtins.str = ...,
+        redeemable: _builtins.bool = ...,
+        problems: _abc.Iterable[_error_reason_pb2.ItemError] | None = ...,
+        discount: _money_pb2.Money | None = ...,
+        benefit: _builtins.str = ...,
+        counts: Global___RedemptionCounts | None = ...,
+        assigned: _builtins.bool = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "discount", b"discount", "end_time", b"end_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assigned", b"assigned", "benefit", b"benefit", "book_id", b"book_id", "code", b"code", "counts", b"counts", "discount", b"discount", "display_code", b"display_code", "end_time", b"end_time", "problems", b"problems", "redeemable", b"redeemable"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___QualifiedCoupon: _TypeAlias = QualifiedCoupon  # noqa: Y015
+
+@_typing.final
 class LockCodeRequest(_message.Message):
     """Request of LockCode."""
 

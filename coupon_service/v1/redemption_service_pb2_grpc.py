@@ -55,6 +55,11 @@ class RedemptionServiceStub:
                 request_serializer=coupon__service_dot_v1_dot_redemption__service__pb2.ValidateCodeRequest.SerializeToString,
                 response_deserializer=coupon__service_dot_v1_dot_redemption__service__pb2.ValidateCodeResponse.FromString,
                 _registered_method=True)
+        self.QualifyCoupons = channel.unary_unary(
+                '/coupon_service.v1.RedemptionService/QualifyCoupons',
+                request_serializer=coupon__service_dot_v1_dot_redemption__service__pb2.QualifyCouponsRequest.SerializeToString,
+                response_deserializer=coupon__service_dot_v1_dot_redemption__service__pb2.QualifyCouponsResponse.FromString,
+                _registered_method=True)
         self.LockCode = channel.unary_unary(
                 '/coupon_service.v1.RedemptionService/LockCode',
                 request_serializer=coupon__service_dot_v1_dot_redemption__service__pb2.LockCodeRequest.SerializeToString,
@@ -134,6 +139,16 @@ class RedemptionServiceServicer:
     def ValidateCode(self, request, context):
         """A dry run of RedeemCode: returns all reasons why it would be refused now, and the discount that it
         would give. Changes nothing. A code that does not exist is a reason, not an error.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def QualifyCoupons(self, request, context):
+        """Which coupons fit: a dry run of RedeemCode for all of a user's live coupons, and for codes that the
+        user names. Live: the assignment is ACTIVE and its validity is not over, and the book is neither
+        CLOSED nor over. Coupons that can be redeemed now come first, the largest discount first, then those
+        that end soonest. Changes nothing. For end users, coupons that are hidden from them are left out.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -273,6 +288,11 @@ def add_RedemptionServiceServicer_to_server(servicer, server):
                     request_deserializer=coupon__service_dot_v1_dot_redemption__service__pb2.ValidateCodeRequest.FromString,
                     response_serializer=coupon__service_dot_v1_dot_redemption__service__pb2.ValidateCodeResponse.SerializeToString,
             ),
+            'QualifyCoupons': grpc.unary_unary_rpc_method_handler(
+                    servicer.QualifyCoupons,
+                    request_deserializer=coupon__service_dot_v1_dot_redemption__service__pb2.QualifyCouponsRequest.FromString,
+                    response_serializer=coupon__service_dot_v1_dot_redemption__service__pb2.QualifyCouponsResponse.SerializeToString,
+            ),
             'LockCode': grpc.unary_unary_rpc_method_handler(
                     servicer.LockCode,
                     request_deserializer=coupon__service_dot_v1_dot_redemption__service__pb2.LockCodeRequest.FromString,
@@ -372,6 +392,33 @@ class RedemptionService:
             '/coupon_service.v1.RedemptionService/ValidateCode',
             coupon__service_dot_v1_dot_redemption__service__pb2.ValidateCodeRequest.SerializeToString,
             coupon__service_dot_v1_dot_redemption__service__pb2.ValidateCodeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def QualifyCoupons(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/coupon_service.v1.RedemptionService/QualifyCoupons',
+            coupon__service_dot_v1_dot_redemption__service__pb2.QualifyCouponsRequest.SerializeToString,
+            coupon__service_dot_v1_dot_redemption__service__pb2.QualifyCouponsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -53,6 +53,12 @@ class RedemptionServiceStub:
     """A dry run of RedeemCode: returns all reasons why it would be refused now, and the discount that it
     would give. Changes nothing. A code that does not exist is a reason, not an error.
     """
+    QualifyCoupons: _grpc.UnaryUnaryMultiCallable[_redemption_service_pb2.QualifyCouponsRequest, _redemption_service_pb2.QualifyCouponsResponse]
+    """Which coupons fit: a dry run of RedeemCode for all of a user's live coupons, and for codes that the
+    user names. Live: the assignment is ACTIVE and its validity is not over, and the book is neither
+    CLOSED nor over. Coupons that can be redeemed now come first, the largest discount first, then those
+    that end soonest. Changes nothing. For end users, coupons that are hidden from them are left out.
+    """
     LockCode: _grpc.UnaryUnaryMultiCallable[_redemption_service_pb2.LockCodeRequest, _redemption_service_pb2.LockCodeResponse]
     """Reserves one redemption of a code for a user, for a limited time. Another call for the same user
     returns the same lock with its unchanged expiry. After the expiry it grants a new lock at once,
@@ -158,6 +164,12 @@ class RedemptionServiceAsyncStub(RedemptionServiceStub):
     ValidateCode: _aio.UnaryUnaryMultiCallable[_redemption_service_pb2.ValidateCodeRequest, _redemption_service_pb2.ValidateCodeResponse]  # type: ignore[assignment]
     """A dry run of RedeemCode: returns all reasons why it would be refused now, and the discount that it
     would give. Changes nothing. A code that does not exist is a reason, not an error.
+    """
+    QualifyCoupons: _aio.UnaryUnaryMultiCallable[_redemption_service_pb2.QualifyCouponsRequest, _redemption_service_pb2.QualifyCouponsResponse]  # type: ignore[assignment]
+    """Which coupons fit: a dry run of RedeemCode for all of a user's live coupons, and for codes that the
+    user names. Live: the assignment is ACTIVE and its validity is not over, and the book is neither
+    CLOSED nor over. Coupons that can be redeemed now come first, the largest discount first, then those
+    that end soonest. Changes nothing. For end users, coupons that are hidden from them are left out.
     """
     LockCode: _aio.UnaryUnaryMultiCallable[_redemption_service_pb2.LockCodeRequest, _redemption_service_pb2.LockCodeResponse]  # type: ignore[assignment]
     """Reserves one redemption of a code for a user, for a limited time. Another call for the same user
@@ -267,6 +279,18 @@ class RedemptionServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_redemption_service_pb2.ValidateCodeResponse, _abc.Awaitable[_redemption_service_pb2.ValidateCodeResponse]]:
         """A dry run of RedeemCode: returns all reasons why it would be refused now, and the discount that it
         would give. Changes nothing. A code that does not exist is a reason, not an error.
+        """
+
+    @_abc_1.abstractmethod
+    def QualifyCoupons(
+        self,
+        request: _redemption_service_pb2.QualifyCouponsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_redemption_service_pb2.QualifyCouponsResponse, _abc.Awaitable[_redemption_service_pb2.QualifyCouponsResponse]]:
+        """Which coupons fit: a dry run of RedeemCode for all of a user's live coupons, and for codes that the
+        user names. Live: the assignment is ACTIVE and its validity is not over, and the book is neither
+        CLOSED nor over. Coupons that can be redeemed now come first, the largest discount first, then those
+        that end soonest. Changes nothing. For end users, coupons that are hidden from them are left out.
         """
 
     @_abc_1.abstractmethod

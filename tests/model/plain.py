@@ -279,6 +279,53 @@ class World(Assignments):
             "counts": self.counts(item.code, item.user),
         }
 
+    def qualify(self, user: str, named: Sequence[tuple[str, str]], order: Item) -> Message:
+        """QualifyCoupons, for codes and how they were typed."""
+        tried = {
+            code: (given["book_id"], given["display_code"], given.get("expire_time") or 0)
+            for (code, owner), assignment in self.assignments.items()
+            if owner == user and (given := assignment.given) and assignment.state == "ACTIVE"
+        }
+        for code, (book_id, _, end) in list(tried.items()):
+            ends = [it for it in (end, self.books[book_id]["end_time"]) if it]
+            if (
+                self.books[book_id]["state"] == "CLOSED"
+                or min(ends, default=self.now + 1) <= self.now
+            ):
+                del tried[code]
+        own = set(tried)
+        for code, typed in named:
+            tried.setdefault(code, ("", typed, 0))
+        found: list[Message] = []
+        for code, (book_id, shown, end) in tried.items():
+            answer = self.validate(
+                Item(
+                    code=code,
+                    user=user,
+                    book_id=book_id,
+                    order_id=order.order_id,
+                    amount=order.amount,
+                )
+            )
+            if code in own and "book_id" not in answer:
+                continue
+            valid = answer.pop("valid", False)
+            of_book = self.books[answer["book_id"]]["end_time"] if "book_id" in answer else 0
+            first = min((it for it in (end, of_book) if it), default=0)
+            names = {"code": code, "display_code": shown, "end_time": first}
+            found.append({**answer, **names, "redeemable": valid, "assigned": code in own})
+
+        def rank(it: Message) -> Any:
+            discount: Message = it.get("discount") or {"amount_minor": 0}
+            return (
+                not it["redeemable"],
+                -discount["amount_minor"],
+                it["end_time"] or 10**15,
+                it["display_code"],
+            )
+
+        return {"coupons": sorted(found, key=rank)}
+
     def redeem(self, items: Sequence[Item], *, atomic: bool = False) -> list[Message]:
         """What each item is answered. Whoever needs a permit in Redis comes again with one."""
         # Of what was carried out before each item answers for itself.

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 from model.compare import clean, plain
-from model.draws import ITEMS, PER_MILLE, USERS, step
+from model.draws import ALONE, ITEMS, PER_MILLE, USERS, some_of, step
 from model.program import PATIENCE_S, View
 from model.state import Message, Unknown
 from model.using import Using
@@ -35,6 +35,25 @@ class Programs(Using):
             request,
             lambda _: self.world.validate(item),
             user,
+        )
+
+    @step(6, name=USERS, drawn=some_of(ITEMS, 1, 3), alone=ALONE)
+    def qualify(self, name: str, drawn: list[Message], *, alone: bool) -> None:
+        """Tries all that a user has, and a few other codes, for the order of the first of these."""
+        (user, sent), made = self.user(name), [self.item(it) for it in drawn]
+        order, fields = made[0]
+        request = redemptions.QualifyCouponsRequest(
+            user_id=sent,
+            codes=[it["code"] for _, it in made],
+            order_id=fields["order_id"],
+            order_amount=fields["order_amount"],
+        )
+        named = [(it.code, fields["code"]) for it, fields in made]
+        self.both(
+            self.api.redemptions.QualifyCoupons,
+            request,
+            lambda _: self.world.qualify(user, named, order),
+            sent if alone else "",
         )
 
     @step(6, which=PER_MILLE, name=USERS)

@@ -23,7 +23,9 @@ def reason_name(error: ItemError) -> str:
     return ErrorReason.Name(error.reason).removeprefix(REASON_PREFIX)
 
 
-def reasons_of(validation: redemptions.ValidateCodeResponse) -> list[str]:
+def reasons_of(
+    validation: redemptions.ValidateCodeResponse | redemptions.QualifiedCoupon,
+) -> list[str]:
     """The reasons of all problems, in their order."""
     return [reason_name(problem) for problem in validation.problems]
 

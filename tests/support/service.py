@@ -433,6 +433,14 @@ class Api:
             redemptions.ValidateCodeRequest(code=code, user_id=user_id, **fields)
         )
 
+    def qualify(
+        self, user_id: str, *codes: str, **fields: Any
+    ) -> redemptions.QualifyCouponsResponse:
+        """Which coupons of a user, and which of these codes, fit."""
+        return self.redemptions.QualifyCoupons(
+            redemptions.QualifyCouponsRequest(user_id=user_id, codes=codes, **fields)
+        )
+
     def lock(
         self, code: str, user_id: str, *, ttl_s: float | None = None, **fields: Any
     ) -> redemptions.LockCodeResponse:

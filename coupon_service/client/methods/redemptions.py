@@ -36,6 +36,27 @@ class RedemptionMethods:
             lock_token=lock_token,
         )
 
+    @unary(pb.QualifyCouponsResponse)
+    @staticmethod
+    def qualify_coupons(
+        user_id: str,
+        codes: Sequence[str] = (),
+        *,
+        order_id: str = "",
+        order_amount: Money | None = None,
+        business_id: str = "",
+    ) -> pb.QualifyCouponsRequest:
+        """Which of the user's live coupons, and of up to 20 named codes, could be redeemed now, why
+        the others could not, and what each takes off: the best first. Changes nothing.
+        """
+        return pb.QualifyCouponsRequest(
+            user_id=user_id,
+            codes=codes,
+            order_id=order_id,
+            order_amount=order_amount,
+            business_id=business_id,
+        )
+
     @unary(pb.LockCodeResponse)
     @staticmethod
     def lock_code(

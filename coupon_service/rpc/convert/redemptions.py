@@ -272,18 +272,24 @@ def validation_message(validation: Validation) -> pb.ValidateCodeResponse:
     response = pb.ValidateCodeResponse(
         valid=not validation.problems, problems=map(item_error, validation.problems)
     )
-    book, code, discount = validation.book, validation.code, validation.discount
-    if book is None or code is None:
+    if validation.book is None:
         return response
-    response.book_id = str(book.book_id)
+    discount = validation.discount
+    response.book_id = str(validation.book.book_id)
     response.benefit = validation.benefit
     if discount is not None:
         put_money(response.discount, discount.amount_minor, discount.currency_code)
-    assignment = validation.assignment
-    _put_counts(
-        response.counts,
-        code.redemptions,
-        book.limits.max_redemptions_per_code,
-        assignment.redemptions if assignment else 0,
-    )
+    put_counts_now(response.counts, validation)
     return response
+
+
+def put_counts_now(counts: pb.RedemptionCounts, validation: Validation) -> None:
+    """The counts of a code that was validated."""
+    book, code, assignment = validation.book, validation.code, validation.assignment
+    if book is not None and code is not None:
+        _put_counts(
+            counts,
+            code.redemptions,
+            book.limits.max_redemptions_per_code,
+            assignment.redemptions if assignment else 0,
+        )

@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from datetime import datetime
 from typing import Any
 
 from coupon_service.checkout import Checkout
@@ -12,6 +14,7 @@ from coupon_service.model import done_of
 from coupon_service.rpc.checkout_streams import CheckoutStreams
 from coupon_service.rpc.context import current
 from coupon_service.rpc.convert import locks as convert_locks
+from coupon_service.rpc.convert import qualify as convert_qualify
 from coupon_service.rpc.convert import redemptions as convert
 from coupon_service.rpc.lazy import lazy_command
 from coupon_service.rpc.paging import PageTokens, page_within_bounds
@@ -30,12 +33,14 @@ class RedemptionServicer(RedemptionServiceServicer):
         reads: Reads,
         page_tokens: PageTokens,
         streams: CheckoutStreams,
+        now: Callable[[], datetime],
     ) -> None:
         self._checkout = checkout
         self._locks = locks
         self._reads = reads
         self._page_tokens = page_tokens
         self._streams = streams
+        self._now = now
 
     async def ValidateCode(
         self, request: pb.ValidateCodeRequest, context: Any
@@ -44,6 +49,17 @@ class RedemptionServicer(RedemptionServiceServicer):
         return convert.validation_message(
             await self._checkout.validate(command, request.lock_token)
         )
+
+    async def QualifyCoupons(
+        self, request: pb.QualifyCouponsRequest, context: Any
+    ) -> pb.QualifyCouponsResponse:
+        wanted = convert_qualify.read_qualify(request, current())
+        coupons, truncated = await self._reads.live_coupons(
+            wanted.attempt.user_id, wanted.business_id, self._now(), convert_qualify.COUPONS_MAX
+        )
+        trials = convert_qualify.trials(wanted, coupons)
+        validations = await self._checkout.qualify([it.command for it in trials])
+        return convert_qualify.qualified_message(trials, validations, truncated=truncated)
 
     async def LockCode(self, request: pb.LockCodeRequest, context: Any) -> pb.LockCodeResponse:
         grant = await self._locks.acquire(lazy_command(convert_locks.read_lock, request, current()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
+from datetime import datetime
 from typing import Any, Final, LiteralString
 from uuid import UUID
 
@@ -30,6 +31,7 @@ from coupon_service.store.events import (
 )
 from coupon_service.store.keyset import Position, code_only, page_of, time_and_code, time_position
 from coupon_service.store.pipeline import Connection
+from coupon_service.store.queries.live_coupons import select_live_coupons
 from coupon_service.store.queries.lookups import (
     CodeLookup,
     Coupon,
@@ -106,6 +108,15 @@ class Reads:
         wanted = CouponsLookup(user_id, book_id, business_id, states, time, code, page_size + 1)
         found: list[Coupon] = await self._look_up(wanted)
         return page_of(found, page_size, lambda it: assignment_position(it[0]))
+
+    async def live_coupons(
+        self, user_id: str, business_id: str, now: datetime, count: int
+    ) -> tuple[list[Coupon], bool]:
+        """See `select_live_coupons`."""
+        return await self._database.read(
+            "live_coupons",
+            lambda connection: select_live_coupons(connection, user_id, business_id, now, count),
+        )
 
     async def redemption(
         self, redemption_id: UUID, business_id: str, own_user_id: str = ""

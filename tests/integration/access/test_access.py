@@ -41,6 +41,7 @@ EXPECTED = {
     "RevokeAssignment": "I",
     "ListUserCoupons": "IRAS",
     "ValidateCode": "RS",
+    "QualifyCoupons": "RS",
     "LockCode": "RS",
     "ExtendLock": "RS",
     "UnlockCode": "RS",

@@ -154,6 +154,7 @@ NAMING: dict[str, Callable[[Api, str], object]] = {
     "ValidateCode": lambda api, code: api.validate(code, "bob"),
     "LockCode": lambda api, code: api.lock(code, "bob"),
     "RedeemCode": lambda api, code: api.redeem(code, "bob"),
+    "QualifyCoupons": lambda api, _: api.qualify("bob"),
     "ListUserCoupons": lambda api, _: api.assignments.ListUserCoupons(
         assignments.ListUserCouponsRequest(user_id="bob")
     ),

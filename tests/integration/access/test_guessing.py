@@ -125,6 +125,23 @@ def test_after_the_last_unknown_code_those_that_exist_are_refused_as_well(
     assert api.redeem(code, unique("user")).redemption.code == code
 
 
+def test_each_unknown_code_among_those_that_are_to_fit_counts(api: Api) -> None:
+    user_id, code = unique("user"), api.code()
+    answer = api.qualify(user_id, code, *new_codes(LIMIT - 1))
+    assert answer.coupons[0].code == code
+    answer = api.qualify(user_id, code, code.lower(), unknown())  # what is known never counts
+    assert answer.coupons[0].code == code
+    for named in ((code,), (unknown(),)):
+        with refused("RATE_LIMITED", grpc.StatusCode.RESOURCE_EXHAUSTED):
+            api.qualify(user_id, *named)
+    assert not api.qualify(user_id).coupons
+
+
+def test_more_unknown_codes_at_once_than_the_limit_tell_nothing_of_the_others(api: Api) -> None:
+    with refused("RATE_LIMITED"):
+        api.qualify(unique("user"), api.code(), *new_codes(LIMIT + 1))
+
+
 def test_a_user_who_is_refused_is_so_by_every_method_that_looks_a_code_up(api: Api) -> None:
     user_id, code = unique("user"), api.code()
     miss(api, user_id)

@@ -203,6 +203,9 @@ ANSWERED: dict[str, Callable[[Api, Things], Any]] = {
     "ValidateCode with its lock": lambda api, it: api.validate(
         it.locked_code, it.user, lock_token=it.lock_token
     ),
+    "QualifyCoupons": lambda api, it: [  # the answer repeats the code
+        list(coupon.problems) for coupon in api.qualify(it.user, it.code).coupons
+    ],
     "BatchAssignRandomCodes": lambda api, it: api.assignments.BatchAssignRandomCodes(
         assignments.BatchAssignRandomCodesRequest(book_id=it.book, user_ids=["bob", "carol"])
     ),

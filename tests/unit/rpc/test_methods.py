@@ -31,6 +31,8 @@ def test_unknown_codes_count_as_guesses_wherever_a_request_names_codes() -> None
             expected = LookUp.NONE
         elif "code" in fields:
             expected = LookUp.CODE
+        elif "codes" in fields and "user_id" in fields:
+            expected = LookUp.CODES
         elif items is not None and "code" in items.fields_by_name:
             expected = LookUp.ITEMS
         else:
