@@ -127,7 +127,7 @@ class Checkout:
             problems=[*redemption_refusals(command, code, book, state, self._now()), *unknown],
             book=book,
             code=code,
-            assignment=state.assignments.get((code.code, command.user_id)),
+            assignment=state.assignments.get((*code.key, command.user_id)),
             discount=order_discount(book, command.order_amount),
             benefit=book.discount.description if isinstance(book.discount, Benefit) else "",
         )

@@ -24,6 +24,7 @@ from coupon_service.model import (
     Call,
     ChangeLock,
     Code,
+    CodeKey,
     CommandGroup,
     EventType,
     Lock,
@@ -109,7 +110,7 @@ class LockService:
         last = page[-1][0] if len(found) > page_size else None
         return [view for _, view in page], last and (*last.key, last.expire_ms)
 
-    async def locked_out(self, codes: Sequence[tuple[Code, Book]], now: datetime) -> set[str]:
+    async def locked_out(self, codes: Sequence[tuple[Code, Book]], now: datetime) -> set[CodeKey]:
         """The codes whose every remaining use is locked. None of them while Redis is away."""
         open_codes = [
             (code, left)
@@ -125,7 +126,7 @@ class LockService:
         except LocksUnavailable:
             return set()
         return {
-            code.code
+            code.key
             for (code, left), peek in zip(open_codes, seen, strict=True)
             if peek.others >= left
         }

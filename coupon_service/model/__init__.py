@@ -65,7 +65,9 @@ from coupon_service.model.identity import (
 )
 from coupon_service.model.records import (
     Assignment,
+    AssignmentKey,
     Code,
+    CodeKey,
     Event,
     LockView,
     UserCounts,
@@ -76,6 +78,7 @@ __all__ = [
     "Assign",
     "AssignRandom",
     "Assignment",
+    "AssignmentKey",
     "AssignmentPolicy",
     "AssignmentState",
     "Attempt",
@@ -88,6 +91,7 @@ __all__ = [
     "ChangeLock",
     "Code",
     "CodeCommand",
+    "CodeKey",
     "CodeState",
     "Command",
     "CommandGroup",

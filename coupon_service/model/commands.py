@@ -51,6 +51,10 @@ class LockClaims:
     fence: int
     expire_ms: int
 
+    def is_on(self, code: str, book_id: UUID) -> bool:
+        """Whether it locks this code of this book."""
+        return self.code == code and self.book_id == book_id
+
     def is_of(self, user_id: str) -> bool:
         """Whether this user holds the lock. A token from before ids were compared in NFC may have
         another spelling, by which Redis knows the lock."""

@@ -10,7 +10,15 @@ from uuid import UUID
 from coupon_service.errors import Contention, CouponServiceError
 from coupon_service.model.books import Book, BookStats
 from coupon_service.model.commands import LockClaims
-from coupon_service.model.records import Assignment, Code, Event, LockView, UserCounts
+from coupon_service.model.records import (
+    Assignment,
+    AssignmentKey,
+    Code,
+    CodeKey,
+    Event,
+    LockView,
+    UserCounts,
+)
 from coupon_service.model.values import value
 
 
@@ -57,16 +65,16 @@ def done_of(outcome: Outcome) -> Done:
     raise outcome if isinstance(outcome, CouponServiceError) else Contention
 
 
-OrderKey: TypeAlias = tuple[str, str, str]
+OrderKey: TypeAlias = tuple[CodeKey, str, str]
 """A code, an order, and the user of the order; "" for an order of the business."""
 
-HiddenKey: TypeAlias = tuple[str, str, str, LockClaims | None, bool]
+HiddenKey: TypeAlias = tuple[CodeKey, str, str, LockClaims | None, bool]
 """A code, an end user, an order, and the lock of the token, if any, and whether Redis says that it
 is gone."""
 
 
 def order_keys(
-    code: str, order_id: str, user_id: str, order_user_id: str | None
+    code: CodeKey, order_id: str, user_id: str, order_user_id: str | None
 ) -> tuple[OrderKey, ...]:
     """The keys that a redemption for an order holds while it is live. Two never share a key.
 
@@ -82,6 +90,7 @@ class State:
     """The rows that a batch of commands is decided on. The decision updates it in place.
 
     Holds the rows that the commands touch: a missing key means that there is no such row.
+    `names`: the books, here, that have a code of this name.
     `users`: counts in books that limit users. `totals`: redemptions of books that limit them.
     `candidates`: locked, available codes of a book for AssignRandom. `candidates_contended`: books
     with more available codes, which other transactions had locked. `fences`: unused fencing
@@ -89,10 +98,11 @@ class State:
     them were loaded.
     """
 
-    codes: dict[str, Code] = field(default_factory=dict[str, Code])
+    codes: dict[CodeKey, Code] = field(default_factory=dict[CodeKey, Code])
+    names: dict[str, tuple[UUID, ...]] = field(default_factory=dict[str, tuple[UUID, ...]])
     books: dict[UUID, Book] = field(default_factory=dict[UUID, Book])
-    assignments: dict[tuple[str, str], Assignment] = field(
-        default_factory=dict[tuple[str, str], Assignment]
+    assignments: dict[AssignmentKey, Assignment] = field(
+        default_factory=dict[AssignmentKey, Assignment]
     )
     events: dict[UUID, Event] = field(default_factory=dict[UUID, Event])
     lock_events: dict[UUID, tuple[Event, ...]] = field(
@@ -108,6 +118,13 @@ class State:
     fences: list[int] = field(default_factory=list[int])
     hidden: frozenset[HiddenKey] = frozenset()
 
+    def put_code(self, code: Code) -> None:
+        """Adds a code, or changes it."""
+        key = code.key
+        if key not in self.codes:
+            self.names[code.code] = (*self.names.get(code.code, ()), code.book_id)
+        self.codes[key] = code
+
 
 @value
 class WriteSet:
@@ -117,8 +134,8 @@ class WriteSet:
     are changed by their difference.
     """
 
-    codes: Mapping[str, tuple[Code, Code]]
-    assignments: Mapping[tuple[str, str], tuple[Assignment | None, Assignment]]
+    codes: Mapping[CodeKey, tuple[Code, Code]]
+    assignments: Mapping[AssignmentKey, tuple[Assignment | None, Assignment]]
     users: Mapping[tuple[UUID, str], tuple[UserCounts, UserCounts]]
     totals: Mapping[UUID, tuple[int, int]]
     events: tuple[Event, ...]

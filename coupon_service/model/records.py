@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import TypeAlias
 from uuid import UUID
 
 from coupon_service.model.enums import AssignmentState, CodeState, EventType, LockState
 from coupon_service.model.values import value
+
+CodeKey: TypeAlias = tuple[UUID, str]
+"""A book and its code. Books of several businesses may have the same code."""
+
+AssignmentKey: TypeAlias = tuple[UUID, str, str]
+"""A book, its code, and a user."""
 
 
 @value
@@ -23,6 +30,11 @@ class Code:
     assignments: int
     spelling: str = ""
 
+    @property
+    def key(self) -> CodeKey:
+        """What tells it from all other codes."""
+        return self.book_id, self.code
+
 
 @value
 class Assignment:
@@ -37,6 +49,11 @@ class Assignment:
     assign_time: datetime | None = None
     expire_time: datetime | None = None
     metadata: str | None = None
+
+    @property
+    def key(self) -> AssignmentKey:
+        """What tells it from all other assignments."""
+        return self.book_id, self.code, self.user_id
 
 
 @value

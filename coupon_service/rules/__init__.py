@@ -4,6 +4,7 @@
 what is never stored, `stock` what a book has left. No I/O, no clock, no randomness, no SQL.
 """
 
+from coupon_service.rules.code_lookup import book_named, code_not_found, find_code
 from coupon_service.rules.decision import decide, refuse_all
 from coupon_service.rules.derived_states import (
     code_state,
@@ -15,8 +16,6 @@ from coupon_service.rules.derived_states import (
     order_discount,
 )
 from coupon_service.rules.refusals import (
-    code_not_found,
-    find_code,
     hidden_key,
     is_hidden,
     redemption_refusals,
@@ -24,6 +23,7 @@ from coupon_service.rules.refusals import (
 from coupon_service.rules.stock import crossed, stock_left, stock_level
 
 __all__ = [
+    "book_named",
     "code_not_found",
     "code_state",
     "crossed",

@@ -45,7 +45,7 @@ def assign_random(command: AssignRandom, book: Book, draft: Draft) -> Outcome:
     for index in reversed(range(len(candidates))):
         # A candidate may be of no use: an earlier command of the batch may have changed the
         # code, or the user may have used it up as a bearer.
-        code = state.codes[candidates[index]]
+        code = state.codes[book.book_id, candidates[index]]
         if code.state is CodeState.AVAILABLE and not any(
             assignment_refusals(command, code, book, state, now)
         ):
@@ -58,7 +58,7 @@ def assign_random(command: AssignRandom, book: Book, draft: Draft) -> Outcome:
 
 def _assign(command: Assign | AssignRandom, code: Code, book: Book, draft: Draft) -> Done:
     after = draft.count_code(code, book, assignments=1)
-    assignment = draft.state.assignments.get((code.code, command.user_id))
+    assignment = draft.state.assignments.get((*code.key, command.user_id))
     if assignment is None:
         assignment = Assignment(code.code, command.user_id, book.book_id, AssignmentState.ACTIVE)
     now = draft.now
@@ -90,7 +90,7 @@ def _assign(command: Assign | AssignRandom, code: Code, book: Book, draft: Draft
 
 def revoke(command: Revoke, code: Code, book: Book, draft: Draft) -> Outcome:
     """Takes the code from a user."""
-    assignment = draft.state.assignments.get((code.code, command.user_id))
+    assignment = draft.state.assignments.get((*code.key, command.user_id))
     if assignment is None or assignment.state is AssignmentState.UNASSIGNED:
         return AssignmentNotFound()
     if assignment.state is not AssignmentState.ACTIVE:

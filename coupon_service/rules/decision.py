@@ -31,11 +31,12 @@ from coupon_service.model import (
     WriteSet,
 )
 from coupon_service.rules.assignments import assign, assign_random, revoke
+from coupon_service.rules.code_lookup import book_named, code_not_found, find_code
 from coupon_service.rules.code_states import set_enabled
 from coupon_service.rules.draft import Draft
 from coupon_service.rules.locks import change_lock, lock
 from coupon_service.rules.redemptions import redeem, rollback
-from coupon_service.rules.refusals import code_not_found, find_code, is_hidden
+from coupon_service.rules.refusals import is_hidden
 from coupon_service.rules.repeats import answer_repeat, is_repeat
 
 
@@ -86,7 +87,7 @@ def _decide_one(command: Command, draft: Draft) -> Outcome:
 
 
 def _decide_on_code(command: CodeCommand, draft: Draft) -> Outcome:
-    book_id = command.book_id if isinstance(command, (Redeem, Lock, Assign)) else None
+    book_id = book_named(command)
     found = find_code(command.code, book_id, command.call.business_id, draft.state)
     if isinstance(found, CouponServiceError):
         match command:

@@ -9,9 +9,11 @@ from uuid import UUID
 
 from coupon_service.model import (
     Assignment,
+    AssignmentKey,
     Book,
     BookStats,
     Code,
+    CodeKey,
     CodeState,
     Command,
     Event,
@@ -54,9 +56,11 @@ class Draft:
 
     state: State
     now: datetime
-    codes: dict[str, tuple[Code, Code]] = field(default_factory=dict[str, tuple[Code, Code]])
-    assignments: dict[tuple[str, str], tuple[Assignment | None, Assignment]] = field(
-        default_factory=dict[tuple[str, str], tuple[Assignment | None, Assignment]]
+    codes: dict[CodeKey, tuple[Code, Code]] = field(
+        default_factory=dict[CodeKey, tuple[Code, Code]]
+    )
+    assignments: dict[AssignmentKey, tuple[Assignment | None, Assignment]] = field(
+        default_factory=dict[AssignmentKey, tuple[Assignment | None, Assignment]]
     )
     users: dict[tuple[UUID, str], tuple[UserCounts, UserCounts]] = field(
         default_factory=dict[tuple[UUID, str], tuple[UserCounts, UserCounts]]
@@ -130,9 +134,8 @@ class Draft:
             self._record_order(event)
 
     def _record_order(self, event: Event) -> None:
-        keys = order_keys(
-            event.code or "", event.order_id or "", event.user_id or "", event.order_user_id
-        )
+        code = event.book_id, event.code or ""
+        keys = order_keys(code, event.order_id or "", event.user_id or "", event.order_user_id)
         if event.type is EventType.REDEEMED:
             self.state.orders.update(dict.fromkeys(keys, event.event_id))
         else:
@@ -161,17 +164,18 @@ class Draft:
 
     def put_code(self, after: Code) -> None:
         """Changes a code."""
-        before = self.state.codes[after.code]
+        key = after.key
+        before = self.state.codes[key]
         if before.state is not after.state:
             self.count(after.book_id, _COUNTER[before.state], -1)
             self.count(after.book_id, _COUNTER[after.state], 1)
-        first = self.codes.get(after.code)
-        self.codes[after.code] = (first[0] if first else before, after)
-        self.state.codes[after.code] = after
+        first = self.codes.get(key)
+        self.codes[key] = (first[0] if first else before, after)
+        self.state.codes[key] = after
 
     def put_assignment(self, after: Assignment) -> None:
         """Changes the assignment between a user and a code, or makes it."""
-        key = (after.code, after.user_id)
+        key = after.key
         before = self.state.assignments.get(key)
         first = self.assignments.get(key)
         self.assignments[key] = (first[0] if first else before, after)

@@ -88,7 +88,7 @@ def _assignment_after(command: Redeem, book: Book, draft: Draft) -> Assignment |
 
     A bearer gets one only where something has to be remembered: a limit, or the lock's fence.
     """
-    assignment = draft.state.assignments.get((command.code, command.user_id))
+    assignment = draft.state.assignments.get((book.book_id, command.code, command.user_id))
     if assignment is None:
         if not book.limits.max_redemptions_per_user_per_code and command.lock is None:
             return None
@@ -105,7 +105,7 @@ def rollback(command: Rollback, code: Code, book: Book, draft: Draft) -> Outcome
     """Undoes a redemption: every count goes back."""
     redemption = command.redemption
     after = draft.count_code(code, book, redemptions=-1)
-    assignment = draft.state.assignments.get((code.code, command.user_id))
+    assignment = draft.state.assignments.get((*code.key, command.user_id))
     # A bearer's redemption was not counted, and the user may have got an assignment since then.
     if assignment is not None and redemption.user_code_redemptions is not None:
         assignment = _counted(assignment, book, -1)

@@ -14,13 +14,11 @@ from coupon_service.errors import (
     BookNotStarted,
     CodeAlreadyAssigned,
     CodeAlreadyRedeemed,
-    CodeChecksumInvalid,
     CodeDisabled,
     CodeExpired,
     CodeLimitExceeded,
     CodeLocked,
     CodeNotAssignedToUser,
-    CodeNotFound,
     CouponServiceError,
     CurrencyMismatch,
     LockExpired,
@@ -66,33 +64,6 @@ REDEMPTIONS_MAX = 2**31 - 1
 """Of a code without a limit: as many as the contract, and the table, can count."""
 
 
-def find_code(
-    code: str, book_id: UUID | None, business_id: str, state: State
-) -> tuple[Code, Book] | CouponServiceError:
-    """The code and its book, when the caller may see it and it is in the book that was named."""
-    row = state.codes.get(code)
-    if row is None or (book_id is not None and row.book_id != book_id):
-        return code_not_found(code, book_id, business_id, state)
-    book = state.books[row.book_id]
-    if business_id and business_id != book.business_id:
-        return CodeNotFound()
-    return row, book
-
-
-def code_not_found(
-    code: str, book_id: UUID | None, business_id: str, state: State
-) -> CouponServiceError:
-    """CODE_NOT_FOUND, or that it was mistyped where the named book's check character tells: what is
-    said of a code that does not exist, and, word for word, of one that is hidden."""
-    book = state.books.get(book_id) if book_id is not None else None
-    if book is not None and (not business_id or business_id == book.business_id):
-        try:
-            book.code_format.verify(code)
-        except CodeChecksumInvalid as error:
-            return error
-    return CodeNotFound()
-
-
 def is_hidden(command: Redeem | Lock, code: Code, book: Book, state: State, now: datetime) -> bool:
     """Whether an end user, who cannot use this code, is told that there is no such code.
 
@@ -102,12 +73,12 @@ def is_hidden(command: Redeem | Lock, code: Code, book: Book, state: State, now:
     """
     if not command.call.end_user:
         return False
-    if hidden_key(command) in state.hidden:
+    if hidden_key(command, code) in state.hidden:
         return True
-    assignment = state.assignments.get((code.code, command.user_id))
+    assignment = state.assignments.get((*code.key, command.user_id))
     mine = assignment is not None and (assignment.state in ASSIGNED or assignment.redemptions > 0)
     if not mine:  # an order that is in the way of an end user is one of its own
-        mine = _redemption_for_order(command, state) is not None
+        mine = _redemption_for_order(command, code, state) is not None
     ends_at = _ends_judged_at(command, assignment, book, state, now)
     why = (
         *_unusable(code, book, now, ends_at),
@@ -117,12 +88,12 @@ def is_hidden(command: Redeem | Lock, code: Code, book: Book, state: State, now:
     return bool(why)
 
 
-def hidden_key(command: Redeem | Lock) -> HiddenKey:
+def hidden_key(command: Redeem | Lock, code: Code) -> HiddenKey:
     """What `is_hidden` depends on besides the state: the user, the order, and the lock's token."""
     if not isinstance(command, Redeem):
-        return command.code, command.user_id, "", None, False
+        return code.key, command.user_id, "", None, False
     gone = command.lease is not None and command.lease.gone
-    return command.code, command.user_id, command.order_id, command.lock, gone
+    return code.key, command.user_id, command.order_id, command.lock, gone
 
 
 def redemption_refusal(
@@ -133,15 +104,15 @@ def redemption_refusal(
     if lease is not None and lease.permits_taken > 1:
         # Redemptions that the batch has decided still have their permits, and are not to count
         # twice: everybody's permit has to fit beside what was redeemed before the batch.
-        used = sum(_permits_of(event, command) for event in draft.events)
+        used = sum(_permits_of(event, command, code) for event in draft.events)
         command = replace(command, lease=replace(lease, permits_taken=lease.permits_taken - used))
     return next(redemption_refusals(command, code, book, draft.state, draft.now), None)
 
 
-def _permits_of(event: Event, command: Redeem | Lock) -> int:
+def _permits_of(event: Event, command: Redeem | Lock, code: Code) -> int:
     """Permits of a redemption that were counted for the command: its own, without a token, and that
     of its lock, unless it is the lock of the command's user, which never counts."""
-    if event.type is not EventType.REDEEMED or event.code != command.code:
+    if event.type is not EventType.REDEEMED or (event.book_id, event.code) != code.key:
         return 0
     without_token = event.fence is None
     lock_of_another = event.lock_id is not None and event.user_id != command.user_id
@@ -158,7 +129,7 @@ def redemption_refusals(
     command: Redeem | Lock, code: Code, book: Book, state: State, now: datetime
 ) -> Iterator[CouponServiceError]:
     """Why this user cannot redeem, or lock, this code now."""
-    assignment = state.assignments.get((code.code, command.user_id))
+    assignment = state.assignments.get((*code.key, command.user_id))
     ends_at = _ends_judged_at(command, assignment, book, state, now)
     yield from _unusable(code, book, now, ends_at)
     yield from _used(command, code, book, state)
@@ -180,7 +151,7 @@ def extension_refusals(
     """Why this user gets no more time for a lock on this code now."""
     yield from _book_ended(book, now)
     yield from _not_started(book, now)
-    yield from _validity_ended(state.assignments.get((code.code, user_id)), now)
+    yield from _validity_ended(state.assignments.get((*code.key, user_id)), now)
 
 
 def assignment_refusals(
@@ -190,7 +161,7 @@ def assignment_refusals(
     yield from _over(book, now)
     if code.state is CodeState.DISABLED:
         yield CodeDisabled()
-    assignment = state.assignments.get((code.code, command.user_id))
+    assignment = state.assignments.get((*code.key, command.user_id))
     if assignment is not None and assignment.state in ASSIGNED:
         yield CodeAlreadyAssigned("The code is assigned to this user already.")
     yield from _code_used_up(code, book)
@@ -240,17 +211,17 @@ def _unusable(code: Code, book: Book, now: datetime, ends_at: datetime) -> Reaso
 
 
 def _used(command: Redeem | Lock, code: Code, book: Book, state: State) -> Reasons:
-    redemption_id = _redemption_for_order(command, state)
+    redemption_id = _redemption_for_order(command, code, state)
     if redemption_id is not None:
         return OrderAlreadyRedeemed(redemption_id=redemption_id), *_code_used_up(code, book)
     return _code_used_up(code, book)
 
 
-def _redemption_for_order(command: Redeem | Lock, state: State) -> UUID | None:
+def _redemption_for_order(command: Redeem | Lock, code: Code, state: State) -> UUID | None:
     """The live redemption of the code for the command's order, if there is one."""
     if not isinstance(command, Redeem) or not command.order_id:
         return None
-    for key in order_keys(command.code, command.order_id, command.user_id, command.order_user_id):
+    for key in order_keys(code.key, command.order_id, command.user_id, command.order_user_id):
         if (redemption_id := state.orders.get(key)) is not None:
             return redemption_id
     return None
@@ -342,7 +313,7 @@ def _lock_refusals(
     lock = command.lock
     if lock is None:
         return (LockRequired(),) if book.lock_policy is LockPolicy.REQUIRED else ()
-    if lock.code != command.code or not lock.is_of(command.user_id):
+    if not lock.is_on(command.code, book.book_id) or not lock.is_of(command.user_id):
         return (LockTokenMismatch(),)
     gone = command.lease is not None and command.lease.gone
     outdated = assignment is not None and assignment.fence >= lock.fence

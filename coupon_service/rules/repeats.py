@@ -68,7 +68,8 @@ def answer_repeat(
     if refusal is not None:
         return refusal
     lock = _lock_of(recorded, draft)
-    assignment = draft.state.assignments.get((recorded.code or "", recorded.user_id or ""))
+    named = recorded.book_id, recorded.code or ""
+    assignment = draft.state.assignments.get((*named, recorded.user_id or ""))
     undone = _undone_since(recorded, code, lock, assignment, draft.state)
     if undone is not None:
         return undone
@@ -77,7 +78,7 @@ def answer_repeat(
     elif recorded.type is EventType.REVOKED:
         assignment = _recorded_revocation(recorded, assignment)
     if code is None:
-        code = draft.state.codes.get(recorded.code or "")
+        code = draft.state.codes.get(named)
     return Done(recorded, book, code, assignment, replayed=True, lock=lock)
 
 

@@ -81,7 +81,7 @@ class AssignmentServicer(AssignmentServiceServicer):
 
         def message(coupon: tuple[Assignment, Code, Book]) -> pb.UserCoupon:
             assignment, code, book = coupon
-            locked = code.code in locked_out
+            locked = code.key in locked_out
             state = effective_code_state(
                 code, book, now, locked_out=locked, expire_time=assignment.expire_time
             )

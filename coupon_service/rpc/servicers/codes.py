@@ -123,7 +123,7 @@ class CouponCodeServicer(CouponCodeServiceServicer):
         wanted, book_id = convert.read_get(request)
         code, book = await self._reads.code(wanted, book_id, current().business_id)
         now = self._now()
-        locked_out = code.code in await self._locks.locked_out([(code, book)], now)
+        locked_out = code.key in await self._locks.locked_out([(code, book)], now)
         state = effective_code_state(code, book, now, locked_out=locked_out)
         return pb.GetCodeResponse(coupon_code=convert.code_message(code, book, state))
 

@@ -10,10 +10,10 @@ from datetime import datetime
 from typing import Final, LiteralString
 from uuid import UUID
 
+from coupon_service.errors import CouponServiceError
 from coupon_service.model import (
     Assign,
     AssignRandom,
-    Book,
     Command,
     HiddenKey,
     Lock,
@@ -23,7 +23,7 @@ from coupon_service.model import (
     State,
     bucket_of_user,
 )
-from coupon_service.rules import hidden_key, is_hidden
+from coupon_service.rules import book_named, find_code, hidden_key, is_hidden
 from coupon_service.store.arrays import int_array, text_array, uuid_array
 from coupon_service.store.pipeline import Pipeline, Rows
 
@@ -80,17 +80,18 @@ def limited(
     for command in commands:
         if isinstance(command, AssignRandom):
             book = state.books.get(command.book_id)
-            if book is not None and _sees(command, book):
+            if book is not None and command.call.business_id in ("", book.business_id):
                 users.add((book.book_id, command.user_id))
             continue
-        code = state.codes.get(command.code)
-        if code is None or not isinstance(command, (Redeem, Lock, Rollback, Assign, Revoke)):
+        if not isinstance(command, (Redeem, Lock, Rollback, Assign, Revoke)):
             continue
-        book = state.books[code.book_id]
-        if not _sees(command, book):
+        business_id = command.call.business_id
+        found = find_code(command.code, book_named(command), business_id, state)
+        if isinstance(found, CouponServiceError):
             continue
+        code, book = found
         if isinstance(command, (Redeem, Lock)) and is_hidden(command, code, book, state, now):
-            hidden.add(hidden_key(command))
+            hidden.add(hidden_key(command, code))
             continue
         if book.limits.any_per_user:
             users.add((book.book_id, command.user_id))
@@ -98,7 +99,3 @@ def limited(
             totals.add(book.book_id)
     state.hidden = frozenset(hidden)
     return users, totals
-
-
-def _sees(command: Command, book: Book) -> bool:
-    return command.call.business_id in ("", book.business_id)

@@ -155,11 +155,11 @@ async def _load_named(
 
     await pipeline.run()
     for row in code_rows:
-        code = code_from_row(row)
-        state.codes[code.code] = code
+        state.put_code(code_from_row(row))
     for code, spelling in spellings:
-        if code in state.codes:  # it may have been uploaded between these two statements
-            state.codes[code] = replace(state.codes[code], spelling=spelling)
+        # None where it was uploaded between these two statements.
+        for book_id in state.names.get(code, ()):
+            state.put_code(replace(state.codes[book_id, code], spelling=spelling))
     for row in book_rows:
         book = book_from_row(row)
         state.books[book.book_id] = book
@@ -245,13 +245,15 @@ async def _load_repeated_assignments(
         await pipeline.run()
         _put_assignments(assignment_rows, state)
         for row in code_rows:
-            state.codes.setdefault(row[0], shown_code_from_row(row))
+            code = shown_code_from_row(row)
+            if code.key not in state.codes:
+                state.put_code(code)
 
 
 def _put_assignments(rows: Iterable[TupleRow], state: State) -> None:
     for row in rows:
         assignment = assignment_from_row(row)
-        state.assignments[(assignment.code, assignment.user_id)] = assignment
+        state.assignments[assignment.key] = assignment
 
 
 def _put_events(rows: Iterable[TupleRow], state: State) -> None:

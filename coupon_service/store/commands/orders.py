@@ -22,12 +22,12 @@ SELECT event.*
 FROM unnest(%s::smallint[], %s::text[], %s::text[], %s::text[])
     AS wanted (bucket, code, order_id, user_id)
 CROSS JOIN LATERAL (
-    SELECT code, order_id, user_id, order_user_id, type, event_id, redemption_id
+    SELECT book_id, code, order_id, user_id, order_user_id, type, event_id, redemption_id
     FROM redemption_audit
     WHERE order_id = wanted.order_id AND order_user_id IS NULL
         AND code = wanted.code AND bucket = wanted.bucket
     UNION ALL
-    SELECT code, order_id, user_id, order_user_id, type, event_id, redemption_id
+    SELECT book_id, code, order_id, user_id, order_user_id, type, event_id, redemption_id
     FROM redemption_audit
     WHERE order_id = wanted.order_id AND order_user_id = wanted.user_id
         AND code = wanted.code AND bucket = wanted.bucket
@@ -59,10 +59,10 @@ def put_live_orders(rows: Iterable[TupleRow], state: State) -> None:
     """Puts the redemptions that were not rolled back into the state."""
     redeemed: dict[UUID, tuple[OrderKey, ...]] = {}
     rolled_back: set[UUID] = set()
-    for code, order_id, user_id, whose, event_type, event_id, redemption_id in rows:
+    for book_id, code, order_id, user_id, whose, event_type, event_id, redemption_id in rows:
         if event_type == EventType.REDEEMED:
             redeemed[event_id] = order_keys(
-                code, canonical_id(order_id), canonical_id(user_id), whose
+                (book_id, code), canonical_id(order_id), canonical_id(user_id), whose
             )
         elif event_type == EventType.ROLLED_BACK:
             rolled_back.add(redemption_id)

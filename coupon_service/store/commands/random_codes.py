@@ -68,7 +68,8 @@ class Candidates:
             rows = self.pipeline.add(CANDIDATES_AFTER, after)
             await self.pipeline.run()
             self._take(rows[: self.count], found)
-        state.codes.update(found)
+        for code in found.values():
+            state.put_code(code)
         state.candidates[self.book_id] = list(found)
         if len(found) < self.count:
             own = len(found)

@@ -129,8 +129,7 @@ class _Batch:
 
     def __init__(self, pipeline: Pipeline) -> None:
         self._pipeline = pipeline
-        self._codes: dict[str, Code] = {}
-        self._books: dict[UUID, Book] = {}
+        self._state = State()
 
     async def answer(self, lookups: Sequence[Lookup]) -> list[Found]:
         of_codes = [it for it in lookups if isinstance(it, CodeLookup)]
@@ -141,21 +140,21 @@ class _Batch:
         event_rows = self._select_events([it for each in of_locks for it in each.lock_ids])
         await self._pipeline.run()
 
-        self._codes = {code.code: code for code in map(shown_code_from_row, code_rows)}
+        self._put_codes(code_rows)
         assignments: defaultdict[int, list[Assignment]] = defaultdict(list)
         for number, *row in assignment_rows:
             assignments[number].append(assignment_from_row(tuple(row)))
         events = [event_from_row(row) for row in event_rows]
         assigned = [it for each in assignments.values() for it in each]
-        code_rows = self._select_codes({it.code for it in assigned} - self._codes.keys())
+        code_rows = self._select_codes({it.code for it in assigned} - self._state.names.keys())
         book_rows = self._select_books(
-            {it.book_id for it in (*self._codes.values(), *assigned, *events)}
+            {it.book_id for it in (*self._state.codes.values(), *assigned, *events)}
             | {it.book_id for it in of_codes if it.book_id}
         )
         await self._pipeline.run()
 
-        self._codes |= {code.code: code for code in map(shown_code_from_row, code_rows)}
-        self._books = {book.book_id: book for book in map(book_from_row, book_rows)}
+        self._put_codes(code_rows)
+        self._state.books = {book.book_id: book for book in map(book_from_row, book_rows)}
         pages = map(assignments.__getitem__, range(len(of_coupons)))
         return [self._found(it, pages, events) for it in lookups]
 
@@ -164,21 +163,25 @@ class _Batch:
     ) -> Found:
         match lookup:
             case CodeLookup():
-                state = State(codes=self._codes, books=self._books)
-                return find_code(lookup.code, lookup.book_id, lookup.business_id, state)
+                return find_code(lookup.code, lookup.book_id, lookup.business_id, self._state)
             case CouponsLookup():
                 page = next(pages)
-                return [(it, self._codes[it.code], self._books[it.book_id]) for it in page]
+                codes, books = self._state.codes, self._state.books
+                return [(it, codes[it.book_id, it.code], books[it.book_id]) for it in page]
             case LocksLookup():
                 return self._of_locks(lookup, events)
 
     def _of_locks(self, lookup: LocksLookup, events: Iterable[Event]) -> list[list[Event]]:
         found: dict[UUID | None, list[Event]] = {lock_id: [] for lock_id in lookup.lock_ids}
         for event in events:
-            visible = lookup.business_id in ("", self._books[event.book_id].business_id)
+            visible = lookup.business_id in ("", self._state.books[event.book_id].business_id)
             if visible and event.lock_id in found:
                 found[event.lock_id].append(event)
         return [found[lock_id] for lock_id in lookup.lock_ids]
+
+    def _put_codes(self, rows: Iterable[Row]) -> None:
+        for row in rows:
+            self._state.put_code(shown_code_from_row(row))
 
     def _select_codes(self, codes: Iterable[str]) -> Iterable[Row]:
         codes = list(codes)

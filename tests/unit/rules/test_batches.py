@@ -116,13 +116,13 @@ class TestOrder:
         world.does(redeem())
         _, write_set = world.decide(CommandGroup((redeem(),)), CommandGroup((redeem(),)))
         assert write_set.codes == {
-            "A": (
+            (BOOK_ID, "A"): (
                 Code("A", BOOK_ID, CodeState.ASSIGNED, 1, 1),
                 Code("A", BOOK_ID, CodeState.ASSIGNED, 3, 1),
             )
         }
         assert write_set.assignments == {
-            ("A", "ann"): (active(redemptions=1), active(redemptions=3))
+            (BOOK_ID, "A", "ann"): (active(redemptions=1), active(redemptions=3))
         }
         assert write_set.users == {(BOOK_ID, "ann"): (UserCounts(1, 1), UserCounts(3, 1))}
         assert write_set.totals == {BOOK_ID: (1, 3)}
@@ -132,7 +132,7 @@ class TestOrder:
     def test_a_new_assignment_was_none_before(self) -> None:
         world = World(book(max_redemptions_per_code=9))
         _, write_set = world.decide(CommandGroup((assign(),)), CommandGroup((redeem(),)))
-        assert write_set.assignments == {("A", "ann"): (None, active(redemptions=1))}
+        assert write_set.assignments == {(BOOK_ID, "A", "ann"): (None, active(redemptions=1))}
 
     def test_the_ledger_is_in_the_order_of_the_commands(self) -> None:
         world = World(book(), book(UUID(int=2)))

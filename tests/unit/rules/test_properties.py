@@ -240,15 +240,15 @@ def assert_within_limits(world: World, write_set: WriteSet) -> None:
 
 
 def assert_codes_are_what_the_ledger_says(world: World) -> None:
-    redeemed = _counted(world.ledger, lambda it: it.code, _REDEMPTIONS)
-    assigned = _counted(world.ledger, lambda it: it.code, _ASSIGNMENTS)
-    disabled = _counted(world.ledger, lambda it: it.code, _SWITCHES)
+    redeemed = _counted(world.ledger, lambda it: (it.book_id, it.code), _REDEMPTIONS)
+    assigned = _counted(world.ledger, lambda it: (it.book_id, it.code), _ASSIGNMENTS)
+    disabled = _counted(world.ledger, lambda it: (it.book_id, it.code), _SWITCHES)
     for code in world.state.codes.values():
-        assert code.redemptions == redeemed[code.code] >= 0
-        assert code.assignments == assigned[code.code] >= 0
+        assert code.redemptions == redeemed[code.key] >= 0
+        assert code.assignments == assigned[code.key] >= 0
         per_code = world.state.books[code.book_id].limits.max_redemptions_per_code
         state = code_state(code.redemptions, code.assignments, per_code)
-        assert code.state is (CodeState.DISABLED if disabled[code.code] else state)
+        assert code.state is (CodeState.DISABLED if disabled[code.key] else state)
 
 
 def assert_links_are_what_the_ledger_says(world: World) -> None:
@@ -258,15 +258,15 @@ def assert_links_are_what_the_ledger_says(world: World) -> None:
         for it in world.ledger
         if events.get(it.redemption_id or it.event_id, it).user_code_redemptions is not None
     ]
-    redeemed = _counted(counted, lambda it: (it.code, it.user_id), _REDEMPTIONS)
-    assigned = _counted(world.ledger, lambda it: (it.code, it.user_id), _ASSIGNMENTS)
+    redeemed = _counted(counted, lambda it: (it.book_id, it.code, it.user_id), _REDEMPTIONS)
+    assigned = _counted(world.ledger, lambda it: (it.book_id, it.code, it.user_id), _ASSIGNMENTS)
     for key, assignment in world.state.assignments.items():
         assert assignment.redemptions == redeemed[key] >= 0
         assert (assignment.state.name in ("ACTIVE", "REDEEMED")) is (assigned[key] == 1)
         fences = [
             it.fence or 0
             for it in world.ledger
-            if it.type is EventType.REDEEMED and (it.code, it.user_id) == key
+            if it.type is EventType.REDEEMED and (it.book_id, it.code, it.user_id) == key
         ]
         assert assignment.fence == max(fences, default=0)
 

@@ -325,7 +325,7 @@ def test_the_most_specific_reason_comes_first() -> None:
     world.put(UserCounts(redemptions=1))
     world.put(Code("A", BOOK_ID, CodeState.DISABLED, 2, 0))
     world.state.totals[BOOK_ID] = 1
-    world.state.orders[("A", "o1", "ann")] = UUID(int=7)
+    world.state.orders[(BOOK_ID, "A"), "o1", "ann"] = UUID(int=7)
     command = redeem(order="o1", amount=Money(999, "USD"))
 
     remedies = [

@@ -200,7 +200,7 @@ class TestEndUsers:
 
     def test_what_was_hidden_when_it_was_loaded_stays_so_for_this_user(self) -> None:
         world = World()
-        world.state.hidden = frozenset({hidden_key(redeem("A"))})
+        world.state.hidden = frozenset({hidden_key(redeem("A"), world.code())})
         assert type(world.refuses(redeem("A", by=user_call()))) is CodeNotFound
         world.copy().does(redeem("A", by=call()))
         world.does(redeem("A", "bob", by=user_call("bob")))
@@ -216,16 +216,20 @@ class TestEndUsers:
         world.now += MOMENT
         assert type(world.refuses(redeem("A", by=user_call(), lease=PERMIT))) is CodeNotFound
         shown = redeem("A", by=user_call(), lock=token(locked))
-        world.state.hidden = frozenset({hidden_key(redeem("A", by=user_call()))})
+        world.state.hidden = frozenset({hidden_key(redeem("A", by=user_call()), world.code())})
         world.copy().does(shown)
         ended = token(locked, world.now)  # that of before an extension
-        world.state.hidden = frozenset({hidden_key(redeem("A", by=user_call(), lock=ended))})
+        world.state.hidden = frozenset(
+            {hidden_key(redeem("A", by=user_call(), lock=ended), world.code())}
+        )
         world.does(shown)
 
     def test_one_that_was_used_up_for_one_order_is_not_hidden_with_another(self) -> None:
         world = World()
         world.does(redeem("A", by=user_call(), order="o1"))
-        world.state.hidden = frozenset({hidden_key(redeem("A", by=user_call(), order="o2"))})
+        world.state.hidden = frozenset(
+            {hidden_key(redeem("A", by=user_call(), order="o2"), world.code())}
+        )
         error = world.refuses(redeem("A", by=user_call(), order="o1"))
         assert type(error) is OrderAlreadyRedeemed
 

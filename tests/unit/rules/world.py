@@ -94,9 +94,9 @@ class World:
     def put(self, row: Code | Assignment | UserCounts, user: str = "ann") -> None:
         """Stores a row as it is, whatever was there before."""
         if isinstance(row, Code):
-            self.state.codes[row.code] = row
+            self.state.put_code(row)
         elif isinstance(row, Assignment):
-            self.state.assignments[(row.code, row.user_id)] = row
+            self.state.assignments[row.key] = row
         else:
             self.state.users[(BOOK_ID, user)] = row
 
@@ -109,11 +109,12 @@ class World:
 
     def code(self, code: str = "A") -> Code:
         """A code as it is now."""
-        return self.state.codes[code]
+        (book_id,) = self.state.names[code]
+        return self.state.codes[book_id, code]
 
     def assignment(self, user: str = "ann", code: str = "A") -> Assignment:
         """The assignment between a user and a code as it is now."""
-        return self.state.assignments[(code, user)]
+        return self.state.assignments[*self.code(code).key, user]
 
     # --- decisions ------------------------------------------------------------------------------
 
@@ -193,7 +194,8 @@ class World:
 
     def _append_order(self, event: Event, order_id: str) -> None:
         orders = self.state.orders
-        for key in order_keys(event.code or "", order_id, event.user_id or "", event.order_user_id):
+        code = event.book_id, event.code or ""
+        for key in order_keys(code, order_id, event.user_id or "", event.order_user_id):
             if event.type is EventType.REDEEMED:
                 assert key not in orders, "one live redemption an order"
                 orders[key] = event.event_id
@@ -212,6 +214,7 @@ class World:
         state = self.state
         return State(
             codes=state.codes.copy(),
+            names=state.names.copy(),
             books=state.books.copy(),
             assignments=state.assignments.copy(),
             events=state.events.copy(),
