@@ -57,6 +57,11 @@ EXAMPLES: Final = {
 }""",
     "AssignmentService/RevokeAssignment": '{"code": "WELCOME1", "user_id": "ann"}',
     "AssignmentService/ListUserCoupons": '{"user_id": "ann", "state": "active"}',
+    "AssignmentService/ListAssignments": """{
+  "book_id": "BOOK_ID",
+  "state": "active",
+  "start_time": "2026-01-01"
+}""",
     "RedemptionService/ValidateCode": """{
   "code": "WELCOME1",
   "user_id": "ann",

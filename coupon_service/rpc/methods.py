@@ -89,6 +89,7 @@ METHODS: Final[Mapping[str, Method]] = {
     "AssignmentService/BatchAssignRandomCodes": Method(_ISSUE, _CHANGES, large=True),
     "AssignmentService/RevokeAssignment": Method(_ISSUE, _CHANGES, LookUp.CODE),
     "AssignmentService/ListUserCoupons": Method(_READ_OWN, _READS),
+    "AssignmentService/ListAssignments": Method(_ISSUE | _AUDIT, _READS),
     "RedemptionService/ValidateCode": Method(_CHECK_OUT, _TILL, LookUp.CODE),
     "RedemptionService/QualifyCoupons": Method(_CHECK_OUT, _TILL, LookUp.CODES),
     "RedemptionService/LockCode": Method(_CHECK_OUT, _TILL, LookUp.CODE),

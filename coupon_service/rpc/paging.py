@@ -168,6 +168,7 @@ SHAPES: Final[Mapping[str, Sequence[Kind]]] = {
     "ListCodesRequest": (CODE,),
     "ExportCodesRequest": (CODE,),
     "ListUserCouponsRequest": (TIME, CODE),
+    "ListAssignmentsRequest": (TIME, CODE, TEXT),
     "ListLocksRequest": (CODE, ID, TEXT, ID, MILLISECONDS),
     "ListRedemptionsRequest": (TIME, ID),
     "ListAuditEventsRequest": (TIME, ID),

@@ -11,12 +11,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import product
-from typing import Final, LiteralString
+from typing import Any, Final, LiteralString
 from uuid import UUID
 
 from coupon_service.model import Event, EventType, bucket_of_event
 from coupon_service.model.normalization import id_spellings
 from coupon_service.store.arrays import int_array, uuid_array
+from coupon_service.store.business_events import newest_event_ids
 from coupon_service.store.columns import Column, Columns
 from coupon_service.store.keyset import Position, page_of, time_and_id, time_position
 from coupon_service.store.pipeline import Connection
@@ -159,6 +160,7 @@ SELECT {EVENTS.selected}
 FROM (
     SELECT * FROM redemption_audit
     WHERE user_id = %(user_id)s AND (event_time, event_id) < (%(time)s, %(id)s)
+        AND event_time >= %(start_time)s AND event_time < %(end_time)s
     ORDER BY event_time DESC, event_id DESC
     OFFSET 0
 ) AS own
@@ -171,17 +173,6 @@ FROM unnest(%(types)s::smallint[]) AS wanted (event_type)
 CROSS JOIN LATERAL (
     SELECT * FROM redemption_audit
     WHERE book_id = %(book_id)s AND type = event_type AND {_MATCHING} {_NEWEST_FIRST}
-) AS event
-{_NEWEST_FIRST}
-"""
-EVENTS_OF_BUSINESS: Final[LiteralString] = f"""
-SELECT {EVENTS.selected}
-FROM (SELECT book.book_id AS own_book FROM coupon_books AS book
-      WHERE book.business_id = %(business_id)s) AS own
-CROSS JOIN unnest(%(types)s::smallint[]) AS wanted (event_type)
-CROSS JOIN LATERAL (
-    SELECT * FROM redemption_audit
-    WHERE book_id = own_book AND type = event_type AND {_MATCHING} {_NEWEST_FIRST}
 ) AS event
 {_NEWEST_FIRST}
 """
@@ -219,23 +210,29 @@ async def _select_spelled(
     connection: Connection, wanted: AuditFilter, count: int, after: Position | None
 ) -> list[Event]:
     time, event_id = time_and_id(after)
-    cursor = await connection.execute(
-        _statement(wanted),
-        {
-            "business_id": wanted.business_id,
-            "book_id": wanted.book_id,
-            "code": wanted.code,
-            "user_id": wanted.user_id,
-            "order_id": wanted.order_id,
-            "types": int_array(wanted.types or EventType),
-            "start_time": wanted.start_time or datetime.min.replace(tzinfo=UTC),
-            "end_time": wanted.end_time or datetime.max.replace(tzinfo=UTC),
-            "time": time,
-            "id": event_id,
-            "count": count,
-        },
-    )
-    return [_listed(event_from_row(row)) for row in await cursor.fetchall()]
+    types = wanted.types or tuple(EventType)
+    parameters: dict[str, Any] = {
+        "business_id": wanted.business_id,
+        "book_id": wanted.book_id,
+        "code": wanted.code,
+        "user_id": wanted.user_id,
+        "order_id": wanted.order_id,
+        "types": int_array(types),
+        "start_time": wanted.start_time or datetime.min.replace(tzinfo=UTC),
+        "end_time": wanted.end_time or datetime.max.replace(tzinfo=UTC),
+        "time": time,
+        "id": event_id,
+        "count": count,
+    }
+    statement = _statement(wanted)
+    if statement is None:
+        ids = await newest_event_ids(connection, types, parameters, count)
+        found = await select_events_by_id(connection, ids)
+        events = [found[it] for it in ids]
+    else:
+        cursor = await connection.execute(statement, parameters)
+        events = [event_from_row(row) for row in await cursor.fetchall()]
+    return [_listed(event) for event in events]
 
 
 def event_position(event: Event) -> Position:
@@ -243,7 +240,8 @@ def event_position(event: Event) -> Position:
     return time_position(event.event_time, event.event_id)
 
 
-def _statement(wanted: AuditFilter) -> LiteralString:
+def _statement(wanted: AuditFilter) -> LiteralString | None:
+    """The statement of the narrowest filter; None for all books of a business, which are merged."""
     if wanted.own:
         return EVENTS_OF_OWN
     if wanted.order_id:
@@ -254,7 +252,7 @@ def _statement(wanted: AuditFilter) -> LiteralString:
         return EVENTS_OF_USER
     if wanted.book_id is not None:
         return EVENTS_OF_BOOK
-    return EVENTS_OF_BUSINESS if wanted.business_id else ALL_EVENTS
+    return None if wanted.business_id else ALL_EVENTS
 
 
 ONLY_FOR_REPEATS: Final = ("rejected", "min_length")

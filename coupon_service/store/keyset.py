@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from typing import TypeVar
+from typing import Final, TypeVar
 from uuid import UUID
 
 from coupon_service.errors import FieldViolation, InvalidArgument
@@ -21,6 +21,12 @@ Position = tuple[str, ...]
 
 BEFORE_FIRST_NEWEST = (datetime.max.replace(tzinfo=UTC), UUID(int=2**128 - 1))
 """Before the first of rows by (time, id), newest first."""
+
+
+# By a bitmap, which the planner prefers where what is listed is short on average, all of a long one
+# would be read and sorted for each of its pages.
+IN_ORDER: Final = "SET LOCAL enable_bitmapscan = off"
+"""Has the statements of a transaction read an index in its order."""
 
 
 def page_of(
@@ -49,6 +55,14 @@ def time_and_code(after: Position | None) -> tuple[datetime, str]:
     if after is None:
         return BEFORE_FIRST_NEWEST[0], ""
     return _read(after, 0, _time), _read(after, 1, normalize_code)
+
+
+def time_code_and_user(after: Position | None) -> tuple[datetime, str, str]:
+    """Reads a position by time, code and user; None is before the newest.
+
+    Raises InvalidArgument.
+    """
+    return (*time_and_code(after), "" if after is None else _read(after, 2, str))
 
 
 def code_only(after: Position | None) -> str:

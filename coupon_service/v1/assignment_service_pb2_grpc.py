@@ -61,6 +61,11 @@ class AssignmentServiceStub:
                 request_serializer=coupon__service_dot_v1_dot_assignment__service__pb2.ListUserCouponsRequest.SerializeToString,
                 response_deserializer=coupon__service_dot_v1_dot_assignment__service__pb2.ListUserCouponsResponse.FromString,
                 _registered_method=True)
+        self.ListAssignments = channel.unary_unary(
+                '/coupon_service.v1.AssignmentService/ListAssignments',
+                request_serializer=coupon__service_dot_v1_dot_assignment__service__pb2.ListAssignmentsRequest.SerializeToString,
+                response_deserializer=coupon__service_dot_v1_dot_assignment__service__pb2.ListAssignmentsResponse.FromString,
+                _registered_method=True)
 
 
 class AssignmentServiceServicer:
@@ -113,6 +118,15 @@ class AssignmentServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListAssignments(self, request, context):
+        """Lists the assignments of a book, those assigned last first, by the time of the present assignment
+        of each code to each user. BOOK_NOT_FOUND. A page may have fewer than page_size, even none, while
+        there are more: a call looks through 10,000 assignments at most for those in the state.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AssignmentServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -140,6 +154,11 @@ def add_AssignmentServiceServicer_to_server(servicer, server):
                     servicer.ListUserCoupons,
                     request_deserializer=coupon__service_dot_v1_dot_assignment__service__pb2.ListUserCouponsRequest.FromString,
                     response_serializer=coupon__service_dot_v1_dot_assignment__service__pb2.ListUserCouponsResponse.SerializeToString,
+            ),
+            'ListAssignments': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAssignments,
+                    request_deserializer=coupon__service_dot_v1_dot_assignment__service__pb2.ListAssignmentsRequest.FromString,
+                    response_serializer=coupon__service_dot_v1_dot_assignment__service__pb2.ListAssignmentsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -279,6 +298,33 @@ class AssignmentService:
             '/coupon_service.v1.AssignmentService/ListUserCoupons',
             coupon__service_dot_v1_dot_assignment__service__pb2.ListUserCouponsRequest.SerializeToString,
             coupon__service_dot_v1_dot_assignment__service__pb2.ListUserCouponsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListAssignments(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/coupon_service.v1.AssignmentService/ListAssignments',
+            coupon__service_dot_v1_dot_assignment__service__pb2.ListAssignmentsRequest.SerializeToString,
+            coupon__service_dot_v1_dot_assignment__service__pb2.ListAssignmentsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -59,6 +59,11 @@ class AssignmentServiceStub:
     """
     ListUserCoupons: _grpc.UnaryUnaryMultiCallable[_assignment_service_pb2.ListUserCouponsRequest, _assignment_service_pb2.ListUserCouponsResponse]
     """Lists the codes that are or were assigned to a user, newest first."""
+    ListAssignments: _grpc.UnaryUnaryMultiCallable[_assignment_service_pb2.ListAssignmentsRequest, _assignment_service_pb2.ListAssignmentsResponse]
+    """Lists the assignments of a book, those assigned last first, by the time of the present assignment
+    of each code to each user. BOOK_NOT_FOUND. A page may have fewer than page_size, even none, while
+    there are more: a call looks through 10,000 assignments at most for those in the state.
+    """
 
 @_typing.type_check_only
 class AssignmentServiceAsyncStub(AssignmentServiceStub):
@@ -91,6 +96,11 @@ class AssignmentServiceAsyncStub(AssignmentServiceStub):
     """
     ListUserCoupons: _aio.UnaryUnaryMultiCallable[_assignment_service_pb2.ListUserCouponsRequest, _assignment_service_pb2.ListUserCouponsResponse]  # type: ignore[assignment]
     """Lists the codes that are or were assigned to a user, newest first."""
+    ListAssignments: _aio.UnaryUnaryMultiCallable[_assignment_service_pb2.ListAssignmentsRequest, _assignment_service_pb2.ListAssignmentsResponse]  # type: ignore[assignment]
+    """Lists the assignments of a book, those assigned last first, by the time of the present assignment
+    of each code to each user. BOOK_NOT_FOUND. A page may have fewer than page_size, even none, while
+    there are more: a call looks through 10,000 assignments at most for those in the state.
+    """
 
 class AssignmentServiceServicer(metaclass=_abc_1.ABCMeta):
     """Assignments of codes to users. Codes are entered as in CouponCodeService; the conventions of
@@ -150,5 +160,16 @@ class AssignmentServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_assignment_service_pb2.ListUserCouponsResponse, _abc.Awaitable[_assignment_service_pb2.ListUserCouponsResponse]]:
         """Lists the codes that are or were assigned to a user, newest first."""
+
+    @_abc_1.abstractmethod
+    def ListAssignments(
+        self,
+        request: _assignment_service_pb2.ListAssignmentsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_assignment_service_pb2.ListAssignmentsResponse, _abc.Awaitable[_assignment_service_pb2.ListAssignmentsResponse]]:
+        """Lists the assignments of a book, those assigned last first, by the time of the present assignment
+        of each code to each user. BOOK_NOT_FOUND. A page may have fewer than page_size, even none, while
+        there are more: a call looks through 10,000 assignments at most for those in the state.
+        """
 
 def add_AssignmentServiceServicer_to_server(servicer: AssignmentServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

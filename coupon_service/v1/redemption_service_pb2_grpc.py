@@ -248,8 +248,8 @@ class RedemptionServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListRedemptions(self, request, context):
-        """Lists redemptions by user, book, code or order, newest first. At least one of the four filters
-        is required; several are combined with AND. End users always list their own, and need none.
+        """Lists redemptions by user, book, code, order, business or time, newest first. At least one of
+        these is required; several are combined with AND. End users always list their own, and need none.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

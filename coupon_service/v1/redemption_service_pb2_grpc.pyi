@@ -115,8 +115,8 @@ class RedemptionServiceStub:
     GetRedemption: _grpc.UnaryUnaryMultiCallable[_redemption_service_pb2.GetRedemptionRequest, _redemption_service_pb2.GetRedemptionResponse]
     """Returns a redemption. REDEMPTION_NOT_FOUND."""
     ListRedemptions: _grpc.UnaryUnaryMultiCallable[_redemption_service_pb2.ListRedemptionsRequest, _redemption_service_pb2.ListRedemptionsResponse]
-    """Lists redemptions by user, book, code or order, newest first. At least one of the four filters
-    is required; several are combined with AND. End users always list their own, and need none.
+    """Lists redemptions by user, book, code, order, business or time, newest first. At least one of
+    these is required; several are combined with AND. End users always list their own, and need none.
     """
     Checkout: _grpc.StreamStreamMultiCallable[_redemption_service_pb2.CheckoutRequest, _redemption_service_pb2.CheckoutResponse]
     """Carries out ValidateCode, LockCode, ExtendLock, UnlockCode, RedeemCode and RollbackRedemption over
@@ -227,8 +227,8 @@ class RedemptionServiceAsyncStub(RedemptionServiceStub):
     GetRedemption: _aio.UnaryUnaryMultiCallable[_redemption_service_pb2.GetRedemptionRequest, _redemption_service_pb2.GetRedemptionResponse]  # type: ignore[assignment]
     """Returns a redemption. REDEMPTION_NOT_FOUND."""
     ListRedemptions: _aio.UnaryUnaryMultiCallable[_redemption_service_pb2.ListRedemptionsRequest, _redemption_service_pb2.ListRedemptionsResponse]  # type: ignore[assignment]
-    """Lists redemptions by user, book, code or order, newest first. At least one of the four filters
-    is required; several are combined with AND. End users always list their own, and need none.
+    """Lists redemptions by user, book, code, order, business or time, newest first. At least one of
+    these is required; several are combined with AND. End users always list their own, and need none.
     """
     Checkout: _aio.StreamStreamMultiCallable[_redemption_service_pb2.CheckoutRequest, _redemption_service_pb2.CheckoutResponse]  # type: ignore[assignment]
     """Carries out ValidateCode, LockCode, ExtendLock, UnlockCode, RedeemCode and RollbackRedemption over
@@ -408,8 +408,8 @@ class RedemptionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _redemption_service_pb2.ListRedemptionsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_redemption_service_pb2.ListRedemptionsResponse, _abc.Awaitable[_redemption_service_pb2.ListRedemptionsResponse]]:
-        """Lists redemptions by user, book, code or order, newest first. At least one of the four filters
-        is required; several are combined with AND. End users always list their own, and need none.
+        """Lists redemptions by user, book, code, order, business or time, newest first. At least one of
+        these is required; several are combined with AND. End users always list their own, and need none.
         """
 
     @_abc_1.abstractmethod

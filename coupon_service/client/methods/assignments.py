@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from datetime import datetime
 
 from coupon_service.client.rpc import listing, unary
-from coupon_service.client.values import Metadata, new_request_id, struct
+from coupon_service.client.values import Metadata, new_request_id, struct, timestamp
 from coupon_service.v1 import assignment_service_pb2 as pb
 
 
@@ -85,4 +86,24 @@ class AssignmentMethods:
         """The codes that are or were assigned to a user, newest first."""
         return pb.ListUserCouponsRequest(
             user_id=user_id, book_id=book_id, state=state, page_size=page_size
+        )
+
+    @listing(pb.ListAssignmentsResponse, lambda page: page.assignments)
+    @staticmethod
+    def list_assignments(
+        book_id: str,
+        *,
+        state: pb.AssignmentState.ValueType = pb.ASSIGNMENT_STATE_UNSPECIFIED,
+        start_time: datetime | None = None,
+        end_time: datetime | None = None,
+        page_size: int = 0,
+    ) -> pb.ListAssignmentsRequest:
+        """The assignments of a book, newest first, made from `start_time` on and before
+        `end_time`."""
+        return pb.ListAssignmentsRequest(
+            book_id=book_id,
+            state=state,
+            start_time=timestamp(start_time),
+            end_time=timestamp(end_time),
+            page_size=page_size,
         )

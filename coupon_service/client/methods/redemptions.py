@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 
 from coupon_service.client.rpc import listing, unary
-from coupon_service.client.values import Metadata, duration, new_request_id, struct
+from coupon_service.client.values import Metadata, duration, new_request_id, struct, timestamp
 from coupon_service.v1 import redemption_service_pb2 as pb
 from coupon_service.v1.money_pb2 import Money
 
@@ -190,9 +191,21 @@ class RedemptionMethods:
         book_id: str = "",
         code: str = "",
         order_id: str = "",
+        business_id: str = "",
+        start_time: datetime | None = None,
+        end_time: datetime | None = None,
         page_size: int = 0,
     ) -> pb.ListRedemptionsRequest:
-        """Redemptions by user, book, code or order, newest first: at least one of these."""
+        """Redemptions by user, book, code, order, business or time, newest first: at least one of
+        these. `start_time` is inclusive, `end_time` exclusive.
+        """
         return pb.ListRedemptionsRequest(
-            user_id=user_id, book_id=book_id, code=code, order_id=order_id, page_size=page_size
+            user_id=user_id,
+            book_id=book_id,
+            code=code,
+            order_id=order_id,
+            business_id=business_id,
+            start_time=timestamp(start_time),
+            end_time=timestamp(end_time),
+            page_size=page_size,
         )

@@ -33,6 +33,7 @@ from coupon_service.rpc.convert.fields import Fields, Page
 from coupon_service.rpc.convert.values import put_struct, put_time
 from coupon_service.rpc.paging import PageTokens
 from coupon_service.rpc.status import item_error
+from coupon_service.store.queries.assignment_pages import AssignmentFilter
 from coupon_service.v1 import assignment_service_pb2 as pb
 from coupon_service.v1 import coupon_code_service_pb2 as codes_pb
 
@@ -145,6 +146,22 @@ def read_list(
     return user_id, book_id, state, page
 
 
+def read_list_of_book(
+    request: pb.ListAssignmentsRequest, tokens: PageTokens
+) -> tuple[AssignmentFilter, Page]:
+    """Which assignments of which book, and which page of them."""
+    fields = Fields()
+    wanted = AssignmentFilter(
+        book_id=fields.uuid("book_id", request.book_id),
+        state=fields.choice("state", request.state, STATES, None),
+        start_time=fields.optional_time(request, "start_time"),
+        end_time=fields.optional_time(request, "end_time"),
+    )
+    page = fields.page(request, tokens)
+    fields.check()
+    return wanted, page
+
+
 def _random(
     call: Call, book_id: UUID, bucket: int, user_id: str, sent: str, metadata: str | None
 ) -> AssignRandom:
@@ -170,9 +187,11 @@ def _random(
 # --- answers ------------------------------------------------------------------------------------
 
 
-def _put_assignment(message: pb.Assignment, assignment: Assignment, code: Code, book: Book) -> None:
+def _put_assignment(
+    message: pb.Assignment, assignment: Assignment, spelling: str, book: Book
+) -> None:
     message.code = assignment.code
-    message.display_code = code.spelling or book.code_format.display(assignment.code)
+    message.display_code = spelling or book.code_format.display(assignment.code)
     message.book_id = str(assignment.book_id)
     message.user_id = assignment.user_id
     message.state = pb.AssignmentState.ValueType(assignment.state)
@@ -190,7 +209,14 @@ def done_assignment(done: Done) -> pb.Assignment:
     if done.assignment is None or done.code is None:
         raise AssertionError("a command about an assignment came back without one")
     message = pb.Assignment()
-    _put_assignment(message, done.assignment, done.code, done.book)
+    _put_assignment(message, done.assignment, done.code.spelling, done.book)
+    return message
+
+
+def assignment_message(assignment: Assignment, spelling: str, book: Book) -> pb.Assignment:
+    """An assignment of the book. `spelling`: of its code, as it was uploaded, if it was."""
+    message = pb.Assignment()
+    _put_assignment(message, assignment, spelling, book)
     return message
 
 
@@ -219,7 +245,7 @@ def coupon_message(
 ) -> pb.UserCoupon:
     """A user's code as the user would see it; no state where it was taken back."""
     coupon = pb.UserCoupon()
-    _put_assignment(coupon.assignment, assignment, code, book)
+    _put_assignment(coupon.assignment, assignment, code.spelling, book)
     if assignment.state is AssignmentState.REDEEMED:
         coupon.effective_state = codes_pb.COUPON_CODE_STATE_REDEEMED
     elif assignment.state is not AssignmentState.REVOKED:

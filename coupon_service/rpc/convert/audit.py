@@ -44,14 +44,8 @@ def read_list(
         user_id=fields.identifier("user_id", request.user_id, optional=True),
         order_id=fields.identifier("order_id", request.order_id, optional=True),
         types=tuple(types),
-        start_time=(
-            fields.time("start_time", request.start_time)
-            if request.HasField("start_time")
-            else None
-        ),
-        end_time=(
-            fields.time("end_time", request.end_time) if request.HasField("end_time") else None
-        ),
+        start_time=fields.optional_time(request, "start_time"),
+        end_time=fields.optional_time(request, "end_time"),
     )
     page = fields.page(request, tokens)
     fields.check()

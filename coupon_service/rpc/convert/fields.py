@@ -209,6 +209,10 @@ class Fields:
             self.refuse(field, str(error))
             return EPOCH
 
+    def optional_time(self, request: Any, field: str) -> datetime | None:
+        """The moment in this field of the request; None when it is not set."""
+        return self.time(field, getattr(request, field)) if request.HasField(field) else None
+
     # --- metadata and pages ---------------------------------------------------------------------
 
     def metadata(self, value: Struct, field: str = "metadata") -> str | None:

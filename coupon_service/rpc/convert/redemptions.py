@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 from uuid import UUID
 
 from coupon_service.checkout import Validation
-from coupon_service.errors import CouponServiceError
+from coupon_service.errors import CouponServiceError, PermissionDenied
 from coupon_service.model import (
     Attempt,
     Call,
@@ -32,9 +32,12 @@ from coupon_service.rpc.convert.fields import Fields, Page
 from coupon_service.rpc.convert.values import put_money, put_struct, put_time
 from coupon_service.rpc.paging import PageTokens
 from coupon_service.rpc.status import item_error
+from coupon_service.store.queries.reads import AuditFilter
 from coupon_service.v1 import redemption_service_pb2 as pb
 
 ITEMS_MAX: Final = 1_000
+
+REDEMPTION_FILTERS: Final = "user_id, book_id, code, order_id, business_id, start_time and end_time"
 
 # --- requests -----------------------------------------------------------------------------------
 
@@ -116,32 +119,29 @@ def read_redemption_id(request: pb.GetRedemptionRequest) -> UUID:
     return redemption_id
 
 
-@dataclass(frozen=True, slots=True)
-class RedemptionFilter:
-    """Which redemptions are wanted; empty: any."""
-
-    user_id: str
-    book_id: UUID | None
-    code: str
-    order_id: str
-
-
 def read_list(
     request: pb.ListRedemptionsRequest, rpc: RequestContext, tokens: PageTokens
-) -> tuple[RedemptionFilter, Page]:
+) -> tuple[AuditFilter, Page]:
     """Which redemptions, and which page of them. Raises PermissionDenied."""
     fields = Fields()
-    wanted = RedemptionFilter(
-        user_id=rpc.user(fields.identifier("user_id", request.user_id, optional=True)),
+    wanted = AuditFilter(
+        business_id=fields.identifier("business_id", request.business_id, optional=True),
         book_id=fields.optional_uuid("book_id", request.book_id),
         code=fields.code("code", request.code) if request.code else "",
+        user_id=rpc.user(fields.identifier("user_id", request.user_id, optional=True)),
         order_id=fields.identifier("order_id", request.order_id, optional=True),
+        types=(EventType.REDEEMED,),
+        start_time=fields.optional_time(request, "start_time"),
+        end_time=fields.optional_time(request, "end_time"),
+        own=rpc.end_user,
     )
-    if not (wanted.user_id or request.book_id or request.code or request.order_id):
-        fields.refuse("user_id", "expected at least one of user_id, book_id, code and order_id")
+    if wanted == AuditFilter(types=wanted.types):
+        fields.refuse("user_id", f"expected at least one of {REDEMPTION_FILTERS}")
     page = fields.page(request, tokens)
     fields.check()
-    return wanted, page
+    if rpc.business_id and wanted.business_id not in ("", rpc.business_id):
+        raise PermissionDenied("The caller may only list redemptions of its own business.")
+    return replace(wanted, business_id=wanted.business_id or rpc.business_id), page
 
 
 def _redeem(

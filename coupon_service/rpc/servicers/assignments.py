@@ -16,6 +16,7 @@ from coupon_service.rpc.convert import assignments as convert
 from coupon_service.rpc.lazy import lazy_command
 from coupon_service.rpc.paging import PageTokens, page_within_bounds
 from coupon_service.rules import effective_code_state
+from coupon_service.store.queries.assignment_pages import shown_position
 from coupon_service.store.queries.reads import Reads, assignment_position
 from coupon_service.v1 import assignment_service_pb2 as pb
 from coupon_service.v1.assignment_service_pb2_grpc import AssignmentServiceServicer
@@ -92,6 +93,20 @@ class AssignmentServicer(AssignmentServiceServicer):
         )
         return pb.ListUserCouponsResponse(
             coupons=messages, next_page_token=self._page_tokens.token(request, end)
+        )
+
+    async def ListAssignments(
+        self, request: pb.ListAssignmentsRequest, context: Any
+    ) -> pb.ListAssignmentsResponse:
+        wanted, page = convert.read_list_of_book(request, self._page_tokens)
+        book, found, end = await self._reads.assignments(
+            wanted, current().business_id, page.size, page.after
+        )
+        messages, end = page_within_bounds(
+            found, lambda it: convert.assignment_message(*it, book), end, shown_position
+        )
+        return pb.ListAssignmentsResponse(
+            assignments=messages, next_page_token=self._page_tokens.token(request, end)
         )
 
     async def _carry_out(self, wish: LazyCommand[Any]) -> Done:

@@ -148,18 +148,8 @@ class RedemptionServicer(RedemptionServiceServicer):
     async def ListRedemptions(
         self, request: pb.ListRedemptionsRequest, context: Any
     ) -> pb.ListRedemptionsResponse:
-        rpc = current()
-        wanted, page = convert.read_list(request, rpc, self._page_tokens)
-        found, end = await self._reads.redemptions(
-            wanted.user_id,
-            wanted.book_id,
-            wanted.code,
-            wanted.order_id,
-            rpc.business_id,
-            page.size,
-            page.after,
-            own=rpc.end_user,
-        )
+        wanted, page = convert.read_list(request, current(), self._page_tokens)
+        found, end = await self._reads.redemptions(wanted, page.size, page.after)
         messages, end = page_within_bounds(
             found, lambda it: convert.redemption_message(*it), end, lambda it: event_position(it[0])
         )

@@ -31,6 +31,11 @@ from coupon_service.store.events import (
 )
 from coupon_service.store.keyset import Position, code_only, page_of, time_and_code, time_position
 from coupon_service.store.pipeline import Connection
+from coupon_service.store.queries.assignment_pages import (
+    AssignmentFilter,
+    ShownAssignment,
+    select_assignments,
+)
 from coupon_service.store.queries.live_coupons import select_live_coupons
 from coupon_service.store.queries.lookups import (
     CodeLookup,
@@ -93,6 +98,22 @@ class Reads:
 
         return await self._database.read("list_codes", work)
 
+    async def assignments(
+        self, wanted: AssignmentFilter, business_id: str, page_size: int, after: Position | None
+    ) -> tuple[Book, list[ShownAssignment], Position | None]:
+        """The book, a page of its assignments, newest first, and where to go on from.
+
+        The page may end before it is full. Raises BookNotFound.
+        """
+
+        async def work(
+            connection: Connection,
+        ) -> tuple[Book, list[ShownAssignment], Position | None]:
+            book = await select_book(connection, wanted.book_id, business_id)
+            return book, *await select_assignments(connection, wanted, page_size, after)
+
+        return await self._database.transaction("list_assignments", work)
+
     async def user_coupons(
         self,
         user_id: str,
@@ -140,30 +161,12 @@ class Reads:
         return await self._database.read("get_redemption", work)
 
     async def redemptions(
-        self,
-        user_id: str,
-        book_id: UUID | None,
-        code: str,
-        order_id: str,
-        business_id: str,
-        page_size: int,
-        after: Position | None,
-        *,
-        own: bool = False,
+        self, wanted: AuditFilter, page_size: int, after: Position | None
     ) -> tuple[list[tuple[Event, Event | None]], Position | None]:
         """A page of redemptions with their roll-backs, newest first, and where to go on from.
 
-        `own`: the user asks for its own.
+        `wanted`: which of the events REDEEMED.
         """
-        wanted = AuditFilter(
-            business_id=business_id,
-            book_id=book_id,
-            code=code,
-            user_id=user_id,
-            order_id=order_id,
-            types=(EventType.REDEEMED,),
-            own=own,
-        )
 
         async def work(
             connection: Connection,

@@ -40,6 +40,7 @@ EXPECTED = {
     "BatchAssignRandomCodes": "I",
     "RevokeAssignment": "I",
     "ListUserCoupons": "IRAS",
+    "ListAssignments": "IA",
     "ValidateCode": "RS",
     "QualifyCoupons": "RS",
     "LockCode": "RS",

@@ -58,6 +58,7 @@ BY_ORDER: list[tuple[str, type[Any], str]] = [
     ("audit.ListAuditEvents", audit.ListAuditEventsRequest, "order_id"),
 ]
 BY_BUSINESS: list[tuple[str, type[Any], str]] = [
+    ("redemptions.ListRedemptions", redemptions.ListRedemptionsRequest, "business_id"),
     ("books.ListCouponBooks", books.ListCouponBooksRequest, "business_id"),
 ]
 BY_ID: list[tuple[str, type[Any], str]] = [
@@ -75,6 +76,7 @@ BY_ID: list[tuple[str, type[Any], str]] = [
     ("assignments.AssignRandomCode", assignments.AssignRandomCodeRequest, "book_id"),
     ("assignments.BatchAssignRandomCodes", assignments.BatchAssignRandomCodesRequest, "book_id"),
     ("assignments.ListUserCoupons", assignments.ListUserCouponsRequest, "book_id"),
+    ("assignments.ListAssignments", assignments.ListAssignmentsRequest, "book_id"),
     ("redemptions.ValidateCode", redemptions.ValidateCodeRequest, "book_id"),
     ("redemptions.LockCode", redemptions.LockCodeRequest, "book_id"),
     ("redemptions.RedeemCode", redemptions.RedeemCodeRequest, "book_id"),
@@ -302,6 +304,12 @@ NUMBERS: list[tuple[str, type[Any], dict[str, Any], str]] = [
         "assignments.ListUserCoupons",
         assignments.ListUserCouponsRequest,
         {"user_id": "u", "state": 4},
+        "state",
+    ),
+    (
+        "assignments.ListAssignments",
+        assignments.ListAssignmentsRequest,
+        {"book_id": BOOK_ID, "state": 4},
         "state",
     ),
     (

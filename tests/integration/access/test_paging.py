@@ -14,6 +14,7 @@ from support.service import (
     audit,
     books,
     codes,
+    from_now,
     new_codes,
     pages,
     redemptions,
@@ -92,11 +93,23 @@ def listings(api: Api) -> dict[str, Listing]:
             "coupons",
             ({"user_id": "x"}, {"book_id": book.book_id}, {"state": 1}),
         ),
+        "ListAssignments": Listing(
+            api.assignments.ListAssignments,
+            assignments.ListAssignmentsRequest(book_id=book.book_id),
+            "assignments",
+            ({"book_id": other}, {"state": 1}, {"start_time": from_now(hours=-1)}),
+        ),
         "ListRedemptions": Listing(
             api.redemptions.ListRedemptions,
             redemptions.ListRedemptionsRequest(user_id=user_id),
             "redemptions",
             ({"user_id": "x"}, {"book_id": other}, {"code": names[0]}, {"order_id": "o"}),
+        ),
+        "ListRedemptions of a business": Listing(
+            api.redemptions.ListRedemptions,
+            redemptions.ListRedemptionsRequest(business_id=business_id),
+            "redemptions",
+            ({"business_id": "x"}, {"start_time": from_now(hours=-1)}),
         ),
         "ListAuditEvents": Listing(
             api.audit.ListAuditEvents,
@@ -117,7 +130,9 @@ LISTS = [
     "ListCouponBooks",
     "ListCodes",
     "ListUserCoupons",
+    "ListAssignments",
     "ListRedemptions",
+    "ListRedemptions of a business",
     "ListAuditEvents",
     "ListLocks",
 ]
@@ -218,6 +233,16 @@ def test_an_empty_list_is_one_empty_page(api: Api) -> None:
             api.assignments.ListUserCoupons,
             assignments.ListUserCouponsRequest(user_id=unique("u")),
             "coupons",
+        ),
+        (
+            api.assignments.ListAssignments,
+            assignments.ListAssignmentsRequest(book_id=api.draft().book_id),
+            "assignments",
+        ),
+        (
+            api.redemptions.ListRedemptions,
+            redemptions.ListRedemptionsRequest(business_id=unique("b")),
+            "redemptions",
         ),
         (
             api.redemptions.ListRedemptions,

@@ -21,6 +21,7 @@ from support.service import (
     audit,
     books,
     codes,
+    from_now,
     new_codes,
     pages,
     redemptions,
@@ -33,6 +34,7 @@ from support.token_clients import caller
 from coupon_service.cli.contract import methods
 from coupon_service.locks.token import sign
 from coupon_service.model import LockClaims
+from coupon_service.rpc.convert.values import to_timestamp
 from coupon_service.rpc.paging import MAC_BYTES
 
 LIMITS = books.BookLimits(
@@ -168,6 +170,9 @@ REFUSED: dict[str, Callable[[Api, Things], Any]] = {
     "AssignCode in its book": lambda api, it: api.assign(it.code, "bob", book_id=it.book),
     "AssignRandomCode": lambda api, it: api.assign_random(it.book, "bob"),
     "RevokeAssignment": lambda api, it: api.revoke(it.code, it.user),
+    "ListAssignments": lambda api, it: api.assignments.ListAssignments(
+        assignments.ListAssignmentsRequest(book_id=it.book)
+    ),
     "LockCode": lambda api, it: api.lock(it.code, "bob"),
     "LockCode in its book": lambda api, it: api.lock(it.code, "bob", book_id=it.book),
     "ExtendLock": lambda api, it: api.redemptions.ExtendLock(
@@ -249,6 +254,9 @@ ANSWERED: dict[str, Callable[[Api, Things], Any]] = {
     ),
     "ListRedemptions of its order": lambda api, it: api.redemptions.ListRedemptions(
         redemptions.ListRedemptionsRequest(order_id=it.order)
+    ),
+    "ListRedemptions since a time": lambda api, _: api.redemptions.ListRedemptions(
+        redemptions.ListRedemptionsRequest(start_time=to_timestamp(from_now(hours=-1)))
     ),
     "ListAuditEvents": lambda api, _: api.audit.ListAuditEvents(audit.ListAuditEventsRequest()),
     "ListAuditEvents of its book": lambda api, it: api.audit.ListAuditEvents(

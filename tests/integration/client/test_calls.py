@@ -119,6 +119,7 @@ async def _assign(client: Either, book_id: str) -> None:
     given = await client.batch_assign_random_codes(book_id, [unique("user"), unique("user")])
     assert all(it.HasField("assignment") for it in given.results)
     assert len(await client.list_user_coupons(user, page_size=1)) == 2
+    assert len(await client.list_assignments(book_id, page_size=3)) == 4
     revoked = await client.revoke_assignment(code, user)
     assert revoked.assignment.state == assignments.ASSIGNMENT_STATE_REVOKED
 

@@ -10,7 +10,7 @@ from support.service import Api, books, new_codes, pages, redemptions, refused, 
 ANY_NUMBER = books.BookLimits(max_redemptions_per_code=0)
 
 
-def listed(api: Api, page_size: int, **filters: str) -> list[list[str]]:
+def listed(api: Api, page_size: int, **filters: Any) -> list[list[str]]:
     """The ids on each page."""
     request = redemptions.ListRedemptionsRequest(page_size=page_size, **filters)
     found = pages(api.redemptions.ListRedemptions, request, "redemptions")
@@ -48,6 +48,24 @@ def test_redemptions_are_listed_by_user_book_code_and_order_newest_first(api: Ap
     ]
     for filters, wanted in expected:
         assert listed(api, 1_000, **filters) == [[made[n] for n in wanted]], filters
+
+
+def test_redemptions_are_listed_by_business_and_time(api: Api) -> None:
+    mine, others = unique("business"), unique("business")
+    names = new_codes(3)
+    for name, business_id in zip(names, (mine, others, mine), strict=True):
+        api.book(codes=[name], limits=ANY_NUMBER, business_id=business_id)
+    made = [api.redeem(code, "ann").redemption for code in (*names, *names)]
+    ids = [it.redemption_id for it in made]
+    wanted: dict[str, Any] = {"business_id": mine}
+    assert listed(api, 1_000, **wanted) == [[ids[n] for n in (5, 3, 2, 0)]]
+    assert listed(api, 3, **wanted) == [[ids[n] for n in (5, 3, 2)], [ids[0]]]
+    wanted |= {"start_time": made[2].redeem_time, "end_time": made[5].redeem_time}
+    assert listed(api, 1_000, **wanted) == [[ids[n] for n in (3, 2)]]
+    del wanted["business_id"]
+    assert listed(api, 1_000, **wanted) == [[ids[n] for n in (4, 3, 2)]]
+    assert listed(api, 1_000, **wanted, user_id="ann", code=names[1]) == [[ids[4]]]
+    assert listed(api, 1_000, business_id=unique("business")) == [[]]
 
 
 def test_redemptions_come_in_pages(api: Api) -> None:

@@ -170,6 +170,8 @@ async def test_a_turn_is_taken_once_in_an_interval(shop: Shop) -> None:
 
 # --- how much is read ---------------------------------------------------------------------------
 
+ReadPage = Callable[..., Awaitable[tuple[list[Event], int]]]
+
 LEDGER_OF_20_000 = """
 INSERT INTO redemption_audit (
     event_id, bucket, book_id, event_time, fingerprint, type, code, user_id, order_id, caller, peer,
@@ -187,11 +189,19 @@ SELECT seq_tup_read + idx_tup_fetch FROM pg_stat_user_tables WHERE relname = 're
 @asynccontextmanager
 async def ledger_of_20_000(
     shop: Shop,
-) -> AsyncGenerator[Callable[[AuditFilter], Awaitable[tuple[list[Event], int]]]]:
+) -> AsyncGenerator[ReadPage]:
     """Reads a page of a large ledger, and says how many of its rows were read for it."""
     async with shop.database.pool.connection() as connection:
         await connection.execute(LEDGER_OF_20_000, (shop.book.book_id, START))
         await connection.execute("ANALYZE redemption_audit")
+    async with reading(shop) as page:
+        yield page
+
+
+@asynccontextmanager
+async def reading(shop: Shop) -> AsyncGenerator[ReadPage]:
+    """Reads a page of the ledger, and says how many of its rows were read for it."""
+    async with shop.database.pool.connection() as connection:
 
         async def rows_read() -> int:
             await connection.execute("SELECT pg_stat_force_next_flush()")
@@ -199,10 +209,10 @@ async def ledger_of_20_000(
             (row,) = await cursor.fetchall()
             return row[0]
 
-        async def page(wanted: AuditFilter) -> tuple[list[Event], int]:
+        async def page(wanted: AuditFilter, size: int = 10) -> tuple[list[Event], int]:
             before = await rows_read()
             async with connection.transaction():
-                events, _ = await select_events(connection, wanted, 10, None)
+                events, _ = await select_events(connection, wanted, size, None)
             return events, await rows_read() - before
 
         yield page
@@ -226,6 +236,36 @@ async def test_a_page_of_the_ledger_is_read_without_reading_the_ledger(shop: Sho
             events, rows = await page(wanted)
             assert len(events) == 10
             assert rows <= 150, wanted
+
+
+LEDGER_OF_BOOKS = """
+INSERT INTO redemption_audit (
+    event_id, bucket, book_id, event_time, fingerprint, type, code, caller, peer, user_agent,
+    request_id)
+SELECT gen_random_uuid(), n %% 64, (%s::uuid[])[1 + least(n %% 60, 29)],
+    %s::timestamptz + n * interval '1 s', 1, 16, 'C', '', '', '', ''
+FROM generate_series(1, 20000) AS n
+"""
+"""Half of it in one of thirty books."""
+
+
+async def test_a_page_of_a_business_is_merged_from_few_events_of_its_books(shop: Shop) -> None:
+    made = [await make_book(shop.books, f"of many {it}", "baker") for it in range(30)]
+    books = [it.book_id for it in made]
+    async with shop.database.pool.connection() as connection:
+        await connection.execute(LEDGER_OF_BOOKS, (books, START))
+        await connection.execute("ANALYZE redemption_audit")
+    wanted = AuditFilter(business_id="baker", types=(EventType.REDEEMED,))
+    whole = await all_pages(lambda after: shop.reads.audit_events(wanted, 1_000, after), 1_000)
+    times = [it.event_time for it in whole]
+    assert times == [START + timedelta(seconds=20_000 - it) for it in range(20_000)]
+    async with reading(shop) as page:
+        for size in (10, 100):
+            events, rows = await page(wanted, size)
+            assert events == whole[:size]
+            assert rows <= 10 * size + 5 * len(books)
+            until = replace(wanted, end_time=START + timedelta(seconds=100))
+            assert (await page(until, size))[0] == whole[-99:][:size]
 
 
 async def test_for_users_who_ask_for_their_own_nothing_of_others_is_read(shop: Shop) -> None:

@@ -8,10 +8,10 @@ import psycopg
 import pytest
 from support.plans import plan_of
 
-from coupon_service.store import events, spellings, stock
+from coupon_service.store import business_events, events, spellings, stock
 from coupon_service.store.bulk import new_codes
 from coupon_service.store.commands import apply, limit_counters, load, orders, random_codes
-from coupon_service.store.queries import lookups
+from coupon_service.store.queries import assignment_pages, lookups
 
 STATEMENTS = {
     "lock codes": load.LOCK_CODES,
@@ -121,6 +121,17 @@ def test_postgresql_looks_at_a_table_that_grows_only_when_there_is_something_to_
     assert set(rows) == {
         (table, f"autovacuum_{kind}_threshold", "10000") for table in tables for kind in kinds
     }
+
+
+def test_assignments_of_a_book_are_read_in_the_order_of_the_page(database_url: str) -> None:
+    plan = plan_of(database_url, assignment_pages.SELECT_ASSIGNMENTS_OF_BOOK)
+    assert "coupon_assignments_by_book" in plan
+    assert "Index Cond: ((book_id = " in plan, plan
+
+
+def test_events_of_books_are_read_from_the_index_alone(database_url: str) -> None:
+    plan = plan_of(database_url, business_events.SELECT_KEYS)
+    assert "Index Only Scan Backward using redemption_audit_by_book" in plan, plan
 
 
 def test_only_books_with_a_threshold_are_looked_at_for_what_they_have_left(

@@ -22,9 +22,11 @@ from coupon_service.model import (
     Code,
     CodeState,
     Event,
+    EventType,
 )
 from coupon_service.model.codes import CodeFormat, bucket_of, generate
 from coupon_service.store.keyset import Position
+from coupon_service.store.queries.reads import AuditFilter
 
 NOBODY = UUID(int=9)
 
@@ -189,12 +191,15 @@ async def test_redemptions_are_listed_by_each_filter_and_all_of_them_together(sh
         order_id: str = "",
         business_id: str = "",
     ) -> list[Event]:
-        found = await all_pages(
-            lambda after: shop.reads.redemptions(
-                user_id, book.book_id if book else None, code, order_id, business_id, 2, after
-            ),
-            2,
+        wanted = AuditFilter(
+            user_id=user_id,
+            book_id=book.book_id if book else None,
+            code=code,
+            order_id=order_id,
+            business_id=business_id,
+            types=(EventType.REDEEMED,),
         )
+        found = await all_pages(lambda after: shop.reads.redemptions(wanted, 2, after), 2)
         for redemption, undone in found:
             assert undone == (rollback if redemption == made[1] else None)
         return [redemption for redemption, _ in found]

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from coupon_service.cli.contract import methods
 from coupon_service.rpc import paging
 from coupon_service.rpc.paging import SHAPES, PageTokens
-from coupon_service.v1.assignment_service_pb2 import ListUserCouponsRequest
+from coupon_service.v1.assignment_service_pb2 import ListAssignmentsRequest, ListUserCouponsRequest
 from coupon_service.v1.audit_service_pb2 import ListAuditEventsRequest
 from coupon_service.v1.coupon_book_service_pb2 import ListCouponBooksRequest
 from coupon_service.v1.coupon_code_service_pb2 import (
@@ -52,6 +52,7 @@ def test_the_last_page_has_no_token() -> None:
         (ListCodesRequest(book_id=BOOK), ("GRÖSSE",)),
         (ExportCodesRequest(book_id=BOOK), ("A" * 64,)),
         (ListUserCouponsRequest(user_id="u"), ("2026-01-01T00:00:00+00:00", "CODE")),
+        (ListAssignmentsRequest(book_id=BOOK), ("2026-01-01T00:00:00+00:00", "CODE", "ü")),
         (ListRedemptionsRequest(user_id="u"), ("2026-01-01T00:00:00+00:00", BOOK)),
         (ListLocksRequest(user_id="u"), ("CODE", BOOK, "ü\u200b", BOOK, 1_800_000_000_000)),
         (ListAuditEventsRequest(), ("2026-01-01T00:00:00+00:00", BOOK)),
@@ -162,6 +163,7 @@ def test_a_position_of_another_shape_is_refused_even_when_it_is_signed(payload: 
         ListCouponBooksRequest(),
         ListCodesRequest(book_id=BOOK),
         ListUserCouponsRequest(user_id="u"),
+        ListAssignmentsRequest(book_id=BOOK),
         ListRedemptionsRequest(user_id="u"),
         ListLocksRequest(user_id="u"),
         ListAuditEventsRequest(),

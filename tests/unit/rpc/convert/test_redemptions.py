@@ -12,7 +12,7 @@ from support.page_tokens import PAGES
 from support.violations import bad_fields
 
 from coupon_service.checkout import Validation
-from coupon_service.errors import CodeAlreadyRedeemed, CodeNotFound
+from coupon_service.errors import CodeAlreadyRedeemed, CodeNotFound, PermissionDenied
 from coupon_service.model import (
     Assignment,
     AssignmentState,
@@ -32,6 +32,7 @@ from coupon_service.model.codes import bucket_of
 from coupon_service.rpc.context import RequestContext
 from coupon_service.rpc.convert import redemptions
 from coupon_service.rpc.convert.values import to_timestamp
+from coupon_service.store.queries.reads import AuditFilter
 from coupon_service.v1 import error_reason_pb2 as reasons
 from coupon_service.v1 import redemption_service_pb2 as pb
 from coupon_service.v1.money_pb2 import Money as MoneyMessage
@@ -267,17 +268,31 @@ def test_redemptions_are_named_by_uuids() -> None:
 
 
 @pytest.mark.parametrize(
-    "values", [{"user_id": "u"}, {"book_id": str(ID)}, {"code": "ab-cd"}, {"order_id": "o"}]
+    "values",
+    [
+        {"user_id": "u"},
+        {"book_id": str(ID)},
+        {"code": "ab-cd"},
+        {"order_id": "o"},
+        {"business_id": "acme"},
+        {"start_time": to_timestamp(NOW)},
+        {"end_time": to_timestamp(NOW)},
+    ],
 )
-def test_redemptions_are_listed_by_any_one_of_four(values: dict[str, str]) -> None:
+def test_redemptions_are_listed_by_any_one_filter(values: dict[str, Any]) -> None:
     wanted, page = redemptions.read_list(
         pb.ListRedemptionsRequest(**values, page_size=7), rpc(), PAGES
     )
-    none = redemptions.RedemptionFilter("", None, "", "")
+    none = AuditFilter(business_id="acme", types=(EventType.REDEEMED,))
     ((name, value),) = values.items()
-    typed = {"book_id": ID, "code": "ABCD"}.get(name, value)
+    typed = {"book_id": ID, "code": "ABCD", "start_time": NOW, "end_time": NOW}.get(name, value)
     assert wanted == replace(none, **{name: typed})
     assert page.size == 7
+
+
+def test_redemptions_of_another_business_cannot_be_listed() -> None:
+    with pytest.raises(PermissionDenied):
+        redemptions.read_list(pb.ListRedemptionsRequest(business_id="b"), rpc(), PAGES)
 
 
 def test_all_redemptions_cannot_be_listed() -> None:

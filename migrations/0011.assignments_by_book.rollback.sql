@@ -1,0 +1,1 @@
+DROP INDEX CONCURRENTLY IF EXISTS coupon_assignments_by_book;
