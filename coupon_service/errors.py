@@ -134,6 +134,10 @@ class CurrencyMismatch(Refusal):
     """The order is in another currency than the coupon book."""
 
 
+class OutsideSchedule(Refusal):
+    """The coupon book is closed at this time of the week."""
+
+
 class AlreadyRolledBack(Refusal):
     """The redemption has been rolled back before."""
 

@@ -281,6 +281,12 @@ class LockLimitExceeded(Refused):
     limit: int = 0
 
 
+class OutsideSchedule(Refused):
+    """The book is closed at this time of the week, until `next_open_time`."""
+
+    next_open_time: datetime | None = None
+
+
 class OrderBelowMinimum(Refused):
     """The order amount is below the book's minimum, or was not given."""
 

@@ -72,6 +72,7 @@ from coupon_service.model.records import (
     LockView,
     UserCounts,
 )
+from coupon_service.model.schedules import Schedule, Weekday, WeeklyWindow
 
 __all__ = [
     "AmountOff",
@@ -114,12 +115,15 @@ __all__ = [
     "Redeem",
     "Revoke",
     "Rollback",
+    "Schedule",
     "SetCodeEnabled",
     "State",
     "StockLevel",
     "Tier",
     "TieredDiscount",
     "UserCounts",
+    "Weekday",
+    "WeeklyWindow",
     "WriteSet",
     "bucket_of_book",
     "bucket_of_event",

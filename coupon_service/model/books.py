@@ -8,6 +8,7 @@ from uuid import UUID
 
 from coupon_service.model.codes import CodeFormat
 from coupon_service.model.enums import AssignmentPolicy, BookState, LockPolicy
+from coupon_service.model.schedules import Schedule
 from coupon_service.model.values import value
 
 
@@ -97,7 +98,7 @@ class Book:
 
     `locks_until`: locks that were granted before locking was switched off may be held until then;
     None where it is on, or was never on.
-    `min_code_length`: of imported codes, 0 = MIN_CODE_LENGTH.
+    `min_code_length`: of imported codes, 0 = MIN_CODE_LENGTH. `schedule`: None = always open.
     """
 
     book_id: UUID
@@ -124,6 +125,7 @@ class Book:
     min_code_length: int = 0
     version: int = 1
     locks_until: datetime | None = None
+    schedule: Schedule | None = None
 
 
 @value

@@ -94,6 +94,7 @@ TABLE: Final[Mapping[type[CouponServiceError], Kind]] = dict(
             errors.LockLimitExceeded,
             errors.OrderBelowMinimum,
             errors.CurrencyMismatch,
+            errors.OutsideSchedule,
             errors.AlreadyRolledBack,
             errors.AssignmentNotActive,
             errors.OrderAlreadyRedeemed,

@@ -52,6 +52,7 @@ from coupon_service.model import (
 )
 from coupon_service.rules.derived_states import LOCK_ENDS, lock_view
 from coupon_service.rules.draft import Draft
+from coupon_service.rules.opening_hours import is_open, outside_schedule
 
 ASSIGNED = (AssignmentState.ACTIVE, AssignmentState.REDEEMED)
 """States of an assignment in which the code is the user's."""
@@ -134,6 +135,8 @@ def redemption_refusals(
     yield from _unusable(code, book, now, ends_at)
     yield from _used(command, code, book, state)
     yield from _assignment_refusals(assignment, book, ends_at)
+    if book.schedule is not None and _is_closed(book, now) and _is_closed(book, ends_at):
+        yield outside_schedule(book.schedule, now)
     yield from _user_limits(command.user_id, assignment, book, state)
     limit = book.limits.max_redemptions
     if limit and state.totals[book.book_id] >= limit:
@@ -152,6 +155,8 @@ def extension_refusals(
     yield from _book_ended(book, now)
     yield from _not_started(book, now)
     yield from _validity_ended(state.assignments.get((*code.key, user_id)), now)
+    if book.schedule is not None and _is_closed(book, now):
+        yield outside_schedule(book.schedule, now)
 
 
 def assignment_refusals(
@@ -186,14 +191,15 @@ def user_assignment_refusals(
 def _ends_judged_at(
     command: Redeem | Lock, assignment: Assignment | None, book: Book, state: State, now: datetime
 ) -> datetime:
-    """By which time the ends of the book and of the assignment are judged.
+    """By which time the ends of the book and of the assignment, and the schedule, are judged.
 
     A lock that was taken in time is honoured: with the token of one that is held, this is when it
     was taken; otherwise now. Everything else is judged now.
     """
     if not isinstance(command, Redeem) or command.lock is None:
         return now
-    if not any((*_book_ended(book, now), *_validity_ended(assignment, now))):
+    over = (*_book_ended(book, now), *_validity_ended(assignment, now))
+    if not over and not _is_closed(book, now):
         return now
     if any(_lock_refusals(command, assignment, book, state, now)):
         return now
@@ -237,6 +243,10 @@ def _book_ended(book: Book, time: datetime) -> Reasons:
     if book.end_time is None or time < book.end_time:
         return ()
     return (BookExpired(end_time=book.end_time.isoformat()),)
+
+
+def _is_closed(book: Book, time: datetime) -> bool:
+    return book.schedule is not None and not is_open(book.schedule, time)
 
 
 def _not_started(book: Book, now: datetime) -> Reasons:

@@ -30,6 +30,7 @@ from coupon_service.model import (
 from coupon_service.model.codes import CodeFormat, bucket_of
 from coupon_service.model.normalization import canonical_id
 from coupon_service.store.columns import Column, Columns, Nested, member_of
+from coupon_service.store.schedules import schedule_json, schedule_of
 from coupon_service.store.tiers import tiers_json, tiers_of_json
 
 # --- books --------------------------------------------------------------------------------------
@@ -116,6 +117,7 @@ BOOKS: Final = Columns[Book](
     Column("min_code_length", "smallint"),
     Column("version", "integer"),
     Column("locks_until", "timestamptz"),
+    Column("schedule", "jsonb", lambda it: it.schedule and schedule_json(it.schedule), schedule_of),
 )
 
 book_from_row: Final = BOOKS.reader(Book)

@@ -132,6 +132,50 @@ then have ended, at the latest after the greatest lifetime of a lock and its gra
 """
 Global___LockPolicy: _TypeAlias = LockPolicy  # noqa: Y015
 
+class _Weekday:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _WeekdayEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Weekday.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    WEEKDAY_UNSPECIFIED: _Weekday.ValueType  # 0
+    """Not used."""
+    WEEKDAY_MONDAY: _Weekday.ValueType  # 1
+    """Monday."""
+    WEEKDAY_TUESDAY: _Weekday.ValueType  # 2
+    """Tuesday."""
+    WEEKDAY_WEDNESDAY: _Weekday.ValueType  # 3
+    """Wednesday."""
+    WEEKDAY_THURSDAY: _Weekday.ValueType  # 4
+    """Thursday."""
+    WEEKDAY_FRIDAY: _Weekday.ValueType  # 5
+    """Friday."""
+    WEEKDAY_SATURDAY: _Weekday.ValueType  # 6
+    """Saturday."""
+    WEEKDAY_SUNDAY: _Weekday.ValueType  # 7
+    """Sunday."""
+
+class Weekday(_Weekday, metaclass=_WeekdayEnumTypeWrapper):
+    """A day of the week."""
+
+WEEKDAY_UNSPECIFIED: Weekday.ValueType  # 0
+"""Not used."""
+WEEKDAY_MONDAY: Weekday.ValueType  # 1
+"""Monday."""
+WEEKDAY_TUESDAY: Weekday.ValueType  # 2
+"""Tuesday."""
+WEEKDAY_WEDNESDAY: Weekday.ValueType  # 3
+"""Wednesday."""
+WEEKDAY_THURSDAY: Weekday.ValueType  # 4
+"""Thursday."""
+WEEKDAY_FRIDAY: Weekday.ValueType  # 5
+"""Friday."""
+WEEKDAY_SATURDAY: Weekday.ValueType  # 6
+"""Saturday."""
+WEEKDAY_SUNDAY: Weekday.ValueType  # 7
+"""Sunday."""
+Global___Weekday: _TypeAlias = Weekday  # noqa: Y015
+
 @_typing.final
 class PercentOff(_message.Message):
     """A share of the order amount."""
@@ -355,6 +399,71 @@ class BookLimits(_message.Message):
 Global___BookLimits: _TypeAlias = BookLimits  # noqa: Y015
 
 @_typing.final
+class WeeklyWindow(_message.Message):
+    """A time in which codes can be redeemed, every week."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DAYS_FIELD_NUMBER: _builtins.int
+    OPENS_FIELD_NUMBER: _builtins.int
+    CLOSES_FIELD_NUMBER: _builtins.int
+    opens: _builtins.str
+    """When it opens, inclusive: "00:00" to "23:59"."""
+    closes: _builtins.str
+    """When it closes, exclusive: "00:00" to "24:00". When it is not after `opens`, it is on the next day:
+    FRIDAY, "22:00", "02:00" closes on Saturday. A whole day is "00:00" to "24:00".
+    """
+    @_builtins.property
+    def days(self) -> _containers.RepeatedScalarFieldContainer[Global___Weekday.ValueType]:
+        """The days on which it opens, each at most once. Empty: every day."""
+
+    def __init__(
+        self,
+        *,
+        days: _abc.Iterable[Global___Weekday.ValueType] | None = ...,
+        opens: _builtins.str = ...,
+        closes: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["closes", b"closes", "days", b"days", "opens", b"opens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WeeklyWindow: _TypeAlias = WeeklyWindow  # noqa: Y015
+
+@_typing.final
+class Schedule(_message.Message):
+    """Opening hours: when codes can be locked and redeemed, by the clocks of a time zone. An hour that comes
+    twice, when the clocks are put back, is within a window both times. When they are put forward, what
+    lies in the skipped hour does not come, and a window that opens in it opens at its end.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TIME_ZONE_FIELD_NUMBER: _builtins.int
+    WINDOWS_FIELD_NUMBER: _builtins.int
+    time_zone: _builtins.str
+    """The name of an IANA time zone, such as "Europe/Berlin"."""
+    @_builtins.property
+    def windows(self) -> _containers.RepeatedCompositeFieldContainer[Global___WeeklyWindow]:
+        """1-50. Open is what any of them covers."""
+
+    def __init__(
+        self,
+        *,
+        time_zone: _builtins.str = ...,
+        windows: _abc.Iterable[Global___WeeklyWindow] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["time_zone", b"time_zone", "windows", b"windows"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Schedule: _TypeAlias = Schedule  # noqa: Y015
+
+@_typing.final
 class CodeFormat(_message.Message):
     """How generated codes look. Codes are stored and compared in normalised form: upper case, without
     separators, so "abcd-efgh", "ABCD EFGH" and "ABCDEFGH" are the same code. Codes are unique over
@@ -439,6 +548,7 @@ class CouponBook(_message.Message):
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     LOW_THRESHOLD_FIELD_NUMBER: _builtins.int
     MIN_CODE_LENGTH_FIELD_NUMBER: _builtins.int
+    SCHEDULE_FIELD_NUMBER: _builtins.int
     book_id: _builtins.str
     """Output only. UUID."""
     business_id: _builtins.str
@@ -523,6 +633,13 @@ class CouponBook(_message.Message):
     def update_time(self) -> _timestamp_pb2.Timestamp:
         """Output only."""
 
+    @_builtins.property
+    def schedule(self) -> Global___Schedule:
+        """Outside these hours LockCode, ExtendLock and RedeemCode are refused with OUTSIDE_SCHEDULE. With the
+        token of a lock that is held it is enough that the book was open when the lock was acquired. Unset =
+        always open. Can be changed at any time.
+        """
+
     def __init__(
         self,
         *,
@@ -550,10 +667,11 @@ class CouponBook(_message.Message):
         update_time: _timestamp_pb2.Timestamp | None = ...,
         low_threshold: _builtins.int = ...,
         min_code_length: _builtins.int = ...,
+        schedule: Global___Schedule | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["assigned_code_validity", b"assigned_code_validity", "code_format", b"code_format", "create_time", b"create_time", "default_lock_ttl", b"default_lock_ttl", "discount", b"discount", "end_time", b"end_time", "limits", b"limits", "max_lock_ttl", b"max_lock_ttl", "metadata", b"metadata", "start_time", b"start_time", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["assigned_code_validity", b"assigned_code_validity", "code_format", b"code_format", "create_time", b"create_time", "default_lock_ttl", b"default_lock_ttl", "discount", b"discount", "end_time", b"end_time", "limits", b"limits", "max_lock_ttl", b"max_lock_ttl", "metadata", b"metadata", "schedule", b"schedule", "start_time", b"start_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["assigned_code_validity", b"assigned_code_validity", "assignment_policy", b"assignment_policy", "book_id", b"book_id", "business_id", b"business_id", "code_format", b"code_format", "create_time", b"create_time", "currency_code", b"currency_code", "default_lock_ttl", b"default_lock_ttl", "description", b"description", "discount", b"discount", "effective_state", b"effective_state", "end_time", b"end_time", "etag", b"etag", "limits", b"limits", "lock_policy", b"lock_policy", "low_threshold", b"low_threshold", "max_lock_ttl", b"max_lock_ttl", "metadata", b"metadata", "min_code_length", b"min_code_length", "min_order_amount_minor", b"min_order_amount_minor", "name", b"name", "start_time", b"start_time", "state", b"state", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assigned_code_validity", b"assigned_code_validity", "assignment_policy", b"assignment_policy", "book_id", b"book_id", "business_id", b"business_id", "code_format", b"code_format", "create_time", b"create_time", "currency_code", b"currency_code", "default_lock_ttl", b"default_lock_ttl", "description", b"description", "discount", b"discount", "effective_state", b"effective_state", "end_time", b"end_time", "etag", b"etag", "limits", b"limits", "lock_policy", b"lock_policy", "low_threshold", b"low_threshold", "max_lock_ttl", b"max_lock_ttl", "metadata", b"metadata", "min_code_length", b"min_code_length", "min_order_amount_minor", b"min_order_amount_minor", "name", b"name", "schedule", b"schedule", "start_time", b"start_time", "state", b"state", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -744,8 +862,8 @@ class UpdateCouponBookRequest(_message.Message):
     def update_mask(self) -> _field_mask_pb2.FieldMask:
         """Top-level fields of CouponBook: name, description, discount, currency_code,
         min_order_amount_minor, limits, assignment_policy, lock_policy, default_lock_ttl, max_lock_ttl,
-        start_time, end_time, assigned_code_validity, code_format, metadata, low_threshold. Required; a
-        named field that is unset in `coupon_book` gets its default.
+        start_time, end_time, assigned_code_validity, code_format, metadata, low_threshold, min_code_length,
+        schedule. Required; a named field that is unset in `coupon_book` gets its default.
         """
 
     def __init__(

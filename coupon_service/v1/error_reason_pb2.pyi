@@ -122,6 +122,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     when the user has used it up, REVOKED when it was revoked, also when the code was assigned to the
     user again.
     """
+    ERROR_REASON_OUTSIDE_SCHEDULE: _ErrorReason.ValueType  # 110
+    """[FAILED_PRECONDITION] It is outside the opening hours of the book's `schedule`, and, with the token
+    of a lock that is held, was so when the lock was acquired. Metadata: `next_open_time` (RFC 3339).
+    """
     ERROR_REASON_CODE_ALREADY_ASSIGNED: _ErrorReason.ValueType  # 40
     """[ALREADY_EXISTS] The code is assigned to this user already, or to as many users as it has
     redemptions.
@@ -280,6 +284,10 @@ ERROR_REASON_ASSIGNMENT_NOT_ACTIVE: ErrorReason.ValueType  # 32
 """[FAILED_PRECONDITION] A repeat whose assignment is no longer active. Metadata: `state`, REDEEMED
 when the user has used it up, REVOKED when it was revoked, also when the code was assigned to the
 user again.
+"""
+ERROR_REASON_OUTSIDE_SCHEDULE: ErrorReason.ValueType  # 110
+"""[FAILED_PRECONDITION] It is outside the opening hours of the book's `schedule`, and, with the token
+of a lock that is held, was so when the lock was acquired. Metadata: `next_open_time` (RFC 3339).
 """
 ERROR_REASON_CODE_ALREADY_ASSIGNED: ErrorReason.ValueType  # 40
 """[ALREADY_EXISTS] The code is assigned to this user already, or to as many users as it has

@@ -101,6 +101,18 @@ FIELDS = {
     "assigned_code_validity": any_of([0, 0, 60_000]),
     "min_code_length": any_of([0] * 8 + [64]),
 }
+HOURS = all_of(
+    {
+        "zone": any_of(["UTC", "Asia/Kathmandu", "America/New_York", "23", "0"]),
+        "today": any_of([False, False, True]),
+        "spans": some_of(
+            any_of([(-90, 2), (-90, 45), (-1, 1), (2, 3), (2, -90), (40, -2), (40, 2)]), 1, 2
+        ),
+    }
+)
+"""Opening hours around the time at which a program begins, in minutes, in a zone, or in one where
+it is about this hour then."""
+FIELDS["schedule"] = lambda random: HOURS(random) if random.random() < 0.2 else None
 BOOKS = all_of(FIELDS)
 
 

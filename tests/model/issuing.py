@@ -24,6 +24,7 @@ from model.draws import (
     some_of,
     step,
 )
+from model.opening_hours import around
 from model.program import Program
 from model.state import USES, Message
 from support.service import assignments, books, codes, struct
@@ -50,6 +51,7 @@ class Issuing(Program):
         new: Message = {**book, **names, "currency_code": "EUR" if money else currency}
         for name in TIMES:
             new[name] = new[name] and self.began + new[name]
+        new["schedule"] = new["schedule"] and around(self.began, **new["schedule"])
         request_id = self.fresh(request_id)
         request = books.CreateCouponBookRequest(
             coupon_book=book_request(new), request_id=request_id
@@ -97,6 +99,8 @@ class Issuing(Program):
         for name in TIMES:
             if values.get(name):
                 values[name] += self.began
+        if values.get("schedule"):
+            values["schedule"] = around(self.began, **values["schedule"])
         book = self.world.books.get(book_id)
         after = {**(book or {}), **values}
         money = after.get("min_order_amount_minor") or "benefit" not in after.get("discount", {})
@@ -283,8 +287,14 @@ def book_request(book: Message) -> books.CouponBook:
         for name in ("assignment_policy", "lock_policy")
         if name in book
     }
-    rest = {name: it for name, it in book.items() if name not in (*TIMES, *DURATIONS, *enums)}
+    other = (*TIMES, *DURATIONS, *enums, "schedule")
+    rest = {name: it for name, it in book.items() if name not in other}
     message = books.CouponBook(**rest, **enums)
+    if hours := book.get("schedule"):
+        message.schedule.time_zone = hours["time_zone"]
+        for window in hours["windows"]:
+            days = [f"WEEKDAY_{it}" for it in window["days"]]
+            message.schedule.windows.add(**{**window, "days": days})
     for name in (*TIMES, *DURATIONS):
         if book.get(name):
             getattr(message, name).FromMilliseconds(book[name])

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from model.assignments import Assignments, iso, reached, used_up
+from model.opening_hours import closed
 from model.state import USES, Assignment, Item, Lock, Message, Refusal, Token, Unknown
 
 PERMIT = "needs a permit in Redis"
@@ -62,6 +63,7 @@ class World(Assignments):
         if not has_it and book["assignment_policy"] == "REQUIRED":
             yield Refusal("CODE_NOT_ASSIGNED_TO_USER")
         yield from self._validity_over(assignment, time)
+        yield from closed(book, self.now, time)
         yield from reached(
             "max_redemptions_per_user_per_code", limits, assignment.redemptions if assignment else 0
         )
@@ -198,7 +200,11 @@ class World(Assignments):
         if 0 < book["end_time"] <= self.now:
             raise Refusal("BOOK_EXPIRED", end_time=iso(book["end_time"]))
         assignment = self.assignments.get((lock.message["code"], lock.message["user_id"]))
-        for refusal in (*self._not_started(book), *self._validity_over(assignment)):
+        for refusal in (
+            *self._not_started(book),
+            *self._validity_over(assignment),
+            *closed(book, self.now, self.now),
+        ):
             raise refusal
         if lock.extensions >= self.extensions_max:
             raise Refusal("LOCK_LIMIT_EXCEEDED", limit=self.extensions_max)

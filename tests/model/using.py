@@ -25,8 +25,11 @@ from model.draws import (
     step,
 )
 from model.issuing import Issuing
+from model.opening_hours import changes
 from model.state import Message
 from support.service import redemptions, struct
+
+DAY_MS = 86_400_000
 
 
 class Using(Issuing):
@@ -107,6 +110,7 @@ class Using(Issuing):
         ends += [book[name] for book in world.books.values() for name in TIMES]
         ends += [book.get("_locks_until", 0) for book in world.books.values()]
         ends += [it.given.get("expire_time", 0) for it in world.assignments.values()]
+        ends += [it for book in world.books.values() for it in changes(book, world.now, DAY_MS)]
         ahead = sorted(it for it in ends if it > world.now + 2)
         if ahead and edge <= 2:
             # The next call comes a millisecond later.

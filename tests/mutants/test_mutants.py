@@ -10,7 +10,16 @@ from pathlib import Path
 import grpc
 import pytest
 from model.clock import Clock
-from mutants import harness, mutants, rpc_harness, rpc_mutants, stream_harness, stream_mutants
+from mutants import (
+    harness,
+    mutants,
+    rpc_harness,
+    rpc_mutants,
+    stream_harness,
+    stream_mutants,
+    time_harness,
+    time_mutants,
+)
 from mutants.harness import Stack
 
 CAUGHT_BY: dict[Callable[[], mutants.Mutant], Callable[[Stack], None]] = {
@@ -59,6 +68,8 @@ CAUGHT_BY: dict[Callable[[], mutants.Mutant], Callable[[Stack], None]] = {
     mutants.counters_read_for_hidden_codes: harness.code_that_an_end_user_cannot_use,
     mutants.discounts_summed_in_64_bits: harness.discounts_beyond_an_amount,
     mutants.sum_answered_as_it_is: harness.discounts_beyond_an_amount,
+    time_mutants.window_ends_at_midnight: time_harness.night_out,
+    time_mutants.closed_for_locks: time_harness.lock_taken_before_it_closed,
     rpc_mutants.serving_loop_not_replaced: rpc_harness.path_that_is_not_utf8,
     rpc_mutants.server_stopped_with_its_loop: rpc_harness.path_that_is_not_utf8,
     rpc_mutants.watches_without_a_bound: rpc_harness.watchers_of_health,

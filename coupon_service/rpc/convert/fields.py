@@ -11,6 +11,7 @@ from datetime import datetime
 from enum import IntEnum
 from typing import Any, Final, TypeVar
 from uuid import UUID
+from zoneinfo import ZoneInfo
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.struct_pb2 import Struct
@@ -26,6 +27,7 @@ from coupon_service.model.normalization import (
     canonical_id,
     normalize_code,
 )
+from coupon_service.model.time_zones import time_zone
 from coupon_service.rpc.convert.values import EPOCH, from_duration_ms, from_struct, from_timestamp
 from coupon_service.rpc.paging import PageTokens, Position
 from coupon_service.v1.money_pb2 import Money as MoneyMessage
@@ -212,6 +214,14 @@ class Fields:
     def optional_time(self, request: Any, field: str) -> datetime | None:
         """The moment in this field of the request; None when it is not set."""
         return self.time(field, getattr(request, field)) if request.HasField(field) else None
+
+    def time_zone(self, field: str, name: str) -> ZoneInfo:
+        """A time zone of the IANA, by its name."""
+        try:
+            return time_zone(name)
+        except ValueError as error:
+            self.refuse(field, str(error))
+            return time_zone("UTC")
 
     # --- metadata and pages ---------------------------------------------------------------------
 

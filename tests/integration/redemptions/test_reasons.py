@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -223,6 +224,14 @@ def assignment_not_active(stage: Stage) -> object:
     return stage.api.assign(code, "ann", request_id=request_id)
 
 
+def outside_schedule(stage: Stage) -> object:
+    other = datetime.now(UTC) + timedelta(days=3)
+    day = books.Weekday.ValueType(other.isoweekday())
+    window = books.WeeklyWindow(days=[day], opens="00:00", closes="24:00")
+    schedule = books.Schedule(time_zone="UTC", windows=[window])
+    return stage.api.redeem(stage.api.code(schedule=schedule), "ann")
+
+
 def already_rolled_back(stage: Stage) -> object:
     redeemed = stage.api.redeem(stage.api.code(), "ann").redemption
     return [stage.api.rollback(redeemed.redemption_id) for _ in range(2)]
@@ -343,6 +352,7 @@ PROVOKE: dict[str, Callable[[Stage], object]] = {
         lock_limit_exceeded,
         order_below_minimum,
         currency_mismatch,
+        outside_schedule,
         already_rolled_back,
         assignment_not_active,
         order_already_redeemed,

@@ -23,12 +23,16 @@ from coupon_service.model import (
     EventType,
     LockPolicy,
     PercentOff,
+    Schedule,
     Tier,
     TieredDiscount,
+    Weekday,
+    WeeklyWindow,
     bucket_of_event,
     event_id,
 )
 from coupon_service.model.codes import CodeFormat, bucket_of
+from coupon_service.model.time_zones import time_zone
 from coupon_service.store.arrays import int_array, text_array, time_array, uuid_array
 from coupon_service.store.books import Books
 from coupon_service.store.columns import Columns
@@ -205,6 +209,10 @@ async def test_a_book_is_read_as_it_was_written(database_url: str, discount: Dis
         assigned_code_validity_s=315_360_000,
         code_format=CodeFormat(8, "AB", "PRE", "SUF", "-", 4, check_character=True),
         metadata='{"a": 1}',
+        schedule=Schedule(
+            time_zone("Asia/Kathmandu"),
+            (WeeklyWindow((Weekday.MONDAY, Weekday.SUNDAY), 0, 1_440), WeeklyWindow((), 1, 0)),
+        ),
     )
     plain: Book = new_book("plain")
     async with opened(database_url) as database:

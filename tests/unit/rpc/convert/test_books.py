@@ -26,10 +26,14 @@ from coupon_service.model import (
     BookStats,
     LockPolicy,
     PercentOff,
+    Schedule,
     Tier,
     TieredDiscount,
+    Weekday,
+    WeeklyWindow,
 )
 from coupon_service.model.codes import DEFAULT_ALPHABET, CodeFormat
+from coupon_service.model.time_zones import time_zone
 from coupon_service.rpc.context import RequestContext
 from coupon_service.rpc.convert import books
 from coupon_service.v1 import coupon_book_service_pb2 as pb
@@ -53,6 +57,7 @@ CHANGEABLE = [
     "assigned_code_validity",
     "code_format",
     "metadata",
+    "schedule",
 ]
 
 
@@ -107,6 +112,13 @@ def full() -> pb.CouponBook:
         ),
         low_threshold=50,
         min_code_length=3,
+        schedule=pb.Schedule(
+            time_zone="Europe/Berlin",
+            windows=[
+                pb.WeeklyWindow(days=[pb.WEEKDAY_FRIDAY], opens="22:00", closes="02:00"),
+                pb.WeeklyWindow(opens="00:00", closes="24:00"),
+            ],
+        ),
     )
     book.metadata.update({"channel": "mail"})
     return book
@@ -173,6 +185,13 @@ def test_everything_that_is_set_is_taken() -> None:
         metadata='{"channel":"mail"}',
         low_threshold=50,
         min_code_length=3,
+        schedule=Schedule(
+            time_zone("Europe/Berlin"),
+            (
+                WeeklyWindow((Weekday.FRIDAY,), 1_320, 120),
+                WeeklyWindow(tuple(Weekday), 0, 1_440),
+            ),
+        ),
         create_time=NOW,
         update_time=NOW,
     )
@@ -354,6 +373,35 @@ def test_every_bad_tier_is_named(tiers: list[pb.Tier], bad: list[str]) -> None:
     book = setting(discount=pb.Discount(tiers=pb.TieredDiscount(tiers=tiers)))
     found = bad_fields(lambda: create(book))
     assert found == [f"coupon_book.discount.tiers.{it}" for it in bad]
+
+
+def hours(opens: str = "09:00", closes: str = "17:00", **values: Any) -> pb.Schedule:
+    window = pb.WeeklyWindow(opens=opens, closes=closes, days=values.pop("days", []))
+    fields: dict[str, Any] = {"time_zone": "UTC", "windows": [window], **values}
+    return pb.Schedule(**fields)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "bad"),
+    [
+        (pb.Schedule(), ["time_zone", "windows"]),
+        (hours(time_zone="Europe/Bonn"), ["time_zone"]),
+        (hours(windows=[]), ["windows"]),
+        (hours(windows=[pb.WeeklyWindow(opens="09:00", closes="17:00")] * 51), ["windows"]),
+        (hours(days=[1, 1]), ["windows[0].days"]),
+        (hours(days=[0]), ["windows[0].days"]),
+        (hours(days=[8]), ["windows[0].days"]),
+        (hours("9:00"), ["windows[0].opens"]),
+        (hours("24:00"), ["windows[0].opens"]),
+        (hours("09:60"), ["windows[0].opens"]),
+        (hours(closes="24:01"), ["windows[0].closes"]),
+        (hours(closes="09:00"), ["windows[0].closes"]),
+        (hours("", ""), ["windows[0].opens", "windows[0].closes"]),
+    ],
+)
+def test_every_bad_field_of_a_schedule_is_named(schedule: pb.Schedule, bad: list[str]) -> None:
+    found = bad_fields(lambda: create(setting(schedule=schedule)))
+    assert found == [f"coupon_book.schedule.{it}" for it in bad]
 
 
 def test_deep_metadata_are_refused() -> None:

@@ -1,0 +1,1 @@
+ALTER TABLE coupon_books DROP COLUMN schedule;
