@@ -98,6 +98,14 @@ class BookLimitExceeded(Refusal):
     """The coupon book has been redeemed as often as it allows."""
 
 
+class BudgetExceeded(Refusal):
+    """The redemption would take off more than is left of the budget of the coupon book."""
+
+
+class OrderAmountRequired(Refusal):
+    """The rules of the coupon book need an order amount."""
+
+
 class NoCodesAvailable(Refusal):
     """The coupon book has no code left to assign."""
 

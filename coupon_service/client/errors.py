@@ -247,6 +247,21 @@ class BookLimitExceeded(Refused):
     limit: int = 0
 
 
+class BudgetExceeded(Refused):
+    """The redemption would take off more than is left of the budget of the book.
+
+    The service tells end users no numbers.
+    """
+
+    limit_minor: int = 0
+    left_minor: int = 0
+    currency_code: str = ""
+
+
+class OrderAmountRequired(Refused):
+    """The rules of the book need an order amount."""
+
+
 class NoCodesAvailable(Refused):
     """The book has no code left to assign."""
 

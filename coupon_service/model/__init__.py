@@ -66,6 +66,7 @@ from coupon_service.model.identity import (
 from coupon_service.model.records import (
     Assignment,
     AssignmentKey,
+    BookTotals,
     Code,
     CodeKey,
     Event,
@@ -88,6 +89,7 @@ __all__ = [
     "BookLimits",
     "BookState",
     "BookStats",
+    "BookTotals",
     "Call",
     "ChangeLock",
     "Code",

@@ -73,13 +73,14 @@ Discount = PercentOff | AmountOff | Benefit | TieredDiscount
 
 @value
 class BookLimits:
-    """How often codes can be used. 0 = no limit."""
+    """How often codes can be used, and what they may take off in all. 0 = no limit."""
 
     max_redemptions: int = 0
     max_redemptions_per_code: int = 1
     max_redemptions_per_user_per_code: int = 0
     max_redemptions_per_user: int = 0
     max_assignments_per_user: int = 0
+    budget_minor: int = 0
 
     @property
     def single_use(self) -> bool:
@@ -90,6 +91,11 @@ class BookLimits:
     def any_per_user(self) -> bool:
         """Whether the book keeps a row of counts for each user."""
         return bool(self.max_redemptions_per_user or self.max_assignments_per_user)
+
+    @property
+    def any_total(self) -> bool:
+        """Whether the book keeps a row of what all its redemptions come to."""
+        return bool(self.max_redemptions or self.budget_minor)
 
 
 @value

@@ -13,6 +13,7 @@ from coupon_service.model.commands import LockClaims
 from coupon_service.model.records import (
     Assignment,
     AssignmentKey,
+    BookTotals,
     Code,
     CodeKey,
     Event,
@@ -91,7 +92,7 @@ class State:
 
     Holds the rows that the commands touch: a missing key means that there is no such row.
     `names`: the books, here, that have a code of this name.
-    `users`: counts in books that limit users. `totals`: redemptions of books that limit them.
+    `users`: counts in books that limit users. `totals`: of books that limit them.
     `candidates`: locked, available codes of a book for AssignRandom. `candidates_contended`: books
     with more available codes, which other transactions had locked. `fences`: unused fencing
     numbers. `hidden`: codes that end users could not use when they were loaded; no further rows of
@@ -112,7 +113,7 @@ class State:
     users: dict[tuple[UUID, str], UserCounts] = field(
         default_factory=dict[tuple[UUID, str], UserCounts]
     )
-    totals: dict[UUID, int] = field(default_factory=dict[UUID, int])
+    totals: dict[UUID, BookTotals] = field(default_factory=dict[UUID, BookTotals])
     candidates: dict[UUID, list[str]] = field(default_factory=dict[UUID, list[str]])
     candidates_contended: frozenset[UUID] = frozenset()
     fences: list[int] = field(default_factory=list[int])
@@ -137,6 +138,6 @@ class WriteSet:
     codes: Mapping[CodeKey, tuple[Code, Code]]
     assignments: Mapping[AssignmentKey, tuple[Assignment | None, Assignment]]
     users: Mapping[tuple[UUID, str], tuple[UserCounts, UserCounts]]
-    totals: Mapping[UUID, tuple[int, int]]
+    totals: Mapping[UUID, tuple[BookTotals, BookTotals]]
     events: tuple[Event, ...]
     stats: Mapping[UUID, BookStats]

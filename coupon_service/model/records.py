@@ -65,6 +65,17 @@ class UserCounts:
 
 
 @value
+class BookTotals:
+    """What the redemptions of a book come to, kept where the book limits it.
+
+    `discount_minor`: where it limits that.
+    """
+
+    redemptions: int = 0
+    discount_minor: int = 0
+
+
+@value
 class Event:
     """A row of redemption_audit, from which a repeat of the call is answered as well.
 

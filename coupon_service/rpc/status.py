@@ -85,6 +85,8 @@ TABLE: Final[Mapping[type[CouponServiceError], Kind]] = dict(
             errors.CodeLimitExceeded,
             errors.UserLimitExceeded,
             errors.BookLimitExceeded,
+            errors.BudgetExceeded,
+            errors.OrderAmountRequired,
             errors.NoCodesAvailable,
             errors.CodeNotAssignedToUser,
             errors.CodeLocked,

@@ -28,6 +28,10 @@ TRANSITIONS: Final[Mapping[EventType, tuple[frozenset[BookState], BookState]]] =
 """From which states each verb leads, and where to."""
 
 
+NAMES_IN_CONTRACT: Final[Mapping[str, str]] = {"budget_minor": "max_discount_minor"}
+"""Limits that BookLimits calls otherwise than the contract."""
+
+
 def state_after(book: Book, event: EventType) -> BookState:
     """The state of the book after BOOK_ACTIVATED, BOOK_PAUSED or BOOK_CLOSED.
 
@@ -95,6 +99,10 @@ def violations(book: Book) -> Iterator[FieldViolation]:
     """What is wrong with fields of the book that are right one by one."""
     if book.start_time and book.end_time and book.end_time <= book.start_time:
         yield FieldViolation("coupon_book.end_time", "expected a time after start_time")
+    if isinstance(book.discount, Benefit) and book.limits.budget_minor:
+        yield FieldViolation(
+            "coupon_book.limits.max_discount_minor", "expected 0: a benefit takes no amount off"
+        )
     money = not isinstance(book.discount, Benefit) or book.min_order_amount_minor > 0
     if money and not book.currency_code:
         yield FieldViolation(
@@ -114,6 +122,6 @@ def _fixed_by_use(before: Book, after: Book) -> Iterator[tuple[str, str]]:
     for limit in fields(BookLimits):
         if getattr(after.limits, limit.name) and not getattr(before.limits, limit.name):
             yield (
-                f"limits.{limit.name}",
+                f"limits.{NAMES_IN_CONTRACT.get(limit.name, limit.name)}",
                 "there was no limit while the book was active, so that nothing was counted for one",
             )

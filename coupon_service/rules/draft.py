@@ -12,6 +12,7 @@ from coupon_service.model import (
     AssignmentKey,
     Book,
     BookStats,
+    BookTotals,
     Code,
     CodeKey,
     CodeState,
@@ -65,7 +66,9 @@ class Draft:
     users: dict[tuple[UUID, str], tuple[UserCounts, UserCounts]] = field(
         default_factory=dict[tuple[UUID, str], tuple[UserCounts, UserCounts]]
     )
-    totals: dict[UUID, tuple[int, int]] = field(default_factory=dict[UUID, tuple[int, int]])
+    totals: dict[UUID, tuple[BookTotals, BookTotals]] = field(
+        default_factory=dict[UUID, tuple[BookTotals, BookTotals]]
+    )
     events: list[Event] = field(default_factory=list[Event])
     stats: dict[UUID, dict[str, int]] = field(default_factory=dict[UUID, dict[str, int]])
 
@@ -194,11 +197,14 @@ class Draft:
         self.users[key] = (first[0] if first else before, after)
         self.state.users[key] = after
 
-    def count_total(self, book: Book, redemptions: int) -> None:
-        """Adds to the redemptions of a book, where it limits them."""
-        if not book.limits.max_redemptions:
+    def count_total(self, book: Book, redemptions: int, discount_minor: int) -> None:
+        """Adds to what the redemptions of a book come to, where it limits that."""
+        if not book.limits.any_total:
             return
+        if not book.limits.budget_minor:
+            discount_minor = 0
         before = self.state.totals[book.book_id]
+        after = BookTotals(before.redemptions + redemptions, before.discount_minor + discount_minor)
         first = self.totals.get(book.book_id)
-        self.totals[book.book_id] = (first[0] if first else before, before + redemptions)
-        self.state.totals[book.book_id] = before + redemptions
+        self.totals[book.book_id] = (first[0] if first else before, after)
+        self.state.totals[book.book_id] = after

@@ -50,6 +50,7 @@ from coupon_service.model import (
     UserCounts,
     order_keys,
 )
+from coupon_service.rules.budgets import budget_refusals
 from coupon_service.rules.derived_states import LOCK_ENDS, lock_view
 from coupon_service.rules.draft import Draft
 from coupon_service.rules.opening_hours import is_open, outside_schedule
@@ -139,8 +140,10 @@ def redemption_refusals(
         yield outside_schedule(book.schedule, now)
     yield from _user_limits(command.user_id, assignment, book, state)
     limit = book.limits.max_redemptions
-    if limit and state.totals[book.book_id] >= limit:
+    if limit and state.totals[book.book_id].redemptions >= limit:
         yield BookLimitExceeded(limit=limit)
+    if book.limits.budget_minor:
+        yield from budget_refusals(command, book, state)
     if isinstance(command, Redeem):
         yield from _order_refusals(command, book)
         yield from _lock_refusals(command, assignment, book, state, now)

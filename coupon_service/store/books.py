@@ -85,8 +85,7 @@ class Books:
                 if recorded is not None:
                     return await select_book(connection, attempt, call.business_id), True
             if await insert_book(connection, book):
-                if book.limits.max_redemptions:
-                    await keep_total(connection, book)
+                await keep_total(connection, book)
                 created = EventType.BOOK_CREATED
                 event = _event(created, event_id, call, fingerprint, before=None, after=book)
                 await insert_events(connection, [event])
@@ -228,8 +227,8 @@ class Books:
                 raise ConcurrentModification
             after = replace(change(before), version=before.version + 1, update_time=self._now())
             await update_book(connection, after)
-            if after.limits.max_redemptions != before.limits.max_redemptions:
-                await keep_total(connection, after)
+            if after.limits != before.limits:
+                await keep_total(connection, after, before)
             if after.code_format != before.code_format:
                 await drop_reserved(connection, book_id)
             event = _event(
@@ -304,19 +303,30 @@ async def update_book(connection: Connection, book: Book) -> None:
 
 # A limit below what was redeemed already cannot be stored: the closest that holds is.
 KEEP_TOTAL: Final = """
-INSERT INTO coupon_book_totals AS total (book_id, redemption_limit)
-VALUES (%(book_id)s, %(limit)s)
+INSERT INTO coupon_book_totals AS total (book_id, redemption_limit, discount_limit_minor)
+VALUES (%(book_id)s, %(redemptions)s, %(discount_minor)s)
 ON CONFLICT (book_id) DO UPDATE
 SET redemption_limit = CASE
-    WHEN EXCLUDED.redemption_limit > 0
-    THEN greatest(EXCLUDED.redemption_limit, total.redemptions)
-    ELSE 0 END
+        WHEN EXCLUDED.redemption_limit > 0
+        THEN greatest(EXCLUDED.redemption_limit, total.redemptions)
+        ELSE 0 END,
+    discount_limit_minor = CASE
+        WHEN EXCLUDED.discount_limit_minor > 0
+        THEN greatest(EXCLUDED.discount_limit_minor, total.discount_minor)
+        ELSE 0 END
 """
 
 
-async def keep_total(connection: Connection, book: Book) -> None:
-    """Makes the row that counts the book's redemptions hold its limit for them."""
-    parameters = {"book_id": book.book_id, "limit": book.limits.max_redemptions}
+async def keep_total(connection: Connection, book: Book, before: Book | None = None) -> None:
+    """Makes the row of what the book's redemptions come to hold its limits for that, where it has,
+    or had, any."""
+    if not any(it.limits.any_total for it in (book, before or book)):
+        return
+    parameters = {
+        "book_id": book.book_id,
+        "redemptions": book.limits.max_redemptions,
+        "discount_minor": book.limits.budget_minor,
+    }
     await connection.execute(KEEP_TOTAL, parameters)
 
 

@@ -80,6 +80,7 @@ LIMITS: Final = Columns[BookLimits](
     Column("max_redemptions_per_user_per_code", "integer"),
     Column("max_redemptions_per_user", "integer"),
     Column("max_assignments_per_user", "integer"),
+    Column("budget_minor", "bigint"),
 )
 
 CODE_FORMAT: Final = Columns[CodeFormat](

@@ -365,6 +365,7 @@ class BookLimits(_message.Message):
     MAX_REDEMPTIONS_PER_USER_PER_CODE_FIELD_NUMBER: _builtins.int
     MAX_REDEMPTIONS_PER_USER_FIELD_NUMBER: _builtins.int
     MAX_ASSIGNMENTS_PER_USER_FIELD_NUMBER: _builtins.int
+    MAX_DISCOUNT_MINOR_FIELD_NUMBER: _builtins.int
     max_redemptions: _builtins.int
     """Redemptions of all codes of the book together. Default 0. At most 10^12."""
     max_redemptions_per_code: _builtins.int
@@ -379,6 +380,12 @@ class BookLimits(_message.Message):
     """Codes of the book that one user has at a time, redeemed ones included, revoked ones not.
     Default 0. At most 10^9.
     """
+    max_discount_minor: _builtins.int
+    """The budget: what all redemptions of the book that were not rolled back take off together, in minor
+    units of its currency. A redemption that would take more is refused with BUDGET_EXCEEDED, and never
+    takes less instead. Percentages then need an order amount (ORDER_AMOUNT_REQUIRED). Locks hold none
+    of it: LockCode is refused only when nothing is left. Not for benefits. Default 0. At most 10^18.
+    """
     def __init__(
         self,
         *,
@@ -387,10 +394,11 @@ class BookLimits(_message.Message):
         max_redemptions_per_user_per_code: _builtins.int = ...,
         max_redemptions_per_user: _builtins.int = ...,
         max_assignments_per_user: _builtins.int = ...,
+        max_discount_minor: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_max_redemptions_per_code", b"_max_redemptions_per_code", "max_redemptions_per_code", b"max_redemptions_per_code"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_redemptions_per_code", b"_max_redemptions_per_code", "max_assignments_per_user", b"max_assignments_per_user", "max_redemptions", b"max_redemptions", "max_redemptions_per_code", b"max_redemptions_per_code", "max_redemptions_per_user", b"max_redemptions_per_user", "max_redemptions_per_user_per_code", b"max_redemptions_per_user_per_code"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_redemptions_per_code", b"_max_redemptions_per_code", "max_assignments_per_user", b"max_assignments_per_user", "max_discount_minor", b"max_discount_minor", "max_redemptions", b"max_redemptions", "max_redemptions_per_code", b"max_redemptions_per_code", "max_redemptions_per_user", b"max_redemptions_per_user", "max_redemptions_per_user_per_code", b"max_redemptions_per_user_per_code"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_redemptions_per_code: _TypeAlias = _typing.Literal["max_redemptions_per_code"]  # noqa: Y015
     _WhichOneofArgType__max_redemptions_per_code: _TypeAlias = _typing.Literal["_max_redemptions_per_code", b"_max_redemptions_per_code"]  # noqa: Y015

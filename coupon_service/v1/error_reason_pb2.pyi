@@ -122,6 +122,13 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     when the user has used it up, REVOKED when it was revoked, also when the code was assigned to the
     user again.
     """
+    ERROR_REASON_BUDGET_EXCEEDED: _ErrorReason.ValueType  # 103
+    """[FAILED_PRECONDITION] The redemption would take off more than is left of the book's
+    `limits.max_discount_minor`; for LockCode: nothing is left. End users are told no numbers.
+    Metadata: `limit_minor`, `left_minor`, `currency_code`.
+    """
+    ERROR_REASON_ORDER_AMOUNT_REQUIRED: _ErrorReason.ValueType  # 104
+    """[FAILED_PRECONDITION] The rules of the book need an order amount, and none was given."""
     ERROR_REASON_OUTSIDE_SCHEDULE: _ErrorReason.ValueType  # 110
     """[FAILED_PRECONDITION] It is outside the opening hours of the book's `schedule`, and, with the token
     of a lock that is held, was so when the lock was acquired. Metadata: `next_open_time` (RFC 3339).
@@ -285,6 +292,13 @@ ERROR_REASON_ASSIGNMENT_NOT_ACTIVE: ErrorReason.ValueType  # 32
 when the user has used it up, REVOKED when it was revoked, also when the code was assigned to the
 user again.
 """
+ERROR_REASON_BUDGET_EXCEEDED: ErrorReason.ValueType  # 103
+"""[FAILED_PRECONDITION] The redemption would take off more than is left of the book's
+`limits.max_discount_minor`; for LockCode: nothing is left. End users are told no numbers.
+Metadata: `limit_minor`, `left_minor`, `currency_code`.
+"""
+ERROR_REASON_ORDER_AMOUNT_REQUIRED: ErrorReason.ValueType  # 104
+"""[FAILED_PRECONDITION] The rules of the book need an order amount, and none was given."""
 ERROR_REASON_OUTSIDE_SCHEDULE: ErrorReason.ValueType  # 110
 """[FAILED_PRECONDITION] It is outside the opening hours of the book's `schedule`, and, with the token
 of a lock that is held, was so when the lock was acquired. Metadata: `next_open_time` (RFC 3339).

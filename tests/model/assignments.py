@@ -16,6 +16,7 @@ LIMITS = (
     "max_redemptions_per_user_per_code",
     "max_redemptions_per_user",
     "max_assignments_per_user",
+    "max_discount_minor",
 )
 BOOK_VERBS = {
     "BOOK_ACTIVATED": (("DRAFT", "PAUSED"), "ACTIVE"),

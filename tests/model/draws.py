@@ -86,6 +86,7 @@ LIMITS = all_of(
         "max_redemptions_per_user_per_code": any_of([0, 0, 0, 1, 2]),
         "max_redemptions_per_user": any_of([0, 0, 0, 3]),
         "max_assignments_per_user": any_of([0, 0, 0, 1, 2]),
+        "max_discount_minor": any_of([0, 0, 0, 1_000, 3_000]),
     }
 )
 FIELDS = {
@@ -113,7 +114,14 @@ HOURS = all_of(
 """Opening hours around the time at which a program begins, in minutes, in a zone, or in one where
 it is about this hour then."""
 FIELDS["schedule"] = lambda random: HOURS(random) if random.random() < 0.2 else None
-BOOKS = all_of(FIELDS)
+
+
+def BOOKS(random: Random) -> Message:  # noqa: N802 - one of the draws
+    """The fields of a book that go together."""
+    book = all_of(FIELDS)(random)
+    if "benefit" in book["discount"]:
+        book["limits"]["max_discount_minor"] = 0
+    return book
 
 
 def CHANGES(random: Random) -> Message:  # noqa: N802 - one of the draws

@@ -108,6 +108,9 @@ class Issuing(Program):
             (money and not book["currency_code"]) or 0 < after["end_time"] <= after["start_time"]
         ):
             return
+        budget = after.get("limits", {}).get("max_discount_minor")
+        if budget and "benefit" in after.get("discount", {}):
+            return
         if book and "limits" in values and which % 3:
             # Mostly limits that can be changed while the book is active.
             limits, before = dict(values["limits"]), book["limits"]

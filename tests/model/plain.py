@@ -13,7 +13,17 @@ from typing import Any
 
 from model.assignments import Assignments, iso, reached, used_up
 from model.opening_hours import closed
-from model.state import USES, Assignment, Item, Lock, Message, Refusal, Token, Unknown
+from model.state import (
+    USES,
+    Assignment,
+    Item,
+    Lock,
+    Message,
+    Refusal,
+    Token,
+    Unknown,
+    taken_off,
+)
 
 PERMIT = "needs a permit in Redis"
 
@@ -71,6 +81,7 @@ class World(Assignments):
         yield from reached("max_redemptions_per_user", limits, mine)
         if 0 < limits["max_redemptions"] <= len(self.live(book_id=book["book_id"])):
             yield Refusal("BOOK_LIMIT_EXCEEDED", limit=limits["max_redemptions"])
+        yield from self._budget_refusals(item, book)
         if item is not None:
             yield from self._order_refusals(item, book)
             yield from self._token_refusals(item, book)
@@ -98,6 +109,22 @@ class World(Assignments):
             yield Refusal("CURRENCY_MISMATCH", currency_code=currency)
         if minimum and (not item.amount or item.amount["amount_minor"] < minimum):
             yield Refusal("ORDER_BELOW_MINIMUM", minimum_minor=minimum, currency_code=currency)
+
+    def _budget_refusals(self, item: Item | None, book: Message) -> Iterator[Refusal]:
+        budget, need = book["limits"]["max_discount_minor"], 1
+        if not budget:
+            return
+        if item is not None:
+            off = self.discount(book, item.amount)
+            if off is None and item.amount is None:
+                yield Refusal("ORDER_AMOUNT_REQUIRED")
+            need = off["amount_minor"] if off else 0
+        live = self.live(book_id=book["book_id"])
+        left = max(budget - sum(map(taken_off, live)), 0)
+        if need > left:
+            told = {"limit_minor": budget, "left_minor": left}
+            told["currency_code"] = book["currency_code"]
+            yield Refusal("BUDGET_EXCEEDED", **({} if self.end_user else told))
 
     def _token_refusals(self, item: Item, book: Message) -> Iterator[Refusal]:
         token = item.token

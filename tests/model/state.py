@@ -42,6 +42,12 @@ class Refusal(Exception):
         }
 
 
+def taken_off(redemption: Message) -> int:
+    """What a redemption takes off, in minor units."""
+    discount: Message | None = redemption["discount"]
+    return discount["amount_minor"] if discount else 0
+
+
 @dataclass(frozen=True)
 class Token:
     """The token of the lock with this number, for as long as it said; -1: of no lock."""
@@ -278,10 +284,7 @@ class ModelState:
         """The counts of a book."""
         states = [self.state(it.code) for it in self.codes.values() if it.book_id == book_id]
         mine = self.redemption_messages(book_id=book_id)
-        given = [
-            (it["discount"] or {"amount_minor": 0})["amount_minor"]
-            for it in self.live(book_id=book_id)
-        ]
+        given = list(map(taken_off, self.live(book_id=book_id)))
         book = self.books[book_id]
         money = {"amount_minor": min(sum(given), 2**63 - 1), "currency_code": book["currency_code"]}
         return {

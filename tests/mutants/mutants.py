@@ -187,6 +187,30 @@ def fence_ignored() -> Mutant:
     )
 
 
+def budget_not_credited() -> Mutant:
+    """A roll-back leaves the budget as it is."""
+    real = Draft.count_total
+
+    def count_total(self: Draft, book: Any, redemptions: int, discount_minor: int) -> None:
+        real(self, book, redemptions, max(discount_minor, 0))
+
+    return mock.patch.object(Draft, "count_total", count_total)
+
+
+def totals_read_without_a_lock() -> Mutant:
+    """What a book has left was read without a lock on it."""
+
+    async def load(*arguments: Any, **named: Any) -> Any:
+        state = await loading.load(*arguments, **named)
+        await asyncio.sleep(BETWEEN_S)
+        return state
+
+    return _all(
+        mock.patch.object(limit_counters, "LOCK_TOTALS", limit_counters.SELECT_TOTALS),
+        mock.patch.object(execute, "load", load),
+    )
+
+
 def rollback_not_locked() -> Mutant:
     """A roll-back is decided on rows that others may be changing."""
 
@@ -315,7 +339,7 @@ def collision_hidden() -> Mutant:
     real = refusals.is_hidden
 
     def hidden(command: Any, code: Any, book: Any, state: Any, now: Any) -> bool:
-        collides = refusals._redemption_for_order(command, state) is not None
+        collides = refusals._redemption_for_order(command, code, state) is not None
         return real(command, code, book, state, now) or (command.call.end_user and collides)
 
     return _all(*(mock.patch.object(it, "is_hidden", hidden) for it in (decision, limit_counters)))

@@ -41,6 +41,8 @@ CAUGHT_BY: dict[Callable[[], mutants.Mutant], Callable[[Stack], None]] = {
     mutants.full_misread_as_taken: harness.model_test,
     mutants.some_of_all_or_nothing: harness.refused_batches_beside_others,
     mutants.discount_rounded_up: harness.model_test,
+    mutants.budget_not_credited: harness.race_for_a_budget,
+    mutants.totals_read_without_a_lock: harness.race_for_a_budget,
     mutants.first_tier_that_is_reached: harness.model_test,
     mutants.order_of_nothing_taken_for_unknown: harness.model_test,
     mutants.token_not_verified: harness.model_test,

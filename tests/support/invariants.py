@@ -74,6 +74,16 @@ SUMS: Final = {
         WHERE max_redemptions > 0 GROUP BY book_id HAVING sum(redeemed) <> 0
         """,
     ),
+    "totals of discounts": (
+        """
+        SELECT book_id, discount_minor FROM coupon_book_totals JOIN books USING (book_id)
+        WHERE budget_minor > 0 AND discount_minor <> 0
+        """,
+        """
+        SELECT book_id, sum(l.discount_minor) FROM live AS l JOIN books USING (book_id)
+        WHERE budget_minor > 0 GROUP BY book_id HAVING sum(l.discount_minor) <> 0
+        """,
+    ),
     "statistics": (
         """
         SELECT book_id, sum(redemptions), sum(rollbacks), sum(assignments), sum(discount_minor)
@@ -120,6 +130,13 @@ RULES: Final = {
         SELECT code, code_redemptions, code_redemption_limit FROM ledger
         WHERE type = {EventType.REDEEMED:d}
         AND code_redemption_limit > 0 AND code_redemptions > code_redemption_limit
+    """,
+    "no book takes off more than its budget was": """
+        SELECT book_id, sum(live.discount_minor), discount_limit_minor
+        FROM live JOIN books USING (book_id) JOIN coupon_book_totals USING (book_id)
+        WHERE budget_minor > 0 AND discount_limit_minor > 0
+        GROUP BY book_id, discount_limit_minor
+        HAVING sum(live.discount_minor) > discount_limit_minor
     """,
     "an order has one live redemption of a code": """
         SELECT code, order_id, NULL AS user_id, count(*) FROM live

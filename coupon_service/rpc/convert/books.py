@@ -45,6 +45,7 @@ TransitionRequest = (
 )
 
 COUNT_MAX: Final = 10**9
+BUDGET_MAX_MINOR: Final = 10**18
 VALIDITY_MAX_MS: Final = 3_653 * 86_400_000  # ten years
 AFFIX_MAX_CHARACTERS: Final = 16
 NO_VERSION: Final = -1
@@ -240,6 +241,9 @@ def _limits(fields: Fields, book: pb.CouponBook) -> BookLimits:
         max_redemptions_per_user_per_code=limit("max_redemptions_per_user_per_code"),
         max_redemptions_per_user=limit("max_redemptions_per_user"),
         max_assignments_per_user=limit("max_assignments_per_user"),
+        budget_minor=inside.whole(
+            "max_discount_minor", message.max_discount_minor, 0, BUDGET_MAX_MINOR
+        ),
     )
 
 
@@ -365,6 +369,7 @@ def _limits_message(limits: BookLimits) -> pb.BookLimits:
         max_redemptions_per_user_per_code=limits.max_redemptions_per_user_per_code,
         max_redemptions_per_user=limits.max_redemptions_per_user,
         max_assignments_per_user=limits.max_assignments_per_user,
+        max_discount_minor=limits.budget_minor,
     )
 
 

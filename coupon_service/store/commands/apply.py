@@ -10,6 +10,7 @@ from coupon_service.model import (
     Assignment,
     Book,
     BookLimits,
+    BookTotals,
     Code,
     UserCounts,
     WriteSet,
@@ -161,17 +162,22 @@ def _update_users(pipeline: Pipeline, write_set: WriteSet, books: Mapping[UUID, 
     pipeline.add(UPDATE_USERS, USER_CHANGES.array_parameters(changes))
 
 
-TOTAL_CHANGES: Final = Columns[tuple[UUID, int, BookLimits]](
+TOTAL_CHANGES: Final = Columns[tuple[UUID, BookTotals, BookTotals, BookLimits]](
     Column("book_id", "uuid", lambda it: it[0]),
-    Column("redemptions", "bigint", lambda it: it[1]),
-    Column("redemption_limit", "bigint", lambda it: it[2].max_redemptions),
+    Column("redemptions", "bigint", lambda it: it[2].redemptions - it[1].redemptions),
+    Column("redemption_limit", "bigint", lambda it: it[3].max_redemptions),
+    Column("discount_minor", "bigint", lambda it: it[2].discount_minor - it[1].discount_minor),
+    Column("discount_limit_minor", "bigint", lambda it: it[3].budget_minor),
 )
 
 UPDATE_TOTALS: Final[LiteralString] = f"""
 UPDATE coupon_book_totals AS t
 SET redemptions = t.redemptions + d.redemptions,
     redemption_limit = CASE WHEN d.redemptions > 0 THEN d.redemption_limit
-                            ELSE t.redemption_limit END
+                            ELSE t.redemption_limit END,
+    discount_minor = t.discount_minor + d.discount_minor,
+    discount_limit_minor = CASE WHEN d.discount_minor > 0 THEN d.discount_limit_minor
+                                ELSE t.discount_limit_minor END
 FROM unnest(
     {TOTAL_CHANGES.arrays}) AS d (
     {TOTAL_CHANGES.names})
@@ -181,7 +187,7 @@ WHERE t.book_id = d.book_id
 
 def _update_totals(pipeline: Pipeline, write_set: WriteSet, books: Mapping[UUID, Book]) -> None:
     changes = [
-        (book_id, after - before, books[book_id].limits)
+        (book_id, before, after, books[book_id].limits)
         for book_id, (before, after) in write_set.totals.items()
     ]
     pipeline.add(UPDATE_TOTALS, TOTAL_CHANGES.array_parameters(changes))

@@ -43,7 +43,7 @@ LOCK_USERS: Final[LiteralString] = (
     SELECT_USERS + "ORDER BY u.bucket, u.book_id, u.user_id FOR NO KEY UPDATE OF u"
 )
 SELECT_TOTALS: Final[LiteralString] = """
-SELECT book_id, redemptions FROM coupon_book_totals WHERE book_id = ANY(%s::uuid[])
+SELECT book_id, redemptions, discount_minor FROM coupon_book_totals WHERE book_id = ANY(%s::uuid[])
 """
 LOCK_TOTALS: Final[LiteralString] = SELECT_TOTALS + "ORDER BY book_id FOR NO KEY UPDATE"
 
@@ -62,7 +62,7 @@ def select_users(pipeline: Pipeline, users: Iterable[UserOfBook], *, lock: bool)
 
 
 def select_totals(pipeline: Pipeline, books: Iterable[UUID], *, lock: bool) -> Rows:
-    """Adds what reads how often these books were redeemed."""
+    """Adds what reads what the redemptions of these books come to."""
     return pipeline.add(LOCK_TOTALS if lock else SELECT_TOTALS, (uuid_array(books),))
 
 
@@ -95,7 +95,7 @@ def limited(
             continue
         if book.limits.any_per_user:
             users.add((book.book_id, command.user_id))
-        if book.limits.max_redemptions and not isinstance(command, (Assign, Revoke)):
+        if book.limits.any_total and not isinstance(command, (Assign, Revoke)):
             totals.add(book.book_id)
     state.hidden = frozenset(hidden)
     return users, totals

@@ -21,6 +21,7 @@ from coupon_service.model import (
     Assign,
     AssignRandom,
     Book,
+    BookTotals,
     ChangeLock,
     Command,
     EventType,
@@ -205,7 +206,7 @@ async def _load_further(
     for row in user_rows:
         state.users[(row[0], row[1])] = UserCounts(row[2], row[3])
     for row in total_rows:
-        state.totals[row[0]] = row[1]
+        state.totals[row[0]] = BookTotals(row[1], row[2])
     _put_events(rollback_rows, state)
     _put_lock_events(lock_rows, state)
     _put_events(random_rows, state)

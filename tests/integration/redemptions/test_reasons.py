@@ -21,6 +21,7 @@ from support.service import (
     ServerThread,
     books,
     codes,
+    euros,
     from_now,
     money,
     new_codes,
@@ -171,6 +172,15 @@ def book_limit_exceeded(stage: Stage) -> object:
     names = new_codes(2)
     stage.api.book(codes=names, limits=books.BookLimits(max_redemptions=1))
     return [stage.api.redeem(code, "ann") for code in names]
+
+
+def budget_exceeded(stage: Stage) -> object:
+    code = stage.api.code(limits=books.BookLimits(max_discount_minor=1))
+    return stage.api.redeem(code, "ann", order_amount=euros(1_000))
+
+
+def order_amount_required(stage: Stage) -> object:
+    return stage.api.redeem(stage.api.code(limits=books.BookLimits(max_discount_minor=1)), "ann")
 
 
 def no_codes_available(stage: Stage) -> object:
@@ -343,6 +353,8 @@ PROVOKE: dict[str, Callable[[Stage], object]] = {
         code_limit_exceeded,
         user_limit_exceeded,
         book_limit_exceeded,
+        budget_exceeded,
+        order_amount_required,
         no_codes_available,
         code_not_assigned_to_user,
         code_locked,

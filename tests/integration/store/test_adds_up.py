@@ -9,7 +9,7 @@ from typing import Any
 import psycopg
 import pytest
 from support.invariants import RULES, RULES_OF_TIME, SUMS, assert_adds_up
-from support.service import Api, ServerThread, books
+from support.service import Api, ServerThread, books, euros
 
 from coupon_service.model import EventType
 
@@ -33,6 +33,7 @@ BREAKS = {
     "counts of users of codes": "DELETE FROM coupon_assignments WHERE book_id = %s",
     "counts of users of books": "DELETE FROM coupon_user_counters WHERE book_id = %s",
     "totals of books": "UPDATE coupon_book_totals SET redemptions = 0 WHERE book_id = %s",
+    "totals of discounts": "UPDATE coupon_book_totals SET discount_minor = 7 WHERE book_id = %s",
     "statistics": "UPDATE coupon_book_counters SET discount_minor = 7 WHERE book_id = %s",
     "statistics of states": "UPDATE coupon_book_counters SET redeemed = 7 WHERE book_id = %s",
     "a code's state follows from its counts": (
@@ -41,6 +42,10 @@ BREAKS = {
     "no code is redeemed beyond its limit": (
         "UPDATE coupon_codes SET redemption_limit = 9, redemptions = 9 WHERE book_id = %s"
     ),
+    "no book takes off more than its budget was": """
+        UPDATE coupon_book_totals SET discount_minor = 1, discount_limit_minor = 1
+        WHERE book_id = %s
+    """,
     "no redemption exceeded the limit of its time": again("kept", code_redemptions=9),
     "an order has one live redemption of a code": again("kept"),
     "a request has one effect": again("kept"),
@@ -64,11 +69,13 @@ def book_id(api: Api) -> str:
         max_redemptions_per_code=2,
         max_redemptions_per_user_per_code=2,
         max_redemptions_per_user=5,
+        max_discount_minor=1_000,
     )
     book = api.book(codes=1, limits=limits, lock_policy=books.LOCK_POLICY_OPTIONAL)
     code = api.assign_random(book.book_id, "ann").assignment.code
-    api.redeem(code, "ann", order_id="kept", lock_token=api.lock(code, "ann").lock_token)
-    undone = api.redeem(code, "ann", order_id="undone").redemption
+    token, amount = api.lock(code, "ann").lock_token, euros(1_000)
+    api.redeem(code, "ann", order_id="kept", lock_token=token, order_amount=amount)
+    undone = api.redeem(code, "ann", order_id="undone", order_amount=amount).redemption
     api.rollback(undone.redemption_id)
     return book.book_id
 

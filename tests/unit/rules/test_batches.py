@@ -37,6 +37,7 @@ from coupon_service.model import (
     AssignmentPolicy,
     AssignmentState,
     BookStats,
+    BookTotals,
     Code,
     CodeState,
     Command,
@@ -125,7 +126,7 @@ class TestOrder:
             (BOOK_ID, "A", "ann"): (active(redemptions=1), active(redemptions=3))
         }
         assert write_set.users == {(BOOK_ID, "ann"): (UserCounts(1, 1), UserCounts(3, 1))}
-        assert write_set.totals == {BOOK_ID: (1, 3)}
+        assert write_set.totals == {BOOK_ID: (BookTotals(1), BookTotals(3))}
         assert write_set.stats == {BOOK_ID: BookStats(redemptions=2, discount_minor=1_000)}
         assert len(write_set.events) == 2
 

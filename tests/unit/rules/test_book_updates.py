@@ -30,7 +30,7 @@ from coupon_service.rules.book_updates import check_repeat, state_after, updated
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
 LOCKS_UNTIL = NOW + timedelta(minutes=16)
-LIMITS = BookLimits(100, 5, 4, 3, 2)
+LIMITS = BookLimits(100, 5, 4, 3, 2, 10_000)
 
 DRAFT, ACTIVE, PAUSED, CLOSED = (
     BookState.DRAFT,
@@ -215,9 +215,27 @@ def test_the_fields_of_the_changed_book_have_to_go_together() -> None:
     ]
 
 
+def test_a_budget_is_introduced_by_the_name_it_has_in_the_contract_and_only_in_a_draft() -> None:
+    unlimited = book(ACTIVE, limits=replace(LIMITS, budget_minor=0))
+    with pytest.raises(InvalidStateTransition) as refused:
+        changed(unlimited, {"limits": LIMITS})
+    assert refused.value.metadata == {"state": "ACTIVE", "field": "limits.max_discount_minor"}
+    for budget_minor in (10**18, 1, 0):
+        limits = replace(LIMITS, budget_minor=budget_minor)
+        assert changed(book(ACTIVE), {"limits": limits}).limits == limits
+
+
+def test_a_benefit_has_no_budget() -> None:
+    with pytest.raises(InvalidArgument) as refused:
+        changed(book(ACTIVE), {"discount": Benefit("a gift")})
+    fields = [it.field for it in refused.value.violations]
+    assert fields == ["coupon_book.limits.max_discount_minor"]
+
+
 def test_only_a_benefit_without_a_least_order_needs_no_currency() -> None:
     def missing(**fields: Any) -> list[str]:
-        return [it.field for it in violations(book(currency_code="", **fields))]
+        book_without = book(currency_code="", limits=BookLimits(), **fields)
+        return [it.field for it in violations(book_without)]
 
     assert missing(discount=Benefit("a gift")) == []
     kinds: list[dict[str, Any]] = [

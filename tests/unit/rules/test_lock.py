@@ -42,6 +42,7 @@ from coupon_service.errors import (
 from coupon_service.model import (
     AssignmentPolicy,
     BookState,
+    BookTotals,
     Code,
     CodeState,
     Command,
@@ -124,7 +125,7 @@ class TestLock:
     ) -> None:
         world = lockable(**rules)
         world.put(UserCounts(redemptions=1))
-        world.state.totals[BOOK_ID] = 1
+        world.state.totals[BOOK_ID] = BookTotals(1)
         assert type(world.refuses(lock(lease=lease))) is reason
 
     def test_nor_who_has_used_the_code_up_or_whose_time_is_over(self) -> None:

@@ -38,6 +38,7 @@ from coupon_service.model import (
     BookLimits,
     BookState,
     BookStats,
+    BookTotals,
     Call,
     Code,
     CodeState,
@@ -72,6 +73,7 @@ books = st.builds(
     max_redemptions_per_user_per_code=limits,
     max_redemptions_per_user=limits,
     max_assignments_per_user=limits,
+    budget_minor=st.sampled_from([0, 0, 700, 1_200]),
     assignment_policy=st.sampled_from([*[BEARER] * 4, AssignmentPolicy.REQUIRED]),
     lock_policy=lock_policies,
     assigned_code_validity_s=st.sampled_from([0, 120]),
@@ -185,6 +187,8 @@ def _pastimes(world: World) -> st.SearchStrategy[Callable[[], None]]:
     names = [it.name for it in fields(BookLimits) if it.name != "max_redemptions_per_code"]
     present = [name for name in names if getattr(world.state.books[BOOK_ID].limits, name)]
     limit = {name: st.integers(1, 4) for name in present}
+    if "budget_minor" in limit:
+        limit["budget_minor"] = st.sampled_from([300, 700, 1_200])
     states = st.sampled_from([*[BookState.ACTIVE] * 4, BookState.PAUSED])
     return st.one_of(
         st.builds(wait, st.integers(0, 2)),
@@ -236,7 +240,9 @@ def assert_within_limits(world: World, write_set: WriteSet) -> None:
         _within(counts.redemptions, new_counts.redemptions, limits.max_redemptions_per_user)
         _within(counts.assignments, new_counts.assignments, limits.max_assignments_per_user)
     for book_id, (total, new_total) in write_set.totals.items():
-        _within(total, new_total, books_now[book_id].limits.max_redemptions)
+        limits = books_now[book_id].limits
+        _within(total.redemptions, new_total.redemptions, limits.max_redemptions)
+        _within(total.discount_minor, new_total.discount_minor, limits.budget_minor)
 
 
 def assert_codes_are_what_the_ledger_says(world: World) -> None:
@@ -277,7 +283,13 @@ def assert_counters_are_what_the_ledger_says(world: World) -> None:
     assigned = _counted(ledger, lambda it: (it.book_id, it.user_id), _ASSIGNMENTS)
     totals = _counted(ledger, lambda it: it.book_id, _REDEMPTIONS)
     for book_id, each in state.books.items():
-        assert state.totals[book_id] == (totals[book_id] if each.limits.max_redemptions else 0)
+        total = BookTotals(
+            totals[book_id] if each.limits.any_total else 0,
+            sum(_taken_off(it) for it in ledger if it.book_id == book_id)
+            if each.limits.budget_minor
+            else 0,
+        )
+        assert state.totals[book_id] == total
         if each.limits.any_per_user:
             for user in ("ann", "bob", "cid"):
                 key = (book_id, user)
@@ -291,7 +303,6 @@ def assert_statistics_are_what_ledger_and_codes_say(world: World) -> None:
         codes = [it for it in world.state.codes.values() if it.book_id == book_id]
         states = Counter(it.state for it in codes)
         types = Counter(it.type for it in ledger)
-        discounts = {EventType.REDEEMED: 1, EventType.ROLLED_BACK: -1}
         assert world.stats.get(book_id, BookStats()) == BookStats(
             available=states[CodeState.AVAILABLE] - len(codes),
             assigned=states[CodeState.ASSIGNED],
@@ -300,10 +311,12 @@ def assert_statistics_are_what_ledger_and_codes_say(world: World) -> None:
             assignments=types[EventType.ASSIGNED] - types[EventType.REVOKED],
             redemptions=types[EventType.REDEEMED] - types[EventType.ROLLED_BACK],
             rollbacks=types[EventType.ROLLED_BACK],
-            discount_minor=sum(
-                discounts.get(it.type, 0) * (it.discount_minor or 0) for it in ledger
-            ),
+            discount_minor=sum(map(_taken_off, ledger)),
         )
+
+
+def _taken_off(event: Event) -> int:
+    return _REDEMPTIONS.get(event.type, 0) * (event.discount_minor or 0)
 
 
 _REDEMPTIONS = {EventType.REDEEMED: 1, EventType.ROLLED_BACK: -1}

@@ -15,6 +15,7 @@ from coupon_service.errors import (
     BookLimitExceeded,
     BookNotActive,
     BookNotStarted,
+    BudgetExceeded,
     CodeAlreadyRedeemed,
     CodeDisabled,
     CodeExpired,
@@ -32,6 +33,7 @@ from coupon_service.model import (
     AssignmentState,
     Benefit,
     BookState,
+    BookTotals,
     Code,
     CodeState,
     Done,
@@ -301,6 +303,7 @@ ALL_AT_ONCE: list[type[CouponServiceError]] = [
     UserLimitExceeded,
     UserLimitExceeded,
     BookLimitExceeded,
+    BudgetExceeded,
     CurrencyMismatch,
     OrderBelowMinimum,
 ]
@@ -319,12 +322,13 @@ def test_the_most_specific_reason_comes_first() -> None:
             max_redemptions_per_user=1,
             max_redemptions_per_user_per_code=1,
             min_order_amount_minor=1_000,
+            budget_minor=499,
         )
     )
     world.put(active(state=AssignmentState.REVOKED, redemptions=1))
     world.put(UserCounts(redemptions=1))
     world.put(Code("A", BOOK_ID, CodeState.DISABLED, 2, 0))
-    world.state.totals[BOOK_ID] = 1
+    world.state.totals[BOOK_ID] = BookTotals(1)
     world.state.orders[(BOOK_ID, "A"), "o1", "ann"] = UUID(int=7)
     command = redeem(order="o1", amount=Money(999, "USD"))
 
@@ -339,6 +343,7 @@ def test_the_most_specific_reason_comes_first() -> None:
         lambda: world.change_book(max_redemptions_per_user_per_code=2),
         lambda: world.change_book(max_redemptions_per_user=2),
         lambda: world.change_book(max_redemptions=2),
+        lambda: world.change_book(budget_minor=500),
         lambda: world.change_book(currency_code="USD"),
         lambda: world.change_book(min_order_amount_minor=999),
     ]

@@ -11,6 +11,7 @@ from unit.rules.world import BOOK_ID, World, book
 from coupon_service.model import (
     AssignmentState,
     BookStats,
+    BookTotals,
     CodeState,
     EventType,
     PercentOff,
@@ -97,7 +98,7 @@ class TestEffects:
     def test_the_total_is_counted_where_the_book_limits_it(self, limit: int, total: int) -> None:
         world = World(book(max_redemptions=limit))
         world.does(redeem())
-        assert world.state.totals == {BOOK_ID: total}
+        assert world.state.totals == {BOOK_ID: BookTotals(total)}
 
 
 class TestLink:

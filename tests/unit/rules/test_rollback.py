@@ -26,6 +26,7 @@ from coupon_service.model import (
     Book,
     BookState,
     BookStats,
+    BookTotals,
     Call,
     CodeState,
     Done,
@@ -51,7 +52,7 @@ class TestCounts:
         assert world.code().redemptions == 0
         assert world.assignment().redemptions == 0
         assert world.state.users == {(BOOK_ID, "ann"): UserCounts()}
-        assert world.state.totals == {BOOK_ID: 0}
+        assert world.state.totals == {BOOK_ID: BookTotals()}
         assert world.stats == {BOOK_ID: BookStats(rollbacks=1)}
 
     def test_a_used_up_code_can_be_redeemed_again(self) -> None:

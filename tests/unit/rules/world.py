@@ -19,6 +19,7 @@ from coupon_service.model import (
     BookLimits,
     BookState,
     BookStats,
+    BookTotals,
     Code,
     CodeState,
     Command,
@@ -86,7 +87,7 @@ class World:
         self.ledger = []
         for each in books or (book(),):
             self.state.books[each.book_id] = each
-            self.state.totals[each.book_id] = 0
+            self.state.totals[each.book_id] = BookTotals()
         first = next(iter(self.state.books))
         for code in codes:
             self.put(Code(code, first, CodeState.AVAILABLE, 0, 0))

@@ -312,6 +312,8 @@ def test_everything_that_is_missing_is_named() -> None:
             {"limits": pb.BookLimits(max_assignments_per_user=-1)},
             "limits.max_assignments_per_user",
         ),
+        ({"limits": pb.BookLimits(max_discount_minor=-1)}, "limits.max_discount_minor"),
+        ({"limits": pb.BookLimits(max_discount_minor=10**18 + 1)}, "limits.max_discount_minor"),
         ({"assignment_policy": 3}, "assignment_policy"),
         ({"lock_policy": 4}, "lock_policy"),
         ({"default_lock_ttl": Duration()}, "default_lock_ttl"),
@@ -407,6 +409,12 @@ def test_every_bad_field_of_a_schedule_is_named(schedule: pb.Schedule, bad: list
 def test_deep_metadata_are_refused() -> None:
     book = changed(lambda it: it.metadata.update({"a": {"b": {"c": {"d": {"e": {}}}}}}))
     assert bad_fields(lambda: create(book)) == ["coupon_book.metadata"]
+
+
+def test_a_budget_is_taken_and_shown() -> None:
+    book = create(changed(lambda it: it.limits.MergeFrom(pb.BookLimits(max_discount_minor=10**18))))
+    assert book.limits.budget_minor == 10**18
+    assert books.book_message(book, book.state).limits.max_discount_minor == 10**18
 
 
 def test_a_least_order_amount_needs_a_currency_and_a_benefit_alone_does_not() -> None:
