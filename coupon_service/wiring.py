@@ -7,6 +7,7 @@ from typing import Final
 
 from coupon_service.batching import BatchingSettings
 from coupon_service.locks.limits import LockLimits
+from coupon_service.model.normalization import canonical_id
 from coupon_service.ratelimit.callers import CallerLimits
 from coupon_service.rpc.checkout_streams import CheckoutStreamSettings
 from coupon_service.rpc.handler import RpcHandlerSettings
@@ -76,6 +77,7 @@ def handler_settings(settings: Settings) -> RpcHandlerSettings:
         stream_idle_ms=settings.stream_idle_ms,
         calls_max=settings.calls_max,
         connections_max=settings.connections_max,
+        default_business=canonical_id(settings.default_business),
         batching=batching_settings(settings),
     )
 

@@ -94,6 +94,7 @@ class AsyncCouponClient(Methods):
         user_id: str,
         *,
         book_id: str = "",
+        business_id: str = "",
         ttl_s: float | None = None,
         metadata: Metadata | None = None,
         request_id: str = "",
@@ -107,7 +108,13 @@ class AsyncCouponClient(Methods):
         """
         began_s = time.monotonic()
         granted = await self.lock_code(
-            code, user_id, book_id=book_id, ttl_s=ttl_s, metadata=metadata, request_id=request_id
+            code,
+            user_id,
+            book_id=book_id,
+            business_id=business_id,
+            ttl_s=ttl_s,
+            metadata=metadata,
+            request_id=request_id,
         )
         lock, limit = HeldLock(granted, began_s), asyncio.timeout(None)
         try:

@@ -86,6 +86,7 @@ class CouponClient(Methods):
         user_id: str,
         *,
         book_id: str = "",
+        business_id: str = "",
         ttl_s: float | None = None,
         metadata: Metadata | None = None,
         request_id: str = "",
@@ -99,7 +100,13 @@ class CouponClient(Methods):
         """
         began_s = time.monotonic()
         granted = self.lock_code(
-            code, user_id, book_id=book_id, ttl_s=ttl_s, metadata=metadata, request_id=request_id
+            code,
+            user_id,
+            book_id=book_id,
+            business_id=business_id,
+            ttl_s=ttl_s,
+            metadata=metadata,
+            request_id=request_id,
         )
         lock, left = HeldLock(granted, began_s), threading.Event()
         renewing = threading.Thread(target=self._renew, args=(lock, ttl_s, left), daemon=True)

@@ -81,20 +81,25 @@ class GuessGuard:
             if not self._look_ups[name]:
                 del self._look_ups[name]
 
-    def refusal(self, caller: Caller, user_id: str) -> RateLimited | None:
-        """Why codes are not looked up now for this caller and user, if they are not."""
+    def refusal(self, caller: Caller, user_id: str, business_id: str = "") -> RateLimited | None:
+        """Why codes are not looked up now for this caller and user, of this business, if they are
+        not."""
         if not self._denied:
             return None
-        names = self._suspects(caller, {user_id: 1})
+        names = self._suspects(caller, {user_id: 1}, business_id)
         left_ms = max((self._denied.left_ms(name) for name in names), default=0)
         return _refusal(left_ms) if left_ms else None
 
-    async def missed(self, caller: Caller, misses: Mapping[str, int]) -> RateLimited | None:
+    async def missed(
+        self, caller: Caller, misses: Mapping[str, int], business_id: str = ""
+    ) -> RateLimited | None:
         """Counts unknown codes, given by the user they were looked up for; "": for nobody.
+
+        `business_id`: of the users; empty: the caller's.
 
         Returns the refusal when there have been more of them than a limit allows.
         """
-        suspects = self._suspects(caller, misses)
+        suspects = self._suspects(caller, misses, business_id)
         hits = [
             (name, (item, item.key_for("guesses", name), amount))
             for name, (items, amount) in suspects.items()
@@ -114,13 +119,16 @@ class GuessGuard:
         return _refusal(refused_ms) if refused_ms else None
 
     def _suspects(
-        self, caller: Caller, misses: Mapping[str, int]
+        self, caller: Caller, misses: Mapping[str, int], business_id: str
     ) -> dict[str, tuple[Sequence[RateLimitItem], int]]:
         """Against whom the misses count: by name the limits, and how many there are."""
         if self._limits.exempt(caller):
             return {}
         suspects: dict[str, tuple[Sequence[RateLimitItem], int]] = {
-            user_identity(caller.business_id, user_id): (self._limits.end_users, count)
+            user_identity(business_id or caller.business_id, user_id): (
+                self._limits.end_users,
+                count,
+            )
             for user_id, count in misses.items()
             if user_id and not caller.end_user  # who speaks for nobody else
         }

@@ -28,7 +28,8 @@ class RequestContext:
     `business_id` is the one the caller's token names; empty: the caller may see every business.
     `end_user`: the caller is a user, whose user_id is `caller`, and sees only what is its own.
     `deadline`: in seconds of time.perf_counter. `span`: of its trace, where calls are traced.
-    `stream`: for an operation of a stream, the id of that.
+    `stream`: for an operation of a stream, the id of that. `default_business`: whose codes are
+    meant where neither token nor request says.
     """
 
     metadata: Metadata = ()
@@ -41,6 +42,7 @@ class RequestContext:
     deadline: float | None = None
     span: Span | None = None
     stream: str = ""
+    default_business: str = ""
 
     def call(self, request_id: str) -> Call:
         """The call as the ledger keeps it; the log has its `request_id` from here on."""
@@ -65,6 +67,19 @@ class RequestContext:
         if user_id not in ("", self.caller):
             raise PermissionDenied("An end user may only name its own user_id.")
         return self.caller
+
+    def business_of(self, named: str, *, by_book: bool) -> str:
+        """The business whose code is meant: the token's, or the one that the request names, or that
+        of its book (`by_book`), or the default; empty: that of the book, or not known.
+
+        Raises PermissionDenied when it names another one than the token.
+        """
+        own = self.business_id
+        if not own:
+            return named or ("" if by_book else self.default_business)
+        if named not in ("", own):
+            raise PermissionDenied("The business is another one than the token's.")
+        return own
 
     @property
     def own_user_id(self) -> str:

@@ -62,7 +62,7 @@ class RpcHandlerSettings:
     `default_deadline_ms` is for calls without a deadline, unless their method is open-ended, and
     what a client has to send its message. A stream whose client owes a message for `stream_idle_ms`
     ends. `calls_max`: calls that are open at a time; `connections_max`: connections, and streams of
-    health and reflection.
+    health and reflection. `default_business`: see RequestContext.
     """
 
     default_deadline_ms: int
@@ -71,6 +71,7 @@ class RpcHandlerSettings:
     stream_idle_ms: int
     calls_max: int
     connections_max: int
+    default_business: str = ""
     batching: BatchingSettings = field(default_factory=BatchingSettings)
 
 
@@ -146,6 +147,7 @@ class RpcHandler(grpc.GenericRpcHandler):
             observer,
             tracer,
             settings.default_deadline_ms / 1000,
+            settings.default_business,
         )
         self.operations = Operations(around, self._behaviors, self._calls, settings.batching)
         self._public_handlers: dict[str, grpc.RpcMethodHandler[Any, Any] | None] = {}
@@ -185,7 +187,10 @@ class RpcHandler(grpc.GenericRpcHandler):
         if handlers is None:
             return self._public_handlers.get(path)
         # The metadata has been read by now; ServicerContext.invocation_metadata() reads it again.
-        rpc = RequestContext(handler_call_details.invocation_metadata)
+        rpc = RequestContext(
+            handler_call_details.invocation_metadata,
+            default_business=self._settings.default_business,
+        )
         CURRENT.set(rpc)
         method = handlers.method
         if self._calls.count >= self._calls.most:

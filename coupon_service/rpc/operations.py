@@ -76,6 +76,7 @@ class Surroundings:
     observer: RpcObserver
     tracer: Tracer | None
     default_deadline_s: float
+    default_business: str = ""
 
 
 class Operations:
@@ -134,6 +135,7 @@ class Operations:
 
     async def _carry_out(self, operation: Operation, started: float) -> None:
         around, method, rpc = self._around, operation.method, operation.rpc
+        rpc.default_business = around.default_business
         CURRENT.set(rpc)
         if around.tracer is not None:
             rpc.span = around.tracer.call_started(method, rpc.metadata)

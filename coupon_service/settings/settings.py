@@ -12,6 +12,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from coupon_service.settings.processors import processors_available
 from coupon_service.settings.values import (
     PREFIX,
+    BusinessId,
     ClaimPath,
     ConnectionMilliseconds,
     Count,
@@ -281,6 +282,12 @@ class Settings(BaseSettings):
     )
     redis_timeout_ms: Annotated[int, Field(ge=1, le=10_000)] = Field(
         50, description="Longest wait for Redis to connect or to answer, in milliseconds."
+    )
+    default_business: BusinessId = Field(
+        "",
+        description="Business whose codes are meant by calls that name none: neither by their"
+        " token, nor by business_id, nor by book_id. When unset, they mean the code of any"
+        " business.",
     )
     lock_ttl_default_ms: Annotated[int, Field(ge=1_000, le=86_400_000)] = Field(
         60_000,

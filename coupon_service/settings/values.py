@@ -70,6 +70,12 @@ TokenNames = Annotated[
         Matching(r"[!-~]{1,256}( +[!-~]{1,256})*", "names or URLs, separated by spaces")
     ),
 ]
+BusinessId = Annotated[
+    str,
+    AfterValidator(
+        Matching(r"(?s)|[^\x00-\x1f\s]([^\x00-\x1f]{0,126}[^\x00-\x1f\s])?", "a business_id")
+    ),
+]
 ClaimPath = Annotated[
     str,
     AfterValidator(

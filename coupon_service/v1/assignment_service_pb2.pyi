@@ -152,6 +152,7 @@ class AssignCodeRequest(_message.Message):
     USER_ID_FIELD_NUMBER: _builtins.int
     METADATA_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    BUSINESS_ID_FIELD_NUMBER: _builtins.int
     code: _builtins.str
     """As typed."""
     book_id: _builtins.str
@@ -160,6 +161,8 @@ class AssignCodeRequest(_message.Message):
     """The user who gets it."""
     request_id: _builtins.str
     """See CouponBookService."""
+    business_id: _builtins.str
+    """See GetCodeRequest of CouponCodeService."""
     @_builtins.property
     def metadata(self) -> _struct_pb2.Struct:
         """Stored with the assignment."""
@@ -172,10 +175,11 @@ class AssignCodeRequest(_message.Message):
         user_id: _builtins.str = ...,
         metadata: _struct_pb2.Struct | None = ...,
         request_id: _builtins.str = ...,
+        business_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["metadata", b"metadata"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["book_id", b"book_id", "code", b"code", "metadata", b"metadata", "request_id", b"request_id", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["book_id", b"book_id", "business_id", b"business_id", "code", b"code", "metadata", b"metadata", "request_id", b"request_id", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -384,22 +388,26 @@ class RevokeAssignmentRequest(_message.Message):
     CODE_FIELD_NUMBER: _builtins.int
     USER_ID_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    BUSINESS_ID_FIELD_NUMBER: _builtins.int
     code: _builtins.str
     """As typed."""
     user_id: _builtins.str
     """The user of the assignment."""
     request_id: _builtins.str
     """See CouponBookService. Resource: the code."""
+    business_id: _builtins.str
+    """See GetCodeRequest of CouponCodeService."""
     def __init__(
         self,
         *,
         code: _builtins.str = ...,
         user_id: _builtins.str = ...,
         request_id: _builtins.str = ...,
+        business_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "request_id", b"request_id", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["business_id", b"business_id", "code", b"code", "request_id", b"request_id", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -257,6 +257,7 @@ class ListAuditEventsRequest(_message.Message):
     END_TIME_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    BUSINESS_ID_FIELD_NUMBER: _builtins.int
     book_id: _builtins.str
     """Only of this book and its codes."""
     code: _builtins.str
@@ -269,6 +270,8 @@ class ListAuditEventsRequest(_message.Message):
     """See CouponBookService."""
     page_token: _builtins.str
     """See CouponBookService."""
+    business_id: _builtins.str
+    """Only of this business. Optional. PERMISSION_DENIED when it is another one than the token's."""
     @_builtins.property
     def types(self) -> _containers.RepeatedScalarFieldContainer[Global___AuditEventType.ValueType]:
         """Only of these types. Empty: all."""
@@ -293,10 +296,11 @@ class ListAuditEventsRequest(_message.Message):
         end_time: _timestamp_pb2.Timestamp | None = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        business_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["book_id", b"book_id", "code", b"code", "end_time", b"end_time", "order_id", b"order_id", "page_size", b"page_size", "page_token", b"page_token", "start_time", b"start_time", "types", b"types", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["book_id", b"book_id", "business_id", b"business_id", "code", b"code", "end_time", b"end_time", "order_id", b"order_id", "page_size", b"page_size", "page_token", b"page_token", "start_time", b"start_time", "types", b"types", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

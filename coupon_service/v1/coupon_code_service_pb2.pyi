@@ -537,19 +537,26 @@ class GetCodeRequest(_message.Message):
 
     CODE_FIELD_NUMBER: _builtins.int
     BOOK_ID_FIELD_NUMBER: _builtins.int
+    BUSINESS_ID_FIELD_NUMBER: _builtins.int
     code: _builtins.str
     """As typed."""
     book_id: _builtins.str
     """When set, the code has to belong to this book, and its check character is verified."""
+    business_id: _builtins.str
+    """The business whose code is meant. Empty = that of the token, or else that of the book which is
+    named, or else the service's default (COUPON_DEFAULT_BUSINESS). PERMISSION_DENIED when it is
+    another one than the token's.
+    """
     def __init__(
         self,
         *,
         code: _builtins.str = ...,
         book_id: _builtins.str = ...,
+        business_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["book_id", b"book_id", "code", b"code"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["book_id", b"book_id", "business_id", b"business_id", "code", b"code"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -649,19 +656,23 @@ class DisableCodeRequest(_message.Message):
 
     CODE_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    BUSINESS_ID_FIELD_NUMBER: _builtins.int
     code: _builtins.str
     """As typed."""
     request_id: _builtins.str
     """See CouponBookService."""
+    business_id: _builtins.str
+    """See GetCodeRequest."""
     def __init__(
         self,
         *,
         code: _builtins.str = ...,
         request_id: _builtins.str = ...,
+        business_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["business_id", b"business_id", "code", b"code", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -703,19 +714,23 @@ class EnableCodeRequest(_message.Message):
 
     CODE_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    BUSINESS_ID_FIELD_NUMBER: _builtins.int
     code: _builtins.str
     """As typed."""
     request_id: _builtins.str
     """See CouponBookService."""
+    business_id: _builtins.str
+    """See GetCodeRequest."""
     def __init__(
         self,
         *,
         code: _builtins.str = ...,
         request_id: _builtins.str = ...,
+        business_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["business_id", b"business_id", "code", b"code", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -288,6 +288,7 @@ class ValidateCodeRequest(_message.Message):
     ORDER_ID_FIELD_NUMBER: _builtins.int
     ORDER_AMOUNT_FIELD_NUMBER: _builtins.int
     LOCK_TOKEN_FIELD_NUMBER: _builtins.int
+    BUSINESS_ID_FIELD_NUMBER: _builtins.int
     code: _builtins.str
     """As typed."""
     book_id: _builtins.str
@@ -298,6 +299,8 @@ class ValidateCodeRequest(_message.Message):
     """The order. Optional."""
     lock_token: _builtins.str
     """The lock that would be used. Optional."""
+    business_id: _builtins.str
+    """See GetCodeRequest of CouponCodeService."""
     @_builtins.property
     def order_amount(self) -> _money_pb2.Money:
         """The amount of the order. Optional; without it a percentage cannot be computed."""
@@ -311,10 +314,11 @@ class ValidateCodeRequest(_message.Message):
         order_id: _builtins.str = ...,
         order_amount: _money_pb2.Money | None = ...,
         lock_token: _builtins.str = ...,
+        business_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["order_amount", b"order_amount"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["book_id", b"book_id", "code", b"code", "lock_token", b"lock_token", "order_amount", b"order_amount", "order_id", b"order_id", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["book_id", b"book_id", "business_id", b"business_id", "code", b"code", "lock_token", b"lock_token", "order_amount", b"order_amount", "order_id", b"order_id", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -384,7 +388,9 @@ class QualifyCouponsRequest(_message.Message):
     order_id: _builtins.str
     """The order. Optional."""
     business_id: _builtins.str
-    """Only coupons of this business. Optional."""
+    """Only coupons of this business. Empty = that of the token, or else the service's default
+    (COUPON_DEFAULT_BUSINESS), or else any.
+    """
     @_builtins.property
     def codes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Up to 20 codes as typed, which need not be assigned to the user. Unknown ones count as guesses.
@@ -518,6 +524,7 @@ class LockCodeRequest(_message.Message):
     TTL_FIELD_NUMBER: _builtins.int
     METADATA_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    BUSINESS_ID_FIELD_NUMBER: _builtins.int
     code: _builtins.str
     """As typed."""
     book_id: _builtins.str
@@ -526,6 +533,8 @@ class LockCodeRequest(_message.Message):
     """The user who holds the lock."""
     request_id: _builtins.str
     """See CouponBookService."""
+    business_id: _builtins.str
+    """See GetCodeRequest of CouponCodeService."""
     @_builtins.property
     def ttl(self) -> _duration_pb2.Duration:
         """Requested lifetime: 1 s to 15 min, in whole milliseconds. Longer ones are clamped to what book and
@@ -545,10 +554,11 @@ class LockCodeRequest(_message.Message):
         ttl: _duration_pb2.Duration | None = ...,
         metadata: _struct_pb2.Struct | None = ...,
         request_id: _builtins.str = ...,
+        business_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["metadata", b"metadata", "ttl", b"ttl"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["book_id", b"book_id", "code", b"code", "metadata", b"metadata", "request_id", b"request_id", "ttl", b"ttl", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["book_id", b"book_id", "business_id", b"business_id", "code", b"code", "metadata", b"metadata", "request_id", b"request_id", "ttl", b"ttl", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -836,6 +846,7 @@ class RedeemCodeRequest(_message.Message):
     LOCK_TOKEN_FIELD_NUMBER: _builtins.int
     METADATA_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    BUSINESS_ID_FIELD_NUMBER: _builtins.int
     code: _builtins.str
     """As typed."""
     book_id: _builtins.str
@@ -850,6 +861,8 @@ class RedeemCodeRequest(_message.Message):
     """From LockCode. Required where the book requires a lock."""
     request_id: _builtins.str
     """See CouponBookService."""
+    business_id: _builtins.str
+    """See GetCodeRequest of CouponCodeService."""
     @_builtins.property
     def order_amount(self) -> _money_pb2.Money:
         """What is ordered. Optional; without it a percentage is not computed and a minimum not met."""
@@ -869,10 +882,11 @@ class RedeemCodeRequest(_message.Message):
         lock_token: _builtins.str = ...,
         metadata: _struct_pb2.Struct | None = ...,
         request_id: _builtins.str = ...,
+        business_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["metadata", b"metadata", "order_amount", b"order_amount"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["book_id", b"book_id", "code", b"code", "lock_token", b"lock_token", "metadata", b"metadata", "order_amount", b"order_amount", "order_id", b"order_id", "request_id", b"request_id", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["book_id", b"book_id", "business_id", b"business_id", "code", b"code", "lock_token", b"lock_token", "metadata", b"metadata", "order_amount", b"order_amount", "order_id", b"order_id", "request_id", b"request_id", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -926,6 +940,7 @@ class RedeemItem(_message.Message):
     LOCK_TOKEN_FIELD_NUMBER: _builtins.int
     METADATA_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    BUSINESS_ID_FIELD_NUMBER: _builtins.int
     code: _builtins.str
     """As typed."""
     book_id: _builtins.str
@@ -938,6 +953,8 @@ class RedeemItem(_message.Message):
     """See RedeemCodeRequest."""
     request_id: _builtins.str
     """Empty = that of the call. Needed where a call has the same code twice."""
+    business_id: _builtins.str
+    """Empty = that of the call."""
     @_builtins.property
     def order_amount(self) -> _money_pb2.Money:
         """See RedeemCodeRequest."""
@@ -957,10 +974,11 @@ class RedeemItem(_message.Message):
         lock_token: _builtins.str = ...,
         metadata: _struct_pb2.Struct | None = ...,
         request_id: _builtins.str = ...,
+        business_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["metadata", b"metadata", "order_amount", b"order_amount"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["book_id", b"book_id", "code", b"code", "lock_token", b"lock_token", "metadata", b"metadata", "order_amount", b"order_amount", "order_id", b"order_id", "request_id", b"request_id", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["book_id", b"book_id", "business_id", b"business_id", "code", b"code", "lock_token", b"lock_token", "metadata", b"metadata", "order_amount", b"order_amount", "order_id", b"order_id", "request_id", b"request_id", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -975,10 +993,13 @@ class BatchRedeemCodesRequest(_message.Message):
     ITEMS_FIELD_NUMBER: _builtins.int
     MODE_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    BUSINESS_ID_FIELD_NUMBER: _builtins.int
     mode: Global___BatchMode.ValueType
     """Default BEST_EFFORT."""
     request_id: _builtins.str
     """See CouponBookService. Shared by the items."""
+    business_id: _builtins.str
+    """See GetCodeRequest of CouponCodeService. Shared by the items that name none."""
     @_builtins.property
     def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___RedeemItem]:
         """1-1,000 items. The same code twice needs different request_ids."""
@@ -989,10 +1010,11 @@ class BatchRedeemCodesRequest(_message.Message):
         items: _abc.Iterable[Global___RedeemItem] | None = ...,
         mode: Global___BatchMode.ValueType = ...,
         request_id: _builtins.str = ...,
+        business_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["items", b"items", "mode", b"mode", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["business_id", b"business_id", "items", b"items", "mode", b"mode", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

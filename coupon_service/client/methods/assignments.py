@@ -20,6 +20,7 @@ class AssignmentMethods:
         user_id: str,
         *,
         book_id: str = "",
+        business_id: str = "",
         metadata: Metadata | None = None,
         request_id: str = "",
     ) -> pb.AssignCodeRequest:
@@ -28,6 +29,7 @@ class AssignmentMethods:
             code=code,
             user_id=user_id,
             book_id=book_id,
+            business_id=business_id,
             metadata=struct(metadata),
             request_id=request_id or new_request_id(),
         )
@@ -67,11 +69,14 @@ class AssignmentMethods:
     @unary(pb.RevokeAssignmentResponse)
     @staticmethod
     def revoke_assignment(
-        code: str, user_id: str, *, request_id: str = ""
+        code: str, user_id: str, *, business_id: str = "", request_id: str = ""
     ) -> pb.RevokeAssignmentRequest:
         """Revoke the assignment of a code to a user."""
         return pb.RevokeAssignmentRequest(
-            code=code, user_id=user_id, request_id=request_id or new_request_id()
+            code=code,
+            user_id=user_id,
+            business_id=business_id,
+            request_id=request_id or new_request_id(),
         )
 
     @listing(pb.ListUserCouponsResponse, lambda page: page.coupons)

@@ -76,9 +76,9 @@ class CouponCodeMethods:
 
     @unary(pb.GetCodeResponse)
     @staticmethod
-    def get_code(code: str, *, book_id: str = "") -> pb.GetCodeRequest:
+    def get_code(code: str, *, book_id: str = "", business_id: str = "") -> pb.GetCodeRequest:
         """A code with its derived state."""
-        return pb.GetCodeRequest(code=code, book_id=book_id)
+        return pb.GetCodeRequest(code=code, book_id=book_id, business_id=business_id)
 
     @listing(pb.ListCodesResponse, lambda page: page.codes)
     @staticmethod
@@ -93,15 +93,23 @@ class CouponCodeMethods:
 
     @unary(pb.DisableCodeResponse)
     @staticmethod
-    def disable_code(code: str, *, request_id: str = "") -> pb.DisableCodeRequest:
+    def disable_code(
+        code: str, *, business_id: str = "", request_id: str = ""
+    ) -> pb.DisableCodeRequest:
         """Make a code unusable until enable_code."""
-        return pb.DisableCodeRequest(code=code, request_id=request_id or new_request_id())
+        return pb.DisableCodeRequest(
+            code=code, business_id=business_id, request_id=request_id or new_request_id()
+        )
 
     @unary(pb.EnableCodeResponse)
     @staticmethod
-    def enable_code(code: str, *, request_id: str = "") -> pb.EnableCodeRequest:
+    def enable_code(
+        code: str, *, business_id: str = "", request_id: str = ""
+    ) -> pb.EnableCodeRequest:
         """Revert disable_code."""
-        return pb.EnableCodeRequest(code=code, request_id=request_id or new_request_id())
+        return pb.EnableCodeRequest(
+            code=code, business_id=business_id, request_id=request_id or new_request_id()
+        )
 
 
 def _chunks(codes: Iterable[str]) -> Iterator[Sequence[str]]:

@@ -21,6 +21,7 @@ class RedemptionMethods:
         user_id: str,
         *,
         book_id: str = "",
+        business_id: str = "",
         order_id: str = "",
         order_amount: Money | None = None,
         lock_token: str = "",
@@ -32,6 +33,7 @@ class RedemptionMethods:
             code=code,
             user_id=user_id,
             book_id=book_id,
+            business_id=business_id,
             order_id=order_id,
             order_amount=order_amount,
             lock_token=lock_token,
@@ -65,6 +67,7 @@ class RedemptionMethods:
         user_id: str,
         *,
         book_id: str = "",
+        business_id: str = "",
         ttl_s: float | None = None,
         metadata: Metadata | None = None,
         request_id: str = "",
@@ -76,6 +79,7 @@ class RedemptionMethods:
             code=code,
             user_id=user_id,
             book_id=book_id,
+            business_id=business_id,
             ttl=duration(ttl_s),
             metadata=struct(metadata),
             request_id=request_id or new_request_id(),
@@ -132,6 +136,7 @@ class RedemptionMethods:
         user_id: str,
         *,
         book_id: str = "",
+        business_id: str = "",
         order_id: str = "",
         order_amount: Money | None = None,
         lock_token: str = "",
@@ -143,6 +148,7 @@ class RedemptionMethods:
             code=code,
             user_id=user_id,
             book_id=book_id,
+            business_id=business_id,
             order_id=order_id,
             order_amount=order_amount,
             lock_token=lock_token,
@@ -156,13 +162,17 @@ class RedemptionMethods:
         items: Sequence[pb.RedeemItem],
         *,
         mode: pb.BatchMode.ValueType = pb.BATCH_MODE_BEST_EFFORT,
+        business_id: str = "",
         request_id: str = "",
     ) -> pb.BatchRedeemCodesRequest:
         """Redeem up to 1,000 codes, each with its own result, or with BATCH_MODE_ALL_OR_NOTHING all
         or none. `error_of_item` makes an exception of the error of a result.
         """
         return pb.BatchRedeemCodesRequest(
-            items=items, mode=mode, request_id=request_id or new_request_id()
+            items=items,
+            mode=mode,
+            business_id=business_id,
+            request_id=request_id or new_request_id(),
         )
 
     @unary(pb.RollbackRedemptionResponse)

@@ -29,6 +29,7 @@ from coupon_service.model import (
 )
 from coupon_service.model.codes import bucket_of
 from coupon_service.rpc.context import RequestContext
+from coupon_service.rpc.convert.business import in_business
 from coupon_service.rpc.convert.fields import Fields, Page
 from coupon_service.rpc.convert.values import put_struct, put_time
 from coupon_service.rpc.paging import PageTokens
@@ -52,6 +53,7 @@ def read_assign(request: pb.AssignCodeRequest, rpc: RequestContext) -> Assign:
     book_id = fields.optional_uuid("book_id", request.book_id)
     user_id = fields.identifier("user_id", request.user_id)
     metadata = fields.metadata(request.metadata)
+    call = in_business(call, fields, request.business_id, book_id, rpc)
     fields.check()
 
     def attempt(caller: str, user_id: str) -> Attempt:
@@ -113,6 +115,7 @@ def read_revoke(request: pb.RevokeAssignmentRequest, rpc: RequestContext) -> Rev
     call = rpc.call(fields.request_id(request.request_id))
     code = fields.code("code", request.code)
     user_id = fields.identifier("user_id", request.user_id)
+    call = in_business(call, fields, request.business_id, None, rpc)
     fields.check()
 
     def attempt(caller: str, user_id: str) -> Attempt:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from coupon_service.model import BookState, CodeState, Event, EventType
+from coupon_service.rpc.context import RequestContext
+from coupon_service.rpc.convert.business import listed_business
 from coupon_service.rpc.convert.fields import Fields, Page
 from coupon_service.rpc.convert.values import to_money, to_struct, to_timestamp
 from coupon_service.rpc.paging import PageTokens
@@ -26,9 +28,9 @@ ABOUT_BOOKS = frozenset(
 
 
 def read_list(
-    request: pb.ListAuditEventsRequest, business_id: str, tokens: PageTokens
+    request: pb.ListAuditEventsRequest, rpc: RequestContext, tokens: PageTokens
 ) -> tuple[AuditFilter, Page]:
-    """Which events, and which page of them. `business_id`: of the caller."""
+    """Which events, and which page of them. Raises PermissionDenied."""
     fields = Fields()
     types: list[EventType] = []
     for index, number in enumerate(request.types):
@@ -38,7 +40,7 @@ def read_list(
         elif chosen is not None and chosen not in types:
             types.append(chosen)
     wanted = AuditFilter(
-        business_id=business_id,
+        business_id=listed_business(fields, request.business_id, rpc),
         book_id=fields.optional_uuid("book_id", request.book_id),
         code=fields.code("code", request.code) if request.code else "",
         user_id=fields.identifier("user_id", request.user_id, optional=True),

@@ -24,6 +24,7 @@ from coupon_service.model.codes import CodeFormat, bucket_of
 from coupon_service.model.normalization import CODE_LENGTH_MAX
 from coupon_service.rpc.context import RequestContext
 from coupon_service.rpc.convert.books import read_code_format
+from coupon_service.rpc.convert.business import business_of, in_business
 from coupon_service.rpc.convert.fields import Fields, Page
 from coupon_service.rpc.convert.values import INT64_MAX
 from coupon_service.rpc.paging import PageTokens, Position
@@ -137,13 +138,14 @@ def read_export(
     return book_id, state, after
 
 
-def read_get(request: pb.GetCodeRequest) -> tuple[str, UUID | None]:
-    """Which code, and in which book it has to be."""
+def read_get(request: pb.GetCodeRequest, rpc: RequestContext) -> tuple[str, UUID | None, str]:
+    """Which code, in which book it has to be, and in which business. Raises PermissionDenied."""
     fields = Fields()
     code = fields.code("code", request.code)
     book_id = fields.optional_uuid("book_id", request.book_id)
+    business_id = business_of(fields, request.business_id, book_id, rpc)
     fields.check()
-    return code, book_id
+    return code, book_id, business_id
 
 
 def read_list(
@@ -165,6 +167,7 @@ def read_set_enabled(
     fields = Fields()
     call = rpc.call(fields.request_id(request.request_id))
     code = fields.code("code", request.code)
+    call = in_business(call, fields, request.business_id, None, rpc)
     fields.check()
 
     def attempt(caller: str) -> Attempt:

@@ -18,6 +18,7 @@ from coupon_service.model import (
 )
 from coupon_service.model.codes import bucket_of
 from coupon_service.rpc.context import RequestContext
+from coupon_service.rpc.convert.business import in_business
 from coupon_service.rpc.convert.fields import TTL_MAX_MS, Fields, Page
 from coupon_service.rpc.convert.values import put_time
 from coupon_service.rpc.paging import PageTokens
@@ -37,6 +38,7 @@ def read_lock(request: pb.LockCodeRequest, rpc: RequestContext) -> Lock:
     user_id = rpc.user(fields.identifier("user_id", request.user_id))
     ttl_ms = _ttl_ms(fields, request)
     metadata = fields.metadata(request.metadata)
+    call = in_business(call, fields, request.business_id, book_id, rpc)
     fields.check()
 
     def attempt(caller: str, user_id: str) -> Attempt:

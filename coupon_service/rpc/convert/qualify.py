@@ -8,7 +8,6 @@ from datetime import UTC, datetime
 from typing import Final
 
 from coupon_service.checkout import Validation
-from coupon_service.errors import PermissionDenied
 from coupon_service.model import Assignment, Book, Code, Redeem
 from coupon_service.model.normalization import NO_CODE
 from coupon_service.rpc.context import RequestContext
@@ -60,9 +59,7 @@ def read_qualify(request: pb.QualifyCouponsRequest, rpc: RequestContext) -> Qual
         order = fields.money("order_amount", request.order_amount)
     order_id = fields.identifier("order_id", request.order_id, optional=True)
     fields.check()
-    if rpc.business_id and business_id not in ("", rpc.business_id):
-        raise PermissionDenied("The business is another one than the token's.")
-    business_id = business_id or rpc.business_id
+    business_id = rpc.business_of(business_id, by_book=False)
     attempt = Redeem(
         call=replace(rpc.call(request_id=""), business_id=business_id),
         code=NO_CODE,

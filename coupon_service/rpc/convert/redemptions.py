@@ -28,6 +28,7 @@ from coupon_service.model import (
 from coupon_service.model.codes import bucket_of
 from coupon_service.model.normalization import NO_CODE
 from coupon_service.rpc.context import RequestContext
+from coupon_service.rpc.convert.business import in_business
 from coupon_service.rpc.convert.fields import Fields, Page
 from coupon_service.rpc.convert.values import put_money, put_struct, put_time
 from coupon_service.rpc.paging import PageTokens
@@ -71,13 +72,13 @@ def read_batch(
         fields.refuse("items", f"expected 1 to {ITEMS_MAX:,} items")
         fields.check()
     commands: list[tuple[Redeem, str]] = []
-    seen: set[tuple[str, str]] = set()
+    seen: set[tuple[str, str, str]] = set()
     for index, item in enumerate(request.items):
         inside = fields.within(f"items[{index}]")
         own = item.request_id
         attempt_call = replace(call, request_id=inside.request_id(own)) if own else call
-        command = _redeem(inside, item, attempt_call, rpc)
-        attempt = (command.call.request_id, command.code)
+        command = _redeem(inside, item, attempt_call, rpc, request.business_id)
+        attempt = (command.call.request_id, command.call.business_id, command.code)
         if command.code != NO_CODE and attempt in seen:
             inside.refuse("code", "expected every code once, or items with their own request_id")
         seen.add(attempt)
@@ -149,6 +150,7 @@ def _redeem(
     item: pb.RedeemCodeRequest | pb.RedeemItem | pb.ValidateCodeRequest,
     call: Call,
     rpc: RequestContext,
+    business_id: str = "",
 ) -> Redeem:
     code = fields.code("code", item.code)
     book_id = fields.optional_uuid("book_id", item.book_id)
@@ -161,6 +163,7 @@ def _redeem(
     metadata = None
     if not isinstance(item, pb.ValidateCodeRequest) and item.HasField("metadata"):
         metadata = fields.metadata(item.metadata)
+    call = in_business(call, fields, item.business_id or business_id, book_id, rpc)
     amount = (order.amount_minor, order.currency_code) if order else ("", "")
 
     def attempt(caller: str, user_id: str, order_id: str) -> Attempt:

@@ -24,7 +24,7 @@ class AuditServicer(AuditServiceServicer):
     async def ListAuditEvents(
         self, request: pb.ListAuditEventsRequest, context: Any
     ) -> pb.ListAuditEventsResponse:
-        wanted, page = convert.read_list(request, current().business_id, self._page_tokens)
+        wanted, page = convert.read_list(request, current(), self._page_tokens)
         events, end = await self._reads.audit_events(wanted, page.size, page.after)
         messages, end = page_within_bounds(events, convert.event_message, end, event_position)
         return pb.ListAuditEventsResponse(

@@ -120,8 +120,8 @@ class CouponCodeServicer(CouponCodeServiceServicer):
                 )
 
     async def GetCode(self, request: pb.GetCodeRequest, context: Any) -> pb.GetCodeResponse:
-        wanted, book_id = convert.read_get(request)
-        code, book = await self._reads.code(wanted, book_id, current().business_id)
+        wanted, book_id, business_id = convert.read_get(request, current())
+        code, book = await self._reads.code(wanted, book_id, business_id)
         now = self._now()
         locked_out = code.key in await self._locks.locked_out([(code, book)], now)
         state = effective_code_state(code, book, now, locked_out=locked_out)

@@ -10,6 +10,7 @@ from support.page_tokens import PAGES
 from support.violations import bad_fields
 
 from coupon_service.model import EventType
+from coupon_service.rpc.context import RequestContext
 from coupon_service.rpc.convert import audit
 from coupon_service.rpc.convert.values import to_timestamp
 from coupon_service.v1 import audit_service_pb2 as pb
@@ -17,7 +18,9 @@ from coupon_service.v1.money_pb2 import Money as MoneyMessage
 
 
 def test_the_ledger_can_be_asked_for_everything() -> None:
-    wanted, page = audit.read_list(pb.ListAuditEventsRequest(), "acme", PAGES)
+    wanted, page = audit.read_list(
+        pb.ListAuditEventsRequest(), RequestContext(business_id="acme"), PAGES
+    )
     assert wanted.business_id == "acme"
     assert (wanted.book_id, wanted.code, wanted.types) == (None, "", ())
     assert page.size == 50
@@ -34,7 +37,7 @@ def test_the_ledger_is_filtered_by_what_is_given() -> None:
             start_time=to_timestamp(NOW),
             end_time=to_timestamp(NOW + timedelta(days=1)),
         ),
-        "",
+        RequestContext(),
         PAGES,
     )
     assert (wanted.book_id, wanted.code, wanted.user_id, wanted.order_id) == (ID, "ABCD", "u", "o")
@@ -53,7 +56,7 @@ def test_bad_filters_are_all_named() -> None:
     )
     request.start_time.nanos = -1
     request.end_time.seconds = 2**62
-    assert bad_fields(lambda: audit.read_list(request, "", PAGES)) == [
+    assert bad_fields(lambda: audit.read_list(request, RequestContext(), PAGES)) == [
         "types[0]",
         "types[2]",
         "book_id",

@@ -191,9 +191,9 @@ def test_a_list_of_codes_is_of_a_book_and_a_stored_state() -> None:
 
 
 def test_a_code_is_looked_up_as_it_is_stored() -> None:
-    assert codes.read_get(pb.GetCodeRequest(code="s-ab ab")) == ("SABAB", None)
+    assert codes.read_get(pb.GetCodeRequest(code="s-ab ab"), rpc()) == ("SABAB", None, "")
     bad = pb.GetCodeRequest(code="x" * 65, book_id="x")
-    assert bad_fields(lambda: codes.read_get(bad)) == ["code", "book_id"]
+    assert bad_fields(lambda: codes.read_get(bad, rpc())) == ["code", "book_id"]
 
 
 def test_disabling_and_enabling_are_two_attempts_under_one_request_id() -> None:
