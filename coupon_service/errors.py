@@ -32,6 +32,17 @@ def reason_name(kind: type[CouponServiceError]) -> str:
     return re.sub(r"(?<!^)(?=[A-Z])", "_", kind.__name__).upper()
 
 
+@cache
+def error_class(name: str) -> type[CouponServiceError]:
+    """The class of a reason, by its name in ErrorReason. Raises KeyError."""
+    found, classes = {reason_name(CouponServiceError): CouponServiceError}, [CouponServiceError]
+    while classes:
+        derived = classes.pop().__subclasses__()
+        classes += derived
+        found |= {reason_name(it): it for it in derived}
+    return found[name]
+
+
 # --- not found ----------------------------------------------------------------------------------
 
 
@@ -80,6 +91,10 @@ class CodeDisabled(Refusal):
 
 class CodeExpired(Refusal):
     """The code was assigned too long ago to be still valid for this user."""
+
+
+class CodeNotStarted(Refusal):
+    """The code is not valid yet."""
 
 
 class CodeAlreadyRedeemed(Refusal):

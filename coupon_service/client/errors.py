@@ -219,9 +219,15 @@ class CodeDisabled(Refused):
 
 
 class CodeExpired(Refused):
-    """The code was valid for this user until `expire_time`."""
+    """The code was valid, for this user or for all, until `expire_time`."""
 
     expire_time: datetime | None = None
+
+
+class CodeNotStarted(Refused):
+    """The code is valid from `start_time` on."""
+
+    start_time: datetime | None = None
 
 
 class CodeAlreadyRedeemed(Refused):

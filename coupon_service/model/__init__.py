@@ -74,8 +74,10 @@ from coupon_service.model.records import (
     UserCounts,
 )
 from coupon_service.model.schedules import Schedule, Weekday, WeeklyWindow
+from coupon_service.model.terms import NO_TERMS, CodeTerms
 
 __all__ = [
+    "NO_TERMS",
     "AmountOff",
     "Assign",
     "AssignRandom",
@@ -96,6 +98,7 @@ __all__ = [
     "CodeCommand",
     "CodeKey",
     "CodeState",
+    "CodeTerms",
     "Command",
     "CommandGroup",
     "Discount",

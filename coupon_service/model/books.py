@@ -105,6 +105,7 @@ class Book:
     `locks_until`: locks that were granted before locking was switched off may be held until then;
     None where it is on, or was never on.
     `min_code_length`: of imported codes, 0 = MIN_CODE_LENGTH. `schedule`: None = always open.
+    `codes_have_terms`: some of its codes say something for themselves; it stays so.
     """
 
     book_id: UUID
@@ -132,6 +133,7 @@ class Book:
     version: int = 1
     locks_until: datetime | None = None
     schedule: Schedule | None = None
+    codes_have_terms: bool = False
 
 
 @value

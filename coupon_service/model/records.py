@@ -7,6 +7,7 @@ from typing import TypeAlias
 from uuid import UUID
 
 from coupon_service.model.enums import AssignmentState, CodeState, EventType, LockState
+from coupon_service.model.terms import CodeTerms
 from coupon_service.model.values import value
 
 CodeKey: TypeAlias = tuple[UUID, str]
@@ -21,6 +22,7 @@ class Code:
     """A row of coupon_codes. `assignments` counts those that were not revoked.
 
     `spelling`: as it was uploaded, where that differs from `code`; read only where it is shown.
+    `terms`: what it says for itself, of coupon_code_terms; None where it says nothing.
     """
 
     code: str
@@ -29,6 +31,7 @@ class Code:
     redemptions: int
     assignments: int
     spelling: str = ""
+    terms: CodeTerms | None = None
 
     @property
     def key(self) -> CodeKey:

@@ -81,6 +81,7 @@ TABLE: Final[Mapping[type[CouponServiceError], Kind]] = dict(
             errors.BookExpired,
             errors.CodeDisabled,
             errors.CodeExpired,
+            errors.CodeNotStarted,
             errors.CodeAlreadyRedeemed,
             errors.CodeLimitExceeded,
             errors.UserLimitExceeded,

@@ -21,9 +21,11 @@ from coupon_service.rules.refusals import (
     redemption_refusals,
 )
 from coupon_service.rules.stock import crossed, stock_left, stock_level
+from coupon_service.rules.terms import book_of, terms_violations
 
 __all__ = [
     "book_named",
+    "book_of",
     "code_not_found",
     "code_state",
     "crossed",
@@ -41,4 +43,5 @@ __all__ = [
     "refuse_all",
     "stock_left",
     "stock_level",
+    "terms_violations",
 ]

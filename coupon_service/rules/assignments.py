@@ -27,6 +27,7 @@ from coupon_service.model import (
 )
 from coupon_service.rules.draft import Draft
 from coupon_service.rules.refusals import assignment_refusals, user_assignment_refusals
+from coupon_service.rules.terms import book_of
 
 
 def assign(command: Assign, code: Code, book: Book, draft: Draft) -> Outcome:
@@ -46,11 +47,12 @@ def assign_random(command: AssignRandom, book: Book, draft: Draft) -> Outcome:
         # A candidate may be of no use: an earlier command of the batch may have changed the
         # code, or the user may have used it up as a bearer.
         code = state.codes[book.book_id, candidates[index]]
+        of_code = book_of(code, book)
         if code.state is CodeState.AVAILABLE and not any(
-            assignment_refusals(command, code, book, state, now)
+            assignment_refusals(command, code, of_code, state, now)
         ):
             del candidates[index]
-            return _assign(command, code, book, draft)
+            return _assign(command, code, of_code, draft)
     # Where a candidate was of no use there may be others.
     contended = candidates or book.book_id in state.candidates_contended
     return Contention() if contended else NoCodesAvailable()

@@ -80,6 +80,13 @@ def updated(book: Book, changes: Mapping[str, Any], locks_until: datetime) -> Bo
     if not after.code_format.alphabet:
         alphabet = default_alphabet(book)
         after = replace(after, code_format=replace(after.code_format, alphabet=alphabet))
+    if book.codes_have_terms and after.currency_code != book.currency_code:
+        field = "currency_code"
+        raise InvalidStateTransition(
+            f"{field}: cannot be changed since codes have discounts of their own",
+            state=book.state.name,
+            field=field,
+        )
     if book.state is not BookState.DRAFT:
         for field, reason in _fixed_by_use(book, after):
             raise InvalidStateTransition(f"{field}: {reason}", state=book.state.name, field=field)

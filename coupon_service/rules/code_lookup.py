@@ -15,6 +15,7 @@ from coupon_service.model import (
     Rollback,
     State,
 )
+from coupon_service.rules.terms import book_of
 
 
 def book_named(command: CodeCommand) -> UUID | None:
@@ -31,11 +32,13 @@ def book_named(command: CodeCommand) -> UUID | None:
 def find_code(
     code: str, book_id: UUID | None, business_id: str, state: State
 ) -> tuple[Code, Book] | CouponServiceError:
-    """The code and its book, when the caller may see it and it is in the book that was named."""
+    """The code and the book as it holds for it, when the caller may see it and it is in the book
+    that was named."""
     for owner in state.names.get(code, ()):
         book = state.books[owner]
         if book_id in (None, owner) and business_id in ("", book.business_id):
-            return state.codes[owner, code], book
+            found = state.codes[owner, code]
+            return found, book if found.terms is None else book_of(found, book)
     return code_not_found(code, book_id, business_id, state)
 
 

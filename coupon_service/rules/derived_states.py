@@ -97,7 +97,8 @@ def effective_code_state(
     """
     if code.state in (CodeState.REDEEMED, CodeState.DISABLED):
         return code.state
-    ends = [end for end in (book.end_time, expire_time) if end is not None]
+    own_end = code.terms.end_time if code.terms is not None else None
+    ends = [end for end in (book.end_time, own_end, expire_time) if end is not None]
     if ends and now >= min(ends):
         return CodeState.EXPIRED
     return CodeState.LOCKED if locked_out else code.state

@@ -159,7 +159,7 @@ class Draft:
         state = code.state
         if state is not CodeState.DISABLED:
             state = code_state(redeemed, assigned, book.limits.max_redemptions_per_code)
-        after = Code(code.code, code.book_id, state, redeemed, assigned, code.spelling)
+        after = Code(code.code, code.book_id, state, redeemed, assigned, code.spelling, code.terms)
         if assignments:
             self.count(book.book_id, "assignments", assignments)
         self.put_code(after)

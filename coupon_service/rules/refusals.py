@@ -54,6 +54,7 @@ from coupon_service.rules.budgets import budget_refusals
 from coupon_service.rules.derived_states import LOCK_ENDS, lock_view
 from coupon_service.rules.draft import Draft
 from coupon_service.rules.opening_hours import is_open, outside_schedule
+from coupon_service.rules.terms import code_ended, code_not_started
 
 ASSIGNED = (AssignmentState.ACTIVE, AssignmentState.REDEEMED)
 """States of an assignment in which the code is the user's."""
@@ -81,7 +82,7 @@ def is_hidden(command: Redeem | Lock, code: Code, book: Book, state: State, now:
     mine = assignment is not None and (assignment.state in ASSIGNED or assignment.redemptions > 0)
     if not mine:  # an order that is in the way of an end user is one of its own
         mine = _redemption_for_order(command, code, state) is not None
-    ends_at = _ends_judged_at(command, assignment, book, state, now)
+    ends_at = _ends_judged_at(command, assignment, code, book, state, now)
     why = (
         *_unusable(code, book, now, ends_at),
         *_assignment_refusals(assignment, book, ends_at),
@@ -132,7 +133,7 @@ def redemption_refusals(
 ) -> Iterator[CouponServiceError]:
     """Why this user cannot redeem, or lock, this code now."""
     assignment = state.assignments.get((*code.key, command.user_id))
-    ends_at = _ends_judged_at(command, assignment, book, state, now)
+    ends_at = _ends_judged_at(command, assignment, code, book, state, now)
     yield from _unusable(code, book, now, ends_at)
     yield from _used(command, code, book, state)
     yield from _assignment_refusals(assignment, book, ends_at)
@@ -157,6 +158,8 @@ def extension_refusals(
     """Why this user gets no more time for a lock on this code now."""
     yield from _book_ended(book, now)
     yield from _not_started(book, now)
+    yield from code_ended(code, now)
+    yield from code_not_started(code, now)
     yield from _validity_ended(state.assignments.get((*code.key, user_id)), now)
     if book.schedule is not None and _is_closed(book, now):
         yield outside_schedule(book.schedule, now)
@@ -167,6 +170,7 @@ def assignment_refusals(
 ) -> Iterator[CouponServiceError]:
     """Why this code cannot be assigned to this user now. The window need not have begun."""
     yield from _over(book, now)
+    yield from code_ended(code, now)
     if code.state is CodeState.DISABLED:
         yield CodeDisabled()
     assignment = state.assignments.get((*code.key, command.user_id))
@@ -192,17 +196,23 @@ def user_assignment_refusals(
 
 
 def _ends_judged_at(
-    command: Redeem | Lock, assignment: Assignment | None, book: Book, state: State, now: datetime
+    command: Redeem | Lock,
+    assignment: Assignment | None,
+    code: Code,
+    book: Book,
+    state: State,
+    now: datetime,
 ) -> datetime:
-    """By which time the ends of the book and of the assignment, and the schedule, are judged.
+    """By which time the ends of the book, of the code and of the assignment, and the schedule, are
+    judged.
 
     A lock that was taken in time is honoured: with the token of one that is held, this is when it
     was taken; otherwise now. Everything else is judged now.
     """
     if not isinstance(command, Redeem) or command.lock is None:
         return now
-    over = (*_book_ended(book, now), *_validity_ended(assignment, now))
-    if not over and not _is_closed(book, now):
+    over = _book_ended(book, now), code_ended(code, now), _validity_ended(assignment, now)
+    if not any(over) and not _is_closed(book, now):
         return now
     if any(_lock_refusals(command, assignment, book, state, now)):
         return now
@@ -216,7 +226,10 @@ def _ends_judged_at(
 
 def _unusable(code: Code, book: Book, now: datetime, ends_at: datetime) -> Reasons:
     disabled = (CodeDisabled(),) if code.state is CodeState.DISABLED else ()
-    return _over(book, ends_at) + _not_started(book, now) + disabled
+    of_book = _over(book, ends_at) + _not_started(book, now)
+    if code.terms is None:
+        return of_book + disabled
+    return of_book + code_ended(code, ends_at) + code_not_started(code, now) + disabled
 
 
 def _used(command: Redeem | Lock, code: Code, book: Book, state: State) -> Reasons:

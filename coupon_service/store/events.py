@@ -255,7 +255,7 @@ def _statement(wanted: AuditFilter) -> LiteralString | None:
     return None if wanted.business_id else ALL_EVENTS
 
 
-ONLY_FOR_REPEATS: Final = ("rejected", "min_length")
+ONLY_FOR_REPEATS: Final = ("rejected", "min_length", "rows")
 
 
 def _listed(event: Event) -> Event:

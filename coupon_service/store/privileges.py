@@ -26,6 +26,7 @@ PRIVILEGES: Final[Mapping[str, tuple[LiteralString, ...]]] = MappingProxyType(
         "coupon_book_totals": _WRITE,
         "coupon_books": _WRITE,
         "coupon_code_spellings": _ADD,
+        "coupon_code_terms": _ADD,
         "coupon_codes": _WRITE,
         "coupon_generations": (*_WRITE, "DELETE"),
         "coupon_turns": _WRITE,

@@ -31,6 +31,7 @@ from coupon_service.model.codes import CodeFormat, bucket_of
 from coupon_service.model.normalization import canonical_id
 from coupon_service.store.columns import Column, Columns, Nested, member_of
 from coupon_service.store.schedules import schedule_json, schedule_of
+from coupon_service.store.terms import terms_from_json
 from coupon_service.store.tiers import tiers_json, tiers_of_json
 
 # --- books --------------------------------------------------------------------------------------
@@ -119,6 +120,7 @@ BOOKS: Final = Columns[Book](
     Column("version", "integer"),
     Column("locks_until", "timestamptz"),
     Column("schedule", "jsonb", lambda it: it.schedule and schedule_json(it.schedule), schedule_of),
+    Column("codes_have_terms", "boolean"),
 )
 
 book_from_row: Final = BOOKS.reader(Book)
@@ -149,9 +151,11 @@ CODES: Final = Columns[Code](*_STORED)
 code_from_row: Final = CODES.reader(Code)
 
 SHOWN_CODES: Final = Columns[Code](
-    *_STORED, Column("spelling", "text", read=lambda spelling: spelling or "")
+    *_STORED,
+    Column("spelling", "text", read=lambda spelling: spelling or ""),
+    Column("terms", "text", read=terms_from_json),
 )
-"""Those of coupon_codes, and that of coupon_code_spellings, joined to them."""
+"""Those of coupon_codes, and those of coupon_code_spellings and coupon_code_terms."""
 
 shown_code_from_row: Final = SHOWN_CODES.reader(Code)
 

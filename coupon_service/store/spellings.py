@@ -9,17 +9,19 @@ from coupon_service.model.codes import bucket_of
 from coupon_service.store.arrays import int_array, text_array
 from coupon_service.store.pipeline import Connection, Pipeline, Rows
 from coupon_service.store.rows import SHOWN_CODES
+from coupon_service.store.terms import OF_CODE
 
 SELECT_SHOWN_CODES: Final[LiteralString] = f"""
 SELECT {SHOWN_CODES.selected}
 FROM unnest(%s::smallint[], %s::text[]) AS wanted (bucket, code)
-JOIN coupon_codes USING (bucket, code)
+JOIN coupon_codes AS c USING (bucket, code)
 LEFT JOIN coupon_code_spellings USING (bucket, code)
+CROSS JOIN LATERAL (SELECT {OF_CODE} AS terms) AS own
 """
 
 
 def select_shown_codes(pipeline: Pipeline, codes: Collection[str]) -> Rows:
-    """Adds what reads the codes, with their spellings."""
+    """Adds what reads the codes, with their spellings and terms."""
     return pipeline.add(SELECT_SHOWN_CODES, (int_array(map(bucket_of, codes)), text_array(codes)))
 
 

@@ -28,7 +28,7 @@ from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*coupon_service/v1/assignment_service.proto\x12\x11\x63oupon_service.v1\x1a+coupon_service/v1/coupon_code_service.proto\x1a$coupon_service/v1/error_reason.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xac\x02\n\nAssignment\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_code\x18\x02 \x01(\t\x12\x0f\n\x07\x62ook_id\x18\x03 \x01(\t\x12\x0f\n\x07user_id\x18\x04 \x01(\t\x12\x31\n\x05state\x18\x05 \x01(\x0e\x32\".coupon_service.v1.AssignmentState\x12\x18\n\x10redemption_count\x18\x06 \x01(\x05\x12/\n\x0b\x61ssign_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12)\n\x08metadata\x18\t \x01(\x0b\x32\x17.google.protobuf.Struct\"|\n\nUserCoupon\x12\x31\n\nassignment\x18\x01 \x01(\x0b\x32\x1d.coupon_service.v1.Assignment\x12;\n\x0f\x65\x66\x66\x65\x63tive_state\x18\x02 \x01(\x0e\x32\".coupon_service.v1.CouponCodeState\"\x97\x01\n\x11\x41ssignCodeRequest\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0f\n\x07\x62ook_id\x18\x02 \x01(\t\x12\x0f\n\x07user_id\x18\x03 \x01(\t\x12)\n\x08metadata\x18\x04 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12\x13\n\x0b\x62usiness_id\x18\x14 \x01(\t\"Y\n\x12\x41ssignCodeResponse\x12\x31\n\nassignment\x18\x01 \x01(\x0b\x32\x1d.coupon_service.v1.Assignment\x12\x10\n\x08replayed\x18\x02 \x01(\x08\"z\n\x17\x41ssignRandomCodeRequest\x12\x0f\n\x07\x62ook_id\x18\x01 \x01(\t\x12\x0f\n\x07user_id\x18\x02 \x01(\t\x12)\n\x08metadata\x18\x03 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"_\n\x18\x41ssignRandomCodeResponse\x12\x31\n\nassignment\x18\x01 \x01(\x0b\x32\x1d.coupon_service.v1.Assignment\x12\x10\n\x08replayed\x18\x02 \x01(\x08\"\x81\x01\n\x1d\x42\x61tchAssignRandomCodesRequest\x12\x0f\n\x07\x62ook_id\x18\x01 \x01(\t\x12\x10\n\x08user_ids\x18\x02 \x03(\t\x12)\n\x08metadata\x18\x03 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"\xa4\x01\n\x11\x42\x61tchAssignResult\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x33\n\nassignment\x18\x02 \x01(\x0b\x32\x1d.coupon_service.v1.AssignmentH\x00\x12-\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x1c.coupon_service.v1.ItemErrorH\x00\x12\x10\n\x08replayed\x18\x04 \x01(\x08\x42\x08\n\x06result\"W\n\x1e\x42\x61tchAssignRandomCodesResponse\x12\x35\n\x07results\x18\x01 \x03(\x0b\x32$.coupon_service.v1.BatchAssignResult\"a\n\x17RevokeAssignmentRequest\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0f\n\x07user_id\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x13\n\x0b\x62usiness_id\x18\x14 \x01(\t\"_\n\x18RevokeAssignmentResponse\x12\x31\n\nassignment\x18\x01 \x01(\x0b\x32\x1d.coupon_service.v1.Assignment\x12\x10\n\x08replayed\x18\x02 \x01(\x08\"\x94\x01\n\x16ListUserCouponsRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x0f\n\x07\x62ook_id\x18\x02 \x01(\t\x12\x31\n\x05state\x18\x03 \x01(\x0e\x32\".coupon_service.v1.AssignmentState\x12\x11\n\tpage_size\x18\x04 \x01(\x05\x12\x12\n\npage_token\x18\x05 \x01(\t\"b\n\x17ListUserCouponsResponse\x12.\n\x07\x63oupons\x18\x01 \x03(\x0b\x32\x1d.coupon_service.v1.UserCoupon\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xe1\x01\n\x16ListAssignmentsRequest\x12\x0f\n\x07\x62ook_id\x18\x01 \x01(\t\x12\x31\n\x05state\x18\x02 \x01(\x0e\x32\".coupon_service.v1.AssignmentState\x12.\n\nstart_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tpage_size\x18\x05 \x01(\x05\x12\x12\n\npage_token\x18\x06 \x01(\t\"f\n\x17ListAssignmentsResponse\x12\x32\n\x0b\x61ssignments\x18\x01 \x03(\x0b\x32\x1d.coupon_service.v1.Assignment\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t*\x8d\x01\n\x0f\x41ssignmentState\x12 \n\x1c\x41SSIGNMENT_STATE_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x41SSIGNMENT_STATE_ACTIVE\x10\x01\x12\x1d\n\x19\x41SSIGNMENT_STATE_REDEEMED\x10\x02\x12\x1c\n\x18\x41SSIGNMENT_STATE_REVOKED\x10\x03\x32\x9b\x05\n\x11\x41ssignmentService\x12Y\n\nAssignCode\x12$.coupon_service.v1.AssignCodeRequest\x1a%.coupon_service.v1.AssignCodeResponse\x12k\n\x10\x41ssignRandomCode\x12*.coupon_service.v1.AssignRandomCodeRequest\x1a+.coupon_service.v1.AssignRandomCodeResponse\x12}\n\x16\x42\x61tchAssignRandomCodes\x12\x30.coupon_service.v1.BatchAssignRandomCodesRequest\x1a\x31.coupon_service.v1.BatchAssignRandomCodesResponse\x12k\n\x10RevokeAssignment\x12*.coupon_service.v1.RevokeAssignmentRequest\x1a+.coupon_service.v1.RevokeAssignmentResponse\x12h\n\x0fListUserCoupons\x12).coupon_service.v1.ListUserCouponsRequest\x1a*.coupon_service.v1.ListUserCouponsResponse\x12h\n\x0fListAssignments\x12).coupon_service.v1.ListAssignmentsRequest\x1a*.coupon_service.v1.ListAssignmentsResponseBO\n\x15\x63om.coupon_service.v1P\x01Z!coupon_service/v1;couponservicev1\xaa\x02\x10\x43ouponService.V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*coupon_service/v1/assignment_service.proto\x12\x11\x63oupon_service.v1\x1a+coupon_service/v1/coupon_code_service.proto\x1a$coupon_service/v1/error_reason.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xac\x02\n\nAssignment\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_code\x18\x02 \x01(\t\x12\x0f\n\x07\x62ook_id\x18\x03 \x01(\t\x12\x0f\n\x07user_id\x18\x04 \x01(\t\x12\x31\n\x05state\x18\x05 \x01(\x0e\x32\".coupon_service.v1.AssignmentState\x12\x18\n\x10redemption_count\x18\x06 \x01(\x05\x12/\n\x0b\x61ssign_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12)\n\x08metadata\x18\t \x01(\x0b\x32\x17.google.protobuf.Struct\"\xa9\x01\n\nUserCoupon\x12\x31\n\nassignment\x18\x01 \x01(\x0b\x32\x1d.coupon_service.v1.Assignment\x12;\n\x0f\x65\x66\x66\x65\x63tive_state\x18\x02 \x01(\x0e\x32\".coupon_service.v1.CouponCodeState\x12+\n\x05terms\x18\x03 \x01(\x0b\x32\x1c.coupon_service.v1.CodeTerms\"\x97\x01\n\x11\x41ssignCodeRequest\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0f\n\x07\x62ook_id\x18\x02 \x01(\t\x12\x0f\n\x07user_id\x18\x03 \x01(\t\x12)\n\x08metadata\x18\x04 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12\x13\n\x0b\x62usiness_id\x18\x14 \x01(\t\"Y\n\x12\x41ssignCodeResponse\x12\x31\n\nassignment\x18\x01 \x01(\x0b\x32\x1d.coupon_service.v1.Assignment\x12\x10\n\x08replayed\x18\x02 \x01(\x08\"z\n\x17\x41ssignRandomCodeRequest\x12\x0f\n\x07\x62ook_id\x18\x01 \x01(\t\x12\x0f\n\x07user_id\x18\x02 \x01(\t\x12)\n\x08metadata\x18\x03 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"_\n\x18\x41ssignRandomCodeResponse\x12\x31\n\nassignment\x18\x01 \x01(\x0b\x32\x1d.coupon_service.v1.Assignment\x12\x10\n\x08replayed\x18\x02 \x01(\x08\"\x81\x01\n\x1d\x42\x61tchAssignRandomCodesRequest\x12\x0f\n\x07\x62ook_id\x18\x01 \x01(\t\x12\x10\n\x08user_ids\x18\x02 \x03(\t\x12)\n\x08metadata\x18\x03 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"\xa4\x01\n\x11\x42\x61tchAssignResult\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x33\n\nassignment\x18\x02 \x01(\x0b\x32\x1d.coupon_service.v1.AssignmentH\x00\x12-\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x1c.coupon_service.v1.ItemErrorH\x00\x12\x10\n\x08replayed\x18\x04 \x01(\x08\x42\x08\n\x06result\"W\n\x1e\x42\x61tchAssignRandomCodesResponse\x12\x35\n\x07results\x18\x01 \x03(\x0b\x32$.coupon_service.v1.BatchAssignResult\"a\n\x17RevokeAssignmentRequest\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0f\n\x07user_id\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x13\n\x0b\x62usiness_id\x18\x14 \x01(\t\"_\n\x18RevokeAssignmentResponse\x12\x31\n\nassignment\x18\x01 \x01(\x0b\x32\x1d.coupon_service.v1.Assignment\x12\x10\n\x08replayed\x18\x02 \x01(\x08\"\x94\x01\n\x16ListUserCouponsRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x0f\n\x07\x62ook_id\x18\x02 \x01(\t\x12\x31\n\x05state\x18\x03 \x01(\x0e\x32\".coupon_service.v1.AssignmentState\x12\x11\n\tpage_size\x18\x04 \x01(\x05\x12\x12\n\npage_token\x18\x05 \x01(\t\"b\n\x17ListUserCouponsResponse\x12.\n\x07\x63oupons\x18\x01 \x03(\x0b\x32\x1d.coupon_service.v1.UserCoupon\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xe1\x01\n\x16ListAssignmentsRequest\x12\x0f\n\x07\x62ook_id\x18\x01 \x01(\t\x12\x31\n\x05state\x18\x02 \x01(\x0e\x32\".coupon_service.v1.AssignmentState\x12.\n\nstart_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tpage_size\x18\x05 \x01(\x05\x12\x12\n\npage_token\x18\x06 \x01(\t\"f\n\x17ListAssignmentsResponse\x12\x32\n\x0b\x61ssignments\x18\x01 \x03(\x0b\x32\x1d.coupon_service.v1.Assignment\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t*\x8d\x01\n\x0f\x41ssignmentState\x12 \n\x1c\x41SSIGNMENT_STATE_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x41SSIGNMENT_STATE_ACTIVE\x10\x01\x12\x1d\n\x19\x41SSIGNMENT_STATE_REDEEMED\x10\x02\x12\x1c\n\x18\x41SSIGNMENT_STATE_REVOKED\x10\x03\x32\x9b\x05\n\x11\x41ssignmentService\x12Y\n\nAssignCode\x12$.coupon_service.v1.AssignCodeRequest\x1a%.coupon_service.v1.AssignCodeResponse\x12k\n\x10\x41ssignRandomCode\x12*.coupon_service.v1.AssignRandomCodeRequest\x1a+.coupon_service.v1.AssignRandomCodeResponse\x12}\n\x16\x42\x61tchAssignRandomCodes\x12\x30.coupon_service.v1.BatchAssignRandomCodesRequest\x1a\x31.coupon_service.v1.BatchAssignRandomCodesResponse\x12k\n\x10RevokeAssignment\x12*.coupon_service.v1.RevokeAssignmentRequest\x1a+.coupon_service.v1.RevokeAssignmentResponse\x12h\n\x0fListUserCoupons\x12).coupon_service.v1.ListUserCouponsRequest\x1a*.coupon_service.v1.ListUserCouponsResponse\x12h\n\x0fListAssignments\x12).coupon_service.v1.ListAssignmentsRequest\x1a*.coupon_service.v1.ListAssignmentsResponseBO\n\x15\x63om.coupon_service.v1P\x01Z!coupon_service/v1;couponservicev1\xaa\x02\x10\x43ouponService.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,38 +36,38 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'coupon_service.v1.assignmen
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\025com.coupon_service.v1P\001Z!coupon_service/v1;couponservicev1\252\002\020CouponService.V1'
-  _globals['_ASSIGNMENTSTATE']._serialized_start=2274
-  _globals['_ASSIGNMENTSTATE']._serialized_end=2415
+  _globals['_ASSIGNMENTSTATE']._serialized_start=2320
+  _globals['_ASSIGNMENTSTATE']._serialized_end=2461
   _globals['_ASSIGNMENT']._serialized_start=212
   _globals['_ASSIGNMENT']._serialized_end=512
-  _globals['_USERCOUPON']._serialized_start=514
-  _globals['_USERCOUPON']._serialized_end=638
-  _globals['_ASSIGNCODEREQUEST']._serialized_start=641
-  _globals['_ASSIGNCODEREQUEST']._serialized_end=792
-  _globals['_ASSIGNCODERESPONSE']._serialized_start=794
-  _globals['_ASSIGNCODERESPONSE']._serialized_end=883
-  _globals['_ASSIGNRANDOMCODEREQUEST']._serialized_start=885
-  _globals['_ASSIGNRANDOMCODEREQUEST']._serialized_end=1007
-  _globals['_ASSIGNRANDOMCODERESPONSE']._serialized_start=1009
-  _globals['_ASSIGNRANDOMCODERESPONSE']._serialized_end=1104
-  _globals['_BATCHASSIGNRANDOMCODESREQUEST']._serialized_start=1107
-  _globals['_BATCHASSIGNRANDOMCODESREQUEST']._serialized_end=1236
-  _globals['_BATCHASSIGNRESULT']._serialized_start=1239
-  _globals['_BATCHASSIGNRESULT']._serialized_end=1403
-  _globals['_BATCHASSIGNRANDOMCODESRESPONSE']._serialized_start=1405
-  _globals['_BATCHASSIGNRANDOMCODESRESPONSE']._serialized_end=1492
-  _globals['_REVOKEASSIGNMENTREQUEST']._serialized_start=1494
-  _globals['_REVOKEASSIGNMENTREQUEST']._serialized_end=1591
-  _globals['_REVOKEASSIGNMENTRESPONSE']._serialized_start=1593
-  _globals['_REVOKEASSIGNMENTRESPONSE']._serialized_end=1688
-  _globals['_LISTUSERCOUPONSREQUEST']._serialized_start=1691
-  _globals['_LISTUSERCOUPONSREQUEST']._serialized_end=1839
-  _globals['_LISTUSERCOUPONSRESPONSE']._serialized_start=1841
-  _globals['_LISTUSERCOUPONSRESPONSE']._serialized_end=1939
-  _globals['_LISTASSIGNMENTSREQUEST']._serialized_start=1942
-  _globals['_LISTASSIGNMENTSREQUEST']._serialized_end=2167
-  _globals['_LISTASSIGNMENTSRESPONSE']._serialized_start=2169
-  _globals['_LISTASSIGNMENTSRESPONSE']._serialized_end=2271
-  _globals['_ASSIGNMENTSERVICE']._serialized_start=2418
-  _globals['_ASSIGNMENTSERVICE']._serialized_end=3085
+  _globals['_USERCOUPON']._serialized_start=515
+  _globals['_USERCOUPON']._serialized_end=684
+  _globals['_ASSIGNCODEREQUEST']._serialized_start=687
+  _globals['_ASSIGNCODEREQUEST']._serialized_end=838
+  _globals['_ASSIGNCODERESPONSE']._serialized_start=840
+  _globals['_ASSIGNCODERESPONSE']._serialized_end=929
+  _globals['_ASSIGNRANDOMCODEREQUEST']._serialized_start=931
+  _globals['_ASSIGNRANDOMCODEREQUEST']._serialized_end=1053
+  _globals['_ASSIGNRANDOMCODERESPONSE']._serialized_start=1055
+  _globals['_ASSIGNRANDOMCODERESPONSE']._serialized_end=1150
+  _globals['_BATCHASSIGNRANDOMCODESREQUEST']._serialized_start=1153
+  _globals['_BATCHASSIGNRANDOMCODESREQUEST']._serialized_end=1282
+  _globals['_BATCHASSIGNRESULT']._serialized_start=1285
+  _globals['_BATCHASSIGNRESULT']._serialized_end=1449
+  _globals['_BATCHASSIGNRANDOMCODESRESPONSE']._serialized_start=1451
+  _globals['_BATCHASSIGNRANDOMCODESRESPONSE']._serialized_end=1538
+  _globals['_REVOKEASSIGNMENTREQUEST']._serialized_start=1540
+  _globals['_REVOKEASSIGNMENTREQUEST']._serialized_end=1637
+  _globals['_REVOKEASSIGNMENTRESPONSE']._serialized_start=1639
+  _globals['_REVOKEASSIGNMENTRESPONSE']._serialized_end=1734
+  _globals['_LISTUSERCOUPONSREQUEST']._serialized_start=1737
+  _globals['_LISTUSERCOUPONSREQUEST']._serialized_end=1885
+  _globals['_LISTUSERCOUPONSRESPONSE']._serialized_start=1887
+  _globals['_LISTUSERCOUPONSRESPONSE']._serialized_end=1985
+  _globals['_LISTASSIGNMENTSREQUEST']._serialized_start=1988
+  _globals['_LISTASSIGNMENTSREQUEST']._serialized_end=2213
+  _globals['_LISTASSIGNMENTSRESPONSE']._serialized_start=2215
+  _globals['_LISTASSIGNMENTSRESPONSE']._serialized_end=2317
+  _globals['_ASSIGNMENTSERVICE']._serialized_start=2464
+  _globals['_ASSIGNMENTSERVICE']._serialized_end=3131
 # @@protoc_insertion_point(module_scope)

@@ -119,6 +119,7 @@ class UserCoupon(_message.Message):
 
     ASSIGNMENT_FIELD_NUMBER: _builtins.int
     EFFECTIVE_STATE_FIELD_NUMBER: _builtins.int
+    TERMS_FIELD_NUMBER: _builtins.int
     effective_state: _coupon_code_service_pb2.CouponCodeState.ValueType
     """What the user can do with it now: ASSIGNED (redeem it), LOCKED (all remaining uses are locked),
     REDEEMED, EXPIRED or DISABLED. Unset when the assignment is REVOKED.
@@ -127,15 +128,20 @@ class UserCoupon(_message.Message):
     def assignment(self) -> Global___Assignment:
         """The assignment."""
 
+    @_builtins.property
+    def terms(self) -> _coupon_code_service_pb2.CodeTerms:
+        """What the code says for itself. Unset when all that holds for it is its book's."""
+
     def __init__(
         self,
         *,
         assignment: Global___Assignment | None = ...,
         effective_state: _coupon_code_service_pb2.CouponCodeState.ValueType = ...,
+        terms: _coupon_code_service_pb2.CodeTerms | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["assignment", b"assignment"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["assignment", b"assignment", "terms", b"terms"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignment", b"assignment", "effective_state", b"effective_state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignment", b"assignment", "effective_state", b"effective_state", "terms", b"terms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

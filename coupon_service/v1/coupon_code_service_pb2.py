@@ -24,9 +24,11 @@ _sym_db = _symbol_database.Default()
 
 from coupon_service.v1 import coupon_book_service_pb2 as coupon__service_dot_v1_dot_coupon__book__service__pb2
 from coupon_service.v1 import error_reason_pb2 as coupon__service_dot_v1_dot_error__reason__pb2
+from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+coupon_service/v1/coupon_code_service.proto\x12\x11\x63oupon_service.v1\x1a+coupon_service/v1/coupon_book_service.proto\x1a$coupon_service/v1/error_reason.proto\"\xfe\x01\n\nCouponCode\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_code\x18\x02 \x01(\t\x12\x0f\n\x07\x62ook_id\x18\x03 \x01(\t\x12\x31\n\x05state\x18\x04 \x01(\x0e\x32\".coupon_service.v1.CouponCodeState\x12;\n\x0f\x65\x66\x66\x65\x63tive_state\x18\x05 \x01(\x0e\x32\".coupon_service.v1.CouponCodeState\x12\x18\n\x10redemption_count\x18\x06 \x01(\x05\x12\x17\n\x0fmax_redemptions\x18\x07 \x01(\x05\x12\x18\n\x10\x61ssignment_count\x18\x08 \x01(\x05\"\x7f\n\x13PreviewCodesRequest\x12\x32\n\x0b\x63ode_format\x18\x01 \x01(\x0b\x32\x1d.coupon_service.v1.CodeFormat\x12\r\n\x05\x63ount\x18\x02 \x01(\x03\x12\x0f\n\x07\x62ook_id\x18\x03 \x01(\t\x12\x14\n\x0csample_count\x18\x04 \x01(\x05\"\x95\x01\n\x14PreviewCodesResponse\x12\x10\n\x08\x66\x65\x61sible\x18\x01 \x01(\x08\x12-\n\x07problem\x18\x02 \x01(\x0b\x32\x1c.coupon_service.v1.ItemError\x12\x10\n\x08\x63\x61pacity\x18\x03 \x01(\x03\x12\x14\n\x0c\x65ntropy_bits\x18\x04 \x01(\x01\x12\x14\n\x0csample_codes\x18\x05 \x03(\t\"J\n\x14GenerateCodesRequest\x12\x0f\n\x07\x62ook_id\x18\x01 \x01(\t\x12\r\n\x05\x63ount\x18\x02 \x01(\x03\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"Q\n\x15GenerateCodesResponse\x12\x17\n\x0fgenerated_count\x18\x01 \x01(\x03\x12\r\n\x05\x63ount\x18\x02 \x01(\x03\x12\x10\n\x08replayed\x18\x03 \x01(\x08\"\x83\x01\n\x12ImportCodesRequest\x12\x31\n\x06header\x18\x01 \x01(\x0b\x32\x1f.coupon_service.v1.ImportHeaderH\x00\x12/\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x1e.coupon_service.v1.ImportChunkH\x00\x42\t\n\x07message\"c\n\x0cImportHeader\x12\x0f\n\x07\x62ook_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x17\n\x0fmin_code_length\x18\x03 \x01(\x05\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\"2\n\x0bImportChunk\x12\x14\n\x0c\x63hunk_number\x18\x01 \x01(\x05\x12\r\n\x05\x63odes\x18\x02 \x03(\t\"z\n\tImportRow\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x31\n\x07outcome\x18\x02 \x01(\x0e\x32 .coupon_service.v1.ImportOutcome\x12+\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x1c.coupon_service.v1.ItemError\"\xd1\x01\n\x13ImportCodesResponse\x12\x14\n\x0c\x63hunk_number\x18\x01 \x01(\x05\x12\x15\n\rcreated_count\x18\x02 \x01(\x05\x12\x17\n\x0f\x64uplicate_count\x18\x03 \x01(\x05\x12\x16\n\x0e\x65xisting_count\x18\x04 \x01(\x05\x12\x15\n\rinvalid_count\x18\x05 \x01(\x05\x12\x33\n\rrejected_rows\x18\x06 \x03(\x0b\x32\x1c.coupon_service.v1.ImportRow\x12\x10\n\x08replayed\x18\x07 \x01(\x08\"l\n\x12\x45xportCodesRequest\x12\x0f\n\x07\x62ook_id\x18\x01 \x01(\t\x12\x31\n\x05state\x18\x02 \x01(\x0e\x32\".coupon_service.v1.CouponCodeState\x12\x12\n\npage_token\x18\x03 \x01(\t\"\\\n\x13\x45xportCodesResponse\x12,\n\x05\x63odes\x18\x01 \x03(\x0b\x32\x1d.coupon_service.v1.CouponCode\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"D\n\x0eGetCodeRequest\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0f\n\x07\x62ook_id\x18\x02 \x01(\t\x12\x13\n\x0b\x62usiness_id\x18\x14 \x01(\t\"E\n\x0fGetCodeResponse\x12\x32\n\x0b\x63oupon_code\x18\x01 \x01(\x0b\x32\x1d.coupon_service.v1.CouponCode\"}\n\x10ListCodesRequest\x12\x0f\n\x07\x62ook_id\x18\x01 \x01(\t\x12\x31\n\x05state\x18\x02 \x01(\x0e\x32\".coupon_service.v1.CouponCodeState\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\"Z\n\x11ListCodesResponse\x12,\n\x05\x63odes\x18\x01 \x03(\x0b\x32\x1d.coupon_service.v1.CouponCode\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"K\n\x12\x44isableCodeRequest\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x13\n\x0b\x62usiness_id\x18\x14 \x01(\t\"[\n\x13\x44isableCodeResponse\x12\x32\n\x0b\x63oupon_code\x18\x01 \x01(\x0b\x32\x1d.coupon_service.v1.CouponCode\x12\x10\n\x08replayed\x18\x02 \x01(\x08\"J\n\x11\x45nableCodeRequest\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x13\n\x0b\x62usiness_id\x18\x14 \x01(\t\"Z\n\x12\x45nableCodeResponse\x12\x32\n\x0b\x63oupon_code\x18\x01 \x01(\x0b\x32\x1d.coupon_service.v1.CouponCode\x12\x10\n\x08replayed\x18\x02 \x01(\x08*\xf2\x01\n\x0f\x43ouponCodeState\x12!\n\x1d\x43OUPON_CODE_STATE_UNSPECIFIED\x10\x00\x12\x1f\n\x1b\x43OUPON_CODE_STATE_AVAILABLE\x10\x01\x12\x1e\n\x1a\x43OUPON_CODE_STATE_ASSIGNED\x10\x02\x12\x1e\n\x1a\x43OUPON_CODE_STATE_REDEEMED\x10\x03\x12\x1e\n\x1a\x43OUPON_CODE_STATE_DISABLED\x10\x04\x12\x1c\n\x18\x43OUPON_CODE_STATE_LOCKED\x10\x05\x12\x1d\n\x19\x43OUPON_CODE_STATE_EXPIRED\x10\x06*\xb2\x01\n\rImportOutcome\x12\x1e\n\x1aIMPORT_OUTCOME_UNSPECIFIED\x10\x00\x12\x1a\n\x16IMPORT_OUTCOME_CREATED\x10\x01\x12&\n\"IMPORT_OUTCOME_DUPLICATE_IN_UPLOAD\x10\x02\x12!\n\x1dIMPORT_OUTCOME_ALREADY_EXISTS\x10\x03\x12\x1a\n\x16IMPORT_OUTCOME_INVALID\x10\x04\x32\xff\x05\n\x11\x43ouponCodeService\x12_\n\x0cPreviewCodes\x12&.coupon_service.v1.PreviewCodesRequest\x1a\'.coupon_service.v1.PreviewCodesResponse\x12\x64\n\rGenerateCodes\x12\'.coupon_service.v1.GenerateCodesRequest\x1a(.coupon_service.v1.GenerateCodesResponse0\x01\x12`\n\x0bImportCodes\x12%.coupon_service.v1.ImportCodesRequest\x1a&.coupon_service.v1.ImportCodesResponse(\x01\x30\x01\x12^\n\x0b\x45xportCodes\x12%.coupon_service.v1.ExportCodesRequest\x1a&.coupon_service.v1.ExportCodesResponse0\x01\x12P\n\x07GetCode\x12!.coupon_service.v1.GetCodeRequest\x1a\".coupon_service.v1.GetCodeResponse\x12V\n\tListCodes\x12#.coupon_service.v1.ListCodesRequest\x1a$.coupon_service.v1.ListCodesResponse\x12\\\n\x0b\x44isableCode\x12%.coupon_service.v1.DisableCodeRequest\x1a&.coupon_service.v1.DisableCodeResponse\x12Y\n\nEnableCode\x12$.coupon_service.v1.EnableCodeRequest\x1a%.coupon_service.v1.EnableCodeResponseBO\n\x15\x63om.coupon_service.v1P\x01Z!coupon_service/v1;couponservicev1\xaa\x02\x10\x43ouponService.V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+coupon_service/v1/coupon_code_service.proto\x12\x11\x63oupon_service.v1\x1a+coupon_service/v1/coupon_book_service.proto\x1a$coupon_service/v1/error_reason.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xab\x02\n\nCouponCode\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_code\x18\x02 \x01(\t\x12\x0f\n\x07\x62ook_id\x18\x03 \x01(\t\x12\x31\n\x05state\x18\x04 \x01(\x0e\x32\".coupon_service.v1.CouponCodeState\x12;\n\x0f\x65\x66\x66\x65\x63tive_state\x18\x05 \x01(\x0e\x32\".coupon_service.v1.CouponCodeState\x12\x18\n\x10redemption_count\x18\x06 \x01(\x05\x12\x17\n\x0fmax_redemptions\x18\x07 \x01(\x05\x12\x18\n\x10\x61ssignment_count\x18\x08 \x01(\x05\x12+\n\x05terms\x18\t \x01(\x0b\x32\x1c.coupon_service.v1.CodeTerms\"\xdc\x01\n\tCodeTerms\x12\x17\n\x0fmax_redemptions\x18\x01 \x01(\x05\x12.\n\nstart_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\x08\x64iscount\x18\x04 \x01(\x0b\x32\x1b.coupon_service.v1.Discount\x12)\n\x08metadata\x18\x05 \x01(\x0b\x32\x17.google.protobuf.Struct\"\x7f\n\x13PreviewCodesRequest\x12\x32\n\x0b\x63ode_format\x18\x01 \x01(\x0b\x32\x1d.coupon_service.v1.CodeFormat\x12\r\n\x05\x63ount\x18\x02 \x01(\x03\x12\x0f\n\x07\x62ook_id\x18\x03 \x01(\t\x12\x14\n\x0csample_count\x18\x04 \x01(\x05\"\x95\x01\n\x14PreviewCodesResponse\x12\x10\n\x08\x66\x65\x61sible\x18\x01 \x01(\x08\x12-\n\x07problem\x18\x02 \x01(\x0b\x32\x1c.coupon_service.v1.ItemError\x12\x10\n\x08\x63\x61pacity\x18\x03 \x01(\x03\x12\x14\n\x0c\x65ntropy_bits\x18\x04 \x01(\x01\x12\x14\n\x0csample_codes\x18\x05 \x03(\t\"J\n\x14GenerateCodesRequest\x12\x0f\n\x07\x62ook_id\x18\x01 \x01(\t\x12\r\n\x05\x63ount\x18\x02 \x01(\x03\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"Q\n\x15GenerateCodesResponse\x12\x17\n\x0fgenerated_count\x18\x01 \x01(\x03\x12\r\n\x05\x63ount\x18\x02 \x01(\x03\x12\x10\n\x08replayed\x18\x03 \x01(\x08\"\x83\x01\n\x12ImportCodesRequest\x12\x31\n\x06header\x18\x01 \x01(\x0b\x32\x1f.coupon_service.v1.ImportHeaderH\x00\x12/\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x1e.coupon_service.v1.ImportChunkH\x00\x42\t\n\x07message\"c\n\x0cImportHeader\x12\x0f\n\x07\x62ook_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x17\n\x0fmin_code_length\x18\x03 \x01(\x05\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\"\\\n\x0bImportChunk\x12\x14\n\x0c\x63hunk_number\x18\x01 \x01(\x05\x12\r\n\x05\x63odes\x18\x02 \x03(\t\x12(\n\x04rows\x18\x03 \x03(\x0b\x32\x1a.coupon_service.v1.NewCode\"l\n\x07NewCode\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12+\n\x05terms\x18\x02 \x01(\x0b\x32\x1c.coupon_service.v1.CodeTerms\x12\x0f\n\x07user_id\x18\x03 \x01(\t\x12\x15\n\rcurrency_code\x18\x04 \x01(\t\"z\n\tImportRow\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x31\n\x07outcome\x18\x02 \x01(\x0e\x32 .coupon_service.v1.ImportOutcome\x12+\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x1c.coupon_service.v1.ItemError\"\x85\x02\n\x13ImportCodesResponse\x12\x14\n\x0c\x63hunk_number\x18\x01 \x01(\x05\x12\x15\n\rcreated_count\x18\x02 \x01(\x05\x12\x17\n\x0f\x64uplicate_count\x18\x03 \x01(\x05\x12\x16\n\x0e\x65xisting_count\x18\x04 \x01(\x05\x12\x15\n\rinvalid_count\x18\x05 \x01(\x05\x12\x33\n\rrejected_rows\x18\x06 \x03(\x0b\x32\x1c.coupon_service.v1.ImportRow\x12\x10\n\x08replayed\x18\x07 \x01(\x08\x12\x1a\n\x12not_assigned_count\x18\x08 \x01(\x05\x12\x16\n\x0e\x61ssigned_count\x18\t \x01(\x05\"l\n\x12\x45xportCodesRequest\x12\x0f\n\x07\x62ook_id\x18\x01 \x01(\t\x12\x31\n\x05state\x18\x02 \x01(\x0e\x32\".coupon_service.v1.CouponCodeState\x12\x12\n\npage_token\x18\x03 \x01(\t\"\\\n\x13\x45xportCodesResponse\x12,\n\x05\x63odes\x18\x01 \x03(\x0b\x32\x1d.coupon_service.v1.CouponCode\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"D\n\x0eGetCodeRequest\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0f\n\x07\x62ook_id\x18\x02 \x01(\t\x12\x13\n\x0b\x62usiness_id\x18\x14 \x01(\t\"E\n\x0fGetCodeResponse\x12\x32\n\x0b\x63oupon_code\x18\x01 \x01(\x0b\x32\x1d.coupon_service.v1.CouponCode\"}\n\x10ListCodesRequest\x12\x0f\n\x07\x62ook_id\x18\x01 \x01(\t\x12\x31\n\x05state\x18\x02 \x01(\x0e\x32\".coupon_service.v1.CouponCodeState\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\"Z\n\x11ListCodesResponse\x12,\n\x05\x63odes\x18\x01 \x03(\x0b\x32\x1d.coupon_service.v1.CouponCode\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"K\n\x12\x44isableCodeRequest\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x13\n\x0b\x62usiness_id\x18\x14 \x01(\t\"[\n\x13\x44isableCodeResponse\x12\x32\n\x0b\x63oupon_code\x18\x01 \x01(\x0b\x32\x1d.coupon_service.v1.CouponCode\x12\x10\n\x08replayed\x18\x02 \x01(\x08\"J\n\x11\x45nableCodeRequest\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x13\n\x0b\x62usiness_id\x18\x14 \x01(\t\"Z\n\x12\x45nableCodeResponse\x12\x32\n\x0b\x63oupon_code\x18\x01 \x01(\x0b\x32\x1d.coupon_service.v1.CouponCode\x12\x10\n\x08replayed\x18\x02 \x01(\x08*\xf2\x01\n\x0f\x43ouponCodeState\x12!\n\x1d\x43OUPON_CODE_STATE_UNSPECIFIED\x10\x00\x12\x1f\n\x1b\x43OUPON_CODE_STATE_AVAILABLE\x10\x01\x12\x1e\n\x1a\x43OUPON_CODE_STATE_ASSIGNED\x10\x02\x12\x1e\n\x1a\x43OUPON_CODE_STATE_REDEEMED\x10\x03\x12\x1e\n\x1a\x43OUPON_CODE_STATE_DISABLED\x10\x04\x12\x1c\n\x18\x43OUPON_CODE_STATE_LOCKED\x10\x05\x12\x1d\n\x19\x43OUPON_CODE_STATE_EXPIRED\x10\x06*\xd3\x01\n\rImportOutcome\x12\x1e\n\x1aIMPORT_OUTCOME_UNSPECIFIED\x10\x00\x12\x1a\n\x16IMPORT_OUTCOME_CREATED\x10\x01\x12&\n\"IMPORT_OUTCOME_DUPLICATE_IN_UPLOAD\x10\x02\x12!\n\x1dIMPORT_OUTCOME_ALREADY_EXISTS\x10\x03\x12\x1a\n\x16IMPORT_OUTCOME_INVALID\x10\x04\x12\x1f\n\x1bIMPORT_OUTCOME_NOT_ASSIGNED\x10\x05\x32\xff\x05\n\x11\x43ouponCodeService\x12_\n\x0cPreviewCodes\x12&.coupon_service.v1.PreviewCodesRequest\x1a\'.coupon_service.v1.PreviewCodesResponse\x12\x64\n\rGenerateCodes\x12\'.coupon_service.v1.GenerateCodesRequest\x1a(.coupon_service.v1.GenerateCodesResponse0\x01\x12`\n\x0bImportCodes\x12%.coupon_service.v1.ImportCodesRequest\x1a&.coupon_service.v1.ImportCodesResponse(\x01\x30\x01\x12^\n\x0b\x45xportCodes\x12%.coupon_service.v1.ExportCodesRequest\x1a&.coupon_service.v1.ExportCodesResponse0\x01\x12P\n\x07GetCode\x12!.coupon_service.v1.GetCodeRequest\x1a\".coupon_service.v1.GetCodeResponse\x12V\n\tListCodes\x12#.coupon_service.v1.ListCodesRequest\x1a$.coupon_service.v1.ListCodesResponse\x12\\\n\x0b\x44isableCode\x12%.coupon_service.v1.DisableCodeRequest\x1a&.coupon_service.v1.DisableCodeResponse\x12Y\n\nEnableCode\x12$.coupon_service.v1.EnableCodeRequest\x1a%.coupon_service.v1.EnableCodeResponseBO\n\x15\x63om.coupon_service.v1P\x01Z!coupon_service/v1;couponservicev1\xaa\x02\x10\x43ouponService.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,50 +36,54 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'coupon_service.v1.coupon_co
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\025com.coupon_service.v1P\001Z!coupon_service/v1;couponservicev1\252\002\020CouponService.V1'
-  _globals['_COUPONCODESTATE']._serialized_start=2372
-  _globals['_COUPONCODESTATE']._serialized_end=2614
-  _globals['_IMPORTOUTCOME']._serialized_start=2617
-  _globals['_IMPORTOUTCOME']._serialized_end=2795
-  _globals['_COUPONCODE']._serialized_start=150
-  _globals['_COUPONCODE']._serialized_end=404
-  _globals['_PREVIEWCODESREQUEST']._serialized_start=406
-  _globals['_PREVIEWCODESREQUEST']._serialized_end=533
-  _globals['_PREVIEWCODESRESPONSE']._serialized_start=536
-  _globals['_PREVIEWCODESRESPONSE']._serialized_end=685
-  _globals['_GENERATECODESREQUEST']._serialized_start=687
-  _globals['_GENERATECODESREQUEST']._serialized_end=761
-  _globals['_GENERATECODESRESPONSE']._serialized_start=763
-  _globals['_GENERATECODESRESPONSE']._serialized_end=844
-  _globals['_IMPORTCODESREQUEST']._serialized_start=847
-  _globals['_IMPORTCODESREQUEST']._serialized_end=978
-  _globals['_IMPORTHEADER']._serialized_start=980
-  _globals['_IMPORTHEADER']._serialized_end=1079
-  _globals['_IMPORTCHUNK']._serialized_start=1081
-  _globals['_IMPORTCHUNK']._serialized_end=1131
-  _globals['_IMPORTROW']._serialized_start=1133
-  _globals['_IMPORTROW']._serialized_end=1255
-  _globals['_IMPORTCODESRESPONSE']._serialized_start=1258
-  _globals['_IMPORTCODESRESPONSE']._serialized_end=1467
-  _globals['_EXPORTCODESREQUEST']._serialized_start=1469
-  _globals['_EXPORTCODESREQUEST']._serialized_end=1577
-  _globals['_EXPORTCODESRESPONSE']._serialized_start=1579
-  _globals['_EXPORTCODESRESPONSE']._serialized_end=1671
-  _globals['_GETCODEREQUEST']._serialized_start=1673
-  _globals['_GETCODEREQUEST']._serialized_end=1741
-  _globals['_GETCODERESPONSE']._serialized_start=1743
-  _globals['_GETCODERESPONSE']._serialized_end=1812
-  _globals['_LISTCODESREQUEST']._serialized_start=1814
-  _globals['_LISTCODESREQUEST']._serialized_end=1939
-  _globals['_LISTCODESRESPONSE']._serialized_start=1941
-  _globals['_LISTCODESRESPONSE']._serialized_end=2031
-  _globals['_DISABLECODEREQUEST']._serialized_start=2033
-  _globals['_DISABLECODEREQUEST']._serialized_end=2108
-  _globals['_DISABLECODERESPONSE']._serialized_start=2110
-  _globals['_DISABLECODERESPONSE']._serialized_end=2201
-  _globals['_ENABLECODEREQUEST']._serialized_start=2203
-  _globals['_ENABLECODEREQUEST']._serialized_end=2277
-  _globals['_ENABLECODERESPONSE']._serialized_start=2279
-  _globals['_ENABLECODERESPONSE']._serialized_end=2369
-  _globals['_COUPONCODESERVICE']._serialized_start=2798
-  _globals['_COUPONCODESERVICE']._serialized_end=3565
+  _globals['_COUPONCODESTATE']._serialized_start=2907
+  _globals['_COUPONCODESTATE']._serialized_end=3149
+  _globals['_IMPORTOUTCOME']._serialized_start=3152
+  _globals['_IMPORTOUTCOME']._serialized_end=3363
+  _globals['_COUPONCODE']._serialized_start=213
+  _globals['_COUPONCODE']._serialized_end=512
+  _globals['_CODETERMS']._serialized_start=515
+  _globals['_CODETERMS']._serialized_end=735
+  _globals['_PREVIEWCODESREQUEST']._serialized_start=737
+  _globals['_PREVIEWCODESREQUEST']._serialized_end=864
+  _globals['_PREVIEWCODESRESPONSE']._serialized_start=867
+  _globals['_PREVIEWCODESRESPONSE']._serialized_end=1016
+  _globals['_GENERATECODESREQUEST']._serialized_start=1018
+  _globals['_GENERATECODESREQUEST']._serialized_end=1092
+  _globals['_GENERATECODESRESPONSE']._serialized_start=1094
+  _globals['_GENERATECODESRESPONSE']._serialized_end=1175
+  _globals['_IMPORTCODESREQUEST']._serialized_start=1178
+  _globals['_IMPORTCODESREQUEST']._serialized_end=1309
+  _globals['_IMPORTHEADER']._serialized_start=1311
+  _globals['_IMPORTHEADER']._serialized_end=1410
+  _globals['_IMPORTCHUNK']._serialized_start=1412
+  _globals['_IMPORTCHUNK']._serialized_end=1504
+  _globals['_NEWCODE']._serialized_start=1506
+  _globals['_NEWCODE']._serialized_end=1614
+  _globals['_IMPORTROW']._serialized_start=1616
+  _globals['_IMPORTROW']._serialized_end=1738
+  _globals['_IMPORTCODESRESPONSE']._serialized_start=1741
+  _globals['_IMPORTCODESRESPONSE']._serialized_end=2002
+  _globals['_EXPORTCODESREQUEST']._serialized_start=2004
+  _globals['_EXPORTCODESREQUEST']._serialized_end=2112
+  _globals['_EXPORTCODESRESPONSE']._serialized_start=2114
+  _globals['_EXPORTCODESRESPONSE']._serialized_end=2206
+  _globals['_GETCODEREQUEST']._serialized_start=2208
+  _globals['_GETCODEREQUEST']._serialized_end=2276
+  _globals['_GETCODERESPONSE']._serialized_start=2278
+  _globals['_GETCODERESPONSE']._serialized_end=2347
+  _globals['_LISTCODESREQUEST']._serialized_start=2349
+  _globals['_LISTCODESREQUEST']._serialized_end=2474
+  _globals['_LISTCODESRESPONSE']._serialized_start=2476
+  _globals['_LISTCODESRESPONSE']._serialized_end=2566
+  _globals['_DISABLECODEREQUEST']._serialized_start=2568
+  _globals['_DISABLECODEREQUEST']._serialized_end=2643
+  _globals['_DISABLECODERESPONSE']._serialized_start=2645
+  _globals['_DISABLECODERESPONSE']._serialized_end=2736
+  _globals['_ENABLECODEREQUEST']._serialized_start=2738
+  _globals['_ENABLECODEREQUEST']._serialized_end=2812
+  _globals['_ENABLECODERESPONSE']._serialized_start=2814
+  _globals['_ENABLECODERESPONSE']._serialized_end=2904
+  _globals['_COUPONCODESERVICE']._serialized_start=3366
+  _globals['_COUPONCODESERVICE']._serialized_end=4133
 # @@protoc_insertion_point(module_scope)

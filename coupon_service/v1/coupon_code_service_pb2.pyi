@@ -8,6 +8,8 @@ from coupon_service.v1 import coupon_book_service_pb2 as _coupon_book_service_pb
 from coupon_service.v1 import error_reason_pb2 as _error_reason_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf import struct_pb2 as _struct_pb2
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
@@ -78,7 +80,11 @@ class _ImportOutcomeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ImportO
     IMPORT_OUTCOME_ALREADY_EXISTS: _ImportOutcome.ValueType  # 3
     """The code was there before this upload, in this or another book."""
     IMPORT_OUTCOME_INVALID: _ImportOutcome.ValueType  # 4
-    """Not a code, or no longer one: `error` says why."""
+    """Not a code, or no longer one, or with bad terms: `error` says why."""
+    IMPORT_OUTCOME_NOT_ASSIGNED: _ImportOutcome.ValueType  # 5
+    """The code cannot be assigned to the user of its row, and was not imported: `error` has the reason
+    that AssignCode would have.
+    """
 
 class ImportOutcome(_ImportOutcome, metaclass=_ImportOutcomeEnumTypeWrapper):
     """What became of a row."""
@@ -92,7 +98,11 @@ IMPORT_OUTCOME_DUPLICATE_IN_UPLOAD: ImportOutcome.ValueType  # 2
 IMPORT_OUTCOME_ALREADY_EXISTS: ImportOutcome.ValueType  # 3
 """The code was there before this upload, in this or another book."""
 IMPORT_OUTCOME_INVALID: ImportOutcome.ValueType  # 4
-"""Not a code, or no longer one: `error` says why."""
+"""Not a code, or no longer one, or with bad terms: `error` says why."""
+IMPORT_OUTCOME_NOT_ASSIGNED: ImportOutcome.ValueType  # 5
+"""The code cannot be assigned to the user of its row, and was not imported: `error` has the reason
+that AssignCode would have.
+"""
 Global___ImportOutcome: _TypeAlias = ImportOutcome  # noqa: Y015
 
 @_typing.final
@@ -109,6 +119,7 @@ class CouponCode(_message.Message):
     REDEMPTION_COUNT_FIELD_NUMBER: _builtins.int
     MAX_REDEMPTIONS_FIELD_NUMBER: _builtins.int
     ASSIGNMENT_COUNT_FIELD_NUMBER: _builtins.int
+    TERMS_FIELD_NUMBER: _builtins.int
     code: _builtins.str
     """Normalised."""
     display_code: _builtins.str
@@ -126,9 +137,13 @@ class CouponCode(_message.Message):
     redemption_count: _builtins.int
     """Redemptions that were not rolled back."""
     max_redemptions: _builtins.int
-    """The limit of redemptions. 0 = no limit."""
+    """The limit of redemptions: its own, or else that of the book. 0 = no limit."""
     assignment_count: _builtins.int
     """Users that it is assigned to."""
+    @_builtins.property
+    def terms(self) -> Global___CodeTerms:
+        """What it says for itself. Unset when all that holds for it is its book's."""
+
     def __init__(
         self,
         *,
@@ -140,14 +155,67 @@ class CouponCode(_message.Message):
         redemption_count: _builtins.int = ...,
         max_redemptions: _builtins.int = ...,
         assignment_count: _builtins.int = ...,
+        terms: Global___CodeTerms | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["terms", b"terms"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignment_count", b"assignment_count", "book_id", b"book_id", "code", b"code", "display_code", b"display_code", "effective_state", b"effective_state", "max_redemptions", b"max_redemptions", "redemption_count", b"redemption_count", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignment_count", b"assignment_count", "book_id", b"book_id", "code", b"code", "display_code", b"display_code", "effective_state", b"effective_state", "max_redemptions", b"max_redemptions", "redemption_count", b"redemption_count", "state", b"state", "terms", b"terms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CouponCode: _TypeAlias = CouponCode  # noqa: Y015
+
+@_typing.final
+class CodeTerms(_message.Message):
+    """What a code says for itself, as it was imported; it cannot be changed. What is not set is the book's."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MAX_REDEMPTIONS_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    DISCOUNT_FIELD_NUMBER: _builtins.int
+    METADATA_FIELD_NUMBER: _builtins.int
+    max_redemptions: _builtins.int
+    """The limit of redemptions, in place of the book's `limits.max_redemptions_per_code`: 1-10^9. 0 = the
+    book's.
+    """
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """From when on it can be redeemed and locked; CODE_NOT_STARTED before. The book's window holds as
+        well, so that this one only narrows it.
+        """
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """Until when it can be redeemed, locked and assigned, exclusive; CODE_EXPIRED from then on. Judged as
+        the book's `end_time`: with the token of a lock that is held, when the lock was acquired.
+        """
+
+    @_builtins.property
+    def discount(self) -> _coupon_book_service_pb2.Discount:
+        """The discount, in place of the book's. Amounts are in the book's currency."""
+
+    @_builtins.property
+    def metadata(self) -> _struct_pb2.Struct:
+        """Answered with the code, also to end users, and never looked into. At most 4 KiB as JSON."""
+
+    def __init__(
+        self,
+        *,
+        max_redemptions: _builtins.int = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+        discount: _coupon_book_service_pb2.Discount | None = ...,
+        metadata: _struct_pb2.Struct | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["discount", b"discount", "end_time", b"end_time", "metadata", b"metadata", "start_time", b"start_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["discount", b"discount", "end_time", b"end_time", "max_redemptions", b"max_redemptions", "metadata", b"metadata", "start_time", b"start_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CodeTerms: _TypeAlias = CodeTerms  # noqa: Y015
 
 @_typing.final
 class PreviewCodesRequest(_message.Message):
@@ -366,6 +434,7 @@ class ImportChunk(_message.Message):
 
     CHUNK_NUMBER_FIELD_NUMBER: _builtins.int
     CODES_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
     chunk_number: _builtins.int
     """1 for the first rows of the file, 2 for the next, and so on. May begin later when an upload is
     resumed, but goes up by one.
@@ -377,19 +446,64 @@ class ImportChunk(_message.Message):
         and several cells or lines in one row, are INVALID rows, unless the book itself shows a code so.
         """
 
+    @_builtins.property
+    def rows(self) -> _containers.RepeatedCompositeFieldContainer[Global___NewCode]:
+        """In place of `codes`: 1-1,000 codes of which some have terms or a user of their own."""
+
     def __init__(
         self,
         *,
         chunk_number: _builtins.int = ...,
         codes: _abc.Iterable[_builtins.str] | None = ...,
+        rows: _abc.Iterable[Global___NewCode] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_number", b"chunk_number", "codes", b"codes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_number", b"chunk_number", "codes", b"codes", "rows", b"rows"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ImportChunk: _TypeAlias = ImportChunk  # noqa: Y015
+
+@_typing.final
+class NewCode(_message.Message):
+    """A code to import, with what is said of it alone."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CODE_FIELD_NUMBER: _builtins.int
+    TERMS_FIELD_NUMBER: _builtins.int
+    USER_ID_FIELD_NUMBER: _builtins.int
+    CURRENCY_CODE_FIELD_NUMBER: _builtins.int
+    code: _builtins.str
+    """As in `codes`."""
+    user_id: _builtins.str
+    """The user it is assigned to, by the rules of AssignCode, in the transaction that imports it.
+    Optional.
+    """
+    currency_code: _builtins.str
+    """The currency of the amounts in `terms`, which has to be the book's. Optional: not checked."""
+    @_builtins.property
+    def terms(self) -> Global___CodeTerms:
+        """What it says for itself. Optional; terms in which nothing is set are none. A discount that is an
+        amount, or has a cap, needs a book with a currency.
+        """
+
+    def __init__(
+        self,
+        *,
+        code: _builtins.str = ...,
+        terms: Global___CodeTerms | None = ...,
+        user_id: _builtins.str = ...,
+        currency_code: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["terms", b"terms"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "currency_code", b"currency_code", "terms", b"terms", "user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NewCode: _TypeAlias = NewCode  # noqa: Y015
 
 @_typing.final
 class ImportRow(_message.Message):
@@ -401,12 +515,14 @@ class ImportRow(_message.Message):
     OUTCOME_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
     index: _builtins.int
-    """Index in `codes` of the chunk, from 0."""
+    """Index in `codes` or `rows` of the chunk, from 0."""
     outcome: Global___ImportOutcome.ValueType
     """What became of it."""
     @_builtins.property
     def error(self) -> _error_reason_pb2.ItemError:
-        """DUPLICATE_CODE, INVALID_ARGUMENT or CODE_CHECKSUM_INVALID, with a message for people."""
+        """DUPLICATE_CODE, INVALID_ARGUMENT (every bad field of the row is in the message),
+        CODE_CHECKSUM_INVALID, or a reason of AssignCode, with a message for people.
+        """
 
     def __init__(
         self,
@@ -436,6 +552,8 @@ class ImportCodesResponse(_message.Message):
     INVALID_COUNT_FIELD_NUMBER: _builtins.int
     REJECTED_ROWS_FIELD_NUMBER: _builtins.int
     REPLAYED_FIELD_NUMBER: _builtins.int
+    NOT_ASSIGNED_COUNT_FIELD_NUMBER: _builtins.int
+    ASSIGNED_COUNT_FIELD_NUMBER: _builtins.int
     chunk_number: _builtins.int
     """The chunk."""
     created_count: _builtins.int
@@ -448,6 +566,10 @@ class ImportCodesResponse(_message.Message):
     """Rows with IMPORT_OUTCOME_INVALID."""
     replayed: _builtins.bool
     """True when this chunk had been committed by an earlier call."""
+    not_assigned_count: _builtins.int
+    """Rows with IMPORT_OUTCOME_NOT_ASSIGNED."""
+    assigned_count: _builtins.int
+    """Of the rows that became codes, those that were assigned to their users."""
     @_builtins.property
     def rejected_rows(self) -> _containers.RepeatedCompositeFieldContainer[Global___ImportRow]:
         """The rows that were not created; every row that is not named here was."""
@@ -462,10 +584,12 @@ class ImportCodesResponse(_message.Message):
         invalid_count: _builtins.int = ...,
         rejected_rows: _abc.Iterable[Global___ImportRow] | None = ...,
         replayed: _builtins.bool = ...,
+        not_assigned_count: _builtins.int = ...,
+        assigned_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_number", b"chunk_number", "created_count", b"created_count", "duplicate_count", b"duplicate_count", "existing_count", b"existing_count", "invalid_count", b"invalid_count", "rejected_rows", b"rejected_rows", "replayed", b"replayed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assigned_count", b"assigned_count", "chunk_number", b"chunk_number", "created_count", b"created_count", "duplicate_count", b"duplicate_count", "existing_count", b"existing_count", "invalid_count", b"invalid_count", "not_assigned_count", b"not_assigned_count", "rejected_rows", b"rejected_rows", "replayed", b"replayed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -122,7 +122,8 @@ class CouponCodeServiceServicer:
         committed as a whole (or, with `validate_only`, only looked at) and answered, in order. Bad rows do not stop the others: the answer names
         them. When the stream breaks, open it again with the same `request_id` and send the chunks
         again, or go on with the first one that was not answered: a chunk that was committed is
-        answered as before (`replayed`). Resource of the request_id: the book and the chunk number.
+        answered as before (`replayed`). Resource of the request_id: the book and the chunk number; the
+        terms and users of its rows are parameters. Codes that exist are left as they are.
         INVALID_STATE_TRANSITION when the book is CLOSED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

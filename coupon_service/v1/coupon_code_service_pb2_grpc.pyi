@@ -59,7 +59,8 @@ class CouponCodeServiceStub:
     committed as a whole (or, with `validate_only`, only looked at) and answered, in order. Bad rows do not stop the others: the answer names
     them. When the stream breaks, open it again with the same `request_id` and send the chunks
     again, or go on with the first one that was not answered: a chunk that was committed is
-    answered as before (`replayed`). Resource of the request_id: the book and the chunk number.
+    answered as before (`replayed`). Resource of the request_id: the book and the chunk number; the
+    terms and users of its rows are parameters. Codes that exist are left as they are.
     INVALID_STATE_TRANSITION when the book is CLOSED.
     """
     ExportCodes: _grpc.UnaryStreamMultiCallable[_coupon_code_service_pb2.ExportCodesRequest, _coupon_code_service_pb2.ExportCodesResponse]
@@ -108,7 +109,8 @@ class CouponCodeServiceAsyncStub(CouponCodeServiceStub):
     committed as a whole (or, with `validate_only`, only looked at) and answered, in order. Bad rows do not stop the others: the answer names
     them. When the stream breaks, open it again with the same `request_id` and send the chunks
     again, or go on with the first one that was not answered: a chunk that was committed is
-    answered as before (`replayed`). Resource of the request_id: the book and the chunk number.
+    answered as before (`replayed`). Resource of the request_id: the book and the chunk number; the
+    terms and users of its rows are parameters. Codes that exist are left as they are.
     INVALID_STATE_TRANSITION when the book is CLOSED.
     """
     ExportCodes: _aio.UnaryStreamMultiCallable[_coupon_code_service_pb2.ExportCodesRequest, _coupon_code_service_pb2.ExportCodesResponse]  # type: ignore[assignment]
@@ -172,7 +174,8 @@ class CouponCodeServiceServicer(metaclass=_abc_1.ABCMeta):
         committed as a whole (or, with `validate_only`, only looked at) and answered, in order. Bad rows do not stop the others: the answer names
         them. When the stream breaks, open it again with the same `request_id` and send the chunks
         again, or go on with the first one that was not answered: a chunk that was committed is
-        answered as before (`replayed`). Resource of the request_id: the book and the chunk number.
+        answered as before (`replayed`). Resource of the request_id: the book and the chunk number; the
+        terms and users of its rows are parameters. Codes that exist are left as they are.
         INVALID_STATE_TRANSITION when the book is CLOSED.
         """
 

@@ -50,9 +50,9 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_CODE_DISABLED: _ErrorReason.ValueType  # 13
     """[FAILED_PRECONDITION] The code was disabled with DisableCode."""
     ERROR_REASON_CODE_EXPIRED: _ErrorReason.ValueType  # 14
-    """[FAILED_PRECONDITION] The user's assignment is older than the book's `assigned_code_validity`,
-    or, with the token of a lock that is held, was when the lock was acquired. Metadata:
-    `expire_time`.
+    """[FAILED_PRECONDITION] The user's assignment is older than the book's `assigned_code_validity`, or
+    the code's own `end_time` has passed; or, with the token of a lock that is held, was so when the
+    lock was acquired. Metadata: `expire_time`.
     """
     ERROR_REASON_CODE_ALREADY_REDEEMED: _ErrorReason.ValueType  # 15
     """[FAILED_PRECONDITION] The code allows one redemption and has been redeemed."""
@@ -129,6 +129,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     ERROR_REASON_ORDER_AMOUNT_REQUIRED: _ErrorReason.ValueType  # 104
     """[FAILED_PRECONDITION] The rules of the book need an order amount, and none was given."""
+    ERROR_REASON_CODE_NOT_STARTED: _ErrorReason.ValueType  # 130
+    """[FAILED_PRECONDITION] The code's own `start_time` is in the future. Metadata: `start_time`."""
     ERROR_REASON_OUTSIDE_SCHEDULE: _ErrorReason.ValueType  # 110
     """[FAILED_PRECONDITION] It is outside the opening hours of the book's `schedule`, and, with the token
     of a lock that is held, was so when the lock was acquired. Metadata: `next_open_time` (RFC 3339).
@@ -220,9 +222,9 @@ held, had passed when the lock was acquired. Metadata: `end_time`.
 ERROR_REASON_CODE_DISABLED: ErrorReason.ValueType  # 13
 """[FAILED_PRECONDITION] The code was disabled with DisableCode."""
 ERROR_REASON_CODE_EXPIRED: ErrorReason.ValueType  # 14
-"""[FAILED_PRECONDITION] The user's assignment is older than the book's `assigned_code_validity`,
-or, with the token of a lock that is held, was when the lock was acquired. Metadata:
-`expire_time`.
+"""[FAILED_PRECONDITION] The user's assignment is older than the book's `assigned_code_validity`, or
+the code's own `end_time` has passed; or, with the token of a lock that is held, was so when the
+lock was acquired. Metadata: `expire_time`.
 """
 ERROR_REASON_CODE_ALREADY_REDEEMED: ErrorReason.ValueType  # 15
 """[FAILED_PRECONDITION] The code allows one redemption and has been redeemed."""
@@ -299,6 +301,8 @@ Metadata: `limit_minor`, `left_minor`, `currency_code`.
 """
 ERROR_REASON_ORDER_AMOUNT_REQUIRED: ErrorReason.ValueType  # 104
 """[FAILED_PRECONDITION] The rules of the book need an order amount, and none was given."""
+ERROR_REASON_CODE_NOT_STARTED: ErrorReason.ValueType  # 130
+"""[FAILED_PRECONDITION] The code's own `start_time` is in the future. Metadata: `start_time`."""
 ERROR_REASON_OUTSIDE_SCHEDULE: ErrorReason.ValueType  # 110
 """[FAILED_PRECONDITION] It is outside the opening hours of the book's `schedule`, and, with the token
 of a lock that is held, was so when the lock was acquired. Metadata: `next_open_time` (RFC 3339).

@@ -4,6 +4,7 @@ isort:skip_file
 """
 
 from collections import abc as _abc
+from coupon_service.v1 import coupon_code_service_pb2 as _coupon_code_service_pb2
 from coupon_service.v1 import error_reason_pb2 as _error_reason_pb2
 from coupon_service.v1 import money_pb2 as _money_pb2
 from google.protobuf import descriptor as _descriptor
@@ -336,6 +337,7 @@ class ValidateCodeResponse(_message.Message):
     DISCOUNT_FIELD_NUMBER: _builtins.int
     BENEFIT_FIELD_NUMBER: _builtins.int
     COUNTS_FIELD_NUMBER: _builtins.int
+    TERMS_FIELD_NUMBER: _builtins.int
     valid: _builtins.bool
     """Whether RedeemCode would succeed now."""
     book_id: _builtins.str
@@ -354,6 +356,10 @@ class ValidateCodeResponse(_message.Message):
     def counts(self) -> Global___RedemptionCounts:
         """The current counts."""
 
+    @_builtins.property
+    def terms(self) -> _coupon_code_service_pb2.CodeTerms:
+        """What the code says for itself. Unset when all that holds for it is its book's."""
+
     def __init__(
         self,
         *,
@@ -363,10 +369,11 @@ class ValidateCodeResponse(_message.Message):
         discount: _money_pb2.Money | None = ...,
         benefit: _builtins.str = ...,
         counts: Global___RedemptionCounts | None = ...,
+        terms: _coupon_code_service_pb2.CodeTerms | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "discount", b"discount"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "discount", b"discount", "terms", b"terms"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["benefit", b"benefit", "book_id", b"book_id", "counts", b"counts", "discount", b"discount", "problems", b"problems", "valid", b"valid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["benefit", b"benefit", "book_id", b"book_id", "counts", b"counts", "discount", b"discount", "problems", b"problems", "terms", b"terms", "valid", b"valid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -10,7 +10,7 @@ from coupon_service.store.sessions import PLANNING, options
 
 
 def plan_of(database_url: str, statement: str) -> str:
-    """The plan of a statement with parameters as psycopg marks them, for any values of these.
+    """The plan of a statement with parameters as psycopg marks them, or numbered, for any values.
 
     EXPLAIN (GENERIC_PLAN) would say the same, from PostgreSQL 16 on.
     """
@@ -21,7 +21,8 @@ def plan_of(database_url: str, statement: str) -> str:
         return f"${names.setdefault(name, len(names) + 1)}"
 
     numbered = re.sub(r"%(?:\((\w+)\))?s", number, statement)
-    values = f"({', '.join(['NULL'] * len(names))})" if names else ""
+    count = max([0, *map(int, re.findall(r"\$(\d+)", numbered))])
+    values = f"({', '.join(['NULL'] * count)})" if count else ""
     with psycopg.connect(database_url, options=options(database_url, PLANNING)) as connection:
         connection.execute(f"PREPARE explained AS {numbered}".encode())
         rows = connection.execute(f"EXPLAIN EXECUTE explained{values}".encode()).fetchall()

@@ -348,20 +348,24 @@ class Api:
     def import_codes(
         self,
         book_id: str,
-        *chunks: Iterable[str],
+        *chunks: Iterable[str | codes.NewCode],
         request_id: str = "",
         first: int = 1,
         **fields: Any,
     ) -> list[codes.ImportCodesResponse]:
-        """Upload chunks of codes; returns the answer to each. `fields`: of the header."""
+        """Upload chunks of codes, or of rows, and return the answer to each. `fields`: of the
+        header."""
         request_id = request_id or unique("upload")
 
         def messages() -> Iterable[codes.ImportCodesRequest]:
             header = codes.ImportHeader(book_id=book_id, request_id=request_id, **fields)
             yield codes.ImportCodesRequest(header=header)
             for number, chunk in enumerate(chunks, first):
+                rows = list(chunk)
+                plain = [it for it in rows if isinstance(it, str)]
+                more = [it for it in rows if not isinstance(it, str)]
                 yield codes.ImportCodesRequest(
-                    chunk=codes.ImportChunk(chunk_number=number, codes=chunk)
+                    chunk=codes.ImportChunk(chunk_number=number, codes=plain, rows=more)
                 )
 
         return list(self.codes.ImportCodes(iter(messages())))

@@ -11,6 +11,7 @@ from coupon_service.v1 import coupon_book_service_pb2 as books
 from coupon_service.v1 import coupon_code_service_pb2 as pb
 
 CHUNK_ROWS_MAX: Final = 10_000
+TERMS_ROWS_MAX: Final = 1_000
 CHUNK_MAX_BYTES: Final = 900_000
 """Of the codes of a chunk; with what a message adds to each it may have 1 MiB."""
 
@@ -47,10 +48,15 @@ class CouponCodeMethods:
     @upload(pb.ImportCodesResponse)
     @staticmethod
     def import_codes(
-        book_id: str, codes: Iterable[str], *, request_id: str = "", min_code_length: int = 0
+        book_id: str,
+        codes: Iterable[str | pb.NewCode],
+        *,
+        request_id: str = "",
+        min_code_length: int = 0,
     ) -> Iterator[Sequence[pb.ImportCodesRequest]]:
         """Upload codes in chunks, with the answer to each, which names the rows that did not become
-        codes. It is done when the iterator ends. `index` in an answer counts from the start of its
+        codes. Those that say something for themselves, or are for a user, are given as NewCode. It
+        is done when the iterator ends. `index` in an answer counts from the start of its
         chunk; `chunk_number` and the order of the answers tell which one it is.
         """
         header = pb.ImportHeader(
@@ -59,10 +65,8 @@ class CouponCodeMethods:
             min_code_length=min_code_length,
         )
         for number, chunk in enumerate(_chunks(codes), 1):
-            yield (
-                pb.ImportCodesRequest(header=header),
-                pb.ImportCodesRequest(chunk=pb.ImportChunk(chunk_number=number, codes=chunk)),
-            )
+            chunk.chunk_number = number
+            yield pb.ImportCodesRequest(header=header), pb.ImportCodesRequest(chunk=chunk)
 
     @listing(pb.ExportCodesResponse, lambda message: message.codes)
     @staticmethod
@@ -112,16 +116,21 @@ class CouponCodeMethods:
         )
 
 
-def _chunks(codes: Iterable[str]) -> Iterator[Sequence[str]]:
+def _chunks(codes: Iterable[str | pb.NewCode]) -> Iterator[pb.ImportChunk]:
     """The codes, in as many at a time as one message takes."""
-    chunk: list[str] = []
-    size = 0
+    chunk, size = pb.ImportChunk(), 0
     for code in codes:
-        added = len(code.encode()) + 4
-        if chunk and (len(chunk) == CHUNK_ROWS_MAX or size + added > CHUNK_MAX_BYTES):
+        plain = isinstance(code, str)
+        added = len(code.encode()) + 4 if plain else code.ByteSize() + 4
+        other, rows = (chunk.rows, chunk.codes) if plain else (chunk.codes, chunk.rows)
+        rows_max = CHUNK_ROWS_MAX if plain else TERMS_ROWS_MAX
+        if other or len(rows) == rows_max or (rows and size + added > CHUNK_MAX_BYTES):
             yield chunk
-            chunk, size = [], 0
-        chunk.append(code)
+            chunk, size = pb.ImportChunk(), 0
+        if plain:
+            chunk.codes.append(code)
+        else:
+            chunk.rows.append(code)
         size += added
-    if chunk:
+    if chunk.codes or chunk.rows:
         yield chunk

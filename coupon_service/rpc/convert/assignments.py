@@ -31,6 +31,7 @@ from coupon_service.model.codes import bucket_of
 from coupon_service.rpc.context import RequestContext
 from coupon_service.rpc.convert.business import in_business
 from coupon_service.rpc.convert.fields import Fields, Page
+from coupon_service.rpc.convert.terms import put_terms
 from coupon_service.rpc.convert.values import put_struct, put_time
 from coupon_service.rpc.paging import PageTokens
 from coupon_service.rpc.status import item_error
@@ -253,4 +254,6 @@ def coupon_message(
         coupon.effective_state = codes_pb.COUPON_CODE_STATE_REDEEMED
     elif assignment.state is not AssignmentState.REVOKED:
         coupon.effective_state = codes_pb.CouponCodeState.ValueType(effective_state)
+    if code.terms is not None:
+        put_terms(coupon.terms, code.terms)
     return coupon

@@ -346,7 +346,7 @@ def book_message(book: Book, effective_state: BookState) -> pb.CouponBook:
 def stats_message(book: Book, stats: BookStats) -> pb.CouponBookStats:
     """The counts as a client sees them."""
     given_minor = None
-    if not isinstance(book.discount, Benefit):
+    if book.codes_have_terms or not isinstance(book.discount, Benefit):
         given_minor = min(stats.discount_minor, INT64_MAX)
     return pb.CouponBookStats(
         book_id=str(book.book_id),

@@ -26,10 +26,12 @@ from coupon_service.rpc.context import RequestContext
 from coupon_service.rpc.convert.books import read_code_format
 from coupon_service.rpc.convert.business import business_of, in_business
 from coupon_service.rpc.convert.fields import Fields, Page
+from coupon_service.rpc.convert.terms import put_terms, read_rows
 from coupon_service.rpc.convert.values import INT64_MAX
 from coupon_service.rpc.paging import PageTokens, Position
 from coupon_service.rpc.status import item_error
-from coupon_service.store.bulk.upload_rows import ImportResult
+from coupon_service.rules import book_of
+from coupon_service.store.bulk.upload_rows import ImportResult, UploadRow
 from coupon_service.v1 import coupon_code_service_pb2 as pb
 
 STORED_STATES: Final = (
@@ -44,6 +46,8 @@ GENERATE_MAX: Final = 10**8
 SAMPLES_MAX: Final = 100
 SAMPLES_DEFAULT: Final = 5
 CHUNK_ROWS_MAX: Final = 10_000
+TERMS_ROWS_MAX: Final = 1_000
+"""Of a chunk whose codes have terms or users: they are assigned all at once."""
 CHUNK_NUMBER_MAX: Final = 2**31 - 1
 
 # --- requests -----------------------------------------------------------------------------------
@@ -107,8 +111,10 @@ def read_header(request: pb.ImportCodesRequest, rpc: RequestContext) -> ImportTa
     return ImportTarget(book_id, call, least, header.validate_only)
 
 
-def read_chunk(request: pb.ImportCodesRequest, before: int | None) -> tuple[int, Sequence[str]]:
-    """The number of a chunk, and its rows as they stand in the file.
+def read_chunk(
+    request: pb.ImportCodesRequest, before: int | None
+) -> tuple[int, Sequence[str] | Sequence[UploadRow]]:
+    """The number of a chunk, and its rows: as they stand in the file, or with what is said of each.
 
     `before`: the number of the chunk before it in the stream, None for the first.
     """
@@ -120,10 +126,14 @@ def read_chunk(request: pb.ImportCodesRequest, before: int | None) -> tuple[int,
     number = inside.whole("chunk_number", chunk.chunk_number, 1, CHUNK_NUMBER_MAX)
     if before is not None and number != before + 1:
         inside.refuse("chunk_number", f"expected {before + 1}, one more than the chunk before")
-    if not 1 <= len(chunk.codes) <= CHUNK_ROWS_MAX:
+    if chunk.rows and chunk.codes:
+        inside.refuse("rows", "expected codes or rows, not both")
+    elif len(chunk.rows) > TERMS_ROWS_MAX:
+        inside.refuse("rows", f"expected 1 to {TERMS_ROWS_MAX:,} rows")
+    elif not chunk.rows and not 1 <= len(chunk.codes) <= CHUNK_ROWS_MAX:
         inside.refuse("codes", f"expected 1 to {CHUNK_ROWS_MAX:,} rows")
     fields.check()
-    return number, chunk.codes
+    return number, read_rows(chunk.rows) if chunk.rows else chunk.codes
 
 
 def read_export(
@@ -189,16 +199,19 @@ def read_set_enabled(
 
 def code_message(code: Code, book: Book, effective_state: CodeState | None) -> pb.CouponCode:
     """The code as a client sees it; without `effective_state` where that is not told."""
-    return pb.CouponCode(
+    message = pb.CouponCode(
         code=code.code,
         display_code=code.spelling or book.code_format.display(code.code),
         book_id=str(code.book_id),
         state=pb.CouponCodeState.ValueType(code.state),
         effective_state=pb.CouponCodeState.ValueType(effective_state or 0),
         redemption_count=code.redemptions,
-        max_redemptions=book.limits.max_redemptions_per_code,
+        max_redemptions=book_of(code, book).limits.max_redemptions_per_code,
         assignment_count=code.assignments,
     )
+    if code.terms is not None:
+        put_terms(message.terms, code.terms)
+    return message
 
 
 def preview_message(
@@ -222,6 +235,8 @@ def import_message(number: int, result: ImportResult) -> pb.ImportCodesResponse:
         duplicate_count=result.duplicates,
         existing_count=result.existing,
         invalid_count=result.invalid,
+        not_assigned_count=len(result.of_rows.refused),
+        assigned_count=result.of_rows.assigned,
         replayed=result.replayed,
     )
 

@@ -87,6 +87,11 @@ class Fields:
         """This field is bad."""
         self._violations.append(FieldViolation(f"{self._path}{field}", expected))
 
+    @property
+    def violations(self) -> tuple[FieldViolation, ...]:
+        """All that was wrong, for whoever refuses a part of the request only."""
+        return tuple(self._violations)
+
     def check(self) -> None:
         """Raises InvalidArgument when a field was bad."""
         if self._violations:

@@ -30,6 +30,7 @@ from coupon_service.model.normalization import NO_CODE
 from coupon_service.rpc.context import RequestContext
 from coupon_service.rpc.convert.business import in_business
 from coupon_service.rpc.convert.fields import Fields, Page
+from coupon_service.rpc.convert.terms import put_terms
 from coupon_service.rpc.convert.values import put_money, put_struct, put_time
 from coupon_service.rpc.paging import PageTokens
 from coupon_service.rpc.status import item_error
@@ -283,6 +284,8 @@ def validation_message(validation: Validation) -> pb.ValidateCodeResponse:
     if discount is not None:
         put_money(response.discount, discount.amount_minor, discount.currency_code)
     put_counts_now(response.counts, validation)
+    if validation.code is not None and validation.code.terms is not None:
+        put_terms(response.terms, validation.code.terms)
     return response
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Generator
 from contextlib import contextmanager
 from functools import partial
@@ -26,6 +26,8 @@ class DryRun:
     def __init__(self, dry_runs: DryRuns) -> None:
         self._dry_runs = dry_runs
         self._hashes: defaultdict[int, array[int]] = defaultdict(partial(array, "Q"))
+        self.assigned: Counter[str] = Counter()
+        """Codes that users would have been given, where the book limits that."""
         self.reserved = 0
 
     def reserve(self, count: int) -> None:
@@ -42,6 +44,12 @@ class DryRun:
             return False
         part.insert(place, number)
         return True
+
+    def forget(self, code: str) -> None:
+        """The code, which was new, would not have been made."""
+        number = hash(code) & (2**64 - 1)
+        part = self._hashes[number >> 48]
+        del part[bisect_left(part, number)]
 
 
 class DryRuns:

@@ -30,7 +30,7 @@ class CodeExporter:
         async def work(connection: Connection) -> tuple[Book, list[Code], Position | None]:
             async with self._lane.step(connection):
                 book = await select_book(connection, book_id, business_id)
-                page = await select_code_page(connection, book_id, state, EXPORT_PAGE, after)
+                page = await select_code_page(connection, book, state, EXPORT_PAGE, after)
             return book, *page
 
         more = True

@@ -4,17 +4,35 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Final
 from uuid import UUID
 
 from psycopg.errors import UniqueViolation
 
-from coupon_service.model import Book, BookStats, Call, Event, EventType, fingerprint
+from coupon_service.errors import Contention, CouponServiceError, FieldViolation
+from coupon_service.model import (
+    Book,
+    BookStats,
+    Call,
+    CodeTerms,
+    EventType,
+    UserCounts,
+    WriteSet,
+    fingerprint,
+)
 from coupon_service.model.codes import bucket_of
+from coupon_service.rules import terms_violations
 from coupon_service.store.books import select_book
+from coupon_service.store.bulk.assigned_rows import (
+    Counts,
+    decide_assignments,
+    select_counts,
+    write_assignments,
+)
 from coupon_service.store.bulk.dry_runs import DryRun
+from coupon_service.store.bulk.import_records import recorded_of, result_of
 from coupon_service.store.bulk.lane import BulkLane
 from coupon_service.store.bulk.new_codes import (
     NewCodes,
@@ -24,9 +42,12 @@ from coupon_service.store.bulk.new_codes import (
 )
 from coupon_service.store.bulk.requests import ChunkedRequest, refuse_closed
 from coupon_service.store.bulk.upload_rows import (
+    OF_CODES,
     ChunkRows,
     ImportResult,
+    OfRows,
     Rejection,
+    UploadRow,
     import_result,
 )
 from coupon_service.store.counters import add_to_counters
@@ -34,6 +55,10 @@ from coupon_service.store.database import Database
 from coupon_service.store.events import insert_events
 from coupon_service.store.pipeline import Connection
 from coupon_service.store.spellings import insert_spellings
+from coupon_service.store.terms import insert_terms
+
+Rows = Sequence[str] | Sequence[UploadRow]
+"""Of a chunk: as they stand in a file, or each with what is said of its code."""
 
 LOCK_ATTEMPT: Final = "SELECT pg_advisory_xact_lock(%s)"
 
@@ -60,15 +85,16 @@ class CodeImporter:
         self,
         book_id: UUID,
         chunk_number: int,
-        rows: Sequence[str],
+        rows: Rows,
         call: Call,
         min_length: int = 0,
     ) -> ImportResult:
-        """Stores the rows of a file that are new codes; returns what became of the others.
+        """Stores the rows of a file that are new codes, with their terms, and assigns those that
+        have a user; returns what became of the others.
 
         `min_length`: of a code, 0 = what the book says. A repeat of the same chunk is answered from
         the ledger. A code that an earlier chunk of the same request made is a duplicate in the
-        upload.
+        upload. A code that cannot be assigned to its user is not stored.
 
         Raises BookNotFound, RequestIdReused, InvalidStateTransition.
         """
@@ -80,18 +106,11 @@ class CodeImporter:
             await connection.execute(LOCK_ATTEMPT, [attempt.int & (2**63 - 1)])
             recorded = await request.recorded(connection, EventType.CODES_IMPORTED, chunk_number)
             if recorded is not None:
-                return _recorded_result(recorded)
-            refuse_closed(await select_book(connection, book_id, call.business_id))
-            created, rejected = await self._import(connection, request, chunk)
-            result = import_result(created, rejected, chunk.min_length)
-            record = {
-                "created": created,
-                "duplicates": result.duplicates,
-                "existing": result.existing,
-                "invalid": result.invalid,
-                "min_length": chunk.min_length,
-                "rejected": rejected,
-            }
+                return result_of(recorded)
+            book = await select_book(connection, book_id, call.business_id)
+            refuse_closed(book)
+            result, rejected = await self._import(connection, request, book, chunk)
+            record = recorded_of(result, rejected)
             event = request.event(EventType.CODES_IMPORTED, chunk_number, self._now(), record)
             await insert_events(connection, [event])
             return result
@@ -105,7 +124,7 @@ class CodeImporter:
         self,
         book_id: UUID,
         chunk_number: int,
-        rows: Sequence[str],
+        rows: Rows,
         call: Call,
         min_length: int,
         dry_run: DryRun,
@@ -116,13 +135,18 @@ class CodeImporter:
         """
         request = _import_request(call, book_id, rows, min_length)
 
-        async def work(connection: Connection) -> ImportResult | dict[str, bool]:
+        async def work(
+            connection: Connection,
+        ) -> ImportResult | tuple[Book, Mapping[str, bool], Counts]:
             recorded = await request.recorded(connection, EventType.CODES_IMPORTED, chunk_number)
             if recorded is not None:
-                return _recorded_result(recorded)
-            refuse_closed(await select_book(connection, book_id, call.business_id))
+                return result_of(recorded)
+            book = await select_book(connection, book_id, call.business_id)
+            refuse_closed(book)
             codes = list(chunk.rows.codes)
-            return await select_existing(connection, book_id, request.tag, codes, self._lane)
+            found = await select_existing(connection, book_id, request.tag, codes, self._lane)
+            users = chunk.users.values()
+            return book, found, await select_counts(connection, book, users, lock=False)
 
         book = await self._book(request)
         async with self._lane.turn(book.business_id):
@@ -131,7 +155,7 @@ class CodeImporter:
             if isinstance(found, ImportResult):
                 return found
             dry_run.reserve(len(chunk.rows.codes))
-            return await self._outcomes(chunk, found, dry_run)
+            return await self._outcomes(chunk, *found, call, dry_run)
 
     async def _book(self, request: ChunkedRequest) -> Book:
         book_id, business_id = request.book_id, request.call.business_id
@@ -139,36 +163,85 @@ class CodeImporter:
             "get_book", lambda connection: select_book(connection, book_id, business_id)
         )
 
-    async def _read(self, book: Book, tag: int, rows: Sequence[str], min_length: int) -> _Chunk:
+    async def _read(self, book: Book, tag: int, rows: Rows, min_length: int) -> _Chunk:
         """The rows, sorted out by what the book says of codes."""
         least = min_length or book.min_code_length or MIN_CODE_LENGTH
+        texts = [row if isinstance(row, str) else row.text for row in rows]
+        more = [row for row in rows if not isinstance(row, str)]
+        bad = {
+            index: bad for index, row in enumerate(more) if (bad := _violations(index, row, book))
+        }
         read, index = ChunkRows(), 0
-        async for some in self._lane.steps(rows, READING_STEP):
-            read.add(some, index, book.code_format, least)
+        async for some in self._lane.steps(texts, READING_STEP):
+            read.add(some, index, book.code_format, least, bad)
             index += len(some)
         new = await NewCodes.in_parts(book.book_id, tag, read.codes, self._lane)
-        return _Chunk(read, new, least)
+        if not more:
+            return _Chunk(read, new, least)
+        return _Chunk(
+            read,
+            new,
+            least,
+            OfRows(violations=bad),
+            {code: it for code, at in read.codes.items() if (it := more[at].terms)},
+            {code: it for code, at in read.codes.items() if (it := more[at].user_id)},
+        )
 
     async def _import(
-        self, connection: Connection, request: ChunkedRequest, chunk: _Chunk
-    ) -> tuple[int, dict[Rejection, list[int]]]:
-        """How many codes were new, and the rows that were not, by why."""
-        rows = chunk.rows
-        created = await self._store_new(connection, request, chunk.new)
-        if created:
-            bucket = bucket_of(chunk.new[0].codes[0])
-            added = BookStats(available=len(created))
-            await add_to_counters(connection, (request.book_id, bucket, added))
+        self, connection: Connection, request: ChunkedRequest, book: Book, chunk: _Chunk
+    ) -> tuple[ImportResult, dict[Rejection, list[int]]]:
+        """The result, and the rows whose codes were not new, or not assigned, by why."""
+        rows, new = chunk.rows, chunk.new
+        rejected = {why: list(indexes) for why, indexes in rows.rejected.items()}
+        refused, write_set = await self._decide_users(connection, request, book, chunk)
+        if refused:
+            left = [code for code in rows.codes if code not in refused]
+            new = await NewCodes.in_parts(book.book_id, request.tag, left, self._lane)
+            rejected[Rejection.NOT_ASSIGNED] = sorted(rows.codes[code] for code in refused)
+        created = await self._store_new(connection, request, new)
+        terms = {code: it for code, it in chunk.terms.items() if code in created}
+        if terms:
+            await insert_terms(connection, book.book_id, terms)
         spellings = {code: it for code, it in rows.spellings.items() if code in created}
         if spellings:
             await insert_spellings(connection, spellings)
-        rejected = {why: list(indexes) for why, indexes in rows.rejected.items()}
-        others = [code for code in rows.codes if code not in created]
-        found = await select_existing(connection, request.book_id, request.tag, others, self._lane)
+        others = [code for code in rows.codes if code not in created and code not in refused]
+        found = await select_existing(connection, book.book_id, request.tag, others, self._lane)
         for code in others:
             why = Rejection.DUPLICATE if found.get(code) else Rejection.EXISTING
             rejected.setdefault(why, []).append(rows.codes[code])
-        return len(created), rejected
+        assigned = {code for _, code in write_set.codes}
+        if assigned:
+            if not created.issuperset(assigned):
+                raise Contention  # made by somebody who does not take turns with other bulk work
+            await write_assignments(connection, book, write_set)
+        if created:
+            counts = BookStats(
+                available=len(created) - len(assigned),
+                assigned=len(assigned),
+                assignments=len(assigned),
+            )
+            bucket = bucket_of(new[0].codes[0])
+            await add_to_counters(connection, (book.book_id, bucket, counts))
+        return chunk.result(len(created), rejected, len(assigned), refused), rejected
+
+    async def _decide_users(
+        self, connection: Connection, request: ChunkedRequest, book: Book, chunk: _Chunk
+    ) -> tuple[Mapping[str, CouponServiceError], WriteSet]:
+        """Why codes cannot be assigned to their users, and what is to be written for the others.
+
+        Bulk work is done one piece at a time: so what does not exist now is there only once this
+        transaction has made it.
+        """
+        users: Mapping[str, str] = chunk.users
+        counts: Counts = {}
+        if users:
+            found = await select_existing(
+                connection, book.book_id, request.tag, list(users), self._lane
+            )
+            users = {code: user_id for code, user_id in users.items() if code not in found}
+            counts = await select_counts(connection, book, users.values(), lock=True)
+        return decide_assignments(book, users, chunk.terms, counts, request.call, self._now())
 
     async def _store_new(
         self, connection: Connection, request: ChunkedRequest, new: Sequence[NewCodes]
@@ -182,38 +255,77 @@ class CodeImporter:
         return {code for part in new for code in part.codes}
 
     async def _outcomes(
-        self, chunk: _Chunk, found: Mapping[str, bool], dry_run: DryRun
+        self,
+        chunk: _Chunk,
+        book: Book,
+        found: Mapping[str, bool],
+        counts: Counts,
+        call: Call,
+        dry_run: DryRun,
     ) -> ImportResult:
         """What _import would find, of the codes that are there and those of the dry run before."""
-        created = 0
+        new: set[str] = set()
+        known: dict[str, UserCounts] = {}
         rejected = {why: list(indexes) for why, indexes in chunk.rows.rejected.items()}
         async for some in self._lane.steps(list(chunk.rows.codes.items()), READING_STEP):
             for code, index in some:
                 if code not in found and dry_run.is_new(code):
-                    created += 1
+                    new.add(code)
                 else:
                     why = Rejection.DUPLICATE if found.get(code, True) else Rejection.EXISTING
                     rejected.setdefault(why, []).append(index)
-        return import_result(created, rejected, chunk.min_length)
+        users = {code: user_id for code, user_id in chunk.users.items() if code in new}
+        for user_id in users.values():
+            before, earlier = counts.get(user_id, UserCounts()), dry_run.assigned[user_id]
+            known[user_id] = replace(before, assignments=before.assignments + earlier)
+        refused, write_set = decide_assignments(book, users, chunk.terms, known, call, self._now())
+        for code in refused:
+            dry_run.forget(code)
+            rejected.setdefault(Rejection.NOT_ASSIGNED, []).append(chunk.rows.codes[code])
+        if book.limits.any_per_user:
+            dry_run.assigned.update(users[code] for _, code in write_set.codes)
+        return chunk.result(len(new) - len(refused), rejected, len(write_set.codes), refused)
 
 
 @dataclass(frozen=True, slots=True)
 class _Chunk:
-    """The rows of an uploaded chunk, and their codes as they are stored."""
+    """The rows of an uploaded chunk, and their codes as they are stored. `terms` and `users`: of
+    the codes that have some."""
 
     rows: ChunkRows
     new: list[NewCodes]
     min_length: int
+    of_rows: OfRows = OF_CODES
+    terms: Mapping[str, CodeTerms] = field(default_factory=dict[str, CodeTerms])
+    users: Mapping[str, str] = field(default_factory=dict[str, str])
+
+    def result(
+        self,
+        created: int,
+        rejected: Mapping[Rejection, Sequence[int]],
+        assigned: int,
+        refused: Mapping[str, CouponServiceError],
+    ) -> ImportResult:
+        """What is answered. `refused`: why codes were not assigned."""
+        of_rows = replace(
+            self.of_rows,
+            assigned=assigned,
+            refused={self.rows.codes[code]: error for code, error in refused.items()},
+        )
+        return import_result(created, rejected, self.min_length, of_rows)
 
 
-def _import_request(
-    call: Call, book_id: UUID, rows: Sequence[str], min_length: int
-) -> ChunkedRequest:
-    asked = [json.dumps(list(rows)), *([min_length] if min_length else [])]
+def _violations(index: int, row: UploadRow, book: Book) -> tuple[FieldViolation, ...]:
+    """All that is wrong with a row for this book, beside its code."""
+    if row.violations or row.terms is None:
+        return row.violations
+    return tuple(
+        FieldViolation(f"rows[{index}].{it.field}", it.description)
+        for it in terms_violations(row.terms, row.currency_code, book)
+    )
+
+
+def _import_request(call: Call, book_id: UUID, rows: Rows, min_length: int) -> ChunkedRequest:
+    sent = [row if isinstance(row, str) else [row.sent] for row in rows]
+    asked = [json.dumps(sent), *([min_length] if min_length else [])]
     return ChunkedRequest(call, book_id, fingerprint(*asked))
-
-
-def _recorded_result(event: Event) -> ImportResult:
-    record = json.loads(event.metadata or "{}")
-    rejected = {Rejection(why): indexes for why, indexes in record["rejected"].items()}
-    return import_result(record["created"], rejected, record.get("min_length", 0), replayed=True)

@@ -17,6 +17,7 @@ from coupon_service.model import (
     bucket_of_user,
 )
 from coupon_service.model.codes import bucket_of
+from coupon_service.rules import book_of
 from coupon_service.store.arrays import int_array
 from coupon_service.store.columns import Column, Columns
 from coupon_service.store.counters import ADD_TO_COUNTERS, counter_parameters
@@ -72,7 +73,8 @@ WHERE c.bucket = d.bucket AND c.code = d.code
 
 def _update_codes(pipeline: Pipeline, write_set: WriteSet, books: Mapping[UUID, Book]) -> None:
     changes = [
-        (before, after, books[after.book_id].limits) for before, after in write_set.codes.values()
+        (before, after, book_of(after, books[after.book_id]).limits)
+        for before, after in write_set.codes.values()
     ]
     pipeline.add(UPDATE_CODES, CODE_CHANGES.array_parameters(changes))
 

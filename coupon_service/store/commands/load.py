@@ -54,6 +54,7 @@ from coupon_service.store.rows import (
     shown_code_from_row,
 )
 from coupon_service.store.spellings import select_shown_codes, select_spellings
+from coupon_service.store.terms import terms_by_code
 
 
 @dataclass(slots=True)
@@ -126,14 +127,20 @@ async def load(
         ids = wanted.random_events if isinstance(command, AssignRandom) else wanted.events
         ids.update(attempt for attempt, _ in command.earlier)
     state = State()
-    await _load_named(pipeline, wanted, state, lock=lock, formats=formats)
+    await _load_named(pipeline, wanted, state, now, lock=lock, formats=formats)
     _put_earlier(spelled, state)
     await _load_further(pipeline, commands, wanted, state, now, lock=lock)
     return state
 
 
 async def _load_named(
-    pipeline: Pipeline, wanted: ReadSet, state: State, *, lock: bool, formats: dict[UUID, Book]
+    pipeline: Pipeline,
+    wanted: ReadSet,
+    state: State,
+    now: datetime,
+    *,
+    lock: bool,
+    formats: dict[UUID, Book],
 ) -> None:
     """Reads the rows that the commands name, in one round trip."""
     keys = sorted((bucket_of(code), code) for code in wanted.codes)
@@ -141,7 +148,7 @@ async def _load_named(
     spellings = select_spellings(pipeline, wanted.shown) if wanted.shown else ()
     # Candidates never wait for a lock, so they do not disturb the order; they come after the rest.
     candidates = [
-        lock_candidates(pipeline, book_id, count, formats.get(book_id))
+        lock_candidates(pipeline, book_id, count, formats.get(book_id), now)
         for book_id, count in wanted.candidates.items()
         if lock
     ]
@@ -162,8 +169,11 @@ async def _load_named(
         for book_id in state.names.get(code, ()):
             state.put_code(replace(state.codes[book_id, code], spelling=spelling))
     for row in book_rows:
-        book = book_from_row(row)
+        book = book_from_row(row[:-1])
         state.books[book.book_id] = book
+        for code, terms in terms_by_code(row[-1]):
+            if (key := (book.book_id, code)) in state.codes:  # as with spellings
+                state.put_code(replace(state.codes[key], terms=terms))
     _put_assignments(assignment_rows, state)
     _put_events(event_rows, state)
     _put_lock_events(lock_rows, state)
@@ -301,9 +311,20 @@ def _key_arrays(keys: Sequence[tuple[int, str]]) -> tuple[str, str]:
 
 
 # For a code that does not exist any book is read, which nobody looks at: else it took less work
-# than a code that is hidden.
+# than a code that is hidden. The terms of the codes, $1 and $2, are read here, and only for a book
+# that has some: for all others PostgreSQL does not carry out what CASE encloses.
 SELECT_BOOKS: Final[LiteralString] = f"""
-SELECT {BOOKS.selected}
+SELECT {BOOKS.selected},
+    CASE WHEN codes_have_terms THEN (
+        SELECT json_agg(of_code)::text
+        FROM unnest($1::smallint[], $2::text[]) AS wanted (bucket, code)
+        CROSS JOIN LATERAL (
+            SELECT * FROM coupon_code_terms AS t
+            WHERE t.bucket = wanted.bucket AND t.code = wanted.code
+                AND t.book_id = coupon_books.book_id
+            LIMIT 1
+        ) AS of_code)
+    END
 FROM coupon_books
 WHERE book_id IN (
     SELECT coalesce(

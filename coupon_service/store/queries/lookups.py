@@ -22,7 +22,7 @@ from coupon_service.model import (
     State,
     bucket_of_event,
 )
-from coupon_service.rules import find_code
+from coupon_service.rules import book_of, find_code
 from coupon_service.store.arrays import int_array, text_array, time_array, uuid_array
 from coupon_service.store.books import SELECT_BOOKS
 from coupon_service.store.columns import Row
@@ -167,7 +167,8 @@ class _Batch:
             case CouponsLookup():
                 page = next(pages)
                 codes, books = self._state.codes, self._state.books
-                return [(it, codes[it.book_id, it.code], books[it.book_id]) for it in page]
+                coupons = ((it, codes[it.book_id, it.code], books[it.book_id]) for it in page)
+                return [(it, code, book_of(code, book)) for it, code, book in coupons]
             case LocksLookup():
                 return self._of_locks(lookup, events)
 

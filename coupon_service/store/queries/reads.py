@@ -47,6 +47,7 @@ from coupon_service.store.queries.lookups import (
     Lookups,
 )
 from coupon_service.store.rows import SHOWN_CODES, shown_code_from_row
+from coupon_service.store.terms import OF_CODE
 
 __all__ = ["AuditFilter", "Reads", "assignment_position", "event_position"]
 
@@ -94,7 +95,7 @@ class Reads:
 
         async def work(connection: Connection) -> tuple[Book, list[Code], Position | None]:
             book = await select_book(connection, book_id, business_id)
-            return book, *await select_code_page(connection, book_id, state, page_size, after)
+            return book, *await select_code_page(connection, book, state, page_size, after)
 
         return await self._database.read("list_codes", work)
 
@@ -241,15 +242,16 @@ FROM (
     ) AS of_state
     ORDER BY bucket, code
     LIMIT %(count)s
-) AS page
+) AS c
 LEFT JOIN coupon_code_spellings USING (bucket, code)
+CROSS JOIN LATERAL (SELECT CASE WHEN %(terms)s THEN {OF_CODE} END AS terms) AS own
 ORDER BY bucket, code
 """
 
 
 async def select_code_page(
     connection: Connection,
-    book_id: UUID,
+    book: Book,
     state: CodeState | None,
     page_size: int,
     after: Position | None,
@@ -259,7 +261,8 @@ async def select_code_page(
     cursor = await connection.execute(
         LIST_CODES,
         {
-            "book_id": book_id,
+            "book_id": book.book_id,
+            "terms": book.codes_have_terms,
             "states": int_array(CodeState if state is None else [state]),
             "bucket": bucket_of(code) if code else -1,
             "code": code,

@@ -207,6 +207,15 @@ async def test_codes_are_uploaded_in_chunks(
     assert all(it.replayed for it in again)
 
 
+async def test_codes_with_and_without_terms_are_uploaded_in_order(client: Either) -> None:
+    book_id = (await client.create_coupon_book(a_book())).coupon_book.book_id
+    own, plain, last = new_codes(3)
+    with_terms = codes.NewCode(code=own, terms=codes.CodeTerms(max_redemptions=3))
+    answers = await client.import_codes(book_id, [plain, with_terms, own, last])
+    assert [(it.created_count, it.duplicate_count) for it in answers] == [(1, 0), (1, 0), (1, 1)]
+    assert (await client.get_code(own)).coupon_code.terms.max_redemptions == 3
+
+
 @pytest.mark.parametrize("kind", [CouponClient, AsyncCouponClient])
 async def test_a_token_says_who_calls(
     guarded: ServerThread, kind: type[CouponClient | AsyncCouponClient]

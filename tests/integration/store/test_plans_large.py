@@ -17,6 +17,7 @@ from coupon_service import store
 ROWS = {
     "coupon_codes": 1_000_000,
     "coupon_code_spellings": 200_000,
+    "coupon_code_terms": 200_000,
     "redemption_audit": 1_000_000,
     "coupon_assignments": 200_000,
     "coupon_user_counters": 200_000,
@@ -35,6 +36,9 @@ FROM generate_series(1, {ROWS["coupon_codes"]}) AS n;
 INSERT INTO coupon_code_spellings (bucket, code, spelling)
 SELECT n % 64, 'CODE' || n, 'code-' || n
 FROM generate_series(1, {ROWS["coupon_code_spellings"]}) AS n;
+INSERT INTO coupon_code_terms (bucket, code, book_id, max_redemptions)
+SELECT n % 64, 'CODE' || n, {BOOK}, 2
+FROM generate_series(1, {ROWS["coupon_code_terms"]}) AS n;
 INSERT INTO redemption_audit (
     event_id, bucket, type, event_time, book_id, code, user_id, order_id, lock_id, fingerprint,
     caller, peer, user_agent, request_id)

@@ -1,0 +1,93 @@
+"""Codes that are imported with their users: decided and written as other assignments are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from datetime import datetime
+
+from coupon_service.errors import CouponServiceError
+from coupon_service.model import (
+    Assign,
+    Book,
+    Call,
+    Code,
+    CodeState,
+    CodeTerms,
+    CommandGroup,
+    EventType,
+    State,
+    UserCounts,
+    WriteSet,
+    event_id,
+    fingerprint,
+)
+from coupon_service.model.codes import bucket_of
+from coupon_service.rules import decide
+from coupon_service.store.commands.apply import apply
+from coupon_service.store.commands.limit_counters import select_users
+from coupon_service.store.pipeline import Connection, Pipeline
+
+Counts = Mapping[str, UserCounts]
+"""What users have done in a book, where it limits that."""
+
+
+async def select_counts(
+    connection: Connection, book: Book, users: Iterable[str], *, lock: bool
+) -> Counts:
+    """The counts of the users; with `lock`, locked against all batches."""
+    if not book.limits.any_per_user:
+        return {}
+    pipeline = Pipeline(connection)
+    rows = select_users(pipeline, {(book.book_id, user_id) for user_id in users}, lock=lock)
+    await pipeline.run()
+    return {user_id: UserCounts(*counts) for _, user_id, *counts in rows}
+
+
+def decide_assignments(
+    book: Book,
+    users: Mapping[str, str],
+    terms: Mapping[str, CodeTerms],
+    counts: Counts,
+    call: Call,
+    now: datetime,
+) -> tuple[Mapping[str, CouponServiceError], WriteSet]:
+    """Why codes that do not exist yet cannot be assigned to their users, and what has to be written
+    for the others. `users`: by code.
+
+    The attempts have the ids and the fingerprints that AssignCode would give them.
+    """
+    state = State(
+        books={book.book_id: book},
+        users={(book.book_id, user_id): it for user_id, it in counts.items()},
+    )
+    for code in users:
+        state.put_code(Code(code, book.book_id, CodeState.AVAILABLE, 0, 0, terms=terms.get(code)))
+    commands = tuple(_assign(code, user_id, book, call) for code, user_id in users.items())
+    (outcomes,), write_set = decide([CommandGroup(commands)], state, now)
+    refused = {
+        command.code: outcome
+        for command, outcome in zip(commands, outcomes, strict=True)
+        if isinstance(outcome, CouponServiceError)
+    }
+    return refused, write_set
+
+
+def _assign(code: str, user_id: str, book: Book, call: Call) -> Assign:
+    attempt = call.caller, call.request_id, code
+    return Assign(
+        call=call,
+        code=code,
+        event_id=event_id(bucket_of(code), EventType.ASSIGNED, *attempt),
+        fingerprint=fingerprint(user_id, book.book_id, None),
+        user_id=user_id,
+        book_id=book.book_id,
+    )
+
+
+async def write_assignments(connection: Connection, book: Book, write_set: WriteSet) -> None:
+    """Writes what was decided, of codes that this transaction has made."""
+    pipeline = Pipeline(connection)
+    # Who counts codes counts them as they are in the end.
+    apply(pipeline, replace(write_set, stats={}), {book.book_id: book})
+    await pipeline.run()
