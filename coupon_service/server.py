@@ -25,6 +25,7 @@ from coupon_service.locks.history import LockHistory
 from coupon_service.locks.release import LockReleaser
 from coupon_service.locks.service import LockService
 from coupon_service.locks.token import LockTokens
+from coupon_service.locks.transfers import AssignmentTransfers
 from coupon_service.maintenance.lock_sweeper import LockSweeper
 from coupon_service.maintenance.periodic import run_periodically
 from coupon_service.maintenance.readiness_monitor import ReadinessMonitor
@@ -256,6 +257,7 @@ class Server:
             wiring.transient_ttl_ms(settings),
             now,
         )
+        transfers = AssignmentTransfers(commands, self._leases, tokens, self._detached)
         books = Books(self._database, now, wiring.lock_limits(settings).life_max_ms)
         lane = BulkLane(self._bulk_database)
         handler.add(
@@ -278,7 +280,7 @@ class Server:
         )
         handler.add(
             assignment_service_pb2_grpc.add_AssignmentServiceServicer_to_server,
-            AssignmentServicer(commands, reads, locks, page_tokens, now),
+            AssignmentServicer(commands, reads, locks, transfers, page_tokens, now),
         )
         handler.add(
             redemption_service_pb2_grpc.add_RedemptionServiceServicer_to_server,

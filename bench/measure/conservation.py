@@ -50,7 +50,8 @@ def check_book(database_url: str, book_id: str, answers: Answers) -> str:
     assert counted is not None
     assert stored is not None
     redeemed = ledger[EventType.REDEEMED] - ledger[EventType.ROLLED_BACK]
-    assigned = ledger[EventType.ASSIGNED] - ledger[EventType.REVOKED]
+    ended = ledger[EventType.REVOKED] + ledger[EventType.ASSIGNMENT_TRANSFERRED]
+    assigned = ledger[EventType.ASSIGNED] - ended
     _same("redemptions", redeemed, counters=counted[0], codes=stored[0])
     _same("assignments", assigned, counters=counted[1], codes=stored[1])
     for event, ok in answers.ok.items():

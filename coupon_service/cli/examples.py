@@ -56,6 +56,12 @@ EXAMPLES: Final = {
   "request_id": "newsletter"
 }""",
     "AssignmentService/RevokeAssignment": '{"code": "WELCOME1", "user_id": "ann"}',
+    "AssignmentService/TransferAssignment": """{
+  "code": "WELCOME1",
+  "from_user_id": "ann",
+  "to_user_id": "bob",
+  "request_id": "gift-to-bob"
+}""",
     "AssignmentService/ListUserCoupons": '{"user_id": "ann", "state": "active"}',
     "AssignmentService/ListAssignments": """{
   "book_id": "BOOK_ID",

@@ -22,10 +22,8 @@ from coupon_service.model import (
     LockView,
     Outcome,
     done_of,
-    event_id,
-    fingerprint,
+    lock_end_attempt,
 )
-from coupon_service.model.codes import bucket_of
 from coupon_service.model.normalization import canonical_id
 from coupon_service.model.times import milliseconds_of
 
@@ -92,13 +90,14 @@ async def give_back(leases: Leases, locks: Sequence[LockView]) -> None:
 
 
 def lock_end(held: LockView | LockClaims, event: EventType, call: Call) -> ChangeLock:
-    """The command that ends a lock; it happens once, whoever asks how often."""
+    """The command that ends a lock."""
+    named, parameters = lock_end_attempt(held.code, event, held.lock_id)
     return ChangeLock(
         call=call,
         type=event,
         code=held.code,
-        event_id=event_id(bucket_of(held.code), event, held.lock_id),
-        fingerprint=fingerprint(held.lock_id),
+        event_id=named,
+        fingerprint=parameters,
         user_id=canonical_id(held.user_id),
         lock_id=held.lock_id,
     )

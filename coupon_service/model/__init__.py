@@ -31,6 +31,7 @@ from coupon_service.model.commands import (
     Revoke,
     Rollback,
     SetCodeEnabled,
+    Transfer,
 )
 from coupon_service.model.decisions import (
     Done,
@@ -61,6 +62,8 @@ from coupon_service.model.identity import (
     earlier_attempts,
     event_id,
     fingerprint,
+    lock_end_attempt,
+    receipt_id,
     rollback_id,
 )
 from coupon_service.model.records import (
@@ -126,6 +129,7 @@ __all__ = [
     "StockLevel",
     "Tier",
     "TieredDiscount",
+    "Transfer",
     "UserCounts",
     "Weekday",
     "WeeklyWindow",
@@ -137,6 +141,8 @@ __all__ = [
     "earlier_attempts",
     "event_id",
     "fingerprint",
+    "lock_end_attempt",
     "order_keys",
+    "receipt_id",
     "rollback_id",
 ]

@@ -196,6 +196,22 @@ class Revoke:
 
 
 @value(kw_only=True)
+class Transfer:
+    """Hand the code of a user over to another. `lock`: the one of the giver that ends with it."""
+
+    call: Call
+    code: str
+    event_id: UUID
+    fingerprint: int
+    from_user_id: str
+    to_user_id: str
+    book_id: UUID | None = None
+    lock: LockClaims | None = None
+    metadata: str | None = None
+    earlier: tuple[Attempt, ...] = ()
+
+
+@value(kw_only=True)
 class SetCodeEnabled:
     """Disable or enable a code: `type` says which."""
 
@@ -207,7 +223,7 @@ class SetCodeEnabled:
     earlier: tuple[Attempt, ...] = ()
 
 
-CodeCommand = Redeem | Rollback | Lock | ChangeLock | Assign | Revoke | SetCodeEnabled
+CodeCommand = Redeem | Rollback | Lock | ChangeLock | Assign | Revoke | Transfer | SetCodeEnabled
 """Commands that name the code they change."""
 
 Command = CodeCommand | AssignRandom

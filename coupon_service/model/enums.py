@@ -94,3 +94,4 @@ class EventType(IntEnum):
     ROLLED_BACK = 17
     BOOK_RUNNING_LOW = 18
     BOOK_USED_UP = 19
+    ASSIGNMENT_TRANSFERRED = 21

@@ -46,6 +46,17 @@ def rollback_id(redemption_id: UUID) -> UUID:
     return event_id(bucket_of_event(redemption_id), EventType.ROLLED_BACK, redemption_id)
 
 
+def receipt_id(transfer_id: UUID) -> UUID:
+    """The id of the ledger row of the assignment that was received with a transfer."""
+    return event_id(bucket_of_event(transfer_id), EventType.ASSIGNED, transfer_id)
+
+
+def lock_end_attempt(code: str, event: EventType, lock_id: UUID) -> Attempt:
+    """What the ledger calls the end of a lock, be it released or expired: it happens once, whoever
+    asks how often."""
+    return event_id(bucket_of(code), event, lock_id), fingerprint(lock_id)
+
+
 def fingerprint(*parameters: object) -> int:
     """A signed 64-bit hash of a call's parameters, which detects a reused request_id."""
     text = "\x1f".join(map(str, parameters))

@@ -84,7 +84,7 @@ class Event:
 
     `state_before` and `state_after` are values of BookState or CodeState, depending on `type`.
     `metadata` is JSON text. `order_user_id`: the end user whose own order `order_id` is; None where
-    it is one of the business.
+    it is one of the business. `other_user_id`: who received, or gave, the assignment of `user_id`.
     """
 
     event_id: UUID
@@ -114,6 +114,7 @@ class Event:
     expire_time: datetime | None = None
     metadata: str | None = None
     order_user_id: str | None = None
+    other_user_id: str | None = None
 
 
 @value

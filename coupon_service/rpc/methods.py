@@ -88,6 +88,7 @@ METHODS: Final[Mapping[str, Method]] = {
     "AssignmentService/AssignRandomCode": Method(_ISSUE, _CHANGES),
     "AssignmentService/BatchAssignRandomCodes": Method(_ISSUE, _CHANGES, large=True),
     "AssignmentService/RevokeAssignment": Method(_ISSUE, _CHANGES, LookUp.CODE),
+    "AssignmentService/TransferAssignment": Method(_ISSUE, _CHANGES, LookUp.CODE),
     "AssignmentService/ListUserCoupons": Method(_READ_OWN, _READS),
     "AssignmentService/ListAssignments": Method(_ISSUE | _AUDIT, _READS),
     "RedemptionService/ValidateCode": Method(_CHECK_OUT, _TILL, LookUp.CODE),

@@ -32,7 +32,7 @@ from coupon_service.rules.terms import book_of
 
 def assign(command: Assign, code: Code, book: Book, draft: Draft) -> Outcome:
     """Gives the code to a user."""
-    refusal = next(assignment_refusals(command, code, book, draft.state, draft.now), None)
+    refusal = next(assignment_refusals(command.user_id, code, book, draft.state, draft.now), None)
     return refusal or _assign(command, code, book, draft)
 
 
@@ -49,7 +49,7 @@ def assign_random(command: AssignRandom, book: Book, draft: Draft) -> Outcome:
         code = state.codes[book.book_id, candidates[index]]
         of_code = book_of(code, book)
         if code.state is CodeState.AVAILABLE and not any(
-            assignment_refusals(command, code, of_code, state, now)
+            assignment_refusals(command.user_id, code, of_code, state, now)
         ):
             del candidates[index]
             return _assign(command, code, of_code, draft)

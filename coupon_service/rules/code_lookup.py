@@ -14,6 +14,7 @@ from coupon_service.model import (
     Redeem,
     Rollback,
     State,
+    Transfer,
 )
 from coupon_service.rules.terms import book_of
 
@@ -21,7 +22,7 @@ from coupon_service.rules.terms import book_of
 def book_named(command: CodeCommand) -> UUID | None:
     """The book whose code the command means; None: that of the business with a code of the name."""
     match command:
-        case Redeem() | Lock() | Assign():
+        case Redeem() | Lock() | Assign() | Transfer():
             return command.book_id
         case Rollback():
             return command.redemption.book_id

@@ -28,6 +28,7 @@ from coupon_service.model import (
     Revoke,
     Rollback,
     State,
+    Transfer,
     WriteSet,
 )
 from coupon_service.rules.assignments import assign, assign_random, revoke
@@ -38,6 +39,7 @@ from coupon_service.rules.locks import change_lock, lock
 from coupon_service.rules.redemptions import redeem, rollback
 from coupon_service.rules.refusals import is_hidden
 from coupon_service.rules.repeats import answer_repeat, is_repeat
+from coupon_service.rules.transfers import transfer
 
 
 def decide(
@@ -122,5 +124,7 @@ def _carry_out(command: CodeCommand, code: Code, book: Book, draft: Draft) -> Ou
             return assign(command, code, book, draft)
         case Revoke():
             return revoke(command, code, book, draft)
+        case Transfer():
+            return transfer(command, code, book, draft)
         case _:
             return set_enabled(command, code, book, draft)

@@ -22,7 +22,10 @@ from coupon_service.model import (
     Lock,
     LockPolicy,
     LockState,
+    LockView,
     Outcome,
+    Transfer,
+    lock_end_attempt,
 )
 from coupon_service.rules.derived_states import lock_view
 from coupon_service.rules.draft import Draft
@@ -92,6 +95,16 @@ def _answer_with(locked: Event, command: Lock, code: Code, draft: Draft) -> None
             metadata=command.metadata,
         )
     )
+
+
+def end_lock(held: LockView, command: Transfer, code: Code, draft: Draft) -> LockView:
+    """Records that a lock is released by a command that is about more than it; as it is then."""
+    about = draft.about(command, EventType.UNLOCKED, before=code, after=code)
+    about["event_id"], about["fingerprint"] = lock_end_attempt(
+        code.code, EventType.UNLOCKED, held.lock_id
+    )
+    draft.record(Event(**about, user_id=held.user_id, lock_id=held.lock_id, fence=held.fence))
+    return replace(held, state=LockState.RELEASED)
 
 
 def change_lock(command: ChangeLock, code: Code, book: Book, draft: Draft) -> Outcome:

@@ -29,7 +29,6 @@ from coupon_service.errors import (
     UserLimitExceeded,
 )
 from coupon_service.model import (
-    Assign,
     Assignment,
     AssignmentPolicy,
     AssignmentState,
@@ -166,14 +165,14 @@ def extension_refusals(
 
 
 def assignment_refusals(
-    command: Assign | AssignRandom, code: Code, book: Book, state: State, now: datetime
+    user_id: str, code: Code, book: Book, state: State, now: datetime
 ) -> Iterator[CouponServiceError]:
     """Why this code cannot be assigned to this user now. The window need not have begun."""
     yield from _over(book, now)
     yield from code_ended(code, now)
     if code.state is CodeState.DISABLED:
         yield CodeDisabled()
-    assignment = state.assignments.get((*code.key, command.user_id))
+    assignment = state.assignments.get((*code.key, user_id))
     if assignment is not None and assignment.state in ASSIGNED:
         yield CodeAlreadyAssigned("The code is assigned to this user already.")
     yield from _code_used_up(code, book)
@@ -184,7 +183,7 @@ def assignment_refusals(
         )
     if assignment is not None:
         yield from _user_code_limit(assignment, book)
-    yield from _assignment_limit(command.user_id, book, state)
+    yield from _assignment_limit(user_id, book, state)
 
 
 def user_assignment_refusals(

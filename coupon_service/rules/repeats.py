@@ -32,6 +32,7 @@ from coupon_service.model import (
     LockView,
     Rollback,
     State,
+    receipt_id,
     rollback_id,
 )
 from coupon_service.rules.derived_states import lock_view
@@ -68,18 +69,26 @@ def answer_repeat(
     if refusal is not None:
         return refusal
     lock = _lock_of(recorded, draft)
-    named = recorded.book_id, recorded.code or ""
-    assignment = draft.state.assignments.get((*named, recorded.user_id or ""))
-    undone = _undone_since(recorded, code, lock, assignment, draft.state)
+    made = _assigned_by(recorded, draft.state)
+    named = made.book_id, made.code or ""
+    assignment = draft.state.assignments.get((*named, made.user_id or ""))
+    undone = _undone_since(made, code, lock, assignment, draft.state)
     if undone is not None:
         return undone
-    if recorded.type is EventType.ASSIGNED:
-        assignment = _recorded_assignment(recorded)
+    if made.type is EventType.ASSIGNED:
+        assignment = _recorded_assignment(made)
     elif recorded.type is EventType.REVOKED:
         assignment = _recorded_revocation(recorded, assignment)
     if code is None:
         code = draft.state.codes.get(named)
     return Done(recorded, book, code, assignment, replayed=True, lock=lock)
+
+
+def _assigned_by(recorded: Event, state: State) -> Event:
+    """Of a transfer the row of the assignment that was received; of anything else its own."""
+    if recorded.type is not EventType.ASSIGNMENT_TRANSFERRED:
+        return recorded
+    return state.events[receipt_id(recorded.event_id)]
 
 
 def _undone_since(

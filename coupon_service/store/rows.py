@@ -209,6 +209,7 @@ EVENTS: Final = Columns[Event](
     Column("expire_time", "timestamptz"),
     Column("metadata", "jsonb"),
     Column("order_user_id", "text"),
+    Column("other_user_id", "text"),
 )
 
 event_from_row: Final = EVENTS.reader(Event)

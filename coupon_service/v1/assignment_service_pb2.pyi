@@ -36,7 +36,7 @@ class _AssignmentStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Assig
     ASSIGNMENT_STATE_REDEEMED: _AssignmentState.ValueType  # 2
     """The user has used up the code."""
     ASSIGNMENT_STATE_REVOKED: _AssignmentState.ValueType  # 3
-    """Revoked with RevokeAssignment."""
+    """Revoked with RevokeAssignment, or handed over to another user."""
 
 class AssignmentState(_AssignmentState, metaclass=_AssignmentStateEnumTypeWrapper):
     """The state of an assignment."""
@@ -48,7 +48,7 @@ ASSIGNMENT_STATE_ACTIVE: AssignmentState.ValueType  # 1
 ASSIGNMENT_STATE_REDEEMED: AssignmentState.ValueType  # 2
 """The user has used up the code."""
 ASSIGNMENT_STATE_REVOKED: AssignmentState.ValueType  # 3
-"""Revoked with RevokeAssignment."""
+"""Revoked with RevokeAssignment, or handed over to another user."""
 Global___AssignmentState: _TypeAlias = AssignmentState  # noqa: Y015
 
 @_typing.final
@@ -88,7 +88,7 @@ class Assignment(_message.Message):
 
     @_builtins.property
     def metadata(self) -> _struct_pb2.Struct:
-        """As given to AssignCode."""
+        """As given to AssignCode, or to TransferAssignment."""
 
     def __init__(
         self,
@@ -448,6 +448,88 @@ class RevokeAssignmentResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RevokeAssignmentResponse: _TypeAlias = RevokeAssignmentResponse  # noqa: Y015
+
+@_typing.final
+class TransferAssignmentRequest(_message.Message):
+    """Request of TransferAssignment."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CODE_FIELD_NUMBER: _builtins.int
+    BOOK_ID_FIELD_NUMBER: _builtins.int
+    FROM_USER_ID_FIELD_NUMBER: _builtins.int
+    TO_USER_ID_FIELD_NUMBER: _builtins.int
+    LOCK_TOKEN_FIELD_NUMBER: _builtins.int
+    METADATA_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    BUSINESS_ID_FIELD_NUMBER: _builtins.int
+    code: _builtins.str
+    """As typed."""
+    book_id: _builtins.str
+    """When set, the code has to belong to this book, and its check character is verified."""
+    from_user_id: _builtins.str
+    """The user who has it."""
+    to_user_id: _builtins.str
+    """The user who gets it; another one."""
+    lock_token: _builtins.str
+    """The token of the lock that `from_user_id` holds on the code, which is released then.
+    LOCK_TOKEN_MISMATCH when it is of another code or user; one of a lock that is over changes nothing.
+    """
+    request_id: _builtins.str
+    """See CouponBookService."""
+    business_id: _builtins.str
+    """See GetCodeRequest of CouponCodeService."""
+    @_builtins.property
+    def metadata(self) -> _struct_pb2.Struct:
+        """Stored with the assignment."""
+
+    def __init__(
+        self,
+        *,
+        code: _builtins.str = ...,
+        book_id: _builtins.str = ...,
+        from_user_id: _builtins.str = ...,
+        to_user_id: _builtins.str = ...,
+        lock_token: _builtins.str = ...,
+        metadata: _struct_pb2.Struct | None = ...,
+        request_id: _builtins.str = ...,
+        business_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["metadata", b"metadata"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["book_id", b"book_id", "business_id", b"business_id", "code", b"code", "from_user_id", b"from_user_id", "lock_token", b"lock_token", "metadata", b"metadata", "request_id", b"request_id", "to_user_id", b"to_user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TransferAssignmentRequest: _TypeAlias = TransferAssignmentRequest  # noqa: Y015
+
+@_typing.final
+class TransferAssignmentResponse(_message.Message):
+    """Answer of TransferAssignment."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ASSIGNMENT_FIELD_NUMBER: _builtins.int
+    REPLAYED_FIELD_NUMBER: _builtins.int
+    replayed: _builtins.bool
+    """True when an earlier call with this request_id was carried out."""
+    @_builtins.property
+    def assignment(self) -> Global___Assignment:
+        """The assignment of the receiver."""
+
+    def __init__(
+        self,
+        *,
+        assignment: Global___Assignment | None = ...,
+        replayed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["assignment", b"assignment"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignment", b"assignment", "replayed", b"replayed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TransferAssignmentResponse: _TypeAlias = TransferAssignmentResponse  # noqa: Y015
 
 @_typing.final
 class ListUserCouponsRequest(_message.Message):

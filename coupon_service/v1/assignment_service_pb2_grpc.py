@@ -56,6 +56,11 @@ class AssignmentServiceStub:
                 request_serializer=coupon__service_dot_v1_dot_assignment__service__pb2.RevokeAssignmentRequest.SerializeToString,
                 response_deserializer=coupon__service_dot_v1_dot_assignment__service__pb2.RevokeAssignmentResponse.FromString,
                 _registered_method=True)
+        self.TransferAssignment = channel.unary_unary(
+                '/coupon_service.v1.AssignmentService/TransferAssignment',
+                request_serializer=coupon__service_dot_v1_dot_assignment__service__pb2.TransferAssignmentRequest.SerializeToString,
+                response_deserializer=coupon__service_dot_v1_dot_assignment__service__pb2.TransferAssignmentResponse.FromString,
+                _registered_method=True)
         self.ListUserCoupons = channel.unary_unary(
                 '/coupon_service.v1.AssignmentService/ListUserCoupons',
                 request_serializer=coupon__service_dot_v1_dot_assignment__service__pb2.ListUserCouponsRequest.SerializeToString,
@@ -111,6 +116,18 @@ class AssignmentServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def TransferAssignment(self, request, context):
+        """Hands the assignment of a code over to another user, who keeps its expiry. What the giver has
+        redeemed stays the giver's, also when it is rolled back. Of the giver: ASSIGNMENT_NOT_FOUND,
+        ASSIGNMENT_NOT_ACTIVE when it is used up or revoked, CODE_EXPIRED, and while the giver holds a lock
+        on the code CODE_LOCKED. Of the receiver, who has to be allowed to have it: as AssignCode. A repeat
+        returns the assignment as it was handed over; ASSIGNMENT_NOT_ACTIVE when it has been used up,
+        revoked or handed over since. Resource of the request_id: the code.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListUserCoupons(self, request, context):
         """Lists the codes that are or were assigned to a user, newest first.
         """
@@ -149,6 +166,11 @@ def add_AssignmentServiceServicer_to_server(servicer, server):
                     servicer.RevokeAssignment,
                     request_deserializer=coupon__service_dot_v1_dot_assignment__service__pb2.RevokeAssignmentRequest.FromString,
                     response_serializer=coupon__service_dot_v1_dot_assignment__service__pb2.RevokeAssignmentResponse.SerializeToString,
+            ),
+            'TransferAssignment': grpc.unary_unary_rpc_method_handler(
+                    servicer.TransferAssignment,
+                    request_deserializer=coupon__service_dot_v1_dot_assignment__service__pb2.TransferAssignmentRequest.FromString,
+                    response_serializer=coupon__service_dot_v1_dot_assignment__service__pb2.TransferAssignmentResponse.SerializeToString,
             ),
             'ListUserCoupons': grpc.unary_unary_rpc_method_handler(
                     servicer.ListUserCoupons,
@@ -271,6 +293,33 @@ class AssignmentService:
             '/coupon_service.v1.AssignmentService/RevokeAssignment',
             coupon__service_dot_v1_dot_assignment__service__pb2.RevokeAssignmentRequest.SerializeToString,
             coupon__service_dot_v1_dot_assignment__service__pb2.RevokeAssignmentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TransferAssignment(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/coupon_service.v1.AssignmentService/TransferAssignment',
+            coupon__service_dot_v1_dot_assignment__service__pb2.TransferAssignmentRequest.SerializeToString,
+            coupon__service_dot_v1_dot_assignment__service__pb2.TransferAssignmentResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -57,6 +57,14 @@ class AssignmentServiceStub:
     INVALID_STATE_TRANSITION when the assignment is REDEEMED or REVOKED. A repeat returns the
     assignment REVOKED, also when the code was assigned to the user again.
     """
+    TransferAssignment: _grpc.UnaryUnaryMultiCallable[_assignment_service_pb2.TransferAssignmentRequest, _assignment_service_pb2.TransferAssignmentResponse]
+    """Hands the assignment of a code over to another user, who keeps its expiry. What the giver has
+    redeemed stays the giver's, also when it is rolled back. Of the giver: ASSIGNMENT_NOT_FOUND,
+    ASSIGNMENT_NOT_ACTIVE when it is used up or revoked, CODE_EXPIRED, and while the giver holds a lock
+    on the code CODE_LOCKED. Of the receiver, who has to be allowed to have it: as AssignCode. A repeat
+    returns the assignment as it was handed over; ASSIGNMENT_NOT_ACTIVE when it has been used up,
+    revoked or handed over since. Resource of the request_id: the code.
+    """
     ListUserCoupons: _grpc.UnaryUnaryMultiCallable[_assignment_service_pb2.ListUserCouponsRequest, _assignment_service_pb2.ListUserCouponsResponse]
     """Lists the codes that are or were assigned to a user, newest first."""
     ListAssignments: _grpc.UnaryUnaryMultiCallable[_assignment_service_pb2.ListAssignmentsRequest, _assignment_service_pb2.ListAssignmentsResponse]
@@ -93,6 +101,14 @@ class AssignmentServiceAsyncStub(AssignmentServiceStub):
     again, if uses are left. Works in any state of the book. CODE_NOT_FOUND, ASSIGNMENT_NOT_FOUND;
     INVALID_STATE_TRANSITION when the assignment is REDEEMED or REVOKED. A repeat returns the
     assignment REVOKED, also when the code was assigned to the user again.
+    """
+    TransferAssignment: _aio.UnaryUnaryMultiCallable[_assignment_service_pb2.TransferAssignmentRequest, _assignment_service_pb2.TransferAssignmentResponse]  # type: ignore[assignment]
+    """Hands the assignment of a code over to another user, who keeps its expiry. What the giver has
+    redeemed stays the giver's, also when it is rolled back. Of the giver: ASSIGNMENT_NOT_FOUND,
+    ASSIGNMENT_NOT_ACTIVE when it is used up or revoked, CODE_EXPIRED, and while the giver holds a lock
+    on the code CODE_LOCKED. Of the receiver, who has to be allowed to have it: as AssignCode. A repeat
+    returns the assignment as it was handed over; ASSIGNMENT_NOT_ACTIVE when it has been used up,
+    revoked or handed over since. Resource of the request_id: the code.
     """
     ListUserCoupons: _aio.UnaryUnaryMultiCallable[_assignment_service_pb2.ListUserCouponsRequest, _assignment_service_pb2.ListUserCouponsResponse]  # type: ignore[assignment]
     """Lists the codes that are or were assigned to a user, newest first."""
@@ -151,6 +167,20 @@ class AssignmentServiceServicer(metaclass=_abc_1.ABCMeta):
         again, if uses are left. Works in any state of the book. CODE_NOT_FOUND, ASSIGNMENT_NOT_FOUND;
         INVALID_STATE_TRANSITION when the assignment is REDEEMED or REVOKED. A repeat returns the
         assignment REVOKED, also when the code was assigned to the user again.
+        """
+
+    @_abc_1.abstractmethod
+    def TransferAssignment(
+        self,
+        request: _assignment_service_pb2.TransferAssignmentRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_assignment_service_pb2.TransferAssignmentResponse, _abc.Awaitable[_assignment_service_pb2.TransferAssignmentResponse]]:
+        """Hands the assignment of a code over to another user, who keeps its expiry. What the giver has
+        redeemed stays the giver's, also when it is rolled back. Of the giver: ASSIGNMENT_NOT_FOUND,
+        ASSIGNMENT_NOT_ACTIVE when it is used up or revoked, CODE_EXPIRED, and while the giver holds a lock
+        on the code CODE_LOCKED. Of the receiver, who has to be allowed to have it: as AssignCode. A repeat
+        returns the assignment as it was handed over; ASSIGNMENT_NOT_ACTIVE when it has been used up,
+        revoked or handed over since. Resource of the request_id: the code.
         """
 
     @_abc_1.abstractmethod

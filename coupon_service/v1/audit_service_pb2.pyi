@@ -74,6 +74,10 @@ class _AuditEventTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AuditE
     """A book with a `low_threshold` has nothing left. Written some seconds later, once each time that
     this happens, after a BOOK_RUNNING_LOW; `metadata` has `left` and `threshold`.
     """
+    AUDIT_EVENT_TYPE_ASSIGNMENT_TRANSFERRED: _AuditEventType.ValueType  # 21
+    """The assignment of a code was handed over, from `user_id` to `other_user_id`. Beside it there is an
+    ASSIGNED of the receiver.
+    """
 
 class AuditEventType(_AuditEventType, metaclass=_AuditEventTypeEnumTypeWrapper):
     """The type of a change."""
@@ -124,6 +128,10 @@ AUDIT_EVENT_TYPE_BOOK_USED_UP: AuditEventType.ValueType  # 19
 """A book with a `low_threshold` has nothing left. Written some seconds later, once each time that
 this happens, after a BOOK_RUNNING_LOW; `metadata` has `left` and `threshold`.
 """
+AUDIT_EVENT_TYPE_ASSIGNMENT_TRANSFERRED: AuditEventType.ValueType  # 21
+"""The assignment of a code was handed over, from `user_id` to `other_user_id`. Beside it there is an
+ASSIGNED of the receiver.
+"""
 Global___AuditEventType: _TypeAlias = AuditEventType  # noqa: Y015
 
 @_typing.final
@@ -153,6 +161,7 @@ class AuditEvent(_message.Message):
     CODE_REDEMPTION_COUNT_FIELD_NUMBER: _builtins.int
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     METADATA_FIELD_NUMBER: _builtins.int
+    OTHER_USER_ID_FIELD_NUMBER: _builtins.int
     event_id: _builtins.str
     """UUID. For REDEEMED the redemption_id; for LOCKED the id of the request, which equals the lock_id
     when the request acquired the lock.
@@ -187,6 +196,8 @@ class AuditEvent(_message.Message):
     """Fencing number of the lock."""
     code_redemption_count: _builtins.int
     """REDEEMED, ROLLED_BACK: redemptions of the code right after."""
+    other_user_id: _builtins.str
+    """ASSIGNMENT_TRANSFERRED: the user who received it. ASSIGNED beside it: the user who gave it."""
     @_builtins.property
     def event_time(self) -> _timestamp_pb2.Timestamp:
         """The time of the change."""
@@ -233,10 +244,11 @@ class AuditEvent(_message.Message):
         code_redemption_count: _builtins.int = ...,
         expire_time: _timestamp_pb2.Timestamp | None = ...,
         metadata: _struct_pb2.Struct | None = ...,
+        other_user_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["discount", b"discount", "event_time", b"event_time", "expire_time", b"expire_time", "metadata", b"metadata", "order_amount", b"order_amount"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["book_id", b"book_id", "caller", b"caller", "code", b"code", "code_redemption_count", b"code_redemption_count", "discount", b"discount", "event_id", b"event_id", "event_time", b"event_time", "expire_time", b"expire_time", "fence", b"fence", "lock_id", b"lock_id", "metadata", b"metadata", "order_amount", b"order_amount", "order_id", b"order_id", "peer", b"peer", "redemption_id", b"redemption_id", "request_id", b"request_id", "state_after", b"state_after", "state_before", b"state_before", "type", b"type", "user_agent", b"user_agent", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["book_id", b"book_id", "caller", b"caller", "code", b"code", "code_redemption_count", b"code_redemption_count", "discount", b"discount", "event_id", b"event_id", "event_time", b"event_time", "expire_time", b"expire_time", "fence", b"fence", "lock_id", b"lock_id", "metadata", b"metadata", "order_amount", b"order_amount", "order_id", b"order_id", "other_user_id", b"other_user_id", "peer", b"peer", "redemption_id", b"redemption_id", "request_id", b"request_id", "state_after", b"state_after", "state_before", b"state_before", "type", b"type", "user_agent", b"user_agent", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

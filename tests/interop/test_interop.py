@@ -240,7 +240,14 @@ def assign_codes(caller: Caller, book_id: str, codes: list[str]) -> None:
     assert len(given["results"]) == 2
     coupons = caller.one("AssignmentService/ListUserCoupons", userId=user)["coupons"]
     assert len(coupons) == 2
-    caller.change("AssignmentService/RevokeAssignment", code=codes[1], userId=user)
+    receiver = unique("user")
+    caller.change(
+        "AssignmentService/TransferAssignment",
+        code=codes[1],
+        fromUserId=user,
+        toUserId=receiver,
+    )
+    caller.change("AssignmentService/RevokeAssignment", code=codes[1], userId=receiver)
 
 
 def lock_codes(caller: Caller, book_id: str, code: str) -> None:

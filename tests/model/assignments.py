@@ -8,7 +8,17 @@ from datetime import UTC, datetime
 from typing import Any
 from unicodedata import normalize
 
-from model.state import USES, Assignment, Code, Message, ModelState, Refusal, Unknown
+from model.state import (
+    USES,
+    Assignment,
+    Code,
+    Lock,
+    Message,
+    ModelState,
+    Refusal,
+    Token,
+    Unknown,
+)
 
 LIMITS = (
     "max_redemptions",
@@ -240,8 +250,11 @@ class Assignments(ModelState):
 
     # --- assignments ----------------------------------------------------------------------------
 
-    def why_no_assignment(self, user: str, book: Message, code: str = "") -> Iterator[Refusal]:
-        """Why this user cannot be given this code, or any; the first reason counts."""
+    def why_no_assignment(
+        self, user: str, book: Message, code: str = "", instead_of: str = ""
+    ) -> Iterator[Refusal]:
+        """Why this user cannot be given this code, or any; the first reason counts. `instead_of`:
+        the user who has it by now."""
         limits = book["limits"]
         yield from self._over(book)
         if code:
@@ -252,24 +265,36 @@ class Assignments(ModelState):
                 yield Refusal("CODE_ALREADY_ASSIGNED")
             if left == 0:
                 yield used_up(limits[USES])
-            if 0 < limits[USES] <= self.assignment_count(code):
+            if 0 < limits[USES] <= self.assignment_count(code) - bool(instead_of):
                 yield Refusal("CODE_ALREADY_ASSIGNED", limit=limits[USES])
             yield from reached("max_redemptions_per_user_per_code", limits, assignment.redemptions)
         mine = self.assignment_count(book_id=book["book_id"], user=user)
         yield from reached("max_assignments_per_user", limits, mine)
 
-    def give(self, code: str, user: str, metadata: Message, request_id: str) -> Message:
-        """The assignment, made."""
+    def give(
+        self,
+        code: str,
+        user: str,
+        metadata: Message,
+        request_id: str,
+        *,
+        before: str = "",
+        end: int | None = None,
+        by: str = "",
+    ) -> Message:
+        """The assignment, made. `before`: the state of the code, where it is not that of now;
+        `end`: of the assignment, where it is not the book's; `by`: the user who had it."""
         book = self.books[self.codes[code].book_id]
-        before = self.state(code)
+        before = before or self.state(code)
         assignment = self.assignments.setdefault((code, user), Assignment())
         validity = book["assigned_code_validity"]
         shown = self.codes[code].spelling or code
         names = {"code": code, "display_code": shown, "book_id": book["book_id"], "user_id": user}
-        end = self.now + validity if validity else 0
+        if end is None:
+            end = self.now + validity if validity else 0
         times = {"assign_time": self.now, "expire_time": end}
         assignment.state, assignment.given = "ACTIVE", {**names, **times, "metadata": metadata}
-        about = {"user_id": user, "expire_time": end, "metadata": metadata}
+        about = {"user_id": user, "expire_time": end, "metadata": metadata, "other_user_id": by}
         self._code_event("ASSIGNED", code, before, request_id, **about)
         return {"assignment": self.assignment_message(code, user)}
 
@@ -335,6 +360,72 @@ class Assignments(ModelState):
         answer = {"assignment": self.assignment_message(code, user)}
         self.once(key, user, lambda it: it.revoked_still(answer))
         return answer
+
+    def transfer(
+        self,
+        code: str,
+        book_id: str,
+        giver: str,
+        receiver: str,
+        token: Token | None,
+        metadata: Message,
+        request_id: str,
+    ) -> Message:
+        """TransferAssignment."""
+        if token and token.lock < 0:
+            raise Refusal("LOCK_TOKEN_MISMATCH")
+        _, book = self.find(code, book_id)
+        key = "ASSIGNMENT_TRANSFERRED", code, request_id
+        parameters = giver, receiver, book_id, metadata
+        if again := self.once(key, parameters, None):
+            return again
+        for refusal in self.why_no_transfer(code, book, giver, receiver, token):
+            raise refusal
+        before, given = self.state(code), self.assignments[code, giver]
+        if lock := self.held_by(code, giver):
+            self.release(lock, request_id)
+        given.state = "REVOKED"
+        end = given.given["expire_time"]
+        answer = self.give(code, receiver, metadata, request_id, before=before, end=end, by=giver)
+        about = {"user_id": giver, "other_user_id": receiver, "metadata": metadata}
+        self._code_event("ASSIGNMENT_TRANSFERRED", code, before, request_id, **about)
+        self.once(key, parameters, lambda it: it.assigned_still(answer))
+        return answer
+
+    def why_no_transfer(
+        self, code: str, book: Message, giver: str, receiver: str, token: Token | None
+    ) -> Iterator[Refusal]:
+        """Why the one cannot give the code to the other; the first reason counts."""
+        given = self.assignments.get((code, giver), Assignment())
+        if not given.state:
+            yield Refusal("ASSIGNMENT_NOT_FOUND")
+            return
+        if given.state != "ACTIVE":
+            yield Refusal("ASSIGNMENT_NOT_ACTIVE", state=given.state)
+        yield from self._validity_over(given)
+        shown = self.locks[token.lock] if token else None
+        if shown and (shown.message["code"], shown.message["user_id"]) != (code, giver):
+            yield Refusal("LOCK_TOKEN_MISMATCH")
+        held = self.held_by(code, giver)
+        if held and held is not shown:
+            left = held.message["expire_time"] - self.now
+            yield Refusal("CODE_LOCKED", retry_after_ms=left)
+        yield from self.why_no_assignment(receiver, book, code, instead_of=giver)
+
+    def held_by(self, code: str, user: str) -> Lock | None:
+        """The lock that a user holds on a code."""
+        for lock in self.locks:
+            whose = lock.message["code"], lock.message["user_id"]
+            if whose == (code, user) and self.lock_state(lock) == "HELD":
+                return lock
+        return None
+
+    def release(self, lock: Lock, request_id: str) -> None:
+        """Ends a lock that is held."""
+        lock.end = "RELEASED"
+        about = {key: lock.message[key] for key in ("user_id", "lock_id", "fence")}
+        code = lock.message["code"]
+        self._code_event("UNLOCKED", code, self.state(code), request_id, **about)
 
     def revoked_still(self, answer: Message) -> Message:
         """The answer, without what nobody knows when the code was assigned to the user anew."""

@@ -282,6 +282,45 @@ class Issuing(Program):
             lambda _: self.world.revoke(code, user, request_id),
         )
 
+    @step(
+        5,
+        which=PER_MILLE,
+        name=USERS,
+        kind=any_of(range(12)),
+        metadata=METADATA,
+        request_id=REQUEST_IDS,
+    )
+    def transfer(
+        self, which: int, name: str, kind: int, metadata: Message, request_id: str
+    ) -> None:
+        code, (giver, sent), request_id = self.code(which), self.user("ann"), self.fresh(request_id)
+        assigned = [key for key, it in self.world.assignments.items() if it.state]
+        live = [key for key in assigned if self.world.assignments[key].state == "ACTIVE"]
+        if assigned and which % 8:
+            known = live if live and which % 4 else assigned
+            code, giver = known[which % len(known)]
+            sent = self.spelled(giver)
+        receiver, spelled = self.user(name)
+        if receiver == giver:
+            return
+        (token, text), book_id = self.token(code, giver, kind), self.within(code, which)
+        request = assignments.TransferAssignmentRequest(
+            code=self.typed(code, which),
+            book_id=book_id,
+            from_user_id=sent,
+            to_user_id=spelled,
+            lock_token=text,
+            metadata=struct(**metadata),
+            request_id=request_id,
+        )
+        self.call(
+            self.api.assignments.TransferAssignment,
+            request,
+            lambda _: self.world.transfer(
+                code, book_id, giver, receiver, token, metadata, request_id
+            ),
+        )
+
 
 def book_request(book: Message) -> books.CouponBook:
     """A book of the model as a message."""

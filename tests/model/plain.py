@@ -253,8 +253,7 @@ class World(Assignments):
             return {"lock": self.lock_message(number), "replayed": True}
         if self.lock_state(lock) != "HELD":
             raise Refusal("LOCK_EXPIRED", state=self.lock_state(lock))
-        lock.end = "RELEASED"
-        self._lock_event("UNLOCKED", number, request_id)
+        self.release(lock, request_id)
         return {"lock": self.lock_message(number)}
 
     def sweep(self, book_id: str) -> None:

@@ -19,7 +19,9 @@ COMMON_TABLES: Final = f"""
         SELECT *,
             (type = {EventType.REDEEMED:d})::int - (type = {EventType.ROLLED_BACK:d})::int
                 AS redeemed,
-            (type = {EventType.ASSIGNED:d})::int - (type = {EventType.REVOKED:d})::int AS assigned
+            (type = {EventType.ASSIGNED:d})::int
+                - (type IN ({EventType.REVOKED:d}, {EventType.ASSIGNMENT_TRANSFERRED:d}))::int
+                AS assigned
         FROM redemption_audit WHERE book_id = ANY(%(books)s::uuid[])
     ), live AS (
         SELECT * FROM ledger AS done WHERE type = {EventType.REDEEMED:d} AND NOT EXISTS (
@@ -149,8 +151,16 @@ RULES: Final = {
     "a request has one effect": f"""
         SELECT caller, request_id, type, code, count(*) FROM ledger
         WHERE type IN ({EventType.CODE_DISABLED:d}, {EventType.CODE_ENABLED:d},
-            {EventType.REVOKED:d}, {EventType.REDEEMED:d})
+            {EventType.REVOKED:d}, {EventType.ASSIGNMENT_TRANSFERRED:d}, {EventType.REDEEMED:d})
         GROUP BY caller, request_id, type, code HAVING count(*) > 1
+    """,
+    "what was handed over was received by the other user at the same moment": f"""
+        SELECT given.code, given.user_id, given.other_user_id FROM ledger AS given
+        WHERE type = {EventType.ASSIGNMENT_TRANSFERRED:d} AND 1 <> (
+            SELECT count(*) FROM ledger AS received
+            WHERE received.type = {EventType.ASSIGNED:d}
+            AND (received.code, received.event_time) = (given.code, given.event_time)
+            AND (received.user_id, received.other_user_id) = (given.other_user_id, given.user_id))
     """,
     "a rollback has a redemption, which is rolled back once": f"""
         SELECT undone.redemption_id, count(*), count(done.event_id) FROM ledger AS undone

@@ -411,6 +411,16 @@ class Api:
             )
         )
 
+    def transfer(
+        self, code: str, giver: str, receiver: str, **fields: Any
+    ) -> assignments.TransferAssignmentResponse:
+        """Hand the code of a user over to another."""
+        return self.assignments.TransferAssignment(
+            assignments.TransferAssignmentRequest(
+                **_with_request_id(fields, code=code, from_user_id=giver, to_user_id=receiver)
+            )
+        )
+
     # --- redemptions ----------------------------------------------------------------------------
 
     def redeem_request(self, code: str, user_id: str, **fields: Any) -> Any:

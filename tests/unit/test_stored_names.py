@@ -73,7 +73,21 @@ def test_events_keep_their_names_and_numbers() -> None:
         "ROLLED_BACK": 17,
         "BOOK_RUNNING_LOW": 18,
         "BOOK_USED_UP": 19,
+        "ASSIGNMENT_TRANSFERRED": 21,
     }
+
+
+def test_a_repeat_of_a_transfer_is_recognised() -> None:
+    request = assignment_pb.TransferAssignmentRequest(
+        request_id="r-1",
+        code="summer-25",
+        from_user_id="ü",
+        to_user_id="bob",
+        book_id=str(BOOK),
+        metadata=METADATA,
+    )
+    command, _ = assignments.read_transfer(request, RPC)
+    assert ids(command) == ("1566ad3cea518b1bb93fdc6bd3d9ca3d", -4314038656095051882)
 
 
 def test_hashes_stay() -> None:

@@ -79,6 +79,33 @@ class AssignmentMethods:
             request_id=request_id or new_request_id(),
         )
 
+    @unary(pb.TransferAssignmentResponse)
+    @staticmethod
+    def transfer_assignment(
+        code: str,
+        from_user_id: str,
+        to_user_id: str,
+        *,
+        book_id: str = "",
+        business_id: str = "",
+        lock_token: str = "",
+        metadata: Metadata | None = None,
+        request_id: str = "",
+    ) -> pb.TransferAssignmentRequest:
+        """Hand the code of a user over to another, who keeps its expiry. CodeLocked while
+        `from_user_id` holds a lock on it whose token is not given; with it the lock is released.
+        """
+        return pb.TransferAssignmentRequest(
+            code=code,
+            from_user_id=from_user_id,
+            to_user_id=to_user_id,
+            book_id=book_id,
+            business_id=business_id,
+            lock_token=lock_token,
+            metadata=struct(metadata),
+            request_id=request_id or new_request_id(),
+        )
+
     @listing(pb.ListUserCouponsResponse, lambda page: page.coupons)
     @staticmethod
     def list_user_coupons(

@@ -21,6 +21,7 @@ from coupon_service.model import (
     EventType,
     Outcome,
     Revoke,
+    Transfer,
     bucket_of_book,
     done_of,
     earlier_attempts,
@@ -135,6 +136,36 @@ def read_revoke(request: pb.RevokeAssignmentRequest, rpc: RequestContext) -> Rev
         earlier=earlier_attempts(attempt, ids, (call.caller, request.user_id)),
         user_id=user_id,
     )
+
+
+def read_transfer(
+    request: pb.TransferAssignmentRequest, rpc: RequestContext
+) -> tuple[Transfer, str]:
+    """The command to hand a code over, without what the lock token says that is with it."""
+    fields = Fields()
+    call = rpc.call(fields.request_id(request.request_id))
+    code = fields.code("code", request.code)
+    book_id = fields.optional_uuid("book_id", request.book_id)
+    giver = fields.identifier("from_user_id", request.from_user_id)
+    receiver = fields.identifier("to_user_id", request.to_user_id)
+    if receiver == giver:
+        fields.refuse("to_user_id", "expected another user than from_user_id")
+    metadata = fields.metadata(request.metadata)
+    call = in_business(call, fields, request.business_id, book_id, rpc)
+    fields.check()
+    command = Transfer(
+        call=call,
+        code=code,
+        event_id=event_id(
+            bucket_of(code), EventType.ASSIGNMENT_TRANSFERRED, call.caller, call.request_id, code
+        ),
+        fingerprint=fingerprint(giver, receiver, book_id, metadata),
+        from_user_id=giver,
+        to_user_id=receiver,
+        book_id=book_id,
+        metadata=metadata,
+    )
+    return command, request.lock_token
 
 
 def read_list(

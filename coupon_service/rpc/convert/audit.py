@@ -78,6 +78,7 @@ def event_message(event: Event) -> pb.AuditEvent:
         code_redemption_count=event.code_redemptions or 0,
         expire_time=to_timestamp(event.expire_time) if event.expire_time else None,
         metadata=to_struct(event.metadata),
+        other_user_id=event.other_user_id or "",
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from coupon_service.batching import CommandLanes, LazyCommand
 from coupon_service.locks.service import LockService
+from coupon_service.locks.transfers import AssignmentTransfers
 from coupon_service.model import Assignment, Book, Code, CommandGroup, Done, done_of
 from coupon_service.rpc.context import current
 from coupon_service.rpc.convert import assignments as convert
@@ -30,12 +31,14 @@ class AssignmentServicer(AssignmentServiceServicer):
         commands: CommandLanes,
         reads: Reads,
         locks: LockService,
+        transfers: AssignmentTransfers,
         page_tokens: PageTokens,
         now: Callable[[], datetime],
     ) -> None:
         self._commands = commands
         self._reads = reads
         self._locks = locks
+        self._transfers = transfers
         self._page_tokens = page_tokens
         self._now = now
 
@@ -67,6 +70,14 @@ class AssignmentServicer(AssignmentServiceServicer):
     ) -> pb.RevokeAssignmentResponse:
         done = await self._carry_out(lazy_command(convert.read_revoke, request, current()))
         return pb.RevokeAssignmentResponse(
+            assignment=convert.done_assignment(done), replayed=done.replayed
+        )
+
+    async def TransferAssignment(
+        self, request: pb.TransferAssignmentRequest, context: Any
+    ) -> pb.TransferAssignmentResponse:
+        done = await self._transfers.transfer(*convert.read_transfer(request, current()))
+        return pb.TransferAssignmentResponse(
             assignment=convert.done_assignment(done), replayed=done.replayed
         )
 

@@ -26,6 +26,7 @@ from coupon_service.model import (
     Rollback,
     SetCodeEnabled,
     State,
+    Transfer,
 )
 from coupon_service.rules import decide
 from coupon_service.store.commands.apply import apply
@@ -41,6 +42,7 @@ EVENTS: Final[Mapping[type[Command], str]] = {
     Assign: EventType.ASSIGNED.name,
     AssignRandom: EventType.ASSIGNED.name,
     Revoke: EventType.REVOKED.name,
+    Transfer: EventType.ASSIGNMENT_TRANSFERRED.name,
 }
 """What each command is to write to the ledger; the others say it themselves."""
 

@@ -21,6 +21,7 @@ from coupon_service.model import (
     Revoke,
     Rollback,
     State,
+    Transfer,
     bucket_of_user,
 )
 from coupon_service.rules import book_named, find_code, hidden_key, is_hidden
@@ -28,6 +29,9 @@ from coupon_service.store.arrays import int_array, text_array, uuid_array
 from coupon_service.store.pipeline import Pipeline, Rows
 
 UserOfBook = tuple[UUID, str]
+
+Counted = Redeem | Lock | Rollback | Assign | Revoke | Transfer
+"""Commands about codes that have to do with what users have."""
 
 ENSURE_USERS: Final = """
 INSERT INTO coupon_user_counters (bucket, book_id, user_id)
@@ -83,7 +87,7 @@ def limited(
             if book is not None and command.call.business_id in ("", book.business_id):
                 users.add((book.book_id, command.user_id))
             continue
-        if not isinstance(command, (Redeem, Lock, Rollback, Assign, Revoke)):
+        if not isinstance(command, Counted):
             continue
         business_id = command.call.business_id
         found = find_code(command.code, book_named(command), business_id, state)
@@ -94,8 +98,15 @@ def limited(
             hidden.add(hidden_key(command, code))
             continue
         if book.limits.any_per_user:
-            users.add((book.book_id, command.user_id))
-        if book.limits.any_total and not isinstance(command, (Assign, Revoke)):
+            users.update((book.book_id, user_id) for user_id in _users_of(command))
+        if book.limits.any_total and isinstance(command, (Redeem, Lock, Rollback)):
             totals.add(book.book_id)
     state.hidden = frozenset(hidden)
     return users, totals
+
+
+def _users_of(command: Counted) -> tuple[str, ...]:
+    """Whose counts it has to do with."""
+    if isinstance(command, Transfer):
+        return command.from_user_id, command.to_user_id
+    return (command.user_id,)

@@ -31,8 +31,10 @@ from coupon_service.model import (
     Rollback,
     SetCodeEnabled,
     State,
+    Transfer,
     UserCounts,
     bucket_of_event,
+    receipt_id,
     rollback_id,
 )
 from coupon_service.model.codes import bucket_of
@@ -40,6 +42,7 @@ from coupon_service.store.arrays import int_array, text_array, uuid_array
 from coupon_service.store.commands.limit_counters import limited, select_totals, select_users
 from coupon_service.store.commands.orders import put_live_orders, select_orders
 from coupon_service.store.commands.random_codes import lock_candidates
+from coupon_service.store.commands.user_locks import select_user_locks
 from coupon_service.store.events import SELECT_LOCK_EVENTS
 from coupon_service.store.pipeline import Pipeline, Rows
 from coupon_service.store.rows import (
@@ -56,11 +59,14 @@ from coupon_service.store.rows import (
 from coupon_service.store.spellings import select_shown_codes, select_spellings
 from coupon_service.store.terms import terms_by_code
 
+SHOWING: Final = (Assign, Revoke, Transfer, SetCodeEnabled)
+"""Commands whose code is answered in its spelling."""
+
 
 @dataclass(slots=True)
 class ReadSet:
     """The keys of the rows that commands touch, each once. `shown`: codes that are answered in
-    their spelling."""
+    their spelling. `locks_of`: codes and users whose locks are of interest."""
 
     codes: set[str] = field(default_factory=set[str])
     shown: set[str] = field(default_factory=set[str])
@@ -69,6 +75,7 @@ class ReadSet:
     events: set[UUID] = field(default_factory=set[UUID])
     random_events: set[UUID] = field(default_factory=set[UUID])
     lock_ids: dict[UUID, str] = field(default_factory=dict[UUID, str])
+    locks_of: set[tuple[str, str]] = field(default_factory=set[tuple[str, str]])
     orders: set[tuple[str, str, str]] = field(default_factory=set[tuple[str, str, str]])
     candidates: Counter[UUID] = field(default_factory=Counter[UUID])
     fences: int = 0
@@ -84,7 +91,7 @@ def _wanted(commands: Iterable[Command]) -> ReadSet:
             continue
         wanted.codes.add(command.code)
         wanted.events.add(command.event_id)
-        if isinstance(command, (Redeem, Lock, Assign)) and command.book_id is not None:
+        if isinstance(command, (Redeem, Lock, Assign, Transfer)) and command.book_id is not None:
             wanted.books.add(command.book_id)
         if isinstance(command, (Redeem, Lock, Assign, Revoke, Rollback)) or (
             isinstance(command, ChangeLock) and command.type is EventType.LOCK_EXTENDED
@@ -104,7 +111,18 @@ def _wanted(commands: Iterable[Command]) -> ReadSet:
             wanted.fences += 1
         elif isinstance(command, ChangeLock):
             wanted.lock_ids[command.lock_id] = command.code
+        else:
+            _add_wanted_of_transfer(wanted, command)
     return wanted
+
+
+def _add_wanted_of_transfer(wanted: ReadSet, command: Command) -> None:
+    """What only a transfer needs: both users, and the locks of the giver."""
+    if isinstance(command, Transfer):
+        giver, receiver = command.from_user_id, command.to_user_id
+        wanted.assignments |= {(command.code, giver), (command.code, receiver)}
+        wanted.events.add(receipt_id(command.event_id))
+        wanted.locks_of.add((command.code, giver))
 
 
 async def load(
@@ -121,7 +139,7 @@ async def load(
     format never changes, from call to call.
     """
     wanted = _wanted(commands)
-    wanted.shown = {it.code for it in commands if isinstance(it, (Assign, Revoke, SetCodeEnabled))}
+    wanted.shown = {it.code for it in commands if isinstance(it, SHOWING)}
     spelled = [it for it in commands if it.earlier]
     for command in spelled:
         ids = wanted.random_events if isinstance(command, AssignRandom) else wanted.events
@@ -158,6 +176,7 @@ async def _load_named(
     )
     event_rows = _select_events(pipeline, wanted.events) if wanted.events else ()
     lock_rows = _select_lock_events(pipeline, wanted.lock_ids) if wanted.lock_ids else ()
+    user_lock_rows = select_user_locks(pipeline, wanted.locks_of, now) if wanted.locks_of else ()
     order_rows = select_orders(pipeline, wanted.orders) if wanted.orders else ()
     fences = _next_fences(pipeline, wanted.fences) if wanted.fences and lock else ()
 
@@ -177,6 +196,7 @@ async def _load_named(
     _put_assignments(assignment_rows, state)
     _put_events(event_rows, state)
     _put_lock_events(lock_rows, state)
+    _put_lock_events(user_lock_rows, state)
     put_live_orders(order_rows, state)
     state.fences = [row[0] for row in fences]
     state.fences.reverse()  # the decision takes them from the end
@@ -287,9 +307,11 @@ def _put_earlier(commands: Iterable[Command], state: State) -> None:
 
 
 def _put_lock_events(rows: Iterable[TupleRow], state: State) -> None:
+    """Puts the events of locks that are not there yet into the state."""
+    known = frozenset(state.lock_events)
     for row in rows:
         event = event_from_row(row)
-        if event.lock_id is not None:
+        if event.lock_id is not None and event.lock_id not in known:
             others = state.lock_events.get(event.lock_id, ())
             state.lock_events[event.lock_id] = (*others, event)
 

@@ -39,6 +39,7 @@ EXPECTED = {
     "AssignRandomCode": "I",
     "BatchAssignRandomCodes": "I",
     "RevokeAssignment": "I",
+    "TransferAssignment": "I",
     "ListUserCoupons": "IRAS",
     "ListAssignments": "IA",
     "ValidateCode": "RS",

@@ -173,6 +173,10 @@ REFUSED: dict[str, Callable[[Api, Things], Any]] = {
     "ListAssignments": lambda api, it: api.assignments.ListAssignments(
         assignments.ListAssignmentsRequest(book_id=it.book)
     ),
+    "TransferAssignment": lambda api, it: api.transfer(it.code, it.user, "bob"),
+    "TransferAssignment in its book": lambda api, it: api.transfer(
+        it.code, it.user, "bob", book_id=it.book
+    ),
     "LockCode": lambda api, it: api.lock(it.code, "bob"),
     "LockCode in its book": lambda api, it: api.lock(it.code, "bob", book_id=it.book),
     "ExtendLock": lambda api, it: api.redemptions.ExtendLock(

@@ -120,7 +120,10 @@ async def _assign(client: Either, book_id: str) -> None:
     assert all(it.HasField("assignment") for it in given.results)
     assert len(await client.list_user_coupons(user, page_size=1)) == 2
     assert len(await client.list_assignments(book_id, page_size=3)) == 4
-    revoked = await client.revoke_assignment(code, user)
+    receiver = unique("user")
+    handed_over = await client.transfer_assignment(code, user, receiver, metadata={"gift": True})
+    assert handed_over.assignment.user_id == receiver
+    revoked = await client.revoke_assignment(code, receiver)
     assert revoked.assignment.state == assignments.ASSIGNMENT_STATE_REVOKED
 
 

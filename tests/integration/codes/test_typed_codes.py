@@ -48,6 +48,7 @@ BY_CODE: dict[str, Callable[[Api, str], object]] = {
     "EnableCode": lambda api, code: api.enable(code),
     "AssignCode": lambda api, code: api.assign(code, "u"),
     "RevokeAssignment": lambda api, code: api.revoke(code, "u"),
+    "TransferAssignment": lambda api, code: api.transfer(code, "u", "v"),
     "LockCode": lambda api, code: api.lock(code, "u"),
     "RedeemCode": lambda api, code: api.redeem(code, "u"),
 }

@@ -115,6 +115,21 @@ def test_a_lock_that_is_ended_without_redis_is_worth_nothing(
         api.redeem(code, user, lock_token=held.lock_token)
 
 
+def test_a_lock_of_whoever_gives_the_code_away_is_seen_and_ended_without_redis(
+    api: Api, redis_server: EmbeddedRedis
+) -> None:
+    code, giver, receiver = api.code(lock_policy=OPTIONAL), unique("giver"), unique("receiver")
+    api.assign(code, giver)
+    held = api.lock(code, giver)
+    redis_server.kill()
+    with refused("CODE_LOCKED"):
+        api.transfer(code, giver, receiver)
+    api.transfer(code, giver, receiver, lock_token=held.lock_token)
+    assert get_lock(api, held.lock.lock_id).state == redemptions.LOCK_STATE_RELEASED
+    with refused("LOCK_EXPIRED"):
+        api.redeem(code, giver, lock_token=held.lock_token)
+
+
 def test_a_lock_that_was_ended_stays_so_beside_its_token_on_another_code(
     api: Api, redis_server: EmbeddedRedis
 ) -> None:

@@ -36,12 +36,19 @@ class Attempt:
     """A call that changes something, ready to be made.
 
     `call` and `others`, which have the same resource and other parameters, take the request_id.
+    `beside`: what is written to the ledger with the `event`.
     """
 
     book_id: str
     event: str
     call: Callable[[str], Any]
     others: list[Callable[[str], Any]] = field(default_factory=list[Callable[[str], Any]])
+    beside: tuple[str, ...] = ()
+
+    @property
+    def events(self) -> list[str]:
+        """What the ledger says of it."""
+        return sorted((self.event, *self.beside))
 
 
 # --- one attempt for each RPC that changes something --------------------------------------------
@@ -186,6 +193,23 @@ def revoke_assignment(api: Api) -> Attempt:
     return Attempt(book_id, "REVOKED", call, [functools.partial(call, user_id="bob")])
 
 
+def transfer_assignment(api: Api) -> Attempt:
+    book_id, code = _code(api)
+    for user_id in ("ann", "bob"):
+        api.assign(code, user_id)
+
+    def call(request_id: str, giver: str = "ann", receiver: str = "cat", **fields: Any) -> Any:
+        return api.transfer(code, giver, receiver, request_id=request_id, **fields)
+
+    other: list[Callable[[str], Any]] = [
+        functools.partial(call, giver="bob"),
+        functools.partial(call, receiver="dan"),
+        functools.partial(call, metadata={"a": 1}),
+        functools.partial(call, book_id=book_id),
+    ]
+    return Attempt(book_id, "ASSIGNMENT_TRANSFERRED", call, other, beside=("ASSIGNED",))
+
+
 def lock_code(api: Api) -> Attempt:
     book_id, code = _code(api)
     user_id, another = unique("user"), unique("another")
@@ -305,6 +329,7 @@ EVERY = (
     assign_random_code,
     batch_assign_random_codes,
     revoke_assignment,
+    transfer_assignment,
     lock_code,
     extend_lock,
     unlock_code,
@@ -332,11 +357,11 @@ def effects_of(api: Api, attempt: Attempt, request_id: str, answer: Any) -> list
     """What the ledger says of the attempt."""
     book_id = attempt.book_id or answer.coupon_book.book_id
     name = audit.AuditEventType.Name
-    return [
+    return sorted(
         name(event.type).removeprefix("AUDIT_EVENT_TYPE_")
         for event in api.events(book_id=book_id)
         if event.request_id == request_id
-    ]
+    )
 
 
 # --- what holds for every one of them -----------------------------------------------------------
@@ -350,7 +375,7 @@ def test_the_same_call_again_changes_nothing_and_is_answered_the_same(
     first, again = attempt.call(request_id), attempt.call(request_id)
     assert (first.replayed, again.replayed) == (False, True)
     assert without_replayed(first) == without_replayed(again)
-    assert effects_of(api, attempt, request_id, first) == [attempt.event]
+    assert effects_of(api, attempt, request_id, first) == attempt.events
 
 
 @every_change
@@ -365,7 +390,7 @@ def test_the_same_call_at_the_same_moment_has_one_effect_and_equal_answers(
     assert {without_replayed(it).SerializeToString(deterministic=True) for it in done} == {
         without_replayed(done[0]).SerializeToString(deterministic=True)
     }
-    assert effects_of(api, attempt, request_id, done[0]) == [attempt.event]
+    assert effects_of(api, attempt, request_id, done[0]) == attempt.events
 
 
 @every_change
@@ -377,7 +402,7 @@ def test_the_same_id_with_other_parameters_is_refused_and_changes_nothing(
     for other in attempt.others:
         with refused("REQUEST_ID_REUSED", StatusCode.INVALID_ARGUMENT):
             other(request_id)
-    assert effects_of(api, attempt, request_id, first) == [attempt.event]
+    assert effects_of(api, attempt, request_id, first) == attempt.events
     assert without_replayed(attempt.call(request_id)) == without_replayed(first)
 
 

@@ -24,6 +24,7 @@ from coupon_service.model import (
     Revoke,
     Rollback,
     SetCodeEnabled,
+    Transfer,
     bucket_of_book,
     event_id,
     fingerprint,
@@ -214,6 +215,26 @@ def revoke(code: str = "A", user: str = "ann", by: Call | None = None) -> Revoke
     by = by or call()
     attempt = _id(code, EventType.REVOKED, by)
     return Revoke(call=by, code=code, event_id=attempt, fingerprint=fingerprint(user), user_id=user)
+
+
+def transfer(
+    code: str = "A",
+    giver: str = "ann",
+    receiver: str = "bob",
+    by: Call | None = None,
+    **more: Any,
+) -> Transfer:
+    """The command of TransferAssignment."""
+    by = by or call()
+    return Transfer(
+        call=by,
+        code=code,
+        event_id=_id(code, EventType.ASSIGNMENT_TRANSFERRED, by),
+        fingerprint=fingerprint(giver, receiver, more.get("metadata")),
+        from_user_id=giver,
+        to_user_id=receiver,
+        **more,
+    )
 
 
 def disable(code: str = "A", by: Call | None = None) -> SetCodeEnabled:

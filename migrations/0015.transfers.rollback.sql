@@ -1,0 +1,1 @@
+ALTER TABLE redemption_audit DROP COLUMN other_user_id;
