@@ -66,6 +66,10 @@ class RedemptionNotFound(CouponServiceError):
     """No such redemption."""
 
 
+class UploadNotFound(CouponServiceError):
+    """No upload or generation of the coupon book has this request_id."""
+
+
 # --- failed precondition: the rules refuse it ---------------------------------------------------
 
 
@@ -179,6 +183,14 @@ class CodeSpaceExhausted(Refusal):
 
 class InvalidStateTransition(Refusal):
     """The current state does not allow the change."""
+
+
+class CodeHasHistory(Refusal):
+    """The code was assigned, locked or redeemed before: it can be disabled, but not deleted."""
+
+
+class UploadAmbiguous(Refusal):
+    """It cannot be told for sure which codes the upload has made."""
 
 
 # --- already exists -----------------------------------------------------------------------------

@@ -46,6 +46,7 @@ from coupon_service.rpc.servicers.redemptions import RedemptionServicer
 from coupon_service.security.tls import TlsError, TlsReader, read_certificate
 from coupon_service.settings import Settings
 from coupon_service.store.books import Books
+from coupon_service.store.bulk.code_changes import CodeChanger
 from coupon_service.store.bulk.exports import CodeExporter
 from coupon_service.store.bulk.generation import CodeGenerator
 from coupon_service.store.bulk.imports import CodeImporter
@@ -272,6 +273,7 @@ class Server:
                 CodeGenerator(self._database, lane, now),
                 CodeImporter(self._database, lane, now),
                 CodeExporter(lane),
+                CodeChanger(lane, now, self._metrics),
                 commands,
                 locks,
                 page_tokens,

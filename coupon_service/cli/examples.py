@@ -44,6 +44,12 @@ EXAMPLES: Final = {
     "CouponCodeService/ListCodes": '{"book_id": "BOOK_ID", "state": "assigned", "page_size": 20}',
     "CouponCodeService/DisableCode": '{"code": "WELCOME1"}',
     "CouponCodeService/EnableCode": '{"code": "WELCOME1"}',
+    "CouponCodeService/ChangeCodes": """{
+  "book_id": "BOOK_ID",
+  "change": "delete",
+  "filter": {"upload_request_id": "upload-1"},
+  "request_id": "undo-upload-1"
+}""",
     "AssignmentService/AssignCode": '{"code": "WELCOME1", "user_id": "ann"}',
     "AssignmentService/AssignRandomCode": """{
   "book_id": "BOOK_ID",

@@ -193,6 +193,10 @@ class RedemptionNotFound(NotFound):
     """No such redemption."""
 
 
+class UploadNotFound(NotFound):
+    """No upload or generation of the book has this request_id."""
+
+
 # --- reasons: refused ---------------------------------------------------------------------------
 
 
@@ -353,6 +357,17 @@ class AssignmentNotActive(Refused):
     """The assignment was made, and is no longer active: REDEEMED or REVOKED."""
 
     state: str = ""
+
+
+class CodeHasHistory(Refused):
+    """The code was assigned, locked or redeemed before: it can be disabled, but not deleted."""
+
+
+class UploadAmbiguous(Refused):
+    """It cannot be told for sure which codes the upload has made. `callers`: who made one with this
+    request_id, where there are several."""
+
+    callers: str = ""
 
 
 # --- reasons: already exists, invalid -----------------------------------------------------------

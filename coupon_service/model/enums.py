@@ -95,3 +95,14 @@ class EventType(IntEnum):
     BOOK_RUNNING_LOW = 18
     BOOK_USED_UP = 19
     ASSIGNMENT_TRANSFERRED = 21
+    CODES_DELETED = 23
+    CODES_CHANGED = 24
+
+
+class CodeChange(IntEnum):
+    """What is done to many codes of a book."""
+
+    DISABLE = 1
+    ENABLE = 2
+    DELETE = 3
+    REVOKE = 4

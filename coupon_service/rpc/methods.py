@@ -84,6 +84,7 @@ METHODS: Final[Mapping[str, Method]] = {
     "CouponCodeService/ListCodes": Method(_ISSUE | _AUDIT, _READS),
     "CouponCodeService/DisableCode": Method(_ISSUE, _CHANGES, LookUp.CODE),
     "CouponCodeService/EnableCode": Method(_ISSUE, _CHANGES, LookUp.CODE),
+    "CouponCodeService/ChangeCodes": Method(_ISSUE, _CHANGES, large=True, open_ended=True),
     "AssignmentService/AssignCode": Method(_ISSUE, _CHANGES, LookUp.CODE),
     "AssignmentService/AssignRandomCode": Method(_ISSUE, _CHANGES),
     "AssignmentService/BatchAssignRandomCodes": Method(_ISSUE, _CHANGES, large=True),

@@ -73,6 +73,7 @@ TABLE: Final[Mapping[type[CouponServiceError], Kind]] = dict(
             errors.AssignmentNotFound,
             errors.LockNotFound,
             errors.RedemptionNotFound,
+            errors.UploadNotFound,
         ),
         *_kinds(
             StatusCode.FAILED_PRECONDITION,
@@ -103,6 +104,8 @@ TABLE: Final[Mapping[type[CouponServiceError], Kind]] = dict(
             errors.OrderAlreadyRedeemed,
             errors.CodeSpaceExhausted,
             errors.InvalidStateTransition,
+            errors.CodeHasHistory,
+            errors.UploadAmbiguous,
         ),
         *_kinds(StatusCode.ALREADY_EXISTS, errors.CodeAlreadyAssigned, errors.DuplicateCode),
         *_kinds(

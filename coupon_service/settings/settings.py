@@ -121,8 +121,8 @@ class Settings(BaseSettings):
     )
     import_request_max_bytes: MessageBytes = Field(
         1_048_576,
-        description="Largest message of ImportCodes, BatchRedeemCodes, BatchAssignRandomCodes and"
-        " Checkout, in bytes.",
+        description="Largest message of ImportCodes, ChangeCodes, BatchRedeemCodes,"
+        " BatchAssignRandomCodes and Checkout, in bytes.",
     )
     default_deadline_ms: Milliseconds = Field(
         5_000,

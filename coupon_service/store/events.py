@@ -255,13 +255,18 @@ def _statement(wanted: AuditFilter) -> LiteralString | None:
     return None if wanted.business_id else ALL_EVENTS
 
 
-ONLY_FOR_REPEATS: Final = ("rejected", "min_length", "rows")
+ONLY_FOR_REPEATS: Final = {
+    EventType.CODES_IMPORTED: ("rejected", "min_length", "rows"),
+    EventType.CODES_DELETED: ("refusals", "after"),
+    EventType.CODES_CHANGED: ("refusals", "after"),
+}
 
 
 def _listed(event: Event) -> Event:
-    """Without what is recorded of an upload only to answer a repeat."""
-    if event.type is not EventType.CODES_IMPORTED or event.metadata is None:
+    """Without what is recorded of bulk work only to answer a repeat."""
+    if event.type not in ONLY_FOR_REPEATS or event.metadata is None:
         return event
+    left_out = ONLY_FOR_REPEATS[event.type]
     recorded = json.loads(event.metadata)
-    counts = {key: value for key, value in recorded.items() if key not in ONLY_FOR_REPEATS}
+    counts = {key: value for key, value in recorded.items() if key not in left_out}
     return replace(event, metadata=json.dumps(counts))

@@ -78,6 +78,12 @@ class _AuditEventTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AuditE
     """The assignment of a code was handed over, from `user_id` to `other_user_id`. Beside it there is an
     ASSIGNED of the receiver.
     """
+    AUDIT_EVENT_TYPE_CODES_DELETED: _AuditEventType.ValueType  # 23
+    """A chunk of codes was deleted by ChangeCodes; `metadata` has the `codes` and the counts."""
+    AUDIT_EVENT_TYPE_CODES_CHANGED: _AuditEventType.ValueType  # 24
+    """A chunk of codes was changed by ChangeCodes, each with an event of its own; `metadata` has the
+    counts.
+    """
 
 class AuditEventType(_AuditEventType, metaclass=_AuditEventTypeEnumTypeWrapper):
     """The type of a change."""
@@ -131,6 +137,12 @@ this happens, after a BOOK_RUNNING_LOW; `metadata` has `left` and `threshold`.
 AUDIT_EVENT_TYPE_ASSIGNMENT_TRANSFERRED: AuditEventType.ValueType  # 21
 """The assignment of a code was handed over, from `user_id` to `other_user_id`. Beside it there is an
 ASSIGNED of the receiver.
+"""
+AUDIT_EVENT_TYPE_CODES_DELETED: AuditEventType.ValueType  # 23
+"""A chunk of codes was deleted by ChangeCodes; `metadata` has the `codes` and the counts."""
+AUDIT_EVENT_TYPE_CODES_CHANGED: AuditEventType.ValueType  # 24
+"""A chunk of codes was changed by ChangeCodes, each with an event of its own; `metadata` has the
+counts.
 """
 Global___AuditEventType: _TypeAlias = AuditEventType  # noqa: Y015
 

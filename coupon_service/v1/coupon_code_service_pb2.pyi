@@ -105,6 +105,44 @@ that AssignCode would have.
 """
 Global___ImportOutcome: _TypeAlias = ImportOutcome  # noqa: Y015
 
+class _CodeChange:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _CodeChangeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CodeChange.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    CODE_CHANGE_UNSPECIFIED: _CodeChange.ValueType  # 0
+    """Not used."""
+    CODE_CHANGE_DISABLE: _CodeChange.ValueType  # 1
+    """As DisableCode."""
+    CODE_CHANGE_ENABLE: _CodeChange.ValueType  # 2
+    """As EnableCode."""
+    CODE_CHANGE_DELETE: _CodeChange.ValueType  # 3
+    """Removes codes that were never assigned, locked or redeemed, as if they had not been made; of
+    others CODE_HAS_HISTORY. They can be imported or generated again, by a request with another
+    request_id: a repeat of the one that made them answers as before, and makes nothing.
+    """
+    CODE_CHANGE_REVOKE: _CodeChange.ValueType  # 4
+    """As RevokeAssignment, for all active assignments of the codes."""
+
+class CodeChange(_CodeChange, metaclass=_CodeChangeEnumTypeWrapper):
+    """What ChangeCodes does to codes."""
+
+CODE_CHANGE_UNSPECIFIED: CodeChange.ValueType  # 0
+"""Not used."""
+CODE_CHANGE_DISABLE: CodeChange.ValueType  # 1
+"""As DisableCode."""
+CODE_CHANGE_ENABLE: CodeChange.ValueType  # 2
+"""As EnableCode."""
+CODE_CHANGE_DELETE: CodeChange.ValueType  # 3
+"""Removes codes that were never assigned, locked or redeemed, as if they had not been made; of
+others CODE_HAS_HISTORY. They can be imported or generated again, by a request with another
+request_id: a repeat of the one that made them answers as before, and makes nothing.
+"""
+CODE_CHANGE_REVOKE: CodeChange.ValueType  # 4
+"""As RevokeAssignment, for all active assignments of the codes."""
+Global___CodeChange: _TypeAlias = CodeChange  # noqa: Y015
+
 @_typing.final
 class CouponCode(_message.Message):
     """One code of a book."""
@@ -887,3 +925,201 @@ class EnableCodeResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___EnableCodeResponse: _TypeAlias = EnableCodeResponse  # noqa: Y015
+
+@_typing.final
+class CodeFilter(_message.Message):
+    """Which codes of a book. All that is set has to hold, and something has to be set."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATE_FIELD_NUMBER: _builtins.int
+    UPLOAD_REQUEST_ID_FIELD_NUMBER: _builtins.int
+    UPLOAD_CALLER_FIELD_NUMBER: _builtins.int
+    ASSIGNED_BEFORE_FIELD_NUMBER: _builtins.int
+    PREFIX_FIELD_NUMBER: _builtins.int
+    state: Global___CouponCodeState.ValueType
+    """In this stored state."""
+    upload_request_id: _builtins.str
+    """Made by the ImportCodes or GenerateCodes with this request_id. UPLOAD_NOT_FOUND when the book has
+    none.
+    """
+    upload_caller: _builtins.str
+    """The caller of that, as ListAuditEvents tells it. Empty: the caller of this call where it made one,
+    or else the only one who did. UPLOAD_AMBIGUOUS when several others did.
+    """
+    prefix: _builtins.str
+    """Beginning with this, as typed: "SUMMER-" are those that begin with SUMMER."""
+    @_builtins.property
+    def assigned_before(self) -> _timestamp_pb2.Timestamp:
+        """With an active assignment that was made before this time; REVOKE revokes only such assignments."""
+
+    def __init__(
+        self,
+        *,
+        state: Global___CouponCodeState.ValueType = ...,
+        upload_request_id: _builtins.str = ...,
+        upload_caller: _builtins.str = ...,
+        assigned_before: _timestamp_pb2.Timestamp | None = ...,
+        prefix: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["assigned_before", b"assigned_before"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assigned_before", b"assigned_before", "prefix", b"prefix", "state", b"state", "upload_caller", b"upload_caller", "upload_request_id", b"upload_request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CodeFilter: _TypeAlias = CodeFilter  # noqa: Y015
+
+@_typing.final
+class CodeList(_message.Message):
+    """Codes by name."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CODES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def codes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """As typed, 1-1,000. One that comes twice counts once."""
+
+    def __init__(
+        self,
+        *,
+        codes: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["codes", b"codes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CodeList: _TypeAlias = CodeList  # noqa: Y015
+
+@_typing.final
+class ChangeCodesRequest(_message.Message):
+    """Request of ChangeCodes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BOOK_ID_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    CHANGE_FIELD_NUMBER: _builtins.int
+    LIST_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    book_id: _builtins.str
+    """The book."""
+    request_id: _builtins.str
+    """See CouponBookService. Required, but not with `validate_only`: it is what makes a broken call
+    resumable.
+    """
+    change: Global___CodeChange.ValueType
+    """What is to be done."""
+    validate_only: _builtins.bool
+    """A dry run: the messages tell what would be done, and nothing is."""
+    @_builtins.property
+    def list(self) -> Global___CodeList:
+        """These codes."""
+
+    @_builtins.property
+    def filter(self) -> Global___CodeFilter:
+        """All that match, each when its chunk is carried out. Codes that are made meanwhile may be missed."""
+
+    def __init__(
+        self,
+        *,
+        book_id: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        change: Global___CodeChange.ValueType = ...,
+        list: Global___CodeList | None = ...,
+        filter: Global___CodeFilter | None = ...,
+        validate_only: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "list", b"list", "target", b"target"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["book_id", b"book_id", "change", b"change", "filter", b"filter", "list", b"list", "request_id", b"request_id", "target", b"target", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_target: _TypeAlias = _typing.Literal["list", "filter"]  # noqa: Y015
+    _WhichOneofArgType_target: _TypeAlias = _typing.Literal["target", b"target"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_target) -> _WhichOneofReturnType_target | None: ...
+
+Global___ChangeCodesRequest: _TypeAlias = ChangeCodesRequest  # noqa: Y015
+
+@_typing.final
+class RefusedCode(_message.Message):
+    """A code that was not changed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CODE_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    code: _builtins.str
+    """As it stands in the list of the request, or normalised."""
+    @_builtins.property
+    def error(self) -> _error_reason_pb2.ItemError:
+        """The reason."""
+
+    def __init__(
+        self,
+        *,
+        code: _builtins.str = ...,
+        error: _error_reason_pb2.ItemError | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "error", b"error"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RefusedCode: _TypeAlias = RefusedCode  # noqa: Y015
+
+@_typing.final
+class ChangeCodesResponse(_message.Message):
+    """Progress of ChangeCodes: what became of a chunk of codes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHUNK_NUMBER_FIELD_NUMBER: _builtins.int
+    CHANGED_COUNT_FIELD_NUMBER: _builtins.int
+    REFUSED_FIELD_NUMBER: _builtins.int
+    TOTAL_CHANGED_COUNT_FIELD_NUMBER: _builtins.int
+    TOTAL_REFUSED_COUNT_FIELD_NUMBER: _builtins.int
+    TOTAL_EXAMINED_COUNT_FIELD_NUMBER: _builtins.int
+    REPLAYED_FIELD_NUMBER: _builtins.int
+    DONE_FIELD_NUMBER: _builtins.int
+    chunk_number: _builtins.int
+    """From 1. 0 in a message that tells nothing but how far the search for matching codes has come."""
+    changed_count: _builtins.int
+    """Codes of this chunk that were changed; with REVOKE, assignments."""
+    total_changed_count: _builtins.int
+    """Codes of all chunks so far that were changed; with REVOKE, assignments."""
+    total_refused_count: _builtins.int
+    """Codes of all chunks so far that were refused."""
+    total_examined_count: _builtins.int
+    """Codes of the list or the book that were looked at so far."""
+    replayed: _builtins.bool
+    """True when this chunk had been committed by an earlier call."""
+    done: _builtins.bool
+    """True in the last message."""
+    @_builtins.property
+    def refused(self) -> _containers.RepeatedCompositeFieldContainer[Global___RefusedCode]:
+        """Codes of this chunk that were not, at most 200."""
+
+    def __init__(
+        self,
+        *,
+        chunk_number: _builtins.int = ...,
+        changed_count: _builtins.int = ...,
+        refused: _abc.Iterable[Global___RefusedCode] | None = ...,
+        total_changed_count: _builtins.int = ...,
+        total_refused_count: _builtins.int = ...,
+        total_examined_count: _builtins.int = ...,
+        replayed: _builtins.bool = ...,
+        done: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changed_count", b"changed_count", "chunk_number", b"chunk_number", "done", b"done", "refused", b"refused", "replayed", b"replayed", "total_changed_count", b"total_changed_count", "total_examined_count", b"total_examined_count", "total_refused_count", b"total_refused_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChangeCodesResponse: _TypeAlias = ChangeCodesResponse  # noqa: Y015

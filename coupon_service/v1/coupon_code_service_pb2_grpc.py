@@ -82,6 +82,11 @@ class CouponCodeServiceStub:
                 request_serializer=coupon__service_dot_v1_dot_coupon__code__service__pb2.EnableCodeRequest.SerializeToString,
                 response_deserializer=coupon__service_dot_v1_dot_coupon__code__service__pb2.EnableCodeResponse.FromString,
                 _registered_method=True)
+        self.ChangeCodes = channel.unary_stream(
+                '/coupon_service.v1.CouponCodeService/ChangeCodes',
+                request_serializer=coupon__service_dot_v1_dot_coupon__code__service__pb2.ChangeCodesRequest.SerializeToString,
+                response_deserializer=coupon__service_dot_v1_dot_coupon__code__service__pb2.ChangeCodesResponse.FromString,
+                _registered_method=True)
 
 
 class CouponCodeServiceServicer:
@@ -167,6 +172,19 @@ class CouponCodeServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ChangeCodes(self, request, context):
+        """Disables, enables or deletes many codes of a book, or revokes their assignments: those of a list,
+        or all that match a filter. As the call for one code does it, in committed chunks, with a message
+        after each that names the codes that were refused, and why; in any state of the book. When the
+        connection breaks, call again with the same request: it first answers for the committed chunks
+        again (`replayed`), then goes on. Resource of the request_id: the book. BOOK_NOT_FOUND,
+        UPLOAD_NOT_FOUND, UPLOAD_AMBIGUOUS. Of a code: CODE_NOT_FOUND, INVALID_STATE_TRANSITION,
+        CODE_HAS_HISTORY, ASSIGNMENT_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_CouponCodeServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -209,6 +227,11 @@ def add_CouponCodeServiceServicer_to_server(servicer, server):
                     servicer.EnableCode,
                     request_deserializer=coupon__service_dot_v1_dot_coupon__code__service__pb2.EnableCodeRequest.FromString,
                     response_serializer=coupon__service_dot_v1_dot_coupon__code__service__pb2.EnableCodeResponse.SerializeToString,
+            ),
+            'ChangeCodes': grpc.unary_stream_rpc_method_handler(
+                    servicer.ChangeCodes,
+                    request_deserializer=coupon__service_dot_v1_dot_coupon__code__service__pb2.ChangeCodesRequest.FromString,
+                    response_serializer=coupon__service_dot_v1_dot_coupon__code__service__pb2.ChangeCodesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -435,6 +458,33 @@ class CouponCodeService:
             '/coupon_service.v1.CouponCodeService/EnableCode',
             coupon__service_dot_v1_dot_coupon__code__service__pb2.EnableCodeRequest.SerializeToString,
             coupon__service_dot_v1_dot_coupon__code__service__pb2.EnableCodeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ChangeCodes(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/coupon_service.v1.CouponCodeService/ChangeCodes',
+            coupon__service_dot_v1_dot_coupon__code__service__pb2.ChangeCodesRequest.SerializeToString,
+            coupon__service_dot_v1_dot_coupon__code__service__pb2.ChangeCodesResponse.FromString,
             options,
             channel_credentials,
             insecure,

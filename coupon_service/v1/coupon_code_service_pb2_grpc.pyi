@@ -77,6 +77,15 @@ class CouponCodeServiceStub:
     """Reverts DisableCode: the code is AVAILABLE, ASSIGNED or REDEEMED again, by its counts.
     CODE_NOT_FOUND; INVALID_STATE_TRANSITION when it is not disabled.
     """
+    ChangeCodes: _grpc.UnaryStreamMultiCallable[_coupon_code_service_pb2.ChangeCodesRequest, _coupon_code_service_pb2.ChangeCodesResponse]
+    """Disables, enables or deletes many codes of a book, or revokes their assignments: those of a list,
+    or all that match a filter. As the call for one code does it, in committed chunks, with a message
+    after each that names the codes that were refused, and why; in any state of the book. When the
+    connection breaks, call again with the same request: it first answers for the committed chunks
+    again (`replayed`), then goes on. Resource of the request_id: the book. BOOK_NOT_FOUND,
+    UPLOAD_NOT_FOUND, UPLOAD_AMBIGUOUS. Of a code: CODE_NOT_FOUND, INVALID_STATE_TRANSITION,
+    CODE_HAS_HISTORY, ASSIGNMENT_NOT_FOUND.
+    """
 
 @_typing.type_check_only
 class CouponCodeServiceAsyncStub(CouponCodeServiceStub):
@@ -126,6 +135,15 @@ class CouponCodeServiceAsyncStub(CouponCodeServiceStub):
     EnableCode: _aio.UnaryUnaryMultiCallable[_coupon_code_service_pb2.EnableCodeRequest, _coupon_code_service_pb2.EnableCodeResponse]  # type: ignore[assignment]
     """Reverts DisableCode: the code is AVAILABLE, ASSIGNED or REDEEMED again, by its counts.
     CODE_NOT_FOUND; INVALID_STATE_TRANSITION when it is not disabled.
+    """
+    ChangeCodes: _aio.UnaryStreamMultiCallable[_coupon_code_service_pb2.ChangeCodesRequest, _coupon_code_service_pb2.ChangeCodesResponse]  # type: ignore[assignment]
+    """Disables, enables or deletes many codes of a book, or revokes their assignments: those of a list,
+    or all that match a filter. As the call for one code does it, in committed chunks, with a message
+    after each that names the codes that were refused, and why; in any state of the book. When the
+    connection breaks, call again with the same request: it first answers for the committed chunks
+    again (`replayed`), then goes on. Resource of the request_id: the book. BOOK_NOT_FOUND,
+    UPLOAD_NOT_FOUND, UPLOAD_AMBIGUOUS. Of a code: CODE_NOT_FOUND, INVALID_STATE_TRANSITION,
+    CODE_HAS_HISTORY, ASSIGNMENT_NOT_FOUND.
     """
 
 class CouponCodeServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -221,6 +239,21 @@ class CouponCodeServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_coupon_code_service_pb2.EnableCodeResponse, _abc.Awaitable[_coupon_code_service_pb2.EnableCodeResponse]]:
         """Reverts DisableCode: the code is AVAILABLE, ASSIGNED or REDEEMED again, by its counts.
         CODE_NOT_FOUND; INVALID_STATE_TRANSITION when it is not disabled.
+        """
+
+    @_abc_1.abstractmethod
+    def ChangeCodes(
+        self,
+        request: _coupon_code_service_pb2.ChangeCodesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_coupon_code_service_pb2.ChangeCodesResponse], _abc.AsyncIterator[_coupon_code_service_pb2.ChangeCodesResponse]]:
+        """Disables, enables or deletes many codes of a book, or revokes their assignments: those of a list,
+        or all that match a filter. As the call for one code does it, in committed chunks, with a message
+        after each that names the codes that were refused, and why; in any state of the book. When the
+        connection breaks, call again with the same request: it first answers for the committed chunks
+        again (`replayed`), then goes on. Resource of the request_id: the book. BOOK_NOT_FOUND,
+        UPLOAD_NOT_FOUND, UPLOAD_AMBIGUOUS. Of a code: CODE_NOT_FOUND, INVALID_STATE_TRANSITION,
+        CODE_HAS_HISTORY, ASSIGNMENT_NOT_FOUND.
         """
 
 def add_CouponCodeServiceServicer_to_server(servicer: CouponCodeServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -135,6 +135,18 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """[FAILED_PRECONDITION] It is outside the opening hours of the book's `schedule`, and, with the token
     of a lock that is held, was so when the lock was acquired. Metadata: `next_open_time` (RFC 3339).
     """
+    ERROR_REASON_CODE_HAS_HISTORY: _ErrorReason.ValueType  # 125
+    """[FAILED_PRECONDITION] The code was assigned, locked or redeemed before, so that it cannot be
+    deleted; it can be disabled. Of codes of ChangeCodes.
+    """
+    ERROR_REASON_UPLOAD_NOT_FOUND: _ErrorReason.ValueType  # 126
+    """[NOT_FOUND] No upload or generation of the book has this request_id."""
+    ERROR_REASON_UPLOAD_AMBIGUOUS: _ErrorReason.ValueType  # 127
+    """[FAILED_PRECONDITION] It cannot be told for sure which codes the upload has made: several callers
+    made one with this request_id, and `upload_caller` does not name one of them, or another upload
+    of the book marks its codes in the same way, which is as likely as 1 in 4 * 10^9. Metadata:
+    `callers`, where there are several, with commas between them.
+    """
     ERROR_REASON_CODE_ALREADY_ASSIGNED: _ErrorReason.ValueType  # 40
     """[ALREADY_EXISTS] The code is assigned to this user already, or to as many users as it has
     redemptions.
@@ -306,6 +318,18 @@ ERROR_REASON_CODE_NOT_STARTED: ErrorReason.ValueType  # 130
 ERROR_REASON_OUTSIDE_SCHEDULE: ErrorReason.ValueType  # 110
 """[FAILED_PRECONDITION] It is outside the opening hours of the book's `schedule`, and, with the token
 of a lock that is held, was so when the lock was acquired. Metadata: `next_open_time` (RFC 3339).
+"""
+ERROR_REASON_CODE_HAS_HISTORY: ErrorReason.ValueType  # 125
+"""[FAILED_PRECONDITION] The code was assigned, locked or redeemed before, so that it cannot be
+deleted; it can be disabled. Of codes of ChangeCodes.
+"""
+ERROR_REASON_UPLOAD_NOT_FOUND: ErrorReason.ValueType  # 126
+"""[NOT_FOUND] No upload or generation of the book has this request_id."""
+ERROR_REASON_UPLOAD_AMBIGUOUS: ErrorReason.ValueType  # 127
+"""[FAILED_PRECONDITION] It cannot be told for sure which codes the upload has made: several callers
+made one with this request_id, and `upload_caller` does not name one of them, or another upload
+of the book marks its codes in the same way, which is as likely as 1 in 4 * 10^9. Metadata:
+`callers`, where there are several, with commas between them.
 """
 ERROR_REASON_CODE_ALREADY_ASSIGNED: ErrorReason.ValueType  # 40
 """[ALREADY_EXISTS] The code is assigned to this user already, or to as many users as it has

@@ -35,7 +35,7 @@ def call(api: Api, method: str, request: Message) -> Any:
     """Call an RPC by its name, such as "books.GetCouponBook"."""
     service, _, name = method.partition(".")
     answer = getattr(getattr(api, service), name)(request)
-    return list(answer) if name in ("GenerateCodes", "ExportCodes") else answer
+    return list(answer) if name in ("GenerateCodes", "ExportCodes", "ChangeCodes") else answer
 
 
 def bad_fields(api: Api, method: str, request: Message) -> list[str]:

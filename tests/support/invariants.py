@@ -152,7 +152,10 @@ RULES: Final = {
         SELECT caller, request_id, type, code, count(*) FROM ledger
         WHERE type IN ({EventType.CODE_DISABLED:d}, {EventType.CODE_ENABLED:d},
             {EventType.REVOKED:d}, {EventType.ASSIGNMENT_TRANSFERRED:d}, {EventType.REDEEMED:d})
-        GROUP BY caller, request_id, type, code HAVING count(*) > 1
+        -- ChangeCodes revokes all assignments of a code.
+        GROUP BY caller, request_id, type, code,
+            CASE WHEN type = {EventType.REVOKED:d} THEN user_id END
+        HAVING count(*) > 1
     """,
     "what was handed over was received by the other user at the same moment": f"""
         SELECT given.code, given.user_id, given.other_user_id FROM ledger AS given

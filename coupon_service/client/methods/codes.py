@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime
 from typing import Final
 
 from coupon_service.client.rpc import listing, unary, upload
-from coupon_service.client.values import new_request_id
+from coupon_service.client.values import new_request_id, timestamp
 from coupon_service.v1 import coupon_book_service_pb2 as books
 from coupon_service.v1 import coupon_code_service_pb2 as pb
 
@@ -114,6 +115,44 @@ class CouponCodeMethods:
         return pb.EnableCodeRequest(
             code=code, business_id=business_id, request_id=request_id or new_request_id()
         )
+
+    @listing(pb.ChangeCodesResponse, lambda progress: (progress,))
+    @staticmethod
+    def change_codes(
+        book_id: str,
+        change: pb.CodeChange.ValueType,
+        *,
+        codes: Iterable[str] | None = None,
+        state: pb.CouponCodeState.ValueType = pb.COUPON_CODE_STATE_UNSPECIFIED,
+        upload_request_id: str = "",
+        upload_caller: str = "",
+        assigned_before: datetime | None = None,
+        prefix: str = "",
+        validate_only: bool = False,
+        request_id: str = "",
+    ) -> pb.ChangeCodesRequest:
+        """Disable, enable, delete or revoke up to 1,000 `codes` of a book, or without a list all
+        that match the filter, with a message after each committed chunk. It is done when the
+        iterator ends. One that was abandoned goes on where it was with the same `request_id`.
+        """
+        request = pb.ChangeCodesRequest(
+            book_id=book_id,
+            change=change,
+            validate_only=validate_only,
+            request_id=request_id or new_request_id(),
+        )
+        if codes is not None:
+            request.list.codes.extend(codes)
+        else:
+            wanted = pb.CodeFilter(
+                state=state,
+                upload_request_id=upload_request_id,
+                upload_caller=upload_caller,
+                assigned_before=timestamp(assigned_before),
+                prefix=prefix,
+            )
+            request.filter.CopyFrom(wanted)
+        return request
 
 
 def _chunks(codes: Iterable[str | pb.NewCode]) -> Iterator[pb.ImportChunk]:

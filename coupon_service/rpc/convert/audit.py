@@ -20,6 +20,8 @@ ABOUT_BOOKS = frozenset(
         EventType.BOOK_CLOSED,
         EventType.CODES_GENERATED,
         EventType.CODES_IMPORTED,
+        EventType.CODES_DELETED,
+        EventType.CODES_CHANGED,
         EventType.BOOK_RUNNING_LOW,
         EventType.BOOK_USED_UP,
     }

@@ -17,10 +17,12 @@ from coupon_service.locks.service import LockService
 from coupon_service.model import CommandGroup, EventType, SetCodeEnabled, done_of
 from coupon_service.model.codes import CodeFormat, check_capacity, generate
 from coupon_service.rpc.context import current
+from coupon_service.rpc.convert import code_changes as convert_changes
 from coupon_service.rpc.convert import codes as convert
 from coupon_service.rpc.paging import PageTokens
 from coupon_service.rules import effective_code_state
 from coupon_service.store.books import Books
+from coupon_service.store.bulk.code_changes import CodeChanger
 from coupon_service.store.bulk.dry_runs import DryRuns
 from coupon_service.store.bulk.exports import CodeExporter
 from coupon_service.store.bulk.generation import CodeGenerator
@@ -44,6 +46,7 @@ class CouponCodeServicer(CouponCodeServiceServicer):
         generator: CodeGenerator,
         importer: CodeImporter,
         exporter: CodeExporter,
+        changer: CodeChanger,
         commands: CommandLanes,
         locks: LockService,
         page_tokens: PageTokens,
@@ -54,6 +57,7 @@ class CouponCodeServicer(CouponCodeServiceServicer):
         self._generator = generator
         self._importer = importer
         self._exporter = exporter
+        self._changer = changer
         self._commands = commands
         self._locks = locks
         self._page_tokens = page_tokens
@@ -154,6 +158,14 @@ class CouponCodeServicer(CouponCodeServiceServicer):
         command = convert.read_set_enabled(request, EventType.CODE_ENABLED, current())
         message, replayed = await self._set_enabled(command)
         return pb.EnableCodeResponse(coupon_code=message, replayed=replayed)
+
+    async def ChangeCodes(
+        self, request: pb.ChangeCodesRequest, context: Any
+    ) -> AsyncIterator[pb.ChangeCodesResponse]:
+        changes = convert_changes.read_changes(request, current())
+        async with aclosing(self._changer.change(changes)) as chunks:
+            async for progress in chunks:
+                yield convert_changes.progress_message(progress)
 
     async def _set_enabled(self, command: SetCodeEnabled) -> tuple[pb.CouponCode, bool]:
         (outcome,) = await self._commands.submit(CommandGroup((command,)))

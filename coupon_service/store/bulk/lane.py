@@ -81,6 +81,16 @@ class BulkLane:
         """As Database.read, for whoever has the turn."""
         return await self._database.read(name, work)
 
+    async def whole_transaction(self, name: str, work: Work[T]) -> T:
+        """As `transaction`, for one that holds up others as long as it takes: the rest comes after
+        it."""
+        began_s = perf_counter()
+        done = await self.transaction(name, work)
+        took_s = perf_counter() - began_s
+        await self.read("others_at_work", self._look)
+        await self._rest(took_s)
+        return done
+
     async def steps(self, items: Sequence[T], size: int) -> AsyncGenerator[Sequence[T]]:
         """The items in steps of so many, with a rest after what is done with each step."""
         for start in range(0, len(items), size):
@@ -93,8 +103,11 @@ class BulkLane:
         """For a step of work in PostgreSQL: with a look at what others do, and a rest after it."""
         began_s = perf_counter()
         yield
-        self._load += (await others_at_work(connection) - self._load) * SAMPLE_WEIGHT
+        await self._look(connection)
         await self._rest(perf_counter() - began_s)
+
+    async def _look(self, connection: Connection) -> None:
+        self._load += (await others_at_work(connection) - self._load) * SAMPLE_WEIGHT
 
     async def _rest(self, step_s: float) -> None:
         """Others get their turn of the event loop in any case."""

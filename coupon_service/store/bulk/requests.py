@@ -1,4 +1,4 @@
-"""A call that makes codes in chunks, each of them one transaction.
+"""A call that makes or changes codes in chunks, each of them one transaction.
 
 The ledger row of a chunk, whose id names the request and the number of the chunk, is what makes it
 happen once; calling again goes on behind the chunks that are there.
@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import chain, takewhile
 from typing import Any
 from uuid import UUID
 
@@ -31,7 +32,7 @@ from coupon_service.store.pipeline import Connection
 
 @dataclass(frozen=True, slots=True)
 class ChunkedRequest:
-    """A call of GenerateCodes or ImportCodes; `tag` marks its codes as made by it."""
+    """A call of GenerateCodes, ImportCodes or ChangeCodes; `tag` marks codes as made by it."""
 
     call: Call
     book_id: UUID
@@ -39,8 +40,8 @@ class ChunkedRequest:
 
     @property
     def tag(self) -> int:
-        """A signed 32-bit hash of what names the request."""
-        return fingerprint(self.call.caller, self.call.request_id, self.book_id) >> 32
+        """See `source_tag`."""
+        return source_tag(self.call.caller, self.call.request_id, self.book_id)
 
     def event_id(self, event: EventType, chunk: int) -> UUID:
         """The id of the ledger row of a chunk."""
@@ -56,10 +57,21 @@ class ChunkedRequest:
 
     async def recorded(self, connection: Connection, event: EventType, chunk: int) -> Event | None:
         """The ledger row of a chunk, if it is committed. Raises RequestIdReused."""
-        found = await select_events_by_id(connection, self.attempts(event, chunk))
+        return next(iter(await self.recorded_from(connection, event, chunk, 1)), None)
+
+    async def recorded_from(
+        self, connection: Connection, event: EventType, first: int, count: int
+    ) -> list[Event]:
+        """The ledger rows of up to so many chunks, from this one to the first that is missing.
+
+        Raises RequestIdReused.
+        """
+        attempts = [self.attempts(event, chunk) for chunk in range(first, first + count)]
+        found = await select_events_by_id(connection, chain.from_iterable(attempts))
         if any(it.fingerprint != self.fingerprint for it in found.values()):
             raise RequestIdReused
-        return next(iter(found.values()), None)
+        rows = (next(filter(None, map(found.get, ids)), None) for ids in attempts)
+        return [it for it in takewhile(bool, rows) if it is not None]
 
     def event(
         self, event: EventType, chunk: int, now: datetime, metadata: Mapping[str, Any]
@@ -77,6 +89,11 @@ class ChunkedRequest:
             fingerprint=self.fingerprint,
             metadata=json.dumps(metadata),
         )
+
+
+def source_tag(caller: str, request_id: str, book_id: UUID) -> int:
+    """A signed 32-bit hash of what names a request that makes codes."""
+    return fingerprint(caller, request_id, book_id) >> 32
 
 
 def refuse_closed(book: Book) -> None:

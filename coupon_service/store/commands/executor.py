@@ -76,7 +76,7 @@ class Executor:
             return outcomes
 
         outcomes = await self._database.batch("commands", work)
-        self._metrics.commands_decided(_counted(groups, outcomes))
+        self._metrics.commands_decided(counted(groups, outcomes))
         return outcomes
 
     async def preview(self, groups: Sequence[CommandGroup]) -> list[State]:
@@ -94,7 +94,7 @@ class Executor:
         return [await self._database.read_at_once("preview", work)] * len(groups)
 
 
-def _counted(
+def counted(
     groups: Sequence[CommandGroup], outcomes: Sequence[Sequence[Outcome]]
 ) -> Counter[tuple[str, str, str]]:
     """How often there was which event, outcome and reason. Who has to come again will be then."""

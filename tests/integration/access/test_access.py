@@ -35,6 +35,7 @@ EXPECTED = {
     "ListCodes": "IA",
     "DisableCode": "I",
     "EnableCode": "I",
+    "ChangeCodes": "I",
     "AssignCode": "I",
     "AssignRandomCode": "I",
     "BatchAssignRandomCodes": "I",

@@ -73,6 +73,7 @@ BY_ID: list[tuple[str, type[Any], str]] = [
     ("codes.PreviewCodes", codes.PreviewCodesRequest, "book_id"),
     ("codes.GenerateCodes", codes.GenerateCodesRequest, "book_id"),
     ("codes.ExportCodes", codes.ExportCodesRequest, "book_id"),
+    ("codes.ChangeCodes", codes.ChangeCodesRequest, "book_id"),
     ("codes.GetCode", codes.GetCodeRequest, "book_id"),
     ("codes.ListCodes", codes.ListCodesRequest, "book_id"),
     ("assignments.AssignCode", assignments.AssignCodeRequest, "book_id"),
@@ -116,6 +117,8 @@ GOOD: dict[str, Any] = {
     "lock_token": "t",
     "count": 1,
     "request_id": "r",
+    "change": codes.CODE_CHANGE_DISABLE,
+    "filter": codes.CodeFilter(prefix="A"),
 }
 
 BAD_CODES = ["A" * 65, "Ä" * 65, "A" * 129, " " * 129, "🎁" * 129, "ß" * 33]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from base64 import urlsafe_b64decode
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID, uuid4
@@ -137,6 +137,18 @@ def chunks(book_id: str) -> Iterator[codes.ImportCodesRequest]:
     yield codes.ImportCodesRequest(chunk=codes.ImportChunk(chunk_number=1, codes=new_codes(2)))
 
 
+def change(api: Api, book_id: str, *, names: Sequence[str] = (), prefix: str = "") -> Any:
+    """Disables codes of a list, or of a filter."""
+    request = codes.ChangeCodesRequest(
+        book_id=book_id, change=codes.CODE_CHANGE_DISABLE, request_id=unique("request")
+    )
+    if names:
+        request.list.codes.extend(names)
+    else:
+        request.filter.prefix = prefix
+    return list(api.codes.ChangeCodes(request))
+
+
 REFUSED: dict[str, Callable[[Api, Things], Any]] = {
     "GetCouponBook": lambda api, it: api.get_book(it.book),
     "UpdateCouponBook": lambda api, it: api.books.UpdateCouponBook(
@@ -166,6 +178,8 @@ REFUSED: dict[str, Callable[[Api, Things], Any]] = {
     "ListCodes": lambda api, it: api.codes.ListCodes(codes.ListCodesRequest(book_id=it.book)),
     "DisableCode": lambda api, it: api.disable(it.code),
     "EnableCode": lambda api, it: api.enable(it.code),
+    "ChangeCodes": lambda api, it: change(api, it.book, names=[it.code]),
+    "ChangeCodes by a filter": lambda api, it: change(api, it.book, prefix=it.code[:3]),
     "AssignCode": lambda api, it: api.assign(it.code, "bob"),
     "AssignCode in its book": lambda api, it: api.assign(it.code, "bob", book_id=it.book),
     "AssignRandomCode": lambda api, it: api.assign_random(it.book, "bob"),

@@ -113,6 +113,10 @@ async def _assign(client: Either, book_id: str) -> None:
     await client.disable_code(code)
     assert (await client.get_code(code)).coupon_code.state == codes.COUPON_CODE_STATE_DISABLED
     await client.enable_code(code)
+    changed = await client.change_codes(
+        book_id, codes.CODE_CHANGE_REVOKE, codes=[code], validate_only=True
+    )
+    assert [it.total_refused_count for it in changed] == [1]
     made = await client.assign_code(code, user, metadata={"campaign": ["spring", 1]})
     assert made.assignment.metadata["campaign"][0] == "spring"
     await client.assign_random_code(book_id, user)

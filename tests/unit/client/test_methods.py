@@ -25,6 +25,8 @@ INSTEAD = {
     "ttl": "ttl_s",
     "header": "import_codes has its fields",
     "chunk": "import_codes has its fields",
+    "list": "change_codes has codes",
+    "filter": "change_codes has its fields",
 }
 """Fields that are no arguments."""
 
