@@ -165,6 +165,14 @@ class OutsideSchedule(Refusal):
     """The coupon book is closed at this time of the week."""
 
 
+class UserPeriodLimitExceeded(Refusal):
+    """This user has reached the limit of the coupon book for this day, week or month."""
+
+
+class BookPeriodLimitExceeded(Refusal):
+    """The coupon book has been redeemed as often as it allows in this day, week or month."""
+
+
 class AlreadyRolledBack(Refusal):
     """The redemption has been rolled back before."""
 

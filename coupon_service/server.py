@@ -27,6 +27,7 @@ from coupon_service.locks.service import LockService
 from coupon_service.locks.token import LockTokens
 from coupon_service.locks.transfers import AssignmentTransfers
 from coupon_service.maintenance.lock_sweeper import LockSweeper
+from coupon_service.maintenance.period_pruner import PeriodPruner
 from coupon_service.maintenance.periodic import run_periodically
 from coupon_service.maintenance.readiness_monitor import ReadinessMonitor
 from coupon_service.maintenance.stock_monitor import StockMonitor
@@ -327,7 +328,8 @@ class Server:
             series_max=settings.book_series_max,
         )
         readiness = ReadinessMonitor(self._database, self._leases, metrics, self._publish)
-        for each in (readiness, self._sweeper, stock):
+        pruner = PeriodPruner(self._database, self._now)
+        for each in (readiness, self._sweeper, stock, pruner):
             self._spawn(each.run())
         repair = self._leases.repair
         self._spawn(run_periodically(repair, lambda: REPAIR_INTERVAL_S, failed="repair failed"))

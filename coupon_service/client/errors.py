@@ -312,6 +312,26 @@ class OutsideSchedule(Refused):
     next_open_time: datetime | None = None
 
 
+class UserPeriodLimitExceeded(Refused):
+    """The user has reached the limit of this `period`: DAY, WEEK or MONTH. The next one begins at
+    `next_period_time`.
+    """
+
+    limit: int = 0
+    period: str = ""
+    next_period_time: datetime | None = None
+
+
+class BookPeriodLimitExceeded(Refused):
+    """The book has been redeemed as often as it allows in this `period`: DAY, WEEK or MONTH. The
+    next one begins at `next_period_time`.
+    """
+
+    limit: int = 0
+    period: str = ""
+    next_period_time: datetime | None = None
+
+
 class OrderBelowMinimum(Refused):
     """The order amount is below the book's minimum, or was not given."""
 

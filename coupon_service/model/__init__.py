@@ -39,6 +39,7 @@ from coupon_service.model.decisions import (
     LeaseNeeded,
     OrderKey,
     Outcome,
+    PeriodKey,
     State,
     WriteSet,
     done_of,
@@ -77,7 +78,13 @@ from coupon_service.model.records import (
     LockView,
     UserCounts,
 )
-from coupon_service.model.schedules import Schedule, Weekday, WeeklyWindow
+from coupon_service.model.schedules import (
+    Period,
+    PeriodLimits,
+    Schedule,
+    Weekday,
+    WeeklyWindow,
+)
 from coupon_service.model.terms import NO_TERMS, CodeTerms
 
 __all__ = [
@@ -122,6 +129,9 @@ __all__ = [
     "OrderKey",
     "Outcome",
     "PercentOff",
+    "Period",
+    "PeriodKey",
+    "PeriodLimits",
     "Redeem",
     "Revoke",
     "Rollback",

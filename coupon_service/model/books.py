@@ -8,7 +8,7 @@ from uuid import UUID
 
 from coupon_service.model.codes import CodeFormat
 from coupon_service.model.enums import AssignmentPolicy, BookState, LockPolicy
-from coupon_service.model.schedules import Schedule
+from coupon_service.model.schedules import PeriodLimits, Schedule
 from coupon_service.model.values import value
 
 
@@ -132,6 +132,7 @@ class Book:
     min_code_length: int = 0
     version: int = 1
     locks_until: datetime | None = None
+    period_limits: PeriodLimits | None = None
     schedule: Schedule | None = None
     codes_have_terms: bool = False
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import date
 from typing import TypeAlias
 from uuid import UUID
 
@@ -69,6 +70,9 @@ def done_of(outcome: Outcome) -> Done:
 OrderKey: TypeAlias = tuple[CodeKey, str, str]
 """A code, an order, and the user of the order; "" for an order of the business."""
 
+PeriodKey: TypeAlias = tuple[UUID, str, date]
+"""A book, a user, or "" for all of them, and the first day of a period of the book."""
+
 HiddenKey: TypeAlias = tuple[CodeKey, str, str, LockClaims | None, bool]
 """A code, an end user, an order, and the lock of the token, if any, and whether Redis says that it
 is gone."""
@@ -93,6 +97,7 @@ class State:
     Holds the rows that the commands touch: a missing key means that there is no such row.
     `names`: the books, here, that have a code of this name.
     `users`: counts in books that limit users. `totals`: of books that limit them.
+    `periods`: redemptions in periods of books that limit those.
     `candidates`: locked, available codes of a book for AssignRandom. `candidates_contended`: books
     with more available codes, which other transactions had locked. `fences`: unused fencing
     numbers. `hidden`: codes that end users could not use when they were loaded; no further rows of
@@ -114,6 +119,7 @@ class State:
         default_factory=dict[tuple[UUID, str], UserCounts]
     )
     totals: dict[UUID, BookTotals] = field(default_factory=dict[UUID, BookTotals])
+    periods: dict[PeriodKey, int] = field(default_factory=dict[PeriodKey, int])
     candidates: dict[UUID, list[str]] = field(default_factory=dict[UUID, list[str]])
     candidates_contended: frozenset[UUID] = frozenset()
     fences: list[int] = field(default_factory=list[int])
@@ -131,13 +137,14 @@ class State:
 class WriteSet:
     """The changes of a decision, table by table.
 
-    Codes, assignments, users and totals hold the row before (None: new) and the row after; counters
-    are changed by their difference.
+    Codes, assignments, users, totals and periods hold the row before (None: new) and the row after;
+    counters are changed by their difference.
     """
 
     codes: Mapping[CodeKey, tuple[Code, Code]]
     assignments: Mapping[AssignmentKey, tuple[Assignment | None, Assignment]]
     users: Mapping[tuple[UUID, str], tuple[UserCounts, UserCounts]]
     totals: Mapping[UUID, tuple[BookTotals, BookTotals]]
+    periods: Mapping[PeriodKey, tuple[int, int]]
     events: tuple[Event, ...]
     stats: Mapping[UUID, BookStats]

@@ -1,4 +1,4 @@
-"""Weekly opening hours in a time zone."""
+"""What the calendar of a time zone decides: opening hours, and limits a day, week or month."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from zoneinfo import ZoneInfo
 from coupon_service.model.values import value
 
 DAY_MINUTES: Final = 24 * 60
+EVERYBODY: Final = ""
+"""Stands for a user in what all users together have redeemed in a period."""
 
 
 class Weekday(IntEnum):
@@ -46,3 +48,25 @@ class Schedule:
 
     time_zone: ZoneInfo
     windows: tuple[WeeklyWindow, ...]
+
+
+class Period(IntEnum):
+    """A stretch of the calendar."""
+
+    DAY = 1
+    WEEK = 2
+    MONTH = 3
+
+
+@value
+class PeriodLimits:
+    """Limits on the redemptions of each period, of the book and of each user. 0 = no limit."""
+
+    period: Period
+    time_zone: ZoneInfo
+    max_redemptions: int = 0
+    max_redemptions_per_user: int = 0
+
+    def of(self, user_id: str) -> int:
+        """The limit of this user, or of all together (EVERYBODY)."""
+        return self.max_redemptions if user_id == EVERYBODY else self.max_redemptions_per_user

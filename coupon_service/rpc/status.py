@@ -99,6 +99,8 @@ TABLE: Final[Mapping[type[CouponServiceError], Kind]] = dict(
             errors.OrderBelowMinimum,
             errors.CurrencyMismatch,
             errors.OutsideSchedule,
+            errors.UserPeriodLimitExceeded,
+            errors.BookPeriodLimitExceeded,
             errors.AlreadyRolledBack,
             errors.AssignmentNotActive,
             errors.OrderAlreadyRedeemed,

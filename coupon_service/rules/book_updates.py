@@ -8,7 +8,15 @@ from datetime import datetime
 from typing import Any, Final
 
 from coupon_service.errors import FieldViolation, InvalidArgument, InvalidStateTransition
-from coupon_service.model import Benefit, Book, BookLimits, BookState, EventType, LockPolicy
+from coupon_service.model import (
+    Benefit,
+    Book,
+    BookLimits,
+    BookState,
+    EventType,
+    LockPolicy,
+    PeriodLimits,
+)
 from coupon_service.model.codes import DEFAULT_ALPHABET, EARLIER_DEFAULT_ALPHABET
 
 TRANSITIONS: Final[Mapping[EventType, tuple[frozenset[BookState], BookState]]] = {
@@ -132,3 +140,20 @@ def _fixed_by_use(before: Book, after: Book) -> Iterator[tuple[str, str]]:
                 f"limits.{NAMES_IN_CONTRACT.get(limit.name, limit.name)}",
                 "there was no limit while the book was active, so that nothing was counted for one",
             )
+    for field in _fixed_of_periods(before.period_limits, after.period_limits):
+        yield field, "cannot be changed or introduced, since nothing was counted for it until now"
+
+
+def _fixed_of_periods(before: PeriodLimits | None, after: PeriodLimits | None) -> Iterator[str]:
+    """Which fields of the limits of periods cannot change like this once the book was active."""
+    if after is None:
+        return
+    if before is None:
+        yield "period_limits"
+        return
+    for name in ("period", "time_zone"):
+        if getattr(after, name) != getattr(before, name):
+            yield f"period_limits.{name}"
+    for name in ("max_redemptions", "max_redemptions_per_user"):
+        if getattr(after, name) and not getattr(before, name):
+            yield f"period_limits.{name}"

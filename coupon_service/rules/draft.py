@@ -19,12 +19,14 @@ from coupon_service.model import (
     Command,
     Event,
     EventType,
+    PeriodKey,
     State,
     UserCounts,
     WriteSet,
     order_keys,
 )
 from coupon_service.rules.derived_states import code_state
+from coupon_service.rules.periods import period_keys
 
 _COUNTER: Final = {
     CodeState.AVAILABLE: "available",
@@ -69,6 +71,9 @@ class Draft:
     totals: dict[UUID, tuple[BookTotals, BookTotals]] = field(
         default_factory=dict[UUID, tuple[BookTotals, BookTotals]]
     )
+    periods: dict[PeriodKey, tuple[int, int]] = field(
+        default_factory=dict[PeriodKey, tuple[int, int]]
+    )
     events: list[Event] = field(default_factory=list[Event])
     stats: dict[UUID, dict[str, int]] = field(default_factory=dict[UUID, dict[str, int]])
 
@@ -79,6 +84,7 @@ class Draft:
             assignments=self.assignments,
             users=self.users,
             totals=self.totals,
+            periods=self.periods,
             events=tuple(self.events),
             stats={book_id: BookStats(**counts) for book_id, counts in self.stats.items()},
         )
@@ -103,6 +109,7 @@ class Draft:
             assignments=self.assignments.copy(),
             users=self.users.copy(),
             totals=self.totals.copy(),
+            periods=self.periods.copy(),
             events=self.events.copy(),
             stats={book_id: counts.copy() for book_id, counts in self.stats.items()},
         )
@@ -208,3 +215,18 @@ class Draft:
         first = self.totals.get(book.book_id)
         self.totals[book.book_id] = (first[0] if first else before, after)
         self.state.totals[book.book_id] = after
+
+    def count_period(self, book: Book, user_id: str, time: datetime, redemptions: int) -> None:
+        """Adds to the redemptions of the period of this time, where the book limits them.
+
+        There is nothing to take off a period whose count is gone: it is over.
+        """
+        if book.period_limits is None:
+            return
+        for key in period_keys(book, user_id, time):
+            before = self.state.periods.get(key, 0)
+            after = max(before + redemptions, 0)
+            if after != before:
+                first = self.periods.get(key)
+                self.periods[key] = (first[0] if first else before, after)
+                self.state.periods[key] = after

@@ -43,6 +43,7 @@ def redeem(command: Redeem, code: Code, book: Book, draft: Draft) -> Outcome:
     if assignment is not None:
         draft.put_assignment(assignment)
     draft.count_user(book, command.user_id, redemptions=1)
+    draft.count_period(book, command.user_id, draft.now, 1)
     order = command.order_amount
     discount = discount_of(book, order.amount_minor if order else None)
     draft.count_total(book, 1, discount or 0)
@@ -112,6 +113,7 @@ def rollback(command: Rollback, code: Code, book: Book, draft: Draft) -> Outcome
         draft.put_assignment(assignment)
     draft.count_user(book, command.user_id, redemptions=-1)
     draft.count_total(book, -1, -(redemption.discount_minor or 0))
+    draft.count_period(book, command.user_id, redemption.event_time, -1)
     draft.count(book.book_id, "redemptions", -1)
     draft.count(book.book_id, "rollbacks", 1)
     draft.count(book.book_id, "discount_minor", -(redemption.discount_minor or 0))

@@ -53,6 +53,7 @@ from coupon_service.rules.budgets import budget_refusals
 from coupon_service.rules.derived_states import LOCK_ENDS, lock_view
 from coupon_service.rules.draft import Draft
 from coupon_service.rules.opening_hours import is_open, outside_schedule
+from coupon_service.rules.periods import period_refusals
 from coupon_service.rules.terms import code_ended, code_not_started
 
 ASSIGNED = (AssignmentState.ACTIVE, AssignmentState.REDEEMED)
@@ -142,6 +143,8 @@ def redemption_refusals(
     limit = book.limits.max_redemptions
     if limit and state.totals[book.book_id].redemptions >= limit:
         yield BookLimitExceeded(limit=limit)
+    if book.period_limits is not None:
+        yield from period_refusals(command.user_id, book, state, now)
     if book.limits.budget_minor:
         yield from budget_refusals(command, book, state)
     if isinstance(command, Redeem):

@@ -8,7 +8,7 @@ form with a cast in the statement (%s::bigint[]) has one type, and is faster to 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from datetime import datetime
+from datetime import date, datetime
 from itertools import repeat
 from operator import attrgetter, is_
 from typing import Any, Final, TypeVar
@@ -32,6 +32,11 @@ def time_array(values: Iterable[datetime | None]) -> str:
     return _array(values, lambda value: f'"{value.isoformat()}"')
 
 
+def date_array(values: Iterable[date | None]) -> str:
+    """PostgreSQL's text form of an array of dates."""
+    return _array(values, date.isoformat)
+
+
 def text_array(values: Iterable[str | None]) -> str:
     """PostgreSQL's text form of an array of texts, or of JSON texts."""
     return _array(values, _quoted)
@@ -44,6 +49,7 @@ ARRAYS: Final[Mapping[str, Callable[[Iterable[Any]], str]]] = {
     "numeric": int_array,
     "uuid": uuid_array,
     "timestamptz": time_array,
+    "date": date_array,
     "text": text_array,
     "jsonb": text_array,
 }

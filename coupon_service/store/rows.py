@@ -30,7 +30,12 @@ from coupon_service.model import (
 from coupon_service.model.codes import CodeFormat, bucket_of
 from coupon_service.model.normalization import canonical_id
 from coupon_service.store.columns import Column, Columns, Nested, member_of
-from coupon_service.store.schedules import schedule_json, schedule_of
+from coupon_service.store.schedules import (
+    period_limits_json,
+    period_limits_of,
+    schedule_json,
+    schedule_of,
+)
 from coupon_service.store.terms import terms_from_json
 from coupon_service.store.tiers import tiers_json, tiers_of_json
 
@@ -119,6 +124,12 @@ BOOKS: Final = Columns[Book](
     Column("min_code_length", "smallint"),
     Column("version", "integer"),
     Column("locks_until", "timestamptz"),
+    Column(
+        "period_limits",
+        "jsonb",
+        lambda it: it.period_limits and period_limits_json(it.period_limits),
+        period_limits_of,
+    ),
     Column("schedule", "jsonb", lambda it: it.schedule and schedule_json(it.schedule), schedule_of),
     Column("codes_have_terms", "boolean"),
 )

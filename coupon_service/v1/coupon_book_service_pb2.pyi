@@ -132,6 +132,34 @@ then have ended, at the latest after the greatest lifetime of a lock and its gra
 """
 Global___LockPolicy: _TypeAlias = LockPolicy  # noqa: Y015
 
+class _Period:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PeriodEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Period.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PERIOD_UNSPECIFIED: _Period.ValueType  # 0
+    """Not used."""
+    PERIOD_DAY: _Period.ValueType  # 1
+    """A day."""
+    PERIOD_WEEK: _Period.ValueType  # 2
+    """A week, from Monday to Sunday."""
+    PERIOD_MONTH: _Period.ValueType  # 3
+    """A month."""
+
+class Period(_Period, metaclass=_PeriodEnumTypeWrapper):
+    """A stretch of the calendar."""
+
+PERIOD_UNSPECIFIED: Period.ValueType  # 0
+"""Not used."""
+PERIOD_DAY: Period.ValueType  # 1
+"""A day."""
+PERIOD_WEEK: Period.ValueType  # 2
+"""A week, from Monday to Sunday."""
+PERIOD_MONTH: Period.ValueType  # 3
+"""A month."""
+Global___Period: _TypeAlias = Period  # noqa: Y015
+
 class _Weekday:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -407,6 +435,45 @@ class BookLimits(_message.Message):
 Global___BookLimits: _TypeAlias = BookLimits  # noqa: Y015
 
 @_typing.final
+class PeriodLimits(_message.Message):
+    """Limits on the redemptions of each day, week or month, from midnight to midnight by the clocks of a time
+    zone. A redemption counts in the period of the time at which it is made, also one with the token of a
+    lock, which holds no place. RollbackRedemption takes it off that period, whenever it comes.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PERIOD_FIELD_NUMBER: _builtins.int
+    TIME_ZONE_FIELD_NUMBER: _builtins.int
+    MAX_REDEMPTIONS_FIELD_NUMBER: _builtins.int
+    MAX_REDEMPTIONS_PER_USER_FIELD_NUMBER: _builtins.int
+    period: Global___Period.ValueType
+    """The period."""
+    time_zone: _builtins.str
+    """The name of an IANA time zone, such as "Europe/Berlin"."""
+    max_redemptions: _builtins.int
+    """Redemptions of all codes of the book together in a period. 0 = no limit. At most 10^12."""
+    max_redemptions_per_user: _builtins.int
+    """Redemptions by one user in a period, over all codes of the book. 0 = no limit, but then there has to
+    be one for the book. At most 10^9.
+    """
+    def __init__(
+        self,
+        *,
+        period: Global___Period.ValueType = ...,
+        time_zone: _builtins.str = ...,
+        max_redemptions: _builtins.int = ...,
+        max_redemptions_per_user: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_redemptions", b"max_redemptions", "max_redemptions_per_user", b"max_redemptions_per_user", "period", b"period", "time_zone", b"time_zone"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PeriodLimits: _TypeAlias = PeriodLimits  # noqa: Y015
+
+@_typing.final
 class WeeklyWindow(_message.Message):
     """A time in which codes can be redeemed, every week."""
 
@@ -556,6 +623,7 @@ class CouponBook(_message.Message):
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     LOW_THRESHOLD_FIELD_NUMBER: _builtins.int
     MIN_CODE_LENGTH_FIELD_NUMBER: _builtins.int
+    PERIOD_LIMITS_FIELD_NUMBER: _builtins.int
     SCHEDULE_FIELD_NUMBER: _builtins.int
     book_id: _builtins.str
     """Output only. UUID."""
@@ -642,6 +710,14 @@ class CouponBook(_message.Message):
         """Output only."""
 
     @_builtins.property
+    def period_limits(self) -> Global___PeriodLimits:
+        """Limits on the redemptions of each day, week or month: USER_PERIOD_LIMIT_EXCEEDED and
+        BOOK_PERIOD_LIMIT_EXCEEDED, in LockCode as well. Unset = none. After the first activation limits can
+        be raised, lowered and lifted; `period` and `time_zone` cannot be changed, and no limit can be
+        introduced, since nothing was counted until then.
+        """
+
+    @_builtins.property
     def schedule(self) -> Global___Schedule:
         """Outside these hours LockCode, ExtendLock and RedeemCode are refused with OUTSIDE_SCHEDULE. With the
         token of a lock that is held it is enough that the book was open when the lock was acquired. Unset =
@@ -675,11 +751,12 @@ class CouponBook(_message.Message):
         update_time: _timestamp_pb2.Timestamp | None = ...,
         low_threshold: _builtins.int = ...,
         min_code_length: _builtins.int = ...,
+        period_limits: Global___PeriodLimits | None = ...,
         schedule: Global___Schedule | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["assigned_code_validity", b"assigned_code_validity", "code_format", b"code_format", "create_time", b"create_time", "default_lock_ttl", b"default_lock_ttl", "discount", b"discount", "end_time", b"end_time", "limits", b"limits", "max_lock_ttl", b"max_lock_ttl", "metadata", b"metadata", "schedule", b"schedule", "start_time", b"start_time", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["assigned_code_validity", b"assigned_code_validity", "code_format", b"code_format", "create_time", b"create_time", "default_lock_ttl", b"default_lock_ttl", "discount", b"discount", "end_time", b"end_time", "limits", b"limits", "max_lock_ttl", b"max_lock_ttl", "metadata", b"metadata", "period_limits", b"period_limits", "schedule", b"schedule", "start_time", b"start_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["assigned_code_validity", b"assigned_code_validity", "assignment_policy", b"assignment_policy", "book_id", b"book_id", "business_id", b"business_id", "code_format", b"code_format", "create_time", b"create_time", "currency_code", b"currency_code", "default_lock_ttl", b"default_lock_ttl", "description", b"description", "discount", b"discount", "effective_state", b"effective_state", "end_time", b"end_time", "etag", b"etag", "limits", b"limits", "lock_policy", b"lock_policy", "low_threshold", b"low_threshold", "max_lock_ttl", b"max_lock_ttl", "metadata", b"metadata", "min_code_length", b"min_code_length", "min_order_amount_minor", b"min_order_amount_minor", "name", b"name", "schedule", b"schedule", "start_time", b"start_time", "state", b"state", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assigned_code_validity", b"assigned_code_validity", "assignment_policy", b"assignment_policy", "book_id", b"book_id", "business_id", b"business_id", "code_format", b"code_format", "create_time", b"create_time", "currency_code", b"currency_code", "default_lock_ttl", b"default_lock_ttl", "description", b"description", "discount", b"discount", "effective_state", b"effective_state", "end_time", b"end_time", "etag", b"etag", "limits", b"limits", "lock_policy", b"lock_policy", "low_threshold", b"low_threshold", "max_lock_ttl", b"max_lock_ttl", "metadata", b"metadata", "min_code_length", b"min_code_length", "min_order_amount_minor", b"min_order_amount_minor", "name", b"name", "period_limits", b"period_limits", "schedule", b"schedule", "start_time", b"start_time", "state", b"state", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -871,7 +948,7 @@ class UpdateCouponBookRequest(_message.Message):
         """Top-level fields of CouponBook: name, description, discount, currency_code,
         min_order_amount_minor, limits, assignment_policy, lock_policy, default_lock_ttl, max_lock_ttl,
         start_time, end_time, assigned_code_validity, code_format, metadata, low_threshold, min_code_length,
-        schedule. Required; a named field that is unset in `coupon_book` gets its default.
+        period_limits, schedule. Required; a named field that is unset in `coupon_book` gets its default.
         """
 
     def __init__(

@@ -135,6 +135,16 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """[FAILED_PRECONDITION] It is outside the opening hours of the book's `schedule`, and, with the token
     of a lock that is held, was so when the lock was acquired. Metadata: `next_open_time` (RFC 3339).
     """
+    ERROR_REASON_USER_PERIOD_LIMIT_EXCEEDED: _ErrorReason.ValueType  # 111
+    """[FAILED_PRECONDITION] The user has reached the limit of the book for this day, week or month.
+    Metadata: `limit`, `period` (DAY, WEEK or MONTH) and `next_period_time`, when the next one begins
+    (RFC 3339).
+    """
+    ERROR_REASON_BOOK_PERIOD_LIMIT_EXCEEDED: _ErrorReason.ValueType  # 112
+    """[FAILED_PRECONDITION] The book has been redeemed as often as it allows in this day, week or month.
+    Metadata: `limit`, `period` (DAY, WEEK or MONTH) and `next_period_time`, when the next one begins
+    (RFC 3339).
+    """
     ERROR_REASON_CODE_HAS_HISTORY: _ErrorReason.ValueType  # 125
     """[FAILED_PRECONDITION] The code was assigned, locked or redeemed before, so that it cannot be
     deleted; it can be disabled. Of codes of ChangeCodes.
@@ -318,6 +328,16 @@ ERROR_REASON_CODE_NOT_STARTED: ErrorReason.ValueType  # 130
 ERROR_REASON_OUTSIDE_SCHEDULE: ErrorReason.ValueType  # 110
 """[FAILED_PRECONDITION] It is outside the opening hours of the book's `schedule`, and, with the token
 of a lock that is held, was so when the lock was acquired. Metadata: `next_open_time` (RFC 3339).
+"""
+ERROR_REASON_USER_PERIOD_LIMIT_EXCEEDED: ErrorReason.ValueType  # 111
+"""[FAILED_PRECONDITION] The user has reached the limit of the book for this day, week or month.
+Metadata: `limit`, `period` (DAY, WEEK or MONTH) and `next_period_time`, when the next one begins
+(RFC 3339).
+"""
+ERROR_REASON_BOOK_PERIOD_LIMIT_EXCEEDED: ErrorReason.ValueType  # 112
+"""[FAILED_PRECONDITION] The book has been redeemed as often as it allows in this day, week or month.
+Metadata: `limit`, `period` (DAY, WEEK or MONTH) and `next_period_time`, when the next one begins
+(RFC 3339).
 """
 ERROR_REASON_CODE_HAS_HISTORY: ErrorReason.ValueType  # 125
 """[FAILED_PRECONDITION] The code was assigned, locked or redeemed before, so that it cannot be

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 from unicodedata import normalize
 
+from model.periods import fixed
 from model.state import (
     USES,
     Assignment,
@@ -145,6 +146,9 @@ class Assignments(ModelState):
                     raise Refusal(
                         "INVALID_STATE_TRANSITION", state=book["state"], field=f"limits.{name}"
                     )
+            periods = fixed(book["period_limits"], {**book, **values}["period_limits"])
+            if periods and book["state"] != "DRAFT":
+                raise Refusal("INVALID_STATE_TRANSITION", state=book["state"], field=periods)
             policy = values.get("lock_policy", book["lock_policy"])
             if policy == book["lock_policy"]:
                 return values

@@ -114,6 +114,15 @@ HOURS = all_of(
 """Opening hours around the time at which a program begins, in minutes, in a zone, or in one where
 it is about this hour then."""
 FIELDS["schedule"] = lambda random: HOURS(random) if random.random() < 0.2 else None
+PERIODS = all_of(
+    {
+        "period": any_of(["DAY", "DAY", "WEEK", "MONTH"]),
+        "time_zone": any_of(["UTC", "Asia/Kathmandu", "America/New_York"]),
+        "max_redemptions": any_of([0, 3]),
+        "max_redemptions_per_user": any_of([1, 2]),
+    }
+)
+FIELDS["period_limits"] = lambda random: PERIODS(random) if random.random() < 0.2 else None
 
 
 def BOOKS(random: Random) -> Message:  # noqa: N802 - one of the draws

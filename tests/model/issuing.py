@@ -329,9 +329,12 @@ def book_request(book: Message) -> books.CouponBook:
         for name in ("assignment_policy", "lock_policy")
         if name in book
     }
-    other = (*TIMES, *DURATIONS, *enums, "schedule")
+    other = (*TIMES, *DURATIONS, *enums, "schedule", "period_limits")
     rest = {name: it for name, it in book.items() if name not in other}
     message = books.CouponBook(**rest, **enums)
+    if limits := book.get("period_limits"):
+        fields: Message = {**limits, "period": f"PERIOD_{limits['period']}"}
+        message.period_limits.CopyFrom(books.PeriodLimits(**fields))
     if hours := book.get("schedule"):
         message.schedule.time_zone = hours["time_zone"]
         for window in hours["windows"]:

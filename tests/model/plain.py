@@ -13,6 +13,7 @@ from typing import Any
 
 from model.assignments import Assignments, iso, reached, used_up
 from model.opening_hours import closed
+from model.periods import used_up as period_used_up
 from model.state import (
     USES,
     Assignment,
@@ -81,6 +82,7 @@ class World(Assignments):
         yield from reached("max_redemptions_per_user", limits, mine)
         if 0 < limits["max_redemptions"] <= len(self.live(book_id=book["book_id"])):
             yield Refusal("BOOK_LIMIT_EXCEEDED", limit=limits["max_redemptions"])
+        yield from period_used_up(book, user, self.now, self.live)
         yield from self._budget_refusals(item, book)
         if item is not None:
             yield from self._order_refusals(item, book)

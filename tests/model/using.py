@@ -26,6 +26,7 @@ from model.draws import (
 )
 from model.issuing import Issuing
 from model.opening_hours import changes
+from model.periods import next_period
 from model.state import Message
 from support.service import redemptions, struct
 
@@ -111,6 +112,9 @@ class Using(Issuing):
         ends += [book.get("_locks_until", 0) for book in world.books.values()]
         ends += [it.given.get("expire_time", 0) for it in world.assignments.values()]
         ends += [it for book in world.books.values() for it in changes(book, world.now, DAY_MS)]
+        ends += [
+            next_period(book, world.now) for book in world.books.values() if book["period_limits"]
+        ]
         ahead = sorted(it for it in ends if it > world.now + 2)
         if ahead and edge <= 2:
             # The next call comes a millisecond later.

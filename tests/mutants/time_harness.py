@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from datetime import timedelta
 from typing import Any
+from zoneinfo import ZoneInfo
 
-from mutants.harness import Stack
+from mutants.harness import CALLERS, ROUNDS, Stack
 from support.calls import extend, tried
-from support.service import books
+from support.service import books, new_codes
 
+ZONE = "Asia/Kathmandu"
 OPTIONAL = books.LOCK_POLICY_OPTIONAL
 
 
@@ -45,3 +47,53 @@ def lock_taken_before_it_closed(it: Stack) -> None:
     assert tried(lambda: api.redeem(code, "user")) == "OUTSIDE_SCHEDULE"
     assert tried(lambda: extend(api, held.lock_token)) == "OUTSIDE_SCHEDULE"
     assert tried(lambda: api.redeem(code, "user", lock_token=held.lock_token)) == "OK"
+
+
+def limited_a_day(**limits: int) -> dict[str, Any]:
+    """The fields of a book with a limit a day, whose codes have none."""
+    period = books.PeriodLimits(period=books.PERIOD_DAY, time_zone=ZONE, **limits)
+    return {"period_limits": period, "limits": books.BookLimits(max_redemptions_per_code=0)}
+
+
+def to_midnight(it: Stack) -> None:
+    """Goes on to a minute before midnight of ZONE, which no hour of UTC begins with."""
+    local = it.clock.now().astimezone(ZoneInfo(ZONE))
+    today_ms = ((local.hour * 60 + local.minute) * 60 + local.second) * 1_000
+    it.clock.advance((86_340_000 - today_ms) % 86_400_000)
+
+
+def another_day(it: Stack) -> None:
+    """A user can redeem again at midnight of the zone of the book."""
+    api = it.apis[0]
+    to_midnight(it)
+    code = api.code(**limited_a_day(max_redemptions_per_user=1))
+    for expected in ("OK", "USER_PERIOD_LIMIT_EXCEEDED"):
+        assert tried(lambda: api.redeem(code, "user")) == expected
+    it.clock.advance(61_000)
+    assert tried(lambda: api.redeem(code, "user")) == "OK"
+    it.conserved()
+
+
+def roll_back_on_another_day(it: Stack) -> None:
+    """What is rolled back makes room on the day on which it was redeemed."""
+    api = it.apis[0]
+    to_midnight(it)
+    code = api.code(**limited_a_day(max_redemptions=1))
+    of_yesterday = api.redeem(code, "user").redemption
+    it.clock.advance(61_000)
+    api.redeem(code, "user")
+    api.rollback(of_yesterday.redemption_id)
+    assert tried(lambda: api.redeem(code, "user")) == "BOOK_PERIOD_LIMIT_EXCEEDED"
+    it.conserved()
+
+
+def race_for_a_day(it: Stack) -> None:
+    """A day has room for as many as its limit says, however many try."""
+    api = it.apis[0]
+    for _ in range(ROUNDS):
+        names = new_codes(CALLERS)
+        api.book(codes=names, **limited_a_day(max_redemptions=4))
+        api.redeem(names[0], "first")
+        found = it.all_at_once(lambda api, n, names=names: api.redeem(names[n], f"user-{n}"))
+        it.conserved()
+        assert found == ["BOOK_PERIOD_LIMIT_EXCEEDED"] * (CALLERS - 3) + ["OK"] * 3, found

@@ -4,12 +4,24 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 from unittest import mock
+from zoneinfo import ZoneInfo
 
-from coupon_service.rules import opening_hours, refusals
+from coupon_service.model import Book
+from coupon_service.rules import opening_hours, periods, refusals
+from coupon_service.rules.draft import Draft
+from coupon_service.store.commands import executor as execute
+from coupon_service.store.commands import load as loading
+from coupon_service.store.commands import period_counters
 
 Mutant = Any
+
+BETWEEN_S = 0.2
+"""How long a bug lets others in between two steps that belong together."""
 
 
 def window_ends_at_midnight() -> Mutant:
@@ -26,8 +38,44 @@ def closed_for_locks() -> Mutant:
     """Whoever comes when it is closed comes too late, whatever they have locked."""
     real = refusals._ends_judged_at
 
-    def judged_at(command: Any, assignment: Any, book: Any, state: Any, now: Any) -> Any:
-        closed = refusals._is_closed(book, now)
-        return now if closed else real(command, assignment, book, state, now)
+    def judged_at(*arguments: Any) -> Any:
+        (book,), now = [it for it in arguments if isinstance(it, Book)], arguments[-1]
+        return now if refusals._is_closed(book, now) else real(*arguments)
 
     return mock.patch.object(refusals, "_ends_judged_at", judged_at)
+
+
+def periods_in_utc() -> Mutant:
+    """A day is one of UTC, wherever the book is."""
+
+    def start(limits: Any, now: Any) -> Any:
+        return real(replace(limits, time_zone=ZoneInfo("UTC")), now)
+
+    real = periods.period_start
+    return mock.patch.object(periods, "period_start", start)
+
+
+def roll_back_credits_today() -> Mutant:
+    """What is rolled back makes room in the period in which it is."""
+    real = Draft.count_period
+
+    def count(self: Draft, book: Any, user_id: str, _: Any, redemptions: int) -> None:
+        real(self, book, user_id, self.now, redemptions)
+
+    return mock.patch.object(Draft, "count_period", count)
+
+
+def periods_not_locked() -> Mutant:
+    """What a period has left was read without a lock."""
+
+    async def load(*arguments: Any, **named: Any) -> Any:
+        state = await loading.load(*arguments, **named)
+        await asyncio.sleep(BETWEEN_S)
+        return state
+
+    stack = ExitStack()
+    stack.enter_context(
+        mock.patch.object(period_counters, "LOCK_PERIODS", period_counters.SELECT_PERIODS)
+    )
+    stack.enter_context(mock.patch.object(execute, "load", load))
+    return stack

@@ -66,6 +66,25 @@ SUMS: Final = {
         GROUP BY book_id, normalize(user_id) HAVING (sum(redeemed), sum(assigned)) <> (0, 0)
         """,
     ),
+    # Only books that limit periods have counts of them, which outlive their periods by days.
+    "counts of periods": (
+        """
+        SELECT book_id, user_id, period_start, redemptions
+        FROM coupon_period_counters JOIN books USING (book_id)
+        WHERE redemptions <> 0
+            AND (period_limits->>(CASE user_id WHEN '' THEN 'book' ELSE 'user' END))::bigint > 0
+        """,
+        """
+        SELECT book_id, CASE whose WHEN 'user' THEN user_id ELSE '' END,
+            date_trunc(CASE period_limits->>'period'
+                WHEN '1' THEN 'day' WHEN '2' THEN 'week' ELSE 'month' END,
+                event_time AT TIME ZONE (period_limits->>'zone'))::date,
+            count(*)
+        FROM live JOIN books USING (book_id)
+        CROSS JOIN (VALUES ('user'), ('book')) AS limited (whose)
+        WHERE (period_limits->>whose)::bigint > 0 GROUP BY 1, 2, 3
+        """,
+    ),
     "totals of books": (
         """
         SELECT book_id, redemptions FROM coupon_book_totals JOIN books USING (book_id)

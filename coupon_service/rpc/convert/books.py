@@ -32,7 +32,12 @@ from coupon_service.model.normalization import CODE_LENGTH_MAX
 from coupon_service.rpc.context import RequestContext
 from coupon_service.rpc.convert.discounts import discount_message, read_discount
 from coupon_service.rpc.convert.fields import AMOUNT_MAX_MINOR, TTL_MAX_MS, Fields, Page
-from coupon_service.rpc.convert.schedules import read_schedule, schedule_message
+from coupon_service.rpc.convert.schedules import (
+    period_limits_message,
+    read_period_limits,
+    read_schedule,
+    schedule_message,
+)
 from coupon_service.rpc.convert.values import INT64_MAX, to_money, to_struct, to_timestamp
 from coupon_service.rpc.paging import PageTokens
 from coupon_service.rules import book_updates
@@ -50,7 +55,7 @@ VALIDITY_MAX_MS: Final = 3_653 * 86_400_000  # ten years
 AFFIX_MAX_CHARACTERS: Final = 16
 NO_VERSION: Final = -1
 
-LATER_FIELDS: Final = ("min_code_length", "schedule")
+LATER_FIELDS: Final = ("min_code_length", "period_limits", "schedule")
 """Fields of CouponBook that came after the first fingerprints of CreateCouponBook were recorded.
 Those name all the others: naming these as well would make a repeat from before another call."""
 
@@ -220,6 +225,11 @@ def _readers(fields: Fields, book: pb.CouponBook) -> dict[str, Callable[[], Any]
         "min_code_length": lambda: fields.whole(
             "min_code_length", book.min_code_length, 0, CODE_LENGTH_MAX
         ),
+        "period_limits": lambda: (
+            read_period_limits(fields.within("period_limits"), book.period_limits)
+            if book.HasField("period_limits")
+            else None
+        ),
         "schedule": lambda: (
             read_schedule(fields.within("schedule"), book.schedule)
             if book.HasField("schedule")
@@ -332,6 +342,7 @@ def book_message(book: Book, effective_state: BookState) -> pb.CouponBook:
         update_time=to_timestamp(book.update_time),
         low_threshold=book.low_threshold,
         min_code_length=book.min_code_length,
+        period_limits=period_limits_message(book.period_limits) if book.period_limits else None,
         schedule=schedule_message(book.schedule) if book.schedule else None,
     )
     if book.default_lock_ttl_ms:

@@ -1,11 +1,11 @@
-"""Opening hours between proto and model."""
+"""Opening hours, and limits of periods, between proto and model."""
 
 from __future__ import annotations
 
 import re
 from typing import Final
 
-from coupon_service.model import Schedule, Weekday, WeeklyWindow
+from coupon_service.model import Period, PeriodLimits, Schedule, Weekday, WeeklyWindow
 from coupon_service.model.schedules import DAY_MINUTES
 from coupon_service.rpc.convert.fields import Fields
 from coupon_service.v1 import coupon_book_service_pb2 as pb
@@ -64,3 +64,31 @@ def _window_message(window: WeeklyWindow) -> pb.WeeklyWindow:
 
 def _time(minute: int) -> str:
     return f"{minute // 60:02}:{minute % 60:02}"
+
+
+def read_period_limits(fields: Fields, message: pb.PeriodLimits) -> PeriodLimits:
+    """The limits of a period; their fields are `fields`."""
+    period = fields.choice("period", message.period, Period, None)
+    if period is None and not message.period:
+        fields.refuse("period", "expected DAY, WEEK or MONTH")
+    limits = PeriodLimits(
+        period=period or Period.DAY,
+        time_zone=fields.time_zone("time_zone", message.time_zone),
+        max_redemptions=fields.whole("max_redemptions", message.max_redemptions, 0, 10**12),
+        max_redemptions_per_user=fields.whole(
+            "max_redemptions_per_user", message.max_redemptions_per_user, 0, 10**9
+        ),
+    )
+    if not limits.max_redemptions and not limits.max_redemptions_per_user:
+        fields.refuse("max_redemptions", "expected a limit of the book, or of its users, or both")
+    return limits
+
+
+def period_limits_message(limits: PeriodLimits) -> pb.PeriodLimits:
+    """The limits of a period as a client sees them."""
+    return pb.PeriodLimits(
+        period=pb.Period.ValueType(limits.period),
+        time_zone=limits.time_zone.key,
+        max_redemptions=limits.max_redemptions,
+        max_redemptions_per_user=limits.max_redemptions_per_user,
+    )

@@ -20,6 +20,7 @@ from coupon_service.model.codes import bucket_of
 from coupon_service.rules import book_of
 from coupon_service.store.arrays import int_array
 from coupon_service.store.columns import Column, Columns
+from coupon_service.store.commands.period_counters import update_periods
 from coupon_service.store.counters import ADD_TO_COUNTERS, counter_parameters
 from coupon_service.store.events import EVENT_ROWS, INSERT_EVENTS
 from coupon_service.store.pipeline import Pipeline
@@ -28,7 +29,7 @@ from coupon_service.store.rows import ASSIGNMENTS, bucket_of_event_row
 
 def apply(pipeline: Pipeline, write_set: WriteSet, books: Mapping[UUID, Book]) -> None:
     """Adds what writes the write set, in the order in which all batches lock: codes, assignments,
-    users, totals, counters.
+    users, periods, totals, counters.
     """
     if not write_set.events:
         return
@@ -38,6 +39,8 @@ def apply(pipeline: Pipeline, write_set: WriteSet, books: Mapping[UUID, Book]) -
         _write_assignments(pipeline, write_set, books)
     if write_set.users:
         _update_users(pipeline, write_set, books)
+    if write_set.periods:
+        update_periods(pipeline, write_set, books)
     if write_set.totals:
         _update_totals(pipeline, write_set, books)
     if write_set.stats:

@@ -26,6 +26,7 @@ from coupon_service.model import (
 )
 from coupon_service.rules import book_named, find_code, hidden_key, is_hidden
 from coupon_service.store.arrays import int_array, text_array, uuid_array
+from coupon_service.store.commands.period_counters import periods_of
 from coupon_service.store.pipeline import Pipeline, Rows
 
 UserOfBook = tuple[UUID, str]
@@ -75,6 +76,7 @@ def limited(
 ) -> tuple[set[UserOfBook], set[UUID]]:
     """The users and books whose counters the commands need, by the limits of the books.
 
+    The counts of periods that they need are put into the state, as nothing until they are read.
     None for what its caller cannot see: so it takes no more round trips than what does not exist,
     and nobody makes rows in the books of another business.
     """
@@ -101,6 +103,8 @@ def limited(
             users.update((book.book_id, user_id) for user_id in _users_of(command))
         if book.limits.any_total and isinstance(command, (Redeem, Lock, Rollback)):
             totals.add(book.book_id)
+        if book.period_limits is not None:
+            state.periods.update(dict.fromkeys(periods_of(command, book, now), 0))
     state.hidden = frozenset(hidden)
     return users, totals
 

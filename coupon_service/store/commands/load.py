@@ -41,6 +41,7 @@ from coupon_service.model.codes import bucket_of
 from coupon_service.store.arrays import int_array, text_array, uuid_array
 from coupon_service.store.commands.limit_counters import limited, select_totals, select_users
 from coupon_service.store.commands.orders import put_live_orders, select_orders
+from coupon_service.store.commands.period_counters import select_periods
 from coupon_service.store.commands.random_codes import lock_candidates
 from coupon_service.store.commands.user_locks import select_user_locks
 from coupon_service.store.events import SELECT_LOCK_EVENTS
@@ -223,6 +224,11 @@ async def _load_further(
     lock_rows = _select_lock_events(pipeline, lock_ids) if lock_ids else ()
     users, totals = limited(commands, state, now)
     user_rows = select_users(pipeline, users, lock=lock) if users else ()
+    period_rows = (
+        select_periods(pipeline, state.periods, state.books, now, lock=lock)
+        if state.periods
+        else ()
+    )
     total_rows = select_totals(pipeline, totals, lock=lock) if totals else ()
     random = wanted.random_events if users else set[UUID]()
     # Repeats of a random assignment have no code in common; the user's row serialises them.
@@ -230,11 +236,13 @@ async def _load_further(
     assignment_rows = (
         _select_candidate_assignments(pipeline, state.candidates, users) if random else ()
     )
-    if users or totals or rollbacks or lock_ids:
+    if users or state.periods or totals or rollbacks or lock_ids:
         await pipeline.run()
 
     for row in user_rows:
         state.users[(row[0], row[1])] = UserCounts(row[2], row[3])
+    for row in period_rows:
+        state.periods[row[0], row[1], row[2]] = row[3]
     for row in total_rows:
         state.totals[row[0]] = BookTotals(row[1], row[2])
     _put_events(rollback_rows, state)

@@ -16,6 +16,7 @@ TABLES = [
     "coupon_codes",
     "coupon_assignments",
     "coupon_user_counters",
+    "coupon_period_counters",
     "coupon_book_totals",
     "coupon_book_counters",
     "redemption_audit",

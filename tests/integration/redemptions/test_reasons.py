@@ -242,6 +242,21 @@ def outside_schedule(stage: Stage) -> object:
     return stage.api.redeem(stage.api.code(schedule=schedule), "ann")
 
 
+def _redeemed_twice(stage: Stage, **limits: int) -> object:
+    period = books.PeriodLimits(period=books.PERIOD_MONTH, time_zone="Asia/Tokyo", **limits)
+    code = stage.api.code(period_limits=period, limits=books.BookLimits(max_redemptions_per_code=0))
+    stage.api.redeem(code, "ann")
+    return stage.api.redeem(code, "ann")
+
+
+def user_period_limit_exceeded(stage: Stage) -> object:
+    return _redeemed_twice(stage, max_redemptions_per_user=1)
+
+
+def book_period_limit_exceeded(stage: Stage) -> object:
+    return _redeemed_twice(stage, max_redemptions=1)
+
+
 def already_rolled_back(stage: Stage) -> object:
     redeemed = stage.api.redeem(stage.api.code(), "ann").redemption
     return [stage.api.rollback(redeemed.redemption_id) for _ in range(2)]
@@ -365,6 +380,8 @@ PROVOKE: dict[str, Callable[[Stage], object]] = {
         order_below_minimum,
         currency_mismatch,
         outside_schedule,
+        user_period_limit_exceeded,
+        book_period_limit_exceeded,
         already_rolled_back,
         assignment_not_active,
         order_already_redeemed,

@@ -32,6 +32,7 @@ BREAKS = {
     "counts of codes": "UPDATE coupon_codes SET assignments = 7 WHERE book_id = %s",
     "counts of users of codes": "DELETE FROM coupon_assignments WHERE book_id = %s",
     "counts of users of books": "DELETE FROM coupon_user_counters WHERE book_id = %s",
+    "counts of periods": "DELETE FROM coupon_period_counters WHERE user_id = '' AND book_id = %s",
     "totals of books": "UPDATE coupon_book_totals SET redemptions = 0 WHERE book_id = %s",
     "totals of discounts": "UPDATE coupon_book_totals SET discount_minor = 7 WHERE book_id = %s",
     "statistics": "UPDATE coupon_book_counters SET discount_minor = 7 WHERE book_id = %s",
@@ -71,7 +72,15 @@ def book_id(api: Api) -> str:
         max_redemptions_per_user=5,
         max_discount_minor=1_000,
     )
-    book = api.book(codes=1, limits=limits, lock_policy=books.LOCK_POLICY_OPTIONAL)
+    period = books.PeriodLimits(
+        period=books.PERIOD_DAY, time_zone="Asia/Kathmandu", max_redemptions=5
+    )
+    book = api.book(
+        codes=1,
+        limits=limits,
+        period_limits=period,
+        lock_policy=books.LOCK_POLICY_OPTIONAL,
+    )
     code = api.assign_random(book.book_id, "ann").assignment.code
     token, amount = api.lock(code, "ann").lock_token, euros(1_000)
     api.redeem(code, "ann", order_id="kept", lock_token=token, order_amount=amount)

@@ -23,6 +23,8 @@ from coupon_service.model import (
     EventType,
     LockPolicy,
     PercentOff,
+    Period,
+    PeriodLimits,
     Schedule,
     Tier,
     TieredDiscount,
@@ -209,6 +211,7 @@ async def test_a_book_is_read_as_it_was_written(database_url: str, discount: Dis
         assigned_code_validity_s=315_360_000,
         code_format=CodeFormat(8, "AB", "PRE", "SUF", "-", 4, check_character=True),
         metadata='{"a": 1}',
+        period_limits=PeriodLimits(Period.MONTH, time_zone("UTC"), 10**12, 10**9),
         schedule=Schedule(
             time_zone("Asia/Kathmandu"),
             (WeeklyWindow((Weekday.MONDAY, Weekday.SUNDAY), 0, 1_440), WeeklyWindow((), 1, 0)),

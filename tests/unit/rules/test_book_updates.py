@@ -20,12 +20,18 @@ from coupon_service.model import (
     EventType,
     LockPolicy,
     PercentOff,
+    Period,
+    PeriodLimits,
+    Schedule,
+    Weekday,
+    WeeklyWindow,
 )
 from coupon_service.model.codes import (
     DEFAULT_ALPHABET,
     EARLIER_DEFAULT_ALPHABET,
     CodeFormat,
 )
+from coupon_service.model.time_zones import time_zone
 from coupon_service.rules.book_updates import check_repeat, state_after, updated, violations
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
@@ -262,3 +268,44 @@ def test_locks_that_are_held_when_locking_is_switched_off_are_minded(
 
 def test_a_draft_has_no_locks_to_mind() -> None:
     assert changed(book(DRAFT), {"lock_policy": LockPolicy.OFF}).locks_until is None
+
+
+MADRID = PeriodLimits(Period.DAY, time_zone("Europe/Madrid"), 9, 3)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "field"),
+    [
+        (None, MADRID, "period_limits"),
+        (MADRID, replace(MADRID, period=Period.WEEK), "period_limits.period"),
+        (MADRID, replace(MADRID, time_zone=time_zone("UTC")), "period_limits.time_zone"),
+        (replace(MADRID, max_redemptions=0), MADRID, "period_limits.max_redemptions"),
+        (
+            replace(MADRID, max_redemptions_per_user=0),
+            MADRID,
+            "period_limits.max_redemptions_per_user",
+        ),
+    ],
+)
+def test_limits_of_periods_that_were_not_counted_are_not_introduced(
+    before: PeriodLimits | None, after: PeriodLimits, field: str
+) -> None:
+    changes = {"period_limits": after}
+    assert changed(book(DRAFT, period_limits=before), changes).period_limits == after
+    for state in (ACTIVE, PAUSED):
+        with pytest.raises(InvalidStateTransition) as caught:
+            changed(book(state, period_limits=before), changes)
+        assert caught.value.metadata == {"state": state.name, "field": field}
+
+
+@pytest.mark.parametrize(
+    "after", [None, replace(MADRID, max_redemptions=0), replace(MADRID, max_redemptions=1)]
+)
+def test_limits_of_periods_are_lifted_and_changed(after: PeriodLimits | None) -> None:
+    the_book = book(ACTIVE, period_limits=MADRID)
+    assert changed(the_book, {"period_limits": after}).period_limits == after
+
+
+def test_opening_hours_can_be_introduced_at_any_time() -> None:
+    hours = Schedule(time_zone("UTC"), (WeeklyWindow((Weekday.MONDAY,), 0, 60),))
+    assert changed(book(ACTIVE), {"schedule": hours}).schedule == hours

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from copy import copy
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime, timedelta
+from itertools import product
 from typing import Any
 from uuid import UUID
 
@@ -29,14 +30,17 @@ from coupon_service.model import (
     EventType,
     Lease,
     LeaseNeeded,
+    Lock,
     LockPolicy,
     Outcome,
+    Redeem,
     State,
     UserCounts,
     WriteSet,
     order_keys,
 )
 from coupon_service.rules import decide
+from coupon_service.rules.periods import period_keys
 
 NOW = datetime(2026, 1, 15, 12, tzinfo=UTC)
 MOMENT = timedelta(microseconds=1)
@@ -46,7 +50,7 @@ BOOK_ID = UUID(int=1)
 PERMIT = Lease(permits_taken=1)
 """A permit on a code where nobody else has one."""
 
-NOTHING = WriteSet(codes={}, assignments={}, users={}, totals={}, events=(), stats={})
+NOTHING = WriteSet(codes={}, assignments={}, users={}, totals={}, periods={}, events=(), stats={})
 
 
 def book(book_id: UUID = BOOK_ID, **changes: Any) -> Book:
@@ -121,7 +125,17 @@ class World:
 
     def decide(self, *groups: CommandGroup) -> tuple[list[list[Outcome]], WriteSet]:
         """What the groups come to, as one batch; nothing is written."""
-        return decide(groups, self._loaded(), self.now)
+        state = self._loaded()
+        users = {
+            command.user_id
+            for group in groups
+            for command in group.commands
+            if isinstance(command, (Redeem, Lock))
+        }
+        for user, of_book in product(users, state.books.values()):
+            for key in period_keys(of_book, user, self.now):
+                state.periods.setdefault(key, 0)
+        return decide(groups, state, self.now)
 
     def run(self, *groups: CommandGroup) -> list[list[Outcome]]:
         """Decides the groups as one batch and writes the write set."""
@@ -174,6 +188,9 @@ class World:
         for book_id, (total, new_total) in write_set.totals.items():
             assert state.totals[book_id] == total
             state.totals[book_id] = new_total
+        for period, (counted, new_count) in write_set.periods.items():
+            assert state.periods.get(period, 0) == counted
+            state.periods[period] = new_count
         for book_id, change in write_set.stats.items():
             self.stats[book_id] = _sum(self.stats.get(book_id, BookStats()), change)
         for event in write_set.events:
@@ -223,6 +240,7 @@ class World:
             orders=state.orders.copy(),
             users=state.users.copy(),
             totals=state.totals.copy(),
+            periods=state.periods.copy(),
             candidates={
                 book_id: candidates.copy() for book_id, candidates in state.candidates.items()
             },

@@ -26,6 +26,8 @@ from coupon_service.model import (
     BookStats,
     LockPolicy,
     PercentOff,
+    Period,
+    PeriodLimits,
     Schedule,
     Tier,
     TieredDiscount,
@@ -58,6 +60,7 @@ CHANGEABLE = [
     "code_format",
     "metadata",
     "schedule",
+    "period_limits",
 ]
 
 
@@ -112,6 +115,12 @@ def full() -> pb.CouponBook:
         ),
         low_threshold=50,
         min_code_length=3,
+        period_limits=pb.PeriodLimits(
+            period=pb.PERIOD_WEEK,
+            time_zone="America/New_York",
+            max_redemptions=500,
+            max_redemptions_per_user=2,
+        ),
         schedule=pb.Schedule(
             time_zone="Europe/Berlin",
             windows=[
@@ -185,6 +194,7 @@ def test_everything_that_is_set_is_taken() -> None:
         metadata='{"channel":"mail"}',
         low_threshold=50,
         min_code_length=3,
+        period_limits=PeriodLimits(Period.WEEK, time_zone("America/New_York"), 500, 2),
         schedule=Schedule(
             time_zone("Europe/Berlin"),
             (
@@ -404,6 +414,28 @@ def hours(opens: str = "09:00", closes: str = "17:00", **values: Any) -> pb.Sche
 def test_every_bad_field_of_a_schedule_is_named(schedule: pb.Schedule, bad: list[str]) -> None:
     found = bad_fields(lambda: create(setting(schedule=schedule)))
     assert found == [f"coupon_book.schedule.{it}" for it in bad]
+
+
+@pytest.mark.parametrize(
+    ("limits", "bad"),
+    [
+        ({}, ["period", "time_zone", "max_redemptions"]),
+        ({"period": 4, "time_zone": "UTC", "max_redemptions": 1}, ["period"]),
+        ({"period": 1, "time_zone": "CET/X", "max_redemptions": 1}, ["time_zone"]),
+        ({"period": 1, "time_zone": "UTC"}, ["max_redemptions"]),
+        ({"period": 1, "time_zone": "UTC", "max_redemptions": -1}, ["max_redemptions"]),
+        ({"period": 1, "time_zone": "UTC", "max_redemptions": 10**12 + 1}, ["max_redemptions"]),
+        (
+            {"period": 1, "time_zone": "UTC", "max_redemptions_per_user": 10**9 + 1},
+            ["max_redemptions_per_user"],
+        ),
+    ],
+)
+def test_every_bad_field_of_limits_of_periods_is_named(
+    limits: dict[str, Any], bad: list[str]
+) -> None:
+    book = setting(period_limits=pb.PeriodLimits(**limits))
+    assert bad_fields(lambda: create(book)) == [f"coupon_book.period_limits.{it}" for it in bad]
 
 
 def test_deep_metadata_are_refused() -> None:
