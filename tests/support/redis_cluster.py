@@ -1,8 +1,5 @@
 """A Redis Cluster of embedded servers."""
 
-# redis-py leaves the type of its keyword arguments open.
-# pyright: reportUnknownMemberType=false
-
 from __future__ import annotations
 
 import time
@@ -10,13 +7,12 @@ from collections.abc import Callable, Generator, Iterable
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from redis import Redis
 from redis.crc import key_slot
 from support.redis_sentinels import PASSWORD, SharedPasswordRedis
+from support.redis_tls import RedisTls
 
-from coupon_service.embedded import EmbeddedRedis
 from coupon_service.embedded.machine import HOST
 from coupon_service.leases.scripts import book_index, user_index
 
@@ -28,28 +24,30 @@ FORMED_S_MAX = 30.0
 class Cluster:
     """Masters that share the slots."""
 
-    nodes: list[EmbeddedRedis]
+    nodes: list[SharedPasswordRedis]
+    tls: RedisTls | None = None
 
     @property
     def url(self) -> str:
         """The URL of the service."""
-        return f"redis+cluster://:{PASSWORD}@{','.join(f'{HOST}:{it.port}' for it in self.nodes)}"
+        hosts = ",".join(f"{HOST}:{it.port}" for it in self.nodes)
+        scheme, query = ("rediss", f"?{self.tls.query}") if self.tls else ("redis", "")
+        return f"{scheme}+cluster://:{PASSWORD}@{hosts}{query}"
 
-    def ask(self, node: EmbeddedRedis, *command: str | int) -> Any:
+    def ask(self, node: SharedPasswordRedis, *command: str | int) -> Any:
         """The reply of one node."""
-        with Redis(HOST, node.port, password=PASSWORD, decode_responses=True) as client:
-            return cast("Any", client).execute_command(*command)
+        return node.ask(*command)
 
-    def id_of(self, node: EmbeddedRedis) -> str:
+    def id_of(self, node: SharedPasswordRedis) -> str:
         """Under which the cluster knows a node."""
         return self.ask(node, "CLUSTER", "MYID")
 
-    def master_of(self, key: str) -> EmbeddedRedis:
+    def master_of(self, key: str) -> SharedPasswordRedis:
         """The node that has the slot of a key, as the first says."""
         (master,) = self.masters_of([key])
         return master
 
-    def masters_of(self, keys: Iterable[str]) -> list[EmbeddedRedis]:
+    def masters_of(self, keys: Iterable[str]) -> list[SharedPasswordRedis]:
         """As `master_of`, for many."""
         nodes = {it.port: it for it in self.nodes}
         ranges = [
@@ -63,19 +61,19 @@ class Cluster:
         """The slot of the permits of a code."""
         return key_slot(code.encode())
 
-    def code_at(self, node: EmbeddedRedis, prefix: str = "CODE") -> str:
+    def code_at(self, node: SharedPasswordRedis, prefix: str = "CODE") -> str:
         """A code whose permits are on a node."""
         return self._name_at(node, prefix, str)
 
-    def user_at(self, node: EmbeddedRedis) -> str:
+    def user_at(self, node: SharedPasswordRedis) -> str:
         """A user whose index is on a node."""
         return self._name_at(node, "user", user_index)
 
-    def book_at(self, node: EmbeddedRedis) -> str:
+    def book_at(self, node: SharedPasswordRedis) -> str:
         """A book whose index is on a node."""
         return self._name_at(node, "book", book_index)
 
-    def _name_at(self, node: EmbeddedRedis, prefix: str, key_of: Callable[[str], str]) -> str:
+    def _name_at(self, node: SharedPasswordRedis, prefix: str, key_of: Callable[[str], str]) -> str:
         names = [f"{prefix}{i}" for i in range(1_000)]
         masters = self.masters_of(map(key_of, names))
         return next(it for it, master in zip(names, masters, strict=True) if master is node)
@@ -85,7 +83,7 @@ class Cluster:
         for node in self.nodes:
             self.ask(node, "FLUSHALL")
 
-    def move_slot(self, slot: int, target: EmbeddedRedis, keys: int = 1) -> None:
+    def move_slot(self, slot: int, target: SharedPasswordRedis, keys: int = 1) -> None:
         """Move a slot as redis-cli does, so many keys at a time."""
         source = next(
             node
@@ -106,9 +104,11 @@ class Cluster:
 
 
 @contextmanager
-def redis_cluster(folder: Path, replicas: int = 0) -> Generator[Cluster]:
+def redis_cluster(
+    folder: Path, replicas: int = 0, tls: RedisTls | None = None
+) -> Generator[Cluster]:
     """A cluster of three masters, each with so many replicas, which serve their slots also when
-    others are down."""
+    others are down. `tls`: all of them take TLS alone."""
     masters = 3
     every = {
         "cluster-enabled": "yes",
@@ -118,13 +118,11 @@ def redis_cluster(folder: Path, replicas: int = 0) -> Generator[Cluster]:
         "repl-diskless-sync-delay": "0",
     }
     with ExitStack() as servers:
-        nodes: list[EmbeddedRedis] = [
-            servers.enter_context(
-                SharedPasswordRedis(folder / f"node-{i}", durable=False, settings=every)
-            )
+        nodes = [
+            servers.enter_context(SharedPasswordRedis(folder / f"node-{i}", every, tls))
             for i in range(masters * (1 + replicas))
         ]
-        cluster = Cluster(nodes)
+        cluster = Cluster(nodes, tls)
         bounds = [SLOTS * i // masters for i in range(masters + 1)]
         for node, first, last in zip(nodes[:masters], bounds, bounds[1:], strict=False):
             cluster.ask(node, "CLUSTER", "ADDSLOTS", *range(first, last))
@@ -143,11 +141,11 @@ def redis_cluster(folder: Path, replicas: int = 0) -> Generator[Cluster]:
         yield cluster
 
 
-def _is_linked(cluster: Cluster, replica: EmbeddedRedis) -> bool:
+def _is_linked(cluster: Cluster, replica: SharedPasswordRedis) -> bool:
     return cluster.ask(replica, "INFO", "replication")["master_link_status"] == "up"
 
 
-def _is_formed(cluster: Cluster, node: EmbeddedRedis) -> bool:
+def _is_formed(cluster: Cluster, node: SharedPasswordRedis) -> bool:
     lines = cluster.ask(node, "CLUSTER", "INFO").split()
     return {
         "cluster_state:ok",
