@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, closing
+from collections.abc import Generator
+from contextlib import closing, contextmanager
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -12,9 +13,11 @@ from hypothesis.stateful import run_state_machine_as_test  # pyright: ignore[rep
 from model.clock import Clock, clocked_server
 from model.programs import Programs
 from support.proof_sizes import new_seed, progress, times
+from support.redis_cluster import redis_cluster
 from support.service import Api
 
 PROGRAMS = times(300, 20_000)
+CLUSTER_PROGRAMS = times(30, 1_000)
 STEPS = 40
 SHARES = 2
 """Processes that can be given a part of the programs each, with `pytest -n 2`."""
@@ -23,12 +26,10 @@ SLOW_MS = 10_000
 """Longer than anything takes on a machine that others use as well."""
 
 
-@pytest.fixture
-def programs(
-    new_database: Callable[[], AbstractContextManager[str]], redis_alone_url: str
-) -> Iterator[type[Programs]]:
-    """Programs that run on a server of their own."""
-    clock = Clock(redis_alone_url)
+@contextmanager
+def programs_on(database_url: str, redis_url: str, count: int) -> Generator[type[Programs]]:
+    """Programs, so many of them, that run on a server of their own."""
+    clock = Clock(redis_url)
     options = {
         "locks_per_user_max": 2,
         "pool_timeout_ms": SLOW_MS,
@@ -36,8 +37,7 @@ def programs(
         "stock_interval_ms": 3_600_000,  # it looks at the books of all programs so far
     }
     with (
-        new_database() as database_url,
-        clocked_server(database_url, redis_alone_url, clock, **options) as server,
+        clocked_server(database_url, redis_url, clock, **options) as server,
         # Every second call of a checkout goes over a stream.
         closing(Api(server.address, streamed=2)) as api,
         # What is asked after each program is prepared once.
@@ -48,22 +48,19 @@ def programs(
             "api": api,
             "clock": clock,
             "database": database,
-            "ended": progress("programs", PROGRAMS // SHARES),
+            "ended": progress("programs", count),
         }
         yield type("Programs", (Programs,), members)
 
 
-@pytest.mark.parametrize("share", range(SHARES))
-def test_every_answer_and_the_final_state_are_those_of_a_plain_model(
-    share: int, programs: type[Programs]
-) -> None:
-    # The same programs in each run; others in `make proof`.
+def run_programs(programs: type[Programs], count: int, name: str) -> None:
+    """Run so many programs: the same in each run, others in `make proof`."""
     chosen = times(0, int(new_seed()))
     print(f"COUPON_TEST_SEED={chosen}")  # noqa: T201 - shown when the test fails
     run_state_machine_as_test(
-        seed(f"{chosen} {share}")(programs),
+        seed(f"{chosen} {name}")(programs),
         settings=settings(
-            max_examples=PROGRAMS // SHARES,
+            max_examples=count,
             stateful_step_count=STEPS,
             deadline=None,
             database=None,
@@ -71,3 +68,20 @@ def test_every_answer_and_the_final_state_are_those_of_a_plain_model(
             print_blob=True,
         ),
     )
+
+
+@pytest.mark.parametrize("share", range(SHARES))
+def test_every_answer_and_the_final_state_are_those_of_a_plain_model(
+    share: int, database_url: str, redis_alone_url: str
+) -> None:
+    count = PROGRAMS // SHARES
+    with programs_on(database_url, redis_alone_url, count) as programs:
+        run_programs(programs, count, str(share))
+
+
+def test_they_are_on_a_redis_cluster_as_well(database_url: str, tmp_path: Path) -> None:
+    with (
+        redis_cluster(tmp_path) as cluster,
+        programs_on(database_url, cluster.url, CLUSTER_PROGRAMS) as programs,
+    ):
+        run_programs(programs, CLUSTER_PROGRAMS, "cluster")

@@ -11,6 +11,8 @@ import grpc
 import pytest
 from model.clock import Clock
 from mutants import (
+    cluster_harness,
+    cluster_mutants,
     harness,
     mutants,
     rpc_harness,
@@ -97,6 +99,11 @@ CAUGHT_BY: dict[Callable[[], mutants.Mutant], Callable[[Stack], None]] = {
     stream_mutants.operations_cancelled_with_their_stream: stream_harness.stream_that_is_cut,
     stream_mutants.streams_read_without_a_bound: stream_harness.stream_that_is_full,
     stream_mutants.results_left_behind: stream_harness.stream_that_the_service_ends,
+    cluster_mutants.moved_slots_not_followed: cluster_harness.calls_after_a_slot_has_moved,
+    cluster_mutants.locks_refused_for_their_indexes: cluster_harness.codes_of_a_dead_master,
+    cluster_mutants.one_master_fails_all: cluster_harness.codes_of_a_dead_master,
+    cluster_mutants.silent_masters_waited_for: cluster_harness.calls_beside_a_silent_master,
+    cluster_mutants.missed_entries_forgotten: cluster_harness.calls_beside_a_silent_master,
 }
 QUICK = [it for it in dict.fromkeys(CAUGHT_BY.values()) if it is not harness.model_test]
 
