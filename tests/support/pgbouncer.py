@@ -1,4 +1,4 @@
-"""PgBouncer in transaction mode, the program that Debian has."""
+"""PgBouncer in transaction mode: what is installed, or the program COUPON_TEST_PGBOUNCER."""
 
 from __future__ import annotations
 
@@ -16,10 +16,30 @@ from support.waiting import until
 
 from coupon_service.embedded.machine import HOST, free_port, owner_prefix
 
-PROGRAM = shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin")
+PREPARING_MIN = (1, 21)
+
+PROGRAM = os.environ.get("COUPON_TEST_PGBOUNCER") or shutil.which(
+    "pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin"
+)
+
+
+def _version() -> tuple[int, ...]:
+    if PROGRAM is None:
+        return (0,)
+    said = subprocess.run([PROGRAM, "--version"], capture_output=True, check=True).stdout.decode()
+    return tuple(map(int, said.split()[1].split(".")))
+
+
+VERSION = _version()
 
 needs_pgbouncer = pytest.mark.skipif(
     PROGRAM is None, reason="PgBouncer is not installed: apt-get install pgbouncer"
+)
+
+needs_preparing_pgbouncer = pytest.mark.skipif(
+    VERSION < PREPARING_MIN,
+    reason="PgBouncer 1.21 or newer, which has prepared statements, is not installed: apt-get"
+    " install pgbouncer on Debian 13, or COUPON_TEST_PGBOUNCER=<its program>",
 )
 
 

@@ -1,4 +1,4 @@
-"""The service with the PostgreSQL that the system has, the oldest one of several."""
+"""The service with other versions of PostgreSQL than the embedded one, where they are installed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from support.installed_postgres import InstalledPostgres, needs_installed_postgres
+from support.installed_postgres import InstalledPostgres, each_installed_postgres
 from support.invariants import assert_adds_up
 from support.service import Api, ServerThread, settings_for
 from support.tour import take_tour
@@ -28,22 +28,23 @@ SPELLINGS = ["jose\N{COMBINING ACUTE ACCENT}", "jos\N{LATIN SMALL LETTER E WITH 
 
 
 @pytest.fixture(scope="module")
-def installed_url(server_folder: Path) -> Iterator[str]:
-    with InstalledPostgres(server_folder / "installed", durable=False) as server:
+def installed_url(version: int, server_folder: Path) -> Iterator[str]:
+    with InstalledPostgres(version, server_folder / f"postgres-{version}") as server:
         migrations.apply(server.url)
         yield server.url
 
 
-@needs_installed_postgres
-def test_the_service_works(installed_url: str, redis_url: str) -> None:
+@each_installed_postgres
+def test_the_service_works(version: int, installed_url: str, redis_url: str) -> None:
     settings = settings_for(installed_url, redis_url)
     with ServerThread(settings) as running, closing(Api(running.address)) as api:
         take_tour(api)
     with psycopg.connect(installed_url) as connection:
+        assert connection.info.server_version // 10_000 == version
         assert_adds_up(connection)
 
 
-@needs_installed_postgres
+@each_installed_postgres
 def test_its_schema_goes_down_and_up_and_merges_names(installed_url: str) -> None:
     with psycopg.connect(installed_url, autocommit=True) as connection:
         for spelling in SPELLINGS:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, closing
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import psycopg
 import pytest
-from support.pgbouncer import Pooler, needs_pgbouncer, pgbouncer
+from support.calls import reason_or_ok
+from support.pgbouncer import Pooler, needs_pgbouncer, needs_preparing_pgbouncer, pgbouncer
 from support.postgres_roles import new_role
-from support.service import Api, ServerThread, settings_for
+from support.service import Api, ServerThread, all_at_once, new_codes, settings_for
 from support.store import opened
 from support.tour import take_tour
 from support.work_done import work_done
@@ -24,6 +26,7 @@ from coupon_service.store.pipeline import Connection, Pipeline
 from coupon_service.store.privileges import grant
 from coupon_service.store.server_check import check_server, connection_problem
 from coupon_service.telemetry.readiness import Readiness
+from coupon_service.wiring import database_settings
 
 POOLED: Final[dict[str, Any]] = {
     "parameters_from": "transaction",
@@ -141,6 +144,32 @@ def test_the_service_works_through_a_pooler(
     )
     with ServerThread(settings) as running, closing(Api(running.address)) as api:
         take_tour(api)
+
+
+@needs_preparing_pgbouncer
+@pytest.mark.parametrize("parameters", ["transaction", "role"])
+def test_the_service_works_through_a_pooler_with_prepared_statements(
+    database_url: str, redis_url: str, tmp_path: Path, parameters: str
+) -> None:
+    with new_role(database_url) as (role, role_url), ExitStack() as stack:
+        # Few, so that the pooler prepares the same ones again and again.
+        kept = {"max_prepared_statements": "10", "default_pool_size": "2"}
+        pooler = stack.enter_context(pgbouncer(tmp_path, role_url, **kept))
+        url = pooler.url(role_url)
+        settings = settings_for(
+            url, redis_url, session_parameters=parameters, prepared_statements=True
+        )
+        grant(database_url, role, database_settings(url, settings).role_parameters, execute=True)
+        running = stack.enter_context(ServerThread(settings, owner_url=database_url))
+        api = stack.enter_context(closing(Api(running.address)))
+        take_tour(api)
+        codes = new_codes(100)
+        api.book(codes=codes)
+        redeemed = all_at_once([partial(api.redeem, it, "ann") for it in codes])
+        session = stack.enter_context(psycopg.connect(url, prepare_threshold=None))
+        (kept_now,) = session.execute("SELECT count(*) FROM pg_prepared_statements").fetchall()
+    assert set(map(reason_or_ok, redeemed)) == {"OK"}
+    assert kept_now != (0,)
 
 
 @needs_pgbouncer
