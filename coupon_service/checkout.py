@@ -188,8 +188,12 @@ class Checkout:
     async def _redeem_with_tokens(
         self, items: Sequence[tuple[Redeem, str]], atomic: bool
     ) -> list[Outcome]:
-        commands = await asyncio.gather(*(self._admit(*item) for item in items))
-        outcomes = await self._lanes.submit(CommandGroup(tuple(commands), atomic))
+        commands = [self._with_claims(*item) for item in items]
+        if len(commands) == 1:
+            commands, outcomes = await self._redeem_while_admitted(commands[0], atomic)
+        else:
+            commands = await asyncio.gather(*map(self._admit, commands))
+            outcomes = await self._lanes.submit(CommandGroup(tuple(commands), atomic))
         # First, so that a lock that was used keeps nobody out who comes without one.
         await asyncio.gather(*map(self._settle_lock, commands, outcomes))
         if any(isinstance(outcome, LeaseNeeded) for outcome in outcomes):
@@ -197,14 +201,43 @@ class Checkout:
             await asyncio.gather(*map(self._settle_lock, commands, outcomes))
         return outcomes
 
-    async def _admit(self, command: Redeem, token: str) -> Redeem:
-        """The command with what its token and Redis say of its lock."""
+    async def _redeem_while_admitted(
+        self, command: Redeem, atomic: bool
+    ) -> tuple[list[Redeem], list[Outcome]]:
+        """The command as it was decided, and its outcome.
+
+        Redis is asked while the rows are loaded. They are locked until the decision, so that no
+        count changes in between: it is as if Redis had been asked first. They are not kept locked
+        for it: where its answer is late the command comes again with it.
+        """
+        admission = asyncio.ensure_future(self._admit(command))
+
+        def completed() -> tuple[Redeem]:
+            return (admission.result() if admission.done() else command,)
+
+        try:
+            outcomes = await self._lanes.submit(CommandGroup((command,), atomic, completed))
+        finally:
+            admitted = await admission
+        if isinstance(outcomes[0], LeaseNeeded):
+            outcomes = await self._lanes.submit(CommandGroup((admitted,), atomic))
+        return [admitted], outcomes
+
+    def _with_claims(self, command: Redeem, token: str) -> Redeem:
+        """The command with what its token proves."""
         lock = self._claims(token)
         if lock is None:
             return command
-        admitted = replace(command, lock=lock, lease=Lease())
-        if lock.code != command.code or not lock.is_of(command.user_id):
-            return admitted  # the decision refuses it
+        is_shown_for_another = lock.code != command.code or not lock.is_of(command.user_id)
+        lease = Lease() if is_shown_for_another else None  # the decision refuses it
+        return replace(command, lock=lock, lease=lease)
+
+    async def _admit(self, command: Redeem) -> Redeem:
+        """The command with what Redis says of its lock."""
+        lock = command.lock
+        if lock is None or command.lease is not None:
+            return command
+        admitted = replace(command, lease=Lease())
         try:
             admission = await self._leases.admit(LeaseKey.of(lock), lock.expire_ms)
         except LocksUnavailable:
@@ -224,7 +257,11 @@ class Checkout:
         if lock is None or lease is None:
             return
         if isinstance(outcome, Done) and outcome.event.lock_id == lock.lock_id:
-            await self._release(LeaseKey.of(lock), tombstone_until_ms(lock.expire_ms))
+            released = self._release(LeaseKey.of(lock), tombstone_until_ms(lock.expire_ms))
+            if _permits_count(outcome):
+                await released
+            else:  # the permit keeps nobody out, so that nobody has to wait
+                self._detached.run(released)
         elif isinstance(outcome, CodeLocked) and lease.permits_taken:
             await self._release(LeaseKey.of(lock))
 
@@ -320,3 +357,9 @@ class Checkout:
                 str(lease.held_lock_id),
             )
             await self._release(key, tombstone_until_ms(lease.held_expire_ms))
+
+
+def _permits_count(done: Done) -> bool:
+    """Whether a permit of the code may keep somebody out: it has a limit, and uses are left."""
+    limit = done.book.limits.max_redemptions_per_code
+    return done.code is not None and bool(limit) and done.code.redemptions < limit

@@ -193,7 +193,7 @@ class Server:
     def _make_batchers(self) -> None:
         """What is done for many callers at once: commands, previews of them, and small reads."""
         batching, metrics, tracer = self._batching, self._metrics, self._tracer
-        executor = Executor(self._database, self._now, metrics)
+        self._executor = executor = Executor(self._database, self._now, metrics)
         self._commands = CommandLanes(
             MicroBatcher(executor.execute, batching.commands, metrics, tracer=tracer),
             MicroBatcher(executor.execute, batching.bulk, metrics, "bulk", tracer),
@@ -304,7 +304,9 @@ class Server:
         """Locks, of which those that are requested, or released, at the same time go together."""
         leases, metrics, tracer, now = self._leases, self._metrics, self._tracer, self._now
         limits, batching = wiring.lock_limits(self._settings), self._batching.locks
-        history = LockHistory(self._previews, self._commands, self._reads, tokens, now)
+        history = LockHistory(
+            self._previews, self._commands, self._executor, self._reads, tokens, now
+        )
         acquire = LockAcquirer(history, leases, limits, self._detached, now).acquire
         release = LockReleaser(history, leases, self._detached).release
         self._acquirer = MicroBatcher(acquire, batching, metrics, "locks", tracer)

@@ -75,6 +75,11 @@ class MicroBatcher(Generic[Q, R]):
         self._last = LastBatch()
         self._batches: set[asyncio.Task[None]] = set()
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing waits or is carried out."""
+        return not self._batches
+
     def submit(self, item: Q | LazyCommand[Any]) -> Awaitable[R]:
         """The answer to an item: for commands, the outcome of each, in order.
 

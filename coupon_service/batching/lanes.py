@@ -27,6 +27,11 @@ class CommandLanes:
         self._bulk = bulk
         self._part_size = part_size
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether no single commands wait or are carried out."""
+        return self._single.is_idle
+
     def submit(self, group: CommandGroup | LazyCommand[Any]) -> Awaitable[list[Outcome]]:
         """As MicroBatcher.submit. A group that is not atomic may be carried out in parts; the
         commands of a part that failed then have its error for an outcome, unless all parts failed

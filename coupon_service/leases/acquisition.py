@@ -85,7 +85,7 @@ class Acquisition:
     def _asking(self, request: LeaseRequest) -> tuple[RedisCommand, RedisCommand]:
         """For an entry in the index of the user, and for the permit."""
         counted = self._indexes.count(
-            request.key, request.ttl_ms, self._locks_per_user_max + request.locks_elsewhere
+            request.key, request.ttl_ms, self._locks_per_user_max + request.locks_not_counted
         )
         permit = self._scripts.acquire(
             request.key,

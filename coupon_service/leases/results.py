@@ -34,7 +34,7 @@ class LeaseRequest:
     so many are taken the answer is FULL and nothing is added. Without it, callers who find that
     theirs does not fit are in each other's way until they have given it back, and in a storm of
     them nobody might get in."""
-    locks_elsewhere: int = 0
+    locks_not_counted: int = 0
     """So many of the user's locks do not count towards the limit of a user."""
     follows: str = ""
     """A lock_id of the user that is over by the ledger, so that no redemption with its token can be

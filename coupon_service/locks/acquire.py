@@ -1,16 +1,17 @@
 """Acquiring locks: those that are requested at the same time are acquired together.
 
-Each step is one for all of them: a preview of their commands, their permits in Redis, their rows in
-the ledger.
+Each step is one for all of them: what their commands would come to, their permits in Redis, their
+rows in the ledger.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
 from typing import Final, TypeAlias, cast
 from uuid import UUID
 
@@ -27,23 +28,27 @@ from coupon_service.errors import (
 from coupon_service.leases import AcquireResult, AcquireStatus, LeaseKey, LeaseRequest, Leases
 from coupon_service.locks.history import LockGrant, LockHistory
 from coupon_service.locks.limits import LockLimits
+from coupon_service.locks.permits import BatchPermits, with_lease
 from coupon_service.locks.release import give_back, lock_end
 from coupon_service.model import (
     Book,
     CommandGroup,
     Done,
     EventType,
-    Lease,
     LeaseNeeded,
     Lock,
     LockState,
     LockView,
     Outcome,
 )
-from coupon_service.model.times import milliseconds_of, time_of
+from coupon_service.model.times import milliseconds_of
 
-LOCKS_ELSEWHERE_MAX: Final = 1_000
-"""Locks of a user that are searched for those of other businesses."""
+LOCKS_LISTED_MAX: Final = 1_000
+"""Locks of a user that are searched for those that do not count."""
+
+ROWS_LOCKED_MAX_S: Final = 0.025
+"""How long rows stay locked for an answer of Redis, which takes a millisecond or two. What comes
+later is recorded in another transaction, so that a silent Redis stands in no redemption's way."""
 
 REQUESTS_REMEMBERED_MAX: Final = 100
 """How many rows of a lock say which requests were answered with it: its history is read as a whole.
@@ -76,49 +81,74 @@ class LockAcquirer:
     async def acquire(self, groups: Sequence[CommandGroup]) -> list[LockGrant | Awaited]:
         """Acquires the lock of each group, which is one Lock."""
         commands = [cast("Lock", group.commands[0]) for group in groups]
-        previewed = await self._preview(commands)
-        needed = {i: it for i, it in enumerate(previewed) if isinstance(it, LeaseNeeded)}
-        permits = await self._acquire_leases(commands, needed)
-        leased = {
-            i: _with_lease(commands[i], permit)
-            for i, permit in permits.items()
-            if isinstance(permit, AcquireResult) and permit.status is AcquireStatus.GRANTED
-        }
-        recorded = dict(zip(leased, await self._record(tuple(leased.values())), strict=True))
+        permits = BatchPermits(commands, self._request, self._leases)
+        if len(groups) == 1 and self._history.is_idle:
+            outcomes = await self._acquire_alone(groups, permits)
+        else:
+            outcomes = await self._acquire_joined(commands, permits)
         answers: list[LockGrant | Awaited] = []
-        for i, command in enumerate(commands):
-            outcome = recorded.get(i)
+        for i, outcome in enumerate(outcomes):
             if isinstance(outcome, Done) and outcome.lock is not None and not outcome.replayed:
                 answers.append(self._history.grant(outcome.lock))
-                continue
-            if i not in needed:
-                rest = self._history.granted(previewed[i])
-            elif outcome is None:
-                rest = self._go_on(command, needed[i], permits[i])
+            elif i in permits.needed:
+                rest = self._go_on_with(commands[i], permits.needed[i], permits.of(i), outcome)
+                answers.append(self._detached.run(rest))
             else:
-                rest = self._conclude(leased[i], needed[i].book, outcome)
-            answers.append(self._detached.run(rest))
+                answers.append(self._detached.run(self._history.granted(outcome)))
         return answers
 
-    async def _preview(self, commands: Sequence[Lock]) -> list[Outcome]:
-        """What the locks would come to; without a permit they change nothing."""
-        return await self._history.preview(CommandGroup(tuple(commands)))
+    async def _acquire_alone(
+        self, groups: Sequence[CommandGroup], permits: BatchPermits
+    ) -> list[Outcome]:
+        """In one transaction, which asks Redis while the row of the code is locked: what was read
+        of it stays so until the lock is recorded."""
+        leased = partial(permits.leased, within_s=ROWS_LOCKED_MAX_S)
+        try:
+            return await self._history.record_leased(groups, leased)
+        except CouponServiceError as error:
+            return [error] * len(groups)
 
-    async def _acquire_leases(
-        self, commands: Sequence[Lock], needed: Mapping[int, LeaseNeeded]
-    ) -> dict[int, AcquireResult | LocksUnavailable]:
-        """The permits of those that need one, by their indexes."""
-        requests = [self._request(commands[i], it) for i, it in needed.items()]
-        return dict(zip(needed, await self._leases.acquire_each(requests), strict=True))
+    async def _acquire_joined(
+        self, commands: Sequence[Lock], permits: BatchPermits
+    ) -> list[Outcome]:
+        """On a look, which locks no rows, and in the transaction of the next batch of commands:
+        where there are many, fewer transactions cost less, and nobody's rows wait for Redis."""
+        outcomes = await self._history.preview(CommandGroup(tuple(commands)))
+        decided = await permits.leased([[outcome] for outcome in outcomes])
+        leased = {
+            i: command
+            for i, group in enumerate(decided)
+            if isinstance(command := group.commands[0], Lock) and command.lease is not None
+        }
+        recorded = await self._record(tuple(leased.values()))
+        for i, outcome in zip(leased, recorded, strict=True):
+            outcomes[i] = outcome
+        return outcomes
+
+    async def _go_on_with(
+        self,
+        command: Lock,
+        previewed: LeaseNeeded,
+        permit: Awaitable[AcquireResult | LocksUnavailable],
+        outcome: Outcome,
+    ) -> LockGrant:
+        """Answers a lock that was not simply granted, now that Redis has answered."""
+        result = await permit
+        if isinstance(result, LocksUnavailable) or result.status is not AcquireStatus.GRANTED:
+            return await self._go_on(command, previewed, result)
+        leased = with_lease(command, result)
+        if isinstance(outcome, LeaseNeeded):  # the permit came too late for its transaction
+            (outcome,) = await self._record((leased,))
+        return await self._conclude(leased, previewed.book, outcome)
 
     def _request(
-        self, command: Lock, previewed: LeaseNeeded, locks_elsewhere: int = 0
+        self, command: Lock, previewed: LeaseNeeded, locks_not_counted: int = 0
     ) -> LeaseRequest:
         return LeaseRequest(
             _lease_key(command, previewed.book),
             self._limits.granted_ms(command.ttl_ms, previewed.book),
             permits_max=previewed.uses_left,
-            locks_elsewhere=locks_elsewhere,
+            locks_not_counted=locks_not_counted,
         )
 
     async def _record(self, leased: tuple[Lock, ...]) -> Sequence[Outcome]:
@@ -161,11 +191,11 @@ class LockAcquirer:
             elif view is not None and len(events) > REQUESTS_REMEMBERED_MAX:
                 return self._history.grant(view, replayed=True)
         if result.status is AcquireStatus.GONE:  # another attempt with this request_id was faster
-            (again,) = await self._preview([command])
+            (again,) = await self._history.preview(CommandGroup((command,)))
             if not isinstance(again, LeaseNeeded):
                 return await self._history.granted(again)
         self._refuse(result)
-        leased = _with_lease(command, result)
+        leased = with_lease(command, result)
         (outcome,) = await self._record((leased,))
         return await self._conclude(leased, previewed.book, outcome)
 
@@ -204,23 +234,24 @@ class LockAcquirer:
     async def _within_limit(
         self, command: Lock, previewed: LeaseNeeded, result: AcquireResult
     ) -> AcquireResult:
-        """Acquires the permit after all when it is not of this business what the user has too many
-        locks of: whoever has the same name elsewhere is somebody else."""
+        """Acquires the permit after all when some of the user's locks do not count: those of other
+        businesses, where whoever has the same name is somebody else, and those that were used a
+        moment ago, whose permits are on their way back."""
         if result.status is not AcquireStatus.LIMIT:
             return result
-        elsewhere = await self._locks_elsewhere(command.user_id, previewed.book)
-        if not elsewhere:
+        not_counted = await self._locks_not_counted(command.user_id, previewed.book)
+        if not not_counted:
             return result
-        return await self._leases.acquire(self._request(command, previewed, elsewhere))
+        return await self._leases.acquire(self._request(command, previewed, not_counted))
 
-    async def _locks_elsewhere(self, user_id: str, book: Book) -> int:
-        """How many locks the user has on codes of other businesses."""
-        locks = await self._leases.list_user(user_id, page_size=LOCKS_ELSEWHERE_MAX)
+    async def _locks_not_counted(self, user_id: str, book: Book) -> int:
+        """How many locks the user has on codes of other businesses, or that are over."""
+        locks = await self._leases.list_user(user_id, page_size=LOCKS_LISTED_MAX)
         books = {lock.key.book_id for lock in locks}
-        if books <= {str(book.book_id)}:
-            return 0
         own = await self._history.own_books(books, book.business_id)
-        return sum(lock.key.book_id not in own for lock in locks)
+        own_locks = [lock for lock in locks if lock.key.book_id in own]
+        ended = await self._history.ended(own_locks)
+        return len(locks) - len(own_locks) + len(ended)
 
     def _refuse(self, result: AcquireResult) -> None:
         match result.status:
@@ -239,13 +270,3 @@ class LockAcquirer:
 
 def _lease_key(command: Lock, book: Book) -> LeaseKey:
     return LeaseKey(command.code, str(book.book_id), command.user_id, str(command.lock_id))
-
-
-def _with_lease(command: Lock, result: AcquireResult) -> Lock:
-    """The command to record the lock, with the permit that it got."""
-    return replace(
-        command,
-        lock_id=UUID(result.lock_id),
-        expire_time=time_of(result.expire_ms),
-        lease=Lease(result.permits_taken, result.retry_after_ms or 0),
-    )

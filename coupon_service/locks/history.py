@@ -23,6 +23,7 @@ from coupon_service.model import (
     done_of,
 )
 from coupon_service.rules import decide, lock_view
+from coupon_service.store.commands.executor import Executor, Leased
 from coupon_service.store.queries.reads import Reads
 
 
@@ -42,14 +43,16 @@ class LockHistory:
         self,
         previews: MicroBatcher[CommandGroup, State],
         lanes: CommandLanes,
+        executor: Executor,
         reads: Reads,
         tokens: LockTokens,
         now: Callable[[], datetime],
     ) -> None:
         """`previews` reads the states that commands would be decided on; `lanes` carries them
-        out."""
+        out, and so does `executor`, at once."""
         self._previews = previews
         self._lanes = lanes
+        self._executor = executor
         self._reads = reads
         self._tokens = tokens
         self._now = now
@@ -64,6 +67,16 @@ class LockHistory:
         """
         (outcomes,), _ = decide([group], await self._previews.submit(group), self._now())
         return outcomes
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether there are no other commands that a recorded one could join."""
+        return self._lanes.is_idle
+
+    async def record_leased(self, groups: Sequence[CommandGroup], leased: Leased) -> list[Outcome]:
+        """Carries out groups of one command, which are decided before they have a permit and with
+        it: see `Executor.execute_leased`."""
+        return [outcome for (outcome,) in await self._executor.execute_leased(groups, leased)]
 
     async def record(self, command: Command) -> Outcome:
         """Carries out a command."""
@@ -98,6 +111,14 @@ class LockHistory:
         now = self._now()
         views = [(it, lock_view(of_it, now)) for it, of_it in zip(indexed, histories, strict=True)]
         return [(it, view) for it, view in views if view and view.state is LockState.HELD]
+
+    async def ended(self, indexed: Sequence[IndexedLock]) -> set[UUID]:
+        """Which of the locks are over by the ledger, whatever Redis has kept of them."""
+        ids = [UUID(it.key.lock_id) for it in indexed]
+        histories = await self._reads.lock_events(ids, "") if ids else []
+        now = self._now()
+        views = (lock_view(it, now) for it in histories)
+        return {it.lock_id for it in views if it and it.state is not LockState.HELD}
 
     async def own_books(self, book_ids: Iterable[str], business_id: str) -> set[str]:
         """Those of the books that are of this business, empty = any."""

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import datetime
 from uuid import UUID
 
@@ -231,10 +232,15 @@ Command = CodeCommand | AssignRandom
 
 @value
 class CommandGroup:
-    """Commands of one call, decided in order; when `atomic`, all of them or none."""
+    """Commands of one call, decided in order; when `atomic`, all of them or none.
+
+    `completed`: asked once the rows of the commands are loaded, for the commands with what else has
+    become known of them by then.
+    """
 
     commands: tuple[Command, ...]
     atomic: bool = False
+    completed: Callable[[], tuple[Command, ...]] | None = None
 
     @property
     def size(self) -> int:
@@ -251,3 +257,7 @@ class CommandGroup:
                 return None
             latest = max(latest, deadline)
         return latest
+
+    def as_decided(self) -> CommandGroup:
+        """The group as it is decided, now that its rows are loaded."""
+        return self if self.completed is None else CommandGroup(self.completed(), self.atomic)

@@ -33,11 +33,11 @@ def answered_together(
     real: Any = getattr(owner, step)
     enqueue: Any = getattr(MicroBatcher, "_enqueue")  # noqa: B009 - of any type
 
-    async def blocked(self: object, commands: Sequence[object]) -> object:
+    async def blocked(self: object, commands: Sequence[object], *others: object) -> object:
         sizes.append(len(commands))
         while not begin.is_set():
             await asyncio.sleep(0.002)
-        return await real(self, commands)
+        return await real(self, commands, *others)
 
     def counted(self: MicroBatcher[Any, Any], command: Any) -> asyncio.Future[Any]:
         nonlocal queued

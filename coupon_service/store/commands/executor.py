@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Final, cast
 from uuid import UUID
@@ -46,6 +46,8 @@ EVENTS: Final[Mapping[type[Command], str]] = {
 }
 """What each command is to write to the ledger; the others say it themselves."""
 
+Leased = Callable[[Sequence[Sequence[Outcome]]], Awaitable[Sequence[CommandGroup]]]
+
 
 class Executor:
     """Carries out batches. There is no other way to change a code."""
@@ -62,21 +64,40 @@ class Executor:
         Raises what `Database.transaction` raises; then nothing was done, or (DatabaseUnavailable)
         repeating the same commands finds out.
         """
+        return await self._carry_out("commands", groups, None)
+
+    async def execute_leased(
+        self, groups: Sequence[CommandGroup], leased: Leased
+    ) -> list[list[Outcome]]:
+        """As `execute`, for commands that change nothing without a permit.
+
+        While their rows are locked, `leased` gets what they come to without one, and gives them
+        back, those with a permit that have got one. It may be called again, with the same commands.
+        """
+        return await self._carry_out("locks", groups, leased)
+
+    async def _carry_out(
+        self, name: str, groups: Sequence[CommandGroup], leased: Leased | None
+    ) -> list[list[Outcome]]:
         commands = [command for group in groups for command in group.commands]
 
-        async def work(pipeline: Pipeline) -> list[list[Outcome]]:
+        async def work(pipeline: Pipeline) -> tuple[Sequence[CommandGroup], list[list[Outcome]]]:
             state = await load(pipeline, commands, self._now(), lock=True, formats=self._formats)
-            outcomes, write_set = decide(groups, state, self._now())
+            if leased is None:
+                complete = [it.as_decided() for it in groups]
+            else:
+                complete = await leased(decide(groups, state, self._now())[0])
+            outcomes, write_set = decide(complete, state, self._now())
             apply(pipeline, write_set, state.books)
             if not any(isinstance(it, Done) for decided in outcomes for it in decided):
                 # A COMMIT waits for the disk even if all that it writes are row locks: that would
                 # tell a code that is hidden from one that does not exist. A repeat needs it, so
                 # that what it is answered with is durable where it waits for a standby.
                 pipeline.ending = "ROLLBACK"
-            return outcomes
+            return complete, outcomes
 
-        outcomes = await self._database.batch("commands", work)
-        self._metrics.commands_decided(counted(groups, outcomes))
+        complete, outcomes = await self._database.batch(name, work)
+        self._metrics.commands_decided(counted(complete, outcomes))
         return outcomes
 
     async def preview(self, groups: Sequence[CommandGroup]) -> list[State]:
@@ -97,10 +118,13 @@ class Executor:
 def counted(
     groups: Sequence[CommandGroup], outcomes: Sequence[Sequence[Outcome]]
 ) -> Counter[tuple[str, str, str]]:
-    """How often there was which event, outcome and reason. Who has to come again will be then."""
+    """How often there was which event, outcome and reason. Who has to come again will be then; a
+    lock that got no permit is no command, whatever it was answered with."""
     counts: Counter[tuple[str, str, str]] = Counter()
     for group, decided in zip(groups, outcomes, strict=True):
         for command, outcome in zip(group.commands, decided, strict=True):
+            if isinstance(command, Lock) and command.lease is None:
+                continue
             event = (
                 EVENTS.get(type(command)) or cast("ChangeLock | SetCodeEnabled", command).type.name
             )

@@ -13,6 +13,7 @@ from support.shared_batches import answered_together
 from coupon_service.batching import CommandLanes
 from coupon_service.errors import Contention
 from coupon_service.locks.acquire import LockAcquirer
+from coupon_service.locks.history import LockHistory
 from coupon_service.model import CommandGroup, Outcome
 
 
@@ -23,7 +24,8 @@ def acquired_together(api: Api, calls: Sequence[Callable[[], object]]) -> list[s
         code = locking_code(api)
         return lambda: api.lock(code, unique("other"))
 
-    return answered_together(LockAcquirer, "_preview", other, calls)
+    with mock.patch.object(LockHistory, "is_idle", False):  # also where there is one alone
+        return answered_together(LockAcquirer, "_acquire_joined", other, calls)
 
 
 def test_each_of_many_locks_is_answered_for_itself(api: Api) -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC
@@ -29,11 +29,12 @@ from support.service import (
 )
 from support.waiting import until
 
-from coupon_service.batching import CommandLanes
 from coupon_service.errors import DatabaseUnavailable
 from coupon_service.locks import acquire as lock_acquire
 from coupon_service.locks.acquire import LockAcquirer
+from coupon_service.locks.permits import BatchPermits
 from coupon_service.model import Lock
+from coupon_service.store.commands import executor
 
 GRACE_MS = 1_000
 """How much longer than its token a lock keeps others out."""
@@ -69,23 +70,24 @@ def api(
 @contextmanager
 def without_ledger() -> Generator[None]:
     """Whoever acquires a permit meanwhile does not come to record the lock, without knowing it."""
-    with mock.patch.object(CommandLanes, "submit_joined", side_effect=DatabaseUnavailable):
+    with mock.patch.object(executor, "apply", side_effect=DatabaseUnavailable):
         yield
 
 
 @contextmanager
-def stopped_before(step: str, *requests: str) -> Generator[tuple[set[str], list[str]]]:
-    """Requests that stop where this method of LockAcquirer begins: who has come there, and a list
-    of those that may go on, one after the other."""
+def stopped_before(owner: type, step: str, *requests: str) -> Generator[tuple[set[str], list[str]]]:
+    """Requests that stop where this method of `owner` begins: who has come there, and a list of
+    those that may go on, one after the other."""
     stopped = set[str]()
     go_on: list[str] = []
-    real: Any = getattr(LockAcquirer, step)
+    real: Any = getattr(owner, step)
     busy = asyncio.Lock()
 
-    async def patched(self: LockAcquirer, commands: Sequence[Lock], *arguments: Any) -> Any:
-        request = commands[0].call.request_id if commands else ""
+    async def patched(self: Any, argument: Any) -> Any:
+        command: Lock = getattr(self, "_commands", argument)[0]
+        request = command.call.request_id
         if request not in requests or request in stopped:
-            return await real(self, commands, *arguments)
+            return await real(self, argument)
         stopped.add(request)
         while request not in go_on:
             await asyncio.sleep(0.002)
@@ -93,11 +95,11 @@ def stopped_before(step: str, *requests: str) -> Generator[tuple[set[str], list[
             await asyncio.sleep(0.002)
         async with busy:
             try:
-                return await real(self, commands, *arguments)
+                return await real(self, argument)
             finally:
                 go_on.remove(request)
 
-    with mock.patch.object(LockAcquirer, step, patched):
+    with mock.patch.object(owner, step, patched):
         yield stopped, go_on
 
 
@@ -165,7 +167,11 @@ def test_two_requests_at_the_same_moment_have_the_same_lock_and_no_other(
     def lock(request: str) -> Held:
         return api.lock(code, user, request_id=request, ttl_s=1)
 
-    with ThreadPoolExecutor() as pool, stopped_before("_record", *requests) as (stopped, go_on):
+    with (
+        ThreadPoolExecutor() as pool,
+        mock.patch.object(lock_acquire, "ROWS_LOCKED_MAX_S", 0),
+        stopped_before(LockAcquirer, "_record", *requests) as (stopped, go_on),
+    ):
         calls = [pool.submit(lock, requests[0])]
         until(lambda: requests[0] in stopped)
         calls.append(pool.submit(lock, requests[1]))
@@ -222,7 +228,7 @@ def test_a_repeat_that_got_a_permit_when_the_lock_was_over_gives_it_back(api: Ap
     held = api.lock(code, user)
     with (
         ThreadPoolExecutor() as pool,
-        stopped_before("_acquire_leases", request_id) as (stopped, go_on),
+        stopped_before(BatchPermits, "_acquire", request_id) as (stopped, go_on),
     ):
         repeat = pool.submit(api.lock, code, user, request_id=request_id)
         until(lambda: request_id in stopped)

@@ -14,9 +14,9 @@ import pytest
 from support.calls import locking_code
 from support.service import Api, ServerThread, settings_for, unique
 
-from coupon_service.batching import CommandLanes
 from coupon_service.errors import Contention
 from coupon_service.leases import Leases
+from coupon_service.store.commands import executor
 
 SLOW_S = 0.3
 """How long a step of a slow Redis takes: longer than an idle worker needs to stop."""
@@ -82,7 +82,7 @@ async def test_the_permit_of_an_abandoned_lock_is_given_back(
     """One that could not be recorded, so that nobody holds it."""
     api = stopping.api
     code = locking_code(api)
-    with mock.patch.object(CommandLanes, "submit_joined", side_effect=Contention):
+    with mock.patch.object(executor, "apply", side_effect=Contention):
         stopping.stop_at("abandon", lambda: api.lock(code, unique("user")))
     assert await permits_taken(redis_url, code) == 0
 
