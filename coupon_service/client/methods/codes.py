@@ -75,9 +75,11 @@ class CouponCodeMethods:
         book_id: str,
         *,
         state: pb.CouponCodeState.ValueType = pb.COUPON_CODE_STATE_UNSPECIFIED,
+        with_details: bool = False,
     ) -> pb.ExportCodesRequest:
-        """All codes of a book, or those in one stored state."""
-        return pb.ExportCodesRequest(book_id=book_id, state=state)
+        """All codes of a book, or those in one stored state. `with_details`: each with its user and
+        its last redemption."""
+        return pb.ExportCodesRequest(book_id=book_id, state=state, with_details=with_details)
 
     @unary(pb.GetCodeResponse)
     @staticmethod

@@ -27,10 +27,12 @@ from coupon_service.rpc.convert.books import read_code_format
 from coupon_service.rpc.convert.business import business_of, in_business
 from coupon_service.rpc.convert.fields import Fields, Page
 from coupon_service.rpc.convert.terms import put_terms, read_rows
-from coupon_service.rpc.convert.values import INT64_MAX
+from coupon_service.rpc.convert.values import INT64_MAX, put_money, put_time
 from coupon_service.rpc.paging import PageTokens, Position
 from coupon_service.rpc.status import item_error
 from coupon_service.rules import book_of
+from coupon_service.store.bulk.code_details import CodeDetails
+from coupon_service.store.bulk.exports import ExportedPage
 from coupon_service.store.bulk.upload_rows import ImportResult, UploadRow
 from coupon_service.v1 import coupon_code_service_pb2 as pb
 
@@ -212,6 +214,31 @@ def code_message(code: Code, book: Book, effective_state: CodeState | None) -> p
     if code.terms is not None:
         put_terms(message.terms, code.terms)
     return message
+
+
+def page_message(page: ExportedPage) -> pb.ExportCodesResponse:
+    """Codes of an export, with their details."""
+    messages = [code_message(code, page.book, None) for code in page.codes]
+    for message in messages if page.details else ():
+        if (details := page.details.get(message.code)) is not None:
+            _put_details(message.details, details)
+    return pb.ExportCodesResponse(codes=messages)
+
+
+def _put_details(message: pb.CodeDetails, details: CodeDetails) -> None:
+    message.user_id = details.user_id
+    if details.assign_time is not None:
+        put_time(message.assign_time, details.assign_time)
+    if details.expire_time is not None:
+        put_time(message.assignment_expire_time, details.expire_time)
+    if details.redemption_id is None or details.redeem_time is None:
+        return
+    message.redemption_id = str(details.redemption_id)
+    put_time(message.redeem_time, details.redeem_time)
+    message.redeem_user_id = details.redeem_user_id
+    message.order_id = details.order_id
+    if details.discount_minor is not None:
+        put_money(message.discount, details.discount_minor, details.currency_code)
 
 
 def preview_message(

@@ -115,13 +115,15 @@ class CouponCodeServicer(CouponCodeServiceServicer):
         self, request: pb.ExportCodesRequest, context: Any
     ) -> AsyncIterator[pb.ExportCodesResponse]:
         book_id, state, after = convert.read_export(request, self._page_tokens)
-        pages = self._exporter.pages(book_id, current().business_id, state, after)
+        business_id = current().business_id
+        pages = self._exporter.pages(
+            book_id, business_id, state, after, with_details=request.with_details
+        )
         async with aclosing(pages):
-            async for book, codes, end in pages:
-                yield pb.ExportCodesResponse(
-                    codes=[convert.code_message(code, book, None) for code in codes],
-                    next_page_token=self._page_tokens.token(request, end),
-                )
+            async for page in pages:
+                message = convert.page_message(page)
+                message.next_page_token = self._page_tokens.token(request, page.after)
+                yield message
 
     async def GetCode(self, request: pb.GetCodeRequest, context: Any) -> pb.GetCodeResponse:
         wanted, book_id, business_id = convert.read_get(request, current())

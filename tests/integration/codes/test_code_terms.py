@@ -436,3 +436,46 @@ def test_a_dry_run_says_what_would_become_of_each_row(api: Api) -> None:
     assert api.stats(book.book_id).code_count == 0
     assert tried == api.import_codes(book.book_id, *chunks)
     assert [it.created_count for it in tried] == [2, 1, 1]
+
+
+# --- exports ------------------------------------------------------------------------------------
+
+
+def test_an_export_tells_who_has_each_code_and_who_redeemed_it_last(api: Api) -> None:
+    limits = books.BookLimits(max_redemptions_per_code=0)
+    book = api.book(limits=limits, assigned_code_validity={"seconds": 3_600})
+    plain, given, used, undone = new_codes(4)
+    api.import_codes(book.book_id, [plain, given, used, undone])
+    first = api.assign(given, "ann").assignment
+    last = api.assign(given, "bob").assignment
+    revoked = api.assign(given, "eve").assignment
+    api.revoke(given, revoked.user_id)
+    for number in (1, 2, 3):
+        redeemed = api.redeem(
+            used, f"user-{number}", order_id=f"order-{number}", order_amount=euros(1_000)
+        ).redemption
+        if number == 2:
+            expected = redeemed
+    api.rollback(redeemed.redemption_id)
+    api.rollback(api.redeem(undone, "ann").redemption.redemption_id)
+    asked = codes.ExportCodesRequest(book_id=book.book_id, with_details=True)
+    (page,) = api.codes.ExportCodes(asked)
+    details = {it.code: it.details for it in page.codes if it.HasField("details")}
+    assert first.assign_time.ToNanoseconds() <= last.assign_time.ToNanoseconds()
+    assert details == {
+        given: codes.CodeDetails(
+            user_id="bob",
+            assign_time=last.assign_time,
+            assignment_expire_time=last.expire_time,
+        ),
+        used: codes.CodeDetails(
+            redemption_id=expected.redemption_id,
+            redeem_time=expected.redeem_time,
+            redeem_user_id="user-2",
+            order_id="order-2",
+            discount=euros(100),
+        ),
+    }
+    asked.with_details = False
+    (page,) = api.codes.ExportCodes(asked)
+    assert not any(it.HasField("details") for it in page.codes)
