@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import chain, islice
 from typing import Final
 
@@ -10,6 +11,7 @@ import typer
 
 from coupon_service.cli.columns import doubt, find_layout, shown
 from coupon_service.cli.failure import CommandError
+from coupon_service.cli.mapping import Map, report_columns
 from coupon_service.cli.progress import progress
 from coupon_service.cli.rows import CHUNK_ROWS, Row, read_rows
 from coupon_service.cli.text_files import TextFile
@@ -24,15 +26,25 @@ class CodeFile:
     """The rows of a file, with the layout that its first lines have. Raises CommandError."""
 
     def __init__(
-        self, source: TextFile, *, column: str | None, header: bool | None, is_csv: bool
+        self,
+        source: TextFile,
+        *,
+        column: str | None,
+        header: bool | None,
+        is_csv: bool,
+        fields: Map | None = None,
     ) -> None:
+        """`fields`: which other columns say something of the codes."""
         self.source = source
         self.total: int | None = None
         lines = source.lines()
         head, complete = _head(lines)
+        wanted = column or (fields.code if fields is not None else None)
         self._layout = find_layout(
-            head, column=column, header=header, is_csv=is_csv, complete=complete
+            head, column=wanted, header=header, is_csv=is_csv, complete=complete
         )
+        if fields is not None:
+            self._layout = replace(self._layout, columns=fields.resolve(self._layout))
         self._rest = read_rows(chain(head, lines), self._layout)
         self._sample = list(islice(self._rest, SAMPLE_ROWS))
 
@@ -50,6 +62,11 @@ class CodeFile:
         if self._layout.header_detected:
             skipped = f"The first line, {shown(self._layout.title)}, is a header and is skipped."
             typer.echo(f"{skipped} Use --no-header to import it.", err=True)
+
+    def report_columns(self) -> None:
+        """Says what the columns are taken for, if there are others than that of the codes."""
+        if self._layout.columns:
+            report_columns(self._layout, self._sample[0] if self._sample else None)
 
     def count(self) -> None:
         """Checks and counts all rows of a file that can be read twice. Raises CommandError."""

@@ -8,8 +8,9 @@ from __future__ import annotations
 import csv
 import sys
 import uuid
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Final, TextIO
@@ -32,6 +33,7 @@ from coupon_service.cli.client import (
     is_outcome_unknown,
     lasting,
 )
+from coupon_service.cli.details import DETAILS, detail_cells
 from coupon_service.cli.failure import CommandError
 from coupon_service.cli.progress import progress
 from coupon_service.v1.coupon_book_service_pb2 import (
@@ -141,7 +143,15 @@ def export(
         typer.Option(help="Only codes in this state.", case_sensitive=False, show_default=False),
     ] = None,
     as_csv: Annotated[
-        bool, typer.Option("--csv", help="CSV with all that is known of each code.")
+        bool, typer.Option("--csv", help="CSV with the state and the counts of each code.")
+    ] = False,
+    details: Annotated[
+        bool,
+        typer.Option(
+            "--details",
+            help="CSV with all that is known of each code: what it says for itself, its user, and"
+            " its last redemption. import --map all reads it.",
+        ),
     ] = False,
     address: Address = None,
     token: Token = None,
@@ -157,18 +167,27 @@ def export(
         ) as service,
         _destination(file) as out,
     ):
-        _export(book, state, out, as_csv, service)
+        _export(book, state, out, _DETAILED if details else _CSV if as_csv else _PLAIN, service)
+
+
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """What is written of each code. `header`: empty = none."""
+
+    header: Sequence[str]
+    cells: Callable[[CouponCode], Sequence[object]]
+    with_details: bool = False
 
 
 def _export(
-    book: str, state: StoredState | None, out: TextIO, as_csv: bool, service: BlockingService
+    book: str, state: StoredState | None, out: TextIO, form: _Form, service: BlockingService
 ) -> None:
-    request = ExportCodesRequest(book_id=book)
+    request = ExportCodesRequest(book_id=book, with_details=form.with_details)
     if state is not None:
         request.state = CouponCodeState.Value(f"COUPON_CODE_STATE_{state.name}")
     writer = csv.writer(out, lineterminator="\n")
-    if as_csv:
-        writer.writerow(EXPORTED)
+    if form.header:
+        writer.writerow(form.header)
     stub = CouponCodeServiceStub(service.channel)
 
     def go_on() -> Iterable[ExportCodesResponse]:
@@ -179,9 +198,7 @@ def _export(
     exported = 0
     with progress("Exporting", "codes", getattr(stats, counted)) as update:
         for answer in lasting(go_on):
-            writer.writerows(
-                _cells(code) if as_csv else (code.display_code,) for code in answer.codes
-            )
+            writer.writerows(map(form.cells, answer.codes))
             exported += len(answer.codes)
             update(exported, 0)
             request.page_token = answer.next_page_token
@@ -193,6 +210,11 @@ def _cells(code: CouponCode) -> tuple[object, ...]:
     values = {name: getattr(code, name) for name in EXPORTED}
     values["state"] = CouponCodeState.Name(code.state).removeprefix("COUPON_CODE_STATE_")
     return tuple(values.values())
+
+
+_PLAIN: Final = _Form((), lambda code: (code.display_code,))
+_CSV: Final = _Form(EXPORTED, _cells)
+_DETAILED: Final = _Form(DETAILS, detail_cells, with_details=True)
 
 
 @contextmanager

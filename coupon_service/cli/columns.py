@@ -81,8 +81,22 @@ def find_layout(
     detected = header is None and not named and _is_header(first, others, index)
     if header or named or detected:
         skipped += others[0].line - 1 if others else len(head)
-    title = _cell(first, index) if skipped > before else ""
-    return Layout(delimiter, index, skipped, title, detected, len(first.cells))
+    titled = skipped > before
+    title = _cell(first, index) if titled else ""
+    names = tuple(map(str.strip, first.cells)) if titled else ()
+    return Layout(delimiter, index, skipped, title, detected, len(first.cells), names)
+
+
+def find_column(layout: Layout, column: str) -> int:
+    """The index of another column of the file, by its name or number. Raises CommandError."""
+    if not layout.names and not column.isdecimal():
+        raise CommandError(
+            f"Without a header, columns have no names: use a number for {shown(column)}."
+        )
+    first = Record(1, list(layout.names) or [""] * layout.width, "")
+    if len(_places(first, column)) > 1:
+        raise CommandError(f"Several columns are called {shown(column)}: use a number in --map.")
+    return _column(first, column, None if layout.names else False)[0]
 
 
 def doubt(values: Sequence[str]) -> str | None:
@@ -189,7 +203,7 @@ def _columns(first: Record, wanted: str = "") -> str:
 def _is_header(first: Record, others: Sequence[Record], index: int) -> bool:
     """Whether the first record is a header. Raises CommandError if that cannot be decided."""
     name = _cell(first, index)
-    if any(HEADERS.fullmatch(_plain(cell)) for cell in first.cells):
+    if any(HEADERS.fullmatch(plain_name(cell)) for cell in first.cells):
         return True
     if not name or any(map(_has_digit, first.cells)):
         return False
@@ -219,7 +233,7 @@ def _has_digit(text: str) -> bool:
     return any(map(str.isdigit, text))
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
     """A name in lower case, without accents, with spaces for signs."""
     letters = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode().casefold()
     return " ".join(re.findall("[a-z0-9]+", letters))

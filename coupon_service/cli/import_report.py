@@ -18,7 +18,7 @@ from rich.table import Table
 from coupon_service.cli.failure import CommandError
 from coupon_service.cli.rows import Chunk, Row
 from coupon_service.v1.coupon_code_service_pb2 import ImportCodesResponse, ImportOutcome, ImportRow
-from coupon_service.v1.error_reason_pb2 import ErrorReason
+from coupon_service.v1.error_reason_pb2 import ErrorReason, ItemError
 
 SHOWN_MAX: Final = 20
 """Rejected rows that are shown; a file takes them all."""
@@ -26,7 +26,7 @@ SHOWN_MAX: Final = 20
 COLUMNS: Final = ("line", "code", "outcome", "reason", "message", "row")
 """Of the file of rejected rows. `row`: as it stands in the imported file."""
 
-NUMBERED: Final = re.compile(r"^codes\[\d+\]: ")
+NUMBERED: Final = re.compile(r"\b(?:codes\[\d+\]: |rows\[\d+\]\.(?:code: |terms\.)?)")
 """The place of a row in its chunk, which means nothing to the reader of a file."""
 
 
@@ -39,6 +39,7 @@ class ImportReport:
     shown: list[tuple[str, ...]] = field(default_factory=list[tuple[str, ...]])
     sent_chunks: int = 0
     last_line: int = 0
+    assigned: int = 0
 
     @property
     def rows(self) -> int:
@@ -55,9 +56,14 @@ class ImportReport:
         self.counts["created"] += answer.created_count
         self.counts["twice in the file"] += answer.duplicate_count
         self.counts["there already"] += answer.existing_count
-        self.counts["invalid"] += answer.invalid_count
-        self.last_line = chunk.rows[-1].line
-        rejected = [_cells(chunk.rows[row.index], row) for row in answer.rejected_rows]
+        self.counts["invalid"] += answer.invalid_count + len(chunk.bad)
+        if answer.not_assigned_count:
+            self.counts["not assigned"] += answer.not_assigned_count
+        self.assigned += answer.assigned_count
+        self.last_line = max(row.line for row in (*chunk.rows[-1:], *chunk.bad[-1:]))
+        refused = [(chunk.rows[row.index], row) for row in answer.rejected_rows]
+        refused += [(row, _bad(row)) for row in chunk.bad]
+        rejected = [_cells(*it) for it in sorted(refused, key=lambda it: it[0].line)]
         self.shown += rejected[: SHOWN_MAX - len(self.shown)]
         if self.out is not None:
             _write(self.out, rejected)
@@ -76,7 +82,16 @@ class ImportReport:
 
     def summary(self) -> str:
         """The counts, for people."""
-        return ", ".join(f"{count:,} {outcome}" for outcome, count in self.counts.items())
+        counts = [f"{count:,} {outcome}" for outcome, count in self.counts.items()]
+        return ", ".join([*counts, *([f"{self.assigned:,} assigned"] if self.assigned else [])])
+
+
+def _bad(row: Row) -> ImportRow:
+    """What is reported of a row that cannot be sent."""
+    error = ItemError(
+        reason=ErrorReason.ERROR_REASON_INVALID_ARGUMENT, message="; ".join(row.problems)
+    )
+    return ImportRow(outcome=ImportOutcome.IMPORT_OUTCOME_INVALID, error=error)
 
 
 def _cells(row: Row, rejected: ImportRow) -> tuple[str, ...]:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 from coupon_service.cli.failure import CommandError
+from coupon_service.cli.fields import new_code
+from coupon_service.v1.coupon_code_service_pb2 import NewCode
 
 CHUNK_ROWS: Final = 5_000
+TERMS_ROWS: Final = 1_000
+"""Of a chunk whose codes say something for themselves."""
+
 CHUNK_CHARACTERS: Final = 200_000
 """Less than the 1 MiB of a message, whatever the characters."""
 
@@ -35,13 +40,22 @@ class Record:
 
 
 @dataclass(frozen=True, slots=True)
+class Column:
+    """A column, from 0, and what of a code it holds."""
+
+    field: str
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
 class Layout:
     """Where the codes of a file are.
 
     `delimiter`: of CSV, None of a file with a code a line. `column`: from 0. `width`: how many
     columns there are, 0 if that is not known. `skipped_lines`: a header and the lines before it.
     `title`: the name of the column in the header. `header_detected`: whether the header was
-    detected rather than asked for.
+    detected rather than asked for. `names`: of all columns, as the header has them. `columns`:
+    those that are imported, where codes are not all of it.
     """
 
     delimiter: str | None = None
@@ -50,23 +64,32 @@ class Layout:
     title: str = ""
     header_detected: bool = False
     width: int = 0
+    names: tuple[str, ...] = ()
+    columns: tuple[Column, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A code, its line in the file, and the row as it stands there."""
+    """A code, its line in the file, and the row as it stands there.
+
+    `new`: with what the other columns say of it; `problems`: what is wrong with them.
+    """
 
     line: int
     text: str
     source: str
+    cells: Sequence[str] = ()
+    new: NewCode | None = None
+    problems: Sequence[str] = ()
 
 
 @dataclass(slots=True)
 class Chunk:
-    """Some rows of a file, in order; `number` counts from 1."""
+    """Some rows of a file, in order; `number` counts from 1. `bad`: those that cannot be sent."""
 
     number: int
     rows: list[Row] = field(default_factory=list[Row])
+    bad: list[Row] = field(default_factory=list[Row])
 
 
 def read_records(
@@ -117,17 +140,31 @@ def read_rows(lines: Iterable[str], layout: Layout) -> Iterator[Row]:
         source = record.source
         if len(source) > SOURCE_CHARACTERS:
             source = source[: SOURCE_CHARACTERS - 1] + "…"
-        yield Row(record.line, text, source)
+        if not layout.columns:
+            yield Row(record.line, text, source)
+            continue
+        said = [(it.field, _cell(cells, it.index)) for it in layout.columns if it.field != "code"]
+        new, problems = new_code([("code", text), *said])
+        yield Row(record.line, text, source, cells, new, problems)
+
+
+def _cell(cells: Sequence[str], index: int) -> str:
+    return cells[index].strip() if index < len(cells) else ""
 
 
 def chunked(rows: Iterable[Row]) -> Iterator[Chunk]:
     """The rows in chunks, as full as a message may be."""
-    chunk, characters = Chunk(1), 0
+    chunk, size = Chunk(1), 0
     for row in rows:
-        if len(chunk.rows) == CHUNK_ROWS or characters + len(row.text) > CHUNK_CHARACTERS:
+        if row.problems:
+            chunk.bad.append(row)
+            continue
+        added = len(row.text) if row.new is None else row.new.ByteSize()
+        rows_max = CHUNK_ROWS if row.new is None else TERMS_ROWS
+        if chunk.rows and (len(chunk.rows) == rows_max or size + added > CHUNK_CHARACTERS):
             yield chunk
-            chunk, characters = Chunk(chunk.number + 1), 0
+            chunk, size = Chunk(chunk.number + 1), 0
         chunk.rows.append(row)
-        characters += len(row.text)
-    if chunk.rows:
+        size += added
+    if chunk.rows or chunk.bad:
         yield chunk

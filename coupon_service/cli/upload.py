@@ -29,6 +29,7 @@ from coupon_service.cli.code_file import CodeFile
 from coupon_service.cli.codes import Book, RequestId, find_book
 from coupon_service.cli.failure import CommandError
 from coupon_service.cli.import_report import ImportReport, report_to
+from coupon_service.cli.mapping import read_map
 from coupon_service.cli.progress import progress
 from coupon_service.cli.rows import CHUNK_ROWS, Chunk, chunked
 from coupon_service.cli.text_files import open_text
@@ -87,6 +88,17 @@ def import_codes(
             show_default=False,
         ),
     ] = None,
+    fields: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--map",
+            metavar="FIELD=COLUMN",
+            help="What another column says of the codes, such as user_id=customer or"
+            ' end_time="valid until"; can be given several times. FIELD alone: the column has'
+            " that name. all: each column that has the name of a field.",
+            show_default=False,
+        ),
+    ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Import a column that does not look like codes.")
     ] = False,
@@ -136,10 +148,13 @@ def import_codes(
     try:
         with open_text(file, encoding) as source:
             is_csv = any(suffix.lower() in CSV_SUFFIXES for suffix in file.suffixes)
-            codes = CodeFile(source, column=column, header=header, is_csv=is_csv)
+            codes = CodeFile(
+                source, column=column, header=header, is_csv=is_csv, fields=read_map(fields or ())
+            )
             if not force:
                 codes.refuse_other_data()
             codes.report_header()
+            codes.report_columns()
             tls = Tls(tls_ca, tls_certificate, tls_key, tls_name)
             with connect_blocking(address, token, tls) as service:
                 find_book(service, book)

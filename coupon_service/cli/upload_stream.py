@@ -33,7 +33,7 @@ def uploaded(
     upload: Upload | None = None
     try:
         for chunk in chunks:
-            answer: ImportCodesResponse | None = None
+            answer = None if chunk.rows else ImportCodesResponse()
             while answer is None:
                 try:
                     upload = upload or Upload(service, header)
@@ -70,7 +70,11 @@ class Upload:
 
     def send(self, chunk: Chunk) -> ImportCodesResponse:
         """The answer to a chunk. Raises CommandError when there is none."""
-        message = ImportChunk(chunk_number=chunk.number, codes=[row.text for row in chunk.rows])
+        message = ImportChunk(
+            chunk_number=chunk.number,
+            codes=[row.text for row in chunk.rows if row.new is None],
+            rows=[row.new for row in chunk.rows if row.new is not None],
+        )
         self._messages.put(ImportCodesRequest(chunk=message))
         for answer in self._answers:
             return answer

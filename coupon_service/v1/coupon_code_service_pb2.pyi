@@ -6,6 +6,7 @@ isort:skip_file
 from collections import abc as _abc
 from coupon_service.v1 import coupon_book_service_pb2 as _coupon_book_service_pb2
 from coupon_service.v1 import error_reason_pb2 as _error_reason_pb2
+from coupon_service.v1 import money_pb2 as _money_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import struct_pb2 as _struct_pb2
@@ -158,6 +159,7 @@ class CouponCode(_message.Message):
     MAX_REDEMPTIONS_FIELD_NUMBER: _builtins.int
     ASSIGNMENT_COUNT_FIELD_NUMBER: _builtins.int
     TERMS_FIELD_NUMBER: _builtins.int
+    DETAILS_FIELD_NUMBER: _builtins.int
     code: _builtins.str
     """Normalised."""
     display_code: _builtins.str
@@ -182,6 +184,10 @@ class CouponCode(_message.Message):
     def terms(self) -> Global___CodeTerms:
         """What it says for itself. Unset when all that holds for it is its book's."""
 
+    @_builtins.property
+    def details(self) -> Global___CodeDetails:
+        """Who has it, and who has redeemed it last. Only in ExportCodes with `with_details`."""
+
     def __init__(
         self,
         *,
@@ -194,10 +200,11 @@ class CouponCode(_message.Message):
         max_redemptions: _builtins.int = ...,
         assignment_count: _builtins.int = ...,
         terms: Global___CodeTerms | None = ...,
+        details: Global___CodeDetails | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["terms", b"terms"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["details", b"details", "terms", b"terms"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignment_count", b"assignment_count", "book_id", b"book_id", "code", b"code", "display_code", b"display_code", "effective_state", b"effective_state", "max_redemptions", b"max_redemptions", "redemption_count", b"redemption_count", "state", b"state", "terms", b"terms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignment_count", b"assignment_count", "book_id", b"book_id", "code", b"code", "details", b"details", "display_code", b"display_code", "effective_state", b"effective_state", "max_redemptions", b"max_redemptions", "redemption_count", b"redemption_count", "state", b"state", "terms", b"terms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -642,22 +649,26 @@ class ExportCodesRequest(_message.Message):
     BOOK_ID_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    WITH_DETAILS_FIELD_NUMBER: _builtins.int
     book_id: _builtins.str
     """The book."""
     state: Global___CouponCodeState.ValueType
     """Only codes in this stored state. UNSPECIFIED: all."""
     page_token: _builtins.str
     """Resumes after a received message. Empty = from the start."""
+    with_details: _builtins.bool
+    """Whether each code comes with its user and its last redemption."""
     def __init__(
         self,
         *,
         book_id: _builtins.str = ...,
         state: Global___CouponCodeState.ValueType = ...,
         page_token: _builtins.str = ...,
+        with_details: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["book_id", b"book_id", "page_token", b"page_token", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["book_id", b"book_id", "page_token", b"page_token", "state", b"state", "with_details", b"with_details"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -690,6 +701,64 @@ class ExportCodesResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ExportCodesResponse: _TypeAlias = ExportCodesResponse  # noqa: Y015
+
+@_typing.final
+class CodeDetails(_message.Message):
+    """Who has a code, and who has redeemed it last."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USER_ID_FIELD_NUMBER: _builtins.int
+    ASSIGN_TIME_FIELD_NUMBER: _builtins.int
+    ASSIGNMENT_EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    REDEMPTION_ID_FIELD_NUMBER: _builtins.int
+    REDEEM_TIME_FIELD_NUMBER: _builtins.int
+    REDEEM_USER_ID_FIELD_NUMBER: _builtins.int
+    ORDER_ID_FIELD_NUMBER: _builtins.int
+    DISCOUNT_FIELD_NUMBER: _builtins.int
+    user_id: _builtins.str
+    """The user it is assigned to; of several, the one to whom it was assigned last. Empty = nobody."""
+    redemption_id: _builtins.str
+    """The last redemption that was not rolled back. Empty = none."""
+    redeem_user_id: _builtins.str
+    """The user who redeemed it then."""
+    order_id: _builtins.str
+    """The order it was redeemed for. Empty = none was named."""
+    @_builtins.property
+    def assign_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was assigned to this user."""
+
+    @_builtins.property
+    def assignment_expire_time(self) -> _timestamp_pb2.Timestamp:
+        """When it stops being valid for this user. Unset = with the code or its book."""
+
+    @_builtins.property
+    def redeem_time(self) -> _timestamp_pb2.Timestamp:
+        """When that was."""
+
+    @_builtins.property
+    def discount(self) -> _money_pb2.Money:
+        """What it took off. Unset for benefits, and for percent off without an order amount."""
+
+    def __init__(
+        self,
+        *,
+        user_id: _builtins.str = ...,
+        assign_time: _timestamp_pb2.Timestamp | None = ...,
+        assignment_expire_time: _timestamp_pb2.Timestamp | None = ...,
+        redemption_id: _builtins.str = ...,
+        redeem_time: _timestamp_pb2.Timestamp | None = ...,
+        redeem_user_id: _builtins.str = ...,
+        order_id: _builtins.str = ...,
+        discount: _money_pb2.Money | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["assign_time", b"assign_time", "assignment_expire_time", b"assignment_expire_time", "discount", b"discount", "redeem_time", b"redeem_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assign_time", b"assign_time", "assignment_expire_time", b"assignment_expire_time", "discount", b"discount", "order_id", b"order_id", "redeem_time", b"redeem_time", "redeem_user_id", b"redeem_user_id", "redemption_id", b"redemption_id", "user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CodeDetails: _TypeAlias = CodeDetails  # noqa: Y015
 
 @_typing.final
 class GetCodeRequest(_message.Message):

@@ -450,13 +450,13 @@ def test_an_export_tells_who_has_each_code_and_who_redeemed_it_last(api: Api) ->
     last = api.assign(given, "bob").assignment
     revoked = api.assign(given, "eve").assignment
     api.revoke(given, revoked.user_id)
-    for number in (1, 2, 3):
-        redeemed = api.redeem(
+    _, expected, rolled_back = (
+        api.redeem(
             used, f"user-{number}", order_id=f"order-{number}", order_amount=euros(1_000)
         ).redemption
-        if number == 2:
-            expected = redeemed
-    api.rollback(redeemed.redemption_id)
+        for number in (1, 2, 3)
+    )
+    api.rollback(rolled_back.redemption_id)
     api.rollback(api.redeem(undone, "ann").redemption.redemption_id)
     asked = codes.ExportCodesRequest(book_id=book.book_id, with_details=True)
     (page,) = api.codes.ExportCodes(asked)

@@ -50,7 +50,7 @@ class TestColumns:
 
     def test_the_only_column_of_csv_needs_no_name(self) -> None:
         assert layout("Code\nA1B2\n", is_csv=True) == Layout(
-            ",", 0, 1, "Code", header_detected=True, width=1
+            ",", 0, 1, "Code", header_detected=True, width=1, names=("Code",)
         )
         assert codes('"A1B2"\n"C3D4"\n') == ["A1B2", "C3D4"]
 
@@ -89,7 +89,9 @@ class TestColumns:
 
     def test_a_record_that_the_end_of_the_head_cuts_does_not_count(self) -> None:
         text = 'name,code\nx,A1B2\n"begun,\n'
-        assert layout(text, "code", complete=False) == Layout(",", 1, 1, "code", width=2)
+        assert layout(text, "code", complete=False) == Layout(
+            ",", 1, 1, "code", width=2, names=("name", "code")
+        )
 
     def test_a_header_of_several_lines_is_skipped_as_a_whole(self) -> None:
         assert codes('"the\nname",code\nx,A1B2\n', "code") == ["A1B2"]
