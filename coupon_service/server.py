@@ -29,6 +29,7 @@ from coupon_service.locks.transfers import AssignmentTransfers
 from coupon_service.maintenance.lock_sweeper import LockSweeper
 from coupon_service.maintenance.period_pruner import PeriodPruner
 from coupon_service.maintenance.periodic import run_periodically
+from coupon_service.maintenance.pool_sweeper import PoolSweeper
 from coupon_service.maintenance.readiness_monitor import ReadinessMonitor
 from coupon_service.maintenance.stock_monitor import StockMonitor
 from coupon_service.ratelimit.code_guessing import GuessGuard
@@ -320,6 +321,13 @@ class Server:
         self._sweeper = LockSweeper(
             self._commands, self._reads, self._leases, self._now, settings.sweep_interval_ms
         )
+        self._pool_sweeper = PoolSweeper(
+            self._commands,
+            self._reads,
+            wiring.lock_limits(settings),
+            self._now,
+            settings.sweep_interval_ms,
+        )
         stock = StockMonitor(
             self._database,
             self._leases,
@@ -331,7 +339,7 @@ class Server:
         )
         readiness = ReadinessMonitor(self._database, self._leases, metrics, self._publish)
         pruner = PeriodPruner(self._database, self._now)
-        for each in (readiness, self._sweeper, stock, pruner):
+        for each in (readiness, self._sweeper, self._pool_sweeper, stock, pruner):
             self._spawn(each.run())
         repair = self._leases.repair
         self._spawn(run_periodically(repair, lambda: REPAIR_INTERVAL_S, failed="repair failed"))

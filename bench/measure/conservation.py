@@ -51,6 +51,7 @@ def check_book(database_url: str, book_id: str, answers: Answers) -> str:
     assert stored is not None
     redeemed = ledger[EventType.REDEEMED] - ledger[EventType.ROLLED_BACK]
     ended = ledger[EventType.REVOKED] + ledger[EventType.ASSIGNMENT_TRANSFERRED]
+    ended += ledger[EventType.ASSIGNMENT_EXPIRED]
     assigned = ledger[EventType.ASSIGNED] - ended
     _same("redemptions", redeemed, counters=counted[0], codes=stored[0])
     _same("assignments", assigned, counters=counted[1], codes=stored[1])

@@ -105,6 +105,7 @@ class Book:
     `locks_until`: locks that were granted before locking was switched off may be held until then;
     None where it is on, or was never on.
     `min_code_length`: of imported codes, 0 = MIN_CODE_LENGTH. `schedule`: None = always open.
+    `return_to_pool`: codes of assignments that have expired are given to others.
     `codes_have_terms`: some of its codes say something for themselves; it stays so.
     """
 
@@ -135,6 +136,7 @@ class Book:
     period_limits: PeriodLimits | None = None
     schedule: Schedule | None = None
     codes_have_terms: bool = False
+    return_to_pool: bool = False
 
 
 @value

@@ -213,6 +213,25 @@ class Transfer:
 
 
 @value(kw_only=True)
+class ReturnToPool:
+    """Give a code to the pool again whose assignment of `assign_time` has expired.
+
+    Not unless the assignment was over at `ended_by`, and locks of the user at `unlocked_by`.
+    """
+
+    call: Call
+    code: str
+    event_id: UUID
+    fingerprint: int
+    user_id: str
+    book_id: UUID
+    assign_time: datetime
+    ended_by: datetime
+    unlocked_by: datetime
+    earlier: tuple[Attempt, ...] = ()
+
+
+@value(kw_only=True)
 class SetCodeEnabled:
     """Disable or enable a code: `type` says which."""
 
@@ -224,7 +243,17 @@ class SetCodeEnabled:
     earlier: tuple[Attempt, ...] = ()
 
 
-CodeCommand = Redeem | Rollback | Lock | ChangeLock | Assign | Revoke | Transfer | SetCodeEnabled
+CodeCommand = (
+    Redeem
+    | Rollback
+    | Lock
+    | ChangeLock
+    | Assign
+    | Revoke
+    | Transfer
+    | ReturnToPool
+    | SetCodeEnabled
+)
 """Commands that name the code they change."""
 
 Command = CodeCommand | AssignRandom

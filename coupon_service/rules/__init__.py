@@ -15,6 +15,7 @@ from coupon_service.rules.derived_states import (
     may_be_locked,
     order_discount,
 )
+from coupon_service.rules.pool import returns_to_pool
 from coupon_service.rules.refusals import (
     hidden_key,
     is_hidden,
@@ -41,6 +42,7 @@ __all__ = [
     "order_discount",
     "redemption_refusals",
     "refuse_all",
+    "returns_to_pool",
     "stock_left",
     "stock_level",
     "terms_violations",

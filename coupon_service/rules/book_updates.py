@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from coupon_service.errors import FieldViolation, InvalidArgument, InvalidStateTransition
 from coupon_service.model import (
+    AssignmentPolicy,
     Benefit,
     Book,
     BookLimits,
@@ -118,6 +119,10 @@ def violations(book: Book) -> Iterator[FieldViolation]:
         yield FieldViolation(
             "coupon_book.limits.max_discount_minor", "expected 0: a benefit takes no amount off"
         )
+    if book.return_to_pool and book.assignment_policy is not AssignmentPolicy.REQUIRED:
+        yield FieldViolation(
+            "coupon_book.return_to_pool", "expected false: the book requires no assignment"
+        )
     money = not isinstance(book.discount, Benefit) or book.min_order_amount_minor > 0
     if money and not book.currency_code:
         yield FieldViolation(
@@ -140,6 +145,8 @@ def _fixed_by_use(before: Book, after: Book) -> Iterator[tuple[str, str]]:
                 f"limits.{NAMES_IN_CONTRACT.get(limit.name, limit.name)}",
                 "there was no limit while the book was active, so that nothing was counted for one",
             )
+    if after.return_to_pool and not before.return_to_pool:
+        yield "return_to_pool", "cannot be switched on after the first activation"
     for field in _fixed_of_periods(before.period_limits, after.period_limits):
         yield field, "cannot be changed or introduced, since nothing was counted for it until now"
 

@@ -12,6 +12,7 @@ from coupon_service.model import (
     CodeCommand,
     Lock,
     Redeem,
+    ReturnToPool,
     Rollback,
     State,
     Transfer,
@@ -22,7 +23,7 @@ from coupon_service.rules.terms import book_of
 def book_named(command: CodeCommand) -> UUID | None:
     """The book whose code the command means; None: that of the business with a code of the name."""
     match command:
-        case Redeem() | Lock() | Assign() | Transfer():
+        case Redeem() | Lock() | Assign() | Transfer() | ReturnToPool():
             return command.book_id
         case Rollback():
             return command.redemption.book_id

@@ -25,6 +25,7 @@ from coupon_service.model import (
     Lock,
     Outcome,
     Redeem,
+    ReturnToPool,
     Revoke,
     Rollback,
     State,
@@ -36,6 +37,7 @@ from coupon_service.rules.code_lookup import book_named, code_not_found, find_co
 from coupon_service.rules.code_states import set_enabled
 from coupon_service.rules.draft import Draft
 from coupon_service.rules.locks import change_lock, lock
+from coupon_service.rules.pool import return_to_pool
 from coupon_service.rules.redemptions import redeem, rollback
 from coupon_service.rules.refusals import is_hidden
 from coupon_service.rules.repeats import answer_repeat, is_repeat
@@ -126,5 +128,7 @@ def _carry_out(command: CodeCommand, code: Code, book: Book, draft: Draft) -> Ou
             return revoke(command, code, book, draft)
         case Transfer():
             return transfer(command, code, book, draft)
+        case ReturnToPool():
+            return return_to_pool(command, code, book, draft)
         case _:
             return set_enabled(command, code, book, draft)

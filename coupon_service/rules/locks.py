@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 from coupon_service.errors import (
@@ -95,6 +96,14 @@ def _answer_with(locked: Event, command: Lock, code: Code, draft: Draft) -> None
             metadata=command.metadata,
         )
     )
+
+
+def locks_of(user_id: str, code: Code, draft: Draft) -> Iterator[LockView]:
+    """The locks of a user on a code that are, or of late were, held, by the ledger."""
+    for events in draft.state.lock_events.values():
+        view = lock_view(events, draft.now)
+        if view is not None and (view.book_id, view.code, view.user_id) == (*code.key, user_id):
+            yield view
 
 
 def end_lock(held: LockView, command: Transfer, code: Code, draft: Draft) -> LockView:

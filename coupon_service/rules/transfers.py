@@ -28,9 +28,8 @@ from coupon_service.model import (
     Transfer,
     receipt_id,
 )
-from coupon_service.rules.derived_states import lock_view
 from coupon_service.rules.draft import Draft
-from coupon_service.rules.locks import end_lock
+from coupon_service.rules.locks import end_lock, locks_of
 from coupon_service.rules.refusals import assignment_refusals
 
 
@@ -42,7 +41,8 @@ def transfer(command: Transfer, code: Code, book: Book, draft: Draft) -> Outcome
     given = draft.state.assignments.get((*code.key, command.from_user_id))
     if given is None or given.state is AssignmentState.UNASSIGNED:
         return AssignmentNotFound()
-    held = _held_by(command.from_user_id, code, draft)
+    locks = locks_of(command.from_user_id, code, draft)
+    held = next((it for it in locks if it.state is LockState.HELD), None)
     refusal = next(_refusals(command, given, held, code, book, draft), None)
     if refusal is not None:
         return refusal
@@ -121,18 +121,3 @@ def _refusals(
         yield CodeLocked(retry_after_ms=-(-left // timedelta(milliseconds=1)))
     without_giver = replace(code, assignments=code.assignments - 1)
     yield from assignment_refusals(command.to_user_id, without_giver, book, state, now)
-
-
-def _held_by(user_id: str, code: Code, draft: Draft) -> LockView | None:
-    """The lock that the user holds on the code, by the ledger."""
-    views = (lock_view(it, draft.now) for it in draft.state.lock_events.values())
-    return next(
-        (
-            it
-            for it in views
-            if it is not None
-            and (it.book_id, it.code) == code.key
-            and (it.user_id, it.state) == (user_id, LockState.HELD)
-        ),
-        None,
-    )

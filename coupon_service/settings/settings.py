@@ -321,7 +321,9 @@ class Settings(BaseSettings):
         " change, keep it set for the longest lifetime of a lock.",
     )
     sweep_interval_ms: Annotated[int, Field(ge=100, le=3_600_000)] = Field(
-        5_000, description="Interval between two sweeps of expired locks, in milliseconds."
+        5_000,
+        description="Interval between two sweeps of expired locks, and of codes that go back to the"
+        " pool, in milliseconds.",
     )
     stock_interval_ms: Annotated[int, Field(ge=100, le=3_600_000)] = Field(
         5_000,

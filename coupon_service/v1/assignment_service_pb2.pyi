@@ -36,7 +36,9 @@ class _AssignmentStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Assig
     ASSIGNMENT_STATE_REDEEMED: _AssignmentState.ValueType  # 2
     """The user has used up the code."""
     ASSIGNMENT_STATE_REVOKED: _AssignmentState.ValueType  # 3
-    """Revoked with RevokeAssignment, or handed over to another user."""
+    """Revoked with RevokeAssignment, handed over to another user, or back in the pool (`return_to_pool` of
+    the book).
+    """
 
 class AssignmentState(_AssignmentState, metaclass=_AssignmentStateEnumTypeWrapper):
     """The state of an assignment."""
@@ -48,7 +50,9 @@ ASSIGNMENT_STATE_ACTIVE: AssignmentState.ValueType  # 1
 ASSIGNMENT_STATE_REDEEMED: AssignmentState.ValueType  # 2
 """The user has used up the code."""
 ASSIGNMENT_STATE_REVOKED: AssignmentState.ValueType  # 3
-"""Revoked with RevokeAssignment, or handed over to another user."""
+"""Revoked with RevokeAssignment, handed over to another user, or back in the pool (`return_to_pool` of
+the book).
+"""
 Global___AssignmentState: _TypeAlias = AssignmentState  # noqa: Y015
 
 @_typing.final

@@ -74,6 +74,8 @@ class _AuditEventTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AuditE
     """A book with a `low_threshold` has nothing left. Written some seconds later, once each time that
     this happens, after a BOOK_RUNNING_LOW; `metadata` has `left` and `threshold`.
     """
+    AUDIT_EVENT_TYPE_ASSIGNMENT_EXPIRED: _AuditEventType.ValueType  # 20
+    """A code went back to the pool, since its user let the assignment expire. Written some time later."""
     AUDIT_EVENT_TYPE_ASSIGNMENT_TRANSFERRED: _AuditEventType.ValueType  # 21
     """The assignment of a code was handed over, from `user_id` to `other_user_id`. Beside it there is an
     ASSIGNED of the receiver.
@@ -134,6 +136,8 @@ AUDIT_EVENT_TYPE_BOOK_USED_UP: AuditEventType.ValueType  # 19
 """A book with a `low_threshold` has nothing left. Written some seconds later, once each time that
 this happens, after a BOOK_RUNNING_LOW; `metadata` has `left` and `threshold`.
 """
+AUDIT_EVENT_TYPE_ASSIGNMENT_EXPIRED: AuditEventType.ValueType  # 20
+"""A code went back to the pool, since its user let the assignment expire. Written some time later."""
 AUDIT_EVENT_TYPE_ASSIGNMENT_TRANSFERRED: AuditEventType.ValueType  # 21
 """The assignment of a code was handed over, from `user_id` to `other_user_id`. Beside it there is an
 ASSIGNED of the receiver.
@@ -224,8 +228,8 @@ class AuditEvent(_message.Message):
 
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp:
-        """LOCKED (when it acquired the lock), LOCK_EXTENDED: the expiry of the lock. ASSIGNED: that of the
-        assignment.
+        """LOCKED (when it acquired the lock), LOCK_EXTENDED: the expiry of the lock. ASSIGNED,
+        ASSIGNMENT_EXPIRED: that of the assignment.
         """
 
     @_builtins.property

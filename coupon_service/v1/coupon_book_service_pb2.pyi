@@ -405,8 +405,8 @@ class BookLimits(_message.Message):
     max_redemptions_per_user: _builtins.int
     """Redemptions by one user over all codes of the book. Default 0. At most 10^9."""
     max_assignments_per_user: _builtins.int
-    """Codes of the book that one user has at a time, redeemed ones included, revoked ones not.
-    Default 0. At most 10^9.
+    """Codes of the book that one user has at a time, redeemed ones included; not those that were revoked,
+    handed over, or went back to the pool. Default 0. At most 10^9.
     """
     max_discount_minor: _builtins.int
     """The budget: what all redemptions of the book that were not rolled back take off together, in minor
@@ -625,6 +625,7 @@ class CouponBook(_message.Message):
     MIN_CODE_LENGTH_FIELD_NUMBER: _builtins.int
     PERIOD_LIMITS_FIELD_NUMBER: _builtins.int
     SCHEDULE_FIELD_NUMBER: _builtins.int
+    RETURN_TO_POOL_FIELD_NUMBER: _builtins.int
     book_id: _builtins.str
     """Output only. UUID."""
     business_id: _builtins.str
@@ -658,6 +659,13 @@ class CouponBook(_message.Message):
     min_code_length: _builtins.int
     """ImportCodes takes no shorter codes, in normalised form, unless its header says otherwise: 1-64.
     0 = 4.
+    """
+    return_to_pool: _builtins.bool
+    """Codes go back to the pool that their users have let expire: once an assignment is over by
+    `assigned_code_validity`, and the greatest lifetime of a lock and its grace have passed, it is ended
+    with ASSIGNMENT_EXPIRED, unless the user has redeemed the code. The code is AVAILABLE then, if uses
+    are left. Only with the assignment_policy REQUIRED. Cannot be switched on after the first activation,
+    and counts for assignments that are made while it is on. Default false.
     """
     @_builtins.property
     def discount(self) -> Global___Discount:
@@ -753,10 +761,11 @@ class CouponBook(_message.Message):
         min_code_length: _builtins.int = ...,
         period_limits: Global___PeriodLimits | None = ...,
         schedule: Global___Schedule | None = ...,
+        return_to_pool: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["assigned_code_validity", b"assigned_code_validity", "code_format", b"code_format", "create_time", b"create_time", "default_lock_ttl", b"default_lock_ttl", "discount", b"discount", "end_time", b"end_time", "limits", b"limits", "max_lock_ttl", b"max_lock_ttl", "metadata", b"metadata", "period_limits", b"period_limits", "schedule", b"schedule", "start_time", b"start_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["assigned_code_validity", b"assigned_code_validity", "assignment_policy", b"assignment_policy", "book_id", b"book_id", "business_id", b"business_id", "code_format", b"code_format", "create_time", b"create_time", "currency_code", b"currency_code", "default_lock_ttl", b"default_lock_ttl", "description", b"description", "discount", b"discount", "effective_state", b"effective_state", "end_time", b"end_time", "etag", b"etag", "limits", b"limits", "lock_policy", b"lock_policy", "low_threshold", b"low_threshold", "max_lock_ttl", b"max_lock_ttl", "metadata", b"metadata", "min_code_length", b"min_code_length", "min_order_amount_minor", b"min_order_amount_minor", "name", b"name", "period_limits", b"period_limits", "schedule", b"schedule", "start_time", b"start_time", "state", b"state", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assigned_code_validity", b"assigned_code_validity", "assignment_policy", b"assignment_policy", "book_id", b"book_id", "business_id", b"business_id", "code_format", b"code_format", "create_time", b"create_time", "currency_code", b"currency_code", "default_lock_ttl", b"default_lock_ttl", "description", b"description", "discount", b"discount", "effective_state", b"effective_state", "end_time", b"end_time", "etag", b"etag", "limits", b"limits", "lock_policy", b"lock_policy", "low_threshold", b"low_threshold", "max_lock_ttl", b"max_lock_ttl", "metadata", b"metadata", "min_code_length", b"min_code_length", "min_order_amount_minor", b"min_order_amount_minor", "name", b"name", "period_limits", b"period_limits", "return_to_pool", b"return_to_pool", "schedule", b"schedule", "start_time", b"start_time", "state", b"state", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -948,7 +957,8 @@ class UpdateCouponBookRequest(_message.Message):
         """Top-level fields of CouponBook: name, description, discount, currency_code,
         min_order_amount_minor, limits, assignment_policy, lock_policy, default_lock_ttl, max_lock_ttl,
         start_time, end_time, assigned_code_validity, code_format, metadata, low_threshold, min_code_length,
-        period_limits, schedule. Required; a named field that is unset in `coupon_book` gets its default.
+        period_limits, schedule, return_to_pool. Required; a named field that is unset in `coupon_book` gets
+        its default.
         """
 
     def __init__(

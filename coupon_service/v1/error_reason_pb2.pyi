@@ -119,8 +119,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     ERROR_REASON_ASSIGNMENT_NOT_ACTIVE: _ErrorReason.ValueType  # 32
     """[FAILED_PRECONDITION] An assignment that is to be handed over, or that of a repeat, is no longer
-    active. Metadata: `state`, REDEEMED when the user has used it up, REVOKED when it was revoked or
-    handed over, also when the code was assigned to the user again.
+    active. Metadata: `state`, REDEEMED when the user has used it up, REVOKED when it was revoked,
+    handed over, or went back to the pool, also when the code was assigned to the user again.
     """
     ERROR_REASON_BUDGET_EXCEEDED: _ErrorReason.ValueType  # 103
     """[FAILED_PRECONDITION] The redemption would take off more than is left of the book's
@@ -313,8 +313,8 @@ repeat whose resource is no longer in the state that the first call gave it. Met
 """
 ERROR_REASON_ASSIGNMENT_NOT_ACTIVE: ErrorReason.ValueType  # 32
 """[FAILED_PRECONDITION] An assignment that is to be handed over, or that of a repeat, is no longer
-active. Metadata: `state`, REDEEMED when the user has used it up, REVOKED when it was revoked or
-handed over, also when the code was assigned to the user again.
+active. Metadata: `state`, REDEEMED when the user has used it up, REVOKED when it was revoked,
+handed over, or went back to the pool, also when the code was assigned to the user again.
 """
 ERROR_REASON_BUDGET_EXCEEDED: ErrorReason.ValueType  # 103
 """[FAILED_PRECONDITION] The redemption would take off more than is left of the book's

@@ -146,6 +146,11 @@ class Assignments(ModelState):
                     raise Refusal(
                         "INVALID_STATE_TRANSITION", state=book["state"], field=f"limits.{name}"
                     )
+            returns = values.get("return_to_pool") and not book["return_to_pool"]
+            if returns and book["state"] != "DRAFT":
+                raise Refusal(
+                    "INVALID_STATE_TRANSITION", state=book["state"], field="return_to_pool"
+                )
             periods = fixed(book["period_limits"], {**book, **values}["period_limits"])
             if periods and book["state"] != "DRAFT":
                 raise Refusal("INVALID_STATE_TRANSITION", state=book["state"], field=periods)
@@ -430,6 +435,21 @@ class Assignments(ModelState):
         about = {key: lock.message[key] for key in ("user_id", "lock_id", "fence")}
         code = lock.message["code"]
         self._code_event("UNLOCKED", code, self.state(code), request_id, **about)
+
+    def return_to_pool(self, book_id: str) -> None:
+        """What the sweeper does with the codes of a book that were let expire."""
+        book = self.books[book_id]
+        if not book["return_to_pool"] or book["state"] not in ("ACTIVE", "PAUSED"):
+            return
+        for (code, user), assignment in self.assignments.items():
+            end = assignment.given.get("expire_time", 0)
+            mine = assignment.state == "ACTIVE" and self.codes[code].book_id == book_id
+            due = end > 0 and end + self.ttl_max + self.grace <= self.now
+            if mine and due and not assignment.redemptions:
+                before = self.state(code)
+                assignment.state = "REVOKED"
+                about = {"user_id": user, "expire_time": end, "caller": "sweeper"}
+                self._code_event("ASSIGNMENT_EXPIRED", code, before, "assignment-expired", **about)
 
     def revoked_still(self, answer: Message) -> Message:
         """The answer, without what nobody knows when the code was assigned to the user anew."""

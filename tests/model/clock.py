@@ -20,6 +20,7 @@ from support.service import ServerThread, settings_for
 
 from coupon_service.leases import scripts
 from coupon_service.maintenance.lock_sweeper import LockSweeper
+from coupon_service.maintenance.pool_sweeper import PoolSweeper
 from coupon_service.rpc import handler
 from coupon_service.rpc.context import RequestContext
 from coupon_service.rpc.convert.fields import Fields
@@ -113,7 +114,7 @@ def clocked_server(
     def on_own_clock(name: str) -> str:
         return SCRIPT_TEXT(name).replace(REAL_CLOCK, clock.source)
 
-    async def never(_: LockSweeper) -> None:
+    async def never(_: LockSweeper | PoolSweeper) -> None:
         await asyncio.Event().wait()
 
     unlimited = {"rate_limit_end_users": "none", "guess_limit_end_users": "none"}
@@ -124,6 +125,7 @@ def clocked_server(
         with (
             mock.patch.object(scripts, "_text", on_own_clock),
             mock.patch.object(LockSweeper, "run", never),
+            mock.patch.object(PoolSweeper, "run", never),
             mock.patch.object(handler, "_as_anonymous", as_they_say),
             ServerThread(settings, clock.now) as running,
         ):

@@ -101,6 +101,7 @@ FIELDS = {
     "end_time": any_of([0] * 12 + [300_000, 1_200_000]),
     "assigned_code_validity": any_of([0, 0, 60_000]),
     "min_code_length": any_of([0] * 8 + [64]),
+    "return_to_pool": any_of([False, False, True]),
 }
 HOURS = all_of(
     {
@@ -130,6 +131,9 @@ def BOOKS(random: Random) -> Message:  # noqa: N802 - one of the draws
     book = all_of(FIELDS)(random)
     if "benefit" in book["discount"]:
         book["limits"]["max_discount_minor"] = 0
+    if random.random() < 0.2:
+        book |= {"assignment_policy": "REQUIRED", "assigned_code_validity": 60_000}
+    book["return_to_pool"] &= book["assignment_policy"] == "REQUIRED"
     return book
 
 

@@ -108,6 +108,8 @@ class Issuing(Program):
             (money and not book["currency_code"]) or 0 < after["end_time"] <= after["start_time"]
         ):
             return
+        if after.get("return_to_pool") and after.get("assignment_policy") == "BEARER":
+            return
         budget = after.get("limits", {}).get("max_discount_minor")
         if budget and "benefit" in after.get("discount", {}):
             return

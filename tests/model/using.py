@@ -110,7 +110,8 @@ class Using(Issuing):
         ends += [end + world.grace for end in ends]
         ends += [book[name] for book in world.books.values() for name in TIMES]
         ends += [book.get("_locks_until", 0) for book in world.books.values()]
-        ends += [it.given.get("expire_time", 0) for it in world.assignments.values()]
+        over = [it.given.get("expire_time", 0) for it in world.assignments.values()]
+        ends += over + [end + world.ttl_max + world.grace for end in over if end]
         ends += [it for book in world.books.values() for it in changes(book, world.now, DAY_MS)]
         ends += [
             next_period(book, world.now) for book in world.books.values() if book["period_limits"]
@@ -128,6 +129,15 @@ class Using(Issuing):
             self.server.run(sweeper.sweep())
         for book_id in self.book_ids:
             self.world.sweep(book_id)
+        self.return_to_pool()
+
+    @step(3)
+    def return_to_pool(self) -> None:
+        sweeper = self.server.server._pool_sweeper
+        with mock.patch.object(sweeper._reads, "my_turn", return_value=True):
+            self.server.run(sweeper.sweep())
+        for book_id in self.book_ids:
+            self.world.return_to_pool(book_id)
 
     # --- redemptions ----------------------------------------------------------------------------
 

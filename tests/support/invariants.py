@@ -20,7 +20,8 @@ COMMON_TABLES: Final = f"""
             (type = {EventType.REDEEMED:d})::int - (type = {EventType.ROLLED_BACK:d})::int
                 AS redeemed,
             (type = {EventType.ASSIGNED:d})::int
-                - (type IN ({EventType.REVOKED:d}, {EventType.ASSIGNMENT_TRANSFERRED:d}))::int
+                - (type IN ({EventType.REVOKED:d}, {EventType.ASSIGNMENT_TRANSFERRED:d},
+                    {EventType.ASSIGNMENT_EXPIRED:d}))::int
                 AS assigned
         FROM redemption_audit WHERE book_id = ANY(%(books)s::uuid[])
     ), live AS (
@@ -212,6 +213,15 @@ RULES: Final = {
 """Each query returns the rows that break the rule."""
 
 RULES_OF_TIME: Final = {
+    "a code that its user had redeemed did not go back to the pool": f"""
+        SELECT returned.code, returned.user_id FROM ledger AS returned
+        WHERE type = {EventType.ASSIGNMENT_EXPIRED:d} AND 0 < (
+            SELECT sum(redeemed) FROM ledger AS used
+            WHERE (used.book_id, used.code, used.user_id)
+                = (returned.book_id, returned.code, returned.user_id)
+            AND used.event_time < returned.event_time + make_interval(
+                secs => (used.type = {EventType.ROLLED_BACK:d})::int * 0.000001))
+    """,
     "fences of redemptions increase": f"""
         SELECT code, user_id, fence, newest FROM (
             SELECT code, user_id, fence, max(fence) OVER (

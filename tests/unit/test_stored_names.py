@@ -73,6 +73,7 @@ def test_events_keep_their_names_and_numbers() -> None:
         "ROLLED_BACK": 17,
         "BOOK_RUNNING_LOW": 18,
         "BOOK_USED_UP": 19,
+        "ASSIGNMENT_EXPIRED": 20,
         "ASSIGNMENT_TRANSFERRED": 21,
         "CODES_DELETED": 23,
         "CODES_CHANGED": 24,

@@ -55,7 +55,7 @@ VALIDITY_MAX_MS: Final = 3_653 * 86_400_000  # ten years
 AFFIX_MAX_CHARACTERS: Final = 16
 NO_VERSION: Final = -1
 
-LATER_FIELDS: Final = ("min_code_length", "period_limits", "schedule")
+LATER_FIELDS: Final = ("min_code_length", "period_limits", "schedule", "return_to_pool")
 """Fields of CouponBook that came after the first fingerprints of CreateCouponBook were recorded.
 Those name all the others: naming these as well would make a repeat from before another call."""
 
@@ -235,6 +235,7 @@ def _readers(fields: Fields, book: pb.CouponBook) -> dict[str, Callable[[], Any]
             if book.HasField("schedule")
             else None
         ),
+        "return_to_pool": lambda: book.return_to_pool,
     }
 
 
@@ -344,6 +345,7 @@ def book_message(book: Book, effective_state: BookState) -> pb.CouponBook:
         min_code_length=book.min_code_length,
         period_limits=period_limits_message(book.period_limits) if book.period_limits else None,
         schedule=schedule_message(book.schedule) if book.schedule else None,
+        return_to_pool=book.return_to_pool,
     )
     if book.default_lock_ttl_ms:
         message.default_lock_ttl.FromMilliseconds(book.default_lock_ttl_ms)

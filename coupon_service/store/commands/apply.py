@@ -17,7 +17,7 @@ from coupon_service.model import (
     bucket_of_user,
 )
 from coupon_service.model.codes import bucket_of
-from coupon_service.rules import book_of
+from coupon_service.rules import book_of, returns_to_pool
 from coupon_service.store.arrays import int_array
 from coupon_service.store.columns import Column, Columns
 from coupon_service.store.commands.period_counters import update_periods
@@ -89,10 +89,12 @@ ASSIGNMENT_ROWS: Final = Columns[Assignment](
 INSERT_ASSIGNMENTS: Final[LiteralString] = f"""
 INSERT INTO coupon_assignments (
     {ASSIGNMENT_ROWS.names},
-    redemption_limit)
+    redemption_limit,
+    returns)
 SELECT * FROM unnest(
     {ASSIGNMENT_ROWS.arrays},
-    %s::integer[])
+    %s::integer[],
+    %s::boolean[])
 """
 UPDATE_ASSIGNMENTS: Final[LiteralString] = f"""
 UPDATE coupon_assignments AS a
@@ -103,13 +105,16 @@ SET state = d.state,
     fence = d.fence,
     assign_time = d.assign_time,
     expire_time = d.expire_time,
-    metadata = d.metadata
+    metadata = d.metadata,
+    returns = d.returns
 FROM unnest(
     {ASSIGNMENT_ROWS.arrays},
     %s::integer[],
+    %s::boolean[],
     %s::integer[]) AS d (
     {ASSIGNMENT_ROWS.names},
     redemption_limit,
+    returns,
     added)
 WHERE a.bucket = d.bucket AND a.code = d.code AND a.user_id = d.user_id
 """
@@ -129,9 +134,11 @@ def _write_assignments(pipeline: Pipeline, write_set: WriteSet, books: Mapping[U
 
 
 def _assignment_arrays(rows: Sequence[Assignment], books: Mapping[UUID, Book]) -> tuple[str, ...]:
-    """The rows, and the limit of the redemptions of each."""
+    """The rows, the limit of the redemptions of each, and whether it is to be looked at when it has
+    expired: NULL for no, so that books that return no codes have no entry in the index of these."""
     limits = [books[it.book_id].limits.max_redemptions_per_user_per_code for it in rows]
-    return (*ASSIGNMENT_ROWS.array_parameters(rows), int_array(limits))
+    returns = [1 if returns_to_pool(it, books[it.book_id]) else None for it in rows]
+    return (*ASSIGNMENT_ROWS.array_parameters(rows), int_array(limits), int_array(returns))
 
 
 USER_CHANGES: Final = Columns[tuple[UUID, str, UserCounts, UserCounts, BookLimits]](

@@ -22,6 +22,7 @@ from coupon_service.model import (
     Lock,
     Outcome,
     Redeem,
+    ReturnToPool,
     Revoke,
     Rollback,
     SetCodeEnabled,
@@ -43,6 +44,7 @@ EVENTS: Final[Mapping[type[Command], str]] = {
     AssignRandom: EventType.ASSIGNED.name,
     Revoke: EventType.REVOKED.name,
     Transfer: EventType.ASSIGNMENT_TRANSFERRED.name,
+    ReturnToPool: EventType.ASSIGNMENT_EXPIRED.name,
 }
 """What each command is to write to the ledger; the others say it themselves."""
 

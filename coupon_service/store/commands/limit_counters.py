@@ -18,6 +18,7 @@ from coupon_service.model import (
     HiddenKey,
     Lock,
     Redeem,
+    ReturnToPool,
     Revoke,
     Rollback,
     State,
@@ -31,7 +32,7 @@ from coupon_service.store.pipeline import Pipeline, Rows
 
 UserOfBook = tuple[UUID, str]
 
-Counted = Redeem | Lock | Rollback | Assign | Revoke | Transfer
+Counted = Redeem | Lock | Rollback | Assign | Revoke | Transfer | ReturnToPool
 """Commands about codes that have to do with what users have."""
 
 ENSURE_USERS: Final = """

@@ -23,10 +23,12 @@ from coupon_service.model import (
     Book,
     BookTotals,
     ChangeLock,
+    CodeCommand,
     Command,
     EventType,
     Lock,
     Redeem,
+    ReturnToPool,
     Revoke,
     Rollback,
     SetCodeEnabled,
@@ -110,20 +112,22 @@ def _wanted(commands: Iterable[Command]) -> ReadSet:
             if command.lock_id != command.event_id:
                 wanted.lock_ids[command.lock_id] = command.code
             wanted.fences += 1
-        elif isinstance(command, ChangeLock):
-            wanted.lock_ids[command.lock_id] = command.code
         else:
-            _add_wanted_of_transfer(wanted, command)
+            _add_wanted_locks(wanted, command)
     return wanted
 
 
-def _add_wanted_of_transfer(wanted: ReadSet, command: Command) -> None:
-    """What only a transfer needs: both users, and the locks of the giver."""
+def _add_wanted_locks(wanted: ReadSet, command: CodeCommand) -> None:
+    """What the end of an assignment, or the change of a lock, needs."""
+    if isinstance(command, ChangeLock):
+        wanted.lock_ids[command.lock_id] = command.code
+    elif isinstance(command, (Transfer, ReturnToPool)):
+        user_id = command.from_user_id if isinstance(command, Transfer) else command.user_id
+        wanted.assignments.add((command.code, user_id))
+        wanted.locks_of.add((command.code, user_id))
     if isinstance(command, Transfer):
-        giver, receiver = command.from_user_id, command.to_user_id
-        wanted.assignments |= {(command.code, giver), (command.code, receiver)}
+        wanted.assignments.add((command.code, command.to_user_id))
         wanted.events.add(receipt_id(command.event_id))
-        wanted.locks_of.add((command.code, giver))
 
 
 async def load(

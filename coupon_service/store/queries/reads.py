@@ -36,6 +36,7 @@ from coupon_service.store.queries.assignment_pages import (
     ShownAssignment,
     select_assignments,
 )
+from coupon_service.store.queries.due_returns import DueReturn, select_due_returns
 from coupon_service.store.queries.live_coupons import select_live_coupons
 from coupon_service.store.queries.lookups import (
     CodeLookup,
@@ -194,6 +195,15 @@ class Reads:
             return {str(it) for it, book in found.items() if business_id in ("", book.business_id)}
 
         return await self._database.read("known_books", work)
+
+    async def due_returns(
+        self, ended_by: datetime, count: int, after: DueReturn | None
+    ) -> Sequence[DueReturn]:
+        """Assignments that were over at `ended_by` and may go back to the pools of their books."""
+        return await self._database.read(
+            "due_returns",
+            lambda connection: select_due_returns(connection, ended_by, count, after),
+        )
 
     async def my_turn(self, name: str, interval_ms: int) -> bool:
         """Whether it is the caller's turn; see `take_turn`."""

@@ -10,8 +10,15 @@ from support.plans import plan_of
 
 from coupon_service.store import business_events, events, spellings, stock
 from coupon_service.store.bulk import new_codes
-from coupon_service.store.commands import apply, limit_counters, load, orders, random_codes
-from coupon_service.store.queries import assignment_pages, lookups
+from coupon_service.store.commands import (
+    apply,
+    limit_counters,
+    load,
+    orders,
+    random_codes,
+    user_locks,
+)
+from coupon_service.store.queries import assignment_pages, due_returns, lookups
 
 STATEMENTS = {
     "lock codes": load.LOCK_CODES,
@@ -123,6 +130,22 @@ def test_postgresql_looks_at_a_table_that_grows_only_when_there_is_something_to_
     assert set(rows) == {
         (table, f"autovacuum_{kind}_threshold", "10000") for table in tables for kind in kinds
     }
+
+
+def test_locks_of_a_user_are_found_among_the_latest_of_that_user(database_url: str) -> None:
+    plan = plan_of(database_url, user_locks.SELECT_USER_LOCKS)
+    by_user = re.search(r"redemption_audit_by_user.*\n(.*)", plan)
+    assert by_user, plan
+    assert "(user_id = wanted.of_user) AND (event_time > " in by_user[1]
+    assert "redemption_audit_by_lock" in plan
+
+
+def test_codes_that_go_back_are_found_among_those_alone(database_url: str) -> None:
+    plan = plan_of(database_url, due_returns.SELECT_DUE)
+    due = re.search(r"coupon_assignments_to_return.*\n(.*)", plan)
+    assert due, plan
+    assert "(book_id = book.book_id) AND (expire_time <= " in due[1]
+    assert "coupon_books_returning" in plan
 
 
 def test_assignments_of_a_book_are_read_in_the_order_of_the_page(database_url: str) -> None:

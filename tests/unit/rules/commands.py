@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID, uuid4
 
-from unit.rules.world import BOOK_ID, MINUTE, NOW, PERMIT
+from unit.rules.world import BOOK_ID, MINUTE, NOW, PERMIT, World
 
 from coupon_service.model import (
     Assign,
@@ -21,6 +21,7 @@ from coupon_service.model import (
     LockClaims,
     Money,
     Redeem,
+    ReturnToPool,
     Revoke,
     Rollback,
     SetCodeEnabled,
@@ -234,6 +235,27 @@ def transfer(
         from_user_id=giver,
         to_user_id=receiver,
         **more,
+    )
+
+
+def return_to_pool(world: World, code: str = "A", user: str = "ann") -> ReturnToPool:
+    """The command of the sweeper, of this moment: locks live for 15 minutes at most, and are kept
+    for 5 seconds more."""
+    given = world.assignment(user, code)
+    assert given.assign_time is not None
+    attempt = event_id(
+        bucket_of(code), EventType.ASSIGNMENT_EXPIRED, code, user, given.assign_time.isoformat()
+    )
+    return ReturnToPool(
+        call=Call("sweeper", "assignment-expired"),
+        code=code,
+        event_id=attempt,
+        fingerprint=fingerprint(attempt),
+        user_id=user,
+        book_id=given.book_id,
+        assign_time=given.assign_time,
+        ended_by=world.now - 15 * MINUTE,
+        unlocked_by=world.now - MINUTE / 12,
     )
 
 
