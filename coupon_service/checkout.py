@@ -1,4 +1,4 @@
-"""Validate, redeem, roll back: where permits in Redis and decisions in PostgreSQL meet.
+"""Validate, redeem, adjust, roll back: where permits in Redis and decisions in PostgreSQL meet.
 
 The order is always the same: acquire the permit in Redis, decide in PostgreSQL, give it back.
 PostgreSQL has the last word.
@@ -26,6 +26,7 @@ from coupon_service.leases import AdmitStatus, LeaseKey, Leases
 from coupon_service.locks.limits import tombstone_until_ms
 from coupon_service.locks.token import LockTokens
 from coupon_service.model import (
+    Adjust,
     Assignment,
     Benefit,
     Book,
@@ -180,6 +181,11 @@ class Checkout:
 
     async def rollback(self, command: Rollback) -> Outcome:
         """Undoes a redemption."""
+        (outcome,) = await self._lanes.submit(CommandGroup((command,)))
+        return outcome
+
+    async def adjust(self, command: Adjust) -> Outcome:
+        """Gives the order of a redemption another amount."""
         (outcome,) = await self._lanes.submit(CommandGroup((command,)))
         return outcome
 

@@ -105,6 +105,11 @@ EXAMPLES: Final = {
   "request_id": "order-4712"
 }""",
     "RedemptionService/RollbackRedemption": '{"redemption_id": "REDEMPTION_ID"}',
+    "RedemptionService/AdjustRedemption": """{
+  "redemption_id": "REDEMPTION_ID",
+  "order_amount": {"amount_minor": 2999, "currency_code": "EUR"},
+  "request_id": "return-4711"
+}""",
     "RedemptionService/GetRedemption": '{"redemption_id": "REDEMPTION_ID"}',
     "RedemptionService/ListRedemptions": '{"user_id": "ann", "page_size": 20}',
     "RedemptionService/Checkout": """{

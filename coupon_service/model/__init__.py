@@ -13,10 +13,12 @@ from coupon_service.model.books import (
     Discount,
     Money,
     PercentOff,
+    Terms,
     Tier,
     TieredDiscount,
 )
 from coupon_service.model.commands import (
+    Adjust,
     Assign,
     AssignRandom,
     Call,
@@ -70,6 +72,7 @@ from coupon_service.model.identity import (
     rollback_id,
 )
 from coupon_service.model.records import (
+    Adjustment,
     Assignment,
     AssignmentKey,
     BookTotals,
@@ -90,6 +93,8 @@ from coupon_service.model.terms import NO_TERMS, CodeTerms
 
 __all__ = [
     "NO_TERMS",
+    "Adjust",
+    "Adjustment",
     "AmountOff",
     "Assign",
     "AssignRandom",
@@ -141,6 +146,7 @@ __all__ = [
     "SetCodeEnabled",
     "State",
     "StockLevel",
+    "Terms",
     "Tier",
     "TieredDiscount",
     "Transfer",

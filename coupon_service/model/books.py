@@ -72,6 +72,15 @@ Discount = PercentOff | AmountOff | Benefit | TieredDiscount
 
 
 @value
+class Terms:
+    """What a book takes off, of which orders: what a redemption recorded the version of."""
+
+    discount: Discount
+    currency_code: str
+    min_order_amount_minor: int
+
+
+@value
 class BookLimits:
     """How often codes can be used, and what they may take off in all. 0 = no limit."""
 

@@ -117,6 +117,25 @@ class Rollback:
 
 
 @value(kw_only=True)
+class Adjust:
+    """Give the order of a redemption, whose ledger row is `redemption`, another amount.
+
+    `adjustments`: how often it has to have been adjusted before; None: any number.
+    """
+
+    call: Call
+    code: str
+    event_id: UUID
+    fingerprint: int
+    user_id: str
+    redemption: Event
+    order_amount: Money
+    adjustments: int | None = None
+    metadata: str | None = None
+    earlier: tuple[Attempt, ...] = ()
+
+
+@value(kw_only=True)
 class Lock:
     """Record the lock `lock_id`, for which Redis granted a permit until `expire_time`.
 
@@ -246,6 +265,7 @@ class SetCodeEnabled:
 CodeCommand = (
     Redeem
     | Rollback
+    | Adjust
     | Lock
     | ChangeLock
     | Assign

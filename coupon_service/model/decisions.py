@@ -9,9 +9,10 @@ from typing import TypeAlias
 from uuid import UUID
 
 from coupon_service.errors import Contention, CouponServiceError
-from coupon_service.model.books import Book, BookStats
+from coupon_service.model.books import Book, BookStats, Terms
 from coupon_service.model.commands import LockClaims
 from coupon_service.model.records import (
+    Adjustment,
     Assignment,
     AssignmentKey,
     BookTotals,
@@ -100,8 +101,8 @@ class State:
     `periods`: redemptions in periods of books that limit those.
     `candidates`: locked, available codes of a book for AssignRandom. `candidates_contended`: books
     with more available codes, which other transactions had locked. `fences`: unused fencing
-    numbers. `hidden`: codes that end users could not use when they were loaded; no further rows of
-    them were loaded.
+    numbers. `adjustments` and `terms`: of redemptions. `hidden`: codes that end users could not use
+    when they were loaded; no further rows of them were loaded.
     """
 
     codes: dict[CodeKey, Code] = field(default_factory=dict[CodeKey, Code])
@@ -123,6 +124,8 @@ class State:
     candidates: dict[UUID, list[str]] = field(default_factory=dict[UUID, list[str]])
     candidates_contended: frozenset[UUID] = frozenset()
     fences: list[int] = field(default_factory=list[int])
+    adjustments: dict[UUID, Adjustment] = field(default_factory=dict[UUID, Adjustment])
+    terms: dict[UUID, Terms] = field(default_factory=dict[UUID, Terms])
     hidden: frozenset[HiddenKey] = frozenset()
 
     def put_code(self, code: Code) -> None:
@@ -138,7 +141,7 @@ class WriteSet:
     """The changes of a decision, table by table.
 
     Codes, assignments, users, totals and periods hold the row before (None: new) and the row after;
-    counters are changed by their difference.
+    counters are changed by their difference. Adjustments are the rows after.
     """
 
     codes: Mapping[CodeKey, tuple[Code, Code]]
@@ -148,3 +151,4 @@ class WriteSet:
     periods: Mapping[PeriodKey, tuple[int, int]]
     events: tuple[Event, ...]
     stats: Mapping[UUID, BookStats]
+    adjustments: Mapping[UUID, Adjustment] = field(default_factory=dict[UUID, Adjustment])

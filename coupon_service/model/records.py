@@ -85,6 +85,8 @@ class Event:
     `state_before` and `state_after` are values of BookState or CodeState, depending on `type`.
     `metadata` is JSON text. `order_user_id`: the end user whose own order `order_id` is; None where
     it is one of the business. `other_user_id`: who received, or gave, the assignment of `user_id`.
+    `book_version`: of a redemption, that of the book on whose terms it was made. `adjustments`: how
+    often it was given another amount; no column.
     """
 
     event_id: UUID
@@ -115,6 +117,20 @@ class Event:
     metadata: str | None = None
     order_user_id: str | None = None
     other_user_id: str | None = None
+    book_version: int | None = None
+    adjustments: int = 0
+
+
+@value
+class Adjustment:
+    """What the order of a redemption comes to now, and the discount. `adjustments`: how often it
+    got another amount."""
+
+    redemption_id: UUID
+    book_id: UUID
+    order_amount_minor: int
+    discount_minor: int | None
+    adjustments: int
 
 
 @value

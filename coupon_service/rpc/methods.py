@@ -102,6 +102,7 @@ METHODS: Final[Mapping[str, Method]] = {
     "RedemptionService/RedeemCode": Method(_CHECK_OUT, _TILL, LookUp.CODE),
     "RedemptionService/BatchRedeemCodes": Method(_REDEEM, _TILL, LookUp.ITEMS, large=True),
     "RedemptionService/RollbackRedemption": Method(_REDEEM, _CHANGES),
+    "RedemptionService/AdjustRedemption": Method(_REDEEM, _CHANGES),
     "RedemptionService/GetRedemption": Method(_READ_OWN, _READS),
     "RedemptionService/ListRedemptions": Method(_READ_OWN, _READS),
     "RedemptionService/Checkout": Method(

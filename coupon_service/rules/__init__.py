@@ -7,6 +7,7 @@ what is never stored, `stock` what a book has left. No I/O, no clock, no randomn
 from coupon_service.rules.code_lookup import book_named, code_not_found, find_code
 from coupon_service.rules.decision import decide, refuse_all
 from coupon_service.rules.derived_states import (
+    adjusted,
     code_state,
     discount_of,
     effective_book_state,
@@ -25,6 +26,7 @@ from coupon_service.rules.stock import crossed, stock_left, stock_level
 from coupon_service.rules.terms import book_of, terms_violations
 
 __all__ = [
+    "adjusted",
     "book_named",
     "book_of",
     "code_not_found",

@@ -6,6 +6,7 @@ from uuid import UUID
 
 from coupon_service.errors import CodeChecksumInvalid, CodeNotFound, CouponServiceError
 from coupon_service.model import (
+    Adjust,
     Assign,
     Book,
     Code,
@@ -25,7 +26,7 @@ def book_named(command: CodeCommand) -> UUID | None:
     match command:
         case Redeem() | Lock() | Assign() | Transfer() | ReturnToPool():
             return command.book_id
-        case Rollback():
+        case Rollback() | Adjust():
             return command.redemption.book_id
         case _:
             return None

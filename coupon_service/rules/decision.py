@@ -12,6 +12,7 @@ from coupon_service.errors import (
     RedemptionNotFound,
 )
 from coupon_service.model import (
+    Adjust,
     Assign,
     AssignRandom,
     Book,
@@ -32,6 +33,7 @@ from coupon_service.model import (
     Transfer,
     WriteSet,
 )
+from coupon_service.rules.adjustments import adjust
 from coupon_service.rules.assignments import assign, assign_random, revoke
 from coupon_service.rules.code_lookup import book_named, code_not_found, find_code
 from coupon_service.rules.code_states import set_enabled
@@ -95,7 +97,7 @@ def _decide_on_code(command: CodeCommand, draft: Draft) -> Outcome:
     found = find_code(command.code, book_id, command.call.business_id, draft.state)
     if isinstance(found, CouponServiceError):
         match command:
-            case Rollback():
+            case Rollback() | Adjust():
                 return RedemptionNotFound()
             case ChangeLock():
                 return LockNotFound()
@@ -118,6 +120,8 @@ def _carry_out(command: CodeCommand, code: Code, book: Book, draft: Draft) -> Ou
             return redeem(command, code, book, draft)
         case Rollback():
             return rollback(command, code, book, draft)
+        case Adjust():
+            return adjust(command, code, book, draft)
         case Lock():
             return lock(command, code, book, draft)
         case ChangeLock():

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from datetime import datetime
 from typing import Final
 
 from coupon_service.model import (
+    Adjustment,
     AmountOff,
     AssignmentState,
     Benefit,
@@ -21,6 +23,7 @@ from coupon_service.model import (
     LockState,
     LockView,
     Money,
+    Terms,
     TieredDiscount,
 )
 
@@ -104,7 +107,19 @@ def effective_code_state(
     return CodeState.LOCKED if locked_out else code.state
 
 
-def discount_of(book: Book, order_amount_minor: int | None) -> int | None:
+def adjusted(redemption: Event, adjustment: Adjustment | None) -> Event:
+    """The redemption with what its order comes to now."""
+    if adjustment is None:
+        return redemption
+    return replace(
+        redemption,
+        order_amount_minor=adjustment.order_amount_minor,
+        discount_minor=adjustment.discount_minor,
+        adjustments=adjustment.adjustments,
+    )
+
+
+def discount_of(book: Book | Terms, order_amount_minor: int | None) -> int | None:
     """What the book takes off an order, in minor units, rounded down, at most the order itself.
 
     None for benefits, for a percentage or tiers of an unknown amount, and below the first tier.

@@ -8,6 +8,7 @@ from typing import Final, TypedDict
 from uuid import UUID
 
 from coupon_service.model import (
+    Adjustment,
     Assignment,
     AssignmentKey,
     Book,
@@ -76,6 +77,7 @@ class Draft:
     )
     events: list[Event] = field(default_factory=list[Event])
     stats: dict[UUID, dict[str, int]] = field(default_factory=dict[UUID, dict[str, int]])
+    adjustments: dict[UUID, Adjustment] = field(default_factory=dict[UUID, Adjustment])
 
     def write_set(self) -> WriteSet:
         """What has to be written."""
@@ -87,6 +89,7 @@ class Draft:
             periods=self.periods,
             events=tuple(self.events),
             stats={book_id: BookStats(**counts) for book_id, counts in self.stats.items()},
+            adjustments=self.adjustments,
         )
 
     def fork(self) -> Draft:
@@ -112,6 +115,7 @@ class Draft:
             periods=self.periods.copy(),
             events=self.events.copy(),
             stats={book_id: counts.copy() for book_id, counts in self.stats.items()},
+            adjustments=self.adjustments.copy(),
         )
 
     def about(self, command: Command, event: EventType, *, before: Code, after: Code) -> CodeEvent:
@@ -148,7 +152,7 @@ class Draft:
         keys = order_keys(code, event.order_id or "", event.user_id or "", event.order_user_id)
         if event.type is EventType.REDEEMED:
             self.state.orders.update(dict.fromkeys(keys, event.event_id))
-        else:
+        elif event.type is EventType.ROLLED_BACK:
             for key in keys:
                 self.state.orders.pop(key, None)
 
@@ -190,6 +194,11 @@ class Draft:
         first = self.assignments.get(key)
         self.assignments[key] = (first[0] if first else before, after)
         self.state.assignments[key] = after
+
+    def put_adjustment(self, after: Adjustment) -> None:
+        """Changes what the order of a redemption comes to."""
+        self.adjustments[after.redemption_id] = after
+        self.state.adjustments[after.redemption_id] = after
 
     def count_user(
         self, book: Book, user_id: str, *, redemptions: int = 0, assignments: int = 0

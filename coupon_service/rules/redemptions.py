@@ -21,6 +21,7 @@ from coupon_service.model import (
     Rollback,
 )
 from coupon_service.rules.derived_states import (
+    adjusted,
     assignment_state,
     discount_of,
     lock_view,
@@ -64,6 +65,7 @@ def redeem(command: Redeem, code: Code, book: Book, draft: Draft) -> Outcome:
         code_redemption_limit=book.limits.max_redemptions_per_code,
         user_code_redemptions=assignment.redemptions if assignment else None,
         metadata=command.metadata,
+        book_version=book.version,
     )
     draft.record(event)
     return Done(event, book, after, assignment)
@@ -105,6 +107,7 @@ def _assignment_after(command: Redeem, book: Book, draft: Draft) -> Assignment |
 def rollback(command: Rollback, code: Code, book: Book, draft: Draft) -> Outcome:
     """Undoes a redemption: every count goes back."""
     redemption = command.redemption
+    redemption = adjusted(redemption, draft.state.adjustments.get(redemption.event_id))
     after = draft.count_code(code, book, redemptions=-1)
     assignment = draft.state.assignments.get((*code.key, command.user_id))
     # A bearer's redemption was not counted, and the user may have got an assignment since then.

@@ -18,6 +18,7 @@ from coupon_service.errors import (
     RequestIdReused,
 )
 from coupon_service.model import (
+    Adjust,
     Assignment,
     AssignmentState,
     Book,
@@ -35,7 +36,7 @@ from coupon_service.model import (
     receipt_id,
     rollback_id,
 )
-from coupon_service.rules.derived_states import lock_view
+from coupon_service.rules.derived_states import adjusted, lock_view
 from coupon_service.rules.draft import Draft
 
 LOCK_CHANGES: Final = frozenset(
@@ -79,6 +80,11 @@ def answer_repeat(
         assignment = _recorded_assignment(made)
     elif recorded.type is EventType.REVOKED:
         assignment = _recorded_revocation(recorded, assignment)
+    elif recorded.type is EventType.REDEEMED:
+        recorded = adjusted(recorded, draft.state.adjustments.get(recorded.event_id))
+    elif isinstance(command, Adjust):
+        redemption = command.redemption
+        recorded = adjusted(redemption, draft.state.adjustments.get(redemption.event_id))
     if code is None:
         code = draft.state.codes.get(named)
     return Done(recorded, book, code, assignment, replayed=True, lock=lock)
@@ -101,8 +107,9 @@ def _undone_since(
     """Why the result of a change is no longer so, if it is not. Ends, revocations and roll-backs
     stay so."""
     match recorded.type:
-        case EventType.REDEEMED:
-            rollback = state.events.get(rollback_id(recorded.event_id))
+        case EventType.REDEEMED | EventType.ADJUSTED:
+            redemption_id = recorded.redemption_id or recorded.event_id
+            rollback = state.events.get(rollback_id(redemption_id))
             return already_rolled_back(rollback) if rollback is not None else None
         case EventType.LOCKED | EventType.LOCK_EXTENDED:
             lock_state = lock.state if lock is not None else LockState.EXPIRED

@@ -20,10 +20,12 @@ _WRITE: Final[tuple[LiteralString, ...]] = ("SELECT", "INSERT", "UPDATE")
 PRIVILEGES: Final[Mapping[str, tuple[LiteralString, ...]]] = MappingProxyType(
     {
         "_yoyo_migration": _READ,
+        "coupon_adjustments": _WRITE,
         "coupon_assignments": _WRITE,
         "coupon_book_counters": _WRITE,
         "coupon_book_levels": _WRITE,
         "coupon_book_totals": _WRITE,
+        "coupon_book_terms": _ADD,
         "coupon_books": _WRITE,
         "coupon_code_spellings": (*_ADD, "DELETE"),
         "coupon_code_terms": (*_ADD, "DELETE"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Final
 
 from coupon_service.model import (
+    Adjustment,
     AmountOff,
     Assignment,
     AssignmentPolicy,
@@ -24,6 +25,7 @@ from coupon_service.model import (
     EventType,
     LockPolicy,
     PercentOff,
+    Terms,
     TieredDiscount,
     bucket_of_event,
 )
@@ -137,6 +139,15 @@ BOOKS: Final = Columns[Book](
 
 book_from_row: Final = BOOKS.reader(Book)
 
+TERMS: Final = Columns[Terms](
+    Nested("discount", _discount, _DISCOUNT),
+    Column("currency_code", "text"),
+    Column("min_order_amount_minor", "bigint"),
+)
+"""Those of coupon_book_terms that say what a book takes off."""
+
+terms_from_row: Final = TERMS.reader(Terms)
+
 COUNTERS: Final = Columns[BookStats](
     Column("available", "bigint"),
     Column("assigned", "bigint"),
@@ -185,6 +196,16 @@ ASSIGNMENTS: Final = Columns[Assignment](
 
 assignment_from_row: Final = ASSIGNMENTS.reader(Assignment)
 
+ADJUSTMENTS: Final = Columns[Adjustment](
+    Column("redemption_id", "uuid"),
+    Column("book_id", "uuid"),
+    Column("order_amount_minor", "bigint"),
+    Column("discount_minor", "bigint"),
+    Column("adjustments", "integer"),
+)
+
+adjustment_from_row: Final = ADJUSTMENTS.reader(Adjustment)
+
 # --- the ledger ---------------------------------------------------------------------------------
 
 
@@ -222,6 +243,7 @@ EVENTS: Final = Columns[Event](
     Column("metadata", "jsonb"),
     Column("order_user_id", "text"),
     Column("other_user_id", "text"),
+    Column("book_version", "integer"),
 )
 
 event_from_row: Final = EVENTS.reader(Event)

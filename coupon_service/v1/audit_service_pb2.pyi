@@ -80,6 +80,10 @@ class _AuditEventTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AuditE
     """The assignment of a code was handed over, from `user_id` to `other_user_id`. Beside it there is an
     ASSIGNED of the receiver.
     """
+    AUDIT_EVENT_TYPE_ADJUSTED: _AuditEventType.ValueType  # 22
+    """The order of a redemption got another amount, with AdjustRedemption: `order_amount` and `discount` are
+    the new ones.
+    """
     AUDIT_EVENT_TYPE_CODES_DELETED: _AuditEventType.ValueType  # 23
     """A chunk of codes was deleted by ChangeCodes; `metadata` has the `codes` and the counts."""
     AUDIT_EVENT_TYPE_CODES_CHANGED: _AuditEventType.ValueType  # 24
@@ -141,6 +145,10 @@ AUDIT_EVENT_TYPE_ASSIGNMENT_EXPIRED: AuditEventType.ValueType  # 20
 AUDIT_EVENT_TYPE_ASSIGNMENT_TRANSFERRED: AuditEventType.ValueType  # 21
 """The assignment of a code was handed over, from `user_id` to `other_user_id`. Beside it there is an
 ASSIGNED of the receiver.
+"""
+AUDIT_EVENT_TYPE_ADJUSTED: AuditEventType.ValueType  # 22
+"""The order of a redemption got another amount, with AdjustRedemption: `order_amount` and `discount` are
+the new ones.
 """
 AUDIT_EVENT_TYPE_CODES_DELETED: AuditEventType.ValueType  # 23
 """A chunk of codes was deleted by ChangeCodes; `metadata` has the `codes` and the counts."""

@@ -180,6 +180,7 @@ class Redemption(_message.Message):
     REDEEM_TIME_FIELD_NUMBER: _builtins.int
     ROLLBACK_TIME_FIELD_NUMBER: _builtins.int
     METADATA_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
     redemption_id: _builtins.str
     """UUID."""
     code: _builtins.str
@@ -196,13 +197,15 @@ class Redemption(_message.Message):
     """The book's benefit. Empty when the discount is an amount."""
     lock_id: _builtins.str
     """The lock that it used. May be empty."""
+    etag: _builtins.str
+    """Changes whenever the redemption is adjusted."""
     @_builtins.property
     def order_amount(self) -> _money_pb2.Money:
-        """As given. Unset when no amount was given."""
+        """As given, or as it was adjusted since. Unset when no amount was given."""
 
     @_builtins.property
     def discount(self) -> _money_pb2.Money:
-        """The discount. Unset for benefits, and for percent off without an order amount."""
+        """The discount on it. Unset for benefits, and for percent off without an order amount."""
 
     @_builtins.property
     def redeem_time(self) -> _timestamp_pb2.Timestamp:
@@ -232,10 +235,11 @@ class Redemption(_message.Message):
         redeem_time: _timestamp_pb2.Timestamp | None = ...,
         rollback_time: _timestamp_pb2.Timestamp | None = ...,
         metadata: _struct_pb2.Struct | None = ...,
+        etag: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["discount", b"discount", "metadata", b"metadata", "order_amount", b"order_amount", "redeem_time", b"redeem_time", "rollback_time", b"rollback_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["benefit", b"benefit", "book_id", b"book_id", "code", b"code", "discount", b"discount", "lock_id", b"lock_id", "metadata", b"metadata", "order_amount", b"order_amount", "order_id", b"order_id", "redeem_time", b"redeem_time", "redemption_id", b"redemption_id", "rollback_time", b"rollback_time", "state", b"state", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["benefit", b"benefit", "book_id", b"book_id", "code", b"code", "discount", b"discount", "etag", b"etag", "lock_id", b"lock_id", "metadata", b"metadata", "order_amount", b"order_amount", "order_id", b"order_id", "redeem_time", b"redeem_time", "redemption_id", b"redemption_id", "rollback_time", b"rollback_time", "state", b"state", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1164,6 +1168,76 @@ class RollbackRedemptionResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RollbackRedemptionResponse: _TypeAlias = RollbackRedemptionResponse  # noqa: Y015
+
+@_typing.final
+class AdjustRedemptionRequest(_message.Message):
+    """Request of AdjustRedemption."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REDEMPTION_ID_FIELD_NUMBER: _builtins.int
+    ORDER_AMOUNT_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    METADATA_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    redemption_id: _builtins.str
+    """From RedeemCode."""
+    etag: _builtins.str
+    """When set, the redemption has to have this etag: CONCURRENT_MODIFICATION. Optional."""
+    request_id: _builtins.str
+    """See CouponBookService. Resource: the redemption."""
+    @_builtins.property
+    def order_amount(self) -> _money_pb2.Money:
+        """What the order comes to now, before any discount. Required."""
+
+    @_builtins.property
+    def metadata(self) -> _struct_pb2.Struct:
+        """Stored in the ledger."""
+
+    def __init__(
+        self,
+        *,
+        redemption_id: _builtins.str = ...,
+        order_amount: _money_pb2.Money | None = ...,
+        etag: _builtins.str = ...,
+        metadata: _struct_pb2.Struct | None = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["metadata", b"metadata", "order_amount", b"order_amount"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "metadata", b"metadata", "order_amount", b"order_amount", "redemption_id", b"redemption_id", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AdjustRedemptionRequest: _TypeAlias = AdjustRedemptionRequest  # noqa: Y015
+
+@_typing.final
+class AdjustRedemptionResponse(_message.Message):
+    """Answer of AdjustRedemption."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REDEMPTION_FIELD_NUMBER: _builtins.int
+    REPLAYED_FIELD_NUMBER: _builtins.int
+    replayed: _builtins.bool
+    """True when an earlier call with this request_id was carried out."""
+    @_builtins.property
+    def redemption(self) -> Global___Redemption:
+        """The redemption with its present amount."""
+
+    def __init__(
+        self,
+        *,
+        redemption: Global___Redemption | None = ...,
+        replayed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["redemption", b"redemption"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["redemption", b"redemption", "replayed", b"replayed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AdjustRedemptionResponse: _TypeAlias = AdjustRedemptionResponse  # noqa: Y015
 
 @_typing.final
 class GetRedemptionRequest(_message.Message):

@@ -100,6 +100,11 @@ class RedemptionServiceStub:
                 request_serializer=coupon__service_dot_v1_dot_redemption__service__pb2.RollbackRedemptionRequest.SerializeToString,
                 response_deserializer=coupon__service_dot_v1_dot_redemption__service__pb2.RollbackRedemptionResponse.FromString,
                 _registered_method=True)
+        self.AdjustRedemption = channel.unary_unary(
+                '/coupon_service.v1.RedemptionService/AdjustRedemption',
+                request_serializer=coupon__service_dot_v1_dot_redemption__service__pb2.AdjustRedemptionRequest.SerializeToString,
+                response_deserializer=coupon__service_dot_v1_dot_redemption__service__pb2.AdjustRedemptionResponse.FromString,
+                _registered_method=True)
         self.GetRedemption = channel.unary_unary(
                 '/coupon_service.v1.RedemptionService/GetRedemption',
                 request_serializer=coupon__service_dot_v1_dot_redemption__service__pb2.GetRedemptionRequest.SerializeToString,
@@ -240,6 +245,20 @@ class RedemptionServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def AdjustRedemption(self, request, context):
+        """Sets the amount of a redemption's order, when a part of it was returned or more was bought. The
+        discount is computed again, on the terms on which the code was redeemed, and with it follow the
+        statistics and all limits on discounts. Below the least order amount of then the discount is 0. As
+        often as needed, but never after a roll-back, which takes back what the discount was by then.
+        REDEMPTION_NOT_FOUND, ALREADY_ROLLED_BACK, CURRENCY_MISMATCH, CONCURRENT_MODIFICATION. A smaller
+        amount is taken in any state of book and code; for a larger one, or the first, the book has to be
+        active: BOOK_NOT_ACTIVE, BOOK_EXPIRED. Repeats of RedeemCode and of AdjustRedemption return the
+        present amount. Resource of the request_id: the redemption.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetRedemption(self, request, context):
         """Returns a redemption. REDEMPTION_NOT_FOUND.
         """
@@ -332,6 +351,11 @@ def add_RedemptionServiceServicer_to_server(servicer, server):
                     servicer.RollbackRedemption,
                     request_deserializer=coupon__service_dot_v1_dot_redemption__service__pb2.RollbackRedemptionRequest.FromString,
                     response_serializer=coupon__service_dot_v1_dot_redemption__service__pb2.RollbackRedemptionResponse.SerializeToString,
+            ),
+            'AdjustRedemption': grpc.unary_unary_rpc_method_handler(
+                    servicer.AdjustRedemption,
+                    request_deserializer=coupon__service_dot_v1_dot_redemption__service__pb2.AdjustRedemptionRequest.FromString,
+                    response_serializer=coupon__service_dot_v1_dot_redemption__service__pb2.AdjustRedemptionResponse.SerializeToString,
             ),
             'GetRedemption': grpc.unary_unary_rpc_method_handler(
                     servicer.GetRedemption,
@@ -635,6 +659,33 @@ class RedemptionService:
             '/coupon_service.v1.RedemptionService/RollbackRedemption',
             coupon__service_dot_v1_dot_redemption__service__pb2.RollbackRedemptionRequest.SerializeToString,
             coupon__service_dot_v1_dot_redemption__service__pb2.RollbackRedemptionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AdjustRedemption(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/coupon_service.v1.RedemptionService/AdjustRedemption',
+            coupon__service_dot_v1_dot_redemption__service__pb2.AdjustRedemptionRequest.SerializeToString,
+            coupon__service_dot_v1_dot_redemption__service__pb2.AdjustRedemptionResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -112,6 +112,16 @@ class RedemptionServiceStub:
     any state of book and code. REDEMPTION_NOT_FOUND, ALREADY_ROLLED_BACK. Resource of the
     request_id: the redemption.
     """
+    AdjustRedemption: _grpc.UnaryUnaryMultiCallable[_redemption_service_pb2.AdjustRedemptionRequest, _redemption_service_pb2.AdjustRedemptionResponse]
+    """Sets the amount of a redemption's order, when a part of it was returned or more was bought. The
+    discount is computed again, on the terms on which the code was redeemed, and with it follow the
+    statistics and all limits on discounts. Below the least order amount of then the discount is 0. As
+    often as needed, but never after a roll-back, which takes back what the discount was by then.
+    REDEMPTION_NOT_FOUND, ALREADY_ROLLED_BACK, CURRENCY_MISMATCH, CONCURRENT_MODIFICATION. A smaller
+    amount is taken in any state of book and code; for a larger one, or the first, the book has to be
+    active: BOOK_NOT_ACTIVE, BOOK_EXPIRED. Repeats of RedeemCode and of AdjustRedemption return the
+    present amount. Resource of the request_id: the redemption.
+    """
     GetRedemption: _grpc.UnaryUnaryMultiCallable[_redemption_service_pb2.GetRedemptionRequest, _redemption_service_pb2.GetRedemptionResponse]
     """Returns a redemption. REDEMPTION_NOT_FOUND."""
     ListRedemptions: _grpc.UnaryUnaryMultiCallable[_redemption_service_pb2.ListRedemptionsRequest, _redemption_service_pb2.ListRedemptionsResponse]
@@ -223,6 +233,16 @@ class RedemptionServiceAsyncStub(RedemptionServiceStub):
     """Rolls a redemption back, once: all counts decrease, so that the code can be used again. Works in
     any state of book and code. REDEMPTION_NOT_FOUND, ALREADY_ROLLED_BACK. Resource of the
     request_id: the redemption.
+    """
+    AdjustRedemption: _aio.UnaryUnaryMultiCallable[_redemption_service_pb2.AdjustRedemptionRequest, _redemption_service_pb2.AdjustRedemptionResponse]  # type: ignore[assignment]
+    """Sets the amount of a redemption's order, when a part of it was returned or more was bought. The
+    discount is computed again, on the terms on which the code was redeemed, and with it follow the
+    statistics and all limits on discounts. Below the least order amount of then the discount is 0. As
+    often as needed, but never after a roll-back, which takes back what the discount was by then.
+    REDEMPTION_NOT_FOUND, ALREADY_ROLLED_BACK, CURRENCY_MISMATCH, CONCURRENT_MODIFICATION. A smaller
+    amount is taken in any state of book and code; for a larger one, or the first, the book has to be
+    active: BOOK_NOT_ACTIVE, BOOK_EXPIRED. Repeats of RedeemCode and of AdjustRedemption return the
+    present amount. Resource of the request_id: the redemption.
     """
     GetRedemption: _aio.UnaryUnaryMultiCallable[_redemption_service_pb2.GetRedemptionRequest, _redemption_service_pb2.GetRedemptionResponse]  # type: ignore[assignment]
     """Returns a redemption. REDEMPTION_NOT_FOUND."""
@@ -392,6 +412,22 @@ class RedemptionServiceServicer(metaclass=_abc_1.ABCMeta):
         """Rolls a redemption back, once: all counts decrease, so that the code can be used again. Works in
         any state of book and code. REDEMPTION_NOT_FOUND, ALREADY_ROLLED_BACK. Resource of the
         request_id: the redemption.
+        """
+
+    @_abc_1.abstractmethod
+    def AdjustRedemption(
+        self,
+        request: _redemption_service_pb2.AdjustRedemptionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_redemption_service_pb2.AdjustRedemptionResponse, _abc.Awaitable[_redemption_service_pb2.AdjustRedemptionResponse]]:
+        """Sets the amount of a redemption's order, when a part of it was returned or more was bought. The
+        discount is computed again, on the terms on which the code was redeemed, and with it follow the
+        statistics and all limits on discounts. Below the least order amount of then the discount is 0. As
+        often as needed, but never after a roll-back, which takes back what the discount was by then.
+        REDEMPTION_NOT_FOUND, ALREADY_ROLLED_BACK, CURRENCY_MISMATCH, CONCURRENT_MODIFICATION. A smaller
+        amount is taken in any state of book and code; for a larger one, or the first, the book has to be
+        active: BOOK_NOT_ACTIVE, BOOK_EXPIRED. Repeats of RedeemCode and of AdjustRedemption return the
+        present amount. Resource of the request_id: the redemption.
         """
 
     @_abc_1.abstractmethod

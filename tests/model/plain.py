@@ -420,8 +420,8 @@ class World(Assignments):
         redemption_id = answer["redemption"]["redemption_id"]
         (redemption,) = [it for it in self.redemptions if it["redemption_id"] is redemption_id]
         if redemption["state"] != "SUCCEEDED":
-            raise _rolled_back(redemption)
-        return answer
+            raise rolled_back(redemption)
+        return {**answer, "redemption": dict(redemption)}
 
     def _use(self, item: Item, book: Message) -> Message:
         code, before, token = item.code, self.state(item.code), item.token
@@ -443,7 +443,9 @@ class World(Assignments):
             "lock_id": used.message["lock_id"] if used else "",
             "redeem_time": self.now,
             "metadata": item.metadata,
+            "etag": "a0",
             "_own_order": bool(self.end_user),
+            "_terms": deepcopy(book),
         }
         self.redemptions.append(redemption)
         if key in self.assignments or limited or token:
@@ -483,7 +485,7 @@ class World(Assignments):
         if again := self.once(key, metadata, None):
             return again
         if redemption["state"] == "ROLLED_BACK":
-            raise _rolled_back(redemption)
+            raise rolled_back(redemption)
         before, book = self.state(code), self.books[redemption["book_id"]]
         redemption |= {"state": "ROLLED_BACK", "rollback_time": self.now}
         if redemption.get("_counted"):
@@ -502,7 +504,8 @@ def _attempt(item: Item) -> tuple[tuple[str, str, str], object]:
     return ("REDEEMED", item.code, item.request_id), parameters
 
 
-def _rolled_back(redemption: Message) -> Refusal:
+def rolled_back(redemption: Message) -> Refusal:
+    """The refusal that names its roll-back."""
     time = iso(redemption["rollback_time"])
     return Refusal(
         "ALREADY_ROLLED_BACK", redemption_id=redemption["redemption_id"], rollback_time=time

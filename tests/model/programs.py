@@ -115,7 +115,7 @@ class Programs(Using):
             ),
             (
                 api.redemptions.ListRedemptions,
-                redemptions.ListRedemptionsRequest(user_id=sent, **of_book, page_size=1_000),
+                redemptions.ListRedemptionsRequest(user_id=sent, book_id=book_id, page_size=1_000),
                 lambda: {"redemptions": world.redemption_messages(**which)},
             ),
         ]

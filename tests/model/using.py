@@ -12,6 +12,7 @@ from uuid import UUID
 from model.compare import refused_with
 from model.draws import (
     ALONE,
+    AMOUNTS,
     ITEMS,
     METADATA,
     PER_MILLE,
@@ -29,6 +30,8 @@ from model.opening_hours import changes
 from model.periods import next_period
 from model.state import Message
 from support.service import redemptions, struct
+
+from coupon_service.v1.money_pb2 import Money
 
 DAY_MS = 86_400_000
 
@@ -181,6 +184,38 @@ class Using(Issuing):
             return {"results": results, "redeemed_count": done}
 
         self.call(self.api.redemptions.BatchRedeemCodes, request, redeemed)
+
+    @step(
+        6,
+        which=PER_MILLE,
+        money=AMOUNTS,
+        kind=any_of(range(6)),
+        metadata=METADATA,
+        request_id=REQUEST_IDS,
+    )
+    def adjust(
+        self, which: int, money: tuple[int, str], kind: int, metadata: Message, request_id: str
+    ) -> None:
+        """Gives an order another amount, now and then with an etag, which may be another's."""
+        if not self.world.redemptions or not money[1]:
+            return
+        redemption = self.world.redemptions[which % len(self.world.redemptions)]
+        amount: Message = dict(zip(("amount_minor", "currency_code"), money, strict=True))
+        redemption_id = redemption["redemption_id"].value if which < 980 else str(UUID(int=which))
+        etag = {0: redemption["etag"], 1: "a1"}.get(kind, "")
+        request_id = self.fresh(request_id)
+        request = redemptions.AdjustRedemptionRequest(
+            redemption_id=redemption_id,
+            order_amount=Money(**amount),
+            etag=etag,
+            metadata=struct(**metadata),
+            request_id=request_id,
+        )
+        self.call(
+            self.api.redemptions.AdjustRedemption,
+            request,
+            lambda _: self.world.adjust(redemption_id, amount, etag, metadata, request_id),
+        )
 
     @step(8, which=PER_MILLE, metadata=METADATA, request_id=REQUEST_IDS)
     def roll_back(self, which: int, metadata: Message, request_id: str) -> None:

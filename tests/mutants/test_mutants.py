@@ -11,6 +11,8 @@ import grpc
 import pytest
 from model.clock import Clock
 from mutants import (
+    adjustment_harness,
+    adjustment_mutants,
     cluster_harness,
     cluster_mutants,
     harness,
@@ -72,6 +74,13 @@ CAUGHT_BY: dict[Callable[[], mutants.Mutant], Callable[[Stack], None]] = {
     mutants.counters_read_for_hidden_codes: harness.code_that_an_end_user_cannot_use,
     mutants.discounts_summed_in_64_bits: harness.discounts_beyond_an_amount,
     mutants.sum_answered_as_it_is: harness.discounts_beyond_an_amount,
+    adjustment_mutants.terms_of_now: adjustment_harness.adjustment_after_the_book_changed,
+    adjustment_mutants.rolled_back_as_it_was_read: (
+        adjustment_harness.race_of_adjustments_and_rollbacks
+    ),
+    adjustment_mutants.adjusted_as_it_was_read: (
+        adjustment_harness.race_of_adjustments_and_rollbacks
+    ),
     time_mutants.window_ends_at_midnight: time_harness.night_out,
     time_mutants.closed_for_locks: time_harness.lock_taken_before_it_closed,
     time_mutants.periods_in_utc: time_harness.another_day,

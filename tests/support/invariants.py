@@ -25,7 +25,11 @@ COMMON_TABLES: Final = f"""
                 AS assigned
         FROM redemption_audit WHERE book_id = ANY(%(books)s::uuid[])
     ), live AS (
-        SELECT * FROM ledger AS done WHERE type = {EventType.REDEEMED:d} AND NOT EXISTS (
+        SELECT done.*, CASE WHEN adjusted.redemption_id IS NULL
+            THEN done.discount_minor ELSE adjusted.discount_minor END AS present_discount_minor
+        FROM ledger AS done
+        LEFT JOIN coupon_adjustments AS adjusted ON adjusted.redemption_id = done.event_id
+        WHERE type = {EventType.REDEEMED:d} AND NOT EXISTS (
             SELECT FROM ledger AS undone
             WHERE undone.type = {EventType.ROLLED_BACK:d} AND redemption_id = done.event_id)
     )
@@ -102,8 +106,8 @@ SUMS: Final = {
         WHERE budget_minor > 0 AND discount_minor <> 0
         """,
         """
-        SELECT book_id, sum(l.discount_minor) FROM live AS l JOIN books USING (book_id)
-        WHERE budget_minor > 0 GROUP BY book_id HAVING sum(l.discount_minor) <> 0
+        SELECT book_id, sum(l.present_discount_minor) FROM live AS l JOIN books USING (book_id)
+        WHERE budget_minor > 0 GROUP BY book_id HAVING sum(l.present_discount_minor) <> 0
         """,
     ),
     "statistics": (
@@ -114,7 +118,10 @@ SUMS: Final = {
         f"""
         SELECT book_id, coalesce(sum(redeemed), 0),
             count(*) FILTER (WHERE type = {EventType.ROLLED_BACK:d}),
-            coalesce(sum(assigned), 0), coalesce(sum(redeemed * coalesce(l.discount_minor, 0)), 0)
+            coalesce(sum(assigned), 0),
+            coalesce((
+                SELECT sum(present_discount_minor) FROM live
+                WHERE live.book_id = b.book_id), 0)
         FROM (SELECT DISTINCT book_id FROM coupon_book_counters JOIN books USING (book_id)) AS b
         LEFT JOIN ledger AS l USING (book_id) GROUP BY book_id
         """,
@@ -191,6 +198,26 @@ RULES: Final = {
             ON done.event_id = undone.redemption_id AND done.type = {EventType.REDEEMED:d}
         WHERE undone.type = {EventType.ROLLED_BACK:d}
         GROUP BY undone.redemption_id HAVING count(*) > 1 OR count(done.event_id) <> 1
+    """,
+    "an adjusted redemption has the amounts of its last adjustment": f"""
+        SELECT redemption_id, adjustments, discount_minor FROM coupon_adjustments AS present
+        JOIN books USING (book_id)
+        WHERE adjustments <> (
+            SELECT count(*) FROM ledger WHERE type = {EventType.ADJUSTED:d}
+            AND ledger.redemption_id = present.redemption_id)
+        OR NOT EXISTS (
+            SELECT FROM ledger WHERE type = {EventType.ADJUSTED:d}
+            AND ledger.redemption_id = present.redemption_id
+            AND ledger.order_amount_minor = present.order_amount_minor
+            AND ledger.discount_minor IS NOT DISTINCT FROM present.discount_minor)
+    """,
+    "a rollback takes back what the discount was": f"""
+        SELECT undone.redemption_id, undone.discount_minor FROM ledger AS undone
+        JOIN ledger AS done ON done.event_id = undone.redemption_id
+        LEFT JOIN coupon_adjustments AS present ON present.redemption_id = undone.redemption_id
+        WHERE undone.type = {EventType.ROLLED_BACK:d}
+        AND undone.discount_minor IS DISTINCT FROM CASE WHEN present.redemption_id IS NULL
+            THEN done.discount_minor ELSE present.discount_minor END
     """,
     "a lock redeems once": f"""
         SELECT lock_id, count(*) FROM ledger

@@ -441,6 +441,15 @@ class Api:
             **_with_request_id(fields, redemption_id=redemption_id)
         )
 
+    def adjust(
+        self, redemption_id: str, amount: money.Money, **fields: Any
+    ) -> redemptions.AdjustRedemptionResponse:
+        """Give the order of a redemption another amount."""
+        fields |= {"redemption_id": redemption_id, "order_amount": amount}
+        return self.redemptions.AdjustRedemption(
+            redemptions.AdjustRedemptionRequest(**_with_request_id(fields))
+        )
+
     def validate(self, code: str, user_id: str, **fields: Any) -> redemptions.ValidateCodeResponse:
         """A dry run of `redeem`."""
         return self.redemptions.ValidateCode(

@@ -187,6 +187,27 @@ class RedemptionMethods:
             request_id=request_id or new_request_id(),
         )
 
+    @unary(pb.AdjustRedemptionResponse)
+    @staticmethod
+    def adjust_redemption(
+        redemption_id: str,
+        order_amount: Money,
+        *,
+        etag: str = "",
+        metadata: Metadata | None = None,
+        request_id: str = "",
+    ) -> pb.AdjustRedemptionRequest:
+        """Say what a redemption's order comes to now: a part was returned, or more was bought. The
+        discount follows.
+        """
+        return pb.AdjustRedemptionRequest(
+            redemption_id=redemption_id,
+            order_amount=order_amount,
+            etag=etag,
+            metadata=struct(metadata),
+            request_id=request_id or new_request_id(),
+        )
+
     @unary(pb.GetRedemptionResponse)
     @staticmethod
     def get_redemption(redemption_id: str) -> pb.GetRedemptionRequest:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Final
 from uuid import UUID
 
 from coupon_service.checkout import Validation
 from coupon_service.errors import CouponServiceError, PermissionDenied
 from coupon_service.model import (
+    Adjust,
     Attempt,
     Call,
     Done,
@@ -113,6 +115,68 @@ def rollback_command(redemption: Event, call: Call, metadata: str | None) -> Rol
     )
 
 
+@dataclass(frozen=True, slots=True)
+class AdjustmentWish:
+    """What the order of a redemption is to come to. `adjustments`: see Adjust."""
+
+    redemption_id: UUID
+    order_amount: Money
+    adjustments: int | None
+    call: Call
+    metadata: str | None
+
+    def command(self, redemption: Event) -> Adjust:
+        """The command for this redemption, which has the id."""
+        bucket = bucket_of(redemption.code or "")
+        order, call = self.order_amount, self.call
+
+        def attempt(caller: str) -> Attempt:
+            return (
+                event_id(bucket, EventType.ADJUSTED, caller, call.request_id, self.redemption_id),
+                fingerprint(
+                    order.amount_minor, order.currency_code, self.adjustments, self.metadata
+                ),
+            )
+
+        named, parameters = attempt(call.caller)
+        return Adjust(
+            call=call,
+            code=redemption.code or "",
+            event_id=named,
+            fingerprint=parameters,
+            user_id=redemption.user_id or "",
+            redemption=redemption,
+            order_amount=order,
+            adjustments=self.adjustments,
+            metadata=self.metadata,
+        )
+
+
+def read_adjust(request: pb.AdjustRedemptionRequest, rpc: RequestContext) -> AdjustmentWish:
+    """Which redemption is to be adjusted, by whom, to which amount."""
+    fields = Fields()
+    call = rpc.call(fields.request_id(request.request_id))
+    redemption_id = fields.uuid("redemption_id", request.redemption_id)
+    order_amount = Money(0, "")
+    if request.HasField("order_amount"):
+        order_amount = fields.money("order_amount", request.order_amount)
+    else:
+        fields.refuse("order_amount", "expected what the order comes to now")
+    metadata = fields.metadata(request.metadata)
+    fields.check()
+    adjustments = _adjustments(request.etag)
+    return AdjustmentWish(redemption_id, order_amount, adjustments, call, metadata)
+
+
+def _adjustments(etag: str) -> int | None:
+    """The adjustments an etag stands for; None for an empty one, no redemption's for one that is
+    not ours."""
+    if not etag:
+        return None
+    number = re.fullmatch(r"a(0|[1-9][0-9]{0,8})", etag)
+    return int(number[1]) if number else -1
+
+
 def read_redemption_id(request: pb.GetRedemptionRequest) -> UUID:
     """Which redemption."""
     fields = Fields()
@@ -194,8 +258,11 @@ def _redeem(
 
 
 def redemption_message(event: Event, rollback: Event | None = None) -> pb.Redemption:
-    """A redemption from its ledger row, and from that of its roll-back."""
+    """A redemption as it is, and the ledger row of its roll-back, which has the amounts of then."""
     message = pb.Redemption()
+    if rollback is not None:
+        amounts = rollback.order_amount_minor, rollback.discount_minor
+        event = replace(event, order_amount_minor=amounts[0], discount_minor=amounts[1])
     _put_redemption(message, event)
     if rollback is not None:
         message.state = pb.REDEMPTION_STATE_ROLLED_BACK
@@ -220,6 +287,7 @@ def _put_redemption(message: pb.Redemption, event: Event) -> None:
     put_time(message.redeem_time, event.event_time)
     if event.metadata is not None:
         put_struct(message.metadata, event.metadata)
+    message.etag = f"a{event.adjustments}" if event.adjustments else "a0"
 
 
 def counts_message(event: Event) -> pb.RedemptionCounts:

@@ -137,6 +137,16 @@ class RedemptionServicer(RedemptionServiceServicer):
             replayed=done.replayed,
         )
 
+    async def AdjustRedemption(
+        self, request: pb.AdjustRedemptionRequest, context: Any
+    ) -> pb.AdjustRedemptionResponse:
+        wish = convert.read_adjust(request, current())
+        redemption, _ = await self._reads.redemption(wish.redemption_id, wish.call.business_id)
+        done = done_of(await self._checkout.adjust(wish.command(redemption)))
+        return pb.AdjustRedemptionResponse(
+            redemption=convert.redemption_message(done.event), replayed=done.replayed
+        )
+
     async def GetRedemption(
         self, request: pb.GetRedemptionRequest, context: Any
     ) -> pb.GetRedemptionResponse:

@@ -18,6 +18,7 @@ from coupon_service.model import (
 )
 from coupon_service.model.codes import bucket_of
 from coupon_service.rules import book_of, returns_to_pool
+from coupon_service.store.adjustments import put_adjustments
 from coupon_service.store.arrays import int_array
 from coupon_service.store.columns import Column, Columns
 from coupon_service.store.commands.period_counters import update_periods
@@ -43,6 +44,8 @@ def apply(pipeline: Pipeline, write_set: WriteSet, books: Mapping[UUID, Book]) -
         update_periods(pipeline, write_set, books)
     if write_set.totals:
         _update_totals(pipeline, write_set, books)
+    if write_set.adjustments:
+        put_adjustments(pipeline, write_set.adjustments.values())
     if write_set.stats:
         _add_stats(pipeline, write_set)
     pipeline.add(INSERT_EVENTS, EVENT_ROWS.array_parameters(write_set.events))

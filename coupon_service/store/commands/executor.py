@@ -10,6 +10,7 @@ from uuid import UUID
 
 from coupon_service.errors import reason_name
 from coupon_service.model import (
+    Adjust,
     Assign,
     AssignRandom,
     Book,
@@ -39,6 +40,7 @@ from coupon_service.telemetry.metrics import Metrics
 EVENTS: Final[Mapping[type[Command], str]] = {
     Redeem: EventType.REDEEMED.name,
     Rollback: EventType.ROLLED_BACK.name,
+    Adjust: EventType.ADJUSTED.name,
     Lock: EventType.LOCKED.name,
     Assign: EventType.ASSIGNED.name,
     AssignRandom: EventType.ASSIGNED.name,

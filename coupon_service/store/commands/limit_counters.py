@@ -12,6 +12,7 @@ from uuid import UUID
 
 from coupon_service.errors import CouponServiceError
 from coupon_service.model import (
+    Adjust,
     Assign,
     AssignRandom,
     Command,
@@ -32,7 +33,7 @@ from coupon_service.store.pipeline import Pipeline, Rows
 
 UserOfBook = tuple[UUID, str]
 
-Counted = Redeem | Lock | Rollback | Assign | Revoke | Transfer | ReturnToPool
+Counted = Redeem | Lock | Rollback | Adjust | Assign | Revoke | Transfer | ReturnToPool
 """Commands about codes that have to do with what users have."""
 
 ENSURE_USERS: Final = """
@@ -100,9 +101,9 @@ def limited(
         if isinstance(command, (Redeem, Lock)) and is_hidden(command, code, book, state, now):
             hidden.add(hidden_key(command, code))
             continue
-        if book.limits.any_per_user:
+        if book.limits.any_per_user and not isinstance(command, Adjust):
             users.update((book.book_id, user_id) for user_id in _users_of(command))
-        if book.limits.any_total and isinstance(command, (Redeem, Lock, Rollback)):
+        if book.limits.any_total and isinstance(command, (Redeem, Lock, Rollback, Adjust)):
             totals.add(book.book_id)
         if book.period_limits is not None:
             state.periods.update(dict.fromkeys(periods_of(command, book, now), 0))

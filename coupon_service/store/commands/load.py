@@ -18,6 +18,7 @@ from uuid import UUID
 from psycopg.rows import TupleRow
 
 from coupon_service.model import (
+    Adjust,
     Assign,
     AssignRandom,
     Book,
@@ -25,6 +26,7 @@ from coupon_service.model import (
     ChangeLock,
     CodeCommand,
     Command,
+    Event,
     EventType,
     Lock,
     Redeem,
@@ -40,6 +42,7 @@ from coupon_service.model import (
     rollback_id,
 )
 from coupon_service.model.codes import bucket_of
+from coupon_service.store.adjustments import select_adjustments, select_terms
 from coupon_service.store.arrays import int_array, text_array, uuid_array
 from coupon_service.store.commands.limit_counters import limited, select_totals, select_users
 from coupon_service.store.commands.orders import put_live_orders, select_orders
@@ -53,11 +56,13 @@ from coupon_service.store.rows import (
     BOOKS,
     CODES,
     EVENTS,
+    adjustment_from_row,
     assignment_from_row,
     book_from_row,
     code_from_row,
     event_from_row,
     shown_code_from_row,
+    terms_from_row,
 )
 from coupon_service.store.spellings import select_shown_codes, select_spellings
 from coupon_service.store.terms import terms_by_code
@@ -69,7 +74,8 @@ SHOWING: Final = (Assign, Revoke, Transfer, SetCodeEnabled)
 @dataclass(slots=True)
 class ReadSet:
     """The keys of the rows that commands touch, each once. `shown`: codes that are answered in
-    their spelling. `locks_of`: codes and users whose locks are of interest."""
+    their spelling. `locks_of`: codes and users whose locks are of interest. `redemptions`: that may
+    have been adjusted; `adjusted`: those that are to be."""
 
     codes: set[str] = field(default_factory=set[str])
     shown: set[str] = field(default_factory=set[str])
@@ -80,6 +86,8 @@ class ReadSet:
     lock_ids: dict[UUID, str] = field(default_factory=dict[UUID, str])
     locks_of: set[tuple[str, str]] = field(default_factory=set[tuple[str, str]])
     orders: set[tuple[str, str, str]] = field(default_factory=set[tuple[str, str, str]])
+    redemptions: set[UUID] = field(default_factory=set[UUID])
+    adjusted: dict[UUID, Event] = field(default_factory=dict[UUID, Event])
     candidates: Counter[UUID] = field(default_factory=Counter[UUID])
     fences: int = 0
 
@@ -101,17 +109,14 @@ def _wanted(commands: Iterable[Command]) -> ReadSet:
         ):
             wanted.assignments.add((command.code, command.user_id))
         if isinstance(command, Redeem):
-            if command.order_id:
-                wanted.orders.add((command.code, command.order_id, command.user_id))
-            if command.lock is not None:
-                wanted.lock_ids[command.lock.lock_id] = command.lock.code
-            elif command.lease is not None and command.lease.held_lock_id is not None:
-                wanted.lock_ids[command.lease.held_lock_id] = command.code
+            _want_of_redeem(command, wanted)
         elif isinstance(command, Lock):
             wanted.events.add(command.lock_id)
             if command.lock_id != command.event_id:
                 wanted.lock_ids[command.lock_id] = command.code
             wanted.fences += 1
+        elif isinstance(command, (Rollback, Adjust)):
+            _want_of_redemption(command, wanted)
         else:
             _add_wanted_locks(wanted, command)
     return wanted
@@ -128,6 +133,23 @@ def _add_wanted_locks(wanted: ReadSet, command: CodeCommand) -> None:
     if isinstance(command, Transfer):
         wanted.assignments.add((command.code, command.to_user_id))
         wanted.events.add(receipt_id(command.event_id))
+
+
+def _want_of_redeem(command: Redeem, wanted: ReadSet) -> None:
+    if command.order_id:
+        wanted.orders.add((command.code, command.order_id, command.user_id))
+    if command.lock is not None:
+        wanted.lock_ids[command.lock.lock_id] = command.lock.code
+    elif command.lease is not None and command.lease.held_lock_id is not None:
+        wanted.lock_ids[command.lease.held_lock_id] = command.code
+
+
+def _want_of_redemption(command: Rollback | Adjust, wanted: ReadSet) -> None:
+    redemption = command.redemption
+    wanted.redemptions.add(redemption.event_id)
+    if isinstance(command, Adjust):
+        wanted.events.add(rollback_id(redemption.event_id))
+        wanted.adjusted[redemption.event_id] = redemption
 
 
 async def load(
@@ -184,6 +206,8 @@ async def _load_named(
     user_lock_rows = select_user_locks(pipeline, wanted.locks_of, now) if wanted.locks_of else ()
     order_rows = select_orders(pipeline, wanted.orders) if wanted.orders else ()
     fences = _next_fences(pipeline, wanted.fences) if wanted.fences and lock else ()
+    adjustments = select_adjustments(pipeline, wanted.redemptions) if wanted.redemptions else ()
+    book_terms = select_terms(pipeline, wanted.adjusted.values()) if wanted.adjusted else ()
 
     await pipeline.run()
     for row in code_rows:
@@ -203,6 +227,8 @@ async def _load_named(
     _put_lock_events(lock_rows, state)
     _put_lock_events(user_lock_rows, state)
     put_live_orders(order_rows, state)
+    _put_adjustments(adjustments, state)
+    state.terms = {it: terms_from_row(tuple(row)) for it, *row in book_terms}
     state.fences = [row[0] for row in fences]
     state.fences.reverse()  # the decision takes them from the end
     for probe in candidates:
@@ -223,7 +249,9 @@ async def _load_further(
 ) -> None:
     """Reads the counters of books that have them, and what came of commands that are repeats, in
     another round trip; in none where there is neither."""
-    rollbacks, lock_ids = _of_repeats(commands, wanted, state)
+    repeated, lock_ids = _of_repeats(commands, wanted, state)
+    rollbacks = list(map(rollback_id, repeated))
+    adjustments = select_adjustments(pipeline, repeated) if repeated else ()
     rollback_rows = _select_events(pipeline, rollbacks) if rollbacks else ()
     lock_rows = _select_lock_events(pipeline, lock_ids) if lock_ids else ()
     users, totals = limited(commands, state, now)
@@ -250,6 +278,7 @@ async def _load_further(
     for row in total_rows:
         state.totals[row[0]] = BookTotals(row[1], row[2])
     _put_events(rollback_rows, state)
+    _put_adjustments(adjustments, state)
     _put_lock_events(lock_rows, state)
     _put_events(random_rows, state)
     if random_rows:
@@ -261,19 +290,19 @@ async def _load_further(
 def _of_repeats(
     commands: Iterable[Command], wanted: ReadSet, state: State
 ) -> tuple[list[UUID], dict[UUID, str]]:
-    """What may have undone or ended the results of the commands that were carried out before: ids
-    of roll-backs, and locks with their codes."""
-    rollbacks: list[UUID] = []
+    """What may have been undone, changed or ended since it came of commands that are repeats:
+    redemptions, and locks with their codes."""
+    redemptions: list[UUID] = []
     lock_ids: dict[UUID, str] = {}
     for command in commands:
         recorded = state.events.get(command.event_id)
         if recorded is None:
             continue
         if isinstance(command, Redeem):
-            rollbacks.append(rollback_id(recorded.event_id))
+            redemptions.append(recorded.event_id)
         elif isinstance(command, Lock) and recorded.lock_id is not None:
             lock_ids[recorded.lock_id] = command.code
-    return rollbacks, {it: lock_ids[it] for it in lock_ids.keys() - wanted.lock_ids.keys()}
+    return redemptions, {it: lock_ids[it] for it in lock_ids.keys() - wanted.lock_ids.keys()}
 
 
 async def _load_repeated_assignments(
@@ -316,6 +345,12 @@ def _put_earlier(commands: Iterable[Command], state: State) -> None:
                 state.events[command.event_id] = recorded
             elif recorded is not None:
                 state.events.setdefault(command.event_id, recorded)
+
+
+def _put_adjustments(rows: Iterable[TupleRow], state: State) -> None:
+    for row in rows:
+        adjustment = adjustment_from_row(row)
+        state.adjustments[adjustment.redemption_id] = adjustment
 
 
 def _put_lock_events(rows: Iterable[TupleRow], state: State) -> None:

@@ -20,6 +20,8 @@ from coupon_service.model import (
     rollback_id,
 )
 from coupon_service.model.codes import bucket_of
+from coupon_service.rules import adjusted
+from coupon_service.store.adjustments import SELECT_ADJUSTMENTS, adjustment_keys
 from coupon_service.store.arrays import int_array
 from coupon_service.store.books import select_book, select_books_by_id
 from coupon_service.store.database import Database
@@ -47,7 +49,7 @@ from coupon_service.store.queries.lookups import (
     Lookup,
     Lookups,
 )
-from coupon_service.store.rows import SHOWN_CODES, shown_code_from_row
+from coupon_service.store.rows import SHOWN_CODES, adjustment_from_row, shown_code_from_row
 from coupon_service.store.terms import OF_CODE
 
 __all__ = ["AuditFilter", "Reads", "assignment_position", "event_position"]
@@ -158,7 +160,7 @@ class Reads:
             books = await select_books_by_id(connection, [event.book_id])
             if business_id not in ("", books[event.book_id].business_id):
                 raise RedemptionNotFound
-            return (await _with_rollbacks(connection, [event]))[0]
+            return (await _as_they_are(connection, [event]))[0]
 
         return await self._database.read("get_redemption", work)
 
@@ -174,7 +176,7 @@ class Reads:
             connection: Connection,
         ) -> tuple[list[tuple[Event, Event | None]], Position | None]:
             events, position = await select_events(connection, wanted, page_size, after)
-            return await _with_rollbacks(connection, events), position
+            return await _as_they_are(connection, events), position
 
         return await self._database.transaction("list_redemptions", work)
 
@@ -227,12 +229,17 @@ def _uuids(texts: Iterable[str]) -> Iterator[UUID]:
             yield UUID(text)
 
 
-async def _with_rollbacks(
+async def _as_they_are(
     connection: Connection, redemptions: Iterable[Event]
 ) -> list[tuple[Event, Event | None]]:
     ids = {it.event_id: rollback_id(it.event_id) for it in redemptions}
     rollbacks = await select_events_by_id(connection, ids.values())
-    return [(it, rollbacks.get(ids[it.event_id])) for it in redemptions]
+    cursor = await connection.execute(SELECT_ADJUSTMENTS, adjustment_keys(ids))
+    adjustments = {row[0]: adjustment_from_row(row) for row in await cursor.fetchall()}
+    return [
+        (adjusted(it, adjustments.get(it.event_id)), rollbacks.get(ids[it.event_id]))
+        for it in redemptions
+    ]
 
 
 # --- statements ---------------------------------------------------------------------------------

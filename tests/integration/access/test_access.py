@@ -53,6 +53,7 @@ EXPECTED = {
     "RedeemCode": "RS",
     "BatchRedeemCodes": "R",
     "RollbackRedemption": "R",
+    "AdjustRedemption": "R",
     "GetRedemption": "IRAS",
     "ListRedemptions": "IRAS",
     "Checkout": "RS",

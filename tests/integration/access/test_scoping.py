@@ -21,6 +21,7 @@ from support.service import (
     audit,
     books,
     codes,
+    euros,
     from_now,
     new_codes,
     pages,
@@ -209,6 +210,7 @@ REFUSED: dict[str, Callable[[Api, Things], Any]] = {
         it.locked_code, it.user, lock_token=it.lock_token
     ),
     "RollbackRedemption": lambda api, it: api.rollback(it.redemption_id),
+    "AdjustRedemption": lambda api, it: api.adjust(it.redemption_id, euros(1)),
     "GetRedemption": lambda api, it: api.redemptions.GetRedemption(
         redemptions.GetRedemptionRequest(redemption_id=it.redemption_id)
     ),

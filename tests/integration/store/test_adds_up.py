@@ -53,6 +53,15 @@ BREAKS = {
     "a rollback has a redemption, which is rolled back once": (
         again("undone", EventType.ROLLED_BACK)
     ),
+    "what was handed over was received by the other user at the same moment": (
+        again("kept", type=EventType.ASSIGNMENT_TRANSFERRED, other_user_id="bob")
+    ),
+    "an adjusted redemption has the amounts of its last adjustment": (
+        "UPDATE coupon_adjustments SET order_amount_minor = 7 WHERE book_id = %s"
+    ),
+    "a rollback takes back what the discount was": (
+        "UPDATE coupon_adjustments SET discount_minor = 7 WHERE book_id = %s"
+    ),
     "a lock redeems once": again("kept"),
     "a request has one lock": again(None, EventType.LOCKED, lock_id=UNKNOWN_ID),
     "a lock that answers a request was acquired for its user": (
@@ -85,6 +94,7 @@ def book_id(api: Api) -> str:
     token, amount = api.lock(code, "ann").lock_token, euros(1_000)
     api.redeem(code, "ann", order_id="kept", lock_token=token, order_amount=amount)
     undone = api.redeem(code, "ann", order_id="undone", order_amount=amount).redemption
+    api.adjust(undone.redemption_id, euros(100))
     api.rollback(undone.redemption_id)
     return book.book_id
 

@@ -45,6 +45,7 @@ class TestEffects:
             code_redemption_limit=5,
             user_code_redemptions=1,
             metadata='{"till": 7}',
+            book_version=1,
         )
 
     def test_what_was_not_given_is_not_recorded(self) -> None:

@@ -316,6 +316,7 @@ def test_a_redemption_is_shown_as_the_ledger_has_it() -> None:
         discount=MoneyMessage(amount_minor=150, currency_code="EUR"),
         lock_id=str(ID),
         redeem_time=to_timestamp(NOW),
+        etag="a0",
     )
     expected.metadata.update({"a": 1})
     counts = pb.RedemptionCounts(
