@@ -67,6 +67,9 @@ BREAKS = {
     "a lock that answers a request was acquired for its user": (
         again(None, EventType.LOCKED, request_id="another", lock_id=UNKNOWN_ID)
     ),
+    "a code that its user had redeemed did not go back to the pool": again(
+        "kept", type=EventType.ASSIGNMENT_EXPIRED, event_time="2100-01-01T00:00:00Z"
+    ),
     "fences of redemptions increase": (again("kept", fence=0, event_time="2100-01-01T00:00:00Z")),
 }
 
