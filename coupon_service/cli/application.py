@@ -10,6 +10,7 @@ import typer
 from coupon_service import __version__
 from coupon_service.cli import (
     call,
+    code_changes,
     codes,
     describe,
     dev,
@@ -65,6 +66,7 @@ def application() -> typer.Typer:
     app.command(rich_help_panel=USING)(codes.generate)
     app.command("import", rich_help_panel=USING)(upload.import_codes)
     app.command(rich_help_panel=USING)(codes.export)
+    app.command(rich_help_panel=USING)(code_changes.codes)
     return app
 
 

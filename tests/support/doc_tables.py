@@ -117,7 +117,7 @@ def alerts_table() -> str:
 
 # --- the command line ----------------------------------------------------------------------------
 
-SHARED = 3
+SHARED = 4
 """An option of so many commands is described once for all of them."""
 
 

@@ -109,6 +109,67 @@ class TestExport:
         assert len(done.stderr.splitlines()) == 1
 
 
+class TestCodes:
+    def test_codes_of_a_file_are_changed_and_the_refused_ones_named(
+        self, api: Api, command: Command, tmp_path: Path
+    ) -> None:
+        names = new_codes(1_200)
+        book = api.book(codes=names)
+        api.disable(names[7])
+        (tmp_path / "codes.txt").write_text("\n".join([*names, "NOSUCH"]))
+        file = ("--file", tmp_path / "codes.txt")
+        dry = command("codes", "disable", book.book_id, *file, "--dry-run")
+        assert dry.returncode == 3
+        assert dry.stdout == (
+            "Dry run, nothing was changed: 1,199 codes disabled, 2 codes refused.\n"
+        )
+        assert api.stats(book.book_id).disabled_count == 1
+        done = command("codes", "disable", book.book_id, *file, "--request-id", "mine")
+        assert (done.returncode, done.stdout) == (3, "1,199 codes disabled, 2 codes refused.\n")
+        assert f"{names[7]}: INVALID_STATE_TRANSITION: The code is DISABLED." in done.stderr
+        assert "NOSUCH: CODE_NOT_FOUND: " in done.stderr
+        assert "--request-id mine" in done.stderr
+        again = command("codes", "disable", book.book_id, *file, "--request-id", "mine")
+        assert (again.returncode, again.stdout) == (done.returncode, done.stdout)
+        assert api.stats(book.book_id).disabled_count == 1_200
+
+    def test_an_upload_is_deleted_after_confirmation(self, api: Api, command: Command) -> None:
+        book = api.draft()
+        api.import_codes(book.book_id, new_codes(30), request_id="wrong")
+        delete = ("codes", "delete", book.book_id, "--upload", "wrong")
+        refused = command(*delete, stdin=b"n\n")
+        assert refused.returncode == 1
+        assert "30 codes would be deleted. Delete them?" in refused.stdout
+        assert api.stats(book.book_id).code_count == 30
+        done = command(*delete, stdin=b"y\n")
+        assert done.returncode == 0
+        assert done.stdout.endswith("30 codes deleted.\n")
+        assert api.stats(book.book_id).code_count == 0
+        done = command(*delete, "--yes")
+        assert (done.returncode, done.stdout) == (0, "0 codes deleted.\n")
+
+    def test_assignments_from_before_a_time_are_revoked(self, api: Api, command: Command) -> None:
+        names = new_codes(3)
+        book = api.book(codes=names)
+        for name in names:
+            api.assign(name, "ann")
+        revoke = ("codes", "revoke", book.book_id, "--state", "assigned", "--assigned-before")
+        done = command(*revoke, "2020-01-01")
+        assert (done.returncode, done.stdout) == (0, "0 assignments revoked.\n")
+        done = command(*revoke, "2036-01-01T00:00:00+0100")
+        assert (done.returncode, done.stdout) == (0, "3 assignments revoked.\n")
+
+    def test_it_has_to_be_said_which_codes(self, api: Api, command: Command) -> None:
+        book_id = api.draft().book_id
+        for which in ((), ("--file", "x", "--prefix", "A")):
+            done = command("codes", "disable", book_id, *which)
+            assert done.returncode == 1
+            assert "Say which codes" in done.stderr
+        done = command("codes", "delete", book_id, "--upload", "no-such", "--yes")
+        assert done.returncode == 1
+        assert "UPLOAD_NOT_FOUND" in done.stderr
+
+
 class Restartable:
     """A service of the test's own, that is killed and comes back on the same port."""
 

@@ -15,6 +15,7 @@ COMMANDS = [
     *(("dev",), ("serve",), ("health",), ("settings",)),
     *(("migrate",), ("migrate", "up"), ("migrate", "down"), ("migrate", "status")),
     *(("token",), ("call",), ("describe",), ("generate",), ("import",), ("export",)),
+    ("codes",),
 ]
 
 
