@@ -72,7 +72,7 @@ class RedemptionServiceStub:
     ExtendLock: _grpc.UnaryUnaryMultiCallable[_redemption_service_pb2.ExtendLockRequest, _redemption_service_pb2.ExtendLockResponse]
     """Extends a lock to `ttl` from now, never to an earlier expiry. LOCK_EXPIRED, LOCK_TOKEN_MISMATCH,
     LOCK_LIMIT_EXCEEDED (3 extensions by default), INVALID_STATE_TRANSITION when the book has locking
-    off, BOOK_EXPIRED, BOOK_NOT_STARTED, CODE_EXPIRED (all as of now), LOCKS_UNAVAILABLE. The old
+    off, BOOK_EXPIRED, BOOK_NOT_STARTED, CODE_EXPIRED, OUTSIDE_SCHEDULE (all as of now), LOCKS_UNAVAILABLE. The old
     token keeps its old expiry; use the new one. A repeat returns the current lock, or LOCK_EXPIRED
     with its `state` when it is no longer held.
     """
@@ -91,14 +91,15 @@ class RedemptionServiceStub:
     """Redeems a code once. After OK the redemption is durable.
     CODE_NOT_FOUND, CODE_CHECKSUM_INVALID, BOOK_NOT_ACTIVE, BOOK_NOT_STARTED, BOOK_EXPIRED,
     CODE_DISABLED, CODE_ALREADY_REDEEMED, CODE_LIMIT_EXCEEDED, CODE_NOT_ASSIGNED_TO_USER,
-    CODE_EXPIRED, USER_LIMIT_EXCEEDED, BOOK_LIMIT_EXCEEDED, BUDGET_EXCEEDED, ORDER_AMOUNT_REQUIRED,
+    CODE_EXPIRED, OUTSIDE_SCHEDULE, USER_LIMIT_EXCEEDED, USER_PERIOD_LIMIT_EXCEEDED,
+    BOOK_LIMIT_EXCEEDED, BOOK_PERIOD_LIMIT_EXCEEDED, BUDGET_EXCEEDED, ORDER_AMOUNT_REQUIRED,
     ORDER_ALREADY_REDEEMED, ORDER_BELOW_MINIMUM, CURRENCY_MISMATCH, LOCK_REQUIRED, LOCK_EXPIRED, LOCK_TOKEN_MISMATCH,
     CODE_LOCKED, LOCKS_UNAVAILABLE, CONTENTION. A repeat of a redemption that was rolled back is
     ALREADY_ROLLED_BACK, and redeems nothing. Resource of the request_id: the code.
 
     A lock that was taken in time is honoured: with the token of a lock that is held, BOOK_EXPIRED
     and CODE_EXPIRED are judged as of the lock's `create_time`, by the book and the assignment as
-    they are now. A lock reserves a use of the code and nothing else: the discount, the minimum and
+    they are now, and OUTSIDE_SCHEDULE is only when the book was closed then as well. A lock reserves a use of the code and nothing else: the discount, the minimum and
     all other limits are those at the redemption, and a book that is paused or closed, or a code that
     is disabled, stays so.
     """
@@ -194,7 +195,7 @@ class RedemptionServiceAsyncStub(RedemptionServiceStub):
     ExtendLock: _aio.UnaryUnaryMultiCallable[_redemption_service_pb2.ExtendLockRequest, _redemption_service_pb2.ExtendLockResponse]  # type: ignore[assignment]
     """Extends a lock to `ttl` from now, never to an earlier expiry. LOCK_EXPIRED, LOCK_TOKEN_MISMATCH,
     LOCK_LIMIT_EXCEEDED (3 extensions by default), INVALID_STATE_TRANSITION when the book has locking
-    off, BOOK_EXPIRED, BOOK_NOT_STARTED, CODE_EXPIRED (all as of now), LOCKS_UNAVAILABLE. The old
+    off, BOOK_EXPIRED, BOOK_NOT_STARTED, CODE_EXPIRED, OUTSIDE_SCHEDULE (all as of now), LOCKS_UNAVAILABLE. The old
     token keeps its old expiry; use the new one. A repeat returns the current lock, or LOCK_EXPIRED
     with its `state` when it is no longer held.
     """
@@ -213,14 +214,15 @@ class RedemptionServiceAsyncStub(RedemptionServiceStub):
     """Redeems a code once. After OK the redemption is durable.
     CODE_NOT_FOUND, CODE_CHECKSUM_INVALID, BOOK_NOT_ACTIVE, BOOK_NOT_STARTED, BOOK_EXPIRED,
     CODE_DISABLED, CODE_ALREADY_REDEEMED, CODE_LIMIT_EXCEEDED, CODE_NOT_ASSIGNED_TO_USER,
-    CODE_EXPIRED, USER_LIMIT_EXCEEDED, BOOK_LIMIT_EXCEEDED, BUDGET_EXCEEDED, ORDER_AMOUNT_REQUIRED,
+    CODE_EXPIRED, OUTSIDE_SCHEDULE, USER_LIMIT_EXCEEDED, USER_PERIOD_LIMIT_EXCEEDED,
+    BOOK_LIMIT_EXCEEDED, BOOK_PERIOD_LIMIT_EXCEEDED, BUDGET_EXCEEDED, ORDER_AMOUNT_REQUIRED,
     ORDER_ALREADY_REDEEMED, ORDER_BELOW_MINIMUM, CURRENCY_MISMATCH, LOCK_REQUIRED, LOCK_EXPIRED, LOCK_TOKEN_MISMATCH,
     CODE_LOCKED, LOCKS_UNAVAILABLE, CONTENTION. A repeat of a redemption that was rolled back is
     ALREADY_ROLLED_BACK, and redeems nothing. Resource of the request_id: the code.
 
     A lock that was taken in time is honoured: with the token of a lock that is held, BOOK_EXPIRED
     and CODE_EXPIRED are judged as of the lock's `create_time`, by the book and the assignment as
-    they are now. A lock reserves a use of the code and nothing else: the discount, the minimum and
+    they are now, and OUTSIDE_SCHEDULE is only when the book was closed then as well. A lock reserves a use of the code and nothing else: the discount, the minimum and
     all other limits are those at the redemption, and a book that is paused or closed, or a code that
     is disabled, stays so.
     """
@@ -337,7 +339,7 @@ class RedemptionServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_redemption_service_pb2.ExtendLockResponse, _abc.Awaitable[_redemption_service_pb2.ExtendLockResponse]]:
         """Extends a lock to `ttl` from now, never to an earlier expiry. LOCK_EXPIRED, LOCK_TOKEN_MISMATCH,
         LOCK_LIMIT_EXCEEDED (3 extensions by default), INVALID_STATE_TRANSITION when the book has locking
-        off, BOOK_EXPIRED, BOOK_NOT_STARTED, CODE_EXPIRED (all as of now), LOCKS_UNAVAILABLE. The old
+        off, BOOK_EXPIRED, BOOK_NOT_STARTED, CODE_EXPIRED, OUTSIDE_SCHEDULE (all as of now), LOCKS_UNAVAILABLE. The old
         token keeps its old expiry; use the new one. A repeat returns the current lock, or LOCK_EXPIRED
         with its `state` when it is no longer held.
         """
@@ -380,14 +382,15 @@ class RedemptionServiceServicer(metaclass=_abc_1.ABCMeta):
         """Redeems a code once. After OK the redemption is durable.
         CODE_NOT_FOUND, CODE_CHECKSUM_INVALID, BOOK_NOT_ACTIVE, BOOK_NOT_STARTED, BOOK_EXPIRED,
         CODE_DISABLED, CODE_ALREADY_REDEEMED, CODE_LIMIT_EXCEEDED, CODE_NOT_ASSIGNED_TO_USER,
-        CODE_EXPIRED, USER_LIMIT_EXCEEDED, BOOK_LIMIT_EXCEEDED, BUDGET_EXCEEDED, ORDER_AMOUNT_REQUIRED,
+        CODE_EXPIRED, OUTSIDE_SCHEDULE, USER_LIMIT_EXCEEDED, USER_PERIOD_LIMIT_EXCEEDED,
+        BOOK_LIMIT_EXCEEDED, BOOK_PERIOD_LIMIT_EXCEEDED, BUDGET_EXCEEDED, ORDER_AMOUNT_REQUIRED,
         ORDER_ALREADY_REDEEMED, ORDER_BELOW_MINIMUM, CURRENCY_MISMATCH, LOCK_REQUIRED, LOCK_EXPIRED, LOCK_TOKEN_MISMATCH,
         CODE_LOCKED, LOCKS_UNAVAILABLE, CONTENTION. A repeat of a redemption that was rolled back is
         ALREADY_ROLLED_BACK, and redeems nothing. Resource of the request_id: the code.
 
         A lock that was taken in time is honoured: with the token of a lock that is held, BOOK_EXPIRED
         and CODE_EXPIRED are judged as of the lock's `create_time`, by the book and the assignment as
-        they are now. A lock reserves a use of the code and nothing else: the discount, the minimum and
+        they are now, and OUTSIDE_SCHEDULE is only when the book was closed then as well. A lock reserves a use of the code and nothing else: the discount, the minimum and
         all other limits are those at the redemption, and a book that is paused or closed, or a code that
         is disabled, stays so.
         """

@@ -63,6 +63,14 @@ def make(root: Api, business: str) -> Callable[..., str]:
     return make
 
 
+def closed_today() -> books.Schedule:
+    """Opening hours on a day that is neither today nor next to it."""
+    other = datetime.now(UTC) + timedelta(days=3)
+    day = books.Weekday.ValueType(other.isoweekday())
+    window = books.WeeklyWindow(days=[day], opens="00:00", closes="24:00")
+    return books.Schedule(time_zone="UTC", windows=[window])
+
+
 class TestTheirOwn:
     def test_they_check_out_as_everybody_does(self, ann: Api, make: Callable[..., str]) -> None:
         code = make()
@@ -118,6 +126,23 @@ class TestTheirOwn:
             ann.redeem(make(min_order_amount_minor=500), "ann")
         with refused("LOCK_REQUIRED"):
             ann.redeem(make(lock_policy=books.LOCK_POLICY_REQUIRED), "ann")
+
+    def test_when_a_good_code_can_be_used_is_reported(
+        self, root: Api, ann: Api, make: Callable[..., str]
+    ) -> None:
+        closed = {"schedule": closed_today()}
+        with refused("OUTSIDE_SCHEDULE") as it:
+            ann.redeem(make(**closed), "ann")
+        assert datetime.fromisoformat(it.metadata["next_open_time"]) > datetime.now(UTC)
+        with refused("CODE_NOT_FOUND"):
+            ann.redeem(make(**closed, assignment_policy=REQUIRED), "ann")
+        month = books.PeriodLimits(period=books.PERIOD_MONTH, time_zone="UTC", max_redemptions=1)
+        many = books.BookLimits(max_redemptions_per_code=0)
+        full = make(period_limits=month, limits=many)
+        root.redeem(full, "bob")
+        with refused("BOOK_PERIOD_LIMIT_EXCEEDED") as it:
+            ann.redeem(full, "ann")
+        assert it.metadata.keys() == {"limit", "period", "next_period_time"}
 
     def test_a_lock_that_was_acquired_in_time_is_honoured(
         self, ann: Api, make: Callable[..., str]

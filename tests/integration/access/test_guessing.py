@@ -196,6 +196,18 @@ def test_what_cannot_be_a_code_is_no_guess(api: Api, typed: str) -> None:
     assert api.redeem(code, user_id).redemption.code == code
 
 
+@pytest.mark.parametrize("whose", ["max_redemptions", "max_redemptions_per_user"])
+def test_who_comes_too_often_in_a_month_has_not_guessed(api: Api, whose: str) -> None:
+    month = books.PeriodLimits(period=books.PERIOD_MONTH, time_zone="UTC", **{whose: 1})
+    many = books.BookLimits(max_redemptions_per_code=0)
+    user_id, code = unique("user"), api.code(period_limits=month, limits=many)
+    api.redeem(code, user_id)
+    reason = ("USER" if "user" in whose else "BOOK") + "_PERIOD_LIMIT_EXCEEDED"
+    for _ in range(LIMIT + 2):
+        with refused(reason):
+            api.redeem(code, user_id)
+
+
 def test_refusals_of_codes_that_exist_are_no_misses(api: Api) -> None:
     user_id, code = unique("user"), api.code()
     api.redeem(code, unique("user"))

@@ -26,7 +26,7 @@ from unit.rules.commands import (
     token,
     unlock,
 )
-from unit.rules.world import BOOK_ID, MINUTE, PERMIT, World, book
+from unit.rules.world import BOOK_ID, MINUTE, NOW, PERMIT, World, book
 
 from coupon_service.errors import CouponServiceError
 from coupon_service.model import (
@@ -52,12 +52,17 @@ from coupon_service.model import (
     LockPolicy,
     Outcome,
     PercentOff,
+    Period,
+    PeriodKey,
+    PeriodLimits,
     Tier,
     TieredDiscount,
     UserCounts,
     WriteSet,
 )
+from coupon_service.model.time_zones import time_zone
 from coupon_service.rules import code_state
+from coupon_service.rules.periods import period_keys
 
 OTHER_ID = UUID(int=2)
 
@@ -65,6 +70,14 @@ BEARER = AssignmentPolicy.BEARER
 
 TIERS = TieredDiscount((Tier(1, PercentOff(1_000, 0)), Tier(1_500, AmountOff(400))))
 limits = st.sampled_from([0, 0, 2, 3, 1])
+MIDNIGHT_AT_NOON = time_zone("Etc/GMT-12")
+period_limits = st.builds(
+    PeriodLimits,
+    st.sampled_from(Period),
+    st.just(MIDNIGHT_AT_NOON),
+    st.integers(1, 4),
+    st.integers(0, 2),
+)
 lock_policies = st.sampled_from([*[LockPolicy.OPTIONAL, LockPolicy.OFF] * 2, LockPolicy.REQUIRED])
 books = st.builds(
     book,
@@ -77,6 +90,7 @@ books = st.builds(
     assignment_policy=st.sampled_from([*[BEARER] * 4, AssignmentPolicy.REQUIRED]),
     lock_policy=lock_policies,
     assigned_code_validity_s=st.sampled_from([0, 120]),
+    period_limits=st.none() | period_limits,
     discount=st.sampled_from([AmountOff(500), PercentOff(1_500, 400), Benefit("a cup"), TIERS]),
 )
 codes = st.sampled_from(["A", "B", "A", "B", "A", "X", "A", "unknown"])
@@ -141,7 +155,8 @@ def _lock_again(locked: Event, by: Call) -> Command:
 @given(books, books, st.data())
 def test_batches_of_any_commands(first: Book, second: Book, data: st.DataObject) -> None:
     """They do what their commands do one after the other, and leave every count right."""
-    world = World(first, replace(second, book_id=OTHER_ID), codes="AB")
+    # Minutes before a day begins, on Friday the 16th.
+    world = World(first, replace(second, book_id=OTHER_ID), codes="AB", now=NOW - 3 * MINUTE)
     world.put(Code("X", OTHER_ID, CodeState.AVAILABLE, 0, 0))
     for _ in range(5):
         batch = data.draw(groups(world))
@@ -159,6 +174,7 @@ def test_batches_of_any_commands(first: Book, second: Book, data: st.DataObject)
         assert_codes_are_what_the_ledger_says(world)
         assert_links_are_what_the_ledger_says(world)
         assert_counters_are_what_the_ledger_says(world)
+        assert_periods_are_what_the_ledger_says(world)
         assert_statistics_are_what_ledger_and_codes_say(world)
         data.draw(_pastimes(world))()
 
@@ -239,6 +255,10 @@ def assert_within_limits(world: World, write_set: WriteSet) -> None:
         limits = books_now[book_id].limits
         _within(counts.redemptions, new_counts.redemptions, limits.max_redemptions_per_user)
         _within(counts.assignments, new_counts.assignments, limits.max_assignments_per_user)
+    for (book_id, user, _), (count, new_count) in write_set.periods.items():
+        of_period = books_now[book_id].period_limits
+        assert of_period is not None
+        _within(count, new_count, of_period.of(user))
     for book_id, (total, new_total) in write_set.totals.items():
         limits = books_now[book_id].limits
         _within(total.redemptions, new_total.redemptions, limits.max_redemptions)
@@ -295,6 +315,17 @@ def assert_counters_are_what_the_ledger_says(world: World) -> None:
                 key = (book_id, user)
                 counts = state.users.get(key, UserCounts())
                 assert counts == UserCounts(redeemed[key], assigned[key])
+
+
+def assert_periods_are_what_the_ledger_says(world: World) -> None:
+    state, counts = world.state, Counter[PeriodKey]()
+    for event in world.ledger:
+        redemption = state.events[event.redemption_id] if event.redemption_id else event
+        for key in period_keys(
+            state.books[event.book_id], event.user_id or "", redemption.event_time
+        ):
+            counts[key] += _REDEMPTIONS.get(event.type, 0)
+    assert {key: it for key, it in state.periods.items() if it} == +counts
 
 
 def assert_statistics_are_what_ledger_and_codes_say(world: World) -> None:
