@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import grpc
@@ -28,6 +28,15 @@ CALLERS = 100
 def outcomes(results: Sequence[Any]) -> Counter[str]:
     """The number of results with each reason, or OK."""
     return Counter(reason_of(it) if isinstance(it, grpc.RpcError) else "OK" for it in results)
+
+
+def reason_or_ok(call: Callable[[], object]) -> str:
+    """The reason of a call that fails, or OK."""
+    try:
+        call()
+    except grpc.RpcError as error:
+        return reason_of(error)
+    return "OK"
 
 
 def redeem_all(api: Api, code: str, callers: int = CALLERS, **fields: Any) -> list[Any]:
@@ -186,6 +195,55 @@ def test_lock_reserves_a_use_against_other_users(api: Api) -> None:
         api.redeem(code, "too late")
     api.redeem(code, "holder", lock_token=holder.lock_token)
     assert_conserved(api, book.book_id, 3)
+
+
+@pytest.mark.parametrize("lock_policy", [books.LOCK_POLICY_OFF, books.LOCK_POLICY_OPTIONAL])
+def test_a_limit_that_a_code_has_of_its_own_is_exact(
+    api: Api, lock_policy: books.LockPolicy
+) -> None:
+    (code,) = new_codes(1)
+    book = api.book(lock_policy=lock_policy)
+    row = codes.NewCode(code=code, terms=codes.CodeTerms(max_redemptions=3))
+    api.import_codes(book.book_id, [row])
+    found = outcomes(redeem_all(api, code))
+    assert found == {"OK": 3, "CODE_LIMIT_EXCEEDED": CALLERS - 3}
+    assert_conserved(api, book.book_id, 3)
+
+
+def test_imports_and_assignments_give_a_user_as_many_codes_as_are_allowed(api: Api) -> None:
+    plain, own = new_codes(40), new_codes(40)
+    book = api.book(codes=plain, limits=books.BookLimits(max_assignments_per_user=5))
+
+    def give(n: int) -> str:
+        if n % 2:
+            row = codes.NewCode(code=own[n // 2], user_id="one user")
+            (answer,) = api.import_codes(book.book_id, [row])
+            return "OK" if answer.assigned_count else "NOT_ASSIGNED"
+        return reason_or_ok(functools.partial(api.assign, plain[n // 2], "one user"))
+
+    found = Counter(all_at_once([functools.partial(give, n) for n in range(80)]))
+    assert found["OK"] == 5
+    assert found["USER_LIMIT_EXCEEDED"] + found["NOT_ASSIGNED"] == 75
+    stats = api.stats(book.book_id)
+    assert (stats.assignment_count, stats.code_count) == (5, 80 - found["NOT_ASSIGNED"])
+
+
+def test_a_code_that_many_import_is_for_one_of_their_users(api: Api) -> None:
+    names = new_codes(20)
+    book = api.book()
+
+    def upload(n: int) -> codes.ImportCodesResponse:
+        rows = [codes.NewCode(code=code, user_id=f"user-{n}") for code in names]
+        (answer,) = api.import_codes(book.book_id, rows)
+        return answer
+
+    answers: list[codes.ImportCodesResponse] = all_at_once(
+        [functools.partial(upload, n) for n in range(10)]
+    )
+    assert sum(it.created_count for it in answers) == 20
+    assert sum(it.assigned_count for it in answers) == 20
+    assert Counter(api.event_names(book_id=book.book_id))["ASSIGNED"] == 20
+    assert all(api.get_code(code).assignment_count == 1 for code in names)
 
 
 def test_redemption_is_rolled_back_once(api: Api) -> None:

@@ -445,8 +445,8 @@ def short_codes_taken() -> Mutant:
     """However short a code of an upload is, it is taken."""
     real = upload_rows.ChunkRows.add
 
-    def add(self: Any, rows: Any, first: int, form: Any, _: int) -> None:
-        real(self, rows, first, form, 1)
+    def add(self: Any, rows: Any, first: int, form: Any, _: int, bad: Any = ()) -> None:
+        real(self, rows, first, form, 1, bad)
 
     return mock.patch.object(upload_rows.ChunkRows, "add", add)
 

@@ -21,6 +21,8 @@ from mutants import (
     rpc_mutants,
     stream_harness,
     stream_mutants,
+    terms_harness,
+    terms_mutants,
     time_harness,
     time_mutants,
 )
@@ -86,6 +88,17 @@ CAUGHT_BY: dict[Callable[[], mutants.Mutant], Callable[[Stack], None]] = {
     time_mutants.periods_in_utc: time_harness.another_day,
     time_mutants.roll_back_credits_today: time_harness.roll_back_on_another_day,
     time_mutants.periods_not_locked: time_harness.race_for_a_day,
+    terms_mutants.own_limit_ignored: terms_harness.race_for_a_code_with_its_own_limit,
+    terms_mutants.own_limit_ignored_by_permits: terms_harness.locks_of_a_code_with_its_own_limit,
+    terms_mutants.own_limit_not_stored: terms_harness.race_for_a_code_with_its_own_limit,
+    terms_mutants.own_end_ignored: terms_harness.code_outside_its_own_window,
+    terms_mutants.own_start_ignored: terms_harness.code_outside_its_own_window,
+    terms_mutants.assigned_outside_the_transaction: (
+        terms_harness.code_that_was_imported_for_a_user
+    ),
+    terms_mutants.users_of_imports_not_locked: (
+        terms_harness.race_of_imports_and_assignments_for_a_user
+    ),
     rpc_mutants.serving_loop_not_replaced: rpc_harness.path_that_is_not_utf8,
     rpc_mutants.server_stopped_with_its_loop: rpc_harness.path_that_is_not_utf8,
     rpc_mutants.watches_without_a_bound: rpc_harness.watchers_of_health,

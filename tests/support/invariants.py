@@ -14,7 +14,10 @@ COMMON_TABLES: Final = f"""
         SELECT *, max_redemptions_per_user + max_assignments_per_user > 0 AS counts_users
         FROM coupon_books WHERE book_id = ANY(%(books)s::uuid[])
     ), codes AS (
-        SELECT * FROM coupon_codes WHERE book_id = ANY(%(books)s::uuid[])
+        SELECT codes.*, coalesce(nullif(terms.max_redemptions, 0), max_redemptions_per_code)
+            AS own_limit
+        FROM coupon_codes AS codes JOIN books USING (book_id)
+        LEFT JOIN coupon_code_terms AS terms USING (bucket, code, book_id)
     ), ledger AS (
         SELECT *,
             (type = {EventType.REDEEMED:d})::int - (type = {EventType.ROLLED_BACK:d})::int
@@ -145,15 +148,25 @@ SUMS: Final = {
 
 RULES: Final = {
     "a code's state follows from its counts": f"""
-        SELECT code, codes.state, redemptions, assignments FROM codes JOIN books USING (book_id)
+        SELECT code, codes.state, redemptions, assignments FROM codes
         WHERE codes.state <> {CodeState.DISABLED:d} AND codes.state <> CASE
-            WHEN max_redemptions_per_code > 0 AND redemptions >= max_redemptions_per_code
+            WHEN own_limit > 0 AND redemptions >= own_limit
             THEN {CodeState.REDEEMED:d}
             WHEN assignments > 0 THEN {CodeState.ASSIGNED:d} ELSE {CodeState.AVAILABLE:d} END
     """,
     "no code is redeemed beyond its limit": """
-        SELECT code, redemptions, max_redemptions_per_code FROM codes JOIN books USING (book_id)
-        WHERE max_redemptions_per_code > 0 AND redemptions > max_redemptions_per_code
+        SELECT code, redemptions, own_limit FROM codes
+        WHERE own_limit > 0 AND redemptions > own_limit
+    """,
+    "a book says whether its codes have terms": """
+        SELECT book_id, codes_have_terms FROM books
+        WHERE codes_have_terms <> EXISTS (
+            SELECT FROM coupon_code_terms AS terms WHERE terms.book_id = books.book_id)
+    """,
+    "terms are those of a code": """
+        SELECT code FROM coupon_code_terms AS terms JOIN books USING (book_id)
+        WHERE NOT EXISTS (
+            SELECT FROM codes WHERE codes.code = terms.code AND codes.book_id = terms.book_id)
     """,
     "no redemption exceeded the limit of its time": f"""
         SELECT code, code_redemptions, code_redemption_limit FROM ledger
