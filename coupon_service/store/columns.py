@@ -42,8 +42,9 @@ class Column(Generic[T]):
 class Columns(Generic[T]):
     """The columns that hold a T, in the order of its fields.
 
-    `names`, `selected` (JSONB as text: the service never looks into it) and `arrays` (for `unnest`)
-    are lists for statements.
+    `names`, `selected` (JSONB as text: the service never looks into it), `arrays` (for `unnest`)
+    and `unnested` (as a list of SELECT, for which PostgreSQL stores no rows in between) are lists
+    for statements.
     """
 
     def __init__(self, *parts: Column[T] | Nested[T, Any]) -> None:
@@ -53,6 +54,9 @@ class Columns(Generic[T]):
         self.fields: tuple[str, ...] = tuple(part.name for part in parts)
         self.names: LiteralString = self.each("{0}")
         self.arrays: LiteralString = BETWEEN.join([f"%s::{it.type}[]" for it in self.columns])
+        self.unnested: LiteralString = BETWEEN.join(
+            [f"unnest(%s::{it.type}[])" for it in self.columns]
+        )
         self.selected: LiteralString = BETWEEN.join(
             [it.name + "::text" if it.type == "jsonb" else it.name for it in self.columns]
         )
@@ -67,7 +71,7 @@ class Columns(Generic[T]):
         return {name: field(item) for name, _, field in self._written}
 
     def array_parameters(self, items: Collection[T]) -> tuple[str, ...]:
-        """What `arrays` stands for."""
+        """What `arrays` and `unnested` stand for."""
         return tuple([ARRAYS[type_](map(field, items)) for _, type_, field in self._written])
 
     def reader(self, make: Callable[..., T]) -> Callable[[Row], T]:

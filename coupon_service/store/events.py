@@ -53,8 +53,8 @@ EVENT_ROWS: Final = Columns[Event](
 INSERT_EVENTS: Final[LiteralString] = f"""
 INSERT INTO redemption_audit (
     {EVENT_ROWS.names})
-SELECT * FROM unnest(
-    {EVENT_ROWS.arrays})
+SELECT
+    {EVENT_ROWS.unnested}
 """
 INSERT_EVENT_ONCE: Final[LiteralString] = (
     INSERT_EVENTS + "ON CONFLICT DO NOTHING RETURNING event_id"
