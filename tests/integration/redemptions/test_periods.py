@@ -111,3 +111,12 @@ def test_counts_are_deleted_some_days_later_and_roll_backs_still_work(
     shop.api.redeem(code, "ann")
     assert shop.api.stats(of_old.book_id).redemption_count == 2
     assert_adds_up(database, [of_old.book_id])
+
+
+def test_the_table_itself_takes_no_more_than_the_limit(
+    shop: Shop, database: psycopg.Connection[Any]
+) -> None:
+    shop.api.redeem(code_of(shop, max_redemptions=1), "ann")
+    for redemptions in (2, -1):
+        with pytest.raises(psycopg.errors.CheckViolation, match="period_cap"):
+            database.execute("UPDATE coupon_period_counters SET redemptions = %s", [redemptions])

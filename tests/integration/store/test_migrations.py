@@ -307,6 +307,26 @@ def test_discounts_are_added_up_before_and_after_the_step_of_their_sums(
         assert redeemed(5) == {2**63 - 1}
 
 
+TIERS = """[[5000, {"percent": 1000, "max": 0}]]"""
+
+
+def test_a_book_has_tiers_in_place_of_another_discount_and_keeps_the_step_of_tiers(
+    database_url: str,
+) -> None:
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute(INSERT_BOOK, ["bakery"])
+        with pytest.raises(psycopg.errors.CheckViolation, match="one_discount"):
+            connection.execute("UPDATE coupon_books SET discount_tiers = %s", [TIERS])
+        connection.execute("UPDATE coupon_books SET benefit = NULL, discount_tiers = %s", [TIERS])
+    while migrations.rollback(database_url, count=1) != ["0011.assignments_by_book"]:
+        pass
+    with pytest.raises(DatabaseUnavailable, match="coupon_books_check1"):
+        migrations.rollback(database_url, count=1)
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute("UPDATE coupon_books SET benefit = 'a gift', discount_tiers = NULL")
+    assert migrations.rollback(database_url, count=1) == ["0010.discount_tiers"]
+
+
 async def test_discounts_of_one_batch_may_come_to_more_than_an_amount_can_be(
     database_url: str,
 ) -> None:
