@@ -39,7 +39,7 @@ class AdjustingWorld(World):
         about = {key: redemption[key] for key in ("user_id", "order_id", "redemption_id")}
         about |= {"order_amount": amount, "discount": discount, "metadata": metadata}
         code = redemption["code"]
-        self._code_event("ADJUSTED", code, self.state(code), request_id, **about)
+        self.code_event("ADJUSTED", code, self.state(code), request_id, **about)
 
         def still(it: World) -> Message:
             (now,) = [r for r in it.redemptions if r["redemption_id"].value == redemption_id]

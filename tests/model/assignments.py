@@ -304,7 +304,7 @@ class Assignments(ModelState):
         times = {"assign_time": self.now, "expire_time": end}
         assignment.state, assignment.given = "ACTIVE", {**names, **times, "metadata": metadata}
         about = {"user_id": user, "expire_time": end, "metadata": metadata, "other_user_id": by}
-        self._code_event("ASSIGNED", code, before, request_id, **about)
+        self.code_event("ASSIGNED", code, before, request_id, **about)
         return {"assignment": self.assignment_message(code, user)}
 
     def assign(
@@ -365,7 +365,7 @@ class Assignments(ModelState):
         if assignment.state != "ACTIVE":
             raise Refusal("INVALID_STATE_TRANSITION", state=assignment.state)
         assignment.state = "REVOKED"
-        self._code_event("REVOKED", code, before, request_id, user_id=user)
+        self.code_event("REVOKED", code, before, request_id, user_id=user)
         answer = {"assignment": self.assignment_message(code, user)}
         self.once(key, user, lambda it: it.revoked_still(answer))
         return answer
@@ -397,7 +397,7 @@ class Assignments(ModelState):
         end = given.given["expire_time"]
         answer = self.give(code, receiver, metadata, request_id, before=before, end=end, by=giver)
         about = {"user_id": giver, "other_user_id": receiver, "metadata": metadata}
-        self._code_event("ASSIGNMENT_TRANSFERRED", code, before, request_id, **about)
+        self.code_event("ASSIGNMENT_TRANSFERRED", code, before, request_id, **about)
         self.once(key, parameters, lambda it: it.assigned_still(answer))
         return answer
 
@@ -434,7 +434,7 @@ class Assignments(ModelState):
         lock.end = "RELEASED"
         about = {key: lock.message[key] for key in ("user_id", "lock_id", "fence")}
         code = lock.message["code"]
-        self._code_event("UNLOCKED", code, self.state(code), request_id, **about)
+        self.code_event("UNLOCKED", code, self.state(code), request_id, **about)
 
     def return_to_pool(self, book_id: str) -> None:
         """What the sweeper does with the codes of a book that were let expire."""
@@ -449,7 +449,7 @@ class Assignments(ModelState):
                 before = self.state(code)
                 assignment.state = "REVOKED"
                 about = {"user_id": user, "expire_time": end, "caller": "sweeper"}
-                self._code_event("ASSIGNMENT_EXPIRED", code, before, "assignment-expired", **about)
+                self.code_event("ASSIGNMENT_EXPIRED", code, before, "assignment-expired", **about)
 
     def revoked_still(self, answer: Message) -> Message:
         """The answer, without what nobody knows when the code was assigned to the user anew."""
@@ -478,7 +478,7 @@ class Assignments(ModelState):
         if has_it and assignment and 0 < assignment.given["expire_time"] <= (time or self.now):
             yield Refusal("CODE_EXPIRED", expire_time=iso(assignment.given["expire_time"]))
 
-    def _code_event(
+    def code_event(
         self, type_: str, code: str, before: str, request_id: str, **fields: Any
     ) -> None:
         states = {"state_before": before, "state_after": self.state(code)}

@@ -201,7 +201,7 @@ class World(Assignments):
         if type_ in ("LOCKED", "LOCK_EXTENDED"):
             about["expire_time"] = lock["expire_time"]
         code = lock["code"]
-        self._code_event(type_, code, self.state(code), request_id, **about | fields)
+        self.code_event(type_, code, self.state(code), request_id, **about | fields)
 
     def _lock_answer(self, number: int) -> Message:
         message = self.lock_message(number)
@@ -472,7 +472,7 @@ class World(Assignments):
     ) -> None:
         about = {key: of[key] for key in ("user_id", "order_id", "order_amount", "discount")}
         about["code_redemption_count"] = len(self.live(code=of["code"]))
-        self._code_event(type_, of["code"], before, request_id, **about, **fields)
+        self.code_event(type_, of["code"], before, request_id, **about, **fields)
 
     def rollback(self, redemption_id: str, metadata: Message, request_id: str) -> Message:
         """RollbackRedemption."""

@@ -12,7 +12,7 @@ from uuid import UUID, uuid4
 
 import psycopg
 from hypothesis.stateful import RuleBasedStateMachine, rule
-from model.adjusting import AdjustingWorld
+from model.changing import ChangingWorld
 from model.clock import Clock, identity
 from model.compare import answered, clean, expected
 from model.draws import SEEDS, steps_of
@@ -46,7 +46,7 @@ class Program(RuleBasedStateMachine):
         self.own = uuid4().hex[:12]
         self.clock.begin()
         settings = self.server.settings
-        self.world = AdjustingWorld(
+        self.world = ChangingWorld(
             now=self.clock.now_ms,
             grace=settings.lock_grace_ms,
             ttl_default=settings.lock_ttl_default_ms,

@@ -13,6 +13,8 @@ from model.clock import Clock
 from mutants import (
     adjustment_harness,
     adjustment_mutants,
+    bulk_harness,
+    bulk_mutants,
     cluster_harness,
     cluster_mutants,
     harness,
@@ -99,6 +101,12 @@ CAUGHT_BY: dict[Callable[[], mutants.Mutant], Callable[[Stack], None]] = {
     terms_mutants.users_of_imports_not_locked: (
         terms_harness.race_of_imports_and_assignments_for_a_user
     ),
+    bulk_mutants.locked_codes_deleted: bulk_harness.deletion_of_a_locked_code,
+    bulk_mutants.codes_not_locked_before_they_are_deleted: (
+        bulk_harness.deletions_beside_redemptions
+    ),
+    bulk_mutants.changes_resumed_from_the_beginning: bulk_harness.change_that_is_resumed,
+    bulk_mutants.filter_of_the_first_page_only: bulk_harness.deletion_of_an_upload,
     rpc_mutants.serving_loop_not_replaced: rpc_harness.path_that_is_not_utf8,
     rpc_mutants.server_stopped_with_its_loop: rpc_harness.path_that_is_not_utf8,
     rpc_mutants.watches_without_a_bound: rpc_harness.watchers_of_health,

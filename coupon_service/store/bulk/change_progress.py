@@ -155,7 +155,7 @@ class ChangeProgress:
             "total_refused": self.total_refused,
             "examined": self.examined,
             "done": self.done,
-            **({"codes": list(deleted)} if deleted else {}),
+            **({"codes": sorted(deleted)} if deleted else {}),
             "after": self.after,
             "number": self.number,
             "refusals": [

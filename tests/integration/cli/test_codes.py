@@ -10,8 +10,10 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import psutil
+import psycopg
 import pytest
 from support.command_line import descendants, run, running
+from support.invariants import assert_adds_up
 from support.service import Api, new_codes
 from support.waiting import until
 
@@ -176,6 +178,7 @@ class Restartable:
     def __init__(self, folder: Path, database_url: str, redis_url: str) -> None:
         self.address = f"127.0.0.1:{free_port()}"
         self.api = Api(self.address)
+        self.database_url = database_url
         self._folder = folder
         self._settings = {
             "DATABASE_URL": database_url,
@@ -268,3 +271,30 @@ class TestWhenTheServiceIsKilledMeanwhile:
             rest = command.stdout.read()
         assert command.returncode == 0
         assert sorted(("".join(begin) + rest).splitlines()) == codes
+
+    def test_a_deletion_goes_on_and_deletes_each_code_once(
+        self, service: Restartable, tmp_path: Path
+    ) -> None:
+        codes, book = new_codes(12_000), service.api.book()
+        service.api.import_codes(book.book_id, codes[:6_000], codes[6_000:], request_id="wrong")
+        used = codes[::1_000]
+        for code in used:
+            service.api.redeem(code, "ann")
+        delete = ("codes", "delete", book.book_id, "--upload", "wrong", "--yes")
+        with running(tmp_path, *delete, "--address", service.address) as command:
+            while service.code_count(book.book_id) == 12_000:
+                assert command.poll() is None
+            service.kill()
+            service.start()
+            left = service.code_count(book.book_id)
+            out, _ = command.communicate(timeout=120)
+        assert len(used) < left < 12_000
+        assert (command.returncode, out) == (3, "11,988 codes deleted, 12 codes refused.\n")
+        assert service.code_count(book.book_id) == len(used)
+        with psycopg.connect(service.database_url) as connection:
+            assert_adds_up(connection)
+            rows = connection.execute(
+                "SELECT jsonb_array_elements_text(metadata -> 'codes') FROM redemption_audit"
+                " WHERE type = 23"
+            ).fetchall()
+        assert sorted(code for (code,) in rows) == sorted(set(codes) - set(used))
