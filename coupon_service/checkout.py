@@ -44,10 +44,10 @@ from coupon_service.model import (
 )
 from coupon_service.rules import (
     code_not_found,
+    discount_on_order,
     find_code,
     is_hidden,
     may_be_locked,
-    order_discount,
     redemption_refusals,
     refuse_all,
 )
@@ -129,7 +129,7 @@ class Checkout:
             book=book,
             code=code,
             assignment=state.assignments.get((*code.key, command.user_id)),
-            discount=order_discount(book, command.order_amount),
+            discount=discount_on_order(command, book, state),
             benefit=book.discount.description if isinstance(book.discount, Benefit) else "",
         )
 
@@ -282,7 +282,8 @@ class Checkout:
     ) -> list[Outcome]:
         """Once more for those that need a lease, each with a transient permit of its own.
 
-        When `atomic`, all of them are to come again, also those that need none.
+        When `atomic`, all of them are to come again, also those that need none. Else those come
+        again without one that only waited for others with the same order.
         """
         needed = [
             i
@@ -297,12 +298,17 @@ class Checkout:
                 *(self._acquire(commands[i], it) for i, it in zip(needed, attempts, strict=True))
             )
             answers = list(outcomes)
-            again = dict(enumerate(commands)) if atomic else {}
+            again = {
+                i: commands[i]
+                for i, outcome in enumerate(outcomes)
+                if atomic or isinstance(outcome, LeaseNeeded)
+            }
             for i, it in zip(needed, leased, strict=True):
                 if isinstance(it, Redeem):
                     again[i] = it
                 else:
                     answers[i] = it
+                    again.pop(i)
             if atomic and any(isinstance(it, CouponServiceError) for it in leased):
                 return refuse_all(answers)
             if again:

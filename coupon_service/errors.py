@@ -125,6 +125,26 @@ class OrderAmountRequired(Refusal):
     """The rules of the coupon book need an order amount."""
 
 
+class OrderIdRequired(Refusal):
+    """The order policy of the coupon book needs an order_id."""
+
+
+class OrderFullyDiscounted(Refusal):
+    """The coupons on the order take all of its amount off already."""
+
+
+class OrderLimitExceeded(Refusal):
+    """The order has as many coupons of this book as the book allows."""
+
+
+class CouponsNotCombinable(Refusal):
+    """The order has another coupon, and one of them goes with no other."""
+
+
+class ExclusiveGroupUsed(Refusal):
+    """The order has another coupon of the exclusive group of this book."""
+
+
 class NoCodesAvailable(Refusal):
     """The coupon book has no code left to assign."""
 

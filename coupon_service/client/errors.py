@@ -272,6 +272,33 @@ class OrderAmountRequired(Refused):
     """The rules of the book need an order amount."""
 
 
+class OrderIdRequired(Refused):
+    """The order policy of the book needs an order_id."""
+
+
+class OrderFullyDiscounted(Refused):
+    """The coupons on the order take all of its amount off: `discount_minor`."""
+
+    discount_minor: int = 0
+    currency_code: str = ""
+
+
+class OrderLimitExceeded(Refused):
+    """The order has as many coupons of the book as it allows."""
+
+    limit: int = 0
+
+
+class CouponsNotCombinable(Refused):
+    """The order has another coupon, and one of them is EXCLUSIVE."""
+
+
+class ExclusiveGroupUsed(Refused):
+    """The order has another coupon of the exclusive group of the book."""
+
+    exclusive_group: str = ""
+
+
 class NoCodesAvailable(Refused):
     """The book has no code left to assign."""
 
@@ -340,7 +367,7 @@ class OrderBelowMinimum(Refused):
 
 
 class CurrencyMismatch(Refused):
-    """The order is in another currency than the book, which is in `currency_code`."""
+    """The order is in another currency than the book, or the coupons on it: `currency_code`."""
 
     currency_code: str = ""
 

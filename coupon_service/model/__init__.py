@@ -41,6 +41,7 @@ from coupon_service.model.decisions import (
     HiddenKey,
     LeaseNeeded,
     OrderKey,
+    OrderRef,
     Outcome,
     PeriodKey,
     State,
@@ -57,6 +58,7 @@ from coupon_service.model.enums import (
     EventType,
     LockPolicy,
     LockState,
+    OrderPolicy,
     StockLevel,
 )
 from coupon_service.model.identity import (
@@ -75,11 +77,13 @@ from coupon_service.model.records import (
     Adjustment,
     Assignment,
     AssignmentKey,
+    BookOnOrder,
     BookTotals,
     Code,
     CodeKey,
     Event,
     LockView,
+    OrderCoupons,
     UserCounts,
 )
 from coupon_service.model.schedules import (
@@ -106,6 +110,7 @@ __all__ = [
     "Benefit",
     "Book",
     "BookLimits",
+    "BookOnOrder",
     "BookState",
     "BookStats",
     "BookTotals",
@@ -132,7 +137,10 @@ __all__ = [
     "LockState",
     "LockView",
     "Money",
+    "OrderCoupons",
     "OrderKey",
+    "OrderPolicy",
+    "OrderRef",
     "Outcome",
     "PercentOff",
     "Period",

@@ -7,7 +7,7 @@ from datetime import datetime
 from uuid import UUID
 
 from coupon_service.model.codes import CodeFormat
-from coupon_service.model.enums import AssignmentPolicy, BookState, LockPolicy
+from coupon_service.model.enums import AssignmentPolicy, BookState, LockPolicy, OrderPolicy
 from coupon_service.model.schedules import PeriodLimits, Schedule
 from coupon_service.model.values import value
 
@@ -90,6 +90,7 @@ class BookLimits:
     max_redemptions_per_user: int = 0
     max_assignments_per_user: int = 0
     budget_minor: int = 0
+    max_redemptions_per_order: int = 0
 
     @property
     def single_use(self) -> bool:
@@ -140,6 +141,8 @@ class Book:
     metadata: str | None = None
     low_threshold: int = 0
     min_code_length: int = 0
+    order_policy: OrderPolicy = OrderPolicy.INDEPENDENT
+    exclusive_group: str = ""
     version: int = 1
     locks_until: datetime | None = None
     period_limits: PeriodLimits | None = None

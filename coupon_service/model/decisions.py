@@ -20,6 +20,7 @@ from coupon_service.model.records import (
     CodeKey,
     Event,
     LockView,
+    OrderCoupons,
     UserCounts,
 )
 from coupon_service.model.values import value
@@ -74,6 +75,9 @@ OrderKey: TypeAlias = tuple[CodeKey, str, str]
 PeriodKey: TypeAlias = tuple[UUID, str, date]
 """A book, a user, or "" for all of them, and the first day of a period of the book."""
 
+OrderRef: TypeAlias = tuple[str, str, str]
+"""A business, an order, and the end user whose own order it is; "" for an order of the business."""
+
 HiddenKey: TypeAlias = tuple[CodeKey, str, str, LockClaims | None, bool]
 """A code, an end user, an order, and the lock of the token, if any, and whether Redis says that it
 is gone."""
@@ -99,6 +103,8 @@ class State:
     `names`: the books, here, that have a code of this name.
     `users`: counts in books that limit users. `totals`: of books that limit them.
     `periods`: redemptions in periods of books that limit those.
+
+    `order_coupons`: of orders for which codes of books are redeemed that are not INDEPENDENT.
     `candidates`: locked, available codes of a book for AssignRandom. `candidates_contended`: books
     with more available codes, which other transactions had locked. `fences`: unused fencing
     numbers. `adjustments` and `terms`: of redemptions. `hidden`: codes that end users could not use
@@ -121,6 +127,10 @@ class State:
     )
     totals: dict[UUID, BookTotals] = field(default_factory=dict[UUID, BookTotals])
     periods: dict[PeriodKey, int] = field(default_factory=dict[PeriodKey, int])
+
+    order_coupons: dict[OrderRef, OrderCoupons] = field(
+        default_factory=dict[OrderRef, OrderCoupons]
+    )
     candidates: dict[UUID, list[str]] = field(default_factory=dict[UUID, list[str]])
     candidates_contended: frozenset[UUID] = frozenset()
     fences: list[int] = field(default_factory=list[int])
@@ -140,8 +150,8 @@ class State:
 class WriteSet:
     """The changes of a decision, table by table.
 
-    Codes, assignments, users, totals and periods hold the row before (None: new) and the row after;
-    counters are changed by their difference. Adjustments are the rows after.
+    Codes, assignments, users, totals, periods and orders hold the row before (None: new) and the
+    row after; counters are changed by their difference. Adjustments are the rows after.
     """
 
     codes: Mapping[CodeKey, tuple[Code, Code]]
@@ -149,6 +159,8 @@ class WriteSet:
     users: Mapping[tuple[UUID, str], tuple[UserCounts, UserCounts]]
     totals: Mapping[UUID, tuple[BookTotals, BookTotals]]
     periods: Mapping[PeriodKey, tuple[int, int]]
+
+    orders: Mapping[OrderRef, tuple[OrderCoupons, OrderCoupons]]
     events: tuple[Event, ...]
     stats: Mapping[UUID, BookStats]
     adjustments: Mapping[UUID, Adjustment] = field(default_factory=dict[UUID, Adjustment])

@@ -55,6 +55,14 @@ class LockPolicy(IntEnum):
     OFF = 3
 
 
+class OrderPolicy(IntEnum):
+    """Which other coupons an order may have."""
+
+    INDEPENDENT = 1
+    COMBINABLE = 2
+    EXCLUSIVE = 3
+
+
 class LockState(IntEnum):
     """State of a lock, derived from its ledger events and the time."""
 

@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import TypeAlias
 from uuid import UUID
 
-from coupon_service.model.enums import AssignmentState, CodeState, EventType, LockState
+from coupon_service.model.enums import AssignmentState, CodeState, EventType, LockState, OrderPolicy
 from coupon_service.model.terms import CodeTerms
 from coupon_service.model.values import value
 
@@ -76,6 +76,31 @@ class BookTotals:
 
     redemptions: int = 0
     discount_minor: int = 0
+
+
+@value
+class BookOnOrder:
+    """How many redemptions of a book an order has, and what the book says of orders."""
+
+    book_id: UUID
+    redemptions: int
+    order_policy: OrderPolicy
+    exclusive_group: str
+
+
+@value
+class OrderCoupons:
+    """What an order has of the coupons of books that are not INDEPENDENT.
+
+    `discount_minor`: of all of them. `amount_minor`: of the order, when something was last taken
+    off; None where that was not known. `currency_code`: empty where there is no coupon.
+    `books`: also those that have none any more.
+    """
+
+    currency_code: str = ""
+    discount_minor: int = 0
+    amount_minor: int | None = None
+    books: tuple[BookOnOrder, ...] = ()
 
 
 @value

@@ -16,6 +16,7 @@ from coupon_service.rules.derived_states import (
     may_be_locked,
     order_discount,
 )
+from coupon_service.rules.orders import NO_COUPONS, discount_on_order, order_of
 from coupon_service.rules.pool import returns_to_pool
 from coupon_service.rules.refusals import (
     hidden_key,
@@ -26,6 +27,7 @@ from coupon_service.rules.stock import crossed, stock_left, stock_level
 from coupon_service.rules.terms import book_of, terms_violations
 
 __all__ = [
+    "NO_COUPONS",
     "adjusted",
     "book_named",
     "book_of",
@@ -34,6 +36,7 @@ __all__ = [
     "crossed",
     "decide",
     "discount_of",
+    "discount_on_order",
     "effective_book_state",
     "effective_code_state",
     "find_code",
@@ -42,6 +45,7 @@ __all__ = [
     "lock_view",
     "may_be_locked",
     "order_discount",
+    "order_of",
     "redemption_refusals",
     "refuse_all",
     "returns_to_pool",

@@ -23,6 +23,7 @@ from coupon_service.model import (
     Event,
     EventType,
     Money,
+    OrderPolicy,
     Outcome,
     State,
     Terms,
@@ -30,6 +31,12 @@ from coupon_service.model import (
 )
 from coupon_service.rules.derived_states import adjusted, discount_of
 from coupon_service.rules.draft import Draft
+from coupon_service.rules.orders import (
+    NO_COUPONS,
+    discount_beside,
+    order_of,
+    with_adjustment,
+)
 from coupon_service.rules.repeats import already_rolled_back
 
 
@@ -42,6 +49,11 @@ def adjust(command: Adjust, code: Code, book: Book, draft: Draft) -> Outcome:
     if code.terms is not None and code.terms.discount is not None:  # which never changes
         terms = replace(terms, discount=code.terms.discount)
     discount = _discount(terms, command.order_amount)
+    order, coupons = None, NO_COUPONS
+    if book.order_policy is not OrderPolicy.INDEPENDENT and discount is not None:
+        order = order_of(book, present.order_id or "", present.order_user_id)
+        coupons = state.order_coupons.get(order, NO_COUPONS)
+        discount = discount_beside(coupons, present, command.order_amount, discount)
     more = (discount or 0) - (present.discount_minor or 0)
     refusal = _refusal(command, present, book, terms, draft) or _over_budget(more, book, state)
     if refusal is not None:
@@ -56,6 +68,8 @@ def adjust(command: Adjust, code: Code, book: Book, draft: Draft) -> Outcome:
         adjustments=present.adjustments + 1,
     )
     draft.put_adjustment(adjustment)
+    if order is not None:
+        draft.put_order(order, with_adjustment(coupons, present, adjustment))
     event = Event(
         **draft.about(command, EventType.ADJUSTED, before=code, after=code),
         user_id=present.user_id,

@@ -16,6 +16,7 @@ from coupon_service.model import (
     BookState,
     EventType,
     LockPolicy,
+    OrderPolicy,
     PeriodLimits,
 )
 from coupon_service.model.codes import DEFAULT_ALPHABET, EARLIER_DEFAULT_ALPHABET
@@ -36,6 +37,8 @@ TRANSITIONS: Final[Mapping[EventType, tuple[frozenset[BookState], BookState]]] =
 }
 """From which states each verb leads, and where to."""
 
+
+ONLY_ON_ORDERS: Final = "expected none in a book whose order_policy is INDEPENDENT"
 
 NAMES_IN_CONTRACT: Final[Mapping[str, str]] = {"budget_minor": "max_discount_minor"}
 """Limits that BookLimits calls otherwise than the contract."""
@@ -123,6 +126,11 @@ def violations(book: Book) -> Iterator[FieldViolation]:
         yield FieldViolation(
             "coupon_book.return_to_pool", "expected false: the book requires no assignment"
         )
+    if book.order_policy is OrderPolicy.INDEPENDENT:
+        if book.exclusive_group:
+            yield FieldViolation("coupon_book.exclusive_group", ONLY_ON_ORDERS)
+        if book.limits.max_redemptions_per_order:
+            yield FieldViolation("coupon_book.limits.max_redemptions_per_order", ONLY_ON_ORDERS)
     money = not isinstance(book.discount, Benefit) or book.min_order_amount_minor > 0
     if money and not book.currency_code:
         yield FieldViolation(
@@ -139,7 +147,13 @@ def _fixed_by_use(before: Book, after: Book) -> Iterator[tuple[str, str]]:
         yield "code_format", "cannot be changed after the first activation"
     if after.limits.max_redemptions_per_code != before.limits.max_redemptions_per_code:
         yield "limits.max_redemptions_per_code", "cannot be changed after the first activation"
+    independent = OrderPolicy.INDEPENDENT
+    if (after.order_policy is independent) is not (before.order_policy is independent):
+        reason = "whether it is INDEPENDENT cannot be changed after the first activation"
+        yield "order_policy", reason
     for limit in fields(BookLimits):
+        if limit.name == "max_redemptions_per_order":
+            continue  # counted in all books that may have it
         if getattr(after.limits, limit.name) and not getattr(before.limits, limit.name):
             yield (
                 f"limits.{NAMES_IN_CONTRACT.get(limit.name, limit.name)}",

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from coupon_service.errors import BudgetExceeded, CouponServiceError, OrderAmountRequired
-from coupon_service.model import Book, Lock, Redeem, State
-from coupon_service.rules.derived_states import order_discount
+from coupon_service.model import Benefit, Book, Lock, OrderPolicy, Redeem, State
+from coupon_service.rules.orders import discount_on_order
 
 
 def budget_refusals(
@@ -17,9 +17,14 @@ def budget_refusals(
     """
     needed_minor = 1
     if isinstance(command, Redeem):
-        discount = order_discount(book, command.order_amount)
-        if discount is None:  # of an order in another currency, which is refused for that
-            return () if command.order_amount is not None else (OrderAmountRequired(),)
+        if isinstance(book.discount, Benefit):  # of this code
+            return ()
+        discount = discount_on_order(command, book, state)
+        if discount is None:
+            # That an order is in another currency, or that all are to have an amount, is refused
+            # by itself.
+            said = command.order_amount is not None or book.order_policy is OrderPolicy.COMBINABLE
+            return () if said else (OrderAmountRequired(),)
         needed_minor = discount.amount_minor
     limit_minor = book.limits.budget_minor
     left_minor = max(limit_minor - state.totals[book.book_id].discount_minor, 0)

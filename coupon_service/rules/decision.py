@@ -24,6 +24,8 @@ from coupon_service.model import (
     Done,
     LeaseNeeded,
     Lock,
+    OrderPolicy,
+    OrderRef,
     Outcome,
     Redeem,
     ReturnToPool,
@@ -39,6 +41,7 @@ from coupon_service.rules.code_lookup import book_named, code_not_found, find_co
 from coupon_service.rules.code_states import set_enabled
 from coupon_service.rules.draft import Draft
 from coupon_service.rules.locks import change_lock, lock
+from coupon_service.rules.orders import order_of
 from coupon_service.rules.pool import return_to_pool
 from coupon_service.rules.redemptions import redeem, rollback
 from coupon_service.rules.refusals import is_hidden
@@ -60,13 +63,45 @@ def decide(
     outcomes: list[list[Outcome]] = []
     for group in groups:
         attempt = draft.fork() if group.atomic else draft
-        decided = [_decide_one(command, attempt) for command in group.commands]
+        decided = _decide_in_order(group.commands, attempt)
         if not group.atomic or all(isinstance(outcome, Done) for outcome in decided):
             draft = attempt
         elif not all(is_repeat(command, draft.state) for command in group.commands):
             decided = refuse_all(decided)
         outcomes.append(decided)
     return outcomes, draft.write_set()
+
+
+def _decide_in_order(commands: Sequence[Command], draft: Draft) -> list[Outcome]:
+    """An outcome for each. What comes for an order after a redemption that needs a lease waits for
+    it, and needs one as well, so that it sees what that one leaves on the order."""
+    if len(commands) == 1:  # nearly always
+        return [_decide_one(commands[0], draft)]
+    outcomes: list[Outcome] = []
+    waiting: set[OrderRef] = set()
+    for command in commands:
+        waits = _waits(command, draft, waiting) if waiting else None
+        outcome = waits if waits is not None else _decide_one(command, draft)
+        if isinstance(outcome, LeaseNeeded) and isinstance(command, Redeem):
+            waiting.update(_orders_of(command, outcome.book))
+        outcomes.append(outcome)
+    return outcomes
+
+
+def _waits(command: Command, draft: Draft, waiting: set[OrderRef]) -> LeaseNeeded | None:
+    if not isinstance(command, Redeem):
+        return None
+    found = find_code(command.code, command.book_id, command.call.business_id, draft.state)
+    if isinstance(found, CouponServiceError) or waiting.isdisjoint(_orders_of(command, found[1])):
+        return None
+    return LeaseNeeded(found[1])
+
+
+def _orders_of(command: Redeem, book: Book) -> tuple[OrderRef, ...]:
+    """The order of a redemption, where it matters to the book."""
+    if book.order_policy is OrderPolicy.INDEPENDENT or not command.order_id:
+        return ()
+    return (order_of(book, command.order_id, command.order_user_id),)
 
 
 def refuse_all(decided: list[Outcome]) -> list[Outcome]:

@@ -20,6 +20,8 @@ from coupon_service.model import (
     Command,
     Event,
     EventType,
+    OrderCoupons,
+    OrderRef,
     PeriodKey,
     State,
     UserCounts,
@@ -75,6 +77,9 @@ class Draft:
     periods: dict[PeriodKey, tuple[int, int]] = field(
         default_factory=dict[PeriodKey, tuple[int, int]]
     )
+    orders: dict[OrderRef, tuple[OrderCoupons, OrderCoupons]] = field(
+        default_factory=dict[OrderRef, tuple[OrderCoupons, OrderCoupons]]
+    )
     events: list[Event] = field(default_factory=list[Event])
     stats: dict[UUID, dict[str, int]] = field(default_factory=dict[UUID, dict[str, int]])
     adjustments: dict[UUID, Adjustment] = field(default_factory=dict[UUID, Adjustment])
@@ -87,6 +92,7 @@ class Draft:
             users=self.users,
             totals=self.totals,
             periods=self.periods,
+            orders=self.orders,
             events=tuple(self.events),
             stats={book_id: BookStats(**counts) for book_id, counts in self.stats.items()},
             adjustments=self.adjustments,
@@ -113,6 +119,7 @@ class Draft:
             users=self.users.copy(),
             totals=self.totals.copy(),
             periods=self.periods.copy(),
+            orders=self.orders.copy(),
             events=self.events.copy(),
             stats={book_id: counts.copy() for book_id, counts in self.stats.items()},
             adjustments=self.adjustments.copy(),
@@ -212,6 +219,13 @@ class Draft:
         first = self.users.get(key)
         self.users[key] = (first[0] if first else before, after)
         self.state.users[key] = after
+
+    def put_order(self, order: OrderRef, after: OrderCoupons) -> None:
+        """Changes what is on an order."""
+        before = self.state.order_coupons.get(order, OrderCoupons())
+        first = self.orders.get(order)
+        self.orders[order] = (first[0] if first else before, after)
+        self.state.order_coupons[order] = after
 
     def count_total(self, book: Book, redemptions: int, discount_minor: int) -> None:
         """Adds to what the redemptions of a book come to, where it limits that."""

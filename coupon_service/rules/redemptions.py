@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from uuid import UUID
 
@@ -16,6 +17,8 @@ from coupon_service.model import (
     EventType,
     LeaseNeeded,
     LockState,
+    OrderCoupons,
+    OrderPolicy,
     Outcome,
     Redeem,
     Rollback,
@@ -23,11 +26,17 @@ from coupon_service.model import (
 from coupon_service.rules.derived_states import (
     adjusted,
     assignment_state,
-    discount_of,
     lock_view,
     may_be_locked,
 )
 from coupon_service.rules.draft import Draft
+from coupon_service.rules.orders import (
+    NO_COUPONS,
+    discount_on_order,
+    order_of,
+    with_coupon,
+    without_coupon,
+)
 from coupon_service.rules.refusals import redemption_refusal
 
 
@@ -46,7 +55,8 @@ def redeem(command: Redeem, code: Code, book: Book, draft: Draft) -> Outcome:
     draft.count_user(book, command.user_id, redemptions=1)
     draft.count_period(book, command.user_id, draft.now, 1)
     order = command.order_amount
-    discount = discount_of(book, order.amount_minor if order else None)
+    taken_off = discount_on_order(command, book, draft.state)
+    discount = taken_off.amount_minor if taken_off is not None else None
     draft.count_total(book, 1, discount or 0)
     draft.count(book.book_id, "redemptions", 1)
     draft.count(book.book_id, "discount_minor", discount or 0)
@@ -68,7 +78,20 @@ def redeem(command: Redeem, code: Code, book: Book, draft: Draft) -> Outcome:
         book_version=book.version,
     )
     draft.record(event)
+    if book.order_policy is not OrderPolicy.INDEPENDENT:
+        _put_order(event, book, draft, with_coupon)
     return Done(event, book, after, assignment)
+
+
+def _put_order(
+    redemption: Event,
+    book: Book,
+    draft: Draft,
+    change: Callable[[OrderCoupons, Book, Event], OrderCoupons],
+) -> None:
+    order = order_of(book, redemption.order_id or "", redemption.order_user_id)
+    before = draft.state.order_coupons.get(order, NO_COUPONS)
+    draft.put_order(order, change(before, book, redemption))
 
 
 def _used_lock(command: Redeem, draft: Draft) -> UUID | None:
@@ -136,6 +159,8 @@ def rollback(command: Rollback, code: Code, book: Book, draft: Draft) -> Outcome
         metadata=command.metadata,
     )
     draft.record(event)
+    if book.order_policy is not OrderPolicy.INDEPENDENT:
+        _put_order(redemption, book, draft, without_coupon)
     return Done(event, book, after, assignment)
 
 

@@ -43,6 +43,7 @@ from coupon_service.model import (
     Lease,
     Lock,
     LockPolicy,
+    OrderPolicy,
     Redeem,
     State,
     TieredDiscount,
@@ -53,6 +54,7 @@ from coupon_service.rules.budgets import budget_refusals
 from coupon_service.rules.derived_states import LOCK_ENDS, lock_view
 from coupon_service.rules.draft import Draft
 from coupon_service.rules.opening_hours import is_open, outside_schedule
+from coupon_service.rules.orders import coupon_refusals
 from coupon_service.rules.periods import period_refusals
 from coupon_service.rules.terms import code_ended, code_not_started
 
@@ -148,6 +150,8 @@ def redemption_refusals(
     if book.limits.budget_minor:
         yield from budget_refusals(command, book, state)
     if isinstance(command, Redeem):
+        if book.order_policy is not OrderPolicy.INDEPENDENT:
+            yield from coupon_refusals(command, book, state)
         yield from _order_refusals(command, book)
         yield from _lock_refusals(command, assignment, book, state, now)
     if command.lease is not None and not command.lease.gone:

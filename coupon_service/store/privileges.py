@@ -31,6 +31,8 @@ PRIVILEGES: Final[Mapping[str, tuple[LiteralString, ...]]] = MappingProxyType(
         "coupon_code_terms": (*_ADD, "DELETE"),
         "coupon_codes": (*_WRITE, "DELETE"),
         "coupon_generations": (*_WRITE, "DELETE"),
+        "coupon_order_books": _WRITE,
+        "coupon_orders": _WRITE,
         "coupon_period_counters": (*_WRITE, "DELETE"),
         "coupon_turns": _WRITE,
         "coupon_user_counters": _WRITE,

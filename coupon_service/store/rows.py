@@ -24,6 +24,7 @@ from coupon_service.model import (
     Event,
     EventType,
     LockPolicy,
+    OrderPolicy,
     PercentOff,
     Terms,
     TieredDiscount,
@@ -89,6 +90,7 @@ LIMITS: Final = Columns[BookLimits](
     Column("max_redemptions_per_user", "integer"),
     Column("max_assignments_per_user", "integer"),
     Column("budget_minor", "bigint"),
+    Column("max_redemptions_per_order", "integer"),
 )
 
 CODE_FORMAT: Final = Columns[CodeFormat](
@@ -124,6 +126,8 @@ BOOKS: Final = Columns[Book](
     Column("metadata", "jsonb"),
     Column("low_threshold", "bigint"),
     Column("min_code_length", "smallint"),
+    Column("order_policy", "smallint", read=member_of(OrderPolicy)),
+    Column("exclusive_group", "text"),
     Column("version", "integer"),
     Column("locks_until", "timestamptz"),
     Column(

@@ -132,6 +132,48 @@ then have ended, at the latest after the greatest lifetime of a lock and its gra
 """
 Global___LockPolicy: _TypeAlias = LockPolicy  # noqa: Y015
 
+class _OrderPolicy:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _OrderPolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_OrderPolicy.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ORDER_POLICY_UNSPECIFIED: _OrderPolicy.ValueType  # 0
+    """The default: INDEPENDENT."""
+    ORDER_POLICY_INDEPENDENT: _OrderPolicy.ValueType  # 1
+    """Any. What other coupons take off the order makes no difference. Only the same code is not redeemed
+    twice for it.
+    """
+    ORDER_POLICY_COMBINABLE: _OrderPolicy.ValueType  # 2
+    """Others that are COMBINABLE. Redemptions need an order_id, and the order_amount before any coupon.
+    They take off what the book says, of the whole amount, or what the coupons on the order have left
+    of it, if that is less.
+    """
+    ORDER_POLICY_EXCLUSIVE: _OrderPolicy.ValueType  # 3
+    """None. Redemptions need an order_id."""
+
+class OrderPolicy(_OrderPolicy, metaclass=_OrderPolicyEnumTypeWrapper):
+    """Which other coupons an order may have. It binds the books of one business that are not INDEPENDENT
+    among each other: what such books have redeemed for an order and not rolled back is on the order. An
+    order is one of the business, or, where end users redeem for themselves, one of that user. Locks do
+    not know orders: what is on the order is judged at the redemption.
+    """
+
+ORDER_POLICY_UNSPECIFIED: OrderPolicy.ValueType  # 0
+"""The default: INDEPENDENT."""
+ORDER_POLICY_INDEPENDENT: OrderPolicy.ValueType  # 1
+"""Any. What other coupons take off the order makes no difference. Only the same code is not redeemed
+twice for it.
+"""
+ORDER_POLICY_COMBINABLE: OrderPolicy.ValueType  # 2
+"""Others that are COMBINABLE. Redemptions need an order_id, and the order_amount before any coupon.
+They take off what the book says, of the whole amount, or what the coupons on the order have left
+of it, if that is less.
+"""
+ORDER_POLICY_EXCLUSIVE: OrderPolicy.ValueType  # 3
+"""None. Redemptions need an order_id."""
+Global___OrderPolicy: _TypeAlias = OrderPolicy  # noqa: Y015
+
 class _Period:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -393,6 +435,7 @@ class BookLimits(_message.Message):
     MAX_REDEMPTIONS_PER_USER_PER_CODE_FIELD_NUMBER: _builtins.int
     MAX_REDEMPTIONS_PER_USER_FIELD_NUMBER: _builtins.int
     MAX_ASSIGNMENTS_PER_USER_FIELD_NUMBER: _builtins.int
+    MAX_REDEMPTIONS_PER_ORDER_FIELD_NUMBER: _builtins.int
     MAX_DISCOUNT_MINOR_FIELD_NUMBER: _builtins.int
     max_redemptions: _builtins.int
     """Redemptions of all codes of the book together. Default 0. At most 10^12."""
@@ -408,6 +451,10 @@ class BookLimits(_message.Message):
     """Codes of the book that one user has at a time, redeemed ones included; not those that were revoked,
     handed over, or went back to the pool. Default 0. At most 10^9.
     """
+    max_redemptions_per_order: _builtins.int
+    """Redemptions of codes of the book for one order that were not rolled back. Only for books that are
+    not INDEPENDENT; can be set at any time. Default 0. At most 10^9.
+    """
     max_discount_minor: _builtins.int
     """The budget: what all redemptions of the book that were not rolled back take off together, in minor
     units of its currency. A redemption that would take more is refused with BUDGET_EXCEEDED, and never
@@ -422,11 +469,12 @@ class BookLimits(_message.Message):
         max_redemptions_per_user_per_code: _builtins.int = ...,
         max_redemptions_per_user: _builtins.int = ...,
         max_assignments_per_user: _builtins.int = ...,
+        max_redemptions_per_order: _builtins.int = ...,
         max_discount_minor: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_max_redemptions_per_code", b"_max_redemptions_per_code", "max_redemptions_per_code", b"max_redemptions_per_code"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_redemptions_per_code", b"_max_redemptions_per_code", "max_assignments_per_user", b"max_assignments_per_user", "max_discount_minor", b"max_discount_minor", "max_redemptions", b"max_redemptions", "max_redemptions_per_code", b"max_redemptions_per_code", "max_redemptions_per_user", b"max_redemptions_per_user", "max_redemptions_per_user_per_code", b"max_redemptions_per_user_per_code"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_redemptions_per_code", b"_max_redemptions_per_code", "max_assignments_per_user", b"max_assignments_per_user", "max_discount_minor", b"max_discount_minor", "max_redemptions", b"max_redemptions", "max_redemptions_per_code", b"max_redemptions_per_code", "max_redemptions_per_order", b"max_redemptions_per_order", "max_redemptions_per_user", b"max_redemptions_per_user", "max_redemptions_per_user_per_code", b"max_redemptions_per_user_per_code"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_redemptions_per_code: _TypeAlias = _typing.Literal["max_redemptions_per_code"]  # noqa: Y015
     _WhichOneofArgType__max_redemptions_per_code: _TypeAlias = _typing.Literal["_max_redemptions_per_code", b"_max_redemptions_per_code"]  # noqa: Y015
@@ -623,6 +671,8 @@ class CouponBook(_message.Message):
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     LOW_THRESHOLD_FIELD_NUMBER: _builtins.int
     MIN_CODE_LENGTH_FIELD_NUMBER: _builtins.int
+    ORDER_POLICY_FIELD_NUMBER: _builtins.int
+    EXCLUSIVE_GROUP_FIELD_NUMBER: _builtins.int
     PERIOD_LIMITS_FIELD_NUMBER: _builtins.int
     SCHEDULE_FIELD_NUMBER: _builtins.int
     RETURN_TO_POOL_FIELD_NUMBER: _builtins.int
@@ -659,6 +709,15 @@ class CouponBook(_message.Message):
     min_code_length: _builtins.int
     """ImportCodes takes no shorter codes, in normalised form, unless its header says otherwise: 1-64.
     0 = 4.
+    """
+    order_policy: Global___OrderPolicy.ValueType
+    """Which other coupons an order may have. Default INDEPENDENT. Whether it is INDEPENDENT cannot be
+    changed after the first activation.
+    """
+    exclusive_group: _builtins.str
+    """Of the coupons of all books of the business with this name here an order has one at most
+    (EXCLUSIVE_GROUP_USED). At most 128 characters. Only for books that are not INDEPENDENT; can be
+    changed at any time. Empty = none.
     """
     return_to_pool: _builtins.bool
     """Codes go back to the pool that their users have let expire: once an assignment is over by
@@ -759,13 +818,15 @@ class CouponBook(_message.Message):
         update_time: _timestamp_pb2.Timestamp | None = ...,
         low_threshold: _builtins.int = ...,
         min_code_length: _builtins.int = ...,
+        order_policy: Global___OrderPolicy.ValueType = ...,
+        exclusive_group: _builtins.str = ...,
         period_limits: Global___PeriodLimits | None = ...,
         schedule: Global___Schedule | None = ...,
         return_to_pool: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["assigned_code_validity", b"assigned_code_validity", "code_format", b"code_format", "create_time", b"create_time", "default_lock_ttl", b"default_lock_ttl", "discount", b"discount", "end_time", b"end_time", "limits", b"limits", "max_lock_ttl", b"max_lock_ttl", "metadata", b"metadata", "period_limits", b"period_limits", "schedule", b"schedule", "start_time", b"start_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["assigned_code_validity", b"assigned_code_validity", "assignment_policy", b"assignment_policy", "book_id", b"book_id", "business_id", b"business_id", "code_format", b"code_format", "create_time", b"create_time", "currency_code", b"currency_code", "default_lock_ttl", b"default_lock_ttl", "description", b"description", "discount", b"discount", "effective_state", b"effective_state", "end_time", b"end_time", "etag", b"etag", "limits", b"limits", "lock_policy", b"lock_policy", "low_threshold", b"low_threshold", "max_lock_ttl", b"max_lock_ttl", "metadata", b"metadata", "min_code_length", b"min_code_length", "min_order_amount_minor", b"min_order_amount_minor", "name", b"name", "period_limits", b"period_limits", "return_to_pool", b"return_to_pool", "schedule", b"schedule", "start_time", b"start_time", "state", b"state", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assigned_code_validity", b"assigned_code_validity", "assignment_policy", b"assignment_policy", "book_id", b"book_id", "business_id", b"business_id", "code_format", b"code_format", "create_time", b"create_time", "currency_code", b"currency_code", "default_lock_ttl", b"default_lock_ttl", "description", b"description", "discount", b"discount", "effective_state", b"effective_state", "end_time", b"end_time", "etag", b"etag", "exclusive_group", b"exclusive_group", "limits", b"limits", "lock_policy", b"lock_policy", "low_threshold", b"low_threshold", "max_lock_ttl", b"max_lock_ttl", "metadata", b"metadata", "min_code_length", b"min_code_length", "min_order_amount_minor", b"min_order_amount_minor", "name", b"name", "order_policy", b"order_policy", "period_limits", b"period_limits", "return_to_pool", b"return_to_pool", "schedule", b"schedule", "start_time", b"start_time", "state", b"state", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -957,8 +1018,8 @@ class UpdateCouponBookRequest(_message.Message):
         """Top-level fields of CouponBook: name, description, discount, currency_code,
         min_order_amount_minor, limits, assignment_policy, lock_policy, default_lock_ttl, max_lock_ttl,
         start_time, end_time, assigned_code_validity, code_format, metadata, low_threshold, min_code_length,
-        period_limits, schedule, return_to_pool. Required; a named field that is unset in `coupon_book` gets
-        its default.
+        order_policy, exclusive_group, period_limits, schedule, return_to_pool. Required; a named field that
+        is unset in `coupon_book` gets its default.
         """
 
     def __init__(

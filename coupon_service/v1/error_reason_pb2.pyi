@@ -96,8 +96,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     `currency_code`.
     """
     ERROR_REASON_CURRENCY_MISMATCH: _ErrorReason.ValueType  # 27
-    """[FAILED_PRECONDITION] The order is in another currency than the book. Metadata:
-    `currency_code`, the book's.
+    """[FAILED_PRECONDITION] The order is in another currency than the book, or than the coupons that it
+    has. Metadata: `currency_code`, theirs.
     """
     ERROR_REASON_ALREADY_ROLLED_BACK: _ErrorReason.ValueType  # 28
     """[FAILED_PRECONDITION] The redemption has been rolled back before: it is not rolled back once
@@ -129,6 +129,24 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     ERROR_REASON_ORDER_AMOUNT_REQUIRED: _ErrorReason.ValueType  # 104
     """[FAILED_PRECONDITION] The rules of the book need an order amount, and none was given."""
+    ERROR_REASON_ORDER_ID_REQUIRED: _ErrorReason.ValueType  # 105
+    """[FAILED_PRECONDITION] The `order_policy` of the book needs an order_id, and none was given."""
+    ERROR_REASON_ORDER_FULLY_DISCOUNTED: _ErrorReason.ValueType  # 106
+    """[FAILED_PRECONDITION] The coupons on the order take all of its amount off already. Metadata:
+    `discount_minor`, what they take off, and `currency_code`.
+    """
+    ERROR_REASON_ORDER_LIMIT_EXCEEDED: _ErrorReason.ValueType  # 107
+    """[FAILED_PRECONDITION] The order has as many coupons of the book as its
+    `limits.max_redemptions_per_order` allows. Metadata: `limit`.
+    """
+    ERROR_REASON_COUPONS_NOT_COMBINABLE: _ErrorReason.ValueType  # 108
+    """[FAILED_PRECONDITION] The order has another coupon, and the `order_policy` of one of them is
+    EXCLUSIVE.
+    """
+    ERROR_REASON_EXCLUSIVE_GROUP_USED: _ErrorReason.ValueType  # 109
+    """[FAILED_PRECONDITION] The order has another coupon of the `exclusive_group` of the book. Metadata:
+    `exclusive_group`.
+    """
     ERROR_REASON_CODE_NOT_STARTED: _ErrorReason.ValueType  # 130
     """[FAILED_PRECONDITION] The code's own `start_time` is in the future. Metadata: `start_time`."""
     ERROR_REASON_OUTSIDE_SCHEDULE: _ErrorReason.ValueType  # 110
@@ -290,8 +308,8 @@ first tier of its discount, or was not given. Metadata: `minimum_minor`, the gre
 `currency_code`.
 """
 ERROR_REASON_CURRENCY_MISMATCH: ErrorReason.ValueType  # 27
-"""[FAILED_PRECONDITION] The order is in another currency than the book. Metadata:
-`currency_code`, the book's.
+"""[FAILED_PRECONDITION] The order is in another currency than the book, or than the coupons that it
+has. Metadata: `currency_code`, theirs.
 """
 ERROR_REASON_ALREADY_ROLLED_BACK: ErrorReason.ValueType  # 28
 """[FAILED_PRECONDITION] The redemption has been rolled back before: it is not rolled back once
@@ -323,6 +341,24 @@ Metadata: `limit_minor`, `left_minor`, `currency_code`.
 """
 ERROR_REASON_ORDER_AMOUNT_REQUIRED: ErrorReason.ValueType  # 104
 """[FAILED_PRECONDITION] The rules of the book need an order amount, and none was given."""
+ERROR_REASON_ORDER_ID_REQUIRED: ErrorReason.ValueType  # 105
+"""[FAILED_PRECONDITION] The `order_policy` of the book needs an order_id, and none was given."""
+ERROR_REASON_ORDER_FULLY_DISCOUNTED: ErrorReason.ValueType  # 106
+"""[FAILED_PRECONDITION] The coupons on the order take all of its amount off already. Metadata:
+`discount_minor`, what they take off, and `currency_code`.
+"""
+ERROR_REASON_ORDER_LIMIT_EXCEEDED: ErrorReason.ValueType  # 107
+"""[FAILED_PRECONDITION] The order has as many coupons of the book as its
+`limits.max_redemptions_per_order` allows. Metadata: `limit`.
+"""
+ERROR_REASON_COUPONS_NOT_COMBINABLE: ErrorReason.ValueType  # 108
+"""[FAILED_PRECONDITION] The order has another coupon, and the `order_policy` of one of them is
+EXCLUSIVE.
+"""
+ERROR_REASON_EXCLUSIVE_GROUP_USED: ErrorReason.ValueType  # 109
+"""[FAILED_PRECONDITION] The order has another coupon of the `exclusive_group` of the book. Metadata:
+`exclusive_group`.
+"""
 ERROR_REASON_CODE_NOT_STARTED: ErrorReason.ValueType  # 130
 """[FAILED_PRECONDITION] The code's own `start_time` is in the future. Metadata: `start_time`."""
 ERROR_REASON_OUTSIDE_SCHEDULE: ErrorReason.ValueType  # 110

@@ -93,7 +93,9 @@ class RedemptionServiceStub:
     CODE_DISABLED, CODE_ALREADY_REDEEMED, CODE_LIMIT_EXCEEDED, CODE_NOT_ASSIGNED_TO_USER,
     CODE_EXPIRED, OUTSIDE_SCHEDULE, USER_LIMIT_EXCEEDED, USER_PERIOD_LIMIT_EXCEEDED,
     BOOK_LIMIT_EXCEEDED, BOOK_PERIOD_LIMIT_EXCEEDED, BUDGET_EXCEEDED, ORDER_AMOUNT_REQUIRED,
-    ORDER_ALREADY_REDEEMED, ORDER_BELOW_MINIMUM, CURRENCY_MISMATCH, LOCK_REQUIRED, LOCK_EXPIRED, LOCK_TOKEN_MISMATCH,
+    ORDER_ID_REQUIRED, COUPONS_NOT_COMBINABLE, EXCLUSIVE_GROUP_USED, ORDER_LIMIT_EXCEEDED,
+    ORDER_FULLY_DISCOUNTED, ORDER_ALREADY_REDEEMED, ORDER_BELOW_MINIMUM, CURRENCY_MISMATCH,
+    LOCK_REQUIRED, LOCK_EXPIRED, LOCK_TOKEN_MISMATCH,
     CODE_LOCKED, LOCKS_UNAVAILABLE, CONTENTION. A repeat of a redemption that was rolled back is
     ALREADY_ROLLED_BACK, and redeems nothing. Resource of the request_id: the code.
 
@@ -105,7 +107,8 @@ class RedemptionServiceStub:
     """
     BatchRedeemCodes: _grpc.UnaryUnaryMultiCallable[_redemption_service_pb2.BatchRedeemCodesRequest, _redemption_service_pb2.BatchRedeemCodesResponse]
     """RedeemCode for up to 1,000 codes: with ALL_OR_NOTHING in one transaction, otherwise in several, so
-    that other calls are not delayed. In a repeat of a batch that was carried out each item has its
+    that other calls are not delayed. Items are decided one after the other, so that codes for one order
+    see those before them; with more than 125 items only ALL_OR_NOTHING promises that. In a repeat of a batch that was carried out each item has its
     own result, also with ALL_OR_NOTHING: some may have been rolled back since.
     """
     RollbackRedemption: _grpc.UnaryUnaryMultiCallable[_redemption_service_pb2.RollbackRedemptionRequest, _redemption_service_pb2.RollbackRedemptionResponse]
@@ -116,7 +119,8 @@ class RedemptionServiceStub:
     AdjustRedemption: _grpc.UnaryUnaryMultiCallable[_redemption_service_pb2.AdjustRedemptionRequest, _redemption_service_pb2.AdjustRedemptionResponse]
     """Sets the amount of a redemption's order, when a part of it was returned or more was bought. The
     discount is computed again, on the terms on which the code was redeemed, and with it follow the
-    statistics and all limits on discounts. Below the least order amount of then the discount is 0. As
+    statistics and all limits on discounts. On an order with other coupons that are not INDEPENDENT it is
+    no more than those have left of the amount: adjust each of them. Below the least order amount of then the discount is 0. As
     often as needed, but never after a roll-back, which takes back what the discount was by then.
     REDEMPTION_NOT_FOUND, ALREADY_ROLLED_BACK, CURRENCY_MISMATCH, CONCURRENT_MODIFICATION. A smaller
     amount is taken in any state of book and code; for a larger one, or the first, the book has to be
@@ -216,7 +220,9 @@ class RedemptionServiceAsyncStub(RedemptionServiceStub):
     CODE_DISABLED, CODE_ALREADY_REDEEMED, CODE_LIMIT_EXCEEDED, CODE_NOT_ASSIGNED_TO_USER,
     CODE_EXPIRED, OUTSIDE_SCHEDULE, USER_LIMIT_EXCEEDED, USER_PERIOD_LIMIT_EXCEEDED,
     BOOK_LIMIT_EXCEEDED, BOOK_PERIOD_LIMIT_EXCEEDED, BUDGET_EXCEEDED, ORDER_AMOUNT_REQUIRED,
-    ORDER_ALREADY_REDEEMED, ORDER_BELOW_MINIMUM, CURRENCY_MISMATCH, LOCK_REQUIRED, LOCK_EXPIRED, LOCK_TOKEN_MISMATCH,
+    ORDER_ID_REQUIRED, COUPONS_NOT_COMBINABLE, EXCLUSIVE_GROUP_USED, ORDER_LIMIT_EXCEEDED,
+    ORDER_FULLY_DISCOUNTED, ORDER_ALREADY_REDEEMED, ORDER_BELOW_MINIMUM, CURRENCY_MISMATCH,
+    LOCK_REQUIRED, LOCK_EXPIRED, LOCK_TOKEN_MISMATCH,
     CODE_LOCKED, LOCKS_UNAVAILABLE, CONTENTION. A repeat of a redemption that was rolled back is
     ALREADY_ROLLED_BACK, and redeems nothing. Resource of the request_id: the code.
 
@@ -228,7 +234,8 @@ class RedemptionServiceAsyncStub(RedemptionServiceStub):
     """
     BatchRedeemCodes: _aio.UnaryUnaryMultiCallable[_redemption_service_pb2.BatchRedeemCodesRequest, _redemption_service_pb2.BatchRedeemCodesResponse]  # type: ignore[assignment]
     """RedeemCode for up to 1,000 codes: with ALL_OR_NOTHING in one transaction, otherwise in several, so
-    that other calls are not delayed. In a repeat of a batch that was carried out each item has its
+    that other calls are not delayed. Items are decided one after the other, so that codes for one order
+    see those before them; with more than 125 items only ALL_OR_NOTHING promises that. In a repeat of a batch that was carried out each item has its
     own result, also with ALL_OR_NOTHING: some may have been rolled back since.
     """
     RollbackRedemption: _aio.UnaryUnaryMultiCallable[_redemption_service_pb2.RollbackRedemptionRequest, _redemption_service_pb2.RollbackRedemptionResponse]  # type: ignore[assignment]
@@ -239,7 +246,8 @@ class RedemptionServiceAsyncStub(RedemptionServiceStub):
     AdjustRedemption: _aio.UnaryUnaryMultiCallable[_redemption_service_pb2.AdjustRedemptionRequest, _redemption_service_pb2.AdjustRedemptionResponse]  # type: ignore[assignment]
     """Sets the amount of a redemption's order, when a part of it was returned or more was bought. The
     discount is computed again, on the terms on which the code was redeemed, and with it follow the
-    statistics and all limits on discounts. Below the least order amount of then the discount is 0. As
+    statistics and all limits on discounts. On an order with other coupons that are not INDEPENDENT it is
+    no more than those have left of the amount: adjust each of them. Below the least order amount of then the discount is 0. As
     often as needed, but never after a roll-back, which takes back what the discount was by then.
     REDEMPTION_NOT_FOUND, ALREADY_ROLLED_BACK, CURRENCY_MISMATCH, CONCURRENT_MODIFICATION. A smaller
     amount is taken in any state of book and code; for a larger one, or the first, the book has to be
@@ -384,7 +392,9 @@ class RedemptionServiceServicer(metaclass=_abc_1.ABCMeta):
         CODE_DISABLED, CODE_ALREADY_REDEEMED, CODE_LIMIT_EXCEEDED, CODE_NOT_ASSIGNED_TO_USER,
         CODE_EXPIRED, OUTSIDE_SCHEDULE, USER_LIMIT_EXCEEDED, USER_PERIOD_LIMIT_EXCEEDED,
         BOOK_LIMIT_EXCEEDED, BOOK_PERIOD_LIMIT_EXCEEDED, BUDGET_EXCEEDED, ORDER_AMOUNT_REQUIRED,
-        ORDER_ALREADY_REDEEMED, ORDER_BELOW_MINIMUM, CURRENCY_MISMATCH, LOCK_REQUIRED, LOCK_EXPIRED, LOCK_TOKEN_MISMATCH,
+        ORDER_ID_REQUIRED, COUPONS_NOT_COMBINABLE, EXCLUSIVE_GROUP_USED, ORDER_LIMIT_EXCEEDED,
+        ORDER_FULLY_DISCOUNTED, ORDER_ALREADY_REDEEMED, ORDER_BELOW_MINIMUM, CURRENCY_MISMATCH,
+        LOCK_REQUIRED, LOCK_EXPIRED, LOCK_TOKEN_MISMATCH,
         CODE_LOCKED, LOCKS_UNAVAILABLE, CONTENTION. A repeat of a redemption that was rolled back is
         ALREADY_ROLLED_BACK, and redeems nothing. Resource of the request_id: the code.
 
@@ -402,7 +412,8 @@ class RedemptionServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_redemption_service_pb2.BatchRedeemCodesResponse, _abc.Awaitable[_redemption_service_pb2.BatchRedeemCodesResponse]]:
         """RedeemCode for up to 1,000 codes: with ALL_OR_NOTHING in one transaction, otherwise in several, so
-        that other calls are not delayed. In a repeat of a batch that was carried out each item has its
+        that other calls are not delayed. Items are decided one after the other, so that codes for one order
+        see those before them; with more than 125 items only ALL_OR_NOTHING promises that. In a repeat of a batch that was carried out each item has its
         own result, also with ALL_OR_NOTHING: some may have been rolled back since.
         """
 
@@ -425,7 +436,8 @@ class RedemptionServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_redemption_service_pb2.AdjustRedemptionResponse, _abc.Awaitable[_redemption_service_pb2.AdjustRedemptionResponse]]:
         """Sets the amount of a redemption's order, when a part of it was returned or more was bought. The
         discount is computed again, on the terms on which the code was redeemed, and with it follow the
-        statistics and all limits on discounts. Below the least order amount of then the discount is 0. As
+        statistics and all limits on discounts. On an order with other coupons that are not INDEPENDENT it is
+        no more than those have left of the amount: adjust each of them. Below the least order amount of then the discount is 0. As
         often as needed, but never after a roll-back, which takes back what the discount was by then.
         REDEMPTION_NOT_FOUND, ALREADY_ROLLED_BACK, CURRENCY_MISMATCH, CONCURRENT_MODIFICATION. A smaller
         amount is taken in any state of book and code; for a larger one, or the first, the book has to be

@@ -1,4 +1,4 @@
-"""Races of many callers for a budget: it holds exactly."""
+"""Races of many callers for a budget or an order: what they allow together holds exactly."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from typing import Any
 
 import grpc
 import psycopg
+import pytest
 from support.invariants import assert_adds_up
 from support.service import Api, ServerThread, all_at_once, books, euros, new_codes, reason_of
 
 CALLERS = 100
+COMBINABLE = books.ORDER_POLICY_COMBINABLE
 
 
 def raced(calls: Sequence[Callable[[], object]]) -> Counter[str]:
@@ -56,4 +58,78 @@ def test_rollbacks_and_redemptions_never_exceed_the_budget(api: Api, server: Ser
     assert found["OK"] <= 5
     assert found.keys() <= {"OK", "ROLLED_BACK", "BUDGET_EXCEEDED"}
     assert api.stats(book.book_id).discount_given.amount_minor == 100 * found["OK"]
+    assert_conserved(server, book)
+
+
+def for_one_order(api: Api, names: Sequence[str], **more: Any) -> Counter[str]:
+    """What becomes of redemptions of these codes for one order, at the same time."""
+    of_order = {"order_id": "the order", "order_amount": euros(10_000), **more}
+    return raced([functools.partial(api.redeem, code, code, **of_order) for code in names])
+
+
+@pytest.mark.parametrize("known", [False, True], ids=["new", "known"])
+def test_an_exclusive_coupon_is_alone_on_its_order(
+    api: Api, server: ServerThread, known: bool
+) -> None:
+    names, (before,) = new_codes(CALLERS), new_codes(1)
+    book = api.book(codes=[*names, before], order_policy=books.ORDER_POLICY_EXCLUSIVE)
+    if known:  # those who meet at a new order wait for whoever makes its row
+        redeemed = api.redeem(before, "user", order_id="the order").redemption
+        api.rollback(redeemed.redemption_id)
+    assert for_one_order(api, names) == {"OK": 1, "COUPONS_NOT_COMBINABLE": CALLERS - 1}
+    assert_conserved(server, book)
+
+
+def test_an_exclusive_group_has_one_coupon_on_an_order(api: Api, server: ServerThread) -> None:
+    names = new_codes(CALLERS)
+    values: dict[str, Any] = {"order_policy": COMBINABLE, "exclusive_group": "shipping"}
+    first = api.book(codes=names[::2], **values)
+    second = api.book(codes=names[1::2], business_id=first.business_id, **values)
+    assert for_one_order(api, names) == {"OK": 1, "EXCLUSIVE_GROUP_USED": CALLERS - 1}
+    assert_conserved(server, first, second)
+
+
+def test_limit_of_a_book_on_an_order_is_exact(api: Api, server: ServerThread) -> None:
+    names = new_codes(CALLERS)
+    limits = books.BookLimits(max_redemptions_per_order=3)
+    book = api.book(codes=names, limits=limits, order_policy=COMBINABLE)
+    assert for_one_order(api, names) == {"OK": 3, "ORDER_LIMIT_EXCEEDED": CALLERS - 3}
+    assert_conserved(server, book)
+
+
+def test_an_order_is_never_discounted_by_more_than_its_amount(
+    api: Api, server: ServerThread
+) -> None:
+    names = new_codes(CALLERS)
+    forty = books.Discount(percent_off=books.PercentOff(basis_points=4_000))
+    first = api.book(codes=names[::2], discount=forty, order_policy=COMBINABLE)
+    second = api.book(
+        codes=names[1::2], business_id=first.business_id, order_policy=COMBINABLE, discount=forty
+    )
+    assert for_one_order(api, names) == {"OK": 3, "ORDER_FULLY_DISCOUNTED": CALLERS - 3}
+    given = [api.stats(it.book_id).discount_given.amount_minor for it in (first, second)]
+    assert sum(given) == 10_000
+    assert_conserved(server, first, second)
+
+
+def test_rollbacks_and_redemptions_of_an_order_add_up(api: Api, server: ServerThread) -> None:
+    names = new_codes(CALLERS)
+    forty = books.Discount(percent_off=books.PercentOff(basis_points=4_000))
+    book = api.book(codes=names, discount=forty, order_policy=COMBINABLE)
+
+    def redeem_and_roll_back(n: int) -> str:
+        try:
+            redeemed = api.redeem(
+                names[n], "user", order_id="the order", order_amount=euros(10_000)
+            ).redemption
+        except grpc.RpcError as error:
+            return reason_of(error)
+        if n % 2:
+            api.rollback(redeemed.redemption_id)
+        return "OK"
+
+    found = Counter(
+        all_at_once([functools.partial(redeem_and_roll_back, n) for n in range(CALLERS)])
+    )
+    assert found.keys() <= {"OK", "ORDER_FULLY_DISCOUNTED"}
     assert_conserved(server, book)

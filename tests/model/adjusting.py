@@ -30,9 +30,11 @@ class AdjustingWorld(World):
         currency = self._check(redemption, amount)
         discount = None
         if "benefit" not in terms["discount"]:
-            discount = self.discount(terms, amount)
+            discount = self.own_discount(terms, amount)
             if discount is None or amount["amount_minor"] < terms["min_order_amount_minor"]:
                 discount = {"amount_minor": 0, "currency_code": currency}
+        if discount is not None:
+            discount = self._beside_others(redemption, amount, discount)
         self._check_budget(redemption, discount)
         number = int(redemption["etag"][1:]) + 1
         redemption |= {"order_amount": amount, "discount": discount, "etag": f"a{number}"}
@@ -49,6 +51,14 @@ class AdjustingWorld(World):
 
         self.once(key, parameters, still)
         return still(self)
+
+    def _beside_others(self, redemption: Message, amount: Message, own: Message) -> Message:
+        """What the other coupons on the order have left of a discount."""
+        if self.books[redemption["book_id"]]["order_policy"] == "INDEPENDENT":
+            return own
+        whose = redemption["user_id"] if redemption["_own_order"] else ""
+        others = self.coupons_on(redemption["order_id"], whose)
+        return self.beside(own, amount, [it for it in others if it is not redemption])
 
     def _check(self, redemption: Message, amount: Message) -> str:
         """The currency of the redemption. Raises why it cannot have this amount."""

@@ -141,6 +141,10 @@ class Assignments(ModelState):
                 raise Refusal("INVALID_STATE_TRANSITION", state="CLOSED")
             before, after = book["limits"], {**book, **values}["limits"]
             uses = [USES] if after[USES] != before[USES] else []
+            independent = [it["order_policy"] == "INDEPENDENT" for it in (book, {**book, **values})]
+            if book["state"] != "DRAFT" and len(set(independent)) > 1:
+                state = book["state"]
+                raise Refusal("INVALID_STATE_TRANSITION", state=state, field="order_policy")
             for name in uses + [name for name in LIMITS if after[name] and not before[name]]:
                 if book["state"] != "DRAFT":
                     raise Refusal(

@@ -87,6 +87,7 @@ LIMITS = all_of(
         "max_redemptions_per_user": any_of([0, 0, 0, 3]),
         "max_assignments_per_user": any_of([0, 0, 0, 1, 2]),
         "max_discount_minor": any_of([0, 0, 0, 1_000, 3_000]),
+        "max_redemptions_per_order": any_of([0, 0, 1, 2]),
     }
 )
 FIELDS = {
@@ -114,6 +115,8 @@ HOURS = all_of(
 )
 """Opening hours around the time at which a program begins, in minutes, in a zone, or in one where
 it is about this hour then."""
+FIELDS["order_policy"] = any_of(["INDEPENDENT"] * 3 + ["COMBINABLE"] * 2 + ["EXCLUSIVE"])
+FIELDS["exclusive_group"] = any_of(["", "", "group"])
 FIELDS["schedule"] = lambda random: HOURS(random) if random.random() < 0.2 else None
 PERIODS = all_of(
     {
@@ -134,6 +137,8 @@ def BOOKS(random: Random) -> Message:  # noqa: N802 - one of the draws
     if random.random() < 0.2:
         book |= {"assignment_policy": "REQUIRED", "assigned_code_validity": 60_000}
     book["return_to_pool"] &= book["assignment_policy"] == "REQUIRED"
+    if book["order_policy"] == "INDEPENDENT":
+        book["limits"]["max_redemptions_per_order"], book["exclusive_group"] = 0, ""
     return book
 
 

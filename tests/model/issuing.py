@@ -29,6 +29,8 @@ from model.program import Program
 from model.state import USES, Message
 from support.service import assignments, books, codes, struct
 
+ON_ORDERS = "max_redemptions_per_order"
+
 
 class Issuing(Program):
     """Programs that make books and codes, and assign them to users."""
@@ -113,10 +115,15 @@ class Issuing(Program):
         budget = after.get("limits", {}).get("max_discount_minor")
         if budget and "benefit" in after.get("discount", {}):
             return
+        bound = after.get("exclusive_group") or after.get("limits", {}).get(ON_ORDERS)
+        if bound and after.get("order_policy") == "INDEPENDENT":
+            return
         if book and "limits" in values and which % 3:
             # Mostly limits that can be changed while the book is active.
             limits, before = dict(values["limits"]), book["limits"]
-            limits = {name: it if before[name] else 0 for name, it in limits.items()}
+            limits = {
+                name: it if before[name] or name == ON_ORDERS else 0 for name, it in limits.items()
+            }
             values["limits"] = {**limits, USES: before[USES]}
         request = books.UpdateCouponBookRequest(
             coupon_book=book_request(values),
@@ -328,7 +335,7 @@ def book_request(book: Message) -> books.CouponBook:
     """A book of the model as a message."""
     enums = {
         name: getattr(books, f"{name.upper()}_{book[name]}")
-        for name in ("assignment_policy", "lock_policy")
+        for name in ("assignment_policy", "lock_policy", "order_policy")
         if name in book
     }
     other = (*TIMES, *DURATIONS, *enums, "schedule", "period_limits")

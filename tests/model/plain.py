@@ -11,8 +11,9 @@ from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
-from model.assignments import Assignments, iso, reached, used_up
+from model.assignments import iso, reached, used_up
 from model.opening_hours import closed
+from model.orders import Orders
 from model.periods import used_up as period_used_up
 from model.state import (
     USES,
@@ -23,7 +24,6 @@ from model.state import (
     Refusal,
     Token,
     Unknown,
-    taken_off,
 )
 
 PERMIT = "needs a permit in Redis"
@@ -51,7 +51,7 @@ class Attempts:
     failed: int = 0
 
 
-class World(Assignments):
+class World(Orders):
     """Everything there is, and every call that changes it."""
 
     # --- why not --------------------------------------------------------------------------------
@@ -83,8 +83,10 @@ class World(Assignments):
         if 0 < limits["max_redemptions"] <= len(self.live(book_id=book["book_id"])):
             yield Refusal("BOOK_LIMIT_EXCEEDED", limit=limits["max_redemptions"])
         yield from period_used_up(book, user, self.now, self.live)
-        yield from self._budget_refusals(item, book)
+        yield from self.budget_refusals(item, book)
         if item is not None:
+            if book["order_policy"] != "INDEPENDENT":
+                yield from self.coupon_refusals(item, book)
             yield from self._order_refusals(item, book)
             yield from self._token_refusals(item, book)
 
@@ -111,22 +113,6 @@ class World(Assignments):
             yield Refusal("CURRENCY_MISMATCH", currency_code=currency)
         if minimum and (not item.amount or item.amount["amount_minor"] < minimum):
             yield Refusal("ORDER_BELOW_MINIMUM", minimum_minor=minimum, currency_code=currency)
-
-    def _budget_refusals(self, item: Item | None, book: Message) -> Iterator[Refusal]:
-        budget, need = book["limits"]["max_discount_minor"], 1
-        if not budget:
-            return
-        if item is not None:
-            off = self.discount(book, item.amount)
-            if off is None and item.amount is None:
-                yield Refusal("ORDER_AMOUNT_REQUIRED")
-            need = off["amount_minor"] if off else 0
-        live = self.live(book_id=book["book_id"])
-        left = max(budget - sum(map(taken_off, live)), 0)
-        if need > left:
-            told = {"limit_minor": budget, "left_minor": left}
-            told["currency_code"] = book["currency_code"]
-            yield Refusal("BUDGET_EXCEEDED", **({} if self.end_user else told))
 
     def _token_refusals(self, item: Item, book: Message) -> Iterator[Refusal]:
         token = item.token
@@ -268,22 +254,6 @@ class World(Assignments):
 
     # --- redemptions ----------------------------------------------------------------------------
 
-    def discount(self, book: Message, amount: Message | None) -> Message | None:
-        """What an order would be reduced by."""
-        kind, known = book["discount"], amount and amount["currency_code"] == book["currency_code"]
-        order = amount["amount_minor"] if amount and known else None
-        for tier in kind.get("tiers", {}).get("tiers", ()):
-            kind = tier if (order or 0) >= tier["from_amount_minor"] else kind
-        if "amount_off" in kind:
-            off = kind["amount_off"]["amount_minor"]
-            off = off if order is None else min(off, order)
-        elif "percent_off" in kind and order is not None:
-            off = order * kind["percent_off"]["basis_points"] // 10_000
-            off = min(off, kind["percent_off"].get("max_discount_minor") or off)
-        else:
-            return None
-        return {"amount_minor": off, "currency_code": book["currency_code"]}
-
     def validate(self, item: Item) -> Message:
         """ValidateCode."""
         try:
@@ -308,7 +278,7 @@ class World(Assignments):
             "valid": not problems,
             "problems": [it.error for it in problems],
             "book_id": book["book_id"],
-            "discount": self.discount(book, item.amount),
+            "discount": self.discount(book, item),
             "benefit": book["discount"].get("benefit", {}).get("description", ""),
             "counts": self.counts(item.code, item.user),
         }
@@ -365,7 +335,7 @@ class World(Assignments):
         # Of what was carried out before each item answers for itself.
         atomic = atomic and not all(map(self._was_carried_out, items))
         before = deepcopy(self) if atomic else self
-        answers: list[Any] = [self._redeem(it, None) for it in items]
+        answers = self._redeem_in_order(items)
         waiting = [index for index, it in enumerate(answers) if it is PERMIT]
         if atomic and (waiting or any("error" in it for it in answers)):
             self.__dict__ = deepcopy(before).__dict__
@@ -373,7 +343,7 @@ class World(Assignments):
             return _none_of(answers)
         attempts = dict[str, Attempts]()  # of the items before, with transient permits
         for index in range(len(items)) if atomic and waiting else waiting:
-            if index not in waiting:
+            if index not in waiting or not self._needs_permit(items[index]):
                 answers[index] = self._redeem(items[index], None)
                 continue
             of_code = attempts.setdefault(items[index].code, Attempts())
@@ -384,6 +354,30 @@ class World(Assignments):
             self.__dict__ = before.__dict__
             return _none_of(answers)
         return answers
+
+    def _redeem_in_order(self, items: Sequence[Item]) -> list[Any]:
+        """What comes for an order after an item that needs a permit comes again with it."""
+        answers: list[Any] = []
+        waiting = set[str]()
+        for item in items:
+            bound = self._is_bound(item)
+            waits = bound and item.order_id in waiting
+            answers.append(PERMIT if waits else self._redeem(item, None))
+            if bound and answers[-1] is PERMIT:
+                waiting.add(item.order_id)
+        return answers
+
+    def _is_bound(self, item: Item) -> bool:
+        """Whether the order matters to the book."""
+        try:
+            _, book = self.find(item.code, item.book_id)
+        except Refusal:
+            return False
+        return bool(item.order_id) and book["order_policy"] != "INDEPENDENT"
+
+    def _needs_permit(self, item: Item) -> bool:
+        _, book = self.find(item.code, item.book_id)
+        return item.token is None and self.locking(book)
 
     def _redeem(self, item: Item, beside: Attempts | None) -> Any:
         """One item; `beside`: attempts that have permits beside it, None: it has none itself."""
@@ -438,7 +432,7 @@ class World(Assignments):
             "order_id": item.order_id,
             "state": "SUCCEEDED",
             "order_amount": item.amount,
-            "discount": self.discount(book, item.amount),
+            "discount": self.discount(book, item),
             "benefit": book["discount"].get("benefit", {}).get("description", ""),
             "lock_id": used.message["lock_id"] if used else "",
             "redeem_time": self.now,
@@ -448,6 +442,7 @@ class World(Assignments):
             "_terms": deepcopy(book),
         }
         self.redemptions.append(redemption)
+        self.keep_currency(redemption)
         if key in self.assignments or limited or token:
             redemption["_counted"] = True
             self._count(self.assignments.setdefault(key, Assignment()), book, 1)
@@ -488,6 +483,7 @@ class World(Assignments):
             raise rolled_back(redemption)
         before, book = self.state(code), self.books[redemption["book_id"]]
         redemption |= {"state": "ROLLED_BACK", "rollback_time": self.now}
+        self.keep_currency(redemption)
         if redemption.get("_counted"):
             self._count(self.assignments[code, user], book, -1)
         about = {"redemption_id": redemption["redemption_id"], "metadata": metadata}

@@ -122,6 +122,7 @@ class ModelState:
     done: dict[object, tuple[object, Callable[[Any], Message]]] = field(
         default_factory=dict[object, Any]
     )
+    order_currencies: dict[tuple[str, str], str] = field(default_factory=dict[tuple[str, str], str])
     end_user: str = ""
 
     @contextmanager

@@ -119,26 +119,6 @@ def race_for_an_order(it: Stack) -> None:
         assert found == ["OK"] + ["ORDER_ALREADY_REDEEMED"] * (CALLERS - 1), found
 
 
-def race_for_a_budget(it: Stack) -> None:
-    """A book takes off what its budget allows, however many try, and again after a roll-back."""
-    left = ["BUDGET_EXCEEDED"] * (CALLERS - 5)
-    for _ in range(ROUNDS):
-        api, names = it.apis[0], new_codes(2 * CALLERS)
-        book = api.book(codes=names, limits=books.BookLimits(max_discount_minor=599))
-
-        def redeem(api: Api, n: int, names: Sequence[str] = names) -> object:
-            return api.redeem(names[n], "user", order_amount=euros(1_000))
-
-        found = it.all_at_once(redeem)
-        it.conserved()
-        assert found == [*left, *["OK"] * 5], found
-        event = next(event for event in api.events(book_id=book.book_id) if event.type == REDEEMED)
-        api.rollback(event.event_id)
-        late = [tried(functools.partial(redeem, api, CALLERS + n)) for n in range(2)]
-        assert late == ["OK", "BUDGET_EXCEEDED"], late
-        it.conserved()
-
-
 def race_with_one_request_id(it: Stack) -> None:
     """The same request from many callers has one effect."""
     for _ in range(ROUNDS):

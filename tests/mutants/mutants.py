@@ -31,7 +31,7 @@ from coupon_service.locks.token import verify
 from coupon_service.model import LockPolicy, Redeem, Rollback, TieredDiscount, normalization
 from coupon_service.rpc.convert import books as book_messages
 from coupon_service.rpc.convert.fields import Fields
-from coupon_service.rules import decision, refusals, repeats
+from coupon_service.rules import decision, derived_states, refusals, repeats
 from coupon_service.rules import locks as lock_rules
 from coupon_service.rules import redemptions as redeeming
 from coupon_service.rules.draft import Draft
@@ -187,30 +187,6 @@ def fence_ignored() -> Mutant:
     )
 
 
-def budget_not_credited() -> Mutant:
-    """A roll-back leaves the budget as it is."""
-    real = Draft.count_total
-
-    def count_total(self: Draft, book: Any, redemptions: int, discount_minor: int) -> None:
-        real(self, book, redemptions, max(discount_minor, 0))
-
-    return mock.patch.object(Draft, "count_total", count_total)
-
-
-def totals_read_without_a_lock() -> Mutant:
-    """What a book has left was read without a lock on it."""
-
-    async def load(*arguments: Any, **named: Any) -> Any:
-        state = await loading.load(*arguments, **named)
-        await asyncio.sleep(BETWEEN_S)
-        return state
-
-    return _all(
-        mock.patch.object(limit_counters, "LOCK_TOTALS", limit_counters.SELECT_TOTALS),
-        mock.patch.object(execute, "load", load),
-    )
-
-
 def rollback_not_locked() -> Mutant:
     """A roll-back is decided on rows that others may be changing."""
 
@@ -247,13 +223,13 @@ def some_of_all_or_nothing() -> Mutant:
 
 def discount_rounded_up() -> Mutant:
     """A cent too much."""
-    real = redeeming.discount_of
+    real = derived_states.discount_of
 
     def rounded_up(*arguments: Any) -> int | None:
         discount = real(*arguments)
         return discount and discount + 1
 
-    return mock.patch.object(redeeming, "discount_of", rounded_up)
+    return mock.patch.object(derived_states, "discount_of", rounded_up)
 
 
 def first_tier_that_is_reached() -> Mutant:
@@ -268,9 +244,9 @@ def first_tier_that_is_reached() -> Mutant:
 
 def order_of_nothing_taken_for_unknown() -> Mutant:
     """An amount of 0 is none."""
-    real = redeeming.discount_of
+    real = derived_states.discount_of
     return mock.patch.object(
-        redeeming, "discount_of", lambda book, amount: real(book, amount or None)
+        derived_states, "discount_of", lambda book, amount: real(book, amount or None)
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import psycopg
 
-from coupon_service.model import CodeState, EventType
+from coupon_service.model import CodeState, EventType, OrderPolicy
 
 COMMON_TABLES: Final = f"""
     WITH books AS (
@@ -35,9 +35,25 @@ COMMON_TABLES: Final = f"""
         WHERE type = {EventType.REDEEMED:d} AND NOT EXISTS (
             SELECT FROM ledger AS undone
             WHERE undone.type = {EventType.ROLLED_BACK:d} AND redemption_id = done.event_id)
+    ), bound AS (
+        SELECT book_id, business_id FROM coupon_books
+        WHERE order_policy <> {OrderPolicy.INDEPENDENT:d}
+        AND business_id IN (SELECT business_id FROM books)
+    ), on_orders AS (
+        SELECT business_id, bound.book_id, normalize(order_id) AS order_id,
+            coalesce(normalize(order_user_id), '') AS whose,
+            coalesce(adjusted.order_amount_minor, done.order_amount_minor) AS order_amount_minor,
+            coalesce(adjusted.discount_minor, done.discount_minor, 0) AS discount_minor
+        FROM redemption_audit AS done JOIN bound USING (book_id)
+        LEFT JOIN coupon_adjustments AS adjusted ON adjusted.redemption_id = done.event_id
+        WHERE type = {EventType.REDEEMED:d} AND NOT EXISTS (
+            SELECT FROM redemption_audit AS undone
+            WHERE undone.type = {EventType.ROLLED_BACK:d} AND undone.book_id = done.book_id
+            AND undone.redemption_id = done.event_id)
     )
 """
-"""The checked books, their codes, their ledger, and their live redemptions."""
+"""The checked books, their codes, their ledger, and their live redemptions; and those for orders
+of all books of their businesses that are not INDEPENDENT."""
 
 SUMS: Final = {
     "counts of codes": (
@@ -113,6 +129,26 @@ SUMS: Final = {
         WHERE budget_minor > 0 GROUP BY book_id HAVING sum(l.present_discount_minor) <> 0
         """,
     ),
+    "books on orders": (
+        """
+        SELECT business_id, order_id, order_user_id, book_id, redemptions
+        FROM coupon_order_books JOIN bound USING (business_id, book_id) WHERE redemptions <> 0
+        """,
+        """
+        SELECT business_id, order_id, whose, book_id, count(*) FROM on_orders
+        GROUP BY business_id, order_id, whose, book_id
+        """,
+    ),
+    "discounts on orders": (
+        """
+        SELECT business_id, order_id, order_user_id, discount_minor FROM coupon_orders
+        WHERE discount_minor <> 0 AND business_id IN (SELECT business_id FROM books)
+        """,
+        """
+        SELECT business_id, order_id, whose, sum(discount_minor) FROM on_orders
+        GROUP BY business_id, order_id, whose HAVING sum(discount_minor) <> 0
+        """,
+    ),
     "statistics": (
         """
         SELECT book_id, sum(redemptions), sum(rollbacks), sum(assignments), sum(discount_minor)
@@ -179,6 +215,11 @@ RULES: Final = {
         WHERE budget_minor > 0 AND discount_limit_minor > 0
         GROUP BY book_id, discount_limit_minor
         HAVING sum(live.discount_minor) > discount_limit_minor
+    """,
+    "coupons take off an order no more than its amount": """
+        SELECT business_id, order_id, whose, sum(discount_minor), max(order_amount_minor)
+        FROM on_orders WHERE order_amount_minor IS NOT NULL GROUP BY business_id, order_id, whose
+        HAVING sum(discount_minor) > max(order_amount_minor)
     """,
     "an order has one live redemption of a code": """
         SELECT code, order_id, NULL AS user_id, count(*) FROM live

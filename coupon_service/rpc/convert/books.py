@@ -23,6 +23,7 @@ from coupon_service.model import (
     Call,
     EventType,
     LockPolicy,
+    OrderPolicy,
     earlier_attempts,
     event_id,
     fingerprint,
@@ -55,7 +56,14 @@ VALIDITY_MAX_MS: Final = 3_653 * 86_400_000  # ten years
 AFFIX_MAX_CHARACTERS: Final = 16
 NO_VERSION: Final = -1
 
-LATER_FIELDS: Final = ("min_code_length", "period_limits", "schedule", "return_to_pool")
+LATER_FIELDS: Final = (
+    "min_code_length",
+    "order_policy",
+    "exclusive_group",
+    "period_limits",
+    "schedule",
+    "return_to_pool",
+)
 """Fields of CouponBook that came after the first fingerprints of CreateCouponBook were recorded.
 Those name all the others: naming these as well would make a repeat from before another call."""
 
@@ -225,6 +233,12 @@ def _readers(fields: Fields, book: pb.CouponBook) -> dict[str, Callable[[], Any]
         "min_code_length": lambda: fields.whole(
             "min_code_length", book.min_code_length, 0, CODE_LENGTH_MAX
         ),
+        "order_policy": lambda: fields.choice(
+            "order_policy", book.order_policy, OrderPolicy, OrderPolicy.INDEPENDENT
+        ),
+        "exclusive_group": lambda: fields.identifier(
+            "exclusive_group", book.exclusive_group, optional=True
+        ),
         "period_limits": lambda: (
             read_period_limits(fields.within("period_limits"), book.period_limits)
             if book.HasField("period_limits")
@@ -255,6 +269,7 @@ def _limits(fields: Fields, book: pb.CouponBook) -> BookLimits:
         budget_minor=inside.whole(
             "max_discount_minor", message.max_discount_minor, 0, BUDGET_MAX_MINOR
         ),
+        max_redemptions_per_order=limit("max_redemptions_per_order"),
     )
 
 
@@ -344,6 +359,8 @@ def book_message(book: Book, effective_state: BookState) -> pb.CouponBook:
         low_threshold=book.low_threshold,
         min_code_length=book.min_code_length,
         period_limits=period_limits_message(book.period_limits) if book.period_limits else None,
+        order_policy=pb.OrderPolicy.ValueType(book.order_policy),
+        exclusive_group=book.exclusive_group,
         schedule=schedule_message(book.schedule) if book.schedule else None,
         return_to_pool=book.return_to_pool,
     )
@@ -383,6 +400,7 @@ def _limits_message(limits: BookLimits) -> pb.BookLimits:
         max_redemptions_per_user=limits.max_redemptions_per_user,
         max_assignments_per_user=limits.max_assignments_per_user,
         max_discount_minor=limits.budget_minor,
+        max_redemptions_per_order=limits.max_redemptions_per_order,
     )
 
 

@@ -21,6 +21,7 @@ from coupon_service.rules import book_of, returns_to_pool
 from coupon_service.store.adjustments import put_adjustments
 from coupon_service.store.arrays import int_array
 from coupon_service.store.columns import Column, Columns
+from coupon_service.store.commands.order_coupons import update_orders
 from coupon_service.store.commands.period_counters import update_periods
 from coupon_service.store.counters import ADD_TO_COUNTERS, counter_parameters
 from coupon_service.store.events import EVENT_ROWS, INSERT_EVENTS
@@ -30,7 +31,7 @@ from coupon_service.store.rows import ASSIGNMENTS, bucket_of_event_row
 
 def apply(pipeline: Pipeline, write_set: WriteSet, books: Mapping[UUID, Book]) -> None:
     """Adds what writes the write set, in the order in which all batches lock: codes, assignments,
-    users, periods, totals, counters.
+    users, orders, periods, totals, counters.
     """
     if not write_set.events:
         return
@@ -40,6 +41,8 @@ def apply(pipeline: Pipeline, write_set: WriteSet, books: Mapping[UUID, Book]) -
         _write_assignments(pipeline, write_set, books)
     if write_set.users:
         _update_users(pipeline, write_set, books)
+    if write_set.orders:
+        update_orders(pipeline, write_set, books)
     if write_set.periods:
         update_periods(pipeline, write_set, books)
     if write_set.totals:

@@ -18,6 +18,7 @@ from coupon_service.model import (
     Command,
     HiddenKey,
     Lock,
+    OrderPolicy,
     Redeem,
     ReturnToPool,
     Revoke,
@@ -26,8 +27,9 @@ from coupon_service.model import (
     Transfer,
     bucket_of_user,
 )
-from coupon_service.rules import book_named, find_code, hidden_key, is_hidden
+from coupon_service.rules import NO_COUPONS, book_named, find_code, hidden_key, is_hidden
 from coupon_service.store.arrays import int_array, text_array, uuid_array
+from coupon_service.store.commands.order_coupons import orders_of
 from coupon_service.store.commands.period_counters import periods_of
 from coupon_service.store.pipeline import Pipeline, Rows
 
@@ -78,7 +80,8 @@ def limited(
 ) -> tuple[set[UserOfBook], set[UUID]]:
     """The users and books whose counters the commands need, by the limits of the books.
 
-    The counts of periods that they need are put into the state, as nothing until they are read.
+    The orders and the counts of periods that they need are put into the state, as nothing until
+    they are read.
     None for what its caller cannot see: so it takes no more round trips than what does not exist,
     and nobody makes rows in the books of another business.
     """
@@ -105,6 +108,8 @@ def limited(
             users.update((book.book_id, user_id) for user_id in _users_of(command))
         if book.limits.any_total and isinstance(command, (Redeem, Lock, Rollback, Adjust)):
             totals.add(book.book_id)
+        if book.order_policy is not OrderPolicy.INDEPENDENT:
+            state.order_coupons.update(dict.fromkeys(orders_of(command, book), NO_COUPONS))
         if book.period_limits is not None:
             state.periods.update(dict.fromkeys(periods_of(command, book, now), 0))
     state.hidden = frozenset(hidden)

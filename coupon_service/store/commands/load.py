@@ -45,6 +45,7 @@ from coupon_service.model.codes import bucket_of
 from coupon_service.store.adjustments import select_adjustments, select_terms
 from coupon_service.store.arrays import int_array, text_array, uuid_array
 from coupon_service.store.commands.limit_counters import limited, select_totals, select_users
+from coupon_service.store.commands.order_coupons import put_order_coupons, select_order_coupons
 from coupon_service.store.commands.orders import put_live_orders, select_orders
 from coupon_service.store.commands.period_counters import select_periods
 from coupon_service.store.commands.random_codes import lock_candidates
@@ -255,7 +256,9 @@ async def _load_further(
     rollback_rows = _select_events(pipeline, rollbacks) if rollbacks else ()
     lock_rows = _select_lock_events(pipeline, lock_ids) if lock_ids else ()
     users, totals = limited(commands, state, now)
+    orders = state.order_coupons
     user_rows = select_users(pipeline, users, lock=lock) if users else ()
+    coupon_rows = select_order_coupons(pipeline, orders, lock=lock) if orders else None
     period_rows = (
         select_periods(pipeline, state.periods, state.books, now, lock=lock)
         if state.periods
@@ -268,13 +271,15 @@ async def _load_further(
     assignment_rows = (
         _select_candidate_assignments(pipeline, state.candidates, users) if random else ()
     )
-    if users or state.periods or totals or rollbacks or lock_ids:
+    if users or orders or state.periods or totals or rollbacks or lock_ids:
         await pipeline.run()
 
     for row in user_rows:
         state.users[(row[0], row[1])] = UserCounts(row[2], row[3])
     for row in period_rows:
         state.periods[row[0], row[1], row[2]] = row[3]
+    if coupon_rows is not None:
+        put_order_coupons(*coupon_rows, state)
     for row in total_rows:
         state.totals[row[0]] = BookTotals(row[1], row[2])
     _put_events(rollback_rows, state)

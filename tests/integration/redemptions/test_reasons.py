@@ -36,6 +36,7 @@ CONTRACT = Path(__file__).parents[3] / "proto/coupon_service/v1/error_reason.pro
 NOWHERE = "127.0.0.1:1"
 UNKNOWN_ID = "00000000-0000-4000-8000-000000000000"
 OPTIONAL = books.LOCK_POLICY_OPTIONAL
+COMBINABLE = books.ORDER_POLICY_COMBINABLE
 
 WITH_AUTHENTICATION = {"UNAUTHENTICATED", "PERMISSION_DENIED", "RATE_LIMITED"}
 """Everybody may do everything as often as they like until there is authentication. The statuses of
@@ -181,6 +182,36 @@ def budget_exceeded(stage: Stage) -> object:
 
 def order_amount_required(stage: Stage) -> object:
     return stage.api.redeem(stage.api.code(limits=books.BookLimits(max_discount_minor=1)), "ann")
+
+
+def order_id_required(stage: Stage) -> object:
+    return stage.api.redeem(stage.api.code(order_policy=COMBINABLE), "ann")
+
+
+def order_fully_discounted(stage: Stage) -> object:
+    all_of_it = books.Discount(percent_off=books.PercentOff(basis_points=10_000))
+    return redeem_two(stage, order_policy=COMBINABLE, discount=all_of_it)
+
+
+def order_limit_exceeded(stage: Stage) -> object:
+    limits = books.BookLimits(max_redemptions_per_order=1)
+    return redeem_two(stage, order_policy=COMBINABLE, limits=limits)
+
+
+def coupons_not_combinable(stage: Stage) -> object:
+    return redeem_two(stage, order_policy=books.ORDER_POLICY_EXCLUSIVE)
+
+
+def exclusive_group_used(stage: Stage) -> object:
+    return redeem_two(stage, order_policy=COMBINABLE, exclusive_group="shipping")
+
+
+def redeem_two(stage: Stage, **rules: Any) -> object:
+    """Two codes of a book for one order."""
+    names = new_codes(2)
+    stage.api.book(codes=names, **rules)
+    of_order = {"order_id": "order 1", "order_amount": euros(1_000)}
+    return [stage.api.redeem(code, "ann", **of_order) for code in names]
 
 
 def no_codes_available(stage: Stage) -> object:
@@ -370,6 +401,11 @@ PROVOKE: dict[str, Callable[[Stage], object]] = {
         book_limit_exceeded,
         budget_exceeded,
         order_amount_required,
+        order_id_required,
+        order_fully_discounted,
+        order_limit_exceeded,
+        coupons_not_combinable,
+        exclusive_group_used,
         no_codes_available,
         code_not_assigned_to_user,
         code_locked,

@@ -35,6 +35,8 @@ BREAKS = {
     "counts of periods": "DELETE FROM coupon_period_counters WHERE user_id = '' AND book_id = %s",
     "totals of books": "UPDATE coupon_book_totals SET redemptions = 0 WHERE book_id = %s",
     "totals of discounts": "UPDATE coupon_book_totals SET discount_minor = 7 WHERE book_id = %s",
+    "books on orders": "UPDATE coupon_order_books SET redemptions = 7 WHERE book_id = %s",
+    "discounts on orders": again("kept"),
     "statistics": "UPDATE coupon_book_counters SET discount_minor = 7 WHERE book_id = %s",
     "statistics of states": "UPDATE coupon_book_counters SET redeemed = 7 WHERE book_id = %s",
     "a code's state follows from its counts": (
@@ -47,6 +49,7 @@ BREAKS = {
         UPDATE coupon_book_totals SET discount_minor = 1, discount_limit_minor = 1
         WHERE book_id = %s
     """,
+    "coupons take off an order no more than its amount": again("kept", discount_minor=1_001),
     "no redemption exceeded the limit of its time": again("kept", code_redemptions=9),
     "an order has one live redemption of a code": again("kept"),
     "a request has one effect": again("kept"),
@@ -92,6 +95,7 @@ def book_id(api: Api) -> str:
         limits=limits,
         period_limits=period,
         lock_policy=books.LOCK_POLICY_OPTIONAL,
+        order_policy=books.ORDER_POLICY_COMBINABLE,
     )
     code = api.assign_random(book.book_id, "ann").assignment.code
     token, amount = api.lock(code, "ann").lock_token, euros(1_000)

@@ -19,6 +19,7 @@ from coupon_service.model import (
     BookState,
     EventType,
     LockPolicy,
+    OrderPolicy,
     PercentOff,
     Period,
     PeriodLimits,
@@ -229,6 +230,30 @@ def test_a_budget_is_introduced_by_the_name_it_has_in_the_contract_and_only_in_a
     for budget_minor in (10**18, 1, 0):
         limits = replace(LIMITS, budget_minor=budget_minor)
         assert changed(book(ACTIVE), {"limits": limits}).limits == limits
+
+
+def test_whether_a_book_is_independent_is_fixed_by_its_first_activation() -> None:
+    combinable, exclusive = OrderPolicy.COMBINABLE, OrderPolicy.EXCLUSIVE
+    independent = OrderPolicy.INDEPENDENT
+    for before, after in ((independent, exclusive), (combinable, independent)):
+        with pytest.raises(InvalidStateTransition) as refused:
+            changed(book(ACTIVE, order_policy=before), {"order_policy": after})
+        assert refused.value.metadata == {"state": "ACTIVE", "field": "order_policy"}
+        assert changed(book(order_policy=before), {"order_policy": after}).order_policy is after
+    assert changed(book(ACTIVE, order_policy=combinable), {"order_policy": exclusive})
+
+
+def test_what_is_said_of_an_order_can_be_changed_at_any_time_and_not_in_independent_books() -> None:
+    limits = replace(LIMITS, max_redemptions_per_order=1)
+    changes = {"limits": limits, "exclusive_group": "shipping"}
+    after = changed(book(ACTIVE, order_policy=OrderPolicy.COMBINABLE), changes)
+    assert (after.limits, after.exclusive_group) == (limits, "shipping")
+    with pytest.raises(InvalidArgument) as refused:
+        changed(book(ACTIVE), changes)
+    assert [it.field for it in refused.value.violations] == [
+        "coupon_book.exclusive_group",
+        "coupon_book.limits.max_redemptions_per_order",
+    ]
 
 
 def test_a_benefit_has_no_budget() -> None:

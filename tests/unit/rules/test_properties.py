@@ -50,6 +50,7 @@ from coupon_service.model import (
     Lease,
     Lock,
     LockPolicy,
+    OrderPolicy,
     Outcome,
     PercentOff,
     Period,
@@ -87,6 +88,9 @@ books = st.builds(
     max_redemptions_per_user=limits,
     max_assignments_per_user=limits,
     budget_minor=st.sampled_from([0, 0, 700, 1_200]),
+    max_redemptions_per_order=limits,
+    order_policy=st.sampled_from([OrderPolicy.INDEPENDENT, *[OrderPolicy.COMBINABLE] * 2]),
+    exclusive_group=st.sampled_from(["", "", "group"]),
     assignment_policy=st.sampled_from([*[BEARER] * 4, AssignmentPolicy.REQUIRED]),
     lock_policy=lock_policies,
     assigned_code_validity_s=st.sampled_from([0, 120]),
@@ -176,6 +180,7 @@ def test_batches_of_any_commands(first: Book, second: Book, data: st.DataObject)
         assert_counters_are_what_the_ledger_says(world)
         assert_periods_are_what_the_ledger_says(world)
         assert_statistics_are_what_ledger_and_codes_say(world)
+        assert_orders_are_what_the_ledger_says(world)
         data.draw(_pastimes(world))()
 
 
@@ -326,6 +331,21 @@ def assert_periods_are_what_the_ledger_says(world: World) -> None:
         ):
             counts[key] += _REDEMPTIONS.get(event.type, 0)
     assert {key: it for key, it in state.periods.items() if it} == +counts
+
+
+def assert_orders_are_what_the_ledger_says(world: World) -> None:
+    bound = [
+        it
+        for it in world.ledger
+        if world.state.books[it.book_id].order_policy is not OrderPolicy.INDEPENDENT
+    ]
+    for (_, order, user), coupons in world.state.order_coupons.items():
+        mine = [it for it in bound if (it.order_id, it.order_user_id or "") == (order, user)]
+        counts = _counted(mine, lambda it: it.book_id, _REDEMPTIONS)
+        assert {it.book_id: it.redemptions for it in coupons.books} == counts
+        assert coupons.discount_minor == sum(map(_taken_off, mine))
+        redeemed = [it for it in mine if it.type is EventType.REDEEMED]
+        assert coupons.discount_minor <= max(it.order_amount_minor or 0 for it in redeemed)
 
 
 def assert_statistics_are_what_ledger_and_codes_say(world: World) -> None:

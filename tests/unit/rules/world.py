@@ -32,6 +32,7 @@ from coupon_service.model import (
     LeaseNeeded,
     Lock,
     LockPolicy,
+    OrderCoupons,
     Outcome,
     Redeem,
     State,
@@ -50,7 +51,16 @@ BOOK_ID = UUID(int=1)
 PERMIT = Lease(permits_taken=1)
 """A permit on a code where nobody else has one."""
 
-NOTHING = WriteSet(codes={}, assignments={}, users={}, totals={}, periods={}, events=(), stats={})
+NOTHING = WriteSet(
+    codes={},
+    assignments={},
+    users={},
+    totals={},
+    periods={},
+    orders={},
+    events=(),
+    stats={},
+)
 
 
 def book(book_id: UUID = BOOK_ID, **changes: Any) -> Book:
@@ -191,6 +201,9 @@ class World:
         for period, (counted, new_count) in write_set.periods.items():
             assert state.periods.get(period, 0) == counted
             state.periods[period] = new_count
+        for order, (coupons, new_coupons) in write_set.orders.items():
+            assert state.order_coupons.get(order, OrderCoupons()) == coupons
+            state.order_coupons[order] = new_coupons
         for book_id, change in write_set.stats.items():
             self.stats[book_id] = _sum(self.stats.get(book_id, BookStats()), change)
         for event in write_set.events:
@@ -241,6 +254,7 @@ class World:
             users=state.users.copy(),
             totals=state.totals.copy(),
             periods=state.periods.copy(),
+            order_coupons=state.order_coupons.copy(),
             candidates={
                 book_id: candidates.copy() for book_id, candidates in state.candidates.items()
             },
