@@ -42,6 +42,7 @@ from coupon_service.model import (
     Rollback,
     State,
 )
+from coupon_service.model.scopes import name_of_locks
 from coupon_service.rules import (
     code_not_found,
     discount_on_order,
@@ -120,7 +121,7 @@ class Checkout:
         unknown: list[CouponServiceError] = []
         if may_be_locked(book, self._now()):
             try:
-                command = await self._peek_lease(command)
+                command = await self._peek_lease(command, book)
             except LocksUnavailable as error:
                 if command.lock is None:
                     unknown.append(error)  # with a lock, its token is enough
@@ -140,11 +141,11 @@ class Checkout:
         except LockTokenMismatch:
             return NO_CLAIMS
 
-    async def _peek_lease(self, command: Redeem) -> Redeem:
+    async def _peek_lease(self, command: Redeem, book: Book) -> Redeem:
         """The command with the permit that it would get, without acquiring it."""
         lock = command.lock
         peek = await self._leases.peek(
-            command.code, command.user_id, str(lock.lock_id) if lock else ""
+            _name_of_locks(command, book), command.user_id, str(lock.lock_id) if lock else ""
         )
         lease = Lease(
             permits_taken=0 if lock and peek.holds else peek.others + 1,
@@ -285,17 +286,20 @@ class Checkout:
         When `atomic`, all of them are to come again, also those that need none. Else those come
         again without one that only waited for others with the same order.
         """
-        needed = [
-            i
+        needed = {
+            i: outcome.book
             for i, outcome in enumerate(outcomes)
             if isinstance(outcome, LeaseNeeded)
             and may_be_locked(outcome.book, self._now())
             and commands[i].lease is None
-        ]
+        }
         attempts = [uuid4() for _ in needed]
         try:
             leased = await asyncio.gather(
-                *(self._acquire(commands[i], it) for i, it in zip(needed, attempts, strict=True))
+                *(
+                    self._acquire(commands[i], book, it)
+                    for (i, book), it in zip(needed.items(), attempts, strict=True)
+                )
             )
             answers = list(outcomes)
             again = {
@@ -319,7 +323,10 @@ class Checkout:
                     answers[i] = Contention() if isinstance(outcome, LeaseNeeded) else outcome
         finally:
             await asyncio.gather(
-                *(self._give_back(commands[i], it) for i, it in zip(needed, attempts, strict=True))
+                *(
+                    self._give_back(commands[i], book, it)
+                    for (i, book), it in zip(needed.items(), attempts, strict=True)
+                )
             )
         await asyncio.gather(
             *(self._settle_own_lock(command, answers[i]) for i, command in again.items())
@@ -337,10 +344,12 @@ class Checkout:
                 raise
             return [error] * group.size
 
-    async def _acquire(self, command: Redeem, attempt: UUID) -> Redeem | CouponServiceError:
+    async def _acquire(
+        self, command: Redeem, book: Book, attempt: UUID
+    ) -> Redeem | CouponServiceError:
         try:
             permit = await self._leases.acquire_transient(
-                command.code, attempt.hex, command.user_id, self._transient_ttl_ms
+                _name_of_locks(command, book), attempt.hex, command.user_id, self._transient_ttl_ms
             )
         except LocksUnavailable as error:
             return error
@@ -352,9 +361,10 @@ class Checkout:
         )
         return replace(command, lease=lease)
 
-    async def _give_back(self, command: Redeem, attempt: UUID) -> None:
+    async def _give_back(self, command: Redeem, book: Book, attempt: UUID) -> None:
+        name = _name_of_locks(command, book)
         with suppress(LocksUnavailable):  # it ends by itself
-            await self._leases.release_transient(command.code, attempt.hex, command.user_id)
+            await self._leases.release_transient(name, attempt.hex, command.user_id)
 
     async def _settle_own_lock(self, command: Redeem, outcome: Outcome) -> None:
         """A redemption without a token uses the user's own lock up, which made room for it."""
@@ -375,3 +385,7 @@ def _permits_count(done: Done) -> bool:
     """Whether a permit of the code may keep somebody out: it has a limit, and uses are left."""
     limit = done.book.limits.max_redemptions_per_code
     return done.code is not None and bool(limit) and done.code.redemptions < limit
+
+
+def _name_of_locks(command: Redeem, book: Book) -> str:
+    return name_of_locks(command.code, str(book.book_id))

@@ -259,6 +259,10 @@ class RequestIdReused(CouponServiceError):
     """This request_id was used before with other parameters."""
 
 
+class BusinessRequired(CouponServiceError):
+    """Codes are unique within their business: name one with business_id, or a book with book_id."""
+
+
 # --- aborted: nothing was changed, retry --------------------------------------------------------
 
 

@@ -154,11 +154,14 @@ def postgres_url(server_folder: Path) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def migrated_database(postgres_url: str) -> Iterator[str]:
-    """The name of a migrated database, the template of all others."""
-    from coupon_service.store import migrations
+    """The name of a migrated database, the template of all others; with COUPON_TEST_SCOPES=business
+    one in which codes are unique within their business."""
+    from coupon_service.store import finishing, migrations
 
     with _database(postgres_url) as url:
         migrations.apply(url)
+        if os.environ.get("COUPON_TEST_SCOPES") == "business":
+            assert list(finishing.finish(url))
         yield urlsplit(url).path.removeprefix("/")
 
 

@@ -56,6 +56,7 @@ def application() -> typer.Typer:
     app.command("settings", rich_help_panel=RUNNING)(settings_list.settings)
     schema = typer.Typer(no_args_is_help=True, help="Change or look at the database schema.")
     schema.command()(migrate.up)
+    schema.command()(migrate.finish)
     schema.command()(migrate.down)
     schema.command()(migrate.status)
     schema.command()(migrate.grants)

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import contextmanager
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
 from coupon_service.cli.failure import CommandError
 from coupon_service.errors import CouponServiceError
 from coupon_service.settings import Purpose, Settings, load_settings
+
+SCOPES: Final = "0020.code_scopes"
+"""The step that migrate finish completes."""
 
 
 def up() -> None:
@@ -38,7 +41,7 @@ def down(
 
     Without --to it rolls back all steps and deletes all data. Asks for confirmation.
     """
-    from coupon_service.store import migrations
+    from coupon_service.store import finishing, migrations
 
     with database_of(load_settings(purpose=Purpose.MIGRATE)) as (url, pooled):
         applied = [step for step, is_applied in migrations.status(url, pooled=pooled) if is_applied]
@@ -55,8 +58,36 @@ def down(
                 f"Roll back {', '.join(reversed(steps))}, and delete all data in their tables?",
                 abort=True,
             )
+        with refusals():
+            for progress in finishing.unfinish(url) if SCOPES in steps else ():
+                typer.echo(progress)
         for step in migrations.rollback(url, count=len(steps), pooled=pooled):
             typer.echo(f"rolled back {step}")
+
+
+def finish() -> None:
+    """Make codes of new books unique within their business, once no earlier version is connected.
+
+    The service goes on meanwhile. Refused while a service of an earlier version is connected. It
+    can be called again after it was cut off.
+    """
+    from coupon_service.store import finishing
+
+    with database_of(load_settings(purpose=Purpose.MIGRATE)) as (url, _), refusals():
+        for progress in finishing.finish(url):
+            typer.echo(progress)
+    typer.echo("Codes of new books are unique within their business.")
+
+
+@contextmanager
+def refusals() -> Generator[None]:
+    """Turns what is in the way of a step into CommandError."""
+    from coupon_service.store.finishing import CannotFinishError
+
+    try:
+        yield
+    except CannotFinishError as error:
+        raise CommandError(str(error)) from error
 
 
 def status() -> None:

@@ -436,6 +436,10 @@ class RequestIdReused(InvalidArgument):
     """The same caller used this request_id on this resource before, with other parameters."""
 
 
+class BusinessRequired(InvalidArgument):
+    """The caller sees several businesses: name one with business_id, or a book with book_id."""
+
+
 # --- reasons: try again -------------------------------------------------------------------------
 
 

@@ -103,7 +103,7 @@ class IndexWriter:
         asked = list(keys)
         replies = (
             await self._redis.replies(
-                *(self._scripts.peek(it.code, it.user_id, "") for it in asked)
+                *(self._scripts.peek(it.name, it.user_id, "") for it in asked)
             )
             if asked
             else ()

@@ -134,7 +134,7 @@ class Leases:
         return list(chain.from_iterable(parts))
 
     async def acquire_transient(
-        self, code: str, attempt_id: str, user_id: str, ttl_ms: int
+        self, name: str, attempt_id: str, user_id: str, ttl_ms: int
     ) -> TransientResult:
         """Acquires a permit for one attempt to redeem without a token; ``release_transient`` ends
         it.
@@ -144,7 +144,7 @@ class Leases:
         the code meanwhile, since the attempt would not know of it and so not use it up.
         """
         (answer,) = await self._redis.run(
-            self._scripts.acquire_transient(code, attempt_id, user_id, ttl_ms)
+            self._scripts.acquire_transient(name, attempt_id, user_id, ttl_ms)
         )
         permits_taken, others_end_in_ms, own_lock_id, own_expire_ms = answer
         return TransientResult(
@@ -154,9 +154,9 @@ class Leases:
             own_expire_ms or None,
         )
 
-    async def peek(self, code: str, user_id: str, lock_id: str = "") -> Peek:
+    async def peek(self, name: str, user_id: str, lock_id: str = "") -> Peek:
         """Reads the locks of a code, and ``lock_id`` of this user, and changes nothing."""
-        (answer,) = await self._redis.run(self._scripts.peek(code, user_id, lock_id))
+        (answer,) = await self._redis.run(self._scripts.peek(name, user_id, lock_id))
         others, others_end_in_ms, own_lock_id, gone = answer
         return Peek(others, time_left(others_end_in_ms), bool(own_lock_id), bool(gone))
 
@@ -221,9 +221,9 @@ class Leases:
         if released:
             await self.forget([key])
 
-    async def release_transient(self, code: str, attempt_id: str, user_id: str) -> None:
+    async def release_transient(self, name: str, attempt_id: str, user_id: str) -> None:
         """Gives the permit of an attempt back."""
-        await self._redis.run(*self._scripts.release_transient(code, attempt_id, user_id))
+        await self._redis.run(*self._scripts.release_transient(name, attempt_id, user_id))
 
     async def list_user(
         self, user_id: str, after: IndexedLock | None = None, page_size: int = 100

@@ -7,6 +7,7 @@ from enum import Enum
 from typing import NamedTuple
 
 from coupon_service.model import LockClaims, LockView
+from coupon_service.model.scopes import name_of_locks
 
 
 class LeaseKey(NamedTuple):
@@ -16,6 +17,11 @@ class LeaseKey(NamedTuple):
     book_id: str
     user_id: str
     lock_id: str
+
+    @property
+    def name(self) -> str:
+        """Under which name Redis has the locks of the code."""
+        return name_of_locks(self.code, self.book_id)
 
     @classmethod
     def of(cls, lock: LockClaims | LockView) -> LeaseKey:

@@ -46,44 +46,44 @@ class LeaseScripts:
         permits_max: int | None = None,
         follows: str = "",
     ) -> RedisCommand:
-        code, _, user_id, lock_id = key
+        name, user_id, lock_id = key.name, key.user_id, key.lock_id
         keys = (
-            *_permits(code),
-            _tombstone(code, user_id, lock_id),
-            _redeeming(code, user_id),
+            *_permits(name),
+            _tombstone(name, user_id, lock_id),
+            _redeeming(name, user_id),
         )
         at_most = -1 if permits_max is None else max(permits_max, 0)
         times = (expire_ms, ttl_ms, grace_ms)
         return (*self._acquire, 4, *keys, user_id, lock_id, *times, at_most, follows)
 
     def acquire_transient(
-        self, code: str, attempt_id: str, user_id: str, ttl_ms: int
+        self, name: str, attempt_id: str, user_id: str, ttl_ms: int
     ) -> RedisCommand:
-        keys = (*_permits(code), _redeeming(code, user_id))
+        keys = (*_permits(name), _redeeming(name, user_id))
         return (*self._acquire_transient, 3, *keys, user_id, attempt_id, ttl_ms)
 
-    def peek(self, code: str, user_id: str, lock_id: str) -> RedisCommand:
-        keys = (*_permits(code), _tombstone(code, user_id, lock_id))
+    def peek(self, name: str, user_id: str, lock_id: str) -> RedisCommand:
+        keys = (*_permits(name), _tombstone(name, user_id, lock_id))
         return (*self._peek, 3, *keys, user_id, lock_id)
 
     def release(
         self, key: LeaseKey, *, tombstone_until_ms: int = 0, attempt: bool = False
     ) -> RedisCommand:
-        code, _, user_id, lock_id = key
-        keys = (*_permits(code), _tombstone(code, user_id, lock_id))
+        name, user_id, lock_id = key.name, key.user_id, key.lock_id
+        keys = (*_permits(name), _tombstone(name, user_id, lock_id))
         return (*self._release, 3, *keys, user_id, lock_id, tombstone_until_ms, int(attempt))
 
     def release_transient(
-        self, code: str, attempt_id: str, user_id: str
+        self, name: str, attempt_id: str, user_id: str
     ) -> tuple[RedisCommand, ...]:
         return (
-            ("ZREM", _permits(code)[0], f"m{attempt_id}"),
-            ("SREM", _redeeming(code, user_id), attempt_id),
+            ("ZREM", _permits(name)[0], f"m{attempt_id}"),
+            ("SREM", _redeeming(name, user_id), attempt_id),
         )
 
     def extend(self, key: LeaseKey, *, expire_ms: int, grace_ms: int) -> RedisCommand:
-        code, _, user_id, lock_id = key
-        return (*self._extend, 2, *_permits(code), user_id, lock_id, expire_ms, grace_ms)
+        permits = _permits(key.name)
+        return (*self._extend, 2, *permits, key.user_id, key.lock_id, expire_ms, grace_ms)
 
     def index(
         self,
@@ -128,17 +128,17 @@ def indexed_lock(member: str, expire_ms: str) -> IndexedLock:
     return IndexedLock(LeaseKey(*member.split("\0")), int(expire_ms))
 
 
-def _permits(code: str) -> tuple[str, str]:
-    return f"coupon:{{{code}}}:places", f"coupon:{{{code}}}:locks"
+def _permits(name: str) -> tuple[str, str]:
+    return f"coupon:{{{name}}}:places", f"coupon:{{{name}}}:locks"
 
 
-def _tombstone(code: str, user_id: str, lock_id: str) -> str:
+def _tombstone(name: str, user_id: str, lock_id: str) -> str:
     # With the user in its name, so that no one buries the lock of another whose lock_id he knows.
-    return f"coupon:{{{code}}}:gone:{lock_id}:{user_id}"
+    return f"coupon:{{{name}}}:gone:{lock_id}:{user_id}"
 
 
-def _redeeming(code: str, user_id: str) -> str:
-    return f"coupon:{{{code}}}:redeeming:{user_id}"
+def _redeeming(name: str, user_id: str) -> str:
+    return f"coupon:{{{name}}}:redeeming:{user_id}"
 
 
 def _text(name: str) -> str:

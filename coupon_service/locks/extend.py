@@ -68,6 +68,7 @@ class LockExtender:
             call=call,
             type=EventType.LOCK_EXTENDED,
             code=lock.code,
+            book_id=lock.book_id,
             event_id=named,
             fingerprint=parameters,
             earlier=earlier_attempts(attempt, (call.caller,)),

@@ -11,18 +11,20 @@ from coupon_service.errors import LocksUnavailable
 from coupon_service.leases import AcquireResult, AcquireStatus, LeaseRequest, Leases
 from coupon_service.model import CommandGroup, Lease, LeaseNeeded, Lock, Outcome
 from coupon_service.model.times import time_of
+from coupon_service.rules import in_scope
 
 
 class BatchPermits:
     """The permits of the locks of a batch. Each is asked for once, however often the transaction of
     the batch is tried.
 
-    `needed`: by index, the locks that need one, and what they came to without it.
+    `needed`: by index, the locks that need one, and what they came to without it. The commands get
+    the ids that they have in their books.
     """
 
     def __init__(
         self,
-        commands: Sequence[Lock],
+        commands: list[Lock],
         request: Callable[[Lock, LeaseNeeded], LeaseRequest],
         leases: Leases,
     ) -> None:
@@ -43,6 +45,8 @@ class BatchPermits:
         }
         if new:
             self.needed |= new
+            for i, outcome in new.items():
+                self._commands[i] = in_scope(self._commands[i], outcome.book.book_id)
             asked = asyncio.ensure_future(self._acquire(new))
             self._asked |= dict.fromkeys(new, asked)
             await asyncio.wait({asked}, timeout=within_s)

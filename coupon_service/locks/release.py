@@ -96,6 +96,7 @@ def lock_end(held: LockView | LockClaims, event: EventType, call: Call) -> Chang
         call=call,
         type=event,
         code=held.code,
+        book_id=held.book_id,
         event_id=named,
         fingerprint=parameters,
         user_id=canonical_id(held.user_id),

@@ -30,6 +30,7 @@ from coupon_service.model import (
     Lock,
     LockView,
 )
+from coupon_service.model.scopes import name_of_locks
 from coupon_service.rules import may_be_locked
 
 
@@ -121,7 +122,7 @@ class LockService:
         ]
         try:
             seen = await asyncio.gather(
-                *(self._leases.peek(code.code, "", "") for code, _ in open_codes)
+                *(self._leases.peek(_name(code), "", "") for code, _ in open_codes)
             )
         except LocksUnavailable:
             return set()
@@ -130,6 +131,10 @@ class LockService:
             for (code, left), peek in zip(open_codes, seen, strict=True)
             if peek.others >= left
         }
+
+
+def _name(code: Code) -> str:
+    return name_of_locks(code.code, str(code.book_id))
 
 
 def _indexed(code: str, book_id: str, user_id: str, lock_id: str, expire_ms: int) -> IndexedLock:

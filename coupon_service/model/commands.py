@@ -159,7 +159,7 @@ class Lock:
 
 @value(kw_only=True)
 class ChangeLock:
-    """Extend, release or expire the lock `lock_id`: `type` says which.
+    """Extend, release or expire the lock `lock_id` on a code of a book: `type` says which.
 
     `expire_time`: the new one of an extension. `extensions_max`: the limit of extensions.
     """
@@ -167,6 +167,7 @@ class ChangeLock:
     call: Call
     type: EventType
     code: str
+    book_id: UUID
     event_id: UUID
     fingerprint: int
     user_id: str

@@ -100,7 +100,8 @@ class State:
     """The rows that a batch of commands is decided on. The decision updates it in place.
 
     Holds the rows that the commands touch: a missing key means that there is no such row.
-    `names`: the books, here, that have a code of this name.
+    `names`: the books, here, that have a code of this name. `several_businesses`: who names
+    none has to, since codes are unique within theirs.
     `users`: counts in books that limit users. `totals`: of books that limit them.
     `periods`: redemptions in periods of books that limit those.
 
@@ -137,6 +138,7 @@ class State:
     adjustments: dict[UUID, Adjustment] = field(default_factory=dict[UUID, Adjustment])
     terms: dict[UUID, Terms] = field(default_factory=dict[UUID, Terms])
     hidden: frozenset[HiddenKey] = frozenset()
+    several_businesses: bool = False
 
     def put_code(self, code: Code) -> None:
         """Adds a code, or changes it."""

@@ -12,6 +12,7 @@ from zlib import crc32
 from coupon_service.model.codes import BUCKETS, bucket_of
 from coupon_service.model.enums import EventType
 from coupon_service.model.normalization import id_spellings
+from coupon_service.model.scopes import BUCKET_MASK
 
 Attempt: TypeAlias = tuple[UUID, int]
 """The event_id and the fingerprint of an attempt."""
@@ -37,8 +38,8 @@ def event_id(bucket: int, event: EventType, *parts: object) -> UUID:
 
 
 def bucket_of_event(event: UUID) -> int:
-    """The bucket of an event id. For a foreign id it is any number from 0 to 255."""
-    return event.bytes[0]
+    """The bucket of an event id. For a foreign id it is any of them."""
+    return event.bytes[0] & BUCKET_MASK
 
 
 def rollback_id(redemption_id: UUID) -> UUID:

@@ -120,6 +120,7 @@ TABLE: Final[Mapping[type[CouponServiceError], Kind]] = dict(
             errors.InvalidArgument,
             errors.CodeChecksumInvalid,
             errors.RequestIdReused,
+            errors.BusinessRequired,
         ),
         *_kinds(StatusCode.ABORTED, errors.ConcurrentModification, errors.Contention),
         *_kinds(StatusCode.RESOURCE_EXHAUSTED, errors.RateLimited, errors.Overloaded),

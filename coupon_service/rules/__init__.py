@@ -4,7 +4,14 @@
 what is never stored, `stock` what a book has left. No I/O, no clock, no randomness, no SQL.
 """
 
-from coupon_service.rules.code_lookup import book_named, code_not_found, find_code
+from coupon_service.rules.code_lookup import (
+    as_attempted,
+    book_named,
+    code_not_found,
+    find_code,
+    ids_of_attempt,
+    in_scope,
+)
 from coupon_service.rules.decision import decide, refuse_all
 from coupon_service.rules.derived_states import (
     adjusted,
@@ -29,6 +36,7 @@ from coupon_service.rules.terms import book_of, terms_violations
 __all__ = [
     "NO_COUPONS",
     "adjusted",
+    "as_attempted",
     "book_named",
     "book_of",
     "code_not_found",
@@ -41,6 +49,8 @@ __all__ = [
     "effective_code_state",
     "find_code",
     "hidden_key",
+    "ids_of_attempt",
+    "in_scope",
     "is_hidden",
     "lock_view",
     "may_be_locked",

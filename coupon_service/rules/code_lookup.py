@@ -2,29 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import TypeVar
 from uuid import UUID
 
-from coupon_service.errors import CodeChecksumInvalid, CodeNotFound, CouponServiceError
+from coupon_service.errors import (
+    BusinessRequired,
+    CodeChecksumInvalid,
+    CodeNotFound,
+    CouponServiceError,
+)
 from coupon_service.model import (
     Adjust,
     Assign,
+    AssignRandom,
     Book,
+    ChangeLock,
     Code,
     CodeCommand,
+    Command,
     Lock,
     Redeem,
     ReturnToPool,
+    Revoke,
     Rollback,
+    SetCodeEnabled,
     State,
     Transfer,
+    receipt_id,
 )
+from coupon_service.model.scopes import is_scoped_event, scope_of_book, scoped_event_id
 from coupon_service.rules.terms import book_of
+
+C = TypeVar("C", bound=CodeCommand)
 
 
 def book_named(command: CodeCommand) -> UUID | None:
     """The book whose code the command means; None: that of the business with a code of the name."""
     match command:
-        case Redeem() | Lock() | Assign() | Transfer() | ReturnToPool():
+        case Redeem() | Lock() | Assign() | Transfer() | ReturnToPool() | ChangeLock():
             return command.book_id
         case Rollback() | Adjust():
             return command.redemption.book_id
@@ -32,11 +49,58 @@ def book_named(command: CodeCommand) -> UUID | None:
             return None
 
 
+def in_scope(command: C, book_id: UUID) -> C:
+    """The command with the ids of an attempt on a code of this book: see `scoped_event_id`."""
+    scope = scope_of_book(book_id)
+    if not scope or not has_scoped_id(command):
+        return command
+    named = scoped_event_id(command.event_id, scope)
+    if isinstance(command, Lock) and command.lock_id == command.event_id:
+        return replace(command, event_id=named, lock_id=named, earlier=())
+    return replace(command, event_id=named, earlier=())
+
+
+def has_scoped_id(command: Command) -> bool:
+    """Whether the id of the attempt is another one where the code is of a scoped book. The others
+    have ids that lead to a redemption, a lock or a book."""
+    return isinstance(
+        command, (Redeem, Lock, Assign, Revoke, Transfer, SetCodeEnabled)
+    ) and not is_scoped_event(command.event_id)
+
+
+def ids_of_attempt(command: CodeCommand, scope: int) -> Iterator[UUID]:
+    """The ids of the rows that an earlier attempt may have written, where the code may be one of
+    this scope, or one that is unique over all businesses."""
+    ids = [command.event_id]
+    if scope and has_scoped_id(command):
+        ids.append(scoped_event_id(command.event_id, scope))
+    for it in ids:
+        yield it
+        if isinstance(command, Transfer):
+            yield receipt_id(it)
+
+
+def as_attempted(commands: Sequence[Command], state: State) -> list[Command]:
+    """The commands with the ids of their attempts, which depend on whose codes they mean."""
+    if not any(map(scope_of_book, state.books)):
+        return list(commands)
+    return [_as_attempted(command, state) for command in commands]
+
+
+def _as_attempted(command: Command, state: State) -> Command:
+    if isinstance(command, AssignRandom) or not has_scoped_id(command):
+        return command
+    found = find_code(command.code, book_named(command), command.call.business_id, state)
+    return command if isinstance(found, CouponServiceError) else in_scope(command, found[1].book_id)
+
+
 def find_code(
     code: str, book_id: UUID | None, business_id: str, state: State
 ) -> tuple[Code, Book] | CouponServiceError:
     """The code and the book as it holds for it, when the caller may see it and it is in the book
     that was named."""
+    if state.several_businesses and book_id is None and not business_id:
+        return BusinessRequired()
     for owner in state.names.get(code, ()):
         book = state.books[owner]
         if book_id in (None, owner) and business_id in ("", book.business_id):

@@ -37,7 +37,7 @@ from coupon_service.model import (
 )
 from coupon_service.rules.adjustments import adjust
 from coupon_service.rules.assignments import assign, assign_random, revoke
-from coupon_service.rules.code_lookup import book_named, code_not_found, find_code
+from coupon_service.rules.code_lookup import as_attempted, book_named, code_not_found, find_code
 from coupon_service.rules.code_states import set_enabled
 from coupon_service.rules.draft import Draft
 from coupon_service.rules.locks import change_lock, lock
@@ -63,10 +63,11 @@ def decide(
     outcomes: list[list[Outcome]] = []
     for group in groups:
         attempt = draft.fork() if group.atomic else draft
-        decided = _decide_in_order(group.commands, attempt)
+        commands = as_attempted(group.commands, state)
+        decided = _decide_in_order(commands, attempt)
         if not group.atomic or all(isinstance(outcome, Done) for outcome in decided):
             draft = attempt
-        elif not all(is_repeat(command, draft.state) for command in group.commands):
+        elif not all(is_repeat(command, draft.state) for command in commands):
             decided = refuse_all(decided)
         outcomes.append(decided)
     return outcomes, draft.write_set()

@@ -24,10 +24,12 @@ from coupon_service.model import (
     Event,
     EventType,
     bucket_of_book,
+    bucket_of_event,
     event_id,
 )
 from coupon_service.model.codes import CodeFormat
 from coupon_service.model.normalization import id_spellings
+from coupon_service.model.scopes import scoped_book_id
 from coupon_service.rules import book_updates
 from coupon_service.store.arrays import int_array, uuid_array
 from coupon_service.store.counters import select_stats
@@ -37,6 +39,7 @@ from coupon_service.store.generations import codes_taken, drop_reserved
 from coupon_service.store.keyset import Position, page_of, time_and_id, time_position
 from coupon_service.store.pipeline import Connection
 from coupon_service.store.rows import BOOKS, book_from_row
+from coupon_service.store.scopes import is_finished
 
 
 class Books:
@@ -69,7 +72,8 @@ class Books:
         """Stores a new book; returns it, and whether an earlier call had done so.
 
         `event_id` is that of BOOK_CREATED, made of caller, request_id and business, and
-        `book.book_id` has to be the same UUID: so a repeat meets the book itself. `earlier`: see
+        `book.book_id` has to be the same UUID; once codes are unique within their business, the
+        book gets another that follows from it. So a repeat meets the book itself. `earlier`: see
         `earlier_attempts`.
 
         Raises PermissionDenied, RequestIdReused.
@@ -78,21 +82,26 @@ class Books:
             raise PermissionDenied("The caller may only make coupon books of its own business.")
 
         async def work(connection: Connection) -> tuple[Book, bool]:
-            for attempt, parameters in earlier:
-                recorded = await recorded_fingerprint(connection, attempt)
-                if recorded is not None and recorded != parameters:
+            for attempt, parameters in ((event_id, fingerprint), *earlier):
+                created = await select_created(connection, attempt)
+                if created is not None and created[1] != parameters:
                     raise RequestIdReused
-                if recorded is not None:
-                    return await select_book(connection, attempt, call.business_id), True
-            if await insert_book(connection, book):
-                await keep_total(connection, book)
-                created = EventType.BOOK_CREATED
-                event = _event(created, event_id, call, fingerprint, before=None, after=book)
-                await insert_events(connection, [event])
-                return book, False
-            if await recorded_fingerprint(connection, event_id) != fingerprint:
-                raise RequestIdReused
-            return await select_book(connection, book.book_id, call.business_id), True
+                if created is not None:
+                    return await select_book(connection, created[0], call.business_id), True
+            made = book
+            if await is_finished(connection):
+                made = replace(book, book_id=scoped_book_id(event_id, book.business_id))
+            if not await insert_book(connection, made):
+                # The same call at the same time was faster.
+                if await recorded_fingerprint(connection, event_id) != fingerprint:
+                    raise RequestIdReused
+                return await select_book(connection, made.book_id, call.business_id), True
+            await keep_total(connection, made)
+            event = _event(
+                EventType.BOOK_CREATED, event_id, call, fingerprint, before=None, after=made
+            )
+            await insert_events(connection, [event])
+            return made, False
 
         return await self._database.transaction("create_book", work)
 
@@ -273,6 +282,17 @@ def _event(
 
 
 # --- statements ---------------------------------------------------------------------------------
+
+SELECT_CREATED: Final = """
+SELECT book_id, fingerprint FROM redemption_audit WHERE event_id = %s AND bucket = %s
+"""
+
+
+async def select_created(connection: Connection, attempt: UUID) -> tuple[UUID, int] | None:
+    """The book that an attempt has made, and the fingerprint of the attempt."""
+    cursor = await connection.execute(SELECT_CREATED, (attempt, bucket_of_event(attempt)))
+    return await cursor.fetchone()
+
 
 INSERT_BOOK: Final[LiteralString] = f"""
 INSERT INTO coupon_books (

@@ -30,6 +30,7 @@ PRIVILEGES: Final[Mapping[str, tuple[LiteralString, ...]]] = MappingProxyType(
         "coupon_code_spellings": (*_ADD, "DELETE"),
         "coupon_code_terms": (*_ADD, "DELETE"),
         "coupon_codes": (*_WRITE, "DELETE"),
+        "coupon_finished_steps": _READ,
         "coupon_generations": (*_WRITE, "DELETE"),
         "coupon_order_books": _WRITE,
         "coupon_orders": _WRITE,

@@ -13,8 +13,12 @@ from psycopg.conninfo import conninfo_to_dict
 
 from coupon_service.errors import DatabaseUnavailable
 
-APPLICATION_NAME: Final = "coupon_service"
-"""Of the connections, in pg_stat_activity."""
+APPLICATION_NAME: Final = "coupon_service/2"
+"""Of the connections, in pg_stat_activity. The number tells services that know of scopes of codes
+from those of before, beside which these cannot be switched on."""
+
+APPLICATION_NAMES_BEFORE: Final = ("coupon_service", "coupon_service bulk")
+"""Of the connections of services that do not."""
 
 PLANNING: Final[Mapping[str, str]] = MappingProxyType(
     {

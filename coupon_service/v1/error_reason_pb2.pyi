@@ -193,6 +193,11 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """[INVALID_ARGUMENT] The same caller used this `request_id` on this resource before, with other
     parameters.
     """
+    ERROR_REASON_BUSINESS_REQUIRED: _ErrorReason.ValueType  # 100
+    """[INVALID_ARGUMENT] The caller sees several businesses, in each of which there may be a code of this
+    name: name one with `business_id`, or a book with `book_id`. Whatever the code, and only after
+    `coupon-service migrate finish`: until then a code is unique over all businesses.
+    """
     ERROR_REASON_CONCURRENT_MODIFICATION: _ErrorReason.ValueType  # 60
     """[ABORTED] The `etag` is not the current one: read again, then repeat."""
     ERROR_REASON_CONTENTION: _ErrorReason.ValueType  # 61
@@ -404,6 +409,11 @@ ERROR_REASON_CODE_CHECKSUM_INVALID: ErrorReason.ValueType  # 51
 ERROR_REASON_REQUEST_ID_REUSED: ErrorReason.ValueType  # 52
 """[INVALID_ARGUMENT] The same caller used this `request_id` on this resource before, with other
 parameters.
+"""
+ERROR_REASON_BUSINESS_REQUIRED: ErrorReason.ValueType  # 100
+"""[INVALID_ARGUMENT] The caller sees several businesses, in each of which there may be a code of this
+name: name one with `business_id`, or a book with `book_id`. Whatever the code, and only after
+`coupon-service migrate finish`: until then a code is unique over all businesses.
 """
 ERROR_REASON_CONCURRENT_MODIFICATION: ErrorReason.ValueType  # 60
 """[ABORTED] The `etag` is not the current one: read again, then repeat."""

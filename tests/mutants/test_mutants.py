@@ -23,6 +23,8 @@ from mutants import (
     order_mutants,
     rpc_harness,
     rpc_mutants,
+    scope_harness,
+    scope_mutants,
     stream_harness,
     stream_mutants,
     terms_harness,
@@ -92,6 +94,12 @@ CAUGHT_BY: dict[Callable[[], mutants.Mutant], Callable[[Stack], None]] = {
     adjustment_mutants.adjusted_as_it_was_read: (
         adjustment_harness.race_of_adjustments_and_rollbacks
     ),
+    scope_mutants.codes_changed_without_their_business: scope_harness.each_business_by_itself,
+    scope_mutants.attempts_without_their_business: scope_harness.each_business_by_itself,
+    scope_mutants.locks_named_by_the_code_alone: scope_harness.locks_of_both,
+    scope_mutants.tokens_hold_for_any_book: scope_harness.locks_of_both,
+    scope_mutants.several_businesses_not_told: scope_harness.who_names_no_business,
+    scope_mutants.codes_of_before_not_looked_for: scope_harness.upload_of_what_was_there_before,
     time_mutants.window_ends_at_midnight: time_harness.night_out,
     time_mutants.closed_for_locks: time_harness.lock_taken_before_it_closed,
     time_mutants.periods_in_utc: time_harness.another_day,

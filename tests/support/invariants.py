@@ -58,23 +58,24 @@ of all books of their businesses that are not INDEPENDENT."""
 SUMS: Final = {
     "counts of codes": (
         """
-        SELECT code, redemptions, assignments FROM codes WHERE (redemptions, assignments) <> (0, 0)
+        SELECT book_id, code, redemptions, assignments FROM codes
+        WHERE (redemptions, assignments) <> (0, 0)
         """,
         """
-        SELECT code, sum(redeemed), sum(assigned) FROM ledger WHERE code IS NOT NULL
-        GROUP BY code HAVING (sum(redeemed), sum(assigned)) <> (0, 0)
+        SELECT book_id, code, sum(redeemed), sum(assigned) FROM ledger WHERE code IS NOT NULL
+        GROUP BY book_id, code HAVING (sum(redeemed), sum(assigned)) <> (0, 0)
         """,
     ),
     # Rows from before ids were compared in NFC have other spellings of them.
     # Redemptions of bearers are counted only where a limit applies to the user.
     "counts of users of codes": (
         """
-        SELECT code, user_id, redemptions FROM coupon_assignments
+        SELECT book_id, code, user_id, redemptions FROM coupon_assignments
         WHERE book_id = ANY(%(books)s::uuid[]) AND redemptions <> 0
         """,
         """
-        SELECT code, normalize(user_id), count(*) FROM live
-        WHERE user_code_redemptions IS NOT NULL GROUP BY code, normalize(user_id)
+        SELECT book_id, code, normalize(user_id), count(*) FROM live
+        WHERE user_code_redemptions IS NOT NULL GROUP BY book_id, code, normalize(user_id)
         """,
     ),
     # Only books that limit users have counters of users.
@@ -224,17 +225,17 @@ RULES: Final = {
     "an order has one live redemption of a code": """
         SELECT code, order_id, NULL AS user_id, count(*) FROM live
         WHERE order_id IS NOT NULL AND order_user_id IS NULL
-        GROUP BY code, order_id HAVING count(*) > 1
+        GROUP BY book_id, code, order_id HAVING count(*) > 1
         UNION ALL
         SELECT code, order_id, user_id, count(*) FROM live WHERE order_id IS NOT NULL
-        GROUP BY code, order_id, user_id HAVING count(*) > 1
+        GROUP BY book_id, code, order_id, user_id HAVING count(*) > 1
     """,
     "a request has one effect": f"""
         SELECT caller, request_id, type, code, count(*) FROM ledger
         WHERE type IN ({EventType.CODE_DISABLED:d}, {EventType.CODE_ENABLED:d},
             {EventType.REVOKED:d}, {EventType.ASSIGNMENT_TRANSFERRED:d}, {EventType.REDEEMED:d})
         -- ChangeCodes revokes all assignments of a code.
-        GROUP BY caller, request_id, type, code,
+        GROUP BY book_id, caller, request_id, type, code,
             CASE WHEN type = {EventType.REVOKED:d} THEN user_id END
         HAVING count(*) > 1
     """,
@@ -281,7 +282,7 @@ RULES: Final = {
     "a request has one lock": f"""
         SELECT caller, request_id, code, count(DISTINCT lock_id) FROM ledger
         WHERE type = {EventType.LOCKED:d}
-        GROUP BY caller, request_id, code HAVING count(DISTINCT lock_id) > 1
+        GROUP BY book_id, caller, request_id, code HAVING count(DISTINCT lock_id) > 1
     """,
     "a lock that answers a request was acquired for its user": f"""
         SELECT code, user_id, lock_id FROM ledger AS answered
@@ -306,7 +307,7 @@ RULES_OF_TIME: Final = {
     "fences of redemptions increase": f"""
         SELECT code, user_id, fence, newest FROM (
             SELECT code, user_id, fence, max(fence) OVER (
-                PARTITION BY code, user_id ORDER BY event_time
+                PARTITION BY book_id, code, user_id ORDER BY event_time
                 ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS newest
             FROM ledger WHERE type = {EventType.REDEEMED:d} AND fence IS NOT NULL
         ) AS redeemed WHERE fence <= newest

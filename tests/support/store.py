@@ -23,7 +23,7 @@ from coupon_service.store.sessions import DatabaseSettings
 from coupon_service.telemetry.metrics import Metrics
 
 BULK: dict[str, Any] = {
-    "application_name": "coupon_service bulk",
+    "application_name": "coupon_service/2 bulk",
     "pool_max_size": 1,
     "pool_timeout_ms": 500,
     "lock_timeout_ms": 100,

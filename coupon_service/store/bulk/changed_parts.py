@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Final, LiteralString
 
@@ -23,6 +24,7 @@ from coupon_service.model import (
     fingerprint,
 )
 from coupon_service.model.codes import bucket_of
+from coupon_service.model.scopes import scope_of_book
 from coupon_service.rules import decide
 from coupon_service.store.arrays import int_array, text_array
 from coupon_service.store.bulk.change_progress import CHUNK, CodeChanges, Item, Part, PartDone
@@ -30,9 +32,10 @@ from coupon_service.store.bulk.code_filter import select_still_matching
 from coupon_service.store.bulk.deletions import delete_codes, deletion_refusals
 from coupon_service.store.commands.apply import apply
 from coupon_service.store.commands.executor import counted
-from coupon_service.store.commands.load import LOCK_CODES, SELECT_CODES, load
+from coupon_service.store.commands.load import LOCK_CODES, SELECT_CODES, key_arrays, load
 from coupon_service.store.pipeline import Connection, Pipeline
 from coupon_service.store.rows import code_from_row
+from coupon_service.store.scopes import LoadMemory
 from coupon_service.telemetry.metrics import Metrics
 
 EVENTS: Final = {
@@ -48,6 +51,7 @@ class PartChanger:
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
+        self._memory = LoadMemory()
 
     async def carry_out(
         self,
@@ -75,7 +79,7 @@ class PartChanger:
         elif changes.change is CodeChange.REVOKE:
             done = await self._revoke(connection, changes, book, part, codes, now)
         else:
-            done = await self._set_enabled(connection, changes, part, codes, now)
+            done = await self._set_enabled(connection, changes, book, part, codes, now)
         return done
 
     async def preview(
@@ -93,9 +97,9 @@ class PartChanger:
             changed = sum(counts.values())
             refusals = _unassigned(changes, codes, counts)
         else:
-            commands = [_enabling(changes, code) for code in codes]
+            commands = [_enabling(changes, book, code) for code in codes]
             pipeline = Pipeline(connection)
-            state = await load(pipeline, commands, now, lock=False, formats={})
+            state = await load(pipeline, commands, now, lock=False, memory=self._memory)
             ((*outcomes,),), _ = decide([CommandGroup(tuple(commands))], state, now)
             refusals = _refused(codes, outcomes)
             changed = len(codes) - len(refusals)
@@ -105,11 +109,12 @@ class PartChanger:
         self,
         connection: Connection,
         changes: CodeChanges,
+        book: Book,
         part: Part,
         codes: Mapping[str, Code],
         now: datetime,
     ) -> PartDone:
-        commands = [_enabling(changes, code) for code in codes]
+        commands = [_enabling(changes, book, code) for code in codes]
         outcomes = await self._decide_and_apply(connection, commands, now)
         refusals = _refused(codes, outcomes)
         return PartDone(
@@ -172,7 +177,7 @@ class PartChanger:
         self, connection: Connection, commands: Sequence[SetCodeEnabled | Revoke], now: datetime
     ) -> list[Outcome]:
         group, pipeline = CommandGroup(tuple(commands)), Pipeline(connection)
-        state = await load(pipeline, commands, now, lock=True, formats={})
+        state = await load(pipeline, commands, now, lock=True, memory=self._memory)
         outcomes, write_set = decide([group], state, now)
         apply(pipeline, write_set, state.books)
         await pipeline.run()
@@ -183,8 +188,9 @@ class PartChanger:
 # --- commands -----------------------------------------------------------------------------------
 
 
-def _enabling(changes: CodeChanges, code: str) -> SetCodeEnabled:
-    event, call = EVENTS[changes.change], changes.call
+def _enabling(changes: CodeChanges, book: Book, code: str) -> SetCodeEnabled:
+    # By the business of the book: who sees all has named the book, and no business.
+    event, call = EVENTS[changes.change], replace(changes.call, business_id=book.business_id)
 
     def attempt(caller: str) -> Attempt:
         parts = caller, call.request_id, changes.book_id, code
@@ -202,7 +208,7 @@ def _enabling(changes: CodeChanges, code: str) -> SetCodeEnabled:
 
 
 def _revocation(changes: CodeChanges, book: Book, code: str, user_id: str) -> Revoke:
-    call = changes.call
+    call = replace(changes.call, business_id=book.business_id)
 
     def attempt(caller: str) -> Attempt:
         parts = caller, call.request_id, book.book_id, code, user_id
@@ -256,17 +262,13 @@ async def _select_codes(
 ) -> dict[str, Code]:
     """Those of the codes that are in the book, in the order of the items."""
     names = [it.code for it in items]
-    keys = sorted((bucket_of(name), name) for name in names)
+    scope = scope_of_book(book.book_id)
+    keys = sorted((bucket_of(name), name, scope) for name in names)
     pipeline = Pipeline(connection)
-    rows = pipeline.add(LOCK_CODES if lock else SELECT_CODES, _arrays(keys))
+    rows = pipeline.add(LOCK_CODES if lock else SELECT_CODES, key_arrays(keys))
     await pipeline.run()
     found = {code.code: code for code in map(code_from_row, rows) if code.book_id == book.book_id}
     return {name: found[name] for name in names if name in found}
-
-
-def _arrays(keys: Iterable[tuple[int, str]]) -> tuple[str, str]:
-    buckets, codes = zip(*keys, strict=True)
-    return int_array(buckets), text_array(codes)
 
 
 _ACTIVE: Final[LiteralString] = """

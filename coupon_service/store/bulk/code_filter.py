@@ -11,6 +11,7 @@ from uuid import UUID
 from coupon_service.errors import UploadAmbiguous, UploadNotFound
 from coupon_service.model import CodeState, EventType
 from coupon_service.model.codes import bucket_of
+from coupon_service.model.scopes import scope_of_book
 from coupon_service.store.arrays import int_array, text_array
 from coupon_service.store.bulk.requests import source_tag
 from coupon_service.store.keyset import IN_ORDER
@@ -110,7 +111,7 @@ SELECT c.code
 FROM unnest(%(buckets)s::smallint[], %(codes)s::text[]) AS wanted (bucket, code)
 CROSS JOIN LATERAL (
     SELECT * FROM coupon_codes AS found
-    WHERE found.bucket = wanted.bucket AND found.code = wanted.code
+    WHERE found.bucket = wanted.bucket AND found.code = wanted.code AND found.scope = %(scope)s
     OFFSET 0
 ) AS c
 WHERE c.book_id = %(book_id)s AND c.state = ANY(%(states)s::smallint[]) AND {_MATCHES}
@@ -135,6 +136,7 @@ async def select_still_matching(
 def _parameters(book_id: UUID, wanted: CodeFilter, mark: int | None) -> dict[str, Any]:
     return {
         "book_id": book_id,
+        "scope": scope_of_book(book_id),
         "states": int_array(CodeState if wanted.state is None else [wanted.state]),
         "mark": mark,
         "prefix": wanted.prefix,

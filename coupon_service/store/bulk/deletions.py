@@ -9,6 +9,7 @@ from uuid import UUID
 from coupon_service.errors import CouponServiceError
 from coupon_service.model import BookStats, Code, CodeState
 from coupon_service.model.codes import bucket_of
+from coupon_service.model.scopes import scope_of_book
 from coupon_service.rules.deletions import HISTORY, deletion_refusal
 from coupon_service.store.arrays import int_array, text_array
 from coupon_service.store.counters import add_to_counters
@@ -43,12 +44,12 @@ async def deletion_refusals(
 DELETE_CODES: Final = """
 DELETE FROM coupon_codes AS c
 USING unnest(%s::smallint[], %s::text[]) AS d (bucket, code)
-WHERE c.bucket = d.bucket AND c.code = d.code AND c.book_id = %s
+WHERE c.bucket = d.bucket AND c.code = d.code AND c.scope = %s AND c.book_id = %s
 """
 DELETE_SPELLINGS: Final = """
 DELETE FROM coupon_code_spellings AS s
 USING unnest(%s::smallint[], %s::text[]) AS d (bucket, code)
-WHERE s.bucket = d.bucket AND s.code = d.code
+WHERE s.bucket = d.bucket AND s.code = d.code AND s.scope = %s
 """
 
 DELETE_TERMS: Final = """
@@ -62,9 +63,9 @@ async def delete_codes(connection: Connection, book_id: UUID, codes: Sequence[Co
     """Deletes codes of the book, which are locked, and takes them from its counts."""
     names = [it.code for it in codes]
     keys = _keys(names)
-    await connection.execute(DELETE_SPELLINGS, keys)
+    await connection.execute(DELETE_SPELLINGS, (*keys, scope_of_book(book_id)))
     await connection.execute(DELETE_TERMS, (*keys, book_id))
-    await connection.execute(DELETE_CODES, (*keys, book_id))
+    await connection.execute(DELETE_CODES, (*keys, scope_of_book(book_id), book_id))
     disabled = sum(it.state is CodeState.DISABLED for it in codes)
     taken = BookStats(available=disabled - len(codes), disabled=-disabled)
     await add_to_counters(connection, (book_id, bucket_of(names[0]), taken))

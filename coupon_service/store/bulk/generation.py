@@ -16,7 +16,12 @@ from coupon_service.model import Book, BookStats, Call, EventType, fingerprint
 from coupon_service.model.codes import bucket_of, generate
 from coupon_service.store.books import select_book
 from coupon_service.store.bulk.lane import BulkLane
-from coupon_service.store.bulk.new_codes import NewCodes, copy_codes, insert_new_codes
+from coupon_service.store.bulk.new_codes import (
+    NewCodes,
+    copy_codes,
+    insert_new_codes,
+    select_in_other_scope,
+)
 from coupon_service.store.bulk.requests import ChunkedRequest, refuse_closed
 from coupon_service.store.counters import add_to_counters, select_stats
 from coupon_service.store.database import Database
@@ -133,6 +138,9 @@ class CodeGenerator:
             book = await select_book(connection, request.book_id, request.call.business_id)
             refuse_closed(book)
             if copy:
+                codes = [code for part in made for code in part.codes]
+                if await select_in_other_scope(connection, book, codes, self._lane):
+                    raise UniqueViolation
                 await copy_codes(connection, made, self._lane)
             else:
                 await self._insert_or_replace(connection, book, request.tag, made)
@@ -151,6 +159,10 @@ class CodeGenerator:
         """
         requested = missing = sum(len(part.codes) for part in made)
         for _ in range(TOP_UPS_MAX):
+            codes = [code for part in made for code in part.codes]
+            if other := await select_in_other_scope(connection, book, codes, self._lane):
+                left = [code for code in codes if code not in other]
+                made = await NewCodes.in_parts(book.book_id, tag, left, self._lane)
             missing -= len(await insert_new_codes(connection, book.book_id, tag, made, self._lane))
             if not missing:
                 return

@@ -23,6 +23,7 @@ from coupon_service.model import (
     fingerprint,
 )
 from coupon_service.model.codes import bucket_of
+from coupon_service.model.scopes import scope_of_book
 from coupon_service.rules import terms_violations
 from coupon_service.store.books import select_book
 from coupon_service.store.bulk.assigned_rows import (
@@ -39,6 +40,7 @@ from coupon_service.store.bulk.new_codes import (
     copy_codes,
     insert_new_codes,
     select_existing,
+    select_in_other_scope,
 )
 from coupon_service.store.bulk.requests import ChunkedRequest, refuse_closed
 from coupon_service.store.bulk.upload_rows import (
@@ -144,7 +146,7 @@ class CodeImporter:
             book = await select_book(connection, book_id, call.business_id)
             refuse_closed(book)
             codes = list(chunk.rows.codes)
-            found = await select_existing(connection, book_id, request.tag, codes, self._lane)
+            found = await select_existing(connection, book, request.tag, codes, self._lane)
             users = chunk.users.values()
             return book, found, await select_counts(connection, book, users, lock=False)
 
@@ -194,9 +196,11 @@ class CodeImporter:
         rows, new = chunk.rows, chunk.new
         rejected = {why: list(indexes) for why, indexes in rows.rejected.items()}
         refused, write_set = await self._decide_users(connection, request, book, chunk)
-        if refused:
-            left = [code for code in rows.codes if code not in refused]
+        other = await select_in_other_scope(connection, book, list(rows.codes), self._lane)
+        if refused or other:
+            left = [code for code in rows.codes if code not in refused and code not in other]
             new = await NewCodes.in_parts(book.book_id, request.tag, left, self._lane)
+        if refused:
             rejected[Rejection.NOT_ASSIGNED] = sorted(rows.codes[code] for code in refused)
         created = await self._store_new(connection, request, new)
         terms = {code: it for code, it in chunk.terms.items() if code in created}
@@ -204,9 +208,9 @@ class CodeImporter:
             await insert_terms(connection, book.book_id, terms)
         spellings = {code: it for code, it in rows.spellings.items() if code in created}
         if spellings:
-            await insert_spellings(connection, spellings)
+            await insert_spellings(connection, scope_of_book(book.book_id), spellings)
         others = [code for code in rows.codes if code not in created and code not in refused]
-        found = await select_existing(connection, book.book_id, request.tag, others, self._lane)
+        found = await select_existing(connection, book, request.tag, others, self._lane)
         for code in others:
             why = Rejection.DUPLICATE if found.get(code) else Rejection.EXISTING
             rejected.setdefault(why, []).append(rows.codes[code])
@@ -236,9 +240,7 @@ class CodeImporter:
         users: Mapping[str, str] = chunk.users
         counts: Counts = {}
         if users:
-            found = await select_existing(
-                connection, book.book_id, request.tag, list(users), self._lane
-            )
+            found = await select_existing(connection, book, request.tag, list(users), self._lane)
             users = {code: user_id for code, user_id in users.items() if code not in found}
             counts = await select_counts(connection, book, users.values(), lock=True)
         return decide_assignments(book, users, chunk.terms, counts, request.call, self._now())

@@ -5,14 +5,21 @@ All of it is done in parts of PART codes, between which others get their turn.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from struct import pack
 from typing import Final
 from uuid import UUID
 
+from coupon_service.model import Book
 from coupon_service.model.codes import BUCKETS, bucket_of
+from coupon_service.model.scopes import (
+    FIRST_SCOPED_BOOK,
+    LAST_SCOPED_BOOK,
+    scope_of_book,
+    scope_of_business,
+)
 from coupon_service.store.arrays import int_array, text_array
 from coupon_service.store.bulk.lane import BulkLane
 from coupon_service.store.pipeline import Connection
@@ -51,16 +58,18 @@ class NewCodes:
         Source of the rows: the binary format in PostgreSQL's documentation of COPY.
         """
         parts = [b"PGCOPY\n\xff\r\n\0", pack("!ii", 0, 0)]
+        scope = scope_of_book(book_id)
         for bucket, in_bucket in groupby(codes, key=bucket_of):
             for length, group in groupby(map(str.encode, in_bucket), key=len):
-                before = pack("!hi16sihiii", 4, 16, book_id.bytes, 2, bucket, 4, tag, length)
+                ids = 16, book_id.bytes, 2, bucket, 4, tag, 8, scope
+                before = pack("!hi16sihiiiqi", 5, *ids, length)
                 parts.append(before + before.join(group))
         parts.append(pack("!h", -1))
         return cls(codes, b"".join(parts))
 
 
 COPY_CODES: Final = """
-COPY coupon_codes (book_id, bucket, source_tag, code) FROM STDIN (FORMAT binary)
+COPY coupon_codes (book_id, bucket, source_tag, scope, code) FROM STDIN (FORMAT binary)
 """
 
 
@@ -72,8 +81,8 @@ async def copy_codes(connection: Connection, parts: Iterable[NewCodes], lane: Bu
 
 
 INSERT_CODES: Final = """
-INSERT INTO coupon_codes (book_id, source_tag, bucket, code)
-SELECT %s, %s, made.* FROM unnest(%s::smallint[], %s::text[]) AS made (bucket, code)
+INSERT INTO coupon_codes (book_id, source_tag, scope, bucket, code)
+SELECT %s, %s, %s, made.* FROM unnest(%s::smallint[], %s::text[]) AS made (bucket, code)
 ON CONFLICT DO NOTHING
 RETURNING code
 """
@@ -85,7 +94,8 @@ async def insert_new_codes(
     """Stores those of the codes that are new; returns them."""
     created: set[str] = set()
     for part in parts:
-        parameters = book_id, tag, int_array(map(bucket_of, part.codes)), text_array(part.codes)
+        codes = int_array(map(bucket_of, part.codes)), text_array(part.codes)
+        parameters = book_id, tag, scope_of_book(book_id), *codes
         async with lane.step(connection):
             cursor = await connection.execute(INSERT_CODES, parameters)
             created.update(row[0] for row in await cursor.fetchall())
@@ -93,27 +103,87 @@ async def insert_new_codes(
 
 
 # LATERAL and LIMIT keep the planner, which does not know how many codes the book will get, from
-# going through all of them for every code that is wanted.
+# going through all of them for every code that is wanted. A code of another business is in the way
+# only where both are unique over all businesses.
 SELECT_EXISTING: Final = """
-SELECT wanted.code, found.book_id = %s AND found.source_tag = %s
-FROM unnest(%s::smallint[], %s::text[]) AS wanted (bucket, code)
+SELECT wanted.code, found.book_id = %(book_id)s AND found.source_tag = %(tag)s
+FROM unnest(%(buckets)s::smallint[], %(codes)s::text[]) AS wanted (bucket, code)
 CROSS JOIN LATERAL (
-    SELECT book_id, source_tag FROM coupon_codes AS c
+    SELECT c.book_id, c.source_tag
+    FROM coupon_codes AS c JOIN coupon_books AS b USING (book_id)
     WHERE c.bucket = wanted.bucket AND c.code = wanted.code
+        AND c.scope IN (0, %(business_scope)s)
+        AND (b.business_id = %(business_id)s OR (%(scope)s = 0 AND c.scope = 0))
+    ORDER BY c.book_id = %(book_id)s DESC
     LIMIT 1
 ) AS found
 """
 
 
 async def select_existing(
-    connection: Connection, book_id: UUID, tag: int, codes: Sequence[str], lane: BulkLane
+    connection: Connection, book: Book, tag: int, codes: Sequence[str], lane: BulkLane
 ) -> dict[str, bool]:
-    """Those of the codes that are there, and whether the request with this tag made them."""
+    """Those of the codes that the book cannot get since they are there, and whether the request
+    with this tag made them."""
     found: dict[str, bool] = {}
-    for start in range(0, len(codes), PART):
-        part = codes[start : start + PART]
-        parameters = book_id, tag, int_array(map(bucket_of, part)), text_array(part)
+    for part in _parts(codes):
         async with lane.step(connection):
-            cursor = await connection.execute(SELECT_EXISTING, parameters)
+            cursor = await connection.execute(SELECT_EXISTING, _parameters(book, tag, part))
             found.update(await cursor.fetchall())
+    return found
+
+
+def _parts(codes: Sequence[str]) -> Iterator[Sequence[str]]:
+    return (codes[start : start + PART] for start in range(0, len(codes), PART))
+
+
+def _parameters(book: Book, tag: int, codes: Sequence[str]) -> dict[str, object]:
+    return {
+        "book_id": book.book_id,
+        "business_id": book.business_id,
+        "business_scope": scope_of_business(book.business_id),
+        "scope": scope_of_book(book.book_id),
+        "tag": tag,
+        "buckets": int_array(map(bucket_of, codes)),
+        "codes": text_array(codes),
+    }
+
+
+SELECT_IN_OTHER_SCOPE: Final = """
+SELECT wanted.code
+FROM unnest(%(buckets)s::smallint[], %(codes)s::text[]) AS wanted (bucket, code)
+CROSS JOIN LATERAL (
+    SELECT FROM coupon_codes AS c JOIN coupon_books AS b USING (book_id)
+    WHERE c.bucket = wanted.bucket AND c.code = wanted.code
+        AND c.scope IN (0, %(business_scope)s) AND c.scope <> %(scope)s
+        AND b.business_id = %(business_id)s
+    LIMIT 1
+) AS found
+"""
+HAS_OTHER_SCOPE: Final = """
+SELECT EXISTS (
+    SELECT FROM coupon_books
+    WHERE business_id = %s AND (book_id BETWEEN %s AND %s) <> %s)
+"""
+
+
+async def select_in_other_scope(
+    connection: Connection, book: Book, codes: Sequence[str], lane: BulkLane
+) -> set[str]:
+    """Those of the codes that the business has in books whose codes are of another scope: no index
+    keeps the book from getting them as well.
+
+    Exact within a transaction of the lane: there is one of them at a time, and nothing else makes
+    codes.
+    """
+    scope = scope_of_book(book.book_id)
+    scoped = FIRST_SCOPED_BOOK, LAST_SCOPED_BOOK, bool(scope)
+    cursor = await connection.execute(HAS_OTHER_SCOPE, (book.business_id, *scoped))
+    if await cursor.fetchone() == (False,):
+        return set()
+    found: set[str] = set()
+    for part in _parts(codes):
+        async with lane.step(connection):
+            cursor = await connection.execute(SELECT_IN_OTHER_SCOPE, _parameters(book, 0, part))
+            found.update(row[0] for row in await cursor.fetchall())
     return found

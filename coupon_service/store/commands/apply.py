@@ -17,6 +17,7 @@ from coupon_service.model import (
     bucket_of_user,
 )
 from coupon_service.model.codes import bucket_of
+from coupon_service.model.scopes import scope_of_book
 from coupon_service.rules import book_of, returns_to_pool
 from coupon_service.store.adjustments import put_adjustments
 from coupon_service.store.arrays import int_array
@@ -60,6 +61,7 @@ def apply(pipeline: Pipeline, write_set: WriteSet, books: Mapping[UUID, Book]) -
 CODE_CHANGES: Final = Columns[tuple[Code, Code, BookLimits]](
     Column("bucket", "smallint", lambda it: bucket_of(it[1].code)),
     Column("code", "text", lambda it: it[1].code),
+    Column("scope", "bigint", lambda it: scope_of_book(it[1].book_id)),
     Column("state", "smallint", lambda it: it[1].state),
     Column("redemptions", "integer", lambda it: it[1].redemptions - it[0].redemptions),
     Column("assignments", "integer", lambda it: it[1].assignments - it[0].assignments),
@@ -76,7 +78,7 @@ SET state = d.state,
 FROM unnest(
     {CODE_CHANGES.arrays}) AS d (
     {CODE_CHANGES.names})
-WHERE c.bucket = d.bucket AND c.code = d.code
+WHERE c.bucket = d.bucket AND c.code = d.code AND c.scope = d.scope
 """
 
 
@@ -123,6 +125,7 @@ FROM unnest(
     returns,
     added)
 WHERE a.bucket = d.bucket AND a.code = d.code AND a.user_id = d.user_id
+    AND a.book_id = d.book_id
 """
 
 

@@ -6,14 +6,12 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Final, cast
-from uuid import UUID
 
 from coupon_service.errors import reason_name
 from coupon_service.model import (
     Adjust,
     Assign,
     AssignRandom,
-    Book,
     ChangeLock,
     Command,
     CommandGroup,
@@ -35,6 +33,7 @@ from coupon_service.store.commands.apply import apply
 from coupon_service.store.commands.load import load
 from coupon_service.store.database import Database
 from coupon_service.store.pipeline import Connection, Pipeline
+from coupon_service.store.scopes import LoadMemory
 from coupon_service.telemetry.metrics import Metrics
 
 EVENTS: Final[Mapping[type[Command], str]] = {
@@ -60,7 +59,7 @@ class Executor:
         self._database = database
         self._now = now
         self._metrics = metrics
-        self._formats: dict[UUID, Book] = {}
+        self._memory = LoadMemory()
 
     async def execute(self, groups: Sequence[CommandGroup]) -> list[list[Outcome]]:
         """Decides and commits the commands of all groups together; an outcome for each command.
@@ -86,7 +85,7 @@ class Executor:
         commands = [command for group in groups for command in group.commands]
 
         async def work(pipeline: Pipeline) -> tuple[Sequence[CommandGroup], list[list[Outcome]]]:
-            state = await load(pipeline, commands, self._now(), lock=True, formats=self._formats)
+            state = await load(pipeline, commands, self._now(), lock=True, memory=self._memory)
             if leased is None:
                 complete = [it.as_decided() for it in groups]
             else:
@@ -113,7 +112,7 @@ class Executor:
 
         async def work(connection: Connection) -> State:
             return await load(
-                Pipeline(connection), commands, self._now(), lock=False, formats=self._formats
+                Pipeline(connection), commands, self._now(), lock=False, memory=self._memory
             )
 
         return [await self._database.read_at_once("preview", work)] * len(groups)

@@ -38,10 +38,11 @@ from coupon_service.model import (
     Transfer,
     UserCounts,
     bucket_of_event,
-    receipt_id,
     rollback_id,
 )
 from coupon_service.model.codes import bucket_of
+from coupon_service.model.scopes import ALL_BUSINESSES, scope_of_book
+from coupon_service.rules import as_attempted, book_named, ids_of_attempt
 from coupon_service.store.adjustments import select_adjustments, select_terms
 from coupon_service.store.arrays import int_array, text_array, uuid_array
 from coupon_service.store.commands.limit_counters import limited, select_totals, select_users
@@ -65,11 +66,15 @@ from coupon_service.store.rows import (
     shown_code_from_row,
     terms_from_row,
 )
+from coupon_service.store.scopes import SOLE_BUSINESS, LoadMemory, ScopedCode, Scoping
 from coupon_service.store.spellings import select_shown_codes, select_spellings
 from coupon_service.store.terms import terms_by_code
 
 SHOWING: Final = (Assign, Revoke, Transfer, SetCodeEnabled)
 """Commands whose code is answered in its spelling."""
+
+CodeRowKey = tuple[int, str, int]
+"""A bucket, a code, and its scope, if that is a business."""
 
 
 @dataclass(slots=True)
@@ -78,8 +83,8 @@ class ReadSet:
     their spelling. `locks_of`: codes and users whose locks are of interest. `redemptions`: that may
     have been adjusted; `adjusted`: those that are to be."""
 
-    codes: set[str] = field(default_factory=set[str])
-    shown: set[str] = field(default_factory=set[str])
+    codes: set[ScopedCode] = field(default_factory=set[ScopedCode])
+    shown: set[ScopedCode] = field(default_factory=set[ScopedCode])
     books: set[UUID] = field(default_factory=set[UUID])
     assignments: set[tuple[str, str]] = field(default_factory=set[tuple[str, str]])
     events: set[UUID] = field(default_factory=set[UUID])
@@ -93,7 +98,7 @@ class ReadSet:
     fences: int = 0
 
 
-def _wanted(commands: Iterable[Command]) -> ReadSet:
+def _wanted(commands: Iterable[Command], scoping: Scoping) -> ReadSet:
     wanted = ReadSet()
     for command in commands:
         if isinstance(command, AssignRandom):
@@ -101,10 +106,7 @@ def _wanted(commands: Iterable[Command]) -> ReadSet:
             wanted.random_events.add(command.event_id)
             wanted.candidates[command.book_id] += 1
             continue
-        wanted.codes.add(command.code)
-        wanted.events.add(command.event_id)
-        if isinstance(command, (Redeem, Lock, Assign, Transfer)) and command.book_id is not None:
-            wanted.books.add(command.book_id)
+        _add_wanted_of_code(wanted, command, scoping)
         if isinstance(command, (Redeem, Lock, Assign, Revoke, Rollback)) or (
             isinstance(command, ChangeLock) and command.type is EventType.LOCK_EXTENDED
         ):
@@ -123,6 +125,18 @@ def _wanted(commands: Iterable[Command]) -> ReadSet:
     return wanted
 
 
+def _add_wanted_of_code(wanted: ReadSet, command: CodeCommand, scoping: Scoping) -> None:
+    """The code that is meant, its book where it is named, and earlier attempts."""
+    book_id = book_named(command)
+    scope = scoping.scope_of(book_id, command.call.business_id)
+    wanted.codes.add((command.code, scope))
+    wanted.events.update(ids_of_attempt(command, scope))
+    if isinstance(command, SHOWING):
+        wanted.shown.add((command.code, scope))
+    if book_id is not None:
+        wanted.books.add(book_id)
+
+
 def _add_wanted_locks(wanted: ReadSet, command: CodeCommand) -> None:
     """What the end of an assignment, or the change of a lock, needs."""
     if isinstance(command, ChangeLock):
@@ -133,7 +147,6 @@ def _add_wanted_locks(wanted: ReadSet, command: CodeCommand) -> None:
         wanted.locks_of.add((command.code, user_id))
     if isinstance(command, Transfer):
         wanted.assignments.add((command.code, command.to_user_id))
-        wanted.events.add(receipt_id(command.event_id))
 
 
 def _want_of_redeem(command: Redeem, wanted: ReadSet) -> None:
@@ -159,23 +172,41 @@ async def load(
     now: datetime,
     *,
     lock: bool,
-    formats: dict[UUID, Book],
+    memory: LoadMemory,
 ) -> State:
     """Reads what the commands need, in a pipeline; with `lock`, locked against all other batches.
 
-    `now`: decides what end users can see. `formats` remembers active books, whose code
-    format never changes, from call to call.
+    `now`: decides what end users can see. `memory`: kept from call to call.
     """
-    wanted = _wanted(commands)
-    wanted.shown = {it.code for it in commands if isinstance(it, SHOWING)}
+    state = await _load(pipeline, commands, now, lock=lock, memory=memory)
+    return state or await load(pipeline, commands, now, lock=lock, memory=memory)
+
+
+async def _load(
+    pipeline: Pipeline,
+    commands: Sequence[Command],
+    now: datetime,
+    *,
+    lock: bool,
+    memory: LoadMemory,
+) -> State | None:
+    """As `load`; None where what was remembered is no longer so, and may have led to other rows."""
+    scoping = memory.scoping
+    wanted = _wanted(commands, scoping)
     spelled = [it for it in commands if it.earlier]
     for command in spelled:
         ids = wanted.random_events if isinstance(command, AssignRandom) else wanted.events
         ids.update(attempt for attempt, _ in command.earlier)
     state = State()
-    await _load_named(pipeline, wanted, state, now, lock=lock, formats=formats)
+    memory.scoping = await _load_named(
+        pipeline, wanted, state, scoping, now, lock=lock, formats=memory.formats
+    )
+    if memory.scoping != scoping:
+        return None
     _put_earlier(spelled, state)
-    await _load_further(pipeline, commands, wanted, state, now, lock=lock)
+    attempted = as_attempted(commands, state)
+    await _load_attempts(pipeline, attempted, wanted, state)
+    await _load_further(pipeline, attempted, wanted, state, now, lock=lock)
     return state
 
 
@@ -183,13 +214,14 @@ async def _load_named(
     pipeline: Pipeline,
     wanted: ReadSet,
     state: State,
+    scoping: Scoping,
     now: datetime,
     *,
     lock: bool,
     formats: dict[UUID, Book],
-) -> None:
-    """Reads the rows that the commands name, in one round trip."""
-    keys = sorted((bucket_of(code), code) for code in wanted.codes)
+) -> Scoping:
+    """Reads the rows that the commands name, in one round trip. Returns whose codes are meant."""
+    keys = sorted((bucket_of(code), code, scope) for code, scope in wanted.codes)
     code_rows = _select_codes(pipeline, keys, lock=lock) if keys else ()
     spellings = select_spellings(pipeline, wanted.shown) if wanted.shown else ()
     # Candidates never wait for a lock, so they do not disturb the order; they come after the rest.
@@ -213,16 +245,19 @@ async def _load_named(
     await pipeline.run()
     for row in code_rows:
         state.put_code(code_from_row(row))
-    for code, spelling in spellings:
+    for code, scope, spelling in spellings:
         # None where it was uploaded between these two statements.
         for book_id in state.names.get(code, ()):
-            state.put_code(replace(state.codes[book_id, code], spelling=spelling))
+            if scope_of_book(book_id) == scope:
+                state.put_code(replace(state.codes[book_id, code], spelling=spelling))
     for row in book_rows:
-        book = book_from_row(row[:-1])
+        book = book_from_row(row[1:-1])
         state.books[book.book_id] = book
         for code, terms in terms_by_code(row[-1]):
             if (key := (book.book_id, code)) in state.codes:  # as with spellings
                 state.put_code(replace(state.codes[key], terms=terms))
+    scoping = Scoping.of(book_rows[0][0]) if book_rows else scoping
+    state.several_businesses = scoping.several_businesses
     _put_assignments(assignment_rows, state)
     _put_events(event_rows, state)
     _put_lock_events(lock_rows, state)
@@ -237,6 +272,25 @@ async def _load_named(
     for book_id in wanted.candidates:
         if book_id in state.books:
             formats[book_id] = state.books[book_id]
+    return scoping
+
+
+async def _load_attempts(
+    pipeline: Pipeline, attempted: Iterable[Command], wanted: ReadSet, state: State
+) -> None:
+    """Reads what earlier attempts wrote where only the book told under which id: in no round trip
+    where the business was known before."""
+    missed = {
+        named
+        for it in attempted
+        if not isinstance(it, AssignRandom)
+        for named in ids_of_attempt(it, ALL_BUSINESSES)
+        if named not in wanted.events
+    }
+    if missed:
+        rows = _select_events(pipeline, missed)
+        await pipeline.run()
+        _put_events(rows, state)
 
 
 async def _load_further(
@@ -314,11 +368,12 @@ async def _load_repeated_assignments(
     pipeline: Pipeline, random_events: Iterable[UUID], state: State
 ) -> None:
     """Reads codes that were chosen before, and their assignments: only the ledger tells which."""
-    recorded = filter(None, map(state.events.get, random_events))
+    recorded = list(filter(None, map(state.events.get, random_events)))
     keys = {(it.code or "", it.user_id or "") for it in recorded}
     if keys:
         assignment_rows = _select_assignments(pipeline, keys)
-        code_rows = select_shown_codes(pipeline, [code for code, _ in keys])
+        scoped = {(it.code or "", scope_of_book(it.book_id)) for it in recorded}
+        code_rows = select_shown_codes(pipeline, scoped)
         await pipeline.run()
         _put_assignments(assignment_rows, state)
         for row in code_rows:
@@ -368,27 +423,36 @@ def _put_lock_events(rows: Iterable[TupleRow], state: State) -> None:
             state.lock_events[event.lock_id] = (*others, event)
 
 
+# A code of the scope that is wanted, or one that is unique over all businesses.
 SELECT_CODES: Final[LiteralString] = f"""
 SELECT {CODES.selected}
-FROM unnest(%s::smallint[], %s::text[]) AS wanted (bucket, code)
+FROM unnest(%s::smallint[], %s::text[], %s::bigint[]) AS wanted (bucket, code, own_scope)
 JOIN coupon_codes AS c USING (bucket, code)
+WHERE c.scope = ANY(ARRAY[0, own_scope])
 """
-LOCK_CODES: Final[LiteralString] = SELECT_CODES + "ORDER BY c.bucket, c.code FOR NO KEY UPDATE OF c"
+LOCK_CODES: Final[LiteralString] = (
+    SELECT_CODES + "ORDER BY c.bucket, c.code, c.scope FOR NO KEY UPDATE OF c"
+)
 
 
-def _select_codes(pipeline: Pipeline, keys: Sequence[tuple[int, str]], *, lock: bool) -> Rows:
-    return pipeline.add(LOCK_CODES if lock else SELECT_CODES, _key_arrays(keys))
+def _select_codes(pipeline: Pipeline, keys: Sequence[CodeRowKey], *, lock: bool) -> Rows:
+    return pipeline.add(LOCK_CODES if lock else SELECT_CODES, key_arrays(keys))
 
 
-def _key_arrays(keys: Sequence[tuple[int, str]]) -> tuple[str, str]:
-    return int_array([bucket for bucket, _ in keys]), text_array([code for _, code in keys])
+def key_arrays(keys: Sequence[CodeRowKey]) -> tuple[str, str, str]:
+    """The keys of codes, as parameters of SELECT_CODES."""
+    return (
+        int_array([bucket for bucket, _, _ in keys]),
+        text_array([code for _, code, _ in keys]),
+        int_array([scope for _, _, scope in keys]),
+    )
 
 
 # For a code that does not exist any book is read, which nobody looks at: else it took less work
 # than a code that is hidden. The terms of the codes, $1 and $2, are read here, and only for a book
 # that has some: for all others PostgreSQL does not carry out what CASE encloses.
 SELECT_BOOKS: Final[LiteralString] = f"""
-SELECT {BOOKS.selected},
+SELECT {SOLE_BUSINESS}, {BOOKS.selected},
     CASE WHEN codes_have_terms THEN (
         SELECT json_agg(of_code)::text
         FROM unnest($1::smallint[], $2::text[]) AS wanted (bucket, code)
@@ -403,16 +467,15 @@ FROM coupon_books
 WHERE book_id IN (
     SELECT coalesce(
         c.book_id, (SELECT any_book.book_id FROM coupon_books AS any_book ORDER BY 1 LIMIT 1))
-    FROM unnest(%s::smallint[], %s::text[]) AS wanted (bucket, code)
-    LEFT JOIN coupon_codes AS c USING (bucket, code)
+    FROM unnest(%s::smallint[], %s::text[], %s::bigint[]) AS wanted (bucket, code, own_scope)
+    LEFT JOIN coupon_codes AS c
+        ON c.bucket = wanted.bucket AND c.code = wanted.code AND c.scope = ANY(ARRAY[0, own_scope])
     UNION SELECT unnest(%s::uuid[]))
 """
 
 
-def _select_books(
-    pipeline: Pipeline, keys: Sequence[tuple[int, str]], books: Iterable[UUID]
-) -> Rows:
-    return pipeline.add(SELECT_BOOKS, (*_key_arrays(keys), uuid_array(books)))
+def _select_books(pipeline: Pipeline, keys: Sequence[CodeRowKey], books: Iterable[UUID]) -> Rows:
+    return pipeline.add(SELECT_BOOKS, (*key_arrays(keys), uuid_array(books)))
 
 
 SELECT_ASSIGNMENTS: Final[LiteralString] = f"""

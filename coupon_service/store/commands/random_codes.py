@@ -21,7 +21,7 @@ from coupon_service.store.terms import OF_CODE
 
 SPELLING: Final = """
     (SELECT spelling FROM coupon_code_spellings AS s
-     WHERE s.bucket = c.bucket AND s.code = c.code)"""
+     WHERE s.bucket = c.bucket AND s.code = c.code AND s.scope = c.scope)"""
 
 # $1 is the book, $2 the time, $3 the bucket, $4 a code, $5 how many. Whether codes of the book have
 # terms is asked once, so that one without them is spared the rest. A code that is past its end is

@@ -8,6 +8,7 @@ from typing import Final, LiteralString
 from uuid import UUID
 
 from coupon_service.model import Assignment, AssignmentState
+from coupon_service.model.scopes import scope_of_book
 from coupon_service.store.arrays import int_array
 from coupon_service.store.keyset import IN_ORDER, Position, page_of, time_code_and_user
 from coupon_service.store.pipeline import Connection
@@ -50,7 +51,9 @@ FROM (
     ORDER BY assign_time DESC, code DESC, user_id DESC
     LIMIT %(count)s
 ) AS page
-LEFT JOIN coupon_code_spellings USING (bucket, code)
+LEFT JOIN (
+    SELECT bucket, code, spelling FROM coupon_code_spellings WHERE scope = %(scope)s
+) AS shown USING (bucket, code)
 ORDER BY looked_at
 """
 
@@ -73,6 +76,7 @@ async def select_assignments(
         SELECT_ASSIGNMENTS_OF_BOOK,
         {
             "book_id": wanted.book_id,
+            "scope": scope_of_book(wanted.book_id),
             "states": int_array(states),
             "start_time": wanted.start_time or datetime.min.replace(tzinfo=UTC),
             "end_time": wanted.end_time or datetime.max.replace(tzinfo=UTC),

@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Final, LiteralString
 
 from coupon_service.model import AssignmentState, BookState
+from coupon_service.model.scopes import scope_of_book
 from coupon_service.store.arrays import uuid_array
 from coupon_service.store.books import SELECT_BOOKS
 from coupon_service.store.pipeline import Connection, Pipeline
@@ -64,11 +65,13 @@ async def select_live_coupons(
         return [], False
     assignments = [assignment_from_row(row[1:]) for row in rows[:count]]
     pipeline = Pipeline(connection)
-    code_rows = select_shown_codes(pipeline, [it.code for it in assignments])
+    code_rows = select_shown_codes(
+        pipeline, {(it.code, scope_of_book(it.book_id)) for it in assignments}
+    )
     book_ids = uuid_array({it.book_id for it in assignments})
     book_rows = pipeline.add(SELECT_BOOKS, (book_ids,))
     await pipeline.run()
-    codes = {code.code: code for code in map(shown_code_from_row, code_rows)}
+    codes = {code.key: code for code in map(shown_code_from_row, code_rows)}
     books = {book.book_id: book for book in map(book_from_row, book_rows)}
-    coupons = [(it, codes[it.code], books[it.book_id]) for it in assignments]
+    coupons = [(it, codes[it.book_id, it.code], books[it.book_id]) for it in assignments]
     return coupons, len(rows) > count or rows[0][0] >= LOOKED_AT_MAX

@@ -6,7 +6,7 @@ What one caller asks for is a lookup; a batch of lookups of any kind is answered
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final, LiteralString, TypeAlias
@@ -22,6 +22,7 @@ from coupon_service.model import (
     State,
     bucket_of_event,
 )
+from coupon_service.model.scopes import scope_of_book
 from coupon_service.rules import book_of, find_code
 from coupon_service.store.arrays import int_array, text_array, time_array, uuid_array
 from coupon_service.store.books import SELECT_BOOKS
@@ -36,6 +37,7 @@ from coupon_service.store.rows import (
     event_from_row,
     shown_code_from_row,
 )
+from coupon_service.store.scopes import SELECT_SOLE_BUSINESS, ScopedCode, Scoping
 from coupon_service.store.spellings import select_shown_codes
 
 
@@ -94,12 +96,18 @@ class Lookups:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._scoping = Scoping()
 
     async def execute(self, lookups: Sequence[Lookup]) -> list[Found]:
         """What each lookup finds. Raises what `Database.read_at_once` raises."""
 
         async def work(connection: Connection) -> list[Found]:
-            return await _Batch(Pipeline(connection)).answer(lookups)
+            found: list[Found] | None = None
+            while found is None:
+                batch = _Batch(Pipeline(connection), self._scoping)
+                found = await batch.answer(lookups)
+                self._scoping = batch.scoping
+            return found
 
         return await self._database.read_at_once("lookups", work)
 
@@ -127,26 +135,42 @@ ORDER BY w_number, assign_time DESC, code DESC
 class _Batch:
     """Lookups on their way."""
 
-    def __init__(self, pipeline: Pipeline) -> None:
+    def __init__(self, pipeline: Pipeline, scoping: Scoping) -> None:
         self._pipeline = pipeline
+        self.scoping = scoping
+        """Whose codes are meant: as it was, and then as it is."""
         self._state = State()
 
-    async def answer(self, lookups: Sequence[Lookup]) -> list[Found]:
+    async def answer(self, lookups: Sequence[Lookup]) -> list[Found] | None:
+        """What each finds; None where another scope would have been looked in."""
         of_codes = [it for it in lookups if isinstance(it, CodeLookup)]
         of_coupons = [it for it in lookups if isinstance(it, CouponsLookup)]
         of_locks = [it for it in lookups if isinstance(it, LocksLookup)]
-        code_rows = self._select_codes({it.code for it in of_codes})
+        scopes = {it: self.scoping.scope_of(it.book_id, it.business_id) for it in of_codes}
+        code_rows = self._select_codes({(it.code, scopes[it]) for it in of_codes})
+        scoping = self._pipeline.add(SELECT_SOLE_BUSINESS) if of_codes else ()
         assignment_rows = self._list_assignments(of_coupons) if of_coupons else ()
         event_rows = self._select_events([it for each in of_locks for it in each.lock_ids])
         await self._pipeline.run()
 
+        for (sole_business,) in scoping:
+            known, self.scoping = self.scoping, Scoping.of(sole_business)
+            if known != self.scoping:
+                return None
+        self._state.several_businesses = self.scoping.several_businesses
         self._put_codes(code_rows)
         assignments: defaultdict[int, list[Assignment]] = defaultdict(list)
         for number, *row in assignment_rows:
             assignments[number].append(assignment_from_row(tuple(row)))
         events = [event_from_row(row) for row in event_rows]
         assigned = [it for each in assignments.values() for it in each]
-        code_rows = self._select_codes({it.code for it in assigned} - self._state.names.keys())
+        code_rows = self._select_codes(
+            {
+                (it.code, scope_of_book(it.book_id))
+                for it in assigned
+                if (it.book_id, it.code) not in self._state.codes
+            }
+        )
         book_rows = self._select_books(
             {it.book_id for it in (*self._state.codes.values(), *assigned, *events)}
             | {it.book_id for it in of_codes if it.book_id}
@@ -184,8 +208,7 @@ class _Batch:
         for row in rows:
             self._state.put_code(shown_code_from_row(row))
 
-    def _select_codes(self, codes: Iterable[str]) -> Iterable[Row]:
-        codes = list(codes)
+    def _select_codes(self, codes: Collection[ScopedCode]) -> Iterable[Row]:
         if not codes:
             return ()
         return select_shown_codes(self._pipeline, codes)

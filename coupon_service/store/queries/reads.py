@@ -260,7 +260,7 @@ FROM (
     ORDER BY bucket, code
     LIMIT %(count)s
 ) AS c
-LEFT JOIN coupon_code_spellings USING (bucket, code)
+LEFT JOIN coupon_code_spellings USING (bucket, code, scope)
 CROSS JOIN LATERAL (SELECT CASE WHEN %(terms)s THEN {OF_CODE} END AS terms) AS own
 ORDER BY bucket, code
 """

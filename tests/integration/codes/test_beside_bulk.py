@@ -20,9 +20,9 @@ from coupon_service.v1 import redemption_service_pb2 as redemptions
 STREAMS = 12
 SHORT_S = 1.0
 BUSY = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
-WAITING = f"{BUSY} AND application_name = 'coupon_service bulk' AND wait_event_type = 'Lock'"
-OF_BULK = f"{BUSY} AND application_name = 'coupon_service bulk'"
-OF_OTHERS = f"{BUSY} AND application_name = 'coupon_service' AND state <> 'idle'"
+WAITING = f"{BUSY} AND application_name = 'coupon_service/2 bulk' AND wait_event_type = 'Lock'"
+OF_BULK = f"{BUSY} AND application_name = 'coupon_service/2 bulk'"
+OF_OTHERS = f"{BUSY} AND application_name = 'coupon_service/2' AND state <> 'idle'"
 
 
 @pytest.fixture

@@ -111,7 +111,7 @@ def test_calls_do_what_is_said(
         ServerThread(settings_for(database_url, redis_url), lambda: utc_now() + ahead) as server,
     ):
         host, _, port = server.address.rpartition(":")
-        variables = {"COUPON_HOST": host, "COUPON_PORT": port}
+        variables = {"COUPON_HOST": host, "COUPON_PORT": port, "DATABASE_URL": database_url}
         for step in steps(BLOCKS[name]):
             ahead += timedelta(days=step.days_later)
             output = done(step, variables)

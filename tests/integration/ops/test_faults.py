@@ -186,7 +186,7 @@ def test_connections_that_are_cut_are_replaced(
         with psycopg.connect(postgres_server.url) as connection:
             connection.execute(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-                " WHERE application_name = 'coupon_service'"
+                " WHERE application_name = 'coupon_service/2'"
             )
         request = api.redeem_request(code, "ann")
         insist(functools.partial(api.redemptions.RedeemCode, request))

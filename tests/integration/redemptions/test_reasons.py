@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing
+from contextlib import AbstractContextManager, ExitStack, closing
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -30,6 +30,7 @@ from support.service import (
 )
 from support.waiting import until
 
+from coupon_service.store import finishing
 from coupon_service.v1.error_reason_pb2 import ErrorReason
 
 CONTRACT = Path(__file__).parents[3] / "proto/coupon_service/v1/error_reason.proto"
@@ -84,6 +85,7 @@ class Stage:
     main: ServerThread
     stack: ExitStack
     streamed: int
+    new_database: Callable[[], AbstractContextManager[str]]
 
     def server(self, **settings: object) -> Api:
         """A client of another server, with other settings."""
@@ -100,10 +102,15 @@ class Stage:
 
 
 @pytest.fixture(params=[0, 1], ids=["call", "stream"])
-def stage(request: pytest.FixtureRequest, tomorrow: Api, server: ServerThread) -> Iterator[Stage]:
+def stage(
+    request: pytest.FixtureRequest,
+    tomorrow: Api,
+    server: ServerThread,
+    new_database: Callable[[], AbstractContextManager[str]],
+) -> Iterator[Stage]:
     with ExitStack() as stack:
         api = stack.enter_context(closing(Api(server.address, streamed=request.param)))
-        yield Stage(api, tomorrow, server, stack, request.param)
+        yield Stage(api, tomorrow, server, stack, request.param, new_database)
 
 
 def book_not_found(stage: Stage) -> object:
@@ -332,6 +339,15 @@ def request_id_reused(stage: Stage) -> object:
     return [stage.api.redeem(code, user, request_id=request_id) for user in ("ann", "bob")]
 
 
+def business_required(stage: Stage) -> object:
+    database_url = stage.stack.enter_context(stage.new_database())
+    list(finishing.finish(database_url))
+    server = stage.server(database_url=SecretStr(database_url), default_business="")
+    for business in ("ours", "theirs"):
+        server.draft(business_id=business)
+    return server.get_code(*new_codes(1))
+
+
 def concurrent_modification(stage: Stage) -> object:
     book = stage.api.draft()
     request = books.ActivateCouponBookRequest(book_id=book.book_id, etag=book.etag)
@@ -427,6 +443,7 @@ PROVOKE: dict[str, Callable[[Stage], object]] = {
         invalid_argument,
         code_checksum_invalid,
         request_id_reused,
+        business_required,
         concurrent_modification,
         contention,
         overloaded,

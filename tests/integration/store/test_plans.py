@@ -8,7 +8,7 @@ import psycopg
 import pytest
 from support.plans import plan_of
 
-from coupon_service.store import business_events, events, spellings, stock
+from coupon_service.store import business_events, events, finishing, spellings, stock
 from coupon_service.store.bulk import new_codes
 from coupon_service.store.commands import (
     apply,
@@ -55,14 +55,32 @@ def test_a_hot_statement_looks_up_each_row_by_a_key_it_is_given(
     database_url: str, statement: str
 ) -> None:
     plan = plan_of(database_url, statement)
-    # Any book stands for that of a code that does not exist: the first one of the index.
-    rows = [line for line in plan.splitlines() if " on coupon_books any_book " not in line]
+    # Any book stands for that of a code that does not exist: the first one of the index. Whether
+    # there are several businesses, the first and the last one tell.
+    once = re.compile(" on (coupon_books any_(book|of)|coupon_finished_steps)")
+    rows = [line for line in plan.splitlines() if not once.search(line)]
     conditions = SCAN.findall("\n".join(rows))
     assert conditions
     for condition in conditions:
         # Before version 17 a subplan has what it is given as $0.
         key = re.search(r"Index Cond: .* = \(*(COALESCE\()?((wanted\w*|d|c)\.|\$0)", condition)
         assert key, plan
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [load.LOCK_CODES, load.SELECT_BOOKS, spellings.SELECT_SHOWN_CODES, apply.UPDATE_CODES],
+    ids=["lock codes", "books of codes", "codes to show", "change codes"],
+)
+def test_a_code_that_many_businesses_have_is_found_by_its_scope(
+    database_url: str, statement: str
+) -> None:
+    assert list(finishing.finish(database_url))
+    scans = re.findall(
+        r"using coupon_codes_pkey .*\n *Index Cond: (.*)", plan_of(database_url, statement)
+    )
+    assert scans
+    assert all("scope" in it for it in scans)
 
 
 @pytest.mark.parametrize("statement", CANDIDATES.values(), ids=CANDIDATES)

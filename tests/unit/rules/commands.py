@@ -175,6 +175,7 @@ def _change(locked: Event, event: EventType, by: Call) -> ChangeLock:
         call=by,
         type=event,
         code=code,
+        book_id=locked.book_id,
         event_id=event_id(bucket_of(code), event, locked.event_id),
         fingerprint=fingerprint(locked.event_id),
         user_id=locked.user_id or "",
