@@ -32,7 +32,7 @@ def period_start(limits: PeriodLimits, now: datetime) -> date:
             return day
         case Period.WEEK:
             return day - timedelta(days=day.weekday())
-        case Period.MONTH:
+        case _:
             return day.replace(day=1)
 
 
@@ -43,7 +43,7 @@ def period_end(limits: PeriodLimits, start: date) -> date:
             return start + timedelta(days=1)
         case Period.WEEK:
             return start + timedelta(days=7)
-        case Period.MONTH:
+        case _:
             return (start + timedelta(days=31)).replace(day=1)
 
 
@@ -72,15 +72,12 @@ def period_keys(book: Book, user_id: str, now: datetime) -> Iterator[PeriodKey]:
 
 
 def period_refusals(
-    user_id: str, book: Book, state: State, now: datetime
+    limits: PeriodLimits, user_id: str, book: Book, state: State, now: datetime
 ) -> Iterator[CouponServiceError]:
-    """Which limits of this period of the book, which has some, are reached.
+    """Which of the limits of the book are reached in this period.
 
     Contention where the period began after the counts were read.
     """
-    limits = book.period_limits
-    if limits is None:
-        return
     for key in period_keys(book, user_id, now):
         limit, counted = limits.of(key[1]), state.periods.get(key)
         if counted is None:

@@ -146,7 +146,7 @@ def redemption_refusals(
     if limit and state.totals[book.book_id].redemptions >= limit:
         yield BookLimitExceeded(limit=limit)
     if book.period_limits is not None:
-        yield from period_refusals(command.user_id, book, state, now)
+        yield from period_refusals(book.period_limits, command.user_id, book, state, now)
     if book.limits.budget_minor:
         yield from budget_refusals(command, book, state)
     if isinstance(command, Redeem):
