@@ -8,21 +8,24 @@ campaigns.csv, coupons.csv and redemptions.csv. Each campaign becomes a book, ea
 that it redeemed: the 800,000 coupons that were never used would not affect the replay. Then all
 households redeem concurrently, each in the order of its year. The validity windows of 2017 are
 moved to the present.
+
+With --combinable what a household redeems on a day is one order, of an amount that the data set
+does not have: each coupon takes a quarter off, and all of them together no more than the order. It
+prints what changes against books that do not mind each other's coupons.
 """
 
 from __future__ import annotations
 
 import asyncio
-import csv
 import signal
 import sys
 import time
 import uuid
 from collections import Counter, defaultdict, deque
-from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Generator, Iterable
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Final, TypeVar
 
@@ -31,6 +34,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from bench.loads.complete_journey import Campaign, Redemption, Year, read_year
 from bench.servers.stack import BenchError, stack
 from coupon_service.cli.client import Service, connect, reason_of
 from coupon_service.cli.failure import CommandError
@@ -40,10 +44,12 @@ from coupon_service.v1.assignment_service_pb2_grpc import AssignmentServiceStub
 from coupon_service.v1.audit_service_pb2 import AUDIT_EVENT_TYPE_REDEEMED, ListAuditEventsRequest
 from coupon_service.v1.audit_service_pb2_grpc import AuditServiceStub
 from coupon_service.v1.coupon_book_service_pb2 import (
+    ORDER_POLICY_COMBINABLE,
     ActivateCouponBookRequest,
     Benefit,
     BookLimits,
     CouponBook,
+    CouponBookStats,
     CreateCouponBookRequest,
     Discount,
     GetCouponBookStatsRequest,
@@ -57,111 +63,43 @@ from coupon_service.v1.redemption_service_pb2_grpc import RedemptionServiceStub
 Item = TypeVar("Item")
 
 PAGE_SIZE: Final = 1_000
-EXPECTED_REFUSAL: Final = "USER_LIMIT_EXCEEDED"
-
-
-@dataclass(frozen=True, slots=True)
-class Campaign:
-    """A campaign and its codes."""
-
-    campaign_id: str
-    kind: str
-    duration: timedelta
-    codes: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Redemption:
-    """A line of redemptions.csv; its number names the order."""
-
-    number: int
-    day: date
-    household: str
-    campaign_id: str
-    code: str
-
-
-@dataclass(frozen=True, slots=True)
-class Year:
-    """The campaigns and redemptions of the data set. Redemptions are ordered by day."""
-
-    campaigns: tuple[Campaign, ...]
-    redemptions: tuple[Redemption, ...]
-
-    def assignments(self) -> list[tuple[str, str]]:
-        """Each code with each household that redeemed it."""
-        return list(dict.fromkeys((it.code, it.household) for it in self.redemptions))
-
-    def acceptable(self, per_user: int) -> int:
-        """The number of redemptions that a limit per household and code accepts."""
-        attempts = Counter((it.code, it.household) for it in self.redemptions)
-        return sum(min(count, per_user) for count in attempts.values())
+ORDER_MINOR: Final = 2_000
+QUARTER_BASIS_POINTS: Final = 2_500
 
 
 @dataclass(slots=True)
 class Result:
-    """The answers of the service, and its ledger and counters afterwards. Orders by campaign."""
+    """The answers of the service, and its ledger and counters afterwards. Redemptions by campaign.
+
+    `discount_minor`: what all redemptions took off.
+    """
 
     seconds: float = 0.0
     accepted: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     refused: Counter[str] = field(default_factory=Counter[str])
     ledger: dict[str, set[str]] = field(default_factory=dict[str, set[str]])
     counters: dict[str, int] = field(default_factory=dict[str, int])
+    discount_minor: int = 0
+
+    def answers(self) -> Counter[str]:
+        """How many redemptions were accepted (OK), and refused for which reason."""
+        return Counter({"OK": sum(map(len, self.accepted.values())), **self.refused})
 
     def sums_hold(self) -> bool:
-        """Whether accepted orders, ledger and counters agree for each campaign."""
+        """Whether accepted redemptions, ledger and counters agree for each campaign."""
         return all(
-            self.accepted[campaign] == orders and len(orders) == self.counters[campaign]
-            for campaign, orders in self.ledger.items()
+            self.accepted[campaign] == found and len(found) == self.counters[campaign]
+            for campaign, found in self.ledger.items()
         )
-
-
-def read_year(folder: Path) -> Year:
-    """Read the files of the data set. Raises CommandError."""
-    try:
-        codes: defaultdict[str, list[str]] = defaultdict(list)
-        for row in _rows(folder / "coupons.csv"):
-            codes[row["campaign_id"]].append(_code(row))
-        campaigns = tuple(
-            Campaign(
-                campaign_id=row["campaign_id"],
-                kind=row["campaign_type"],
-                duration=date.fromisoformat(row["end_date"])
-                - date.fromisoformat(row["start_date"]),
-                codes=tuple(codes[row["campaign_id"]]),
-            )
-            for row in _rows(folder / "campaigns.csv")
-        )
-        redemptions = [
-            Redemption(
-                number=number,
-                day=date.fromisoformat(row["redemption_date"]),
-                household=row["household_id"],
-                campaign_id=row["campaign_id"],
-                code=_code(row),
-            )
-            for number, row in enumerate(_rows(folder / "redemptions.csv"), start=1)
-        ]
-    except OSError as error:
-        raise CommandError(f"{error.filename} cannot be read: {error.strerror}.") from error
-    except (KeyError, ValueError) as error:
-        raise CommandError(f"The files in {folder} are not the data set: {error}.") from error
-    return Year(campaigns, tuple(sorted(redemptions, key=lambda it: (it.day, it.number))))
-
-
-def _rows(path: Path) -> Iterable[Mapping[str, str]]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        yield from csv.DictReader(file)
-
-
-def _code(row: Mapping[str, str]) -> str:
-    return f"{row['campaign_id']}-{row['coupon_upc']}"
 
 
 class Replay:
     """One replay against one service. Unique ids keep it apart from other replays."""
 
-    def __init__(self, year: Year, service: Service, per_user: int, clients: int) -> None:
+    def __init__(
+        self, year: Year, service: Service, per_user: int, clients: int, *, combinable: bool
+    ) -> None:
+        self._combinable = combinable
         self._year = year
         self._service = service
         self._per_user = per_user
@@ -190,8 +128,10 @@ class Replay:
         await self._concurrently(households.values(), redeem_in_order)
         result.seconds = time.perf_counter() - started
         for campaign_id, book_id in book_ids.items():
-            result.ledger[campaign_id] = await self._orders_in_ledger(book_id)
-            result.counters[campaign_id] = await self._redemption_count(book_id)
+            result.ledger[campaign_id] = await self._redemptions_in_ledger(book_id)
+            stats = await self._stats(book_id)
+            result.counters[campaign_id] = stats.redemption_count
+            result.discount_minor += stats.discount_given.amount_minor
         return result
 
     async def _concurrently(
@@ -217,6 +157,10 @@ class Replay:
                 max_redemptions_per_code=0, max_redemptions_per_user_per_code=self._per_user
             ),
         )
+        if self._combinable:
+            book.discount.percent_off.basis_points = QUARTER_BASIS_POINTS
+            book.currency_code = "USD"
+            book.order_policy = ORDER_POLICY_COMBINABLE
         book.start_time.FromDatetime(start)
         book.end_time.FromDatetime(start + campaign.duration + timedelta(days=1))
         request_id = f"replay-{self._run}-{campaign.campaign_id}"
@@ -250,39 +194,43 @@ class Replay:
         )
 
     async def _redeem(self, redemption: Redemption, result: Result) -> None:
-        order_id = f"{self._run}-{redemption.number}"
+        request_id = f"replay-{self._run}-{redemption.number}"
         request = RedeemCodeRequest(
             code=redemption.code,
             user_id=redemption.household,
-            order_id=order_id,
-            request_id=f"replay-{order_id}",
+            order_id=f"{self._run}-{redemption.number}",
+            request_id=request_id,
         )
+        if self._combinable:
+            request.order_id = f"{self._run}-{redemption.household}-{redemption.day}"
+            request.order_amount.amount_minor = ORDER_MINOR
+            request.order_amount.currency_code = "USD"
         request.metadata.update({"day": redemption.day.isoformat()})
         try:
             await self._redemptions.RedeemCode(request)
         except grpc.aio.AioRpcError as error:
             result.refused[reason_of(error)] += 1
         else:
-            result.accepted[redemption.campaign_id].add(order_id)
+            result.accepted[redemption.campaign_id].add(request_id)
 
-    async def _orders_in_ledger(self, book_id: str) -> set[str]:
+    async def _redemptions_in_ledger(self, book_id: str) -> set[str]:
         request = ListAuditEventsRequest(
             book_id=book_id, types=[AUDIT_EVENT_TYPE_REDEEMED], page_size=PAGE_SIZE
         )
-        orders: list[str] = []
+        found: list[str] = []
         while True:
             page = await self._audit.ListAuditEvents(request)
-            orders += [event.order_id for event in page.events]
+            found += [event.request_id for event in page.events]
             if not page.next_page_token:
                 break
             request.page_token = page.next_page_token
-        if len(orders) != len(set(orders)):
-            raise CommandError(f"The ledger of book {book_id} has the same order twice.")
-        return set(orders)
+        if len(found) != len(set(found)):
+            raise CommandError(f"The ledger of book {book_id} has the same redemption twice.")
+        return set(found)
 
-    async def _redemption_count(self, book_id: str) -> int:
+    async def _stats(self, book_id: str) -> CouponBookStats:
         answer = await self._books.GetCouponBookStats(GetCouponBookStatsRequest(book_id=book_id))
-        return answer.stats.redemption_count
+        return answer.stats
 
 
 def main(
@@ -299,28 +247,40 @@ def main(
         int, typer.Option(min=1, help="Redemptions of a code by one household at most.")
     ] = 1,
     clients: Annotated[int, typer.Option(min=1, help="Calls in flight.")] = 64,
+    combinable: Annotated[
+        bool, typer.Option("--combinable", help="What a household redeems on a day is one order.")
+    ] = False,
 ) -> None:
     """Replay a year of real coupon use, and check the sums."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # stops the servers, as Ctrl-C does
     try:
         year = read_year(data)
         with _own_service() if address is None else nullcontext(address) as target:
-            result = asyncio.run(_replay(year, target, per_user, clients))
+            result = asyncio.run(_replay(year, target, per_user, clients, combinable=combinable))
     except (BenchError, CommandError, EmbeddedError) as error:
         sys.exit(str(error))
-    acceptable = year.acceptable(per_user)
-    Console().print(_table(year, result, acceptable))
-    accepted = sum(map(len, result.accepted.values()))
-    limited = result.refused[EXPECTED_REFUSAL]
+    expected = year.answers(per_user, combinable=combinable)
+    Console().print(_table(year, result, expected["OK"]))
     if not result.sums_hold():
         sys.exit("The ledger or the counters differ from the accepted redemptions.")
-    if (accepted, limited) != (acceptable, len(year.redemptions) - acceptable):
-        sys.exit("Some redemptions were not answered according to the limit.")
+    if result.answers() != expected:
+        sys.exit(f"Some redemptions were not answered according to the limits: {expected}.")
+    if combinable:
+        before = year.answers(per_user, combinable=False)
+        Console().print(_changes(year, before, result))
+        if result.discount_minor != expected["OK"] * _quarter_minor():
+            sys.exit("The discounts differ from the accepted redemptions.")
 
 
-async def _replay(year: Year, address: str, per_user: int, clients: int) -> Result:
+async def _replay(
+    year: Year, address: str, per_user: int, clients: int, *, combinable: bool
+) -> Result:
     async with connect(address, retries=True) as service:
-        return await Replay(year, service, per_user, clients).run()
+        return await Replay(year, service, per_user, clients, combinable=combinable).run()
+
+
+def _quarter_minor() -> int:
+    return ORDER_MINOR * QUARTER_BASIS_POINTS // 10_000
 
 
 @contextmanager
@@ -347,6 +307,21 @@ def _table(year: Year, result: Result, acceptable: int) -> Table:
     ]
     for name, count in rows:
         table.add_row(name, f"{count:,.0f}")
+    return table
+
+
+def _changes(year: Year, before: Counter[str], result: Result) -> Table:
+    """What COMBINABLE orders change. `before`: the answers where each coupon has its own order."""
+    title = f"{year.orders():,} orders of {ORDER_MINOR / 100:.2f}, a quarter off each coupon"
+    table = Table("", "Independent", "Combinable", title=title, title_justify="left")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    now = result.answers()
+    given = (before["OK"] * _quarter_minor() / 100, result.discount_minor / 100)
+    table.add_row("Accepted", f"{before['OK']:,}", f"{now['OK']:,}")
+    table.add_row("Taken off", *(f"{it:,.2f}" for it in given))
+    for reason in result.refused:
+        table.add_row(f"Refused: {reason}", f"{before[reason]:,}", f"{now[reason]:,}")
     return table
 
 

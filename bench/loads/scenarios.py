@@ -23,6 +23,8 @@ from coupon_service.model import EventType
 from coupon_service.v1.coupon_book_service_pb2 import (
     ASSIGNMENT_POLICY_REQUIRED,
     LOCK_POLICY_OPTIONAL,
+    ORDER_POLICY_COMBINABLE,
+    BookLimits,
 )
 
 CODES: Final = 20_000
@@ -139,6 +141,13 @@ def spread_book(bench: Bench) -> str:
     return bench.book("spread", [f"BENCHSPREAD{number}" for number in range(CODES)])
 
 
+def _orders(bench: Bench) -> str:
+    """Codes that go with others on an order, of a book with a budget, which everybody waits for."""
+    codes = [f"BENCHORDER{number}" for number in range(CODES)]
+    limits = BookLimits(max_redemptions_per_code=0, max_discount_minor=10**18)
+    return bench.book("orders", codes, limits=limits, order_policy=ORDER_POLICY_COMBINABLE)
+
+
 def _lockable(bench: Bench) -> str:
     codes = [f"BENCHLOCK{number}" for number in range(CODES)]
     return bench.book("lock", codes, uses=1, lock_policy=LOCK_POLICY_OPTIONAL)
@@ -207,6 +216,13 @@ SCENARIOS: Final = (
         title="RedeemCode, a different code per call",
         rivals=(Rival(NOOP, 0.75), Rival(PER_REQUEST, 3.0, 0.25)),
         setup=spread_book,
+        effect=EventType.REDEEMED,
+    ),
+    Scenario(
+        name="redeem-orders",
+        title="RedeemCode, a different code per call, COMBINABLE with a budget",
+        rivals=(Rival(NOOP, 0.5),),
+        setup=_orders,
         effect=EventType.REDEEMED,
     ),
     Scenario(
