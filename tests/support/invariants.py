@@ -234,9 +234,15 @@ RULES: Final = {
         SELECT caller, request_id, type, code, count(*) FROM ledger
         WHERE type IN ({EventType.CODE_DISABLED:d}, {EventType.CODE_ENABLED:d},
             {EventType.REVOKED:d}, {EventType.ASSIGNMENT_TRANSFERRED:d}, {EventType.REDEEMED:d})
-        -- ChangeCodes revokes all assignments of a code.
+        -- ChangeCodes revokes all assignments of a code, also those that users get meanwhile.
         GROUP BY book_id, caller, request_id, type, code,
-            CASE WHEN type = {EventType.REVOKED:d} THEN user_id END
+            CASE WHEN type = {EventType.REVOKED:d} THEN user_id END,
+            CASE WHEN type = {EventType.REVOKED:d} THEN (
+                SELECT max(made.event_time) FROM redemption_audit AS made
+                WHERE made.code || '' = ledger.code AND made.book_id = ledger.book_id
+                    AND made.type = {EventType.ASSIGNED:d}
+                    AND made.user_id = ledger.user_id AND made.event_time <= ledger.event_time)
+            END
         HAVING count(*) > 1
     """,
     "what was handed over was received by the other user at the same moment": f"""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Final, LiteralString
 
 from coupon_service.errors import AssignmentNotFound, CodeNotFound, CouponServiceError, reason_name
@@ -139,10 +139,10 @@ class PartChanger:
             begun = assigned[CHUNK][0]
             worked_on = part.items[: [it.code for it in part.items].index(begun)]
             assigned = assigned[:CHUNK]
-        commands = [_revocation(changes, book, code, user_id) for code, user_id in assigned]
+        commands = [_revocation(changes, book, *it) for it in assigned]
         outcomes = await self._decide_and_apply(connection, commands, now)
-        refusals = _refused([code for code, _ in assigned], outcomes)
-        refusals |= _unassigned(changes, codes, Counter(code for code, _ in assigned))
+        refusals = _refused([code for code, *_ in assigned], outcomes)
+        refusals |= _unassigned(changes, codes, Counter(code for code, *_ in assigned))
         return PartDone(
             len(worked_on),
             len(commands) - sum(isinstance(it, CouponServiceError) for it in outcomes),
@@ -207,11 +207,16 @@ def _enabling(changes: CodeChanges, book: Book, code: str) -> SetCodeEnabled:
     )
 
 
-def _revocation(changes: CodeChanges, book: Book, code: str, user_id: str) -> Revoke:
+def _revocation(
+    changes: CodeChanges, book: Book, code: str, user_id: str, assign_time: datetime
+) -> Revoke:
     call = replace(changes.call, business_id=book.business_id)
+    # Once a chunk has revoked it, the user may get the code again: that is another assignment,
+    # which the next chunk finds.
+    assigned = assign_time.astimezone(UTC).isoformat()
 
     def attempt(caller: str) -> Attempt:
-        parts = caller, call.request_id, book.book_id, code, user_id
+        parts = caller, call.request_id, book.book_id, code, user_id, assigned
         return event_id(bucket_of(code), EventType.REVOKED, *parts), fingerprint(user_id)
 
     named, parameters = attempt(call.caller)
@@ -277,11 +282,11 @@ _ACTIVE: Final[LiteralString] = """
     AND (%(before)s::timestamptz IS NULL OR a.assign_time < %(before)s)
 """
 SELECT_ASSIGNED: Final[LiteralString] = f"""
-SELECT wanted.code, active.user_id
+SELECT wanted.code, active.user_id, active.assign_time
 FROM unnest(%(buckets)s::smallint[], %(codes)s::text[]) WITH ORDINALITY
     AS wanted (bucket, code, place)
 CROSS JOIN LATERAL (
-    SELECT a.user_id FROM coupon_assignments AS a
+    SELECT a.user_id, a.assign_time FROM coupon_assignments AS a
     WHERE {_ACTIVE}
     ORDER BY a.user_id
     LIMIT %(count)s
@@ -293,12 +298,12 @@ LIMIT %(count)s
 
 async def _select_assigned(
     connection: Connection, changes: CodeChanges, codes: Sequence[str]
-) -> list[tuple[str, str]]:
-    """Who has the codes, which are locked: up to one more than a chunk."""
+) -> list[tuple[str, str, datetime]]:
+    """Who has the codes, which are locked, and since when: up to one more than a chunk."""
     cursor = await connection.execute(
         SELECT_ASSIGNED, {**_assigned_parameters(changes, codes), "count": CHUNK + 1}
     )
-    return [(code, user_id) for code, user_id in await cursor.fetchall()]
+    return await cursor.fetchall()
 
 
 COUNT_ASSIGNED: Final[LiteralString] = f"""

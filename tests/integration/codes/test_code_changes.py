@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 import psycopg
@@ -24,7 +25,8 @@ from support.service import (
 )
 
 from coupon_service.model.codes import bucket_of
-from coupon_service.store.bulk.change_progress import CHUNK
+from coupon_service.store.bulk.change_progress import CHUNK, ChangeProgress
+from coupon_service.store.bulk.code_changes import CodeChanger
 
 DISABLE, ENABLE = codes.CODE_CHANGE_DISABLE, codes.CODE_CHANGE_ENABLE
 DELETE, REVOKE = codes.CODE_CHANGE_DELETE, codes.CODE_CHANGE_REVOKE
@@ -197,6 +199,29 @@ def test_a_code_that_more_have_than_a_chunk_holds_is_revoked_in_several(api: Api
     assert counts(done) == (CHUNK + 10, 0)
     assert [it.changed_count for it in done] == [CHUNK, 10]
     assert set(states(api, book.book_id).values()) == {"AVAILABLE"}
+
+
+def test_a_code_that_its_users_get_again_meanwhile_is_revoked_from_them_again(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (code,) = new_codes(1)
+    book = api.book(codes=[code], limits=ANY_NUMBER)
+    users = [f"user-{number:03}" for number in range(CHUNK + 5)]
+    for user_id in users:
+        api.assign(code, user_id)
+    work = CodeChanger.change
+
+    async def interrupted(*arguments: Any) -> AsyncGenerator[ChangeProgress]:
+        async for progress in work(*arguments):
+            assert progress.number < 10, "the work does not end"
+            if progress.number == 1:
+                await asyncio.to_thread(lambda: [api.assign(code, it) for it in users[:CHUNK]])
+            yield progress
+
+    monkeypatch.setattr(CodeChanger, "change", interrupted)
+    done = change(api, book.book_id, REVOKE, codes=[code])
+    assert counts(done) == (2 * CHUNK + 5, 0)
+    assert states(api, book.book_id) == {code: "AVAILABLE"}
 
 
 def test_live_locks_of_disabled_codes_stay(api: Api) -> None:
