@@ -12,9 +12,11 @@ def budget_refusals(
 ) -> tuple[CouponServiceError, ...]:
     """Why the budget of the book, which has one, does not allow the command.
 
-    A lock holds none of it, and is refused when nothing is left. An end user is not told how much
-    is: that is what others have redeemed.
+    A lock holds none of it, and is refused when nothing is left. The benefit of a code takes
+    nothing off. An end user is not told how much is left: that is what others have redeemed.
     """
+    if isinstance(book.discount, Benefit):
+        return ()
     needed_minor = 1
     if isinstance(command, Redeem):
         if isinstance(book.discount, Benefit):  # of this code

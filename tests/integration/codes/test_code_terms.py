@@ -256,6 +256,15 @@ def test_a_code_may_have_a_benefit_in_a_book_with_a_discount(api: Api) -> None:
     assert (redeemed.benefit, redeemed.HasField("discount")) == ("a mug", False)
 
 
+def test_the_benefit_of_a_code_takes_nothing_from_the_budget_of_its_book(api: Api) -> None:
+    plain, own = new_codes(2)
+    book = api.book(codes=[plain], limits=books.BookLimits(max_discount_minor=400))
+    gift = books.Discount(benefit=books.Benefit(description="a mug"))
+    api.import_codes(book.book_id, [row(own, discount=gift)])
+    api.redeem(plain, "ann", order_amount=euros(4_000))
+    assert api.redeem(own, "ann").redemption.benefit == "a mug"
+
+
 def test_a_code_keeps_its_discount_when_that_of_the_book_changes(api: Api) -> None:
     own, plain = new_codes(2)
     book = api.book()
