@@ -19,6 +19,7 @@ from coupon_service.errors import (
     CodeLocked,
     Contention,
     CouponServiceError,
+    LockExpired,
     LocksUnavailable,
     LockTokenMismatch,
 )
@@ -43,6 +44,7 @@ from coupon_service.model import (
     State,
 )
 from coupon_service.model.scopes import name_of_locks
+from coupon_service.model.times import milliseconds_of
 from coupon_service.rules import (
     code_not_found,
     discount_on_order,
@@ -259,7 +261,8 @@ class Checkout:
         return replace(admitted, lease=lease)
 
     async def _settle_lock(self, command: Redeem, outcome: Outcome) -> None:
-        """Uses the lock up after its redemption; gives a permit that did not fit again back."""
+        """Uses the lock up after its redemption; gives a permit back that was acquired again and
+        did not fit, or whose lock has ended by the ledger."""
         lock, lease = command.lock, command.lease
         if lock is None or lease is None:
             return
@@ -269,7 +272,10 @@ class Checkout:
                 await released
             else:  # the permit keeps nobody out, so that nobody has to wait
                 self._detached.run(released)
-        elif isinstance(outcome, CodeLocked) and lease.permits_taken:
+        elif lease.permits_taken and (
+            isinstance(outcome, CodeLocked)
+            or (isinstance(outcome, LockExpired) and milliseconds_of(self._now()) < lock.expire_ms)
+        ):
             await self._release(LeaseKey.of(lock))
 
     async def _release(self, key: LeaseKey, tombstone_until_ms: int = 0) -> None:

@@ -308,12 +308,20 @@ class Server:
         history = LockHistory(
             self._previews, self._commands, self._executor, self._reads, tokens, now
         )
-        acquire = LockAcquirer(history, leases, limits, self._detached, now).acquire
+        acquirer = LockAcquirer(history, leases, limits, self._detached, now)
         release = LockReleaser(history, leases, self._detached).release
-        self._acquirer = MicroBatcher(acquire, batching, metrics, "locks", tracer)
+        self._acquirer = MicroBatcher(acquirer.acquire, batching, metrics, "locks", tracer)
         self._releaser = MicroBatcher(release, batching, metrics, "unlocks", tracer)
         extender = LockExtender(history, leases, limits, self._detached, now)
-        return LockService(self._acquirer, self._releaser, extender, history, leases, tokens)
+        return LockService(
+            self._acquirer,
+            self._releaser,
+            extender,
+            history,
+            leases,
+            tokens,
+            acquirer.take_over,
+        )
 
     def _start_maintenance(self) -> None:
         """Starts what monitors and tidies up for as long as the server runs."""

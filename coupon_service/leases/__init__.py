@@ -11,6 +11,7 @@ from coupon_service.leases.results import (
     LeaseRequest,
     LeaseStats,
     Peek,
+    Predecessor,
     ReleaseRequest,
     TransientResult,
 )
@@ -26,6 +27,7 @@ __all__ = [
     "LeaseStats",
     "Leases",
     "Peek",
+    "Predecessor",
     "ReleaseRequest",
     "TransientResult",
 ]

@@ -87,6 +87,13 @@ class Acquisition:
         counted = self._indexes.count(
             request.key, request.ttl_ms, self._locks_per_user_max + request.locks_not_counted
         )
+        if request.takes_over is not None:
+            return counted, self._scripts.take_over(
+                request.key,
+                request.takes_over,
+                grace_ms=self._grace_ms,
+                permits_max=request.permits_max,
+            )
         permit = self._scripts.acquire(
             request.key,
             ttl_ms=request.ttl_ms,
@@ -95,6 +102,13 @@ class Acquisition:
             follows=request.follows,
         )
         return counted, permit
+
+    def _giving_up(self, request: LeaseRequest) -> RedisCommand:
+        """For a permit that was granted, and that the user may not have."""
+        if request.takes_over is not None:
+            taken = request.takes_over.key
+            return self._scripts.hand_back(request.key, taken, grace_ms=self._grace_ms)
+        return self._scripts.release(request.key, attempt=True)
 
     def _found(
         self,
@@ -120,7 +134,7 @@ class Acquisition:
         )
         if outcome == "TAKEN" and not counted_ms:
             return replace(result, status=AcquireStatus.LIMIT), (
-                IndexWrite(self._scripts.release(key, attempt=True)),
+                IndexWrite(self._giving_up(request)),
                 self._indexes.entry(Entry(key, of_book=True), 0),
             )
         if held_id != key.lock_id or status not in (

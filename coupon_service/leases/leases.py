@@ -221,6 +221,15 @@ class Leases:
         if released:
             await self.forget([key])
 
+    async def hand_back(self, key: LeaseKey, taken: LeaseKey) -> None:
+        """Ends an attempt whose request took over the permit of `taken`, and that did not come to
+        record the lock: as `abandon`, but that the permit goes back to where it was."""
+        (given_up,) = await self._redis.run(
+            self._scripts.hand_back(key, taken, grace_ms=self._grace_ms)
+        )
+        if given_up:
+            await self.forget([key])
+
     async def release_transient(self, name: str, attempt_id: str, user_id: str) -> None:
         """Gives the permit of an attempt back."""
         await self._redis.run(*self._scripts.release_transient(name, attempt_id, user_id))

@@ -30,6 +30,15 @@ class LeaseKey(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class Predecessor:
+    """A lock of another user whose permit goes over to the lock that takes its place."""
+
+    key: LeaseKey
+    expire_ms: int
+    """When it ends, by the ledger; and so does the other."""
+
+
+@dataclass(frozen=True, slots=True)
 class LeaseRequest:
     """A permit on a code, for a lock that lives for so many milliseconds."""
 
@@ -45,6 +54,9 @@ class LeaseRequest:
     follows: str = ""
     """A lock_id of the user that is over by the ledger, so that no redemption with its token can be
     decided any more: should it still have its permit, then this lock gets it."""
+    takes_over: Predecessor | None = None
+    """The lock gets the permit of this one, or, where Redis has lost that, a free one, and ends
+    when this one ends. Until the end of this one is recorded, `hand_back` undoes it."""
 
 
 @dataclass(frozen=True, slots=True)

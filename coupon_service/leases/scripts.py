@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from importlib.resources import files
 
-from coupon_service.leases.results import IndexedLock, LeaseKey
+from coupon_service.leases.results import IndexedLock, LeaseKey, Predecessor
 from coupon_service.redis_client.exchange import RedisCommand
 
 LOCKING_BOOKS = "coupon:locking-books"
@@ -26,6 +26,8 @@ class LeaseScripts:
         self._acquire = self._script(permits + _text("acquire.lua"))
         self._acquire_transient = self._script(permits + _text("acquire_transient.lua"))
         self._peek = self._script(permits + _text("peek.lua"))
+        self._take_over = self._script(permits + _text("take_over.lua"))
+        self._hand_back = self._script(permits + _text("hand_back.lua"))
         self._release = self._script(permits + _text("release.lua"))
         self._extend = self._script(permits + _text("extend.lua"))
         self._index = self._script(_text("index.lua"))
@@ -55,6 +57,26 @@ class LeaseScripts:
         at_most = -1 if permits_max is None else max(permits_max, 0)
         times = (expire_ms, ttl_ms, grace_ms)
         return (*self._acquire, 4, *keys, user_id, lock_id, *times, at_most, follows)
+
+    def take_over(
+        self, key: LeaseKey, taken: Predecessor, *, grace_ms: int, permits_max: int | None
+    ) -> RedisCommand:
+        name, user_id, lock_id = key.name, key.user_id, key.lock_id
+        keys = (
+            *_permits(name),
+            _tombstone(name, user_id, lock_id),
+            _redeeming(name, user_id),
+        )
+        at_most = -1 if permits_max is None else max(permits_max, 0)
+        of_taken = (taken.key.user_id, taken.key.lock_id)
+        times = (taken.expire_ms, grace_ms)
+        return (*self._take_over, 4, *keys, user_id, lock_id, *times, at_most, *of_taken)
+
+    def hand_back(self, key: LeaseKey, taken: LeaseKey, *, grace_ms: int) -> RedisCommand:
+        name = key.name
+        keys = (*_permits(name), _tombstone(name, taken.user_id, taken.lock_id))
+        of_taken = (taken.user_id, taken.lock_id)
+        return (*self._hand_back, 3, *keys, key.user_id, key.lock_id, grace_ms, *of_taken)
 
     def acquire_transient(
         self, name: str, attempt_id: str, user_id: str, ttl_ms: int

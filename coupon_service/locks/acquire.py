@@ -25,7 +25,14 @@ from coupon_service.errors import (
     LockLimitExceeded,
     LocksUnavailable,
 )
-from coupon_service.leases import AcquireResult, AcquireStatus, LeaseKey, LeaseRequest, Leases
+from coupon_service.leases import (
+    AcquireResult,
+    AcquireStatus,
+    LeaseKey,
+    LeaseRequest,
+    Leases,
+    Predecessor,
+)
 from coupon_service.locks.history import LockGrant, LockHistory
 from coupon_service.locks.limits import LockLimits
 from coupon_service.locks.permits import BatchPermits, with_lease
@@ -37,11 +44,13 @@ from coupon_service.model import (
     EventType,
     LeaseNeeded,
     Lock,
+    LockClaims,
     LockState,
     LockView,
     Outcome,
 )
 from coupon_service.model.times import milliseconds_of
+from coupon_service.rules import in_scope
 
 LOCKS_LISTED_MAX: Final = 1_000
 """Locks of a user that are searched for those that do not count."""
@@ -97,6 +106,12 @@ class LockAcquirer:
                 answers.append(self._detached.run(self._history.granted(outcome)))
         return answers
 
+    async def take_over(self, command: Lock, taken: LockClaims) -> LockGrant:
+        """Acquires the lock of another user, whose token is good, for the user of the command, with
+        the expiry that it has. It goes on to the end, also when its caller stops waiting."""
+        command = replace(command, taken_from=taken)
+        return await self._detached.run(self._take_over(command, taken))
+
     async def _acquire_alone(
         self, groups: Sequence[CommandGroup], permits: BatchPermits
     ) -> list[Outcome]:
@@ -144,12 +159,18 @@ class LockAcquirer:
     def _request(
         self, command: Lock, previewed: LeaseNeeded, locks_not_counted: int = 0
     ) -> LeaseRequest:
-        return LeaseRequest(
+        request = LeaseRequest(
             _lease_key(command, previewed.book),
             self._limits.granted_ms(command.ttl_ms, previewed.book),
             permits_max=previewed.uses_left,
             locks_not_counted=locks_not_counted,
         )
+        if command.taken_from is None or command.expire_time is None:
+            return request
+        expire_ms = milliseconds_of(command.expire_time)
+        taken = Predecessor(LeaseKey.of(command.taken_from), expire_ms)
+        left_ms = max(1, expire_ms - milliseconds_of(self._now()))
+        return replace(request, ttl_ms=left_ms, takes_over=taken)
 
     async def _record(self, leased: tuple[Lock, ...]) -> Sequence[Outcome]:
         """Writes locks that have a permit to the ledger."""
@@ -174,6 +195,40 @@ class LockAcquirer:
         """Leaves a permit to the others that were answered with it, or gives it back."""
         with suppress(LocksUnavailable):  # its time ends it
             await self._leases.abandon(_lease_key(leased, book))
+
+    # --- what goes over from another user --------------------------------------------------------
+
+    async def _take_over(self, command: Lock, taken: LockClaims) -> LockGrant:
+        (previewed,) = await self._history.preview(CommandGroup((command,)))
+        if not isinstance(previewed, LeaseNeeded):
+            return await self._history.granted(previewed)
+        held = await self._history.get(taken.lock_id, "")
+        scoped = in_scope(command, previewed.book.book_id)
+        command = replace(scoped, expire_time=held.expire_time)
+        result = await self._leases.acquire(self._request(command, previewed))
+        result = await self._within_limit(command, previewed, result)
+        if result.status is AcquireStatus.HELD_BEFORE:
+            _, own = await self._history.events(UUID(result.lock_id))
+            if own is not None or self._is_over(result, own):
+                return await self._acquire_own(command)
+        self._refuse(result)
+        leased = with_lease(command, result)
+        (outcome,) = await self._record((leased,))
+        if isinstance(outcome, DatabaseUnavailable):
+            raise outcome  # as in `_conclude`
+        with suppress(LocksUnavailable):  # its time ends it
+            if isinstance(outcome, Done) and outcome.event.lock_id == leased.lock_id:
+                await give_back(self._leases, [held])
+            else:
+                key = _lease_key(leased, previewed.book)
+                await self._leases.hand_back(key, LeaseKey.of(taken))
+        return await self._history.granted(outcome)
+
+    async def _acquire_own(self, command: Lock) -> LockGrant:
+        """The lock that the user has already, or the one that follows it."""
+        own = replace(command, taken_from=None, expire_time=None)
+        (answer,) = await self.acquire([CommandGroup((own,))])
+        return answer if isinstance(answer, LockGrant) else await answer
 
     # --- what is not simply granted --------------------------------------------------------------
 

@@ -7,7 +7,7 @@ ledger, and given back after its end is recorded there; the ledger says what a r
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
 from functools import partial
 from uuid import UUID
@@ -28,6 +28,7 @@ from coupon_service.model import (
     CommandGroup,
     EventType,
     Lock,
+    LockClaims,
     LockView,
 )
 from coupon_service.model.scopes import name_of_locks
@@ -45,18 +46,29 @@ class LockService:
         history: LockHistory,
         leases: Leases,
         tokens: LockTokens,
+        take_over: Callable[[Lock, LockClaims], Awaitable[LockGrant]],
     ) -> None:
-        """`acquirer` joins the calls of a LockAcquirer, `releaser` those of a LockReleaser."""
+        """`acquirer` joins the calls of a LockAcquirer, `releaser` those of a LockReleaser;
+        `take_over` is the acquirer's."""
         self._acquirer = acquirer
         self._releaser = releaser
         self._extender = extender
         self._history = history
         self._leases = leases
         self._tokens = tokens
+        self._take_over = take_over
 
     async def acquire(self, command: LazyCommand[Lock]) -> LockGrant:
         """Takes a lock, or answers with the one that the user holds on the code."""
         return await self._acquirer.submit(command)
+
+    async def take_over(self, command: Lock, token: str) -> LockGrant:
+        """As `acquire`, with the token of a lock on the code: that of another user goes over to
+        the user of the command. Raises LockTokenMismatch."""
+        taken = self._tokens.verify(token)
+        if taken.is_of(command.user_id):
+            return await self._acquirer.submit(CommandGroup((command,)))
+        return await self._take_over(command, taken)
 
     async def extend(self, token: str, ttl_ms: int | None, call: Call) -> LockGrant:
         """Gives a lock a new expiry, `ttl_ms` from now. Raises LockTokenMismatch."""

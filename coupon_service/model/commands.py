@@ -140,7 +140,8 @@ class Lock:
     """Record the lock `lock_id`, for which Redis granted a permit until `expire_time`.
 
     `event_id` identifies the attempt; `lock_id` differs from it when the user already held a lock.
-    `ttl_ms`: the requested lifetime, if any.
+    `ttl_ms`: the requested lifetime, if any. `taken_from`: the lock of another user, which goes
+    over to this one.
     """
 
     call: Call
@@ -153,6 +154,7 @@ class Lock:
     ttl_ms: int | None = None
     lease: Lease | None = None
     expire_time: datetime | None = None
+    taken_from: LockClaims | None = None
     metadata: str | None = None
     earlier: tuple[Attempt, ...] = ()
 

@@ -7,10 +7,12 @@ from dataclasses import replace
 
 from coupon_service.errors import (
     Contention,
+    CouponServiceError,
     InvalidStateTransition,
     LockExpired,
     LockLimitExceeded,
     LockNotFound,
+    LockTokenMismatch,
 )
 from coupon_service.model import (
     Book,
@@ -40,7 +42,9 @@ def lock(command: Lock, code: Code, book: Book, draft: Draft) -> Outcome:
         return _lock_held(command, held, code, book, draft)
     if book.lock_policy is LockPolicy.OFF:
         return _locking_off()
-    refusal = redemption_refusal(command, code, book, draft)
+    refusal = redemption_refusal(command, code, book, draft) or _take_over_refusal(
+        command, code, draft
+    )
     if refusal is not None:
         return refusal
     if command.lease is None:
@@ -48,6 +52,8 @@ def lock(command: Lock, code: Code, book: Book, draft: Draft) -> Outcome:
         return LeaseNeeded(book, limit - code.redemptions if limit else None)
     # The row has the id of the lock, which differs from the attempt's when an earlier attempt took
     # the permit in Redis and did not come to record it.
+    if (taken := _taken(command, draft)) is not None:
+        end_lock(taken, command, code, draft)
     first = command.event_id == command.lock_id
     recorded = command if first else replace(command, event_id=command.lock_id)
     event = Event(
@@ -62,6 +68,26 @@ def lock(command: Lock, code: Code, book: Book, draft: Draft) -> Outcome:
     if not first:
         _answer_with(event, command, code, draft)
     return Done(event, book, code, lock=lock_view([event], draft.now))
+
+
+def _taken(command: Lock, draft: Draft) -> LockView | None:
+    """The lock of another user that goes over, as it is now."""
+    if command.taken_from is None:
+        return None
+    return lock_view(draft.state.lock_events.get(command.taken_from.lock_id, ()), draft.now)
+
+
+def _take_over_refusal(command: Lock, code: Code, draft: Draft) -> CouponServiceError | None:
+    """Why the lock of the token cannot go over to the user."""
+    claims = command.taken_from
+    if claims is None:
+        return None
+    if not claims.is_on(code.code, code.book_id):
+        return LockTokenMismatch()
+    taken = _taken(command, draft)
+    held = taken is not None and taken.state is LockState.HELD
+    over = draft.now.timestamp() * 1000 >= claims.expire_ms
+    return None if held and not over else LockExpired()
 
 
 def _locking_off() -> InvalidStateTransition:
@@ -106,7 +132,7 @@ def locks_of(user_id: str, code: Code, draft: Draft) -> Iterator[LockView]:
             yield view
 
 
-def end_lock(held: LockView, command: Transfer, code: Code, draft: Draft) -> LockView:
+def end_lock(held: LockView, command: Transfer | Lock, code: Code, draft: Draft) -> LockView:
     """Records that a lock is released by a command that is about more than it; as it is then."""
     about = draft.about(command, EventType.UNLOCKED, before=code, after=code)
     about["event_id"], about["fingerprint"] = lock_end_attempt(

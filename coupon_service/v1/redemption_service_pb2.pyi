@@ -535,6 +535,7 @@ class LockCodeRequest(_message.Message):
     TTL_FIELD_NUMBER: _builtins.int
     METADATA_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    LOCK_TOKEN_FIELD_NUMBER: _builtins.int
     BUSINESS_ID_FIELD_NUMBER: _builtins.int
     code: _builtins.str
     """As typed."""
@@ -544,6 +545,13 @@ class LockCodeRequest(_message.Message):
     """The user who holds the lock."""
     request_id: _builtins.str
     """See CouponBookService."""
+    lock_token: _builtins.str
+    """The token of the lock that another user holds on the code, such as a guest who has logged in: it
+    goes over to `user_id`, with its expiry, whatever `ttl` says, and its token is no longer accepted.
+    `user_id` has to be allowed to lock the code. LOCK_TOKEN_MISMATCH when it is of another code,
+    LOCK_EXPIRED when the lock is no longer held. Where `user_id` holds a lock on the code already,
+    that one is returned, and the other stays.
+    """
     business_id: _builtins.str
     """See GetCodeRequest of CouponCodeService."""
     @_builtins.property
@@ -565,11 +573,12 @@ class LockCodeRequest(_message.Message):
         ttl: _duration_pb2.Duration | None = ...,
         metadata: _struct_pb2.Struct | None = ...,
         request_id: _builtins.str = ...,
+        lock_token: _builtins.str = ...,
         business_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["metadata", b"metadata", "ttl", b"ttl"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["book_id", b"book_id", "business_id", b"business_id", "code", b"code", "metadata", b"metadata", "request_id", b"request_id", "ttl", b"ttl", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["book_id", b"book_id", "business_id", b"business_id", "code", b"code", "lock_token", b"lock_token", "metadata", b"metadata", "request_id", b"request_id", "ttl", b"ttl", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

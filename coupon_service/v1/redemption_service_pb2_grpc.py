@@ -165,7 +165,8 @@ class RedemptionServiceServicer:
         and the token of the old one is no longer accepted. Refused for the same reasons as RedeemCode
         (those about the order excepted), and: CODE_LOCKED when all remaining uses are locked for others,
         or a call of this user without a token is redeeming the code; LOCK_LIMIT_EXCEEDED;
-        INVALID_STATE_TRANSITION when the book has locking off; LOCKS_UNAVAILABLE. A repeat returns the
+        INVALID_STATE_TRANSITION when the book has locking off; LOCKS_UNAVAILABLE; with the token of a lock,
+        LOCK_TOKEN_MISMATCH and LOCK_EXPIRED. A repeat returns the
         current lock, or LOCK_EXPIRED with its `state` when it is no longer held. At any time live locks +
         redemptions ≤ the code's limit. Resource of the request_id: the code.
         """

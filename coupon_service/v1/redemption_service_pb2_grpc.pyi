@@ -65,7 +65,8 @@ class RedemptionServiceStub:
     and the token of the old one is no longer accepted. Refused for the same reasons as RedeemCode
     (those about the order excepted), and: CODE_LOCKED when all remaining uses are locked for others,
     or a call of this user without a token is redeeming the code; LOCK_LIMIT_EXCEEDED;
-    INVALID_STATE_TRANSITION when the book has locking off; LOCKS_UNAVAILABLE. A repeat returns the
+    INVALID_STATE_TRANSITION when the book has locking off; LOCKS_UNAVAILABLE; with the token of a lock,
+    LOCK_TOKEN_MISMATCH and LOCK_EXPIRED. A repeat returns the
     current lock, or LOCK_EXPIRED with its `state` when it is no longer held. At any time live locks +
     redemptions ≤ the code's limit. Resource of the request_id: the code.
     """
@@ -192,7 +193,8 @@ class RedemptionServiceAsyncStub(RedemptionServiceStub):
     and the token of the old one is no longer accepted. Refused for the same reasons as RedeemCode
     (those about the order excepted), and: CODE_LOCKED when all remaining uses are locked for others,
     or a call of this user without a token is redeeming the code; LOCK_LIMIT_EXCEEDED;
-    INVALID_STATE_TRANSITION when the book has locking off; LOCKS_UNAVAILABLE. A repeat returns the
+    INVALID_STATE_TRANSITION when the book has locking off; LOCKS_UNAVAILABLE; with the token of a lock,
+    LOCK_TOKEN_MISMATCH and LOCK_EXPIRED. A repeat returns the
     current lock, or LOCK_EXPIRED with its `state` when it is no longer held. At any time live locks +
     redemptions ≤ the code's limit. Resource of the request_id: the code.
     """
@@ -334,7 +336,8 @@ class RedemptionServiceServicer(metaclass=_abc_1.ABCMeta):
         and the token of the old one is no longer accepted. Refused for the same reasons as RedeemCode
         (those about the order excepted), and: CODE_LOCKED when all remaining uses are locked for others,
         or a call of this user without a token is redeeming the code; LOCK_LIMIT_EXCEEDED;
-        INVALID_STATE_TRANSITION when the book has locking off; LOCKS_UNAVAILABLE. A repeat returns the
+        INVALID_STATE_TRANSITION when the book has locking off; LOCKS_UNAVAILABLE; with the token of a lock,
+        LOCK_TOKEN_MISMATCH and LOCK_EXPIRED. A repeat returns the
         current lock, or LOCK_EXPIRED with its `state` when it is no longer held. At any time live locks +
         redemptions ≤ the code's limit. Resource of the request_id: the code.
         """

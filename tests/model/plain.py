@@ -144,9 +144,18 @@ class World(Orders):
         return min(ttl, book["max_lock_ttl"] or self.ttl_max, self.ttl_max)
 
     def lock(
-        self, code: str, book_id: str, user: str, ttl: int, metadata: Message, request_id: str
+        self,
+        code: str,
+        book_id: str,
+        user: str,
+        ttl: int,
+        token: Token | None,
+        metadata: Message,
+        request_id: str,
     ) -> Message:
-        """LockCode."""
+        """LockCode; `token`: of the lock of another user that goes over."""
+        if token and token.lock < 0:
+            raise Refusal("LOCK_TOKEN_MISMATCH")
         _, book = self.find(code, book_id)
         key, parameters = ("LOCKED", code, request_id), (user, book_id, ttl, metadata)
         if again := self.once(key, parameters, None):
@@ -155,31 +164,51 @@ class World(Orders):
             raise Refusal("CODE_NOT_FOUND")
         if book["lock_policy"] == "OFF":
             raise Refusal("INVALID_STATE_TRANSITION", state="LOCK_POLICY_OFF")
-        for refusal in self.why_not(code, user, book, None):
+        taken = self.locks[token.lock] if token else None
+        if taken and taken.message["user_id"] == user:
+            taken = None
+        for refusal in (*self.why_not(code, user, book, None), *self._stays(taken, token, code)):
             raise refusal
         own = self._own(code, user)
+        if own is not None:  # the user has a lock, or the one that follows it
+            taken = None
         if own is not None and self.lock_state(own) == "EXPIRED":  # nobody is in their own way
             own.end = "EXPIRED"
             self._lock_event("LOCK_EXPIRED", self.locks.index(own), request_id)
             own = None
-        permits, left = self.permits(code), self.left(code)
         if own is not None:
             number = self.locks.index(own)
             self._lock_event("LOCKED", number, request_id, expire_time=None, metadata=metadata)
             self.once(key, parameters, lambda it: it._held_still(number))
             return {**self._lock_answer(number), "replayed": True}
+        self._check_room(code, user, taken)
+        end = self.now + self._ttl(ttl, book)
+        if taken:
+            end = taken.message["expire_time"]
+            self.release(taken, request_id)
+        number, lock_id, fence = len(self.locks), Unknown(), Unknown()
+        names = {"lock_id": lock_id, "fence": fence, "code": code, "user_id": user}
+        times = {"create_time": self.now, "expire_time": end}
+        self.locks.append(Lock({**names, "book_id": book["book_id"], **times}))
+        self._lock_event("LOCKED", number, request_id, metadata=metadata)
+        self.once(key, parameters, lambda it: it._held_still(number))
+        return self._lock_answer(number)
+
+    def _stays(self, taken: Lock | None, token: Token | None, code: str) -> Iterator[Refusal]:
+        """Why the lock of the token cannot go over to another user."""
+        if taken and token and taken.message["code"] != code:
+            yield Refusal("LOCK_TOKEN_MISMATCH")
+        elif taken and token and (self.lock_state(taken) != "HELD" or self.now >= token.expire):
+            yield Refusal("LOCK_EXPIRED")
+
+    def _check_room(self, code: str, user: str, taken: Lock | None) -> None:
+        """Raises a Refusal where a new lock has no room, also in place of the one that is taken."""
+        permits, left = [it for it in self.permits(code) if it is not taken], self.left(code)
         if left is not None and len(permits) >= left:
             raise self._locked(permits)
         mine = [it for it in self.locks if it.message["user_id"] == user]
         if [self.lock_state(it) for it in mine].count("HELD") >= self.locks_per_user_max:
             raise Refusal("LOCK_LIMIT_EXCEEDED", limit=self.locks_per_user_max)
-        number, lock_id, fence = len(self.locks), Unknown(), Unknown()
-        names = {"lock_id": lock_id, "fence": fence, "code": code, "user_id": user}
-        times = {"create_time": self.now, "expire_time": self.now + self._ttl(ttl, book)}
-        self.locks.append(Lock({**names, "book_id": book["book_id"], **times}))
-        self._lock_event("LOCKED", number, request_id, metadata=metadata)
-        self.once(key, parameters, lambda it: it._held_still(number))
-        return self._lock_answer(number)
 
     def _lock_event(self, type_: str, number: int, request_id: str, **fields: Any) -> None:
         lock = self.locks[number].message

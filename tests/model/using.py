@@ -49,25 +49,36 @@ class Using(Issuing):
         metadata=METADATA,
         request_id=REQUEST_IDS,
         alone=ALONE,
+        kind=any_of([0] * 8 + [9, 9, 10, 11]),
     )
     def lock(
-        self, which: int, name: str, ttl: int, metadata: Message, request_id: str, *, alone: bool
+        self,
+        which: int,
+        name: str,
+        ttl: int,
+        metadata: Message,
+        request_id: str,
+        *,
+        alone: bool,
+        kind: int,
     ) -> None:
         code, (user, sent) = self.code(which), self.user(name)
         book_id, request_id = self.within(code, which), self.fresh(request_id)
+        token, text = self.token(code, "", kind)
         request = redemptions.LockCodeRequest(
             code=self.typed(code, which),
             book_id=book_id,
             user_id=sent,
             metadata=struct(**metadata),
             request_id=request_id,
+            lock_token=text,
         )
         if ttl:
             request.ttl.FromMilliseconds(ttl)
         self.call(
             self.api.redemptions.LockCode,
             request,
-            lambda _: self.world.lock(code, book_id, user, ttl, metadata, request_id),
+            lambda _: self.world.lock(code, book_id, user, ttl, token, metadata, request_id),
             sent if alone else "",
         )
 

@@ -69,11 +69,13 @@ class RedemptionMethods:
         book_id: str = "",
         business_id: str = "",
         ttl_s: float | None = None,
+        lock_token: str = "",
         metadata: Metadata | None = None,
         request_id: str = "",
     ) -> pb.LockCodeRequest:
         """Reserve one redemption of a code for a user, for a limited time: `hold` is easier.
-        Without `ttl_s` for as long as the book says. CodeLocked when others hold it.
+        Without `ttl_s` for as long as the book says. CodeLocked when others hold it. With the
+        `lock_token` of another user, such as a guest who has logged in, that lock goes over.
         """
         return pb.LockCodeRequest(
             code=code,
@@ -81,6 +83,7 @@ class RedemptionMethods:
             book_id=book_id,
             business_id=business_id,
             ttl=duration(ttl_s),
+            lock_token=lock_token,
             metadata=struct(metadata),
             request_id=request_id or new_request_id(),
         )

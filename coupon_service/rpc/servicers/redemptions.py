@@ -62,7 +62,12 @@ class RedemptionServicer(RedemptionServiceServicer):
         return convert_qualify.qualified_message(trials, validations, truncated=truncated)
 
     async def LockCode(self, request: pb.LockCodeRequest, context: Any) -> pb.LockCodeResponse:
-        grant = await self._locks.acquire(lazy_command(convert_locks.read_lock, request, current()))
+        if request.lock_token:
+            command = convert_locks.read_lock(request, current())
+            grant = await self._locks.take_over(command, request.lock_token)
+        else:
+            wish = lazy_command(convert_locks.read_lock, request, current())
+            grant = await self._locks.acquire(wish)
         return pb.LockCodeResponse(
             lock=convert_locks.lock_message(grant.lock),
             lock_token=grant.token,

@@ -113,11 +113,6 @@ def _wanted(commands: Iterable[Command], scoping: Scoping) -> ReadSet:
             wanted.assignments.add((command.code, command.user_id))
         if isinstance(command, Redeem):
             _want_of_redeem(command, wanted)
-        elif isinstance(command, Lock):
-            wanted.events.add(command.lock_id)
-            if command.lock_id != command.event_id:
-                wanted.lock_ids[command.lock_id] = command.code
-            wanted.fences += 1
         elif isinstance(command, (Rollback, Adjust)):
             _want_of_redemption(command, wanted)
         else:
@@ -138,8 +133,15 @@ def _add_wanted_of_code(wanted: ReadSet, command: CodeCommand, scoping: Scoping)
 
 
 def _add_wanted_locks(wanted: ReadSet, command: CodeCommand) -> None:
-    """What the end of an assignment, or the change of a lock, needs."""
-    if isinstance(command, ChangeLock):
+    """What a lock or its change, or the end of an assignment, needs."""
+    if isinstance(command, Lock):
+        wanted.events.add(command.lock_id)
+        if command.lock_id != command.event_id:
+            wanted.lock_ids[command.lock_id] = command.code
+        if command.taken_from is not None:
+            wanted.lock_ids[command.taken_from.lock_id] = command.taken_from.code
+        wanted.fences += 1
+    elif isinstance(command, ChangeLock):
         wanted.lock_ids[command.lock_id] = command.code
     elif isinstance(command, (Transfer, ReturnToPool)):
         user_id = command.from_user_id if isinstance(command, Transfer) else command.user_id

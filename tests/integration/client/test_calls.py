@@ -144,7 +144,9 @@ async def _lock(client: Either, book_id: str) -> None:
     assert [it.lock_id for it in await client.list_locks(book_id=book_id)] == [lock_id]
     await client.unlock_code(extended.lock_token)
     assert (await client.get_lock(lock_id)).lock.state == redemptions.LOCK_STATE_RELEASED
-    locked = await client.lock_code(code, user)
+    locked = await client.lock_code(code, unique("guest"))
+    locked = await client.lock_code(code, user, lock_token=locked.lock_token)
+    assert locked.lock.user_id == user
     await client.unlock_code(lock_id=locked.lock.lock_id)
 
 

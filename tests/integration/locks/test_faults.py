@@ -130,6 +130,29 @@ def test_a_lock_of_whoever_gives_the_code_away_is_seen_and_ended_without_redis(
         api.redeem(code, giver, lock_token=held.lock_token)
 
 
+def test_a_lock_that_redis_has_lost_goes_over_while_nobody_else_has_the_code(
+    api: Api, redis_server: EmbeddedRedis
+) -> None:
+    code, guest, user = api.code(lock_policy=REQUIRED), unique("guest"), unique("user")
+    old = api.lock(code, guest)
+    flush(redis_server)
+    new = api.lock(code, user, lock_token=old.lock_token)
+    assert new.lock.expire_time == old.lock.expire_time
+    flush(redis_server)
+    with refused("LOCK_EXPIRED"):
+        api.redeem(code, guest, lock_token=old.lock_token)
+    api.redeem(code, user, lock_token=new.lock_token)
+    code = api.code(lock_policy=REQUIRED)
+    old = api.lock(code, guest)
+    flush(redis_server)
+    api.lock(code, unique("another"))
+    with refused("CODE_LOCKED"):
+        api.lock(code, user, lock_token=old.lock_token)
+    redis_server.kill()
+    with refused("LOCKS_UNAVAILABLE"):
+        api.lock(code, user, lock_token=old.lock_token)
+
+
 def test_a_lock_that_was_ended_stays_so_beside_its_token_on_another_code(
     api: Api, redis_server: EmbeddedRedis
 ) -> None:
