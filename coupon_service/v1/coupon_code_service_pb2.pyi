@@ -1171,7 +1171,7 @@ class ChangeCodesResponse(_message.Message):
     """True in the last message."""
     @_builtins.property
     def refused(self) -> _containers.RepeatedCompositeFieldContainer[Global___RefusedCode]:
-        """Codes of this chunk that were not, at most 200."""
+        """Codes of this chunk that were not, at most 100."""
 
     def __init__(
         self,

@@ -195,9 +195,10 @@ RULES: Final = {
         SELECT code, redemptions, own_limit FROM codes
         WHERE own_limit > 0 AND redemptions > own_limit
     """,
-    "a book says whether its codes have terms": """
+    # It goes on to say so when those codes are deleted.
+    "a book says that its codes have terms": """
         SELECT book_id, codes_have_terms FROM books
-        WHERE codes_have_terms <> EXISTS (
+        WHERE NOT codes_have_terms AND EXISTS (
             SELECT FROM coupon_code_terms AS terms WHERE terms.book_id = books.book_id)
     """,
     "terms are those of a code": """

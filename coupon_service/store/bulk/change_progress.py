@@ -20,7 +20,7 @@ from coupon_service.errors import (
 from coupon_service.model import Call, CodeChange, Event
 from coupon_service.store.bulk.code_filter import CodeFilter, MatchingPage
 
-CHUNK: Final = 200
+CHUNK: Final = 100
 """Codes of a transaction: so few that those who want one of them hardly wait."""
 
 PAGE: Final = 2_000

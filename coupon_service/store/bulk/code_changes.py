@@ -34,7 +34,7 @@ from coupon_service.store.events import insert_events
 from coupon_service.store.pipeline import Connection
 from coupon_service.telemetry.metrics import Metrics
 
-READ_AGAIN: Final = 50
+READ_AGAIN: Final = 10
 """Chunks of earlier calls that are read at a time."""
 
 BEGINNING: Final = datetime.min.replace(tzinfo=UTC)

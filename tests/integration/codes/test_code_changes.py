@@ -295,6 +295,22 @@ def test_a_wrong_upload_is_undone_in_one_call_and_can_be_made_again(api: Api) ->
     assert counts(change(api, book.book_id, DELETE, upload_request_id="wrong")) == (0, 0)
 
 
+def test_what_codes_say_for_themselves_is_deleted_with_them(api: Api, server: ServerThread) -> None:
+    plain, own = new_codes(2)
+    book = api.draft()
+    row = codes.NewCode(code=f"{own[:3]}-{own[3:]}", terms=codes.CodeTerms(max_redemptions=5))
+    api.import_codes(book.book_id, [codes.NewCode(code=plain), row], request_id="wrong")
+    assert counts(change(api, book.book_id, DELETE, upload_request_id="wrong")) == (2, 0)
+    with psycopg.connect(server.database_url) as connection:
+        for table in ("coupon_codes", "coupon_code_spellings", "coupon_code_terms"):
+            found = connection.execute(
+                f"SELECT count(*) FROM {table} WHERE code = ANY(%s)".encode(), [[plain, own]]
+            ).fetchone()
+            assert found == (0,), table
+    api.import_codes(book.book_id, [own], request_id="right")
+    assert api.get_code(own).max_redemptions == 1
+
+
 def test_generated_codes_are_deleted_by_their_request_and_leave_room_for_others(api: Api) -> None:
     book = api.draft(code_format={"length": 4, "alphabet": "ABCDE"})
 
