@@ -43,22 +43,26 @@ def work_done(server: ServerThread) -> Generator[WorkDone]:
     add, run, ask_redis = Pipeline.add, Pipeline.run, redis.replies
     books_read: list[Rows] = []
 
+    def of_a_call() -> bool:
+        return CURRENT.get(None) is not None  # and not of what goes on beside them
+
     def record(*steps: str) -> None:
-        if CURRENT.get(None) is not None:  # of a call, not of what goes on beside them
+        if of_a_call():
             work.steps.extend(steps)
 
     def recorded_add(pipeline: Pipeline, statement: Any, parameters: Any = ()) -> Rows:
         record(statement)
         rows = add(pipeline, statement, parameters)
-        if statement == load.SELECT_BOOKS:
+        if statement == load.SELECT_BOOKS and of_a_call():
             books_read.append(rows)
         return rows
 
     async def recorded_run(pipeline: Pipeline) -> None:
         record("round trip")
         await run(pipeline)
-        record(*("book" for rows in books_read for _ in rows))
-        books_read.clear()
+        if of_a_call():
+            record(*("book" for rows in books_read for _ in rows))
+            books_read.clear()
 
     async def recorded_replies(*commands: Any) -> Any:
         record(*("redis" for _ in commands))
