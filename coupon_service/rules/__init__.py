@@ -22,6 +22,7 @@ from coupon_service.rules.derived_states import (
     lock_view,
     may_be_locked,
     order_discount,
+    own_end,
 )
 from coupon_service.rules.orders import NO_COUPONS, discount_on_order, order_of
 from coupon_service.rules.pool import returns_to_pool
@@ -56,6 +57,7 @@ __all__ = [
     "may_be_locked",
     "order_discount",
     "order_of",
+    "own_end",
     "redemption_refusals",
     "refuse_all",
     "returns_to_pool",

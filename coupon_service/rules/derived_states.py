@@ -86,6 +86,11 @@ def assignment_state(
     return AssignmentState.REDEEMED if used_up else AssignmentState.ACTIVE
 
 
+def own_end(code: Code) -> datetime | None:
+    """The end of the code's own window."""
+    return code.terms.end_time if code.terms is not None else None
+
+
 def effective_code_state(
     code: Code,
     book: Book,
@@ -100,8 +105,7 @@ def effective_code_state(
     """
     if code.state in (CodeState.REDEEMED, CodeState.DISABLED):
         return code.state
-    own_end = code.terms.end_time if code.terms is not None else None
-    ends = [end for end in (book.end_time, own_end, expire_time) if end is not None]
+    ends = [end for end in (book.end_time, own_end(code), expire_time) if end is not None]
     if ends and now >= min(ends):
         return CodeState.EXPIRED
     return CodeState.LOCKED if locked_out else code.state

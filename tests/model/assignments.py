@@ -67,7 +67,7 @@ class Assignments(ModelState):
         found = self.codes.get(code)
         if found is None or book_id not in ("", found.book_id):
             raise Refusal("CODE_NOT_FOUND")
-        return found, self.books[found.book_id]
+        return found, self.book_of(code)
 
     # --- books ----------------------------------------------------------------------------------
 
@@ -173,36 +173,51 @@ class Assignments(ModelState):
     # --- codes ----------------------------------------------------------------------------------
 
     def import_chunk(
-        self, book_id: str, number: int, rows: list[str], request_id: str, least: int, dry: bool
+        self,
+        book_id: str,
+        number: int,
+        rows: list[str],
+        request_id: str,
+        least: int,
+        dry: bool,
+        more: Sequence[Message] = (),
     ) -> Message:
-        """One chunk of ImportCodes; `dry`: changes nothing."""
+        """One chunk of ImportCodes; `dry`: changes nothing. `more`: of each row, its terms and its
+        user."""
         if book_id not in self.books:
             raise Refusal("BOOK_NOT_FOUND")
         key = "CODES_IMPORTED", book_id, number, request_id
-        if again := self.once(key, (rows, least), None):
+        if again := self.once(key, (rows, least, more), None):
             return again
         if self.books[book_id]["state"] == "CLOSED":
             raise Refusal("INVALID_STATE_TRANSITION", state="CLOSED")
-        asked, least = (rows, least), least or self.books[book_id]["min_code_length"] or 4
+        asked, least = (rows, least, more), least or self.books[book_id]["min_code_length"] or 4
         source, made, rejected = (book_id, request_id), dict[str, str](), list[Message]()
-        seen = set[str]()
+        seen, seen_at = set[str](), dict[str, int]()
         for index, row in enumerate(rows):
             code = "".join(it for it in normalize("NFC", row).upper() if it.isalnum())
             earlier = self.codes.get(code)
-            if {"/", "+", "."} & set(row) or len(code) < least:
+            said = more[index] if more else {}
+            bad = self._is_bad(said.get("terms", {}), self.books[book_id])
+            if {"/", "+", "."} & set(row) or len(code) < least or bad:
                 outcome, reason = "INVALID", "INVALID_ARGUMENT"
             elif code in seen or (earlier and earlier.source == source):
                 outcome, reason = "DUPLICATE_IN_UPLOAD", "DUPLICATE_CODE"
             elif earlier:
                 outcome, reason = "ALREADY_EXISTS", "DUPLICATE_CODE"
             else:
-                made[code] = normalize("NFC", row)
+                made[code], seen_at[code] = normalize("NFC", row), index
                 outcome = reason = ""
             if outcome != "INVALID":
                 seen.add(code)
             if outcome:
                 error = {"error": Refusal(reason).error}
                 rejected.append({"index": index, "outcome": outcome, **error})
+        world = deepcopy(self) if dry else self
+        refused, assigned = world.put_codes(book_id, source, made, seen_at, more)
+        rejected += refused
+        rejected.sort(key=lambda it: it["index"])
+        made = {code: row for code, row in made.items() if code in world.codes}
         kinds = [it["outcome"] for it in rejected]
         counts = {"created": len(made), "duplicates": kinds.count("DUPLICATE_IN_UPLOAD")}
         counts |= {"existing": kinds.count("ALREADY_EXISTS"), "invalid": kinds.count("INVALID")}
@@ -213,14 +228,55 @@ class Assignments(ModelState):
             "existing_count": counts["existing"],
             "invalid_count": counts["invalid"],
             "rejected_rows": rejected,
+            "not_assigned_count": len(refused),
+            "assigned_count": assigned,
         }
+        if more:
+            counts |= {"assigned": assigned, "not_assigned": len(refused)}
         if not dry:
-            self.codes |= {
-                code: Code(code, book_id, source, spelling=row) for code, row in made.items()
-            }
             self.once(key, asked, lambda _: answer)
             self.record("CODES_IMPORTED", book_id, request_id, metadata=counts)
         return answer
+
+    @staticmethod
+    def _is_bad(terms: Message, book: Message) -> bool:
+        """Whether a code of the book cannot have these terms."""
+        money = "discount" in terms and "benefit" not in terms["discount"]
+        return 0 < terms.get("end_time", 0) <= terms.get("start_time", 0) or (
+            money and not book["currency_code"]
+        )
+
+    def put_codes(
+        self,
+        book_id: str,
+        source: tuple[str, str],
+        made: Message,
+        places: dict[str, int],
+        more: Sequence[Message],
+    ) -> tuple[list[Message], int]:
+        """New codes, as they were spelled, with what is said of them: the rows that could not be
+        assigned, and how many were. All of them are there before the first is assigned."""
+        said = {code: more[places[code]] if more else {} for code in made}
+        for code, row in made.items():
+            terms = said[code].get("terms", {})
+            self.codes[code] = Code(code, book_id, source, spelling=row, terms=terms)
+        refused, assigned = list[Message](), 0
+        for code in made:
+            user = said[code].get("user_id")
+            if not user:
+                continue
+            refusal = next(self.why_no_assignment(user, self.book_of(code), code), None)
+            if refusal is None:
+                key = "ASSIGNED", code, source[1]
+                answer = self.give(code, user, {}, source[1])
+                asked: tuple[str, str, Message] = (user, book_id, {})
+                self.once(key, asked, lambda it, of=answer: it.assigned_still(of))
+                assigned += 1
+                continue
+            del self.codes[code]
+            error = {"error": refusal.error}
+            refused.append({"index": places[code], "outcome": "NOT_ASSIGNED", **error})
+        return refused, assigned
 
     def generate(self, book_id: str, count: int, request_id: str) -> Message:
         """GenerateCodes, the last message. `learn` is told the codes."""
@@ -271,6 +327,7 @@ class Assignments(ModelState):
         limits = book["limits"]
         yield from self._over(book)
         if code:
+            yield from self._own_end(code)
             assignment, left = self.assignments.get((code, user), Assignment()), self.left(code)
             if self.codes[code].disabled:
                 yield Refusal("CODE_DISABLED")
@@ -347,8 +404,8 @@ class Assignments(ModelState):
         for refusal in self.why_no_assignment(user, book):
             raise refusal
         free = [it for it in self.codes if self.codes[it].book_id == book_id]
-        free = [it for it in free if self.state(it) == "AVAILABLE"]
-        good = {it for it in free if not any(self.why_no_assignment(user, book, it))}
+        free = [it for it in free if self.state(it) == "AVAILABLE" and not any(self._own_end(it))]
+        good = {it for it in free if not any(self.why_no_assignment(user, self.book_of(it), it))}
         if not free:
             raise Refusal("NO_CODES_AVAILABLE")
         if picked not in good:  # of no use to this user; a repeat may find another
@@ -472,6 +529,15 @@ class Assignments(ModelState):
             yield Refusal("BOOK_NOT_ACTIVE", state=book["state"])
         if 0 < book["end_time"] <= (time or self.now):
             yield Refusal("BOOK_EXPIRED", end_time=iso(book["end_time"]))
+
+    def _own_end(self, code: str, time: int = 0) -> Iterator[Refusal]:
+        if 0 < self.end_of(code) <= (time or self.now):
+            yield Refusal("CODE_EXPIRED", expire_time=iso(self.end_of(code)))
+
+    def _own_start(self, code: str) -> Iterator[Refusal]:
+        start = self.codes[code].terms.get("start_time", 0)
+        if self.now < start:
+            yield Refusal("CODE_NOT_STARTED", start_time=iso(start))
 
     def _not_started(self, book: Message) -> Iterator[Refusal]:
         if self.now < book["start_time"]:

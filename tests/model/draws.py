@@ -79,6 +79,23 @@ DISCOUNTS = any_of(
         },
     ]
 )
+TERMS = all_of(
+    {
+        "max_redemptions": any_of([0, 1, 2, 3]),
+        "start_time": any_of([0] * 6 + [2_000]),
+        "end_time": any_of([0, 0, 0, 1_000, 300_000]),
+        "discount": lambda random: DISCOUNTS(random) if random.random() < 0.4 else None,
+        "metadata": METADATA,
+    }
+)
+"""What a code says for itself; times are after that at which a program begins."""
+NEW_CODES = all_of(
+    {
+        "row": any_of(range(6)),
+        "name": lambda random: USERS(random) if random.random() < 0.5 else "",
+        "terms": lambda random: TERMS(random) if random.random() < 0.7 else {},
+    }
+)
 LIMITS = all_of(
     {
         "max_redemptions": any_of([0, 0, 0, 0, 4]),

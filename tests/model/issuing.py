@@ -15,6 +15,7 @@ from model.draws import (
     DURATIONS,
     LENGTHS,
     METADATA,
+    NEW_CODES,
     PER_MILLE,
     REQUEST_IDS,
     SEEDS,
@@ -30,6 +31,18 @@ from model.state import USES, Message
 from support.service import assignments, books, codes, struct
 
 ON_ORDERS = "max_redemptions_per_order"
+
+
+def terms_request(terms: Message) -> codes.CodeTerms:
+    """What a code says for itself, to be sent."""
+    made = codes.CodeTerms(
+        **{key: it for key, it in terms.items() if key not in (*TIMES, "metadata")},
+        metadata=struct(**terms["metadata"]) if "metadata" in terms else None,
+    )
+    for time in TIMES:
+        if time in terms:
+            getattr(made, time).FromMilliseconds(terms[time])
+    return made
 
 
 class Issuing(Program):
@@ -168,6 +181,44 @@ class Issuing(Program):
             imported,
             messages,
             lambda _: self.world.import_chunk(book_id, number, names, request_id, least, dry),
+        )
+
+    @step(
+        3,
+        which=PER_MILLE,
+        drawn=some_of(NEW_CODES, 1, 4),
+        request_id=REQUEST_IDS,
+        number=any_of(range(1, 3)),
+        dry=any_of([False, False, True]),
+    )
+    def import_with_terms(
+        self, which: int, drawn: list[Message], request_id: str, number: int, dry: bool
+    ) -> None:
+        book_id, request_id = self.book(which), self.fresh(request_id) or "r3"
+        names: list[str] = [[*self.rows, "no / code"][it["row"]] for it in drawn]
+        more, rows = list[Message](), list[codes.NewCode]()
+        for name, it in zip(names, drawn, strict=True):
+            user, sent = self.user(it["name"]) if it["name"] else ("", "")
+            terms = {key: value for key, value in it["terms"].items() if value}
+            for time in TIMES:
+                if time in terms:
+                    terms[time] += self.began
+            more.append({"user_id": user, "sent": sent, "terms": terms})
+            rows.append(codes.NewCode(code=name, user_id=sent, terms=terms_request(terms)))
+        header = codes.ImportHeader(book_id=book_id, request_id=request_id, validate_only=dry)
+        chunk = codes.ImportChunk(chunk_number=number, rows=rows)
+        messages = [
+            codes.ImportCodesRequest(header=header),
+            codes.ImportCodesRequest(chunk=chunk),
+        ]
+
+        def imported(request: Any, **how: Any) -> Any:
+            return next(self.api.codes.ImportCodes(iter(request), **how))
+
+        self.call(
+            imported,
+            messages,
+            lambda _: self.world.import_chunk(book_id, number, names, request_id, 0, dry, more),
         )
 
     @step(1, which=PER_MILLE, count=any_of(range(1, 3)), request_id=REQUEST_IDS)

@@ -29,6 +29,7 @@ from model.state import (
 PERMIT = "needs a permit in Redis"
 
 UNUSABLE = {
+    "CODE_NOT_STARTED",
     "BOOK_NOT_ACTIVE",
     "BOOK_NOT_STARTED",
     "BOOK_EXPIRED",
@@ -64,6 +65,8 @@ class World(Orders):
             time = self.locks[item.token.lock].message["create_time"]
         yield from self._over(book, time)
         yield from self._not_started(book)
+        yield from self._own_end(code, time)
+        yield from self._own_start(code)
         if self.codes[code].disabled:
             yield Refusal("CODE_DISABLED")
         for it in self._redeemed_for(item)[:1] if item and item.order_id else ():
@@ -244,8 +247,11 @@ class World(Orders):
         if 0 < book["end_time"] <= self.now:
             raise Refusal("BOOK_EXPIRED", end_time=iso(book["end_time"]))
         assignment = self.assignments.get((lock.message["code"], lock.message["user_id"]))
+        code = lock.message["code"]
         for refusal in (
             *self._not_started(book),
+            *self._own_end(code),
+            *self._own_start(code),
             *self._validity_over(assignment),
             *closed(book, self.now, self.now),
         ):
@@ -310,6 +316,7 @@ class World(Orders):
             "discount": self.discount(book, item),
             "benefit": book["discount"].get("benefit", {}).get("description", ""),
             "counts": self.counts(item.code, item.user),
+            "terms": self.codes[item.code].terms,
         }
 
     def qualify(self, user: str, named: Sequence[tuple[str, str]], order: Item) -> Message:
@@ -320,7 +327,8 @@ class World(Orders):
             if owner == user and (given := assignment.given) and assignment.state == "ACTIVE"
         }
         for code, (book_id, _, end) in list(tried.items()):
-            ends = [it for it in (end, self.books[book_id]["end_time"]) if it]
+            all_ends = (end, self.books[book_id]["end_time"], self.end_of(code))
+            ends = [it for it in all_ends if it]
             if (
                 self.books[book_id]["state"] == "CLOSED"
                 or min(ends, default=self.now + 1) <= self.now
@@ -343,8 +351,11 @@ class World(Orders):
             if code in own and "book_id" not in answer:
                 continue
             valid = answer.pop("valid", False)
-            of_book = self.books[answer["book_id"]]["end_time"] if "book_id" in answer else 0
-            first = min((it for it in (end, of_book) if it), default=0)
+            answer.pop("terms", None)
+            ends = [end]
+            if "book_id" in answer:
+                ends += [self.books[answer["book_id"]]["end_time"], self.end_of(code)]
+            first = min(filter(None, ends), default=0)
             names = {"code": code, "display_code": shown, "end_time": first}
             found.append({**answer, **names, "redeemable": valid, "assigned": code in own})
 
@@ -510,7 +521,7 @@ class World(Orders):
             return again
         if redemption["state"] == "ROLLED_BACK":
             raise rolled_back(redemption)
-        before, book = self.state(code), self.books[redemption["book_id"]]
+        before, book = self.state(code), self.book_of(code)
         redemption |= {"state": "ROLLED_BACK", "rollback_time": self.now}
         self.keep_currency(redemption)
         if redemption.get("_counted"):

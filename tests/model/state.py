@@ -79,6 +79,7 @@ class Code:
     source: tuple[str, str]
     disabled: bool = False
     spelling: str = ""
+    terms: Message = field(default_factory=dict[str, Any])
 
 
 @dataclass
@@ -156,9 +157,23 @@ class ModelState:
             for (of, owner), assignment in self.assignments.items()
         )
 
+    def book_of(self, code: str) -> Message:
+        """The book of a code, with what the code says for itself in its place."""
+        of = self.codes[code]
+        book, terms = self.books[of.book_id], of.terms
+        if not terms:
+            return book
+        uses = terms.get("max_redemptions") or book["limits"][USES]
+        discount = terms.get("discount") or book["discount"]
+        return {**book, "limits": {**book["limits"], USES: uses}, "discount": discount}
+
+    def end_of(self, code: str) -> int:
+        """When the code's own window ends; 0: never."""
+        return self.codes[code].terms.get("end_time", 0)
+
     def left(self, code: str) -> int | None:
         """Redemptions that are left of a code; None without a limit."""
-        uses: int = self.books[self.codes[code].book_id]["limits"][USES]
+        uses: int = self.book_of(code)["limits"][USES]
         return uses - len(self.live(code=code)) if uses else None
 
     def state(self, code: str) -> str:
@@ -205,9 +220,10 @@ class ModelState:
 
     def code_message(self, code: str, *, effective: bool = True, locks: bool = False) -> Message:
         """A code as it is now; `locks`: whether its effective state tells of them."""
-        book = self.books[self.codes[code].book_id]
+        book = self.book_of(code)
         return {
             "code": code,
+            "terms": self.codes[code].terms,
             "display_code": self.codes[code].spelling or code,
             "book_id": book["book_id"],
             "state": self.state(code),
@@ -219,10 +235,10 @@ class ModelState:
 
     def effective_state(self, code: str, *, locks: bool, end: int = 0) -> str:
         """The state, or EXPIRED or LOCKED; `end`: of the user's assignment."""
-        book, state, left = self.books[self.codes[code].book_id], self.state(code), self.left(code)
+        book, state, left = self.book_of(code), self.state(code), self.left(code)
         if state in ("REDEEMED", "DISABLED"):
             return state
-        if any(0 < it <= self.now for it in (book["end_time"], end)):
+        if any(0 < it <= self.now for it in (book["end_time"], self.end_of(code), end)):
             return "EXPIRED"
         locking = locks and left is not None and self.locking(book)
         return "LOCKED" if locking and len(self.permits(code)) >= (left or 0) else state
@@ -246,13 +262,14 @@ class ModelState:
                     end = assignment.given["expire_time"]
                     state = self.effective_state(code, locks=True, end=end)
                 message = self.assignment_message(code, user)
-                found.append({"assignment": message, "effective_state": state})
+                terms = self.codes[code].terms
+                found.append({"assignment": message, "effective_state": state, "terms": terms})
         key = ("assign_time", "code")
         return sorted(found, key=lambda it: [it["assignment"][k] for k in key], reverse=True)
 
     def counts(self, code: str, user: str) -> Message:
         """How often a code was redeemed by now."""
-        uses = self.books[self.codes[code].book_id]["limits"][USES]
+        uses = self.book_of(code)["limits"][USES]
         assignment = self.assignments.get((code, user), Assignment())
         return {
             "code_redemption_count": len(self.live(code=code)),
@@ -287,6 +304,7 @@ class ModelState:
         mine = self.redemption_messages(book_id=book_id)
         given = list(map(taken_off, self.live(book_id=book_id)))
         book = self.books[book_id]
+        own = any(it.terms for it in self.codes.values() if it.book_id == book_id)
         money = {"amount_minor": min(sum(given), 2**63 - 1), "currency_code": book["currency_code"]}
         return {
             "book_id": book_id,
@@ -298,5 +316,5 @@ class ModelState:
             "assignment_count": self.assignment_count(book_id=book_id),
             "redemption_count": len(given),
             "rollback_count": len(mine) - len(given),
-            "discount_given": None if "benefit" in book["discount"] else money,
+            "discount_given": None if "benefit" in book["discount"] and not own else money,
         }

@@ -15,6 +15,7 @@ from coupon_service.rpc.convert.fields import NO_ID, Fields
 from coupon_service.rpc.convert.redemptions import put_counts_now
 from coupon_service.rpc.convert.values import put_money, put_time
 from coupon_service.rpc.status import item_error
+from coupon_service.rules import own_end
 from coupon_service.v1 import redemption_service_pb2 as pb
 
 CODES_MAX: Final = 20
@@ -90,7 +91,7 @@ def trials(wanted: Qualification, coupons: Sequence[tuple[Assignment, Code, Book
                 attempt(code.code, book_id=book.book_id),
                 shown=code.spelling or book.code_format.display(code.code),
                 assigned=True,
-                ends=_ends(assignment, book),
+                ends=_first(assignment.expire_time, own_end(code), book.end_time),
             )
             for assignment, code, book in coupons
         ),
@@ -99,8 +100,8 @@ def trials(wanted: Qualification, coupons: Sequence[tuple[Assignment, Code, Book
     ]
 
 
-def _ends(assignment: Assignment, book: Book) -> datetime | None:
-    return min(filter(None, (assignment.expire_time, book.end_time)), default=None)
+def _first(*ends: datetime | None) -> datetime | None:
+    return min(filter(None, ends), default=None)
 
 
 def qualified_message(
@@ -124,7 +125,9 @@ def _rank(trial: Trial, validation: Validation) -> tuple[bool, int, datetime, st
 
 
 def _end(trial: Trial, validation: Validation) -> datetime | None:
-    return trial.ends or (validation.book.end_time if validation.book is not None else None)
+    if trial.ends or validation.book is None or validation.code is None:
+        return trial.ends
+    return _first(own_end(validation.code), validation.book.end_time)
 
 
 def _coupon_message(trial: Trial, validation: Validation) -> pb.QualifiedCoupon:

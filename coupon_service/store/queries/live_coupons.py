@@ -29,10 +29,17 @@ WITH newest AS MATERIALIZED (
     ORDER BY assign_time DESC, code DESC
     LIMIT %(looked_at)s
 ), live AS (
-    SELECT newest.*, least(newest.expire_time, book.end_time) AS ends
+    SELECT newest.*, own.ends
     FROM newest JOIN coupon_books AS book USING (book_id)
+    CROSS JOIN LATERAL (
+        SELECT least(newest.expire_time, book.end_time, CASE WHEN codes_have_terms THEN (
+            SELECT terms.end_time FROM coupon_code_terms AS terms
+            WHERE terms.bucket = newest.bucket AND terms.code = newest.code
+                AND terms.book_id = newest.book_id)
+            END) AS ends
+    ) AS own
     WHERE book.state <> %(closed)s
-        AND coalesce(least(newest.expire_time, book.end_time) > %(now)s, true)
+        AND coalesce(own.ends > %(now)s, true)
         AND (%(business_id)s = '' OR book.business_id = %(business_id)s)
 )
 SELECT (SELECT count(*) FROM newest), {ASSIGNMENTS.selected}

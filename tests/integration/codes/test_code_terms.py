@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import psycopg
@@ -20,6 +21,8 @@ from support.service import (
     struct,
     unique,
 )
+from support.waiting import until
+from support.work_done import work_done
 
 from coupon_service.v1.assignment_service_pb2 import ListUserCouponsRequest
 from coupon_service.v1.error_reason_pb2 import ErrorReason
@@ -488,3 +491,43 @@ def test_an_export_tells_who_has_each_code_and_who_redeemed_it_last(api: Api) ->
     asked.with_details = False
     (page,) = api.codes.ExportCodes(asked)
     assert not any(it.HasField("details") for it in page.codes)
+
+
+# --- which coupons fit --------------------------------------------------------------------------
+
+
+def test_coupons_fit_by_what_their_codes_say(api: Api) -> None:
+    best, soon, ended = new_codes(3)
+    book = api.book()
+    end, past = from_now(hours=1), from_now(seconds=1)
+    rows = [
+        row(best, "ann", discount=amount(900)),
+        row(soon, "ann", end_time=end),
+        row(ended, "ann", end_time=past),
+    ]
+    (answer,) = api.import_codes(book.book_id, rows)
+    assert answer.assigned_count == 3
+    until(lambda: "CODE_EXPIRED" in problems(api.validate(ended, "ann")))
+    request = redemptions.QualifyCouponsRequest(
+        user_id="ann",
+        business_id=api.get_book(book.book_id).business_id,
+        order_amount=euros(4_000),
+    )
+    found = api.redemptions.QualifyCoupons(request).coupons
+    assert [it.code for it in found] == [best, soon]
+    assert [it.discount for it in found] == [euros(900), euros(400)]
+    assert found[1].end_time.ToDatetime(UTC) == end
+
+
+# --- what it costs ------------------------------------------------------------------------------
+
+
+def test_a_redemption_takes_as_much_work_whatever_the_code_says(
+    api: Api, server: ServerThread
+) -> None:
+    own = with_terms(api, max_redemptions=3, discount=amount(300), end_time=from_now(hours=1))
+    plain = api.code()
+    with work_done(server) as work:
+        done = [work.of(partial(api.redeem, code, "ann"))[1] for code in (own, plain)]
+    assert done[0] == done[1]
+    assert done[0].count("round trip") == 2

@@ -45,6 +45,14 @@ BREAKS = {
     "no code is redeemed beyond its limit": (
         "UPDATE coupon_codes SET redemption_limit = 9, redemptions = 9 WHERE book_id = %s"
     ),
+    "a book says whether its codes have terms": """
+        INSERT INTO coupon_code_terms (book_id, bucket, code, max_redemptions)
+        SELECT book_id, bucket, code, 9 FROM coupon_codes WHERE book_id = %s
+    """,
+    "terms are those of a code": """
+        INSERT INTO coupon_code_terms (book_id, bucket, code, max_redemptions)
+        VALUES (%s, 0, 'NO-CODE', 1)
+    """,
     "no book takes off more than its budget was": """
         UPDATE coupon_book_totals SET discount_minor = 1, discount_limit_minor = 1
         WHERE book_id = %s
