@@ -112,24 +112,30 @@ def test_an_order_is_never_discounted_by_more_than_its_amount(
     assert_conserved(server, first, second)
 
 
-def test_rollbacks_and_redemptions_of_an_order_add_up(api: Api, server: ServerThread) -> None:
+def test_rollbacks_adjustments_and_redemptions_of_an_order_add_up(
+    api: Api, server: ServerThread
+) -> None:
     names = new_codes(CALLERS)
     forty = books.Discount(percent_off=books.PercentOff(basis_points=4_000))
     book = api.book(codes=names, discount=forty, order_policy=COMBINABLE)
 
-    def redeem_and_roll_back(n: int) -> str:
+    def redeem_and_change(n: int) -> str:
         try:
             redeemed = api.redeem(
                 names[n], "user", order_id="the order", order_amount=euros(10_000)
             ).redemption
         except grpc.RpcError as error:
             return reason_of(error)
-        if n % 2:
-            api.rollback(redeemed.redemption_id)
+        match n % 3:
+            case 0:
+                api.rollback(redeemed.redemption_id)
+            case 1:
+                api.adjust(redeemed.redemption_id, euros(5_000))
+                api.adjust(redeemed.redemption_id, euros(10_000))
+            case _:
+                pass
         return "OK"
 
-    found = Counter(
-        all_at_once([functools.partial(redeem_and_roll_back, n) for n in range(CALLERS)])
-    )
+    found = Counter(all_at_once([functools.partial(redeem_and_change, n) for n in range(CALLERS)]))
     assert found.keys() <= {"OK", "ORDER_FULLY_DISCOUNTED"}
     assert_conserved(server, book)

@@ -127,6 +127,30 @@ def test_what_is_hidden_with_one_order_is_not_with_another_at_the_same_time(shop
     assert reasons == {1: f"ERROR_REASON_{TAKEN}", 2: "ERROR_REASON_CODE_NOT_FOUND"}
 
 
+def test_coupons_on_an_order_of_a_user_are_apart_from_those_of_others(shop: Shop) -> None:
+    code = shop.code(order_policy=books.ORDER_POLICY_EXCLUSIVE)
+    other = shop.code(order_policy=books.ORDER_POLICY_EXCLUSIVE)
+    for name in ("ann", "bob"):
+        user = shop.user(name)
+        user.redeem(code, name, order_id="o")
+        with refused("COUPONS_NOT_COMBINABLE"):
+            user.redeem(other, name, order_id="o")
+    shop.service.redeem(other, "cyd", order_id="o")
+
+
+def test_a_user_is_not_told_what_is_left_of_a_budget_and_does_not_guess(
+    limiting_shop: Shop,
+) -> None:
+    shop, ann = limiting_shop, unique("ann")
+    limits = books.BookLimits(max_redemptions_per_code=0, max_discount_minor=1)
+    code, user = shop.code(limits=limits), shop.user(ann)
+    for _ in range(12):
+        with refused("BUDGET_EXCEEDED") as it:
+            user.redeem(code, ann, order_amount=euros(1_000))
+        assert it.metadata == {}
+    assert user.validate(shop.code(), ann).valid
+
+
 def test_orders_of_users_do_not_stand_in_the_way_of_services(shop: Shop) -> None:
     code = shop.code()
     shop.user("ann").redeem(code, "ann", order_id="o")

@@ -10,6 +10,7 @@ from grpc import StatusCode
 from support.calls import ALL_OR_NOTHING, batch, item, outcomes_of, reasons_of, redemption
 from support.invariants import assert_adds_up
 from support.service import Api, ServerThread, books, euros, new_codes, refused, unique
+from support.work_done import work_done
 
 COMBINABLE, EXCLUSIVE = books.ORDER_POLICY_COMBINABLE, books.ORDER_POLICY_EXCLUSIVE
 SIXTY = books.Discount(percent_off=books.PercentOff(basis_points=6_000))
@@ -104,6 +105,27 @@ def test_a_dry_run_tells_what_goes_with_what_is_on_the_order(shop: Shop) -> None
     tried = shop.api.validate(second, "ann", **poorer)
     assert reasons_of(tried) == ["ORDER_FULLY_DISCOUNTED"]
     assert tried.discount.amount_minor == 0
+
+
+def test_coupons_that_fit_are_tried_beside_what_is_on_the_order(shop: Shop) -> None:
+    first, second = shop.codes(2)
+    (alone,) = shop.codes(1, order_policy=EXCLUSIVE)
+    shop.off_minor(first)
+    fitting = shop.api.qualify("ann", second, alone, business_id=shop.business, **ORDER).coupons
+    assert [it.redeemable for it in fitting] == [True, False]
+    assert fitting[0].discount.amount_minor == 4_000
+
+
+def test_a_book_that_is_independent_does_not_pay_for_orders(
+    shop: Shop, server: ServerThread
+) -> None:
+    (plain,) = shop.codes(1, order_policy=books.ORDER_POLICY_INDEPENDENT)
+    (combinable,) = shop.codes(1)
+    with work_done(server) as work:
+        _, plain_steps = work.of(lambda: shop.off_minor(plain))
+        _, steps = work.of(lambda: shop.off_minor(combinable))
+    assert not [it for it in plain_steps if "coupon_order" in it]
+    assert (plain_steps.count("round trip"), steps.count("round trip")) == (2, 3)
 
 
 def test_an_exclusive_group_goes_over_books(shop: Shop) -> None:
