@@ -95,6 +95,25 @@ class Programs(BulkSteps):
                 redemptions.ListLocksRequest(book_id=book_id),
                 lambda: {"locks": world.held_messages(book_id=book_id)},
             ),
+            (
+                api.assignments.ListAssignments,
+                assignments.ListAssignmentsRequest(book_id=book_id, page_size=1_000),
+                lambda: {"assignments": world.assignment_messages(book_id)},
+            ),
+            (
+                api.assignments.ListAssignments,
+                assignments.ListAssignmentsRequest(
+                    book_id=book_id, state=assignments.ASSIGNMENT_STATE_REVOKED
+                ),
+                lambda: {"assignments": world.assignment_messages(book_id, "REVOKED")},
+            ),
+            (
+                api.redemptions.ListRedemptions,
+                redemptions.ListRedemptionsRequest(
+                    business_id=self.spelled(self.business), page_size=1_000
+                ),
+                lambda: {"redemptions": world.redemption_messages()},
+            ),
         ]
 
     def views_of_user(self, user: str, sent: str, book_id: str) -> list[View]:

@@ -267,6 +267,16 @@ class ModelState:
         key = ("assign_time", "code")
         return sorted(found, key=lambda it: [it["assignment"][k] for k in key], reverse=True)
 
+    def assignment_messages(self, book_id: str, state: str = "") -> list[Message]:
+        """Who got the codes of a book, newest first."""
+        found = [
+            self.assignment_message(code, user)
+            for (code, user), it in self.assignments.items()
+            if it.given and it.given["book_id"] == book_id and state in ("", it.state)
+        ]
+        key = ("assign_time", "code", "user_id")
+        return sorted(found, key=lambda it: [it[k] for k in key], reverse=True)
+
     def counts(self, code: str, user: str) -> Message:
         """How often a code was redeemed by now."""
         uses = self.book_of(code)["limits"][USES]
