@@ -86,9 +86,14 @@ def _key_of(number: int, servers: int) -> str:
 
 
 def identity(user: str, business: str) -> tuple[tuple[str, bytes], ...]:
-    """Metadata of a call of an end user; of no user: of a service."""
+    """Metadata of a call of an end user of a business; of no user: of a service."""
     named = (("end-user-bin", user.encode()), ("business-bin", business.encode()))
     return named if user else ()
+
+
+def service_of(business: str) -> tuple[tuple[str, bytes], ...]:
+    """Metadata of a call of a service of a business alone."""
+    return (("business-bin", business.encode()),)
 
 
 def as_they_say(_: str, rpc: RequestContext) -> None:

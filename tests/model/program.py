@@ -13,7 +13,7 @@ from uuid import UUID, uuid4
 import psycopg
 from hypothesis.stateful import RuleBasedStateMachine, rule
 from model.changing import ChangingWorld
-from model.clock import Clock, identity
+from model.clock import Clock, identity, service_of
 from model.compare import answered, clean, expected
 from model.draws import SEEDS, steps_of
 from model.state import Item, Message, Token
@@ -38,6 +38,8 @@ class Program(RuleBasedStateMachine):
     database: ClassVar[psycopg.Connection[Any]]
     ended: ClassVar[Iterator[int]] = iter(())
     numbers = itertools.count(1)
+    shares_codes = False
+    """Whether other programs, which are other businesses, have codes of the same names."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -58,7 +60,8 @@ class Program(RuleBasedStateMachine):
         self.business = f"caf\u00e9-{self.own}"
         self.book_ids: list[str] = []
         self.rows: list[str] = [
-            f"{self.own}{kind}".upper() for kind in ("N0", "N1", "N2", "ÜЯ", "é4")
+            f"{'samenamehere' if self.shares_codes else self.own}{kind}".upper()
+            for kind in ("N0", "N1", "N2", "ÜЯ", "é4")
         ]
         self.history: list[Callable[[], None]] = []
         self.log: list[str] = []
@@ -79,14 +82,20 @@ class Program(RuleBasedStateMachine):
     ) -> Any:
         """Asks the server and the model, a millisecond after whatever was before."""
         self.let_pass(1)
-        how = {"timeout": PATIENCE_S, "metadata": identity(user, self.spelled(self.business))}
+        how = {"timeout": PATIENCE_S, "metadata": self.caller_of(user)}
         with self.world.called_by(composed(user)):
             return self.agreed(request, lambda: rpc(request, **how), model)
+
+    def caller_of(self, user: str) -> tuple[tuple[str, bytes], ...]:
+        """Who calls: an end user, or a service, of this business or else of all."""
+        business = self.spelled(self.business)
+        return service_of(business) if self.shares_codes and not user else identity(user, business)
 
     def look_at(self, *views: View) -> None:
         """The same for what changes nothing, so that all of it can be asked at the same time."""
         self.let_pass(1)
-        asked = [rpc.future(request, timeout=PATIENCE_S) for rpc, request, _ in views]
+        how = {"timeout": PATIENCE_S, "metadata": self.caller_of("")}
+        asked = [rpc.future(request, **how) for rpc, request, _ in views]
         for (_, request, model), answer in zip(views, asked, strict=True):
             self.agreed(request, answer.result, lambda _, model=model: model())
 

@@ -16,8 +16,11 @@ from support.proof_sizes import new_seed, progress, times
 from support.redis_cluster import redis_cluster
 from support.service import Api
 
+from coupon_service.store import finishing
+
 PROGRAMS = times(300, 20_000)
 CLUSTER_PROGRAMS = times(30, 1_000)
+SHARING_PROGRAMS = times(40, 1_000)
 STEPS = 40
 SHARES = 2
 """Processes that can be given a part of the programs each, with `pytest -n 2`."""
@@ -77,6 +80,15 @@ def test_every_answer_and_the_final_state_are_those_of_a_plain_model(
     count = PROGRAMS // SHARES
     with programs_on(database_url, redis_alone_url, count) as programs:
         run_programs(programs, count, str(share))
+
+
+def test_they_are_where_other_businesses_have_the_same_codes(
+    database_url: str, redis_alone_url: str
+) -> None:
+    list(finishing.finish(database_url))
+    with programs_on(database_url, redis_alone_url, SHARING_PROGRAMS) as programs:
+        programs.shares_codes = True
+        run_programs(programs, SHARING_PROGRAMS, "sharing")
 
 
 def test_they_are_on_a_redis_cluster_as_well(database_url: str, tmp_path: Path) -> None:
