@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from functools import partial
 from typing import Any
 from uuid import UUID
@@ -26,6 +26,7 @@ from support.service import (
 )
 from support.token_clients import caller
 from support.token_issuers import ASKED_FOR
+from support.work_done import work_done
 
 from coupon_service.model.scopes import bucket_of_scope, scope_of_book, scope_of_business
 from coupon_service.store import finishing
@@ -385,3 +386,36 @@ class TestBooksOfBefore:
         again = api.books.CreateCouponBook(request)
         assert again.replayed
         assert again.coupon_book.book_id == made.coupon_book.book_id
+
+
+class TestWork:
+    def test_a_redemption_takes_not_one_statement_more(
+        self, server: ServerThread, ours: Api, new_database: NewDatabase, redis_server_url: str
+    ) -> None:
+        def steps(api: Api, running: ServerThread) -> list[str]:
+            first, second = new_codes(2)
+            api.book(codes=[first, second], business_id="ours")
+            api.redeem(first, "ann")  # from then on the worker knows
+            with work_done(running) as work:
+                _, done = work.of(lambda: api.redeem(second, "ann"))
+            return done
+
+        with new_database() as database_url:
+            settings = settings_for(database_url, redis_server_url, default_business="")
+            with ServerThread(settings) as before, closing(Api(before.address)) as api:
+                assert steps(ours, server) == steps(api, before)
+
+    def test_a_hidden_code_takes_as_much_as_an_unknown_one(
+        self, server: ServerThread, ours: Api, theirs: Api
+    ) -> None:
+        disabled, their_own, unknown = new_codes(3)
+        ours.book(codes=[disabled], business_id="ours")
+        theirs.book(codes=[their_own], business_id="theirs")
+        ours.disable(disabled)
+        with caller(server.address, "self", sub="ann", business="ours") as ann:
+            requests = [ann.redeem_request(it, "ann") for it in (disabled, their_own, unknown)]
+            with work_done(server) as work:
+                done = [
+                    work.of(partial(ann.redemptions.RedeemCode, request)) for request in requests
+                ]
+        assert done[0] == done[1] == done[2]
