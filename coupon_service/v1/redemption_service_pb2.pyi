@@ -499,7 +499,9 @@ class QualifiedCoupon(_message.Message):
 
     @_builtins.property
     def end_time(self) -> _timestamp_pb2.Timestamp:
-        """When it ends: the end of the assignment's validity or of the book, whichever is first. Unset: never."""
+        """When it ends: the end of the assignment's validity, of the code itself or of the book, whichever is
+        first. Unset: never.
+        """
 
     def __init__(
         self,

@@ -38,12 +38,14 @@ class Qualification:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """A coupon that is tried. `ends`: an assigned one, None for never."""
+    """A coupon that is tried. `ends`: an assigned one, None for never. `typed`: how it was named,
+    if it was."""
 
     command: Redeem
     shown: str
     assigned: bool = False
     ends: datetime | None = None
+    typed: str = ""
 
 
 def read_qualify(request: pb.QualifyCouponsRequest, rpc: RequestContext) -> Qualification:
@@ -80,10 +82,10 @@ def trials(wanted: Qualification, coupons: Sequence[tuple[Assignment, Code, Book
         return replace(wanted.attempt, code=code, **fields)  # type: ignore[arg-type]
 
     own = {code.code for _, code, _ in coupons}
-    others: dict[str, str] = {}
+    named: dict[str, str] = {}
     for typed, code in wanted.named.items():
-        if code not in own and code != NO_CODE:
-            others.setdefault(code, typed)
+        if code != NO_CODE:
+            named.setdefault(code, typed)
     no_codes = [typed for typed, code in wanted.named.items() if code == NO_CODE]
     return [
         *(
@@ -92,10 +94,11 @@ def trials(wanted: Qualification, coupons: Sequence[tuple[Assignment, Code, Book
                 shown=code.spelling or book.code_format.display(code.code),
                 assigned=True,
                 ends=_first(assignment.expire_time, own_end(code), book.end_time),
+                typed=named.get(code.code, ""),
             )
             for assignment, code, book in coupons
         ),
-        *(Trial(attempt(code), typed) for code, typed in others.items()),
+        *(Trial(attempt(code), typed) for code, typed in named.items() if code not in own),
         *(Trial(attempt(NO_CODE), typed) for typed in no_codes),
     ]
 
@@ -107,11 +110,14 @@ def _first(*ends: datetime | None) -> datetime | None:
 def qualified_message(
     tried: Iterable[Trial], validations: Iterable[Validation], *, truncated: bool
 ) -> pb.QualifyCouponsResponse:
-    """What became of each, the best first. A coupon that its end user cannot see is left out."""
+    """What became of each, the best first. A coupon that its end user cannot see is left out, or,
+    when it was named, is as one that does not exist."""
     found = [
         (trial, validation)
+        if validation.book is not None
+        else (Trial(trial.command, trial.typed or trial.shown), validation)
         for trial, validation in zip(tried, validations, strict=True)
-        if validation.book is not None or not trial.assigned
+        if validation.book is not None or trial.typed or not trial.assigned
     ]
     found.sort(key=lambda it: _rank(*it))
     return pb.QualifyCouponsResponse(

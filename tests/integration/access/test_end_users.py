@@ -107,6 +107,20 @@ class TestTheirOwn:
         request = redemptions.ListRedemptionsRequest(order_id=f"{order}bob")
         assert not ann.redemptions.ListRedemptions(request).redemptions
 
+    def test_a_coupon_of_theirs_that_is_of_no_use_is_unknown_when_they_name_it(
+        self, root: Api, ann: Api, business: str
+    ) -> None:
+        codes = new_codes(2)
+        book = root.book(codes=codes, business_id=business, assignment_policy=REQUIRED)
+        root.assign(codes[0], "ann", business_id=business)
+        root.pause(book.book_id)
+        assert codes[0] not in [it.code for it in ann.qualify("ann").coupons]
+        named = [it for it in ann.qualify("ann", *codes).coupons if it.code in codes]
+        assert [reasons_of(it) for it in named] == [["CODE_NOT_FOUND"]] * 2
+        for it in named:
+            it.code = it.display_code = ""
+        assert named[0] == named[1]
+
     def test_a_repeat_is_answered_as_before(self, ann: Api, make: Callable[..., str]) -> None:
         code, request_id = make(), unique("request")
         first = ann.redeem(code, "ann", request_id=request_id)
