@@ -149,13 +149,14 @@ class Event:
 @value
 class Adjustment:
     """What the order of a redemption comes to now, and the discount. `adjustments`: how often it
-    got another amount."""
+    got another amount. `currency_code`: of the order; None before it was recorded."""
 
     redemption_id: UUID
     book_id: UUID
     order_amount_minor: int
     discount_minor: int | None
     adjustments: int
+    currency_code: str | None = None
 
 
 @value

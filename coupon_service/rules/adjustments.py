@@ -66,6 +66,7 @@ def adjust(command: Adjust, code: Code, book: Book, draft: Draft) -> Outcome:
         order_amount_minor=command.order_amount.amount_minor,
         discount_minor=discount,
         adjustments=present.adjustments + 1,
+        currency_code=command.order_amount.currency_code,
     )
     draft.put_adjustment(adjustment)
     if order is not None:

@@ -119,6 +119,7 @@ def adjusted(redemption: Event, adjustment: Adjustment | None) -> Event:
         redemption,
         order_amount_minor=adjustment.order_amount_minor,
         discount_minor=adjustment.discount_minor,
+        currency_code=redemption.currency_code or adjustment.currency_code,
         adjustments=adjustment.adjustments,
     )
 

@@ -228,13 +228,18 @@ class Draft:
         self.state.order_coupons[order] = after
 
     def count_total(self, book: Book, redemptions: int, discount_minor: int) -> None:
-        """Adds to what the redemptions of a book come to, where it limits that."""
+        """Adds to what the redemptions of a book come to, where it limits that.
+
+        A version that knew no budgets has counted nothing for it: no roll-back takes that off.
+        """
         if not book.limits.any_total:
             return
         if not book.limits.budget_minor:
             discount_minor = 0
         before = self.state.totals[book.book_id]
-        after = BookTotals(before.redemptions + redemptions, before.discount_minor + discount_minor)
+        after = BookTotals(
+            max(before.redemptions + redemptions, 0), max(before.discount_minor + discount_minor, 0)
+        )
         first = self.totals.get(book.book_id)
         self.totals[book.book_id] = (first[0] if first else before, after)
         self.state.totals[book.book_id] = after

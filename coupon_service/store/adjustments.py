@@ -70,7 +70,7 @@ SELECT * FROM unnest(
     {ADJUSTMENT_ROWS.arrays})
 ON CONFLICT (bucket, redemption_id) DO UPDATE
 SET order_amount_minor = EXCLUDED.order_amount_minor, discount_minor = EXCLUDED.discount_minor,
-    adjustments = EXCLUDED.adjustments
+    adjustments = EXCLUDED.adjustments, currency_code = EXCLUDED.currency_code
 """
 
 

@@ -206,6 +206,7 @@ ADJUSTMENTS: Final = Columns[Adjustment](
     Column("order_amount_minor", "bigint"),
     Column("discount_minor", "bigint"),
     Column("adjustments", "integer"),
+    Column("currency_code", "text"),
 )
 
 adjustment_from_row: Final = ADJUSTMENTS.reader(Adjustment)

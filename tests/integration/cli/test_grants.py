@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from psycopg import sql
 from support.command_line import run
 from support.postgres_roles import new_role
 from support.service import Api, ServerThread, books, lock_grace, new_codes, settings_for
@@ -67,6 +68,23 @@ def test_the_role_can_do_the_work_in_the_background(database_url: str, redis_url
             api.lock(code, "ann", ttl_s=1)
             until(lambda: "LOCK_EXPIRED" in api.event_names(code=code))
             until(lambda: "BOOK_RUNNING_LOW" in api.event_names(book_id=book.book_id))
+
+
+def test_books_are_made_and_changed_before_what_is_new_is_granted(
+    database_url: str, redis_url: str
+) -> None:
+    with new_role(database_url) as (role, url):
+        grant(database_url, role, {}, execute=True)
+        with psycopg.connect(database_url) as connection:
+            revoke = sql.SQL("REVOKE ALL ON coupon_book_terms FROM {}")
+            connection.execute(revoke.format(sql.Identifier(role)))
+        with (
+            ServerThread(settings_for(url, redis_url)) as running,
+            closing(Api(running.address)) as api,
+        ):
+            book = api.draft()
+            off = books.Discount(amount_off=books.AmountOff(amount_minor=5))
+            assert api.update(book.book_id, discount=off).discount == off
 
 
 def test_the_role_of_the_service_cannot_change_the_ledger(server: ServerThread, api: Api) -> None:

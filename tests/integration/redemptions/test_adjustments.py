@@ -111,6 +111,19 @@ def test_a_benefit_stays_one(api: Api) -> None:
     assert answer.order_amount == euros(1)
 
 
+def test_the_first_amount_of_an_order_says_its_currency(api: Api) -> None:
+    (code,) = new_codes(1)
+    gift = books.Discount(benefit=books.Benefit(description="gift"))
+    api.book(codes=[code], discount=gift, currency_code="")
+    redemption = api.redeem(code, "ann").redemption
+    after = api.adjust(redemption.redemption_id, euros(500)).redemption
+    assert after.order_amount == euros(500)
+    assert present(api, redemption.redemption_id) == after
+    with refused("CURRENCY_MISMATCH"):
+        api.adjust(redemption.redemption_id, money.Money(amount_minor=5, currency_code="USD"))
+    assert api.rollback(redemption.redemption_id).redemption.order_amount == euros(500)
+
+
 @pytest.mark.parametrize("state", ["paused", "closed"])
 def test_less_is_taken_in_any_state_and_more_only_while_the_book_is_active(
     api: Api, state: str

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import psycopg
 from grpc import StatusCode
 from support.calls import ALL_OR_NOTHING, batch, item, outcomes_of, reasons_of
-from support.service import Api, books, euros, new_codes, refused
+from support.service import Api, ServerThread, books, euros, new_codes, refused
 
 BUDGET = books.BookLimits(max_discount_minor=1_200)
 HALF = books.Discount(percent_off=books.PercentOff(basis_points=5_000))
@@ -55,6 +56,21 @@ def test_a_budget_is_set_before_the_first_activation_and_changed_at_any_time(api
     with refused("INVALID_STATE_TRANSITION") as it:
         api.update(made.book_id, limits=BUDGET)
     assert it.metadata == {"state": "ACTIVE", "field": "limits.max_discount_minor"}
+
+
+def test_a_redemption_that_was_not_counted_is_rolled_back(api: Api, server: ServerThread) -> None:
+    (code,) = new_codes(1)
+    made = api.book(codes=[code], limits=BUDGET, discount=HALF)
+    done = api.redeem(code, "ann", order_amount=euros(2_000)).redemption
+    with psycopg.connect(server.database_url) as connection:  # as a version before budgets did
+        connection.execute(
+            "UPDATE coupon_book_totals SET redemptions = 0, discount_minor = 0 WHERE book_id = %s",
+            [made.book_id],
+        )
+    api.rollback(done.redemption_id)
+    api.redeem(code, "ann", order_amount=euros(2_400))
+    with refused("CODE_ALREADY_REDEEMED"):
+        api.redeem(code, "ann", order_amount=euros(2))
 
 
 def test_a_benefit_has_no_budget(api: Api) -> None:
