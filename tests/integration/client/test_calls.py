@@ -156,9 +156,14 @@ async def _redeem(client: Either, book_id: str) -> None:
     code, second = (it.code for it in available[:2])
     valid = await client.validate_code(code, user, order_amount=amount)
     assert valid.valid
+    fits = await client.qualify_coupons(user, [code], order_amount=amount)
+    assert [it.redeemable for it in fits.coupons] == [True]
     answer = await client.redeem_code(code, user, order_id="order", order_amount=amount)
     redemption = answer.redemption
     assert redemption.discount.amount_minor == 600
+    half = Money(amount_minor=2_000, currency_code="EUR")
+    adjusted = await client.adjust_redemption(redemption.redemption_id, half)
+    assert adjusted.redemption.discount.amount_minor == 300
     used = await client.validate_code(code, user)
     assert isinstance(error_of_item(used.problems[0]), errors.CodeAlreadyRedeemed)
     batch = await client.batch_redeem_codes(
