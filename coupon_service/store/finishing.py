@@ -137,13 +137,16 @@ def _refuse_old_versions(connection: Connection) -> None:
 
 
 COUNT_SCOPED: Final = """
-SELECT count(*), (SELECT count(*) FROM coupon_codes WHERE scope <> 0)
-FROM coupon_books WHERE book_id BETWEEN %s AND %s
+SELECT count(*), (
+    SELECT coalesce(sum(available + assigned + redeemed + disabled), 0)::bigint
+    FROM coupon_book_counters WHERE book_id BETWEEN %(first)s AND %(last)s)
+FROM coupon_books WHERE book_id BETWEEN %(first)s AND %(last)s
 """
 
 
 def _refuse_scoped_books(connection: Connection) -> None:
-    row = connection.execute(COUNT_SCOPED, [FIRST_SCOPED_BOOK, LAST_SCOPED_BOOK]).fetchone()
+    between = {"first": FIRST_SCOPED_BOOK, "last": LAST_SCOPED_BOOK}
+    row = connection.execute(COUNT_SCOPED, between).fetchone()
     books, codes = row or (0, 0)
     if books:
         raise CannotFinishError(

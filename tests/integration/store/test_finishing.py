@@ -212,6 +212,9 @@ class TestBack:
                 "INSERT INTO coupon_codes (book_id, bucket, code, scope) VALUES (%s, 1, 'AB', %s)",
                 [book_id, scope_of_business("ours")],
             )
+            connection.execute(
+                "INSERT INTO coupon_book_counters VALUES (%s, 1, 0, 0, 0, 0, 0, 0, 0, 1)", [book_id]
+            )
         with pytest.raises(CannotFinishError, match=r"1 coupon books .* with 1 codes"):
             list(finishing.unfinish(database_url))
         assert keys(database_url) == NEW
