@@ -39,11 +39,17 @@ UNKNOWN_ID = "00000000-0000-4000-8000-000000000000"
 OPTIONAL = books.LOCK_POLICY_OPTIONAL
 COMBINABLE = books.ORDER_POLICY_COMBINABLE
 
-WITH_AUTHENTICATION = {"UNAUTHENTICATED", "PERMISSION_DENIED", "RATE_LIMITED"}
-"""Everybody may do everything as often as they like until there is authentication. The statuses of
-these reasons are tested with the table of all of them: tests/unit/rpc/test_status.py."""
+WITH_AUTHENTICATION = {
+    "UNAUTHENTICATED",
+    "PERMISSION_DENIED",
+    "RATE_LIMITED",
+    "UPLOAD_AMBIGUOUS",
+}
+"""Everybody may do everything as often as they like, and is the same caller, until there is
+authentication. The statuses of these reasons are tested with the table of all of them:
+tests/unit/rpc/test_status.py."""
 
-IN_ROWS = {"DUPLICATE_CODE"}
+IN_ROWS = {"DUPLICATE_CODE", "CODE_HAS_HISTORY"}
 """Never an error of a call."""
 
 OF_STREAMS = {"STREAM_ENDED"}
@@ -157,6 +163,24 @@ def code_expired(stage: Stage) -> object:
     code = stage.api.code(assigned_code_validity=Duration(seconds=3_600))
     stage.api.assign(code, "ann")
     return stage.tomorrow.redeem(code, "ann")
+
+
+def code_not_started(stage: Stage) -> object:
+    (code,) = new_codes(1)
+    row = codes.NewCode(code=code)
+    row.terms.start_time.FromDatetime(from_now(hours=1))
+    stage.api.import_codes(stage.api.book().book_id, [row])
+    return stage.api.redeem(code, "ann")
+
+
+def upload_not_found(stage: Stage) -> object:
+    request = codes.ChangeCodesRequest(
+        book_id=stage.api.book().book_id,
+        change=codes.CODE_CHANGE_DISABLE,
+        request_id=unique("request"),
+        filter=codes.CodeFilter(upload_request_id="nothing"),
+    )
+    return list(stage.api.codes.ChangeCodes(request))
 
 
 def code_already_redeemed(stage: Stage) -> object:
@@ -411,6 +435,8 @@ PROVOKE: dict[str, Callable[[Stage], object]] = {
         book_expired,
         code_disabled,
         code_expired,
+        code_not_started,
+        upload_not_found,
         code_already_redeemed,
         code_limit_exceeded,
         user_limit_exceeded,

@@ -78,6 +78,10 @@ BREAKS = {
     "a lock that answers a request was acquired for its user": (
         again(None, EventType.LOCKED, request_id="another", lock_id=UNKNOWN_ID)
     ),
+    "a book says that its codes have terms": (
+        "INSERT INTO coupon_code_terms (book_id, bucket, code, max_redemptions)"
+        " SELECT book_id, bucket, code, 1 FROM coupon_codes WHERE book_id = %s"
+    ),
     "a code that its user had redeemed did not go back to the pool": again(
         "kept", type=EventType.ASSIGNMENT_EXPIRED, event_time="2100-01-01T00:00:00Z"
     ),
