@@ -218,7 +218,7 @@ def test_no_span_names_a_code_a_user_or_a_token(traced: Traced) -> None:
     traced.api.redeem(code, "secretive-user", lock_token=token, order_id="secret-order")
     with refused("CODE_ALREADY_REDEEMED"):
         traced.api.redeem(code, "secretive-user")
-    until(lambda: len(traced.spans("batch changes")) >= 3)
+    until(lambda: traced.spans("batch locks") and len(traced.spans("batch changes")) == 2)
     output = "".join(it.to_json() for it in traced.spans())
     assert "RedeemCode" in output
     for secret in (code, "secretive-user", token, "secret-order"):
