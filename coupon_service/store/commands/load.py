@@ -8,9 +8,8 @@ whole book need a second round trip, to lock those counters, and repeats, to rea
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import datetime
 from typing import Final, LiteralString
 from uuid import UUID
@@ -18,31 +17,20 @@ from uuid import UUID
 from psycopg.rows import TupleRow
 
 from coupon_service.model import (
-    Adjust,
-    Assign,
     AssignRandom,
     Book,
     BookTotals,
-    ChangeLock,
-    CodeCommand,
     Command,
-    Event,
-    EventType,
     Lock,
     Redeem,
-    ReturnToPool,
-    Revoke,
-    Rollback,
-    SetCodeEnabled,
     State,
-    Transfer,
     UserCounts,
     bucket_of_event,
     rollback_id,
 )
 from coupon_service.model.codes import bucket_of
 from coupon_service.model.scopes import ALL_BUSINESSES, scope_of_book
-from coupon_service.rules import as_attempted, book_named, ids_of_attempt
+from coupon_service.rules import as_attempted, ids_of_attempt
 from coupon_service.store.adjustments import select_adjustments, select_terms
 from coupon_service.store.arrays import int_array, text_array, uuid_array
 from coupon_service.store.commands.limit_counters import limited, select_totals, select_users
@@ -50,6 +38,7 @@ from coupon_service.store.commands.order_coupons import put_order_coupons, selec
 from coupon_service.store.commands.orders import put_live_orders, select_orders
 from coupon_service.store.commands.period_counters import select_periods
 from coupon_service.store.commands.random_codes import lock_candidates
+from coupon_service.store.commands.read_set import ReadSet, wanted_by
 from coupon_service.store.commands.user_locks import select_user_locks
 from coupon_service.store.events import SELECT_LOCK_EVENTS
 from coupon_service.store.pipeline import Pipeline, Rows
@@ -66,106 +55,12 @@ from coupon_service.store.rows import (
     shown_code_from_row,
     terms_from_row,
 )
-from coupon_service.store.scopes import SOLE_BUSINESS, LoadMemory, ScopedCode, Scoping
+from coupon_service.store.scopes import SOLE_BUSINESS, LoadMemory, Scoping
 from coupon_service.store.spellings import select_shown_codes, select_spellings
 from coupon_service.store.terms import terms_by_code
 
-SHOWING: Final = (Assign, Revoke, Transfer, SetCodeEnabled)
-"""Commands whose code is answered in its spelling."""
-
 CodeRowKey = tuple[int, str, int]
 """A bucket, a code, and its scope, if that is a business."""
-
-
-@dataclass(slots=True)
-class ReadSet:
-    """The keys of the rows that commands touch, each once. `shown`: codes that are answered in
-    their spelling. `locks_of`: codes and users whose locks are of interest. `redemptions`: that may
-    have been adjusted; `adjusted`: those that are to be."""
-
-    codes: set[ScopedCode] = field(default_factory=set[ScopedCode])
-    shown: set[ScopedCode] = field(default_factory=set[ScopedCode])
-    books: set[UUID] = field(default_factory=set[UUID])
-    assignments: set[tuple[str, str]] = field(default_factory=set[tuple[str, str]])
-    events: set[UUID] = field(default_factory=set[UUID])
-    random_events: set[UUID] = field(default_factory=set[UUID])
-    lock_ids: dict[UUID, str] = field(default_factory=dict[UUID, str])
-    locks_of: set[tuple[str, str]] = field(default_factory=set[tuple[str, str]])
-    orders: set[tuple[str, str, str]] = field(default_factory=set[tuple[str, str, str]])
-    redemptions: set[UUID] = field(default_factory=set[UUID])
-    adjusted: dict[UUID, Event] = field(default_factory=dict[UUID, Event])
-    candidates: Counter[UUID] = field(default_factory=Counter[UUID])
-    fences: int = 0
-
-
-def _wanted(commands: Iterable[Command], scoping: Scoping) -> ReadSet:
-    wanted = ReadSet()
-    for command in commands:
-        if isinstance(command, AssignRandom):
-            wanted.books.add(command.book_id)
-            wanted.random_events.add(command.event_id)
-            wanted.candidates[command.book_id] += 1
-            continue
-        _add_wanted_of_code(wanted, command, scoping)
-        if isinstance(command, (Redeem, Lock, Assign, Revoke, Rollback)) or (
-            isinstance(command, ChangeLock) and command.type is EventType.LOCK_EXTENDED
-        ):
-            wanted.assignments.add((command.code, command.user_id))
-        if isinstance(command, Redeem):
-            _want_of_redeem(command, wanted)
-        elif isinstance(command, (Rollback, Adjust)):
-            _want_of_redemption(command, wanted)
-        else:
-            _add_wanted_locks(wanted, command)
-    return wanted
-
-
-def _add_wanted_of_code(wanted: ReadSet, command: CodeCommand, scoping: Scoping) -> None:
-    """The code that is meant, its book where it is named, and earlier attempts."""
-    book_id = book_named(command)
-    scope = scoping.scope_of(book_id, command.call.business_id)
-    wanted.codes.add((command.code, scope))
-    wanted.events.update(ids_of_attempt(command, scope))
-    if isinstance(command, SHOWING):
-        wanted.shown.add((command.code, scope))
-    if book_id is not None:
-        wanted.books.add(book_id)
-
-
-def _add_wanted_locks(wanted: ReadSet, command: CodeCommand) -> None:
-    """What a lock or its change, or the end of an assignment, needs."""
-    if isinstance(command, Lock):
-        wanted.events.add(command.lock_id)
-        if command.lock_id != command.event_id:
-            wanted.lock_ids[command.lock_id] = command.code
-        if command.taken_from is not None:
-            wanted.lock_ids[command.taken_from.lock_id] = command.taken_from.code
-        wanted.fences += 1
-    elif isinstance(command, ChangeLock):
-        wanted.lock_ids[command.lock_id] = command.code
-    elif isinstance(command, (Transfer, ReturnToPool)):
-        user_id = command.from_user_id if isinstance(command, Transfer) else command.user_id
-        wanted.assignments.add((command.code, user_id))
-        wanted.locks_of.add((command.code, user_id))
-    if isinstance(command, Transfer):
-        wanted.assignments.add((command.code, command.to_user_id))
-
-
-def _want_of_redeem(command: Redeem, wanted: ReadSet) -> None:
-    if command.order_id:
-        wanted.orders.add((command.code, command.order_id, command.user_id))
-    if command.lock is not None:
-        wanted.lock_ids[command.lock.lock_id] = command.lock.code
-    elif command.lease is not None and command.lease.held_lock_id is not None:
-        wanted.lock_ids[command.lease.held_lock_id] = command.code
-
-
-def _want_of_redemption(command: Rollback | Adjust, wanted: ReadSet) -> None:
-    redemption = command.redemption
-    wanted.redemptions.add(redemption.event_id)
-    if isinstance(command, Adjust):
-        wanted.events.add(rollback_id(redemption.event_id))
-        wanted.adjusted[redemption.event_id] = redemption
 
 
 async def load(
@@ -194,7 +89,7 @@ async def _load(
 ) -> State | None:
     """As `load`; None where what was remembered is no longer so, and may have led to other rows."""
     scoping = memory.scoping
-    wanted = _wanted(commands, scoping)
+    wanted = wanted_by(commands, scoping)
     spelled = [it for it in commands if it.earlier]
     for command in spelled:
         ids = wanted.random_events if isinstance(command, AssignRandom) else wanted.events
