@@ -334,7 +334,7 @@ class World(Orders):
                 or min(ends, default=self.now + 1) <= self.now
             ):
                 del tried[code]
-        own = set(tried)
+        own, names_of = set(tried), dict(reversed(named))
         for code, typed in named:
             tried.setdefault(code, ("", typed, 0))
         found: list[Message] = []
@@ -348,16 +348,19 @@ class World(Orders):
                     amount=order.amount,
                 )
             )
-            if code in own and "book_id" not in answer:
+            hidden = code in own and "book_id" not in answer
+            if hidden and code not in names_of:
                 continue
             valid = answer.pop("valid", False)
             answer.pop("terms", None)
-            ends = [end]
+            ends = [0 if hidden else end]
             if "book_id" in answer:
                 ends += [self.books[answer["book_id"]]["end_time"], self.end_of(code)]
             first = min(filter(None, ends), default=0)
-            names = {"code": code, "display_code": shown, "end_time": first}
-            found.append({**answer, **names, "redeemable": valid, "assigned": code in own})
+            display_code = names_of[code] if hidden else shown  # as any other that is named
+            names = {"code": code, "display_code": display_code, "end_time": first}
+            mine = code in own and not hidden
+            found.append({**answer, **names, "redeemable": valid, "assigned": mine})
 
         def rank(it: Message) -> Any:
             discount: Message = it.get("discount") or {"amount_minor": 0}
