@@ -18,7 +18,7 @@ from redis.crc import key_slot
 from support.redis_cluster import SLOTS
 from support.service import ServerThread, settings_for
 
-from coupon_service.leases import scripts
+from coupon_service.leases.scripts import LeaseScripts
 from coupon_service.maintenance.lock_sweeper import LockSweeper
 from coupon_service.maintenance.pool_sweeper import PoolSweeper
 from coupon_service.rpc import handler
@@ -26,7 +26,7 @@ from coupon_service.rpc.context import RequestContext
 from coupon_service.rpc.convert.fields import Fields
 from coupon_service.settings.redis_url import read_redis_url
 
-SCRIPT_TEXT = scripts._text
+ADD_SCRIPT = LeaseScripts._script
 REAL_CLOCK = "redis.call('TIME')"
 OWN_CLOCK = """(function()
   for _, key in ipairs({%s}) do
@@ -116,8 +116,8 @@ def clocked_server(
     sweeps by itself.
     """
 
-    def on_own_clock(name: str) -> str:
-        return SCRIPT_TEXT(name).replace(REAL_CLOCK, clock.source)
+    def on_own_clock(of: LeaseScripts, source: str) -> tuple[str, str]:
+        return ADD_SCRIPT(of, source.replace(REAL_CLOCK, clock.source))
 
     async def never(_: LockSweeper | PoolSweeper) -> None:
         await asyncio.Event().wait()
@@ -128,7 +128,7 @@ def clocked_server(
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger("error"))
     try:
         with (
-            mock.patch.object(scripts, "_text", on_own_clock),
+            mock.patch.object(LeaseScripts, "_script", on_own_clock),
             mock.patch.object(LockSweeper, "run", never),
             mock.patch.object(PoolSweeper, "run", never),
             mock.patch.object(handler, "_as_anonymous", as_they_say),

@@ -160,7 +160,7 @@ def unsorted_row_locks() -> Mutant:
 
     real = loading._select_codes
 
-    def select(pipeline: Any, keys: Sequence[tuple[int, str]], *, lock: bool) -> Any:
+    def select(pipeline: Any, keys: Sequence[loading.CodeRowKey], *, lock: bool) -> Any:
         found = Joined()
         for key in random.sample(keys, len(keys)):
             found.append(real(pipeline, [key], lock=lock))
@@ -324,7 +324,7 @@ def collision_hidden() -> Mutant:
 def refusals_wait_for_the_disk() -> Mutant:
     """A batch that did nothing but lock rows is committed."""
     right = 'pipeline.ending = "ROLLBACK"'
-    return changed_source(execute, "Executor", "execute", right, "pass")
+    return changed_source(execute, "Executor", "_carry_out", right, "pass")
 
 
 def book_of_an_unknown_code_not_read() -> Mutant:
