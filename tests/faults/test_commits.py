@@ -91,6 +91,29 @@ def test_server_resolves_it_before_the_client_notices(
     assert effects(api, code) == (0, ["REDEEMED", "ROLLED_BACK"])
 
 
+@pytest.mark.parametrize("api", [1], indirect=True)
+@pytest.mark.parametrize(("where", "done"), [(Commit.BEFORE, 0), (Commit.AFTER, 1)])
+@pytest.mark.parametrize("repeat", ["lock", "another"])
+def test_lock_of_unknown_outcome_keeps_others_out_until_its_user_comes_again(
+    api: Api, proxy: Proxy, where: Commit, done: int, repeat: str
+) -> None:
+    code = api.code(lock_policy=books.LOCK_POLICY_OPTIONAL)
+    proxy.rule = Rule(commit=where)
+    with refused("DATABASE_UNAVAILABLE", StatusCode.UNAVAILABLE):
+        api.lock(code, "ann", request_id="lock")
+    assert effects(api, code) == (0, ["LOCKED"] * done)
+    with refused("CODE_LOCKED"):
+        api.lock(code, "bob")
+    held = api.lock(code, "ann", request_id=repeat)
+    assert held.replayed is bool(done)
+    again = api.lock(code, "ann", request_id="lock")
+    assert (again.lock, again.replayed) == (held.lock, True)
+    with refused("CODE_LOCKED"):
+        api.lock(code, "bob")
+    api.redeem(code, "ann", lock_token=held.lock_token)
+    assert {it.lock_id for it in api.events(code=code)} == {held.lock.lock_id}
+
+
 # --- a COMMIT that hangs ------------------------------------------------------------------------
 
 Request = tuple[Callable[[Any], Any], Any]

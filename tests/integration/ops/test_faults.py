@@ -134,7 +134,8 @@ def test_what_was_acknowledged_is_kept_and_a_repeat_settles_the_rest(
     assert api.event_names(book_id=book.book_id).count("REDEEMED") == 120
 
 
-HOLD = "SELECT FROM coupon_codes WHERE code = %s FOR UPDATE"
+HOLD_LEDGER = "LOCK TABLE redemption_audit IN SHARE MODE"
+"""What is to be recorded waits, and has been decided and got its permit by then."""
 WAITING = "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = 'postgres'"
 
 
@@ -142,7 +143,7 @@ def test_a_lock_whose_outcome_is_open_stays_its_users(
     postgres_api: Api, postgres_server: EmbeddedPostgres
 ) -> None:
     api, url = postgres_api, postgres_server.url
-    code, user = locking_code(api), unique("user")
+    code, user, another = locking_code(api), unique("user"), unique("another")
     request = redemptions.LockCodeRequest(code=code, user_id=user, request_id=unique("request"))
     lock = functools.partial(api.redemptions.LockCode, request)
     with (
@@ -150,14 +151,14 @@ def test_a_lock_whose_outcome_is_open_stays_its_users(
         closing(psycopg.connect(url)) as holder,
         closing(psycopg.connect(url, autocommit=True)) as observer,
     ):
-        holder.execute(HOLD, [code])
-        outcome = pool.submit(tried, lock)  # has its permit, and waits for the row
+        holder.execute(HOLD_LEDGER)
+        outcome = pool.submit(tried, lock)
         until(lambda: observer.execute(WAITING).rowcount == 1)
         postgres_server.kill()
         assert outcome.result() == "DATABASE_UNAVAILABLE"
     postgres_server.start()
     with refused("CODE_LOCKED"):
-        insist(lambda: api.lock(code, unique("another")))
+        insist(lambda: api.lock(code, another))
     api.redeem(code, user, lock_token=insist(lock).lock_token)
 
 
@@ -169,7 +170,7 @@ def test_a_lock_that_was_not_recorded_gives_its_permit_back(
     with ServerThread(settings) as server, psycopg.connect(postgres_server.url) as holder:
         impatient = Api(server.address)
         until(lambda: is_serving(impatient))
-        holder.execute(HOLD, [code])
+        holder.execute(HOLD_LEDGER)
         with refused("CONTENTION", StatusCode.ABORTED):
             impatient.lock(code, unique("user"))
         holder.rollback()
