@@ -122,8 +122,9 @@ def test_lists_are_of_the_business(root: Api) -> None:
 
 class TestDefaultBusiness:
     @pytest.fixture(scope="class")
+    @classmethod
     def api(
-        self, new_database: Callable[[], AbstractContextManager[str]], redis_server_url: str
+        cls, new_database: Callable[[], AbstractContextManager[str]], redis_server_url: str
     ) -> Iterator[Api]:
         with new_database() as database_url:
             settings = settings_for(

@@ -14,6 +14,7 @@ from grpc import StatusCode
 from support.service import Api, books, euros, from_now, new_codes, refused, unique
 
 PERCENT = books.Discount(percent_off=books.PercentOff(basis_points=1_500, max_discount_minor=999))
+FRIDAY_NIGHT = books.WeeklyWindow(days=[books.WEEKDAY_FRIDAY], opens="22:00", closes="02:00")
 FREE_SHIPPING = books.Discount(benefit=books.Benefit(description="Free shipping"))
 
 LIMITS = {
@@ -23,6 +24,8 @@ LIMITS = {
     "max_redemptions_per_user": 10**9,
     "max_assignments_per_user": 10**9,
 }
+
+OUTPUT_ONLY = ("book_id", "etag", "create_time", "update_time", "state", "effective_state")
 
 # --- create and get -----------------------------------------------------------------------------
 
@@ -55,6 +58,7 @@ def test_a_book_of_which_little_is_said_has_the_defaults(api: Api) -> None:
         assignment_policy=books.ASSIGNMENT_POLICY_REQUIRED,
         lock_policy=books.LOCK_POLICY_OPTIONAL,
         code_format=books.CodeFormat(length=12, alphabet="23456789BCDFGHJKMNPQRSTVWXZ"),
+        order_policy=books.ORDER_POLICY_INDEPENDENT,
     )
 
 
@@ -65,7 +69,10 @@ def moment(time: datetime) -> Timestamp:
 
 
 def whole_book() -> books.CouponBook:
-    """A book with a value in every field that a client can set, the greatest where there is one."""
+    """A book with a value in every field that a client can set, the greatest where there is one.
+
+    But `return_to_pool`, which only goes with the default of `assignment_policy`.
+    """
     book = books.CouponBook(
         business_id="ß" * 128,
         name="Ünïcode 🎁 " + "n" * 189,
@@ -73,7 +80,9 @@ def whole_book() -> books.CouponBook:
         discount=PERCENT,
         currency_code="EUR",
         min_order_amount_minor=10**15,
-        limits=books.BookLimits(**LIMITS),
+        limits=books.BookLimits(
+            **LIMITS, max_redemptions_per_order=10**9, max_discount_minor=10**18
+        ),
         assignment_policy=books.ASSIGNMENT_POLICY_BEARER,
         lock_policy=books.LOCK_POLICY_REQUIRED,
         default_lock_ttl=Duration(seconds=1, nanos=500_000_000),
@@ -90,6 +99,17 @@ def whole_book() -> books.CouponBook:
             group_size=4,
             check_character=True,
         ),
+        low_threshold=10**12,
+        min_code_length=64,
+        order_policy=books.ORDER_POLICY_COMBINABLE,
+        exclusive_group="g" * 128,
+        period_limits=books.PeriodLimits(
+            period=books.PERIOD_MONTH,
+            time_zone="Europe/Berlin",
+            max_redemptions=10**12,
+            max_redemptions_per_user=10**9,
+        ),
+        schedule=books.Schedule(time_zone="Europe/Berlin", windows=[FRIDAY_NIGHT] * 50),
     )
     book.metadata.update({"a": [1, 2.5, None, True, {"b": "ü\n"}]})
     return book
@@ -99,9 +119,11 @@ def test_a_book_is_kept_with_all_that_is_said_of_it(api: Api) -> None:
     asked = whole_book()
     made = api.books.CreateCouponBook(books.CreateCouponBookRequest(coupon_book=asked)).coupon_book
     assert api.get_book(made.book_id) == made
-    for field in ("book_id", "etag", "create_time", "update_time", "state", "effective_state"):
+    for field in OUTPUT_ONLY:
         made.ClearField(field)
     assert made == asked
+    said = {*OUTPUT_ONLY, "return_to_pool", *(field.name for field, _ in asked.ListFields())}
+    assert said == set(books.CouponBook.DESCRIPTOR.fields_by_name)
 
 
 @pytest.mark.parametrize(
@@ -303,9 +325,10 @@ def test_limits_can_be_raised_lowered_and_lifted_after_activation(api: Api) -> N
 
 
 def test_all_else_can_be_changed_after_activation(api: Api) -> None:
-    made = api.book(codes=["CHANGED" + unique("")[1:13]])
+    codes = ["CHANGED" + unique("")[1:13]]
+    made = api.book(codes=codes, order_policy=books.ORDER_POLICY_EXCLUSIVE)
     asked = whole_book()
-    for field in ("business_id", "currency_code", "limits", "code_format"):
+    for field in ("business_id", "currency_code", "limits", "code_format", "period_limits"):
         asked.ClearField(field)
     fields = {field.name: value for field, value in asked.ListFields()}
     changed = api.update(made.book_id, **fields)
