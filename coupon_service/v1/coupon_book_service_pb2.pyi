@@ -589,8 +589,8 @@ Global___Schedule: _TypeAlias = Schedule  # noqa: Y015
 @_typing.final
 class CodeFormat(_message.Message):
     """How generated codes look. Codes are stored and compared in normalised form: upper case, without
-    separators, so "abcd-efgh", "ABCD EFGH" and "ABCDEFGH" are the same code. Codes are unique over
-    all books.
+    separators, so "abcd-efgh", "ABCD EFGH" and "ABCDEFGH" are the same code. Codes are unique within
+    their business; those of books from before `coupon-service migrate finish` over all businesses.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
