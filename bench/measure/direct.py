@@ -24,6 +24,7 @@ from coupon_service.rules import decide
 from coupon_service.store.commands.apply import apply
 from coupon_service.store.commands.load import load
 from coupon_service.store.pipeline import Connection, Pipeline, Rows
+from coupon_service.store.scopes import LoadMemory
 from coupon_service.store.sessions import PLANNING
 
 Statement = tuple[LiteralString, Sequence[str | int]]
@@ -63,7 +64,7 @@ async def _record(database_url: str, start: int) -> list[Statement]:
         async with connection.transaction(force_rollback=True):
             pipeline = RecordingPipeline(connection)
             now = datetime.now(UTC)
-            state = await load(pipeline, redeems, now, lock=True, formats={})
+            state = await load(pipeline, redeems, now, lock=True, memory=LoadMemory())
             _, write_set = decide([CommandGroup(tuple(redeems))], state, now)
             apply(pipeline, write_set, state.books)
             await pipeline.run()
