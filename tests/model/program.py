@@ -46,6 +46,8 @@ class Program(RuleBasedStateMachine):
         self.steps = steps_of(type(self))
         self.seed = 0
         self.own = uuid4().hex[:12]
+        # Not part of any code: a log may have it.
+        self.own_names = uuid4().hex[:12]
         self.clock.begin()
         settings = self.server.settings
         self.world = ChangingWorld(
@@ -57,7 +59,7 @@ class Program(RuleBasedStateMachine):
             locks_per_user_max=settings.locks_per_user_max,
         )
         self.began = self.world.now
-        self.business = f"caf\u00e9-{self.own}"
+        self.business = f"caf\u00e9-{self.own_names}"
         self.book_ids: list[str] = []
         self.rows: list[str] = [
             f"{'samenamehere' if self.shares_codes else self.own}{kind}".upper()
@@ -121,7 +123,7 @@ class Program(RuleBasedStateMachine):
 
     def user(self, name: str) -> tuple[str, str]:
         """A user of this program, and how it is spelled this time."""
-        sent = f"{name}-{self.own}"
+        sent = f"{name}-{self.own_names}"
         return composed(sent), sent
 
     def spelled(self, name: str) -> str:
