@@ -35,9 +35,14 @@ async def time_passes(ms: int) -> None:
         await asyncio.sleep(0.002)
 
 
+CHECKED = "coupon:{a check "
+"""What keys of a check of Redis begin with; they end by themselves."""
+
+
 async def keys_of_locks(redis: Redis) -> list[str]:
-    """All keys except that of all books."""
-    return [str(key) for key in await redis.keys() if key != LOCKING_BOOKS]
+    """All keys except that of all books, and those with which a service checks its Redis."""
+    keys = map(str, await redis.keys())
+    return [key for key in keys if key != LOCKING_BOOKS and not key.startswith(CHECKED)]
 
 
 def about(entry_ms: int, expire_ms: int) -> bool:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import pytest
 from support.lease_servers import acquire
+from support.service import unique
 
 from coupon_service.leases import AcquireStatus, AdmitStatus, LeaseKey, Leases
 
@@ -187,9 +188,10 @@ async def test_many_locks_of_one_user_at_once_stay_within_the_limit(clients: lis
 
 
 async def test_one_user_asking_many_times_at_once_gets_one_lock(clients: list[Leases]) -> None:
+    user = unique("ann")
     answers = await asyncio.gather(
         *(
-            acquire(clients[i % 3], LeaseKey("CODE", BOOK, "ann", f"lock-{i}"), TTL_MS)
+            acquire(clients[i % 3], LeaseKey("CODE", BOOK, user, f"lock-{i}"), TTL_MS)
             for i in range(50)
         )
     )
@@ -199,5 +201,5 @@ async def test_one_user_asking_many_times_at_once_gets_one_lock(clients: list[Le
     assert set(statuses) == {AcquireStatus.GRANTED, AcquireStatus.HELD_BEFORE}
     assert len({(answer.lock_id, answer.expire_ms) for answer in answers}) == 1
     assert {answer.permits_taken for answer in answers} == {1}
-    listed = await clients[0].list_user("ann")
+    listed = await clients[0].list_user(user)
     assert [lock.key.lock_id for lock in listed] == [answers[0].lock_id]
