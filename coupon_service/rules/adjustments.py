@@ -7,7 +7,6 @@ from dataclasses import replace
 from coupon_service.errors import (
     BookExpired,
     BookNotActive,
-    BudgetExceeded,
     ConcurrentModification,
     CouponServiceError,
     CurrencyMismatch,
@@ -25,10 +24,10 @@ from coupon_service.model import (
     Money,
     OrderPolicy,
     Outcome,
-    State,
     Terms,
     rollback_id,
 )
+from coupon_service.rules.budgets import over_budget
 from coupon_service.rules.derived_states import adjusted, discount_of
 from coupon_service.rules.draft import Draft
 from coupon_service.rules.orders import (
@@ -55,7 +54,9 @@ def adjust(command: Adjust, code: Code, book: Book, draft: Draft) -> Outcome:
         coupons = state.order_coupons.get(order, NO_COUPONS)
         discount = discount_beside(coupons, present, command.order_amount, discount)
     more = (discount or 0) - (present.discount_minor or 0)
-    refusal = _refusal(command, present, book, terms, draft) or _over_budget(more, book, state)
+    refusal = _refusal(command, present, book, terms, draft)
+    if refusal is None and book.limits.budget_minor:
+        refusal = over_budget(more, book, state)
     if refusal is not None:
         return refusal
     draft.count_total(book, 0, more)
@@ -106,19 +107,6 @@ def _refusal(
     if book.end_time is not None and draft.now >= book.end_time:
         return BookExpired(end_time=book.end_time.isoformat())
     return None
-
-
-def _over_budget(more_minor: int, book: Book, state: State) -> CouponServiceError | None:
-    """Why so much more cannot be taken off: what is left of the book's budget."""
-    limit_minor = book.limits.budget_minor
-    if not limit_minor or more_minor <= 0:
-        return None
-    left_minor = max(limit_minor - state.totals[book.book_id].discount_minor, 0)
-    if more_minor <= left_minor:
-        return None
-    return BudgetExceeded(
-        limit_minor=limit_minor, left_minor=left_minor, currency_code=book.currency_code
-    )
 
 
 def _discount(terms: Terms, order: Money) -> int | None:

@@ -19,8 +19,6 @@ def budget_refusals(
         return ()
     needed_minor = 1
     if isinstance(command, Redeem):
-        if isinstance(book.discount, Benefit):  # of this code
-            return ()
         discount = discount_on_order(command, book, state)
         if discount is None:
             # That an order is in another currency, or that all are to have an amount, is refused
@@ -28,14 +26,18 @@ def budget_refusals(
             said = command.order_amount is not None or book.order_policy is OrderPolicy.COMBINABLE
             return () if said else (OrderAmountRequired(),)
         needed_minor = discount.amount_minor
+    exceeded = over_budget(needed_minor, book, state)
+    if exceeded is None:
+        return ()
+    return (BudgetExceeded() if command.call.end_user else exceeded,)
+
+
+def over_budget(needed_minor: int, book: Book, state: State) -> BudgetExceeded | None:
+    """BUDGET_EXCEEDED where the budget of the book, which has one, has less left than is needed."""
     limit_minor = book.limits.budget_minor
     left_minor = max(limit_minor - state.totals[book.book_id].discount_minor, 0)
     if needed_minor <= left_minor:
-        return ()
-    if command.call.end_user:
-        return (BudgetExceeded(),)
-    return (
-        BudgetExceeded(
-            limit_minor=limit_minor, left_minor=left_minor, currency_code=book.currency_code
-        ),
+        return None
+    return BudgetExceeded(
+        limit_minor=limit_minor, left_minor=left_minor, currency_code=book.currency_code
     )

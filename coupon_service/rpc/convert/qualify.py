@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Final
+from uuid import UUID
 
 from coupon_service.checkout import Validation
 from coupon_service.model import Assignment, Book, Code, Redeem
@@ -28,12 +29,11 @@ NEVER: Final = datetime.max.replace(tzinfo=UTC)
 class Qualification:
     """Which coupons are tried: those that the user has, and named codes, by what was typed.
 
-    `attempt`: what is tried with each of them. `business_id`: of the coupons; empty = any.
+    `attempt`: what is tried with each of them. Its call has the business of the coupons, if any.
     """
 
     attempt: Redeem
     named: Mapping[str, str]
-    business_id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,14 +72,14 @@ def read_qualify(request: pb.QualifyCouponsRequest, rpc: RequestContext) -> Qual
         order_id=order_id,
         order_amount=order,
     )
-    return Qualification(attempt, named, business_id)
+    return Qualification(attempt, named)
 
 
 def trials(wanted: Qualification, coupons: Sequence[tuple[Assignment, Code, Book]]) -> list[Trial]:
     """One for each coupon of the user, and for each named code that is none of these."""
 
-    def attempt(code: str, **fields: object) -> Redeem:
-        return replace(wanted.attempt, code=code, **fields)  # type: ignore[arg-type]
+    def attempt(code: str, book_id: UUID | None = None) -> Redeem:
+        return replace(wanted.attempt, code=code, book_id=book_id)
 
     own = {code.code for _, code, _ in coupons}
     named: dict[str, str] = {}
@@ -90,7 +90,7 @@ def trials(wanted: Qualification, coupons: Sequence[tuple[Assignment, Code, Book
     return [
         *(
             Trial(
-                attempt(code.code, book_id=book.book_id),
+                attempt(code.code, book.book_id),
                 shown=code.spelling or book.code_format.display(code.code),
                 assigned=True,
                 ends=_first(assignment.expire_time, own_end(code), book.end_time),

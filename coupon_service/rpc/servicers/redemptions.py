@@ -54,8 +54,9 @@ class RedemptionServicer(RedemptionServiceServicer):
         self, request: pb.QualifyCouponsRequest, context: Any
     ) -> pb.QualifyCouponsResponse:
         wanted = convert_qualify.read_qualify(request, current())
+        user_id, business_id = wanted.attempt.user_id, wanted.attempt.call.business_id
         coupons, truncated = await self._reads.live_coupons(
-            wanted.attempt.user_id, wanted.business_id, self._now(), convert_qualify.COUPONS_MAX
+            user_id, business_id, self._now(), convert_qualify.COUPONS_MAX
         )
         trials = convert_qualify.trials(wanted, coupons)
         validations = await self._checkout.qualify([it.command for it in trials])
