@@ -169,7 +169,7 @@ def test_every_rpc_answers_other_implementations(client: Client) -> None:
     assign_codes(caller, book_id, codes)
     lock_codes(caller, book_id, codes[0])
     redeem_codes(caller, book_id, codes)
-    close_book(caller, book_id)
+    close_book(caller, book_id, codes)
     assert all_methods() - caller.called == set()
 
 
@@ -240,6 +240,8 @@ def assign_codes(caller: Caller, book_id: str, codes: list[str]) -> None:
     assert len(given["results"]) == 2
     coupons = caller.one("AssignmentService/ListUserCoupons", userId=user)["coupons"]
     assert len(coupons) == 2
+    listed = caller.one("AssignmentService/ListAssignments", bookId=book_id)["assignments"]
+    assert len(listed) == 4
     receiver = unique("user")
     caller.change(
         "AssignmentService/TransferAssignment",
@@ -274,6 +276,10 @@ def redeem_codes(caller: Caller, book_id: str, codes: list[str]) -> None:
         "RedemptionService/ValidateCode", code=codes[0], userId=user, orderAmount=amount
     )
     assert valid["valid"]
+    qualified = caller.one(
+        "RedemptionService/QualifyCoupons", codes=codes[:1], userId=user, orderAmount=amount
+    )
+    assert [it["redeemable"] for it in qualified["coupons"]] == [True]
     redeemed = caller.change(
         "RedemptionService/RedeemCode",
         code=codes[0],
@@ -283,6 +289,11 @@ def redeem_codes(caller: Caller, book_id: str, codes: list[str]) -> None:
     )
     redemption_id = redeemed["redemption"]["redemptionId"]
     assert int(redeemed["redemption"]["discount"]["amountMinor"]) == 100
+    half = {**amount, "amountMinor": "500"}
+    adjusted = caller.change(
+        "RedemptionService/AdjustRedemption", redemptionId=redemption_id, orderAmount=half
+    )
+    assert int(adjusted["redemption"]["discount"]["amountMinor"]) == 50
     batch = caller.change(
         "RedemptionService/BatchRedeemCodes",
         items=[{"code": code, "userId": user} for code in codes[2:4]],
@@ -306,8 +317,11 @@ def redeem_codes(caller: Caller, book_id: str, codes: list[str]) -> None:
     assert results[2]["error"]["error"]["reason"] == "ERROR_REASON_INVALID_ARGUMENT"
 
 
-def close_book(caller: Caller, book_id: str) -> None:
-    """Close the book, and read the ledger."""
+def close_book(caller: Caller, book_id: str, codes: list[str]) -> None:
+    """Disable codes at once, close the book, and read the ledger."""
+    request = {"bookId": book_id, "requestId": unique("request"), "list": {"codes": codes}}
+    done = caller.all("CouponCodeService/ChangeCodes", {**request, "change": "CODE_CHANGE_DISABLE"})
+    assert int(done[-1]["changedCount"]) == len(codes)
     caller.change("CouponBookService/CloseCouponBook", bookId=book_id)
     events = caller.one("AuditService/ListAuditEvents", bookId=book_id, pageSize=100)["events"]
     assert events[0]["type"] == "AUDIT_EVENT_TYPE_BOOK_CLOSED"
