@@ -15,21 +15,11 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 from prometheus_client import CollectorRegistry
 
 from coupon_service import wiring
-from coupon_service.batching import BatchingError, CommandLanes, DetachedTasks, MicroBatcher
-from coupon_service.checkout import Checkout
+from coupon_service.batching import BatchingError, DetachedTasks
 from coupon_service.errors import DatabaseUnavailable
 from coupon_service.leases import Leases
-from coupon_service.locks.acquire import LockAcquirer
-from coupon_service.locks.extend import LockExtender
-from coupon_service.locks.history import LockHistory
-from coupon_service.locks.release import LockReleaser
-from coupon_service.locks.service import LockService
 from coupon_service.locks.token import LockTokens
-from coupon_service.locks.transfers import AssignmentTransfers
-from coupon_service.maintenance.lock_sweeper import LockSweeper
-from coupon_service.maintenance.period_pruner import PeriodPruner
 from coupon_service.maintenance.periodic import run_periodically
-from coupon_service.maintenance.pool_sweeper import PoolSweeper
 from coupon_service.maintenance.readiness_monitor import ReadinessMonitor
 from coupon_service.maintenance.stock_monitor import StockMonitor
 from coupon_service.ratelimit.code_guessing import GuessGuard
@@ -40,23 +30,9 @@ from coupon_service.rpc.connections import INTERVAL_S
 from coupon_service.rpc.handler import RpcHandler
 from coupon_service.rpc.listener import Listener, ListenerError
 from coupon_service.rpc.paging import PageTokens
-from coupon_service.rpc.servicers.assignments import AssignmentServicer
-from coupon_service.rpc.servicers.audit import AuditServicer
-from coupon_service.rpc.servicers.books import CouponBookServicer
-from coupon_service.rpc.servicers.codes import CouponCodeServicer
-from coupon_service.rpc.servicers.redemptions import RedemptionServicer
 from coupon_service.security.tls import TlsError, TlsReader, read_certificate
 from coupon_service.settings import Settings
-from coupon_service.store.books import Books
-from coupon_service.store.bulk.code_changes import CodeChanger
-from coupon_service.store.bulk.exports import CodeExporter
-from coupon_service.store.bulk.generation import CodeGenerator
-from coupon_service.store.bulk.imports import CodeImporter
-from coupon_service.store.bulk.lane import BulkLane
-from coupon_service.store.commands.executor import Executor
-from coupon_service.store.database import Database
-from coupon_service.store.queries.lookups import Lookups
-from coupon_service.store.queries.reads import Reads
+from coupon_service.shard import Shard, SharedParts
 from coupon_service.telemetry.logs import configure_logging
 from coupon_service.telemetry.metrics import Metrics
 from coupon_service.telemetry.readiness import Readiness
@@ -148,22 +124,19 @@ class Server:
         self._metrics = Metrics(self._registry)
         self._registry.register(self._gauges)
         self._tracer = self._tracer or _tracer(settings)
-        try:
-            self._connect(
-                settings.database_url.get_secret_value(), settings.redis_url.get_secret_value()
-            )
-        except DatabaseUnavailable as error:
-            raise ServerError(str(error)) from error
-        self._make_batchers()
+        self._connect(settings.redis_url.get_secret_value())
         # types-grpcio does not know the asyncio half of grpc_health.
         self._health: Any = cast("Any", health).aio.HealthServicer()
         self._handler = self._make_handler()
         self._streams = CheckoutStreams(
             self._handler.operations, wiring.stream_settings(settings), self._metrics
         )
-        self._add_servicers(self._handler)
-        await self._database.open()
-        await self._bulk_database.open()
+        try:
+            self._shard = self._make_shard(settings.database_url.get_secret_value())
+        except DatabaseUnavailable as error:
+            raise ServerError(str(error)) from error
+        self._add_servicers(self._handler, self._shard)
+        await self._shard.open()
         self._grpc = Listener(settings, self._tls, self._handler)
         try:
             self.port = await self._grpc.open()
@@ -174,36 +147,35 @@ class Server:
         self._spawn(self._watch_port())
         self._start_maintenance()
 
-    def _connect(self, database_url: str, redis_url: str) -> None:
-        settings, metrics, tracer = self._settings, self._metrics, self._tracer
-        self._database = Database(wiring.database_settings(database_url, settings), metrics, tracer)
-        self._bulk_database = Database(
-            wiring.bulk_database_settings(database_url, settings), metrics, tracer
-        )
+    def _connect(self, redis_url: str) -> None:
+        settings, metrics = self._settings, self._metrics
         self._leases = Leases(
             redis_url,
             timeout_ms=settings.redis_timeout_ms,
             grace_ms=settings.lock_grace_ms,
             locks_per_user_max=settings.locks_per_user_max,
             metrics=metrics,
-            tracer=tracer,
+            tracer=self._tracer,
             batching=self._batching,
         )
         self._windows = Windows(redis_url, settings.redis_timeout_ms, self._batching)
 
-    def _make_batchers(self) -> None:
-        """What is done for many callers at once: commands, previews of them, and small reads."""
-        batching, metrics, tracer = self._batching, self._metrics, self._tracer
-        self._executor = executor = Executor(self._database, self._now, metrics)
-        self._commands = CommandLanes(
-            MicroBatcher(executor.execute, batching.commands, metrics, tracer=tracer),
-            MicroBatcher(executor.execute, batching.bulk, metrics, "bulk", tracer),
-            batching.bulk_part_size,
+    def _make_shard(self, database_url: str) -> Shard:
+        """Raises DatabaseUnavailable."""
+        secrets = wiring.token_secrets(self._settings)
+        shared = SharedParts(
+            settings=self._settings,
+            batching=self._batching,
+            leases=self._leases,
+            tokens=LockTokens(secrets),
+            page_tokens=PageTokens(secrets),
+            streams=self._streams,
+            detached=self._detached,
+            metrics=self._metrics,
+            tracer=self._tracer,
+            now=self._now,
         )
-        self._previews = MicroBatcher(executor.preview, batching.reads, metrics, "looks", tracer)
-        lookups = Lookups(self._database)
-        self._lookups = MicroBatcher(lookups.execute, batching.reads, metrics, "lookups", tracer)
-        self._reads = Reads(self._database, self._lookups.submit)
+        return Shard(database_url, shared)
 
     def _make_handler(self) -> RpcHandler:
         settings, windows, metrics = self._settings, self._windows, self._metrics
@@ -245,99 +217,32 @@ class Server:
             fetcher=fetcher,
         )
 
-    def _add_servicers(self, handler: RpcHandler) -> None:
-        settings, now = self._settings, self._now
-        commands, previews, reads = self._commands, self._previews, self._reads
-        secrets = wiring.token_secrets(settings)
-        tokens, page_tokens = LockTokens(secrets), PageTokens(secrets)
-        locks = self._make_locks(tokens)
-        checkout = Checkout(
-            previews,
-            commands,
-            self._leases,
-            tokens,
-            self._detached,
-            wiring.transient_ttl_ms(settings),
-            now,
-        )
-        transfers = AssignmentTransfers(commands, self._leases, tokens, self._detached)
-        books = Books(self._database, now, wiring.lock_limits(settings).life_max_ms)
-        lane = BulkLane(self._bulk_database)
+    def _add_servicers(self, handler: RpcHandler, shard: Shard) -> None:
         handler.add(
-            coupon_book_service_pb2_grpc.add_CouponBookServiceServicer_to_server,
-            CouponBookServicer(books, page_tokens, now),
+            coupon_book_service_pb2_grpc.add_CouponBookServiceServicer_to_server, shard.books
         )
         handler.add(
-            coupon_code_service_pb2_grpc.add_CouponCodeServiceServicer_to_server,
-            CouponCodeServicer(
-                books,
-                reads,
-                CodeGenerator(self._database, lane, now),
-                CodeImporter(self._database, lane, now),
-                CodeExporter(lane),
-                CodeChanger(lane, now, self._metrics),
-                commands,
-                locks,
-                page_tokens,
-                now,
-            ),
+            coupon_code_service_pb2_grpc.add_CouponCodeServiceServicer_to_server, shard.codes
         )
         handler.add(
-            assignment_service_pb2_grpc.add_AssignmentServiceServicer_to_server,
-            AssignmentServicer(commands, reads, locks, transfers, page_tokens, now),
+            assignment_service_pb2_grpc.add_AssignmentServiceServicer_to_server, shard.assignments
         )
         handler.add(
-            redemption_service_pb2_grpc.add_RedemptionServiceServicer_to_server,
-            RedemptionServicer(checkout, locks, reads, page_tokens, self._streams, now),
+            redemption_service_pb2_grpc.add_RedemptionServiceServicer_to_server, shard.redemptions
         )
-        handler.add(
-            audit_service_pb2_grpc.add_AuditServiceServicer_to_server,
-            AuditServicer(reads, page_tokens),
-        )
+        handler.add(audit_service_pb2_grpc.add_AuditServiceServicer_to_server, shard.audit)
         register_health: Any = cast("Any", health_pb2_grpc).add_HealthServicer_to_server
         handler.add(register_health, self._health)
-        if settings.reflection:
+        if self._settings.reflection:
             names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
             register: Any = cast("Any", reflection_pb2_grpc).add_ServerReflectionServicer_to_server
             handler.add(register, reflection.aio.ReflectionServicer(names))
 
-    def _make_locks(self, tokens: LockTokens) -> LockService:
-        """Locks, of which those that are requested, or released, at the same time go together."""
-        leases, metrics, tracer, now = self._leases, self._metrics, self._tracer, self._now
-        limits, batching = wiring.lock_limits(self._settings), self._batching.locks
-        history = LockHistory(
-            self._previews, self._commands, self._executor, self._reads, tokens, now
-        )
-        acquirer = LockAcquirer(history, leases, limits, self._detached, now)
-        release = LockReleaser(history, leases, self._detached).release
-        self._acquirer = MicroBatcher(acquirer.acquire, batching, metrics, "locks", tracer)
-        self._releaser = MicroBatcher(release, batching, metrics, "unlocks", tracer)
-        extender = LockExtender(history, leases, limits, self._detached, now)
-        return LockService(
-            self._acquirer,
-            self._releaser,
-            extender,
-            history,
-            leases,
-            tokens,
-            acquirer.take_over,
-        )
-
     def _start_maintenance(self) -> None:
         """Starts what monitors and tidies up for as long as the server runs."""
         settings, metrics = self._settings, self._metrics
-        self._sweeper = LockSweeper(
-            self._commands, self._reads, self._leases, self._now, settings.sweep_interval_ms
-        )
-        self._pool_sweeper = PoolSweeper(
-            self._commands,
-            self._reads,
-            wiring.lock_limits(settings),
-            self._now,
-            settings.sweep_interval_ms,
-        )
         stock = StockMonitor(
-            self._database,
+            self._shard.database,
             self._leases,
             self._gauges,
             metrics,
@@ -345,10 +250,9 @@ class Server:
             interval_ms=settings.stock_interval_ms,
             series_max=settings.book_series_max,
         )
-        readiness = ReadinessMonitor(self._database, self._leases, metrics, self._publish)
-        pruner = PeriodPruner(self._database, self._now)
-        for each in (readiness, self._sweeper, self._pool_sweeper, stock, pruner):
-            self._spawn(each.run())
+        readiness = ReadinessMonitor(self._shard.database, self._leases, metrics, self._publish)
+        for each in (readiness.run(), stock.run(), *self._shard.maintenance()):
+            self._spawn(each)
         repair = self._leases.repair
         self._spawn(run_periodically(repair, lambda: REPAIR_INTERVAL_S, failed="repair failed"))
         self._spawn(run_periodically(self._make_room, lambda: INTERVAL_S, failed="no room made"))
@@ -371,22 +275,17 @@ class Server:
         self._streams.end(min(STREAMS_SPREAD_S, self._settings.shutdown_timeout_ms / 4_000))
         await self._grpc.close()
         # What callers no longer wait for goes on; each of these begins work of those after it.
-        for each in (
-            self._handler.operations,
-            self._acquirer,
-            self._releaser,
-            self._detached,
-            self._commands,
-        ):
-            await each.drain()
+        await self._handler.operations.drain()
+        await self._shard.drain_locks()
+        await self._detached.drain()
+        await self._shard.commands.drain()
         self._handler.close()
         await self._close()
 
     async def _close(self) -> None:
         await self._windows.close()
         await self._leases.close()
-        await self._database.close()
-        await self._bulk_database.close()
+        await self._shard.close()
         if self._tracer is not None:
             await self._tracer.close()
 

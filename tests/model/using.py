@@ -138,7 +138,7 @@ class Using(Issuing):
 
     @step(2)
     def sweep(self) -> None:
-        sweeper = self.server.server._sweeper
+        sweeper = self.server.server._shard.lock_sweeper
         with mock.patch.object(sweeper._reads, "my_turn", return_value=True):
             self.server.run(sweeper.sweep())
         for book_id in self.book_ids:
@@ -147,7 +147,7 @@ class Using(Issuing):
 
     @step(3)
     def return_to_pool(self) -> None:
-        sweeper = self.server.server._pool_sweeper
+        sweeper = self.server.server._shard.pool_sweeper
         with mock.patch.object(sweeper._reads, "my_turn", return_value=True):
             self.server.run(sweeper.sweep())
         for book_id in self.book_ids:

@@ -52,13 +52,13 @@ async def _held(running: ServerThread) -> Held:
         name: str = getattr(coroutine, "__qualname__", repr(coroutine))
         if not name.startswith(STANDING):
             tasks[name] += 1
-    stats = server._database.pool.get_stats()
+    stats = server._shard.database.pool.get_stats()
     return Held(
         tasks,
         stats.get("pool_size", 0),
         stats.get("pool_available", 0),
         _descriptors(),
-        sum(it._queued for it in (server._commands._single, server._commands._bulk)),
+        sum(it._queued for it in (server._shard.commands._single, server._shard.commands._bulk)),
     )
 
 

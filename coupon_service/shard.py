@@ -1,0 +1,187 @@
+"""What serves the businesses of one schema: its pool, batchers, locks, servicers and sweepers.
+
+There is one of these, unless COUPON_SHARDS says otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from coupon_service import wiring
+from coupon_service.batching import BatchingSettings, CommandLanes, DetachedTasks, MicroBatcher
+from coupon_service.checkout import Checkout
+from coupon_service.leases import Leases
+from coupon_service.locks.acquire import LockAcquirer
+from coupon_service.locks.extend import LockExtender
+from coupon_service.locks.history import LockHistory
+from coupon_service.locks.release import LockReleaser
+from coupon_service.locks.service import LockService
+from coupon_service.locks.token import LockTokens
+from coupon_service.locks.transfers import AssignmentTransfers
+from coupon_service.maintenance.lock_sweeper import LockSweeper
+from coupon_service.maintenance.period_pruner import PeriodPruner
+from coupon_service.maintenance.pool_sweeper import PoolSweeper
+from coupon_service.rpc.checkout_streams import CheckoutStreams
+from coupon_service.rpc.paging import PageTokens
+from coupon_service.rpc.servicers.assignments import AssignmentServicer
+from coupon_service.rpc.servicers.audit import AuditServicer
+from coupon_service.rpc.servicers.books import CouponBookServicer
+from coupon_service.rpc.servicers.codes import CouponCodeServicer
+from coupon_service.rpc.servicers.redemptions import RedemptionServicer
+from coupon_service.settings import Settings
+from coupon_service.store.books import Books
+from coupon_service.store.bulk.code_changes import CodeChanger
+from coupon_service.store.bulk.exports import CodeExporter
+from coupon_service.store.bulk.generation import CodeGenerator
+from coupon_service.store.bulk.imports import CodeImporter
+from coupon_service.store.bulk.lane import BulkLane
+from coupon_service.store.commands.executor import Executor
+from coupon_service.store.database import Database
+from coupon_service.store.queries.lookups import Lookups
+from coupon_service.store.queries.reads import Reads
+from coupon_service.telemetry.metrics import Metrics
+
+if TYPE_CHECKING:
+    from coupon_service.telemetry.tracing import Tracer
+
+
+@dataclass(frozen=True, slots=True)
+class SharedParts:
+    """What a worker has once, however many shards there are."""
+
+    settings: Settings
+    batching: BatchingSettings
+    leases: Leases
+    tokens: LockTokens
+    page_tokens: PageTokens
+    streams: CheckoutStreams
+    detached: DetachedTasks
+    metrics: Metrics
+    tracer: Tracer | None
+    now: Callable[[], datetime]
+
+
+class Shard:
+    """Everything that answers calls from one schema of PostgreSQL."""
+
+    def __init__(self, database_url: str, shared: SharedParts) -> None:
+        """Raises DatabaseUnavailable for a URL that PostgreSQL cannot read."""
+        settings, metrics, tracer = shared.settings, shared.metrics, shared.tracer
+        leases, now = shared.leases, shared.now
+        self._shared = shared
+        self.database = Database(wiring.database_settings(database_url, settings), metrics, tracer)
+        self.bulk_database = Database(
+            wiring.bulk_database_settings(database_url, settings), metrics, tracer
+        )
+        self._make_batchers()
+        self._locks = self._make_locks()
+        self._add_servicers()
+        self.lock_sweeper = LockSweeper(
+            self.commands, self._reads, leases, now, settings.sweep_interval_ms
+        )
+        self.pool_sweeper = PoolSweeper(
+            self.commands,
+            self._reads,
+            wiring.lock_limits(settings),
+            now,
+            settings.sweep_interval_ms,
+        )
+        self._pruner = PeriodPruner(self.database, now)
+
+    def _make_batchers(self) -> None:
+        """What is done for many callers at once: commands, previews of them, and small reads."""
+        shared = self._shared
+        batching, metrics, tracer = shared.batching, shared.metrics, shared.tracer
+        self._executor = executor = Executor(self.database, shared.now, metrics)
+        self.commands = CommandLanes(
+            MicroBatcher(executor.execute, batching.commands, metrics, tracer=tracer),
+            MicroBatcher(executor.execute, batching.bulk, metrics, "bulk", tracer),
+            batching.bulk_part_size,
+        )
+        self._previews = MicroBatcher(executor.preview, batching.reads, metrics, "looks", tracer)
+        lookups = Lookups(self.database)
+        self._lookups = MicroBatcher(lookups.execute, batching.reads, metrics, "lookups", tracer)
+        self._reads = Reads(self.database, self._lookups.submit)
+
+    def _make_locks(self) -> LockService:
+        """Locks, of which those that are requested, or released, at the same time go together."""
+        shared = self._shared
+        leases, tokens, detached, now = shared.leases, shared.tokens, shared.detached, shared.now
+        metrics, tracer, batching = shared.metrics, shared.tracer, shared.batching.locks
+        limits = wiring.lock_limits(shared.settings)
+        history = LockHistory(
+            self._previews, self.commands, self._executor, self._reads, tokens, now
+        )
+        acquirer = LockAcquirer(history, leases, limits, detached, now)
+        release = LockReleaser(history, leases, detached).release
+        self._acquirer = MicroBatcher(acquirer.acquire, batching, metrics, "locks", tracer)
+        self._releaser = MicroBatcher(release, batching, metrics, "unlocks", tracer)
+        extender = LockExtender(history, leases, limits, detached, now)
+        return LockService(
+            self._acquirer,
+            self._releaser,
+            extender,
+            history,
+            leases,
+            tokens,
+            acquirer.take_over,
+        )
+
+    def _add_servicers(self) -> None:
+        """Makes a servicer for each service of the contract."""
+        shared, commands, reads, locks = self._shared, self.commands, self._reads, self._locks
+        settings, leases, tokens, now = shared.settings, shared.leases, shared.tokens, shared.now
+        page_tokens, detached = shared.page_tokens, shared.detached
+        checkout = Checkout(
+            self._previews,
+            commands,
+            leases,
+            tokens,
+            detached,
+            wiring.transient_ttl_ms(settings),
+            now,
+        )
+        transfers = AssignmentTransfers(commands, leases, tokens, detached)
+        books = Books(self.database, now, wiring.lock_limits(settings).life_max_ms)
+        lane = BulkLane(self.bulk_database)
+        self.books = CouponBookServicer(books, page_tokens, now)
+        self.codes = CouponCodeServicer(
+            books,
+            reads,
+            CodeGenerator(self.database, lane, now),
+            CodeImporter(self.database, lane, now),
+            CodeExporter(lane),
+            CodeChanger(lane, now, shared.metrics),
+            commands,
+            locks,
+            page_tokens,
+            now,
+        )
+        self.assignments = AssignmentServicer(commands, reads, locks, transfers, page_tokens, now)
+        self.redemptions = RedemptionServicer(
+            checkout, locks, reads, page_tokens, shared.streams, now
+        )
+        self.audit = AuditServicer(reads, page_tokens)
+
+    async def open(self) -> None:
+        """Starts connecting; does not wait for PostgreSQL, which may come later."""
+        await self.database.open()
+        await self.bulk_database.open()
+
+    def maintenance(self) -> Iterator[Awaitable[None]]:
+        """What tidies up for as long as the server runs."""
+        for each in (self.lock_sweeper, self.pool_sweeper, self._pruner):
+            yield each.run()
+
+    async def drain_locks(self) -> None:
+        """Returns when every lock that was asked for, or given back, has been seen to."""
+        await self._acquirer.drain()
+        await self._releaser.drain()
+
+    async def close(self) -> None:
+        """Waits for the transactions that are under way, then closes the connections."""
+        await self.database.close()
+        await self.bulk_database.close()
