@@ -17,6 +17,7 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import StatusCode
+from support.idle import settle
 from support.secret_scan import Log
 from support.service import Api, ServerThread, all_at_once, new_codes, refused, settings_for
 from support.waiting import until
@@ -37,8 +38,9 @@ NewDatabase = Callable[[], AbstractContextManager[str]]
 class Traced:
     """A server whose spans are kept here, and a client of it."""
 
-    def __init__(self, api: Api, exporter: InMemorySpanExporter) -> None:
+    def __init__(self, server: ServerThread, api: Api, exporter: InMemorySpanExporter) -> None:
         self.api = api
+        self.server = server
         self._exporter = exporter
 
     def spans(self, name: str = "") -> list[ReadableSpan]:
@@ -50,9 +52,14 @@ class Traced:
         request = self.api.redeem_request(code, user_id, **fields)
         self.api.redemptions.RedeemCode(request, metadata=(("traceparent", parent),))
 
+    def have_batches(self, *calls: ReadableSpan) -> bool:
+        """Whether each of the calls was carried out by a batch whose span has ended."""
+        batches = self.spans("batch")
+        return set(map(ids, calls)) <= {it for batch in batches for it in linked(batch)}
+
     def forget(self) -> None:
-        """Starts anew."""
-        time.sleep(0.05)  # a batch's span ends after its callers have their answers
+        """Starts anew, once all spans have ended."""
+        settle(self.server)
         self._exporter.clear()
 
 
@@ -66,7 +73,7 @@ def traced(new_database: NewDatabase, redis_server_url: str) -> Iterator[Traced]
         thread = ServerThread(settings_for(url, redis_server_url))
         thread.server = Server(thread.settings, thread.registry, tracer=Tracer(provider))
         with thread, closing(Api(thread.address)) as api:
-            yield Traced(api, exporter)
+            yield Traced(thread, api, exporter)
 
 
 def parent_of(sampled: bool) -> str:
@@ -119,7 +126,7 @@ def test_an_operation_of_a_stream_goes_on_with_its_own_trace(traced: Traced) -> 
         tag=1, traceparent=parent_of(sampled=True), redeem_code=request
     )
     list(traced.api.redemptions.Checkout(iter([pb.CheckoutRequest(operations=[operation])])))
-    until(lambda: traced.spans("RedemptionService/Checkout"))
+    settle(traced.server)
     (call,) = traced.spans("RedemptionService/RedeemCode")
     assert ids(call)[0] == int(TRACE, 16)
     assert call.parent is not None
@@ -198,9 +205,9 @@ def test_a_caller_who_is_not_sampled_costs_no_span_but_has_the_id_in_the_log(
     code = traced.api.code()
     traced.forget()
     traced.redeem(code, "ann", parent_of(sampled=False))
-    time.sleep(0.1)
+    until(lambda: f'"trace_id":"{TRACE}"' in service_log.take())
+    settle(traced.server)
     assert traced.spans() == []
-    assert f'"trace_id":"{TRACE}"' in service_log.take()
 
 
 def test_a_malformed_traceparent_starts_a_trace(traced: Traced) -> None:
@@ -218,7 +225,9 @@ def test_no_span_names_a_code_a_user_or_a_token(traced: Traced) -> None:
     traced.api.redeem(code, "secretive-user", lock_token=token, order_id="secret-order")
     with refused("CODE_ALREADY_REDEEMED"):
         traced.api.redeem(code, "secretive-user")
-    until(lambda: traced.spans("batch locks") and len(traced.spans("batch changes")) == 2)
+    calls = [*traced.spans("LockCode"), *traced.spans("RedeemCode")]
+    assert len(calls) == 3
+    until(lambda: traced.have_batches(*calls))
     output = "".join(it.to_json() for it in traced.spans())
     assert "RedeemCode" in output
     for secret in (code, "secretive-user", token, "secret-order"):
