@@ -1,0 +1,164 @@
+"""Leaves: each value of a row counts, and what is erased leaves the leaf as it was."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from random import Random
+from typing import Any
+from uuid import UUID
+
+import pytest
+from unit.audit.rows import NOON, columns, uuid
+
+from coupon_service.audit.leaves import (
+    FACTS,
+    OTHER_PART,
+    USER_PART,
+    Commitments,
+    commitments_of,
+    leaf_of,
+    row_of,
+    unpacked,
+)
+from coupon_service.audit.records import MalformedError, decode
+
+KEYS = {"ann": b"a" * 32, "bob": b"b" * 32, "carl": b"c" * 32, "Zoë": b"z" * 32, "": b"n" * 32}
+
+OTHER_VALUES: dict[type, Any] = {int: 7_777, str: "changed", UUID: UUID(int=7)}
+
+
+def full_row(**changes: Any) -> dict[str, Any]:
+    """A row with a value in each column."""
+    chance = Random(1)
+    row = columns(chance, 5)
+    filled: dict[str, Any] = {
+        **row,
+        "user_id": "ann",
+        "other_user_id": "bob",
+        "order_user_id": "ann",
+        "caller": "shop",
+    }
+    for name, value in filled.items():
+        if value is None:
+            filled[name] = (
+                NOON
+                if name.endswith("_time")
+                else uuid(chance)
+                if name in ("redemption_id", "lock_id")
+                else "text"
+                if name in ("code", "order_id", "currency_code", "benefit", "metadata")
+                else 1
+            )
+    return filled | changes
+
+
+def changed(value: Any) -> Any:
+    if isinstance(value, str):
+        return value + "x"
+    if isinstance(value, int):
+        return value ^ 1
+    if isinstance(value, UUID):
+        return UUID(int=value.int ^ 1)
+    return value + timedelta(microseconds=1)
+
+
+COLUMNS = sorted(full_row())
+
+
+@pytest.mark.parametrize("caller", ["shop", "ann", "bob"])
+@pytest.mark.parametrize("name", COLUMNS)
+def test_each_column_counts(name: str, caller: str) -> None:
+    row = full_row(caller=caller)
+    keys = KEYS | {"annx": KEYS["ann"], "bobx": KEYS["bob"]}
+    leaf = leaf_of(row_of(row), keys)
+    assert leaf_of(row_of(row | {name: changed(row[name])}), keys) != leaf
+    if name not in ("sequence", "event_id", "caller"):
+        assert leaf_of(row_of(row | {name: None}), keys) != leaf
+
+
+def test_columns_are_those_of_the_parts() -> None:
+    parts = {name for part in (FACTS, USER_PART, OTHER_PART) for name, _ in part}
+    assert parts == {*COLUMNS, "caller_is"}
+
+
+def test_facts_tell_nothing_of_users() -> None:
+    for caller in ("shop", "ann", "bob"):
+        facts = decode(FACTS, row_of(full_row(caller=caller)).facts)
+        assert not {"ann", "bob"} & set(map(str, facts.values()))
+
+
+def test_the_line_of_a_caller_is_in_the_part_of_that_user() -> None:
+    mine = row_of(full_row(caller="bob"))
+    assert decode(USER_PART, mine.user)["peer"] is None
+    assert mine.other is not None
+    assert decode(OTHER_PART, mine.other)["peer"] == "10.0.0.1"
+    other = row_of(full_row(caller="ann"))
+    assert other.other is not None
+    assert decode(USER_PART, other.user)["peer"] == "10.0.0.1"
+    assert decode(OTHER_PART, other.other)["peer"] is None
+
+
+def test_the_same_values_of_two_events_have_different_commitments() -> None:
+    one, other = full_row(), full_row(event_id=UUID(int=3))
+    assert commitments_of(row_of(one), KEYS)[0] != commitments_of(row_of(other), KEYS)[0]
+
+
+def test_erased_row_has_the_leaf_that_it_had() -> None:
+    for seed in range(200):
+        chance = Random(seed)
+        row = columns(chance, 5)
+        before = row_of(row)
+        leaf = leaf_of(before, KEYS)
+        user, other = commitments_of(before, KEYS)
+        gone = {row["user_id"]: "erased-1"} if row["user_id"] and chance.random() < 0.7 else {}
+        if row["other_user_id"] and chance.random() < 0.7:
+            gone |= {row["other_user_id"]: "erased-2"}
+        erased = {
+            name: gone.get(value, value)
+            if name in ("user_id", "other_user_id", "order_user_id", "caller")
+            else value
+            for name, value in row.items()
+        }
+        kept = Commitments(
+            user if row["user_id"] in gone else None,
+            other if row["other_user_id"] is not None and row["other_user_id"] in gone else None,
+        )
+        if kept.user is None and kept.other is None:
+            continue
+        if kept.user is not None:
+            erased |= {"order_id": None, "metadata": None, "fingerprint": 0}
+        keys = {user_id: key for user_id, key in KEYS.items() if user_id not in gone}
+        assert leaf_of(row_of(erased, kept.packed()), keys) == leaf
+
+
+def test_what_is_not_erased_of_a_row_still_counts() -> None:
+    row = row_of(full_row())
+    kept = Commitments(other=commitments_of(row, KEYS)[1]).packed()
+    leaf = leaf_of(row_of(full_row(other_user_id="erased-2"), kept), KEYS)
+    assert leaf == leaf_of(row, KEYS)
+    assert (
+        leaf_of(row_of(full_row(order_id="order-2", other_user_id="erased-2"), kept), KEYS) != leaf
+    )
+
+
+def test_a_row_whose_key_is_gone_has_no_leaf() -> None:
+    with pytest.raises(KeyError):
+        leaf_of(row_of(full_row(user_id="dora")), KEYS)
+
+
+@pytest.mark.parametrize(
+    "packed",
+    [b"", b"\0", b"\1", b"\1" + b"x" * 31, b"\1" + b"x" * 33, b"\3" + b"x" * 32, b"\4" + b"x" * 32],
+)
+def test_malformed_commitments_are_refused(packed: bytes) -> None:
+    with pytest.raises(MalformedError):
+        unpacked(packed)
+
+
+def test_packed_commitments_come_back() -> None:
+    for kept in (
+        Commitments(b"u" * 32),
+        Commitments(None, b"o" * 32),
+        Commitments(b"u" * 32, b"o" * 32),
+    ):
+        assert unpacked(kept.packed()) == kept
