@@ -17,7 +17,7 @@ from uuid import UUID
 from coupon_service.model import Event, EventType, bucket_of_event
 from coupon_service.model.normalization import id_spellings
 from coupon_service.store.arrays import int_array, uuid_array
-from coupon_service.store.business_events import newest_event_ids
+from coupon_service.store.business_events import newest_events
 from coupon_service.store.columns import Column, Columns
 from coupon_service.store.keyset import Position, page_of, time_and_id, time_position
 from coupon_service.store.pipeline import Connection
@@ -187,15 +187,20 @@ CROSS JOIN LATERAL (
 """
 
 
-# A plan for any filters at once would take the page for tiny, and read and sort everything for it.
-PLAN_FOR_THESE: Final = "SET LOCAL plan_cache_mode = force_custom_plan"
+# A plan for any filters at once would take the page for tiny, and read and sort everything for it;
+# so would one by a bitmap, or one with another sort than that of the few events of one time, where
+# what is listed is short on average.
+PLAN_FOR_PAGES: Final = """
+SELECT set_config('plan_cache_mode', 'force_custom_plan', true),
+    set_config('enable_bitmapscan', 'off', true), set_config('enable_sort', 'off', true)
+"""
 
 
 async def select_events(
     connection: Connection, wanted: AuditFilter, page_size: int, after: Position | None
 ) -> tuple[list[Event], Position | None]:
     """A page of the ledger, newest first, and the position to go on from. In a transaction."""
-    await connection.execute(PLAN_FOR_THESE)
+    await connection.execute(PLAN_FOR_PAGES)
     events: list[Event] = []
     spellings = list(product(id_spellings(wanted.user_id), id_spellings(wanted.order_id)))
     for user_id, order_id in spellings:
@@ -226,9 +231,7 @@ async def _select_spelled(
     }
     statement = _statement(wanted)
     if statement is None:
-        ids = await newest_event_ids(connection, types, parameters, count)
-        found = await select_events_by_id(connection, ids)
-        events = [found[it] for it in ids]
+        events = await newest_events(connection, types, parameters, count)
     else:
         cursor = await connection.execute(statement, parameters)
         events = [event_from_row(row) for row in await cursor.fetchall()]

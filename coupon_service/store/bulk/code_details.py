@@ -57,7 +57,7 @@ CROSS JOIN LATERAL (
              WHERE r.code IS NOT NULL AND r.code || '' = wanted.code AND r.type = 17
                 AND r.event_time >= e.event_time AND r.redemption_id = e.event_id
              LIMIT 1) IS NULL
-    ORDER BY event_time DESC, event_id DESC
+    ORDER BY event_time DESC
     LIMIT 1
 ) AS last
 """

@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from uuid import UUID
 
 from support.store import START, call, make_book
@@ -238,6 +239,46 @@ async def test_a_page_of_the_ledger_is_read_without_reading_the_ledger(shop: Sho
             assert rows <= 150, wanted
 
 
+LEDGER_OF_TIES = """
+INSERT INTO redemption_audit (
+    event_id, bucket, book_id, event_time, fingerprint, type, code, user_id, order_id, caller, peer,
+    user_agent, request_id)
+SELECT gen_random_uuid(), n %% 64, (%s::uuid[])[1 + n %% 2],
+    %s::timestamptz + n / 24 * interval '1 ms', 1, CASE WHEN n %% 3 = 0 THEN 16 ELSE 10 END,
+    'TIED', 'tied', 'tied', '', '', '', ''
+FROM generate_series(0, 239) AS n
+"""
+"""Of two books, 24 at a time, as what was carried out together has one time."""
+
+
+async def test_pages_of_events_of_one_time_are_complete_and_in_order(shop: Shop) -> None:
+    books = [(await make_book(shop.books, name, "tinker")).book_id for name in ("one", "two")]
+    async with shop.database.pool.connection() as connection:
+        await connection.execute(LEDGER_OF_TIES, (books, START + timedelta(days=1)))
+    redeemed = (EventType.REDEEMED,)
+    since = START + timedelta(days=1)
+    for wanted, count in (
+        (AuditFilter(start_time=since), 240),
+        (AuditFilter(types=redeemed), 80),
+        (AuditFilter(order_id="tied"), 240),
+        (AuditFilter(code="TIED"), 240),
+        (AuditFilter(user_id="tied"), 240),
+        (AuditFilter(user_id="tied", code="TIED", own=True), 240),
+        (AuditFilter(book_id=books[0]), 120),
+        (AuditFilter(business_id="tinker", start_time=since), 240),
+        (AuditFilter(business_id="tinker", types=redeemed), 80),
+        (AuditFilter(business_id="tinker", start_time=since, end_time=since), 0),
+    ):
+        pages = [
+            await all_pages(partial(shop.reads.audit_events, wanted, size), size)
+            for size in (1, 7, 24, 100, 1_000)
+        ]
+        assert pages == [pages[0]] * len(pages), wanted
+        keys = [(it.event_time, it.event_id) for it in pages[0]]
+        assert keys == sorted(set(keys), reverse=True), wanted
+        assert len([it for it in pages[0] if it.event_time >= since]) == count, wanted
+
+
 LEDGER_OF_BOOKS = """
 INSERT INTO redemption_audit (
     event_id, bucket, book_id, event_time, fingerprint, type, code, caller, peer, user_agent,
@@ -287,4 +328,4 @@ async def test_for_users_who_ask_for_their_own_nothing_of_others_is_read(shop: S
         assert read == [read[0]] * len(read), "as much for a code of others as for what is not"
         events, rows = await page(own("u0"))
         assert len(events) == 10
-        assert rows <= 20
+        assert rows <= 40

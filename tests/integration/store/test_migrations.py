@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, LiteralString
 from urllib.parse import urlsplit
 from uuid import UUID
 
 import psycopg
 import pytest
+import sqlparse
 from support.store import opened
 
 from coupon_service.errors import Contention, DatabaseUnavailable
@@ -108,6 +110,37 @@ def test_a_step_without_a_transaction_that_was_cut_off_is_done_anew(
         )
     assert migrations.apply(empty_database_url)[0] == step
     assert names(empty_database_url, INDEXES) == full
+
+
+@pytest.mark.parametrize("done", [0, 3, 5, 6, 8, 10])
+def test_smaller_indexes_of_the_ledger_are_made_wherever_that_was_cut_off(
+    empty_database_url: str, done: int
+) -> None:
+    steps = migrations.apply(empty_database_url)
+    full = names(empty_database_url, INDEXES)
+    step = next(it for it in steps if it.endswith(".ledger_indexes"))
+    while migrations.rollback(empty_database_url, count=1) != [step]:
+        pass
+    before = names(empty_database_url, INDEXES)
+    with psycopg.connect(empty_database_url, autocommit=True) as connection:
+        for statement in _statements(f"{step}.sql")[:done]:
+            connection.execute(statement.encode())
+        # What a build that was cut off leaves.
+        connection.execute("CREATE INDEX redemption_audit_unfinished ON redemption_audit (caller)")
+        connection.execute(
+            "UPDATE pg_index SET indisvalid = false"
+            " WHERE indexrelid = 'redemption_audit_unfinished'::regclass"
+        )
+    assert migrations.apply(empty_database_url)[0] == step
+    assert names(empty_database_url, INDEXES) == full
+    while migrations.rollback(empty_database_url, count=1) != [step]:
+        pass
+    assert names(empty_database_url, INDEXES) == before
+
+
+def _statements(file: str) -> list[str]:
+    text = next(Path(migrations.__file__).parents[2].glob(f"**/migrations/{file}")).read_text()
+    return [it for it in sqlparse.split(text, strip_semicolon=True) if it.strip()]
 
 
 async def test_a_schema_that_is_newer_is_new_enough(database_url: str) -> None:

@@ -172,9 +172,9 @@ def test_assignments_of_a_book_are_read_in_the_order_of_the_page(database_url: s
     assert "Index Cond: ((book_id = " in plan, plan
 
 
-def test_events_of_books_are_read_from_the_index_alone(database_url: str) -> None:
-    plan = plan_of(database_url, business_events.SELECT_KEYS)
-    assert "Index Only Scan Backward using redemption_audit_by_book" in plan, plan
+def test_times_of_events_of_books_are_read_from_the_index_alone(database_url: str) -> None:
+    plan = plan_of(database_url, business_events.SELECT_TIMES)
+    assert "Index Only Scan Backward using redemption_audit_by_book_and_time" in plan, plan
 
 
 def test_only_books_with_a_threshold_are_looked_at_for_what_they_have_left(
