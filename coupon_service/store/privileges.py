@@ -22,6 +22,8 @@ PRIVILEGES: Final[Mapping[str, tuple[LiteralString, ...]]] = MappingProxyType(
         "_yoyo_migration": _READ,
         "coupon_adjustments": _WRITE,
         "coupon_assignments": _WRITE,
+        "coupon_audit_head": ("SELECT", "UPDATE"),
+        "coupon_audit_seals": _ADD,
         "coupon_book_counters": _WRITE,
         "coupon_book_levels": _WRITE,
         "coupon_book_totals": _WRITE,
@@ -37,6 +39,7 @@ PRIVILEGES: Final[Mapping[str, tuple[LiteralString, ...]]] = MappingProxyType(
         "coupon_period_counters": (*_WRITE, "DELETE"),
         "coupon_turns": _WRITE,
         "coupon_user_counters": _WRITE,
+        "coupon_user_keys": _ADD,
         "redemption_audit": _ADD,
         "lock_fences": ("USAGE",),
     }

@@ -388,6 +388,20 @@ def test_the_ledger_is_append_only(database_url: str) -> None:
                 connection.execute(statement.encode())
 
 
+def test_seals_are_append_only(database_url: str) -> None:
+    for statement in (
+        "UPDATE coupon_audit_seals SET row_count = 0",
+        "DELETE FROM coupon_audit_seals",
+        "TRUNCATE coupon_audit_seals",
+    ):
+        with psycopg.connect(database_url) as connection:
+            connection.execute(
+                "INSERT INTO coupon_audit_seals VALUES (1, 1, 1, now(), 0, 1, '', '', '', '')"
+            )
+            with pytest.raises(psycopg.errors.InsufficientPrivilege, match="append-only"):
+                connection.execute(statement.encode())
+
+
 def test_a_database_that_cannot_be_reached_is_said_to_be(database_url: str) -> None:
     with pytest.raises(DatabaseUnavailable):
         migrations.apply("postgresql://nobody@127.0.0.1:1/nowhere")
