@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import field
 from datetime import datetime
 from typing import TypeAlias
 from uuid import UUID
@@ -110,8 +111,9 @@ class Event:
     `state_before` and `state_after` are values of BookState or CodeState, depending on `type`.
     `metadata` is JSON text. `order_user_id`: the end user whose own order `order_id` is; None where
     it is one of the business. `other_user_id`: who received, or gave, the assignment of `user_id`.
-    `book_version`: of a redemption, that of the book on whose terms it was made. `adjustments`: how
-    often it was given another amount; no column.
+    `book_version`: of a redemption, that of the book on whose terms it was made. `sequence`: its
+    number in the ledger, drawn as it is written; None for events of before there were numbers.
+    `adjustments`: how often it was given another amount; no column.
     """
 
     event_id: UUID
@@ -143,6 +145,7 @@ class Event:
     order_user_id: str | None = None
     other_user_id: str | None = None
     book_version: int | None = None
+    sequence: int | None = field(default=None, compare=False)
     adjustments: int = 0
 
 

@@ -21,7 +21,7 @@ from coupon_service.store.business_events import newest_events
 from coupon_service.store.columns import Column, Columns
 from coupon_service.store.keyset import Position, page_of, time_and_id, time_position
 from coupon_service.store.pipeline import Connection
-from coupon_service.store.rows import EVENTS, bucket_of_event_row, event_from_row
+from coupon_service.store.rows import EVENTS, WRITTEN, bucket_of_event_row, event_from_row
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,9 +46,7 @@ class AuditFilter:
 
 # --- written ------------------------------------------------------------------------------------
 
-EVENT_ROWS: Final = Columns[Event](
-    Column("bucket", "smallint", bucket_of_event_row), *EVENTS.columns
-)
+EVENT_ROWS: Final = Columns[Event](Column("bucket", "smallint", bucket_of_event_row), *WRITTEN)
 
 INSERT_EVENTS: Final[LiteralString] = f"""
 INSERT INTO redemption_audit (
@@ -57,7 +55,7 @@ SELECT
     {EVENT_ROWS.unnested}
 """
 INSERT_EVENT_ONCE: Final[LiteralString] = (
-    INSERT_EVENTS + "ON CONFLICT DO NOTHING RETURNING event_id"
+    INSERT_EVENTS + "ON CONFLICT (event_id) DO NOTHING RETURNING event_id"
 )
 
 RECORDED_FINGERPRINT: Final = """

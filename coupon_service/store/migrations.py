@@ -48,6 +48,7 @@ what is set for a session there is left behind for others."""
 def apply(database_url: str, *, pooled: bool = False) -> list[str]:
     """Brings the schema up to date; returns the ids of the steps that were needed.
 
+    Where the events of the ledger were copied without its sequence, that goes on above them.
     A step is done and recorded in one transaction: after a crash it is either done or not begun.
     One that says `transactional: false`, as what is built CONCURRENTLY has to, is one whose
     statements can be repeated.
@@ -61,6 +62,7 @@ def apply(database_url: str, *, pooled: bool = False) -> list[str]:
             with _in_transaction(backend, step):
                 step.process_steps(backend, "apply")
                 backend.mark_one(step, log=False)
+        _advance_numbers(backend)
         return [step.id for step in steps]
 
 
@@ -97,6 +99,22 @@ def _in_transaction(backend: DatabaseBackend, step: Migration) -> Generator[None
         yield
 
 
+LOCK_LEDGER: Final = "LOCK TABLE redemption_audit IN SHARE ROW EXCLUSIVE MODE"
+
+ADVANCE_NUMBERS: Final = """
+SELECT setval('redemption_audit_numbers', max(sequence)) FROM redemption_audit
+HAVING max(sequence) > coalesce(pg_sequence_last_value('redemption_audit_numbers'), 0)
+"""
+
+
+def _advance_numbers(backend: DatabaseBackend) -> None:
+    """Has the ledger draw numbers above all that it has, as after a logical replication."""
+    if backend.execute(NUMBERS_ARE_ABOVE).fetchone() != (True,):
+        with backend.transaction():
+            backend.execute(LOCK_LEDGER)
+            backend.execute(ADVANCE_NUMBERS)
+
+
 MISSING_STEPS: Final = """
 SELECT EXISTS (
     SELECT FROM unnest(%s::text[]) AS step (migration_id)
@@ -104,9 +122,16 @@ SELECT EXISTS (
         SELECT FROM _yoyo_migration AS applied WHERE applied.migration_id = step.migration_id))
 """
 
+# The rows are those of a snapshot from before the last number is read, which has to be above them.
+NUMBERS_ARE_ABOVE: Final = """
+SELECT coalesce(max(sequence), 0) <= coalesce(pg_sequence_last_value('redemption_audit_numbers'), 0)
+FROM redemption_audit
+"""
+
 
 async def schema_is_current(connection: Connection) -> bool:
-    """Whether every step this version needs has been applied; later steps do not matter.
+    """Whether every step this version needs has been applied; later steps do not matter. Not where
+    the ledger would draw numbers that its events have already.
 
     For a connection in autocommit mode: a database without any step fails the statement.
     """
@@ -115,7 +140,10 @@ async def schema_is_current(connection: Connection) -> bool:
         cursor = await connection.execute(MISSING_STEPS, [needed])
     except psycopg.errors.UndefinedTable:
         return False
-    return await cursor.fetchone() == (False,)
+    if await cursor.fetchone() != (False,):
+        return False
+    cursor = await connection.execute(NUMBERS_ARE_ABOVE)
+    return await cursor.fetchone() == (True,)
 
 
 @contextmanager

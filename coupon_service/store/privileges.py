@@ -42,6 +42,7 @@ PRIVILEGES: Final[Mapping[str, tuple[LiteralString, ...]]] = MappingProxyType(
         "coupon_user_keys": _ADD,
         "redemption_audit": _ADD,
         "lock_fences": ("USAGE",),
+        "redemption_audit_numbers": ("USAGE",),
     }
 )
 """By relation, tables first and then the sequence."""

@@ -219,7 +219,7 @@ def _canonical(text: str | None) -> str | None:
     return text and canonical_id(text)
 
 
-EVENTS: Final = Columns[Event](
+WRITTEN: Final[tuple[Column[Event], ...]] = (
     Column("event_id", "uuid"),
     Column("type", "smallint", read=member_of(EventType)),
     Column("event_time", "timestamptz"),
@@ -250,6 +250,9 @@ EVENTS: Final = Columns[Event](
     Column("other_user_id", "text"),
     Column("book_version", "integer"),
 )
+
+EVENTS: Final = Columns[Event](*WRITTEN, Column("sequence", "bigint"))
+"""Those that are read: PostgreSQL draws the number of an event itself."""
 
 event_from_row: Final = EVENTS.reader(Event)
 

@@ -184,6 +184,18 @@ SUMS: Final = {
 """Stored values, and the query of the ledger or rows that they have to equal."""
 
 RULES: Final = {
+    # A code that was deleted may have been made again.
+    "an event of a code begins where the one before has left it": f"""
+        SELECT code, sequence, left_in, state_before FROM (
+            SELECT *, lag(state_after) OVER (PARTITION BY book_id, code ORDER BY sequence)
+                AS left_in
+            FROM ledger WHERE code IS NOT NULL AND sequence IS NOT NULL
+        ) AS event
+        WHERE state_before <> left_in AND NOT EXISTS (
+            SELECT FROM ledger AS deletion
+            WHERE deletion.type = {EventType.CODES_DELETED:d}
+                AND deletion.book_id = event.book_id)
+    """,
     "a code's state follows from its counts": f"""
         SELECT code, codes.state, redemptions, assignments FROM codes
         WHERE codes.state <> {CodeState.DISABLED:d} AND codes.state <> CASE

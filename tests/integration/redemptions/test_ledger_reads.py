@@ -119,7 +119,7 @@ def test_without_a_filter_the_whole_ledger_is_read_backwards(api: Api) -> None:
         "TRUNCATE redemption_audit",
         "TRUNCATE redemption_audit, coupon_books CASCADE",
         """INSERT INTO redemption_audit SELECT * FROM redemption_audit
-        ON CONFLICT (event_id, bucket) DO UPDATE SET caller = 'nobody'""",
+        ON CONFLICT (event_id) DO UPDATE SET caller = 'nobody'""",
         """MERGE INTO redemption_audit AS a USING redemption_audit AS b
         ON a.event_id = b.event_id WHEN MATCHED THEN DELETE""",
     ],

@@ -11,7 +11,7 @@ import pytest
 from support.invariants import RULES, RULES_OF_TIME, SUMS, assert_adds_up
 from support.service import Api, ServerThread, books, euros
 
-from coupon_service.model import EventType
+from coupon_service.model import CodeState, EventType
 
 UNKNOWN_ID = "00000000-0000-4000-8000-000000000000"
 
@@ -21,7 +21,8 @@ def again(order: str | None, event: EventType = EventType.REDEEMED, **changes: o
     of_order = "order_id IS NULL" if order is None else f"order_id = '{order}'"
     return f"""
         INSERT INTO redemption_audit
-        SELECT (jsonb_populate_record(it, jsonb_build_object('event_id', gen_random_uuid())
+        SELECT (jsonb_populate_record(it, jsonb_build_object(
+            'event_id', gen_random_uuid(), 'sequence', nextval('redemption_audit_numbers'))
             || '{json.dumps(changes)}'::jsonb)).*
         FROM redemption_audit AS it
         WHERE book_id = %s AND type = {event:d} AND {of_order}
@@ -57,6 +58,9 @@ BREAKS = {
         UPDATE coupon_book_totals SET discount_minor = 1, discount_limit_minor = 1
         WHERE book_id = %s
     """,
+    "an event of a code begins where the one before has left it": again(
+        "kept", state_before=CodeState.DISABLED
+    ),
     "coupons take off an order no more than its amount": again("kept", discount_minor=1_001),
     "no redemption exceeded the limit of its time": again("kept", code_redemptions=9),
     "an order has one live redemption of a code": again("kept"),

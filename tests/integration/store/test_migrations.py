@@ -11,6 +11,7 @@ from uuid import UUID
 import psycopg
 import pytest
 import sqlparse
+from support.postgres_roles import new_role
 from support.store import opened
 
 from coupon_service.errors import Contention, DatabaseUnavailable
@@ -370,6 +371,52 @@ async def test_discounts_of_one_batch_may_come_to_more_than_an_amount_can_be(
             await database.transaction("add", lambda it: counters.add_to_counters(it, row))
         found = await database.read("sum", lambda it: counters.select_stats(it, book_id))
     assert found == BookStats(redemptions=20_000, discount_minor=2 * 10**19)
+
+
+INSERT_EVENT = """
+INSERT INTO redemption_audit (event_id, book_id, event_time, fingerprint, bucket, type, caller,
+    peer, user_agent, request_id)
+VALUES (gen_random_uuid(), gen_random_uuid(), now(), 0, 0, 1, %s, '', '', '')
+"""
+SEQUENCES = "SELECT sequence FROM redemption_audit ORDER BY sequence NULLS FIRST"
+
+
+def test_events_are_numbered_from_their_step_on_by_a_version_of_before_as_well(
+    database_url: str,
+) -> None:
+    """On a connection that prepared its statement before, with a role of before."""
+    while not migrations.rollback(database_url, count=1)[0].endswith(".ledger_sequence"):
+        pass
+    with new_role(database_url) as (role, url):
+        with psycopg.connect(database_url, autocommit=True) as owner:
+            owner.execute(f"GRANT INSERT ON redemption_audit TO {role}".encode())
+        with psycopg.connect(url, autocommit=True, prepare_threshold=0) as connection:
+            connection.execute(INSERT_EVENT, ["before"])
+            migrations.apply(database_url)
+            for _ in range(3):
+                connection.execute(INSERT_EVENT, ["after"])
+            assert rows(database_url, SEQUENCES) == [(None,), (1,), (2,), (3,)]
+            while not migrations.rollback(database_url, count=1)[0].endswith(".ledger_sequence"):
+                pass
+            connection.execute(INSERT_EVENT, ["taken back"])
+        migrations.apply(database_url)
+    assert rows(database_url, SEQUENCES) == [(None,)] * 5
+
+
+async def test_a_ledger_that_was_copied_without_its_sequence_is_refused_and_repaired(
+    database_url: str,
+) -> None:
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        for _ in range(3):
+            connection.execute(INSERT_EVENT, ["copied"])
+        connection.execute("SELECT setval('redemption_audit_numbers', 1, false)")
+        assert not await is_current(database_url)
+        with pytest.raises(psycopg.errors.UniqueViolation):
+            connection.execute(INSERT_EVENT, ["late"])
+        assert migrations.apply(database_url) == []
+        assert await is_current(database_url)
+        connection.execute(INSERT_EVENT, ["late"])
+    assert rows(database_url, SEQUENCES) == [(1,), (2,), (3,), (4,)]
 
 
 def test_the_ledger_is_append_only(database_url: str) -> None:

@@ -1,0 +1,5 @@
+DROP INDEX CONCURRENTLY IF EXISTS redemption_audit_by_sequence;
+
+ALTER TABLE redemption_audit DROP COLUMN IF EXISTS sequence;
+
+DROP SEQUENCE IF EXISTS redemption_audit_numbers;
