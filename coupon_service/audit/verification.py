@@ -16,7 +16,7 @@ from coupon_service.audit.seals import (
     unpack_leaves,
 )
 
-NO_KEY: Final = b""
+NO_LEAF: Final = b""
 """For the leaf of a row that cannot be computed, since the key of its user is gone."""
 
 
@@ -93,7 +93,7 @@ def differences(sealed: Sequence[Leaf], found: Iterable[Leaf]) -> Iterator[tuple
             yield Fault.ROW_INSERTED, sequence
             continue
         if sealed[position][1] != leaf:
-            yield (Fault.ROW_CHANGED if leaf != NO_KEY else Fault.KEY_MISSING), sequence
+            yield (Fault.ROW_CHANGED if leaf != NO_LEAF else Fault.KEY_MISSING), sequence
         position += 1
     for sequence, _ in sealed[position:]:
         yield Fault.ROW_MISSING, sequence

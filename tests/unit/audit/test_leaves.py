@@ -13,9 +13,11 @@ from unit.audit.rows import NOON, columns, uuid
 from coupon_service.audit.leaves import (
     FACTS,
     OTHER_PART,
+    PARTS,
     USER_PART,
     Commitments,
     commitments_of,
+    erased,
     leaf_of,
     row_of,
     unpacked,
@@ -77,7 +79,7 @@ def test_each_column_counts(name: str, caller: str) -> None:
 
 
 def test_columns_are_those_of_the_parts() -> None:
-    parts = {name for part in (FACTS, USER_PART, OTHER_PART) for name, _ in part}
+    parts = {name for part in (FACTS, *PARTS) for name, _ in part}
     assert parts == {*COLUMNS, "caller_is"}
 
 
@@ -103,42 +105,52 @@ def test_the_same_values_of_two_events_have_different_commitments() -> None:
     assert commitments_of(row_of(one), KEYS)[0] != commitments_of(row_of(other), KEYS)[0]
 
 
+def erased_columns(row: dict[str, Any], gone: dict[str, str]) -> dict[str, Any]:
+    """What becomes of a row when these users are erased, by what stands for them."""
+    is_user, is_other = row["user_id"] in gone, row["other_user_id"] in gone
+    names = ("user_id", "other_user_id", "order_user_id", "caller")
+    blank = row | {name: gone.get(row[name], row[name]) for name in names}
+    if is_user:
+        blank |= {"order_id": None, "metadata": None}
+    if is_user or (is_other and row["other_user_id"]):
+        blank["fingerprint"] = 0
+    is_others = row["caller"] == row["other_user_id"] != row["user_id"]
+    if is_other if is_others else is_user:
+        blank |= {"peer": "", "user_agent": ""}
+    return blank
+
+
 def test_erased_row_has_the_leaf_that_it_had() -> None:
-    for seed in range(200):
+    both = set[tuple[bool, bool]]()
+    for seed in range(300):
         chance = Random(seed)
         row = columns(chance, 5)
-        before = row_of(row)
-        leaf = leaf_of(before, KEYS)
-        user, other = commitments_of(before, KEYS)
-        gone = {row["user_id"]: "erased-1"} if row["user_id"] and chance.random() < 0.7 else {}
-        if row["other_user_id"] and chance.random() < 0.7:
-            gone |= {row["other_user_id"]: "erased-2"}
-        erased = {
-            name: gone.get(value, value)
-            if name in ("user_id", "other_user_id", "order_user_id", "caller")
-            else value
-            for name, value in row.items()
-        }
-        kept = Commitments(
-            user if row["user_id"] in gone else None,
-            other if row["other_user_id"] is not None and row["other_user_id"] in gone else None,
-        )
-        if kept.user is None and kept.other is None:
-            continue
-        if kept.user is not None:
-            erased |= {"order_id": None, "metadata": None, "fingerprint": 0}
-        keys = {user_id: key for user_id, key in KEYS.items() if user_id not in gone}
-        assert leaf_of(row_of(erased, kept.packed()), keys) == leaf
+        keys = dict(KEYS)
+        leaf = leaf_of(row_of(row), keys)
+        commitments = None
+        erasures = [("user_id", "erased-1"), ("other_user_id", "erased-2")]
+        for name, pseudonym in chance.sample(erasures, chance.randint(1, 2)):
+            user = row[name]
+            if user is None:
+                continue
+            is_user = name == "user_id"
+            now = row_of(row, commitments)
+            commitments = erased(now, keys, user=is_user, other=not is_user)
+            row = erased_columns(row, {user: pseudonym})
+            del keys[user]
+            assert leaf_of(row_of(row, commitments), keys) == leaf
+            kept = unpacked(commitments)
+            both.add((kept.user is not None, kept.other is not None))
+    assert both == {(True, False), (False, True), (True, True)}
 
 
 def test_what_is_not_erased_of_a_row_still_counts() -> None:
-    row = row_of(full_row())
-    kept = Commitments(other=commitments_of(row, KEYS)[1]).packed()
-    leaf = leaf_of(row_of(full_row(other_user_id="erased-2"), kept), KEYS)
-    assert leaf == leaf_of(row, KEYS)
-    assert (
-        leaf_of(row_of(full_row(order_id="order-2", other_user_id="erased-2"), kept), KEYS) != leaf
-    )
+    row = full_row()
+    leaf = leaf_of(row_of(row), KEYS)
+    commitments = erased(row_of(row), KEYS, user=False, other=True)
+    gone = erased_columns(row, {"bob": "erased-2"})
+    assert leaf_of(row_of(gone, commitments), KEYS) == leaf
+    assert leaf_of(row_of(gone | {"order_id": "order-2"}, commitments), KEYS) != leaf
 
 
 def test_a_row_whose_key_is_gone_has_no_leaf() -> None:
@@ -148,7 +160,15 @@ def test_a_row_whose_key_is_gone_has_no_leaf() -> None:
 
 @pytest.mark.parametrize(
     "packed",
-    [b"", b"\0", b"\1", b"\1" + b"x" * 31, b"\1" + b"x" * 33, b"\3" + b"x" * 32, b"\4" + b"x" * 32],
+    [
+        b"",
+        b"\0",
+        b"\1",
+        b"\1" + b"x" * 31,
+        b"\1" + b"x" * 33,
+        b"\3" + b"x" * 32,
+        b"\x09" + b"x" * 64,
+    ],
 )
 def test_malformed_commitments_are_refused(packed: bytes) -> None:
     with pytest.raises(MalformedError):
@@ -160,5 +180,7 @@ def test_packed_commitments_come_back() -> None:
         Commitments(b"u" * 32),
         Commitments(None, b"o" * 32),
         Commitments(b"u" * 32, b"o" * 32),
+        Commitments(b"u" * 32, b"o" * 32, b"p" * 32),
+        Commitments(None, None, b"p" * 32),
     ):
         assert unpacked(kept.packed()) == kept

@@ -16,9 +16,9 @@ from coupon_service.audit.checkpoints import (
     verify_checkpoint,
     verify_note,
 )
-from coupon_service.audit.leaves import commitments_of, row_of, salt_of
+from coupon_service.audit.leaves import row_of
 from coupon_service.audit.merkle import inclusion_path
-from coupon_service.audit.proofs import InclusionProof, Opened, verify_inclusion
+from coupon_service.audit.proofs import InclusionProof, Opened, opened_parts, verify_inclusion
 from coupon_service.audit.records import MalformedError
 from coupon_service.audit.seals import begin_chain
 
@@ -47,13 +47,9 @@ def proof_of(ledger: Ledger, at: int, until: int) -> InclusionProof:
     number = link.seal.number
     leaves = ledger.leaves(link.seal.first_sequence, link.seal.last_sequence)
     index = [sequence for sequence, _ in leaves].index(row.sequence)
-    user, other = commitments_of(row, ledger.keys)
     return InclusionProof(
         facts=row.facts,
-        user=Opened(user, salt_of(ledger.keys[row.user_id], row.event_id), row.user),
-        other=None
-        if other is None
-        else Opened(other, salt_of(ledger.keys[row.other_user_id], row.event_id), row.other),
+        parts=opened_parts(row, ledger.keys),
         index=index,
         path=inclusion_path([leaf for _, leaf in leaves], index),
         seal=link.seal,
@@ -76,7 +72,8 @@ def test_values_that_were_erased_are_left_out_of_what_is_proved() -> None:
     ledger = sealed_ledger(Random(1))
     at = next(n for n, it in enumerate(ledger.rows) if it["caller"] == it["user_id"])
     proof = proof_of(ledger, at, len(ledger.links))
-    proof = replace(proof, user=Opened(proof.user.commitment))
+    erased = [Opened(it.commitment) for it in proof.parts]
+    proof = replace(proof, parts=erased)
     proved = verify_inclusion(proof, checkpoint_of(ledger, len(ledger.links)))
     assert proved["event_id"] == ledger.rows[at]["event_id"]
     assert not {"user_id", "order_id", "metadata", "caller"} & set(proved)
@@ -96,22 +93,22 @@ def test_what_is_not_so_is_not_proved() -> None:
         checkpoint = checkpoint_of(ledger, until)
         at = next(n for n, it in enumerate(ledger.rows) if it["other_user_id"])
         proof = proof_of(ledger, at, until)
-        assert proof.other is not None
+        parts = [*proof.parts]
 
         seal = proof.seal
         for wrong in (
             replace(proof, facts=flipped(chance, proof.facts)),
-            replace(proof, user=replace(proof.user, part=flipped(chance, proof.user.part))),
-            replace(proof, user=replace(proof.user, salt=flipped(chance, proof.user.salt))),
-            replace(
-                proof, user=replace(proof.user, commitment=flipped(chance, proof.user.commitment))
+            *(
+                replace(proof, parts=[*parts[:at], replace(parts[at], **change), *parts[at + 1 :]])
+                for at in range(3)
+                for change in (
+                    {"part": flipped(chance, parts[at].part)},
+                    {"salt": flipped(chance, parts[at].salt)},
+                    {"commitment": flipped(chance, parts[at].commitment)},
+                )
             ),
-            replace(proof, other=replace(proof.other, part=flipped(chance, proof.other.part))),
-            replace(
-                proof,
-                other=replace(proof.other, commitment=flipped(chance, proof.other.commitment)),
-            ),
-            replace(proof, other=None),
+            replace(proof, parts=parts[:1]),
+            replace(proof, parts=parts[::-1]),
             replace(proof, index=(proof.index + 1) % seal.row_count),
             replace(proof, path=proof.path[:-1]),
             replace(proof, path=[flipped(chance, it) for it in proof.path]),

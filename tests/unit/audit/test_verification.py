@@ -20,7 +20,7 @@ from coupon_service.audit.seals import (
     pack_leaves,
     unpack_leaves,
 )
-from coupon_service.audit.verification import NO_KEY, Fault, Finding, Verification
+from coupon_service.audit.verification import NO_LEAF, Fault, Finding, Verification
 
 SEEDS = range(100)
 
@@ -35,7 +35,7 @@ def findings(ledger: Ledger, head: Position) -> list[Finding]:
                 try:
                     leaf = leaf_of(row_of(row), ledger.keys)
                 except KeyError:
-                    leaf = NO_KEY
+                    leaf = NO_LEAF
                 leaves.append((row["sequence"], leaf))
         found += verification.compare(link, leaves)
     found += verification.end(head)
