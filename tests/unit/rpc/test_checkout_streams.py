@@ -14,6 +14,7 @@ from google.protobuf.duration_pb2 import Duration
 from support.handler_server import (
     CALLS_MAX,
     DEADLINE_MS,
+    LONG_MS,
     MAX_BYTES,
     STREAMS,
     Running,
@@ -32,6 +33,8 @@ from coupon_service.v1.error_reason_pb2 import ErrorReason
 
 OPERATIONS = STREAMS.operations_max
 STREAM = "/coupon_service.v1.RedemptionService/Checkout"
+UNREAD_MS = 1_000
+"""How long results may lie unread, where a client is to be left for that."""
 
 
 async def answer(request: Any, context: Any) -> pb.RedeemCodeResponse:
@@ -57,7 +60,7 @@ class Client:
 
     async def response(self) -> pb.CheckoutResponse:
         """The next message. Fails at the end of the stream."""
-        response = await asyncio.wait_for(self.call.read(), 5)
+        response = await asyncio.wait_for(self.call.read(), 60)
         assert response is not grpc.aio.EOF, await self.call.code()
         return response
 
@@ -112,14 +115,17 @@ class Held:
 
 
 @asynccontextmanager
-async def holding(**settings: Any) -> AsyncGenerator[tuple[Running, Held]]:
+async def holding(
+    deadline_ms: int = LONG_MS, **settings: Any
+) -> AsyncGenerator[tuple[Running, Held]]:
     """A server whose operations wait, for half an hour if need be."""
     held = Held()
 
     async def behavior(request: Any, context: Any) -> pb.RedeemCodeResponse:
         return await held(request, context)
 
-    async with running(behavior, streams=replace(STREAMS, **settings)) as run:
+    streams = replace(STREAMS, **settings)
+    async with running(behavior, streams=streams, deadline_ms=deadline_ms) as run:
         yield run, held
         held.release()
 
@@ -369,7 +375,7 @@ async def test_an_operation_may_be_as_large_as_a_call_and_a_message_larger() -> 
 async def test_an_operation_ends_at_its_deadline_or_the_servers(
     operation: pb.CheckoutOperation,
 ) -> None:
-    async with holding() as (run, _):
+    async with holding(deadline_ms=DEADLINE_MS) as (run, _):
         result = await Client(run).result(operation)
     assert result.error.code == grpc.StatusCode.DEADLINE_EXCEEDED.value[0]
     assert reason_of(result) == "DEADLINE_EXCEEDED"
@@ -380,7 +386,7 @@ async def test_a_longer_deadline_of_the_operation_is_respected() -> None:
         await asyncio.sleep(2 * DEADLINE_MS / 1000)
         return pb.RedeemCodeResponse()
 
-    async with running(slow) as run:
+    async with running(slow, deadline_ms=DEADLINE_MS) as run:
         assert (await Client(run).result(redeem(1, timeout=LONG))).HasField("redeem_code")
 
 
@@ -392,7 +398,8 @@ async def test_the_deadline_of_the_stream_ends_it_and_is_known_to_its_operations
         return pb.RedeemCodeResponse()
 
     async with running(behavior) as run:
-        client = Client(run, timeout=1)
+        await run.channel.channel_ready()
+        client = Client(run, timeout=2)
         for tag in (1, 2):
             await client.result(redeem(tag, timeout=LONG))
         code, _, _ = await failed(client.call.read())
@@ -523,7 +530,7 @@ async def test_a_client_that_does_not_read_gets_no_more_done_and_is_left() -> No
         began += 1
         return pb.RedeemCodeResponse(redemption=pb.Redemption(code="x" * 100_000))
 
-    async with running(behavior) as run:
+    async with running(behavior, streams=replace(STREAMS, idle_ms=UNREAD_MS)) as run:
         client, other = Client(run), Client(run)
 
         async def flood() -> None:
@@ -548,7 +555,7 @@ async def test_bad_operations_are_bounded_as_others_are() -> None:
         if method != "RedemptionService/Checkout":
             raise Unauthenticated("x" * 500)
 
-    async with running(answer, authenticate) as run:
+    async with running(answer, authenticate, streams=replace(STREAMS, idle_ms=UNREAD_MS)) as run:
         client = Client(run)
 
         async def flood() -> None:
@@ -609,7 +616,8 @@ async def test_more_streams_than_the_service_may_have_are_refused() -> None:
 
 
 async def test_an_idle_stream_stays() -> None:
-    async with running(answer) as run:
+    streams = replace(STREAMS, idle_ms=DEADLINE_MS)
+    async with running(answer, streams=streams, deadline_ms=DEADLINE_MS) as run:
         client = Client(run)
         await client.result(redeem(1))
         await asyncio.sleep(2 * DEADLINE_MS / 1000)
@@ -643,7 +651,7 @@ async def test_a_cut_stream_loses_answers_and_no_effects() -> None:
         await asyncio.sleep(0.1)
         assert not draining.done()
         held.release()
-        await asyncio.wait_for(draining, 5)
+        await asyncio.wait_for(draining, 60)
     assert sorted(held.finished) == ["C1", "C2"]
 
 

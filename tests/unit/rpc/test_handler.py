@@ -47,7 +47,7 @@ async def test_an_answer_passes_and_leaves_one_line_and_one_count() -> None:
         return pb.RedeemCodeResponse(replayed=True)
 
     async with running(behavior) as run:
-        answer = await run.redemptions.RedeemCode(pb.RedeemCodeRequest(request_id="r7"), timeout=5)
+        answer = await run.redemptions.RedeemCode(pb.RedeemCodeRequest(request_id="r7"), timeout=60)
         assert answer.replayed
         line = await run.line()
     assert run.counted == [("RedemptionService/RedeemCode", "OK", "")]
@@ -69,7 +69,7 @@ async def test_a_refusal_becomes_its_status_with_details() -> None:
         raise CodeAlreadyRedeemed("Once is enough, Zoë.", limit=1)
 
     async with running(behavior) as run:
-        call = run.redemptions.RedeemCode(pb.RedeemCodeRequest(), timeout=5)
+        call = run.redemptions.RedeemCode(pb.RedeemCodeRequest(), timeout=60)
         code, text, status = await failed(call)
         line = await run.line()
     assert code is grpc.StatusCode.FAILED_PRECONDITION
@@ -85,7 +85,7 @@ async def test_a_fault_shows_the_client_an_id_and_the_log_the_cause() -> None:
         raise KeyError("secret")
 
     async with running(behavior) as run:
-        call = run.redemptions.RedeemCode(pb.RedeemCodeRequest(), timeout=5)
+        call = run.redemptions.RedeemCode(pb.RedeemCodeRequest(), timeout=60)
         code, text, status = await failed(call)
         line = await run.line()
     assert code is grpc.StatusCode.INTERNAL
@@ -100,7 +100,7 @@ async def test_the_cause_of_an_outage_is_in_the_log() -> None:
         raise DatabaseUnavailable from OSError("no route")
 
     async with running(behavior) as run:
-        call = run.redemptions.RedeemCode(pb.RedeemCodeRequest(), timeout=5)
+        call = run.redemptions.RedeemCode(pb.RedeemCodeRequest(), timeout=60)
         code, text, _ = await failed(call)
         line = await run.line()
     assert code is grpc.StatusCode.UNAVAILABLE
@@ -113,7 +113,7 @@ async def test_an_answer_that_cannot_be_sent_is_a_fault() -> None:
         return "no message"
 
     async with running(behavior) as run:
-        code, _, _ = await failed(run.redemptions.RedeemCode(pb.RedeemCodeRequest(), timeout=5))
+        code, _, _ = await failed(run.redemptions.RedeemCode(pb.RedeemCodeRequest(), timeout=60))
     assert code is grpc.StatusCode.INTERNAL
 
 
@@ -123,7 +123,7 @@ async def test_something_cancelled_inside_is_a_fault_and_not_silence() -> None:
 
     async with running(behavior) as run:
         code, _, status = await failed(
-            run.redemptions.RedeemCode(pb.RedeemCodeRequest(), timeout=5)
+            run.redemptions.RedeemCode(pb.RedeemCodeRequest(), timeout=60)
         )
     assert code is grpc.StatusCode.INTERNAL
     assert info_of(status).reason == "INTERNAL"
@@ -134,7 +134,7 @@ async def test_something_cancelled_inside_is_a_fault_and_not_silence() -> None:
 
 async def send(run: Running, raw: bytes, method: str = REDEEM) -> tuple[grpc.StatusCode, Status]:
     channel: Any = run.channel
-    code, _, status = await failed(channel.unary_unary(method)(raw, timeout=5))
+    code, _, status = await failed(channel.unary_unary(method)(raw, timeout=60))
     return code, status
 
 
@@ -160,7 +160,7 @@ async def test_a_message_that_is_too_large_is_an_invalid_argument() -> None:
     async with running(answer_ok) as run:
         largest = request(MAX_BYTES)
         assert len(largest) == MAX_BYTES
-        await run.channel.unary_unary(REDEEM)(largest, timeout=5)
+        await run.channel.unary_unary(REDEEM)(largest, timeout=60)
         code, status = await send(run, request(MAX_BYTES + 1))
     assert code is grpc.StatusCode.INVALID_ARGUMENT
     bad = BadRequest()
@@ -182,7 +182,7 @@ async def forever(request: Any, context: Any) -> Any:
 
 
 async def test_a_call_without_a_deadline_gets_the_servers() -> None:
-    async with running(forever) as run:
+    async with running(forever, deadline_ms=DEADLINE_MS) as run:
         code, _, status = await failed(run.redemptions.RedeemCode(pb.RedeemCodeRequest()))
         line = await run.line()
     assert code is grpc.StatusCode.DEADLINE_EXCEEDED
@@ -192,14 +192,15 @@ async def test_a_call_without_a_deadline_gets_the_servers() -> None:
 
 async def test_a_call_with_a_deadline_ends_on_the_server_too() -> None:
     async with running(forever) as run:
-        call = run.redemptions.RedeemCode(pb.RedeemCodeRequest(), timeout=0.2)
+        await run.channel.channel_ready()
+        call = run.redemptions.RedeemCode(pb.RedeemCodeRequest(), timeout=0.5)
         code, _, _ = await failed(call)
         line = await run.line()
     assert code is grpc.StatusCode.DEADLINE_EXCEEDED
     assert (line["status"], line["reason"]) == ("DEADLINE_EXCEEDED", "DEADLINE_EXCEEDED")
 
 
-@pytest.mark.parametrize(("timeout_s", "longest_s"), [(None, DEADLINE_MS / 1000), (7.0, 7.0)])
+@pytest.mark.parametrize(("timeout_s", "longest_s"), [(None, 7.0), (9.0, 9.0)])
 async def test_the_work_knows_its_deadline(timeout_s: float | None, longest_s: float) -> None:
     left_s: list[float] = []
 
@@ -209,7 +210,7 @@ async def test_the_work_knows_its_deadline(timeout_s: float | None, longest_s: f
         left_s.append(deadline - perf_counter())
         return pb.RedeemCodeResponse()
 
-    async with running(behavior) as run:
+    async with running(behavior, deadline_ms=7_000) as run:
         await run.redemptions.RedeemCode(pb.RedeemCodeRequest(), timeout=timeout_s)
     assert 0 < left_s[0] <= longest_s * 1.01  # gRPC sends a timeout with three digits, rounded up
 
@@ -219,8 +220,8 @@ async def test_a_longer_deadline_of_the_client_is_respected() -> None:
         await asyncio.sleep(2 * DEADLINE_MS / 1000)
         return pb.RedeemCodeResponse()
 
-    async with running(slow) as run:
-        await run.redemptions.RedeemCode(pb.RedeemCodeRequest(), timeout=10)
+    async with running(slow, deadline_ms=DEADLINE_MS) as run:
+        await run.redemptions.RedeemCode(pb.RedeemCodeRequest(), timeout=60)
 
 
 async def test_a_timeout_of_something_else_is_not_the_deadline() -> None:
@@ -244,7 +245,7 @@ async def test_a_client_that_cancels_stops_the_wait_and_not_the_work() -> None:
         await asyncio.shield(asyncio.ensure_future(work()))
 
     async with running(behavior) as run:
-        call = run.redemptions.RedeemCode(pb.RedeemCodeRequest(), timeout=5)
+        call = run.redemptions.RedeemCode(pb.RedeemCodeRequest(), timeout=60)
         waiting = asyncio.ensure_future(call.wait_for_connection())
         await began.wait()
         waiting.cancel()
@@ -252,7 +253,7 @@ async def test_a_client_that_cancels_stops_the_wait_and_not_the_work() -> None:
         line = await run.line()
         assert not done.is_set()
         finish.set()
-        await asyncio.wait_for(done.wait(), 5)
+        await asyncio.wait_for(done.wait(), 60)
     assert (line["status"], line["reason"]) == ("CANCELLED", "")
 
 
@@ -284,7 +285,7 @@ async def test_a_stream_that_fails_delivers_what_came_before() -> None:
     received: list[str] = []
 
     async def read(run: Running) -> None:
-        async for answer in run.codes.ExportCodes(codes.ExportCodesRequest(), timeout=5):
+        async for answer in run.codes.ExportCodes(codes.ExportCodesRequest(), timeout=60):
             received.append(answer.next_page_token)  # noqa: PERF401 - before the error
 
     async with running(behavior) as run:
@@ -300,7 +301,7 @@ async def test_a_stream_without_a_deadline_may_outlast_the_servers() -> None:
         await asyncio.sleep(2 * DEADLINE_MS / 1000)
         yield codes.ExportCodesResponse()
 
-    async with running(behavior) as run:
+    async with running(behavior, deadline_ms=DEADLINE_MS) as run:
         stream = run.codes.ExportCodes(codes.ExportCodesRequest())
         assert len([answer async for answer in stream]) == 1
 
@@ -317,10 +318,10 @@ async def test_a_stream_that_its_client_leaves_is_closed() -> None:
             closed.set()
 
     async with running(behavior) as run:
-        stream = run.codes.ExportCodes(codes.ExportCodesRequest(), timeout=5)
+        stream = run.codes.ExportCodes(codes.ExportCodesRequest(), timeout=60)
         await anext(aiter(stream))
         stream.cancel()
-        await asyncio.wait_for(closed.wait(), 5)
+        await asyncio.wait_for(closed.wait(), 60)
         assert (await run.line())["status"] == "CANCELLED"
 
 
@@ -345,7 +346,7 @@ async def test_a_bad_message_ends_a_stream_after_the_good_ones() -> None:
     async def read(run: Running, bad: bytes) -> None:
         channel: Any = run.channel
         call = channel.stream_stream("/coupon_service.v1.CouponCodeService/ImportCodes")
-        async for _ in call(iter([chunk(1).SerializeToString(), bad]), timeout=5):
+        async for _ in call(iter([chunk(1).SerializeToString(), bad]), timeout=60):
             received.append(1)  # noqa: PERF401 - what came before the error counts
 
     for bad in (b"\xff", chunk(2, size=11 * MAX_BYTES).SerializeToString()):
@@ -367,7 +368,7 @@ async def test_servicers_know_peer_and_user_agent() -> None:
         )
 
     async with running(behavior) as run:
-        answer = await run.redemptions.RedeemCode(pb.RedeemCodeRequest(), timeout=5)
+        answer = await run.redemptions.RedeemCode(pb.RedeemCodeRequest(), timeout=60)
     assert answer.redemption.code.startswith("ipv4:127.0.0.1:")
     assert answer.redemption.user_id.startswith("grpc-python-asyncio/")
 
@@ -399,7 +400,7 @@ async def test_who_is_authenticated_is_the_caller() -> None:
 
     async with running(behavior, authenticate) as run:
         answer = await run.redemptions.RedeemCode(
-            pb.RedeemCodeRequest(), timeout=5, metadata=(("authorization", "Bearer good"),)
+            pb.RedeemCodeRequest(), timeout=60, metadata=(("authorization", "Bearer good"),)
         )
         code, _, status = await failed(run.redemptions.RedeemCode(pb.RedeemCodeRequest()))
     assert answer.redemption.code == "RedemptionService/RedeemCode!"
@@ -416,7 +417,7 @@ async def test_many_calls_at_once_keep_their_callers_apart() -> None:
 
     async def ask(run: Running, name: str) -> bool:
         request = pb.RedeemCodeRequest(request_id=name)
-        return (await run.redemptions.RedeemCode(request, timeout=5)).redemption.code == name
+        return (await run.redemptions.RedeemCode(request, timeout=60)).redemption.code == name
 
     async with running(behavior) as run:
         assert all(await asyncio.gather(*(ask(run, str(number)) for number in range(100))))
@@ -425,7 +426,7 @@ async def test_many_calls_at_once_keep_their_callers_apart() -> None:
 async def test_health_is_answered_without_a_line() -> None:
     async with running(answer_ok) as run:
         stub = HEALTH_GRPC.HealthStub(run.channel)
-        answer = await stub.Check(HEALTH_PB.HealthCheckRequest(), timeout=5)
+        answer = await stub.Check(HEALTH_PB.HealthCheckRequest(), timeout=60)
         assert answer.status == HEALTH_PB.HealthCheckResponse.SERVING
         assert run.log.entries == []
         assert run.counted == []
@@ -443,7 +444,8 @@ async def test_a_stream_whose_client_sends_nothing_ends() -> None:
         yield codes.ImportCodesRequest()
         await asyncio.sleep(60)
 
-    async with running(behavior) as run:
+    async with running(behavior, deadline_ms=1_000) as run:
+        await run.channel.channel_ready()
         call = run.codes.ImportCodes(requests())
         assert (await call.read()).chunk_number == 7  # type: ignore[union-attr]
         code, text, status = await failed(call.read())
@@ -487,7 +489,7 @@ async def test_more_metadata_than_gets_past_grpc_is_refused() -> None:
     # gRPC lets a little less than the same number pass, since it counts 32 bytes more an entry.
     async with running(answer_ok) as run:
         small = (("x-small", "a" * (HEADERS_MAX_BYTES // 3)),)
-        await run.redemptions.RedeemCode(pb.RedeemCodeRequest(), timeout=5, metadata=small)
+        await run.redemptions.RedeemCode(pb.RedeemCodeRequest(), timeout=60, metadata=small)
         details = CallDetails(REDEEM, (("x-big", "a" * HEADERS_MAX_BYTES),))
         assert run.handler.service(details) is not None
         assert run.counted[-1][1:] == ("INVALID_ARGUMENT", "INVALID_ARGUMENT")

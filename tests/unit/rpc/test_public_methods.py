@@ -15,6 +15,7 @@ from support.handler_server import (
     CALLS_MAX,
     CONNECTIONS_MAX,
     HEALTH_PB,
+    LONG_MS,
     Running,
     failed,
     info_of,
@@ -26,6 +27,7 @@ from coupon_service.errors import Unauthenticated
 from coupon_service.rpc import public_methods
 from coupon_service.rpc.context import RequestContext
 from coupon_service.rpc.handler import UNREAD_MAX_PART
+from coupon_service.rpc.messages import MessageReader
 from coupon_service.rpc.public_methods import STREAMS_OF_CONNECTION_MAX
 from coupon_service.v1 import redemption_service_pb2 as pb
 
@@ -55,13 +57,13 @@ async def health(run: Running) -> Any:
     check = channel.unary_unary(
         CHECK, response_deserializer=HEALTH_PB.HealthCheckResponse.FromString
     )
-    return (await check(b"", timeout=5)).status
+    return (await check(b"", timeout=60)).status
 
 
 async def all_is_well(run: Running) -> bool:
     """Whether health and a call of somebody with a token are answered."""
     answer = await run.redemptions.RedeemCode(
-        pb.RedeemCodeRequest(), timeout=5, metadata=(("authorization", "Bearer x"),)
+        pb.RedeemCodeRequest(), timeout=60, metadata=(("authorization", "Bearer x"),)
     )
     return answer.replayed and await health(run) == HEALTH_PB.HealthCheckResponse.SERVING
 
@@ -162,14 +164,14 @@ async def test_public_messages_are_small(path: str) -> None:
     async with running(redeemed) as run:
         channel: Any = run.channel
         request = HEALTH_PB.HealthCheckRequest(service="x" * 5_000).SerializeToString()
-        code, _, _ = await failed(channel.unary_unary(path)(request, timeout=5))
+        code, _, _ = await failed(channel.unary_unary(path)(request, timeout=60))
         assert code is grpc.StatusCode.INVALID_ARGUMENT
 
 
 async def test_what_is_not_implemented_is_quietly_so(caplog: pytest.LogCaptureFixture) -> None:
     async with running(redeemed) as run:
         channel: Any = run.channel
-        code, _, _ = await failed(channel.unary_unary(LIST)(b"", timeout=5))
+        code, _, _ = await failed(channel.unary_unary(LIST)(b"", timeout=60))
         assert code is UNIMPLEMENTED
     assert caplog.records == []
 
@@ -189,14 +191,18 @@ async def test_who_has_no_token_is_refused_before_there_is_a_message() -> None:
         }
 
 
-async def test_calls_without_a_message_keep_few_places_whatever_their_deadline() -> None:
-    async with running(redeemed) as run:
+async def test_calls_without_a_message_keep_few_places_whatever_their_deadline(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with running(redeemed, deadline_ms=1_000) as run:
         with closing(Connection(run.target)) as connection:
             connection.open(REDEEM, CALLS_MAX)
             await until(lambda: run.handler.open_calls > CALLS_MAX / 2)
             found = await connection.statuses(CALLS_MAX - CALLS_MAX // UNREAD_MAX_PART)
             assert set(found) == {str(grpc.StatusCode.DEADLINE_EXCEEDED.value[0])}
             await until(lambda: run.handler.open_calls == CALLS_MAX // UNREAD_MAX_PART)
+            # From here on messages may come as late as they do on a busy machine.
+            monkeypatch.setattr(run.handler, "_messages", MessageReader(LONG_MS / 1_000))
             assert await all_is_well(run)
         await until(lambda: run.handler.open_calls == 0)
         async with asyncio.TaskGroup() as calls:  # as many at a time as before
@@ -229,7 +235,7 @@ async def test_who_ends_calls_without_a_message_is_answered_from_the_second_on()
         await until(lambda: run.handler.open_calls == 0)
         for _ in range(CALLS_MAX):
             call = channel.stream_unary(REDEEM)(none())
-            assert await asyncio.wait_for(call.code(), 5) is grpc.StatusCode.INVALID_ARGUMENT
+            assert await asyncio.wait_for(call.code(), 60) is grpc.StatusCode.INVALID_ARGUMENT
         unanswered.cancel()
         assert await all_is_well(run)
 

@@ -48,7 +48,7 @@ class Running:
     async def call(self, path: str = "/Service/Method") -> bytes:
         """The answer to a call."""
         channel: Any = self.channel
-        return await channel.unary_unary(path)(b"", timeout=5)
+        return await channel.unary_unary(path)(b"", timeout=60)
 
     async def statuses(self, *calls: bytes) -> dict[int, str]:
         """The grpc-status of each of the calls, which are sent on a connection of their own."""
@@ -158,7 +158,7 @@ async def test_it_says_so_when_nobody_serves_the_calls_any_more(
     monkeypatch.setattr(serving_loop, "_Successor", Broken)
     async with running() as run:
         await run.statuses(call(1, b"/\xff"))
-        await asyncio.wait_for(run.loop.failed.wait(), 5)
+        await asyncio.wait_for(run.loop.failed.wait(), 60)
 
 
 ODD: dict[str, dict[str, str | bytes | None]] = {
