@@ -9,7 +9,8 @@ from dataclasses import replace
 from typing import Any
 from unittest import mock
 
-from mutants.mutants import BETWEEN_S, Mutant
+from mutants.meeting import BETWEEN_S
+from mutants.mutants import Mutant
 
 from coupon_service.model import EventType
 from coupon_service.store.bulk import change_progress, changed_parts, code_changes, deletions

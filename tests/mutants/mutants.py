@@ -21,6 +21,7 @@ from typing import Any
 from unittest import mock
 
 import psycopg
+from mutants.meeting import Meeting
 from psycopg.conninfo import make_conninfo
 
 from coupon_service.batching import DetachedTasks
@@ -45,9 +46,6 @@ from coupon_service.store.events import EVENT_ROWS, INSERT_EVENTS
 
 Mutant = AbstractContextManager[object]
 
-BETWEEN_S = 0.2
-"""How long a bug lets others in between two steps that belong together."""
-
 
 def no_cap_guard() -> Mutant:
     """Nobody looks whether the code has a use left."""
@@ -56,16 +54,22 @@ def no_cap_guard() -> Mutant:
 
 def limit_read_before_the_lock() -> Mutant:
     """What is decided on was read without a lock."""
+    return _all(
+        mock.patch.object(loading, "LOCK_CODES", loading.SELECT_CODES),
+        loaded_with_another(),
+    )
+
+
+def loaded_with_another() -> Mutant:
+    """Batches decide when another one has read what they decide on."""
+    meeting = Meeting()
 
     async def load(*arguments: Any, **named: Any) -> Any:
         state = await loading.load(*arguments, **named)
-        await asyncio.sleep(BETWEEN_S)
+        await meeting.with_another()
         return state
 
-    return _all(
-        mock.patch.object(loading, "LOCK_CODES", loading.SELECT_CODES),
-        mock.patch.object(execute, "load", load),
-    )
+    return mock.patch.object(execute, "load", load)
 
 
 def unlock_by_a_stranger() -> Mutant:
@@ -88,6 +92,7 @@ def ledger_outside_the_transaction() -> Generator[None]:
 def request_id_recorded_after_commit() -> Mutant:
     """The row that makes a repeat a repeat is written when all else is committed."""
     late: list[tuple[Any, Any]] = []
+    meeting = Meeting()
     real = execute.Executor.execute
 
     def apply(pipeline: Any, write_set: Any, books: Any) -> None:
@@ -98,7 +103,7 @@ def request_id_recorded_after_commit() -> Mutant:
 
     async def committed(self: Any, groups: Any) -> Any:
         outcomes = await real(self, groups)
-        await asyncio.sleep(BETWEEN_S)
+        await meeting.with_another()
         while late:
             _insert(*late.pop())
         return outcomes
@@ -112,13 +117,14 @@ def request_id_recorded_after_commit() -> Mutant:
 def generation_reserved_without_a_lock() -> Mutant:
     """Those who begin to make codes at the same time do not wait for each other."""
     select_book, codes_taken = generation.select_book, generations.codes_taken
+    meeting = Meeting()
 
     async def select(connection: Any, book_id: Any, business_id: Any, **_: Any) -> Any:
         return await select_book(connection, book_id, business_id)
 
     async def taken(connection: Any, book: Any) -> int:
         counted = await codes_taken(connection, book)
-        await asyncio.sleep(BETWEEN_S)
+        await meeting.with_another()
         return counted
 
     return _all(
@@ -136,13 +142,14 @@ def books_of_a_format_counted_alone() -> Mutant:
 def format_not_locked() -> Mutant:
     """Generations that begin in two books of a format do not wait for each other."""
     codes_taken = generations.codes_taken
+    meeting = Meeting()
 
     async def unlocked(*_: object) -> None:
         pass
 
     async def taken(connection: Any, book: Any) -> int:
         counted = await codes_taken(connection, book)
-        await asyncio.sleep(BETWEEN_S)
+        await meeting.with_another()
         return counted
 
     return _all(
@@ -189,12 +196,13 @@ def fence_ignored() -> Mutant:
 
 def rollback_not_locked() -> Mutant:
     """A roll-back is decided on rows that others may be changing."""
+    meeting = Meeting()
 
     async def load(pipeline: Any, wanted: Any, now: Any, *, lock: bool, **named: Any) -> Any:
         careless = any(isinstance(command, Rollback) for command in wanted)
         state: Any = await loading.load(pipeline, wanted, now, lock=lock and not careless, **named)
         if careless:
-            await asyncio.sleep(BETWEEN_S)
+            await meeting.with_another()
         return state
 
     return mock.patch.object(execute, "load", load)

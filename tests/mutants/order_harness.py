@@ -6,7 +6,7 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
-from mutants.harness import CALLERS, REDEEMED, ROUNDS, Stack
+from mutants.harness import CALLERS, PAIR, REDEEMED, ROUNDS, Stack
 from support.calls import tried
 from support.service import Api, books, euros, new_codes
 
@@ -33,18 +33,29 @@ def race_for_a_budget(it: Stack) -> None:
         it.conserved()
 
 
+def race_for_the_last_of_a_budget(it: Stack) -> None:
+    """Of two who come at the same time one gets what is left."""
+    names = new_codes(PAIR)
+    it.apis[0].book(codes=names, limits=books.BookLimits(max_discount_minor=199))
+    found = it.all_at_once(
+        lambda api, n: api.redeem(names[n], "user", order_amount=euros(1_000)), PAIR
+    )
+    it.conserved()
+    assert found == ["BUDGET_EXCEEDED", "OK"], found
+
+
 def race_of_an_exclusive_group(it: Stack) -> None:
     """An order has one coupon of a group, whichever book it is of."""
-    for _ in range(ROUNDS):
-        api, names = it.apis[0], new_codes(CALLERS + 1)
+    for callers in (PAIR, *[CALLERS] * ROUNDS):
+        api, names = it.apis[0], new_codes(callers + 1)
         group: dict[str, Any] = {"order_policy": COMBINABLE, "exclusive_group": "shipping"}
         first = api.book(codes=names[::2], **group)
         api.book(codes=names[1::2], business_id=first.business_id, **group)
         # The order is known: those who meet at a new one wait for whoever makes its row.
-        api.rollback(_redeem(api, CALLERS, names).redemption.redemption_id)
-        found = it.all_at_once(functools.partial(_redeem, names=names))
+        api.rollback(_redeem(api, callers, names).redemption.redemption_id)
+        found = it.all_at_once(functools.partial(_redeem, names=names), callers)
         it.conserved()
-        assert found == ["EXCLUSIVE_GROUP_USED"] * (CALLERS - 1) + ["OK"], found
+        assert found == ["EXCLUSIVE_GROUP_USED"] * (callers - 1) + ["OK"], found
 
 
 def coupons_on_an_order(it: Stack) -> None:

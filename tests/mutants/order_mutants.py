@@ -4,20 +4,17 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import replace
 from typing import Any
 from unittest import mock
 
-from mutants.mutants import BETWEEN_S, Mutant, _all, _nothing
+from mutants.mutants import Mutant, _all, _nothing, loaded_with_another
 
 from coupon_service.model import OrderCoupons
 from coupon_service.rules import budgets, orders, redemptions, refusals
 from coupon_service.rules.derived_states import order_discount
 from coupon_service.rules.draft import Draft
-from coupon_service.store.commands import executor as execute
 from coupon_service.store.commands import limit_counters, order_coupons
-from coupon_service.store.commands import load as loading
 
 
 def budget_not_credited() -> Mutant:
@@ -51,7 +48,7 @@ def totals_read_without_a_lock() -> Mutant:
     """What a book has left was read without a lock on it."""
     return _all(
         mock.patch.object(limit_counters, "LOCK_TOTALS", limit_counters.SELECT_TOTALS),
-        mock.patch.object(execute, "load", _slow_load),
+        loaded_with_another(),
     )
 
 
@@ -59,7 +56,7 @@ def order_read_without_a_lock() -> Mutant:
     """What is on an order was read without a lock on it."""
     return _all(
         mock.patch.object(order_coupons, "LOCK_ORDERS", order_coupons.SELECT_ORDERS),
-        mock.patch.object(execute, "load", _slow_load),
+        loaded_with_another(),
     )
 
 
@@ -91,9 +88,3 @@ def users_share_orders_with_the_business() -> Mutant:
 
     modules = (orders, redemptions, order_coupons)
     return _all(*(mock.patch.object(it, "order_of", order_of) for it in modules))
-
-
-async def _slow_load(*arguments: Any, **named: Any) -> Any:
-    state = await loading.load(*arguments, **named)
-    await asyncio.sleep(BETWEEN_S)
-    return state

@@ -10,7 +10,7 @@ from typing import Any
 
 import psycopg
 from mutants.harness import CALLERS, ROUNDS, UNLIMITED, Stack
-from mutants.mutants import BETWEEN_S
+from mutants.meeting import BETWEEN_S
 from support.calls import tried
 from support.service import Api, books, codes, new_codes, unique
 

@@ -8,7 +8,8 @@ import asyncio
 from typing import Any
 from unittest import mock
 
-from mutants.mutants import BETWEEN_S, Mutant
+from mutants.meeting import ALONE_S, BETWEEN_S
+from mutants.mutants import Mutant
 from psycopg.conninfo import make_conninfo
 
 from coupon_service.rules import code_lookup, refusals
@@ -55,7 +56,7 @@ def assigned_outside_the_transaction() -> Mutant:
         where = make_conninfo(connection.info.dsn, password=connection.info.password)
 
         async def later() -> None:
-            await asyncio.sleep(BETWEEN_S)
+            await asyncio.sleep(ALONE_S)
             async with await Connection.connect(where, autocommit=True) as other:
                 await assigned_rows.write_assignments(other, book, write_set)
 

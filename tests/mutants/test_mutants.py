@@ -39,7 +39,7 @@ from mutants.harness import Stack
 
 CAUGHT_BY: dict[Callable[[], mutants.Mutant], Callable[[Stack], None]] = {
     mutants.no_cap_guard: checkout_harness.code_that_is_used_up,
-    mutants.limit_read_before_the_lock: harness.race_for_an_order,
+    mutants.limit_read_before_the_lock: harness.race_for_the_last_use,
     mutants.unlock_by_a_stranger: harness.repeated_unlock,
     mutants.ledger_outside_the_transaction: harness.refused_for_contention,
     mutants.unsorted_row_locks: harness.race_of_batches,
@@ -47,7 +47,7 @@ CAUGHT_BY: dict[Callable[[], mutants.Mutant], Callable[[Stack], None]] = {
     mutants.books_of_a_format_counted_alone: harness.race_of_books_of_a_format,
     mutants.format_not_locked: harness.race_of_books_of_a_format,
     mutants.bulk_work_without_a_turn: harness.generation_beside_another,
-    mutants.no_shield: harness.storm_of_cancellations,
+    mutants.no_shield: harness.caller_who_stops_waiting,
     mutants.fence_ignored: harness.late_holder_after_a_flush,
     mutants.request_id_recorded_after_commit: harness.race_with_one_request_id,
     mutants.rollback_not_locked: harness.race_of_rollbacks,
@@ -58,7 +58,7 @@ CAUGHT_BY: dict[Callable[[], mutants.Mutant], Callable[[Stack], None]] = {
     mutants.discount_rounded_up: harness.model_test,
     order_mutants.budget_not_credited: order_harness.race_for_a_budget,
     order_mutants.discount_clipped: order_harness.race_for_a_budget,
-    order_mutants.totals_read_without_a_lock: order_harness.race_for_a_budget,
+    order_mutants.totals_read_without_a_lock: order_harness.race_for_the_last_of_a_budget,
     order_mutants.order_read_without_a_lock: order_harness.race_of_an_exclusive_group,
     order_mutants.discount_on_the_full_amount: order_harness.coupons_on_an_order,
     order_mutants.coupon_left_on_its_order: order_harness.coupons_on_an_order,

@@ -4,24 +4,17 @@
 
 from __future__ import annotations
 
-import asyncio
-from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 from unittest import mock
 from zoneinfo import ZoneInfo
 
+from mutants.mutants import Mutant, _all, loaded_with_another
+
 from coupon_service.model import Book
 from coupon_service.rules import opening_hours, periods, refusals
 from coupon_service.rules.draft import Draft
-from coupon_service.store.commands import executor as execute
-from coupon_service.store.commands import load as loading
 from coupon_service.store.commands import period_counters
-
-Mutant = Any
-
-BETWEEN_S = 0.2
-"""How long a bug lets others in between two steps that belong together."""
 
 
 def window_ends_at_midnight() -> Mutant:
@@ -67,15 +60,5 @@ def roll_back_credits_today() -> Mutant:
 
 def periods_not_locked() -> Mutant:
     """What a period has left was read without a lock."""
-
-    async def load(*arguments: Any, **named: Any) -> Any:
-        state = await loading.load(*arguments, **named)
-        await asyncio.sleep(BETWEEN_S)
-        return state
-
-    stack = ExitStack()
-    stack.enter_context(
-        mock.patch.object(period_counters, "LOCK_PERIODS", period_counters.SELECT_PERIODS)
-    )
-    stack.enter_context(mock.patch.object(execute, "load", load))
-    return stack
+    unlocked = period_counters.SELECT_PERIODS
+    return _all(mock.patch.object(period_counters, "LOCK_PERIODS", unlocked), loaded_with_another())
