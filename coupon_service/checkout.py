@@ -364,6 +364,7 @@ class Checkout:
             retry_after_ms=permit.retry_after_ms or 0,
             held_lock_id=UUID(permit.own_lock_id) if permit.own_lock_id else None,
             held_expire_ms=permit.own_expire_ms or 0,
+            book_id=book.book_id,
         )
         return replace(command, lease=lease)
 

@@ -151,7 +151,7 @@ class LockAcquirer:
         result = await permit
         if isinstance(result, LocksUnavailable) or result.status is not AcquireStatus.GRANTED:
             return await self._go_on(command, previewed, result)
-        leased = with_lease(command, result)
+        leased = with_lease(command, result, previewed.book)
         if isinstance(outcome, LeaseNeeded):  # the permit came too late for its transaction
             (outcome,) = await self._record((leased,))
         return await self._conclude(leased, previewed.book, outcome)
@@ -212,7 +212,7 @@ class LockAcquirer:
             if own is not None or self._is_over(result, own):
                 return await self._acquire_own(command)
         self._refuse(result)
-        leased = with_lease(command, result)
+        leased = with_lease(command, result, previewed.book)
         (outcome,) = await self._record((leased,))
         if isinstance(outcome, DatabaseUnavailable):
             raise outcome  # as in `_conclude`
@@ -250,7 +250,7 @@ class LockAcquirer:
             if not isinstance(again, LeaseNeeded):
                 return await self._history.granted(again)
         self._refuse(result)
-        leased = with_lease(command, result)
+        leased = with_lease(command, result, previewed.book)
         (outcome,) = await self._record((leased,))
         return await self._conclude(leased, previewed.book, outcome)
 

@@ -9,7 +9,7 @@ from uuid import UUID
 
 from coupon_service.errors import LocksUnavailable
 from coupon_service.leases import AcquireResult, AcquireStatus, LeaseRequest, Leases
-from coupon_service.model import CommandGroup, Lease, LeaseNeeded, Lock, Outcome
+from coupon_service.model import Book, CommandGroup, Lease, LeaseNeeded, Lock, Outcome
 from coupon_service.model.times import time_of
 from coupon_service.rules import in_scope
 
@@ -66,15 +66,15 @@ class BatchPermits:
         command, asked = self._commands[index], self._asked.get(index)
         permit = asked.result()[index] if asked is not None and asked.done() else None
         if isinstance(permit, AcquireResult) and permit.status is AcquireStatus.GRANTED:
-            return with_lease(command, permit)
+            return with_lease(command, permit, self.needed[index].book)
         return command
 
 
-def with_lease(command: Lock, result: AcquireResult) -> Lock:
-    """The command to record the lock, with the permit that it got."""
+def with_lease(command: Lock, result: AcquireResult, book: Book) -> Lock:
+    """The command to record the lock, with the permit that it got for a code of the book."""
     return replace(
         command,
         lock_id=UUID(result.lock_id),
         expire_time=time_of(result.expire_ms),
-        lease=Lease(result.permits_taken, result.retry_after_ms or 0),
+        lease=Lease(result.permits_taken, result.retry_after_ms or 0, book_id=book.book_id),
     )

@@ -69,7 +69,7 @@ class Lease:
     `permits_taken` counts the live permits of the code, this one included; 0 when this one was
     counted as its lock was acquired. `gone`: the lock of the token was released or used.
     `held_lock_id`: the user's own lock, which a redemption without token uses up; it expires at
-    `held_expire_ms` (since 1970).
+    `held_expire_ms` (since 1970). `book_id`: for whose code it is; None: the book of the token.
     """
 
     permits_taken: int = 0
@@ -77,6 +77,7 @@ class Lease:
     gone: bool = False
     held_lock_id: UUID | None = None
     held_expire_ms: int = 0
+    book_id: UUID | None = None
 
 
 @value(kw_only=True)

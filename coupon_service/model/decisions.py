@@ -100,8 +100,8 @@ class State:
     """The rows that a batch of commands is decided on. The decision updates it in place.
 
     Holds the rows that the commands touch: a missing key means that there is no such row.
-    `names`: the books, here, that have a code of this name. `several_businesses`: who names
-    none has to, since codes are unique within theirs.
+    `names`: the books, here, that have a code of this name, without those that had it in the past.
+    `several_businesses`: who names none has to, since codes are unique within theirs.
     `users`: counts in books that limit users. `totals`: of books that limit them.
     `periods`: redemptions in periods of books that limit those.
 
@@ -143,7 +143,7 @@ class State:
     def put_code(self, code: Code) -> None:
         """Adds a code, or changes it."""
         key = code.key
-        if key not in self.codes:
+        if key not in self.codes and not code.is_past:
             self.names[code.code] = (*self.names.get(code.code, ()), code.book_id)
         self.codes[key] = code
 

@@ -23,7 +23,8 @@ class Code:
     """A row of coupon_codes. `assignments` counts those that were not revoked.
 
     `spelling`: as it was uploaded, where that differs from `code`; read only where it is shown.
-    `terms`: what it says for itself, of coupon_code_terms; None where it says nothing.
+    `terms`: what it says for itself, of coupon_code_terms; None where it says nothing. `is_past`:
+    of a CLOSED book, in coupon_past_codes, while another book has the code.
     """
 
     code: str
@@ -33,6 +34,7 @@ class Code:
     assignments: int
     spelling: str = ""
     terms: CodeTerms | None = None
+    is_past: bool = False
 
     @property
     def key(self) -> CodeKey:

@@ -91,7 +91,9 @@ def _as_attempted(command: Command, state: State) -> Command:
     if isinstance(command, AssignRandom) or not has_scoped_id(command):
         return command
     found = find_code(command.code, book_named(command), command.call.business_id, state)
-    return command if isinstance(found, CouponServiceError) else in_scope(command, found[1].book_id)
+    if isinstance(found, CouponServiceError) or in_earlier_book(command, found[1], state):
+        return command
+    return in_scope(command, found[1].book_id)
 
 
 def find_code(
@@ -101,12 +103,28 @@ def find_code(
     that was named."""
     if state.several_businesses and book_id is None and not business_id:
         return BusinessRequired()
-    for owner in state.names.get(code, ()):
-        book = state.books[owner]
-        if book_id in (None, owner) and business_id in ("", book.business_id):
-            found = state.codes[owner, code]
+    owners = state.names.get(code, ()) if book_id is None else (book_id,)
+    for owner in owners:
+        found, book = state.codes.get((owner, code)), state.books.get(owner)
+        if found is not None and book is not None and business_id in ("", book.business_id):
             return found, book if found.terms is None else book_of(found, book)
     return code_not_found(code, book_id, business_id, state)
+
+
+def in_earlier_book(command: CodeCommand, book: Book, state: State) -> tuple[Code, Book] | None:
+    """The code and the book in which the command was carried out before, where another book of the
+    business has the code now.
+    """
+    recorded = state.events.get(command.event_id)
+    if recorded is None or recorded.book_id == book.book_id:
+        return None
+    past = state.codes.get((recorded.book_id, command.code))
+    earlier = state.books.get(recorded.book_id)
+    if past is None or earlier is None or not past.is_past:
+        return None
+    if earlier.business_id != book.business_id:
+        return None  # there the id of the attempt is another one
+    return past, earlier if past.terms is None else book_of(past, earlier)
 
 
 def code_not_found(

@@ -7,6 +7,7 @@ from datetime import datetime
 
 from coupon_service.errors import (
     BookNotFound,
+    Contention,
     CouponServiceError,
     LockNotFound,
     RedemptionNotFound,
@@ -37,7 +38,13 @@ from coupon_service.model import (
 )
 from coupon_service.rules.adjustments import adjust
 from coupon_service.rules.assignments import assign, assign_random, revoke
-from coupon_service.rules.code_lookup import as_attempted, book_named, code_not_found, find_code
+from coupon_service.rules.code_lookup import (
+    as_attempted,
+    book_named,
+    code_not_found,
+    find_code,
+    in_earlier_book,
+)
 from coupon_service.rules.code_states import set_enabled
 from coupon_service.rules.draft import Draft
 from coupon_service.rules.locks import change_lock, lock
@@ -139,14 +146,15 @@ def _decide_on_code(command: CodeCommand, draft: Draft) -> Outcome:
                 return LockNotFound()
             case _:
                 return found
-    code, book = found
+    code, book = in_earlier_book(command, found[1], draft.state) or found
     repeated = answer_repeat(command, book, code, draft)
     if repeated is not None:
         return repeated
-    if isinstance(command, (Redeem, Lock)) and is_hidden(
-        command, code, book, draft.state, draft.now
-    ):
-        return code_not_found(command.code, book_id, command.call.business_id, draft.state)
+    if isinstance(command, (Redeem, Lock)):
+        if is_hidden(command, code, book, draft.state, draft.now):
+            return code_not_found(command.code, book_id, command.call.business_id, draft.state)
+        if command.lease is not None and command.lease.book_id not in (None, book.book_id):
+            return Contention()  # another book got the code after its permit was taken
     return _carry_out(command, code, book, draft)
 
 

@@ -177,7 +177,8 @@ class Draft:
         state = code.state
         if state is not CodeState.DISABLED:
             state = code_state(redeemed, assigned, book.limits.max_redemptions_per_code)
-        after = Code(code.code, code.book_id, state, redeemed, assigned, code.spelling, code.terms)
+        shown = code.spelling, code.terms, code.is_past
+        after = Code(code.code, code.book_id, state, redeemed, assigned, *shown)
         if assignments:
             self.count(book.book_id, "assignments", assignments)
         self.put_code(after)

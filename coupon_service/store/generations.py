@@ -13,8 +13,9 @@ from typing import Final
 from uuid import UUID
 
 from coupon_service.errors import Contention, RequestIdReused
-from coupon_service.model import Book
+from coupon_service.model import Book, BookState
 from coupon_service.model.codes import CodeFormat, check_capacity
+from coupon_service.model.scopes import ALL_BUSINESSES, scope_of_book
 from coupon_service.store.arrays import uuid_array
 from coupon_service.store.pipeline import Connection
 
@@ -25,7 +26,8 @@ SHARED_CAPACITY_MAX: Final = 10**10
 the default, which have room for more codes than are ever stored: these are not added up."""
 
 
-# The order of the alphabet makes no other codes, or only other check characters.
+# The order of the alphabet makes no other codes, or only other check characters. What CLOSED books
+# have is in the way only of a book whose codes are unique over all businesses: others get it.
 SELECT_SHARING: Final = """
 SELECT book_id FROM coupon_books
 WHERE business_id = %(business_id)s
@@ -33,11 +35,13 @@ WHERE business_id = %(business_id)s
     AND code_prefix = %(prefix)s AND code_suffix = %(suffix)s
     AND length(code_alphabet) = length(%(alphabet)s)
     AND translate(code_alphabet, %(alphabet)s, '') = ''
+    AND (state <> %(closed)s OR NOT %(gets_codes_of_closed)s)
 """
 
 
 async def _books_sharing(connection: Connection, book: Book) -> set[UUID]:
-    """The book, and the others of its business whose format makes the same codes."""
+    """The book, and the others of its business whose format makes the same codes, and which keep
+    them."""
     code_format = book.code_format
     if not _is_shared(code_format):
         return {book.book_id}
@@ -50,6 +54,8 @@ async def _books_sharing(connection: Connection, book: Book) -> set[UUID]:
             "prefix": code_format.prefix,
             "suffix": code_format.suffix,
             "alphabet": code_format.alphabet,
+            "closed": BookState.CLOSED,
+            "gets_codes_of_closed": scope_of_book(book.book_id) != ALL_BUSINESSES,
         },
     )
     return {book.book_id, *(book_id for (book_id,) in await cursor.fetchall())}

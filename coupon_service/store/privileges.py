@@ -36,6 +36,7 @@ PRIVILEGES: Final[Mapping[str, tuple[LiteralString, ...]]] = MappingProxyType(
         "coupon_generations": (*_WRITE, "DELETE"),
         "coupon_order_books": _WRITE,
         "coupon_orders": _WRITE,
+        "coupon_past_codes": (*_WRITE, "DELETE"),
         "coupon_period_counters": (*_WRITE, "DELETE"),
         "coupon_turns": _WRITE,
         "coupon_user_counters": _WRITE,

@@ -5,6 +5,7 @@ Nothing else lists them: statements, what they write and what a row becomes are 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Final
 
 from coupon_service.model import (
@@ -32,7 +33,7 @@ from coupon_service.model import (
 )
 from coupon_service.model.codes import CodeFormat, bucket_of
 from coupon_service.model.normalization import canonical_id
-from coupon_service.store.columns import Column, Columns, Nested, member_of
+from coupon_service.store.columns import Column, Columns, Nested, Row, member_of
 from coupon_service.store.schedules import (
     period_limits_json,
     period_limits_of,
@@ -185,6 +186,12 @@ SHOWN_CODES: Final = Columns[Code](
 """Those of coupon_codes, and those of coupon_code_spellings and coupon_code_terms."""
 
 shown_code_from_row: Final = SHOWN_CODES.reader(Code)
+
+
+def past_code_from_row(row: Row) -> Code:
+    """As `shown_code_from_row`, of a row of coupon_past_codes."""
+    return replace(shown_code_from_row(row), is_past=True)
+
 
 ASSIGNMENTS: Final = Columns[Assignment](
     Column("code", "text"),

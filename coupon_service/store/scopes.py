@@ -64,11 +64,13 @@ class LoadMemory:
     """What is remembered from load to load.
 
     `formats`: active books, whose code format never changes. `scoping`: as it was last; each load
-    finds out whether it still is.
+    finds out whether it still is. `later_scopes`: of CLOSED books whose codes were unique over all
+    businesses, the scope of their business: in that one later books have codes of theirs.
     """
 
     formats: dict[UUID, Book] = field(default_factory=dict[UUID, Book])
     scoping: Scoping = Scoping()
+    later_scopes: dict[UUID, int] = field(default_factory=dict[UUID, int])
 
 
 IS_FINISHED: Final = "SELECT EXISTS (SELECT FROM coupon_finished_steps WHERE step = %s)"

@@ -75,11 +75,13 @@ class _ImportOutcomeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ImportO
     IMPORT_OUTCOME_UNSPECIFIED: _ImportOutcome.ValueType  # 0
     """Not used."""
     IMPORT_OUTCOME_CREATED: _ImportOutcome.ValueType  # 1
-    """A new code."""
+    """A new code. A book that was made after `coupon-service migrate finish` gets codes of CLOSED books of
+    its business as well, as if they were new. What they were there stays there: see GetCode.
+    """
     IMPORT_OUTCOME_DUPLICATE_IN_UPLOAD: _ImportOutcome.ValueType  # 2
     """The same code came earlier in this upload."""
     IMPORT_OUTCOME_ALREADY_EXISTS: _ImportOutcome.ValueType  # 3
-    """The code was there before this upload, in this or another book."""
+    """The code was there before this upload, in this or another book that keeps it."""
     IMPORT_OUTCOME_INVALID: _ImportOutcome.ValueType  # 4
     """Not a code, or no longer one, or with bad terms: `error` says why."""
     IMPORT_OUTCOME_NOT_ASSIGNED: _ImportOutcome.ValueType  # 5
@@ -93,11 +95,13 @@ class ImportOutcome(_ImportOutcome, metaclass=_ImportOutcomeEnumTypeWrapper):
 IMPORT_OUTCOME_UNSPECIFIED: ImportOutcome.ValueType  # 0
 """Not used."""
 IMPORT_OUTCOME_CREATED: ImportOutcome.ValueType  # 1
-"""A new code."""
+"""A new code. A book that was made after `coupon-service migrate finish` gets codes of CLOSED books of
+its business as well, as if they were new. What they were there stays there: see GetCode.
+"""
 IMPORT_OUTCOME_DUPLICATE_IN_UPLOAD: ImportOutcome.ValueType  # 2
 """The same code came earlier in this upload."""
 IMPORT_OUTCOME_ALREADY_EXISTS: ImportOutcome.ValueType  # 3
-"""The code was there before this upload, in this or another book."""
+"""The code was there before this upload, in this or another book that keeps it."""
 IMPORT_OUTCOME_INVALID: ImportOutcome.ValueType  # 4
 """Not a code, or no longer one, or with bad terms: `error` says why."""
 IMPORT_OUTCOME_NOT_ASSIGNED: ImportOutcome.ValueType  # 5
@@ -772,7 +776,9 @@ class GetCodeRequest(_message.Message):
     code: _builtins.str
     """As typed."""
     book_id: _builtins.str
-    """When set, the code has to belong to this book, and its check character is verified."""
+    """When set, the code has to belong to this book, and its check character is verified. A CLOSED book
+    has its codes as they were there, also those that another book was given since.
+    """
     business_id: _builtins.str
     """The business whose code is meant. Empty = that of the token, or else that of the book which is
     named, or else the service's default (COUPON_DEFAULT_BUSINESS). PERMISSION_DENIED when it is

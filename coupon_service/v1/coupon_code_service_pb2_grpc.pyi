@@ -48,8 +48,8 @@ class CouponCodeServiceStub:
     message after each. When the connection breaks, call again with the same `request_id` and `count`:
     it resumes after the last committed chunk. Resource of the request_id: the book.
     CODE_SPACE_EXHAUSTED at once when more than half of the codes of its format would then be used, by
-    this book and the others of its business that have this format (10^10 codes or fewer): a call
-    reserves its whole count when it begins, so that concurrent calls count as well. A broken call
+    this book and the others of its business that have this format (10^10 codes or fewer) and are not
+    CLOSED: a call reserves its whole count when it begins, so that concurrent calls count as well. A broken call
     that is not resumed within an hour is abandoned: its remaining codes are free for others, and
     resuming it reserves them again. CONTENTION when a call was abandoned while it stalled, or the
     format was changed; INVALID_STATE_TRANSITION when the book is CLOSED.
@@ -60,8 +60,8 @@ class CouponCodeServiceStub:
     them. When the stream breaks, open it again with the same `request_id` and send the chunks
     again, or go on with the first one that was not answered: a chunk that was committed is
     answered as before (`replayed`). Resource of the request_id: the book and the chunk number; the
-    terms and users of its rows are parameters. Codes that exist are left as they are.
-    INVALID_STATE_TRANSITION when the book is CLOSED.
+    terms and users of its rows are parameters. Codes that exist are left as they are; those of CLOSED
+    books of the business are new ones. INVALID_STATE_TRANSITION when the book is CLOSED.
     """
     ExportCodes: _grpc.UnaryStreamMultiCallable[_coupon_code_service_pb2.ExportCodesRequest, _coupon_code_service_pb2.ExportCodesResponse]
     """Streams all codes of a book, or those in one state."""
@@ -107,8 +107,8 @@ class CouponCodeServiceAsyncStub(CouponCodeServiceStub):
     message after each. When the connection breaks, call again with the same `request_id` and `count`:
     it resumes after the last committed chunk. Resource of the request_id: the book.
     CODE_SPACE_EXHAUSTED at once when more than half of the codes of its format would then be used, by
-    this book and the others of its business that have this format (10^10 codes or fewer): a call
-    reserves its whole count when it begins, so that concurrent calls count as well. A broken call
+    this book and the others of its business that have this format (10^10 codes or fewer) and are not
+    CLOSED: a call reserves its whole count when it begins, so that concurrent calls count as well. A broken call
     that is not resumed within an hour is abandoned: its remaining codes are free for others, and
     resuming it reserves them again. CONTENTION when a call was abandoned while it stalled, or the
     format was changed; INVALID_STATE_TRANSITION when the book is CLOSED.
@@ -119,8 +119,8 @@ class CouponCodeServiceAsyncStub(CouponCodeServiceStub):
     them. When the stream breaks, open it again with the same `request_id` and send the chunks
     again, or go on with the first one that was not answered: a chunk that was committed is
     answered as before (`replayed`). Resource of the request_id: the book and the chunk number; the
-    terms and users of its rows are parameters. Codes that exist are left as they are.
-    INVALID_STATE_TRANSITION when the book is CLOSED.
+    terms and users of its rows are parameters. Codes that exist are left as they are; those of CLOSED
+    books of the business are new ones. INVALID_STATE_TRANSITION when the book is CLOSED.
     """
     ExportCodes: _aio.UnaryStreamMultiCallable[_coupon_code_service_pb2.ExportCodesRequest, _coupon_code_service_pb2.ExportCodesResponse]  # type: ignore[assignment]
     """Streams all codes of a book, or those in one state."""
@@ -175,8 +175,8 @@ class CouponCodeServiceServicer(metaclass=_abc_1.ABCMeta):
         message after each. When the connection breaks, call again with the same `request_id` and `count`:
         it resumes after the last committed chunk. Resource of the request_id: the book.
         CODE_SPACE_EXHAUSTED at once when more than half of the codes of its format would then be used, by
-        this book and the others of its business that have this format (10^10 codes or fewer): a call
-        reserves its whole count when it begins, so that concurrent calls count as well. A broken call
+        this book and the others of its business that have this format (10^10 codes or fewer) and are not
+        CLOSED: a call reserves its whole count when it begins, so that concurrent calls count as well. A broken call
         that is not resumed within an hour is abandoned: its remaining codes are free for others, and
         resuming it reserves them again. CONTENTION when a call was abandoned while it stalled, or the
         format was changed; INVALID_STATE_TRANSITION when the book is CLOSED.
@@ -193,8 +193,8 @@ class CouponCodeServiceServicer(metaclass=_abc_1.ABCMeta):
         them. When the stream breaks, open it again with the same `request_id` and send the chunks
         again, or go on with the first one that was not answered: a chunk that was committed is
         answered as before (`replayed`). Resource of the request_id: the book and the chunk number; the
-        terms and users of its rows are parameters. Codes that exist are left as they are.
-        INVALID_STATE_TRANSITION when the book is CLOSED.
+        terms and users of its rows are parameters. Codes that exist are left as they are; those of CLOSED
+        books of the business are new ones. INVALID_STATE_TRANSITION when the book is CLOSED.
         """
 
     @_abc_1.abstractmethod

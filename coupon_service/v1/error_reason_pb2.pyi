@@ -180,7 +180,9 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     redemptions.
     """
     ERROR_REASON_DUPLICATE_CODE: _ErrorReason.ValueType  # 41
-    """[ALREADY_EXISTS] The code already exists, in this or another book. In the rows of ImportCodes."""
+    """[ALREADY_EXISTS] The code already exists, in this or another book that keeps it. In the rows of
+    ImportCodes.
+    """
     ERROR_REASON_INVALID_ARGUMENT: _ErrorReason.ValueType  # 50
     """[INVALID_ARGUMENT] Fields of the request are invalid. A google.rpc.BadRequest detail names each of
     them.
@@ -397,7 +399,9 @@ ERROR_REASON_CODE_ALREADY_ASSIGNED: ErrorReason.ValueType  # 40
 redemptions.
 """
 ERROR_REASON_DUPLICATE_CODE: ErrorReason.ValueType  # 41
-"""[ALREADY_EXISTS] The code already exists, in this or another book. In the rows of ImportCodes."""
+"""[ALREADY_EXISTS] The code already exists, in this or another book that keeps it. In the rows of
+ImportCodes.
+"""
 ERROR_REASON_INVALID_ARGUMENT: ErrorReason.ValueType  # 50
 """[INVALID_ARGUMENT] Fields of the request are invalid. A google.rpc.BadRequest detail names each of
 them.

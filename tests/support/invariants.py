@@ -13,10 +13,16 @@ COMMON_TABLES: Final = f"""
     WITH books AS (
         SELECT *, max_redemptions_per_user + max_assignments_per_user > 0 AS counts_users
         FROM coupon_books WHERE book_id = ANY(%(books)s::uuid[])
+    ), all_codes AS (
+        SELECT book_id, bucket, code, state, redemptions, redemption_limit, assignments
+        FROM coupon_codes
+        UNION ALL
+        SELECT book_id, bucket, code, state, redemptions, redemption_limit, assignments
+        FROM coupon_past_codes
     ), codes AS (
         SELECT codes.*, coalesce(nullif(terms.max_redemptions, 0), max_redemptions_per_code)
             AS own_limit
-        FROM coupon_codes AS codes JOIN books USING (book_id)
+        FROM all_codes AS codes JOIN books USING (book_id)
         LEFT JOIN coupon_code_terms AS terms USING (bucket, code, book_id)
     ), ledger AS (
         SELECT *,
@@ -212,6 +218,13 @@ RULES: Final = {
         SELECT book_id, codes_have_terms FROM books
         WHERE NOT codes_have_terms AND EXISTS (
             SELECT FROM coupon_code_terms AS terms WHERE terms.book_id = books.book_id)
+    """,
+    "a code of the past is one of another book of the business now": """
+        SELECT past.book_id, past.code FROM coupon_past_codes AS past JOIN books USING (book_id)
+        WHERE books.state <> 4 OR NOT EXISTS (
+            SELECT FROM coupon_codes AS now JOIN coupon_books AS owner USING (book_id)
+            WHERE now.bucket = past.bucket AND now.code = past.code
+                AND owner.business_id = books.business_id AND owner.book_id <> past.book_id)
     """,
     "terms are those of a code": """
         SELECT code FROM coupon_code_terms AS terms JOIN books USING (book_id)

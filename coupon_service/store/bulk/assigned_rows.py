@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import datetime
+from typing import Final
 
 from coupon_service.errors import CouponServiceError
 from coupon_service.model import (
@@ -30,6 +31,11 @@ from coupon_service.store.pipeline import Connection, Pipeline
 
 Counts = Mapping[str, UserCounts]
 """What users have done in a book, where it limits that."""
+
+NOTHING: Final = WriteSet(
+    codes={}, assignments={}, users={}, totals={}, periods={}, orders={}, events=(), stats={}
+)
+"""What has to be written where no code is assigned."""
 
 
 async def select_counts(

@@ -23,6 +23,7 @@ from coupon_service.store.bulk.new_codes import (
     select_in_other_scope,
 )
 from coupon_service.store.bulk.requests import ChunkedRequest, refuse_closed
+from coupon_service.store.bulk.reused_codes import reuse_codes, select_reusable
 from coupon_service.store.counters import add_to_counters, select_stats
 from coupon_service.store.database import Database
 from coupon_service.store.events import (
@@ -160,10 +161,14 @@ class CodeGenerator:
         requested = missing = sum(len(part.codes) for part in made)
         for _ in range(TOP_UPS_MAX):
             codes = [code for part in made for code in part.codes]
-            if other := await select_in_other_scope(connection, book, codes, self._lane):
-                left = [code for code in codes if code not in other]
+            reused = await select_reusable(connection, book, codes, self._lane, lock=True)
+            other = await select_in_other_scope(connection, book, codes, self._lane)
+            if passed_over := reused.keys() | other:
+                left = [code for code in codes if code not in passed_over]
                 made = await NewCodes.in_parts(book.book_id, tag, left, self._lane)
-            missing -= len(await insert_new_codes(connection, book.book_id, tag, made, self._lane))
+            await reuse_codes(connection, book.book_id, tag, reused, self._now(), self._lane)
+            created = await insert_new_codes(connection, book.book_id, tag, made, self._lane)
+            missing -= len(reused) + len(created)
             if not missing:
                 return
             made = await self._make(book, tag, missing)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Final
@@ -27,6 +27,7 @@ from coupon_service.model.scopes import scope_of_book
 from coupon_service.rules import terms_violations
 from coupon_service.store.books import select_book
 from coupon_service.store.bulk.assigned_rows import (
+    NOTHING,
     Counts,
     decide_assignments,
     select_counts,
@@ -43,6 +44,7 @@ from coupon_service.store.bulk.new_codes import (
     select_in_other_scope,
 )
 from coupon_service.store.bulk.requests import ChunkedRequest, refuse_closed
+from coupon_service.store.bulk.reused_codes import reuse_codes, reused_of, select_reusable
 from coupon_service.store.bulk.upload_rows import (
     OF_CODES,
     ChunkRows,
@@ -111,8 +113,8 @@ class CodeImporter:
                 return result_of(recorded)
             book = await select_book(connection, book_id, call.business_id)
             refuse_closed(book)
-            result, rejected = await self._import(connection, request, book, chunk)
-            record = recorded_of(result, rejected)
+            result, rejected, reused = await self._import(connection, request, book, chunk)
+            record = {**recorded_of(result, rejected), **reused_of(reused)}
             event = request.event(EventType.CODES_IMPORTED, chunk_number, self._now(), record)
             await insert_events(connection, [event])
             return result
@@ -147,6 +149,9 @@ class CodeImporter:
             refuse_closed(book)
             codes = list(chunk.rows.codes)
             found = await select_existing(connection, book, request.tag, codes, self._lane)
+            there = [code for part in chunk.new for code in part.codes if code in found]
+            for code in await select_reusable(connection, book, there, self._lane, lock=False):
+                del found[code]
             users = chunk.users.values()
             return book, found, await select_counts(connection, book, users, lock=False)
 
@@ -191,18 +196,33 @@ class CodeImporter:
 
     async def _import(
         self, connection: Connection, request: ChunkedRequest, book: Book, chunk: _Chunk
-    ) -> tuple[ImportResult, dict[Rejection, list[int]]]:
-        """The result, and the rows whose codes were not new, or not assigned, by why."""
-        rows, new = chunk.rows, chunk.new
+    ) -> tuple[ImportResult, dict[Rejection, list[int]], Mapping[str, UUID]]:
+        """The result; the rows whose codes were not new, or not assigned, by why; and which codes
+        CLOSED books had."""
+        rows = chunk.rows
         rejected = {why: list(indexes) for why, indexes in rows.rejected.items()}
-        refused, write_set = await self._decide_users(connection, request, book, chunk)
+        refused: Mapping[str, CouponServiceError] = {}
+        reused: Mapping[str, UUID] = {}
+        write_set = NOTHING
         other = await select_in_other_scope(connection, book, list(rows.codes), self._lane)
-        if refused or other:
-            left = [code for code in rows.codes if code not in refused and code not in other]
-            new = await NewCodes.in_parts(book.book_id, request.tag, left, self._lane)
+        if not (chunk.users or other) and await self._copy_all(connection, chunk.new):
+            created = set(rows.codes)
+        else:
+            # Codes are locked before users are.
+            in_order = [code for part in chunk.new for code in part.codes]
+            reusable = await select_reusable(connection, book, in_order, self._lane, lock=True)
+            refused, write_set = await self._decide_users(
+                connection, request, book, chunk, reusable
+            )
+            reused = {code: it for code, it in reusable.items() if code not in refused}
+            tag = request.tag
+            await reuse_codes(connection, book.book_id, tag, reused, self._now(), self._lane)
+            passed_over = refused.keys() | reusable.keys() | other
+            left = [code for code in rows.codes if code not in passed_over]
+            new = await NewCodes.in_parts(book.book_id, tag, left, self._lane)
+            created = await self._store_new(connection, request, new) | reused.keys()
         if refused:
             rejected[Rejection.NOT_ASSIGNED] = sorted(rows.codes[code] for code in refused)
-        created = await self._store_new(connection, request, new)
         terms = {code: it for code, it in chunk.terms.items() if code in created}
         if terms:
             await insert_terms(connection, book.book_id, terms)
@@ -225,23 +245,32 @@ class CodeImporter:
                 assigned=len(assigned),
                 assignments=len(assigned),
             )
-            bucket = bucket_of(new[0].codes[0])
+            bucket = bucket_of(min(created))
             await add_to_counters(connection, (book.book_id, bucket, counts))
-        return chunk.result(len(created), rejected, len(assigned), refused), rejected
+        return chunk.result(len(created), rejected, len(assigned), refused), rejected, reused
 
     async def _decide_users(
-        self, connection: Connection, request: ChunkedRequest, book: Book, chunk: _Chunk
+        self,
+        connection: Connection,
+        request: ChunkedRequest,
+        book: Book,
+        chunk: _Chunk,
+        reusable: Container[str],
     ) -> tuple[Mapping[str, CouponServiceError], WriteSet]:
         """Why codes cannot be assigned to their users, and what is to be written for the others.
 
-        Bulk work is done one piece at a time: so what does not exist now is there only once this
-        transaction has made it.
+        Bulk work is done one piece at a time: so what does not exist now, or is `reusable`, is in
+        the book only once this transaction has made it.
         """
         users: Mapping[str, str] = chunk.users
         counts: Counts = {}
         if users:
             found = await select_existing(connection, book, request.tag, list(users), self._lane)
-            users = {code: user_id for code, user_id in users.items() if code not in found}
+            users = {
+                code: user_id
+                for code, user_id in users.items()
+                if code not in found or code in reusable
+            }
             counts = await select_counts(connection, book, users.values(), lock=True)
         return decide_assignments(book, users, chunk.terms, counts, request.call, self._now())
 
@@ -249,12 +278,18 @@ class CodeImporter:
         self, connection: Connection, request: ChunkedRequest, new: Sequence[NewCodes]
     ) -> set[str]:
         """Stores those of the codes that are new; returns them."""
+        if not await self._copy_all(connection, new):
+            return await insert_new_codes(connection, request.book_id, request.tag, new, self._lane)
+        return {code for part in new for code in part.codes}
+
+    async def _copy_all(self, connection: Connection, new: Sequence[NewCodes]) -> bool:
+        """Stores the codes, unless any of them is there."""
         try:
             async with connection.transaction():  # from a savepoint: COPY stores all or none
                 await copy_codes(connection, new, self._lane)
         except UniqueViolation:
-            return await insert_new_codes(connection, request.book_id, request.tag, new, self._lane)
-        return {code for part in new for code in part.codes}
+            return False
+        return True
 
     async def _outcomes(
         self,

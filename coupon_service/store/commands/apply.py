@@ -68,17 +68,28 @@ CODE_CHANGES: Final = Columns[tuple[Code, Code, BookLimits]](
     Column("redemption_limit", "integer", lambda it: it[2].max_redemptions_per_code),
 )
 
-UPDATE_CODES: Final[LiteralString] = f"""
-UPDATE coupon_codes AS c
+PAST_CODE_CHANGES: Final = Columns[tuple[Code, Code, BookLimits]](
+    *CODE_CHANGES.columns, Column("book_id", "uuid", lambda it: it[1].book_id)
+)
+
+_SET_CODES: Final = """
 SET state = d.state,
     redemptions = c.redemptions + d.redemptions,
     assignments = c.assignments + d.assignments,
     redemption_limit = CASE WHEN d.redemptions > 0 THEN d.redemption_limit
                             ELSE c.redemption_limit END
-FROM unnest(
+"""
+UPDATE_CODES: Final[LiteralString] = f"""
+UPDATE coupon_codes AS c{_SET_CODES}FROM unnest(
     {CODE_CHANGES.arrays}) AS d (
     {CODE_CHANGES.names})
 WHERE c.bucket = d.bucket AND c.code = d.code AND c.scope = d.scope
+"""
+UPDATE_PAST_CODES: Final[LiteralString] = f"""
+UPDATE coupon_past_codes AS c{_SET_CODES}FROM unnest(
+    {PAST_CODE_CHANGES.arrays}) AS d (
+    {PAST_CODE_CHANGES.names})
+WHERE c.bucket = d.bucket AND c.code = d.code AND c.book_id = d.book_id
 """
 
 
@@ -87,7 +98,12 @@ def _update_codes(pipeline: Pipeline, write_set: WriteSet, books: Mapping[UUID, 
         (before, after, book_of(after, books[after.book_id]).limits)
         for before, after in write_set.codes.values()
     ]
-    pipeline.add(UPDATE_CODES, CODE_CHANGES.array_parameters(changes))
+    past = [it for it in changes if it[1].is_past]
+    if past:
+        pipeline.add(UPDATE_PAST_CODES, PAST_CODE_CHANGES.array_parameters(past))
+        changes = [it for it in changes if not it[1].is_past]
+    if changes:
+        pipeline.add(UPDATE_CODES, CODE_CHANGES.array_parameters(changes))
 
 
 ASSIGNMENT_ROWS: Final = Columns[Assignment](

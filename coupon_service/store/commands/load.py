@@ -36,6 +36,7 @@ from coupon_service.store.arrays import int_array, text_array, uuid_array
 from coupon_service.store.commands.limit_counters import limited, select_totals, select_users
 from coupon_service.store.commands.order_coupons import put_order_coupons, select_order_coupons
 from coupon_service.store.commands.orders import put_live_orders, select_orders
+from coupon_service.store.commands.past_codes import later_scopes, load_past_codes
 from coupon_service.store.commands.period_counters import select_periods
 from coupon_service.store.commands.random_codes import lock_candidates
 from coupon_service.store.commands.read_set import ReadSet, wanted_by
@@ -89,7 +90,7 @@ async def _load(
 ) -> State | None:
     """As `load`; None where what was remembered is no longer so, and may have led to other rows."""
     scoping = memory.scoping
-    wanted = wanted_by(commands, scoping)
+    wanted = wanted_by(commands, scoping, memory.later_scopes)
     spelled = [it for it in commands if it.earlier]
     for command in spelled:
         ids = wanted.random_events if isinstance(command, AssignRandom) else wanted.events
@@ -98,13 +99,22 @@ async def _load(
     memory.scoping = await _load_named(
         pipeline, wanted, state, scoping, now, lock=lock, formats=memory.formats
     )
-    if memory.scoping != scoping:
+    if memory.scoping != scoping or not (lock or _is_of_one_moment(state)):
         return None
     _put_earlier(spelled, state)
+    if scoping.finished and (later := later_scopes(commands, wanted, state)):
+        memory.later_scopes |= later
+        return None
+    await load_past_codes(pipeline, commands, wanted, state)
     attempted = as_attempted(commands, state)
     await _load_attempts(pipeline, attempted, wanted, state)
     await _load_further(pipeline, attempted, wanted, state, now, lock=lock)
     return state
+
+
+def _is_of_one_moment(state: State) -> bool:
+    """Whether no code went to another book between the statements that read it without a lock."""
+    return all(book_id in state.books for book_id, _ in state.codes)
 
 
 async def _load_named(
@@ -277,6 +287,7 @@ async def _load_repeated_assignments(
             code = shown_code_from_row(row)
             if code.key not in state.codes:
                 state.put_code(code)
+        await load_past_codes(pipeline, (), ReadSet(), state)
 
 
 def _put_assignments(rows: Iterable[TupleRow], state: State) -> None:

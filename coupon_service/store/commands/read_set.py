@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 from uuid import UUID
@@ -54,8 +54,10 @@ class ReadSet:
     fences: int = 0
 
 
-def wanted_by(commands: Iterable[Command], scoping: Scoping) -> ReadSet:
-    """The rows that these commands touch."""
+def wanted_by(
+    commands: Iterable[Command], scoping: Scoping, later_scopes: Mapping[UUID, int]
+) -> ReadSet:
+    """The rows that these commands touch. `later_scopes`: see `LoadMemory`."""
     wanted = ReadSet()
     for command in commands:
         if isinstance(command, AssignRandom):
@@ -63,7 +65,7 @@ def wanted_by(commands: Iterable[Command], scoping: Scoping) -> ReadSet:
             wanted.random_events.add(command.event_id)
             wanted.candidates[command.book_id] += 1
             continue
-        _add_code(wanted, command, scoping)
+        _add_code(wanted, command, scoping, later_scopes)
         if isinstance(command, (Redeem, Lock, Assign, Revoke, Rollback)) or (
             isinstance(command, ChangeLock) and command.type is EventType.LOCK_EXTENDED
         ):
@@ -77,10 +79,14 @@ def wanted_by(commands: Iterable[Command], scoping: Scoping) -> ReadSet:
     return wanted
 
 
-def _add_code(wanted: ReadSet, command: CodeCommand, scoping: Scoping) -> None:
+def _add_code(
+    wanted: ReadSet, command: CodeCommand, scoping: Scoping, later_scopes: Mapping[UUID, int]
+) -> None:
     """The code that is meant, its book where it is named, and earlier attempts."""
     book_id = book_named(command)
     scope = scoping.scope_of(book_id, command.call.business_id)
+    if not scope and book_id is not None:
+        scope = later_scopes.get(book_id, scope)
     wanted.codes.add((command.code, scope))
     wanted.events.update(ids_of_attempt(command, scope))
     if isinstance(command, SHOWING):

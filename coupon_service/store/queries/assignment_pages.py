@@ -34,7 +34,9 @@ class AssignmentFilter:
 # The state is not in the index, so that a redemption, which may change it, changes no index. So the
 # row that is looked at last is returned as well, whatever its state: there the next page begins.
 SELECT_ASSIGNMENTS_OF_BOOK: Final[LiteralString] = f"""
-SELECT looked_at, coalesce(spelling, ''), {ASSIGNMENTS.selected}
+SELECT looked_at,
+    coalesce(CASE WHEN is_past THEN past_spelling ELSE spelling END, ''),
+    {ASSIGNMENTS.selected}
 FROM (
     SELECT *
     FROM (
@@ -54,6 +56,9 @@ FROM (
 LEFT JOIN (
     SELECT bucket, code, spelling FROM coupon_code_spellings WHERE scope = %(scope)s
 ) AS shown USING (bucket, code)
+LEFT JOIN (
+    SELECT bucket, code, book_id, true AS is_past, spelling AS past_spelling FROM coupon_past_codes
+) AS past USING (bucket, code, book_id)
 ORDER BY looked_at
 """
 

@@ -80,5 +80,7 @@ async def select_live_coupons(
     await pipeline.run()
     codes = {code.key: code for code in map(shown_code_from_row, code_rows)}
     books = {book.book_id: book for book in map(book_from_row, book_rows)}
-    coupons = [(it, codes[it.book_id, it.code], books[it.book_id]) for it in assignments]
+    # Since they were read, a book may have been closed, and another may have got its code.
+    live = (it for it in assignments if (it.book_id, it.code) in codes)
+    coupons = [(it, codes[it.book_id, it.code], books[it.book_id]) for it in live]
     return coupons, len(rows) > count or rows[0][0] >= LOOKED_AT_MAX

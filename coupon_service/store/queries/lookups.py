@@ -17,6 +17,7 @@ from coupon_service.model import (
     Assignment,
     AssignmentState,
     Book,
+    BookState,
     Code,
     Event,
     State,
@@ -29,12 +30,14 @@ from coupon_service.store.books import SELECT_BOOKS
 from coupon_service.store.columns import Row
 from coupon_service.store.database import Database
 from coupon_service.store.events import SELECT_LOCK_EVENTS
+from coupon_service.store.past_codes import select_past_codes
 from coupon_service.store.pipeline import Connection, Pipeline, Rows
 from coupon_service.store.rows import (
     ASSIGNMENTS,
     assignment_from_row,
     book_from_row,
     event_from_row,
+    past_code_from_row,
     shown_code_from_row,
 )
 from coupon_service.store.scopes import SELECT_SOLE_BUSINESS, ScopedCode, Scoping
@@ -179,6 +182,7 @@ class _Batch:
 
         self._put_codes(code_rows)
         self._state.books = {book.book_id: book for book in map(book_from_row, book_rows)}
+        await self._put_past_codes(of_codes, assigned)
         pages = map(assignments.__getitem__, range(len(of_coupons)))
         return [self._found(it, pages, events) for it in lookups]
 
@@ -207,6 +211,21 @@ class _Batch:
     def _put_codes(self, rows: Iterable[Row]) -> None:
         for row in rows:
             self._state.put_code(shown_code_from_row(row))
+
+    async def _put_past_codes(
+        self, of_codes: Iterable[CodeLookup], assigned: Iterable[Assignment]
+    ) -> None:
+        """Reads what codes were in CLOSED books, in a round trip where any may be wanted."""
+        named = {(it.book_id, it.code) for it in of_codes if it.book_id}
+        keys = (named | {(it.book_id, it.code) for it in assigned}) - self._state.codes.keys()
+        books = self._state.books
+        wanted = [it for it in keys if it[0] in books and books[it[0]].state is BookState.CLOSED]
+        if not wanted:
+            return
+        rows = select_past_codes(self._pipeline, wanted)
+        await self._pipeline.run()
+        for row in rows:
+            self._state.put_code(past_code_from_row(row))
 
     def _select_codes(self, codes: Collection[ScopedCode]) -> Iterable[Row]:
         if not codes:

@@ -13,6 +13,7 @@ from coupon_service.model import (
     Assignment,
     AssignmentState,
     Book,
+    BookState,
     Code,
     CodeState,
     Event,
@@ -266,6 +267,38 @@ ORDER BY bucket, code
 """
 
 
+_IN_ORDER: Final[LiteralString] = """
+        WHERE book_id = %(book_id)s AND state = wanted_state
+            AND (bucket, code) > (%(bucket)s, %(code)s)
+        ORDER BY bucket, code
+        LIMIT %(count)s
+"""
+_STORED: Final[LiteralString] = "bucket, code, book_id, state, redemptions, assignments"
+LIST_CODES_OF_CLOSED: Final[LiteralString] = f"""
+SELECT {SHOWN_CODES.selected}
+FROM (
+    SELECT of_state.*
+    FROM unnest(%(states)s::smallint[]) AS wanted (wanted_state)
+    CROSS JOIN LATERAL (
+        (SELECT {_STORED}, scope, NULL AS past_spelling FROM coupon_codes {_IN_ORDER})
+        UNION ALL
+        (SELECT {_STORED}, NULL, spelling FROM coupon_past_codes {_IN_ORDER})
+    ) AS of_state
+    ORDER BY bucket, code
+    LIMIT %(count)s
+) AS c
+LEFT JOIN (
+    SELECT bucket, code, scope, spelling AS present_spelling FROM coupon_code_spellings
+) AS present USING (bucket, code, scope)
+CROSS JOIN LATERAL (
+    SELECT coalesce(past_spelling, present_spelling) AS spelling,
+        CASE WHEN %(terms)s THEN {OF_CODE} END AS terms
+) AS own
+ORDER BY bucket, code
+"""
+"""With those that other books have now."""
+
+
 async def select_code_page(
     connection: Connection,
     book: Book,
@@ -276,7 +309,7 @@ async def select_code_page(
     """A page of a book's codes, by (bucket, code), and the position to go on from."""
     code = code_only(after)
     cursor = await connection.execute(
-        LIST_CODES,
+        LIST_CODES_OF_CLOSED if book.state is BookState.CLOSED else LIST_CODES,
         {
             "book_id": book.book_id,
             "terms": book.codes_have_terms,

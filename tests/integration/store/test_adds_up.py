@@ -50,6 +50,13 @@ BREAKS = {
         INSERT INTO coupon_code_terms (book_id, bucket, code, max_redemptions)
         SELECT book_id, bucket, code, 9 FROM coupon_codes WHERE book_id = %s
     """,
+    "a code of the past is one of another book of the business now": """
+        INSERT INTO coupon_past_codes (
+            book_id, next_book_id, reuse_time, redemptions, redemption_limit, assignments,
+            source_tag, bucket, state, code)
+        SELECT book_id, book_id, now(), 0, 0, 0, 0, bucket, 1, code
+        FROM coupon_codes WHERE book_id = %s
+    """,
     "terms are those of a code": """
         INSERT INTO coupon_code_terms (book_id, bucket, code, max_redemptions)
         VALUES (%s, 0, 'NO-CODE', 1)

@@ -236,3 +236,18 @@ class TestBack:
 def steps_from(database_url: str, step: str) -> int:
     names = [name for name, _ in migrations.status(database_url)]
     return len(names) - names.index(step)
+
+
+def test_codes_of_closed_books_that_are_in_use_again_are_not_lost(database_url: str) -> None:
+    insert = """
+        INSERT INTO coupon_past_codes (
+            book_id, next_book_id, reuse_time, redemptions, redemption_limit, assignments,
+            source_tag, bucket, state, code)
+        VALUES (gen_random_uuid(), gen_random_uuid(), now(), 1, 1, 0, 0, 7, 3, 'AGAIN')
+    """
+    with psycopg.connect(database_url) as connection:
+        connection.execute(insert)
+    with pytest.raises(DatabaseUnavailable, match="1 codes of 1 CLOSED books"):
+        migrations.rollback(database_url)
+    with psycopg.connect(database_url) as connection:
+        assert connection.execute("SELECT count(*) FROM coupon_past_codes").fetchone() == (1,)

@@ -140,6 +140,7 @@ def test_postgresql_looks_at_a_table_that_grows_only_when_there_is_something_to_
         "coupon_code_spellings",
         "coupon_code_terms",
         "coupon_codes",
+        "coupon_past_codes",
         "coupon_period_counters",
         "coupon_user_counters",
         "redemption_audit",

@@ -12,8 +12,8 @@ from coupon_service.model.codes import CodeFormat
 from coupon_service.store import rows
 from coupon_service.store.columns import Columns
 
-NO_COLUMNS = {"adjustments"}
-"""Fields that are read from another table."""
+NO_COLUMNS = {"adjustments", "is_past"}
+"""Fields that are read from another table, or say from which."""
 
 
 @pytest.mark.parametrize(
