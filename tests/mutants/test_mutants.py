@@ -24,6 +24,8 @@ from mutants import (
     mutants,
     order_harness,
     order_mutants,
+    reuse_harness,
+    reuse_mutants,
     rpc_harness,
     rpc_mutants,
     scope_harness,
@@ -105,6 +107,16 @@ CAUGHT_BY: dict[Callable[[], mutants.Mutant], Callable[[Stack], None]] = {
     scope_mutants.tokens_hold_for_any_book: scope_harness.locks_of_both,
     scope_mutants.several_businesses_not_told: scope_harness.who_names_no_business,
     scope_mutants.codes_of_before_not_looked_for: scope_harness.upload_of_what_was_there_before,
+    reuse_mutants.repeats_sought_in_the_book_of_now: (
+        reuse_harness.redemption_repeated_in_another_book
+    ),
+    reuse_mutants.counts_taken_along: reuse_harness.roll_back_in_the_closed_book,
+    reuse_mutants.past_codes_changed_in_the_book_of_now: (
+        reuse_harness.roll_back_in_the_closed_book
+    ),
+    reuse_mutants.permits_of_any_book: reuse_harness.permit_of_the_closed_book,
+    reuse_mutants.codes_of_live_books_given_away: reuse_harness.codes_of_a_live_book,
+    reuse_mutants.codes_not_locked_before_they_go_over: reuse_harness.change_at_the_last_moment,
     holder_mutants.old_lock_ended_in_redis_alone: holder_harness.guest_who_logs_in,
     holder_mutants.locks_of_the_giver_not_read: holder_harness.gift_that_is_locked,
     holder_mutants.counts_that_move_with_the_assignment: holder_harness.gift_that_was_used,
