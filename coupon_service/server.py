@@ -249,6 +249,7 @@ class Server:
             self._now,
             interval_ms=settings.stock_interval_ms,
             series_max=settings.book_series_max,
+            sealing=settings.seal_interval_ms > 0,
         )
         readiness = ReadinessMonitor(self._shard.database, self._leases, metrics, self._publish)
         for each in (readiness.run(), stock.run(), *self._shard.maintenance()):

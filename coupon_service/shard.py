@@ -21,6 +21,7 @@ from coupon_service.locks.release import LockReleaser
 from coupon_service.locks.service import LockService
 from coupon_service.locks.token import LockTokens
 from coupon_service.locks.transfers import AssignmentTransfers
+from coupon_service.maintenance.ledger_sealer import LedgerSealer
 from coupon_service.maintenance.lock_sweeper import LockSweeper
 from coupon_service.maintenance.period_pruner import PeriodPruner
 from coupon_service.maintenance.pool_sweeper import PoolSweeper
@@ -40,6 +41,7 @@ from coupon_service.store.bulk.imports import CodeImporter
 from coupon_service.store.bulk.lane import BulkLane
 from coupon_service.store.commands.executor import Executor
 from coupon_service.store.database import Database
+from coupon_service.store.ledger_horizon import LedgerHorizon
 from coupon_service.store.queries.lookups import Lookups
 from coupon_service.store.queries.reads import Reads
 from coupon_service.telemetry.metrics import Metrics
@@ -76,6 +78,7 @@ class Shard:
         self.bulk_database = Database(
             wiring.bulk_database_settings(database_url, settings), metrics, tracer
         )
+        self._lane = BulkLane(self.bulk_database)
         self._make_batchers()
         self._locks = self._make_locks()
         self._add_servicers()
@@ -88,6 +91,13 @@ class Shard:
             wiring.lock_limits(settings),
             now,
             settings.sweep_interval_ms,
+        )
+        self.sealer = LedgerSealer(
+            LedgerHorizon(self.database),
+            self._reads,
+            self.bulk_database,
+            self._lane,
+            settings.seal_interval_ms,
         )
         self._pruner = PeriodPruner(self.database, now)
 
@@ -146,7 +156,7 @@ class Shard:
         )
         transfers = AssignmentTransfers(commands, leases, tokens, detached)
         books = Books(self.database, now, wiring.lock_limits(settings).life_max_ms)
-        lane = BulkLane(self.bulk_database)
+        lane = self._lane
         self.books = CouponBookServicer(books, page_tokens, now)
         self.codes = CouponCodeServicer(
             books,
@@ -173,7 +183,7 @@ class Shard:
 
     def maintenance(self) -> Iterator[Awaitable[None]]:
         """What tidies up for as long as the server runs."""
-        for each in (self.lock_sweeper, self.pool_sweeper, self._pruner):
+        for each in (self.lock_sweeper, self.pool_sweeper, self.sealer, self._pruner):
             yield each.run()
 
     async def drain_locks(self) -> None:

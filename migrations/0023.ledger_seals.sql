@@ -51,5 +51,21 @@ CREATE TABLE coupon_audit_head (
 );
 INSERT INTO coupon_audit_head (log_id) VALUES (gen_random_uuid());
 
+-- Whoever may add to the ledger may seal it, so that nothing fails until `migrate grants` has run.
+DO $$
+DECLARE
+    grantee text;
+BEGIN
+    FOR grantee IN
+        SELECT CASE acl.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(acl.grantee)) END
+        FROM pg_class, aclexplode(relacl) AS acl
+        WHERE pg_class.oid = 'redemption_audit'::regclass AND acl.privilege_type = 'INSERT'
+    LOOP
+        EXECUTE format('GRANT SELECT, INSERT ON coupon_user_keys, coupon_audit_seals TO %s', grantee);
+        EXECUTE format('GRANT SELECT, UPDATE ON coupon_audit_head TO %s', grantee);
+    END LOOP;
+END
+$$;
+
 -- Of a row whose personal values were erased: the commitments to them, of which they cannot be made any more.
 ALTER TABLE redemption_audit ADD COLUMN commitments bytea;

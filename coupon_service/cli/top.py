@@ -32,6 +32,8 @@ SAME_EVERYWHERE: Final = frozenset(
         "coupon_locks_live",
         "coupon_sweep_lag_seconds",
         "coupon_ledger_lag_seconds",
+        "coupon_ledger_sealed_number",
+        "coupon_ledger_seal_lag_seconds",
     }
 )
 """Gauges that every replica reads from the same database: the greatest counts, not the sum."""

@@ -5,7 +5,7 @@ It becomes gauges, and events of the ledger where a book runs low or is used up.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 
 import structlog
@@ -17,6 +17,7 @@ from coupon_service.model import StockLevel
 from coupon_service.model.times import milliseconds_of
 from coupon_service.store.database import Database
 from coupon_service.store.pipeline import Connection
+from coupon_service.store.seals import seal_status
 from coupon_service.store.stock import Stock, ledger_lag_s, record_level, select_stocks
 from coupon_service.telemetry.metrics import Metrics
 from coupon_service.telemetry.replica_gauges import ReplicaGauges
@@ -30,7 +31,7 @@ class StockMonitor:
 
     On every replica, by one of its workers at a time. However many find that a book has come to
     another level, one records it. `series_max`: books that have gauges of their own; first those
-    that run low, then those that are used up.
+    that run low, then those that are used up. `sealing`: whether the ledger is sealed.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class StockMonitor:
         *,
         interval_ms: int,
         series_max: int,
+        sealing: bool,
     ) -> None:
         self._database = database
         self._leases = leases
@@ -51,6 +53,7 @@ class StockMonitor:
         self._now = now
         self._interval_s = interval_ms / 1000
         self._series_max = series_max
+        self._sealing = sealing
         self._log = structlog.get_logger(__name__)
 
     async def run(self) -> None:
@@ -67,14 +70,18 @@ class StockMonitor:
     async def check(self) -> None:
         """Reads all of it once, shows it, and records levels that changed. Raises as Database."""
 
-        async def work(connection: Connection) -> tuple[list[Stock], float]:
-            return (
-                await select_stocks(connection, self._now()),
-                await ledger_lag_s(connection),
-            )
+        async def work(connection: Connection) -> tuple[list[Stock], dict[str, float]]:
+            stocks = await select_stocks(connection, self._now())
+            lag_s = await ledger_lag_s(connection)
+            of_ledger = {"coupon_ledger_lag_seconds": lag_s}
+            if self._sealing:
+                sealed_number, seal_lag_s = await seal_status(connection)
+                of_ledger["coupon_ledger_sealed_number"] = sealed_number
+                of_ledger["coupon_ledger_seal_lag_seconds"] = seal_lag_s
+            return stocks, of_ledger
 
-        stocks, lag_s = await self._database.read_at_once("stock", work)
-        self._show(stocks, lag_s, await self._locks())
+        stocks, of_ledger = await self._database.read_at_once("stock", work)
+        self._show(stocks, of_ledger, await self._locks())
         for stock in stocks:
             if stock.level is not stock.recorded:
                 await self._record(stock)
@@ -88,14 +95,19 @@ class StockMonitor:
             return None
         return stats.live, max(now_ms - stats.waiting_since_ms, 0) / 1000
 
-    def _show(self, stocks: Sequence[Stock], lag_s: float, locks: tuple[int, float] | None) -> None:
+    def _show(
+        self,
+        stocks: Sequence[Stock],
+        of_ledger: Mapping[str, float],
+        locks: tuple[int, float] | None,
+    ) -> None:
         shown = sorted(stocks, key=_urgency)[: self._series_max]
         levels = [stock.level for stock in stocks]
         values = {
             "coupon_book_left": {str(it.book_id): it.left for it in shown},
             "coupon_book_low_threshold": {str(it.book_id): it.threshold for it in shown},
             "coupon_books_watched": {level.name: levels.count(level) for level in StockLevel},
-            "coupon_ledger_lag_seconds": {"": lag_s},
+            **{name: {"": value} for name, value in of_ledger.items()},
         }
         if locks is not None:
             values["coupon_locks_live"] = {"": locks[0]}

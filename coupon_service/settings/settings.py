@@ -325,6 +325,11 @@ class Settings(BaseSettings):
         description="Interval between two sweeps of expired locks, and of codes that go back to the"
         " pool, in milliseconds.",
     )
+    seal_interval_ms: Annotated[int, Field(ge=0, le=3_600_000)] = Field(
+        10_000,
+        description="Interval between two times that what is new in the ledger is sealed, so that"
+        " whoever changes it later is found, in milliseconds. 0: never.",
+    )
     stock_interval_ms: Annotated[int, Field(ge=100, le=3_600_000)] = Field(
         5_000,
         description="Interval between two checks of what books with a low_threshold have left, in"

@@ -36,6 +36,11 @@ GAUGES: Final[Mapping[str, tuple[str, str]]] = {
         "How long the oldest expired lock has been missing from the ledger.",
     ),
     "coupon_ledger_lag_seconds": ("", "Age of the oldest open transaction that writes."),
+    "coupon_ledger_sealed_number": ("", "The number up to which the ledger is sealed."),
+    "coupon_ledger_seal_lag_seconds": (
+        "",
+        "How long the oldest change that is not sealed has been in the ledger.",
+    ),
 }
 """The label and the help text of each gauge."""
 

@@ -89,6 +89,7 @@ def settings_for(database_url: str, redis_url: str, **changes: object) -> Settin
         "drain_grace_ms": 0,
         "sweep_interval_ms": 200,
         "stock_interval_ms": 200,
+        "seal_interval_ms": 0,
         "default_business": BUSINESS,
     }
     return Settings(_env_file=None, **(values | changes))  # type: ignore[call-arg]

@@ -59,7 +59,7 @@ def test_the_role_gets_the_parameters_of_its_sessions_when_they_come_from_it(
 def test_the_role_can_do_the_work_in_the_background(database_url: str, redis_url: str) -> None:
     with new_role(database_url) as (role, url):
         grant(database_url, role, {}, execute=True)
-        settings = settings_for(url, redis_url, **lock_grace(1_000))
+        settings = settings_for(url, redis_url, **lock_grace(1_000), seal_interval_ms=100)
         with ServerThread(settings) as running, closing(Api(running.address)) as api:
             take_tour(api)
             (code,) = new_codes(1)
@@ -68,6 +68,9 @@ def test_the_role_can_do_the_work_in_the_background(database_url: str, redis_url
             api.lock(code, "ann", ttl_s=1)
             until(lambda: "LOCK_EXPIRED" in api.event_names(code=code))
             until(lambda: "BOOK_RUNNING_LOW" in api.event_names(book_id=book.book_id))
+            with psycopg.connect(database_url) as connection:
+                seals = "SELECT FROM coupon_audit_seals"
+                until(lambda: connection.execute(seals).fetchone() is not None)
 
 
 def test_books_are_made_and_changed_before_what_is_new_is_granted(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hmac
 from datetime import timedelta
 from random import Random
 from typing import Any
 from uuid import UUID
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from unit.audit.rows import NOON, columns, uuid
 
 from coupon_service.audit.leaves import (
@@ -20,6 +23,7 @@ from coupon_service.audit.leaves import (
     erased,
     leaf_of,
     row_of,
+    salt_of,
     unpacked,
 )
 from coupon_service.audit.records import MalformedError, decode
@@ -151,6 +155,11 @@ def test_what_is_not_erased_of_a_row_still_counts() -> None:
     gone = erased_columns(row, {"bob": "erased-2"})
     assert leaf_of(row_of(gone, commitments), KEYS) == leaf
     assert leaf_of(row_of(gone | {"order_id": "order-2"}, commitments), KEYS) != leaf
+
+
+@given(st.binary(min_size=32, max_size=32), st.binary(max_size=40))
+def test_salt_is_that_of_hmac(key: bytes, event_id: bytes) -> None:
+    assert salt_of(key, event_id) == hmac.digest(key, event_id, "sha256")
 
 
 def test_a_row_whose_key_is_gone_has_no_leaf() -> None:
