@@ -29,7 +29,7 @@ def metrics(registry: CollectorRegistry) -> Metrics:
 
 
 def get(port: int, path: str, host: str = "127.0.0.1") -> tuple[int, str]:
-    connection = HTTPConnection(host, port, timeout=5)  # the server drops a silent client after 10
+    connection = HTTPConnection(host, port, timeout=60)  # the server drops a silent client after 10
     try:
         connection.request("GET", path)
         response = connection.getresponse()
