@@ -165,7 +165,7 @@ async def test_of_many_calls_few_wait_for_a_redis_that_is_silent(server_folder: 
             assert await admitted(limiter, end_user("ann"), TILL) == 1
             waited_s = monotonic() - began
             assert await admitted(limiter, end_user("ann"), *[TILL] * 20) == 20
-            assert monotonic() - began < 2 * waited_s
+            assert monotonic() - began < 10 * waited_s  # if each waited: 21 times
             redis.resume()
 
 
@@ -176,8 +176,8 @@ async def test_a_redis_that_is_back_is_asked_again(server_folder: Path) -> None:
             redis.stop()
             assert await admitted(limiter, end_user("ann"), TILL) == 1
             redis.start()
-            await asyncio.sleep(1.1)
-            assert await admitted(limiter, end_user("ann"), *[TILL] * 9) < 9
+            while await admitted(limiter, end_user("ann"), *[TILL] * 9) == 9:
+                await asyncio.sleep(0.1)
 
 
 # --- who is counted -----------------------------------------------------------------------------

@@ -181,7 +181,7 @@ def test_an_expired_lock_no_longer_counts_for_its_user(api: Api) -> None:
     names, user = new_codes(6), unique("user")
     api.book(codes=names, lock_policy=books.LOCK_POLICY_OPTIONAL)
     for code in names[:5]:
-        api.lock(code, user, ttl_s=1)
+        api.lock(code, user, ttl_s=3)
     with refused("LOCK_LIMIT_EXCEEDED"):
         api.lock(names[5], user)
     until(lambda: tried(lambda: api.lock(names[5], user)) == "OK")

@@ -248,4 +248,4 @@ async def test_a_rest_ends_long_before_postgresql_would_end_the_transaction(
 ) -> None:
     began_s = perf_counter()
     await lane._rest(60)
-    assert perf_counter() - began_s < 2
+    assert perf_counter() - began_s < 30
