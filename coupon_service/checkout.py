@@ -19,6 +19,7 @@ from coupon_service.errors import (
     CodeLocked,
     Contention,
     CouponServiceError,
+    ErasureInProgress,
     LockExpired,
     LocksUnavailable,
     LockTokenMismatch,
@@ -273,7 +274,7 @@ class Checkout:
             else:  # the permit keeps nobody out, so that nobody has to wait
                 self._detached.run(released)
         elif lease.permits_taken and (
-            isinstance(outcome, CodeLocked)
+            isinstance(outcome, (CodeLocked, ErasureInProgress))
             or (isinstance(outcome, LockExpired) and milliseconds_of(self._now()) < lock.expire_ms)
         ):
             await self._release(LeaseKey.of(lock))

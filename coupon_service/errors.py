@@ -62,6 +62,10 @@ class LockNotFound(CouponServiceError):
     """No such lock."""
 
 
+class ErasureNotFound(CouponServiceError):
+    """No user of this name was erased."""
+
+
 class RedemptionNotFound(CouponServiceError):
     """No such redemption."""
 
@@ -221,6 +225,14 @@ class UploadAmbiguous(Refusal):
     """It cannot be told for sure which codes the upload has made."""
 
 
+class UserErased(Refusal):
+    """A user that the earlier call was about has been erased: it is not carried out again."""
+
+
+class ErasureNotConfigured(Refusal):
+    """Users cannot be erased: COUPON_ERASURE_SECRET is not set."""
+
+
 # --- already exists -----------------------------------------------------------------------------
 
 
@@ -272,6 +284,10 @@ class ConcurrentModification(CouponServiceError):
 
 class Contention(CouponServiceError):
     """Too many changes of the same rows at once; nothing was changed. Try again."""
+
+
+class ErasureInProgress(CouponServiceError):
+    """The user is being erased; nothing was changed. Try again."""
 
 
 # --- resource exhausted: never a business limit -------------------------------------------------

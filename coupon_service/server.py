@@ -167,6 +167,8 @@ class Server:
             settings=self._settings,
             batching=self._batching,
             leases=self._leases,
+            windows=self._windows,
+            pseudonyms=wiring.pseudonyms(self._settings),
             tokens=LockTokens(secrets),
             page_tokens=PageTokens(secrets),
             streams=self._streams,

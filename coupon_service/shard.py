@@ -5,14 +5,17 @@ There is one of these, unless COUPON_SHARDS says otherwise.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING
 
+import structlog
+
 from coupon_service import wiring
 from coupon_service.batching import BatchingSettings, CommandLanes, DetachedTasks, MicroBatcher
 from coupon_service.checkout import Checkout
+from coupon_service.erasure import Eraser
 from coupon_service.leases import Leases
 from coupon_service.locks.acquire import LockAcquirer
 from coupon_service.locks.extend import LockExtender
@@ -25,6 +28,9 @@ from coupon_service.maintenance.ledger_sealer import LedgerSealer
 from coupon_service.maintenance.lock_sweeper import LockSweeper
 from coupon_service.maintenance.period_pruner import PeriodPruner
 from coupon_service.maintenance.pool_sweeper import PoolSweeper
+from coupon_service.model.pseudonyms import Pseudonyms
+from coupon_service.ratelimit.erasures import keys_of_user
+from coupon_service.ratelimit.windows import Windows
 from coupon_service.rpc.checkout_streams import CheckoutStreams
 from coupon_service.rpc.paging import PageTokens
 from coupon_service.rpc.servicers.assignments import AssignmentServicer
@@ -57,6 +63,8 @@ class SharedParts:
     settings: Settings
     batching: BatchingSettings
     leases: Leases
+    windows: Windows
+    pseudonyms: Pseudonyms
     tokens: LockTokens
     page_tokens: PageTokens
     streams: CheckoutStreams
@@ -105,7 +113,7 @@ class Shard:
         """What is done for many callers at once: commands, previews of them, and small reads."""
         shared = self._shared
         batching, metrics, tracer = shared.batching, shared.metrics, shared.tracer
-        self._executor = executor = Executor(self.database, shared.now, metrics)
+        self._executor = executor = Executor(self.database, shared.now, metrics, shared.pseudonyms)
         self.commands = CommandLanes(
             MicroBatcher(executor.execute, batching.commands, metrics, tracer=tracer),
             MicroBatcher(executor.execute, batching.bulk, metrics, "bulk", tracer),
@@ -162,7 +170,7 @@ class Shard:
             books,
             reads,
             CodeGenerator(self.database, lane, now),
-            CodeImporter(self.database, lane, now),
+            CodeImporter(self.database, lane, now, shared.pseudonyms),
             CodeExporter(lane),
             CodeChanger(lane, now, shared.metrics),
             commands,
@@ -174,7 +182,28 @@ class Shard:
         self.redemptions = RedemptionServicer(
             checkout, locks, reads, page_tokens, shared.streams, now
         )
-        self.audit = AuditServicer(reads, page_tokens)
+        self.audit = AuditServicer(reads, self._make_eraser(lane), page_tokens)
+
+    def _make_eraser(self, lane: BulkLane) -> Eraser:
+        shared = self._shared
+        calls, guesses = wiring.call_limits(shared.settings), wiring.guess_limits(shared.settings)
+
+        async def forget_calls(user_id: str, businesses: Collection[str]) -> None:
+            keys = keys_of_user(user_id, businesses, calls, guesses)
+            await shared.windows.forget(list(keys))
+
+        return Eraser(
+            self.database,
+            lane,
+            self.commands,
+            self._reads,
+            shared.leases,
+            forget_calls,
+            shared.pseudonyms,
+            shared.now,
+            shared.metrics,
+            structlog.get_logger("coupon_service.erasure"),
+        )
 
     async def open(self) -> None:
         """Starts connecting; does not wait for PostgreSQL, which may come later."""

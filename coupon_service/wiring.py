@@ -8,6 +8,7 @@ from typing import Final
 from coupon_service.batching import BatchingSettings
 from coupon_service.locks.limits import LockLimits
 from coupon_service.model.normalization import canonical_id
+from coupon_service.model.pseudonyms import Pseudonyms
 from coupon_service.ratelimit.callers import CallerLimits
 from coupon_service.rpc.checkout_streams import CheckoutStreamSettings
 from coupon_service.rpc.handler import RpcHandlerSettings
@@ -133,6 +134,12 @@ def token_secrets(settings: Settings) -> list[bytes]:
     """The secret that lock and page tokens are signed with, and others that are still good."""
     secrets = (settings.lock_token_secret, settings.lock_token_secret_previous)
     return [secret.get_secret_value().encode() for secret in secrets if secret is not None]
+
+
+def pseudonyms(settings: Settings) -> Pseudonyms:
+    """What stands for erased users; none where no secret is set."""
+    secrets = (settings.erasure_secret, settings.erasure_secret_previous)
+    return Pseudonyms([it.get_secret_value().encode() for it in secrets if it is not None])
 
 
 def transient_ttl_ms(settings: Settings) -> int:

@@ -64,6 +64,8 @@ def _complete(given: Settings, port: int, servers: ExitStack) -> dict[str, Any]:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if given.lock_token_secret is None:
             values["lock_token_secret"] = kept_secret(folder / "lock-token-secret")
+        if given.erasure_secret is None:
+            values["erasure_secret"] = kept_secret(folder / "erasure-secret")
         if given.auth == "jwt" and given.jwt_secret is None:
             values["jwt_secret"] = kept_secret(folder / SECRET_FILE)
     except OSError as error:

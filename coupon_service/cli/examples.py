@@ -124,6 +124,8 @@ EXAMPLES: Final = {
   "start_time": "2026-01-01",
   "end_time": "2026-02-01"
 }""",
+    "AuditService/EraseUser": '{"user_id": "ann", "request_id": "ticket-4711"}',
+    "AuditService/GetErasure": '{"user_id": "ann"}',
     "Health/Check": "{}",
     "Health/List": "{}",
     "Health/Watch": '{"service": "coupon_service.v1.RedemptionService"}',

@@ -197,6 +197,10 @@ class UploadNotFound(NotFound):
     """No upload or generation of the book has this request_id."""
 
 
+class ErasureNotFound(NotFound):
+    """No user of this name was erased."""
+
+
 # --- reasons: refused ---------------------------------------------------------------------------
 
 
@@ -410,6 +414,14 @@ class CodeHasHistory(Refused):
     """The code was assigned, locked or redeemed before: it can be disabled, but not deleted."""
 
 
+class UserErased(Refused):
+    """The request is a repeat of one for a user who was erased since."""
+
+
+class ErasureNotConfigured(Refused):
+    """The service has no secret for pseudonyms, so that users cannot be erased."""
+
+
 class UploadAmbiguous(Refused):
     """It cannot be told for sure which codes the upload has made. `callers`: who made one with this
     request_id, where there are several."""
@@ -449,6 +461,10 @@ class ConcurrentModification(Aborted):
 
 class Contention(Aborted):
     """Too many changes of the same rows at once."""
+
+
+class ErasureInProgress(Aborted):
+    """The user is being erased."""
 
 
 class RateLimited(ResourceExhausted):

@@ -43,6 +43,7 @@ from coupon_service.leases.scripts import (
     book_index,
     index_member,
     indexed_lock,
+    named_after_user,
     user_index,
 )
 from coupon_service.leases.server_check import RedisCheck
@@ -285,6 +286,17 @@ class Leases:
     async def forget(self, keys: Iterable[LeaseKey]) -> None:
         """Takes locks out of the indexes of their books and users."""
         await self._writer.write(remove(keys))
+
+    async def erase(self, user_id: str, keys: Iterable[LeaseKey]) -> None:
+        """Ends these locks of a user, and deletes what names the user: of them, of all that are in
+        the index of the user, and what was kept of locks that have ended."""
+        indexed = await self.list_user(user_id, page_size=1_000)
+        locks = {*keys, *(it.key for it in indexed)}
+        await self.release_each([ReleaseRequest(it) for it in locks])
+        names = [user_index(user_id), *chain.from_iterable(map(named_after_user, locks))]
+        for start in range(0, len(names), self._redis.commands_max):
+            some = names[start : start + self._redis.commands_max]
+            accepted(await self._redis.replies(*[("DEL", it) for it in some]))
 
     async def _of_books(self, commands: Sequence[RedisCommand], without: Any) -> list[Any]:
         """The replies to commands on the indexes of many books, a pipeline's worth at a time;

@@ -150,6 +150,12 @@ def indexed_lock(member: str, expire_ms: str) -> IndexedLock:
     return IndexedLock(LeaseKey(*member.split("\0")), int(expire_ms))
 
 
+def named_after_user(key: LeaseKey) -> tuple[str, ...]:
+    """The keys that are named after the user of a lock."""
+    name, user_id = key.name, key.user_id
+    return _tombstone(name, user_id, key.lock_id), _redeeming(name, user_id)
+
+
 def _permits(name: str) -> tuple[str, str]:
     return f"coupon:{{{name}}}:places", f"coupon:{{{name}}}:locks"
 

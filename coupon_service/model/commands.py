@@ -216,6 +216,7 @@ class Revoke:
     event_id: UUID
     fingerprint: int
     user_id: str
+    book_id: UUID | None = None
     earlier: tuple[Attempt, ...] = ()
 
 

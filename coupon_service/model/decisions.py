@@ -11,6 +11,7 @@ from uuid import UUID
 from coupon_service.errors import Contention, CouponServiceError
 from coupon_service.model.books import Book, BookStats, Terms
 from coupon_service.model.commands import LockClaims
+from coupon_service.model.enums import ErasureState
 from coupon_service.model.records import (
     Adjustment,
     Assignment,
@@ -110,6 +111,9 @@ class State:
     with more available codes, which other transactions had locked. `fences`: unused fencing
     numbers. `adjustments` and `terms`: of redemptions. `hidden`: codes that end users could not use
     when they were loaded; no further rows of them were loaded.
+
+    Only once anybody was erased: `pseudonyms` of users, and `order_pseudonyms` of orders, under
+    which there may be rows as well; `erasures`: of whom, by pseudonym, one is under way.
     """
 
     codes: dict[CodeKey, Code] = field(default_factory=dict[CodeKey, Code])
@@ -139,6 +143,11 @@ class State:
     terms: dict[UUID, Terms] = field(default_factory=dict[UUID, Terms])
     hidden: frozenset[HiddenKey] = frozenset()
     several_businesses: bool = False
+    pseudonyms: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
+    order_pseudonyms: Mapping[str, tuple[str, ...]] = field(
+        default_factory=dict[str, tuple[str, ...]]
+    )
+    erasures: Mapping[str, ErasureState] = field(default_factory=dict[str, ErasureState])
 
     def put_code(self, code: Code) -> None:
         """Adds a code, or changes it."""

@@ -107,6 +107,20 @@ class EventType(IntEnum):
     ADJUSTED = 22
     CODES_DELETED = 23
     CODES_CHANGED = 24
+    USER_ERASED = 40
+
+
+class ErasureState(IntEnum):
+    """How far it has come that a user is erased.
+
+    ENDING: what the user holds comes to its end, and the user gets nothing new. ERASING: the name
+    is being replaced, and nothing of the user's changes. ERASED: it is done, and a user of this
+    name is a new one, but for limits.
+    """
+
+    ENDING = 1
+    ERASING = 2
+    ERASED = 3
 
 
 class CodeChange(IntEnum):

@@ -26,6 +26,9 @@ from coupon_service.redis_client.cluster import Address, ClusterPipelines
 from coupon_service.redis_client.connect import exchange_with
 from coupon_service.redis_client.exchange import accepted
 
+FORGOTTEN_AT_ONCE: Final = 100
+"""Windows that are ended in one pipeline."""
+
 Window: TypeAlias = tuple[RateLimitItem, str, int]
 """A limit, the key that it is counted under, and how much is added."""
 
@@ -138,6 +141,12 @@ class Windows:
         """How long until the last of these windows ends. Raises LocksUnavailable."""
         commands = [("PTTL", f"coupon:{key}") for key in keys]
         return max(accepted(await self._redis.replies(*commands)))
+
+    async def forget(self, keys: Sequence[str]) -> None:
+        """Ends these windows. Raises LocksUnavailable."""
+        for start in range(0, len(keys), FORGOTTEN_AT_ONCE):
+            some = keys[start : start + FORGOTTEN_AT_ONCE]
+            accepted(await self._redis.replies(*[("DEL", f"coupon:{key}") for key in some]))
 
 
 class DenyList:

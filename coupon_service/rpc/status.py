@@ -58,6 +58,7 @@ def _kinds(
 RETRY_AFTER_MS: Final[Mapping[type[CouponServiceError], int]] = {
     errors.CodeLocked: 1_000,
     errors.Contention: 50,
+    errors.ErasureInProgress: 1_000,
     errors.RateLimited: 1_000,
     errors.Overloaded: 500,
     errors.DatabaseUnavailable: 1_000,
@@ -74,6 +75,7 @@ TABLE: Final[Mapping[type[CouponServiceError], Kind]] = dict(
             errors.LockNotFound,
             errors.RedemptionNotFound,
             errors.UploadNotFound,
+            errors.ErasureNotFound,
         ),
         *_kinds(
             StatusCode.FAILED_PRECONDITION,
@@ -113,6 +115,8 @@ TABLE: Final[Mapping[type[CouponServiceError], Kind]] = dict(
             errors.InvalidStateTransition,
             errors.CodeHasHistory,
             errors.UploadAmbiguous,
+            errors.UserErased,
+            errors.ErasureNotConfigured,
         ),
         *_kinds(StatusCode.ALREADY_EXISTS, errors.CodeAlreadyAssigned, errors.DuplicateCode),
         *_kinds(
@@ -122,7 +126,12 @@ TABLE: Final[Mapping[type[CouponServiceError], Kind]] = dict(
             errors.RequestIdReused,
             errors.BusinessRequired,
         ),
-        *_kinds(StatusCode.ABORTED, errors.ConcurrentModification, errors.Contention),
+        *_kinds(
+            StatusCode.ABORTED,
+            errors.ConcurrentModification,
+            errors.Contention,
+            errors.ErasureInProgress,
+        ),
         *_kinds(StatusCode.RESOURCE_EXHAUSTED, errors.RateLimited, errors.Overloaded),
         *_kinds(StatusCode.UNAUTHENTICATED, errors.Unauthenticated),
         *_kinds(StatusCode.PERMISSION_DENIED, errors.PermissionDenied),

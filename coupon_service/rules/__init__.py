@@ -24,6 +24,7 @@ from coupon_service.rules.derived_states import (
     order_discount,
     own_end,
 )
+from coupon_service.rules.erasures import order_named, orders_of_erased, users_of
 from coupon_service.rules.orders import NO_COUPONS, discount_on_order, order_of
 from coupon_service.rules.pool import returns_to_pool
 from coupon_service.rules.refusals import (
@@ -56,7 +57,9 @@ __all__ = [
     "lock_view",
     "may_be_locked",
     "order_discount",
+    "order_named",
     "order_of",
+    "orders_of_erased",
     "own_end",
     "redemption_refusals",
     "refuse_all",
@@ -64,4 +67,5 @@ __all__ = [
     "stock_left",
     "stock_level",
     "terms_violations",
+    "users_of",
 ]

@@ -32,6 +32,7 @@ from coupon_service.rules.derived_states import adjusted, discount_of
 from coupon_service.rules.draft import Draft
 from coupon_service.rules.orders import (
     NO_COUPONS,
+    coupons_on,
     discount_beside,
     order_of,
     with_adjustment,
@@ -52,7 +53,8 @@ def adjust(command: Adjust, code: Code, book: Book, draft: Draft) -> Outcome:
     if book.order_policy is not OrderPolicy.INDEPENDENT and discount is not None:
         order = order_of(book, present.order_id or "", present.order_user_id)
         coupons = state.order_coupons.get(order, NO_COUPONS)
-        discount = discount_beside(coupons, present, command.order_amount, discount)
+        together = coupons_on(order, state)
+        discount = discount_beside(together, present, command.order_amount, discount)
     more = (discount or 0) - (present.discount_minor or 0)
     refusal = _refusal(command, present, book, terms, draft)
     if refusal is None and book.limits.budget_minor:

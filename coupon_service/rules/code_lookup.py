@@ -41,7 +41,7 @@ C = TypeVar("C", bound=CodeCommand)
 def book_named(command: CodeCommand) -> UUID | None:
     """The book whose code the command means; None: that of the business with a code of the name."""
     match command:
-        case Redeem() | Lock() | Assign() | Transfer() | ReturnToPool() | ChangeLock():
+        case Redeem() | Lock() | Assign() | Revoke() | Transfer() | ReturnToPool() | ChangeLock():
             return command.book_id
         case Rollback() | Adjust():
             return command.redemption.book_id

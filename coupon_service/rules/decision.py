@@ -47,6 +47,7 @@ from coupon_service.rules.code_lookup import (
 )
 from coupon_service.rules.code_states import set_enabled
 from coupon_service.rules.draft import Draft
+from coupon_service.rules.erasures import erasure_refusal
 from coupon_service.rules.locks import change_lock, lock
 from coupon_service.rules.orders import order_of
 from coupon_service.rules.pool import return_to_pool
@@ -126,6 +127,8 @@ def refuse_all(decided: list[Outcome]) -> list[Outcome]:
 
 
 def _decide_one(command: Command, draft: Draft) -> Outcome:
+    if draft.state.pseudonyms and (refusal := erasure_refusal(command, draft.state)) is not None:
+        return refusal
     if not isinstance(command, AssignRandom):
         return _decide_on_code(command, draft)
     book = draft.state.books.get(command.book_id)

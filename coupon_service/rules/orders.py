@@ -30,6 +30,7 @@ from coupon_service.model import (
     State,
 )
 from coupon_service.rules.derived_states import order_discount
+from coupon_service.rules.erasures import orders_of_erased
 
 NO_COUPONS: Final = OrderCoupons()
 
@@ -139,8 +140,35 @@ def _goes_with(amount: Money, coupons: OrderCoupons) -> bool:
 
 
 def _on_order_of(command: Redeem, book: Book, state: State) -> OrderCoupons:
-    order = order_of(book, command.order_id, command.order_user_id)
-    return state.order_coupons.get(order, NO_COUPONS)
+    return coupons_on(order_of(book, command.order_id, command.order_user_id), state)
+
+
+def coupons_on(order: OrderRef, state: State) -> OrderCoupons:
+    """What is on the order, also of users who were erased."""
+    coupons = state.order_coupons.get(order, NO_COUPONS)
+    if not state.order_pseudonyms:
+        return coupons
+    for name in orders_of_erased(order, state):
+        others = state.order_coupons.get(name, NO_COUPONS)
+        coupons = replace(
+            coupons,
+            currency_code=coupons.currency_code or others.currency_code,
+            discount_minor=coupons.discount_minor + others.discount_minor,
+            books=_together(coupons.books, others.books),
+        )
+    return coupons
+
+
+def _together(
+    books: tuple[BookOnOrder, ...], others: tuple[BookOnOrder, ...]
+) -> tuple[BookOnOrder, ...]:
+    """The redemptions of both, once for each book."""
+    sums = {it.book_id: it for it in books}
+    for it in others:
+        own = sums.get(it.book_id)
+        redemptions = it.redemptions + (own.redemptions if own is not None else 0)
+        sums[it.book_id] = replace(it, redemptions=redemptions)
+    return tuple(sums.values())
 
 
 def _of_book(coupons: OrderCoupons, book: Book) -> BookOnOrder | None:

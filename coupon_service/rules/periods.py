@@ -18,6 +18,7 @@ from coupon_service.errors import (
 )
 from coupon_service.model import Book, Period, PeriodKey, PeriodLimits, State
 from coupon_service.model.schedules import EVERYBODY
+from coupon_service.rules.erasures import in_period_before
 from coupon_service.rules.local_times import first_time
 
 SEARCHED_DAYS: Final = 35
@@ -82,7 +83,7 @@ def period_refusals(
         limit, counted = limits.of(key[1]), state.periods.get(key)
         if counted is None:
             yield Contention()
-        elif counted >= limit:
+        elif counted + in_period_before(*key, state) >= limit:
             of_book = key[1] == EVERYBODY
             kind = BookPeriodLimitExceeded if of_book else UserPeriodLimitExceeded
             begins = next_period_time(limits, now)

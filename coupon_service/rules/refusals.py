@@ -47,12 +47,12 @@ from coupon_service.model import (
     Redeem,
     State,
     TieredDiscount,
-    UserCounts,
     order_keys,
 )
 from coupon_service.rules.budgets import budget_refusals
 from coupon_service.rules.derived_states import LOCK_ENDS, lock_view
 from coupon_service.rules.draft import Draft
+from coupon_service.rules.erasures import counts_of, order_names, redeemed_before
 from coupon_service.rules.opening_hours import is_open, outside_schedule
 from coupon_service.rules.orders import coupon_refusals
 from coupon_service.rules.periods import period_refusals
@@ -60,8 +60,6 @@ from coupon_service.rules.terms import code_ended, code_not_started
 
 ASSIGNED = (AssignmentState.ACTIVE, AssignmentState.REDEEMED)
 """States of an assignment in which the code is the user's."""
-
-NO_COUNTS = UserCounts()
 
 Reasons = tuple[CouponServiceError, ...]
 
@@ -141,7 +139,7 @@ def redemption_refusals(
     yield from _assignment_refusals(assignment, book, ends_at)
     if book.schedule is not None and _is_closed(book, now) and _is_closed(book, ends_at):
         yield outside_schedule(book.schedule, now)
-    yield from _user_limits(command.user_id, assignment, book, state)
+    yield from _user_limits(command.user_id, assignment, code, book, state)
     limit = book.limits.max_redemptions
     if limit and state.totals[book.book_id].redemptions >= limit:
         yield BookLimitExceeded(limit=limit)
@@ -188,8 +186,7 @@ def assignment_refusals(
         yield CodeAlreadyAssigned(
             "The code is assigned to as many users as it has redemptions.", limit=limit
         )
-    if assignment is not None:
-        yield from _user_code_limit(assignment, book)
+    yield from _user_code_limit(user_id, assignment, code, book, state)
     yield from _assignment_limit(user_id, book, state)
 
 
@@ -249,9 +246,10 @@ def _redemption_for_order(command: Redeem | Lock, code: Code, state: State) -> U
     """The live redemption of the code for the command's order, if there is one."""
     if not isinstance(command, Redeem) or not command.order_id:
         return None
-    for key in order_keys(code.key, command.order_id, command.user_id, command.order_user_id):
-        if (redemption_id := state.orders.get(key)) is not None:
-            return redemption_id
+    for order_id, user_id in order_names(command.order_id, command.user_id, state):
+        for key in order_keys(code.key, order_id, user_id, command.order_user_id):
+            if (redemption_id := state.orders.get(key)) is not None:
+                return redemption_id
     return None
 
 
@@ -299,24 +297,31 @@ def _validity_ended(assignment: Assignment | None, time: datetime) -> Reasons:
     return (CodeExpired(expire_time=assignment.expire_time.isoformat()),)
 
 
-def _user_limits(user_id: str, assignment: Assignment | None, book: Book, state: State) -> Reasons:
-    for_code = _user_code_limit(assignment, book) if assignment is not None else ()
+def _user_limits(
+    user_id: str, assignment: Assignment | None, code: Code, book: Book, state: State
+) -> Reasons:
+    for_code = _user_code_limit(user_id, assignment, code, book, state)
     limit = book.limits.max_redemptions_per_user
-    if limit and state.users.get((book.book_id, user_id), NO_COUNTS).redemptions >= limit:
+    if limit and counts_of(book.book_id, user_id, state).redemptions >= limit:
         return *for_code, _user_limit("max_redemptions_per_user", limit)
     return for_code
 
 
-def _user_code_limit(assignment: Assignment, book: Book) -> Reasons:
+def _user_code_limit(
+    user_id: str, assignment: Assignment | None, code: Code, book: Book, state: State
+) -> Reasons:
     limit = book.limits.max_redemptions_per_user_per_code
-    if limit and assignment.redemptions >= limit:
+    if not limit:
+        return ()
+    redeemed = assignment.redemptions if assignment is not None else 0
+    if redeemed + redeemed_before(code, user_id, state) >= limit:
         return (_user_limit("max_redemptions_per_user_per_code", limit),)
     return ()
 
 
 def _assignment_limit(user_id: str, book: Book, state: State) -> Reasons:
     limit = book.limits.max_assignments_per_user
-    if limit and state.users.get((book.book_id, user_id), NO_COUNTS).assignments >= limit:
+    if limit and counts_of(book.book_id, user_id, state).assignments >= limit:
         return (_user_limit("max_assignments_per_user", limit),)
     return ()
 

@@ -16,6 +16,7 @@ from coupon_service.errors import (
     InvalidStateTransition,
     LockExpired,
     RequestIdReused,
+    UserErased,
 )
 from coupon_service.model import (
     Adjust,
@@ -38,6 +39,7 @@ from coupon_service.model import (
 )
 from coupon_service.rules.derived_states import adjusted, lock_view
 from coupon_service.rules.draft import Draft
+from coupon_service.rules.erasures import is_erased
 
 LOCK_CHANGES: Final = frozenset(
     {
@@ -143,6 +145,10 @@ def _refusal(command: Command, recorded: Event) -> CouponServiceError | None:
     The id of a roll-back, and of the end of a lock, is the same whoever asks.
     """
     call = command.call
+    if is_erased(recorded):
+        own = (recorded.caller, recorded.request_id) == (call.caller, call.request_id)
+        rolled_back = isinstance(command, Rollback) and not own
+        return already_rolled_back(recorded) if rolled_back else UserErased()
     if (recorded.caller, recorded.request_id) == (call.caller, call.request_id):
         return RequestIdReused() if recorded.fingerprint != command.fingerprint else None
     if isinstance(command, Rollback):

@@ -320,6 +320,18 @@ class Settings(BaseSettings):
         description="The secret before the current one. Tokens signed with it stay valid. After a"
         " change, keep it set for the longest lifetime of a lock.",
     )
+    erasure_secret: TokenSecret = Field(
+        default=None,
+        description="Secret of the pseudonyms that stand for erased users, the same on all"
+        " replicas. Without it limits that they have used do not bind when they come again. When"
+        " unset, coupon-service dev makes one and keeps it in its data folder, and coupon-service"
+        " serve refuses EraseUser.",
+    )
+    erasure_secret_previous: TokenSecret = Field(
+        default=None,
+        description="The secret before the current one. Who was erased with it is still found. Once"
+        " all books of that time are closed, remove it.",
+    )
     sweep_interval_ms: Annotated[int, Field(ge=100, le=3_600_000)] = Field(
         5_000,
         description="Interval between two sweeps of expired locks, and of codes that go back to the"

@@ -32,6 +32,7 @@ PRIVILEGES: Final[Mapping[str, tuple[LiteralString, ...]]] = MappingProxyType(
         "coupon_code_spellings": (*_ADD, "DELETE"),
         "coupon_code_terms": (*_ADD, "DELETE"),
         "coupon_codes": (*_WRITE, "DELETE"),
+        "coupon_erased_users": _WRITE,
         "coupon_finished_steps": _READ,
         "coupon_generations": (*_WRITE, "DELETE"),
         "coupon_order_books": _WRITE,
@@ -47,6 +48,11 @@ PRIVILEGES: Final[Mapping[str, tuple[LiteralString, ...]]] = MappingProxyType(
     }
 )
 """By relation, tables first and then the sequence."""
+
+FUNCTIONS: Final[tuple[LiteralString, ...]] = (
+    "coupon_erase_user(text, text[], uuid[], smallint[], text[], text[], uuid[], bytea[])",
+)
+"""Which change, with the rights of who owns the tables, what the role may not change itself."""
 
 
 SELECT_SCHEMA: Final = """
@@ -96,6 +102,10 @@ def _statements(
             kind=sql.SQL("SEQUENCE " if privileges == ("USAGE",) else ""),
             relation=sql.Identifier(schema, relation),
             **names,
+        )
+    for function in FUNCTIONS:
+        yield sql.SQL("GRANT EXECUTE ON FUNCTION {schema}.{function} TO {role}").format(
+            function=sql.SQL(function), **names
         )
     yield sql.SQL("REVOKE UPDATE, DELETE, TRUNCATE ON {ledger} FROM {role}").format(**names)
     for name, value in parameters.items():

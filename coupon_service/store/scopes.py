@@ -11,6 +11,7 @@ from typing import Final, LiteralString
 from uuid import UUID
 
 from coupon_service.model import Book
+from coupon_service.model.pseudonyms import NO_PSEUDONYMS, Pseudonyms
 from coupon_service.model.scopes import ALL_BUSINESSES, scope_of_book, scope_of_business
 from coupon_service.store.pipeline import Connection
 
@@ -63,14 +64,17 @@ class Scoping:
 class LoadMemory:
     """What is remembered from load to load.
 
-    `formats`: active books, whose code format never changes. `scoping`: as it was last; each load
-    finds out whether it still is. `later_scopes`: of CLOSED books whose codes were unique over all
-    businesses, the scope of their business: in that one later books have codes of theirs.
+    `formats`: active books, whose code format never changes. `scoping`, and whether anybody was
+    erased: as it was last; each load finds out whether it still is. `pseudonyms`: what finds those
+    of erased users. `later_scopes`: of CLOSED books whose codes were unique over all businesses,
+    the scope of their business: in that one later books have codes of theirs.
     """
 
+    pseudonyms: Pseudonyms = NO_PSEUDONYMS
     formats: dict[UUID, Book] = field(default_factory=dict[UUID, Book])
     scoping: Scoping = Scoping()
     later_scopes: dict[UUID, int] = field(default_factory=dict[UUID, int])
+    anybody_erased: bool = False
 
 
 IS_FINISHED: Final = "SELECT EXISTS (SELECT FROM coupon_finished_steps WHERE step = %s)"

@@ -159,6 +159,12 @@ class Metrics:
                 "kind",
             )
         )
+        self._users_erased = counter(
+            "coupon_users_erased_total", "Erasures of users that were done."
+        )
+        self._erased_rows = Children(
+            counter("coupon_erased_rows_total", "Rows that erasures of users changed.", "table")
+        )
         self._reaches = Children(
             gauge(
                 "coupon_reaches",
@@ -258,6 +264,12 @@ class Metrics:
         """A committed batch had so many commands of each event, outcome and reason."""
         for labels, count in counts.items():
             self._commands[labels].inc(count)
+
+    def user_erased(self, rows: Mapping[str, int]) -> None:
+        """A user was erased, with so many rows of each table."""
+        self._users_erased.inc()
+        for table, count in rows.items():
+            self._erased_rows[table,].inc(count)
 
     def transaction_finished(self, seconds: float) -> None:
         """A transaction committed or failed after ``seconds``, retries included."""

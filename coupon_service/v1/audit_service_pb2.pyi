@@ -90,6 +90,10 @@ class _AuditEventTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AuditE
     """A chunk of codes was changed by ChangeCodes, each with an event of its own; `metadata` has the
     counts.
     """
+    AUDIT_EVENT_TYPE_USER_ERASED: _AuditEventType.ValueType  # 40
+    """A user was erased by EraseUser: `user_id` is the pseudonym, `metadata.rows` has the changed rows by
+    table. About no book: only listed for callers who see all businesses.
+    """
 
 class AuditEventType(_AuditEventType, metaclass=_AuditEventTypeEnumTypeWrapper):
     """The type of a change."""
@@ -156,7 +160,39 @@ AUDIT_EVENT_TYPE_CODES_CHANGED: AuditEventType.ValueType  # 24
 """A chunk of codes was changed by ChangeCodes, each with an event of its own; `metadata` has the
 counts.
 """
+AUDIT_EVENT_TYPE_USER_ERASED: AuditEventType.ValueType  # 40
+"""A user was erased by EraseUser: `user_id` is the pseudonym, `metadata.rows` has the changed rows by
+table. About no book: only listed for callers who see all businesses.
+"""
 Global___AuditEventType: _TypeAlias = AuditEventType  # noqa: Y015
+
+class _ErasureState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ErasureStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErasureState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ERASURE_STATE_UNSPECIFIED: _ErasureState.ValueType  # 0
+    """Not used."""
+    ERASURE_STATE_ENDING: _ErasureState.ValueType  # 1
+    """The user gets nothing new; locks and assignments are ended."""
+    ERASURE_STATE_ERASING: _ErasureState.ValueType  # 2
+    """Names are replaced."""
+    ERASURE_STATE_ERASED: _ErasureState.ValueType  # 3
+    """It is done."""
+
+class ErasureState(_ErasureState, metaclass=_ErasureStateEnumTypeWrapper):
+    """How far it has come that a user is erased."""
+
+ERASURE_STATE_UNSPECIFIED: ErasureState.ValueType  # 0
+"""Not used."""
+ERASURE_STATE_ENDING: ErasureState.ValueType  # 1
+"""The user gets nothing new; locks and assignments are ended."""
+ERASURE_STATE_ERASING: ErasureState.ValueType  # 2
+"""Names are replaced."""
+ERASURE_STATE_ERASED: ErasureState.ValueType  # 3
+"""It is done."""
+Global___ErasureState: _TypeAlias = ErasureState  # noqa: Y015
 
 @_typing.final
 class AuditEvent(_message.Message):
@@ -193,13 +229,13 @@ class AuditEvent(_message.Message):
     type: Global___AuditEventType.ValueType
     """The type of the change."""
     book_id: _builtins.str
-    """The book."""
+    """The book. Empty where none is concerned."""
     code: _builtins.str
     """The code, normalised. Empty for changes of a book."""
     user_id: _builtins.str
-    """The user. Empty where none is concerned."""
+    """The user, or the pseudonym of one who was erased. Empty where none is concerned."""
     order_id: _builtins.str
-    """The order. Empty where none is concerned."""
+    """The order, or the pseudonym of an order of a user who was erased. Empty where none is concerned."""
     caller: _builtins.str
     """The caller: the subject of the token."""
     peer: _builtins.str
@@ -299,7 +335,7 @@ class ListAuditEventsRequest(_message.Message):
     code: _builtins.str
     """Only of this code, as typed."""
     user_id: _builtins.str
-    """Only about this user."""
+    """Only about this user, or this pseudonym of one who was erased."""
     order_id: _builtins.str
     """Only about this order."""
     page_size: _builtins.int
@@ -369,3 +405,169 @@ class ListAuditEventsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListAuditEventsResponse: _TypeAlias = ListAuditEventsResponse  # noqa: Y015
+
+@_typing.final
+class Erasure(_message.Message):
+    """The erasure of a user, the last one if there were several."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class ChangedRowsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    PSEUDONYM_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    BEGIN_TIME_FIELD_NUMBER: _builtins.int
+    ERASE_TIME_FIELD_NUMBER: _builtins.int
+    CHANGED_ROWS_FIELD_NUMBER: _builtins.int
+    pseudonym: _builtins.str
+    """What stands for the user since: "erased-" and 32 letters and digits. ListAuditEvents and
+    RevokeAssignment take it as `user_id`, and no other method does.
+    """
+    state: Global___ErasureState.ValueType
+    """How far it has come."""
+    @_builtins.property
+    def begin_time(self) -> _timestamp_pb2.Timestamp:
+        """When it began."""
+
+    @_builtins.property
+    def erase_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was done."""
+
+    @_builtins.property
+    def changed_rows(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Rows that were changed so far, by table. What was ended before is not counted."""
+
+    def __init__(
+        self,
+        *,
+        pseudonym: _builtins.str = ...,
+        state: Global___ErasureState.ValueType = ...,
+        begin_time: _timestamp_pb2.Timestamp | None = ...,
+        erase_time: _timestamp_pb2.Timestamp | None = ...,
+        changed_rows: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["begin_time", b"begin_time", "erase_time", b"erase_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["begin_time", b"begin_time", "changed_rows", b"changed_rows", "erase_time", b"erase_time", "pseudonym", b"pseudonym", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Erasure: _TypeAlias = Erasure  # noqa: Y015
+
+@_typing.final
+class EraseUserRequest(_message.Message):
+    """Request of EraseUser."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USER_ID_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    user_id: _builtins.str
+    """The user."""
+    request_id: _builtins.str
+    """See CouponBookService."""
+    def __init__(
+        self,
+        *,
+        user_id: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EraseUserRequest: _TypeAlias = EraseUserRequest  # noqa: Y015
+
+@_typing.final
+class EraseUserResponse(_message.Message):
+    """Progress of EraseUser."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ERASURE_FIELD_NUMBER: _builtins.int
+    REPLAYED_FIELD_NUMBER: _builtins.int
+    replayed: _builtins.bool
+    """True when an earlier call with this request_id had done it: what it came to then."""
+    @_builtins.property
+    def erasure(self) -> Global___Erasure:
+        """How far it has come."""
+
+    def __init__(
+        self,
+        *,
+        erasure: Global___Erasure | None = ...,
+        replayed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["erasure", b"erasure"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["erasure", b"erasure", "replayed", b"replayed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EraseUserResponse: _TypeAlias = EraseUserResponse  # noqa: Y015
+
+@_typing.final
+class GetErasureRequest(_message.Message):
+    """Request of GetErasure."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USER_ID_FIELD_NUMBER: _builtins.int
+    user_id: _builtins.str
+    """The user."""
+    def __init__(
+        self,
+        *,
+        user_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetErasureRequest: _TypeAlias = GetErasureRequest  # noqa: Y015
+
+@_typing.final
+class GetErasureResponse(_message.Message):
+    """Answer of GetErasure."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ERASURE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def erasure(self) -> Global___Erasure:
+        """How far it has come."""
+
+    def __init__(
+        self,
+        *,
+        erasure: Global___Erasure | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["erasure", b"erasure"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["erasure", b"erasure"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetErasureResponse: _TypeAlias = GetErasureResponse  # noqa: Y015

@@ -27,7 +27,7 @@ if _version_not_supported:
 
 class AuditServiceStub:
     """The audit ledger: one row for each change, written in the same transaction as the change and never
-    altered. The conventions of CouponBookService apply.
+    altered, but that what is personal of a user can be erased. The conventions of CouponBookService apply.
     """
 
     def __init__(self, channel):
@@ -41,16 +41,49 @@ class AuditServiceStub:
                 request_serializer=coupon__service_dot_v1_dot_audit__service__pb2.ListAuditEventsRequest.SerializeToString,
                 response_deserializer=coupon__service_dot_v1_dot_audit__service__pb2.ListAuditEventsResponse.FromString,
                 _registered_method=True)
+        self.EraseUser = channel.unary_stream(
+                '/coupon_service.v1.AuditService/EraseUser',
+                request_serializer=coupon__service_dot_v1_dot_audit__service__pb2.EraseUserRequest.SerializeToString,
+                response_deserializer=coupon__service_dot_v1_dot_audit__service__pb2.EraseUserResponse.FromString,
+                _registered_method=True)
+        self.GetErasure = channel.unary_unary(
+                '/coupon_service.v1.AuditService/GetErasure',
+                request_serializer=coupon__service_dot_v1_dot_audit__service__pb2.GetErasureRequest.SerializeToString,
+                response_deserializer=coupon__service_dot_v1_dot_audit__service__pb2.GetErasureResponse.FromString,
+                _registered_method=True)
 
 
 class AuditServiceServicer:
     """The audit ledger: one row for each change, written in the same transaction as the change and never
-    altered. The conventions of CouponBookService apply.
+    altered, but that what is personal of a user can be erased. The conventions of CouponBookService apply.
     """
 
     def ListAuditEvents(self, request, context):
         """Lists events, newest first. All filters are optional and combined with AND; without book, code,
         user or order the whole ledger is read backwards.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def EraseUser(self, request, context):
+        """Erases a user, as article 17 of the GDPR demands; only for callers who see all businesses. Locks of
+        the user end and assignments are revoked. Then the user, in `user_id` and `caller`, their orders, and
+        the address, client and metadata of their calls go from all tables and from Redis. Counts, sums and
+        limits stay as they were: a pseudonym stands for the user, and a user of the same `user_id` who comes
+        later finds the limits as far used as they were. Redemptions can be rolled back and adjusted by their
+        id. A repeat of a request of before is USER_ERASED. Meanwhile requests of the user are
+        ERASURE_IN_PROGRESS. Streams how far it is, after each step; it is done with the message whose state
+        is ERASED. An erasure that was cut off goes on with any other call for the user. Logs, exports and
+        backups are out of its reach. ERASURE_NOT_CONFIGURED. Resource of the request_id: the user.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetErasure(self, request, context):
+        """Says how far the erasure of a user has come, and what it has changed; only for callers who see all
+        businesses. ERASURE_NOT_FOUND when there was none.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -64,6 +97,16 @@ def add_AuditServiceServicer_to_server(servicer, server):
                     request_deserializer=coupon__service_dot_v1_dot_audit__service__pb2.ListAuditEventsRequest.FromString,
                     response_serializer=coupon__service_dot_v1_dot_audit__service__pb2.ListAuditEventsResponse.SerializeToString,
             ),
+            'EraseUser': grpc.unary_stream_rpc_method_handler(
+                    servicer.EraseUser,
+                    request_deserializer=coupon__service_dot_v1_dot_audit__service__pb2.EraseUserRequest.FromString,
+                    response_serializer=coupon__service_dot_v1_dot_audit__service__pb2.EraseUserResponse.SerializeToString,
+            ),
+            'GetErasure': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetErasure,
+                    request_deserializer=coupon__service_dot_v1_dot_audit__service__pb2.GetErasureRequest.FromString,
+                    response_serializer=coupon__service_dot_v1_dot_audit__service__pb2.GetErasureResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'coupon_service.v1.AuditService', rpc_method_handlers)
@@ -74,7 +117,7 @@ def add_AuditServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class AuditService:
     """The audit ledger: one row for each change, written in the same transaction as the change and never
-    altered. The conventions of CouponBookService apply.
+    altered, but that what is personal of a user can be erased. The conventions of CouponBookService apply.
     """
 
     @staticmethod
@@ -94,6 +137,60 @@ class AuditService:
             '/coupon_service.v1.AuditService/ListAuditEvents',
             coupon__service_dot_v1_dot_audit__service__pb2.ListAuditEventsRequest.SerializeToString,
             coupon__service_dot_v1_dot_audit__service__pb2.ListAuditEventsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EraseUser(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/coupon_service.v1.AuditService/EraseUser',
+            coupon__service_dot_v1_dot_audit__service__pb2.EraseUserRequest.SerializeToString,
+            coupon__service_dot_v1_dot_audit__service__pb2.EraseUserResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetErasure(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/coupon_service.v1.AuditService/GetErasure',
+            coupon__service_dot_v1_dot_audit__service__pb2.GetErasureRequest.SerializeToString,
+            coupon__service_dot_v1_dot_audit__service__pb2.GetErasureResponse.FromString,
             options,
             channel_credentials,
             insecure,

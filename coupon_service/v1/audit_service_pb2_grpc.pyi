@@ -28,7 +28,7 @@ GRPC_VERSION: str
 
 class AuditServiceStub:
     """The audit ledger: one row for each change, written in the same transaction as the change and never
-    altered. The conventions of CouponBookService apply.
+    altered, but that what is personal of a user can be erased. The conventions of CouponBookService apply.
     """
 
     @_typing.overload
@@ -39,11 +39,26 @@ class AuditServiceStub:
     """Lists events, newest first. All filters are optional and combined with AND; without book, code,
     user or order the whole ledger is read backwards.
     """
+    EraseUser: _grpc.UnaryStreamMultiCallable[_audit_service_pb2.EraseUserRequest, _audit_service_pb2.EraseUserResponse]
+    """Erases a user, as article 17 of the GDPR demands; only for callers who see all businesses. Locks of
+    the user end and assignments are revoked. Then the user, in `user_id` and `caller`, their orders, and
+    the address, client and metadata of their calls go from all tables and from Redis. Counts, sums and
+    limits stay as they were: a pseudonym stands for the user, and a user of the same `user_id` who comes
+    later finds the limits as far used as they were. Redemptions can be rolled back and adjusted by their
+    id. A repeat of a request of before is USER_ERASED. Meanwhile requests of the user are
+    ERASURE_IN_PROGRESS. Streams how far it is, after each step; it is done with the message whose state
+    is ERASED. An erasure that was cut off goes on with any other call for the user. Logs, exports and
+    backups are out of its reach. ERASURE_NOT_CONFIGURED. Resource of the request_id: the user.
+    """
+    GetErasure: _grpc.UnaryUnaryMultiCallable[_audit_service_pb2.GetErasureRequest, _audit_service_pb2.GetErasureResponse]
+    """Says how far the erasure of a user has come, and what it has changed; only for callers who see all
+    businesses. ERASURE_NOT_FOUND when there was none.
+    """
 
 @_typing.type_check_only
 class AuditServiceAsyncStub(AuditServiceStub):
     """The audit ledger: one row for each change, written in the same transaction as the change and never
-    altered. The conventions of CouponBookService apply.
+    altered, but that what is personal of a user can be erased. The conventions of CouponBookService apply.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -51,10 +66,25 @@ class AuditServiceAsyncStub(AuditServiceStub):
     """Lists events, newest first. All filters are optional and combined with AND; without book, code,
     user or order the whole ledger is read backwards.
     """
+    EraseUser: _aio.UnaryStreamMultiCallable[_audit_service_pb2.EraseUserRequest, _audit_service_pb2.EraseUserResponse]  # type: ignore[assignment]
+    """Erases a user, as article 17 of the GDPR demands; only for callers who see all businesses. Locks of
+    the user end and assignments are revoked. Then the user, in `user_id` and `caller`, their orders, and
+    the address, client and metadata of their calls go from all tables and from Redis. Counts, sums and
+    limits stay as they were: a pseudonym stands for the user, and a user of the same `user_id` who comes
+    later finds the limits as far used as they were. Redemptions can be rolled back and adjusted by their
+    id. A repeat of a request of before is USER_ERASED. Meanwhile requests of the user are
+    ERASURE_IN_PROGRESS. Streams how far it is, after each step; it is done with the message whose state
+    is ERASED. An erasure that was cut off goes on with any other call for the user. Logs, exports and
+    backups are out of its reach. ERASURE_NOT_CONFIGURED. Resource of the request_id: the user.
+    """
+    GetErasure: _aio.UnaryUnaryMultiCallable[_audit_service_pb2.GetErasureRequest, _audit_service_pb2.GetErasureResponse]  # type: ignore[assignment]
+    """Says how far the erasure of a user has come, and what it has changed; only for callers who see all
+    businesses. ERASURE_NOT_FOUND when there was none.
+    """
 
 class AuditServiceServicer(metaclass=_abc_1.ABCMeta):
     """The audit ledger: one row for each change, written in the same transaction as the change and never
-    altered. The conventions of CouponBookService apply.
+    altered, but that what is personal of a user can be erased. The conventions of CouponBookService apply.
     """
 
     @_abc_1.abstractmethod
@@ -65,6 +95,33 @@ class AuditServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_audit_service_pb2.ListAuditEventsResponse, _abc.Awaitable[_audit_service_pb2.ListAuditEventsResponse]]:
         """Lists events, newest first. All filters are optional and combined with AND; without book, code,
         user or order the whole ledger is read backwards.
+        """
+
+    @_abc_1.abstractmethod
+    def EraseUser(
+        self,
+        request: _audit_service_pb2.EraseUserRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_audit_service_pb2.EraseUserResponse], _abc.AsyncIterator[_audit_service_pb2.EraseUserResponse]]:
+        """Erases a user, as article 17 of the GDPR demands; only for callers who see all businesses. Locks of
+        the user end and assignments are revoked. Then the user, in `user_id` and `caller`, their orders, and
+        the address, client and metadata of their calls go from all tables and from Redis. Counts, sums and
+        limits stay as they were: a pseudonym stands for the user, and a user of the same `user_id` who comes
+        later finds the limits as far used as they were. Redemptions can be rolled back and adjusted by their
+        id. A repeat of a request of before is USER_ERASED. Meanwhile requests of the user are
+        ERASURE_IN_PROGRESS. Streams how far it is, after each step; it is done with the message whose state
+        is ERASED. An erasure that was cut off goes on with any other call for the user. Logs, exports and
+        backups are out of its reach. ERASURE_NOT_CONFIGURED. Resource of the request_id: the user.
+        """
+
+    @_abc_1.abstractmethod
+    def GetErasure(
+        self,
+        request: _audit_service_pb2.GetErasureRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_audit_service_pb2.GetErasureResponse, _abc.Awaitable[_audit_service_pb2.GetErasureResponse]]:
+        """Says how far the erasure of a user has come, and what it has changed; only for callers who see all
+        businesses. ERASURE_NOT_FOUND when there was none.
         """
 
 def add_AuditServiceServicer_to_server(servicer: AuditServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

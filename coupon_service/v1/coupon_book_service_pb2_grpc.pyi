@@ -42,7 +42,8 @@ class CouponBookServiceStub:
      * Strings of ids (`business_id`, `user_id`, `order_id`): 1-128 characters, at least one of them
        visible, no control characters, no leading or trailing space. They are compared, stored and
        returned in Unicode's composed form (NFC), and so are `sub` and `business_id` of a token: José is
-       one user, whether the é was sent as one character or as two. Upper and lower case differ.
+       one user, whether the é was sent as one character or as two. Upper and lower case differ. Pseudonyms
+       of erased users (see AuditService.EraseUser) are none.
      * `page_size`: 1-1,000, 50 when 0. `page_token`: the `next_page_token` of the previous answer, with
        all other fields but `page_size` unchanged; anything else is INVALID_ARGUMENT. A page ends early
        where its rows would exceed 3 MiB: only an empty `next_page_token` marks the last one.
@@ -104,7 +105,8 @@ class CouponBookServiceAsyncStub(CouponBookServiceStub):
      * Strings of ids (`business_id`, `user_id`, `order_id`): 1-128 characters, at least one of them
        visible, no control characters, no leading or trailing space. They are compared, stored and
        returned in Unicode's composed form (NFC), and so are `sub` and `business_id` of a token: José is
-       one user, whether the é was sent as one character or as two. Upper and lower case differ.
+       one user, whether the é was sent as one character or as two. Upper and lower case differ. Pseudonyms
+       of erased users (see AuditService.EraseUser) are none.
      * `page_size`: 1-1,000, 50 when 0. `page_token`: the `next_page_token` of the previous answer, with
        all other fields but `page_size` unchanged; anything else is INVALID_ARGUMENT. A page ends early
        where its rows would exceed 3 MiB: only an empty `next_page_token` marks the last one.
@@ -162,7 +164,8 @@ class CouponBookServiceServicer(metaclass=_abc_1.ABCMeta):
      * Strings of ids (`business_id`, `user_id`, `order_id`): 1-128 characters, at least one of them
        visible, no control characters, no leading or trailing space. They are compared, stored and
        returned in Unicode's composed form (NFC), and so are `sub` and `business_id` of a token: José is
-       one user, whether the é was sent as one character or as two. Upper and lower case differ.
+       one user, whether the é was sent as one character or as two. Upper and lower case differ. Pseudonyms
+       of erased users (see AuditService.EraseUser) are none.
      * `page_size`: 1-1,000, 50 when 0. `page_token`: the `next_page_token` of the previous answer, with
        all other fields but `page_size` unchanged; anything else is INVALID_ARGUMENT. A page ends early
        where its rows would exceed 3 MiB: only an empty `next_page_token` marks the last one.

@@ -175,6 +175,18 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     of the book marks its codes in the same way, which is as likely as 1 in 4 * 10^9. Metadata:
     `callers`, where there are several, with commas between them.
     """
+    ERROR_REASON_USER_ERASED: _ErrorReason.ValueType  # 145
+    """[FAILED_PRECONDITION] The request is a repeat of one for a user who was erased since. It was carried
+    out then, and is not carried out again.
+    """
+    ERROR_REASON_ERASURE_IN_PROGRESS: _ErrorReason.ValueType  # 146
+    """[ABORTED] The user is being erased by EraseUser, which takes some seconds; nothing was changed. With
+    RetryInfo. An erasure that was cut off has to be called again.
+    """
+    ERROR_REASON_ERASURE_NOT_CONFIGURED: _ErrorReason.ValueType  # 147
+    """[FAILED_PRECONDITION] Users cannot be erased, since COUPON_ERASURE_SECRET is not set."""
+    ERROR_REASON_ERASURE_NOT_FOUND: _ErrorReason.ValueType  # 148
+    """[NOT_FOUND] No user of this name was erased, or only with a secret that is not set any more."""
     ERROR_REASON_CODE_ALREADY_ASSIGNED: _ErrorReason.ValueType  # 40
     """[ALREADY_EXISTS] The code is assigned to this user already, or to as many users as it has
     redemptions.
@@ -394,6 +406,18 @@ made one with this request_id, and `upload_caller` does not name one of them, or
 of the book marks its codes in the same way, which is as likely as 1 in 4 * 10^9. Metadata:
 `callers`, where there are several, with commas between them.
 """
+ERROR_REASON_USER_ERASED: ErrorReason.ValueType  # 145
+"""[FAILED_PRECONDITION] The request is a repeat of one for a user who was erased since. It was carried
+out then, and is not carried out again.
+"""
+ERROR_REASON_ERASURE_IN_PROGRESS: ErrorReason.ValueType  # 146
+"""[ABORTED] The user is being erased by EraseUser, which takes some seconds; nothing was changed. With
+RetryInfo. An erasure that was cut off has to be called again.
+"""
+ERROR_REASON_ERASURE_NOT_CONFIGURED: ErrorReason.ValueType  # 147
+"""[FAILED_PRECONDITION] Users cannot be erased, since COUPON_ERASURE_SECRET is not set."""
+ERROR_REASON_ERASURE_NOT_FOUND: ErrorReason.ValueType  # 148
+"""[NOT_FOUND] No user of this name was erased, or only with a secret that is not set any more."""
 ERROR_REASON_CODE_ALREADY_ASSIGNED: ErrorReason.ValueType  # 40
 """[ALREADY_EXISTS] The code is assigned to this user already, or to as many users as it has
 redemptions.

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from datetime import datetime
 
-from coupon_service.client.rpc import listing
-from coupon_service.client.values import timestamp
+from coupon_service.client.rpc import listing, unary
+from coupon_service.client.values import new_request_id, timestamp
 from coupon_service.v1 import audit_service_pb2 as pb
 
 
@@ -39,3 +39,17 @@ class AuditMethods:
             end_time=timestamp(end_time),
             page_size=page_size,
         )
+
+    @listing(pb.EraseUserResponse, lambda progress: (progress,))
+    @staticmethod
+    def erase_user(user_id: str, *, request_id: str = "") -> pb.EraseUserRequest:
+        """Erase a user, with a message after each step. It is done when the iterator ends. One that
+        was abandoned goes on where it was with any other call for the user.
+        """
+        return pb.EraseUserRequest(user_id=user_id, request_id=request_id or new_request_id())
+
+    @unary(pb.GetErasureResponse)
+    @staticmethod
+    def get_erasure(user_id: str) -> pb.GetErasureRequest:
+        """How far the erasure of a user has come, and what it has changed."""
+        return pb.GetErasureRequest(user_id=user_id)

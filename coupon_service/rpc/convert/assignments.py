@@ -116,7 +116,7 @@ def read_revoke(request: pb.RevokeAssignmentRequest, rpc: RequestContext) -> Rev
     fields = Fields()
     call = rpc.call(fields.request_id(request.request_id))
     code = fields.code("code", request.code)
-    user_id = fields.identifier("user_id", request.user_id)
+    user_id = fields.identifier("user_id", request.user_id, erased=True)
     call = in_business(call, fields, request.business_id, None, rpc)
     fields.check()
 

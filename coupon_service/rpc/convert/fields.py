@@ -27,6 +27,8 @@ from coupon_service.model.normalization import (
     canonical_id,
     normalize_code,
 )
+from coupon_service.model.pseudonyms import PREFIX as PSEUDONYM_PREFIX
+from coupon_service.model.pseudonyms import is_pseudonym
 from coupon_service.model.time_zones import time_zone
 from coupon_service.rpc.convert.values import EPOCH, from_duration_ms, from_struct, from_timestamp
 from coupon_service.rpc.paging import PageTokens, Position
@@ -121,8 +123,15 @@ class Fields:
             self.refuse(field, "expected no control characters but tabs and line ends")
         return value
 
-    def identifier(self, field: str, value: str, *, optional: bool = False) -> str:
-        """The id of something that belongs to the caller, in NFC: a business, a user, an order."""
+    def identifier(
+        self, field: str, value: str, *, optional: bool = False, erased: bool = False
+    ) -> str:
+        """The id of something that belongs to the caller, in NFC: a business, a user, an order.
+
+        `erased`: a pseudonym is one too.
+        """
+        if value.startswith(PSEUDONYM_PREFIX) and not erased and is_pseudonym(value):
+            self.refuse(field, "expected no pseudonym of who was erased")
         ascii_only = value.isascii() and value.isprintable()
         if ascii_only and 0 < len(value) <= ID_LENGTH_MAX and value.strip() == value:
             return value  # nearly all of them, at once

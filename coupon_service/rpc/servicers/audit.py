@@ -4,10 +4,14 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
+from coupon_service.erasure import Eraser
 from coupon_service.rpc.context import current
 from coupon_service.rpc.convert import audit as convert
+from coupon_service.rpc.convert import erasures as convert_erasures
 from coupon_service.rpc.paging import PageTokens, page_within_bounds
 from coupon_service.store.queries.reads import Reads, event_position
 from coupon_service.v1 import audit_service_pb2 as pb
@@ -15,10 +19,11 @@ from coupon_service.v1.audit_service_pb2_grpc import AuditServiceServicer
 
 
 class AuditServicer(AuditServiceServicer):
-    """Answers with what Reads finds in the ledger."""
+    """Answers with what Reads finds in the ledger, and what the Eraser does."""
 
-    def __init__(self, reads: Reads, page_tokens: PageTokens) -> None:
+    def __init__(self, reads: Reads, eraser: Eraser, page_tokens: PageTokens) -> None:
         self._reads = reads
+        self._eraser = eraser
         self._page_tokens = page_tokens
 
     async def ListAuditEvents(
@@ -30,3 +35,17 @@ class AuditServicer(AuditServiceServicer):
         return pb.ListAuditEventsResponse(
             events=messages, next_page_token=self._page_tokens.token(request, end)
         )
+
+    async def EraseUser(
+        self, request: pb.EraseUserRequest, context: Any
+    ) -> AsyncIterator[pb.EraseUserResponse]:
+        user_id, call = convert_erasures.read_erase(request, current())
+        async with aclosing(self._eraser.erase(user_id, call)) as steps:
+            async for progress in steps:
+                yield convert_erasures.progress_message(progress)
+
+    async def GetErasure(
+        self, request: pb.GetErasureRequest, context: Any
+    ) -> pb.GetErasureResponse:
+        erased = await self._eraser.get(convert_erasures.read_get(request, current()))
+        return pb.GetErasureResponse(erasure=convert_erasures.erasure_message(erased))

@@ -27,6 +27,7 @@ from coupon_service.model.codes import bucket_of
 from coupon_service.rules import decide
 from coupon_service.store.commands.apply import apply
 from coupon_service.store.commands.limit_counters import select_users
+from coupon_service.store.erasures import NOBODY_ERASED, ErasedUsers
 from coupon_service.store.pipeline import Connection, Pipeline
 
 Counts = Mapping[str, UserCounts]
@@ -39,15 +40,36 @@ NOTHING: Final = WriteSet(
 
 
 async def select_counts(
-    connection: Connection, book: Book, users: Iterable[str], *, lock: bool
+    connection: Connection,
+    book: Book,
+    users: Iterable[str],
+    erased: ErasedUsers = NOBODY_ERASED,
+    *,
+    lock: bool,
 ) -> Counts:
-    """The counts of the users; with `lock`, locked against all batches."""
+    """The counts of the users, with those from before they were erased; with `lock`, locked against
+    all batches."""
     if not book.limits.any_per_user:
         return {}
+    wanted = set(users)
+    if not wanted:
+        return {}
     pipeline = Pipeline(connection)
-    rows = select_users(pipeline, {(book.book_id, user_id) for user_id in users}, lock=lock)
+    whose = {name: it for it in wanted for name in (it, *erased.pseudonyms.get(it, ()))}
+    rows = select_users(
+        pipeline,
+        {(book.book_id, user_id) for user_id in wanted},
+        {(book.book_id, name) for name in whose.keys() - wanted},
+        lock=lock,
+    )
     await pipeline.run()
-    return {user_id: UserCounts(*counts) for _, user_id, *counts in rows}
+    counts: dict[str, UserCounts] = {}
+    for _, name, redemptions, assignments in rows:
+        before = counts.get(whose[name], UserCounts())
+        counts[whose[name]] = UserCounts(
+            before.redemptions + redemptions, before.assignments + assignments
+        )
+    return counts
 
 
 def decide_assignments(
@@ -57,6 +79,7 @@ def decide_assignments(
     counts: Counts,
     call: Call,
     now: datetime,
+    erased: ErasedUsers = NOBODY_ERASED,
 ) -> tuple[Mapping[str, CouponServiceError], WriteSet]:
     """Why codes that do not exist yet cannot be assigned to their users, and what has to be written
     for the others. `users`: by code.
@@ -66,6 +89,8 @@ def decide_assignments(
     state = State(
         books={book.book_id: book},
         users={(book.book_id, user_id): it for user_id, it in counts.items()},
+        pseudonyms=erased.pseudonyms,
+        erasures=erased.under_way,
     )
     for code in users:
         state.put_code(Code(code, book.book_id, CodeState.AVAILABLE, 0, 0, terms=terms.get(code)))

@@ -23,6 +23,7 @@ from coupon_service.model import (
     fingerprint,
 )
 from coupon_service.model.codes import bucket_of
+from coupon_service.model.pseudonyms import NO_PSEUDONYMS, Pseudonyms
 from coupon_service.model.scopes import scope_of_book
 from coupon_service.rules import terms_violations
 from coupon_service.store.books import select_book
@@ -56,6 +57,7 @@ from coupon_service.store.bulk.upload_rows import (
 )
 from coupon_service.store.counters import add_to_counters
 from coupon_service.store.database import Database
+from coupon_service.store.erasures import NOBODY_ERASED, select_erased_users
 from coupon_service.store.events import insert_events
 from coupon_service.store.pipeline import Connection
 from coupon_service.store.spellings import insert_spellings
@@ -80,10 +82,18 @@ class CodeImporter:
     committed by then stays, and the same call goes on from there.
     """
 
-    def __init__(self, database: Database, lane: BulkLane, now: Callable[[], datetime]) -> None:
+    def __init__(
+        self,
+        database: Database,
+        lane: BulkLane,
+        now: Callable[[], datetime],
+        pseudonyms: Pseudonyms = NO_PSEUDONYMS,
+    ) -> None:
+        """`pseudonyms`: what finds those of users who were erased."""
         self._database = database
         self._lane = lane
         self._now = now
+        self._pseudonyms = pseudonyms
 
     async def import_chunk(
         self,
@@ -153,7 +163,8 @@ class CodeImporter:
             for code in await select_reusable(connection, book, there, self._lane, lock=False):
                 del found[code]
             users = chunk.users.values()
-            return book, found, await select_counts(connection, book, users, lock=False)
+            erased = await select_erased_users(connection, users, self._pseudonyms)
+            return book, found, await select_counts(connection, book, users, erased, lock=False)
 
         book = await self._book(request)
         async with self._lane.turn(book.business_id):
@@ -264,15 +275,19 @@ class CodeImporter:
         """
         users: Mapping[str, str] = chunk.users
         counts: Counts = {}
+        erased = NOBODY_ERASED
         if users:
+            erased = await select_erased_users(connection, users.values(), self._pseudonyms)
             found = await select_existing(connection, book, request.tag, list(users), self._lane)
             users = {
                 code: user_id
                 for code, user_id in users.items()
                 if code not in found or code in reusable
             }
-            counts = await select_counts(connection, book, users.values(), lock=True)
-        return decide_assignments(book, users, chunk.terms, counts, request.call, self._now())
+            counts = await select_counts(connection, book, users.values(), erased, lock=True)
+        return decide_assignments(
+            book, users, chunk.terms, counts, request.call, self._now(), erased
+        )
 
     async def _store_new(
         self, connection: Connection, request: ChunkedRequest, new: Sequence[NewCodes]

@@ -28,6 +28,7 @@ from coupon_service.model import (
     State,
     Transfer,
 )
+from coupon_service.model.pseudonyms import NO_PSEUDONYMS, Pseudonyms
 from coupon_service.rules import decide
 from coupon_service.store.commands.apply import apply
 from coupon_service.store.commands.load import load
@@ -55,11 +56,18 @@ Leased = Callable[[Sequence[Sequence[Outcome]]], Awaitable[Sequence[CommandGroup
 class Executor:
     """Carries out batches. There is no other way to change a code."""
 
-    def __init__(self, database: Database, now: Callable[[], datetime], metrics: Metrics) -> None:
+    def __init__(
+        self,
+        database: Database,
+        now: Callable[[], datetime],
+        metrics: Metrics,
+        pseudonyms: Pseudonyms = NO_PSEUDONYMS,
+    ) -> None:
+        """`pseudonyms`: what finds those of users who were erased."""
         self._database = database
         self._now = now
         self._metrics = metrics
-        self._memory = LoadMemory()
+        self._memory = LoadMemory(pseudonyms)
 
     async def execute(self, groups: Sequence[CommandGroup]) -> list[list[Outcome]]:
         """Decides and commits the commands of all groups together; an outcome for each command.

@@ -5,7 +5,7 @@ They are locked after codes and assignments: those of users, then those of books
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from datetime import datetime
 from typing import Final, LiteralString
 from uuid import UUID
@@ -57,17 +57,27 @@ SELECT book_id, redemptions, discount_minor FROM coupon_book_totals WHERE book_i
 LOCK_TOTALS: Final[LiteralString] = SELECT_TOTALS + "ORDER BY book_id FOR NO KEY UPDATE"
 
 
-def select_users(pipeline: Pipeline, users: Iterable[UserOfBook], *, lock: bool) -> Rows:
-    """Adds what reads the counters of these users of books, in the order that all batches lock."""
-    keys = sorted((bucket_of_user(user_id), book_id, user_id) for book_id, user_id in users)
-    arrays = (
+def select_users(
+    pipeline: Pipeline,
+    users: Collection[UserOfBook],
+    erased: Collection[UserOfBook] = (),
+    *,
+    lock: bool,
+) -> Rows:
+    """Adds what reads the counters of these users of books, in the order that all batches lock;
+    also of those that were erased, where there are any."""
+    if lock:
+        pipeline.add(ENSURE_USERS, _arrays(users))
+    return pipeline.add(LOCK_USERS if lock else SELECT_USERS, _arrays((*users, *erased)))
+
+
+def _arrays(users: Iterable[UserOfBook]) -> tuple[str, str, str]:
+    keys = sorted({(bucket_of_user(user_id), book_id, user_id) for book_id, user_id in users})
+    return (
         int_array([bucket for bucket, _, _ in keys]),
         uuid_array([book_id for _, book_id, _ in keys]),
         text_array([user_id for _, _, user_id in keys]),
     )
-    if lock:
-        pipeline.add(ENSURE_USERS, arrays)
-    return pipeline.add(LOCK_USERS if lock else SELECT_USERS, arrays)
 
 
 def select_totals(pipeline: Pipeline, books: Iterable[UUID], *, lock: bool) -> Rows:

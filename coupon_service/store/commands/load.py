@@ -18,7 +18,6 @@ from psycopg.rows import TupleRow
 
 from coupon_service.model import (
     AssignRandom,
-    Book,
     BookTotals,
     Command,
     Lock,
@@ -33,6 +32,13 @@ from coupon_service.model.scopes import ALL_BUSINESSES, scope_of_book
 from coupon_service.rules import as_attempted, ids_of_attempt
 from coupon_service.store.adjustments import select_adjustments, select_terms
 from coupon_service.store.arrays import int_array, text_array, uuid_array
+from coupon_service.store.commands.erased_rows import (
+    add_erased,
+    orders_under_pseudonyms,
+    periods_under_pseudonyms,
+    put_pseudonyms,
+    users_under_pseudonyms,
+)
 from coupon_service.store.commands.limit_counters import limited, select_totals, select_users
 from coupon_service.store.commands.order_coupons import put_order_coupons, select_order_coupons
 from coupon_service.store.commands.orders import put_live_orders, select_orders
@@ -41,6 +47,7 @@ from coupon_service.store.commands.period_counters import select_periods
 from coupon_service.store.commands.random_codes import lock_candidates
 from coupon_service.store.commands.read_set import ReadSet, wanted_by
 from coupon_service.store.commands.user_locks import select_user_locks
+from coupon_service.store.erasures import ERASURES, erasures_of
 from coupon_service.store.events import SELECT_LOCK_EVENTS
 from coupon_service.store.pipeline import Pipeline, Rows
 from coupon_service.store.rows import (
@@ -91,15 +98,16 @@ async def _load(
     """As `load`; None where what was remembered is no longer so, and may have led to other rows."""
     scoping = memory.scoping
     wanted = wanted_by(commands, scoping, memory.later_scopes)
+    state = State()
+    if memory.anybody_erased:
+        put_pseudonyms(commands, memory.pseudonyms, state)
+        add_erased(commands, wanted, state)
     spelled = [it for it in commands if it.earlier]
     for command in spelled:
         ids = wanted.random_events if isinstance(command, AssignRandom) else wanted.events
         ids.update(attempt for attempt, _ in command.earlier)
-    state = State()
-    memory.scoping = await _load_named(
-        pipeline, wanted, state, scoping, now, lock=lock, formats=memory.formats
-    )
-    if memory.scoping != scoping or not (lock or _is_of_one_moment(state)):
+    as_remembered = await _load_named(pipeline, wanted, state, memory, now, lock=lock)
+    if not as_remembered or not (lock or _is_of_one_moment(state)):
         return None
     _put_earlier(spelled, state)
     if scoping.finished and (later := later_scopes(commands, wanted, state)):
@@ -108,8 +116,8 @@ async def _load(
     await load_past_codes(pipeline, commands, wanted, state)
     attempted = as_attempted(commands, state)
     await _load_attempts(pipeline, attempted, wanted, state)
-    await _load_further(pipeline, attempted, wanted, state, now, lock=lock)
-    return state
+    complete = await _load_further(pipeline, attempted, wanted, state, now, lock=lock)
+    return state if complete else None
 
 
 def _is_of_one_moment(state: State) -> bool:
@@ -121,19 +129,19 @@ async def _load_named(
     pipeline: Pipeline,
     wanted: ReadSet,
     state: State,
-    scoping: Scoping,
+    memory: LoadMemory,
     now: datetime,
     *,
     lock: bool,
-    formats: dict[UUID, Book],
-) -> Scoping:
-    """Reads the rows that the commands name, in one round trip. Returns whose codes are meant."""
+) -> bool:
+    """Reads the rows that the commands name, in one round trip. Returns whether what was remembered
+    still is so."""
     keys = sorted((bucket_of(code), code, scope) for code, scope in wanted.codes)
     code_rows = _select_codes(pipeline, keys, lock=lock) if keys else ()
     spellings = select_spellings(pipeline, wanted.shown) if wanted.shown else ()
     # Candidates never wait for a lock, so they do not disturb the order; they come after the rest.
     candidates = [
-        lock_candidates(pipeline, book_id, count, formats.get(book_id), now)
+        lock_candidates(pipeline, book_id, count, memory.formats.get(book_id), now)
         for book_id, count in wanted.candidates.items()
         if lock
     ]
@@ -158,13 +166,14 @@ async def _load_named(
             if scope_of_book(book_id) == scope:
                 state.put_code(replace(state.codes[book_id, code], spelling=spelling))
     for row in book_rows:
-        book = book_from_row(row[1:-1])
+        book = book_from_row(row[2:-1])
         state.books[book.book_id] = book
         for code, terms in terms_by_code(row[-1]):
             if (key := (book.book_id, code)) in state.codes:  # as with spellings
                 state.put_code(replace(state.codes[key], terms=terms))
-    scoping = Scoping.of(book_rows[0][0]) if book_rows else scoping
-    state.several_businesses = scoping.several_businesses
+    as_remembered = not book_rows or _still_so(book_rows[0][0], book_rows[0][1], memory)
+    state.several_businesses = memory.scoping.several_businesses
+    state.erasures = erasures_of(book_rows[0][1]) if book_rows else {}
     _put_assignments(assignment_rows, state)
     _put_events(event_rows, state)
     _put_lock_events(lock_rows, state)
@@ -178,8 +187,18 @@ async def _load_named(
         await probe.read_into(state)
     for book_id in wanted.candidates:
         if book_id in state.books:
-            formats[book_id] = state.books[book_id]
-    return scoping
+            memory.formats[book_id] = state.books[book_id]
+    return as_remembered
+
+
+def _still_so(
+    sole_business: str | None, erasures: Sequence[str] | None, memory: LoadMemory
+) -> bool:
+    """Whether what was remembered is what was read; it is afterwards."""
+    read = Scoping.of(sole_business), erasures is not None
+    remembered = memory.scoping, memory.anybody_erased
+    memory.scoping, memory.anybody_erased = read
+    return read == remembered
 
 
 async def _load_attempts(
@@ -208,21 +227,34 @@ async def _load_further(
     now: datetime,
     *,
     lock: bool,
-) -> None:
+) -> bool:
     """Reads the counters of books that have them, and what came of commands that are repeats, in
-    another round trip; in none where there is neither."""
+    another round trip; in none where there is neither. Returns whether all was there to be locked:
+    what an order has goes elsewhere when its user is erased."""
     repeated, lock_ids = _of_repeats(commands, wanted, state)
     rollbacks = list(map(rollback_id, repeated))
     adjustments = select_adjustments(pipeline, repeated) if repeated else ()
     rollback_rows = _select_events(pipeline, rollbacks) if rollbacks else ()
     lock_rows = _select_lock_events(pipeline, lock_ids) if lock_ids else ()
     users, totals = limited(commands, state, now)
-    orders = state.order_coupons
-    user_rows = select_users(pipeline, users, lock=lock) if users else ()
-    coupon_rows = select_order_coupons(pipeline, orders, lock=lock) if orders else None
+    orders, periods = list(state.order_coupons), list(state.periods)
+    of_erased = orders_under_pseudonyms(orders, state)
+    user_rows = (
+        select_users(pipeline, users, users_under_pseudonyms(users, state), lock=lock)
+        if users
+        else ()
+    )
+    coupon_rows = select_order_coupons(pipeline, orders, of_erased, lock=lock) if orders else None
     period_rows = (
-        select_periods(pipeline, state.periods, state.books, now, lock=lock)
-        if state.periods
+        select_periods(
+            pipeline,
+            periods,
+            periods_under_pseudonyms(periods, state),
+            state.books,
+            now,
+            lock=lock,
+        )
+        if periods
         else ()
     )
     total_rows = select_totals(pipeline, totals, lock=lock) if totals else ()
@@ -232,15 +264,17 @@ async def _load_further(
     assignment_rows = (
         _select_candidate_assignments(pipeline, state.candidates, users) if random else ()
     )
-    if users or orders or state.periods or totals or rollbacks or lock_ids:
+    if users or orders or periods or totals or rollbacks or lock_ids:
         await pipeline.run()
 
     for row in user_rows:
         state.users[(row[0], row[1])] = UserCounts(row[2], row[3])
     for row in period_rows:
         state.periods[row[0], row[1], row[2]] = row[3]
+    complete = True
     if coupon_rows is not None:
         put_order_coupons(*coupon_rows, state)
+        complete = not lock or len(coupon_rows[0]) == len(orders)
     for row in total_rows:
         state.totals[row[0]] = BookTotals(row[1], row[2])
     _put_events(rollback_rows, state)
@@ -251,6 +285,7 @@ async def _load_further(
         _put_earlier(commands, state)
     _put_assignments(assignment_rows, state)
     await _load_repeated_assignments(pipeline, random, state)
+    return complete
 
 
 def _of_repeats(
@@ -360,7 +395,7 @@ def key_arrays(keys: Sequence[CodeRowKey]) -> tuple[str, str, str]:
 # than a code that is hidden. The terms of the codes, $1 and $2, are read here, and only for a book
 # that has some: for all others PostgreSQL does not carry out what CASE encloses.
 SELECT_BOOKS: Final[LiteralString] = f"""
-SELECT {SOLE_BUSINESS}, {BOOKS.selected},
+SELECT {SOLE_BUSINESS}, {ERASURES}, {BOOKS.selected},
     CASE WHEN codes_have_terms THEN (
         SELECT json_agg(of_code)::text
         FROM unnest($1::smallint[], $2::text[]) AS wanted (bucket, code)

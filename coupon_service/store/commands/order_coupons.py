@@ -5,8 +5,8 @@ An order is locked after the counters of users and before those of books.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
-from typing import Final, LiteralString
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, Final, LiteralString
 from uuid import UUID
 
 from psycopg.rows import TupleRow
@@ -52,6 +52,17 @@ FROM unnest(%s::text[], %s::text[], %s::text[]) AS wanted (business_id, order_id
 JOIN coupon_order_books AS b USING (business_id, order_id, order_user_id)
 JOIN coupon_books AS book USING (book_id, business_id)
 """
+# With the discounts of the orders, read after those were locked: what goes over to the order of an
+# erased user meanwhile is seen here.
+SELECT_ORDER_BOOKS_OF_ALL: Final = """
+SELECT business_id, order_id, order_user_id,
+    book_id, b.redemptions, book.order_policy, book.exclusive_group,
+    o.currency_code, o.discount_minor, o.discount_limit_minor
+FROM unnest(%s::text[], %s::text[], %s::text[]) AS wanted (business_id, order_id, order_user_id)
+JOIN coupon_orders AS o USING (business_id, order_id, order_user_id)
+JOIN coupon_order_books AS b USING (business_id, order_id, order_user_id)
+JOIN coupon_books AS book USING (book_id, business_id)
+"""
 
 
 def orders_of(command: Command, book: Book) -> tuple[OrderRef, ...]:
@@ -64,15 +75,26 @@ def orders_of(command: Command, book: Book) -> tuple[OrderRef, ...]:
 
 
 def select_order_coupons(
-    pipeline: Pipeline, orders: Collection[OrderRef], *, lock: bool
+    pipeline: Pipeline,
+    orders: Collection[OrderRef],
+    erased: Collection[OrderRef],
+    *,
+    lock: bool,
 ) -> tuple[Rows, Rows]:
-    """Adds what reads orders, in the order that all batches lock, and then the books on them."""
-    businesses, ids, users = zip(*sorted(orders), strict=True)
-    arrays = text_array(businesses), text_array(ids), text_array(users)
+    """Adds what reads orders, in the order that all batches lock, and then the books on them; with
+    `erased`, what these orders of erased users have, as well."""
+    arrays = _arrays(orders)
     if lock:
         pipeline.add(ENSURE_ORDERS, arrays)
     rows = pipeline.add(LOCK_ORDERS if lock else SELECT_ORDERS, arrays)
+    if erased:
+        return rows, pipeline.add(SELECT_ORDER_BOOKS_OF_ALL, _arrays((*orders, *erased)))
     return rows, pipeline.add(SELECT_ORDER_BOOKS, arrays)
+
+
+def _arrays(orders: Iterable[OrderRef]) -> tuple[str, str, str]:
+    businesses, ids, users = zip(*sorted(orders), strict=True)
+    return text_array(businesses), text_array(ids), text_array(users)
 
 
 def put_order_coupons(
@@ -80,12 +102,16 @@ def put_order_coupons(
 ) -> None:
     """Puts what was read into the state."""
     books: dict[OrderRef, tuple[BookOnOrder, ...]] = {}
-    for business_id, order_id, user_id, book_id, redemptions, policy, group in book_rows:
+    totals_of: dict[OrderRef, Sequence[Any]] = {}
+    for business_id, order_id, user_id, book_id, redemptions, policy, group, *totals in book_rows:
         on_order = BookOnOrder(book_id, redemptions, OrderPolicy(policy), group)
         order = business_id, order_id, user_id
         books[order] = (*books.get(order, ()), on_order)
+        if totals:
+            totals_of[order] = totals
     for business_id, order_id, user_id, *totals in order_rows:
-        order = business_id, order_id, user_id
+        totals_of[business_id, order_id, user_id] = totals
+    for order, totals in totals_of.items():
         state.order_coupons[order] = OrderCoupons(*totals, books=books.get(order, ()))
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from datetime import UTC, datetime, timedelta
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from datetime import UTC, date, datetime, timedelta
 from typing import Final, LiteralString
 from uuid import UUID
 
@@ -63,21 +63,30 @@ def periods_of(command: Command, book: Book, now: datetime) -> Iterator[PeriodKe
 
 def select_periods(
     pipeline: Pipeline,
-    keys: Iterable[PeriodKey],
+    keys: Collection[PeriodKey],
+    erased: Collection[PeriodKey],
     books: Mapping[UUID, Book],
     now: datetime,
     *,
     lock: bool,
 ) -> Rows:
-    """Adds what reads the counts of these periods, in the order that all batches lock."""
-    rows = sorted((bucket_of_user(user_id), book, user_id, start) for book, user_id, start in keys)
-    buckets, ids, users, starts = zip(*rows, strict=True)
-    arrays = int_array(buckets), uuid_array(ids), text_array(users), date_array(starts)
+    """Adds what reads the counts of these periods, in the order that all batches lock; also of
+    users that were erased, where there are any."""
     if lock:
-        limits = _limits(books)
+        rows, limits = _sorted(keys), _limits(books)
         ends = [period_end(limits[book_id], start) for _, book_id, _, start in rows]
-        pipeline.add(ENSURE_PERIODS, (*arrays, date_array(ends), _kept_since(now)))
+        pipeline.add(ENSURE_PERIODS, (*_arrays(rows), date_array(ends), _kept_since(now)))
+    arrays = _arrays(_sorted((*keys, *erased)))
     return pipeline.add(LOCK_PERIODS if lock else SELECT_PERIODS, arrays)
+
+
+def _sorted(keys: Iterable[PeriodKey]) -> list[tuple[int, UUID, str, date]]:
+    return sorted({(bucket_of_user(user), book, user, start) for book, user, start in keys})
+
+
+def _arrays(rows: Iterable[tuple[int, UUID, str, date]]) -> tuple[str, str, str, str]:
+    buckets, ids, users, starts = zip(*rows, strict=True)
+    return int_array(buckets), uuid_array(ids), text_array(users), date_array(starts)
 
 
 PERIOD_CHANGES: Final = Columns[tuple[PeriodKey, int, PeriodLimits]](
