@@ -12,6 +12,7 @@ import json
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from time import monotonic
 from typing import Any, Final
 from uuid import UUID
 
@@ -61,6 +62,9 @@ NO_BOOK: Final = UUID(int=0)
 
 POLL_S: Final = 0.01
 """Between two looks at whether transactions have ended."""
+
+TOLD_S: Final = 1.0
+"""How often it is told that there are some that have not."""
 
 ENDED_AT_ONCE: Final = 100
 """Assignments that are revoked together."""
@@ -127,12 +131,14 @@ class Eraser:
         erased = await self._begin(pseudonym)
         yield ErasureProgress(erased)
         if erased.state is ErasureState.ENDING:
-            await self._until_known()
+            async for _ in self._until_known():
+                yield ErasureProgress(erased)
             await self._end_locks(user_id, call)
             await self._end_assignments(user_id, pseudonym, call)
             erased = await self._set(pseudonym, ErasureState.ERASING)
             yield ErasureProgress(erased)
-        await self._until_known()
+        async for _ in self._until_known():
+            yield ErasureProgress(erased)
         while erased.state is ErasureState.ERASING:
             before, erased = erased, await self._erase_chunk(user_id, pseudonym)
             if erased.rows == before.rows:
@@ -177,13 +183,19 @@ class Eraser:
 
         return await self._database.transaction("set_erasure", advance)
 
-    async def _until_known(self) -> None:
-        """Returns when every transaction that changes something knows how far it has come."""
-        waited = await self._database.read("unaware", unaware)
-        while waited:
+    async def _until_known(self) -> AsyncGenerator[None]:
+        """Ends when every transaction that changes something knows how far it has come; yields
+        every second until then."""
+        waiting = await self._database.read("unaware", unaware)
+        told_s = monotonic()
+        while waiting:
             await asyncio.sleep(POLL_S)
-            among = waited
-            waited = await self._database.read("unaware", lambda it, of=among: unaware(it, of))
+            among = waiting
+            waiting = await self._database.read("unaware", lambda it, of=among: unaware(it, of))
+            if waiting and monotonic() - told_s > TOLD_S:
+                told_s = monotonic()
+                self._log.warning("an erasure waits", virtual_transactions=waiting)
+                yield
 
     async def _erase_chunk(self, user_id: str, pseudonym: str) -> Erased:
         async def erase(connection: Connection) -> Erased:

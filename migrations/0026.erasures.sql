@@ -1,12 +1,15 @@
 -- Users who were erased, under the pseudonym that stands for them. state: 1 what they hold comes to its end,
 -- and they get nothing new; 2 their names are being replaced, and nothing of theirs changes; 3 erased.
 -- erased: the rows that the erasure which is under way, or else the last one, has changed, by table.
+-- key_ids: hashes of the keys that were destroyed (SHA-256 of 'coupon-service key', a zero byte and the key, 16
+-- bytes of it), by which what is kept elsewhere, encrypted with such a key, is known to be the user's.
 CREATE TABLE coupon_erased_users (
     pseudonym   text COLLATE "C" PRIMARY KEY,
     state       smallint NOT NULL CHECK (state BETWEEN 1 AND 3),
     begin_time  timestamptz NOT NULL,
     erase_time  timestamptz,
-    erased      jsonb NOT NULL DEFAULT '{}'
+    erased      jsonb NOT NULL DEFAULT '{}',
+    key_ids     bytea[] NOT NULL DEFAULT '{}'
 );
 -- Those that are under way, which every batch of commands reads once anybody was erased.
 CREATE INDEX coupon_erased_users_under_way ON coupon_erased_users (pseudonym) WHERE state < 3;
@@ -69,6 +72,8 @@ DECLARE
     of_periods bigint := 0;
     of_orders bigint := 0;
     of_keys bigint := 0;
+    of_archived bigint := 0;
+    of_refusals bigint := 0;
     held_rows tid[];
     at tid;
 BEGIN
@@ -268,14 +273,33 @@ BEGIN
                 AND p.period_start = period.period_start;
             of_periods := of_periods + 1;
         END LOOP;
-        DELETE FROM coupon_user_keys WHERE user_id = ANY(names);
+        WITH destroyed AS (
+            DELETE FROM coupon_user_keys AS k WHERE k.user_id = ANY(names) RETURNING k.key
+        )
+        UPDATE coupon_erased_users AS u SET key_ids = u.key_ids || ARRAY(
+            SELECT substring(
+                sha256(convert_to('coupon-service key', 'UTF8') || '\x00'::bytea || d.key) FROM 1 FOR 16)
+            FROM destroyed AS d)
+        WHERE u.pseudonym = coupon_erase_user.pseudonym AND EXISTS (SELECT FROM destroyed);
         GET DIAGNOSTICS of_keys = ROW_COUNT;
+        -- Tables of later steps, where there are any.
+        IF to_regclass('coupon_archived_assignments') IS NOT NULL THEN
+            UPDATE coupon_archived_assignments AS a SET user_id = coupon_erase_user.pseudonym, metadata = NULL
+            WHERE a.user_id = ANY(names);
+            GET DIAGNOSTICS of_archived = ROW_COUNT;
+        END IF;
+        IF to_regclass('coupon_refusals') IS NOT NULL THEN
+            DELETE FROM coupon_refusals AS r WHERE r.ctid = ANY(ARRAY(
+                SELECT o.ctid FROM coupon_refusals AS o WHERE o.user_id = ANY(names) LIMIT 500));
+            GET DIAGNOSTICS of_refusals = ROW_COUNT;
+        END IF;
     END IF;
 
     RETURN jsonb_strip_nulls(jsonb_build_object(
         'redemption_audit', nullif(of_ledger, 0), 'coupon_assignments', nullif(of_assignments, 0),
         'coupon_orders', nullif(of_orders, 0), 'coupon_user_counters', nullif(of_users, 0),
-        'coupon_period_counters', nullif(of_periods, 0), 'coupon_user_keys', nullif(of_keys, 0)));
+        'coupon_period_counters', nullif(of_periods, 0), 'coupon_user_keys', nullif(of_keys, 0),
+        'coupon_archived_assignments', nullif(of_archived, 0), 'coupon_refusals', nullif(of_refusals, 0)));
 END
 $$;
 

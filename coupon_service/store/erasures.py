@@ -9,15 +9,19 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from secrets import token_bytes
 from typing import Final, LiteralString
 from uuid import UUID
 
+from coupon_service.audit.leaves import KEY_BYTES, erased, users_of
 from coupon_service.model import ErasureState, Event, rollback_id
 from coupon_service.model.normalization import canonical_id, id_spellings
 from coupon_service.model.pseudonyms import Pseudonyms
 from coupon_service.store.arrays import int_array, text_array, uuid_array
+from coupon_service.store.ledger_rows import select_keys, select_rows_by_id
 from coupon_service.store.pipeline import Connection
 from coupon_service.store.rows import EVENTS, bucket_of_event_row, event_from_row
+from coupon_service.store.seals import select_head
 
 CHUNK: Final = 500
 """Ledger rows of a user that are erased in one transaction."""
@@ -243,6 +247,7 @@ async def erase_chunk(
     """Erases some of the ledger rows of the user, and what goes with them; then what is left
     elsewhere. Returns how many rows of which table were changed: none when nothing is left."""
     names = list(id_spellings(user_id))
+    await select_head(connection, lock=True)  # so that nothing is sealed meanwhile
     cursor = await connection.execute(SELECT_CHUNK, [names, CHUNK])
     events = [event_from_row(it) for it in await cursor.fetchall()]
     if handed_over := [it for it in events if it.other_user_id is not None]:
@@ -256,15 +261,40 @@ async def erase_chunk(
             ],
         )
         events += map(event_from_row, await cursor.fetchall())
-    cursor = await connection.execute(ERASE, _parameters(events, names, pseudonym, pseudonyms))
+    each = list({it.event_id: it for it in events}.values())
+    commitments = await _commitments(connection, each, names)
+    parameters = _parameters(each, commitments, names, pseudonym, pseudonyms)
+    cursor = await connection.execute(ERASE, parameters)
     ((rows,),) = await cursor.fetchall()
     return rows
 
 
+async def _commitments(
+    connection: Connection, events: Iterable[Event], names: list[str]
+) -> dict[UUID, bytes]:
+    """Those to what is erased of these rows, so that they still prove what they were.
+
+    Of a row that is not sealed yet they are made with a key that nobody keeps.
+    """
+    rows = await select_rows_by_id(connection, [it.event_id for it in events])
+    users = users_of(rows)
+    keys = await select_keys(connection, users)
+    keys |= {it: token_bytes(KEY_BYTES) for it in users - keys.keys()}
+    return {
+        UUID(bytes=row.event_id): erased(
+            row, keys, user=row.user_id in names, other=row.other_user_id in names
+        )
+        for row in rows
+    }
+
+
 def _parameters(
-    events: Iterable[Event], names: list[str], pseudonym: str, pseudonyms: Pseudonyms
+    each: Sequence[Event],
+    commitments: Mapping[UUID, bytes],
+    names: list[str],
+    pseudonym: str,
+    pseudonyms: Pseudonyms,
 ) -> list[object]:
-    each = list({it.event_id: it for it in events}.values())
     orders = [it.order_id and canonical_id(it.order_id) for it in each]
     return [
         pseudonym,
@@ -274,5 +304,5 @@ def _parameters(
         text_array(orders),
         text_array([it and pseudonyms.of_order(it) for it in orders]),
         uuid_array(rollback_id(it.event_id) for it in each),
-        [None for _ in each],
+        [commitments.get(it.event_id) for it in each],
     ]

@@ -18,6 +18,8 @@ from mutants import (
     checkout_harness,
     cluster_harness,
     cluster_mutants,
+    erasure_harness,
+    erasure_mutants,
     harness,
     holder_harness,
     holder_mutants,
@@ -101,6 +103,14 @@ CAUGHT_BY: dict[Callable[[], mutants.Mutant], Callable[[Stack], None]] = {
     adjustment_mutants.adjusted_as_it_was_read: (
         adjustment_harness.race_of_adjustments_and_rollbacks
     ),
+    erasure_mutants.pseudonyms_not_looked_up: erasure_harness.limit_that_was_used_before,
+    erasure_mutants.orders_of_erased_users_not_read: erasure_harness.order_of_an_erased_user,
+    erasure_mutants.repeats_of_before_unknown: erasure_harness.repeat_of_before,
+    erasure_mutants.commands_beside_an_erasure: (erasure_harness.redemption_of_who_is_being_erased),
+    erasure_mutants.who_does_not_know_not_waited_for: (
+        erasure_harness.redemption_beside_the_first_erasure
+    ),
+    erasure_mutants.names_left_in_redis: erasure_harness.lock_of_who_is_erased,
     scope_mutants.codes_changed_without_their_business: scope_harness.each_business_by_itself,
     scope_mutants.attempts_without_their_business: scope_harness.each_business_by_itself,
     scope_mutants.locks_named_by_the_code_alone: scope_harness.locks_of_both,

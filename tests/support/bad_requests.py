@@ -35,7 +35,8 @@ def call(api: Api, method: str, request: Message) -> Any:
     """Call an RPC by its name, such as "books.GetCouponBook"."""
     service, _, name = method.partition(".")
     answer = getattr(getattr(api, service), name)(request)
-    return list(answer) if name in ("GenerateCodes", "ExportCodes", "ChangeCodes") else answer
+    streamed = {"GenerateCodes", "ExportCodes", "ChangeCodes", "EraseUser"}
+    return list(answer) if name in streamed else answer
 
 
 def bad_fields(api: Api, method: str, request: Message) -> list[str]:

@@ -68,6 +68,7 @@ __all__ = [
 ]
 
 LOCK_TOKEN_SECRET = "only the tests sign with this one"
+ERASURE_SECRET = "only the tests make pseudonyms with this one"
 
 T = TypeVar("T")
 
@@ -76,7 +77,7 @@ _numbers = itertools.count(1)
 
 def settings_for(database_url: str, redis_url: str, **changes: object) -> Settings:
     """Settings of a test server: free ports, no drain grace, short intervals."""
-    keep_secret(database_url, redis_url, LOCK_TOKEN_SECRET)
+    keep_secret(database_url, redis_url, LOCK_TOKEN_SECRET, ERASURE_SECRET)
     values: dict[str, Any] = {
         "port": 0,
         "metrics_port": 0,
@@ -85,6 +86,7 @@ def settings_for(database_url: str, redis_url: str, **changes: object) -> Settin
         "database_url": SecretStr(database_url),
         "redis_url": SecretStr(redis_url),
         "lock_token_secret": SecretStr(LOCK_TOKEN_SECRET),
+        "erasure_secret": SecretStr(ERASURE_SECRET),
         "redis_timeout_ms": 1_000,
         "drain_grace_ms": 0,
         "sweep_interval_ms": 200,

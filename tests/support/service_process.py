@@ -15,7 +15,7 @@ from urllib.request import urlopen
 
 import psutil
 from support.secret_scan import keep_secret
-from support.service import LOCK_TOKEN_SECRET
+from support.service import ERASURE_SECRET, LOCK_TOKEN_SECRET
 from support.waiting import until
 
 from coupon_service.process.supervisor import reserve_port
@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 def environment_of(database_url: str, redis_url: str) -> dict[str, str]:
     """Settings of a service with two workers, on free ports."""
-    keep_secret(database_url, redis_url, LOCK_TOKEN_SECRET)
+    keep_secret(database_url, redis_url, LOCK_TOKEN_SECRET, ERASURE_SECRET)
     with reserve_port("127.0.0.1", 0) as grpc_port, reserve_port("127.0.0.1", 0) as metrics_port:
         ports = grpc_port.getsockname()[1], metrics_port.getsockname()[1]
     return {
@@ -35,6 +35,7 @@ def environment_of(database_url: str, redis_url: str) -> dict[str, str]:
         "COUPON_DATABASE_URL": database_url,
         "COUPON_REDIS_URL": redis_url,
         "COUPON_LOCK_TOKEN_SECRET": LOCK_TOKEN_SECRET,
+        "COUPON_ERASURE_SECRET": ERASURE_SECRET,
         "COUPON_WORKERS": "2",
         "COUPON_DRAIN_GRACE_MS": "0",
         "COUPON_PORT": str(ports[0]),

@@ -77,6 +77,7 @@ def test_events_keep_their_names_and_numbers() -> None:
         "ASSIGNMENT_TRANSFERRED": 21,
         "CODES_DELETED": 23,
         "CODES_CHANGED": 24,
+        "USER_ERASED": 40,
         "ADJUSTED": 22,
     }
 

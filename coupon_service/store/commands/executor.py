@@ -7,6 +7,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Final, cast
 
+import structlog
+
 from coupon_service.errors import reason_name
 from coupon_service.model import (
     Adjust,
@@ -68,6 +70,8 @@ class Executor:
         self._now = now
         self._metrics = metrics
         self._memory = LoadMemory(pseudonyms)
+        self._log = structlog.get_logger(__name__)
+        self._warned = False
 
     async def execute(self, groups: Sequence[CommandGroup]) -> list[list[Outcome]]:
         """Decides and commits the commands of all groups together; an outcome for each command.
@@ -108,6 +112,9 @@ class Executor:
             return complete, outcomes
 
         complete, outcomes = await self._database.batch(name, work)
+        if self._memory.anybody_erased and not self._memory.pseudonyms and not self._warned:
+            self._warned = True
+            self._log.error("users were erased, and COUPON_ERASURE_SECRET is not set")
         self._metrics.commands_decided(counted(complete, outcomes))
         return outcomes
 

@@ -53,6 +53,8 @@ BY_USER: list[tuple[str, type[Any], str]] = [
     ("redemptions.ListLocks", redemptions.ListLocksRequest, "user_id"),
     ("redemptions.ListRedemptions", redemptions.ListRedemptionsRequest, "user_id"),
     ("audit.ListAuditEvents", audit.ListAuditEventsRequest, "user_id"),
+    ("audit.EraseUser", audit.EraseUserRequest, "user_id"),
+    ("audit.GetErasure", audit.GetErasureRequest, "user_id"),
 ]
 BY_ORDER: list[tuple[str, type[Any], str]] = [
     ("redemptions.ValidateCode", redemptions.ValidateCodeRequest, "order_id"),

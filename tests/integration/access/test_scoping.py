@@ -222,6 +222,12 @@ REFUSED: dict[str, Callable[[Api, Things], Any]] = {
 }
 """Calls that name one thing. By method, and in what way where there are several."""
 
+FORBIDDEN: dict[str, Callable[[Api, Things], Any]] = {
+    "EraseUser": lambda api, it: list(api.audit.EraseUser(audit.EraseUserRequest(user_id=it.user))),
+    "GetErasure": lambda api, it: api.audit.GetErasure(audit.GetErasureRequest(user_id=it.user)),
+}
+"""Calls that are only for those who see all businesses."""
+
 ANSWERED: dict[str, Callable[[Api, Things], Any]] = {
     "ValidateCode": lambda api, it: api.validate(it.code, it.user),
     "ValidateCode in its book": lambda api, it: api.validate(it.code, it.user, book_id=it.book),
@@ -324,7 +330,7 @@ def refusal(call: Callable[[Api, Things], Any], api: Api, things: Things) -> tup
 
 
 def test_every_method_is_tried() -> None:
-    tried = {name.split()[0] for name in (*REFUSED, *ANSWERED)} | {"CreateCouponBook"}
+    tried = {name.split()[0] for name in (*REFUSED, *FORBIDDEN, *ANSWERED)} | {"CreateCouponBook"}
     assert tried == {it.name for it in methods() if it.containing_service.name != "Health"}
 
 
@@ -336,6 +342,17 @@ def test_what_is_named_does_not_exist(
     answer = refusal(REFUSED[name], ours, theirs)
     assert answer == refusal(REFUSED[name], ours, nothing)
     assert answer[0] is grpc.StatusCode.NOT_FOUND
+    assert everything(root, theirs, guarded) == before
+
+
+@pytest.mark.parametrize("name", FORBIDDEN)
+def test_what_is_for_all_businesses_is_denied(
+    name: str, root: Api, ours: Api, theirs: Things, nothing: Things, guarded: ServerThread
+) -> None:
+    before = everything(root, theirs, guarded)
+    answer = refusal(FORBIDDEN[name], ours, theirs)
+    assert answer == refusal(FORBIDDEN[name], ours, nothing)
+    assert answer[0] is grpc.StatusCode.PERMISSION_DENIED
     assert everything(root, theirs, guarded) == before
 
 

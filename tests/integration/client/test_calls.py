@@ -76,6 +76,9 @@ async def test_every_method_does_what_its_rpc_does(client: Either) -> None:
         page_size=1,
     )
     assert len(events) == 3
+    user_id = unique("forgotten")
+    *_, erased = await client.erase_user(user_id)
+    assert (await client.get_erasure(user_id)).erasure == erased.erasure
     assert client.called == {
         name for name, _ in inspect.getmembers(Methods) if not name.startswith("_")
     }

@@ -19,6 +19,7 @@ from support.calls import extend, get_lock, pause, reason_name, redemption
 from support.service import (
     Api,
     ServerThread,
+    audit,
     books,
     codes,
     euros,
@@ -422,6 +423,39 @@ def internal(stage: Stage) -> object:
     return stage.server(database_url=SecretStr(elsewhere)).draft()
 
 
+def erase(api: Api, user_id: str) -> None:
+    list(api.audit.EraseUser(audit.EraseUserRequest(user_id=user_id)))
+
+
+def user_erased(stage: Stage) -> object:
+    code, user_id, request_id = stage.api.code(), unique("user"), unique("request")
+    stage.api.redeem(code, user_id, request_id=request_id)
+    erase(stage.api, user_id)
+    return stage.api.redeem(code, user_id, request_id=request_id)
+
+
+def erasure_in_progress(stage: Stage) -> object:
+    code, user_id = stage.api.code(), unique("user")
+    erase(stage.api, user_id)
+    connection = stage.stack.enter_context(
+        psycopg.connect(stage.main.database_url, autocommit=True)
+    )
+    request = audit.GetErasureRequest(user_id=user_id)
+    name = stage.api.audit.GetErasure(request).erasure.pseudonym
+    change = "UPDATE coupon_erased_users SET state = %s WHERE pseudonym = %s"
+    stage.stack.callback(connection.execute, change, [3, name])
+    connection.execute(change, [2, name])
+    return stage.api.redeem(code, user_id)
+
+
+def erasure_not_configured(stage: Stage) -> object:
+    return erase(stage.server(erasure_secret=None), unique("user"))
+
+
+def erasure_not_found(stage: Stage) -> object:
+    return stage.api.audit.GetErasure(audit.GetErasureRequest(user_id=unique("user")))
+
+
 PROVOKE: dict[str, Callable[[Stage], object]] = {
     function.__name__.upper(): function
     for function in (
@@ -477,6 +511,10 @@ PROVOKE: dict[str, Callable[[Stage], object]] = {
         database_unavailable,
         deadline_exceeded,
         internal,
+        user_erased,
+        erasure_in_progress,
+        erasure_not_configured,
+        erasure_not_found,
     )
 }
 
