@@ -221,6 +221,10 @@ class CodeHasHistory(Refusal):
     """The code was assigned, locked or redeemed before: it can be disabled, but not deleted."""
 
 
+class ResumeTokenAhead(CouponServiceError):
+    """The ledger does not have what was read: it has lost its end. Read anew from a time before."""
+
+
 class UploadAmbiguous(Refusal):
     """It cannot be told for sure which codes the upload has made."""
 

@@ -131,6 +131,7 @@ class Server:
         self._streams = CheckoutStreams(
             self._handler.operations, wiring.stream_settings(settings), self._metrics
         )
+        self._watchers = wiring.watchers(settings)
         try:
             self._shard = self._make_shard(settings.database_url.get_secret_value())
         except DatabaseUnavailable as error:
@@ -172,6 +173,8 @@ class Server:
             tokens=LockTokens(secrets),
             page_tokens=PageTokens(secrets),
             streams=self._streams,
+            watchers=self._watchers,
+            authenticate=self._handler.authenticate,
             detached=self._detached,
             metrics=self._metrics,
             tracer=self._tracer,
@@ -275,7 +278,9 @@ class Server:
             await self._publish(Readiness.PROBED)
             await self._health.enter_graceful_shutdown()
             await asyncio.sleep(self._settings.drain_grace_ms / 1000)
-        self._streams.end(min(STREAMS_SPREAD_S, self._settings.shutdown_timeout_ms / 4_000))
+        spread_s = min(STREAMS_SPREAD_S, self._settings.shutdown_timeout_ms / 4_000)
+        self._streams.end(spread_s)
+        self._watchers.end(spread_s)
         await self._grpc.close()
         # What callers no longer wait for goes on; each of these begins work of those after it.
         await self._handler.operations.drain()

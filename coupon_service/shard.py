@@ -31,7 +31,10 @@ from coupon_service.maintenance.pool_sweeper import PoolSweeper
 from coupon_service.model.pseudonyms import Pseudonyms
 from coupon_service.ratelimit.erasures import keys_of_user
 from coupon_service.ratelimit.windows import Windows
+from coupon_service.rpc.audit_watches import AuditWatches
 from coupon_service.rpc.checkout_streams import CheckoutStreams
+from coupon_service.rpc.context import RequestContext
+from coupon_service.rpc.open_streams import OpenStreams
 from coupon_service.rpc.paging import PageTokens
 from coupon_service.rpc.servicers.assignments import AssignmentServicer
 from coupon_service.rpc.servicers.audit import AuditServicer
@@ -47,6 +50,7 @@ from coupon_service.store.bulk.imports import CodeImporter
 from coupon_service.store.bulk.lane import BulkLane
 from coupon_service.store.commands.executor import Executor
 from coupon_service.store.database import Database
+from coupon_service.store.ledger_feed import LedgerFeed
 from coupon_service.store.ledger_horizon import LedgerHorizon
 from coupon_service.store.queries.lookups import Lookups
 from coupon_service.store.queries.reads import Reads
@@ -68,6 +72,8 @@ class SharedParts:
     tokens: LockTokens
     page_tokens: PageTokens
     streams: CheckoutStreams
+    watchers: OpenStreams
+    authenticate: Callable[[str, RequestContext], None]
     detached: DetachedTasks
     metrics: Metrics
     tracer: Tracer | None
@@ -182,7 +188,9 @@ class Shard:
         self.redemptions = RedemptionServicer(
             checkout, locks, reads, page_tokens, shared.streams, now
         )
-        self.audit = AuditServicer(reads, self._make_eraser(lane), page_tokens)
+        feed = LedgerFeed(self.database, shared.metrics)
+        watches = AuditWatches(feed, page_tokens, shared.watchers, shared.authenticate)
+        self.audit = AuditServicer(reads, self._make_eraser(lane), page_tokens, watches)
 
     def _make_eraser(self, lane: BulkLane) -> Eraser:
         shared = self._shared

@@ -12,6 +12,7 @@ from coupon_service.model.pseudonyms import Pseudonyms
 from coupon_service.ratelimit.callers import CallerLimits
 from coupon_service.rpc.checkout_streams import CheckoutStreamSettings
 from coupon_service.rpc.handler import RpcHandlerSettings
+from coupon_service.rpc.open_streams import OpenStreams
 from coupon_service.settings import Settings
 from coupon_service.store.sessions import APPLICATION_NAME, DatabaseSettings
 
@@ -94,6 +95,16 @@ def stream_settings(settings: Settings) -> CheckoutStreamSettings:
         idle_ms=settings.stream_idle_ms,
         message_max_bytes=settings.import_request_max_bytes,
         request_max_bytes=settings.request_max_bytes,
+    )
+
+
+def watchers(settings: Settings) -> OpenStreams:
+    """The WatchAuditEvents streams of a worker."""
+    return OpenStreams(
+        settings.watchers_max,
+        settings.watchers_of_caller_max,
+        min(settings.connection_age_ms, settings.connection_age_grace_ms),
+        "caller",
     )
 
 

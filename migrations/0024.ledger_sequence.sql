@@ -35,3 +35,9 @@ DROP INDEX CONCURRENTLY IF EXISTS redemption_audit_by_sequence;
 
 CREATE UNIQUE INDEX CONCURRENTLY redemption_audit_by_sequence ON redemption_audit (sequence)
     WHERE sequence IS NOT NULL;
+
+-- The events of before, which are followed by their time.
+DROP INDEX CONCURRENTLY IF EXISTS redemption_audit_unnumbered;
+
+CREATE INDEX CONCURRENTLY redemption_audit_unnumbered ON redemption_audit (event_time, event_id)
+    WHERE sequence IS NULL;

@@ -124,6 +124,11 @@ EXAMPLES: Final = {
   "start_time": "2026-01-01",
   "end_time": "2026-02-01"
 }""",
+    "AuditService/WatchAuditEvents": """{
+  "types": ["redeemed", "rolled_back"],
+  "start_time": "2026-01-01",
+  "stop_at_end": true
+}""",
     "AuditService/EraseUser": '{"user_id": "ann", "request_id": "ticket-4711"}',
     "AuditService/GetErasure": '{"user_id": "ann"}',
     "Health/Check": "{}",

@@ -213,6 +213,7 @@ class AsyncCouponClient(Methods):
             try:
                 async for message in stream:
                     attempts.progressed()
+                    self._budget.earn()
                     yield message
                     if not advance(request, message):
                         return

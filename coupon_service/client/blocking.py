@@ -188,6 +188,7 @@ class CouponClient(Methods):
             try:
                 for message in stream:
                     attempts.progressed()
+                    self._budget.earn()
                     yield message
                     if not advance(request, message):
                         return

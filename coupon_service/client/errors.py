@@ -429,6 +429,12 @@ class UploadAmbiguous(Refused):
     callers: str = ""
 
 
+class ResumeTokenAhead(Refused):
+    """The ledger has lost what was read up to this `sequence`: read anew from a time before."""
+
+    sequence: int = 0
+
+
 # --- reasons: already exists, invalid -----------------------------------------------------------
 
 

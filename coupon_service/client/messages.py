@@ -19,9 +19,13 @@ def request_id_of(request: Message) -> str:
 
 def advance(request: Message, response: Message) -> bool:
     """Moves a request on to what follows this page or message; whether anything does."""
-    if "next_page_token" not in response.DESCRIPTOR.fields_by_name:
-        return True  # a stream that goes on where it was by its request_id
+    fields = response.DESCRIPTOR.fields_by_name
     page, following = _any(response), _any(request)
+    if "resume_token" in fields:
+        following.resume_token = page.resume_token
+        return True
+    if "next_page_token" not in fields:
+        return True  # a stream that goes on where it was by its request_id
     following.page_token = page.next_page_token
     return bool(page.next_page_token)
 

@@ -7,9 +7,7 @@ than may be, and its results are written by one task, with all that are ready in
 from __future__ import annotations
 
 import asyncio
-import random
 import secrets
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from time import perf_counter
@@ -21,17 +19,14 @@ from coupon_service.errors import (
     CouponServiceError,
     DeadlineExceeded,
     InvalidArgument,
-    Overloaded,
     StreamEnded,
 )
 from coupon_service.rpc.context import Metadata, RequestContext, current
 from coupon_service.rpc.convert import checkout as convert
 from coupon_service.rpc.messages import Context, parser, too_large
+from coupon_service.rpc.open_streams import OpenStreams
 from coupon_service.rpc.operations import Operations
 from coupon_service.v1 import redemption_service_pb2 as pb
-
-AGES: Final = (0.6, 0.9)
-"""Between which parts of the greatest age streams end, so that not all do at the same time."""
 
 ENDED: Final = "the stream is read no more"
 
@@ -83,9 +78,13 @@ class CheckoutStreams:
         self._settings = settings
         self._observer = observer
         self._parse = parser(pb.CheckoutRequest.FromString, settings.message_max_bytes)
-        self._streams: set[_Stream] = set()
-        self._of_peer: Counter[str] = Counter()
-        self._ending = False
+        self._streams = OpenStreams(
+            settings.streams_max,
+            settings.streams_of_connection_max,
+            settings.age_max_ms,
+            "connection",
+            observer.streams_changed,
+        )
 
     async def serve(self, context: Context) -> None:
         """Answers the stream of the current call.
@@ -93,29 +92,11 @@ class CheckoutStreams:
         Raises StreamEnded, also when it has been served to its end; Overloaded when there are too
         many; DeadlineExceeded when its client does not read.
         """
-        rpc, settings = current(), self._settings
-        if self._ending:
-            raise StreamEnded
-        if len(self._streams) >= settings.streams_max:
-            raise Overloaded("The service has too many streams.")
-        if self._of_peer[rpc.peer] >= settings.streams_of_connection_max:
-            raise Overloaded("The connection has too many streams.")
-        rpc.request_id = secrets.token_hex(8)
-        stream = _Stream(self._operations, settings, self._parse, context, rpc)
-        age_s = settings.age_max_ms / 1000 * random.uniform(*AGES)  # noqa: S311 - a spread
-        aged = asyncio.get_running_loop().call_later(age_s, stream.end)
-        self._streams.add(stream)
-        self._of_peer[rpc.peer] += 1
-        self._observer.streams_changed(len(self._streams))
-        try:
+        rpc = current()
+        stream = _Stream(self._operations, self._settings, self._parse, context, rpc)
+        with self._streams.opened(rpc.peer, stream.end):
+            rpc.request_id = secrets.token_hex(8)
             await stream.serve()
-        finally:
-            aged.cancel()
-            self._streams.remove(stream)
-            self._of_peer[rpc.peer] -= 1
-            if not self._of_peer[rpc.peer]:
-                del self._of_peer[rpc.peer]
-            self._observer.streams_changed(len(self._streams))
 
     @property
     def open(self) -> int:
@@ -123,14 +104,8 @@ class CheckoutStreams:
         return len(self._streams)
 
     def end(self, spread_s: float) -> None:
-        """Takes no more streams, and ends each of these within so many seconds.
-
-        By then its client should know where else to go on.
-        """
-        self._ending = True
-        for stream in self._streams:
-            after_s = spread_s * random.uniform(0.1, 1)  # noqa: S311 - a spread
-            asyncio.get_running_loop().call_later(after_s, stream.end)
+        """Takes no more streams, and ends each of these within so many seconds."""
+        self._streams.end(spread_s)
 
 
 class _Stream:

@@ -132,7 +132,7 @@ class RpcHandler(grpc.GenericRpcHandler):
         self._messages = MessageReader(settings.default_deadline_ms / 1000)
         self._public = PublicMethods(settings.connections_max)
         self.connections = Connections(settings.connections_max)
-        self._authenticate = authenticate or _as_anonymous
+        self.authenticate = authenticate or _as_anonymous
         self._tracer = tracer
         self._limiter = limiter
         self._guesses = guesses
@@ -141,7 +141,7 @@ class RpcHandler(grpc.GenericRpcHandler):
         self._handlers: dict[str, _Handlers] = {}
         self._behaviors: dict[str, Behavior] = {}
         around = Surroundings(
-            self._authenticate,
+            self.authenticate,
             limiter,
             self._recorder,
             observer,
@@ -199,7 +199,7 @@ class RpcHandler(grpc.GenericRpcHandler):
             expected = f"expected at most {HEADERS_MAX_BYTES} bytes of metadata"
             return self._shedding(method, unreadable(expected))
         try:
-            self._authenticate(method, rpc)
+            self.authenticate(method, rpc)
         except KeyAwaitedError as until:
             handlers = self._waiting(method, handlers, until)
         except Exception as error:  # noqa: BLE001 - each becomes a status
@@ -243,7 +243,7 @@ class RpcHandler(grpc.GenericRpcHandler):
             self._unread.read(rpc)
             await until.keys_fetched()
             try:
-                self._authenticate(method, rpc)
+                self.authenticate(method, rpc)
             except Exception as error:  # noqa: BLE001 - each becomes a status
                 started = self._begin(method, rpc, context)
                 await self._refuse(error, method, rpc, context, started)

@@ -109,6 +109,7 @@ METHODS: Final[Mapping[str, Method]] = {
         _CHECK_OUT, _TILL, large=True, open_ended=True, carrier=True
     ),
     "AuditService/ListAuditEvents": Method(_AUDIT, _READS),
+    "AuditService/WatchAuditEvents": Method(_AUDIT, _READS, open_ended=True),
     "AuditService/EraseUser": Method(frozenset(), _CHANGES, open_ended=True),
     "AuditService/GetErasure": Method(_AUDIT, _READS),
 }

@@ -26,6 +26,9 @@ MAC_BYTES: Final = 16
 
 TOKEN_MAX_CHARACTERS: Final = 2_048
 
+TOKEN_FIELDS: Final = ("page_token", "resume_token")
+"""One of them is that of a request."""
+
 PURPOSE: Final = b"page1"
 """What the MAC is about: the same secret makes others, which do not pass for one of a page."""
 
@@ -71,18 +74,19 @@ class PageTokens:
         return _seal(request, payload, self._secrets[0]).decode("ascii")
 
     def position(self, request: Any) -> Position | None:
-        """The position in the `page_token` of the request; None for the first page.
+        """The position in the token of the request; None for the first page.
 
         Raises:
             ValueError: the token is not one for this query. The message says what was expected.
         """
-        token: str = request.page_token
+        token: str = getattr(request, _token_field(request))
         if not token:
             return None
         payload = self._payload(request, token)
         position = _position(request.DESCRIPTOR.name, payload) if payload is not None else None
         if position is None:
-            raise ValueError("expected the next_page_token of an answer to the same query")
+            field = _token_field(request).replace("page_token", "next_page_token")
+            raise ValueError(f"expected the {field} of an answer to the same query")
         return position
 
     def _payload(self, request: Message, token: str) -> bytes | None:
@@ -101,11 +105,15 @@ class PageTokens:
         return None
 
 
+def _token_field(request: Message) -> str:
+    return next(it for it in TOKEN_FIELDS if it in request.DESCRIPTOR.fields_by_name)
+
+
 def _seal(request: Message, payload: bytes, secret: bytes) -> bytes:
     """The token of the position and everything in the request that makes its result."""
     query = type(request)()
     query.CopyFrom(request)
-    for field in ("page_token", "page_size"):
+    for field in (*TOKEN_FIELDS, "page_size"):
         if field in query.DESCRIPTOR.fields_by_name:
             query.ClearField(field)
     name = query.DESCRIPTOR.full_name.encode("ascii")
@@ -148,6 +156,12 @@ def _text(text: str) -> str:
     return text
 
 
+def _number(number: int) -> int:
+    if not 0 <= number < 2**63:
+        raise ValueError
+    return number
+
+
 def _milliseconds(number: int) -> int:
     if not 0 <= number < 2**53:  # as Redis has them
         raise ValueError
@@ -163,6 +177,8 @@ CODE: Final[Kind] = (str, normalize_code)
 TEXT: Final[Kind] = (str, _text)
 MILLISECONDS: Final[Kind] = (int, _milliseconds)
 
+NUMBER: Final[Kind] = (int, _number)
+
 SHAPES: Final[Mapping[str, Sequence[Kind]]] = {
     "ListCouponBooksRequest": (TIME, ID),
     "ListCodesRequest": (CODE,),
@@ -172,5 +188,6 @@ SHAPES: Final[Mapping[str, Sequence[Kind]]] = {
     "ListLocksRequest": (CODE, ID, TEXT, ID, MILLISECONDS),
     "ListRedemptionsRequest": (TIME, ID),
     "ListAuditEventsRequest": (TIME, ID),
+    "WatchAuditEventsRequest": (NUMBER, TIME, ID),
 }
 """What a position has, by the request of its list."""

@@ -117,6 +117,7 @@ TABLE: Final[Mapping[type[CouponServiceError], Kind]] = dict(
             errors.UploadAmbiguous,
             errors.UserErased,
             errors.ErasureNotConfigured,
+            errors.ResumeTokenAhead,
         ),
         *_kinds(StatusCode.ALREADY_EXISTS, errors.CodeAlreadyAssigned, errors.DuplicateCode),
         *_kinds(

@@ -152,6 +152,16 @@ class Settings(BaseSettings):
         description="Operations in flight in one Checkout stream at most. With as many, it is read"
         " no more until the client has read results.",
     )
+    watchers_max: Annotated[int, Field(ge=1, le=10_000)] = Field(
+        64,
+        description="WatchAuditEvents streams in each worker at most; more are refused with"
+        " OVERLOADED.",
+    )
+    watchers_of_caller_max: Annotated[int, Field(ge=1, le=10_000)] = Field(
+        16,
+        description="WatchAuditEvents streams of one caller in each worker at most, or of one"
+        " connection without authentication; more are refused with OVERLOADED.",
+    )
     connections_max: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
         5_000,
         description="Client connections in each worker at most; more are closed. When there are"

@@ -233,7 +233,7 @@ async def _select_spelled(
     else:
         cursor = await connection.execute(statement, parameters)
         events = [event_from_row(row) for row in await cursor.fetchall()]
-    return [_listed(event) for event in events]
+    return [listed(event) for event in events]
 
 
 def event_position(event: Event) -> Position:
@@ -263,8 +263,8 @@ ONLY_FOR_REPEATS: Final = {
 }
 
 
-def _listed(event: Event) -> Event:
-    """Without what is recorded of bulk work only to answer a repeat."""
+def listed(event: Event) -> Event:
+    """The event without what is recorded of bulk work only to answer a repeat."""
     if event.type not in ONLY_FOR_REPEATS or event.metadata is None:
         return event
     left_out = ONLY_FOR_REPEATS[event.type]

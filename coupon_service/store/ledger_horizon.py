@@ -96,9 +96,10 @@ class LedgerHorizon:
         """`database`: the primary. A standby sees the sequence ahead of what was drawn."""
         self._database = database
         self._bounds: deque[_Bound] = deque()
-        self._server: datetime | None = None
         self.complete: Complete | None = None
         """By the last `advance`; None before it could tell."""
+        self.server: datetime | None = None
+        """When the server started that was looked at, by which it is told from others."""
         self.last_number = 0
         """The last that was drawn, committed or not."""
         self.read_time: datetime | None = None
@@ -124,8 +125,8 @@ class LedgerHorizon:
             raise DatabaseUnavailable("The ledger is followed on the primary, not on a standby.")
         # Another server, or a ledger that was put back to an earlier state: it gives out ids and
         # numbers again that were lost, of which nothing is known yet.
-        if server != self._server or number < self.last_number:
-            self._server, self.complete = server, None
+        if server != self.server or number < self.last_number:
+            self.server, self.complete = server, None
             self._bounds.clear()
         self.last_number, self.read_time = number, time
         if len(self._bounds) == BOUNDS_MAX:

@@ -62,6 +62,10 @@ class Metrics:
         ) -> Durations:
             return Durations(name, text, labels, registry=registry, buckets=buckets)
 
+        def greatest(name: str, text: str) -> Gauge:
+            # livemax: the greatest of the live workers
+            return Gauge(name, text, registry=registry, multiprocess_mode="livemax")
+
         def gauge(name: str, text: str, *labels: str) -> Gauge:
             # livesum: the sum over live workers
             return Gauge(name, text, labels, registry=registry, multiprocess_mode="livesum")
@@ -86,6 +90,16 @@ class Metrics:
             )
         )
         self._streams = gauge("coupon_streams", "Open Checkout streams.")
+        self._watchers = gauge("coupon_audit_watchers", "Open WatchAuditEvents streams.")
+        self._watch_lag = greatest(
+            "coupon_audit_watch_lag_seconds",
+            "For how long the slowest WatchAuditEvents stream has had events to send.",
+        )
+        self._stall = greatest(
+            "coupon_audit_stall_seconds",
+            "For how long an open transaction has held new events of the ledger up, while there are"
+            " WatchAuditEvents streams.",
+        )
         self._batch_size = Children(
             Histogram(
                 "coupon_batch_size_commands",
@@ -241,6 +255,13 @@ class Metrics:
     def streams_changed(self, count: int) -> None:
         """``count`` Checkout streams of this process are open."""
         self._streams.set(count)
+
+    def ledger_followed(self, followers: int, lag_s: float, stall_s: float) -> None:
+        """So many WatchAuditEvents streams of this process are open; the slowest has had events to
+        send for `lag_s`, and new ones have been held up for `stall_s`."""
+        self._watchers.set(followers)
+        self._watch_lag.set(lag_s)
+        self._stall.set(stall_s)
 
     def batch_executed(self, kind: str, size: int, seconds: float) -> None:
         """A batch of ``size`` commands completed or failed. ``kind``: changes, bulk, looks,

@@ -6,6 +6,7 @@ isort:skip_file
 from collections import abc as _abc
 from coupon_service.v1 import money_pb2 as _money_pb2
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import struct_pb2 as _struct_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
@@ -222,6 +223,7 @@ class AuditEvent(_message.Message):
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     METADATA_FIELD_NUMBER: _builtins.int
     OTHER_USER_ID_FIELD_NUMBER: _builtins.int
+    SEQUENCE_FIELD_NUMBER: _builtins.int
     event_id: _builtins.str
     """UUID. For REDEEMED the redemption_id; for LOCKED the id of the request, which equals the lock_id
     when the request acquired the lock.
@@ -258,6 +260,10 @@ class AuditEvent(_message.Message):
     """REDEEMED, ROLLED_BACK: redemptions of the code right after."""
     other_user_id: _builtins.str
     """ASSIGNMENT_TRANSFERRED: the user who received it. ASSIGNED beside it: the user who gave it."""
+    sequence: _builtins.int
+    """The number of the event in the ledger, which rises in the order in which the events of a code happened.
+    Numbers have gaps. 0 for an event of before there were numbers, all of which come first.
+    """
     @_builtins.property
     def event_time(self) -> _timestamp_pb2.Timestamp:
         """The time of the change."""
@@ -305,10 +311,11 @@ class AuditEvent(_message.Message):
         expire_time: _timestamp_pb2.Timestamp | None = ...,
         metadata: _struct_pb2.Struct | None = ...,
         other_user_id: _builtins.str = ...,
+        sequence: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["discount", b"discount", "event_time", b"event_time", "expire_time", b"expire_time", "metadata", b"metadata", "order_amount", b"order_amount"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["book_id", b"book_id", "caller", b"caller", "code", b"code", "code_redemption_count", b"code_redemption_count", "discount", b"discount", "event_id", b"event_id", "event_time", b"event_time", "expire_time", b"expire_time", "fence", b"fence", "lock_id", b"lock_id", "metadata", b"metadata", "order_amount", b"order_amount", "order_id", b"order_id", "other_user_id", b"other_user_id", "peer", b"peer", "redemption_id", b"redemption_id", "request_id", b"request_id", "state_after", b"state_after", "state_before", b"state_before", "type", b"type", "user_agent", b"user_agent", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["book_id", b"book_id", "caller", b"caller", "code", b"code", "code_redemption_count", b"code_redemption_count", "discount", b"discount", "event_id", b"event_id", "event_time", b"event_time", "expire_time", b"expire_time", "fence", b"fence", "lock_id", b"lock_id", "metadata", b"metadata", "order_amount", b"order_amount", "order_id", b"order_id", "other_user_id", b"other_user_id", "peer", b"peer", "redemption_id", b"redemption_id", "request_id", b"request_id", "sequence", b"sequence", "state_after", b"state_after", "state_before", b"state_before", "type", b"type", "user_agent", b"user_agent", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -405,6 +412,145 @@ class ListAuditEventsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListAuditEventsResponse: _TypeAlias = ListAuditEventsResponse  # noqa: Y015
+
+@_typing.final
+class WatchAuditEventsRequest(_message.Message):
+    """Request of WatchAuditEvents. Filters are optional and combined with AND."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BOOK_ID_FIELD_NUMBER: _builtins.int
+    CODE_FIELD_NUMBER: _builtins.int
+    USER_ID_FIELD_NUMBER: _builtins.int
+    ORDER_ID_FIELD_NUMBER: _builtins.int
+    TYPES_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    FROM_NOW_FIELD_NUMBER: _builtins.int
+    STOP_AT_END_FIELD_NUMBER: _builtins.int
+    RESUME_TOKEN_FIELD_NUMBER: _builtins.int
+    BUSINESS_ID_FIELD_NUMBER: _builtins.int
+    book_id: _builtins.str
+    """Only of this book and its codes."""
+    code: _builtins.str
+    """Only of this code, as typed."""
+    user_id: _builtins.str
+    """Only about this user."""
+    order_id: _builtins.str
+    """Only about this order."""
+    from_now: _builtins.bool
+    """Now: events that are complete already are left out."""
+    stop_at_end: _builtins.bool
+    """End the stream, with OK, after everything that had been recorded when it began, in place of waiting for
+    more.
+    """
+    resume_token: _builtins.str
+    """Go on after the message that had this token, of a call with the same filters and start_time.
+    FAILED_PRECONDITION with RESUME_TOKEN_AHEAD when the database does not have what was read, such as after
+    a failover that lost its last transactions.
+    """
+    business_id: _builtins.str
+    """Only of this business. Optional. PERMISSION_DENIED when it is another one than the token's."""
+    @_builtins.property
+    def types(self) -> _containers.RepeatedScalarFieldContainer[Global___AuditEventType.ValueType]:
+        """Only of these types. Empty: all."""
+
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """At this time: events of before are left out."""
+
+    def __init__(
+        self,
+        *,
+        book_id: _builtins.str = ...,
+        code: _builtins.str = ...,
+        user_id: _builtins.str = ...,
+        order_id: _builtins.str = ...,
+        types: _abc.Iterable[Global___AuditEventType.ValueType] | None = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        from_now: _builtins.bool = ...,
+        stop_at_end: _builtins.bool = ...,
+        resume_token: _builtins.str = ...,
+        business_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["from_now", b"from_now", "start", b"start", "start_time", b"start_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["book_id", b"book_id", "business_id", b"business_id", "code", b"code", "from_now", b"from_now", "order_id", b"order_id", "resume_token", b"resume_token", "start", b"start", "start_time", b"start_time", "stop_at_end", b"stop_at_end", "types", b"types", "user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_start: _TypeAlias = _typing.Literal["start_time", "from_now"]  # noqa: Y015
+    _WhichOneofArgType_start: _TypeAlias = _typing.Literal["start", b"start"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_start) -> _WhichOneofReturnType_start | None: ...
+
+Global___WatchAuditEventsRequest: _TypeAlias = WatchAuditEventsRequest  # noqa: Y015
+
+@_typing.final
+class WatchAuditEventsResponse(_message.Message):
+    """Message of WatchAuditEvents: the next events, or, every few seconds without any, none."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVENTS_FIELD_NUMBER: _builtins.int
+    RESUME_TOKEN_FIELD_NUMBER: _builtins.int
+    COMPLETE_TIME_FIELD_NUMBER: _builtins.int
+    STALL_FIELD_NUMBER: _builtins.int
+    resume_token: _builtins.str
+    """Goes on after these events."""
+    @_builtins.property
+    def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___AuditEvent]:
+        """Oldest first. A message has as many as there are, up to a thousand."""
+
+    @_builtins.property
+    def complete_time(self) -> _timestamp_pb2.Timestamp:
+        """Every event that was recorded before this time has been sent. Not set while there are more to send."""
+
+    @_builtins.property
+    def stall(self) -> Global___AuditStall:
+        """Set while a transaction of the database that takes long holds new events up."""
+
+    def __init__(
+        self,
+        *,
+        events: _abc.Iterable[Global___AuditEvent] | None = ...,
+        resume_token: _builtins.str = ...,
+        complete_time: _timestamp_pb2.Timestamp | None = ...,
+        stall: Global___AuditStall | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["complete_time", b"complete_time", "stall", b"stall"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["complete_time", b"complete_time", "events", b"events", "resume_token", b"resume_token", "stall", b"stall"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchAuditEventsResponse: _TypeAlias = WatchAuditEventsResponse  # noqa: Y015
+
+@_typing.final
+class AuditStall(_message.Message):
+    """What holds new events up."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DURATION_FIELD_NUMBER: _builtins.int
+    HOLDERS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def duration(self) -> _duration_pb2.Duration:
+        """For how long."""
+
+    @_builtins.property
+    def holders(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The oldest open transactions of the database server, for people: who has them, and since when."""
+
+    def __init__(
+        self,
+        *,
+        duration: _duration_pb2.Duration | None = ...,
+        holders: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "holders", b"holders"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AuditStall: _TypeAlias = AuditStall  # noqa: Y015
 
 @_typing.final
 class Erasure(_message.Message):

@@ -41,6 +41,11 @@ class AuditServiceStub:
                 request_serializer=coupon__service_dot_v1_dot_audit__service__pb2.ListAuditEventsRequest.SerializeToString,
                 response_deserializer=coupon__service_dot_v1_dot_audit__service__pb2.ListAuditEventsResponse.FromString,
                 _registered_method=True)
+        self.WatchAuditEvents = channel.unary_stream(
+                '/coupon_service.v1.AuditService/WatchAuditEvents',
+                request_serializer=coupon__service_dot_v1_dot_audit__service__pb2.WatchAuditEventsRequest.SerializeToString,
+                response_deserializer=coupon__service_dot_v1_dot_audit__service__pb2.WatchAuditEventsResponse.FromString,
+                _registered_method=True)
         self.EraseUser = channel.unary_stream(
                 '/coupon_service.v1.AuditService/EraseUser',
                 request_serializer=coupon__service_dot_v1_dot_audit__service__pb2.EraseUserRequest.SerializeToString,
@@ -61,6 +66,20 @@ class AuditServiceServicer:
     def ListAuditEvents(self, request, context):
         """Lists events, newest first. All filters are optional and combined with AND; without book, code,
         user or order the whole ledger is read backwards.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchAuditEvents(self, request, context):
+        """Follows the ledger: every event once, oldest first, and new ones as they are recorded, for as long as
+        the client likes. Events of one code come in the order in which they happened. Nothing is missed,
+        however long a transaction takes to commit: what may still be preceded by another event waits.
+
+        Each message has a `resume_token`, with which another call goes on after it, also against another
+        replica, after a restart, or after the database was restored elsewhere. The service ends a stream with
+        STREAM_ENDED when it stops, and after some minutes: resume at once. Delivery is at least once: keep the
+        token with the effects of the events that it comes with.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -96,6 +115,11 @@ def add_AuditServiceServicer_to_server(servicer, server):
                     servicer.ListAuditEvents,
                     request_deserializer=coupon__service_dot_v1_dot_audit__service__pb2.ListAuditEventsRequest.FromString,
                     response_serializer=coupon__service_dot_v1_dot_audit__service__pb2.ListAuditEventsResponse.SerializeToString,
+            ),
+            'WatchAuditEvents': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchAuditEvents,
+                    request_deserializer=coupon__service_dot_v1_dot_audit__service__pb2.WatchAuditEventsRequest.FromString,
+                    response_serializer=coupon__service_dot_v1_dot_audit__service__pb2.WatchAuditEventsResponse.SerializeToString,
             ),
             'EraseUser': grpc.unary_stream_rpc_method_handler(
                     servicer.EraseUser,
@@ -137,6 +161,33 @@ class AuditService:
             '/coupon_service.v1.AuditService/ListAuditEvents',
             coupon__service_dot_v1_dot_audit__service__pb2.ListAuditEventsRequest.SerializeToString,
             coupon__service_dot_v1_dot_audit__service__pb2.ListAuditEventsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchAuditEvents(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/coupon_service.v1.AuditService/WatchAuditEvents',
+            coupon__service_dot_v1_dot_audit__service__pb2.WatchAuditEventsRequest.SerializeToString,
+            coupon__service_dot_v1_dot_audit__service__pb2.WatchAuditEventsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -39,6 +39,16 @@ class AuditServiceStub:
     """Lists events, newest first. All filters are optional and combined with AND; without book, code,
     user or order the whole ledger is read backwards.
     """
+    WatchAuditEvents: _grpc.UnaryStreamMultiCallable[_audit_service_pb2.WatchAuditEventsRequest, _audit_service_pb2.WatchAuditEventsResponse]
+    """Follows the ledger: every event once, oldest first, and new ones as they are recorded, for as long as
+    the client likes. Events of one code come in the order in which they happened. Nothing is missed,
+    however long a transaction takes to commit: what may still be preceded by another event waits.
+
+    Each message has a `resume_token`, with which another call goes on after it, also against another
+    replica, after a restart, or after the database was restored elsewhere. The service ends a stream with
+    STREAM_ENDED when it stops, and after some minutes: resume at once. Delivery is at least once: keep the
+    token with the effects of the events that it comes with.
+    """
     EraseUser: _grpc.UnaryStreamMultiCallable[_audit_service_pb2.EraseUserRequest, _audit_service_pb2.EraseUserResponse]
     """Erases a user, as article 17 of the GDPR demands; only for callers who see all businesses. Locks of
     the user end and assignments are revoked. Then the user, in `user_id` and `caller`, their orders, and
@@ -65,6 +75,16 @@ class AuditServiceAsyncStub(AuditServiceStub):
     ListAuditEvents: _aio.UnaryUnaryMultiCallable[_audit_service_pb2.ListAuditEventsRequest, _audit_service_pb2.ListAuditEventsResponse]  # type: ignore[assignment]
     """Lists events, newest first. All filters are optional and combined with AND; without book, code,
     user or order the whole ledger is read backwards.
+    """
+    WatchAuditEvents: _aio.UnaryStreamMultiCallable[_audit_service_pb2.WatchAuditEventsRequest, _audit_service_pb2.WatchAuditEventsResponse]  # type: ignore[assignment]
+    """Follows the ledger: every event once, oldest first, and new ones as they are recorded, for as long as
+    the client likes. Events of one code come in the order in which they happened. Nothing is missed,
+    however long a transaction takes to commit: what may still be preceded by another event waits.
+
+    Each message has a `resume_token`, with which another call goes on after it, also against another
+    replica, after a restart, or after the database was restored elsewhere. The service ends a stream with
+    STREAM_ENDED when it stops, and after some minutes: resume at once. Delivery is at least once: keep the
+    token with the effects of the events that it comes with.
     """
     EraseUser: _aio.UnaryStreamMultiCallable[_audit_service_pb2.EraseUserRequest, _audit_service_pb2.EraseUserResponse]  # type: ignore[assignment]
     """Erases a user, as article 17 of the GDPR demands; only for callers who see all businesses. Locks of
@@ -95,6 +115,22 @@ class AuditServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_audit_service_pb2.ListAuditEventsResponse, _abc.Awaitable[_audit_service_pb2.ListAuditEventsResponse]]:
         """Lists events, newest first. All filters are optional and combined with AND; without book, code,
         user or order the whole ledger is read backwards.
+        """
+
+    @_abc_1.abstractmethod
+    def WatchAuditEvents(
+        self,
+        request: _audit_service_pb2.WatchAuditEventsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_audit_service_pb2.WatchAuditEventsResponse], _abc.AsyncIterator[_audit_service_pb2.WatchAuditEventsResponse]]:
+        """Follows the ledger: every event once, oldest first, and new ones as they are recorded, for as long as
+        the client likes. Events of one code come in the order in which they happened. Nothing is missed,
+        however long a transaction takes to commit: what may still be preceded by another event waits.
+
+        Each message has a `resume_token`, with which another call goes on after it, also against another
+        replica, after a restart, or after the database was restored elsewhere. The service ends a stream with
+        STREAM_ENDED when it stops, and after some minutes: resume at once. Delivery is at least once: keep the
+        token with the effects of the events that it comes with.
         """
 
     @_abc_1.abstractmethod

@@ -241,8 +241,14 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 93
     """[INTERNAL] A fault of the service. Metadata: `error_id`, which the log of the service has as well."""
     ERROR_REASON_STREAM_ENDED: _ErrorReason.ValueType  # 94
-    """[UNAVAILABLE] The service has ended a Checkout stream, since it stops or the stream is some minutes
-    old. Operations without a result were not carried out: repeat them at once, on another stream.
+    """[UNAVAILABLE] The service has ended a stream, since it stops or the stream is some minutes old. Go on at
+    once, on another stream. Of Checkout: operations without a result were not carried out. Of
+    WatchAuditEvents: resume with the last resume_token.
+    """
+    ERROR_REASON_RESUME_TOKEN_AHEAD: _ErrorReason.ValueType  # 135
+    """[FAILED_PRECONDITION] A resume_token of WatchAuditEvents is ahead of the ledger: what was read is not there
+    any more, such as after a failover that lost its last transactions. Read anew from a time before it.
+    Metadata: `sequence`, up to which was read.
     """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
@@ -472,8 +478,14 @@ ERROR_REASON_DEADLINE_EXCEEDED: ErrorReason.ValueType  # 92
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 93
 """[INTERNAL] A fault of the service. Metadata: `error_id`, which the log of the service has as well."""
 ERROR_REASON_STREAM_ENDED: ErrorReason.ValueType  # 94
-"""[UNAVAILABLE] The service has ended a Checkout stream, since it stops or the stream is some minutes
-old. Operations without a result were not carried out: repeat them at once, on another stream.
+"""[UNAVAILABLE] The service has ended a stream, since it stops or the stream is some minutes old. Go on at
+once, on another stream. Of Checkout: operations without a result were not carried out. Of
+WatchAuditEvents: resume with the last resume_token.
+"""
+ERROR_REASON_RESUME_TOKEN_AHEAD: ErrorReason.ValueType  # 135
+"""[FAILED_PRECONDITION] A resume_token of WatchAuditEvents is ahead of the ledger: what was read is not there
+any more, such as after a failover that lost its last transactions. Read anew from a time before it.
+Metadata: `sequence`, up to which was read.
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
 

@@ -325,6 +325,14 @@ def close_book(caller: Caller, book_id: str, codes: list[str]) -> None:
     caller.change("CouponBookService/CloseCouponBook", bookId=book_id)
     events = caller.one("AuditService/ListAuditEvents", bookId=book_id, pageSize=100)["events"]
     assert events[0]["type"] == "AUDIT_EVENT_TYPE_BOOK_CLOSED"
+    watch = {"bookId": book_id, "stopAtEnd": True}
+    watched = [
+        event
+        for message in caller.all("AuditService/WatchAuditEvents", watch)
+        for event in message.get("events", ())
+    ]
+    assert {it["eventId"] for it in watched} >= {it["eventId"] for it in events}
+    assert watched[-1]["type"] == "AUDIT_EVENT_TYPE_BOOK_CLOSED"
     user = unique("forgotten")
     erased = caller.all("AuditService/EraseUser", {"userId": user, "requestId": unique("request")})
     assert erased[-1]["erasure"]["state"] == "ERASURE_STATE_ERASED"

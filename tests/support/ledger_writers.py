@@ -24,7 +24,7 @@ def write(
     connection: psycopg.Connection[Any],
     count: int = 1,
     *,
-    book_id: UUID = BOOK,
+    book_id: UUID | str = BOOK,
     code: str = "C",
     event_time: datetime | None = None,
 ) -> list[UUID]:

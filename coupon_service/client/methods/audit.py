@@ -40,6 +40,43 @@ class AuditMethods:
             page_size=page_size,
         )
 
+    @listing(pb.WatchAuditEventsResponse, lambda message: (message,))
+    @staticmethod
+    def watch_audit_events(
+        *,
+        book_id: str = "",
+        code: str = "",
+        user_id: str = "",
+        order_id: str = "",
+        business_id: str = "",
+        types: Iterable[pb.AuditEventType.ValueType] = (),
+        start_time: datetime | None = None,
+        from_now: bool = False,
+        stop_at_end: bool = False,
+        resume_token: str = "",
+    ) -> pb.WatchAuditEventsRequest:
+        """Messages with the next changes, oldest first, each with a `resume_token` to go on from.
+        New ones for as long as the loop goes on; without any, an empty message every few seconds.
+        With `stop_at_end` the loop ends when all there is has come.
+
+        It begins at the first change, at a time, or now; or, with a token of the same arguments,
+        after the message that had it. Cut connections and restarts of the service are survived.
+        """
+        request = pb.WatchAuditEventsRequest(
+            book_id=book_id,
+            code=code,
+            user_id=user_id,
+            order_id=order_id,
+            business_id=business_id,
+            types=types,
+            start_time=timestamp(start_time),
+            stop_at_end=stop_at_end,
+            resume_token=resume_token,
+        )
+        if from_now:
+            request.from_now = True
+        return request
+
     @listing(pb.EraseUserResponse, lambda progress: (progress,))
     @staticmethod
     def erase_user(user_id: str, *, request_id: str = "") -> pb.EraseUserRequest:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
 from coupon_service.model import BookState, CodeState, Event, EventType
 from coupon_service.rpc.context import RequestContext
 from coupon_service.rpc.convert.business import listed_business
 from coupon_service.rpc.convert.fields import Fields, Page
 from coupon_service.rpc.convert.values import to_money, to_struct, to_timestamp
 from coupon_service.rpc.paging import PageTokens
+from coupon_service.store.queries.followed_events import LedgerPosition, position_after
 from coupon_service.store.queries.reads import AuditFilter
 from coupon_service.v1 import audit_service_pb2 as pb
 
@@ -34,6 +41,52 @@ def read_list(
 ) -> tuple[AuditFilter, Page]:
     """Which events, and which page of them. Raises PermissionDenied."""
     fields = Fields()
+    wanted = replace(
+        _filter(fields, request, rpc), end_time=fields.optional_time(request, "end_time")
+    )
+    page = fields.page(request, tokens)
+    fields.check()
+    return wanted, page
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """What is followed, and from where on: `after`, or else now, or the `start_time` of `wanted`.
+
+    `query`: what the tokens of its messages are for.
+    """
+
+    wanted: AuditFilter
+    after: LedgerPosition | None
+    from_now: bool
+    stop_at_end: bool
+    query: pb.WatchAuditEventsRequest
+
+
+def read_watch(
+    request: pb.WatchAuditEventsRequest, rpc: RequestContext, tokens: PageTokens
+) -> Watch:
+    """What to follow. Raises PermissionDenied."""
+    fields = Fields()
+    wanted = _filter(fields, request, rpc)
+    query = pb.WatchAuditEventsRequest()
+    query.CopyFrom(request)
+    query.business_id = wanted.business_id  # of the token: another one's is for other events
+    query.ClearField("stop_at_end")
+    if query.from_now:
+        query.ClearField("start")
+    position = None
+    try:
+        position = tokens.position(query)
+    except ValueError as error:
+        fields.refuse("resume_token", str(error))
+    fields.check()
+    after = None if position is None else ledger_position(position)
+    return Watch(wanted, after, request.from_now, request.stop_at_end, query)
+
+
+def _filter(fields: Fields, request: Any, rpc: RequestContext) -> AuditFilter:
+    """What both have in common."""
     types: list[EventType] = []
     for index, number in enumerate(request.types):
         chosen = fields.choice(f"types[{index}]", number, EventType, None)
@@ -41,7 +94,7 @@ def read_list(
             fields.refuse(f"types[{index}]", "expected a type")
         elif chosen is not None and chosen not in types:
             types.append(chosen)
-    wanted = AuditFilter(
+    return AuditFilter(
         business_id=listed_business(fields, request.business_id, rpc),
         book_id=fields.optional_uuid("book_id", request.book_id),
         code=fields.code("code", request.code) if request.code else "",
@@ -49,11 +102,23 @@ def read_list(
         order_id=fields.identifier("order_id", request.order_id, optional=True, erased=True),
         types=tuple(types),
         start_time=fields.optional_time(request, "start_time"),
-        end_time=fields.optional_time(request, "end_time"),
     )
-    page = fields.page(request, tokens)
-    fields.check()
-    return wanted, page
+
+
+def token_position(position: LedgerPosition) -> Sequence[object]:
+    """A position as a token has it."""
+    return position.sequence, position.time.isoformat(), str(position.event_id)
+
+
+def token_position_after(event: Event) -> Sequence[object]:
+    """The position after this event, as a token has it."""
+    return token_position(position_after(event))
+
+
+def ledger_position(position: Sequence[Any]) -> LedgerPosition:
+    """The position that a token has."""
+    sequence, time, event_id = position
+    return LedgerPosition(sequence, datetime.fromisoformat(time), UUID(event_id))
 
 
 def event_message(event: Event) -> pb.AuditEvent:
@@ -81,6 +146,7 @@ def event_message(event: Event) -> pb.AuditEvent:
         expire_time=to_timestamp(event.expire_time) if event.expire_time else None,
         metadata=to_struct(event.metadata),
         other_user_id=event.other_user_id or "",
+        sequence=event.sequence or 0,
     )
 
 

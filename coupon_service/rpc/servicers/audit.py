@@ -9,6 +9,7 @@ from contextlib import aclosing
 from typing import Any
 
 from coupon_service.erasure import Eraser
+from coupon_service.rpc.audit_watches import AuditWatches
 from coupon_service.rpc.context import current
 from coupon_service.rpc.convert import audit as convert
 from coupon_service.rpc.convert import erasures as convert_erasures
@@ -21,10 +22,13 @@ from coupon_service.v1.audit_service_pb2_grpc import AuditServiceServicer
 class AuditServicer(AuditServiceServicer):
     """Answers with what Reads finds in the ledger, and what the Eraser does."""
 
-    def __init__(self, reads: Reads, eraser: Eraser, page_tokens: PageTokens) -> None:
+    def __init__(
+        self, reads: Reads, eraser: Eraser, page_tokens: PageTokens, watches: AuditWatches
+    ) -> None:
         self._reads = reads
         self._eraser = eraser
         self._page_tokens = page_tokens
+        self._watches = watches
 
     async def ListAuditEvents(
         self, request: pb.ListAuditEventsRequest, context: Any
@@ -35,6 +39,14 @@ class AuditServicer(AuditServiceServicer):
         return pb.ListAuditEventsResponse(
             events=messages, next_page_token=self._page_tokens.token(request, end)
         )
+
+    async def WatchAuditEvents(
+        self, request: pb.WatchAuditEventsRequest, context: Any
+    ) -> AsyncIterator[pb.WatchAuditEventsResponse]:
+        watch = convert.read_watch(request, current(), self._page_tokens)
+        async with aclosing(self._watches.messages(watch, current())) as messages:
+            async for message in messages:
+                yield message
 
     async def EraseUser(
         self, request: pb.EraseUserRequest, context: Any

@@ -58,6 +58,7 @@ EXPECTED = {
     "ListRedemptions": "IRAS",
     "Checkout": "RS",
     "ListAuditEvents": "A",
+    "WatchAuditEvents": "A",
     "EraseUser": "",
     "GetErasure": "A",
 }
@@ -80,6 +81,8 @@ class Caller:
         request = GetMessageClass(method.input_type)()
         if "user_id" in method.input_type.fields_by_name:
             setattr(request, "user_id", "ann")  # noqa: B010 - the type is any
+        if "stop_at_end" in method.input_type.fields_by_name:
+            setattr(request, "stop_at_end", True)  # noqa: B010
         call: Any = self.channel.stream_stream(
             f"/{method.containing_service.full_name}/{method.name}",
             request_serializer=type(request).SerializeToString,

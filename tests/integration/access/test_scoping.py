@@ -150,6 +150,12 @@ def change(api: Api, book_id: str, *, names: Sequence[str] = (), prefix: str = "
     return list(api.codes.ChangeCodes(request))
 
 
+def watched(api: Api, **fields: Any) -> list[audit.AuditEvent]:
+    """The events of a stream to its end."""
+    request = audit.WatchAuditEventsRequest(**fields, stop_at_end=True)
+    return [event for message in api.audit.WatchAuditEvents(request) for event in message.events]
+
+
 REFUSED: dict[str, Callable[[Api, Things], Any]] = {
     "GetCouponBook": lambda api, it: api.get_book(it.book),
     "UpdateCouponBook": lambda api, it: api.books.UpdateCouponBook(
@@ -297,6 +303,10 @@ ANSWERED: dict[str, Callable[[Api, Things], Any]] = {
     "ListAuditEvents of its user": lambda api, it: api.audit.ListAuditEvents(
         audit.ListAuditEventsRequest(user_id=it.user)
     ),
+    "WatchAuditEvents of its book": lambda api, it: watched(api, book_id=it.book),
+    "WatchAuditEvents of its code": lambda api, it: watched(api, code=it.code),
+    "WatchAuditEvents of its order": lambda api, it: watched(api, order_id=it.order),
+    "WatchAuditEvents of its user": lambda api, it: watched(api, user_id=it.user),
 }
 """Calls that are answered, with nothing or with what is wrong with each item."""
 

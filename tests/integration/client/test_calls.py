@@ -76,6 +76,13 @@ async def test_every_method_does_what_its_rpc_does(client: Either) -> None:
         page_size=1,
     )
     assert len(events) == 3
+    messages = await client.watch_audit_events(
+        book_id=book_id,
+        types=[audit.AUDIT_EVENT_TYPE_REDEEMED, audit.AUDIT_EVENT_TYPE_ROLLED_BACK],
+        stop_at_end=True,
+    )
+    watched = [event.event_id for message in messages for event in message.events]
+    assert watched == [it.event_id for it in reversed(events)]
     user_id = unique("forgotten")
     *_, erased = await client.erase_user(user_id)
     assert (await client.get_erasure(user_id)).erasure == erased.erasure

@@ -53,8 +53,8 @@ tests/unit/rpc/test_status.py."""
 IN_ROWS = {"DUPLICATE_CODE", "CODE_HAS_HISTORY"}
 """Never an error of a call."""
 
-OF_STREAMS = {"STREAM_ENDED"}
-"""Only at the end of a stream: test_checkout_streams.py."""
+OF_STREAMS = {"STREAM_ENDED", "RESUME_TOKEN_AHEAD"}
+"""Only of a stream: test_checkout_streams.py, audit/test_watching.py."""
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from coupon_service.cli.contract import methods
 from coupon_service.rpc import paging
-from coupon_service.rpc.paging import SHAPES, PageTokens
+from coupon_service.rpc.paging import SHAPES, TOKEN_FIELDS, PageTokens
 from coupon_service.v1.assignment_service_pb2 import ListAssignmentsRequest, ListUserCouponsRequest
-from coupon_service.v1.audit_service_pb2 import ListAuditEventsRequest
+from coupon_service.v1.audit_service_pb2 import ListAuditEventsRequest, WatchAuditEventsRequest
 from coupon_service.v1.coupon_book_service_pb2 import ListCouponBooksRequest
 from coupon_service.v1.coupon_code_service_pb2 import (
     COUPON_CODE_STATE_ASSIGNED,
@@ -33,7 +33,8 @@ URL_SAFE = set(string.ascii_letters + string.digits + "-_")
 def with_token(request: Any, token: str) -> Any:
     following = type(request)()
     following.CopyFrom(request)
-    following.page_token = token
+    (field,) = set(TOKEN_FIELDS) & set(request.DESCRIPTOR.fields_by_name)
+    setattr(following, field, token)
     return following
 
 
@@ -56,6 +57,7 @@ def test_the_last_page_has_no_token() -> None:
         (ListRedemptionsRequest(user_id="u"), ("2026-01-01T00:00:00+00:00", BOOK)),
         (ListLocksRequest(user_id="u"), ("CODE", BOOK, "ü\u200b", BOOK, 1_800_000_000_000)),
         (ListAuditEventsRequest(), ("2026-01-01T00:00:00+00:00", BOOK)),
+        (WatchAuditEventsRequest(), (7, "2026-01-01T00:00:00+00:00", BOOK)),
     ],
     ids=lambda it: type(it).__name__,
 )
@@ -65,7 +67,11 @@ def test_a_token_leads_back_to_its_position(request_: Any, position: tuple[Any, 
 
 
 def test_every_request_for_a_page_has_its_shape() -> None:
-    paged = {it.input_type.name for it in methods() if "page_token" in it.input_type.fields_by_name}
+    paged = {
+        it.input_type.name
+        for it in methods()
+        if not set(TOKEN_FIELDS).isdisjoint(it.input_type.fields_by_name)
+    }
     assert set(SHAPES) == paged
 
 
