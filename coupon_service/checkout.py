@@ -47,9 +47,9 @@ from coupon_service.model import (
 from coupon_service.model.scopes import name_of_locks
 from coupon_service.model.times import milliseconds_of
 from coupon_service.rules import (
-    code_not_found,
     discount_on_order,
     find_code,
+    hidden_refusal,
     is_hidden,
     may_be_locked,
     redemption_refusals,
@@ -114,13 +114,12 @@ class Checkout:
         return await asyncio.gather(*(self._validation(command, state) for command in commands))
 
     async def _validation(self, command: Redeem, state: State) -> Validation:
-        named = (command.code, command.book_id, command.call.business_id, state)
-        found = find_code(*named)
+        found = find_code(command.code, command.book_id, command.call.business_id, state)
         if isinstance(found, CouponServiceError):
             return Validation([found])
         code, book = found
         if is_hidden(command, code, book, state, self._now()):
-            return Validation([code_not_found(*named)])
+            return Validation([hidden_refusal(command, code, book, state, self._now())])
         unknown: list[CouponServiceError] = []
         if may_be_locked(book, self._now()):
             try:

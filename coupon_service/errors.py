@@ -11,10 +11,25 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
+from uuid import UUID
+
+
+@dataclass(frozen=True, slots=True)
+class Background:
+    """What is known of a refusal beside what its caller is told: the book of the code, its
+    business, and the reasons that held as well. It is for whoever looks into it later.
+    """
+
+    book_id: UUID
+    business_id: str
+    untold: tuple[CouponServiceError, ...] = ()
 
 
 class CouponServiceError(Exception):
     """The request could not be carried out."""
+
+    background: Background | None = None
+    """Of the refusal of an attempt on a code that there is. Never part of an answer."""
 
     def __init__(self, message: str = "", /, **metadata: object) -> None:
         super().__init__(message or " ".join((type(self).__doc__ or "").split()))
@@ -235,6 +250,10 @@ class UserErased(Refusal):
 
 class ErasureNotConfigured(Refusal):
     """Users cannot be erased: COUPON_ERASURE_SECRET is not set."""
+
+
+class RefusalsNotKept(Refusal):
+    """Refused attempts are not kept. COUPON_REFUSALS_KEPT_DAYS says for how many days to."""
 
 
 # --- already exists -----------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection, Iterator
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 import structlog
@@ -28,6 +28,8 @@ from coupon_service.maintenance.ledger_sealer import LedgerSealer
 from coupon_service.maintenance.lock_sweeper import LockSweeper
 from coupon_service.maintenance.period_pruner import PeriodPruner
 from coupon_service.maintenance.pool_sweeper import PoolSweeper
+from coupon_service.maintenance.refusal_pruner import RefusalPruner
+from coupon_service.maintenance.refusal_writer import RefusalWriter
 from coupon_service.model.pseudonyms import Pseudonyms
 from coupon_service.ratelimit.erasures import keys_of_user
 from coupon_service.ratelimit.windows import Windows
@@ -36,6 +38,7 @@ from coupon_service.rpc.checkout_streams import CheckoutStreams
 from coupon_service.rpc.context import RequestContext
 from coupon_service.rpc.open_streams import OpenStreams
 from coupon_service.rpc.paging import PageTokens
+from coupon_service.rpc.refused_attempts import RefusalRecorder, RefusedCodes
 from coupon_service.rpc.servicers.assignments import AssignmentServicer
 from coupon_service.rpc.servicers.audit import AuditServicer
 from coupon_service.rpc.servicers.books import CouponBookServicer
@@ -93,6 +96,7 @@ class Shard:
             wiring.bulk_database_settings(database_url, settings), metrics, tracer
         )
         self._lane = BulkLane(self.bulk_database)
+        self.refusal_writer = RefusalWriter(self.database, metrics)
         self._make_batchers()
         self._locks = self._make_locks()
         self._add_servicers()
@@ -114,6 +118,8 @@ class Shard:
             settings.seal_interval_ms,
         )
         self._pruner = PeriodPruner(self.database, now)
+        kept = timedelta(days=settings.refusals_kept_days)
+        self._refusal_pruner = RefusalPruner(self.database, now, kept)
 
     def _make_batchers(self) -> None:
         """What is done for many callers at once: commands, previews of them, and small reads."""
@@ -185,8 +191,19 @@ class Shard:
             now,
         )
         self.assignments = AssignmentServicer(commands, reads, locks, transfers, page_tokens, now)
+        codes = RefusedCodes(wiring.token_secrets(settings))
+        recorder = RefusalRecorder(
+            self.refusal_writer.add, codes, now, unknown_codes=settings.refusals_unknown_codes
+        )
         self.redemptions = RedemptionServicer(
-            checkout, locks, reads, page_tokens, shared.streams, now
+            checkout,
+            locks,
+            reads,
+            page_tokens,
+            shared.streams,
+            now,
+            codes,
+            recorder if settings.refusals_kept_days else None,
         )
         feed = LedgerFeed(self.database, shared.metrics)
         watches = AuditWatches(feed, page_tokens, shared.watchers, shared.authenticate)
@@ -220,7 +237,13 @@ class Shard:
 
     def maintenance(self) -> Iterator[Awaitable[None]]:
         """What tidies up for as long as the server runs."""
-        for each in (self.lock_sweeper, self.pool_sweeper, self.sealer, self._pruner):
+        for each in (
+            self.lock_sweeper,
+            self.pool_sweeper,
+            self.sealer,
+            self._pruner,
+            self._refusal_pruner,
+        ):
             yield each.run()
 
     async def drain_locks(self) -> None:
@@ -230,5 +253,6 @@ class Shard:
 
     async def close(self) -> None:
         """Waits for the transactions that are under way, then closes the connections."""
+        await self.refusal_writer.drain()
         await self.database.close()
         await self.bulk_database.close()

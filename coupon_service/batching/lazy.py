@@ -26,6 +26,11 @@ class LazyCommand(Generic[C]):
         self.command: C
         """Known when there is an answer."""
 
+    @property
+    def was_read(self) -> bool:
+        """Whether there is a `command`."""
+        return hasattr(self, "command")
+
     def group(self) -> CommandGroup:
         """The group, of the command that is read now."""
         self.command = self._read()

@@ -112,6 +112,11 @@ EXAMPLES: Final = {
 }""",
     "RedemptionService/GetRedemption": '{"redemption_id": "REDEMPTION_ID"}',
     "RedemptionService/ListRedemptions": '{"user_id": "ann", "page_size": 20}',
+    "RedemptionService/ListRefusals": """{
+  "user_id": "ann",
+  "start_time": "2026-01-01",
+  "page_size": 20
+}""",
     "RedemptionService/Checkout": """{
   "operations": [
     {"tag": 1, "lock_code": {"code": "WELCOME1", "user_id": "ann", "ttl": "5m"}},

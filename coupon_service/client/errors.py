@@ -435,6 +435,10 @@ class ResumeTokenAhead(Refused):
     sequence: int = 0
 
 
+class RefusalsNotKept(Refused):
+    """Refused attempts are not kept: COUPON_REFUSALS_KEPT_DAYS is 0."""
+
+
 # --- reasons: already exists, invalid -----------------------------------------------------------
 
 

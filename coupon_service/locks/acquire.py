@@ -17,6 +17,7 @@ from uuid import UUID
 
 from coupon_service.batching import DetachedTasks
 from coupon_service.errors import (
+    Background,
     CodeLocked,
     Contention,
     CouponServiceError,
@@ -211,7 +212,7 @@ class LockAcquirer:
             _, own = await self._history.events(UUID(result.lock_id))
             if own is not None or self._is_over(result, own):
                 return await self._acquire_own(command)
-        self._refuse(result)
+        self._refuse(result, previewed.book)
         leased = with_lease(command, result, previewed.book)
         (outcome,) = await self._record((leased,))
         if isinstance(outcome, DatabaseUnavailable):
@@ -249,7 +250,7 @@ class LockAcquirer:
             (again,) = await self._history.preview(CommandGroup((command,)))
             if not isinstance(again, LeaseNeeded):
                 return await self._history.granted(again)
-        self._refuse(result)
+        self._refuse(result, previewed.book)
         leased = with_lease(command, result, previewed.book)
         (outcome,) = await self._record((leased,))
         return await self._conclude(leased, previewed.book, outcome)
@@ -308,19 +309,25 @@ class LockAcquirer:
         ended = await self._history.ended(own_locks)
         return len(locks) - len(own_locks) + len(ended)
 
-    def _refuse(self, result: AcquireResult) -> None:
+    def _refuse(self, result: AcquireResult, book: Book) -> None:
+        refusal = self._refusal(result)
+        if refusal is not None:
+            refusal.background = Background(book.book_id, book.business_id)
+            raise refusal
+
+    def _refusal(self, result: AcquireResult) -> CouponServiceError | None:
         match result.status:
             case AcquireStatus.FULL:
-                raise CodeLocked(retry_after_ms=result.retry_after_ms or 0)
+                return CodeLocked(retry_after_ms=result.retry_after_ms or 0)
             case AcquireStatus.LIMIT:
-                raise LockLimitExceeded(
+                return LockLimitExceeded(
                     "The user holds as many locks as is allowed.",
                     limit=self._limits.locks_per_user_max,
                 )
             case AcquireStatus.GONE:
-                raise LockExpired
+                return LockExpired()
             case AcquireStatus.GRANTED | AcquireStatus.HELD_BEFORE:
-                pass
+                return None
 
 
 def _lease_key(command: Lock, book: Book) -> LeaseKey:

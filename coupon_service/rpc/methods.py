@@ -105,6 +105,7 @@ METHODS: Final[Mapping[str, Method]] = {
     "RedemptionService/AdjustRedemption": Method(_REDEEM, _CHANGES),
     "RedemptionService/GetRedemption": Method(_READ_OWN, _READS),
     "RedemptionService/ListRedemptions": Method(_READ_OWN, _READS),
+    "RedemptionService/ListRefusals": Method(_AUDIT, _READS),
     "RedemptionService/Checkout": Method(
         _CHECK_OUT, _TILL, large=True, open_ended=True, carrier=True
     ),

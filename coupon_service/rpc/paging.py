@@ -187,6 +187,7 @@ SHAPES: Final[Mapping[str, Sequence[Kind]]] = {
     "ListAssignmentsRequest": (TIME, CODE, TEXT),
     "ListLocksRequest": (CODE, ID, TEXT, ID, MILLISECONDS),
     "ListRedemptionsRequest": (TIME, ID),
+    "ListRefusalsRequest": (TIME, ID),
     "ListAuditEventsRequest": (TIME, ID),
     "WatchAuditEventsRequest": (NUMBER, TIME, ID),
 }

@@ -118,6 +118,7 @@ TABLE: Final[Mapping[type[CouponServiceError], Kind]] = dict(
             errors.UserErased,
             errors.ErasureNotConfigured,
             errors.ResumeTokenAhead,
+            errors.RefusalsNotKept,
         ),
         *_kinds(StatusCode.ALREADY_EXISTS, errors.CodeAlreadyAssigned, errors.DuplicateCode),
         *_kinds(

@@ -7,7 +7,6 @@ what is never stored, `stock` what a book has left. No I/O, no clock, no randomn
 from coupon_service.rules.code_lookup import (
     as_attempted,
     book_named,
-    code_not_found,
     find_code,
     ids_of_attempt,
     in_scope,
@@ -29,6 +28,7 @@ from coupon_service.rules.orders import NO_COUPONS, discount_on_order, order_of
 from coupon_service.rules.pool import returns_to_pool
 from coupon_service.rules.refusals import (
     hidden_key,
+    hidden_refusal,
     is_hidden,
     redemption_refusals,
 )
@@ -41,7 +41,6 @@ __all__ = [
     "as_attempted",
     "book_named",
     "book_of",
-    "code_not_found",
     "code_state",
     "crossed",
     "decide",
@@ -51,6 +50,7 @@ __all__ = [
     "effective_code_state",
     "find_code",
     "hidden_key",
+    "hidden_refusal",
     "ids_of_attempt",
     "in_scope",
     "is_hidden",

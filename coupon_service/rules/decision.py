@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from coupon_service.errors import (
+    Background,
     BookNotFound,
     Contention,
     CouponServiceError,
@@ -41,7 +42,6 @@ from coupon_service.rules.assignments import assign, assign_random, revoke
 from coupon_service.rules.code_lookup import (
     as_attempted,
     book_named,
-    code_not_found,
     find_code,
     in_earlier_book,
 )
@@ -52,7 +52,7 @@ from coupon_service.rules.locks import change_lock, lock
 from coupon_service.rules.orders import order_of
 from coupon_service.rules.pool import return_to_pool
 from coupon_service.rules.redemptions import redeem, rollback
-from coupon_service.rules.refusals import is_hidden
+from coupon_service.rules.refusals import hidden_refusal, is_hidden
 from coupon_service.rules.repeats import answer_repeat, is_repeat
 from coupon_service.rules.transfers import transfer
 
@@ -121,9 +121,18 @@ def refuse_all(decided: list[Outcome]) -> list[Outcome]:
     """
     for index, outcome in enumerate(decided):
         if isinstance(outcome, CouponServiceError):
-            error = type(outcome)(outcome.message, **{**outcome.metadata, "item": index})
-            return [it if isinstance(it, CouponServiceError) else error for it in decided]
+            return [
+                it if isinstance(it, CouponServiceError) else _refused_with(outcome, index, it.book)
+                for it in decided
+            ]
     return [LeaseNeeded(it.book) if isinstance(it, Done) else it for it in decided]
+
+
+def _refused_with(other: CouponServiceError, index: int, book: Book) -> CouponServiceError:
+    """The refusal of another command of the group, for one on a code of this book."""
+    refusal = type(other)(other.message, **{**other.metadata, "item": index})
+    refusal.background = Background(book.book_id, book.business_id)
+    return refusal
 
 
 def _decide_one(command: Command, draft: Draft) -> Outcome:
@@ -150,12 +159,19 @@ def _decide_on_code(command: CodeCommand, draft: Draft) -> Outcome:
             case _:
                 return found
     code, book = in_earlier_book(command, found[1], draft.state) or found
+    outcome = _decide_on_found(command, code, book, draft)
+    if isinstance(outcome, CouponServiceError) and outcome.background is None:
+        outcome.background = Background(book.book_id, book.business_id)
+    return outcome
+
+
+def _decide_on_found(command: CodeCommand, code: Code, book: Book, draft: Draft) -> Outcome:
     repeated = answer_repeat(command, book, code, draft)
     if repeated is not None:
         return repeated
     if isinstance(command, (Redeem, Lock)):
         if is_hidden(command, code, book, draft.state, draft.now):
-            return code_not_found(command.code, book_id, command.call.business_id, draft.state)
+            return hidden_refusal(command, code, book, draft.state, draft.now)
         if command.lease is not None and command.lease.book_id not in (None, book.book_id):
             return Contention()  # another book got the code after its permit was taken
     return _carry_out(command, code, book, draft)

@@ -8,6 +8,7 @@ from datetime import datetime
 from uuid import UUID
 
 from coupon_service.errors import (
+    Background,
     BookExpired,
     BookLimitExceeded,
     BookNotActive,
@@ -50,6 +51,7 @@ from coupon_service.model import (
     order_keys,
 )
 from coupon_service.rules.budgets import budget_refusals
+from coupon_service.rules.code_lookup import code_not_found
 from coupon_service.rules.derived_states import LOCK_ENDS, lock_view
 from coupon_service.rules.draft import Draft
 from coupon_service.rules.erasures import counts_of, order_names, redeemed_before
@@ -76,19 +78,34 @@ def is_hidden(command: Redeem | Lock, code: Code, book: Book, state: State, now:
     """
     if not command.call.end_user:
         return False
-    if hidden_key(command, code) in state.hidden:
-        return True
+    return hidden_key(command, code) in state.hidden or bool(
+        _why_hidden(command, code, book, state, now)
+    )
+
+
+def hidden_refusal(
+    command: Redeem | Lock, code: Code, book: Book, state: State, now: datetime
+) -> CouponServiceError:
+    """What an end user is told of a code that `is_hidden`."""
+    refusal = code_not_found(command.code, command.book_id, command.call.business_id, state)
+    why = _why_hidden(command, code, book, state, now)
+    refusal.background = Background(book.book_id, book.business_id, why)
+    return refusal
+
+
+def _why_hidden(
+    command: Redeem | Lock, code: Code, book: Book, state: State, now: datetime
+) -> Reasons:
     assignment = state.assignments.get((*code.key, command.user_id))
     mine = assignment is not None and (assignment.state in ASSIGNED or assignment.redemptions > 0)
     if not mine:  # an order that is in the way of an end user is one of its own
         mine = _redemption_for_order(command, code, state) is not None
     ends_at = _ends_judged_at(command, assignment, code, book, state, now)
-    why = (
+    return (
         *_unusable(code, book, now, ends_at),
         *_assignment_refusals(assignment, book, ends_at),
         *(() if mine else _code_used_up(code, book)),
     )
-    return bool(why)
 
 
 def hidden_key(command: Redeem | Lock, code: Code) -> HiddenKey:
@@ -109,7 +126,11 @@ def redemption_refusal(
         # twice: everybody's permit has to fit beside what was redeemed before the batch.
         used = sum(_permits_of(event, command, code) for event in draft.events)
         command = replace(command, lease=replace(lease, permits_taken=lease.permits_taken - used))
-    return next(redemption_refusals(command, code, book, draft.state, draft.now), None)
+    reasons = redemption_refusals(command, code, book, draft.state, draft.now)
+    first = next(reasons, None)
+    if first is not None:
+        first.background = Background(book.book_id, book.business_id, tuple(reasons))
+    return first
 
 
 def _permits_of(event: Event, command: Redeem | Lock, code: Code) -> int:

@@ -358,6 +358,16 @@ class Settings(BaseSettings):
         " milliseconds.",
     )
 
+    refusals_kept_days: Annotated[int, Field(ge=0, le=3_650)] = Field(
+        30,
+        description="For how many days refused attempts are kept for ListRefusals. 0 keeps none,"
+        " and deletes those that there are.",
+    )
+    refusals_unknown_codes: bool = Field(
+        default=True,
+        description="Whether attempts on codes that do not exist are kept as well: of such a code a"
+        " mask and a keyed hash.",
+    )
     book_series_max: Annotated[int, Field(ge=0, le=10_000)] = Field(
         100,
         description="Books with a low_threshold that have gauges of their own in the metrics:"

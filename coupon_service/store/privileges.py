@@ -39,6 +39,7 @@ PRIVILEGES: Final[Mapping[str, tuple[LiteralString, ...]]] = MappingProxyType(
         "coupon_orders": _WRITE,
         "coupon_past_codes": (*_WRITE, "DELETE"),
         "coupon_period_counters": (*_WRITE, "DELETE"),
+        "coupon_refusals": (*_ADD, "DELETE"),
         "coupon_turns": _WRITE,
         "coupon_user_counters": _WRITE,
         "coupon_user_keys": _ADD,

@@ -218,6 +218,16 @@ class Metrics:
                 "event",
             )
         )
+        self._refusals_written = counter(
+            "coupon_refusals_written_total", "Refused attempts that were written for ListRefusals."
+        )
+        self._refusals_dropped = Children(
+            counter(
+                "coupon_refusals_dropped_total",
+                "Refused attempts that were not written. reason: full, failed or stopped.",
+                "reason",
+            )
+        )
         self._create_rare_series()
 
     def _create_rare_series(self) -> None:
@@ -233,6 +243,8 @@ class Metrics:
                 self._dropped[kind, reason]
         for kind in ("user", "service", "peer"):
             self._guess_alarms[kind,]
+        for reason in ("full", "failed", "stopped"):
+            self._refusals_dropped[reason,]
 
     def rpcs_finished(
         self, method: str, status: str, reason: str, seconds: Sequence[float]
@@ -339,6 +351,15 @@ class Metrics:
     def guess_alarm(self, kind: str) -> None:
         """A caller reached its limit of unknown codes. ``kind``: user, service or peer."""
         self._guess_alarms[kind,].inc()
+
+    def refusals_written(self, count: int) -> None:
+        """So many refused attempts were written."""
+        self._refusals_written.inc(count)
+
+    def refusals_dropped(self, reason: str, count: int) -> None:
+        """So many were not: too many waited (full), PostgreSQL did not take them (failed), or the
+        process ended (stopped)."""
+        self._refusals_dropped[reason,].inc(count)
 
     def dependency_probed(self, what: str, *, reached: bool) -> None:
         """Whether this process reaches ``what``: postgresql, redis, or a schema new enough."""

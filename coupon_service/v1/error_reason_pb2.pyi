@@ -187,6 +187,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """[FAILED_PRECONDITION] Users cannot be erased, since COUPON_ERASURE_SECRET is not set."""
     ERROR_REASON_ERASURE_NOT_FOUND: _ErrorReason.ValueType  # 148
     """[NOT_FOUND] No user of this name was erased, or only with a secret that is not set any more."""
+    ERROR_REASON_REFUSALS_NOT_KEPT: _ErrorReason.ValueType  # 155
+    """[FAILED_PRECONDITION] Refused attempts are not kept: COUPON_REFUSALS_KEPT_DAYS is 0."""
     ERROR_REASON_CODE_ALREADY_ASSIGNED: _ErrorReason.ValueType  # 40
     """[ALREADY_EXISTS] The code is assigned to this user already, or to as many users as it has
     redemptions.
@@ -424,6 +426,8 @@ ERROR_REASON_ERASURE_NOT_CONFIGURED: ErrorReason.ValueType  # 147
 """[FAILED_PRECONDITION] Users cannot be erased, since COUPON_ERASURE_SECRET is not set."""
 ERROR_REASON_ERASURE_NOT_FOUND: ErrorReason.ValueType  # 148
 """[NOT_FOUND] No user of this name was erased, or only with a secret that is not set any more."""
+ERROR_REASON_REFUSALS_NOT_KEPT: ErrorReason.ValueType  # 155
+"""[FAILED_PRECONDITION] Refused attempts are not kept: COUPON_REFUSALS_KEPT_DAYS is 0."""
 ERROR_REASON_CODE_ALREADY_ASSIGNED: ErrorReason.ValueType  # 40
 """[ALREADY_EXISTS] The code is assigned to this user already, or to as many users as it has
 redemptions.

@@ -25,6 +25,38 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _AttemptKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _AttemptKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AttemptKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ATTEMPT_KIND_UNSPECIFIED: _AttemptKind.ValueType  # 0
+    """Not used."""
+    ATTEMPT_KIND_REDEEM_CODE: _AttemptKind.ValueType  # 1
+    """RedeemCode."""
+    ATTEMPT_KIND_LOCK_CODE: _AttemptKind.ValueType  # 2
+    """LockCode."""
+    ATTEMPT_KIND_VALIDATE_CODE: _AttemptKind.ValueType  # 3
+    """ValidateCode. The same reasons for the same user and code are listed once a minute."""
+    ATTEMPT_KIND_BATCH_REDEEM_CODES: _AttemptKind.ValueType  # 4
+    """An item of BatchRedeemCodes."""
+
+class AttemptKind(_AttemptKind, metaclass=_AttemptKindEnumTypeWrapper):
+    """What was tried, by a call or by an operation of a Checkout stream."""
+
+ATTEMPT_KIND_UNSPECIFIED: AttemptKind.ValueType  # 0
+"""Not used."""
+ATTEMPT_KIND_REDEEM_CODE: AttemptKind.ValueType  # 1
+"""RedeemCode."""
+ATTEMPT_KIND_LOCK_CODE: AttemptKind.ValueType  # 2
+"""LockCode."""
+ATTEMPT_KIND_VALIDATE_CODE: AttemptKind.ValueType  # 3
+"""ValidateCode. The same reasons for the same user and code are listed once a minute."""
+ATTEMPT_KIND_BATCH_REDEEM_CODES: AttemptKind.ValueType  # 4
+"""An item of BatchRedeemCodes."""
+Global___AttemptKind: _TypeAlias = AttemptKind  # noqa: Y015
+
 class _LockState:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -1381,6 +1413,178 @@ class ListRedemptionsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListRedemptionsResponse: _TypeAlias = ListRedemptionsResponse  # noqa: Y015
+
+@_typing.final
+class Refusal(_message.Message):
+    """An attempt that was refused."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REFUSAL_ID_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    REFUSE_TIME_FIELD_NUMBER: _builtins.int
+    TOLD_FIELD_NUMBER: _builtins.int
+    UNTOLD_FIELD_NUMBER: _builtins.int
+    CODE_FIELD_NUMBER: _builtins.int
+    CODE_MASK_FIELD_NUMBER: _builtins.int
+    BOOK_ID_FIELD_NUMBER: _builtins.int
+    BUSINESS_ID_FIELD_NUMBER: _builtins.int
+    USER_ID_FIELD_NUMBER: _builtins.int
+    ORDER_ID_FIELD_NUMBER: _builtins.int
+    ORDER_AMOUNT_FIELD_NUMBER: _builtins.int
+    CALLER_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    refusal_id: _builtins.str
+    """UUID."""
+    kind: Global___AttemptKind.ValueType
+    """What was tried."""
+    code: _builtins.str
+    """The code, normalised. Empty where it is not known: then `code_mask` is set."""
+    code_mask: _builtins.str
+    """What is kept of a text that is no code of the book or business, besides a keyed hash by which the
+    filter `code` finds it: up to two characters, and a * for each of the others.
+    """
+    book_id: _builtins.str
+    """The book of the code, or that the caller named. Empty where neither is known."""
+    business_id: _builtins.str
+    """The business of the book; of a code that is not known, that of the call. Empty where it had none."""
+    user_id: _builtins.str
+    """The user."""
+    order_id: _builtins.str
+    """The order. Empty where none was named."""
+    caller: _builtins.str
+    """The caller: the subject of the token."""
+    request_id: _builtins.str
+    """The request_id of the call, also where the service made it up. Empty for ValidateCode."""
+    @_builtins.property
+    def refuse_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was refused. For ValidateCode the minute in which it was first."""
+
+    @_builtins.property
+    def told(self) -> _containers.RepeatedCompositeFieldContainer[_error_reason_pb2.ItemError]:
+        """What the caller was told: the reason of RedeemCode and LockCode, all reasons of ValidateCode."""
+
+    @_builtins.property
+    def untold(self) -> _containers.RepeatedCompositeFieldContainer[_error_reason_pb2.ItemError]:
+        """What held as well, and the caller was not told: the further reasons of RedeemCode and LockCode; and
+        for end users, who were told CODE_NOT_FOUND, why the code is hidden from them.
+        """
+
+    @_builtins.property
+    def order_amount(self) -> _money_pb2.Money:
+        """The amount of the order, where one was named."""
+
+    def __init__(
+        self,
+        *,
+        refusal_id: _builtins.str = ...,
+        kind: Global___AttemptKind.ValueType = ...,
+        refuse_time: _timestamp_pb2.Timestamp | None = ...,
+        told: _abc.Iterable[_error_reason_pb2.ItemError] | None = ...,
+        untold: _abc.Iterable[_error_reason_pb2.ItemError] | None = ...,
+        code: _builtins.str = ...,
+        code_mask: _builtins.str = ...,
+        book_id: _builtins.str = ...,
+        business_id: _builtins.str = ...,
+        user_id: _builtins.str = ...,
+        order_id: _builtins.str = ...,
+        order_amount: _money_pb2.Money | None = ...,
+        caller: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["order_amount", b"order_amount", "refuse_time", b"refuse_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["book_id", b"book_id", "business_id", b"business_id", "caller", b"caller", "code", b"code", "code_mask", b"code_mask", "kind", b"kind", "order_amount", b"order_amount", "order_id", b"order_id", "refusal_id", b"refusal_id", "refuse_time", b"refuse_time", "request_id", b"request_id", "told", b"told", "untold", b"untold", "user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Refusal: _TypeAlias = Refusal  # noqa: Y015
+
+@_typing.final
+class ListRefusalsRequest(_message.Message):
+    """Request of ListRefusals."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USER_ID_FIELD_NUMBER: _builtins.int
+    CODE_FIELD_NUMBER: _builtins.int
+    ORDER_ID_FIELD_NUMBER: _builtins.int
+    BOOK_ID_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    BUSINESS_ID_FIELD_NUMBER: _builtins.int
+    user_id: _builtins.str
+    """Only of this user."""
+    code: _builtins.str
+    """Only of this code, as typed, whether it exists or not."""
+    order_id: _builtins.str
+    """Only for this order."""
+    book_id: _builtins.str
+    """Only of this book."""
+    page_size: _builtins.int
+    """See CouponBookService."""
+    page_token: _builtins.str
+    """See CouponBookService."""
+    business_id: _builtins.str
+    """Only of this business. Optional. PERMISSION_DENIED when it is another one than the token's."""
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """Only at this time or later."""
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """Only before this time."""
+
+    def __init__(
+        self,
+        *,
+        user_id: _builtins.str = ...,
+        code: _builtins.str = ...,
+        order_id: _builtins.str = ...,
+        book_id: _builtins.str = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+        business_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["book_id", b"book_id", "business_id", b"business_id", "code", b"code", "end_time", b"end_time", "order_id", b"order_id", "page_size", b"page_size", "page_token", b"page_token", "start_time", b"start_time", "user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListRefusalsRequest: _TypeAlias = ListRefusalsRequest  # noqa: Y015
+
+@_typing.final
+class ListRefusalsResponse(_message.Message):
+    """Answer of ListRefusals."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REFUSALS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Empty on the last page."""
+    @_builtins.property
+    def refusals(self) -> _containers.RepeatedCompositeFieldContainer[Global___Refusal]:
+        """One page."""
+
+    def __init__(
+        self,
+        *,
+        refusals: _abc.Iterable[Global___Refusal] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "refusals", b"refusals"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListRefusalsResponse: _TypeAlias = ListRefusalsResponse  # noqa: Y015
 
 @_typing.final
 class CheckoutRequest(_message.Message):

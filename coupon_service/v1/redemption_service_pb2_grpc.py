@@ -115,6 +115,11 @@ class RedemptionServiceStub:
                 request_serializer=coupon__service_dot_v1_dot_redemption__service__pb2.ListRedemptionsRequest.SerializeToString,
                 response_deserializer=coupon__service_dot_v1_dot_redemption__service__pb2.ListRedemptionsResponse.FromString,
                 _registered_method=True)
+        self.ListRefusals = channel.unary_unary(
+                '/coupon_service.v1.RedemptionService/ListRefusals',
+                request_serializer=coupon__service_dot_v1_dot_redemption__service__pb2.ListRefusalsRequest.SerializeToString,
+                response_deserializer=coupon__service_dot_v1_dot_redemption__service__pb2.ListRefusalsResponse.FromString,
+                _registered_method=True)
         self.Checkout = channel.stream_stream(
                 '/coupon_service.v1.RedemptionService/Checkout',
                 request_serializer=coupon__service_dot_v1_dot_redemption__service__pb2.CheckoutRequest.SerializeToString,
@@ -280,6 +285,19 @@ class RedemptionServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListRefusals(self, request, context):
+        """Lists refused attempts by user, code, order, book, business or time, newest first: why a code did
+        not work. An attempt is listed about a second after its answer, for 30 days by default
+        (COUPON_REFUSALS_KEPT_DAYS). All filters are optional and combined with AND. Attempts are kept beside
+        the calls, at best effort: under overload, or without PostgreSQL, some are not
+        (coupon_refusals_dropped_total). What says nothing of the code leaves none: INVALID_ARGUMENT (the
+        fields), PERMISSION_DENIED, UNAUTHENTICATED, RATE_LIMITED, OVERLOADED, DATABASE_UNAVAILABLE,
+        DEADLINE_EXCEEDED, INTERNAL. REFUSALS_NOT_KEPT where none are kept.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Checkout(self, request_iterator, context):
         """Carries out ValidateCode, LockCode, ExtendLock, UnlockCode, RedeemCode and RollbackRedemption over
         one stream, which costs both sides far less for each than calls do. For callers with many at a
@@ -372,6 +390,11 @@ def add_RedemptionServiceServicer_to_server(servicer, server):
                     servicer.ListRedemptions,
                     request_deserializer=coupon__service_dot_v1_dot_redemption__service__pb2.ListRedemptionsRequest.FromString,
                     response_serializer=coupon__service_dot_v1_dot_redemption__service__pb2.ListRedemptionsResponse.SerializeToString,
+            ),
+            'ListRefusals': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListRefusals,
+                    request_deserializer=coupon__service_dot_v1_dot_redemption__service__pb2.ListRefusalsRequest.FromString,
+                    response_serializer=coupon__service_dot_v1_dot_redemption__service__pb2.ListRefusalsResponse.SerializeToString,
             ),
             'Checkout': grpc.stream_stream_rpc_method_handler(
                     servicer.Checkout,
@@ -746,6 +769,33 @@ class RedemptionService:
             '/coupon_service.v1.RedemptionService/ListRedemptions',
             coupon__service_dot_v1_dot_redemption__service__pb2.ListRedemptionsRequest.SerializeToString,
             coupon__service_dot_v1_dot_redemption__service__pb2.ListRedemptionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListRefusals(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/coupon_service.v1.RedemptionService/ListRefusals',
+            coupon__service_dot_v1_dot_redemption__service__pb2.ListRefusalsRequest.SerializeToString,
+            coupon__service_dot_v1_dot_redemption__service__pb2.ListRefusalsResponse.FromString,
             options,
             channel_credentials,
             insecure,

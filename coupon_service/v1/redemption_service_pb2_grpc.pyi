@@ -134,6 +134,15 @@ class RedemptionServiceStub:
     """Lists redemptions by user, book, code, order, business or time, newest first. At least one of
     these is required; several are combined with AND. End users always list their own, and need none.
     """
+    ListRefusals: _grpc.UnaryUnaryMultiCallable[_redemption_service_pb2.ListRefusalsRequest, _redemption_service_pb2.ListRefusalsResponse]
+    """Lists refused attempts by user, code, order, book, business or time, newest first: why a code did
+    not work. An attempt is listed about a second after its answer, for 30 days by default
+    (COUPON_REFUSALS_KEPT_DAYS). All filters are optional and combined with AND. Attempts are kept beside
+    the calls, at best effort: under overload, or without PostgreSQL, some are not
+    (coupon_refusals_dropped_total). What says nothing of the code leaves none: INVALID_ARGUMENT (the
+    fields), PERMISSION_DENIED, UNAUTHENTICATED, RATE_LIMITED, OVERLOADED, DATABASE_UNAVAILABLE,
+    DEADLINE_EXCEEDED, INTERNAL. REFUSALS_NOT_KEPT where none are kept.
+    """
     Checkout: _grpc.StreamStreamMultiCallable[_redemption_service_pb2.CheckoutRequest, _redemption_service_pb2.CheckoutResponse]
     """Carries out ValidateCode, LockCode, ExtendLock, UnlockCode, RedeemCode and RollbackRedemption over
     one stream, which costs both sides far less for each than calls do. For callers with many at a
@@ -261,6 +270,15 @@ class RedemptionServiceAsyncStub(RedemptionServiceStub):
     ListRedemptions: _aio.UnaryUnaryMultiCallable[_redemption_service_pb2.ListRedemptionsRequest, _redemption_service_pb2.ListRedemptionsResponse]  # type: ignore[assignment]
     """Lists redemptions by user, book, code, order, business or time, newest first. At least one of
     these is required; several are combined with AND. End users always list their own, and need none.
+    """
+    ListRefusals: _aio.UnaryUnaryMultiCallable[_redemption_service_pb2.ListRefusalsRequest, _redemption_service_pb2.ListRefusalsResponse]  # type: ignore[assignment]
+    """Lists refused attempts by user, code, order, book, business or time, newest first: why a code did
+    not work. An attempt is listed about a second after its answer, for 30 days by default
+    (COUPON_REFUSALS_KEPT_DAYS). All filters are optional and combined with AND. Attempts are kept beside
+    the calls, at best effort: under overload, or without PostgreSQL, some are not
+    (coupon_refusals_dropped_total). What says nothing of the code leaves none: INVALID_ARGUMENT (the
+    fields), PERMISSION_DENIED, UNAUTHENTICATED, RATE_LIMITED, OVERLOADED, DATABASE_UNAVAILABLE,
+    DEADLINE_EXCEEDED, INTERNAL. REFUSALS_NOT_KEPT where none are kept.
     """
     Checkout: _aio.StreamStreamMultiCallable[_redemption_service_pb2.CheckoutRequest, _redemption_service_pb2.CheckoutResponse]  # type: ignore[assignment]
     """Carries out ValidateCode, LockCode, ExtendLock, UnlockCode, RedeemCode and RollbackRedemption over
@@ -464,6 +482,21 @@ class RedemptionServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_redemption_service_pb2.ListRedemptionsResponse, _abc.Awaitable[_redemption_service_pb2.ListRedemptionsResponse]]:
         """Lists redemptions by user, book, code, order, business or time, newest first. At least one of
         these is required; several are combined with AND. End users always list their own, and need none.
+        """
+
+    @_abc_1.abstractmethod
+    def ListRefusals(
+        self,
+        request: _redemption_service_pb2.ListRefusalsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_redemption_service_pb2.ListRefusalsResponse, _abc.Awaitable[_redemption_service_pb2.ListRefusalsResponse]]:
+        """Lists refused attempts by user, code, order, book, business or time, newest first: why a code did
+        not work. An attempt is listed about a second after its answer, for 30 days by default
+        (COUPON_REFUSALS_KEPT_DAYS). All filters are optional and combined with AND. Attempts are kept beside
+        the calls, at best effort: under overload, or without PostgreSQL, some are not
+        (coupon_refusals_dropped_total). What says nothing of the code leaves none: INVALID_ARGUMENT (the
+        fields), PERMISSION_DENIED, UNAUTHENTICATED, RATE_LIMITED, OVERLOADED, DATABASE_UNAVAILABLE,
+        DEADLINE_EXCEEDED, INTERNAL. REFUSALS_NOT_KEPT where none are kept.
         """
 
     @_abc_1.abstractmethod

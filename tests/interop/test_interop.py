@@ -305,6 +305,8 @@ def redeem_codes(caller: Caller, book_id: str, codes: list[str]) -> None:
     assert found["redemption"]["state"] == "REDEMPTION_STATE_ROLLED_BACK"
     listed = caller.one("RedemptionService/ListRedemptions", userId=user)["redemptions"]
     assert len(listed) == 3
+    refusals = caller.one("RedemptionService/ListRefusals", userId=user)
+    assert not refusals.get("nextPageToken")
     stats = caller.one("CouponBookService/GetCouponBookStats", bookId=book_id)["stats"]
     assert int(stats["redemptionCount"]) == 2
     redeem = {"code": codes[4], "userId": user, "requestId": unique("request")}

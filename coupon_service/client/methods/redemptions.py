@@ -243,3 +243,30 @@ class RedemptionMethods:
             end_time=timestamp(end_time),
             page_size=page_size,
         )
+
+    @listing(pb.ListRefusalsResponse, lambda page: page.refusals)
+    @staticmethod
+    def list_refusals(
+        *,
+        user_id: str = "",
+        code: str = "",
+        order_id: str = "",
+        book_id: str = "",
+        business_id: str = "",
+        start_time: datetime | None = None,
+        end_time: datetime | None = None,
+        page_size: int = 0,
+    ) -> pb.ListRefusalsRequest:
+        """Refused attempts, newest first: why a code did not work. An attempt is listed about a
+        second after its answer. `start_time` is inclusive, `end_time` exclusive.
+        """
+        return pb.ListRefusalsRequest(
+            user_id=user_id,
+            code=code,
+            order_id=order_id,
+            book_id=book_id,
+            business_id=business_id,
+            start_time=timestamp(start_time),
+            end_time=timestamp(end_time),
+            page_size=page_size,
+        )

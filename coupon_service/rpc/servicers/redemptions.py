@@ -8,17 +8,23 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
+from coupon_service.batching import LazyCommand
 from coupon_service.checkout import Checkout
+from coupon_service.errors import CouponServiceError, RefusalsNotKept
 from coupon_service.locks.service import LockService
 from coupon_service.model import done_of
+from coupon_service.model.refused_attempts import AttemptKind
 from coupon_service.rpc.checkout_streams import CheckoutStreams
 from coupon_service.rpc.context import current
 from coupon_service.rpc.convert import locks as convert_locks
 from coupon_service.rpc.convert import qualify as convert_qualify
 from coupon_service.rpc.convert import redemptions as convert
+from coupon_service.rpc.convert import refusals as convert_refusals
 from coupon_service.rpc.lazy import lazy_command
 from coupon_service.rpc.paging import PageTokens, page_within_bounds
+from coupon_service.rpc.refused_attempts import RefusalRecorder, RefusedCodes
 from coupon_service.store.queries.reads import Reads, event_position
+from coupon_service.store.refusals import refusal_position
 from coupon_service.v1 import redemption_service_pb2 as pb
 from coupon_service.v1.redemption_service_pb2_grpc import RedemptionServiceServicer
 
@@ -34,21 +40,27 @@ class RedemptionServicer(RedemptionServiceServicer):
         page_tokens: PageTokens,
         streams: CheckoutStreams,
         now: Callable[[], datetime],
+        refused_codes: RefusedCodes,
+        refusals: RefusalRecorder | None,
     ) -> None:
+        """`refusals` keeps refused attempts; None where none are kept."""
         self._checkout = checkout
         self._locks = locks
         self._reads = reads
         self._page_tokens = page_tokens
         self._streams = streams
         self._now = now
+        self._refused_codes = refused_codes
+        self._refusals = refusals
 
     async def ValidateCode(
         self, request: pb.ValidateCodeRequest, context: Any
     ) -> pb.ValidateCodeResponse:
         command = convert.read_validate(request, current())
-        return convert.validation_message(
-            await self._checkout.validate(command, request.lock_token)
-        )
+        validation = await self._checkout.validate(command, request.lock_token)
+        if self._refusals is not None:
+            self._refusals.validated(command, validation)
+        return convert.validation_message(validation)
 
     async def QualifyCoupons(
         self, request: pb.QualifyCouponsRequest, context: Any
@@ -63,12 +75,16 @@ class RedemptionServicer(RedemptionServiceServicer):
         return convert_qualify.qualified_message(trials, validations, truncated=truncated)
 
     async def LockCode(self, request: pb.LockCodeRequest, context: Any) -> pb.LockCodeResponse:
-        if request.lock_token:
-            command = convert_locks.read_lock(request, current())
-            grant = await self._locks.take_over(command, request.lock_token)
-        else:
-            wish = lazy_command(convert_locks.read_lock, request, current())
-            grant = await self._locks.acquire(wish)
+        wish = lazy_command(convert_locks.read_lock, request, current())
+        try:
+            if request.lock_token:
+                wish.group()
+                grant = await self._locks.take_over(wish.command, request.lock_token)
+            else:
+                grant = await self._locks.acquire(wish)
+        except CouponServiceError as refusal:
+            self._keep(AttemptKind.LOCK_CODE, wish, refusal)
+            raise
         return pb.LockCodeResponse(
             lock=convert_locks.lock_message(grant.lock),
             lock_token=grant.token,
@@ -114,21 +130,29 @@ class RedemptionServicer(RedemptionServiceServicer):
     async def RedeemCode(
         self, request: pb.RedeemCodeRequest, context: Any
     ) -> pb.RedeemCodeResponse:
-        rpc = current()
-        if request.lock_token:
-            command = convert.read_redeem(request, rpc)
-            (outcome,) = await self._checkout.redeem([(command, request.lock_token)])
-        else:
-            outcome = await self._checkout.redeem_without_token(
-                lazy_command(convert.read_redeem, request, rpc)
-            )
-        return convert.redeemed_message(done_of(outcome))
+        wish = lazy_command(convert.read_redeem, request, current())
+        try:
+            if request.lock_token:
+                wish.group()
+                (outcome,) = await self._checkout.redeem([(wish.command, request.lock_token)])
+            else:
+                outcome = await self._checkout.redeem_without_token(wish)
+            done = done_of(outcome)
+        except CouponServiceError as refusal:
+            self._keep(AttemptKind.REDEEM_CODE, wish, refusal)
+            raise
+        return convert.redeemed_message(done)
 
     async def BatchRedeemCodes(
         self, request: pb.BatchRedeemCodesRequest, context: Any
     ) -> pb.BatchRedeemCodesResponse:
         items, atomic = convert.read_batch(request, current())
-        return convert.batch_message(await self._checkout.redeem(items, atomic=atomic))
+        outcomes = await self._checkout.redeem(items, atomic=atomic)
+        if self._refusals is not None:
+            for (command, _), outcome in zip(items, outcomes, strict=True):
+                if isinstance(outcome, CouponServiceError):
+                    self._refusals.refused(AttemptKind.BATCH_REDEEM_CODES, command, outcome)
+        return convert.batch_message(outcomes)
 
     async def RollbackRedemption(
         self, request: pb.RollbackRedemptionRequest, context: Any
@@ -172,6 +196,27 @@ class RedemptionServicer(RedemptionServiceServicer):
         return pb.ListRedemptionsResponse(
             redemptions=messages, next_page_token=self._page_tokens.token(request, end)
         )
+
+    async def ListRefusals(
+        self, request: pb.ListRefusalsRequest, context: Any
+    ) -> pb.ListRefusalsResponse:
+        wanted, page = convert_refusals.read_list(
+            request, current(), self._page_tokens, self._refused_codes
+        )
+        if self._refusals is None:
+            raise RefusalsNotKept
+        found, end = await self._reads.refusals(wanted, page.size, page.after)
+        messages, end = page_within_bounds(
+            found, convert_refusals.refusal_message, end, refusal_position
+        )
+        return pb.ListRefusalsResponse(
+            refusals=messages, next_page_token=self._page_tokens.token(request, end)
+        )
+
+    def _keep(self, kind: AttemptKind, wish: LazyCommand[Any], refusal: CouponServiceError) -> None:
+        """Keeps a refused attempt, if it came to that."""
+        if self._refusals is not None and wish.was_read:
+            self._refusals.refused(kind, wish.command, refusal)
 
     async def Checkout(  # pyright: ignore[reportIncompatibleMethodOverride] - it reads and writes by itself
         self, request_iterator: object, context: Any

@@ -21,6 +21,7 @@ from coupon_service.model import (
     rollback_id,
 )
 from coupon_service.model.codes import bucket_of
+from coupon_service.model.refused_attempts import RefusedAttempt
 from coupon_service.rules import adjusted
 from coupon_service.store.adjustments import SELECT_ADJUSTMENTS, adjustment_keys
 from coupon_service.store.arrays import int_array
@@ -50,6 +51,7 @@ from coupon_service.store.queries.lookups import (
     Lookup,
     Lookups,
 )
+from coupon_service.store.refusals import RefusalFilter, select_refusals
 from coupon_service.store.rows import SHOWN_CODES, adjustment_from_row, shown_code_from_row
 from coupon_service.store.terms import OF_CODE
 
@@ -221,6 +223,15 @@ class Reads:
         """A page of the ledger, newest first, and the position to go on from."""
         return await self._database.transaction(
             "list_events", lambda connection: select_events(connection, wanted, page_size, after)
+        )
+
+    async def refusals(
+        self, wanted: RefusalFilter, page_size: int, after: Position | None
+    ) -> tuple[list[RefusedAttempt], Position | None]:
+        """A page of refused attempts, newest first, and the position to go on from."""
+        return await self._database.transaction(
+            "list_refusals",
+            lambda connection: select_refusals(connection, wanted, page_size, after),
         )
 
 

@@ -56,6 +56,7 @@ EXPECTED = {
     "AdjustRedemption": "R",
     "GetRedemption": "IRAS",
     "ListRedemptions": "IRAS",
+    "ListRefusals": "A",
     "Checkout": "RS",
     "ListAuditEvents": "A",
     "WatchAuditEvents": "A",

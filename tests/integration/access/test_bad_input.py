@@ -38,6 +38,7 @@ BY_CODE: list[tuple[str, type[Any], str]] = [
     ("redemptions.LockCode", redemptions.LockCodeRequest, "code"),
     ("redemptions.RedeemCode", redemptions.RedeemCodeRequest, "code"),
     ("redemptions.ListRedemptions", redemptions.ListRedemptionsRequest, "code"),
+    ("redemptions.ListRefusals", redemptions.ListRefusalsRequest, "code"),
     ("audit.ListAuditEvents", audit.ListAuditEventsRequest, "code"),
 ]
 BY_USER: list[tuple[str, type[Any], str]] = [
@@ -52,6 +53,7 @@ BY_USER: list[tuple[str, type[Any], str]] = [
     ("redemptions.RedeemCode", redemptions.RedeemCodeRequest, "user_id"),
     ("redemptions.ListLocks", redemptions.ListLocksRequest, "user_id"),
     ("redemptions.ListRedemptions", redemptions.ListRedemptionsRequest, "user_id"),
+    ("redemptions.ListRefusals", redemptions.ListRefusalsRequest, "user_id"),
     ("audit.ListAuditEvents", audit.ListAuditEventsRequest, "user_id"),
     ("audit.EraseUser", audit.EraseUserRequest, "user_id"),
     ("audit.GetErasure", audit.GetErasureRequest, "user_id"),
@@ -60,10 +62,12 @@ BY_ORDER: list[tuple[str, type[Any], str]] = [
     ("redemptions.ValidateCode", redemptions.ValidateCodeRequest, "order_id"),
     ("redemptions.RedeemCode", redemptions.RedeemCodeRequest, "order_id"),
     ("redemptions.ListRedemptions", redemptions.ListRedemptionsRequest, "order_id"),
+    ("redemptions.ListRefusals", redemptions.ListRefusalsRequest, "order_id"),
     ("audit.ListAuditEvents", audit.ListAuditEventsRequest, "order_id"),
 ]
 BY_BUSINESS: list[tuple[str, type[Any], str]] = [
     ("redemptions.ListRedemptions", redemptions.ListRedemptionsRequest, "business_id"),
+    ("redemptions.ListRefusals", redemptions.ListRefusalsRequest, "business_id"),
     ("books.ListCouponBooks", books.ListCouponBooksRequest, "business_id"),
 ]
 BY_ID: list[tuple[str, type[Any], str]] = [
@@ -88,6 +92,7 @@ BY_ID: list[tuple[str, type[Any], str]] = [
     ("redemptions.RedeemCode", redemptions.RedeemCodeRequest, "book_id"),
     ("redemptions.ListLocks", redemptions.ListLocksRequest, "book_id"),
     ("redemptions.ListRedemptions", redemptions.ListRedemptionsRequest, "book_id"),
+    ("redemptions.ListRefusals", redemptions.ListRefusalsRequest, "book_id"),
     ("redemptions.GetRedemption", redemptions.GetRedemptionRequest, "redemption_id"),
     ("redemptions.RollbackRedemption", redemptions.RollbackRedemptionRequest, "redemption_id"),
     ("redemptions.GetLock", redemptions.GetLockRequest, "lock_id"),
@@ -178,7 +183,7 @@ def every_unary_method() -> list[tuple[str, Any]]:
     ]
 
 
-WORKS_EMPTY = {"books.ListCouponBooks", "audit.ListAuditEvents"}
+WORKS_EMPTY = {"redemptions.ListRefusals", "books.ListCouponBooks", "audit.ListAuditEvents"}
 
 
 @pytest.mark.parametrize(("method", "request_type"), every_unary_method(), ids=str)

@@ -21,6 +21,7 @@ from support.service import (
     refused,
     unique,
 )
+from support.waiting import until
 
 COUNT = 7
 
@@ -73,6 +74,11 @@ def listings(api: Api) -> dict[str, Listing]:
     api.redemptions.BatchRedeemCodes(
         redemptions.BatchRedeemCodesRequest(items=items, request_id=unique("request"))
     )
+    for code in locked[:1] * COUNT:
+        with refused("CODE_LOCKED"):
+            api.lock(code, user_id)
+    refusals = redemptions.ListRefusalsRequest(user_id=user_id)
+    until(lambda: len(api.redemptions.ListRefusals(refusals).refusals) == COUNT)
     redeemed = [audit.AUDIT_EVENT_TYPE_REDEEMED]
     return {
         "ListCouponBooks": Listing(
@@ -111,6 +117,18 @@ def listings(api: Api) -> dict[str, Listing]:
             "redemptions",
             ({"business_id": "x"}, {"start_time": from_now(hours=-1)}),
         ),
+        "ListRefusals": Listing(
+            api.redemptions.ListRefusals,
+            refusals,
+            "refusals",
+            ({"user_id": "x"}, {"book_id": other}, {"code": names[0]}, {"order_id": "o"}),
+        ),
+        "ListRefusals of a book": Listing(
+            api.redemptions.ListRefusals,
+            redemptions.ListRefusalsRequest(book_id=lock_book.book_id),
+            "refusals",
+            ({"book_id": other}, {"business_id": "x"}),
+        ),
         "ListAuditEvents": Listing(
             api.audit.ListAuditEvents,
             audit.ListAuditEventsRequest(book_id=book.book_id, types=redeemed),
@@ -133,6 +151,8 @@ LISTS = [
     "ListAssignments",
     "ListRedemptions",
     "ListRedemptions of a business",
+    "ListRefusals",
+    "ListRefusals of a book",
     "ListAuditEvents",
     "ListLocks",
 ]
@@ -248,6 +268,11 @@ def test_an_empty_list_is_one_empty_page(api: Api) -> None:
             api.redemptions.ListRedemptions,
             redemptions.ListRedemptionsRequest(user_id=unique("u")),
             "redemptions",
+        ),
+        (
+            api.redemptions.ListRefusals,
+            redemptions.ListRefusalsRequest(business_id=unique("b")),
+            "refusals",
         ),
         (
             api.redemptions.ListLocks,

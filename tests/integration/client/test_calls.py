@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
@@ -185,6 +186,9 @@ async def _redeem(client: Either, book_id: str) -> None:
     found = await client.get_redemption(redemption.redemption_id)
     assert found.redemption.state == redemptions.REDEMPTION_STATE_ROLLED_BACK
     assert len(await client.list_redemptions(user_id=user, page_size=1)) == 2
+    async with asyncio.timeout(60):
+        while len(await client.list_refusals(user_id=user, page_size=1)) < 2:
+            await asyncio.sleep(0.05)
     stats = (await client.get_coupon_book_stats(book_id)).stats
     assert (stats.redemption_count, stats.rollback_count) == (1, 1)
 

@@ -26,6 +26,7 @@ from support.service import (
     from_now,
     money,
     new_codes,
+    redemptions,
     refused,
     unique,
 )
@@ -410,6 +411,11 @@ def database_unavailable(stage: Stage) -> object:
     return without_database.redeem(code, "ann")
 
 
+def refusals_not_kept(stage: Stage) -> object:
+    forgetful = stage.server(refusals_kept_days=0)
+    return forgetful.redemptions.ListRefusals(redemptions.ListRefusalsRequest())
+
+
 def deadline_exceeded(stage: Stage) -> object:
     impatient = stage.server(default_deadline_ms=100)
     code = stage.api.code()
@@ -506,6 +512,7 @@ PROVOKE: dict[str, Callable[[Stage], object]] = {
         business_required,
         concurrent_modification,
         contention,
+        refusals_not_kept,
         overloaded,
         locks_unavailable,
         database_unavailable,

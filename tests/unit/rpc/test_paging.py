@@ -21,7 +21,11 @@ from coupon_service.v1.coupon_code_service_pb2 import (
     ExportCodesRequest,
     ListCodesRequest,
 )
-from coupon_service.v1.redemption_service_pb2 import ListLocksRequest, ListRedemptionsRequest
+from coupon_service.v1.redemption_service_pb2 import (
+    ListLocksRequest,
+    ListRedemptionsRequest,
+    ListRefusalsRequest,
+)
 
 BOOK = "00000000-0000-8000-8000-000000000001"
 POSITION = ("CODE",)
@@ -55,6 +59,7 @@ def test_the_last_page_has_no_token() -> None:
         (ListUserCouponsRequest(user_id="u"), ("2026-01-01T00:00:00+00:00", "CODE")),
         (ListAssignmentsRequest(book_id=BOOK), ("2026-01-01T00:00:00+00:00", "CODE", "ü")),
         (ListRedemptionsRequest(user_id="u"), ("2026-01-01T00:00:00+00:00", BOOK)),
+        (ListRefusalsRequest(), ("2026-01-01T00:00:00+00:00", BOOK)),
         (ListLocksRequest(user_id="u"), ("CODE", BOOK, "ü\u200b", BOOK, 1_800_000_000_000)),
         (ListAuditEventsRequest(), ("2026-01-01T00:00:00+00:00", BOOK)),
         (WatchAuditEventsRequest(), (7, "2026-01-01T00:00:00+00:00", BOOK)),
