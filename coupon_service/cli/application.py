@@ -9,6 +9,7 @@ import typer
 
 from coupon_service import __version__
 from coupon_service.cli import (
+    audit_events,
     call,
     code_changes,
     codes,
@@ -61,6 +62,14 @@ def application() -> typer.Typer:
     schema.command()(migrate.status)
     schema.command()(migrate.grants)
     app.add_typer(schema, name="migrate", rich_help_panel=RUNNING)
+    audit = typer.Typer(no_args_is_help=True, help="Follow and export the ledger.")
+    audit.command("export")(audit_events.export)
+    audit.command("follow")(audit_events.follow)
+    app.add_typer(audit, name="audit", rich_help_panel=USING)
+    redemptions = typer.Typer(no_args_is_help=True, help="Export redemptions.")
+    redemptions.command("export")(audit_events.export_redemptions)
+    redemptions.callback()(lambda: None)
+    app.add_typer(redemptions, name="redemptions", rich_help_panel=USING)
     app.command(rich_help_panel=USING)(token.token)
     app.command(rich_help_panel=USING)(call.call)
     app.command(rich_help_panel=USING)(describe.describe)
