@@ -207,7 +207,7 @@ class Shard:
         )
         feed = LedgerFeed(self.database, shared.metrics)
         watches = AuditWatches(feed, page_tokens, shared.watchers, shared.authenticate)
-        self.audit = AuditServicer(reads, self._make_eraser(lane), page_tokens, watches)
+        self.audit = AuditServicer(reads, self._make_eraser(lane), page_tokens, feed, watches)
 
     def _make_eraser(self, lane: BulkLane) -> Eraser:
         shared = self._shared

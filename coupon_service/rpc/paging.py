@@ -83,7 +83,7 @@ class PageTokens:
         if not token:
             return None
         payload = self._payload(request, token)
-        position = _position(request.DESCRIPTOR.name, payload) if payload is not None else None
+        position = _position(_shape(request), payload) if payload is not None else None
         if position is None:
             field = _token_field(request).replace("page_token", "next_page_token")
             raise ValueError(f"expected the {field} of an answer to the same query")
@@ -125,9 +125,14 @@ def _seal(request: Message, payload: bytes, secret: bytes) -> bytes:
 # --- positions ------------------------------------------------------------------------------------
 
 
-def _position(request_name: str, payload: bytes) -> Position | None:
+def _shape(request: Any) -> Sequence[Kind]:
+    if getattr(request, "oldest_first", False):
+        return OLDEST_FIRST
+    return SHAPES[request.DESCRIPTOR.name]
+
+
+def _position(shape: Sequence[Kind], payload: bytes) -> Position | None:
     """The position, None when it is not of the shape that the request's list has now."""
-    shape = SHAPES[request_name]
     try:
         position: object = json.loads(payload)
         if not isinstance(position, list) or len(cast("list[object]", position)) != len(shape):
@@ -179,6 +184,9 @@ MILLISECONDS: Final[Kind] = (int, _milliseconds)
 
 NUMBER: Final[Kind] = (int, _number)
 
+OLDEST_FIRST: Final[Sequence[Kind]] = (NUMBER, TIME, ID)
+"""What a position in the ledger has, where that is read in its order."""
+
 SHAPES: Final[Mapping[str, Sequence[Kind]]] = {
     "ListCouponBooksRequest": (TIME, ID),
     "ListCodesRequest": (CODE,),
@@ -189,6 +197,6 @@ SHAPES: Final[Mapping[str, Sequence[Kind]]] = {
     "ListRedemptionsRequest": (TIME, ID),
     "ListRefusalsRequest": (TIME, ID),
     "ListAuditEventsRequest": (TIME, ID),
-    "WatchAuditEventsRequest": (NUMBER, TIME, ID),
+    "WatchAuditEventsRequest": OLDEST_FIRST,
 }
 """What a position has, by the request of its list."""

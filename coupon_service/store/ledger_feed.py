@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from time import monotonic
 from typing import Final, Protocol
@@ -17,6 +17,7 @@ from typing import Final, Protocol
 import structlog
 
 from coupon_service.errors import CouponServiceError, DatabaseUnavailable, ResumeTokenAhead
+from coupon_service.model import Event
 from coupon_service.store.database import Database
 from coupon_service.store.events import AuditFilter
 from coupon_service.store.ledger_horizon import Complete, Holder, LedgerHorizon
@@ -26,6 +27,7 @@ from coupon_service.store.queries.followed_events import (
     LedgerPage,
     LedgerPosition,
     is_there,
+    position_after,
     select_end,
     select_followed,
     select_start,
@@ -38,6 +40,9 @@ STALLED_S: Final = 2.0
 
 NAMED_S: Final = 10.0
 """Between two looks at who holds it up."""
+
+WINDOWS_MAX: Final = 10
+"""Of the ledger, that a page of a list looks at."""
 
 LOST_S: Final = 5.0
 """For how long PostgreSQL may not answer before followers are told."""
@@ -84,6 +89,7 @@ class LedgerFeed:
         self._observer = observer
         self._horizon = LedgerHorizon(database)
         self._followers: list[Follower] = []
+        self._lookers = 0
         self._polling: asyncio.Task[None] | None = None
         self._tick = asyncio.Event()
         self._failed_since_s: float | None = None
@@ -96,18 +102,28 @@ class LedgerFeed:
     def following(self) -> Generator[Follower]:
         """Somebody follows the ledger meanwhile."""
         follower = Follower(monotonic())
-        self._followers.append(follower)
+        with self.looking():
+            self._followers.append(follower)
+            try:
+                yield follower
+            finally:
+                self._followers.remove(follower)
+                self._observe()
+
+    @contextmanager
+    def looking(self) -> Generator[None]:
+        """Meanwhile it is known how far the ledger is complete."""
+        self._lookers += 1
         if self._polling is None:
             self._horizon = LedgerHorizon(self._database)  # what was known is of some time ago
             self._failed_since_s = None
             self._polling = asyncio.ensure_future(self._poll())
         try:
-            yield follower
+            yield
         finally:
-            self._followers.remove(follower)
-            if not self._followers:
+            self._lookers -= 1
+            if not self._lookers:
                 self._stop_polling()
-            self._observe()
 
     def _stop_polling(self) -> None:
         if self._polling is not None:
@@ -181,8 +197,31 @@ class LedgerFeed:
             "ledger_start", lambda connection: select_start(connection, time, complete.number)
         )
 
+    async def page(
+        self, wanted: AuditFilter, page_size: int, after: LedgerPosition | None
+    ) -> Followed:
+        """So many events, or fewer: at most WINDOWS_MAX windows are looked at.
+
+        Raises as LedgerReader does.
+        """
+        with self.looking():
+            if after is None:
+                after = await self.start(wanted.start_time) if wanted.start_time else BEGINNING
+            reader = self.reader(wanted, after)
+            followed = await reader.next()
+            events: list[Event] = [*followed.page.events]
+            for _ in range(WINDOWS_MAX - 1):
+                if len(events) >= page_size or reader.is_caught_up:
+                    break
+                followed = await reader.next()
+                events += followed.page.events
+            if len(events) > page_size:
+                end = position_after(events[page_size - 1])
+                return Followed(LedgerPage(events[:page_size], end, is_last=False), None)
+            return replace(followed, page=replace(followed.page, events=events))
+
     def reader(self, wanted: AuditFilter, after: LedgerPosition = BEGINNING) -> LedgerReader:
-        """Reads page after page. To be used while `following`."""
+        """Reads page after page. To be used while `following` or `looking`."""
         return LedgerReader(self, self._database, self._horizon, wanted, after)
 
 

@@ -64,8 +64,8 @@ class AuditServiceServicer:
     """
 
     def ListAuditEvents(self, request, context):
-        """Lists events, newest first. All filters are optional and combined with AND; without book, code,
-        user or order the whole ledger is read backwards.
+        """Lists events, newest first, or oldest first. All filters are optional and combined with AND; without
+        book, code, user or order the whole ledger is read.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

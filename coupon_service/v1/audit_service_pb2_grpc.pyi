@@ -36,8 +36,8 @@ class AuditServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> AuditServiceAsyncStub: ...
     ListAuditEvents: _grpc.UnaryUnaryMultiCallable[_audit_service_pb2.ListAuditEventsRequest, _audit_service_pb2.ListAuditEventsResponse]
-    """Lists events, newest first. All filters are optional and combined with AND; without book, code,
-    user or order the whole ledger is read backwards.
+    """Lists events, newest first, or oldest first. All filters are optional and combined with AND; without
+    book, code, user or order the whole ledger is read.
     """
     WatchAuditEvents: _grpc.UnaryStreamMultiCallable[_audit_service_pb2.WatchAuditEventsRequest, _audit_service_pb2.WatchAuditEventsResponse]
     """Follows the ledger: every event once, oldest first, and new ones as they are recorded, for as long as
@@ -73,8 +73,8 @@ class AuditServiceAsyncStub(AuditServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListAuditEvents: _aio.UnaryUnaryMultiCallable[_audit_service_pb2.ListAuditEventsRequest, _audit_service_pb2.ListAuditEventsResponse]  # type: ignore[assignment]
-    """Lists events, newest first. All filters are optional and combined with AND; without book, code,
-    user or order the whole ledger is read backwards.
+    """Lists events, newest first, or oldest first. All filters are optional and combined with AND; without
+    book, code, user or order the whole ledger is read.
     """
     WatchAuditEvents: _aio.UnaryStreamMultiCallable[_audit_service_pb2.WatchAuditEventsRequest, _audit_service_pb2.WatchAuditEventsResponse]  # type: ignore[assignment]
     """Follows the ledger: every event once, oldest first, and new ones as they are recorded, for as long as
@@ -113,8 +113,8 @@ class AuditServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _audit_service_pb2.ListAuditEventsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_audit_service_pb2.ListAuditEventsResponse, _abc.Awaitable[_audit_service_pb2.ListAuditEventsResponse]]:
-        """Lists events, newest first. All filters are optional and combined with AND; without book, code,
-        user or order the whole ledger is read backwards.
+        """Lists events, newest first, or oldest first. All filters are optional and combined with AND; without
+        book, code, user or order the whole ledger is read.
         """
 
     @_abc_1.abstractmethod

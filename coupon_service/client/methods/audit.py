@@ -25,9 +25,12 @@ class AuditMethods:
         types: Iterable[pb.AuditEventType.ValueType] = (),
         start_time: datetime | None = None,
         end_time: datetime | None = None,
+        oldest_first: bool = False,
         page_size: int = 0,
     ) -> pb.ListAuditEventsRequest:
-        """Changes, newest first. All filters are combined with AND; times need a time zone."""
+        """Changes, newest first, or those that are complete, oldest first. All filters are combined
+        with AND; times need a time zone.
+        """
         return pb.ListAuditEventsRequest(
             book_id=book_id,
             code=code,
@@ -37,6 +40,7 @@ class AuditMethods:
             types=types,
             start_time=timestamp(start_time),
             end_time=timestamp(end_time),
+            oldest_first=oldest_first,
             page_size=page_size,
         )
 

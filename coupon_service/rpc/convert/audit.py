@@ -13,7 +13,8 @@ from coupon_service.rpc.context import RequestContext
 from coupon_service.rpc.convert.business import listed_business
 from coupon_service.rpc.convert.fields import Fields, Page
 from coupon_service.rpc.convert.values import to_money, to_struct, to_timestamp
-from coupon_service.rpc.paging import PageTokens
+from coupon_service.rpc.paging import PageTokens, page_within_bounds
+from coupon_service.store.ledger_feed import Followed
 from coupon_service.store.queries.followed_events import LedgerPosition, position_after
 from coupon_service.store.queries.reads import AuditFilter
 from coupon_service.v1 import audit_service_pb2 as pb
@@ -47,6 +48,21 @@ def read_list(
     page = fields.page(request, tokens)
     fields.check()
     return wanted, page
+
+
+def oldest_first_message(
+    request: pb.ListAuditEventsRequest, followed: Followed, tokens: PageTokens
+) -> pb.ListAuditEventsResponse:
+    """A page in the order of the ledger, with as many events as an answer can hold."""
+    page = followed.page
+    end = None if page.is_last else token_position(page.end)
+    messages, end = page_within_bounds(page.events, event_message, end, token_position_after)
+    response = pb.ListAuditEventsResponse(
+        events=messages, next_page_token=tokens.token(request, end)
+    )
+    if end is None and followed.complete_time is not None:
+        response.complete_time.FromDatetime(followed.complete_time)
+    return response
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from coupon_service.rpc.context import current
 from coupon_service.rpc.convert import audit as convert
 from coupon_service.rpc.convert import erasures as convert_erasures
 from coupon_service.rpc.paging import PageTokens, page_within_bounds
+from coupon_service.store.ledger_feed import LedgerFeed
 from coupon_service.store.queries.reads import Reads, event_position
 from coupon_service.v1 import audit_service_pb2 as pb
 from coupon_service.v1.audit_service_pb2_grpc import AuditServiceServicer
@@ -23,17 +24,27 @@ class AuditServicer(AuditServiceServicer):
     """Answers with what Reads finds in the ledger, and what the Eraser does."""
 
     def __init__(
-        self, reads: Reads, eraser: Eraser, page_tokens: PageTokens, watches: AuditWatches
+        self,
+        reads: Reads,
+        eraser: Eraser,
+        page_tokens: PageTokens,
+        feed: LedgerFeed,
+        watches: AuditWatches,
     ) -> None:
         self._reads = reads
         self._eraser = eraser
         self._page_tokens = page_tokens
+        self._feed = feed
         self._watches = watches
 
     async def ListAuditEvents(
         self, request: pb.ListAuditEventsRequest, context: Any
     ) -> pb.ListAuditEventsResponse:
         wanted, page = convert.read_list(request, current(), self._page_tokens)
+        if request.oldest_first:
+            after = None if page.after is None else convert.ledger_position(page.after)
+            followed = await self._feed.page(wanted, page.size, after)
+            return convert.oldest_first_message(request, followed, self._page_tokens)
         events, end = await self._reads.audit_events(wanted, page.size, page.after)
         messages, end = page_within_bounds(events, convert.event_message, end, event_position)
         return pb.ListAuditEventsResponse(

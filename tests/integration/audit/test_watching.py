@@ -205,6 +205,51 @@ def test_without_events_a_stream_says_how_far_it_is(
     assert all(it.resume_token and not it.events for it in beats)
 
 
+# --- in pages -------------------------------------------------------------------------------------
+
+
+def test_pages_oldest_first_are_in_the_same_order_and_say_until_when_they_are_complete(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(followed_events, "WINDOW", 4)
+    book = a_story(api)
+    whole, _ = _watched(api, book)
+    middle = whole[3].event_time
+    cases: list[tuple[dict[str, Any], list[audit.AuditEvent]]] = [
+        ({}, whole),
+        ({"user_id": "ann"}, [it for it in whole if it.user_id == "ann"]),
+        ({"start_time": middle}, [it for it in whole if _time(it) >= _key(middle)]),
+        ({"end_time": middle}, [it for it in whole if _time(it) < _key(middle)]),
+    ]
+    for fields, wanted in cases:
+        for size in (1, 3, 100):
+            request = audit.ListAuditEventsRequest(
+                book_id=book.book_id, oldest_first=True, page_size=size, **fields
+            )
+            assert _listed(api, request) == wanted
+
+
+def _listed(api: Api, request: audit.ListAuditEventsRequest) -> list[audit.AuditEvent]:
+    """The events of all pages."""
+    found: list[audit.AuditEvent] = []
+    while True:
+        page = api.audit.ListAuditEvents(request)
+        assert len(page.events) <= request.page_size
+        found += page.events
+        request.page_token = page.next_page_token
+        assert page.HasField("complete_time") is (not page.next_page_token)
+        if not request.page_token:
+            return found
+
+
+def test_a_token_of_one_order_is_none_of_the_other(api: Api) -> None:
+    request = audit.ListAuditEventsRequest(book_id=a_story(api).book_id, page_size=1)
+    request.page_token = api.audit.ListAuditEvents(request).next_page_token
+    request.oldest_first = True
+    with refused("INVALID_ARGUMENT", grpc.StatusCode.INVALID_ARGUMENT):
+        api.audit.ListAuditEvents(request)
+
+
 # --- on a server of its own -----------------------------------------------------------------------
 
 
