@@ -32,7 +32,7 @@ def deletion_of_a_locked_code(it: Stack) -> None:
 
 def deletions_beside_redemptions(it: Stack) -> None:
     """A code is either redeemed or deleted."""
-    for _ in range(2 * ROUNDS):
+    for _ in range(ROUNDS):
         names = new_codes(CALLERS - 1)
         book = it.apis[0].book(codes=names)
 

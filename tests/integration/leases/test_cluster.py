@@ -13,7 +13,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 from redis.exceptions import AskError, MovedError, TryAgainError
 from support.doc_tables import ROOT
-from support.lease_servers import TTL_MS, acquire
+from support.lease_servers import PATIENT_MS, TTL_MS, acquire
 from support.limiters import LimitEvents, service
 from support.redis_cluster import Cluster, redis_cluster
 from support.redis_sentinels import PASSWORD
@@ -237,9 +237,7 @@ async def test_a_master_that_is_back_is_used_again(cluster: Cluster, leases: Lea
     assert (await leases.admit(key, 2**42)).status is AdmitStatus.HELD
 
 
-async def test_moving_slots_cost_no_call(
-    cluster: Cluster, leases: Leases, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_moving_slots_cost_no_call(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     redirections: set[type[Exception]] = set()
     follow = ClusterPipelines.redirected
 
@@ -248,6 +246,7 @@ async def test_moving_slots_cost_no_call(
         return follow(self, error)
 
     monkeypatch.setattr(ClusterPipelines, "redirected", recorded)
+    leases = Leases(cluster.url, timeout_ms=PATIENT_MS)
     keys = [LeaseKey(f"CODE{i}", f"book-{i}", f"user-{i}", "lock") for i in range(24)]
     calls = failures = 0
     stopping = asyncio.Event()
@@ -281,8 +280,9 @@ async def test_moving_slots_cost_no_call(
     assert failures == 0
     assert redirections == {MovedError, AskError, TryAgainError}
     # Each process learns the new owners by itself.
-    late = Leases(cluster.url, timeout_ms=TIMEOUT_MS)
+    late = Leases(cluster.url, timeout_ms=PATIENT_MS)
     assert all([await granted(late, key) for key in keys])
+    await leases.close()
     await late.close()
 
 
