@@ -201,8 +201,9 @@ def test_books_are_listed_newest_first_by_business_and_state(api: Api) -> None:
 
 
 def test_a_listed_book_is_the_whole_book(api: Api) -> None:
-    made = api.book(limits=books.BookLimits(max_redemptions=5))
-    request = books.ListCouponBooksRequest(business_id=made.business_id)
+    business_id = unique("business")
+    made = api.book(limits=books.BookLimits(max_redemptions=5), business_id=business_id)
+    request = books.ListCouponBooksRequest(business_id=business_id)
     assert list(api.books.ListCouponBooks(request).coupon_books) == [api.get_book(made.book_id)]
 
 

@@ -497,19 +497,19 @@ def test_an_export_tells_who_has_each_code_and_who_redeemed_it_last(api: Api) ->
 
 
 def test_coupons_fit_by_what_their_codes_say(api: Api) -> None:
-    best, soon, ended = new_codes(3)
+    user, (best, soon, ended) = unique("user"), new_codes(3)
     book = api.book()
     end, past = from_now(hours=1), from_now(seconds=1)
     rows = [
-        row(best, "ann", discount=amount(900)),
-        row(soon, "ann", end_time=end),
-        row(ended, "ann", end_time=past),
+        row(best, user, discount=amount(900)),
+        row(soon, user, end_time=end),
+        row(ended, user, end_time=past),
     ]
     (answer,) = api.import_codes(book.book_id, rows)
     assert answer.assigned_count == 3
-    until(lambda: "CODE_EXPIRED" in problems(api.validate(ended, "ann")))
+    until(lambda: "CODE_EXPIRED" in problems(api.validate(ended, user)))
     request = redemptions.QualifyCouponsRequest(
-        user_id="ann",
+        user_id=user,
         business_id=api.get_book(book.book_id).business_id,
         order_amount=euros(4_000),
     )

@@ -25,6 +25,8 @@ from support.service import (
     unique,
 )
 
+from coupon_service.model.scopes import name_of_locks
+
 OPTIONAL = books.LOCK_POLICY_OPTIONAL
 
 PASTED = [
@@ -132,13 +134,14 @@ def test_a_code_of_the_greatest_length_in_bytes_can_be_locked(
 ) -> None:
     (stem,) = new_codes(1)
     code = stem.ljust(64, "𞤀")
-    api.book(codes=[code], lock_policy=OPTIONAL)
+    book = api.book(codes=[code], lock_policy=OPTIONAL)
     user_id = "{👩}" * 42
     token = api.lock(code, user_id).lock_token
     url = server.settings.redis_url
     assert url is not None
     with Redis.from_url(url.get_secret_value()) as redis:
-        assert redis.exists(f"coupon:{{{code}}}:places") == 1
+        name = name_of_locks(code, book.book_id)
+        assert redis.exists(f"coupon:{{{name}}}:places") == 1
     assert api.redeem(code, user_id, lock_token=token).redemption.code == code
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -115,32 +116,34 @@ def test_a_code_without_a_limit_holds_any_number_of_locks(api: Api) -> None:
 def test_a_user_holds_five_locks_at_a_time(api: Api) -> None:
     names, user, business = new_codes(7), unique("user"), unique("business")
     api.book(codes=names, lock_policy=OPTIONAL, business_id=business)
-    held = [api.lock(code, user) for code in names[:5]]
+    lock = partial(api.lock, business_id=business)
+    held = [lock(code, user) for code in names[:5]]
     with refused("LOCK_LIMIT_EXCEEDED", StatusCode.FAILED_PRECONDITION) as it:
-        api.lock(names[5], user)
+        lock(names[5], user)
     assert it.metadata == {"limit": "5"}
-    assert api.lock(names[0], user).replayed
-    api.lock(names[5], unique("another"))  # the permit that was refused is free
+    assert lock(names[0], user).replayed
+    lock(names[5], unique("another"))  # the permit that was refused is free
     api.unlock(held[0].lock_token)
-    api.lock(names[0], user)
-    api.redeem(names[1], user, lock_token=held[1].lock_token)
-    api.lock(names[6], user)
+    lock(names[0], user)
+    api.redeem(names[1], user, lock_token=held[1].lock_token, business_id=business)
+    lock(names[6], user)
     with refused("LOCK_LIMIT_EXCEEDED"):
-        api.lock(api.code(lock_policy=OPTIONAL, business_id=business), user)
+        lock(api.code(lock_policy=OPTIONAL, business_id=business), user)
 
 
 def test_who_has_the_same_name_at_another_business_is_somebody_else(api: Api) -> None:
-    here, there, user = new_codes(6), new_codes(6), unique("user")
-    api.book(codes=here, lock_policy=OPTIONAL, business_id=unique("here"))
-    api.book(codes=there, lock_policy=OPTIONAL, business_id=unique("there"))
-    for names in (here, there):
+    codes = {unique("here"): new_codes(6), unique("there"): new_codes(6)}
+    user, (here, _) = unique("user"), codes
+    for business, names in codes.items():
+        api.book(codes=names, lock_policy=OPTIONAL, business_id=business)
+    for business, names in codes.items():
         for code in names[:5]:
-            api.lock(code, user)
+            api.lock(code, user, business_id=business)
         with refused("LOCK_LIMIT_EXCEEDED") as it:
-            api.lock(names[5], user)
+            api.lock(names[5], user, business_id=business)
         assert it.metadata == {"limit": "5"}
     with refused("LOCK_LIMIT_EXCEEDED"):
-        api.lock(here[5], user)
+        api.lock(codes[here][5], user, business_id=here)
 
 
 @pytest.mark.parametrize(
