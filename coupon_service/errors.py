@@ -256,6 +256,10 @@ class RefusalsNotKept(Refusal):
     """Refused attempts are not kept. COUPON_REFUSALS_KEPT_DAYS says for how many days to."""
 
 
+class Archived(Refusal):
+    """It is in an archive, and no longer in the ledger. Nothing about it is changed."""
+
+
 # --- already exists -----------------------------------------------------------------------------
 
 

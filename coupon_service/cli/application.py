@@ -9,6 +9,7 @@ import typer
 
 from coupon_service import __version__
 from coupon_service.cli import (
+    audit_archive,
     audit_events,
     call,
     code_changes,
@@ -62,9 +63,12 @@ def application() -> typer.Typer:
     schema.command()(migrate.status)
     schema.command()(migrate.grants)
     app.add_typer(schema, name="migrate", rich_help_panel=RUNNING)
-    audit = typer.Typer(no_args_is_help=True, help="Follow and export the ledger.")
+    audit = typer.Typer(no_args_is_help=True, help="Follow, export and archive the ledger.")
     audit.command("export")(audit_events.export)
     audit.command("follow")(audit_events.follow)
+    audit.command()(audit_archive.archive)
+    audit.command()(audit_archive.restore)
+    audit.command("verify-archive")(audit_archive.verify_archive)
     app.add_typer(audit, name="audit", rich_help_panel=USING)
     redemptions = typer.Typer(no_args_is_help=True, help="Export redemptions.")
     redemptions.command("export")(audit_events.export_redemptions)

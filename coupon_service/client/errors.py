@@ -439,6 +439,13 @@ class RefusalsNotKept(Refused):
     """Refused attempts are not kept: COUPON_REFUSALS_KEPT_DAYS is 0."""
 
 
+class Archived(Refused):
+    """It is in an archive of the ledger, whose file is `archive`, and nothing about it is changed.
+    A repeat was carried out before."""
+
+    archive: str = ""
+
+
 # --- reasons: already exists, invalid -----------------------------------------------------------
 
 

@@ -37,6 +37,7 @@ from coupon_service.model.commands import (
     Transfer,
 )
 from coupon_service.model.decisions import (
+    ArchivedRange,
     Done,
     HiddenKey,
     LeaseNeeded,
@@ -101,6 +102,7 @@ __all__ = [
     "Adjust",
     "Adjustment",
     "AmountOff",
+    "ArchivedRange",
     "Assign",
     "AssignRandom",
     "Assignment",

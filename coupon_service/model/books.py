@@ -117,6 +117,8 @@ class Book:
     `min_code_length`: of imported codes, 0 = MIN_CODE_LENGTH. `schedule`: None = always open.
     `return_to_pool`: codes of assignments that have expired are given to others.
     `codes_have_terms`: some of its codes say something for themselves; it stays so.
+    `archived_until`: events of its codes up to that number are in archives; 0: only of codes that
+    it has from earlier books. None: nothing is.
     """
 
     book_id: UUID
@@ -149,6 +151,7 @@ class Book:
     schedule: Schedule | None = None
     codes_have_terms: bool = False
     return_to_pool: bool = False
+    archived_until: int | None = None
 
 
 @value

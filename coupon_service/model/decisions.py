@@ -96,6 +96,16 @@ def order_keys(
     return (own,) if order_user_id is not None else (own, (code, order_id, ""))
 
 
+@value
+class ArchivedRange:
+    """Events of the codes of a book that are in an archive, by their numbers, both included."""
+
+    book_id: UUID
+    first_sequence: int
+    last_sequence: int
+    file_name: str
+
+
 @dataclass(slots=True)
 class State:
     """The rows that a batch of commands is decided on. The decision updates it in place.
@@ -110,7 +120,8 @@ class State:
     `candidates`: locked, available codes of a book for AssignRandom. `candidates_contended`: books
     with more available codes, which other transactions had locked. `fences`: unused fencing
     numbers. `adjustments` and `terms`: of redemptions. `hidden`: codes that end users could not use
-    when they were loaded; no further rows of them were loaded.
+    when they were loaded; no further rows of them were loaded. `archived`: ids of events that are
+    in archives, with the files. `archives`: those of the books.
 
     Only once anybody was erased: `pseudonyms` of users, and `order_pseudonyms` of orders, under
     which there may be rows as well; `erasures`: of whom, by pseudonym, one is under way.
@@ -148,6 +159,8 @@ class State:
         default_factory=dict[str, tuple[str, ...]]
     )
     erasures: Mapping[str, ErasureState] = field(default_factory=dict[str, ErasureState])
+    archived: dict[UUID, str] = field(default_factory=dict[UUID, str])
+    archives: tuple[ArchivedRange, ...] = ()
 
     def put_code(self, code: Code) -> None:
         """Adds a code, or changes it."""

@@ -108,6 +108,8 @@ class EventType(IntEnum):
     CODES_DELETED = 23
     CODES_CHANGED = 24
     USER_ERASED = 40
+    BOOK_ARCHIVED = 43
+    BOOK_RESTORED = 44
 
 
 class ErasureState(IntEnum):

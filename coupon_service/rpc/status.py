@@ -119,6 +119,7 @@ TABLE: Final[Mapping[type[CouponServiceError], Kind]] = dict(
             errors.ErasureNotConfigured,
             errors.ResumeTokenAhead,
             errors.RefusalsNotKept,
+            errors.Archived,
         ),
         *_kinds(StatusCode.ALREADY_EXISTS, errors.CodeAlreadyAssigned, errors.DuplicateCode),
         *_kinds(

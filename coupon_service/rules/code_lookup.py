@@ -90,6 +90,8 @@ def as_attempted(commands: Sequence[Command], state: State) -> list[Command]:
 def _as_attempted(command: Command, state: State) -> Command:
     if isinstance(command, AssignRandom) or not has_scoped_id(command):
         return command
+    if command.event_id in state.archived:  # of a book of before, whose codes had other ids
+        return command
     found = find_code(command.code, book_named(command), command.call.business_id, state)
     if isinstance(found, CouponServiceError) or in_earlier_book(command, found[1], state):
         return command

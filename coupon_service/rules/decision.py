@@ -38,6 +38,7 @@ from coupon_service.model import (
     WriteSet,
 )
 from coupon_service.rules.adjustments import adjust
+from coupon_service.rules.archived import archived_redemption
 from coupon_service.rules.assignments import assign, assign_random, revoke
 from coupon_service.rules.code_lookup import (
     as_attempted,
@@ -167,6 +168,8 @@ def _decide_on_code(command: CodeCommand, draft: Draft) -> Outcome:
 
 def _decide_on_found(command: CodeCommand, code: Code, book: Book, draft: Draft) -> Outcome:
     repeated = answer_repeat(command, book, code, draft)
+    if repeated is None:
+        repeated = archived_redemption(command, draft.state)
     if repeated is not None:
         return repeated
     if isinstance(command, (Redeem, Lock)):

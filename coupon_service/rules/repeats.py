@@ -37,6 +37,7 @@ from coupon_service.model import (
     receipt_id,
     rollback_id,
 )
+from coupon_service.rules.archived import archived_attempt
 from coupon_service.rules.derived_states import adjusted, lock_view
 from coupon_service.rules.draft import Draft
 from coupon_service.rules.erasures import is_erased
@@ -67,7 +68,7 @@ def answer_repeat(
     """
     recorded = draft.state.events.get(command.event_id)
     if recorded is None:
-        return None
+        return archived_attempt(command, draft.state)
     refusal = _refusal(command, recorded)
     if refusal is not None:
         return refusal

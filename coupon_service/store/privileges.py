@@ -21,7 +21,12 @@ PRIVILEGES: Final[Mapping[str, tuple[LiteralString, ...]]] = MappingProxyType(
     {
         "_yoyo_migration": _READ,
         "coupon_adjustments": _WRITE,
+        "coupon_archived_assignments": _READ,
+        "coupon_archived_codes": _READ,
+        "coupon_archived_events": _READ,
+        "coupon_archived_ranges": _READ,
         "coupon_assignments": _WRITE,
+        "coupon_audit_archives": _READ,
         "coupon_audit_head": ("SELECT", "UPDATE"),
         "coupon_audit_seals": _ADD,
         "coupon_book_counters": _WRITE,

@@ -140,6 +140,7 @@ BOOKS: Final = Columns[Book](
     Column("schedule", "jsonb", lambda it: it.schedule and schedule_json(it.schedule), schedule_of),
     Column("codes_have_terms", "boolean"),
     Column("return_to_pool", "boolean"),
+    Column("archived_until", "bigint"),
 )
 
 book_from_row: Final = BOOKS.reader(Book)

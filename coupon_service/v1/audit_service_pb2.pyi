@@ -95,6 +95,12 @@ class _AuditEventTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AuditE
     """A user was erased by EraseUser: `user_id` is the pseudonym, `metadata.rows` has the changed rows by
     table. About no book: only listed for callers who see all businesses.
     """
+    AUDIT_EVENT_TYPE_BOOK_ARCHIVED: _AuditEventType.ValueType  # 43
+    """Events about codes of a closed book went to an archive; `metadata` has the `file`, its `sha256`, how many
+    `rows` it has, and the opening balances that stand for them.
+    """
+    AUDIT_EVENT_TYPE_BOOK_RESTORED: _AuditEventType.ValueType  # 44
+    """The events of an archive were put back into the ledger."""
 
 class AuditEventType(_AuditEventType, metaclass=_AuditEventTypeEnumTypeWrapper):
     """The type of a change."""
@@ -165,6 +171,12 @@ AUDIT_EVENT_TYPE_USER_ERASED: AuditEventType.ValueType  # 40
 """A user was erased by EraseUser: `user_id` is the pseudonym, `metadata.rows` has the changed rows by
 table. About no book: only listed for callers who see all businesses.
 """
+AUDIT_EVENT_TYPE_BOOK_ARCHIVED: AuditEventType.ValueType  # 43
+"""Events about codes of a closed book went to an archive; `metadata` has the `file`, its `sha256`, how many
+`rows` it has, and the opening balances that stand for them.
+"""
+AUDIT_EVENT_TYPE_BOOK_RESTORED: AuditEventType.ValueType  # 44
+"""The events of an archive were put back into the ledger."""
 Global___AuditEventType: _TypeAlias = AuditEventType  # noqa: Y015
 
 class _ErasureState:

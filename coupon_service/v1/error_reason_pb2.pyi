@@ -189,6 +189,11 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """[NOT_FOUND] No user of this name was erased, or only with a secret that is not set any more."""
     ERROR_REASON_REFUSALS_NOT_KEPT: _ErrorReason.ValueType  # 155
     """[FAILED_PRECONDITION] Refused attempts are not kept: COUPON_REFUSALS_KEPT_DAYS is 0."""
+    ERROR_REASON_ARCHIVED: _ErrorReason.ValueType  # 150
+    """[FAILED_PRECONDITION] What the call is about is in an archive: the redemption, or, of a repeat, what the
+    first call came to. It is not carried out again, and nothing about it is changed. Metadata:
+    `archive`, the name of the file, which `coupon-service audit restore` puts back.
+    """
     ERROR_REASON_CODE_ALREADY_ASSIGNED: _ErrorReason.ValueType  # 40
     """[ALREADY_EXISTS] The code is assigned to this user already, or to as many users as it has
     redemptions.
@@ -428,6 +433,11 @@ ERROR_REASON_ERASURE_NOT_FOUND: ErrorReason.ValueType  # 148
 """[NOT_FOUND] No user of this name was erased, or only with a secret that is not set any more."""
 ERROR_REASON_REFUSALS_NOT_KEPT: ErrorReason.ValueType  # 155
 """[FAILED_PRECONDITION] Refused attempts are not kept: COUPON_REFUSALS_KEPT_DAYS is 0."""
+ERROR_REASON_ARCHIVED: ErrorReason.ValueType  # 150
+"""[FAILED_PRECONDITION] What the call is about is in an archive: the redemption, or, of a repeat, what the
+first call came to. It is not carried out again, and nothing about it is changed. Metadata:
+`archive`, the name of the file, which `coupon-service audit restore` puts back.
+"""
 ERROR_REASON_CODE_ALREADY_ASSIGNED: ErrorReason.ValueType  # 40
 """[ALREADY_EXISTS] The code is assigned to this user already, or to as many users as it has
 redemptions.

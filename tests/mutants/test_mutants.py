@@ -13,6 +13,8 @@ from model.clock import Clock
 from mutants import (
     adjustment_harness,
     adjustment_mutants,
+    archive_harness,
+    archive_mutants,
     bulk_harness,
     bulk_mutants,
     checkout_harness,
@@ -129,6 +131,14 @@ CAUGHT_BY: dict[Callable[[], mutants.Mutant], Callable[[Stack], None]] = {
     reuse_mutants.permits_of_any_book: reuse_harness.permit_of_the_closed_book,
     reuse_mutants.codes_of_live_books_given_away: reuse_harness.codes_of_a_live_book,
     reuse_mutants.codes_not_locked_before_they_go_over: reuse_harness.change_at_the_last_moment,
+    archive_mutants.archives_not_asked_for_repeats: (
+        archive_harness.repeat_in_the_book_that_has_the_code_now
+    ),
+    archive_mutants.changed_while_it_is_archived: (
+        archive_harness.roll_back_of_what_is_being_archived
+    ),
+    archive_mutants.roll_backs_not_in_the_balance: archive_harness.sums_of_what_was_archived,
+    archive_mutants.ids_kept_when_events_are_back: archive_harness.sums_of_what_was_archived,
     holder_mutants.old_lock_ended_in_redis_alone: holder_harness.guest_who_logs_in,
     holder_mutants.locks_of_the_giver_not_read: holder_harness.gift_that_is_locked,
     holder_mutants.counts_that_move_with_the_assignment: holder_harness.gift_that_was_used,

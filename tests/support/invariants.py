@@ -24,6 +24,15 @@ COMMON_TABLES: Final = f"""
             AS own_limit
         FROM all_codes AS codes JOIN books USING (book_id)
         LEFT JOIN coupon_code_terms AS terms USING (bucket, code, book_id)
+    ), archives AS (
+        SELECT * FROM coupon_audit_archives WHERE state BETWEEN 3 AND 5
+    ), archived AS MATERIALIZED (
+        SELECT event_id FROM coupon_archived_events
+        UNION ALL
+        SELECT event_id FROM redemption_audit JOIN archives USING (book_id)
+        WHERE code IS NOT NULL AND sequence <= last_sequence
+    ), opening AS (
+        SELECT of_code.* FROM coupon_archived_codes AS of_code JOIN archives USING (archive)
     ), ledger AS (
         SELECT *,
             (type = {EventType.REDEEMED:d})::int - (type = {EventType.ROLLED_BACK:d})::int
@@ -32,7 +41,8 @@ COMMON_TABLES: Final = f"""
                 - (type IN ({EventType.REVOKED:d}, {EventType.ASSIGNMENT_TRANSFERRED:d},
                     {EventType.ASSIGNMENT_EXPIRED:d}))::int
                 AS assigned
-        FROM redemption_audit WHERE book_id = ANY(%(books)s::uuid[])
+        FROM redemption_audit
+        WHERE book_id = ANY(%(books)s::uuid[]) AND event_id NOT IN (SELECT event_id FROM archived)
     ), live AS (
         SELECT done.*, CASE WHEN adjusted.redemption_id IS NULL
             THEN done.discount_minor ELSE adjusted.discount_minor END AS present_discount_minor
@@ -45,6 +55,8 @@ COMMON_TABLES: Final = f"""
         SELECT book_id, business_id FROM coupon_books
         WHERE order_policy <> {OrderPolicy.INDEPENDENT:d}
         AND business_id IN (SELECT business_id FROM books)
+    ), archived_businesses AS (
+        SELECT business_id FROM bound JOIN archives USING (book_id)
     ), on_orders AS (
         SELECT business_id, bound.book_id, normalize(order_id) AS order_id,
             coalesce(normalize(order_user_id), '') AS whose,
@@ -52,14 +64,17 @@ COMMON_TABLES: Final = f"""
             coalesce(adjusted.discount_minor, done.discount_minor, 0) AS discount_minor
         FROM redemption_audit AS done JOIN bound USING (book_id)
         LEFT JOIN coupon_adjustments AS adjusted ON adjusted.redemption_id = done.event_id
-        WHERE type = {EventType.REDEEMED:d} AND NOT EXISTS (
+        WHERE type = {EventType.REDEEMED:d} AND event_id NOT IN (SELECT event_id FROM archived)
+        AND NOT EXISTS (
             SELECT FROM redemption_audit AS undone
             WHERE undone.type = {EventType.ROLLED_BACK:d} AND undone.book_id = done.book_id
             AND undone.redemption_id = done.event_id)
     )
 """
 """The checked books, their codes, their ledger, and their live redemptions; and those for orders
-of all books of their businesses that are not INDEPENDENT."""
+of all books of their businesses that are not INDEPENDENT. What is in archives counts by the opening
+balances alone, from when the archive is verified, also while the ledger still has some of it. These
+say nothing of users and orders: in books with archives, sums over those have to be right."""
 
 SUMS: Final = {
     "counts of codes": (
@@ -68,7 +83,11 @@ SUMS: Final = {
         WHERE (redemptions, assignments) <> (0, 0)
         """,
         """
-        SELECT book_id, code, sum(redeemed), sum(assigned) FROM ledger WHERE code IS NOT NULL
+        SELECT book_id, code, sum(redeemed), sum(assigned) FROM (
+            SELECT book_id, code, redeemed, assigned FROM ledger WHERE code IS NOT NULL
+            UNION ALL
+            SELECT book_id, code, redemptions, assignments FROM opening JOIN books USING (book_id)
+        ) AS counted
         GROUP BY book_id, code HAVING (sum(redeemed), sum(assigned)) <> (0, 0)
         """,
     ),
@@ -76,25 +95,48 @@ SUMS: Final = {
     # Redemptions of bearers are counted only where a limit applies to the user.
     "counts of users of codes": (
         """
-        SELECT book_id, code, user_id, redemptions FROM coupon_assignments
-        WHERE book_id = ANY(%(books)s::uuid[]) AND redemptions <> 0
+        SELECT book_id, code, whose, sum(redemptions) FROM (
+            SELECT book_id, code, user_id, redemptions FROM coupon_assignments
+            UNION ALL
+            SELECT book_id, code, user_id, redemptions FROM coupon_archived_assignments
+        ) AS stored
+        CROSS JOIN LATERAL (SELECT CASE
+            WHEN book_id IN (SELECT book_id FROM archives) THEN '' ELSE user_id END AS whose) AS own
+        WHERE book_id = ANY(%(books)s::uuid[])
+        GROUP BY book_id, code, whose HAVING sum(redemptions) <> 0
         """,
         """
-        SELECT book_id, code, normalize(user_id), count(*) FROM live
-        WHERE user_code_redemptions IS NOT NULL GROUP BY book_id, code, normalize(user_id)
+        SELECT book_id, code, whose, sum(redemptions) FROM (
+            SELECT book_id, code, normalize(user_id) AS user_id, 1 AS redemptions FROM live
+            WHERE user_code_redemptions IS NOT NULL
+            UNION ALL
+            SELECT book_id, code, '', user_redemptions FROM opening JOIN books USING (book_id)
+        ) AS derived
+        CROSS JOIN LATERAL (SELECT CASE
+            WHEN book_id IN (SELECT book_id FROM archives) THEN '' ELSE user_id END AS whose) AS own
+        GROUP BY book_id, code, whose HAVING sum(redemptions) <> 0
         """,
     ),
     # Only books that limit users have counters of users.
     "counts of users of books": (
         """
-        SELECT book_id, user_id, redemptions, assignments
+        SELECT book_id, whose, sum(redemptions), sum(assignments)
         FROM coupon_user_counters JOIN books USING (book_id)
-        WHERE counts_users AND (redemptions, assignments) <> (0, 0)
+        CROSS JOIN LATERAL (SELECT CASE
+            WHEN book_id IN (SELECT book_id FROM archives) THEN '' ELSE user_id END AS whose) AS own
+        WHERE counts_users
+        GROUP BY book_id, whose HAVING (sum(redemptions), sum(assignments)) <> (0, 0)
         """,
         """
-        SELECT book_id, normalize(user_id), sum(redeemed), sum(assigned)
-        FROM ledger JOIN books USING (book_id) WHERE counts_users
-        GROUP BY book_id, normalize(user_id) HAVING (sum(redeemed), sum(assigned)) <> (0, 0)
+        SELECT book_id, whose, sum(redeemed), sum(assigned) FROM (
+            SELECT book_id, normalize(user_id) AS user_id, redeemed, assigned FROM ledger
+            UNION ALL
+            SELECT book_id, '', redemptions, assignments FROM archives
+        ) AS counted JOIN books USING (book_id)
+        CROSS JOIN LATERAL (SELECT CASE
+            WHEN book_id IN (SELECT book_id FROM archives) THEN '' ELSE user_id END AS whose) AS own
+        WHERE counts_users
+        GROUP BY book_id, whose HAVING (sum(redeemed), sum(assigned)) <> (0, 0)
         """,
     ),
     # Only books that limit periods have counts of them, which outlive their periods by days.
@@ -102,7 +144,7 @@ SUMS: Final = {
         """
         SELECT book_id, user_id, period_start, redemptions
         FROM coupon_period_counters JOIN books USING (book_id)
-        WHERE redemptions <> 0
+        WHERE redemptions <> 0 AND book_id NOT IN (SELECT book_id FROM archives)
             AND (period_limits->>(CASE user_id WHEN '' THEN 'book' ELSE 'user' END))::bigint > 0
         """,
         """
@@ -113,7 +155,9 @@ SUMS: Final = {
             count(*)
         FROM live JOIN books USING (book_id)
         CROSS JOIN (VALUES ('user'), ('book')) AS limited (whose)
-        WHERE (period_limits->>whose)::bigint > 0 GROUP BY 1, 2, 3
+        WHERE (period_limits->>whose)::bigint > 0
+            AND book_id NOT IN (SELECT book_id FROM archives)
+        GROUP BY 1, 2, 3
         """,
     ),
     "totals of books": (
@@ -122,7 +166,10 @@ SUMS: Final = {
         WHERE max_redemptions > 0 AND redemptions <> 0
         """,
         """
-        SELECT book_id, sum(redeemed) FROM ledger JOIN books USING (book_id)
+        SELECT book_id, sum(redeemed) FROM (
+            SELECT book_id, redeemed FROM ledger
+            UNION ALL SELECT book_id, redemptions FROM archives
+        ) AS counted JOIN books USING (book_id)
         WHERE max_redemptions > 0 GROUP BY book_id HAVING sum(redeemed) <> 0
         """,
     ),
@@ -132,28 +179,66 @@ SUMS: Final = {
         WHERE budget_minor > 0 AND discount_minor <> 0
         """,
         """
-        SELECT book_id, sum(l.present_discount_minor) FROM live AS l JOIN books USING (book_id)
+        SELECT book_id, sum(l.present_discount_minor) FROM (
+            SELECT book_id, present_discount_minor FROM live
+            UNION ALL SELECT book_id, discount_minor FROM archives
+        ) AS l JOIN books USING (book_id)
         WHERE budget_minor > 0 GROUP BY book_id HAVING sum(l.present_discount_minor) <> 0
         """,
     ),
     "books on orders": (
         """
-        SELECT business_id, order_id, order_user_id, book_id, redemptions
-        FROM coupon_order_books JOIN bound USING (business_id, book_id) WHERE redemptions <> 0
+        SELECT business_id, of_book.order_id, of_book.order_user_id, book_id, sum(redemptions)
+        FROM coupon_order_books JOIN bound USING (business_id, book_id)
+        CROSS JOIN LATERAL (
+            SELECT order_id, order_user_id WHERE book_id NOT IN (SELECT book_id FROM archives)
+            UNION ALL SELECT '', '' WHERE book_id IN (SELECT book_id FROM archives)
+        ) AS of_book
+        GROUP BY business_id, of_book.order_id, of_book.order_user_id, book_id
+        HAVING sum(redemptions) <> 0
         """,
         """
-        SELECT business_id, order_id, whose, book_id, count(*) FROM on_orders
-        GROUP BY business_id, order_id, whose, book_id
+        SELECT business_id, of_book.order_id, of_book.whose, book_id, sum(redemptions) FROM (
+            SELECT business_id, book_id, order_id, whose, 1 AS redemptions FROM on_orders
+            UNION ALL
+            SELECT business_id, book_id, '', '', on_orders FROM archives JOIN bound USING (book_id)
+        ) AS counted
+        CROSS JOIN LATERAL (
+            SELECT order_id, whose WHERE book_id NOT IN (SELECT book_id FROM archives)
+            UNION ALL SELECT '', '' WHERE book_id IN (SELECT book_id FROM archives)
+        ) AS of_book
+        GROUP BY business_id, of_book.order_id, of_book.whose, book_id
+        HAVING sum(redemptions) <> 0
         """,
     ),
     "discounts on orders": (
         """
-        SELECT business_id, order_id, order_user_id, discount_minor FROM coupon_orders
-        WHERE discount_minor <> 0 AND business_id IN (SELECT business_id FROM books)
+        SELECT business_id, of_order.order_id, of_order.order_user_id, sum(discount_minor)
+        FROM coupon_orders
+        CROSS JOIN LATERAL (
+            SELECT order_id, order_user_id
+            WHERE business_id NOT IN (SELECT business_id FROM archived_businesses)
+            UNION ALL
+            SELECT '', '' WHERE business_id IN (SELECT business_id FROM archived_businesses)
+        ) AS of_order
+        WHERE business_id IN (SELECT business_id FROM books)
+        GROUP BY business_id, of_order.order_id, of_order.order_user_id
+        HAVING sum(discount_minor) <> 0
         """,
         """
-        SELECT business_id, order_id, whose, sum(discount_minor) FROM on_orders
-        GROUP BY business_id, order_id, whose HAVING sum(discount_minor) <> 0
+        SELECT business_id, of_order.order_id, of_order.whose, sum(discount_minor) FROM (
+            SELECT business_id, order_id, whose, discount_minor FROM on_orders
+            UNION ALL
+            SELECT business_id, '', '', order_discount_minor
+            FROM archives JOIN bound USING (book_id)
+        ) AS counted
+        CROSS JOIN LATERAL (
+            SELECT order_id, whose
+            WHERE business_id NOT IN (SELECT business_id FROM archived_businesses)
+            UNION ALL
+            SELECT '', '' WHERE business_id IN (SELECT business_id FROM archived_businesses)
+        ) AS of_order
+        GROUP BY business_id, of_order.order_id, of_order.whose HAVING sum(discount_minor) <> 0
         """,
     ),
     "statistics": (
@@ -162,14 +247,24 @@ SUMS: Final = {
         FROM books JOIN coupon_book_counters USING (book_id) GROUP BY book_id
         """,
         f"""
-        SELECT book_id, coalesce(sum(redeemed), 0),
-            count(*) FILTER (WHERE type = {EventType.ROLLED_BACK:d}),
-            coalesce(sum(assigned), 0),
+        SELECT book_id,
+            coalesce(sum(redeemed), 0) + before.redemptions,
+            count(*) FILTER (WHERE type = {EventType.ROLLED_BACK:d}) + before.rollbacks,
+            coalesce(sum(assigned), 0) + before.assignments,
             coalesce((
                 SELECT sum(present_discount_minor) FROM live
-                WHERE live.book_id = b.book_id), 0)
+                WHERE live.book_id = b.book_id), 0) + before.discount_minor
         FROM (SELECT DISTINCT book_id FROM coupon_book_counters JOIN books USING (book_id)) AS b
-        LEFT JOIN ledger AS l USING (book_id) GROUP BY book_id
+        CROSS JOIN LATERAL (
+            SELECT coalesce(sum(redemptions), 0) AS redemptions,
+                coalesce(sum(rollbacks), 0) AS rollbacks,
+                coalesce(sum(assignments), 0) AS assignments,
+                coalesce(sum(discount_minor), 0) AS discount_minor
+            FROM archives WHERE archives.book_id = b.book_id
+        ) AS before
+        LEFT JOIN ledger AS l USING (book_id)
+        GROUP BY book_id, before.redemptions, before.rollbacks, before.assignments,
+            before.discount_minor
         """,
     ),
     "statistics of states": (
@@ -289,14 +384,14 @@ RULES: Final = {
     "an adjusted redemption has the amounts of its last adjustment": f"""
         SELECT redemption_id, adjustments, discount_minor FROM coupon_adjustments AS present
         JOIN books USING (book_id)
-        WHERE adjustments <> (
+        WHERE redemption_id NOT IN (SELECT event_id FROM archived) AND (adjustments <> (
             SELECT count(*) FROM ledger WHERE type = {EventType.ADJUSTED:d}
             AND ledger.redemption_id = present.redemption_id)
         OR NOT EXISTS (
             SELECT FROM ledger WHERE type = {EventType.ADJUSTED:d}
             AND ledger.redemption_id = present.redemption_id
             AND ledger.order_amount_minor = present.order_amount_minor
-            AND ledger.discount_minor IS NOT DISTINCT FROM present.discount_minor)
+            AND ledger.discount_minor IS NOT DISTINCT FROM present.discount_minor))
     """,
     "a rollback takes back what the discount was": f"""
         SELECT undone.redemption_id, undone.discount_minor FROM ledger AS undone

@@ -79,6 +79,8 @@ def test_events_keep_their_names_and_numbers() -> None:
         "CODES_CHANGED": 24,
         "USER_ERASED": 40,
         "ADJUSTED": 22,
+        "BOOK_ARCHIVED": 43,
+        "BOOK_RESTORED": 44,
     }
 
 

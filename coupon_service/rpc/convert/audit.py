@@ -32,6 +32,8 @@ ABOUT_BOOKS = frozenset(
         EventType.CODES_CHANGED,
         EventType.BOOK_RUNNING_LOW,
         EventType.BOOK_USED_UP,
+        EventType.BOOK_ARCHIVED,
+        EventType.BOOK_RESTORED,
     }
 )
 """Events whose states are those of a book; those of the others are of a code."""

@@ -35,6 +35,10 @@ WHERE past.next_book_id = %s AND past.book_id NOT BETWEEN %s AND %s
 """
 
 
+# Some of their events are not in the ledger any more, and a repeat may name any code.
+IS_ARCHIVED: Final = "SELECT archived_until > 0 FROM coupon_books WHERE book_id = %s"
+
+
 async def deletion_refusals(
     connection: Connection, book_id: UUID, codes: Mapping[str, Code]
 ) -> dict[str, CouponServiceError]:
@@ -47,6 +51,9 @@ async def deletion_refusals(
     scoped = FIRST_SCOPED_BOOK, LAST_SCOPED_BOOK
     cursor = await connection.execute(SELECT_NOT_RESTORABLE, (*_keys(codes), book_id, *scoped))
     seen.update(code for (code,) in await cursor.fetchall())
+    cursor = await connection.execute(IS_ARCHIVED, (book_id,))
+    if await cursor.fetchone() == (True,):
+        seen = set(codes)
     refusals = {it: deletion_refusal(code, has_history=it in seen) for it, code in codes.items()}
     return {it: refusal for it, refusal in refusals.items() if refusal is not None}
 

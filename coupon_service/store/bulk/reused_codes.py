@@ -11,7 +11,7 @@ from uuid import UUID
 from coupon_service.model import Book, BookState
 from coupon_service.model.codes import bucket_of
 from coupon_service.model.scopes import scope_of_book
-from coupon_service.store.arrays import int_array, text_array
+from coupon_service.store.arrays import int_array, text_array, uuid_array
 from coupon_service.store.bulk.lane import BulkLane
 from coupon_service.store.bulk.new_codes import PART
 from coupon_service.store.pipeline import Connection
@@ -95,6 +95,15 @@ WHERE c.bucket = d.bucket AND c.code = d.code AND c.scope = d.scope
 """
 
 
+# What was done with the codes may be in archives: see Book.archived_until.
+MARK_ARCHIVED: Final = """
+UPDATE coupon_books SET archived_until = 0
+WHERE book_id = %s AND archived_until IS NULL AND EXISTS (
+    SELECT FROM coupon_books AS closed
+    WHERE closed.book_id = ANY(%s::uuid[]) AND closed.archived_until IS NOT NULL)
+"""
+
+
 async def reuse_codes(
     connection: Connection,
     book_id: UUID,
@@ -115,6 +124,9 @@ async def reuse_codes(
             await connection.execute(KEEP_PAST, (book_id, now, *arrays))
             await connection.execute(DELETE_SPELLINGS, arrays)
             await connection.execute(REUSE_CODES, (book_id, scope_of_book(book_id), tag, *arrays))
+    if keys:
+        closed = uuid_array(set(codes.values()))
+        await connection.execute(MARK_ARCHIVED, (book_id, closed))
 
 
 def reused_of(codes: Mapping[str, UUID]) -> Mapping[str, Mapping[str, int]]:

@@ -32,6 +32,7 @@ from coupon_service.model.scopes import ALL_BUSINESSES, scope_of_book
 from coupon_service.rules import as_attempted, ids_of_attempt
 from coupon_service.store.adjustments import select_adjustments, select_terms
 from coupon_service.store.arrays import int_array, text_array, uuid_array
+from coupon_service.store.commands.archived_events import load_archived
 from coupon_service.store.commands.erased_rows import (
     add_erased,
     orders_under_pseudonyms,
@@ -114,6 +115,7 @@ async def _load(
         memory.later_scopes |= later
         return None
     await load_past_codes(pipeline, commands, wanted, state)
+    await load_archived(pipeline, commands, wanted, state)
     attempted = as_attempted(commands, state)
     await _load_attempts(pipeline, attempted, wanted, state)
     complete = await _load_further(pipeline, attempted, wanted, state, now, lock=lock)

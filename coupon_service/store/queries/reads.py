@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any, Final, LiteralString
 from uuid import UUID
 
-from coupon_service.errors import CouponServiceError, RedemptionNotFound
+from coupon_service.errors import Archived, CouponServiceError, RedemptionNotFound
 from coupon_service.model import (
     Assignment,
     AssignmentState,
@@ -151,12 +151,14 @@ class Reads:
     ) -> tuple[Event, Event | None]:
         """A redemption, of this user, empty = any, and its roll-back if there was one.
 
-        Raises RedemptionNotFound.
+        Raises RedemptionNotFound, and Archived.
         """
 
         async def work(connection: Connection) -> tuple[Event, Event | None]:
             event = (await select_events_by_id(connection, [redemption_id])).get(redemption_id)
-            if event is None or event.type is not EventType.REDEEMED:
+            if event is None:
+                raise await _missing_redemption(connection, redemption_id, business_id)
+            if event.type is not EventType.REDEEMED:
                 raise RedemptionNotFound
             if own_user_id not in ("", event.user_id):
                 raise RedemptionNotFound
@@ -239,6 +241,26 @@ def _uuids(texts: Iterable[str]) -> Iterator[UUID]:
     for text in texts:
         with suppress(ValueError):
             yield UUID(text)
+
+
+# 16 is REDEEMED.
+SELECT_ARCHIVED_REDEMPTION: Final = """
+SELECT file_name
+FROM coupon_archived_events JOIN coupon_audit_archives USING (archive)
+JOIN coupon_books AS book USING (book_id)
+WHERE event_id = %(redemption_id)s AND type = 16
+    AND (%(business_id)s = '' OR book.business_id = %(business_id)s)
+"""
+
+
+async def _missing_redemption(
+    connection: Connection, redemption_id: UUID, business_id: str
+) -> CouponServiceError:
+    """Why the ledger does not have a redemption."""
+    named = {"redemption_id": redemption_id, "business_id": business_id}
+    cursor = await connection.execute(SELECT_ARCHIVED_REDEMPTION, named)
+    row = await cursor.fetchone()
+    return RedemptionNotFound() if row is None else Archived(archive=row[0])
 
 
 async def _as_they_are(

@@ -7,6 +7,8 @@ from typing import Final
 import psycopg
 
 ERASED: Final = {
+    "coupon_archived_assignments.metadata",
+    "coupon_archived_assignments.user_id",
     "coupon_assignments.metadata",
     "coupon_assignments.user_id",
     "coupon_order_books.order_id",
@@ -50,6 +52,8 @@ OF_BOOKS: Final = {
 """What a business says of its campaign."""
 
 OF_CODES: Final = {
+    "coupon_archived_assignments.code",
+    "coupon_archived_codes.code",
     "coupon_assignments.code",
     "coupon_code_spellings.code",
     "coupon_code_spellings.spelling",
@@ -76,6 +80,9 @@ OF_CALLS: Final = {
 so it stays, and docs/ledger.md tells callers to put nobody's name into it."""
 
 OF_THE_SERVICE: Final = {
+    "coupon_archived_ranges.sequences",
+    "coupon_audit_archives.digest",
+    "coupon_audit_archives.file_name",
     "coupon_audit_head.chain",
     "coupon_audit_seals.chain",
     "coupon_audit_seals.leaves",

@@ -326,6 +326,24 @@ def already_rolled_back(stage: Stage) -> object:
     return [stage.api.rollback(redeemed.redemption_id) for _ in range(2)]
 
 
+ARCHIVED_EVENT = """
+WITH made AS (
+    INSERT INTO coupon_audit_archives (archive, book_id, state, file_name, create_time)
+    SELECT coalesce(max(archive), 0) + 1, %s, 4, 'spring.archive', now() FROM coupon_audit_archives
+    RETURNING archive
+)
+INSERT INTO coupon_archived_events (event_id, archive, type)
+SELECT gen_random_uuid(), archive, 16 FROM made RETURNING event_id::text
+"""
+
+
+def archived(stage: Stage) -> object:
+    book_id = stage.api.book().book_id
+    with psycopg.connect(stage.main.database_url) as connection:
+        ((event_id,),) = connection.execute(ARCHIVED_EVENT, [book_id]).fetchall()
+    return redemption(stage.api, event_id)
+
+
 def order_already_redeemed(stage: Stage) -> object:
     code = stage.api.code()
     return [stage.api.redeem(code, "ann", order_id="order 1") for _ in range(2)]
@@ -503,6 +521,7 @@ PROVOKE: dict[str, Callable[[Stage], object]] = {
         already_rolled_back,
         assignment_not_active,
         order_already_redeemed,
+        archived,
         code_space_exhausted,
         invalid_state_transition,
         code_already_assigned,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
 from random import Random
@@ -116,6 +117,23 @@ def test_a_row_that_is_missing_inserted_or_elsewhere_is_found() -> None:
         assert found[0] == replace(
             found[0], fault=Fault.ROW_CHANGED, sequence=rows[one]["sequence"]
         )
+
+
+def test_rows_that_are_archived_are_not_missing_but_others_are() -> None:
+    ledger = sealed_ledger(Random(4), rows=20, a_seal=20)
+    (link,) = ledger.links
+    leaves = unpack_leaves(link.seal.first_sequence, link.leaves)
+    archived = {leaves[3][0], leaves[7][0]}
+    here = [it for it in leaves if it[0] not in archived]
+
+    def found(rows: Sequence[tuple[int, bytes]]) -> list[Finding]:
+        return list(Verification(Position(0, 0, begin_chain(LOG_ID))).compare(link, rows, archived))
+
+    assert found(here) == found(leaves) == []
+    missing = here[0][0]
+    assert found(here[1:]) == [Finding(Fault.ROW_MISSING, 1, missing)]
+    changed = [(here[-1][0], bytes(32))]
+    assert found([*here[:-1], *changed]) == [Finding(Fault.ROW_CHANGED, 1, changed[0][0])]
 
 
 def test_a_changed_seal_is_found_and_named() -> None:

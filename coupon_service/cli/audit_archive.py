@@ -1,0 +1,211 @@
+"""`coupon-service audit archive`, `restore`, `verify-archive`: closed books leave the ledger."""
+
+# Imports of the archives are slow, so only commands that use them pay for them.
+# ruff: noqa: PLC0415
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Annotated, Any
+from uuid import UUID
+
+import typer
+
+from coupon_service.cli.failure import CommandError
+from coupon_service.cli.migrate import database_of
+from coupon_service.cli.progress import Update, progress
+from coupon_service.settings import Purpose, load_settings
+
+Folder = Annotated[
+    Path,
+    typer.Argument(
+        metavar="FOLDER",
+        exists=True,
+        file_okay=False,
+        writable=True,
+        help="Where the files go. Keep them: they are the only copy of what they have.",
+    ),
+]
+File = Annotated[
+    Path, typer.Argument(metavar="FILE", exists=True, dir_okay=False, help="The archive.")
+]
+ClosedBefore = Annotated[
+    datetime | None,
+    typer.Option(
+        metavar="TIME",
+        formats=["%Y-%m-%d", "%Y-%m-%dT%H:%M:%SZ"],
+        help="Books that were closed before then, in UTC: 2026-06-30, or 2026-06-30T12:00:00Z.",
+        show_default=False,
+    ),
+]
+OlderThan = Annotated[
+    int | None,
+    typer.Option(
+        "--older-than-days",
+        metavar="DAYS",
+        min=0,
+        help="Books that have been closed for longer than that.",
+        show_default=False,
+    ),
+]
+Books = Annotated[
+    list[UUID] | None,
+    typer.Option("--book", metavar="BOOK_ID", help="Only this book. Can be given several times."),
+]
+
+
+def archive(
+    folder: Folder,
+    closed_before: ClosedBefore = None,
+    older_than_days: OlderThan = None,
+    book: Books = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be archived, and change nothing.")
+    ] = False,
+) -> None:
+    """Archive the ledger of closed books: a file for each, verified before anything is deleted.
+
+    As the owner of the tables, while the service goes on. Events about codes of the book go, once
+    all of them are sealed; those about the book as a whole stay. What is asked of an archived
+    redemption is answered ARCHIVED, with the name of the file.
+
+    It can be called again after it was cut off, with the same folder.
+    """
+    from coupon_service.store.archiving import archive as archiving
+
+    before = _time(closed_before, older_than_days)
+    with database_of(load_settings(purpose=Purpose.MIGRATE)) as (url, _), refusals():
+        plans = archiving.plan(url, before, book)
+        for planned in plans:
+            closed = planned.book
+            named = f"{closed.business_id}/{closed.name} ({closed.book_id})"
+            if planned.why_not:
+                typer.echo(f"{named} cannot be archived: {planned.why_not}.")
+            elif dry_run:
+                typer.echo(f"{named} would be archived: {closed.events:,} events.")
+        if dry_run:
+            return
+        with reports() as report:
+            for done in archiving.archive(url, folder, before, book, report):
+                typer.echo(f"{folder / done.file_name}: {done.row_count:,} events, archived.")
+
+
+def restore(file: File) -> None:
+    """Put the events of an archive back into the ledger, with their numbers.
+
+    As the owner of the tables, while the service goes on. Values of users who were erased since do
+    not come back. It can be called again after it was cut off.
+    """
+    from coupon_service.store.archiving.restore import restore as put_back
+
+    with (
+        database_of(load_settings(purpose=Purpose.MIGRATE)) as (url, _),
+        refusals(),
+        reports() as report,
+        file.open("rb") as opened,
+    ):
+        done = put_back(url, opened, report)
+    typer.echo(f"{file}: {done.row_count:,} events, restored.")
+
+
+def verify_archive(
+    file: File,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            exists=True,
+            dir_okay=False,
+            help="A checkpoint that was kept, of which the archive has the seal.",
+            show_default=False,
+        ),
+    ] = None,
+    public_key: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KEY", help="What verifies the checkpoint's signature.", show_default=False
+        ),
+    ] = None,
+    event: Annotated[
+        UUID | None,
+        typer.Option(metavar="EVENT_ID", help="Prove this event, and show it.", show_default=False),
+    ] = None,
+) -> None:
+    """Verify an archive, without the database. Exit code 1 when it is not what was sealed."""
+    from coupon_service.audit import archive_proofs
+    from coupon_service.audit.checkpoints import (
+        NotVerifiedError,
+        read_checkpoint,
+        verify_checkpoint,
+    )
+    from coupon_service.audit.records import MalformedError
+
+    try:
+        with file.open("rb") as opened, reports() as report:
+            found = archive_proofs.verify_archive(
+                opened, lambda done: report("verified", done, done)
+            )
+            if checkpoint is not None:
+                note = checkpoint.read_text(encoding="utf-8")
+                kept = verify_checkpoint(note, public_key) if public_key else read_checkpoint(note)
+                archive_proofs.verify_against(found, opened, kept)
+            proved = None if event is None else archive_proofs.proved_event(found, opened, event)
+    except (NotVerifiedError, MalformedError, OSError) as error:
+        raise CommandError(f"{file}: {error}") from error
+    header, trailer = found.header, found.trailer
+    typer.echo(f"book {header.business_id}/{header.name} ({header.book_id})")
+    typer.echo(f"archived {header.archive_time:%Y-%m-%d %H:%M:%S} UTC, as number {header.number}")
+    typer.echo(
+        f"{trailer.row_count:,} events, numbers {trailer.first_sequence} to {trailer.last_sequence}"
+    )
+    typer.echo(
+        f"{trailer.balance.redemptions:,} redemptions, {trailer.balance.rollbacks:,} rolled back,"
+        f" discount {trailer.balance.discount_minor:,}"
+    )
+    typer.echo(f"SHA-256 {found.digest.hex()}")
+    typer.echo(f"chain {trailer.chain.hex()} after seal {trailer.last_seal}")
+    for name, value in (proved or {}).items():
+        typer.echo(f"  {name} {value}")
+    if event is not None and proved is None:
+        raise CommandError(f"{file} has no event {event}.")
+    against = "" if checkpoint is None else " and its chain is that of the checkpoint"
+    typer.echo(f"It is what was sealed{against}.")
+
+
+def _time(closed_before: datetime | None, older_than_days: int | None) -> datetime:
+    if (closed_before is None) is (older_than_days is None):
+        raise CommandError("Give either --closed-before or --older-than-days.")
+    if closed_before is not None:
+        return closed_before.replace(tzinfo=UTC)
+    return datetime.now(UTC) - timedelta(days=older_than_days or 0)
+
+
+@contextmanager
+def refusals() -> Generator[None]:
+    """Turns what is in the way of an archive into CommandError."""
+    from coupon_service.store.archiving.records import CannotArchiveError
+
+    try:
+        yield
+    except (CannotArchiveError, OSError) as error:
+        raise CommandError(str(error)) from error
+
+
+@contextmanager
+def reports() -> Generator[Callable[[str, int, int], None]]:
+    """A function that reports each step of an archive: what, how many events, and of how many."""
+    with ExitStack() as bars:
+        current: list[Any] = []
+
+        def report(what: str, done: int, count: int) -> None:
+            if current[:1] != [what]:
+                bars.close()
+                total = count if count > done else None
+                update: Update = bars.enter_context(progress(what, "events", total))
+                current[:] = [what, update]
+            current[1](done, 0)
+
+        yield report

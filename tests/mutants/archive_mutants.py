@@ -1,0 +1,34 @@
+"""Mutants of archives of the ledger."""
+
+# pyright: reportUnknownMemberType=false
+
+from __future__ import annotations
+
+from typing import Any
+from unittest import mock
+
+from coupon_service.audit import balances
+from coupon_service.rules import decision, repeats
+from coupon_service.store.archiving import events
+
+Mutant = Any
+
+
+def archives_not_asked_for_repeats() -> Mutant:
+    """What the ledger does not have was never done."""
+    return mock.patch.object(repeats, "archived_attempt", return_value=None)
+
+
+def changed_while_it_is_archived() -> Mutant:
+    """A redemption that the ledger still has is rolled back, whatever the file says of it."""
+    return mock.patch.object(decision, "archived_redemption", return_value=None)
+
+
+def roll_backs_not_in_the_balance() -> Mutant:
+    """Opening balances count what was redeemed."""
+    return mock.patch.object(balances, "ROLLED_BACK", -1)
+
+
+def ids_kept_when_events_are_back() -> Mutant:
+    """What was restored still counts as archived."""
+    return mock.patch.object(events, "FORGET_ARCHIVED", "SELECT %s")
