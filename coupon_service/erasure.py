@@ -134,7 +134,9 @@ class Eraser:
             async for _ in self._until_known():
                 yield ErasureProgress(erased)
             await self._end_locks(user_id, call)
-            await self._end_assignments(user_id, pseudonym, call)
+            # Those under the pseudonym are of redemptions that were rolled back.
+            for owner in (user_id, pseudonym):
+                await self._end_assignments(owner, pseudonym, call)
             erased = await self._set(pseudonym, ErasureState.ERASING)
             yield ErasureProgress(erased)
         async for _ in self._until_known():

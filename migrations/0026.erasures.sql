@@ -212,8 +212,10 @@ BEGIN
             redemption_limit = CASE
                 WHEN a.redemption_limit = 0 OR held.redemption_limit = 0 THEN 0
                 ELSE greatest(a.redemption_limit, held.redemption_limit, a.redemptions + held.redemptions) END,
-            state = CASE WHEN held.state = 2 THEN 2 ELSE a.state END, -- REDEEMED
-            fence = greatest(a.fence, held.fence)
+            state = CASE WHEN a.state = 0 OR held.state = 2 THEN held.state ELSE a.state END, -- REDEEMED
+            fence = greatest(a.fence, held.fence),
+            expire_time = CASE WHEN a.assign_time IS NULL THEN held.expire_time ELSE a.expire_time END,
+            assign_time = coalesce(a.assign_time, held.assign_time)
         WHERE a.bucket = held.bucket AND a.code = held.code AND a.book_id = held.book_id
             AND a.user_id = pseudonym;
         IF FOUND THEN

@@ -56,8 +56,10 @@ class AdjustingWorld(World):
         """What the other coupons on the order have left of a discount."""
         if self.books[redemption["book_id"]]["order_policy"] == "INDEPENDENT":
             return own
-        whose = redemption["user_id"] if redemption["_own_order"] else ""
-        others = self.coupons_on(redemption["order_id"], whose)
+        whose = redemption["_user"] if redemption["_own_order"] else ""
+        others = self.coupons_on(redemption["_order"], whose)
+        if redemption["user_id"] in self.erased_users:  # nobody knows what others redeemed for it
+            others = [it for it in others if it["order_id"] == redemption["order_id"]]
         return self.beside(own, amount, [it for it in others if it is not redemption])
 
     def _check(self, redemption: Message, amount: Message) -> str:

@@ -50,6 +50,12 @@ class Assignments(ModelState):
         attempt = (self.caller, *key) if key[-1] else object()
         if answer is not None:
             self.done[attempt] = parameters, answer
+            last = self.ledger[-1] if self.ledger else {}
+            if key[0] in (last.get("type"), "RANDOM"):
+                users = last.get("user_id", ""), last.get("other_user_id", "")
+                self.about[attempt] = {it for it in users if it}
+        elif attempt in self.forgotten:
+            raise Refusal("USER_ERASED")
         elif attempt in self.done:
             before, recorded = self.done[attempt]
             if before != parameters:
@@ -337,7 +343,8 @@ class Assignments(ModelState):
                 yield used_up(limits[USES])
             if 0 < limits[USES] <= self.assignment_count(code) - bool(instead_of):
                 yield Refusal("CODE_ALREADY_ASSIGNED", limit=limits[USES])
-            yield from reached("max_redemptions_per_user_per_code", limits, assignment.redemptions)
+            mine = self.redeemed_by(code, user)
+            yield from reached("max_redemptions_per_user_per_code", limits, mine)
         mine = self.assignment_count(book_id=book["book_id"], user=user)
         yield from reached("max_assignments_per_user", limits, mine)
 
@@ -474,7 +481,7 @@ class Assignments(ModelState):
             yield Refusal("ASSIGNMENT_NOT_ACTIVE", state=given.state)
         yield from self._validity_over(given)
         shown = self.locks[token.lock] if token else None
-        if shown and (shown.message["code"], shown.message["user_id"]) != (code, giver):
+        if shown and (shown.message["code"], shown.whose) != (code, giver):
             yield Refusal("LOCK_TOKEN_MISMATCH")
         held = self.held_by(code, giver)
         if held and held is not shown:

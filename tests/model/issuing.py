@@ -361,7 +361,7 @@ class Issuing(Program):
             code, giver = known[which % len(known)]
             sent = self.spelled(giver)
         receiver, spelled = self.user(name)
-        if receiver == giver:
+        if receiver == giver or giver in self.world.erased_users:  # whom nobody can name
             return
         (token, text), book_id = self.token(code, giver, kind), self.within(code, which)
         request = assignments.TransferAssignmentRequest(

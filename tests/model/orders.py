@@ -47,9 +47,9 @@ class Orders(Assignments):
         """What is on the order, of books that are not independent."""
         return [
             it
-            for it in self.live(order_id=order_id, _own_order=bool(whose))
+            for it in self.live(_order=order_id, _own_order=bool(whose))
             if self.books[it["book_id"]]["order_policy"] != "INDEPENDENT"
-            and whose in ("", it["user_id"])
+            and whose in ("", it["_user"])
         ]
 
     def _order_of(self, item: Item) -> tuple[str, str]:
@@ -106,7 +106,7 @@ class Orders(Assignments):
         book = self.books[redemption["book_id"]]
         if book["order_policy"] == "INDEPENDENT":
             return
-        order = redemption["order_id"], redemption["user_id"] if redemption["_own_order"] else ""
+        order = redemption["_order"], redemption["_user"] if redemption["_own_order"] else ""
         if not self.coupons_on(*order):
             self.order_currencies.pop(order, None)
         elif redemption["state"] == "SUCCEEDED":

@@ -46,7 +46,7 @@ def used_up(
         if first_day(limits, it["redeem_time"]) == first_day(limits, now)
     ]
     counts = {
-        "USER": ("max_redemptions_per_user", sum(it["user_id"] == user for it in of_book)),
+        "USER": ("max_redemptions_per_user", sum(it["_user"] == user for it in of_book)),
         "BOOK": ("max_redemptions", len(of_book)),
     }
     for whose, (name, count) in counts.items():

@@ -79,9 +79,9 @@ class World(Orders):
         yield from self._validity_over(assignment, time)
         yield from closed(book, self.now, time)
         yield from reached(
-            "max_redemptions_per_user_per_code", limits, assignment.redemptions if assignment else 0
+            "max_redemptions_per_user_per_code", limits, self.redeemed_by(code, user)
         )
-        mine = len(self.live(book_id=book["book_id"], user_id=user))
+        mine = len(self.live(book_id=book["book_id"], _user=user))
         yield from reached("max_redemptions_per_user", limits, mine)
         if 0 < limits["max_redemptions"] <= len(self.live(book_id=book["book_id"])):
             yield Refusal("BOOK_LIMIT_EXCEEDED", limit=limits["max_redemptions"])
@@ -104,8 +104,8 @@ class World(Orders):
     def _redeemed_for(self, item: Item) -> list[Message]:
         """Live redemptions for the order, those of the user first; orders of end users are their
         own."""
-        live = self.live(code=item.code, order_id=item.order_id)
-        mine = [it for it in live if it["user_id"] == item.user]
+        live = self.live(code=item.code, _order=item.order_id)
+        mine = [it for it in live if it["_user"] == item.user]
         return mine + [it for it in live if not (self.end_user or it["_own_order"])]
 
     def _order_refusals(self, item: Item, book: Message) -> Iterator[Refusal]:
@@ -124,7 +124,7 @@ class World(Orders):
                 yield Refusal("LOCK_REQUIRED")
             return
         lock = self.locks[token.lock] if token.lock >= 0 else None
-        if not lock or (lock.message["code"], lock.message["user_id"]) != (item.code, item.user):
+        if not lock or (lock.message["code"], lock.whose) != (item.code, item.user):
             yield Refusal("LOCK_TOKEN_MISMATCH")
         elif self.lock_state(lock) != "HELD" or self.now >= token.expire:
             yield Refusal("LOCK_EXPIRED")
@@ -168,7 +168,7 @@ class World(Orders):
         if book["lock_policy"] == "OFF":
             raise Refusal("INVALID_STATE_TRANSITION", state="LOCK_POLICY_OFF")
         taken = self.locks[token.lock] if token else None
-        if taken and taken.message["user_id"] == user:
+        if taken and taken.whose == user:
             taken = None
         for refusal in (*self.why_not(code, user, book, None), *self._stays(taken, token, code)):
             raise refusal
@@ -190,7 +190,7 @@ class World(Orders):
             end = taken.message["expire_time"]
             self.release(taken, request_id)
         number, lock_id, fence = len(self.locks), Unknown(), Unknown()
-        names = {"lock_id": lock_id, "fence": fence, "code": code, "user_id": user}
+        names = {"lock_id": lock_id, "fence": fence, "code": code, "user_id": user, "_user": user}
         times = {"create_time": self.now, "expire_time": end}
         self.locks.append(Lock({**names, "book_id": book["book_id"], **times}))
         self._lock_event("LOCKED", number, request_id, metadata=metadata)
@@ -272,6 +272,8 @@ class World(Orders):
         if number < 0:
             raise Refusal(reason)
         lock = self.locks[number]
+        if lock.end == "RELEASED" and lock.erased:
+            raise Refusal("USER_ERASED")
         if lock.end == "RELEASED":
             return {"lock": self.lock_message(number), "replayed": True}
         if self.lock_state(lock) != "HELD":
@@ -303,6 +305,7 @@ class World(Orders):
         shown = self.locks[item.token.lock] if item.token and item.token.lock >= 0 else None
         gone = (
             shown is not None
+            and not shown.erased
             and shown.end in ("RELEASED", "REDEEMED")
             and (shown.message["code"], shown.message["user_id"]) == (item.code, item.user)
         )
@@ -451,7 +454,8 @@ class World(Orders):
     def _was_carried_out(self, item: Item) -> bool:
         key, parameters = _attempt(item)
         attempt = (self.caller, *key)
-        return attempt in self.done and self.done[attempt][0] == parameters
+        known = attempt in self.done and attempt not in self.forgotten
+        return known and self.done[attempt][0] == parameters
 
     def _redeemed_still(self, answer: Message) -> Message:
         redemption_id = answer["redemption"]["redemption_id"]
@@ -473,6 +477,8 @@ class World(Orders):
             "book_id": book["book_id"],
             "user_id": item.user,
             "order_id": item.order_id,
+            "_user": item.user,
+            "_order": item.order_id,
             "state": "SUCCEEDED",
             "order_amount": item.amount,
             "discount": self.discount(book, item),

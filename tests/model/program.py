@@ -12,10 +12,10 @@ from uuid import UUID, uuid4
 
 import psycopg
 from hypothesis.stateful import RuleBasedStateMachine, rule
-from model.changing import ChangingWorld
 from model.clock import Clock, identity, service_of
 from model.compare import answered, clean, expected
 from model.draws import SEEDS, steps_of
+from model.erasing import ErasingWorld
 from model.state import Item, Message, Token
 from support.service import Api, ServerThread
 
@@ -50,7 +50,7 @@ class Program(RuleBasedStateMachine):
         self.own_names = uuid4().hex[:12]
         self.clock.begin()
         settings = self.server.settings
-        self.world = ChangingWorld(
+        self.world = ErasingWorld(
             now=self.clock.now_ms,
             grace=settings.lock_grace_ms,
             ttl_default=settings.lock_ttl_default_ms,
@@ -171,7 +171,7 @@ class Program(RuleBasedStateMachine):
         known = [(token, it.value) for token, it in self.world.tokens.items()]
         locks = self.world.locks
         fits = [it for it in known if locks[it[0].lock].message["code"] == code]
-        fits = [it for it in fits if user in ("", locks[it[0].lock].message["user_id"])]
+        fits = [it for it in fits if user in ("", locks[it[0].lock].whose)]
         if which < 3 or not known or (which < 9 and not fits):
             return None, ""
         if which == 11:

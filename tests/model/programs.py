@@ -5,16 +5,16 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from model.bulk_steps import BulkSteps
 from model.compare import clean, plain
 from model.draws import ALONE, ITEMS, PER_MILLE, USERS, some_of, step
+from model.erasing_steps import ErasingSteps
 from model.program import PATIENCE_S, View
 from model.state import Message, Unknown
 from support.invariants import assert_adds_up
 from support.service import assignments, audit, books, codes, pages, redemptions
 
 
-class Programs(BulkSteps):
+class Programs(ErasingSteps):
     """One program: a few books, three users, and whatever comes up."""
 
     # --- repeats and looks ----------------------------------------------------------------------

@@ -99,6 +99,16 @@ class Lock:
     end: str = ""
     extensions: int = 0
 
+    @property
+    def whose(self) -> str:
+        """The user who took it, also when that was erased since."""
+        return self.message["_user"]
+
+    @property
+    def erased(self) -> bool:
+        """Whether the user was erased."""
+        return self.whose != self.message["user_id"]
+
 
 @dataclass
 class ModelState:
@@ -125,6 +135,23 @@ class ModelState:
     )
     order_currencies: dict[tuple[str, str], str] = field(default_factory=dict[tuple[str, str], str])
     end_user: str = ""
+    erased_users: dict[str, str] = field(default_factory=dict[str, str])
+    """By pseudonym who it was."""
+    about: dict[object, set[str]] = field(default_factory=dict[object, set[str]])
+    """The users of each attempt."""
+    forgotten: set[object] = field(default_factory=set[object])
+    """Attempts of users who were erased since."""
+
+    def is_of(self, owner: str, user: str) -> bool:
+        """Whether it is the user, or who that was before it was erased."""
+        return user in (owner, self.erased_users.get(owner))
+
+    def redeemed_by(self, code: str, user: str) -> int:
+        """How often the user has redeemed the code, where that was counted."""
+        found = self.assignments.items()
+        return sum(
+            it.redemptions for (of, owner), it in found if of == code and self.is_of(owner, user)
+        )
 
     @contextmanager
     def called_by(self, user: str) -> Generator[None]:
@@ -152,7 +179,7 @@ class ModelState:
         return sum(
             assignment.state in ("ACTIVE", "REDEEMED")
             and code in ("", of)
-            and user in ("", owner)
+            and (not user or self.is_of(owner, user))
             and book_id in ("", self.codes[of].book_id)
             for (of, owner), assignment in self.assignments.items()
         )
