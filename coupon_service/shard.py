@@ -96,7 +96,7 @@ class Shard:
             wiring.bulk_database_settings(database_url, settings), metrics, tracer
         )
         self._lane = BulkLane(self.bulk_database)
-        self.refusal_writer = RefusalWriter(self.database, metrics)
+        self.refusal_writer = RefusalWriter(self.database, metrics, shared.pseudonyms)
         self._make_batchers()
         self._locks = self._make_locks()
         self._add_servicers()

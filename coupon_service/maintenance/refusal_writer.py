@@ -12,6 +12,7 @@ from typing import Final
 import structlog
 
 from coupon_service.errors import CouponServiceError
+from coupon_service.model.pseudonyms import NO_PSEUDONYMS, Pseudonyms
 from coupon_service.model.refused_attempts import RefusedAttempt
 from coupon_service.store.database import Database
 from coupon_service.store.refusals import insert_refusals
@@ -44,6 +45,7 @@ class RefusalWriter:
         self,
         database: Database,
         metrics: Metrics,
+        pseudonyms: Pseudonyms = NO_PSEUDONYMS,
         *,
         delay_s: float = DELAY_S,
         waiting_max: int = WAITING_MAX,
@@ -51,6 +53,7 @@ class RefusalWriter:
     ) -> None:
         self._database = database
         self._metrics = metrics
+        self._pseudonyms = pseudonyms
         self._delay_s = delay_s
         self._waiting_max = waiting_max
         self._retry_s = retry_s
@@ -93,7 +96,9 @@ class RefusalWriter:
     async def _write(self, rows: list[RefusedAttempt]) -> None:
         for left in reversed(range(TRIES)):
             try:
-                await self._database.read("refusals", lambda it: insert_refusals(it, rows))
+                await self._database.read(
+                    "refusals", lambda it: insert_refusals(it, rows, self._pseudonyms)
+                )
             except Exception as error:  # noqa: BLE001 - whatever it is, no call is to suffer from it
                 if left == 0 or not isinstance(error, CouponServiceError):
                     self._drop("failed", len(rows), cause=repr(error.__cause__ or error))

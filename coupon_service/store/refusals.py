@@ -16,6 +16,7 @@ from uuid import UUID
 from psycopg.errors import UniqueViolation
 
 from coupon_service.model import Money
+from coupon_service.model.pseudonyms import NO_PSEUDONYMS, Pseudonyms
 from coupon_service.model.refused_attempts import AttemptKind, Reason, RefusedAttempt
 from coupon_service.store.arrays import text_array
 from coupon_service.store.columns import Column, Columns, Nested, member_of
@@ -94,26 +95,47 @@ refusal_from_row = REFUSALS.reader(_made)
 
 # --- written ------------------------------------------------------------------------------------
 
+# None of a user who was erased since: it may have waited to be written, on a clock that is ahead.
 INSERT_REFUSALS: Final[LiteralString] = f"""
 INSERT INTO coupon_refusals (
     {REFUSALS.names})
-SELECT
-    {REFUSALS.unnested}
+SELECT * FROM unnest(
+    {REFUSALS.arrays}) AS made (
+    {REFUSALS.names})
+WHERE NOT EXISTS (
+    SELECT FROM unnest(%s::text[], %s::text[]) AS known (of_user, pseudonym)
+    JOIN coupon_erased_users AS erased USING (pseudonym)
+    WHERE of_user = made.user_id
+        AND (state < 3 OR made.refuse_time < erase_time + interval '5 seconds'))
 """
 # For ValidateCode alone, since it costs a fifth more. What is there already is another worker's.
 INSERT_REFUSALS_ONCE: Final[LiteralString] = INSERT_REFUSALS + "ON CONFLICT DO NOTHING"
 
 
-async def insert_refusals(connection: Connection, refusals: Collection[RefusedAttempt]) -> None:
-    """Writes them, also when an earlier try may have done so."""
+async def insert_refusals(
+    connection: Connection,
+    refusals: Collection[RefusedAttempt],
+    pseudonyms: Pseudonyms = NO_PSEUDONYMS,
+) -> None:
+    """Writes them, also when an earlier try may have done so; but for those of users who were
+    erased since, whom `pseudonyms` finds."""
     validated = [it for it in refusals if it.kind is AttemptKind.VALIDATE_CODE]
     if validated:
-        parameters = REFUSALS.array_parameters(validated)
-        await connection.execute(INSERT_REFUSALS_ONCE, parameters)
+        await connection.execute(INSERT_REFUSALS_ONCE, _parameters(validated, pseudonyms))
     others = [it for it in refusals if it.kind is not AttemptKind.VALIDATE_CODE]
     if others:
         with suppress(UniqueViolation):  # all of them were written by an earlier try
-            await connection.execute(INSERT_REFUSALS, REFUSALS.array_parameters(others))
+            await connection.execute(INSERT_REFUSALS, _parameters(others, pseudonyms))
+
+
+def _parameters(refusals: Collection[RefusedAttempt], pseudonyms: Pseudonyms) -> tuple[str, ...]:
+    users = {it.user_id for it in refusals}
+    known = [(it, name) for it, names in pseudonyms.of_users(users).items() for name in names]
+    return (
+        *REFUSALS.array_parameters(refusals),
+        text_array([user_id for user_id, _ in known]),
+        text_array([name for _, name in known]),
+    )
 
 
 # --- pages --------------------------------------------------------------------------------------

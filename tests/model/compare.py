@@ -30,7 +30,7 @@ STATUS_OF = {
 }
 """The status that the contract promises for each reason."""
 
-SECRET = {"message", "code_format", "peer", "user_agent"}
+SECRET = {"message", "code_format", "peer", "user_agent", "sequence"}
 """Fields that the model does not know, or that are for people."""
 
 
