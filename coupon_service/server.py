@@ -256,7 +256,13 @@ class Server:
             series_max=settings.book_series_max,
             sealing=settings.seal_interval_ms > 0,
         )
-        readiness = ReadinessMonitor(self._shard.database, self._leases, metrics, self._publish)
+        readiness = ReadinessMonitor(
+            self._shard.database,
+            self._leases,
+            metrics,
+            self._publish,
+            self._shard.replica_state,
+        )
         for each in (readiness.run(), stock.run(), *self._shard.maintenance()):
             self._spawn(each)
         repair = self._leases.repair

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Collection, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import structlog
 
@@ -27,6 +27,7 @@ from coupon_service.locks.transfers import AssignmentTransfers
 from coupon_service.maintenance.ledger_sealer import LedgerSealer
 from coupon_service.maintenance.lock_sweeper import LockSweeper
 from coupon_service.maintenance.period_pruner import PeriodPruner
+from coupon_service.maintenance.periodic import run_periodically
 from coupon_service.maintenance.pool_sweeper import PoolSweeper
 from coupon_service.maintenance.refusal_pruner import RefusalPruner
 from coupon_service.maintenance.refusal_writer import RefusalWriter
@@ -57,7 +58,10 @@ from coupon_service.store.ledger_feed import LedgerFeed
 from coupon_service.store.ledger_horizon import LedgerHorizon
 from coupon_service.store.queries.lookups import Lookups
 from coupon_service.store.queries.reads import Reads
+from coupon_service.store.replica import NearReads, ReadReplica
 from coupon_service.telemetry.metrics import Metrics
+
+S = TypeVar("S")
 
 if TYPE_CHECKING:
     from coupon_service.telemetry.tracing import Tracer
@@ -83,6 +87,29 @@ class SharedParts:
     now: Callable[[], datetime]
 
 
+@dataclass(frozen=True, slots=True)
+class Replica:
+    """The read replica, and how to get there."""
+
+    database: Database
+    bulk_database: Database
+    state: ReadReplica
+    metrics: Metrics
+
+    def near(self, primary: S, replica: S) -> NearReads[S]:
+        """What answers with the one or the other."""
+        return NearReads(primary, replica, self.state, self.metrics)
+
+    async def run(self) -> None:
+        """Looks how far it is behind until it is cancelled."""
+        await run_periodically(
+            self.state.probe,
+            lambda: self.state.interval_s,
+            failed="replica check failed",
+            at_once=True,
+        )
+
+
 class Shard:
     """Everything that answers calls from one schema of PostgreSQL."""
 
@@ -96,6 +123,7 @@ class Shard:
             wiring.bulk_database_settings(database_url, settings), metrics, tracer
         )
         self._lane = BulkLane(self.bulk_database)
+        self._replica = self._make_replica()
         self.refusal_writer = RefusalWriter(self.database, metrics, shared.pseudonyms)
         self._make_batchers()
         self._locks = self._make_locks()
@@ -120,6 +148,17 @@ class Shard:
         self._pruner = PeriodPruner(self.database, now)
         kept = timedelta(days=settings.refusals_kept_days)
         self._refusal_pruner = RefusalPruner(self.database, now, kept)
+
+    def _make_replica(self) -> Replica | None:
+        """What asks the read replica, if there is one."""
+        settings, metrics, tracer = self._shared.settings, self._shared.metrics, self._shared.tracer
+        if settings.replica_url is None:
+            return None
+        url = settings.replica_url.get_secret_value()
+        database = Database(wiring.replica_settings(url, settings), metrics, tracer)
+        bulk_database = Database(wiring.replica_bulk_settings(url, settings), metrics, tracer)
+        state = ReadReplica(self.database, database, settings.replica_max_lag_ms, metrics)
+        return Replica(database, bulk_database, state, metrics)
 
     def _make_batchers(self) -> None:
         """What is done for many callers at once: commands, previews of them, and small reads."""
@@ -175,15 +214,21 @@ class Shard:
             now,
         )
         transfers = AssignmentTransfers(commands, leases, tokens, detached)
-        books = Books(self.database, now, wiring.lock_limits(settings).life_max_ms)
-        lane = self._lane
-        self.books = CouponBookServicer(books, page_tokens, now)
+        life_max_ms = wiring.lock_limits(settings).life_max_ms
+        books = Books(self.database, now, life_max_ms)
+        lane, replica = self._lane, self._replica
+        near_books, near_reads, lanes = NearReads(books), NearReads(reads), NearReads(lane)
+        if replica is not None:
+            near_books = replica.near(books, Books(replica.database, now, life_max_ms))
+            near_reads = replica.near(reads, Reads(replica.database))
+            lanes = replica.near(lane, BulkLane(replica.bulk_database))
+        self.books = CouponBookServicer(books, near_books, page_tokens, now)
         self.codes = CouponCodeServicer(
             books,
             reads,
             CodeGenerator(self.database, lane, now),
             CodeImporter(self.database, lane, now, shared.pseudonyms),
-            CodeExporter(lane),
+            CodeExporter(lanes),
             CodeChanger(lane, now, shared.metrics),
             commands,
             locks,
@@ -199,6 +244,7 @@ class Shard:
             checkout,
             locks,
             reads,
+            near_reads,
             page_tokens,
             shared.streams,
             now,
@@ -207,7 +253,7 @@ class Shard:
         )
         feed = LedgerFeed(self.database, shared.metrics)
         watches = AuditWatches(feed, page_tokens, shared.watchers, shared.authenticate)
-        self.audit = AuditServicer(reads, self._make_eraser(lane), page_tokens, feed, watches)
+        self.audit = AuditServicer(near_reads, self._make_eraser(lane), page_tokens, feed, watches)
 
     def _make_eraser(self, lane: BulkLane) -> Eraser:
         shared = self._shared
@@ -232,8 +278,8 @@ class Shard:
 
     async def open(self) -> None:
         """Starts connecting; does not wait for PostgreSQL, which may come later."""
-        await self.database.open()
-        await self.bulk_database.open()
+        for database in self._databases():
+            await database.open()
 
     def maintenance(self) -> Iterator[Awaitable[None]]:
         """What tidies up for as long as the server runs."""
@@ -245,6 +291,13 @@ class Shard:
             self._refusal_pruner,
         ):
             yield each.run()
+        if self._replica is not None:
+            yield self._replica.run()
+
+    @property
+    def replica_state(self) -> ReadReplica | None:
+        """What is known of the read replica, if there is one."""
+        return self._replica.state if self._replica is not None else None
 
     async def drain_locks(self) -> None:
         """Returns when every lock that was asked for, or given back, has been seen to."""
@@ -254,5 +307,12 @@ class Shard:
     async def close(self) -> None:
         """Waits for the transactions that are under way, then closes the connections."""
         await self.refusal_writer.drain()
-        await self.database.close()
-        await self.bulk_database.close()
+        for database in self._databases():
+            await database.close()
+
+    def _databases(self) -> Iterator[Database]:
+        yield self.database
+        yield self.bulk_database
+        if self._replica is not None:
+            yield self._replica.database
+            yield self._replica.bulk_database

@@ -70,6 +70,37 @@ def bulk_database_settings(url: str, settings: Settings) -> DatabaseSettings:
     )
 
 
+REPLICA_WAIT_MS: Final = 250
+"""Longest wait for a connection to the read replica: the primary answers in its place."""
+
+REPLICA_STATEMENT_MS: Final = 1_500
+REPLICA_SILENCE_MS: Final = 500
+"""After these two the primary is asked, which still has time until the deadline of the call."""
+
+REPLICA_CONNECTIONS: Final = 2
+
+
+def replica_settings(url: str, settings: Settings) -> DatabaseSettings:
+    """Of the connections to the read replica: tried once, since the primary can answer as well."""
+    return replace(
+        database_settings(url, settings),
+        pool_min_size=1,
+        pool_max_size=REPLICA_CONNECTIONS + 1,  # one is for probes
+        pool_timeout_ms=min(REPLICA_WAIT_MS, settings.pool_timeout_ms),
+        unbatched_max=REPLICA_CONNECTIONS,
+        statement_timeout_ms=min(REPLICA_STATEMENT_MS, settings.statement_timeout_ms),
+        tcp_user_timeout_ms=min(REPLICA_SILENCE_MS, settings.tcp_user_timeout_ms),
+        attempts_max=1,
+    )
+
+
+def replica_bulk_settings(url: str, settings: Settings) -> DatabaseSettings:
+    """Of the connection for exports from the read replica."""
+    return replace(
+        bulk_database_settings(url, settings), pool_timeout_ms=REPLICA_WAIT_MS, attempts_max=1
+    )
+
+
 def handler_settings(settings: Settings) -> RpcHandlerSettings:
     """Bounds of the calls. Raises BatchingError."""
     return RpcHandlerSettings(

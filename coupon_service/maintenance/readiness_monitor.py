@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from types import MappingProxyType
 from typing import Final
 
 import structlog
@@ -14,6 +15,7 @@ from coupon_service.maintenance.periodic import run_periodically
 from coupon_service.store.database import Database
 from coupon_service.store.migrations import schema_is_current
 from coupon_service.store.pipeline import Connection
+from coupon_service.store.replica import ReadReplica, ReplicaState
 from coupon_service.store.server_check import check_server, connection_problem
 from coupon_service.telemetry.metrics import Metrics
 from coupon_service.telemetry.readiness import REDIS_PROBLEMS, Readiness, problems_of
@@ -22,6 +24,15 @@ INTERVAL_S: Final = 1.0
 """Time between two checks; a tenth of it while the worker does not serve."""
 
 CHECKED: Final = ("POSTGRESQL", "SCHEMA", "REDIS")
+
+
+REPLICA_WARNINGS: Final = MappingProxyType(
+    {
+        ReplicaState.OK: Readiness(0),
+        ReplicaState.BEHIND: Readiness.REPLICA_BEHIND,
+        ReplicaState.AWAY: Readiness.REPLICA_AWAY,
+    }
+)
 
 
 class ReadinessMonitor:
@@ -33,8 +44,10 @@ class ReadinessMonitor:
         leases: Leases,
         metrics: Metrics,
         notify: Callable[[Readiness], Awaitable[None]],
+        replica: ReadReplica | None = None,
     ) -> None:
         """`notify` is called with what was found whenever it has changed."""
+        self._replica = replica
         self._database = database
         self._leases = leases
         self._metrics = metrics
@@ -56,6 +69,8 @@ class ReadinessMonitor:
             self._check_database(), self._check_redis()
         )
         found = Readiness.PROBED | database | redis
+        if self._replica is not None:
+            found |= REPLICA_WARNINGS[self._replica.state]
         if found != self._found:
             state = {what.lower(): bool(found & Readiness[what]) for what in CHECKED}
             state["postgresql"] = state["postgresql"] and not problems_of(found)

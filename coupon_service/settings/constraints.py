@@ -89,12 +89,18 @@ def _unverified_callers(settings: Settings) -> Iterator[str]:
 
 def _unverified_servers(settings: Settings) -> Iterator[str]:
     """Encryption without authentication of the server."""
-    database, redis = (_query(url) for url in (settings.database_url, settings.redis_url))
-    if database.get("sslmode") == "require" and "sslrootcert" not in database:
-        yield (
-            "COUPON_DATABASE_URL: sslmode=require does not verify the server's certificate;"
-            " expected sslmode=verify-full, with sslrootcert=<file> or sslrootcert=system"
-        )
+    databases = {
+        "COUPON_DATABASE_URL": settings.database_url,
+        "COUPON_REPLICA_URL": settings.replica_url,
+    }
+    for name, url in databases.items():
+        database = _query(url)
+        if database.get("sslmode") == "require" and "sslrootcert" not in database:
+            yield (
+                f"{name}: sslmode=require does not verify the server's certificate;"
+                " expected sslmode=verify-full, with sslrootcert=<file> or sslrootcert=system"
+            )
+    redis = _query(settings.redis_url)
     if redis.get("ssl_cert_reqs", "required") != "required":
         yield "COUPON_REDIS_URL: expected ssl_cert_reqs=required, so that it is verified"
     if redis.get("ssl_check_hostname", "true").lower() != "true":

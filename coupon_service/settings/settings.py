@@ -220,6 +220,17 @@ class Settings(BaseSettings):
         description="URL of PostgreSQL. Also read from DATABASE_URL. When unset, coupon-service dev"
         " starts a server of its own, and coupon-service serve refuses to start.",
     )
+    replica_url: DatabaseUrl = Field(
+        default=None,
+        description="URL of a read replica (a streaming standby) of PostgreSQL. It answers"
+        " ListAuditEvents, ListRefusals, GetCouponBookStats and ExportCodes while it is near"
+        " enough, the primary everything else. When unset, the primary answers all.",
+    )
+    replica_max_lag_ms: Annotated[int, Field(ge=20, le=3_600_000)] = Field(
+        1_000,
+        description="How far an answer of the read replica may be behind, in milliseconds. When it"
+        " is further behind, or away, the primary answers.",
+    )
     pool_min_size: Count = Field(
         2, description="Connections to PostgreSQL that each worker keeps open."
     )
@@ -358,6 +369,11 @@ class Settings(BaseSettings):
         " milliseconds.",
     )
 
+    book_series_max: Annotated[int, Field(ge=0, le=10_000)] = Field(
+        100,
+        description="Books with a low_threshold that have gauges of their own in the metrics:"
+        " books that run low first, then used up ones.",
+    )
     refusals_kept_days: Annotated[int, Field(ge=0, le=3_650)] = Field(
         30,
         description="For how many days refused attempts are kept for ListRefusals. 0 keeps none,"
@@ -367,11 +383,6 @@ class Settings(BaseSettings):
         default=True,
         description="Whether attempts on codes that do not exist are kept as well: of such a code a"
         " mask and a keyed hash.",
-    )
-    book_series_max: Annotated[int, Field(ge=0, le=10_000)] = Field(
-        100,
-        description="Books with a low_threshold that have gauges of their own in the metrics:"
-        " books that run low first, then used up ones.",
     )
     drain_grace_ms: Annotated[int, Field(ge=0, le=600_000)] = Field(
         5_000,

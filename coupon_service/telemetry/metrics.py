@@ -218,6 +218,18 @@ class Metrics:
                 "event",
             )
         )
+        self._replica_lag = greatest(
+            "coupon_replica_lag_seconds", "Time for which the read replica was behind the primary."
+        )
+        self._replica_reads = Children(
+            counter(
+                "coupon_replica_reads_total",
+                "Reads that a read replica may answer. answered_by: replica; or primary, for a"
+                " reason: behind, away, failed or not_found.",
+                "answered_by",
+                "reason",
+            )
+        )
         self._refusals_written = counter(
             "coupon_refusals_written_total", "Refused attempts that were written for ListRefusals."
         )
@@ -360,6 +372,15 @@ class Metrics:
         """So many were not: too many waited (full), PostgreSQL did not take them (failed), or the
         process ended (stopped)."""
         self._refusals_dropped[reason,].inc(count)
+
+    def replica_probed(self, lag_s: float) -> None:
+        """The read replica was so far behind."""
+        self._replica_lag.set(lag_s)
+
+    def replica_read(self, answered_by: str, reason: str) -> None:
+        """A read was answered by the replica; or by the primary: behind, away, failed or
+        not_found."""
+        self._replica_reads[answered_by, reason].inc()
 
     def dependency_probed(self, what: str, *, reached: bool) -> None:
         """Whether this process reaches ``what``: postgresql, redis, or a schema new enough."""

@@ -6,7 +6,7 @@ that hangs delays neither the supervisor nor a probe.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import IntFlag
 from types import MappingProxyType
 from typing import Final
@@ -29,6 +29,10 @@ class Readiness(IntFlag):
     WRONG_ENCODING = 256
     NO_PRIVILEGE = 512
     UNSAFE_SETTINGS = 1024
+
+    # What the read replica is not, if there is one; the primary answers in its place.
+    REPLICA_AWAY = 2048
+    REPLICA_BEHIND = 4096
 
     # What a Redis that answers is, or does not do. REDIS is not set beside one of the first.
     REDIS_CLUSTER_NODE = 1 << 16
@@ -53,6 +57,14 @@ POSTGRESQL_PROBLEMS: Final = (
     Readiness.UNSAFE_SETTINGS,
 )
 """Why PostgreSQL cannot be used although it is there, in the order in which they are told."""
+
+POSTGRESQL_WARNINGS: Final = MappingProxyType(
+    {
+        Readiness.REPLICA_AWAY: "read replica unreachable",
+        Readiness.REPLICA_BEHIND: "read replica behind",
+    }
+)
+"""What is not as it should be while PostgreSQL can be used."""
 
 REDIS_PROBLEMS: Final = MappingProxyType(
     {
@@ -95,15 +107,19 @@ def report(workers: Sequence[Readiness]) -> dict[str, object]:
     return {
         "status": "SERVING" if is_serving(workers) else "NOT_SERVING",
         "postgresql": postgresql,
+        "postgresql_warnings": _warnings(probed, POSTGRESQL_WARNINGS),
         "schema": state(Readiness.SCHEMA, "too old") if postgresql == "ok" else "unknown",
         # Without it the status stays SERVING: books without locking do not need it.
         "redis": state(Readiness.REDIS, _redis_problem(probed)),
-        "redis_warnings": [
-            text for flag, text in REDIS_WARNINGS.items() if any(it & flag for it in probed)
-        ],
+        "redis_warnings": _warnings(probed, REDIS_WARNINGS),
         "workers": len(workers),
         "workers_serving": sum(bool(worker & Readiness.SERVING) for worker in workers),
     }
+
+
+def _warnings(probed: Sequence[Readiness], texts: Mapping[Readiness, str]) -> list[str]:
+    """Those that any of the workers has."""
+    return [text for flag, text in texts.items() if any(it & flag for it in probed)]
 
 
 def _postgresql(probed: Sequence[Readiness]) -> str:

@@ -13,9 +13,11 @@ from coupon_service.rpc.audit_watches import AuditWatches
 from coupon_service.rpc.context import current
 from coupon_service.rpc.convert import audit as convert
 from coupon_service.rpc.convert import erasures as convert_erasures
+from coupon_service.rpc.freshness import tell_lag
 from coupon_service.rpc.paging import PageTokens, page_within_bounds
 from coupon_service.store.ledger_feed import LedgerFeed
 from coupon_service.store.queries.reads import Reads, event_position
+from coupon_service.store.replica import NearReads
 from coupon_service.v1 import audit_service_pb2 as pb
 from coupon_service.v1.audit_service_pb2_grpc import AuditServiceServicer
 
@@ -25,7 +27,7 @@ class AuditServicer(AuditServiceServicer):
 
     def __init__(
         self,
-        reads: Reads,
+        reads: NearReads[Reads],
         eraser: Eraser,
         page_tokens: PageTokens,
         feed: LedgerFeed,
@@ -45,7 +47,10 @@ class AuditServicer(AuditServiceServicer):
             after = None if page.after is None else convert.ledger_position(page.after)
             followed = await self._feed.page(wanted, page.size, after)
             return convert.oldest_first_message(request, followed, self._page_tokens)
-        events, end = await self._reads.audit_events(wanted, page.size, page.after)
+        (events, end), lag_ms = await self._reads.ask(
+            lambda reads: reads.audit_events(wanted, page.size, page.after)
+        )
+        tell_lag(context, lag_ms)
         messages, end = page_within_bounds(events, convert.event_message, end, event_position)
         return pb.ListAuditEventsResponse(
             events=messages, next_page_token=self._page_tokens.token(request, end)

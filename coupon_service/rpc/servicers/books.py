@@ -11,9 +11,11 @@ from typing import Any
 from coupon_service.model import Book, EventType
 from coupon_service.rpc.context import current
 from coupon_service.rpc.convert import books as convert
+from coupon_service.rpc.freshness import tell_lag
 from coupon_service.rpc.paging import PageTokens, page_within_bounds
 from coupon_service.rules import effective_book_state
 from coupon_service.store.books import Books, book_position
+from coupon_service.store.replica import NearReads
 from coupon_service.v1 import coupon_book_service_pb2 as pb
 from coupon_service.v1.coupon_book_service_pb2_grpc import CouponBookServiceServicer
 
@@ -21,8 +23,15 @@ from coupon_service.v1.coupon_book_service_pb2_grpc import CouponBookServiceServ
 class CouponBookServicer(CouponBookServiceServicer):
     """Answers with what Books does."""
 
-    def __init__(self, books: Books, page_tokens: PageTokens, now: Callable[[], datetime]) -> None:
+    def __init__(
+        self,
+        books: Books,
+        near_books: NearReads[Books],
+        page_tokens: PageTokens,
+        now: Callable[[], datetime],
+    ) -> None:
         self._books = books
+        self._near_books = near_books
         self._page_tokens = page_tokens
         self._now = now
 
@@ -87,7 +96,11 @@ class CouponBookServicer(CouponBookServiceServicer):
         self, request: pb.GetCouponBookStatsRequest, context: Any
     ) -> pb.GetCouponBookStatsResponse:
         book_id = convert.read_book_id(request)
-        book, stats = await self._books.stats(book_id, current().business_id)
+        business_id = current().business_id
+        (book, stats), lag_ms = await self._near_books.ask(
+            lambda books: books.stats(book_id, business_id)
+        )
+        tell_lag(context, lag_ms)
         return pb.GetCouponBookStatsResponse(stats=convert.stats_message(book, stats))
 
     async def _transition(

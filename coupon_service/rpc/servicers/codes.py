@@ -19,6 +19,7 @@ from coupon_service.model.codes import CodeFormat, check_capacity, generate
 from coupon_service.rpc.context import current
 from coupon_service.rpc.convert import code_changes as convert_changes
 from coupon_service.rpc.convert import codes as convert
+from coupon_service.rpc.freshness import tell_lag
 from coupon_service.rpc.paging import PageTokens
 from coupon_service.rules import effective_code_state
 from coupon_service.store.books import Books
@@ -119,10 +120,14 @@ class CouponCodeServicer(CouponCodeServiceServicer):
         pages = self._exporter.pages(
             book_id, business_id, state, after, with_details=request.with_details
         )
+        lag_ms: int | None = None
         async with aclosing(pages):
             async for page in pages:
                 message = convert.page_message(page)
                 message.next_page_token = self._page_tokens.token(request, page.after)
+                if page.lag_ms is not None and page.lag_ms > (lag_ms or 0):
+                    lag_ms = page.lag_ms
+                    tell_lag(context, lag_ms)
                 yield message
 
     async def GetCode(self, request: pb.GetCodeRequest, context: Any) -> pb.GetCodeResponse:

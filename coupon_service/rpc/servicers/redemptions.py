@@ -20,11 +20,13 @@ from coupon_service.rpc.convert import locks as convert_locks
 from coupon_service.rpc.convert import qualify as convert_qualify
 from coupon_service.rpc.convert import redemptions as convert
 from coupon_service.rpc.convert import refusals as convert_refusals
+from coupon_service.rpc.freshness import tell_lag
 from coupon_service.rpc.lazy import lazy_command
 from coupon_service.rpc.paging import PageTokens, page_within_bounds
 from coupon_service.rpc.refused_attempts import RefusalRecorder, RefusedCodes
 from coupon_service.store.queries.reads import Reads, event_position
 from coupon_service.store.refusals import refusal_position
+from coupon_service.store.replica import NearReads
 from coupon_service.v1 import redemption_service_pb2 as pb
 from coupon_service.v1.redemption_service_pb2_grpc import RedemptionServiceServicer
 
@@ -37,6 +39,7 @@ class RedemptionServicer(RedemptionServiceServicer):
         checkout: Checkout,
         locks: LockService,
         reads: Reads,
+        near_reads: NearReads[Reads],
         page_tokens: PageTokens,
         streams: CheckoutStreams,
         now: Callable[[], datetime],
@@ -47,6 +50,7 @@ class RedemptionServicer(RedemptionServiceServicer):
         self._checkout = checkout
         self._locks = locks
         self._reads = reads
+        self._near_reads = near_reads
         self._page_tokens = page_tokens
         self._streams = streams
         self._now = now
@@ -205,7 +209,10 @@ class RedemptionServicer(RedemptionServiceServicer):
         )
         if self._refusals is None:
             raise RefusalsNotKept
-        found, end = await self._reads.refusals(wanted, page.size, page.after)
+        (found, end), lag_ms = await self._near_reads.ask(
+            lambda reads: reads.refusals(wanted, page.size, page.after)
+        )
+        tell_lag(context, lag_ms)
         messages, end = page_within_bounds(
             found, convert_refusals.refusal_message, end, refusal_position
         )

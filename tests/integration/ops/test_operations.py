@@ -226,6 +226,7 @@ def test_without_redis_it_is_degraded_and_goes_on(database_url: str, tmp_path: P
                 "postgresql": "ok",
                 "schema": "ok",
                 "redis": "ok",
+                "postgresql_warnings": [],
                 "redis_warnings": [],
                 "workers": 2,
                 "workers_serving": 2,

@@ -98,6 +98,10 @@ class TestMetrics:
         metrics.book_event("BOOK_USED_UP")
         metrics.guess_alarm("user")
         metrics.rate_limit_unchecked()
+        metrics.refusals_written(3)
+        metrics.refusals_dropped("full", 2)
+        metrics.replica_probed(0.25)
+        metrics.replica_read("primary", "behind")
         for name, labels, expected in [
             ("coupon_batch_size_commands_sum", {"kind": "changes"}, 60),
             ("coupon_batch_duration_seconds_sum", {"kind": "changes"}, 0.02),
@@ -120,6 +124,15 @@ class TestMetrics:
             ("coupon_guess_alarms_total", {"kind": "user"}, 1),
             ("coupon_guess_alarms_total", {"kind": "peer"}, 0),
             ("coupon_rate_limit_unchecked_total", {}, 1),
+            ("coupon_refusals_written_total", {}, 3),
+            ("coupon_refusals_dropped_total", {"reason": "full"}, 2),
+            ("coupon_refusals_dropped_total", {"reason": "failed"}, 0),
+            ("coupon_replica_lag_seconds", {}, 0.25),
+            (
+                "coupon_replica_reads_total",
+                {"answered_by": "primary", "reason": "behind"},
+                1,
+            ),
         ]:
             assert registry.get_sample_value(name, labels) == expected, name
 
