@@ -14,6 +14,22 @@ CREATE TABLE coupon_erased_users (
 -- Those that are under way, which every batch of commands reads once anybody was erased.
 CREATE INDEX coupon_erased_users_under_way ON coupon_erased_users (pseudonym) WHERE state < 3;
 
+-- Every batch of commands looks whether anybody was erased: whoever may add to the ledger may do so, before
+-- `migrate grants` has run.
+DO $$
+DECLARE
+    grantee text;
+BEGIN
+    FOR grantee IN
+        SELECT CASE acl.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(acl.grantee)) END
+        FROM pg_class, aclexplode(relacl) AS acl
+        WHERE pg_class.oid = 'redemption_audit'::regclass AND acl.privilege_type = 'INSERT'
+    LOOP
+        EXECUTE format('GRANT SELECT ON coupon_erased_users TO %s', grantee);
+    END LOOP;
+END
+$$;
+
 -- The ledger is append-only, but for what is personal: coupon_erase_user replaces it by the pseudonym, or by
 -- nothing. Everything else of a row is compared as a whole, so that a column that comes later is protected too.
 CREATE OR REPLACE FUNCTION refuse_ledger_change() RETURNS trigger LANGUAGE plpgsql AS $$

@@ -90,6 +90,31 @@ def test_books_are_made_and_changed_before_what_is_new_is_granted(
             assert api.update(book.book_id, discount=off).discount == off
 
 
+def test_codes_are_redeemed_before_what_is_new_is_granted(
+    database_url: str, redis_url: str
+) -> None:
+    while not migrations.rollback(database_url, count=1)[0].endswith(".erasures"):
+        pass
+    with new_role(database_url) as (role, url):
+        with psycopg.connect(database_url) as connection:
+            for relation, privileges in PRIVILEGES.items():
+                if connection.execute("SELECT to_regclass(%s)", [relation]).fetchone() != (None,):
+                    given = sql.SQL("GRANT {} ON {} {} TO {}").format(
+                        sql.SQL(", ").join(map(sql.SQL, privileges)),
+                        sql.SQL("SEQUENCE" if privileges == ("USAGE",) else ""),
+                        sql.Identifier(relation),
+                        sql.Identifier(role),
+                    )
+                    connection.execute(given)
+        migrations.apply(database_url)
+        with (
+            ServerThread(settings_for(url, redis_url)) as running,
+            closing(Api(running.address)) as api,
+        ):
+            limits = books.BookLimits(max_redemptions_per_user=1)
+            api.redeem(api.code(limits=limits), "ann")
+
+
 def test_the_role_of_the_service_cannot_change_the_ledger(server: ServerThread, api: Api) -> None:
     api.code()
     url = server.settings.database_url
