@@ -80,6 +80,9 @@ def _plan(
 
 
 def _why_not(book: ClosedBook) -> str:
+    if book.is_on_orders:
+        # Whose these are only the ledger says, and whoever erases the user has to find them.
+        return "orders that it shares with other books name what was redeemed of it"
     if book.unnumbered:
         return f"{book.unnumbered} of its events are from before events had numbers"
     if book.unsealed:

@@ -213,7 +213,6 @@ ONCE_A_DAY = books.PeriodLimits(
 )
 CAMPAIGNS: dict[str, dict[str, Any]] = {
     "limits a user": {},
-    "locks, orders": {"order_policy": books.ORDER_POLICY_COMBINABLE},
     "budget": {"limits": BUDGET},
     "periods": {"period_limits": ONCE_A_DAY},
 }
@@ -514,6 +513,30 @@ def test_the_ledger_deletes_only_what_a_verified_archive_has(stage: Stage) -> No
         with pytest.raises(psycopg.errors.InsufficientPrivilege), connection.transaction():
             connection.execute(delete.encode())
         connection.rollback()
+
+
+def test_a_book_that_shares_orders_with_others_is_not_archived(stage: Stage) -> None:
+    kept = campaign(stage.api, order_policy=books.ORDER_POLICY_COMBINABLE)
+    assert stage.archive(kept.book_id) == []
+    soon = datetime.now(UTC) + SOON
+    (planned,) = archiving.plan(stage.url, soon, map_uuids([kept.book_id]))
+    assert "orders" in planned.why_not
+    assert redemption(stage.api, kept.adjusted).redemption_id == kept.adjusted
+
+
+def test_an_opening_balance_that_was_changed_does_not_add_up(stage: Stage) -> None:
+    gone = campaign(stage.api)
+    stage.archive(gone.book_id)
+    stage.adds_up()
+    for table in ("coupon_archived_codes", "coupon_audit_archives"):
+        change = f"UPDATE {table} SET redemptions = redemptions + %s WHERE book_id = %s"
+        with psycopg.connect(stage.url) as connection:
+            connection.execute(change.encode(), [1, gone.book_id])
+        with pytest.raises(AssertionError, match="broken"):
+            stage.adds_up()
+        with psycopg.connect(stage.url) as connection:
+            connection.execute(change.encode(), [-1, gone.book_id])
+    stage.adds_up()
 
 
 def test_books_that_cannot_be_archived_are_said_to_be(stage: Stage) -> None:
