@@ -105,7 +105,7 @@ def test_a_batch_has_items_of_several_businesses(root: Api) -> None:
 def test_lists_are_of_the_business(root: Api) -> None:
     ours, theirs = unique("ours"), unique("theirs")
     code = code_of(root, ours)
-    root.redeem(code, "ann")
+    root.redeem(code, "ann", business_id=ours)
 
     def listed(business: str) -> tuple[int, int]:
         done = root.redemptions.ListRedemptions(

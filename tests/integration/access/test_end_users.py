@@ -36,14 +36,22 @@ LIMITS = books.BookLimits(
 
 
 @pytest.fixture(scope="module")
-def root(guarded: ServerThread) -> Iterator[Api]:
-    with caller(guarded.address, "admin", sub="root") as api:
+def business() -> str:
+    return unique("business")
+
+
+@pytest.fixture(scope="module")
+def root(guarded: ServerThread, business: str) -> Iterator[Api]:
+    """Ann's shop."""
+    with caller(guarded.address, "admin", sub="root", business=business) as api:
         yield api
 
 
 @pytest.fixture(scope="module")
-def business() -> str:
-    return unique("business")
+def everywhere(guarded: ServerThread) -> Iterator[Api]:
+    """Who sees all businesses."""
+    with caller(guarded.address, "admin", sub="root") as api:
+        yield api
 
 
 @pytest.fixture(scope="module")
@@ -389,9 +397,15 @@ def work(guarded: ServerThread) -> Iterator[WorkDone]:
 
 @pytest.mark.parametrize("kind", UNUSABLE, ids=lambda kind: kind.__name__)
 def test_a_code_that_they_cannot_use_looks_as_if_it_did_not_exist(
-    kind: Callable[[Api, str], str], root: Api, ann: Api, business: str, work: WorkDone
+    kind: Callable[[Api, str], str],
+    root: Api,
+    everywhere: Api,
+    ann: Api,
+    business: str,
+    work: WorkDone,
 ) -> None:
-    code, missing = kind(root, business), unknown(root, business)
+    maker = everywhere if kind is of_another_business else root
+    code, missing = kind(maker, business), unknown(root, business)
     for name, attempt in ATTEMPTS.items():
         answer, done = work.of(partial(attempt, ann, code))
         expected, done_for_nothing = work.of(partial(attempt, ann, missing))

@@ -180,8 +180,10 @@ def test_a_mistyped_check_character_is_a_miss(api: Api) -> None:
         misses.append(outcome)
     assert misses[0] == "CODE_CHECKSUM_INVALID"
     assert misses[LIMIT:] == ["RATE_LIMITED"] * (8 - LIMIT)
+    (code,) = new_codes(1)
+    known = api.book(codes=[code])
     with refused("RATE_LIMITED"):
-        api.redeem(api.code(), user_id)
+        api.redeem(code, user_id, book_id=known.book_id)
 
 
 @pytest.mark.parametrize("typed", [" - ", "🎁", "A/B", "\u200b"], ids=ascii)
@@ -334,8 +336,8 @@ def test_for_an_end_user_what_looks_unknown_counts_as_unknown(
         required = books.ASSIGNMENT_POLICY_REQUIRED
         foreign, own = new_codes(2)
         admin.book(codes=[foreign, own], business_id=business, assignment_policy=required)
-        admin.assign(foreign, unique("user"))
-        admin.assign(own, ann)
+        admin.assign(foreign, unique("user"), business_id=business)
+        admin.assign(own, ann, business_id=business)
         outcomes = [tried(lambda: client.redeem(foreign, ann)) for _ in range(10)]
         assert outcomes == ["CODE_NOT_FOUND"] * 10
         for _ in range(2):

@@ -13,6 +13,7 @@ import pytest
 from support.calls import batch, item, outcomes_of, tried
 from support.invariants import assert_adds_up
 from support.service import (
+    BUSINESS,
     Api,
     ServerThread,
     assignments,
@@ -183,7 +184,7 @@ def test_the_claims_of_a_token_are_compared_in_nfc(
             book.book_id
         ]
         assert owner.draft(business_id=shop).business_id == nfc(shop)
-        admin.assign(code, second)
+        admin.assign(code, second, business_id=shop)
         assert user.redeem(code, second).redemption.user_id == nfc(first)
 
 
@@ -334,6 +335,7 @@ def test_a_name_that_had_one_spelling_only_gets_the_other(upgraded: ServerThread
     assert old.redeem(names[0], composed).counts.user_code_redemption_count == 1
 
 
+@pytest.mark.skipif(bool(BUSINESS), reason="in the version before no code had a business")
 def test_repeats_of_before_are_answered_in_both_spellings(upgraded: ServerThread, old: Api) -> None:
     composed, decomposed = two_spellings()
     code, locked, given, revoked = names = new_codes(4)
@@ -436,6 +438,7 @@ def test_a_book_of_before_belongs_to_its_business_and_is_made_once(
         assert [it.book_id for it in found] == [made.book_id]
 
 
+@pytest.mark.skipif(bool(BUSINESS), reason="in the version before no code had a business")
 def test_a_caller_of_before_goes_on_with_its_own_requests(
     guarded: ServerThread,
 ) -> None:

@@ -69,10 +69,12 @@ def listings(api: Api) -> dict[str, Listing]:
     for code in locked:
         api.lock(code, holder)
     for code in names:
-        api.assign(code, user_id)
+        api.assign(code, user_id, business_id=business_id)
     items = [redemptions.RedeemItem(code=code, user_id=user_id) for code in names]
     api.redemptions.BatchRedeemCodes(
-        redemptions.BatchRedeemCodesRequest(items=items, request_id=unique("request"))
+        redemptions.BatchRedeemCodesRequest(
+            items=items, request_id=unique("request"), business_id=business_id
+        )
     )
     for code in locked[:1] * COUNT:
         with refused("CODE_LOCKED"):

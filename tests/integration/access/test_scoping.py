@@ -71,10 +71,10 @@ def made_by(api: Api, business: str) -> Things:
         limits=LIMITS,
         lock_policy=books.LOCK_POLICY_OPTIONAL,
     )
-    api.assign(free, user)
-    lock = api.lock(locked, user)
+    api.assign(free, user, business_id=business)
+    lock = api.lock(locked, user, business_id=business)
     order = unique("order")
-    redemption = api.redeem(redeemed, user, order_id=order).redemption
+    redemption = api.redeem(redeemed, user, order_id=order, business_id=business).redemption
     return Things(
         business,
         user,
@@ -440,10 +440,10 @@ def business(root: Api, user: str) -> str:
         policy = books.LOCK_POLICY_OPTIONAL
         root.book(codes=names, business_id=business, lock_policy=policy, limits=limits)
     for turn in zip(*shops.values(), strict=True):
-        for code in turn:
-            root.assign(code, user)
-            root.redeem(code, user)
-            root.lock(code, user, ttl_s=600)
+        for business, code in zip(shops, turn, strict=True):
+            root.assign(code, user, business_id=business)
+            root.redeem(code, user, business_id=business)
+            root.lock(code, user, ttl_s=600, business_id=business)
     return next(iter(shops))
 
 
