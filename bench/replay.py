@@ -63,6 +63,9 @@ from coupon_service.v1.redemption_service_pb2_grpc import RedemptionServiceStub
 Item = TypeVar("Item")
 
 PAGE_SIZE: Final = 1_000
+GROCER: Final = "grocer"
+"""The business that the replayed campaigns are of."""
+
 ORDER_MINOR: Final = 2_000
 QUARTER_BASIS_POINTS: Final = 2_500
 
@@ -150,7 +153,7 @@ class Replay:
         """Create an active book with the codes of the campaign; returns its id."""
         start = datetime.now(UTC) - timedelta(hours=1)
         book = CouponBook(
-            business_id="grocer",
+            business_id=GROCER,
             name=f"Campaign {campaign.campaign_id} ({campaign.kind})",
             discount=Discount(benefit=Benefit(description="As printed on the coupon")),
             limits=BookLimits(
@@ -189,6 +192,7 @@ class Replay:
             AssignCodeRequest(
                 code=code,
                 user_id=household,
+                business_id=GROCER,
                 request_id=f"replay-{self._run}-{household}",
             )
         )
@@ -198,6 +202,7 @@ class Replay:
         request = RedeemCodeRequest(
             code=redemption.code,
             user_id=redemption.household,
+            business_id=GROCER,
             order_id=f"{self._run}-{redemption.number}",
             request_id=request_id,
         )
