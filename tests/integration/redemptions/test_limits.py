@@ -246,8 +246,14 @@ def test_requests_have_their_greatest_size(api: Api) -> None:
     book = api.draft()
     with refused("INVALID_ARGUMENT"):
         api.import_codes(book.book_id, ["A" * 60] * 17_500)
+    header = codes.ImportHeader(book_id=book.book_id, request_id=unique("upload"))
+    chunk = codes.ImportChunk(chunk_number=1, codes=["A" * 60] * 100_000)
+    # Made beforehand: the service waits for a message only for so long.
+    sent = [codes.ImportCodesRequest(header=header), codes.ImportCodesRequest(chunk=chunk)]
+    messages = [it.SerializeToString() for it in sent]
+    channel: Any = api.channel
     with pytest.raises(grpc.RpcError) as caught:
-        api.import_codes(book.book_id, ["A" * 60] * 100_000)
+        list(channel.stream_stream(IMPORT)(iter(messages)))
     assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED  # type: ignore[attr-defined]
     assert served(api)
 
