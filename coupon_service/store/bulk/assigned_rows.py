@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import datetime
 from typing import Final
+from uuid import UUID
 
 from coupon_service.errors import CouponServiceError
 from coupon_service.model import (
@@ -16,6 +17,7 @@ from coupon_service.model import (
     CodeState,
     CodeTerms,
     CommandGroup,
+    Event,
     EventType,
     State,
     UserCounts,
@@ -24,10 +26,11 @@ from coupon_service.model import (
     fingerprint,
 )
 from coupon_service.model.codes import bucket_of
-from coupon_service.rules import decide
+from coupon_service.rules import decide, in_scope
 from coupon_service.store.commands.apply import apply
 from coupon_service.store.commands.limit_counters import select_users
 from coupon_service.store.erasures import NOBODY_ERASED, ErasedUsers
+from coupon_service.store.events import select_events_by_id
 from coupon_service.store.pipeline import Connection, Pipeline
 
 Counts = Mapping[str, UserCounts]
@@ -72,17 +75,29 @@ async def select_counts(
     return counts
 
 
+async def select_attempts(
+    connection: Connection, book: Book, users: Mapping[str, str], call: Call
+) -> Mapping[UUID, Event]:
+    """What the ledger has of the attempts to assign codes to their users. `users`: by code, of
+    codes that another book had."""
+    if not users:
+        return {}
+    attempts = (in_scope(_assign(*it, book, call), book.book_id) for it in users.items())
+    return await select_events_by_id(connection, [it.event_id for it in attempts])
+
+
 def decide_assignments(
     book: Book,
     users: Mapping[str, str],
     terms: Mapping[str, CodeTerms],
     counts: Counts,
+    attempts: Mapping[UUID, Event],
     call: Call,
     now: datetime,
     erased: ErasedUsers = NOBODY_ERASED,
 ) -> tuple[Mapping[str, CouponServiceError], WriteSet]:
     """Why codes that do not exist yet cannot be assigned to their users, and what has to be written
-    for the others. `users`: by code.
+    for the others. `users`: by code. `attempts`: that were made before, in another book.
 
     The attempts have the ids and the fingerprints that AssignCode would give them.
     """
@@ -91,6 +106,7 @@ def decide_assignments(
         users={(book.book_id, user_id): it for user_id, it in counts.items()},
         pseudonyms=erased.pseudonyms,
         erasures=erased.under_way,
+        events=dict(attempts),
     )
     for code in users:
         state.put_code(Code(code, book.book_id, CodeState.AVAILABLE, 0, 0, terms=terms.get(code)))

@@ -17,6 +17,7 @@ from coupon_service.model import (
     BookStats,
     Call,
     CodeTerms,
+    Event,
     EventType,
     UserCounts,
     WriteSet,
@@ -31,6 +32,7 @@ from coupon_service.store.bulk.assigned_rows import (
     NOTHING,
     Counts,
     decide_assignments,
+    select_attempts,
     select_counts,
     write_assignments,
 )
@@ -151,7 +153,7 @@ class CodeImporter:
 
         async def work(
             connection: Connection,
-        ) -> ImportResult | tuple[Book, Mapping[str, bool], Counts]:
+        ) -> ImportResult | tuple[Book, Mapping[str, bool], Counts, Mapping[UUID, Event]]:
             recorded = await request.recorded(connection, EventType.CODES_IMPORTED, chunk_number)
             if recorded is not None:
                 return result_of(recorded)
@@ -160,11 +162,14 @@ class CodeImporter:
             codes = list(chunk.rows.codes)
             found = await select_existing(connection, book, request.tag, codes, self._lane)
             there = [code for part in chunk.new for code in part.codes if code in found]
-            for code in await select_reusable(connection, book, there, self._lane, lock=False):
-                del found[code]
+            reusable = await select_reusable(connection, book, there, self._lane, lock=False)
+            found = {code: mine for code, mine in found.items() if code not in reusable}
+            known = {code: it for code, it in chunk.users.items() if code in reusable}
+            attempts = await select_attempts(connection, book, known, call)
             users = chunk.users.values()
             erased = await select_erased_users(connection, users, self._pseudonyms)
-            return book, found, await select_counts(connection, book, users, erased, lock=False)
+            counts = await select_counts(connection, book, users, erased, lock=False)
+            return book, found, counts, attempts
 
         book = await self._book(request)
         async with self._lane.turn(book.business_id):
@@ -212,26 +217,8 @@ class CodeImporter:
         CLOSED books had."""
         rows = chunk.rows
         rejected = {why: list(indexes) for why, indexes in rows.rejected.items()}
-        refused: Mapping[str, CouponServiceError] = {}
-        reused: Mapping[str, UUID] = {}
-        write_set = NOTHING
-        other = await select_in_other_scope(connection, book, list(rows.codes), self._lane)
-        if not (chunk.users or other) and await self._copy_all(connection, chunk.new):
-            created = set(rows.codes)
-        else:
-            # Codes are locked before users are.
-            in_order = [code for part in chunk.new for code in part.codes]
-            reusable = await select_reusable(connection, book, in_order, self._lane, lock=True)
-            refused, write_set = await self._decide_users(
-                connection, request, book, chunk, reusable
-            )
-            reused = {code: it for code, it in reusable.items() if code not in refused}
-            tag = request.tag
-            await reuse_codes(connection, book.book_id, tag, reused, self._now(), self._lane)
-            passed_over = refused.keys() | reusable.keys() | other
-            left = [code for code in rows.codes if code not in passed_over]
-            new = await NewCodes.in_parts(book.book_id, tag, left, self._lane)
-            created = await self._store_new(connection, request, new) | reused.keys()
+        stored = await self._store(connection, request, book, chunk)
+        created, refused = stored.created, stored.refused
         if refused:
             rejected[Rejection.NOT_ASSIGNED] = sorted(rows.codes[code] for code in refused)
         terms = {code: it for code, it in chunk.terms.items() if code in created}
@@ -245,11 +232,11 @@ class CodeImporter:
         for code in others:
             why = Rejection.DUPLICATE if found.get(code) else Rejection.EXISTING
             rejected.setdefault(why, []).append(rows.codes[code])
-        assigned = {code for _, code in write_set.codes}
+        assigned = {code for _, code in stored.assigned.codes}
         if assigned:
             if not created.issuperset(assigned):
                 raise Contention  # made by somebody who does not take turns with other bulk work
-            await write_assignments(connection, book, write_set)
+            await write_assignments(connection, book, stored.assigned)
         if created:
             counts = BookStats(
                 available=len(created) - len(assigned),
@@ -258,7 +245,32 @@ class CodeImporter:
             )
             bucket = bucket_of(min(created))
             await add_to_counters(connection, (book.book_id, bucket, counts))
-        return chunk.result(len(created), rejected, len(assigned), refused), rejected, reused
+        result = chunk.result(len(created), rejected, len(assigned), refused)
+        return result, rejected, stored.reused
+
+    async def _store(
+        self, connection: Connection, request: ChunkedRequest, book: Book, chunk: _Chunk
+    ) -> _Stored:
+        """Stores the codes that the book can get, all at once where nothing is in the way."""
+        codes, tag = chunk.rows.codes, request.tag
+        other = await select_in_other_scope(connection, book, list(codes), self._lane)
+        tried = not (chunk.users or other)
+        if tried and await self._copy_all(connection, chunk.new):
+            return _Stored(set(codes))
+        # Codes are locked before users are.
+        in_order = [code for part in chunk.new for code in part.codes]
+        reusable = await select_reusable(connection, book, in_order, self._lane, lock=True)
+        refused, assigned = await self._decide_users(connection, request, book, chunk, reusable)
+        reused = {code: it for code, it in reusable.items() if code not in refused}
+        await reuse_codes(connection, book.book_id, tag, reused, self._now(), self._lane)
+        passed_over = refused.keys() | reusable.keys() | other
+        left = [code for code in codes if code not in passed_over]
+        new = await NewCodes.in_parts(book.book_id, tag, left, self._lane)
+        if (reused or not tried) and await self._copy_all(connection, new):
+            created = set(left)
+        else:
+            created = await insert_new_codes(connection, book.book_id, tag, new, self._lane)
+        return _Stored(created | reused.keys(), reused, refused, assigned)
 
     async def _decide_users(
         self,
@@ -285,17 +297,11 @@ class CodeImporter:
                 if code not in found or code in reusable
             }
             counts = await select_counts(connection, book, users.values(), erased, lock=True)
+        known = {code: user_id for code, user_id in users.items() if code in reusable}
+        attempts = await select_attempts(connection, book, known, request.call)
         return decide_assignments(
-            book, users, chunk.terms, counts, request.call, self._now(), erased
+            book, users, chunk.terms, counts, attempts, request.call, self._now(), erased
         )
-
-    async def _store_new(
-        self, connection: Connection, request: ChunkedRequest, new: Sequence[NewCodes]
-    ) -> set[str]:
-        """Stores those of the codes that are new; returns them."""
-        if not await self._copy_all(connection, new):
-            return await insert_new_codes(connection, request.book_id, request.tag, new, self._lane)
-        return {code for part in new for code in part.codes}
 
     async def _copy_all(self, connection: Connection, new: Sequence[NewCodes]) -> bool:
         """Stores the codes, unless any of them is there."""
@@ -312,6 +318,7 @@ class CodeImporter:
         book: Book,
         found: Mapping[str, bool],
         counts: Counts,
+        attempts: Mapping[UUID, Event],
         call: Call,
         dry_run: DryRun,
     ) -> ImportResult:
@@ -330,7 +337,9 @@ class CodeImporter:
         for user_id in users.values():
             before, earlier = counts.get(user_id, UserCounts()), dry_run.assigned[user_id]
             known[user_id] = replace(before, assignments=before.assignments + earlier)
-        refused, write_set = decide_assignments(book, users, chunk.terms, known, call, self._now())
+        refused, write_set = decide_assignments(
+            book, users, chunk.terms, known, attempts, call, self._now()
+        )
         for code in refused:
             dry_run.forget(code)
             rejected.setdefault(Rejection.NOT_ASSIGNED, []).append(chunk.rows.codes[code])
@@ -365,6 +374,17 @@ class _Chunk:
             refused={self.rows.codes[code]: error for code, error in refused.items()},
         )
         return import_result(created, rejected, self.min_length, of_rows)
+
+
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """What became of the codes of a chunk: those that the book has got, and which of them CLOSED
+    books had; why others were not assigned, and so left; and how the rest is assigned."""
+
+    created: set[str]
+    reused: Mapping[str, UUID] = field(default_factory=dict[str, UUID])
+    refused: Mapping[str, CouponServiceError] = field(default_factory=dict[str, CouponServiceError])
+    assigned: WriteSet = NOTHING
 
 
 def _violations(index: int, row: UploadRow, book: Book) -> tuple[FieldViolation, ...]:

@@ -245,6 +245,20 @@ class TestImports:
         assert (result.created_count, result.not_assigned_count) == (1, 1)
         assert sorted(api.get_code(it).book_id for it in names) == sorted((before, after))
 
+    def test_a_request_id_names_one_assignment_of_a_code(self, api: Api) -> None:
+        (name,), once = new_codes(1), unique("upload")
+        before, after = book_of(api), book_of(api)
+        rows = [codes.NewCode(code=name, user_id="ann")]
+        api.import_codes(before, rows, request_id=once)
+        api.close_book(before)
+        for dry in (True, False):
+            (result,) = api.import_codes(after, rows, request_id=once, validate_only=dry)
+            assert (result.created_count, result.not_assigned_count) == (0, 1)
+            assert "REQUEST_ID_REUSED" in str(result.rejected_rows[0].error)
+        assert api.get_code(name).book_id == before
+        (result,) = api.import_codes(after, rows)
+        assert (result.created_count, result.assigned_count) == (1, 1)
+
     def test_a_dry_run_says_so(self, api: Api) -> None:
         names = new_codes(3)
         before = book_of(api, *names[:2])
