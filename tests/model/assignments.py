@@ -70,10 +70,11 @@ class Assignments(ModelState):
 
     def find(self, code: str, book_id: str = "") -> tuple[Code, Message]:
         """A code and its book."""
-        found = self.codes.get(code)
+        key = self.key(code, book_id)
+        found = self.codes.get(key)
         if found is None or book_id not in ("", found.book_id):
             raise Refusal("CODE_NOT_FOUND")
-        return found, self.book_of(code)
+        return found, self.book_of(key)
 
     # --- books ----------------------------------------------------------------------------------
 
@@ -202,7 +203,7 @@ class Assignments(ModelState):
         seen, seen_at = set[str](), dict[str, int]()
         for index, row in enumerate(rows):
             code = "".join(it for it in normalize("NFC", row).upper() if it.isalnum())
-            earlier = self.codes.get(code)
+            earlier = self.kept(code)
             said = more[index] if more else {}
             bad = self._is_bad(said.get("terms", {}), self.books[book_id])
             if {"/", "+", "."} & set(row) or len(code) < least or bad:
@@ -223,7 +224,8 @@ class Assignments(ModelState):
         refused, assigned = world.put_codes(book_id, source, made, seen_at, more)
         rejected += refused
         rejected.sort(key=lambda it: it["index"])
-        made = {code: row for code, row in made.items() if code in world.codes}
+        stored = {code: it for code, it in world.codes.items() if it.source == source}
+        made = {code: row for code, row in made.items() if code in stored}
         kinds = [it["outcome"] for it in rejected]
         counts = {"created": len(made), "duplicates": kinds.count("DUPLICATE_IN_UPLOAD")}
         counts |= {"existing": kinds.count("ALREADY_EXISTS"), "invalid": kinds.count("INVALID")}
@@ -239,6 +241,7 @@ class Assignments(ModelState):
         }
         if more:
             counts |= {"assigned": assigned, "not_assigned": len(refused)}
+        counts |= self.given_away(book_id, made)
         if not dry:
             self.once(key, asked, lambda _: answer)
             self.record("CODES_IMPORTED", book_id, request_id, metadata=counts)
@@ -264,6 +267,8 @@ class Assignments(ModelState):
         assigned, and how many were. All of them are there before the first is assigned."""
         said = {code: more[places[code]] if more else {} for code in made}
         for code, row in made.items():
+            if code in self.codes:
+                self.give_away(code, book_id)
             terms = said[code].get("terms", {})
             self.codes[code] = Code(code, book_id, source, spelling=row, terms=terms)
         refused, assigned = list[Message](), 0
@@ -272,14 +277,17 @@ class Assignments(ModelState):
             if not user:
                 continue
             refusal = next(self.why_no_assignment(user, self.book_of(code), code), None)
+            key = "ASSIGNED", code, source[1]
+            if (self.caller, *key) in self.done:
+                gone = (self.caller, *key) in self.forgotten
+                refusal = Refusal("USER_ERASED" if gone else "REQUEST_ID_REUSED")
             if refusal is None:
-                key = "ASSIGNED", code, source[1]
                 answer = self.give(code, user, {}, source[1])
                 asked: tuple[str, str, Message] = (user, book_id, {})
                 self.once(key, asked, lambda it, of=answer: it.assigned_still(of))
                 assigned += 1
                 continue
-            del self.codes[code]
+            self.delete(code)
             error = {"error": refusal.error}
             refused.append({"index": places[code], "outcome": "NOT_ASSIGNED", **error})
         return refused, assigned
@@ -314,7 +322,8 @@ class Assignments(ModelState):
         row.disabled = row_off
         states = {"state_before": before, "state_after": self.state(code)}
         self.record(event, book["book_id"], request_id, code=code, **states)
-        self.once((event, code, request_id), (), lambda it: it.code_still(code, off=row_off))
+        key, of = (event, code, request_id), row.book_id
+        self.once(key, (), lambda it: it.code_still(it.key(code, of), off=row_off))
         return {"coupon_code": self.code_message(code)}
 
     def code_still(self, code: str, *, off: bool) -> Message:
@@ -383,7 +392,7 @@ class Assignments(ModelState):
         key, parameters = ("ASSIGNED", code, request_id), (user, book_id, metadata)
         if again := self.once(key, parameters, None):
             return again
-        for refusal in self.why_no_assignment(user, book, code):
+        for refusal in self.why_no_assignment(user, book, self.key(code, book_id)):
             raise refusal
         answer = self.give(code, user, metadata, request_id)
         self.once(key, parameters, lambda it: it.assigned_still(answer))
@@ -392,7 +401,7 @@ class Assignments(ModelState):
     def assigned_still(self, answer: Message) -> Message:
         """The answer, when the assignment is active; one that was made anew is another."""
         made = answer["assignment"]
-        assignment = self.assignments[made["code"], made["user_id"]]
+        assignment = self.assignments[self.key(made["code"], made["book_id"]), made["user_id"]]
         same = assignment.given["assign_time"] == made["assign_time"]
         state = assignment.state if same else "REVOKED"
         if state != "ACTIVE":
@@ -456,6 +465,7 @@ class Assignments(ModelState):
         parameters = giver, receiver, book_id, metadata
         if again := self.once(key, parameters, None):
             return again
+        code = self.key(code, book_id)
         for refusal in self.why_no_transfer(code, book, giver, receiver, token):
             raise refusal
         before, given = self.state(code), self.assignments[code, giver]
@@ -522,7 +532,8 @@ class Assignments(ModelState):
     def revoked_still(self, answer: Message) -> Message:
         """The answer, without what nobody knows when the code was assigned to the user anew."""
         revoked = answer["assignment"]
-        assignment = self.assignments[revoked["code"], revoked["user_id"]]
+        key = self.key(revoked["code"], revoked["book_id"])
+        assignment = self.assignments[key, revoked["user_id"]]
         if assignment.given["assign_time"] == revoked["assign_time"]:
             return answer
         unknown = ("assign_time", "expire_time", "metadata")

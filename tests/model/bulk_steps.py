@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from random import Random
 from typing import Any
 
 from model.draws import PER_MILLE, REQUEST_IDS, any_of, some_of, step
 from model.state import Message
 from model.using import Using
-from support.service import codes
+from support.service import books, codes
 
 CHANGES = any_of(["DISABLE", "ENABLE", "ENABLE", "DELETE", "REVOKE"])
 
@@ -57,6 +58,60 @@ class BulkSteps(Using):
             last,
             request,
             lambda _: self.world.change_codes(book_id, change, typed, wanted, request_id, dry),
+        )
+
+    def reuse(self, random: Random) -> None:
+        """Closes a book, if it is not, and imports some of its codes into another one."""
+        which = random.randrange(len(self.book_ids))
+        others = [
+            number
+            for number, it in enumerate(self.book_ids)
+            if number != which and self.world.books[it]["state"] != "CLOSED"
+        ]
+        codes_of_it = [
+            key
+            for key, it in self.world.codes.items()
+            if it.book_id == self.book_ids[which] and not it.next_book
+        ]
+        if not others or not codes_of_it:
+            return
+        self.log.append(f"reuse({which})")
+        before = self.book_ids[which]
+        if self.world.books[before]["state"] != "CLOSED":
+            request_id = self.fresh("new")
+            self.call(
+                self.api.books.CloseCouponBook,
+                books.CloseCouponBookRequest(book_id=before, request_id=request_id),
+                lambda _: self.world.move("BOOK_CLOSED", before, "", request_id),
+            )
+        chosen = random.sample(codes_of_it, min(3, len(codes_of_it)))
+        users = [random.choice(["", "", "ann", "bob"]) for _ in chosen]
+        self.upload(random.choice(others), chosen, users, random.choice(["new", "new", "r1", "r2"]))
+
+    def upload(self, which: int, names: list[str], users: list[str], request_id: str) -> None:
+        """Imports codes of these users into a book."""
+        book_id, request_id = self.book_ids[which], self.fresh(request_id)
+        more, rows = list[Message](), list[codes.NewCode]()
+        for name, user in zip(names, users, strict=True):
+            whose, sent = self.user(user) if user else ("", "")
+            more.append({"user_id": whose, "sent": sent, "terms": {}})
+            rows.append(codes.NewCode(code=name, user_id=sent))
+        messages = [
+            codes.ImportCodesRequest(
+                header=codes.ImportHeader(book_id=book_id, request_id=request_id)
+            ),
+            codes.ImportCodesRequest(chunk=codes.ImportChunk(chunk_number=1, rows=rows)),
+        ]
+
+        def imported(request: Any, **how: Any) -> Any:
+            return next(self.api.codes.ImportCodes(iter(request), **how))
+
+        self.call(
+            imported,
+            messages,
+            lambda _: self.world.import_chunk(
+                book_id, 1, names, request_id, 0, dry=False, more=more
+            ),
         )
 
     def filter(self, which: int, kind: int) -> Message:

@@ -50,7 +50,9 @@ class ChangingWorld(AdjustingWorld):
         if not dry and (again := self.once(key, parameters, None)):
             return again
 
-        mine = [code for code, it in self.codes.items() if it.book_id == book_id]
+        mine = [
+            code for code, it in self.codes.items() if it.book_id == book_id and not it.next_book
+        ]
         if listed is None:
             mine = [it for it in mine if wanted.get("state") in (None, self.state(it))]
             chosen = [(it, it) for it in mine if self._matches(it, wanted)]
@@ -79,7 +81,7 @@ class ChangingWorld(AdjustingWorld):
         }
         if not dry:
             for code in deleted:
-                del self.codes[code]
+                self.delete(code)
             record = {
                 "change": change,
                 "filter": wanted if listed is None else {},

@@ -16,7 +16,7 @@ from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 from google.protobuf.struct_pb2 import Struct
 from google.protobuf.timestamp_pb2 import Timestamp
-from model.state import Refusal, Unknown
+from model.state import PAST, Refusal, Unknown
 from support.service import Refused
 
 CONTRACT = Path(__file__).parents[2] / "proto/coupon_service/v1/error_reason.proto"
@@ -67,13 +67,14 @@ def _one(field: Any, value: Any) -> Any:
 
 
 def clean(value: Any) -> Any:
-    """Without what is not set: a message does not tell it from a zero."""
+    """Without what is not set: a message does not tell it from a zero. Codes of CLOSED books have
+    the names that they had."""
     if isinstance(value, dict):
         cleaned = {key: clean(it) for key, it in value.items() if not key.startswith("_")}  # pyright: ignore[reportUnknownVariableType]
         return {key: it for key, it in cleaned.items() if isinstance(it, Unknown) or it}
     if isinstance(value, list):
         return [clean(it) for it in value]  # pyright: ignore[reportUnknownVariableType]
-    return value
+    return value.partition(PAST)[0] if isinstance(value, str) else value
 
 
 def answered(call: Callable[[], Any]) -> Any:

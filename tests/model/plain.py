@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from model.assignments import iso, reached, used_up
@@ -163,6 +163,7 @@ class World(Orders):
         key, parameters = ("LOCKED", code, request_id), (user, book_id, ttl, metadata)
         if again := self.once(key, parameters, None):
             return again
+        code = self.key(code, book_id)
         if self.hides(code, user, book, None):
             raise Refusal("CODE_NOT_FOUND")
         if book["lock_policy"] == "OFF":
@@ -295,6 +296,7 @@ class World(Orders):
         """ValidateCode."""
         try:
             _, book = self.find(item.code, item.book_id)
+            item = replace(item, code=self.key(item.code, item.book_id))
             if self.hides(item.code, item.user, book, item):
                 raise Refusal("CODE_NOT_FOUND")
         except Refusal as refusal:
@@ -437,6 +439,7 @@ class World(Orders):
         key, parameters = _attempt(item)
         if again := self.once(key, parameters, None):
             return again
+        item = replace(item, code=self.key(item.code, item.book_id))
         if self.hides(item.code, item.user, book, item):
             raise Refusal("CODE_NOT_FOUND")
         for refusal in self.why_not(item.code, item.user, book, item):

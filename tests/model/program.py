@@ -25,6 +25,9 @@ View = tuple[Any, Any, Callable[[], Any]]
 composed = partial(normalize, "NFC")
 """A name as it is compared."""
 
+REUSES = 0.12
+"""Of the steps of programs whose books get codes of CLOSED ones."""
+
 PATIENCE_S = 60
 """Longer than the service's own deadline: no answer is to depend on who else uses the machine."""
 
@@ -57,6 +60,7 @@ class Program(RuleBasedStateMachine):
             ttl_max=settings.lock_ttl_max_ms,
             extensions_max=settings.lock_extensions_max,
             locks_per_user_max=settings.locks_per_user_max,
+            reuses=self.shares_codes,
         )
         self.began = self.world.now
         self.business = f"caf\u00e9-{self.own_names}"
@@ -145,7 +149,7 @@ class Program(RuleBasedStateMachine):
 
     def code(self, which: int) -> str:
         """A code of this program, or a name that is none."""
-        known = list(self.world.codes)
+        known = [key for key, it in self.world.codes.items() if not it.next_book]
         if not known or which >= 980:
             return self.rows[which % 5]
         return known[min(which % len(known), which // 31 % len(known))]  # some more than others
@@ -205,10 +209,16 @@ class Program(RuleBasedStateMachine):
         fields |= {"order_id": order_id, "order_amount": money, "lock_token": text}
         return item, fields
 
+    def reuse(self, random: Random) -> None:
+        """Gives codes of a book to another."""
+
     @rule(seed=SEEDS)
     def one_step(self, seed: int) -> None:
         """Whatever the seed says; the favourites of Hypothesis say something else each time."""
         random = Random(f"{self.seed} {seed}")
+        if self.shares_codes and random.random() < REUSES:
+            self.reuse(random)
+            return
         (chosen,) = random.choices(self.steps, [it.weight for it in self.steps])
         arguments = chosen.arguments(random)
         self.log.append(f"{chosen.name}({arguments})")

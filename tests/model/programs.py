@@ -167,7 +167,7 @@ class Programs(ErasingSteps):
     def look_at_all_of(self, book_id: str) -> None:
         """The codes and the whole ledger of a book, page by page, of another size each time."""
         world = self.world
-        mine = sorted(it.code for it in world.codes.values() if it.book_id == book_id)
+        mine = sorted(key for key, it in world.codes.items() if it.book_id == book_id)
         request = codes.ListCodesRequest(book_id=book_id, page_size=2 + self.seed % 7)
         listed = pages(patiently(self.api.codes.ListCodes), request, "codes")
         found = sorted((it for page in listed for it in page), key=lambda it: it.code)

@@ -6,13 +6,17 @@ Whatever can be counted is counted when it is asked for.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections import Counter
+from collections.abc import Callable, Collection, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 Message = dict[str, Any]
 USES = "max_redemptions_per_code"
+
+PAST = "\0"
+"""Between a code and the CLOSED book that had it, in the name that it has here since."""
 
 
 class Unknown:
@@ -72,7 +76,7 @@ class Item:
 
 @dataclass
 class Code:
-    """A code and which upload or generation made it."""
+    """A code and which upload or generation made it. `next_book`: that got it after its own."""
 
     code: str
     book_id: str
@@ -80,6 +84,7 @@ class Code:
     disabled: bool = False
     spelling: str = ""
     terms: Message = field(default_factory=dict[str, Any])
+    next_book: str = ""
 
 
 @dataclass
@@ -112,7 +117,8 @@ class Lock:
 
 @dataclass
 class ModelState:
-    """Everything there is. `grace`: how long a lock keeps others out when its time is over."""
+    """Everything there is. `grace`: how long a lock keeps others out when its time is over;
+    `reuses`: whether books get codes of CLOSED ones."""
 
     now: int
     grace: int
@@ -135,6 +141,7 @@ class ModelState:
     )
     order_currencies: dict[tuple[str, str], str] = field(default_factory=dict[tuple[str, str], str])
     end_user: str = ""
+    reuses: bool = False
     erased_users: dict[str, str] = field(default_factory=dict[str, str])
     """By pseudonym who it was."""
     about: dict[object, set[str]] = field(default_factory=dict[object, set[str]])
@@ -166,6 +173,47 @@ class ModelState:
     def caller(self) -> str:
         """Who calls."""
         return self.end_user or "anonymous"
+
+    # --- codes of CLOSED books ------------------------------------------------------------------
+
+    def key(self, code: str, book_id: str) -> str:
+        """What a code of the book is called here."""
+        past = f"{code}{PAST}{book_id}"
+        return past if past in self.codes else code
+
+    def kept(self, code: str) -> Code | None:
+        """The code, where its book keeps it."""
+        found = self.codes.get(code)
+        closed = found and self.books[found.book_id]["state"] == "CLOSED"
+        return None if self.reuses and closed else found
+
+    def given_away(self, book_id: str, codes: Collection[str]) -> Message:
+        """What the ledger says of those of the codes that the book has and others had."""
+        mine = [it for it in self.codes.values() if it.next_book == book_id and it.code in codes]
+        return {"reused": dict(Counter(it.book_id for it in mine))} if mine else {}
+
+    def give_away(self, code: str, book_id: str) -> None:
+        """The code of a CLOSED book is to be another book's: all about it gets another name."""
+        before = self.codes[code]
+        before.next_book = book_id
+        self._rename(code, f"{code}{PAST}{before.book_id}")
+
+    def delete(self, code: str) -> None:
+        """The code is no more, or that of the CLOSED book again that had it before."""
+        book_id = self.codes.pop(code).book_id
+        for key, it in list(self.codes.items()):
+            if it.code == code and it.next_book == book_id:
+                it.next_book = ""
+                self._rename(key, code)
+
+    def _rename(self, code: str, name: str) -> None:
+        self.codes[name] = self.codes.pop(code)
+        for of, user in list(self.assignments):
+            if of == code:
+                self.assignments[name, user] = self.assignments.pop((of, user))
+        for message in (*self.redemptions, *(it.message for it in self.locks)):
+            if message["code"] == code:
+                message["code"] = name
 
     # --- what is counted ------------------------------------------------------------------------
 
@@ -337,7 +385,7 @@ class ModelState:
 
     def stats(self, book_id: str) -> Message:
         """The counts of a book."""
-        states = [self.state(it.code) for it in self.codes.values() if it.book_id == book_id]
+        states = [self.state(key) for key, it in self.codes.items() if it.book_id == book_id]
         mine = self.redemption_messages(book_id=book_id)
         given = list(map(taken_off, self.live(book_id=book_id)))
         book = self.books[book_id]

@@ -11,6 +11,7 @@ import psycopg
 import pytest
 from google.protobuf.json_format import MessageToDict
 from support.invariants import assert_adds_up
+from support.person import erase
 from support.service import (
     BUSINESS,
     Api,
@@ -389,6 +390,20 @@ class TestTheClosedBook:
         answer = api.redeem(name, "ann", **order)
         assert answer.redemption.book_id == after
         assert answer.counts.user_code_redemption_count == 1
+
+    def test_a_user_is_erased_from_it(self, server: ServerThread, api: Api) -> None:
+        names, user = new_codes(2), unique("user")
+        before = book_of(api, *names, **OPTIONAL)
+        done = api.redeem(names[0], user).redemption
+        api.assign(names[1], user)
+        api.lock(names[1], user)
+        reuse(api, before, *names, **OPTIONAL)
+        api.assign(names[1], user)
+        with caller(server.address, "admin", sub="root") as root:
+            erase(root, user)
+            assert root.rollback(done.redemption_id).redemption.book_id == before
+        for get in (api.get_code, partial(code_in, api, book_id=before)):
+            assert get(names[1]).assignment_count == 0
 
     def test_codes_are_not_its_own_for_bulk_jobs(self, api: Api) -> None:
         names = new_codes(2)
