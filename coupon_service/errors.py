@@ -85,6 +85,14 @@ class RedemptionNotFound(CouponServiceError):
     """No such redemption."""
 
 
+class EventNotFound(CouponServiceError):
+    """No event with this id."""
+
+
+class SealNotFound(CouponServiceError):
+    """No seal with this number, or it is too far from that of the event."""
+
+
 class UploadNotFound(CouponServiceError):
     """No upload or generation of the coupon book has this request_id."""
 
@@ -238,6 +246,14 @@ class CodeHasHistory(Refusal):
 
 class ResumeTokenAhead(CouponServiceError):
     """The ledger does not have what was read: it has lost its end. Read anew from a time before."""
+
+
+class EventNotSealed(CouponServiceError):
+    """The event is not sealed yet; one from before the ledger had numbers never will be."""
+
+
+class LedgerChanged(CouponServiceError):
+    """The event, or its seal, is not what it was when it was sealed."""
 
 
 class UploadAmbiguous(Refusal):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 import structlog
 
 from coupon_service import wiring
+from coupon_service.audit.checkpoints import Signer
 from coupon_service.batching import BatchingSettings, CommandLanes, DetachedTasks, MicroBatcher
 from coupon_service.checkout import Checkout
 from coupon_service.erasure import Eraser
@@ -56,6 +57,7 @@ from coupon_service.store.commands.executor import Executor
 from coupon_service.store.database import Database
 from coupon_service.store.ledger_feed import LedgerFeed
 from coupon_service.store.ledger_horizon import LedgerHorizon
+from coupon_service.store.ledger_verifier import LedgerVerifier
 from coupon_service.store.queries.lookups import Lookups
 from coupon_service.store.queries.reads import Reads
 from coupon_service.store.replica import NearReads, ReadReplica
@@ -253,7 +255,16 @@ class Shard:
         )
         feed = LedgerFeed(self.database, shared.metrics)
         watches = AuditWatches(feed, page_tokens, shared.watchers, shared.authenticate)
-        self.audit = AuditServicer(near_reads, self._make_eraser(lane), page_tokens, feed, watches)
+        self.audit = AuditServicer(
+            near_reads,
+            self._make_eraser(lane),
+            page_tokens,
+            feed,
+            watches,
+            LedgerVerifier(lane),
+            Signer(wiring.token_secrets(settings)[0]),
+            shared.metrics,
+        )
 
     def _make_eraser(self, lane: BulkLane) -> Eraser:
         shared = self._shared

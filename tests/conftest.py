@@ -257,7 +257,7 @@ def server(
 
     with new_database() as database_url, new_role(database_url) as (role, url):
         grant(database_url, role, {}, execute=True)
-        settings = settings_for(url, redis_server_url)
+        settings = settings_for(url, redis_server_url, seal_interval_ms=200)
         with ServerThread(settings, owner_url=database_url) as running:
             yield running
 

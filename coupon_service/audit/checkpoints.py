@@ -11,6 +11,7 @@ import hmac
 from base64 import b64decode, b64encode
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from hashlib import sha256
 from typing import Any, Final
 from uuid import UUID
@@ -77,14 +78,20 @@ class Signer:
     """Signs checkpoints with a key that follows from a secret, so that there is no key to keep."""
 
     def __init__(self, secret: bytes) -> None:
+        self._seed = hmac.digest(secret, _PURPOSE, "sha256")
+
+    @cached_property
+    def _key(self) -> Any:
         from cryptography.hazmat.primitives.asymmetric.ed25519 import (  # noqa: PLC0415
             Ed25519PrivateKey,
         )
 
-        seed = hmac.digest(secret, _PURPOSE, "sha256")
-        self._key = Ed25519PrivateKey.from_private_bytes(seed)
-        self.public_key = _note_key(KEY_NAME, self._key.public_key().public_bytes_raw())
+        return Ed25519PrivateKey.from_private_bytes(self._seed)
+
+    @cached_property
+    def public_key(self) -> str:
         """What verifies them, in the form of signed notes."""
+        return _note_key(KEY_NAME, self._key.public_key().public_bytes_raw())
 
     def sign(self, checkpoint: Checkpoint) -> str:
         """The signed note of the checkpoint."""

@@ -37,8 +37,6 @@ class Fault(IntEnum):
     """There was a seal of this number."""
     ERASURE_UNRECORDED = 7
     """Values of the row were erased, and no event says that its user was."""
-    HISTORY_REWRITTEN = 8
-    """The chain is another one than a checkpoint says."""
 
 
 @dataclass(frozen=True, slots=True)

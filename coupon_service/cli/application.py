@@ -11,6 +11,7 @@ from coupon_service import __version__
 from coupon_service.cli import (
     audit_archive,
     audit_events,
+    audit_proofs,
     call,
     code_changes,
     codes,
@@ -63,9 +64,11 @@ def application() -> typer.Typer:
     schema.command()(migrate.status)
     schema.command()(migrate.grants)
     app.add_typer(schema, name="migrate", rich_help_panel=RUNNING)
-    audit = typer.Typer(no_args_is_help=True, help="Follow, export and archive the ledger.")
+    audit = typer.Typer(no_args_is_help=True, help="Follow, export, prove and archive the ledger.")
     audit.command("export")(audit_events.export)
     audit.command("follow")(audit_events.follow)
+    audit.command()(audit_proofs.verify)
+    audit.command()(audit_proofs.checkpoint)
     audit.command()(audit_archive.archive)
     audit.command()(audit_archive.restore)
     audit.command("verify-archive")(audit_archive.verify_archive)

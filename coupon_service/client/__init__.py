@@ -7,6 +7,7 @@ with CouponClient("coupons:50051", token=fresh_token) as client:
 from __future__ import annotations
 
 from coupon_service.client.asynchronous import AsyncCouponClient
+from coupon_service.client.audit_proofs import verify_audit_proof
 from coupon_service.client.blocking import CouponClient
 from coupon_service.client.error_details import error_of_item
 from coupon_service.client.errors import CouponError
@@ -24,4 +25,5 @@ __all__ = [
     "Money",
     "error_of_item",
     "new_request_id",
+    "verify_audit_proof",
 ]

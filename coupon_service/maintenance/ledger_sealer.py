@@ -88,7 +88,7 @@ class LedgerSealer:
         leaves: list[Leaf] = []
         while len(leaves) < SEALED_ROWS:
             first = leaves[-1][0] + 1 if leaves else before.last_sequence + 1
-            rows = await self._rows(first, until)
+            rows = await self._rows(first, until, SEALED_ROWS - len(leaves))
             if not rows:
                 break
             keys = await self._keys(users_of(rows), head)
@@ -98,7 +98,7 @@ class LedgerSealer:
         if not leaves:
             return 0
         # What follows the last row has been read as well: nothing can come into it any more.
-        last = leaves[-1][0] if len(leaves) >= SEALED_ROWS else until
+        last = leaves[-1][0] if len(leaves) == SEALED_ROWS else until
         seal, packed = make_seal(
             before.number + 1, before.last_sequence + 1, last, leaves, head.time
         )
@@ -109,10 +109,10 @@ class LedgerSealer:
 
         return len(leaves) if await self._database.transaction("seal", add) else None
 
-    async def _rows(self, first: int, until: int) -> list[Row]:
+    async def _rows(self, first: int, until: int, count: int) -> list[Row]:
         async def work(connection: Connection) -> list[Row]:
             async with self._lane.step(connection):
-                return await select_rows(connection, first, until, ROWS_AT_ONCE)
+                return await select_rows(connection, first, until, min(count, ROWS_AT_ONCE))
 
         return await self._lane.read("rows_to_seal", work)
 

@@ -113,5 +113,8 @@ METHODS: Final[Mapping[str, Method]] = {
     "AuditService/WatchAuditEvents": Method(_AUDIT, _READS, open_ended=True),
     "AuditService/EraseUser": Method(frozenset(), _CHANGES, open_ended=True),
     "AuditService/GetErasure": Method(_AUDIT, _READS),
+    "AuditService/VerifyAudit": Method(_AUDIT, _READS, open_ended=True),
+    "AuditService/GetAuditProof": Method(_AUDIT, _READS),
+    "AuditService/GetAuditCheckpoint": Method(_AUDIT, _READS),
 }
 """The methods by `Service/Method`, in the order of the contract."""

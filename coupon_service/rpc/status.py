@@ -62,6 +62,7 @@ RETRY_AFTER_MS: Final[Mapping[type[CouponServiceError], int]] = {
     errors.RateLimited: 1_000,
     errors.Overloaded: 500,
     errors.DatabaseUnavailable: 1_000,
+    errors.EventNotSealed: 10_000,
     errors.LocksUnavailable: 200,
 }
 
@@ -76,6 +77,8 @@ TABLE: Final[Mapping[type[CouponServiceError], Kind]] = dict(
             errors.RedemptionNotFound,
             errors.UploadNotFound,
             errors.ErasureNotFound,
+            errors.EventNotFound,
+            errors.SealNotFound,
         ),
         *_kinds(
             StatusCode.FAILED_PRECONDITION,
@@ -120,6 +123,8 @@ TABLE: Final[Mapping[type[CouponServiceError], Kind]] = dict(
             errors.ResumeTokenAhead,
             errors.RefusalsNotKept,
             errors.Archived,
+            errors.EventNotSealed,
+            errors.LedgerChanged,
         ),
         *_kinds(StatusCode.ALREADY_EXISTS, errors.CodeAlreadyAssigned, errors.DuplicateCode),
         *_kinds(

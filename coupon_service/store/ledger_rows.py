@@ -17,6 +17,9 @@ from coupon_service.audit.verification import NO_LEAF
 from coupon_service.store.arrays import text_array, uuid_array
 from coupon_service.store.pipeline import Connection, Pipeline
 
+MALFORMED: Final = b"malformed"
+"""Instead of the leaf of a row that cannot be one that was sealed."""
+
 HASHED_AT_ONCE: Final = 128
 """Leaves that are computed in one turn of the event loop: about a millisecond."""
 
@@ -105,8 +108,10 @@ async def leaves_of(rows: Sequence[Row], keys: Mapping[str, bytes]) -> list[Leaf
         for row in rows[start : start + HASHED_AT_ONCE]:
             try:
                 leaf = leaf_of(row, keys)
-            except (KeyError, MalformedError):
+            except KeyError:
                 leaf = NO_LEAF
+            except MalformedError:
+                leaf = MALFORMED
             leaves.append((row.sequence, leaf))
         await asyncio.sleep(0)
     return leaves

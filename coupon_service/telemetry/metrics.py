@@ -17,11 +17,14 @@ from typing import TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from coupon_service.audit.verification import Fault
+
 BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 BUCKETS_REDIS_S = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1)
 BUCKETS_COMMANDS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 REDIS_ERRORS = ("silent", "unreachable", "refused", "other")
 BOOK_EVENTS = ("BOOK_RUNNING_LOW", "BOOK_USED_UP")
+FAULTS = tuple(it.name for it in Fault)
 CONFLICTS = ("LockNotAvailable", "DeadlockDetected", "SerializationFailure")
 
 
@@ -240,6 +243,13 @@ class Metrics:
                 "reason",
             )
         )
+        self._ledger_findings = Children(
+            counter(
+                "coupon_ledger_findings_total",
+                "What VerifyAudit found to be wrong with the ledger. fault: a name of AuditFault.",
+                "fault",
+            )
+        )
         self._create_rare_series()
 
     def _create_rare_series(self) -> None:
@@ -248,6 +258,8 @@ class Metrics:
             self._redis_errors[kind,]
         for event in BOOK_EVENTS:
             self._book_events[event,]
+        for fault in FAULTS:
+            self._ledger_findings[fault,]
         for reason in CONFLICTS:
             self._transaction_conflicts[reason,]
         for kind in ("changes", "bulk", "looks", "lookups", "locks", "unlocks"):
@@ -355,6 +367,10 @@ class Metrics:
     def book_event(self, event: str) -> None:
         """BOOK_RUNNING_LOW or BOOK_USED_UP was written to the ledger."""
         self._book_events[event,].inc()
+
+    def ledger_found(self, fault: str) -> None:
+        """VerifyAudit found something; ``fault`` is the name of a Fault."""
+        self._ledger_findings[fault,].inc()
 
     def rate_limit_unchecked(self) -> None:
         """A call passed without a check of its rate limit, since Redis did not answer."""

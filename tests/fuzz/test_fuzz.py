@@ -41,7 +41,7 @@ LUA_CALLS = times(400, 10_000)
 IN_FLIGHT = 40
 GROWTH_MAX_BYTES = 64 << 20
 METHODS = [it for it in methods() if it.containing_service.name != "Health"]
-STREAMS = {"ImportCodes", "GenerateCodes", "ExportCodes", "ChangeCodes"}
+STREAMS = {"ImportCodes", "GenerateCodes", "ExportCodes", "ChangeCodes", "VerifyAudit"}
 UNEXPECTED = {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.DATA_LOSS}
 
 

@@ -12,6 +12,7 @@ from typing import Any, Final, Protocol
 
 import pytest
 from support.service import new_codes, unique
+from support.waiting import until
 
 from coupon_service.server import SERVICES
 from coupon_service.v1 import (
@@ -340,3 +341,19 @@ def close_book(caller: Caller, book_id: str, codes: list[str]) -> None:
     assert erased[-1]["erasure"]["state"] == "ERASURE_STATE_ERASED"
     found = caller.one("AuditService/GetErasure", userId=user)
     assert found["erasure"] == erased[-1]["erasure"]
+    prove_the_ledger(caller, events[0]["eventId"])
+
+
+def prove_the_ledger(caller: Caller, event_id: str) -> None:
+    """Verify the ledger, and get a proof and a checkpoint of it."""
+
+    def is_sealed() -> bool:
+        verified = caller.all("AuditService/VerifyAudit", {})[-1]
+        assert verified["done"]
+        return not int(verified.get("unsealedRowCount", 0)) and bool(verified.get("checkpoint"))
+
+    until(is_sealed)
+    proof = caller.one("AuditService/GetAuditProof", eventId=event_id)
+    assert proof["facts"]
+    newest = caller.one("AuditService/GetAuditCheckpoint")
+    assert newest["publicKey"] == proof["publicKey"]

@@ -94,3 +94,24 @@ class AuditMethods:
     def get_erasure(user_id: str) -> pb.GetErasureRequest:
         """How far the erasure of a user has come, and what it has changed."""
         return pb.GetErasureRequest(user_id=user_id)
+
+    @listing(pb.VerifyAuditResponse, lambda progress: (progress,))
+    @staticmethod
+    def verify_audit(
+        *, start_time: datetime | None = None, end_time: datetime | None = None
+    ) -> pb.VerifyAuditRequest:
+        """Compare the ledger with its seals, or with those of a time, with a message after each
+        seal. The last one has `done`; `findings` of any say what is wrong."""
+        return pb.VerifyAuditRequest(start_time=timestamp(start_time), end_time=timestamp(end_time))
+
+    @unary(pb.GetAuditProofResponse)
+    @staticmethod
+    def get_audit_proof(event_id: str, *, checkpoint_number: int = 0) -> pb.GetAuditProofRequest:
+        """The proof that an event is in the ledger as it was sealed: for verify_audit_proof."""
+        return pb.GetAuditProofRequest(event_id=event_id, checkpoint_number=checkpoint_number)
+
+    @unary(pb.GetAuditCheckpointResponse)
+    @staticmethod
+    def get_audit_checkpoint(*, number: int = 0) -> pb.GetAuditCheckpointRequest:
+        """A signed statement of what the ledger was at a seal, by default the newest."""
+        return pb.GetAuditCheckpointRequest(number=number)

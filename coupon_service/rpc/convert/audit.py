@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
+from coupon_service.audit.proofs import InclusionProof
 from coupon_service.model import BookState, CodeState, Event, EventType
 from coupon_service.rpc.context import RequestContext
 from coupon_service.rpc.convert.business import listed_business
@@ -15,9 +16,13 @@ from coupon_service.rpc.convert.fields import Fields, Page
 from coupon_service.rpc.convert.values import to_money, to_struct, to_timestamp
 from coupon_service.rpc.paging import PageTokens, page_within_bounds
 from coupon_service.store.ledger_feed import Followed
+from coupon_service.store.ledger_verifier import Verified
 from coupon_service.store.queries.followed_events import LedgerPosition, position_after
 from coupon_service.store.queries.reads import AuditFilter
 from coupon_service.v1 import audit_service_pb2 as pb
+
+SEAL_NUMBER_MAX: Final = 2**62
+"""Of a request: more than there can be."""
 
 ABOUT_BOOKS = frozenset(
     {
@@ -137,6 +142,82 @@ def ledger_position(position: Sequence[Any]) -> LedgerPosition:
     """The position that a token has."""
     sequence, time, event_id = position
     return LedgerPosition(sequence, datetime.fromisoformat(time), UUID(event_id))
+
+
+def read_verify(request: pb.VerifyAuditRequest) -> tuple[datetime | None, datetime | None]:
+    """When the seals were made that are to be compared."""
+    fields = Fields()
+    start_time = fields.optional_time(request, "start_time")
+    end_time = fields.optional_time(request, "end_time")
+    fields.check()
+    return start_time, end_time
+
+
+def read_proof(request: pb.GetAuditProofRequest) -> tuple[UUID, int]:
+    """The event, and the number of the checkpoint; 0 for that of its own seal."""
+    fields = Fields()
+    event_id = fields.uuid("event_id", request.event_id)
+    number = fields.whole("checkpoint_number", request.checkpoint_number, 0, SEAL_NUMBER_MAX)
+    fields.check()
+    return event_id, number
+
+
+def read_checkpoint(request: pb.GetAuditCheckpointRequest) -> int:
+    """The number of the seal; 0 for the newest."""
+    fields = Fields()
+    number = fields.whole("number", request.number, 0, SEAL_NUMBER_MAX)
+    fields.check()
+    return number
+
+
+def verified_message(verified: Verified) -> pb.VerifyAuditResponse:
+    """How far the ledger has been compared, as a client sees it."""
+    return pb.VerifyAuditResponse(
+        seal_count=verified.seals,
+        row_count=verified.rows,
+        erased_row_count=verified.erased_rows,
+        sequence=verified.sequence,
+        sealed_sequence=verified.last_sequence,
+        findings=[
+            pb.AuditFinding(
+                fault=pb.AuditFault.ValueType(it.finding.fault),
+                sequence=it.finding.sequence,
+                event_id=str(it.event_id or ""),
+                seal_number=it.finding.seal_number,
+            )
+            for it in verified.findings
+        ],
+        done=verified.is_done,
+        unsealed_row_count=verified.unsealed_rows,
+        unnumbered_row_count=verified.unnumbered_rows or 0,
+    )
+
+
+def proof_message(proof: InclusionProof) -> pb.GetAuditProofResponse:
+    """A proof as a client sees it, without its checkpoint."""
+    return pb.GetAuditProofResponse(
+        facts=proof.facts,
+        parts=[
+            pb.AuditProofPart(commitment=it.commitment, salt=it.salt or b"", values=it.part or b"")
+            for it in proof.parts
+        ],
+        index=proof.index,
+        path=proof.path,
+        chain_before=proof.chain_before,
+        seals=[
+            pb.AuditSeal(
+                number=it.number,
+                first_sequence=it.first_sequence,
+                last_sequence=it.last_sequence,
+                row_count=it.row_count,
+                root=it.root,
+                leaves_hash=it.leaves_hash,
+                seal_time=to_timestamp(it.seal_time),
+                version=it.version,
+            )
+            for it in (proof.seal, *proof.later_seals)
+        ],
+    )
 
 
 def event_message(event: Event) -> pb.AuditEvent:

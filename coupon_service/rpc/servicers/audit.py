@@ -8,7 +8,10 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any
 
+from coupon_service.audit.checkpoints import Checkpoint, Signer
+from coupon_service.audit.seals import Link
 from coupon_service.erasure import Eraser
+from coupon_service.errors import PermissionDenied, SealNotFound
 from coupon_service.rpc.audit_watches import AuditWatches
 from coupon_service.rpc.context import current
 from coupon_service.rpc.convert import audit as convert
@@ -16,14 +19,17 @@ from coupon_service.rpc.convert import erasures as convert_erasures
 from coupon_service.rpc.freshness import tell_lag
 from coupon_service.rpc.paging import PageTokens, page_within_bounds
 from coupon_service.store.ledger_feed import LedgerFeed
+from coupon_service.store.ledger_verifier import LedgerVerifier
 from coupon_service.store.queries.reads import Reads, event_position
 from coupon_service.store.replica import NearReads
+from coupon_service.telemetry.metrics import Metrics
 from coupon_service.v1 import audit_service_pb2 as pb
 from coupon_service.v1.audit_service_pb2_grpc import AuditServiceServicer
 
 
 class AuditServicer(AuditServiceServicer):
-    """Answers with what Reads finds in the ledger, and what the Eraser does."""
+    """Answers with what Reads finds in the ledger, what the Eraser does, and what LedgerVerifier
+    proves."""
 
     def __init__(
         self,
@@ -32,12 +38,18 @@ class AuditServicer(AuditServiceServicer):
         page_tokens: PageTokens,
         feed: LedgerFeed,
         watches: AuditWatches,
+        verifier: LedgerVerifier,
+        signer: Signer,
+        metrics: Metrics,
     ) -> None:
         self._reads = reads
         self._eraser = eraser
         self._page_tokens = page_tokens
         self._feed = feed
         self._watches = watches
+        self._verifier = verifier
+        self._signer = signer
+        self._metrics = metrics
 
     async def ListAuditEvents(
         self, request: pb.ListAuditEventsRequest, context: Any
@@ -77,3 +89,52 @@ class AuditServicer(AuditServiceServicer):
     ) -> pb.GetErasureResponse:
         erased = await self._eraser.get(convert_erasures.read_get(request, current()))
         return pb.GetErasureResponse(erasure=convert_erasures.erasure_message(erased))
+
+    async def VerifyAudit(
+        self, request: pb.VerifyAuditRequest, context: Any
+    ) -> AsyncIterator[pb.VerifyAuditResponse]:
+        start_time, end_time = convert.read_verify(request)
+        if current().business_id:
+            raise PermissionDenied
+        verified = self._verifier.verify(start_time, end_time)
+        async with aclosing(verified):
+            async for each in verified:
+                for found in each.findings:
+                    self._metrics.ledger_found(found.finding.fault.name)
+                message = convert.verified_message(each)
+                if each.is_done:
+                    message.checkpoint = await self._newest_checkpoint()
+                yield message
+
+    async def _newest_checkpoint(self) -> str:
+        """Signed; empty before the first seal."""
+        number = (await self._verifier.head()).position.number
+        return await self._signed(await self._verifier.link(number)) if number else ""
+
+    async def _signed(self, link: Link) -> str:
+        head, seal = await self._verifier.head(), link.seal
+        return self._signer.sign(
+            Checkpoint(head.log_id, seal.number, link.chain, seal.last_sequence, seal.seal_time)
+        )
+
+    async def GetAuditProof(
+        self, request: pb.GetAuditProofRequest, context: Any
+    ) -> pb.GetAuditProofResponse:
+        event_id, number = convert.read_proof(request)
+        proof, last = await self._verifier.prove(event_id, current().business_id, number)
+        message = convert.proof_message(proof)
+        message.checkpoint = await self._signed(last)
+        message.public_key = self._signer.public_key
+        return message
+
+    async def GetAuditCheckpoint(
+        self, request: pb.GetAuditCheckpointRequest, context: Any
+    ) -> pb.GetAuditCheckpointResponse:
+        number = convert.read_checkpoint(request)
+        number = number or (await self._verifier.head()).position.number
+        if not number:
+            raise SealNotFound
+        return pb.GetAuditCheckpointResponse(
+            checkpoint=await self._signed(await self._verifier.link(number)),
+            public_key=self._signer.public_key,
+        )

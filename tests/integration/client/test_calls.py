@@ -33,6 +33,7 @@ from coupon_service.client import (
     Money,
     error_of_item,
     errors,
+    verify_audit_proof,
 )
 from coupon_service.client.methods import Methods
 from coupon_service.client.methods import codes as code_methods
@@ -87,9 +88,19 @@ async def test_every_method_does_what_its_rpc_does(client: Either) -> None:
     user_id = unique("forgotten")
     *_, erased = await client.erase_user(user_id)
     assert (await client.get_erasure(user_id)).erasure == erased.erasure
+    await _prove(client, events[0].event_id)
     assert client.called == {
         name for name, _ in inspect.getmembers(Methods) if not name.startswith("_")
     }
+
+
+async def _prove(client: Either, event_id: str) -> None:
+    while (await client.verify_audit())[-1].unsealed_row_count:
+        await asyncio.sleep(0.1)
+    newest = await client.get_audit_checkpoint()
+    proof = await client.get_audit_proof(event_id)
+    proved = verify_audit_proof(proof, newest.public_key)
+    assert str(proved["event_id"]) == event_id
 
 
 async def _set_up_a_book(client: Either) -> str:

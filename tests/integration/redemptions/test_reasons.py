@@ -392,6 +392,37 @@ def business_required(stage: Stage) -> object:
     return server.get_code(*new_codes(1))
 
 
+def event_not_found(stage: Stage) -> object:
+    return stage.api.audit.GetAuditProof(audit.GetAuditProofRequest(event_id=UNKNOWN_ID))
+
+
+def seal_not_found(stage: Stage) -> object:
+    return stage.api.audit.GetAuditCheckpoint(audit.GetAuditCheckpointRequest(number=2**60))
+
+
+def event_not_sealed(stage: Stage) -> object:
+    database_url = stage.stack.enter_context(stage.new_database())
+    server = stage.server(database_url=SecretStr(database_url), seal_interval_ms=0)
+    return _prove_first_event(server, server.draft().book_id)
+
+
+def ledger_changed(stage: Stage) -> object:
+    database_url = stage.stack.enter_context(stage.new_database())
+    server = stage.server(database_url=SecretStr(database_url))
+    book_id = server.draft().book_id
+    verify = audit.VerifyAuditRequest()
+    until(lambda: [*server.audit.VerifyAudit(verify)][-1].unsealed_row_count == 0)
+    with psycopg.connect(database_url) as connection:
+        connection.execute("SET session_replication_role = replica")
+        connection.execute("UPDATE redemption_audit SET request_id = 'another'")
+    return _prove_first_event(server, book_id)
+
+
+def _prove_first_event(server: Api, book_id: str) -> object:
+    event_id = server.events(book_id=book_id)[0].event_id
+    return server.audit.GetAuditProof(audit.GetAuditProofRequest(event_id=event_id))
+
+
 def concurrent_modification(stage: Stage) -> object:
     book = stage.api.draft()
     request = books.ActivateCouponBookRequest(book_id=book.book_id, etag=book.etag)
@@ -488,6 +519,10 @@ PROVOKE: dict[str, Callable[[Stage], object]] = {
         assignment_not_found,
         lock_not_found,
         redemption_not_found,
+        event_not_found,
+        seal_not_found,
+        event_not_sealed,
+        ledger_changed,
         book_not_active,
         book_not_started,
         book_expired,

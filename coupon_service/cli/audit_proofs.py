@@ -1,0 +1,217 @@
+"""`coupon-service audit verify` and `audit checkpoint`: whether the ledger is what it was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+
+from coupon_service.audit.checkpoints import (
+    Checkpoint,
+    NotVerifiedError,
+    read_checkpoint,
+    verify_checkpoint,
+)
+from coupon_service.audit.records import MalformedError
+from coupon_service.cli.client import (
+    Address,
+    BlockingService,
+    Tls,
+    TlsCa,
+    TlsCertificate,
+    TlsKey,
+    TlsName,
+    Token,
+    connect_blocking,
+)
+from coupon_service.cli.failure import CommandError
+from coupon_service.cli.fields import read_time
+from coupon_service.cli.progress import progress
+from coupon_service.v1.audit_service_pb2 import (
+    AuditFault,
+    AuditFinding,
+    GetAuditCheckpointRequest,
+    GetAuditCheckpointResponse,
+    VerifyAuditRequest,
+    VerifyAuditResponse,
+)
+from coupon_service.v1.audit_service_pb2_grpc import AuditServiceStub
+
+FAULTS: Final = {
+    AuditFault.AUDIT_FAULT_ROW_CHANGED: "was changed",
+    AuditFault.AUDIT_FAULT_ROW_MISSING: "is missing",
+    AuditFault.AUDIT_FAULT_ROW_INSERTED: "was inserted",
+    AuditFault.AUDIT_FAULT_KEY_MISSING: "cannot be verified: the key of its user is gone",
+    AuditFault.AUDIT_FAULT_SEAL_CHANGED: "was changed",
+    AuditFault.AUDIT_FAULT_SEAL_MISSING: "is missing",
+    AuditFault.AUDIT_FAULT_ERASURE_UNRECORDED: "was erased, and no event says that its user was",
+}
+
+Against = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="A checkpoint that was kept: finds a ledger that was rewritten as a whole.",
+        show_default=False,
+    ),
+]
+Key = Annotated[
+    str | None,
+    typer.Option(
+        metavar="KEY",
+        help="The public key that the checkpoint has to be signed with.",
+        show_default=False,
+    ),
+]
+
+
+def verify(
+    since: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIME", help="Only what was sealed at this time or later.", show_default=False
+        ),
+    ] = None,
+    until: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIME", help="Only what was sealed before this time.", show_default=False
+        ),
+    ] = None,
+    against: Against = None,
+    key: Key = None,
+    address: Address = None,
+    token: Token = None,
+    tls_ca: TlsCa = None,
+    tls_certificate: TlsCertificate = None,
+    tls_key: TlsKey = None,
+    tls_name: TlsName = None,
+) -> None:
+    """Compare the ledger with its seals: code 1, and what is wrong, when it is not what it was."""
+    kept = _kept(against, key)
+    request = VerifyAuditRequest()
+    if since is not None:
+        request.start_time.FromDatetime(_time(since))
+    if until is not None:
+        request.end_time.FromDatetime(_time(until))
+    with connect_blocking(
+        address, token, Tls(tls_ca, tls_certificate, tls_key, tls_name)
+    ) as service:
+        last, found = _compare(service, request)
+        rewritten = kept is not None and _is_rewritten(service, kept)
+    for finding in found:
+        typer.echo(_sentence(finding))
+    if rewritten and kept is not None:
+        typer.echo(f"The ledger is not the one of the checkpoint, at seal {kept.number}.")
+    typer.echo(
+        f"{last.row_count:,} rows in {last.seal_count:,} seals were compared, up to number"
+        f" {last.sequence}; {last.unsealed_row_count:,} rows are not sealed yet."
+    )
+    if last.erased_row_count:
+        typer.echo(f"{last.erased_row_count:,} of them were erased in part.")
+    if last.unnumbered_row_count:
+        typer.echo(
+            f"{last.unnumbered_row_count:,} rows are older than the seals: nothing proves them."
+        )
+    if found or rewritten:
+        raise CommandError("The ledger is not what it was.")
+    typer.echo("The ledger is what was sealed.")
+
+
+def checkpoint(
+    file: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="FILE", help="Where to. Default: standard output.", show_default=False
+        ),
+    ] = None,
+    against: Against = None,
+    key: Key = None,
+    address: Address = None,
+    token: Token = None,
+    tls_ca: TlsCa = None,
+    tls_certificate: TlsCertificate = None,
+    tls_key: TlsKey = None,
+    tls_name: TlsName = None,
+) -> None:
+    """Get a signed checkpoint of the ledger, to keep where nobody can change it."""
+    kept = _kept(against, key)
+    with connect_blocking(
+        address, token, Tls(tls_ca, tls_certificate, tls_key, tls_name)
+    ) as service:
+        newest = _checkpoint(service, 0)
+        _checked(newest.checkpoint, key or newest.public_key)
+        if kept is not None and _is_rewritten(service, kept):
+            raise CommandError(
+                f"The ledger is not the one of the checkpoint, at seal {kept.number}."
+            )
+    typer.echo(f"Public key: {newest.public_key}", err=True)
+    if file is None:
+        typer.echo(newest.checkpoint, nl=False)
+    else:
+        file.write_text(newest.checkpoint, encoding="utf-8")
+
+
+def _compare(
+    service: BlockingService, request: VerifyAuditRequest
+) -> tuple[VerifyAuditResponse, list[AuditFinding]]:
+    stub = AuditServiceStub(service.channel)
+    last, found = VerifyAuditResponse(), list[AuditFinding]()
+    answers: Iterable[VerifyAuditResponse] = stub.VerifyAudit(request, metadata=service.metadata)
+    with progress("Verifying", "rows") as update:
+        for last in answers:
+            found += last.findings
+            update(last.row_count, 0)
+    if not last.done:
+        raise CommandError("The service ended the stream early. Try again.")
+    return last, found
+
+
+def _sentence(finding: AuditFinding) -> str:
+    fault = FAULTS.get(finding.fault, AuditFault.Name(finding.fault))
+    if not finding.sequence:
+        return f"Seal {finding.seal_number} {fault}."
+    event = f", event {finding.event_id}," if finding.event_id else ""
+    return f"Row {finding.sequence}{event} {fault}."
+
+
+def _checkpoint(service: BlockingService, number: int) -> GetAuditCheckpointResponse:
+    stub = AuditServiceStub(service.channel)
+    return stub.GetAuditCheckpoint(
+        GetAuditCheckpointRequest(number=number), metadata=service.metadata
+    )
+
+
+def _is_rewritten(service: BlockingService, kept: Checkpoint) -> bool:
+    """Whether the ledger has another chain at the seal of the checkpoint, or none any more."""
+    newest = read_checkpoint(_checkpoint(service, 0).checkpoint)
+    if newest.number < kept.number:
+        return True
+    return read_checkpoint(_checkpoint(service, kept.number).checkpoint) != kept
+
+
+def _kept(file: Path | None, key: str | None) -> Checkpoint | None:
+    if file is None:
+        return None
+    try:
+        note = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CommandError(f"{file} cannot be read: {error}") from error
+    return _checked(note, key)
+
+
+def _checked(note: str, key: str | None) -> Checkpoint:
+    try:
+        return read_checkpoint(note) if key is None else verify_checkpoint(note, key)
+    except (MalformedError, NotVerifiedError) as error:
+        raise CommandError(str(error)) from error
+
+
+def _time(text: str) -> datetime:
+    try:
+        return read_time(text)
+    except ValueError as error:
+        raise CommandError(str(error)) from error
