@@ -201,6 +201,14 @@ class ErasureNotFound(NotFound):
     """No user of this name was erased."""
 
 
+class EventNotFound(NotFound):
+    """No event with this id."""
+
+
+class SealNotFound(NotFound):
+    """No seal with this number, or it is too far from that of the event."""
+
+
 # --- reasons: refused ---------------------------------------------------------------------------
 
 
@@ -433,6 +441,14 @@ class ResumeTokenAhead(Refused):
     """The ledger has lost what was read up to this `sequence`: read anew from a time before."""
 
     sequence: int = 0
+
+
+class EventNotSealed(Refused):
+    """The event is not sealed yet; one from before the ledger had numbers never will be."""
+
+
+class LedgerChanged(Refused):
+    """The event, or its seal, is not what it was when it was sealed."""
 
 
 class RefusalsNotKept(Refused):

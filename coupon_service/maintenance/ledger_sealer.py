@@ -88,12 +88,14 @@ class LedgerSealer:
         leaves: list[Leaf] = []
         while len(leaves) < SEALED_ROWS:
             first = leaves[-1][0] + 1 if leaves else before.last_sequence + 1
-            rows = await self._rows(first, until, SEALED_ROWS - len(leaves))
+            rows, keys = await self._rows(first, until, SEALED_ROWS - len(leaves))
             if not rows:
                 break
-            keys = await self._keys(users_of(rows), head)
-            if keys is None:
-                return None
+            if len(keys) < len(users := users_of(rows)):
+                made = await self._make_keys(users, users - keys.keys(), head)
+                if made is None:
+                    return None
+                keys = made
             leaves += await leaves_of(rows, keys)
         if not leaves:
             return 0
@@ -109,23 +111,24 @@ class LedgerSealer:
 
         return len(leaves) if await self._database.transaction("seal", add) else None
 
-    async def _rows(self, first: int, until: int, count: int) -> list[Row]:
-        async def work(connection: Connection) -> list[Row]:
+    async def _rows(self, first: int, until: int, count: int) -> tuple[list[Row], dict[str, bytes]]:
+        """The next rows, and the keys that their users have."""
+
+        async def work(connection: Connection) -> tuple[list[Row], dict[str, bytes]]:
             async with self._lane.step(connection):
-                return await select_rows(connection, first, until, min(count, ROWS_AT_ONCE))
+                rows = await select_rows(connection, first, until, min(count, ROWS_AT_ONCE))
+                return rows, await select_keys(connection, users_of(rows)) if rows else {}
 
         return await self._lane.read("rows_to_seal", work)
 
-    async def _keys(self, users: set[str], head: Head) -> dict[str, bytes] | None:
-        """The keys of the users, new ones for those who have none; None when it may not make any,
-        since values have been erased meanwhile."""
-
-        async def find(connection: Connection) -> dict[str, bytes]:
-            return await select_keys(connection, users)
+    async def _make_keys(
+        self, users: set[str], new_users: set[str], head: Head
+    ) -> dict[str, bytes] | None:
+        """The keys of the users, of whom some have none yet; None when it may not make any, since
+        values have been erased meanwhile."""
 
         async def make(connection: Connection) -> dict[str, bytes] | None:
-            made = await insert_keys(connection, users - keys.keys(), head)
+            made = await insert_keys(connection, new_users, head)
             return await select_keys(connection, users) if made else None
 
-        keys = await self._lane.read("keys", find)
-        return keys if len(keys) == len(users) else await self._database.transaction("keys", make)
+        return await self._database.transaction("keys", make)

@@ -56,6 +56,21 @@ class AuditServiceStub:
                 request_serializer=coupon__service_dot_v1_dot_audit__service__pb2.GetErasureRequest.SerializeToString,
                 response_deserializer=coupon__service_dot_v1_dot_audit__service__pb2.GetErasureResponse.FromString,
                 _registered_method=True)
+        self.VerifyAudit = channel.unary_stream(
+                '/coupon_service.v1.AuditService/VerifyAudit',
+                request_serializer=coupon__service_dot_v1_dot_audit__service__pb2.VerifyAuditRequest.SerializeToString,
+                response_deserializer=coupon__service_dot_v1_dot_audit__service__pb2.VerifyAuditResponse.FromString,
+                _registered_method=True)
+        self.GetAuditProof = channel.unary_unary(
+                '/coupon_service.v1.AuditService/GetAuditProof',
+                request_serializer=coupon__service_dot_v1_dot_audit__service__pb2.GetAuditProofRequest.SerializeToString,
+                response_deserializer=coupon__service_dot_v1_dot_audit__service__pb2.GetAuditProofResponse.FromString,
+                _registered_method=True)
+        self.GetAuditCheckpoint = channel.unary_unary(
+                '/coupon_service.v1.AuditService/GetAuditCheckpoint',
+                request_serializer=coupon__service_dot_v1_dot_audit__service__pb2.GetAuditCheckpointRequest.SerializeToString,
+                response_deserializer=coupon__service_dot_v1_dot_audit__service__pb2.GetAuditCheckpointResponse.FromString,
+                _registered_method=True)
 
 
 class AuditServiceServicer:
@@ -108,6 +123,31 @@ class AuditServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def VerifyAudit(self, request, context):
+        """Compares the ledger with its seals, and names the first row of each seal that was changed, inserted or
+        is missing, and seals that were changed or are missing. Only for callers who see all businesses; it
+        reads the whole ledger, and gives way to other calls.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetAuditProof(self, request, context):
+        """Proves that an event is in the ledger as it was sealed: whoever has the answer and the public key can
+        verify it without the service.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetAuditCheckpoint(self, request, context):
+        """Gets a signed statement of what the ledger was when a seal was made, to keep elsewhere: against it a
+        ledger that was rewritten as a whole is found.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AuditServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -130,6 +170,21 @@ def add_AuditServiceServicer_to_server(servicer, server):
                     servicer.GetErasure,
                     request_deserializer=coupon__service_dot_v1_dot_audit__service__pb2.GetErasureRequest.FromString,
                     response_serializer=coupon__service_dot_v1_dot_audit__service__pb2.GetErasureResponse.SerializeToString,
+            ),
+            'VerifyAudit': grpc.unary_stream_rpc_method_handler(
+                    servicer.VerifyAudit,
+                    request_deserializer=coupon__service_dot_v1_dot_audit__service__pb2.VerifyAuditRequest.FromString,
+                    response_serializer=coupon__service_dot_v1_dot_audit__service__pb2.VerifyAuditResponse.SerializeToString,
+            ),
+            'GetAuditProof': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetAuditProof,
+                    request_deserializer=coupon__service_dot_v1_dot_audit__service__pb2.GetAuditProofRequest.FromString,
+                    response_serializer=coupon__service_dot_v1_dot_audit__service__pb2.GetAuditProofResponse.SerializeToString,
+            ),
+            'GetAuditCheckpoint': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetAuditCheckpoint,
+                    request_deserializer=coupon__service_dot_v1_dot_audit__service__pb2.GetAuditCheckpointRequest.FromString,
+                    response_serializer=coupon__service_dot_v1_dot_audit__service__pb2.GetAuditCheckpointResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -242,6 +297,87 @@ class AuditService:
             '/coupon_service.v1.AuditService/GetErasure',
             coupon__service_dot_v1_dot_audit__service__pb2.GetErasureRequest.SerializeToString,
             coupon__service_dot_v1_dot_audit__service__pb2.GetErasureResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def VerifyAudit(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/coupon_service.v1.AuditService/VerifyAudit',
+            coupon__service_dot_v1_dot_audit__service__pb2.VerifyAuditRequest.SerializeToString,
+            coupon__service_dot_v1_dot_audit__service__pb2.VerifyAuditResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetAuditProof(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/coupon_service.v1.AuditService/GetAuditProof',
+            coupon__service_dot_v1_dot_audit__service__pb2.GetAuditProofRequest.SerializeToString,
+            coupon__service_dot_v1_dot_audit__service__pb2.GetAuditProofResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetAuditCheckpoint(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/coupon_service.v1.AuditService/GetAuditCheckpoint',
+            coupon__service_dot_v1_dot_audit__service__pb2.GetAuditCheckpointRequest.SerializeToString,
+            coupon__service_dot_v1_dot_audit__service__pb2.GetAuditCheckpointResponse.FromString,
             options,
             channel_credentials,
             insecure,

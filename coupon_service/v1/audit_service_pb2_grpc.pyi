@@ -64,6 +64,19 @@ class AuditServiceStub:
     """Says how far the erasure of a user has come, and what it has changed; only for callers who see all
     businesses. ERASURE_NOT_FOUND when there was none.
     """
+    VerifyAudit: _grpc.UnaryStreamMultiCallable[_audit_service_pb2.VerifyAuditRequest, _audit_service_pb2.VerifyAuditResponse]
+    """Compares the ledger with its seals, and names the first row of each seal that was changed, inserted or
+    is missing, and seals that were changed or are missing. Only for callers who see all businesses; it
+    reads the whole ledger, and gives way to other calls.
+    """
+    GetAuditProof: _grpc.UnaryUnaryMultiCallable[_audit_service_pb2.GetAuditProofRequest, _audit_service_pb2.GetAuditProofResponse]
+    """Proves that an event is in the ledger as it was sealed: whoever has the answer and the public key can
+    verify it without the service.
+    """
+    GetAuditCheckpoint: _grpc.UnaryUnaryMultiCallable[_audit_service_pb2.GetAuditCheckpointRequest, _audit_service_pb2.GetAuditCheckpointResponse]
+    """Gets a signed statement of what the ledger was when a seal was made, to keep elsewhere: against it a
+    ledger that was rewritten as a whole is found.
+    """
 
 @_typing.type_check_only
 class AuditServiceAsyncStub(AuditServiceStub):
@@ -100,6 +113,19 @@ class AuditServiceAsyncStub(AuditServiceStub):
     GetErasure: _aio.UnaryUnaryMultiCallable[_audit_service_pb2.GetErasureRequest, _audit_service_pb2.GetErasureResponse]  # type: ignore[assignment]
     """Says how far the erasure of a user has come, and what it has changed; only for callers who see all
     businesses. ERASURE_NOT_FOUND when there was none.
+    """
+    VerifyAudit: _aio.UnaryStreamMultiCallable[_audit_service_pb2.VerifyAuditRequest, _audit_service_pb2.VerifyAuditResponse]  # type: ignore[assignment]
+    """Compares the ledger with its seals, and names the first row of each seal that was changed, inserted or
+    is missing, and seals that were changed or are missing. Only for callers who see all businesses; it
+    reads the whole ledger, and gives way to other calls.
+    """
+    GetAuditProof: _aio.UnaryUnaryMultiCallable[_audit_service_pb2.GetAuditProofRequest, _audit_service_pb2.GetAuditProofResponse]  # type: ignore[assignment]
+    """Proves that an event is in the ledger as it was sealed: whoever has the answer and the public key can
+    verify it without the service.
+    """
+    GetAuditCheckpoint: _aio.UnaryUnaryMultiCallable[_audit_service_pb2.GetAuditCheckpointRequest, _audit_service_pb2.GetAuditCheckpointResponse]  # type: ignore[assignment]
+    """Gets a signed statement of what the ledger was when a seal was made, to keep elsewhere: against it a
+    ledger that was rewritten as a whole is found.
     """
 
 class AuditServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -158,6 +184,37 @@ class AuditServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_audit_service_pb2.GetErasureResponse, _abc.Awaitable[_audit_service_pb2.GetErasureResponse]]:
         """Says how far the erasure of a user has come, and what it has changed; only for callers who see all
         businesses. ERASURE_NOT_FOUND when there was none.
+        """
+
+    @_abc_1.abstractmethod
+    def VerifyAudit(
+        self,
+        request: _audit_service_pb2.VerifyAuditRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_audit_service_pb2.VerifyAuditResponse], _abc.AsyncIterator[_audit_service_pb2.VerifyAuditResponse]]:
+        """Compares the ledger with its seals, and names the first row of each seal that was changed, inserted or
+        is missing, and seals that were changed or are missing. Only for callers who see all businesses; it
+        reads the whole ledger, and gives way to other calls.
+        """
+
+    @_abc_1.abstractmethod
+    def GetAuditProof(
+        self,
+        request: _audit_service_pb2.GetAuditProofRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_audit_service_pb2.GetAuditProofResponse, _abc.Awaitable[_audit_service_pb2.GetAuditProofResponse]]:
+        """Proves that an event is in the ledger as it was sealed: whoever has the answer and the public key can
+        verify it without the service.
+        """
+
+    @_abc_1.abstractmethod
+    def GetAuditCheckpoint(
+        self,
+        request: _audit_service_pb2.GetAuditCheckpointRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_audit_service_pb2.GetAuditCheckpointResponse, _abc.Awaitable[_audit_service_pb2.GetAuditCheckpointResponse]]:
+        """Gets a signed statement of what the ledger was when a seal was made, to keep elsewhere: against it a
+        ledger that was rewritten as a whole is found.
         """
 
 def add_AuditServiceServicer_to_server(servicer: AuditServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

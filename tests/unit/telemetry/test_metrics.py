@@ -13,7 +13,18 @@ from support.waiting import until
 from coupon_service.telemetry.metrics import Metrics
 from coupon_service.telemetry.metrics_http import MetricsServer, MetricsServerError, serve_metrics
 
-LABELS = {"kind", "method", "status", "reason", "pool", "le", "event", "outcome", "transport"}
+LABELS = {
+    "kind",
+    "method",
+    "status",
+    "reason",
+    "pool",
+    "le",
+    "event",
+    "outcome",
+    "transport",
+    "fault",
+}
 COMMAND: tuple[str, ...] = ("event", "outcome", "reason")
 REDEEM = "RedemptionService/RedeemCode"
 
