@@ -17,8 +17,8 @@ def sealed_above_what_is_complete() -> Mutant:
     """All numbers that were drawn are taken for complete."""
 
     async def settled(self: LedgerHorizon, _: float) -> Complete | None:
-        complete = await self.advance()
-        return complete and Complete(self.last_number, complete.time)
+        await self.advance()
+        return self.read_time and Complete(self.last_number, self.read_time)
 
     return mock.patch.object(LedgerHorizon, "settled", settled)
 

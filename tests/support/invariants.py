@@ -1,4 +1,5 @@
-"""Checks in SQL that rows, counters and ledger agree: invariants I1, I2, I3, I8 and I9."""
+"""Checks in SQL that rows, counters and ledger agree: invariants I1, I2, I3, I8, I9
+and I13."""
 
 from __future__ import annotations
 
@@ -400,6 +401,25 @@ RULES: Final = {
         WHERE undone.type = {EventType.ROLLED_BACK:d}
         AND undone.discount_minor IS DISTINCT FROM CASE WHEN present.redemption_id IS NULL
             THEN done.discount_minor ELSE present.discount_minor END
+    """,
+    "seals follow each other without a gap": """
+        SELECT number, first_sequence FROM (
+            SELECT *, lag(last_sequence, 1, 0::bigint) OVER (ORDER BY number) AS before,
+                row_number() OVER (ORDER BY number) AS place
+            FROM coupon_audit_seals
+        ) AS seal WHERE first_sequence <> before + 1 OR number <> place
+    """,
+    "the head is the newest seal": """
+        SELECT number, last_sequence FROM coupon_audit_head
+        WHERE (number, last_sequence) <> (
+            SELECT coalesce(max(number), 0), coalesce(max(last_sequence), 0)
+            FROM coupon_audit_seals)
+    """,
+    "no row is left out of the seals": """
+        SELECT last_sequence FROM coupon_audit_head AS head
+        WHERE (SELECT coalesce(sum(row_count), 0) FROM coupon_audit_seals) < (
+            SELECT count(*) FROM redemption_audit
+            WHERE sequence BETWEEN 1 AND head.last_sequence)
     """,
     "a lock redeems once": f"""
         SELECT lock_id, count(*) FROM ledger

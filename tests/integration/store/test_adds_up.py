@@ -84,6 +84,18 @@ BREAKS = {
     "a rollback takes back what the discount was": (
         "UPDATE coupon_adjustments SET discount_minor = 7 WHERE book_id = %s"
     ),
+    "seals follow each other without a gap": """
+        INSERT INTO coupon_audit_seals
+        SELECT 1::bigint << 40, 1::bigint << 41, 1::bigint << 41, now(), 0, 1, '', '', '', ''
+        WHERE %s::text <> ''
+    """,
+    "the head is the newest seal": (
+        "UPDATE coupon_audit_head SET number = number + 7 WHERE %s::text <> ''"
+    ),
+    "no row is left out of the seals": (
+        "WITH moved AS (UPDATE coupon_audit_head SET last_sequence = 1::bigint << 40)"
+        + again("kept", sequence=1 << 39)
+    ),
     "a lock redeems once": again("kept"),
     "a request has one lock": again(None, EventType.LOCKED, lock_id=UNKNOWN_ID),
     "a lock that answers a request was acquired for its user": (

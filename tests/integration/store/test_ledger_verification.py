@@ -13,6 +13,7 @@ from uuid import UUID, uuid4
 import pytest
 import pytest_asyncio
 from support.sealing import SealedStore, sealed_store, some_events
+from support.store import Clock, make_book
 
 from coupon_service.audit.checkpoints import Checkpoint
 from coupon_service.audit.leaves import erased
@@ -22,6 +23,7 @@ from coupon_service.errors import EventNotFound, EventNotSealed, LedgerChanged, 
 from coupon_service.maintenance import ledger_sealer
 from coupon_service.model import EventType
 from coupon_service.store import ledger_verifier
+from coupon_service.store.books import Books
 from coupon_service.store.ledger_rows import select_keys, select_rows
 from coupon_service.store.ledger_verifier import LedgerVerifier, Verified
 from coupon_service.store.pipeline import Connection
@@ -350,6 +352,19 @@ async def test_what_cannot_be_proved_is_refused(store: SealedStore) -> None:
     store.tamper("UPDATE coupon_audit_seals SET root = sha256(root) WHERE number = 2")
     with pytest.raises(LedgerChanged):
         await verifier.prove(twelfth, "", 0)
+
+
+async def test_an_event_is_proved_to_its_business(store: SealedStore) -> None:
+    book = await make_book(Books(store.database, Clock(), 60_000), business_id="bakery")
+    await store.sealer.seal_all()
+    ((event_id,),) = store.rows(
+        "SELECT event_id FROM redemption_audit WHERE book_id = %s LIMIT 1", book.book_id
+    )
+    verifier = LedgerVerifier(store.lane)
+    proof, last = await verifier.prove(event_id, "bakery", 0)
+    assert proof.seal == last.seal
+    with pytest.raises(EventNotFound):
+        await verifier.prove(event_id, "butcher", 0)
 
 
 async def test_a_neighbour_that_is_gone_does_not_take_a_proof_away(store: SealedStore) -> None:

@@ -107,6 +107,7 @@ class TestMetrics:
         metrics.redis_failed("silent")
         metrics.lock_lost()
         metrics.book_event("BOOK_USED_UP")
+        metrics.ledger_found("ROW_CHANGED")
         metrics.guess_alarm("user")
         metrics.rate_limit_unchecked()
         metrics.refusals_written(3)
@@ -132,6 +133,8 @@ class TestMetrics:
             ("coupon_redis_errors_total", {"kind": "silent"}, 1),
             ("coupon_locks_lost_total", {}, 1),
             ("coupon_book_events_total", {"event": "BOOK_USED_UP"}, 1),
+            ("coupon_ledger_findings_total", {"fault": "ROW_CHANGED"}, 1),
+            ("coupon_ledger_findings_total", {"fault": "SEAL_MISSING"}, 0),
             ("coupon_guess_alarms_total", {"kind": "user"}, 1),
             ("coupon_guess_alarms_total", {"kind": "peer"}, 0),
             ("coupon_rate_limit_unchecked_total", {}, 1),
