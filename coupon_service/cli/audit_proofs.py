@@ -112,6 +112,8 @@ def verify(
     )
     if last.erased_row_count:
         typer.echo(f"{last.erased_row_count:,} of them were erased in part.")
+    if last.archived_row_count:
+        typer.echo(f"{last.archived_row_count:,} rows are in archives, which prove them.")
     if last.unnumbered_row_count:
         typer.echo(
             f"{last.unnumbered_row_count:,} rows are older than the seals: nothing proves them."

@@ -35,6 +35,7 @@ from coupon_service.errors import (
     SealNotFound,
 )
 from coupon_service.model import EventType
+from coupon_service.store.archived_ranges import select_archived
 from coupon_service.store.arrays import text_array
 from coupon_service.store.bulk.lane import BulkLane
 from coupon_service.store.ledger_rows import (
@@ -82,14 +83,16 @@ class FoundEvent:
 class Verified:
     """How far the ledger has been compared, and what was found since the last of these.
 
-    `rows`: compared; `erased_rows`: of them, those of which something was erased. `is_done`: it is
-    the last one. Only that has `unsealed_rows`, after the newest seal, and, where the whole ledger
-    was compared, `unnumbered_rows`: from before rows had numbers, which nothing is known about.
+    `rows`: compared; `erased_rows`: of them, those of which something was erased. `archived_rows`:
+    not there, since they are in archives. `is_done`: it is the last one. Only that has
+    `unsealed_rows`, after the newest seal, and, where the whole ledger was compared,
+    `unnumbered_rows`: from before rows had numbers, which nothing is known about.
     """
 
     seals: int = 0
     rows: int = 0
     erased_rows: int = 0
+    archived_rows: int = 0
     sequence: int = 0
     last_sequence: int = 0
     findings: tuple[FoundEvent, ...] = ()
@@ -100,10 +103,19 @@ class Verified:
 
 @dataclass(frozen=True, slots=True)
 class _Range:
-    """The rows in the range of a seal, in the order of their numbers, and their leaves."""
+    """The rows in the range of a seal, in the order of their numbers, and their leaves.
+
+    `archived`: numbers of rows that are in archives.
+    """
 
     rows: list[Row]
     leaves: list[Leaf]
+    archived: set[int]
+
+    @property
+    def missing(self) -> set[int]:
+        """Numbers of rows that are only in archives."""
+        return self.archived - {row.sequence for row in self.rows}
 
     @property
     def erased(self) -> list[Row]:
@@ -148,6 +160,7 @@ class LedgerVerifier:
                 seals=done.seals + 1,
                 rows=done.rows + len(compared.rows),
                 erased_rows=done.erased_rows + len(compared.erased),
+                archived_rows=done.archived_rows + len(compared.missing),
                 sequence=link.seal.last_sequence,
                 findings=tuple(_found(it, compared.rows) for it in findings),
             )
@@ -195,11 +208,11 @@ class LedgerVerifier:
         have been erased between the look at it and that at its user's key."""
         before = verification.position
         compared = await self._range(link)
-        findings = list(verification.compare(link, compared.leaves))
+        findings = list(verification.compare(link, compared.leaves, compared.archived))
         if findings:
             verification.position = before
             compared = await self._range(link)
-            findings = list(verification.compare(link, compared.leaves))
+            findings = list(verification.compare(link, compared.leaves, compared.archived))
         return compared, findings
 
     async def _range(self, link: Link) -> _Range:
@@ -221,7 +234,13 @@ class LedgerVerifier:
             rows += part
             leaves += await leaves_of(part, keys)
             first = part[-1].sequence + 1
-        return _Range(rows, leaves)
+        return _Range(rows, leaves, await self._archived(link) if len(rows) < count else set())
+
+    async def _archived(self, link: Link) -> set[int]:
+        async def find(connection: Connection) -> set[int]:
+            return await select_archived(connection, link.seal.number)
+
+        return await self._lane.read("archived_numbers", find)
 
     async def _unrecorded(self, pseudonyms: dict[str, Row]) -> list[Finding]:
         """Rows of which something was erased, and no event says that their user was."""

@@ -207,6 +207,50 @@ ERASURE_STATE_ERASED: ErasureState.ValueType  # 3
 """It is done."""
 Global___ErasureState: _TypeAlias = ErasureState  # noqa: Y015
 
+class _AuditFault:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _AuditFaultEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AuditFault.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    AUDIT_FAULT_UNSPECIFIED: _AuditFault.ValueType  # 0
+    """Not used."""
+    AUDIT_FAULT_ROW_CHANGED: _AuditFault.ValueType  # 1
+    """The row is not the one that was sealed."""
+    AUDIT_FAULT_ROW_MISSING: _AuditFault.ValueType  # 2
+    """There was a row of this number."""
+    AUDIT_FAULT_ROW_INSERTED: _AuditFault.ValueType  # 3
+    """There was no row of this number."""
+    AUDIT_FAULT_KEY_MISSING: _AuditFault.ValueType  # 4
+    """The key that hides the values of the row's user is gone, although the row was not erased."""
+    AUDIT_FAULT_SEAL_CHANGED: _AuditFault.ValueType  # 5
+    """The seal is not the one that is in the chain, or does not follow the one before."""
+    AUDIT_FAULT_SEAL_MISSING: _AuditFault.ValueType  # 6
+    """There was a seal of this number."""
+    AUDIT_FAULT_ERASURE_UNRECORDED: _AuditFault.ValueType  # 7
+    """Personal values of the row were erased, and no event says that its user was."""
+
+class AuditFault(_AuditFault, metaclass=_AuditFaultEnumTypeWrapper):
+    """What is wrong with a ledger."""
+
+AUDIT_FAULT_UNSPECIFIED: AuditFault.ValueType  # 0
+"""Not used."""
+AUDIT_FAULT_ROW_CHANGED: AuditFault.ValueType  # 1
+"""The row is not the one that was sealed."""
+AUDIT_FAULT_ROW_MISSING: AuditFault.ValueType  # 2
+"""There was a row of this number."""
+AUDIT_FAULT_ROW_INSERTED: AuditFault.ValueType  # 3
+"""There was no row of this number."""
+AUDIT_FAULT_KEY_MISSING: AuditFault.ValueType  # 4
+"""The key that hides the values of the row's user is gone, although the row was not erased."""
+AUDIT_FAULT_SEAL_CHANGED: AuditFault.ValueType  # 5
+"""The seal is not the one that is in the chain, or does not follow the one before."""
+AUDIT_FAULT_SEAL_MISSING: AuditFault.ValueType  # 6
+"""There was a seal of this number."""
+AUDIT_FAULT_ERASURE_UNRECORDED: AuditFault.ValueType  # 7
+"""Personal values of the row were erased, and no event says that its user was."""
+Global___AuditFault: _TypeAlias = AuditFault  # noqa: Y015
+
 @_typing.final
 class AuditEvent(_message.Message):
     """One row of the ledger."""
@@ -741,3 +785,349 @@ class GetErasureResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetErasureResponse: _TypeAlias = GetErasureResponse  # noqa: Y015
+
+@_typing.final
+class VerifyAuditRequest(_message.Message):
+    """Request of VerifyAudit."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    START_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """Only seals that were made at this time or later. They are made some seconds after their events."""
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """Only seals that were made before this time."""
+
+    def __init__(
+        self,
+        *,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VerifyAuditRequest: _TypeAlias = VerifyAuditRequest  # noqa: Y015
+
+@_typing.final
+class VerifyAuditResponse(_message.Message):
+    """How far VerifyAudit is: after each seal, or at least once a second."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEAL_COUNT_FIELD_NUMBER: _builtins.int
+    ROW_COUNT_FIELD_NUMBER: _builtins.int
+    ERASED_ROW_COUNT_FIELD_NUMBER: _builtins.int
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    SEALED_SEQUENCE_FIELD_NUMBER: _builtins.int
+    FINDINGS_FIELD_NUMBER: _builtins.int
+    DONE_FIELD_NUMBER: _builtins.int
+    UNSEALED_ROW_COUNT_FIELD_NUMBER: _builtins.int
+    UNNUMBERED_ROW_COUNT_FIELD_NUMBER: _builtins.int
+    CHECKPOINT_FIELD_NUMBER: _builtins.int
+    ARCHIVED_ROW_COUNT_FIELD_NUMBER: _builtins.int
+    seal_count: _builtins.int
+    """Seals that have been compared."""
+    row_count: _builtins.int
+    """Rows that have been compared."""
+    erased_row_count: _builtins.int
+    """Of them, those of which personal values were erased: the rest of them was compared."""
+    sequence: _builtins.int
+    """The number of the ledger up to which it has been compared."""
+    sealed_sequence: _builtins.int
+    """The number up to which it is sealed."""
+    done: _builtins.bool
+    """Whether this is the last message. Only that has the fields below."""
+    unsealed_row_count: _builtins.int
+    """Rows that are not sealed yet."""
+    unnumbered_row_count: _builtins.int
+    """Rows of before the ledger had numbers, of which nothing is proved; only without `start_time` and
+    `end_time`.
+    """
+    checkpoint: _builtins.str
+    """The signed checkpoint of the newest seal; empty when there is no seal."""
+    archived_row_count: _builtins.int
+    """Rows that are not there since they are in archives, which prove them; in any message."""
+    @_builtins.property
+    def findings(self) -> _containers.RepeatedCompositeFieldContainer[Global___AuditFinding]:
+        """What was found since the last message. After 100 findings nothing more is compared."""
+
+    def __init__(
+        self,
+        *,
+        seal_count: _builtins.int = ...,
+        row_count: _builtins.int = ...,
+        erased_row_count: _builtins.int = ...,
+        sequence: _builtins.int = ...,
+        sealed_sequence: _builtins.int = ...,
+        findings: _abc.Iterable[Global___AuditFinding] | None = ...,
+        done: _builtins.bool = ...,
+        unsealed_row_count: _builtins.int = ...,
+        unnumbered_row_count: _builtins.int = ...,
+        checkpoint: _builtins.str = ...,
+        archived_row_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["archived_row_count", b"archived_row_count", "checkpoint", b"checkpoint", "done", b"done", "erased_row_count", b"erased_row_count", "findings", b"findings", "row_count", b"row_count", "seal_count", b"seal_count", "sealed_sequence", b"sealed_sequence", "sequence", b"sequence", "unnumbered_row_count", b"unnumbered_row_count", "unsealed_row_count", b"unsealed_row_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VerifyAuditResponse: _TypeAlias = VerifyAuditResponse  # noqa: Y015
+
+@_typing.final
+class AuditFinding(_message.Message):
+    """Something that is wrong with a ledger."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FAULT_FIELD_NUMBER: _builtins.int
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    EVENT_ID_FIELD_NUMBER: _builtins.int
+    SEAL_NUMBER_FIELD_NUMBER: _builtins.int
+    fault: Global___AuditFault.ValueType
+    """What."""
+    sequence: _builtins.int
+    """The number of the row; 0 where it is about a seal."""
+    event_id: _builtins.str
+    """The event_id of the row, where there is one."""
+    seal_number: _builtins.int
+    """The number of the seal; 0 where it is about none."""
+    def __init__(
+        self,
+        *,
+        fault: Global___AuditFault.ValueType = ...,
+        sequence: _builtins.int = ...,
+        event_id: _builtins.str = ...,
+        seal_number: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event_id", b"event_id", "fault", b"fault", "seal_number", b"seal_number", "sequence", b"sequence"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AuditFinding: _TypeAlias = AuditFinding  # noqa: Y015
+
+@_typing.final
+class GetAuditProofRequest(_message.Message):
+    """Request of GetAuditProof."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVENT_ID_FIELD_NUMBER: _builtins.int
+    CHECKPOINT_NUMBER_FIELD_NUMBER: _builtins.int
+    event_id: _builtins.str
+    """The event."""
+    checkpoint_number: _builtins.int
+    """The number of a checkpoint that was made when the event was sealed or later, to which the proof is to
+    lead. 0: that of the event's own seal.
+    """
+    def __init__(
+        self,
+        *,
+        event_id: _builtins.str = ...,
+        checkpoint_number: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_number", b"checkpoint_number", "event_id", b"event_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetAuditProofRequest: _TypeAlias = GetAuditProofRequest  # noqa: Y015
+
+@_typing.final
+class GetAuditProofResponse(_message.Message):
+    """Answer of GetAuditProof. The Python package has `coupon_service.client.verify_audit_proof`; what to
+    compute is written in docs/ledger.md.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FACTS_FIELD_NUMBER: _builtins.int
+    PARTS_FIELD_NUMBER: _builtins.int
+    INDEX_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    CHAIN_BEFORE_FIELD_NUMBER: _builtins.int
+    SEALS_FIELD_NUMBER: _builtins.int
+    CHECKPOINT_FIELD_NUMBER: _builtins.int
+    PUBLIC_KEY_FIELD_NUMBER: _builtins.int
+    facts: _builtins.bytes
+    """What is proved of the event and never erased: a record."""
+    index: _builtins.int
+    """The place of the event among those of its seal, from 0."""
+    chain_before: _builtins.bytes
+    """The value of the chain before the seal."""
+    checkpoint: _builtins.str
+    """The signed checkpoint."""
+    public_key: _builtins.str
+    """The public key to verify it with. Compare it with the one that you have."""
+    @_builtins.property
+    def parts(self) -> _containers.RepeatedCompositeFieldContainer[Global___AuditProofPart]:
+        """What is personal of it: of its user; and, where there is another user, of that, and of both."""
+
+    @_builtins.property
+    def path(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """The hashes that lead from the event to the root of the seal."""
+
+    @_builtins.property
+    def seals(self) -> _containers.RepeatedCompositeFieldContainer[Global___AuditSeal]:
+        """The seal of the event, and those up to the one of the checkpoint."""
+
+    def __init__(
+        self,
+        *,
+        facts: _builtins.bytes = ...,
+        parts: _abc.Iterable[Global___AuditProofPart] | None = ...,
+        index: _builtins.int = ...,
+        path: _abc.Iterable[_builtins.bytes] | None = ...,
+        chain_before: _builtins.bytes = ...,
+        seals: _abc.Iterable[Global___AuditSeal] | None = ...,
+        checkpoint: _builtins.str = ...,
+        public_key: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chain_before", b"chain_before", "checkpoint", b"checkpoint", "facts", b"facts", "index", b"index", "parts", b"parts", "path", b"path", "public_key", b"public_key", "seals", b"seals"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetAuditProofResponse: _TypeAlias = GetAuditProofResponse  # noqa: Y015
+
+@_typing.final
+class AuditProofPart(_message.Message):
+    """A commitment to what is personal of an event, and what opens it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COMMITMENT_FIELD_NUMBER: _builtins.int
+    SALT_FIELD_NUMBER: _builtins.int
+    VALUES_FIELD_NUMBER: _builtins.int
+    commitment: _builtins.bytes
+    """The commitment: a SHA-256 of salt and values."""
+    salt: _builtins.bytes
+    """The salt. Empty when the values were erased."""
+    values: _builtins.bytes
+    """The values: a record. Empty when they were erased."""
+    def __init__(
+        self,
+        *,
+        commitment: _builtins.bytes = ...,
+        salt: _builtins.bytes = ...,
+        values: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["commitment", b"commitment", "salt", b"salt", "values", b"values"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AuditProofPart: _TypeAlias = AuditProofPart  # noqa: Y015
+
+@_typing.final
+class AuditSeal(_message.Message):
+    """A range of numbers of the ledger, and what its rows were."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    FIRST_SEQUENCE_FIELD_NUMBER: _builtins.int
+    LAST_SEQUENCE_FIELD_NUMBER: _builtins.int
+    ROW_COUNT_FIELD_NUMBER: _builtins.int
+    ROOT_FIELD_NUMBER: _builtins.int
+    LEAVES_HASH_FIELD_NUMBER: _builtins.int
+    SEAL_TIME_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    """Its number, from 1."""
+    first_sequence: _builtins.int
+    """The first number of the ledger in it."""
+    last_sequence: _builtins.int
+    """The last one."""
+    row_count: _builtins.int
+    """How many of them are rows; the others were never used."""
+    root: _builtins.bytes
+    """The root of the Merkle tree over the rows."""
+    leaves_hash: _builtins.bytes
+    """The hash of the list of the rows' numbers and hashes."""
+    version: _builtins.int
+    """Of what the rows were hashed."""
+    @_builtins.property
+    def seal_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was made."""
+
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        first_sequence: _builtins.int = ...,
+        last_sequence: _builtins.int = ...,
+        row_count: _builtins.int = ...,
+        root: _builtins.bytes = ...,
+        leaves_hash: _builtins.bytes = ...,
+        seal_time: _timestamp_pb2.Timestamp | None = ...,
+        version: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["seal_time", b"seal_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["first_sequence", b"first_sequence", "last_sequence", b"last_sequence", "leaves_hash", b"leaves_hash", "number", b"number", "root", b"root", "row_count", b"row_count", "seal_time", b"seal_time", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AuditSeal: _TypeAlias = AuditSeal  # noqa: Y015
+
+@_typing.final
+class GetAuditCheckpointRequest(_message.Message):
+    """Request of GetAuditCheckpoint."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    """The number of a seal. 0: the newest."""
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["number", b"number"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetAuditCheckpointRequest: _TypeAlias = GetAuditCheckpointRequest  # noqa: Y015
+
+@_typing.final
+class GetAuditCheckpointResponse(_message.Message):
+    """Answer of GetAuditCheckpoint."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHECKPOINT_FIELD_NUMBER: _builtins.int
+    PUBLIC_KEY_FIELD_NUMBER: _builtins.int
+    checkpoint: _builtins.str
+    """A signed note (https://c2sp.org/signed-note) with the number of the seal and the value of the chain."""
+    public_key: _builtins.str
+    """The public key to verify it with. Compare it with the one that you have."""
+    def __init__(
+        self,
+        *,
+        checkpoint: _builtins.str = ...,
+        public_key: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "public_key", b"public_key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetAuditCheckpointResponse: _TypeAlias = GetAuditCheckpointResponse  # noqa: Y015

@@ -202,6 +202,16 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """[ALREADY_EXISTS] The code already exists, in this or another book that keeps it. In the rows of
     ImportCodes.
     """
+    ERROR_REASON_EVENT_NOT_FOUND: _ErrorReason.ValueType  # 140
+    """[NOT_FOUND] No event with this id."""
+    ERROR_REASON_SEAL_NOT_FOUND: _ErrorReason.ValueType  # 141
+    """[NOT_FOUND] No seal with this number, or it is too far from that of the event."""
+    ERROR_REASON_EVENT_NOT_SEALED: _ErrorReason.ValueType  # 142
+    """[FAILED_PRECONDITION] The event is not sealed yet, with RetryInfo, or never will be, since it is from
+    before the ledger had numbers.
+    """
+    ERROR_REASON_LEDGER_CHANGED: _ErrorReason.ValueType  # 143
+    """[FAILED_PRECONDITION] The event, or its seal, was changed since it was sealed: there is nothing to prove."""
     ERROR_REASON_INVALID_ARGUMENT: _ErrorReason.ValueType  # 50
     """[INVALID_ARGUMENT] Fields of the request are invalid. A google.rpc.BadRequest detail names each of
     them.
@@ -446,6 +456,16 @@ ERROR_REASON_DUPLICATE_CODE: ErrorReason.ValueType  # 41
 """[ALREADY_EXISTS] The code already exists, in this or another book that keeps it. In the rows of
 ImportCodes.
 """
+ERROR_REASON_EVENT_NOT_FOUND: ErrorReason.ValueType  # 140
+"""[NOT_FOUND] No event with this id."""
+ERROR_REASON_SEAL_NOT_FOUND: ErrorReason.ValueType  # 141
+"""[NOT_FOUND] No seal with this number, or it is too far from that of the event."""
+ERROR_REASON_EVENT_NOT_SEALED: ErrorReason.ValueType  # 142
+"""[FAILED_PRECONDITION] The event is not sealed yet, with RetryInfo, or never will be, since it is from
+before the ledger had numbers.
+"""
+ERROR_REASON_LEDGER_CHANGED: ErrorReason.ValueType  # 143
+"""[FAILED_PRECONDITION] The event, or its seal, was changed since it was sealed: there is nothing to prove."""
 ERROR_REASON_INVALID_ARGUMENT: ErrorReason.ValueType  # 50
 """[INVALID_ARGUMENT] Fields of the request are invalid. A google.rpc.BadRequest detail names each of
 them.

@@ -176,6 +176,7 @@ def verified_message(verified: Verified) -> pb.VerifyAuditResponse:
         seal_count=verified.seals,
         row_count=verified.rows,
         erased_row_count=verified.erased_rows,
+        archived_row_count=verified.archived_rows,
         sequence=verified.sequence,
         sealed_sequence=verified.last_sequence,
         findings=[
