@@ -11,7 +11,8 @@ from subprocess import CompletedProcess
 import psycopg
 import pytest
 from support.command_line import run
-from support.service import Api, ServerThread, audit, settings_for
+from support.person import erase
+from support.service import Api, ServerThread, audit, settings_for, unique
 from support.waiting import until
 
 from coupon_service.audit.checkpoints import Signer, read_checkpoint
@@ -100,6 +101,25 @@ def test_rewritten_ledger_is_found_against_a_checkpoint(sealed: Sealed) -> None:
     ):
         assert done.returncode == 1
         assert "The ledger is not the one of the checkpoint" in done.stdout + done.stderr
+
+
+def test_ledger_is_what_was_sealed_when_users_were_erased(sealed: Sealed) -> None:
+    api = sealed.api
+    ann, bob, till = unique("ann"), unique("bob"), unique("carl")
+    for user in (ann, till):
+        code = api.assign_random(api.book(codes=2).book_id, user).assignment.code
+        api.redeem(code, user, order_id=unique("order"), metadata={"note": "hers"})
+    code = api.assign_random(api.book(codes=1).book_id, ann).assignment.code
+    api.transfer(code, ann, bob)
+    sealed.wait()
+    for user in (ann, bob, till):
+        erase(api, user)
+        done = sealed.audit("verify")
+        assert done.returncode == 0, done.stdout
+    sealed.wait()
+    done = sealed.audit("verify")
+    assert done.returncode == 0, done.stdout
+    assert "were erased in part" in done.stdout
 
 
 def test_checkpoint_is_checked_with_the_key(sealed: Sealed) -> None:
