@@ -50,22 +50,38 @@ class AuditWatches:
         ended = asyncio.Event()
         whose = rpc.caller if rpc.authenticated else rpc.peer
         with self._streams.opened(whose, ended.set), self._feed.following() as follower:
-            reader = self._feed.reader(watch.wanted, await self._start(watch))
-            last_number = await self._feed.last_number() if watch.stop_at_end else None
+            reader: LedgerReader | None = None
+            last_number: int | None = None
             sent_s, was_stalled = -HEARTBEAT_S, False
+            token = watch.query.resume_token
             while not ended.is_set():
-                followed = await reader.next()
                 is_due = monotonic() - sent_s >= HEARTBEAT_S
                 if is_due:
                     self._authenticate_again(rpc)
                 is_stalled = self._feed.stall is not None
+                is_due |= is_stalled > was_stalled
+                was_stalled = is_stalled
+                if not self._feed.is_known:  # a transaction of before the first look is open
+                    if is_stalled and is_due:
+                        yield self._with_stall(pb.WatchAuditEventsResponse(resume_token=token))
+                        sent_s = monotonic()
+                    await self._feed.tick()
+                    continue
+                if reader is None:
+                    reader = self._feed.reader(watch.wanted, await self._start(watch))
+                    if watch.stop_at_end:
+                        await self._feed.tick()  # of a look that may have begun before
+                        await self._feed.tick()
+                        last_number = self._feed.last_number
+                followed = await reader.next()
                 is_last = last_number is not None and reader.read_up_to >= last_number
-                if followed.page.events or is_due or is_stalled > was_stalled or is_last:
-                    yield self._message(watch, reader, followed)
+                if followed.page.events or is_due or is_last:
+                    message = self._message(watch, reader, followed)
+                    token = message.resume_token
+                    yield message
                     sent_s = monotonic()
                 if is_last and reader.is_caught_up:  # a message that is full takes it back
                     return
-                was_stalled = is_stalled
                 if reader.is_caught_up:
                     follower.caught_up_s = monotonic()
                     await self._feed.tick()
@@ -97,6 +113,9 @@ class AuditWatches:
         )
         if followed.complete_time is not None and reader.is_caught_up:
             message.complete_time.FromDatetime(followed.complete_time)
+        return self._with_stall(message)
+
+    def _with_stall(self, message: pb.WatchAuditEventsResponse) -> pb.WatchAuditEventsResponse:
         if (stall := self._feed.stall) is not None:
             message.stall.duration.FromMilliseconds(int(stall.seconds * 1000))
             message.stall.holders.extend(map(str, stall.holders))

@@ -142,9 +142,14 @@ class LedgerFeed:
             await self.tick()
         return self._horizon.complete
 
-    async def last_number(self) -> int:
-        """The last number that was drawn by now. Raises as `tick`."""
-        await self.tick()
+    @property
+    def is_known(self) -> bool:
+        """Whether it is known how far the ledger is complete."""
+        return self._horizon.complete is not None
+
+    @property
+    def last_number(self) -> int:
+        """The last number that was drawn, by the last look."""
         return self._horizon.last_number
 
     async def _poll(self) -> None:

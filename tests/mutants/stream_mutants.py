@@ -45,8 +45,9 @@ def operations_cancelled_with_their_stream() -> Mutant:
         checkout_streams,
         "CheckoutStreams",
         "serve",
-        "aged.cancel()",
-        "[it.cancel() for it in self._operations._tasks]",
+        "await stream.serve()",
+        "try: await stream.serve()\n"
+        "        finally: [it.cancel() for it in self._operations._tasks]",
     )
 
 

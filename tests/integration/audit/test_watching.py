@@ -283,6 +283,22 @@ def test_what_may_be_preceded_by_another_event_waits(own: tuple[ServerThread, Ap
     assert [it.user_id for it in events] == ["", "eve"]
 
 
+def test_a_stream_that_begins_while_new_events_are_held_up_says_so(
+    own: tuple[ServerThread, Api, str],
+) -> None:
+    _, api, url = own
+    book = a_story(api)
+    with psycopg.connect(url) as late:
+        write(late, book_id=book.book_id)
+        with watching(api, book_id=book.book_id) as messages:
+            first = next(messages)
+            assert not first.events
+            assert f"backend {late.info.backend_pid}," in first.stall.holders[0]
+            late.commit()
+            events, _ = events_of(messages, lambda it: len(it) == len(KINDS) + 1)
+    assert len({it.event_id for it in events}) == len(KINDS) + 1
+
+
 def test_events_of_before_numbers_come_first_by_their_time(
     own: tuple[ServerThread, Api, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
