@@ -19,7 +19,7 @@ from coupon_service.store.refusals import insert_refusals
 from coupon_service.telemetry.metrics import Metrics
 
 DELAY_S: Final = 1.0
-"""How long the first attempt waits for others that are written with it."""
+"""How long the first attempt waits for others that are written with it, unless there are enough."""
 
 WAITING_MAX: Final = 10_000
 """Attempts of a worker that wait to be written, some MiB; more are dropped."""
@@ -59,6 +59,7 @@ class RefusalWriter:
         self._retry_s = retry_s
         self._waiting: deque[Callable[[], RefusedAttempt]] = deque()
         self._task: asyncio.Task[None] | None = None
+        self._enough = asyncio.Event()
         self._hurried = asyncio.Event()
         self._log = structlog.get_logger(__name__)
 
@@ -70,10 +71,13 @@ class RefusalWriter:
         self._waiting.append(refused)
         if self._task is None:
             self._task = asyncio.get_running_loop().create_task(self._write_all())
+        elif len(self._waiting) >= WRITTEN_MAX:
+            self._enough.set()
 
     async def drain(self) -> None:
         """Returns when all that waits is written, or, without the rest, after DRAIN_S."""
         self._hurried.set()
+        self._enough.set()
         if self._task is not None:
             await asyncio.wait([self._task], timeout=DRAIN_S)
         if self._task is not None:
@@ -84,14 +88,21 @@ class RefusalWriter:
 
     async def _write_all(self) -> None:
         try:
-            await self._pause(self._delay_s)
             while self._waiting:
+                await self._collect()
                 rows = [it() for it in islice(self._waiting, WRITTEN_MAX)]
                 await self._write(rows)
                 for _ in rows:  # until here they count among those that wait
                     self._waiting.popleft()
         finally:
             self._task = None
+
+    async def _collect(self) -> None:
+        """Waits until there are enough for a statement, or the first may wait no longer: each
+        statement costs as much as dozens of rows."""
+        if len(self._waiting) < WRITTEN_MAX and not self._hurried.is_set():
+            self._enough.clear()
+            await self._pause(self._enough, self._delay_s)
 
     async def _write(self, rows: list[RefusedAttempt]) -> None:
         for left in reversed(range(TRIES)):
@@ -103,15 +114,15 @@ class RefusalWriter:
                 if left == 0 or not isinstance(error, CouponServiceError):
                     self._drop("failed", len(rows), cause=repr(error.__cause__ or error))
                     return
-                await self._pause(self._retry_s)
+                await self._pause(self._hurried, self._retry_s)
             else:
                 self._metrics.refusals_written(len(rows))
                 return
 
-    async def _pause(self, seconds: float) -> None:
-        """Waits, though not at a stop."""
+    async def _pause(self, until: asyncio.Event, seconds: float) -> None:
+        """Waits for so long at most."""
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._hurried.wait(), seconds)
+            await asyncio.wait_for(until.wait(), seconds)
 
     def _drop(self, reason: str, count: int, **told: str) -> None:
         self._metrics.refusals_dropped(reason, count)

@@ -74,13 +74,45 @@ async def database(
 
 
 async def test_attempts_are_written_together_a_moment_later(database: Database) -> None:
-    writer = Writer(database, delay_s=NOW_S)
+    writer = Writer(database, delay_s=0.2)
     writer.add(*range(600))
     assert not await writer.rows()
     await writer.until(lambda: writer.written == 600)
     assert await writer.rows() == [attempt(it) for it in range(600)]
     writer.add(600)
     await writer.until(lambda: writer.written == 601)
+
+
+async def test_enough_for_a_statement_waits_no_longer(database: Database) -> None:
+    writer = Writer(database, delay_s=NEVER_S)
+    writer.add(*range(2 * refusal_writer.WRITTEN_MAX + 1))
+    await writer.until(lambda: writer.written == 2 * refusal_writer.WRITTEN_MAX)
+    writer.add(*range(1_000, 999 + refusal_writer.WRITTEN_MAX))
+    await writer.until(lambda: writer.written == 3 * refusal_writer.WRITTEN_MAX)
+    await writer.writer.drain()
+
+
+async def test_few_that_come_while_others_are_written_wait_for_more(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = Writer(database, delay_s=NEVER_S)
+    statements = 0
+    real = database.read
+
+    async def read(*arguments: Any) -> Any:
+        nonlocal statements
+        statements += 1
+        writer.add(1_000 + statements)
+        return await real(*arguments)
+
+    monkeypatch.setattr(database, "read", read)
+    writer.add(*range(refusal_writer.WRITTEN_MAX))
+    await writer.until(lambda: writer.written == refusal_writer.WRITTEN_MAX)
+    await asyncio.sleep(0.3)
+    assert statements == 1
+    monkeypatch.undo()
+    await writer.writer.drain()
+    assert writer.written == refusal_writer.WRITTEN_MAX + 1
 
 
 async def test_what_is_too_much_is_dropped_and_counted(database: Database) -> None:
