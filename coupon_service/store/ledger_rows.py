@@ -58,14 +58,20 @@ ROW: Final[LiteralString] = f"""
 """
 """A list for SELECT, of which `Row` is made."""
 
+# A number that is not known when it is planned would make it look expensive in a large ledger, so
+# that PostgreSQL would compile it each time.
 SELECT_ROWS: Final[LiteralString] = f"""
-SELECT {ROW} FROM redemption_audit
-WHERE sequence >= %s AND sequence <= %s ORDER BY sequence LIMIT %s
+SELECT {ROW}
+FROM (
+    SELECT * FROM redemption_audit
+    WHERE sequence >= %s AND sequence <= %s ORDER BY sequence LIMIT 1024
+) AS event
+LIMIT %s
 """
 
 
 async def select_rows(connection: Connection, first: int, last: int, count: int) -> list[Row]:
-    """The first rows with numbers from `first` to `last`."""
+    """The first rows with numbers from `first` to `last`: `count`, and at most 1,024."""
     pipeline = Pipeline(connection)
     found = pipeline.add(SELECT_ROWS, [first, last, count])
     await pipeline.run()
