@@ -29,13 +29,14 @@ from coupon_service.audit.seals import (
 )
 from coupon_service.audit.verification import NO_LEAF, Fault, Finding, Verification
 from coupon_service.errors import (
+    Archived,
     EventNotFound,
     EventNotSealed,
     LedgerChanged,
     SealNotFound,
 )
 from coupon_service.model import EventType
-from coupon_service.store.archived_ranges import select_archived
+from coupon_service.store.archived_ranges import select_archive, select_archived
 from coupon_service.store.arrays import text_array
 from coupon_service.store.bulk.lane import BulkLane
 from coupon_service.store.ledger_rows import (
@@ -300,7 +301,7 @@ class LedgerVerifier:
     ) -> tuple[InclusionProof, Link]:
         """The proof that an event is in its seal, and the seal up to which it leads.
 
-        `until`: the number of that, or 0 for the one of the event. Raises EventNotFound,
+        `until`: the number of that, or 0 for the one of the event. Raises EventNotFound, Archived,
         EventNotSealed, SealNotFound, and LedgerChanged where there is nothing to prove any more.
         """
 
@@ -308,7 +309,8 @@ class LedgerVerifier:
             connection: Connection,
         ) -> tuple[Row, Link, dict[str, bytes], list[Link]]:
             if not await _is_of_business(connection, event_id, business_id):
-                raise EventNotFound
+                file_name = await select_archive(connection, event_id, business_id)
+                raise EventNotFound if file_name is None else Archived(archive=file_name)
             rows = await select_rows_by_id(connection, [event_id])
             if not rows:
                 raise EventNotSealed

@@ -134,7 +134,7 @@ class AuditServiceServicer:
 
     def GetAuditProof(self, request, context):
         """Proves that an event is in the ledger as it was sealed: whoever has the answer and the public key can
-        verify it without the service.
+        verify it without the service. ARCHIVED: the archive proves it (`coupon-service audit verify-archive`).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -71,7 +71,7 @@ class AuditServiceStub:
     """
     GetAuditProof: _grpc.UnaryUnaryMultiCallable[_audit_service_pb2.GetAuditProofRequest, _audit_service_pb2.GetAuditProofResponse]
     """Proves that an event is in the ledger as it was sealed: whoever has the answer and the public key can
-    verify it without the service.
+    verify it without the service. ARCHIVED: the archive proves it (`coupon-service audit verify-archive`).
     """
     GetAuditCheckpoint: _grpc.UnaryUnaryMultiCallable[_audit_service_pb2.GetAuditCheckpointRequest, _audit_service_pb2.GetAuditCheckpointResponse]
     """Gets a signed statement of what the ledger was when a seal was made, to keep elsewhere: against it a
@@ -121,7 +121,7 @@ class AuditServiceAsyncStub(AuditServiceStub):
     """
     GetAuditProof: _aio.UnaryUnaryMultiCallable[_audit_service_pb2.GetAuditProofRequest, _audit_service_pb2.GetAuditProofResponse]  # type: ignore[assignment]
     """Proves that an event is in the ledger as it was sealed: whoever has the answer and the public key can
-    verify it without the service.
+    verify it without the service. ARCHIVED: the archive proves it (`coupon-service audit verify-archive`).
     """
     GetAuditCheckpoint: _aio.UnaryUnaryMultiCallable[_audit_service_pb2.GetAuditCheckpointRequest, _audit_service_pb2.GetAuditCheckpointResponse]  # type: ignore[assignment]
     """Gets a signed statement of what the ledger was when a seal was made, to keep elsewhere: against it a
@@ -204,7 +204,7 @@ class AuditServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_audit_service_pb2.GetAuditProofResponse, _abc.Awaitable[_audit_service_pb2.GetAuditProofResponse]]:
         """Proves that an event is in the ledger as it was sealed: whoever has the answer and the public key can
-        verify it without the service.
+        verify it without the service. ARCHIVED: the archive proves it (`coupon-service audit verify-archive`).
         """
 
     @_abc_1.abstractmethod

@@ -398,6 +398,42 @@ def test_an_erased_user_is_erased_from_archives(stage: Stage) -> None:
     stage.adds_up()
 
 
+def test_the_ledger_is_verified_although_some_of_it_is_archived(stage: Stage) -> None:
+    kept, gone = campaign(stage.api), campaign(stage.api)
+    file = stage.archive(gone.book_id)[0]
+    *_, last = verified(stage.api)
+    assert last.archived_row_count >= last_count(file)
+    assert findings(stage.api) == []
+    delete = f"DELETE FROM redemption_audit WHERE event_id = '{kept.adjusted}' RETURNING *"
+    with psycopg.connect(stage.url) as connection:
+        connection.execute("SET session_replication_role = replica")
+        ((*row,),) = connection.execute(f"{delete}, metadata::text".encode()).fetchall()
+        connection.commit()
+        assert [it.fault for it in findings(stage.api)] == [audit.AUDIT_FAULT_ROW_MISSING]
+        insert = f"INSERT INTO redemption_audit VALUES ({', '.join(['%s'] * (len(row) - 1))})"
+        connection.execute(insert.encode(), row[:-1])
+    assert findings(stage.api) == []
+    wanted = audit.GetAuditProofRequest(event_id=gone.adjusted)
+    with refused("ARCHIVED"):
+        stage.api.audit.GetAuditProof(wanted)
+    stage.restore(file)
+    assert findings(stage.api) == []
+    assert stage.api.audit.GetAuditProof(wanted).facts
+
+
+def verified(api: Api) -> list[audit.VerifyAuditResponse]:
+    return list(api.audit.VerifyAudit(audit.VerifyAuditRequest()))
+
+
+def findings(api: Api) -> list[audit.AuditFinding]:
+    return [found for answer in verified(api) for found in answer.findings]
+
+
+def last_count(file: Path) -> int:
+    with file.open("rb") as opened:
+        return verify_archive(opened).trailer.row_count
+
+
 def test_codes_of_an_archived_book_are_not_deleted(stage: Stage) -> None:
     gone = campaign(stage.api)
     request = codes.ChangeCodesRequest(
