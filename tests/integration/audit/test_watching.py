@@ -22,9 +22,11 @@ from support.service import (
     settings_for,
     unique,
 )
+from support.token_clients import ISSUER
 from support.waiting import PATIENCE, WITHIN_S, until
 
 from coupon_service.rpc import audit_watches
+from coupon_service.security.bearer_tokens import LEEWAY_S
 from coupon_service.store.queries import followed_events
 
 TYPE = audit.AuditEventType
@@ -417,3 +419,14 @@ def _is_quiet(value: Callable[[], int]) -> bool:
     before = value()
     time.sleep(0.5)
     return value() == before
+
+
+def test_a_stream_ends_with_its_token(
+    guarded: ServerThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(audit_watches, "HEARTBEAT_S", 0.1)
+    token = ISSUER.token(roles=["auditor"], exp=int(time.time()) - LEEWAY_S + 2)
+    api = Api(guarded.address, token)
+    with watching(api, from_now=True) as messages, refused("UNAUTHENTICATED"):
+        list(messages)
+    api.close()
