@@ -318,6 +318,14 @@ class BusinessRequired(CouponServiceError):
     """Codes are unique within their business: name one with business_id, or a book with book_id."""
 
 
+class SeveralBusinesses(CouponServiceError):
+    """The items are codes of several businesses, and only those of one can be all or nothing."""
+
+
+class NotWithShards(CouponServiceError):
+    """This is not there yet for a service with several shards."""
+
+
 # --- aborted: nothing was changed, retry --------------------------------------------------------
 
 

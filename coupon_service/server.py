@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -18,10 +18,12 @@ from coupon_service import wiring
 from coupon_service.batching import BatchingError, DetachedTasks
 from coupon_service.errors import DatabaseUnavailable
 from coupon_service.leases import Leases
+from coupon_service.locks.held_in_shards import HeldInShards
 from coupon_service.locks.token import LockTokens
 from coupon_service.maintenance.periodic import run_periodically
 from coupon_service.maintenance.readiness_monitor import ReadinessMonitor
 from coupon_service.maintenance.stock_monitor import StockMonitor
+from coupon_service.model.scopes import shard_of_book
 from coupon_service.ratelimit.code_guessing import GuessGuard
 from coupon_service.ratelimit.limiter import RateLimiter
 from coupon_service.ratelimit.windows import Windows
@@ -30,6 +32,8 @@ from coupon_service.rpc.connections import INTERVAL_S
 from coupon_service.rpc.handler import RpcHandler
 from coupon_service.rpc.listener import Listener, ListenerError
 from coupon_service.rpc.paging import PageTokens
+from coupon_service.rpc.shards.places import Places
+from coupon_service.rpc.shards.router import Router
 from coupon_service.security.tls import TlsError, TlsReader, read_certificate
 from coupon_service.settings import Settings
 from coupon_service.shard import Shard, SharedParts
@@ -50,16 +54,28 @@ if TYPE_CHECKING:
     from coupon_service.security.bearer_tokens import Tokens
     from coupon_service.telemetry.tracing import Tracer
 
-SERVICES: Final = tuple(
-    f"coupon_service.v1.{name}"
-    for name in (
-        "CouponBookService",
-        "CouponCodeService",
-        "AssignmentService",
-        "RedemptionService",
-        "AuditService",
-    )
-)
+SERVICERS: Final[Mapping[str, tuple[str, Callable[[Any, Any], None]]]] = {
+    "CouponBookService": (
+        "books",
+        coupon_book_service_pb2_grpc.add_CouponBookServiceServicer_to_server,
+    ),
+    "CouponCodeService": (
+        "codes",
+        coupon_code_service_pb2_grpc.add_CouponCodeServiceServicer_to_server,
+    ),
+    "AssignmentService": (
+        "assignments",
+        assignment_service_pb2_grpc.add_AssignmentServiceServicer_to_server,
+    ),
+    "RedemptionService": (
+        "redemptions",
+        redemption_service_pb2_grpc.add_RedemptionServiceServicer_to_server,
+    ),
+    "AuditService": ("audit", audit_service_pb2_grpc.add_AuditServiceServicer_to_server),
+}
+"""Which servicer of a shard answers the calls of each service, and what registers it."""
+
+SERVICES: Final = tuple(f"coupon_service.v1.{name}" for name in SERVICERS)
 
 
 STREAMS_SPREAD_S: Final = 1.0
@@ -87,12 +103,13 @@ class Server:
         settings: Settings,
         registry: CollectorRegistry,
         now: Callable[[], datetime] = utc_now,
-        readiness_changed: Callable[[Readiness], None] = lambda _: None,
+        readiness_changed: Callable[[Readiness, Sequence[Readiness]], None] = lambda _, __: None,
         gauges: ReplicaGauges | None = None,
         tracer: Tracer | None = None,
         kept_keys: Path | None = None,
     ) -> None:
-        """`kept_keys`: a file with the keys of tokens that workers fetched."""
+        """`readiness_changed` is called with that of the worker and, where there are several, of
+        each shard. `kept_keys`: a file with the keys of tokens that workers fetched."""
         self._kept_keys = kept_keys
         self._tracer = tracer
         self._settings = settings
@@ -112,7 +129,7 @@ class Server:
     async def start(self) -> None:
         """Connects, listens, and answers as soon as PostgreSQL does. Raises ServerError."""
         settings = self._settings
-        if settings.database_url is None or settings.redis_url is None:
+        if not settings.database_urls or settings.redis_url is None:
             raise ServerError("COUPON_DATABASE_URL and COUPON_REDIS_URL have to be set.")
         if settings.lock_token_secret is None:
             raise ServerError("COUPON_LOCK_TOKEN_SECRET has to be set.")
@@ -121,6 +138,8 @@ class Server:
             self._batching = wiring.batching_settings(settings)
         except (TlsError, BatchingError) as error:
             raise ServerError(str(error)) from error
+        secrets = wiring.token_secrets(settings)
+        self._lock_tokens, self._page_tokens = LockTokens(secrets), PageTokens(secrets)
         self._metrics = Metrics(self._registry)
         self._registry.register(self._gauges)
         self._tracer = self._tracer or _tracer(settings)
@@ -133,18 +152,19 @@ class Server:
         )
         self._watchers = wiring.watchers(settings)
         try:
-            self._shard = self._make_shard(settings.database_url.get_secret_value())
+            self.shards = self._make_shards()
         except DatabaseUnavailable as error:
             raise ServerError(str(error)) from error
-        self._add_servicers(self._handler, self._shard)
-        await self._shard.open()
+        self._add_servicers(self._handler)
+        for shard in self.shards:
+            await shard.open()
         self._grpc = Listener(settings, self._tls, self._handler)
         try:
             self.port = await self._grpc.open()
         except ListenerError as error:
             await self._close()
             raise ServerError(str(error)) from error
-        await self._publish(Readiness(0))
+        await self._publish(Readiness(0), [])
         self._spawn(self._watch_port())
         self._start_maintenance()
 
@@ -161,17 +181,16 @@ class Server:
         )
         self._windows = Windows(redis_url, settings.redis_timeout_ms, self._batching)
 
-    def _make_shard(self, database_url: str) -> Shard:
+    def _make_shards(self) -> list[Shard]:
         """Raises DatabaseUnavailable."""
-        secrets = wiring.token_secrets(self._settings)
         shared = SharedParts(
             settings=self._settings,
             batching=self._batching,
             leases=self._leases,
             windows=self._windows,
             pseudonyms=wiring.pseudonyms(self._settings),
-            tokens=LockTokens(secrets),
-            page_tokens=PageTokens(secrets),
+            tokens=self._lock_tokens,
+            page_tokens=self._page_tokens,
             streams=self._streams,
             watchers=self._watchers,
             authenticate=self._handler.authenticate,
@@ -180,7 +199,14 @@ class Server:
             tracer=self._tracer,
             now=self._now,
         )
-        return Shard(database_url, shared)
+        shards = [Shard(url, shared, place) for url, place in wiring.shard_places(self._settings)]
+        if len(shards) > 1:
+            held = HeldInShards(
+                partial(shard_of_book, shards=len(shards)), [it.locks.held for it in shards]
+            )
+            for shard in shards:
+                shard.locks.held = held
+        return shards
 
     def _make_handler(self) -> RpcHandler:
         settings, windows, metrics = self._settings, self._windows, self._metrics
@@ -222,20 +248,16 @@ class Server:
             fetcher=fetcher,
         )
 
-    def _add_servicers(self, handler: RpcHandler, shard: Shard) -> None:
-        handler.add(
-            coupon_book_service_pb2_grpc.add_CouponBookServiceServicer_to_server, shard.books
-        )
-        handler.add(
-            coupon_code_service_pb2_grpc.add_CouponCodeServiceServicer_to_server, shard.codes
-        )
-        handler.add(
-            assignment_service_pb2_grpc.add_AssignmentServiceServicer_to_server, shard.assignments
-        )
-        handler.add(
-            redemption_service_pb2_grpc.add_RedemptionServiceServicer_to_server, shard.redemptions
-        )
-        handler.add(audit_service_pb2_grpc.add_AuditServiceServicer_to_server, shard.audit)
+    def _add_servicers(self, handler: RpcHandler) -> None:
+        """Has the calls answered by the servicers of the only shard, or by those that lead to the
+        shard of each call."""
+        only, *others = self.shards
+        router = Router(Places(len(self.shards), self._lock_tokens), self._page_tokens)
+        for service, (name, register) in SERVICERS.items():
+            servicer = getattr(only, name)
+            if others:
+                servicer = router.servicer(service, [getattr(it, name) for it in self.shards])
+            handler.add(register, servicer)
         register_health: Any = cast("Any", health_pb2_grpc).add_HealthServicer_to_server
         handler.add(register_health, self._health)
         if self._settings.reflection:
@@ -246,8 +268,9 @@ class Server:
     def _start_maintenance(self) -> None:
         """Starts what monitors and tidies up for as long as the server runs."""
         settings, metrics = self._settings, self._metrics
+        databases = [it.database for it in self.shards]
         stock = StockMonitor(
-            self._shard.database,
+            databases,
             self._leases,
             self._gauges,
             metrics,
@@ -256,15 +279,11 @@ class Server:
             series_max=settings.book_series_max,
             sealing=settings.seal_interval_ms > 0,
         )
-        readiness = ReadinessMonitor(
-            self._shard.database,
-            self._leases,
-            metrics,
-            self._publish,
-            self._shard.replica_state,
-        )
-        for each in (readiness.run(), stock.run(), *self._shard.maintenance()):
-            self._spawn(each)
+        replica = self.shards[0].replica_state
+        readiness = ReadinessMonitor(databases, self._leases, metrics, self._publish, replica)
+        tidying = (each for shard in self.shards for each in shard.maintenance())
+        for work in (readiness.run(), stock.run(), *tidying):
+            self._spawn(work)
         repair = self._leases.repair
         self._spawn(run_periodically(repair, lambda: REPAIR_INTERVAL_S, failed="repair failed"))
         self._spawn(run_periodically(self._make_room, lambda: INTERVAL_S, failed="no room made"))
@@ -281,7 +300,7 @@ class Server:
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
         if not replaced:
-            await self._publish(Readiness.PROBED)
+            await self._publish(Readiness.PROBED, [])
             await self._health.enter_graceful_shutdown()
             await asyncio.sleep(self._settings.drain_grace_ms / 1000)
         spread_s = min(STREAMS_SPREAD_S, self._settings.shutdown_timeout_ms / 4_000)
@@ -290,16 +309,16 @@ class Server:
         await self._grpc.close()
         # What callers no longer wait for goes on; each of these begins work of those after it.
         await self._handler.operations.drain()
-        await self._shard.drain_locks()
+        await asyncio.gather(*(it.drain_locks() for it in self.shards))
         await self._detached.drain()
-        await self._shard.commands.drain()
+        await asyncio.gather(*(it.commands.drain() for it in self.shards))
         self._handler.close()
         await self._close()
 
     async def _close(self) -> None:
         await self._windows.close()
         await self._leases.close()
-        await self._shard.close()
+        await asyncio.gather(*(it.close() for it in self.shards))
         if self._tracer is not None:
             await self._tracer.close()
 
@@ -328,8 +347,8 @@ class Server:
         self._log.error("gRPC has closed its port")
         self.failed.set()
 
-    async def _publish(self, readiness: Readiness) -> None:
-        self._readiness_changed(readiness)
+    async def _publish(self, readiness: Readiness, shards: Sequence[Readiness]) -> None:
+        self._readiness_changed(readiness, shards)
         serving = Readiness.SERVING in readiness
         status = health_pb2.HealthCheckResponse
         for service in ("", *SERVICES):

@@ -33,6 +33,7 @@ from coupon_service.maintenance.pool_sweeper import PoolSweeper
 from coupon_service.maintenance.refusal_pruner import RefusalPruner
 from coupon_service.maintenance.refusal_writer import RefusalWriter
 from coupon_service.model.pseudonyms import Pseudonyms
+from coupon_service.model.scopes import shard_of_book
 from coupon_service.ratelimit.erasures import keys_of_user
 from coupon_service.ratelimit.windows import Windows
 from coupon_service.rpc.audit_watches import AuditWatches
@@ -61,6 +62,7 @@ from coupon_service.store.ledger_verifier import LedgerVerifier
 from coupon_service.store.queries.lookups import Lookups
 from coupon_service.store.queries.reads import Reads
 from coupon_service.store.replica import NearReads, ReadReplica
+from coupon_service.store.sessions import ONLY_SHARD, ShardPlace
 from coupon_service.telemetry.metrics import Metrics
 
 S = TypeVar("S")
@@ -115,23 +117,33 @@ class Replica:
 class Shard:
     """Everything that answers calls from one schema of PostgreSQL."""
 
-    def __init__(self, database_url: str, shared: SharedParts) -> None:
-        """Raises DatabaseUnavailable for a URL that PostgreSQL cannot read."""
+    def __init__(
+        self, database_url: str, shared: SharedParts, place: ShardPlace = ONLY_SHARD
+    ) -> None:
+        """`place`: of the tables there. Raises DatabaseUnavailable for a URL that PostgreSQL cannot
+        read."""
         settings, metrics, tracer = shared.settings, shared.metrics, shared.tracer
         leases, now = shared.leases, shared.now
         self._shared = shared
-        self.database = Database(wiring.database_settings(database_url, settings), metrics, tracer)
+        self.database = Database(
+            wiring.database_settings(database_url, settings, place), metrics, tracer
+        )
         self.bulk_database = Database(
-            wiring.bulk_database_settings(database_url, settings), metrics, tracer
+            wiring.bulk_database_settings(database_url, settings, place), metrics, tracer
         )
         self._lane = BulkLane(self.bulk_database)
         self._replica = self._make_replica()
         self.refusal_writer = RefusalWriter(self.database, metrics, shared.pseudonyms)
         self._make_batchers()
-        self._locks = self._make_locks()
+        self.locks = self._make_locks()
         self._add_servicers()
         self.lock_sweeper = LockSweeper(
-            self.commands, self._reads, leases, now, settings.sweep_interval_ms
+            self.commands,
+            self._reads,
+            leases,
+            now,
+            settings.sweep_interval_ms,
+            lambda book_id: shard_of_book(book_id, place.of) == place.number,
         )
         self.pool_sweeper = PoolSweeper(
             self.commands,
@@ -203,7 +215,7 @@ class Shard:
 
     def _add_servicers(self) -> None:
         """Makes a servicer for each service of the contract."""
-        shared, commands, reads, locks = self._shared, self.commands, self._reads, self._locks
+        shared, commands, reads, locks = self._shared, self.commands, self._reads, self.locks
         settings, leases, tokens, now = shared.settings, shared.leases, shared.tokens, shared.now
         page_tokens, detached = shared.page_tokens, shared.detached
         checkout = Checkout(

@@ -14,7 +14,12 @@ from coupon_service.rpc.checkout_streams import CheckoutStreamSettings
 from coupon_service.rpc.handler import RpcHandlerSettings
 from coupon_service.rpc.open_streams import OpenStreams
 from coupon_service.settings import Settings
-from coupon_service.store.sessions import APPLICATION_NAME, DatabaseSettings
+from coupon_service.store.sessions import (
+    APPLICATION_NAME,
+    ONLY_SHARD,
+    DatabaseSettings,
+    ShardPlace,
+)
 
 BULK_WAIT_MS: Final = 20_000
 """Longest wait of bulk work for its connection."""
@@ -36,7 +41,15 @@ def batching_settings(settings: Settings) -> BatchingSettings:
     )
 
 
-def database_settings(url: str, settings: Settings) -> DatabaseSettings:
+def shard_places(settings: Settings) -> list[tuple[str, ShardPlace]]:
+    """The URL and the place of each shard, in order. Each URL has as many of them as the others."""
+    urls, shards = settings.database_urls, settings.shards
+    return [(urls[it * len(urls) // shards], ShardPlace(it, shards)) for it in range(shards)]
+
+
+def database_settings(
+    url: str, settings: Settings, shard: ShardPlace = ONLY_SHARD
+) -> DatabaseSettings:
     """Of the pool and its transactions."""
     return DatabaseSettings(
         url=url,
@@ -53,13 +66,16 @@ def database_settings(url: str, settings: Settings) -> DatabaseSettings:
         unbatched_max=max(1, settings.pool_max_size - settings.batches_in_flight - 3),
         parameters_from=settings.session_parameters,
         prepared_statements=settings.prepared_statements,
+        shard=shard,
     )
 
 
-def bulk_database_settings(url: str, settings: Settings) -> DatabaseSettings:
+def bulk_database_settings(
+    url: str, settings: Settings, shard: ShardPlace = ONLY_SHARD
+) -> DatabaseSettings:
     """Of the connection for bulk work, whose transactions take longer than others."""
     return replace(
-        database_settings(url, settings),
+        database_settings(url, settings, shard),
         application_name=f"{APPLICATION_NAME} bulk",
         pool_min_size=0,
         pool_max_size=1,

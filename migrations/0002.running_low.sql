@@ -1,7 +1,10 @@
 -- Books that tell when they run low, and what was told last. What is done once, over all replicas.
 
 ALTER TABLE coupon_books
-    ADD COLUMN low_threshold bigint NOT NULL DEFAULT 0 CHECK (low_threshold >= 0);
+    ADD COLUMN low_threshold bigint NOT NULL DEFAULT 0;
+
+ALTER TABLE coupon_books
+    ADD CONSTRAINT coupon_books_low_threshold_check CHECK (low_threshold >= 0);
 
 -- Those that are looked at every few seconds: ACTIVE (2), and with a threshold.
 CREATE INDEX coupon_books_watched ON coupon_books (book_id) WHERE low_threshold > 0 AND state = 2;

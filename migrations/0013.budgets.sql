@@ -2,7 +2,10 @@
 -- and discount_limit_minor is the book's limit when something was last taken off.
 
 ALTER TABLE coupon_books
-    ADD COLUMN budget_minor bigint NOT NULL DEFAULT 0 CHECK (budget_minor >= 0);
+    ADD COLUMN budget_minor bigint NOT NULL DEFAULT 0;
+
+ALTER TABLE coupon_books
+    ADD CONSTRAINT coupon_books_budget_minor_check CHECK (budget_minor >= 0);
 
 ALTER TABLE coupon_book_totals
     ADD COLUMN discount_minor bigint NOT NULL DEFAULT 0,

@@ -2,9 +2,13 @@
 -- those are what redemptions for one order wait for. order_user_id is empty for an order of the business.
 
 ALTER TABLE coupon_books
-    ADD COLUMN order_policy smallint NOT NULL DEFAULT 1 CHECK (order_policy BETWEEN 1 AND 3),
+    ADD COLUMN order_policy smallint NOT NULL DEFAULT 1,
     ADD COLUMN exclusive_group text NOT NULL DEFAULT '',
-    ADD COLUMN max_redemptions_per_order integer NOT NULL DEFAULT 0 CHECK (max_redemptions_per_order >= 0);
+    ADD COLUMN max_redemptions_per_order integer NOT NULL DEFAULT 0;
+
+ALTER TABLE coupon_books
+    ADD CONSTRAINT coupon_books_order_policy_check CHECK (order_policy BETWEEN 1 AND 3),
+    ADD CONSTRAINT coupon_books_max_redemptions_per_order_check CHECK (max_redemptions_per_order >= 0);
 
 -- discount_limit_minor is the amount of the order when something was last taken off it; NULL: not known.
 CREATE TABLE coupon_orders (

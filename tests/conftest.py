@@ -30,6 +30,7 @@ import psutil
 import psycopg
 import pytest
 from psycopg import sql
+from pydantic import SecretStr
 from support.proof_sizes import AT_LENGTH
 from support.redis_clients import flush
 from support.secret_scan import SECRETS, Log
@@ -155,11 +156,17 @@ def postgres_url(server_folder: Path) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def migrated_database(postgres_url: str) -> Iterator[str]:
     """The name of a migrated database, the template of all others; with COUPON_TEST_SCOPES=business
-    one in which codes are unique within their business."""
+    one in which codes are unique within their business, with COUPON_TEST_SHARDS one with shards."""
+    from support.shards import SHARDS, make_shards, make_views
+
     from coupon_service.store import finishing, migrations
 
     with _database(postgres_url) as url:
-        migrations.apply(url)
+        if SHARDS > 1:
+            make_shards(url)
+            make_views(url)
+        else:
+            migrations.apply(url)
         if os.environ.get("COUPON_TEST_SCOPES") == "business":
             assert list(finishing.finish(url))
         yield urlsplit(url).path.removeprefix("/")
@@ -180,10 +187,18 @@ def database_url(new_database: Callable[[], AbstractContextManager[str]]) -> Ite
         yield url
 
 
+@pytest.fixture(scope="session")
+def new_empty_database(postgres_url: str) -> Callable[[], AbstractContextManager[str]]:
+    """As `new_database`, without migrations."""
+    return lambda: _database(postgres_url)
+
+
 @pytest.fixture
-def empty_database_url(postgres_url: str) -> Iterator[str]:
+def empty_database_url(
+    new_empty_database: Callable[[], AbstractContextManager[str]],
+) -> Iterator[str]:
     """A database of this test alone, without migrations."""
-    with _database(postgres_url) as url:
+    with new_empty_database() as url:
         yield url
 
 
@@ -248,16 +263,18 @@ def server(
 ) -> Iterator[ServerThread]:
     """A server that all tests share. Each test has its own books, codes and users.
 
-    It runs as a role with the privileges that `coupon-service migrate grants` gives.
+    It runs as a role with the privileges that `coupon-service migrate grants` gives, as another one
+    in each of several shards.
     """
-    from support.postgres_roles import new_role
     from support.service import ServerThread, settings_for
+    from support.shards import SHARDS, shard_roles
 
-    from coupon_service.store.privileges import grant
-
-    with new_database() as database_url, new_role(database_url) as (role, url):
-        grant(database_url, role, {}, execute=True)
-        settings = settings_for(url, redis_server_url, seal_interval_ms=200)
+    with new_database() as database_url, shard_roles(database_url) as urls:
+        every = {"seal_interval_ms": 200}
+        settings = settings_for(urls.partition(",")[0], redis_server_url, **every)
+        if SHARDS > 1:
+            every |= {"shard_urls": SecretStr(urls)}
+            settings = settings_for(database_url, redis_server_url, **every)
         with ServerThread(settings, owner_url=database_url) as running:
             yield running
 

@@ -69,7 +69,7 @@ class MicroBatcher(Generic[Q, R]):
         self._metrics = metrics
         self._tracer = tracer
         self._queue: deque[_Waiting[Q, R]] = deque()
-        self._queued = 0
+        self._queued = self._shown = 0
         self._in_flight = 0
         self._filling = False
         self._last = LastBatch()
@@ -174,7 +174,8 @@ class MicroBatcher(Generic[Q, R]):
             batch.append(first)
             size += count
         if self._metrics is not None:
-            self._metrics.queue_changed(self._kind, self._queued)
+            self._metrics.queue_changed(self._kind, self._queued - self._shown)
+            self._shown = self._queued
         return batch
 
     def _count_dropped(self, reason: str) -> None:

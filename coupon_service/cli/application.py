@@ -21,6 +21,7 @@ from coupon_service.cli import (
     migrate,
     serve,
     settings_list,
+    shards,
     signals,
     token,
     top,
@@ -64,6 +65,9 @@ def application() -> typer.Typer:
     schema.command()(migrate.status)
     schema.command()(migrate.grants)
     app.add_typer(schema, name="migrate", rich_help_panel=RUNNING)
+    sharding = typer.Typer(no_args_is_help=True, help="Look at the shards of the database.")
+    sharding.command()(shards.status)
+    app.add_typer(sharding, name="shards", rich_help_panel=RUNNING)
     audit = typer.Typer(no_args_is_help=True, help="Follow, export, prove and archive the ledger.")
     audit.command("export")(audit_events.export)
     audit.command("follow")(audit_events.follow)

@@ -15,7 +15,7 @@ from uuid import UUID
 import typer
 
 from coupon_service.cli.failure import CommandError
-from coupon_service.cli.migrate import database_of
+from coupon_service.cli.migrate import only_database_of
 from coupon_service.cli.progress import Update, progress
 from coupon_service.settings import Purpose, load_settings
 
@@ -77,7 +77,7 @@ def archive(
     from coupon_service.store.archiving import archive as archiving
 
     before = _time(closed_before, older_than_days)
-    with database_of(load_settings(purpose=Purpose.MIGRATE)) as (url, _), refusals():
+    with only_database_of(load_settings(purpose=Purpose.MIGRATE)) as url, refusals():
         plans = archiving.plan(url, before, book)
         for planned in plans:
             closed = planned.book
@@ -102,7 +102,7 @@ def restore(file: File) -> None:
     from coupon_service.store.archiving.restore import restore as put_back
 
     with (
-        database_of(load_settings(purpose=Purpose.MIGRATE)) as (url, _),
+        only_database_of(load_settings(purpose=Purpose.MIGRATE)) as url,
         refusals(),
         reports() as report,
         file.open("rb") as opened,

@@ -51,8 +51,9 @@ def dev() -> None:
         values = _complete(given, port, servers)
         read_settings = functools.partial(load_settings, **values)
         settings = read_settings()
-        apply_steps(settings)
-        where = f"Its data is in {folder}." if given.database_url is None else ""
+        for _ in apply_steps(settings):
+            pass
+        where = f"Its data is in {folder}." if not given.database_urls else ""
         asyncio.run(_serve(settings, read_settings, where))
 
 
@@ -83,7 +84,7 @@ def _complete(given: Settings, port: int, servers: ExitStack) -> dict[str, Any]:
         values["pid_file"] = folder / "pid"
     if given.redis_url is None:
         values["redis_url"] = servers.enter_context(EmbeddedRedis(folder / "redis")).url
-    if given.database_url is None:
+    if not given.database_urls:
         values["database_url"] = servers.enter_context(EmbeddedPostgres(folder / "postgres")).url
     return values
 

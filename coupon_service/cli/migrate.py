@@ -5,9 +5,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from typing import Annotated, Final
+from typing import Annotated
 
 import typer
 
@@ -15,15 +15,18 @@ from coupon_service.cli.failure import CommandError
 from coupon_service.errors import CouponServiceError
 from coupon_service.settings import Purpose, Settings, load_settings
 
-SCOPES: Final = "0020.code_scopes"
-"""The step that migrate finish completes."""
-
 
 def up() -> None:
-    """Bring the schema up to date."""
-    for step in apply_steps(load_settings(purpose=Purpose.MIGRATE)):
-        typer.echo(f"applied {step}")
-    typer.echo("The schema is up to date.")
+    """Bring the schema up to date.
+
+    With COUPON_SHARDS the schemas of all shards, which it makes, at once. Where it was cut off, or
+    a shard could not be reached, it can be called again.
+    """
+    settings = load_settings(purpose=Purpose.MIGRATE)
+    for progress in apply_steps(settings):
+        typer.echo(progress)
+    are = f"schemas of {settings.shards} shards are" if settings.shards > 1 else "schema is"
+    typer.echo(f"The {are} up to date.")
 
 
 def down(
@@ -43,7 +46,11 @@ def down(
     """
     from coupon_service.store import finishing, migrations
 
-    with database_of(load_settings(purpose=Purpose.MIGRATE)) as (url, pooled):
+    settings = load_settings(purpose=Purpose.MIGRATE)
+    if settings.shards > 1:
+        _shards_down(settings, to, yes=yes)
+        return
+    with database_of(settings) as (url, pooled):
         applied = [step for step, is_applied in migrations.status(url, pooled=pooled) if is_applied]
         if to is not None and to not in applied:
             raise CommandError(
@@ -59,10 +66,30 @@ def down(
                 abort=True,
             )
         with refusals():
-            for progress in finishing.unfinish(url) if SCOPES in steps else ():
+            for progress in finishing.unfinish(url) if finishing.COMPLETED_STEP in steps else ():
                 typer.echo(progress)
         for step in migrations.rollback(url, count=len(steps), pooled=pooled):
             typer.echo(f"rolled back {step}")
+
+
+def _shards_down(settings: Settings, to: str | None, *, yes: bool) -> None:
+    """As `down`, in all shards at once."""
+    from coupon_service import wiring
+    from coupon_service.store import migrations, shards
+
+    places = wiring.shard_places(settings)
+    with database_of(settings) as (_, pooled), refusals():
+        url, first = places[0]
+        steps = shards.steps_after(to, migrations.status(url, pooled=pooled, shard=first))
+    if not yes:
+        what = ", ".join(reversed(steps)) or "what is left"
+        typer.confirm(
+            f"Roll back {what} in {len(places)} shards, and delete all data in their tables?",
+            abort=True,
+        )
+    with refusals():
+        for progress in shards.down(places, to):
+            typer.echo(progress)
 
 
 def finish() -> None:
@@ -73,7 +100,12 @@ def finish() -> None:
     """
     from coupon_service.store import finishing
 
-    with database_of(load_settings(purpose=Purpose.MIGRATE)) as (url, _), refusals():
+    settings = load_settings(purpose=Purpose.MIGRATE)
+    if settings.shards > 1:
+        raise CommandError(
+            "Shards are made so by coupon-service migrate up: there is nothing to do."
+        )
+    with database_of(settings) as (url, _), refusals():
         for progress in finishing.finish(url):
             typer.echo(progress)
     typer.echo("Codes of new books are unique within their business.")
@@ -83,10 +115,11 @@ def finish() -> None:
 def refusals() -> Generator[None]:
     """Turns what is in the way of a step into CommandError."""
     from coupon_service.store.finishing import CannotFinishError
+    from coupon_service.store.shards import ShardsFailedError, WrongSchemaError
 
     try:
         yield
-    except CannotFinishError as error:
+    except (CannotFinishError, ShardsFailedError, WrongSchemaError) as error:
         raise CommandError(str(error)) from error
 
 
@@ -95,13 +128,18 @@ def status() -> None:
 
     Exit code 1 when the schema is not up to date.
     """
+    from coupon_service import wiring
     from coupon_service.store import migrations
 
-    with database_of(load_settings(purpose=Purpose.MIGRATE)) as (url, pooled):
-        steps = migrations.status(url, pooled=pooled)
-    for step, is_applied in steps:
-        typer.echo(f"{'applied' if is_applied else 'missing'} {step}")
-    if not all(is_applied for _, is_applied in steps):
+    settings = load_settings(purpose=Purpose.MIGRATE)
+    missing = False
+    with database_of(settings) as (_, pooled):
+        for url, shard in wiring.shard_places(settings):
+            named = f"{shard.schema}: " if shard.schema else ""
+            for step, is_applied in migrations.status(url, pooled=pooled, shard=shard):
+                typer.echo(f"{named}{'applied' if is_applied else 'missing'} {step}")
+                missing = missing or not is_applied
+    if missing:
         raise typer.Exit(1)
 
 
@@ -117,27 +155,44 @@ def grants(
     from coupon_service.store.privileges import grant
 
     settings = load_settings(purpose=Purpose.MIGRATE)
+    with database_of(settings):
+        for url, shard in wiring.shard_places(settings):
+            parameters = wiring.database_settings(url, settings).role_parameters
+            for statement in grant(url, role, parameters, shard=shard, execute=apply):
+                typer.echo(f"{statement};")
+
+
+def apply_steps(settings: Settings) -> Iterator[str]:
+    """Bring the schema, or those of all shards, up to date; says how far it is. Raises
+    CommandError."""
+    from coupon_service import wiring
+    from coupon_service.store import migrations, shards
+
+    with database_of(settings) as (url, pooled), refusals():
+        if settings.shards > 1:
+            yield from shards.up(wiring.shard_places(settings), pooled=pooled)
+        else:
+            shards.refuse_shards(url)
+            for step in migrations.apply(url, pooled=pooled):
+                yield f"applied {step}"
+
+
+@contextmanager
+def only_database_of(settings: Settings) -> Generator[str]:
+    """As `database_of`, for what cannot be done with several shards yet. Raises CommandError."""
+    if settings.shards > 1:
+        raise CommandError(f"This cannot be done yet with several shards ({settings.shards}).")
     with database_of(settings) as (url, _):
-        parameters = wiring.database_settings(url, settings).role_parameters
-        for statement in grant(url, role, parameters, execute=apply):
-            typer.echo(f"{statement};")
-
-
-def apply_steps(settings: Settings) -> list[str]:
-    """Bring the schema up to date; returns the applied steps. Raises CommandError."""
-    from coupon_service.store import migrations
-
-    with database_of(settings) as (url, pooled):
-        return migrations.apply(url, pooled=pooled)
+        yield url
 
 
 @contextmanager
 def database_of(settings: Settings) -> Generator[tuple[str, bool]]:
-    """The URL of the database, and whether a pooler in transaction mode is between. Turns errors of
-    the database into CommandError."""
-    if settings.database_url is None:
+    """The URL of the database, or of the first of the shards, and whether a pooler in transaction
+    mode is between. Turns errors of the database into CommandError."""
+    if not settings.database_urls:
         raise CommandError("COUPON_DATABASE_URL has to be set.")
     try:
-        yield settings.database_url.get_secret_value(), settings.session_parameters != "startup"
+        yield settings.database_urls[0], settings.session_parameters != "startup"
     except CouponServiceError as error:
         raise CommandError(f"The database cannot be used: {error}") from error

@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
 from functools import partial
+from typing import TypeAlias
 from uuid import UUID
 
 from coupon_service.batching import LazyCommand, MicroBatcher
@@ -34,6 +35,11 @@ from coupon_service.model import (
 from coupon_service.model.scopes import name_of_locks
 from coupon_service.rules import may_be_locked
 
+Held: TypeAlias = Callable[
+    [Sequence[IndexedLock], str], Awaitable[Sequence[tuple[IndexedLock, LockView]]]
+]
+"""See LockHistory.held."""
+
 
 class LockService:
     """The life of locks."""
@@ -57,6 +63,8 @@ class LockService:
         self._leases = leases
         self._tokens = tokens
         self._take_over = take_over
+        self.held: Held = history.held
+        """Which locks of an index are held. The index of a user has those in all shards."""
 
     async def acquire(self, command: LazyCommand[Lock]) -> LockGrant:
         """Takes a lock, or answers with the one that the user holds on the code."""
@@ -117,7 +125,7 @@ class LockService:
             else:
                 indexed = await self._leases.list_book(str(book_id), position, page_size + 1)
             more = len(indexed) > page_size
-            found += await self._history.held(indexed, business_id)
+            found += await self.held(indexed, business_id)
             position = indexed[-1] if indexed else None
         page = found[:page_size]
         last = page[-1][0] if len(found) > page_size else None

@@ -32,7 +32,10 @@ class LockSweeper:
         leases: Leases,
         now: Callable[[], datetime],
         interval_ms: int,
+        is_own: Callable[[str], bool] = lambda _: True,
     ) -> None:
+        """`is_own`: whether the book with this id may be in this database."""
+        self._is_own = is_own
         self._lanes = lanes
         self._reads = reads
         self._leases = leases
@@ -59,7 +62,8 @@ class LockSweeper:
     async def _expired(self) -> list[list[LeaseKey]]:
         """Expired locks, book by book, of the books that are in this database."""
         now_ms = milliseconds_of(self._now())
-        expired = await self._leases.expired(await self._leases.books(), now_ms, SWEEP_BATCH)
+        books = [it for it in await self._leases.books() if self._is_own(it)]
+        expired = await self._leases.expired(books, now_ms, SWEEP_BATCH)
         known = await self._reads.known_books(expired) if expired else ()
         return [[it.key for it in locks] for book_id, locks in expired.items() if book_id in known]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from types import MappingProxyType
 from typing import Final
 
@@ -23,6 +23,9 @@ from coupon_service.telemetry.readiness import REDIS_PROBLEMS, Readiness, proble
 INTERVAL_S: Final = 1.0
 """Time between two checks; a tenth of it while the worker does not serve."""
 
+USABLE: Final = Readiness.SERVING | Readiness.SCHEMA
+"""What makes one shard better than another."""
+
 CHECKED: Final = ("POSTGRESQL", "SCHEMA", "REDIS")
 
 
@@ -36,23 +39,27 @@ REPLICA_WARNINGS: Final = MappingProxyType(
 
 
 class ReadinessMonitor:
-    """A worker is SERVING while PostgreSQL can be used, with a schema that is new enough."""
+    """A worker is SERVING while PostgreSQL can be used, with a schema that is new enough; where
+    there are several shards, at least one of them.
+    """
 
     def __init__(
         self,
-        database: Database,
+        databases: Sequence[Database],
         leases: Leases,
         metrics: Metrics,
-        notify: Callable[[Readiness], Awaitable[None]],
+        notify: Callable[[Readiness, Sequence[Readiness]], Awaitable[None]],
         replica: ReadReplica | None = None,
     ) -> None:
-        """`notify` is called with what was found whenever it has changed."""
+        """`notify` is called with what was found whenever it has changed: of the worker and, where
+        there are several, of each shard."""
         self._replica = replica
-        self._database = database
+        self._databases = databases
         self._leases = leases
         self._metrics = metrics
         self._notify = notify
         self._found = Readiness(0)
+        self._shards: list[Readiness] = []
         self._log = structlog.get_logger("coupon_service.telemetry.readiness")
 
     async def run(self) -> None:
@@ -65,12 +72,14 @@ class ReadinessMonitor:
         return INTERVAL_S if self._found & Readiness.SERVING else INTERVAL_S / 10
 
     async def _check(self) -> None:
-        (database, causes), redis = await asyncio.gather(
-            self._check_database(), self._check_redis()
+        databases, redis = await asyncio.gather(
+            asyncio.gather(*map(self._check_database, self._databases)), self._check_redis()
         )
+        database, causes = max(databases, key=lambda it: (it[0] & USABLE, it[0]))
         found = Readiness.PROBED | database | redis
         if self._replica is not None:
             found |= REPLICA_WARNINGS[self._replica.state]
+        shards = self._check_shards(databases)
         if found != self._found:
             state = {what.lower(): bool(found & Readiness[what]) for what in CHECKED}
             state["postgresql"] = state["postgresql"] and not problems_of(found)
@@ -79,24 +88,51 @@ class ReadinessMonitor:
             (self._log.warning if degraded else self._log.info)("readiness", **state, **told)
             if state["postgresql"] and not state["schema"]:
                 self._log.warning("schema missing or too old", run="coupon-service migrate up")
-            self._found = found
-            await self._notify(found)
+        if (found, shards) != (self._found, self._shards):
+            self._found, self._shards = found, shards
+            await self._notify(found, shards)
         for what in CHECKED:
             self._metrics.dependency_probed(what.lower(), reached=bool(found & Readiness[what]))
-        stats = self._database.pool.get_stats()
+        stats = [it.pool.get_stats() for it in self._databases]
         self._metrics.pool_sampled(
             "postgresql",
-            stats.get("pool_size", 0),
-            stats.get("pool_available", 0),
-            stats.get("requests_waiting", 0),
+            sum(it.get("pool_size", 0) for it in stats),
+            sum(it.get("pool_available", 0) for it in stats),
+            sum(it.get("requests_waiting", 0) for it in stats),
         )
 
-    async def _check_database(self) -> tuple[Readiness, list[str]]:
+    def _check_shards(self, found: Sequence[tuple[Readiness, Sequence[str]]]) -> list[Readiness]:
+        """The readiness of each shard; empty where there is only one."""
+        places = [it.settings.shard for it in self._databases]
+        if len(found) == 1:
+            reached = Readiness.SERVING in found[0][0]
+            self._metrics.shard_probed(places[0].schema, reached=reached)
+            return []
+        before = self._shards or [Readiness.SERVING] * len(found)
+        for place, (readiness, causes), earlier in zip(places, found, before, strict=True):
+            is_serving = Readiness.SERVING in readiness
+            self._metrics.shard_probed(place.schema, reached=is_serving)
+            if is_serving == (Readiness.SERVING in earlier):
+                continue
+            if is_serving:
+                self._log.info("shard serves", shard=place.schema)
+            else:
+                cause = " ".join(causes) or "schema missing, too old or of another COUPON_SHARDS"
+                self._log.warning("shard does not serve", shard=place.schema, cause=cause)
+        return [readiness for readiness, _ in found]
+
+    async def _check_database(self, database: Database) -> tuple[Readiness, list[str]]:
         """What was found, and why it is not good enough."""
+
+        async def look(connection: Connection) -> tuple[dict[Readiness, str], bool]:
+            problems = await check_server(connection, database.settings)
+            shard = database.settings.shard
+            return problems, not problems and await schema_is_current(connection, shard)
+
         try:
-            problems, current = await self._database.read_at_once("readiness", self._look)
+            problems, current = await database.read_at_once("readiness", look)
         except CouponServiceError as error:
-            failed = await self._database.connection_error()
+            failed = await database.connection_error()
             if failed is not None:
                 flags, cause = connection_problem(failed)
                 return flags, [cause]
@@ -111,10 +147,6 @@ class ReadinessMonitor:
         if not current:
             return Readiness.POSTGRESQL, []
         return Readiness.POSTGRESQL | Readiness.SCHEMA | Readiness.SERVING, []
-
-    async def _look(self, connection: Connection) -> tuple[dict[Readiness, str], bool]:
-        problems = await check_server(connection, self._database.settings)
-        return problems, not problems and await schema_is_current(connection)
 
     async def _check_redis(self) -> Readiness:
         """Without it the service goes on: only what needs a new lock does not."""

@@ -5,6 +5,7 @@ It becomes gauges, and events of the ledger where a book runs low or is used up.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 
@@ -36,7 +37,7 @@ class StockMonitor:
 
     def __init__(
         self,
-        database: Database,
+        databases: Sequence[Database],
         leases: Leases,
         gauges: ReplicaGauges,
         metrics: Metrics,
@@ -46,7 +47,7 @@ class StockMonitor:
         series_max: int,
         sealing: bool,
     ) -> None:
-        self._database = database
+        self._databases = databases
         self._leases = leases
         self._gauges = gauges
         self._metrics = metrics
@@ -68,8 +69,25 @@ class StockMonitor:
             await self.check()
 
     async def check(self) -> None:
-        """Reads all of it once, shows it, and records levels that changed. Raises as Database."""
+        """Reads all of it once, shows it, and records levels that changed. What cannot be reached
+        keeps nothing else from being shown. Raises as Database."""
+        found = await asyncio.gather(*map(self._read, self._databases), return_exceptions=True)
+        pairs = zip(self._databases, found, strict=True)
+        read = [(it, seen) for it, seen in pairs if not isinstance(seen, BaseException)]
+        if read:
+            stocks = [stock for _, (of_one, _) in read for stock in of_one]
+            ledgers = [of_ledger for _, (_, of_ledger) in read]
+            most = {name: max(it[name] for it in ledgers) for name in ledgers[0]}
+            self._show(stocks, most, await self._locks())
+        for database, (stocks, _) in read:
+            for stock in stocks:
+                if stock.level is not stock.recorded:
+                    await self._record(database, stock)
+        for error in found:
+            if isinstance(error, BaseException):
+                raise error
 
+    async def _read(self, database: Database) -> tuple[list[Stock], dict[str, float]]:
         async def work(connection: Connection) -> tuple[list[Stock], dict[str, float]]:
             stocks = await select_stocks(connection, self._now())
             lag_s = await ledger_lag_s(connection)
@@ -80,11 +98,7 @@ class StockMonitor:
                 of_ledger["coupon_ledger_seal_lag_seconds"] = seal_lag_s
             return stocks, of_ledger
 
-        stocks, of_ledger = await self._database.read_at_once("stock", work)
-        self._show(stocks, of_ledger, await self._locks())
-        for stock in stocks:
-            if stock.level is not stock.recorded:
-                await self._record(stock)
+        return await database.read_at_once("stock", work)
 
     async def _locks(self) -> tuple[int, float] | None:
         """Live locks, and for how many seconds one waits for the sweeper; None without Redis."""
@@ -114,8 +128,8 @@ class StockMonitor:
             values["coupon_sweep_lag_seconds"] = {"": locks[1]}
         self._gauges.publish(values, self._interval_s * INTERVALS_SHOWN)
 
-    async def _record(self, stock: Stock) -> None:
-        types = await self._database.transaction(
+    async def _record(self, database: Database, stock: Stock) -> None:
+        types = await database.transaction(
             "book_level", lambda connection: record_level(connection, stock, self._now())
         )
         for it in types:

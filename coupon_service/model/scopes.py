@@ -45,6 +45,26 @@ def bucket_of_scope(scope: int) -> int:
     return scope >> (SCOPE_BITS - 8)
 
 
+def shard_of_scope(scope: int, shards: int) -> int:
+    """Which of so many shards a business lies in, from 0: each has as many buckets as the others,
+    or one more."""
+    return bucket_of_scope(scope) * shards >> 8
+
+
+def shard_of_book(book_id: str, shards: int) -> int:
+    """Which of so many shards has a book; the first for what is not the id of a scoped one, which
+    no shard has. `book_id`: as text."""
+    return shard_of_scope(scope_of_book_named(book_id), shards)
+
+
+def scope_of_book_named(text: str) -> int:
+    """As `scope_of_book`, of an id as text; ALL_BUSINESSES for what is not one."""
+    try:
+        return scope_of_book(UUID(text))
+    except ValueError:
+        return ALL_BUSINESSES
+
+
 def scoped_book_id(attempt: UUID, business_id: str) -> UUID:
     """The id of a book whose codes are unique within its business, made by this attempt.
 
@@ -92,6 +112,12 @@ def scoped_event_id(event_id: UUID, scope: int) -> UUID:
     digest[6] = _VERSION << 4 | digest[6] & 0x0F
     digest[8] = _VARIANT << 6 | digest[8] & 0x3F
     return UUID(bytes=bytes(digest))
+
+
+def shard_of_event(event_id: UUID, shards: int) -> int:
+    """Which of so many shards has the row of an attempt on a code of a scoped book; 0 for the id of
+    another, which no shard has."""
+    return event_id.bytes[1] * shards >> 8 if is_scoped_event(event_id) else 0
 
 
 def is_scoped_event(event_id: UUID) -> bool:

@@ -16,7 +16,7 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from itertools import count
@@ -79,8 +79,10 @@ class Worker:
         to, or None."""
         # Shared memory that the worker writes and the supervisor reads.
         self._readiness: Any = context.RawValue("I", 0)
+        self._shards: Any = context.RawArray("I", settings.shards if settings.shards > 1 else 0)
+        reported = self._readiness, self._shards
         self.process = context.Process(
-            target=run_worker, args=(settings, read_settings, self._readiness, core), name=name
+            target=run_worker, args=(settings, read_settings, reported, core), name=name
         )
         self.core = core
         self.delay_s = delay_s
@@ -97,6 +99,11 @@ class Worker:
     def readiness(self) -> Readiness:
         """The readiness that it reported last."""
         return Readiness(0) if self.ended.is_set() else Readiness(self._readiness.value)
+
+    @property
+    def shards(self) -> list[Readiness]:
+        """What it reported last of each shard; empty where there is only one."""
+        return list(map(Readiness, self._shards))
 
     @property
     def age_s(self) -> float:
@@ -196,16 +203,33 @@ class Supervisor:
                     settings.metrics_port,
                     service_registry(self._counts, self._folder, self._counted),
                     lambda: bool(self._readiness()),
-                    lambda: (is_serving(found := self._readiness()), report(found)),
+                    lambda: (
+                        is_serving(found := self._readiness()),
+                        report(found, self._shards()),
+                    ),
                 )
             )
         except MetricsServerError as error:
             raise SupervisorError(str(error)) from error
-        self._log.info("starting", port=port, workers=settings.workers, metrics_port=metrics.port)
+        shards = {}
+        if settings.shards > 1:
+            most = settings.database_connections_max
+            shards = {"shards": settings.shards, "database_connections_max": most}
+        self._log.info(
+            "starting",
+            port=port,
+            workers=settings.workers,
+            metrics_port=metrics.port,
+            **shards,
+        )
 
     def _readiness(self) -> list[Readiness]:
         """The readiness of the live workers. Called in threads of the metrics server."""
         return [worker.readiness for worker in tuple(self._workers) if not worker.ended.is_set()]
+
+    def _shards(self) -> list[list[Readiness]]:
+        """What the live workers that have looked say of the shards. Called in the same threads."""
+        return [it.shards for it in tuple(self._workers) if it.readiness & Readiness.PROBED]
 
     def _start(self, delay_s: float) -> Worker:
         names = (f"worker-{number}" for number in count())
@@ -349,9 +373,13 @@ def reserve_port(host: str, port: int) -> socket.socket:
 
 
 def run_worker(
-    settings: Settings, read_settings: Callable[[], Settings], reported: Any, core: int | None
+    settings: Settings,
+    read_settings: Callable[[], Settings],
+    reported: tuple[Any, Any],
+    core: int | None,
 ) -> None:
-    """The main function of a worker process. `reported`: its number in shared memory."""
+    """The main function of a worker process. `reported`: where it reports its readiness, in shared
+    memory: a number, and an array with one for each of several shards."""
     import uvloop  # noqa: PLC0415
 
     from coupon_service.process.worker import work  # noqa: PLC0415
@@ -361,8 +389,11 @@ def run_worker(
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the supervisor as well
     configure_logging(settings.log_level, settings.log_format)
 
-    def readiness_changed(readiness: Readiness) -> None:
-        reported.value = readiness
+    of_worker, of_shards = reported
+
+    def readiness_changed(readiness: Readiness, shards: Sequence[Readiness]) -> None:
+        of_shards[: len(shards)] = shards
+        of_worker.value = readiness
 
     parent = multiprocessing.parent_process()
     orphaned = parent.sentinel if parent is not None else None

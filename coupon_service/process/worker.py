@@ -6,7 +6,7 @@ import asyncio
 import gc
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry
@@ -23,7 +23,7 @@ KEPT_KEYS = "published-keys.json"
 async def work(
     settings: Settings,
     read_settings: Callable[[], Settings],
-    readiness_changed: Callable[[Readiness], None],
+    readiness_changed: Callable[[Readiness, Sequence[Readiness]], None],
     orphaned: int | None,
 ) -> None:
     """Run one of several workers until SIGTERM, or until the supervisor has died.

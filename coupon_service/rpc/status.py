@@ -118,6 +118,7 @@ TABLE: Final[Mapping[type[CouponServiceError], Kind]] = dict(
             errors.InvalidStateTransition,
             errors.CodeHasHistory,
             errors.UploadAmbiguous,
+            errors.NotWithShards,
             errors.UserErased,
             errors.ErasureNotConfigured,
             errors.ResumeTokenAhead,
@@ -133,6 +134,7 @@ TABLE: Final[Mapping[type[CouponServiceError], Kind]] = dict(
             errors.CodeChecksumInvalid,
             errors.RequestIdReused,
             errors.BusinessRequired,
+            errors.SeveralBusinesses,
         ),
         *_kinds(
             StatusCode.ABORTED,

@@ -38,7 +38,7 @@ HINTS: Final = {"lock_token_secret": ", such as those of openssl rand -base64 48
 def missing(given: Mapping[str, object], purpose: Purpose | None) -> Iterator[str]:
     """A line for each setting that is needed and not among the given ones."""
     for name in NEEDED[purpose] if purpose is not None else ():
-        if name not in given:
+        if name not in given and not (name == "database_url" and "shard_urls" in given):
             what = f"{expected(Settings.model_fields[name])}{HINTS.get(name, '')}"
             yield f"{variable(name)}: has to be set, to {what}"
     if purpose is Purpose.SERVE and given.get("auth") == "jwt" and not given.keys() & set(KEYS):
@@ -49,9 +49,11 @@ def missing(given: Mapping[str, object], purpose: Purpose | None) -> Iterator[st
 def conflicts(settings: Settings, purpose: Purpose | None) -> Iterator[str]:
     """A line for each setting that does not fit the others."""
     yield from _unverified_servers(settings)
+    yield from _misplaced_shards(settings)
     if purpose is Purpose.MIGRATE:
         return
     yield from _misordered(settings)
+    yield from _too_many_connections(settings)
     yield from _unverified_callers(settings)
     if settings.tracing and not _is_installed("opentelemetry.exporter.otlp.proto.grpc"):
         yield "COUPON_TRACING: needs pip install 'coupon-service[tracing]'"
@@ -74,6 +76,34 @@ def _misordered(settings: Settings) -> Iterator[str]:
             )
 
 
+def _misplaced_shards(settings: Settings) -> Iterator[str]:
+    """Shards that cannot be where the settings say."""
+    urls, shards = len(settings.database_urls), settings.shards
+    if settings.shard_urls is not None and shards % urls:
+        yield (
+            f"COUPON_SHARD_URLS: expected a number of URLs that divides COUPON_SHARDS ({shards}),"
+            f" not {urls}"
+        )
+    if shards > 1 and settings.replica_url is not None:
+        yield "COUPON_REPLICA_URL: expected none with several shards, each of which would need one"
+    if shards > 1 and settings.session_parameters == "role":
+        yield (
+            "COUPON_SESSION_PARAMETERS: expected startup or transaction with several shards, whose"
+            " sessions differ in their schema, not role"
+        )
+
+
+def _too_many_connections(settings: Settings) -> Iterator[str]:
+    """More connections to PostgreSQL than somebody may have thought of."""
+    most, allowed = settings.database_connections_max, settings.shard_connections_max
+    if settings.shards > 1 and most > allowed:
+        yield (
+            f"COUPON_SHARD_CONNECTIONS_MAX: expected at least {most}, which is COUPON_WORKERS"
+            f" ({settings.workers}) x COUPON_SHARDS ({settings.shards}) x (COUPON_POOL_MAX_SIZE"
+            f" ({settings.pool_max_size}) + 1), not {allowed}"
+        )
+
+
 def _unverified_callers(settings: Settings) -> Iterator[str]:
     """Ports that others reach without authentication, and incomplete TLS."""
     if (settings.tls_certificate_file is None) != (settings.tls_key_file is None):
@@ -89,17 +119,21 @@ def _unverified_callers(settings: Settings) -> Iterator[str]:
 
 def _unverified_servers(settings: Settings) -> Iterator[str]:
     """Encryption without authentication of the server."""
-    databases = {
-        "COUPON_DATABASE_URL": settings.database_url,
-        "COUPON_REPLICA_URL": settings.replica_url,
-    }
-    for name, url in databases.items():
-        database = _query(url)
-        if database.get("sslmode") == "require" and "sslrootcert" not in database:
-            yield (
-                f"{name}: sslmode=require does not verify the server's certificate;"
-                " expected sslmode=verify-full, with sslrootcert=<file> or sslrootcert=system"
-            )
+    name = "COUPON_DATABASE_URL" if settings.shard_urls is None else "COUPON_SHARD_URLS"
+    databases = [(name, SecretStr(url)) for url in settings.database_urls]
+    if settings.replica_url is not None:
+        databases.append(("COUPON_REPLICA_URL", settings.replica_url))
+    queries = [(named, _query(url)) for named, url in databases]
+    unverified = (
+        named
+        for named, query in queries
+        if query.get("sslmode") == "require" and "sslrootcert" not in query
+    )
+    for named in dict.fromkeys(unverified):
+        yield (
+            f"{named}: sslmode=require does not verify the server's certificate;"
+            " expected sslmode=verify-full, with sslrootcert=<file> or sslrootcert=system"
+        )
     redis = _query(settings.redis_url)
     if redis.get("ssl_cert_reqs", "required") != "required":
         yield "COUPON_REDIS_URL: expected ssl_cert_reqs=required, so that it is verified"

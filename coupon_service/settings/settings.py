@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import AliasChoices, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -17,6 +17,7 @@ from coupon_service.settings.values import (
     ConnectionMilliseconds,
     Count,
     DatabaseUrl,
+    DatabaseUrls,
     Host,
     KeysUrl,
     MessageBytes,
@@ -27,7 +28,11 @@ from coupon_service.settings.values import (
     TokenName,
     TokenNames,
     TokenSecret,
+    split_urls,
 )
+
+SHARDS_MAX: Final = 64
+"""There are 256 buckets of businesses, which the shards share as evenly as can be."""
 
 
 class Settings(BaseSettings):
@@ -231,11 +236,31 @@ class Settings(BaseSettings):
         description="How far an answer of the read replica may be behind, in milliseconds. When it"
         " is further behind, or away, the primary answers.",
     )
+    shards: Annotated[int, Field(ge=1, le=SHARDS_MAX)] = Field(
+        1,
+        description="Shards, each a PostgreSQL schema with all tables (coupon_00, coupon_01, ...),"
+        " that businesses are spread over. It cannot be changed once coupon-service migrate up has"
+        " made them. 1: no shards, the tables are in the schema of the connection.",
+    )
+    shard_urls: DatabaseUrls = Field(
+        default=None,
+        description="URLs of the PostgreSQL servers of the shards, separated by commas, in the"
+        " order of the shards: each has as many shards as the others, so that their number divides"
+        " COUPON_SHARDS. When unset, all shards are in COUPON_DATABASE_URL.",
+    )
+    shard_connections_max: Annotated[int, Field(ge=1, le=100_000)] = Field(
+        500,
+        description="Connections to PostgreSQL of a replica with several shards in all at most:"
+        " settings that could come to more are refused. They come to COUPON_WORKERS x COUPON_SHARDS"
+        " x (COUPON_POOL_MAX_SIZE + 1).",
+    )
     pool_min_size: Count = Field(
-        2, description="Connections to PostgreSQL that each worker keeps open."
+        2, description="Connections to PostgreSQL that each worker keeps open, for each shard."
     )
     pool_max_size: Count = Field(
-        6, description="Connections to PostgreSQL in each worker at most, beside one for bulk work."
+        6,
+        description="Connections to PostgreSQL in each worker at most, for each shard, beside one"
+        " for bulk work.",
     )
     pool_timeout_ms: Milliseconds = Field(
         1_000, description="Longest wait for a free connection, in milliseconds."
@@ -416,6 +441,18 @@ class Settings(BaseSettings):
         Path(".data"),
         description="Folder of the servers and the secrets of coupon-service dev.",
     )
+
+    @property
+    def database_urls(self) -> list[str]:
+        """Where the shards are, in order; empty where no URL is set."""
+        if self.shard_urls is not None:
+            return split_urls(self.shard_urls.get_secret_value())
+        return [self.database_url.get_secret_value()] if self.database_url is not None else []
+
+    @property
+    def database_connections_max(self) -> int:
+        """How many connections to PostgreSQL the workers may have open, all together."""
+        return self.workers * self.shards * (self.pool_max_size + 1)
 
     @property
     def lock_grace_ms(self) -> int:

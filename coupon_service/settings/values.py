@@ -55,6 +55,15 @@ DatabaseUrl = Annotated[
         )
     ),
 ]
+DatabaseUrls = Annotated[
+    SecretStr | None,
+    AfterValidator(
+        Matching(
+            r"postgres(ql)?://\S+",
+            "URLs such as postgresql://user:password@host:5432/database, separated by commas",
+        )
+    ),
+]
 RedisUrl = Annotated[
     SecretStr | None,
     AfterValidator(Readable(redis_url.read_redis_url, redis_url.EXPECTED)),
@@ -97,6 +106,11 @@ RateLimits = Annotated[
         )
     ),
 ]
+
+
+def split_urls(text: str) -> list[str]:
+    """The URLs of a list. Those of several hosts have commas of their own."""
+    return re.split(r",(?=postgres(?:ql)?://)", text)
 
 
 def variable(name: str) -> str:

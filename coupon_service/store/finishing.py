@@ -17,9 +17,19 @@ from psycopg.rows import TupleRow
 
 from coupon_service.errors import Contention, DatabaseUnavailable
 from coupon_service.model.scopes import FIRST_SCOPED_BOOK, LAST_SCOPED_BOOK
-from coupon_service.store.migrations import APPLICATION_NAME, MIGRATION_LOCK, status
+from coupon_service.store.migrations import APPLICATION_NAME, Steps, lock_of, status
 from coupon_service.store.scopes import STEP
-from coupon_service.store.sessions import APPLICATION_NAMES_BEFORE, sentence_of, url_parts
+from coupon_service.store.sessions import (
+    APPLICATION_NAMES_BEFORE,
+    ONLY_SHARD,
+    ShardPlace,
+    options,
+    sentence_of,
+    url_parts,
+)
+
+COMPLETED_STEP: Final = "0020.code_scopes"
+"""The step of the schema that is completed here."""
 
 WAIT_SHORTLY: Final = "SET LOCAL lock_timeout = '500ms'"
 """How long a switch waits for the tables: others wait behind it."""
@@ -47,16 +57,19 @@ class CannotFinishError(Exception):
     """Something is in the way; one clear sentence."""
 
 
-def finish(database_url: str) -> Iterator[str]:
+def finish(
+    database_url: str, shard: ShardPlace = ONLY_SHARD, steps: Steps | None = None
+) -> Iterator[str]:
     """Makes codes of new books unique within their business; says how far it is.
 
     It can be called again after it was cut off. Raises CannotFinishError, Contention and
     DatabaseUnavailable.
     """
-    missing = [step for step, is_applied in status(database_url) if not is_applied]
+    found = status(database_url, shard=shard, steps=steps)
+    missing = [step for step, is_applied in found if not is_applied]
     if missing:
         raise CannotFinishError(f"Run migrate up first: {', '.join(missing)} is missing.")
-    with _connected(database_url) as connection:
+    with _connected(database_url, shard) as connection:
         if _is_finished(connection):
             return
         _refuse_old_versions(connection)
@@ -67,12 +80,12 @@ def finish(database_url: str) -> Iterator[str]:
         _switch(connection, NEW_KEYS, finished=True)
 
 
-def unfinish(database_url: str) -> Iterator[str]:
+def unfinish(database_url: str, shard: ShardPlace = ONLY_SHARD) -> Iterator[str]:
     """Takes that back, as long as no book has codes of its business alone; says how far it is.
 
     Raises CannotFinishError, which lists what is in the way, Contention and DatabaseUnavailable.
     """
-    with _connected(database_url) as connection:
+    with _connected(database_url, shard) as connection:
         if not _is_finished(connection):
             return
         _refuse_scoped_books(connection)
@@ -87,17 +100,18 @@ TRY_LOCK: Final = "SELECT pg_try_advisory_lock(%s), set_config('statement_timeou
 
 
 @contextmanager
-def _connected(database_url: str) -> Generator[Connection]:
+def _connected(database_url: str, shard: ShardPlace) -> Generator[Connection]:
     """A connection in autocommit mode, of which there is one at a time. Raises Contention and
     DatabaseUnavailable."""
     parts = {
         **url_parts(database_url),
         "application_name": APPLICATION_NAME,
         "client_encoding": "UTF8",
+        "options": options(database_url, shard.parameters),
     }
     try:
         with psycopg.connect(make_conninfo(**parts), autocommit=True) as connection:
-            locked = connection.execute(TRY_LOCK, [MIGRATION_LOCK]).fetchone()
+            locked = connection.execute(TRY_LOCK, [lock_of(shard)]).fetchone()
             if locked is None or not locked[0]:
                 raise Contention("Another process is changing the schema.")
             yield connection

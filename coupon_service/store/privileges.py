@@ -11,7 +11,7 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from coupon_service.errors import DatabaseUnavailable
-from coupon_service.store.sessions import sentence_of, url_parts
+from coupon_service.store.sessions import ONLY_SHARD, ShardPlace, options, sentence_of, url_parts
 
 _READ: Final[tuple[LiteralString, ...]] = ("SELECT",)
 _ADD: Final[tuple[LiteralString, ...]] = ("SELECT", "INSERT")
@@ -69,13 +69,23 @@ WHERE pg_class.oid = to_regclass('_yoyo_migration')
 
 
 def grant(
-    database_url: str, role: str, parameters: Mapping[str, str], *, execute: bool = False
+    database_url: str,
+    role: str,
+    parameters: Mapping[str, str],
+    *,
+    shard: ShardPlace = ONLY_SHARD,
+    execute: bool = False,
 ) -> list[str]:
     """The statements that give the role what it needs, and these parameters in its sessions.
 
-    `execute`: executes them, in one transaction. Raises DatabaseUnavailable.
+    `shard`: in whose schema. `execute`: executes them, in one transaction. Raises
+    DatabaseUnavailable.
     """
-    parts = {**url_parts(database_url), "client_encoding": "UTF8"}
+    parts = {
+        **url_parts(database_url),
+        "client_encoding": "UTF8",
+        "options": options(database_url, shard.parameters),
+    }
     try:
         with psycopg.connect(make_conninfo(**parts)) as connection:
             found = connection.execute(SELECT_SCHEMA).fetchone()

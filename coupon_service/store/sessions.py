@@ -34,6 +34,32 @@ PostgreSQL has analyzed the grown table.
 """
 
 
+@dataclass(frozen=True, slots=True)
+class ShardPlace:
+    """Where the tables of a shard are: that of this number, from 0, of so many."""
+
+    number: int = 0
+    of: int = 1
+
+    @property
+    def schema(self) -> str:
+        """The schema of its tables; empty for an only shard: the one that its URL or role names."""
+        return f"coupon_{self.number:02}" if self.of > 1 else ""
+
+    @property
+    def step(self) -> str:
+        """What its schema has in coupon_finished_steps, so that it is never taken for another."""
+        return f"shard {self.number} of {self.of}" if self.of > 1 else ""
+
+    @property
+    def parameters(self) -> dict[str, str]:
+        """Of a session, so that it finds the tables of this shard and no others."""
+        return {"search_path": self.schema} if self.schema else {}
+
+
+ONLY_SHARD: Final = ShardPlace()
+
+
 ParametersFrom = Literal["startup", "role", "transaction"]
 
 
@@ -44,7 +70,8 @@ class DatabaseSettings:
     `unbatched_max`: connections for `transaction` and `read`, whose callers share none; others wait
     for their turn, until their deadline. `slow_ms`: a transaction that takes longer, all its tries
     together, is logged. `idle_ms`: connections beyond `pool_min_size` that nobody needed for so
-    long are closed. `parameters_from`: what gives a session its parameters.
+    long are closed. `parameters_from`: what gives a session its parameters. `shard`: where its
+    tables are.
     """
 
     url: str
@@ -62,6 +89,7 @@ class DatabaseSettings:
     idle_ms: int = 600_000
     parameters_from: ParametersFrom = "startup"
     prepared_statements: bool = True
+    shard: ShardPlace = ONLY_SHARD
 
     @property
     def timeouts_ms(self) -> dict[str, int]:
@@ -77,7 +105,7 @@ class DatabaseSettings:
     def session_parameters(self) -> dict[str, str]:
         """All parameters of a session, by PostgreSQL's names."""
         timeouts = {name: str(value) for name, value in self.timeouts_ms.items()}
-        return {**timeouts, "timezone": "UTC", **PLANNING}
+        return {**timeouts, "timezone": "UTC", **PLANNING, **self.shard.parameters}
 
     @property
     def role_parameters(self) -> dict[str, str]:

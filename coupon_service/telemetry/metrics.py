@@ -189,6 +189,13 @@ class Metrics:
                 "what",
             )
         )
+        self._shard_reaches = Children(
+            gauge(
+                "coupon_shard_reaches",
+                "Workers that can use a shard, by its schema; empty where there is only one.",
+                "shard",
+            )
+        )
         self._redis_duration = duration(
             "coupon_redis_duration_seconds",
             "Round trip of a pipeline to Redis.",
@@ -309,9 +316,9 @@ class Metrics:
         """The first command of a batch waited for ``seconds``."""
         self._batch_wait[kind,].observe(seconds)
 
-    def queue_changed(self, kind: str, length: int) -> None:
-        """``length`` commands of this process now wait for a batch."""
-        self._queue_length[kind,].set(length)
+    def queue_changed(self, kind: str, by: int) -> None:
+        """So many commands more of this process wait for a batch, in one of its queues."""
+        self._queue_length[kind,].inc(by)
 
     def command_dropped(self, kind: str, reason: str) -> None:
         """A command was not executed: OVERLOADED or DEADLINE_EXCEEDED."""
@@ -401,3 +408,7 @@ class Metrics:
     def dependency_probed(self, what: str, *, reached: bool) -> None:
         """Whether this process reaches ``what``: postgresql, redis, or a schema new enough."""
         self._reaches[what,].set(reached)
+
+    def shard_probed(self, shard: str, *, reached: bool) -> None:
+        """Whether this process can use a shard, by its schema."""
+        self._shard_reaches[shard,].set(reached)

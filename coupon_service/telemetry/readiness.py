@@ -90,8 +90,11 @@ REDIS_WARNINGS: Final = MappingProxyType(
 """What is not as it should be with a Redis that can be used."""
 
 
-def report(workers: Sequence[Readiness]) -> dict[str, object]:
-    """The body of `/readyz`, from the readiness of the live workers.
+def report(
+    workers: Sequence[Readiness], shards: Sequence[Sequence[Readiness]] = ()
+) -> dict[str, object]:
+    """The body of `/readyz`, from the readiness of the live workers; `shards`: what each of them
+    says of each shard, where there are several.
 
     `status` is SERVING when at least one serves. A dependency is ok when at least one worker
     reaches it. Workers that have not probed yet are left out.
@@ -104,6 +107,10 @@ def report(workers: Sequence[Readiness]) -> dict[str, object]:
         return "ok" if any(worker & flag for worker in probed) else missing
 
     postgresql = _postgresql(probed)
+    of_shards = {
+        f"coupon_{number:02}": _shard(found)
+        for number, found in enumerate(zip(*shards, strict=True))
+    }
     return {
         "status": "SERVING" if is_serving(workers) else "NOT_SERVING",
         "postgresql": postgresql,
@@ -112,6 +119,7 @@ def report(workers: Sequence[Readiness]) -> dict[str, object]:
         # Without it the status stays SERVING: books without locking do not need it.
         "redis": state(Readiness.REDIS, _redis_problem(probed)),
         "redis_warnings": _warnings(probed, REDIS_WARNINGS),
+        **({"shards": of_shards} if of_shards else {}),
         "workers": len(workers),
         "workers_serving": sum(bool(worker & Readiness.SERVING) for worker in workers),
     }
@@ -120,6 +128,14 @@ def report(workers: Sequence[Readiness]) -> dict[str, object]:
 def _warnings(probed: Sequence[Readiness], texts: Mapping[Readiness, str]) -> list[str]:
     """Those that any of the workers has."""
     return [text for flag, text in texts.items() if any(it & flag for it in probed)]
+
+
+def _shard(found: Sequence[Readiness]) -> str:
+    """What the worker that gets furthest with the shard says."""
+    if any(it & Readiness.SERVING for it in found):
+        return "ok"
+    postgresql = _postgresql(found)
+    return "schema missing, too old or of other shards" if postgresql == "ok" else postgresql
 
 
 def _postgresql(probed: Sequence[Readiness]) -> str:

@@ -228,6 +228,16 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """[INVALID_ARGUMENT] The caller sees several businesses, in each of which there may be a code of this
     name: name one with `business_id`, or a book with `book_id`. Whatever the code, and only after
     `coupon-service migrate finish`: until then a code is unique over all businesses.
+    Where the service has several shards, every call on a code has to name one of these.
+    """
+    ERROR_REASON_SEVERAL_BUSINESSES: _ErrorReason.ValueType  # 160
+    """[INVALID_ARGUMENT] The items of an ALL_OR_NOTHING batch are codes of several businesses, and the
+    service has several shards, each with other businesses: only items of one business can be all or
+    nothing.
+    """
+    ERROR_REASON_NOT_WITH_SHARDS: _ErrorReason.ValueType  # 161
+    """[FAILED_PRECONDITION] The method is not there yet for a service with several shards: VerifyAudit,
+    GetAuditProof and GetAuditCheckpoint.
     """
     ERROR_REASON_CONCURRENT_MODIFICATION: _ErrorReason.ValueType  # 60
     """[ABORTED] The `etag` is not the current one: read again, then repeat."""
@@ -482,6 +492,16 @@ ERROR_REASON_BUSINESS_REQUIRED: ErrorReason.ValueType  # 100
 """[INVALID_ARGUMENT] The caller sees several businesses, in each of which there may be a code of this
 name: name one with `business_id`, or a book with `book_id`. Whatever the code, and only after
 `coupon-service migrate finish`: until then a code is unique over all businesses.
+Where the service has several shards, every call on a code has to name one of these.
+"""
+ERROR_REASON_SEVERAL_BUSINESSES: ErrorReason.ValueType  # 160
+"""[INVALID_ARGUMENT] The items of an ALL_OR_NOTHING batch are codes of several businesses, and the
+service has several shards, each with other businesses: only items of one business can be all or
+nothing.
+"""
+ERROR_REASON_NOT_WITH_SHARDS: ErrorReason.ValueType  # 161
+"""[FAILED_PRECONDITION] The method is not there yet for a service with several shards: VerifyAudit,
+GetAuditProof and GetAuditCheckpoint.
 """
 ERROR_REASON_CONCURRENT_MODIFICATION: ErrorReason.ValueType  # 60
 """[ABORTED] The `etag` is not the current one: read again, then repeat."""

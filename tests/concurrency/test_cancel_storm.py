@@ -196,7 +196,7 @@ def assert_no_leaks(server: ServerThread, before: Held, after: Held) -> None:
     """No task is left, every connection is idle and works, no descriptor is leaked."""
     assert after.is_idle
     inside: Any = server.server
-    pool = inside._shard.database.pool
+    pool = inside.shards[0].database.pool
     server.run(pool.check())  # replaces broken connections
     stats = pool.get_stats()
     assert stats.get("connections_lost", 0) == 0

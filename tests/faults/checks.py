@@ -45,7 +45,7 @@ def resources(stack: Stack) -> Resources:
 def why_not_restored(stack: Stack, before: Resources) -> str:
     """Empty when the pools are full, nothing is in flight and nothing leaked; else the cause."""
     sizes = 0
-    shard = stack.parts()._shard
+    (shard,) = stack.parts().shards
     for database in (shard.database, shard.bulk_database):
         pool = database.pool.get_stats()
         size, available = pool.get("pool_size", 0), pool.get("pool_available", 0)

@@ -15,6 +15,7 @@ from model.programs import Programs
 from support.proof_sizes import new_seed, progress, times
 from support.redis_cluster import redis_cluster
 from support.service import Api
+from support.shards import SHARDS, make_shards, make_views
 
 from coupon_service.store import finishing
 
@@ -30,11 +31,14 @@ SLOW_MS = 10_000
 
 
 @contextmanager
-def programs_on(database_url: str, redis_url: str, count: int) -> Generator[type[Programs]]:
+def programs_on(
+    database_url: str, redis_url: str, count: int, shards: int = SHARDS
+) -> Generator[type[Programs]]:
     """Programs, so many of them, that run on a server of their own."""
     clock = Clock(redis_url)
     options = {
         "locks_per_user_max": 2,
+        "shards": shards,
         "pool_timeout_ms": SLOW_MS,
         "redis_timeout_ms": SLOW_MS,
         "stock_interval_ms": 3_600_000,  # it looks at the books of all programs so far
@@ -89,6 +93,16 @@ def test_they_are_where_other_businesses_have_the_same_codes(
     with programs_on(database_url, redis_alone_url, SHARING_PROGRAMS) as programs:
         programs.shares_codes = True
         run_programs(programs, SHARING_PROGRAMS, "sharing")
+
+
+def test_they_are_where_businesses_lie_in_shards(
+    empty_database_url: str, redis_alone_url: str
+) -> None:
+    make_shards(empty_database_url, of=4)
+    make_views(empty_database_url, of=4)
+    with programs_on(empty_database_url, redis_alone_url, SHARING_PROGRAMS, 4) as programs:
+        programs.shares_codes = True
+        run_programs(programs, SHARING_PROGRAMS, "shards")
 
 
 def test_they_are_on_a_redis_cluster_as_well(database_url: str, tmp_path: Path) -> None:

@@ -138,18 +138,20 @@ class Using(Issuing):
 
     @step(2)
     def sweep(self) -> None:
-        sweeper = self.server.server._shard.lock_sweeper
-        with mock.patch.object(sweeper._reads, "my_turn", return_value=True):
-            self.server.run(sweeper.sweep())
+        for shard in self.server.server.shards:
+            sweeper = shard.lock_sweeper
+            with mock.patch.object(sweeper._reads, "my_turn", return_value=True):
+                self.server.run(sweeper.sweep())
         for book_id in self.book_ids:
             self.world.sweep(book_id)
         self.return_to_pool()
 
     @step(3)
     def return_to_pool(self) -> None:
-        sweeper = self.server.server._shard.pool_sweeper
-        with mock.patch.object(sweeper._reads, "my_turn", return_value=True):
-            self.server.run(sweeper.sweep())
+        for shard in self.server.server.shards:
+            sweeper = shard.pool_sweeper
+            with mock.patch.object(sweeper._reads, "my_turn", return_value=True):
+                self.server.run(sweeper.sweep())
         for book_id in self.book_ids:
             self.world.return_to_pool(book_id)
 

@@ -74,7 +74,7 @@ def gift_that_was_used(it: Stack) -> None:
 def code_that_was_let_expire(it: Stack) -> None:
     """A code goes back when every lock that was taken in time is over, if it was not redeemed."""
     api, server = it.apis[0], it.servers[0]
-    sweeper = server.server._shard.pool_sweeper
+    sweeper = server.server.shards[0].pool_sweeper
     book = api.book(
         codes=2,
         limits=SEVERAL,

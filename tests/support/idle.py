@@ -52,13 +52,14 @@ async def _held(running: ServerThread) -> Held:
         name: str = getattr(coroutine, "__qualname__", repr(coroutine))
         if not name.startswith(STANDING):
             tasks[name] += 1
-    stats = server._shard.database.pool.get_stats()
+    commands = server.shards[0].commands
+    stats = server.shards[0].database.pool.get_stats()
     return Held(
         tasks,
         stats.get("pool_size", 0),
         stats.get("pool_available", 0),
         _descriptors(),
-        sum(it._queued for it in (server._shard.commands._single, server._shard.commands._bulk)),
+        sum(it._queued for it in (commands._single, commands._bulk)),
     )
 
 

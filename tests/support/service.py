@@ -22,6 +22,7 @@ from grpc_status import rpc_status
 from prometheus_client import CollectorRegistry
 from pydantic import SecretStr
 from support.secret_scan import SECRETS, Watched, keep_secret
+from support.shards import SHARDS
 from support.streamed import StreamedStub
 
 from coupon_service.server import Server, utc_now
@@ -93,6 +94,7 @@ def settings_for(database_url: str, redis_url: str, **changes: object) -> Settin
         "stock_interval_ms": 200,
         "seal_interval_ms": 0,
         "default_business": BUSINESS,
+        "shards": SHARDS,
     }
     return Settings(_env_file=None, **(values | changes))  # type: ignore[call-arg]
 
@@ -106,7 +108,10 @@ def lock_grace(grace_ms: int) -> dict[str, int]:
     }
 
 
-BUSINESS: Final = "tests" if os.environ.get("COUPON_TEST_SCOPES") == "business" else ""
+SCOPED: Final = SHARDS > 1 or os.environ.get("COUPON_TEST_SCOPES") == "business"
+"""Whether codes are unique within their business."""
+
+BUSINESS: Final = "tests" if SCOPED else ""
 """The business of books that name none; empty: each has another. Where codes are unique within
 their business, who sees all has to name one unless there is only this one."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final, LiteralString
 from uuid import UUID
 
@@ -363,10 +363,14 @@ def assignment_position(assignment: Assignment) -> Position:
     return time_position(assignment.assign_time, assignment.code)
 
 
+# PostgreSQL's, since the clocks of replicas differ. By itself, since Citus takes no function that
+# is not IMMUTABLE in ON CONFLICT.
+SELECT_TIME: Final = "SELECT now()"
+
 TAKE_TURN: Final = """
-INSERT INTO coupon_turns AS turn (name, taken_time) VALUES (%(name)s, now())
-ON CONFLICT (name) DO UPDATE SET taken_time = now()
-WHERE turn.taken_time <= now() - %(interval_ms)s * interval '1 ms'
+INSERT INTO coupon_turns AS turn (name, taken_time) VALUES (%(name)s, %(now)s)
+ON CONFLICT (name) DO UPDATE SET taken_time = excluded.taken_time
+WHERE turn.taken_time <= %(before)s
 """
 
 
@@ -375,5 +379,9 @@ async def take_turn(connection: Connection, name: str, interval_ms: int) -> bool
 
     Who takes a turn and then dies leaves it undone until the next one.
     """
-    cursor = await connection.execute(TAKE_TURN, {"name": name, "interval_ms": interval_ms})
+    cursor = await connection.execute(SELECT_TIME)
+    row = await cursor.fetchone()
+    now = row[0] if row else datetime.now(UTC)
+    before = now - timedelta(milliseconds=interval_ms)
+    cursor = await connection.execute(TAKE_TURN, {"name": name, "now": now, "before": before})
     return cursor.rowcount == 1

@@ -58,7 +58,7 @@ class Shop:
     def sweep(self, which: int = 0) -> int:
         """How many codes a server returns, whose turn it is."""
         server = self.servers[which]
-        sweeper = server.server._shard.pool_sweeper
+        sweeper = server.server.shards[0].pool_sweeper
         with mock.patch.object(sweeper._reads, "my_turn", return_value=True):
             return server.run(sweeper.sweep())
 
@@ -198,7 +198,7 @@ def test_a_lock_of_the_ledger_alone_keeps_a_code_from_going_back(shop: Shop) -> 
     def redeem(number: int, code: str) -> object:
         return api.redeem(code, f"user-{number}", lock_token=tokens.get(code, ""))
 
-    sweepers = [server.server._shard.pool_sweeper for server in shop.servers]
+    sweepers = [server.server.shards[0].pool_sweeper for server in shop.servers]
     calls: list[Callable[[], object]] = [lambda: shop.sweep(0), lambda: shop.sweep(1)]
     calls += [lambda n=n, code=code: redeem(n, code) for n, code in enumerate(names)]
     with (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -41,13 +41,13 @@ async def found(
     """What `/readyz` says after some checks, and the warnings until then."""
     reports: list[Readiness] = []
 
-    async def notify(readiness: Readiness) -> None:
+    async def notify(readiness: Readiness, _: Sequence[Readiness]) -> None:
         reports.append(readiness)
 
     async with opened(url, pool_timeout_ms=200, **changes) as database:
         metrics = Metrics(CollectorRegistry())
         log.take()
-        running = asyncio.ensure_future(ReadinessMonitor(database, leases, metrics, notify).run())
+        running = asyncio.ensure_future(ReadinessMonitor([database], leases, metrics, notify).run())
         while not reports:
             await asyncio.sleep(0.01)
         await asyncio.sleep(FURTHER_CHECKS_S)

@@ -15,7 +15,16 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 from grpc import StatusCode
 from pydantic import SecretStr
-from support.calls import extend, get_lock, pause, reason_name, redemption
+from support.calls import (
+    ALL_OR_NOTHING,
+    batch,
+    extend,
+    get_lock,
+    item,
+    pause,
+    reason_name,
+    redemption,
+)
 from support.service import (
     Api,
     ServerThread,
@@ -30,6 +39,7 @@ from support.service import (
     refused,
     unique,
 )
+from support.shards import make_shards
 from support.waiting import until
 
 from coupon_service.store import finishing
@@ -423,6 +433,21 @@ def _prove_first_event(server: Api, book_id: str) -> object:
     return server.audit.GetAuditProof(audit.GetAuditProofRequest(event_id=event_id))
 
 
+def several_businesses(stage: Stage) -> object:
+    database_url = stage.stack.enter_context(stage.new_database())
+    make_shards(database_url, of=2)
+    server = stage.server(database_url=SecretStr(database_url), shards=2, shard_urls=None)
+    items = [item(code, "ann", business_id=code) for code in new_codes(2)]
+    return batch(server, items, mode=ALL_OR_NOTHING)
+
+
+def not_with_shards(stage: Stage) -> object:
+    database_url = stage.stack.enter_context(stage.new_database())
+    make_shards(database_url, of=2)
+    server = stage.server(database_url=SecretStr(database_url), shards=2, shard_urls=None)
+    return [*server.audit.VerifyAudit(audit.VerifyAuditRequest())]
+
+
 def concurrent_modification(stage: Stage) -> object:
     book = stage.api.draft()
     request = books.ActivateCouponBookRequest(book_id=book.book_id, etag=book.etag)
@@ -564,6 +589,8 @@ PROVOKE: dict[str, Callable[[Stage], object]] = {
         code_checksum_invalid,
         request_id_reused,
         business_required,
+        several_businesses,
+        not_with_shards,
         concurrent_modification,
         contention,
         refusals_not_kept,

@@ -196,7 +196,7 @@ def test_a_migration_that_was_killed_holds_no_lock_in_a_pooler(
     with pgbouncer(tmp_path, empty_database_url) as pooler:
         url = pooler.url(empty_database_url)
         other = psycopg.connect(url)
-        assert other.execute(TRY_LOCK.encode()).fetchone() == (True, "0")
+        assert other.execute((TRY_LOCK % MIGRATION_LOCK).encode()).fetchone() == (True, "0")
         other.close()
         assert migrations.apply(url, pooled=True)
 

@@ -24,6 +24,7 @@ LABELS = {
     "outcome",
     "transport",
     "fault",
+    "shard",
 }
 COMMAND: tuple[str, ...] = ("event", "outcome", "reason")
 REDEEM = "RedemptionService/RedeemCode"
@@ -94,7 +95,7 @@ class TestMetrics:
         metrics.batch_executed("changes", 60, 0.02)
         metrics.batch_waited("changes", 0.003)
         metrics.queue_changed("changes", 7)
-        metrics.queue_changed("changes", 5)
+        metrics.queue_changed("changes", -2)
         metrics.command_dropped("changes", "OVERLOADED")
         metrics.transaction_finished(0.1)
         metrics.transaction_conflicted("deadlock", retried=True)
