@@ -30,9 +30,9 @@ def attempts_of_two_businesses(it: Stack) -> None:
     mine, theirs = unique("business"), unique("business")
     (code,) = new_codes(1)
     it.apis[0].book(codes=[code], business_id=mine)
-    it.apis[0].disable(code)
+    it.apis[0].disable(code, business_id=mine)
     with server(it, **ASKED_FOR) as running, caller(running.address, "redeemer") as till:
-        assert tried(lambda: till.redeem(code, "ann")) == "CODE_DISABLED"
+        assert tried(lambda: till.redeem(code, "ann", business_id=mine)) == "CODE_DISABLED"
     with server(it, **ASKED_FOR) as running:
         for business, count in ((mine, 1), (theirs, 0)):
             with caller(running.address, "auditor", business=business) as support:
@@ -45,7 +45,7 @@ def code_that_an_end_user_does_not_see(it: Stack) -> None:
     business, user = unique("business"), unique("user")
     (code,) = new_codes(1)
     it.apis[0].book(codes=[code], business_id=business)
-    it.apis[0].disable(code)
+    it.apis[0].disable(code, business_id=business)
     with (
         server(it, **ASKED_FOR) as running,
         caller(running.address, "self", sub=user, business=business) as app,
