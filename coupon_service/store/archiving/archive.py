@@ -250,6 +250,8 @@ class _Archiving:
         with connection.transaction():
             records.delete_contents(connection, archive)
             records.insert_contents(connection, archive, verified.sequences, codes)
+            # Before events go, by which EraseUser would find them.
+            records.move_bearers(connection, archive)
             insert_book_event(connection, archive, EventType.BOOK_ARCHIVED, described)
             records.set_state(connection, archive, ArchiveState.DELETING)
 
@@ -279,9 +281,7 @@ class _Archiving:
                     records.delete_archived(self._connection, archive, seal)
             done += sum(count for _, count in chunk)
             self._report("deleted", done, archive.row_count)
-        with self._connection.transaction():
-            records.move_bearers(self._connection, archive)
-            records.set_state(self._connection, archive, ArchiveState.DONE)
+        records.set_state(self._connection, archive, ArchiveState.DONE)
 
 
 def _chunks(seals: Iterable[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:

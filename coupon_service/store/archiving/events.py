@@ -102,6 +102,25 @@ def all_keys(connection: Connection) -> Iterator[bytes]:
             yield key
 
 
+LOCK_ERASURES: Final = "SELECT erasures FROM coupon_audit_head FOR UPDATE"
+
+
+def lock_erasures(connection: Connection) -> int:
+    """How many chunks of users were erased so far; none is until the end of the transaction."""
+    (row,) = connection.execute(LOCK_ERASURES).fetchall()
+    return row[0]
+
+
+# 2 is ERASING.
+IS_ERASING: Final = "SELECT EXISTS (SELECT FROM coupon_erased_users WHERE state = 2)"
+
+
+def is_erasing(connection: Connection) -> bool:
+    """Whether a part of what is stored of a user may be erased, and the rest not yet."""
+    (row,) = connection.execute(IS_ERASING).fetchall()
+    return row[0]
+
+
 _SEAL: Final[LiteralString] = (
     "number, first_sequence, last_sequence, row_count, root, leaves_hash, seal_time, version"
 )

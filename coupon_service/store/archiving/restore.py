@@ -45,19 +45,26 @@ def restore(database_url: str, file: IO[bytes], report: Report = silent) -> Arch
         if archive.state is ArchiveState.RESTORED:
             return archive
         records.set_state(connection, archive, ArchiveState.RESTORING)
-        keys = _Keys.of(connection)
+        keys: _Keys | None = None
         done = 0
         # A redemption comes back after what it came to: nobody may take one for good that was
         # rolled back.
         for redemptions in (False, True):
             for chunk in _chunks(file, redemptions=redemptions):
-                rows = [_columns(entry, keys) for entry in chunk]
                 with connection.transaction():
+                    erasures = events.lock_erasures(connection)
+                    if keys is None or keys.erasures != erasures:
+                        keys = _Keys.of(connection, erasures)
+                    rows = [_columns(entry, keys) for entry in chunk]
                     events.restore_events(connection, archive.number, rows)
                 done += len(rows)
                 report("restored", done, archive.row_count)
         described = {"archive": archive.number, "rows": archive.row_count}
         with connection.transaction():
+            events.lock_erasures(connection)
+            if events.is_erasing(connection):
+                # It may be past the events of an assignment, which it would not find any more.
+                raise CannotArchiveError("A user is being erased: restore again when that is done.")
             records.return_bearers(connection, archive)
             records.delete_contents(connection, archive)
             records.unmark_book(connection, archive)
@@ -103,17 +110,21 @@ SELECT destroyed.key_id, pseudonym FROM coupon_erased_users, unnest(key_ids) AS 
 
 @dataclass(frozen=True, slots=True)
 class _Keys:
-    """The keys of users by their ids, and the pseudonyms of those whose keys were destroyed."""
+    """The keys of users by their ids, and the pseudonyms of those whose keys were destroyed.
+
+    `erasures`: how many chunks had been erased by then, in all.
+    """
 
     keys: Mapping[bytes, bytes]
     pseudonyms: Mapping[bytes, str]
+    erasures: int
 
     @classmethod
-    def of(cls, connection: Connection) -> _Keys:
-        with connection.transaction():
-            keys = {key_id(it): it for it in events.all_keys(connection)}
+    def of(cls, connection: Connection, erasures: int) -> _Keys:
+        """In a transaction that keeps `erasures` as they are."""
+        keys = {key_id(it): it for it in events.all_keys(connection)}
         pseudonyms = dict(connection.execute(SELECT_PSEUDONYMS).fetchall())
-        return cls(keys, pseudonyms)
+        return cls(keys, pseudonyms, erasures)
 
     def opened(
         self, place: int, sealed: SealedPart, owners: Sequence[SealedPart], event_id: bytes

@@ -40,6 +40,8 @@ from coupon_service.audit.leaves import leaf_of, row_of
 from coupon_service.audit.seals import unpack_leaves
 from coupon_service.store import finishing
 from coupon_service.store.archiving import archive as archiving
+from coupon_service.store.archiving import records
+from coupon_service.store.archiving import restore as restoring
 from coupon_service.store.archiving.records import CannotArchiveError
 from coupon_service.store.archiving.restore import restore
 from coupon_service.v1.error_reason_pb2 import ErrorReason
@@ -432,6 +434,93 @@ def findings(api: Api) -> list[audit.AuditFinding]:
 def last_count(file: Path) -> int:
     with file.open("rb") as opened:
         return verify_archive(opened).trailer.row_count
+
+
+def test_who_is_erased_while_an_archive_is_restored_does_not_come_back(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(restoring, "CHUNK", 1)
+    gone = campaign(stage.api)
+    seal_ledger(stage.url, rows_of_seal=1)
+    (file,) = stage.archive(gone.book_id)
+    named = [user for _, user, _, _ in gone.redeemed]
+    waiting = [*named]
+
+    def report(what: str, _done: int, _count: int) -> None:
+        while what == "restored" and waiting:
+            erase(stage.api, waiting.pop())
+
+    with file.open("rb") as opened:
+        restore(stage.url, opened, report)
+    assert waiting == []
+    users = "SELECT user_id FROM redemption_audit UNION SELECT user_id FROM coupon_assignments"
+    assert {it for (it,) in stage.rows(users)}.isdisjoint(named)
+    stage.adds_up()
+    assert findings(stage.api) == []
+
+
+def test_who_is_erased_while_events_are_deleted_is_in_no_assignment(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(archiving, "CHUNK", 1)
+    gone = campaign(stage.api)
+    seal_ledger(stage.url, rows_of_seal=1)
+    named = [user for _, user, _, _ in gone.redeemed]
+    waiting = [*reversed(named)]
+
+    def report(what: str, done: int, _count: int) -> None:
+        while what == "deleted" and done > 10 and waiting:
+            erase(stage.api, waiting.pop())
+
+    (file,) = stage.archive(gone.book_id, report=report)
+    assert waiting == []
+    of_bearers = "SELECT user_id FROM coupon_archived_assignments"
+    users = f"SELECT user_id FROM coupon_assignments UNION {of_bearers}"
+    assert {it for (it,) in stage.rows(users)}.isdisjoint(named)
+    stage.adds_up()
+    stage.restore(file)
+    stage.adds_up()
+
+
+def test_assignments_are_not_restored_while_a_user_is_being_erased(stage: Stage) -> None:
+    gone = campaign(stage.api)
+    (file,) = stage.archive(gone.book_id)
+    erasing = "INSERT INTO coupon_erased_users (pseudonym, state, begin_time) VALUES (%s, 2, now())"
+    pseudonym = f"erased-{'a' * 32}"
+    with psycopg.connect(stage.url, autocommit=True) as connection:
+        connection.execute(erasing, [pseudonym])
+        with pytest.raises(CannotArchiveError, match="being erased"):
+            stage.restore(file)
+        connection.execute("DELETE FROM coupon_erased_users WHERE pseudonym = %s", [pseudonym])
+    stage.restore(file)
+    stage.adds_up()
+
+
+def test_a_user_is_erased_whose_events_an_archive_has_just_taken(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, user = new_codes(1)[0], unique("user")
+    optional = books.LOCK_POLICY_OPTIONAL
+    book_id = stage.api.book(codes=[code], lock_policy=optional, **OF_BUSINESS).book_id
+    stage.api.unlock(stage.api.lock(code, user).lock_token)
+    stage.api.close_book(book_id)
+    delete = records.delete_archived
+    erasing = Thread(target=erase, args=(stage.api, user))
+    waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = 'transactionid'"
+
+    def erase_meanwhile(*given: Any) -> int:
+        """The ledger has the events until this transaction is committed."""
+        deleted = delete(*given)
+        if not erasing.ident:
+            erasing.start()
+            until(lambda: stage.rows(waiting) != [(0,)])
+        return deleted
+
+    monkeypatch.setattr(records, "delete_archived", erase_meanwhile)
+    assert stage.archive(book_id)
+    erasing.join()
+    assert stage.rows(f"SELECT FROM coupon_user_keys WHERE user_id = '{user}'") == []
+    stage.adds_up()
 
 
 def test_codes_of_an_archived_book_are_not_deleted(stage: Stage) -> None:
