@@ -15,6 +15,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import signal
 import sys
 import uuid
 from collections.abc import Callable, Generator, Iterator
@@ -43,10 +44,10 @@ if TYPE_CHECKING:
 
 pytest.register_assert_rewrite("support.invariants", "support.idle", "faults", "model")
 
-LONG = {"model", "fuzz"}
+LONG = {"model", "fuzz", "mutants"}
 """Folders of long tests, which run first."""
 
-ALONE = {"concurrency", "faults", "mutants"}
+ALONE = {"concurrency", "faults"}
 """Folders of timing-sensitive tests, which run exclusively."""
 
 TURNS = pytest.StashKey[IO[str]]()
@@ -61,7 +62,10 @@ hypothesis.settings.load_profile("tests")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Prepare a worker of pytest-xdist."""
+    """Prepare a run, or a worker of pytest-xdist."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # As in the background of a shell, also for what the tests start and interrupt.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if (worker := os.environ.get("PYTEST_XDIST_WORKER")) is None:
         return
     shared = Path(str(config.getoption("basetemp"))).parent
