@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator
 from contextlib import closing, contextmanager, suppress
 
 import psycopg
-from mutants.harness import Stack
+from mutants.harness import WAITING_FOR_A_LOCK, Stack
 from mutants.rpc_harness import server
 from support.calls import tried
 from support.service import Api, ServerThread, books, new_codes, redemptions
@@ -18,6 +18,7 @@ from support.token_issuers import ASKED_FOR
 from support.waiting import PATIENCE, until
 
 IN_TIME_S = 1.0
+PATIENT = {"lock_timeout_ms": 10_000, "statement_timeout_ms": 20_000, "default_deadline_ms": 60_000}
 UNLIMITED = books.BookLimits(max_redemptions_per_code=0)
 
 
@@ -73,13 +74,20 @@ def limits_over_a_stream(it: Stack) -> None:
 
 def stream_that_is_cut(it: Stack) -> None:
     """What a stream has read is carried out."""
-    with server(it, lock_timeout_ms=10_000) as running, closing(Api(running.address)) as api:
+    with (
+        # The first fills the only batch, and the others wait for their turn.
+        server(it, batches_in_flight=1, **PATIENT) as running,
+        closing(Api(running.address)) as api,
+        psycopg.connect(it.database_url, autocommit=True) as observer,
+    ):
         code = api.code(limits=UNLIMITED)
         with held(it, code):
             stream = Stream(api.redemptions.Checkout)
-            for number in range(3):
+            stream.begin("RedeemCode", api.redeem_request(code, "user"))
+            until(lambda: observer.execute(WAITING_FOR_A_LOCK).rowcount)
+            for _ in range(2):
                 stream.begin("RedeemCode", api.redeem_request(code, "user"))
-                until(lambda count=number + 1: operations_in_flight(running) == count)
+            until(lambda: operations_in_flight(running) == 3)
             stream.call.cancel()
             until(lambda: not running.server._streams.open)
         until(lambda: operations_in_flight(running) == 0)

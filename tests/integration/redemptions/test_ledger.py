@@ -30,7 +30,8 @@ from coupon_service.v1.coupon_book_service_pb2_grpc import CouponBookServiceStub
 
 REDEEMED = audit.AUDIT_EVENT_TYPE_REDEEMED
 
-WHO = {"caller", "peer", "user_agent", "event_id", "event_time", "request_id", "type", "book_id"}
+CALLER = {"caller", "peer", "user_agent", "request_id"}
+WHO = CALLER | {"event_id", "event_time", "sequence", "type", "book_id"}
 """Columns that every row has."""
 
 
