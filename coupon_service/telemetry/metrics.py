@@ -276,6 +276,10 @@ class Metrics:
             self._guess_alarms[kind,]
         for reason in ("full", "failed", "stopped"):
             self._refusals_dropped[reason,]
+        self._erased_rows["redemption_audit",]
+        self._replica_reads["replica", ""]
+        for reason in ("behind", "away", "failed", "not_found"):
+            self._replica_reads["primary", reason]
 
     def rpcs_finished(
         self, method: str, status: str, reason: str, seconds: Sequence[float]

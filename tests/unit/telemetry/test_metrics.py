@@ -25,6 +25,8 @@ LABELS = {
     "transport",
     "fault",
     "shard",
+    "table",
+    "answered_by",
 }
 COMMAND: tuple[str, ...] = ("event", "outcome", "reason")
 REDEEM = "RedemptionService/RedeemCode"
