@@ -5,8 +5,8 @@ Each step is recorded, so that whoever comes after one that was cut off goes on 
 1. the file is written under a temporary name, and verified;
 2. the archive is *written*: roll-backs and adjustments of what it has are refused from then on, and
    those that were under way come to their end; if there were any, it is written anew;
-3. the file is verified once more, and the archive is *deleting*: opening balances stand for its
-   events, whether they are still there or not;
+3. the file is verified once more, or written anew if it was lost, and the archive is *deleting*:
+   opening balances stand for its events, whether they are still there or not;
 4. the events are deleted, seal by seal, and each leaves its id.
 """
 
@@ -226,13 +226,17 @@ class _Archiving:
         # Another book may have got codes of this one from somebody who had not seen the mark.
         records.mark_books(connection, archive, archive.last_sequence)
         if events.count_late(connection, archive.book_id, archive.last_sequence):
-            with connection.transaction():
-                records.unmark_book(connection, archive)
-                records.begin_anew(connection, archive)
+            self._begin_anew(archive)
             raise CannotArchiveError(
                 f"Redemptions of book {archive.book_id} were changed meanwhile: archive it again."
             )
-        verified = self._verified_file(archive)
+        try:
+            verified = self._verified_file(archive)
+        except CannotArchiveError:
+            if self._written is not None:
+                raise
+            self._begin_anew(archive)  # the ledger still has all of it
+            return
         codes = (
             (code, it.redemptions, it.assignments, it.user_redemptions)
             for code, it in verified.balances.of_codes.items()
@@ -254,6 +258,11 @@ class _Archiving:
             records.move_bearers(connection, archive)
             insert_book_event(connection, archive, EventType.BOOK_ARCHIVED, described)
             records.set_state(connection, archive, ArchiveState.DELETING)
+
+    def _begin_anew(self, archive: Archive) -> None:
+        with self._connection.transaction():
+            records.unmark_book(self._connection, archive)
+            records.begin_anew(self._connection, archive)
 
     def _verified_file(self, archive: Archive) -> Verified:
         """Of one that this has verified before only the digest is compared."""

@@ -177,6 +177,18 @@ def restoring(connection: Connection) -> str | None:
     return None if row is None else row[0]
 
 
+SELECT_SINCE: Final = """
+SELECT file_name FROM coupon_audit_archives
+WHERE book_id = %s AND archive > %s AND state IN (3, 4, 5) LIMIT 1
+"""
+
+
+def archived_since(connection: Connection, archive: Archive) -> str | None:
+    """The file of a later archive of its book, which has all that this one had."""
+    row = connection.execute(SELECT_SINCE, [archive.book_id, archive.number]).fetchone()
+    return None if row is None else row[0]
+
+
 def insert_archive(connection: Connection, book_id: UUID, suffix: str) -> Archive:
     """Begins an archive of the book."""
     parameters = {"book_id": book_id, "suffix": suffix}

@@ -43,6 +43,8 @@ def restore(database_url: str, file: IO[bytes], report: Report = silent) -> Arch
             raise CannotArchiveError(str(error)) from error
         archive = _archive_of(connection, verified)
         if archive.state is ArchiveState.RESTORED:
+            if (file_name := records.archived_since(connection, archive)) is not None:
+                raise CannotArchiveError(f"It was restored, and {file_name} has its events now.")
             return archive
         records.set_state(connection, archive, ArchiveState.RESTORING)
         keys: _Keys | None = None

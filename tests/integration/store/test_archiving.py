@@ -310,6 +310,38 @@ def test_a_file_that_was_changed_is_neither_used_for_a_deletion_nor_restored(
     stage.adds_up()
 
 
+def test_a_file_that_is_lost_before_anything_was_deleted_is_written_anew(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = campaign(stage.api)
+
+    def cut_off(_: object) -> None:
+        raise CutOffError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(archiving, "wait_for_others", cut_off)
+        with pytest.raises(CutOffError):
+            stage.archive(gone.book_id)
+    (lost,) = stage.folder.glob(f"{gone.book_id}-*.archive")
+    lost.unlink()
+    assert stage.archive(gone.book_id) == [lost]
+    stage.adds_up()
+    stage.restore(lost)
+    stage.adds_up()
+
+
+def test_a_file_whose_events_a_later_one_has_says_so(stage: Stage) -> None:
+    gone = campaign(stage.api)
+    (before,) = stage.archive(gone.book_id)
+    stage.restore(before)
+    stage.restore(before)
+    (later,) = stage.archive(gone.book_id)
+    with pytest.raises(CannotArchiveError, match=later.name):
+        stage.restore(before)
+    stage.restore(later)
+    stage.adds_up()
+
+
 def test_redemptions_that_are_on_their_way_to_an_archive_are_not_changed(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
