@@ -54,11 +54,10 @@ endif
 PROOF := tests/mutants tests/fuzz tests/concurrency tests/faults
 
 # Tests of calls that say whose code they mean, or leave it to the default: they hold on any number
-# of shards. Others write rows by themselves, or have books of other businesses than the default.
-SHARDED := $(addprefix tests/integration/,access/test_authentication.py \
-	access/test_orders_of_end_users.py access/test_rate_limits.py \
+# of shards. Others write rows by themselves, look at one ledger, or have books of other businesses.
+SHARDED := $(addprefix tests/integration/,access/test_orders_of_end_users.py access/test_rate_limits.py \
 	$(addprefix assignments/test_,assignments.py transfers.py user_coupons.py) books/test_bad_books.py \
-	$(addprefix codes/test_,beside_bulk.py code_changes.py codes.py dry_runs.py imports.py spellings.py) \
+	$(addprefix codes/test_,beside_bulk.py codes.py dry_runs.py imports.py spellings.py) \
 	$(addprefix locks/test_,acquire.py acquired_in_time.py batches.py expiry.py faults.py policy.py \
 	release.py requests.py take_over.py waits.py) \
 	$(addprefix redemptions/test_,adjustments.py bad_batches.py checkout_streams.py idempotency.py \
