@@ -73,7 +73,7 @@ CREATE TYPE coupon_erased_event AS (
 CREATE FUNCTION coupon_erase_user(
     pseudonym text, names text[], events uuid[], buckets smallint[],
     order_ids text[], erased_orders text[], rollbacks uuid[], commitments bytea[]
-) RETURNS jsonb LANGUAGE plpgsql SECURITY DEFINER SET "coupon.ledger_change" = 'erase' AS $$
+) RETURNS jsonb LANGUAGE plpgsql SECURITY DEFINER AS $$
 DECLARE
     of_order record;
     of_book record;
@@ -99,6 +99,8 @@ BEGIN
         RAISE EXCEPTION 'nobody is being erased under this name' USING ERRCODE = 'insufficient_privilege';
     END IF;
 
+    -- Not by SET of the function: for that its owner would need a privilege on the parameter, or be superuser.
+    PERFORM set_config('coupon.ledger_change', 'erase', true);
     UPDATE coupon_audit_head SET erasures = erasures + 1;
 
     IF cardinality(events) > 0 THEN
@@ -313,6 +315,7 @@ BEGIN
         END IF;
     END IF;
 
+    PERFORM set_config('coupon.ledger_change', '', true);
     RETURN jsonb_strip_nulls(jsonb_build_object(
         'redemption_audit', nullif(of_ledger, 0), 'coupon_assignments', nullif(of_assignments, 0),
         'coupon_orders', nullif(of_orders, 0), 'coupon_user_counters', nullif(of_users, 0),
