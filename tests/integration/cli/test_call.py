@@ -99,7 +99,7 @@ def test_what_a_stream_answered_before_it_failed_is_printed(api: Api, call: Call
 @pytest.mark.parametrize("method", EXAMPLES)
 def test_no_example_is_a_bad_request(method: str, call: Call) -> None:
     text = EXAMPLES[method]
-    for word in ("BOOK_ID", "LOCK_ID", "REDEMPTION_ID"):
+    for word in ("BOOK_ID", "EVENT_ID", "LOCK_ID", "REDEMPTION_ID"):
         text = text.replace(word, str(uuid.uuid4()))
     done = call(method, mark="-", text=text, options=("--timeout", "2"))
     assert not done.stderr.startswith("INVALID_ARGUMENT"), done.stderr

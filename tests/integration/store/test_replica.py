@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,11 @@ class Replicated:
         self.standby = standby
         self.api = Api(server.address)
         self._reported: list[Readiness] = []
-        server.server._readiness_changed = self._reported.append  # type: ignore[method-assign]
+
+        def report(found: Readiness, _: Sequence[Readiness]) -> None:
+            self._reported.append(found)
+
+        server.server._readiness_changed = report  # type: ignore[method-assign]
 
     def answered(self, by: str, reason: str = "") -> float:
         """So many reads were answered by this server."""
