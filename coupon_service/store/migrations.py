@@ -271,10 +271,10 @@ def _check(backend: DatabaseBackend) -> None:
 # The role of the service may have a timeout, by what migrate grants prints. Without parameters, so
 # that it is a simple query: one of the extended protocol would keep its snapshot, for whose end an
 # index that is built CONCURRENTLY waits.
-TRY_LOCK: Final = """
-SELECT pg_try_advisory_xact_lock(%d),
+TRY_LOCK: Final = sql.SQL("""
+SELECT pg_try_advisory_xact_lock({lock}),
     set_config('idle_in_transaction_session_timeout', '0', true)
-"""
+""")
 
 SELECT_HOLDER: Final = """
 SELECT pid, usename, application_name, host(client_addr), backend_start::timestamp(0)
@@ -292,7 +292,8 @@ def _lock(connection: psycopg.Connection[TupleRow], lock: int) -> None:
     Raises Contention, which says who holds it.
     """
     deadline_s = monotonic() + LOCK_TIMEOUT_MS / 1000
-    while connection.execute((TRY_LOCK % lock).encode()).fetchone() != (True, "0"):
+    try_lock = TRY_LOCK.format(lock=sql.Literal(lock))
+    while connection.execute(try_lock).fetchone() != (True, "0"):
         connection.rollback()
         if monotonic() > deadline_s:
             holder = _holder(connection, lock)

@@ -189,7 +189,7 @@ class TestStoppingAndStartingAgain:
         with dev(tmp_path, DATABASE_URL=empty_database_url, REDIS_URL=redis_url) as ready:
             assert events(paste(ready.session)) == ["REDEEMED", "LOCKED", "ASSIGNED"]
         made = {path.name for path in (tmp_path / ".data").iterdir()}
-        assert made == {"lock-token-secret", "pid"}
+        assert made == {"erasure-secret", "lock-token-secret", "pid"}
 
 
 class TestTokens:

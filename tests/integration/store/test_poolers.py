@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import psycopg
 import pytest
+from psycopg import sql
 from support.calls import reason_or_ok
 from support.pgbouncer import Pooler, needs_pgbouncer, needs_preparing_pgbouncer, pgbouncer
 from support.postgres_roles import new_role
@@ -196,7 +197,8 @@ def test_a_migration_that_was_killed_holds_no_lock_in_a_pooler(
     with pgbouncer(tmp_path, empty_database_url) as pooler:
         url = pooler.url(empty_database_url)
         other = psycopg.connect(url)
-        assert other.execute((TRY_LOCK % MIGRATION_LOCK).encode()).fetchone() == (True, "0")
+        try_lock = TRY_LOCK.format(lock=sql.Literal(MIGRATION_LOCK))
+        assert other.execute(try_lock).fetchone() == (True, "0")
         other.close()
         assert migrations.apply(url, pooled=True)
 
