@@ -15,6 +15,7 @@ from uuid import UUID
 import typer
 
 from coupon_service.cli.failure import CommandError
+from coupon_service.cli.fields import time_option
 from coupon_service.cli.migrate import only_database_of
 from coupon_service.cli.progress import Update, progress
 from coupon_service.settings import Purpose, load_settings
@@ -36,8 +37,8 @@ ClosedBefore = Annotated[
     datetime | None,
     typer.Option(
         metavar="TIME",
-        formats=["%Y-%m-%d", "%Y-%m-%dT%H:%M:%SZ"],
-        help="Books that were closed before then, in UTC: 2026-06-30, or 2026-06-30T12:00:00Z.",
+        parser=time_option,
+        help="Books that were closed before then: 2026-06-30, or 2026-06-30T12:00:00Z.",
         show_default=False,
     ),
 ]
@@ -179,7 +180,7 @@ def _time(closed_before: datetime | None, older_than_days: int | None) -> dateti
     if (closed_before is None) is (older_than_days is None):
         raise CommandError("Give either --closed-before or --older-than-days.")
     if closed_before is not None:
-        return closed_before.replace(tzinfo=UTC)
+        return closed_before
     return datetime.now(UTC) - timedelta(days=older_than_days or 0)
 
 

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Final, TextIO
 
@@ -40,6 +40,7 @@ from coupon_service.cli.exported_rows import (
     RowWriter,
 )
 from coupon_service.cli.failure import CommandError
+from coupon_service.cli.fields import time_option
 from coupon_service.cli.progress import progress
 from coupon_service.v1.audit_service_pb2 import (
     AuditEvent,
@@ -58,7 +59,7 @@ Since = Annotated[
     datetime | None,
     typer.Option(
         metavar="TIME",
-        formats=["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S%z"],
+        parser=time_option,
         help="From this time on: 2026-01-31, which is in UTC, or 2026-01-31T08:00:00+0100.",
         show_default=False,
     ),
@@ -67,7 +68,7 @@ Until = Annotated[
     datetime | None,
     typer.Option(
         metavar="TIME",
-        formats=["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S%z"],
+        parser=time_option,
         help="Before this time.",
         show_default=False,
     ),
@@ -144,7 +145,7 @@ def export(
     of = _of("events", since, until, as_, book, business)
     request = WatchAuditEventsRequest(book_id=book, business_id=business, stop_at_end=True)
     if since is not None:
-        request.start_time.FromDatetime(_utc(since))
+        request.start_time.FromDatetime(since)
     with connect_blocking(
         address, token, Tls(tls_ca, tls_certificate, tls_key, tls_name)
     ) as service:
@@ -173,9 +174,9 @@ def export_redemptions(
     of = _of("redemptions", since, until, as_, book, business)
     request = ListRedemptionsRequest(book_id=book, business_id=business, page_size=PAGE_SIZE)
     if since is not None:
-        request.start_time.FromDatetime(_utc(since))
+        request.start_time.FromDatetime(since)
     if until is not None:
-        request.end_time.FromDatetime(_utc(until))
+        request.end_time.FromDatetime(until)
     with connect_blocking(
         address, token, Tls(tls_ca, tls_certificate, tls_key, tls_name)
     ) as service:
@@ -206,7 +207,7 @@ def follow(
     """Print the events of the ledger, oldest first, and new ones as they are recorded."""
     request = WatchAuditEventsRequest(book_id=book, business_id=business)
     if since is not None:
-        request.start_time.FromDatetime(_utc(since))
+        request.start_time.FromDatetime(since)
     elif from_now:
         request.from_now = True
     of = _of("followed", since, None, Format.JSONL, book, business)
@@ -224,10 +225,6 @@ def follow(
                 kept.keep(message.resume_token, rows, 0)
             if message.HasField("stall"):
                 typer.echo(f"held up by {'; '.join(message.stall.holders)}", err=True)
-
-
-def _utc(time: datetime) -> datetime:
-    return time if time.tzinfo is not None else time.replace(tzinfo=UTC)
 
 
 def _of(
@@ -270,7 +267,7 @@ def _watched(
 def _events(
     service: BlockingService, request: WatchAuditEventsRequest, until: datetime | None
 ) -> Pages:
-    end = None if until is None else _utc(until).timestamp()
+    end = None if until is None else until.timestamp()
 
     def pages(token: str) -> Generator[tuple[Sequence[Message], str]]:
         request.resume_token = token

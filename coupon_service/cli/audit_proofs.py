@@ -28,7 +28,7 @@ from coupon_service.cli.client import (
     connect_blocking,
 )
 from coupon_service.cli.failure import CommandError
-from coupon_service.cli.fields import read_time
+from coupon_service.cli.fields import time_option
 from coupon_service.cli.progress import progress
 from coupon_service.v1.audit_service_pb2 import (
     AuditFault,
@@ -70,15 +70,21 @@ Key = Annotated[
 
 def verify(
     since: Annotated[
-        str | None,
+        datetime | None,
         typer.Option(
-            metavar="TIME", help="Only what was sealed at this time or later.", show_default=False
+            metavar="TIME",
+            parser=time_option,
+            help="Only what was sealed at this time or later.",
+            show_default=False,
         ),
     ] = None,
     until: Annotated[
-        str | None,
+        datetime | None,
         typer.Option(
-            metavar="TIME", help="Only what was sealed before this time.", show_default=False
+            metavar="TIME",
+            parser=time_option,
+            help="Only what was sealed before this time.",
+            show_default=False,
         ),
     ] = None,
     against: Against = None,
@@ -94,9 +100,9 @@ def verify(
     kept = _kept(against, key)
     request = VerifyAuditRequest()
     if since is not None:
-        request.start_time.FromDatetime(_time(since))
+        request.start_time.FromDatetime(since)
     if until is not None:
-        request.end_time.FromDatetime(_time(until))
+        request.end_time.FromDatetime(until)
     with connect_blocking(
         address, token, Tls(tls_ca, tls_certificate, tls_key, tls_name)
     ) as service:
@@ -209,11 +215,4 @@ def _checked(note: str, key: str | None) -> Checkpoint:
     try:
         return read_checkpoint(note) if key is None else verify_checkpoint(note, key)
     except (MalformedError, NotVerifiedError) as error:
-        raise CommandError(str(error)) from error
-
-
-def _time(text: str) -> datetime:
-    try:
-        return read_time(text)
-    except ValueError as error:
         raise CommandError(str(error)) from error

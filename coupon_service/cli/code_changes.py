@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from enum import StrEnum
 from itertools import islice
 from pathlib import Path
@@ -30,6 +30,7 @@ from coupon_service.cli.client import (
 from coupon_service.cli.code_file import CodeFile
 from coupon_service.cli.codes import Book, RequestId, StoredState, find_book
 from coupon_service.cli.failure import CommandError
+from coupon_service.cli.fields import time_option
 from coupon_service.cli.progress import Update, progress
 from coupon_service.cli.text_files import open_text
 from coupon_service.cli.upload import CSV_SUFFIXES, REJECTED
@@ -111,7 +112,8 @@ def codes(
     assigned_before: Annotated[
         datetime | None,
         typer.Option(
-            formats=["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%S%z"],
+            metavar="TIME",
+            parser=time_option,
             help="Codes with an active assignment from before this time, in UTC unless it has an"
             " offset.",
             show_default=False,
@@ -148,8 +150,6 @@ def codes(
     if state is not None:
         wanted.state = CouponCodeState.Value(f"COUPON_CODE_STATE_{state.name}")
     if assigned_before is not None:
-        if assigned_before.tzinfo is None:
-            assigned_before = assigned_before.replace(tzinfo=UTC)
         wanted.assigned_before.FromDatetime(assigned_before)
     filtered = bool(wanted.ByteSize())
     if filtered is (file is not None):

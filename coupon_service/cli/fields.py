@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
 from typing import Any, Final, cast
 
+import typer
 from google.protobuf import json_format
 
 from coupon_service.cli.requests import in_full
@@ -21,6 +22,7 @@ TIME: Final = re.compile(
 UTC_ASSUMED: Final = (
     "Times without a zone are taken as UTC, and a date alone as its first moment: 00:00 UTC."
 )
+TIME_EXPECTED: Final = "expected a time such as 2026-12-31, or 2026-12-31T18:00+01:00"
 METADATA: Final = "metadata."
 """Before the name of an entry of the metadata, whose value is the text of the cell."""
 
@@ -41,8 +43,7 @@ def _time(made: NewCode, field: str, cell: str) -> None:
     try:
         moment = read_time(cell)
     except ValueError as error:
-        example = "2026-12-31, or 2026-12-31T18:00+01:00"
-        raise ValueError(f"expected a time such as {example}, not {cell}") from error
+        raise ValueError(f"{TIME_EXPECTED}, not {cell}") from error
     getattr(made.terms, field).FromDatetime(moment)
 
 
@@ -54,6 +55,14 @@ def read_time(text: str) -> datetime:
     day, time, zone = found.groups()
     moment = datetime.fromisoformat(f"{day}T{time or '00:00'}{zone or '+00:00'}")
     return moment.astimezone(UTC)
+
+
+def time_option(text: str) -> datetime:
+    """The moment that an option says, for `parser`. Raises typer.BadParameter."""
+    try:
+        return read_time(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"{TIME_EXPECTED}, not {text}") from error
 
 
 def _percent(made: NewCode, _: str, cell: str) -> None:

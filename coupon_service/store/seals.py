@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, LiteralString
@@ -155,8 +155,14 @@ async def _one(connection: Connection, statement: LiteralString, number: int) ->
 
 
 def _link(row: tuple[Any, ...]) -> Link:
-    number, first, last, row_count, root, leaves_hash, seal_time, version, chain, leaves = row
-    seal = Seal(
+    *columns, chain, leaves = row
+    return Link(seal_from_row(columns), chain, leaves)
+
+
+def seal_from_row(row: Sequence[Any]) -> Seal:
+    """The seal of the columns of coupon_audit_seals that go into its chain."""
+    number, first, last, row_count, root, leaves_hash, seal_time, version = row
+    return Seal(
         number=number,
         first_sequence=first,
         last_sequence=last,
@@ -166,7 +172,6 @@ def _link(row: tuple[Any, ...]) -> Link:
         seal_time=seal_time,
         version=version,
     )
-    return Link(seal, chain, leaves)
 
 
 SEAL_STATUS: Final = """

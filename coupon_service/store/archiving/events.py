@@ -10,6 +10,7 @@ from psycopg.rows import dict_row
 
 from coupon_service.audit.seals import Link, Position, Seal
 from coupon_service.store.archiving.records import Connection
+from coupon_service.store.seals import seal_from_row
 
 COLUMNS: Final[tuple[LiteralString, ...]] = (
     "sequence",
@@ -148,7 +149,7 @@ def select_link(connection: Connection, sequence: int) -> Link | None:
     row = connection.execute(SELECT_LINK, [sequence]).fetchone()
     if row is None or row[1] > sequence:
         return None
-    return Link(_seal(row[:8]), row[8], row[9])
+    return Link(seal_from_row(row[:8]), row[8], row[9])
 
 
 def select_seals(connection: Connection, first: int, last: int) -> Iterator[Seal]:
@@ -157,27 +158,13 @@ def select_seals(connection: Connection, first: int, last: int) -> Iterator[Seal
         cursor.itersize = 10_000
         cursor.execute(SELECT_SEALS, [first, last])
         for row in cursor:
-            yield _seal(row)
+            yield seal_from_row(row)
 
 
 def select_position(connection: Connection, number: int) -> Position | None:
     """Where the chain is after the seal of this number."""
     row = connection.execute(SELECT_POSITION, [number]).fetchone()
     return None if row is None else Position(*row)
-
-
-def _seal(row: Sequence[Any]) -> Seal:
-    number, first, last, count, root, leaves_hash, seal_time, version = row
-    return Seal(
-        number=number,
-        first_sequence=first,
-        last_sequence=last,
-        row_count=count,
-        root=root,
-        leaves_hash=leaves_hash,
-        seal_time=seal_time,
-        version=version,
-    )
 
 
 # COPY cannot pass over what is there: so it goes to a table of the session first.
