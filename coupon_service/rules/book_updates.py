@@ -171,10 +171,10 @@ def _fixed_of_periods(before: PeriodLimits | None, after: PeriodLimits | None) -
         return
     if before is None:
         yield "period_limits"
-        return
-    for name in ("period", "time_zone"):
-        if getattr(after, name) != getattr(before, name):
-            yield f"period_limits.{name}"
-    for name in ("max_redemptions", "max_redemptions_per_user"):
-        if getattr(after, name) and not getattr(before, name):
-            yield f"period_limits.{name}"
+    else:
+        for name in ("period", "time_zone"):
+            if getattr(after, name) != getattr(before, name):
+                yield f"period_limits.{name}"
+        for name in ("max_redemptions", "max_redemptions_per_user"):
+            if getattr(after, name) and not getattr(before, name):
+                yield f"period_limits.{name}"

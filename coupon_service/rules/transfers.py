@@ -53,8 +53,7 @@ def transfer(command: Transfer, code: Code, book: Book, draft: Draft) -> Outcome
     draft.count_user(book, given.user_id, assignments=-1)
     draft.count_user(book, received.user_id, assignments=1)
     about = draft.about(command, EventType.ASSIGNMENT_TRANSFERRED, before=code, after=code)
-    if received.assign_time is not None:
-        about["event_time"] = received.assign_time
+    about["event_time"] = received.assign_time or draft.now
     event = Event(
         **about,
         user_id=given.user_id,

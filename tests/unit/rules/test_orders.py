@@ -212,6 +212,11 @@ class TestOrders:
         it.does(lock("B"))
         assert type(it.refuses(for_order("B", lease=PERMIT))) is CouponsNotCombinable
 
+    def test_what_is_no_redemption_waits_for_no_lease(self) -> None:
+        it = world(of_book(lock_policy=LockPolicy.OPTIONAL))
+        (outcomes,) = it.run(CommandGroup((for_order("A"), lock("B"))))
+        assert [type(outcome) for outcome in outcomes] == [LeaseNeeded, Done]
+
     def test_what_comes_after_a_coupon_that_needs_a_lease_waits_for_it(self) -> None:
         it = world(of_book(lock_policy=LockPolicy.OPTIONAL), of_book(book_id=OTHER))
         commands = for_order("A"), for_order("X"), for_order("Y", order="o2")

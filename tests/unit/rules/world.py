@@ -255,6 +255,8 @@ class World:
             totals=state.totals.copy(),
             periods=state.periods.copy(),
             order_coupons=state.order_coupons.copy(),
+            adjustments=state.adjustments.copy(),
+            terms=state.terms.copy(),
             candidates={
                 book_id: candidates.copy() for book_id, candidates in state.candidates.items()
             },
