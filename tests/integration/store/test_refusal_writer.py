@@ -73,14 +73,26 @@ async def database(
             yield database
 
 
-async def test_attempts_are_written_together_a_moment_later(database: Database) -> None:
+async def test_attempts_of_a_moment_are_written_together(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    statements: list[int] = []
+    real = refusal_writer.insert_refusals
+
+    async def insert(connection: Any, rows: list[RefusedAttempt], *arguments: Any) -> None:
+        statements.append(len(rows))
+        await real(connection, rows, *arguments)
+
+    monkeypatch.setattr(refusal_writer, "insert_refusals", insert)
     writer = Writer(database, delay_s=0.2)
-    writer.add(*range(600))
-    assert not await writer.rows()
-    await writer.until(lambda: writer.written == 600)
-    assert await writer.rows() == [attempt(it) for it in range(600)]
-    writer.add(600)
-    await writer.until(lambda: writer.written == 601)
+    few = refusal_writer.WRITTEN_MAX - 1
+    writer.add(*range(few))
+    await writer.until(lambda: writer.written == few)
+    assert statements == [few]
+    assert await writer.rows() == [attempt(it) for it in range(few)]
+    writer.add(few)
+    await writer.until(lambda: writer.written == few + 1)
+    assert statements == [few, 1]
 
 
 async def test_enough_for_a_statement_waits_no_longer(database: Database) -> None:
