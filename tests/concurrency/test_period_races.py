@@ -11,11 +11,12 @@ from concurrency.test_races import CALLERS, assert_conserved, outcomes
 from support.calls import ALL_OR_NOTHING, batch, item
 from support.invariants import assert_adds_up
 from support.service import Api, ServerThread, all_at_once, books, new_codes
+from support.time_zones import zone_at_noon
 
 
 def book_of(api: Api, names: list[str], **limits: int) -> books.CouponBook:
-    """A book with limits a month, so that no test runs over the end of one, or nearly none."""
-    period = books.PeriodLimits(period=books.PERIOD_MONTH, time_zone="Pacific/Kiritimati", **limits)
+    """A book with limits a day that does not end meanwhile."""
+    period = books.PeriodLimits(period=books.PERIOD_DAY, time_zone=zone_at_noon(), **limits)
     return api.book(
         codes=names, period_limits=period, limits=books.BookLimits(max_redemptions_per_code=0)
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
+from unittest import mock
 
 import psycopg
 from mutants.harness import Stack
@@ -39,7 +40,8 @@ def row_that_is_committed_late(it: Stack) -> None:
         with psycopg.connect(store.url) as late:
             write(late)
             await store.write(some_events(3))
-            await store.sealer.seal_all()
+            with mock.patch.object(ledger_sealer, "SETTLE_S", 0.1):
+                await store.sealer.seal_all()
             late.commit()
         await store.sealer.seal_all()
         assert await _faults(store) == []

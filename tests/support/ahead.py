@@ -17,10 +17,12 @@ class Clock:
     """The time of the server. Redis has the real one."""
 
     ahead: timedelta = timedelta()
+    stands_at: datetime | None = None
+    """A time that does not go on by itself."""
 
     def now(self) -> datetime:
-        """The real time, and so much more."""
-        return datetime.now(UTC) + self.ahead
+        """The real time or the one that it stands at, and so much more."""
+        return (self.stands_at or datetime.now(UTC)) + self.ahead
 
 
 @dataclass(frozen=True)

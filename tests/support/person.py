@@ -15,6 +15,7 @@ from support.service import (
     struct,
     unique,
 )
+from support.time_zones import zone_at_noon
 
 ERASED = audit.ERASURE_STATE_ERASED
 COMBINABLE = books.ORDER_POLICY_COMBINABLE
@@ -66,7 +67,7 @@ class Person:
             limits=limits,
             lock_policy=OPTIONAL,
             period_limits=books.PeriodLimits(
-                period=books.PERIOD_DAY, time_zone="UTC", max_redemptions_per_user=8
+                period=books.PERIOD_DAY, time_zone=zone_at_noon(), max_redemptions_per_user=8
             ),
         )
         api.assign(first[0], user, metadata=struct(note=self.words[0]))

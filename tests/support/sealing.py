@@ -7,12 +7,14 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from random import Random
 from typing import Any
+from unittest import mock
 from uuid import UUID
 
 import psycopg
 from support.ledger_rows import NOW, REDEEMED
 from support.store import BULK, opened
 
+from coupon_service.maintenance import ledger_sealer
 from coupon_service.maintenance.ledger_sealer import LedgerSealer
 from coupon_service.model import Event
 from coupon_service.store.bulk.lane import BulkLane
@@ -20,6 +22,9 @@ from coupon_service.store.database import Database
 from coupon_service.store.events import insert_events
 from coupon_service.store.ledger_horizon import LedgerHorizon
 from coupon_service.store.queries.reads import Reads
+
+SETTLE_S = 60.0
+"""How long a sealer waits for others, on whom nothing depends here."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,9 @@ async def sealed_store(url: str) -> AsyncGenerator[SealedStore]:
     async with opened(url) as database, opened(url, **BULK) as bulk:
         lane = BulkLane(bulk)
         sealer = LedgerSealer(LedgerHorizon(database), Reads(database), bulk, lane, 1_000)
-        yield SealedStore(url, database, lane, sealer)
+        # Another database may be analyzed just now.
+        with mock.patch.object(ledger_sealer, "SETTLE_S", SETTLE_S):
+            yield SealedStore(url, database, lane, sealer)
 
 
 def some_events(count: int, seed: int = 1) -> list[Event]:

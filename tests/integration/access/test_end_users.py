@@ -22,6 +22,7 @@ from support.service import (
     refused,
     unique,
 )
+from support.time_zones import zone_at_noon
 from support.token_clients import caller
 from support.waiting import until
 from support.work_done import WorkDone, work_done
@@ -158,7 +159,9 @@ class TestTheirOwn:
         assert datetime.fromisoformat(it.metadata["next_open_time"]) > datetime.now(UTC)
         with refused("CODE_NOT_FOUND"):
             ann.redeem(make(**closed, assignment_policy=REQUIRED), "ann")
-        month = books.PeriodLimits(period=books.PERIOD_MONTH, time_zone="UTC", max_redemptions=1)
+        month = books.PeriodLimits(
+            period=books.PERIOD_MONTH, time_zone=zone_at_noon(), max_redemptions=1
+        )
         many = books.BookLimits(max_redemptions_per_code=0)
         full = make(period_limits=month, limits=many)
         root.redeem(full, "bob")
@@ -167,11 +170,12 @@ class TestTheirOwn:
         assert it.metadata.keys() == {"limit", "period", "next_period_time"}
 
     def test_a_lock_that_was_acquired_in_time_is_honoured(
-        self, ann: Api, make: Callable[..., str]
+        self, root: Api, ann: Api, make: Callable[..., str]
     ) -> None:
-        end = from_now(seconds=1)
-        code = make(end_time=end)
+        code = make()
         held = ann.lock(code, "ann", ttl_s=60)
+        end = from_now(seconds=0.1)
+        root.update(held.lock.book_id, end_time=end)
         until(lambda: datetime.now(UTC) > end)
         for call in (ann.redeem, ann.lock):
             with refused("CODE_NOT_FOUND"):

@@ -37,6 +37,7 @@ from support.service import (
     settings_for,
     unique,
 )
+from support.time_zones import zone_at_noon
 from support.token_clients import caller
 
 from coupon_service.embedded import EmbeddedRedis
@@ -200,7 +201,7 @@ def test_what_cannot_be_a_code_is_no_guess(api: Api, typed: str) -> None:
 
 @pytest.mark.parametrize("whose", ["max_redemptions", "max_redemptions_per_user"])
 def test_who_comes_too_often_in_a_month_has_not_guessed(api: Api, whose: str) -> None:
-    month = books.PeriodLimits(period=books.PERIOD_MONTH, time_zone="UTC", **{whose: 1})
+    month = books.PeriodLimits(period=books.PERIOD_MONTH, time_zone=zone_at_noon(), **{whose: 1})
     many = books.BookLimits(max_redemptions_per_code=0)
     user_id, code = unique("user"), api.code(period_limits=month, limits=many)
     api.redeem(code, user_id)

@@ -22,6 +22,7 @@ from support.service import (
     refused,
     unique,
 )
+from support.time_zones import zone_at_noon
 from support.traces import traces_in
 from support.work_done import work_done
 
@@ -119,7 +120,7 @@ def test_what_was_not_used_is_given_back(api: Api, person: Person) -> None:
 
 def test_limits_a_day_bind(api: Api, person: Person) -> None:
     limits = books.PeriodLimits(
-        period=books.PERIOD_MONTH, time_zone="UTC", max_redemptions_per_user=1
+        period=books.PERIOD_MONTH, time_zone=zone_at_noon(), max_redemptions_per_user=1
     )
     names = person.book(2, period_limits=limits)
     redeemed = api.redeem(names[0], person.user_id).redemption

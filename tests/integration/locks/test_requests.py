@@ -5,25 +5,22 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
-from datetime import UTC
 from typing import Any
 from unittest import mock
 
 import pytest
-from support.calls import locking_code, locks_of
+from model.clock import Clock, clocked_server
+from support.calls import extend, get_lock, locking_code, locks_of
 from support.service import (
     Api,
     ServerThread,
     all_at_once,
     audit,
-    lock_grace,
     redemptions,
     refused,
-    settings_for,
     struct,
     unique,
 )
@@ -36,9 +33,8 @@ from coupon_service.locks.permits import BatchPermits
 from coupon_service.model import Lock
 from coupon_service.store.commands import executor
 
-GRACE_MS = 1_000
-"""How much longer than its token a lock keeps others out."""
 USES = 3
+LOCK_S = 60
 HELD = redemptions.LOCK_STATE_HELD
 ENDS = {
     "released": "RELEASED",
@@ -51,20 +47,45 @@ Held = redemptions.LockCodeResponse
 
 
 @pytest.fixture(scope="module")
-def api(
-    new_database: Callable[[], AbstractContextManager[str]], redis_server_url: str
-) -> Iterator[Api]:
-    """A client of a server where an expired lock keeps others out for a second."""
-    with new_database() as database_url:
-        settings = settings_for(
-            database_url,
-            redis_server_url,
-            **lock_grace(GRACE_MS),
-        )
-        with ServerThread(settings) as server:
-            client = Api(server.address)
-            yield client
-            client.close()
+def clock(redis_alone_url: str) -> Clock:
+    return Clock(redis_alone_url)
+
+
+@pytest.fixture(scope="module")
+def server(
+    new_database: Callable[[], AbstractContextManager[str]], redis_alone_url: str, clock: Clock
+) -> Iterator[ServerThread]:
+    with (
+        new_database() as database_url,
+        clocked_server(database_url, redis_alone_url, clock) as running,
+    ):
+        yield running
+
+
+@pytest.fixture(scope="module")
+def api(server: ServerThread) -> Iterator[Api]:
+    client = Api(server.address)
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def end(server: ServerThread, api: Api, clock: Clock) -> Callable[[Held, str], None]:
+    """Ends a lock."""
+
+    def end(held: Held, how: str) -> None:
+        lock = held.lock
+        match how:
+            case "released":
+                api.unlock(held.lock_token)
+            case "redeemed":
+                api.redeem(lock.code, lock.user_id, lock_token=held.lock_token)
+            case "redeemed without its token":
+                api.redeem(lock.code, lock.user_id)
+            case _:
+                clock.advance(LOCK_S * 1_000 + server.settings.lock_grace_ms + 1)
+
+    return end
 
 
 @contextmanager
@@ -103,21 +124,6 @@ def stopped_before(owner: type, step: str, *requests: str) -> Generator[tuple[se
         yield stopped, go_on
 
 
-def end(api: Api, held: Held, how: str) -> None:
-    """Ends a lock."""
-    lock = held.lock
-    match how:
-        case "released":
-            api.unlock(held.lock_token)
-        case "redeemed":
-            api.redeem(lock.code, lock.user_id, lock_token=held.lock_token)
-        case "redeemed without its token":
-            api.redeem(lock.code, lock.user_id)
-        case _:
-            free_s = lock.expire_time.ToDatetime(UTC).timestamp() + GRACE_MS / 1000
-            until(lambda: time.time() > free_s + 0.1)
-
-
 def assert_over(lock: Callable[[], object], how: str) -> None:
     """A repeat is told how the lock ended, and takes no other."""
     for _ in range(2):
@@ -137,20 +143,20 @@ def assert_the_only_lock(api: Api, lock: redemptions.Lock) -> None:
 
 @pytest.mark.parametrize("how", ENDS)
 def test_who_took_over_the_permit_of_a_lost_attempt_has_that_lock_and_no_other(
-    api: Api, how: str
+    api: Api, end: Callable[[Held, str], None], how: str
 ) -> None:
     code, user, lost, next_ = locking_code(api, USES), unique("user"), unique("1"), unique("2")
     with without_ledger(), refused("DATABASE_UNAVAILABLE"):
-        api.lock(code, user, request_id=lost, ttl_s=1)
-    held = api.lock(code, user, request_id=next_, ttl_s=1)
+        api.lock(code, user, request_id=lost, ttl_s=LOCK_S)
+    held = api.lock(code, user, request_id=next_, ttl_s=LOCK_S)
     assert (held.lock.state, held.replayed) == (HELD, False)
     for request in (next_, lost):
-        again = api.lock(code, user, request_id=request, ttl_s=1)
+        again = api.lock(code, user, request_id=request, ttl_s=LOCK_S)
         assert again.replayed
         assert again.lock == held.lock
-    end(api, held, how)
+    end(held, how)
     for request in (next_, lost):
-        assert_over(lambda it=request: api.lock(code, user, request_id=it, ttl_s=1), how)
+        assert_over(lambda it=request: api.lock(code, user, request_id=it, ttl_s=LOCK_S), how)
     assert_the_only_lock(api, held.lock)
 
 
@@ -159,13 +165,13 @@ def test_who_took_over_the_permit_of_a_lost_attempt_has_that_lock_and_no_other(
     "first", [0, 1], ids=["who acquired the permit", "who was answered with it"]
 )
 def test_two_requests_at_the_same_moment_have_the_same_lock_and_no_other(
-    api: Api, first: int, how: str
+    api: Api, end: Callable[[Held, str], None], first: int, how: str
 ) -> None:
     """`first`: which of them comes to the ledger first."""
     code, user, requests = locking_code(api, USES), unique("user"), (unique("1"), unique("2"))
 
     def lock(request: str) -> Held:
-        return api.lock(code, user, request_id=request, ttl_s=1)
+        return api.lock(code, user, request_id=request, ttl_s=LOCK_S)
 
     with (
         ThreadPoolExecutor() as pool,
@@ -180,20 +186,38 @@ def test_two_requests_at_the_same_moment_have_the_same_lock_and_no_other(
     one, other = (call.result() for call in calls)
     assert one.lock == other.lock
     assert {one.replayed, other.replayed} == {False, True}
-    end(api, one, how)
+    end(one, how)
     for request in requests:
         assert_over(lambda it=request: lock(it), how)
     assert_the_only_lock(api, one.lock)
 
 
 @pytest.mark.parametrize("how", ENDS)
-def test_who_asked_again_while_it_was_held_has_that_lock_and_no_other(api: Api, how: str) -> None:
+def test_who_asked_again_while_it_was_held_has_that_lock_and_no_other(
+    api: Api, end: Callable[[Held, str], None], how: str
+) -> None:
     code, user, request_id = locking_code(api, USES), unique("user"), unique("request")
-    held = api.lock(code, user, ttl_s=1)
+    held = api.lock(code, user, ttl_s=LOCK_S)
     assert api.lock(code, user, request_id=request_id).lock == held.lock
-    end(api, held, how)
+    end(held, how)
     assert_over(lambda: api.lock(code, user, request_id=request_id), how)
     assert_the_only_lock(api, held.lock)
+
+
+def test_an_expired_lock_is_reported_to_repeats_of_acquiring_and_extending_it(
+    api: Api, end: Callable[[Held, str], None]
+) -> None:
+    code, user, taken, extended = locking_code(api), unique("user"), unique("1"), unique("2")
+    held = api.lock(code, user, ttl_s=LOCK_S, request_id=taken)
+    longer = extend(api, held.lock_token, ttl_s=LOCK_S, request_id=extended)
+    end(held, "expired")
+    assert get_lock(api, held.lock.lock_id).state == redemptions.LOCK_STATE_EXPIRED
+    for call in (
+        lambda: api.lock(code, user, ttl_s=LOCK_S, request_id=taken),
+        lambda: extend(api, held.lock_token, ttl_s=LOCK_S, request_id=extended),
+        lambda: extend(api, longer.lock_token, ttl_s=LOCK_S, request_id=extended),
+    ):
+        assert_over(call, "expired")
 
 
 def test_a_request_that_is_sent_many_times_at_once_is_answered_with_the_lock_each_time(

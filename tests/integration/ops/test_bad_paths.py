@@ -13,7 +13,7 @@ import grpc
 import pytest
 from support import http2_frames as frames
 from support.service import Api, unique
-from support.service_process import environment_of, events_in, serving, workers_of
+from support.service_process import PATIENCE_S, environment_of, events_in, serving, workers_of
 
 PATHS = (b"/\xff", b"/\xc0\xaf", b"/\xed\xa0\x80", b"/\xe2\x82", b"\xff" * 4_000)
 
@@ -38,7 +38,7 @@ def request(port: int, path: bytes) -> None:
     """Opens a call of this path on a connection of its own, and waits for its end."""
     with frames.connect(port) as connection:
         connection.sendall(frames.opening(1, path))
-        for kind, stream, _ in frames.answers(connection, 5):
+        for kind, stream, _ in frames.answers(connection, PATIENCE_S):
             if (kind, stream) == (frames.RST_STREAM, 1):
                 return
     raise AssertionError("the call has not ended")

@@ -19,6 +19,7 @@ from coupon_service.rpc import listener
 GOAWAY = 7
 WATCH = "/grpc.health.v1.Health/Watch"
 LONG_MS = 600_000
+PATIENCE_S = 60
 QUICKER = 50
 """By this a test of keepalive is faster than clients are."""
 
@@ -38,13 +39,9 @@ def port_of(running: ServerThread) -> int:
     return int(running.address.rpartition(":")[2])
 
 
-def goaway_after_s(connection: socket.socket) -> float:
-    """When the server tells this client to leave."""
-    started = time.perf_counter()
-    for kind, _, _ in frames.answers(connection, 10):
-        if kind == GOAWAY:
-            return time.perf_counter() - started
-    raise AssertionError("the connection stays")
+def wait_for_goaway(connection: socket.socket) -> None:
+    """Until the server tells this client to leave."""
+    assert any(kind == GOAWAY for kind, _, _ in frames.answers(connection, PATIENCE_S))
 
 
 def test_a_connection_without_a_call_ends(
@@ -52,11 +49,13 @@ def test_a_connection_without_a_call_ends(
 ) -> None:
     with (
         server(new_database, redis_url, connection_idle_ms=500) as running,
-        closing(frames.connect(port_of(running))) as idle,
         closing(frames.connect(port_of(running))) as watching,
     ):
         watching.sendall(frames.opening(1, WATCH) + frames.message(1))
-        assert 0.3 < goaway_after_s(idle) < 5
+        started = time.perf_counter()
+        with closing(frames.connect(port_of(running))) as idle:
+            wait_for_goaway(idle)
+        assert time.perf_counter() - started > 0.3
         assert not [kind for kind, _, _ in frames.answers(watching, 1.5) if kind == GOAWAY]
 
 
@@ -64,16 +63,15 @@ def test_a_connection_has_an_age_and_its_calls_a_grace(
     new_database: Callable[[], AbstractContextManager[str]], redis_url: str
 ) -> None:
     age = {"connection_age_ms": 600, "connection_age_grace_ms": 600}
-    with (
-        server(new_database, redis_url, **age) as running,
-        closing(frames.connect(port_of(running))) as watching,
-    ):
-        watching.sendall(frames.opening(1, WATCH) + frames.message(1))
+    with server(new_database, redis_url, **age) as running:
         started = time.perf_counter()
-        assert 0.4 < goaway_after_s(watching) < 5
-        for _ in frames.answers(watching, 10):
-            pass  # until it is closed
-        assert 1 < time.perf_counter() - started < 8
+        with closing(frames.connect(port_of(running))) as watching:
+            watching.sendall(frames.opening(1, WATCH) + frames.message(1))
+            wait_for_goaway(watching)
+            assert time.perf_counter() - started > 0.4
+            for _ in frames.answers(watching, PATIENCE_S):
+                pass  # until it is closed
+        assert 1 < time.perf_counter() - started < PATIENCE_S
 
 
 def test_clients_do_not_notice_that_connections_have_an_age(
@@ -108,6 +106,10 @@ def test_keepalive_of_20_s_is_welcome_without_calls(
         for _ in range(8):
             idle.sendall(frames.frame(frames.PING, 0, 0, bytes(8)))
             kinds += [kind for kind, _, _ in frames.answers(idle, 20 / QUICKER)]
+        for kind, _, _ in frames.answers(idle, PATIENCE_S) if kinds.count(frames.PING) < 8 else ():
+            kinds.append(kind)
+            if kinds.count(frames.PING) == 8:
+                break
     assert kinds.count(frames.PING) == 8
     assert GOAWAY not in kinds
 
@@ -130,7 +132,7 @@ def test_connections_without_a_call_keep_nobody_out(
             busy.stats(book.book_id)  # on the one connection that it has
         for _ in range(5):
             with closing(Api(running.address)) as newcomer:
-                assert within(5, newcomer, book) == "OK"
+                assert within(PATIENCE_S, newcomer, book) == "OK"
         busy.stats(book.book_id)
 
 
@@ -167,6 +169,6 @@ def test_a_call_that_takes_long_keeps_its_connection(
             held.enter_context(closing(frames.connect(port_of(running))))
             time.sleep(0.02)
         with closing(Api(running.address)) as newcomer:
-            assert within(5, newcomer, book) == "OK"
+            assert within(PATIENCE_S, newcomer, book) == "OK"
         go_on.set()
         assert [answer.created_count for answer in upload] == [3]

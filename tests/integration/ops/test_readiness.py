@@ -28,6 +28,8 @@ from coupon_service.telemetry.metrics import Metrics
 from coupon_service.telemetry.readiness import Readiness, report
 
 FURTHER_CHECKS_S = 0.6
+IMPATIENT = {"pool_timeout_ms": 1_000}
+"""Where there is no connection. Elsewhere a busy machine takes its time for one."""
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +46,7 @@ async def found(
     async def notify(readiness: Readiness, _: Sequence[Readiness]) -> None:
         reports.append(readiness)
 
-    async with opened(url, pool_timeout_ms=200, **changes) as database:
+    async with opened(url, **changes) as database:
         metrics = Metrics(CollectorRegistry())
         log.take()
         running = asyncio.ensure_future(ReadinessMonitor([database], leases, metrics, notify).run())
@@ -150,7 +152,7 @@ async def test_a_server_that_starts_up_is_told_from_one_that_is_not_there(
     leases: Leases, service_log: Log, tmp_path: Path
 ) -> None:
     with recovering(tmp_path / "postgres") as url:
-        await assert_told(url, leases, service_log, "starting up", "starting up")
+        await assert_told(url, leases, service_log, "starting up", "starting up", **IMPATIENT)
 
 
 async def test_why_there_is_no_connection_is_told(
@@ -158,9 +160,11 @@ async def test_why_there_is_no_connection_is_told(
 ) -> None:
     parts = urlsplit(database_url)
     nobody = parts._replace(netloc=f"nobody@{parts.hostname}:{parts.port}").geturl()
-    await assert_told(nobody, leases, service_log, "unreachable", "no password supplied")
+    await assert_told(
+        nobody, leases, service_log, "unreachable", "no password supplied", **IMPATIENT
+    )
     nowhere = parts._replace(netloc=f"nobody@127.0.0.1:{free_port()}").geturl()
-    await assert_told(nowhere, leases, service_log, "unreachable", "refused")
+    await assert_told(nowhere, leases, service_log, "unreachable", "refused", **IMPATIENT)
 
 
 async def test_a_transaction_that_never_had_a_connection_is_not_called_slow(

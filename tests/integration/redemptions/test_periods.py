@@ -39,13 +39,12 @@ def running(settings: Settings) -> Iterator[Shop]:
 
 
 @pytest.fixture
-def shop(running: Shop) -> Iterator[Shop]:
-    """It is noon in ZONE."""
+def shop(running: Shop) -> Shop:
+    """It is noon in ZONE, until a test says otherwise."""
     local = datetime.now(UTC).astimezone(ZoneInfo(ZONE))
-    noon = local.replace(hour=12, minute=0, second=0)
-    running.clock.ahead = noon - local
-    yield running
+    running.clock.stands_at = local.replace(hour=12, minute=0, second=0).astimezone(UTC)
     running.clock.ahead = timedelta()
+    return running
 
 
 @pytest.fixture

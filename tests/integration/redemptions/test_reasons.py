@@ -40,6 +40,7 @@ from support.service import (
     unique,
 )
 from support.shards import make_shards
+from support.time_zones import zone_at_noon
 from support.waiting import until
 
 from coupon_service.store import finishing
@@ -317,7 +318,7 @@ def outside_schedule(stage: Stage) -> object:
 
 
 def _redeemed_twice(stage: Stage, **limits: int) -> object:
-    period = books.PeriodLimits(period=books.PERIOD_MONTH, time_zone="Asia/Tokyo", **limits)
+    period = books.PeriodLimits(period=books.PERIOD_MONTH, time_zone=zone_at_noon(), **limits)
     code = stage.api.code(period_limits=period, limits=books.BookLimits(max_redemptions_per_code=0))
     stage.api.redeem(code, "ann")
     return stage.api.redeem(code, "ann")

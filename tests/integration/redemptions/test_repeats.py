@@ -16,7 +16,6 @@ from support.calls import (
     batch,
     close,
     extend,
-    get_lock,
     item,
     outcomes_of,
     pause,
@@ -36,7 +35,6 @@ from support.service import (
     struct,
     unique,
 )
-from support.waiting import until
 
 OPTIONAL = books.LOCK_POLICY_OPTIONAL
 FAILED = grpc.StatusCode.FAILED_PRECONDITION
@@ -538,22 +536,6 @@ def test_a_lock_that_has_ended_is_reported_to_repeats_of_acquiring_and_extending
             call()
         assert it.metadata == {"state": ENDS[how]}
     api.lock(code, unique("another"))
-
-
-def test_an_expired_lock_is_reported_to_repeats_of_acquiring_and_extending_it(api: Api) -> None:
-    code, user = api.code(lock_policy=OPTIONAL), unique("user")
-    taken, extended = unique("taken"), unique("extended")
-    held = api.lock(code, user, ttl_s=1, request_id=taken)
-    longer = extend(api, held.lock_token, ttl_s=1, request_id=extended)
-    until(lambda: get_lock(api, held.lock.lock_id).state == redemptions.LOCK_STATE_EXPIRED)
-    for call in (
-        lambda: api.lock(code, user, ttl_s=1, request_id=taken),
-        lambda: extend(api, held.lock_token, ttl_s=1, request_id=extended),
-        lambda: extend(api, longer.lock_token, ttl_s=1, request_id=extended),
-    ):
-        with refused("LOCK_EXPIRED") as it:
-            call()
-        assert it.metadata == {"state": "EXPIRED"}
 
 
 def test_an_extension_that_is_sent_many_times_at_once_counts_once(api: Api) -> None:

@@ -10,6 +10,7 @@ import psycopg
 import pytest
 from support.invariants import RULES, RULES_OF_TIME, SUMS, assert_adds_up
 from support.service import Api, ServerThread, books, euros
+from support.time_zones import zone_at_noon
 
 from coupon_service.model import CodeState, EventType
 
@@ -123,7 +124,7 @@ def book_id(api: Api) -> str:
         max_discount_minor=1_000,
     )
     period = books.PeriodLimits(
-        period=books.PERIOD_DAY, time_zone="Asia/Kathmandu", max_redemptions=5
+        period=books.PERIOD_DAY, time_zone=zone_at_noon(), max_redemptions=5
     )
     book = api.book(
         codes=1,

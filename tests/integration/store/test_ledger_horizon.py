@@ -196,8 +196,8 @@ async def test_a_prepared_transaction_holds_it_up_and_is_named(
             write(it)
             it.execute("PREPARE TRANSACTION 'a transfer'")
             assert number_of(await horizon.settled(0.1)) == before
-            (holder,) = await horizon.holders()
-            assert (holder.application, holder.pid) == ("a transfer", None)
+            (holder,) = [it for it in await horizon.holders(100) if it.pid is None]
+            assert holder.application == "a transfer"
             assert "prepared transaction a transfer (role coupon" in str(holder)
             it.execute("COMMIT PREPARED 'a transfer'")
         assert await reaches(horizon, before + 1)

@@ -124,11 +124,12 @@ async def _write_and_fail(connection: Connection) -> None:
 async def test_nothing_is_sealed_above_a_transaction_that_is_open(
     store: SealedStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ledger_sealer, "SETTLE_S", 0.1)
     with psycopg.connect(store.url) as open_one:
         open_one.execute("CREATE TEMP TABLE held ()")  # it has its id, and may write to the ledger
         await store.write(some_events(3))
-        assert await store.sealer.seal_all() == 0
+        with monkeypatch.context() as patch:
+            patch.setattr(ledger_sealer, "SETTLE_S", 0.1)
+            assert await store.sealer.seal_all() == 0
         assert store.rows("SELECT FROM coupon_audit_seals") == []
         open_one.rollback()
     assert await store.sealer.seal_all() == 3

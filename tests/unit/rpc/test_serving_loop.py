@@ -27,13 +27,18 @@ SLOW_S = 0.2
 class Handler(grpc.GenericRpcHandler):
     """Answers calls of `/Slow` after a while, and any other at once, with their paths."""
 
+    def __init__(self) -> None:
+        self.slow_begun = asyncio.Event()
+
     def service(  # pyright: ignore[reportUnknownParameterType]
         self, handler_call_details: grpc.HandlerCallDetails
     ) -> grpc.RpcMethodHandler[Any, Any]:
         path: str = handler_call_details.method
 
         async def answer(request: bytes, context: Any) -> bytes:
-            await asyncio.sleep(SLOW_S if path == "/Slow" else 0)
+            if path == "/Slow":
+                self.slow_begun.set()
+                await asyncio.sleep(SLOW_S)
             return path.encode()
 
         return grpc.unary_unary_rpc_method_handler(answer)
@@ -44,6 +49,7 @@ class Running:
     port: int
     loop: ServingLoop
     channel: grpc.aio.Channel
+    handler: Handler
 
     async def call(self, path: str = "/Service/Method") -> bytes:
         """The answer to a call."""
@@ -59,11 +65,12 @@ class Running:
 async def running() -> AsyncGenerator[Running]:
     server = grpc.aio.server()
     port = server.add_insecure_port("127.0.0.1:0")
-    loop = ServingLoop(server, Handler())
+    handler = Handler()
+    loop = ServingLoop(server, handler)
     await loop.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         try:
-            yield Running(port, loop, channel)
+            yield Running(port, loop, channel, handler)
         finally:
             await loop.stop(0)
 
@@ -110,7 +117,7 @@ async def test_calls_under_way_have_time_to_finish_when_it_stops(bad_paths: int)
         for _ in range(bad_paths):
             await run.statuses(call(1, b"/\xff"))
         slow = asyncio.ensure_future(run.call("/Slow"))
-        await asyncio.sleep(SLOW_S / 4)
+        await run.handler.slow_begun.wait()
         started = time.perf_counter()
         await run.loop.stop(60)
         assert time.perf_counter() - started < 30
