@@ -21,17 +21,10 @@ from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import Message
 
 from coupon_service.cli.client import (
-    Address,
     BlockingService,
-    Tls,
-    TlsCa,
-    TlsCertificate,
-    TlsKey,
-    TlsName,
-    Token,
-    connect_blocking,
     lasting,
 )
+from coupon_service.cli.connection import Connection, takes_connection
 from coupon_service.cli.exported_rows import (
     CsvWriter,
     Format,
@@ -122,6 +115,7 @@ class ProgressFile:
         partial.replace(self._path)
 
 
+@takes_connection
 def export(
     file: File,
     *,
@@ -130,12 +124,7 @@ def export(
     as_: As = Format.JSONL,
     book: OfBook = "",
     business: OfBusiness = "",
-    address: Address = None,
-    token: Token = None,
-    tls_ca: TlsCa = None,
-    tls_certificate: TlsCertificate = None,
-    tls_key: TlsKey = None,
-    tls_name: TlsName = None,
+    connection: Connection,
 ) -> None:
     """Write the events of the ledger to a file, oldest first.
 
@@ -146,12 +135,11 @@ def export(
     request = WatchAuditEventsRequest(book_id=book, business_id=business, stop_at_end=True)
     if since is not None:
         request.start_time.FromDatetime(since)
-    with connect_blocking(
-        address, token, Tls(tls_ca, tls_certificate, tls_key, tls_name)
-    ) as service:
+    with connection.open() as service:
         _export(file, of, as_, AuditEvent.DESCRIPTOR, _events(service, request, until), until)
 
 
+@takes_connection
 def export_redemptions(
     file: File,
     *,
@@ -160,12 +148,7 @@ def export_redemptions(
     as_: As = Format.JSONL,
     book: OfBook = "",
     business: OfBusiness = "",
-    address: Address = None,
-    token: Token = None,
-    tls_ca: TlsCa = None,
-    tls_certificate: TlsCertificate = None,
-    tls_key: TlsKey = None,
-    tls_name: TlsName = None,
+    connection: Connection,
 ) -> None:
     """Write redemptions to a file as they are now, newest first, with what was rolled back.
 
@@ -177,12 +160,11 @@ def export_redemptions(
         request.start_time.FromDatetime(since)
     if until is not None:
         request.end_time.FromDatetime(until)
-    with connect_blocking(
-        address, token, Tls(tls_ca, tls_certificate, tls_key, tls_name)
-    ) as service:
+    with connection.open() as service:
         _export(file, of, as_, Redemption.DESCRIPTOR, _redemptions(service, request), until)
 
 
+@takes_connection
 def follow(
     *,
     since: Since = None,
@@ -197,12 +179,7 @@ def follow(
     ] = None,
     book: OfBook = "",
     business: OfBusiness = "",
-    address: Address = None,
-    token: Token = None,
-    tls_ca: TlsCa = None,
-    tls_certificate: TlsCertificate = None,
-    tls_key: TlsKey = None,
-    tls_name: TlsName = None,
+    connection: Connection,
 ) -> None:
     """Print the events of the ledger, oldest first, and new ones as they are recorded."""
     request = WatchAuditEventsRequest(book_id=book, business_id=business)
@@ -215,9 +192,7 @@ def follow(
     rows = kept.progress.rows if kept is not None else 0
     request.resume_token = kept.progress.token if kept is not None else ""
     writer = JsonWriter(sys.stdout)
-    with connect_blocking(
-        address, token, Tls(tls_ca, tls_certificate, tls_key, tls_name)
-    ) as service:
+    with connection.open() as service:
         for message in _watched(service, request):
             writer.write(message.events)
             rows += len(message.events)

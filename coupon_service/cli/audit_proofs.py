@@ -17,16 +17,9 @@ from coupon_service.audit.checkpoints import (
 )
 from coupon_service.audit.records import MalformedError
 from coupon_service.cli.client import (
-    Address,
     BlockingService,
-    Tls,
-    TlsCa,
-    TlsCertificate,
-    TlsKey,
-    TlsName,
-    Token,
-    connect_blocking,
 )
+from coupon_service.cli.connection import Connection, takes_connection
 from coupon_service.cli.failure import CommandError
 from coupon_service.cli.fields import time_option
 from coupon_service.cli.progress import progress
@@ -68,6 +61,7 @@ Key = Annotated[
 ]
 
 
+@takes_connection
 def verify(
     since: Annotated[
         datetime | None,
@@ -89,12 +83,8 @@ def verify(
     ] = None,
     against: Against = None,
     key: Key = None,
-    address: Address = None,
-    token: Token = None,
-    tls_ca: TlsCa = None,
-    tls_certificate: TlsCertificate = None,
-    tls_key: TlsKey = None,
-    tls_name: TlsName = None,
+    *,
+    connection: Connection,
 ) -> None:
     """Compare the ledger with its seals: code 1, and what is wrong, when it is not what it was."""
     kept = _kept(against, key)
@@ -103,9 +93,7 @@ def verify(
         request.start_time.FromDatetime(since)
     if until is not None:
         request.end_time.FromDatetime(until)
-    with connect_blocking(
-        address, token, Tls(tls_ca, tls_certificate, tls_key, tls_name)
-    ) as service:
+    with connection.open() as service:
         last, found = _compare(service, request)
         rewritten = kept is not None and _is_rewritten(service, kept)
     for finding in found:
@@ -129,6 +117,7 @@ def verify(
     typer.echo("The ledger is what was sealed.")
 
 
+@takes_connection
 def checkpoint(
     file: Annotated[
         Path | None,
@@ -138,18 +127,12 @@ def checkpoint(
     ] = None,
     against: Against = None,
     key: Key = None,
-    address: Address = None,
-    token: Token = None,
-    tls_ca: TlsCa = None,
-    tls_certificate: TlsCertificate = None,
-    tls_key: TlsKey = None,
-    tls_name: TlsName = None,
+    *,
+    connection: Connection,
 ) -> None:
     """Get a signed checkpoint of the ledger, to keep where nobody can change it."""
     kept = _kept(against, key)
-    with connect_blocking(
-        address, token, Tls(tls_ca, tls_certificate, tls_key, tls_name)
-    ) as service:
+    with connection.open() as service:
         newest = _checkpoint(service, 0)
         _checked(newest.checkpoint, key or newest.public_key)
         if kept is not None and _is_rewritten(service, kept):

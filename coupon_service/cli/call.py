@@ -13,16 +13,9 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
 from coupon_service.cli.client import (
-    Address,
     BlockingService,
-    Tls,
-    TlsCa,
-    TlsCertificate,
-    TlsKey,
-    TlsName,
-    Token,
-    connect_blocking,
 )
+from coupon_service.cli.connection import Connection, takes_connection
 from coupon_service.cli.contract import completed, find_method, methods, signature
 from coupon_service.cli.failure import CommandError
 from coupon_service.cli.requests import read_messages
@@ -31,6 +24,7 @@ UNARY_TIMEOUT_S: Final = 10.0
 STDIN_MARKS: Final = ("-", "@")
 
 
+@takes_connection
 def call(
     method: Annotated[
         str,
@@ -52,12 +46,7 @@ def call(
     list_methods: Annotated[
         bool, typer.Option("--list", help="List the services and their methods instead.")
     ] = False,
-    address: Address = None,
-    token: Token = None,
-    tls_ca: TlsCa = None,
-    tls_certificate: TlsCertificate = None,
-    tls_key: TlsKey = None,
-    tls_name: TlsName = None,
+    connection: Connection,
     timeout_s: Annotated[
         float | None,
         typer.Option(
@@ -84,9 +73,7 @@ def call(
         return
     descriptor = find_method(method)
     requests = read_messages(_given(messages), descriptor)
-    with connect_blocking(
-        address, token, Tls(tls_ca, tls_certificate, tls_key, tls_name)
-    ) as service:
+    with connection.open() as service:
         _call(descriptor, requests, timeout_s, service)
 
 

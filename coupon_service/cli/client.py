@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, Callable, Generator, Iterable
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Final, TypeVar
+from typing import Final, TypeVar
 
 import grpc
 import grpc.aio
@@ -23,46 +23,6 @@ from coupon_service.client.error_details import detail_of, status_of
 from coupon_service.settings import TOKEN_VARIABLE, Settings, load_settings
 
 T = TypeVar("T")
-
-Address = Annotated[
-    str | None,
-    typer.Option(
-        metavar="HOST:PORT",
-        help="Where the service listens. Default: what COUPON_HOST and COUPON_PORT say here.",
-        show_default=False,
-    ),
-]
-Token = Annotated[
-    str | None,
-    typer.Option(
-        envvar=TOKEN_VARIABLE, help="Bearer token that says who is calling.", show_default=False
-    ),
-]
-
-TlsCa = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="FILE",
-        help="Authorities (PEM) that the service's certificate is checked with; turns TLS on.",
-        show_default=False,
-    ),
-]
-TlsCertificate = Annotated[
-    Path | None,
-    typer.Option(metavar="FILE", help="Own certificate (PEM), if asked for.", show_default=False),
-]
-TlsKey = Annotated[
-    Path | None,
-    typer.Option(metavar="FILE", help="Private key (PEM) of it.", show_default=False),
-]
-TlsName = Annotated[
-    str | None,
-    typer.Option(
-        metavar="HOST",
-        help="Name that the service's certificate is for, if not that of --address.",
-        show_default=False,
-    ),
-]
 
 RETRIES: Final = """{
   "methodConfig": [{

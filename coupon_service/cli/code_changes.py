@@ -14,21 +14,14 @@ import grpc
 import typer
 
 from coupon_service.cli.client import (
-    Address,
     BlockingService,
     Patience,
-    Tls,
-    TlsCa,
-    TlsCertificate,
-    TlsKey,
-    TlsName,
-    Token,
-    connect_blocking,
     is_outcome_unknown,
     lasting,
 )
 from coupon_service.cli.code_file import CodeFile
 from coupon_service.cli.codes import Book, RequestId, StoredState, find_book
+from coupon_service.cli.connection import Connection, takes_connection
 from coupon_service.cli.failure import CommandError
 from coupon_service.cli.fields import time_option
 from coupon_service.cli.progress import Update, progress
@@ -68,6 +61,7 @@ DONE: Final = {
 }
 
 
+@takes_connection
 def codes(
     change: Annotated[
         Change,
@@ -130,12 +124,7 @@ def codes(
         bool, typer.Option("--yes", "-y", help="Do not ask for confirmation before a deletion.")
     ] = False,
     request_id: RequestId = None,
-    address: Address = None,
-    token: Token = None,
-    tls_ca: TlsCa = None,
-    tls_certificate: TlsCertificate = None,
-    tls_key: TlsKey = None,
-    tls_name: TlsName = None,
+    connection: Connection,
 ) -> None:
     """Disable, enable, delete or revoke many codes of a book.
 
@@ -167,8 +156,7 @@ def codes(
         requests: Sequence[ChangeCodesRequest] = [request]
     else:
         requests = list(_of_file(request, file or Path("-")))
-    tls = Tls(tls_ca, tls_certificate, tls_key, tls_name)
-    with connect_blocking(address, token, tls) as service:
+    with connection.open() as service:
         find_book(service, book)
         run = _Run(service, change, request.request_id, requests)
         if dry_run or (change is Change.DELETE and not yes):

@@ -19,20 +19,13 @@ import grpc
 import typer
 
 from coupon_service.cli.client import (
-    Address,
     BlockingService,
     Patience,
-    Tls,
-    TlsCa,
-    TlsCertificate,
-    TlsKey,
-    TlsName,
-    Token,
-    connect_blocking,
     explain,
     is_outcome_unknown,
     lasting,
 )
+from coupon_service.cli.connection import Connection, takes_connection
 from coupon_service.cli.details import DETAILS, detail_cells
 from coupon_service.cli.failure import CommandError
 from coupon_service.cli.progress import progress
@@ -82,25 +75,20 @@ class StoredState(StrEnum):
     DISABLED = "disabled"
 
 
+@takes_connection
 def generate(
     book: Book,
     count: Annotated[int, typer.Argument(min=1, metavar="COUNT", help="How many codes.")],
     request_id: RequestId = None,
-    address: Address = None,
-    token: Token = None,
-    tls_ca: TlsCa = None,
-    tls_certificate: TlsCertificate = None,
-    tls_key: TlsKey = None,
-    tls_name: TlsName = None,
+    *,
+    connection: Connection,
 ) -> None:
     """Make random codes in a book, in the book's code format."""
     request = GenerateCodesRequest(
         book_id=book, count=count, request_id=request_id or f"generate-{uuid.uuid4().hex}"
     )
     again = f"the same command and --request-id {request.request_id}"
-    with connect_blocking(
-        address, token, Tls(tls_ca, tls_certificate, tls_key, tls_name)
-    ) as service:
+    with connection.open() as service:
         stub = CouponCodeServiceStub(service.channel)
 
         def go_on() -> Iterable[GenerateCodesResponse]:
@@ -127,6 +115,7 @@ def generate(
     typer.echo(f"{generated:,} codes generated.")
 
 
+@takes_connection
 def export(
     book: Book,
     file: Annotated[
@@ -153,18 +142,11 @@ def export(
             " its last redemption. import --map all reads it.",
         ),
     ] = False,
-    address: Address = None,
-    token: Token = None,
-    tls_ca: TlsCa = None,
-    tls_certificate: TlsCertificate = None,
-    tls_key: TlsKey = None,
-    tls_name: TlsName = None,
+    connection: Connection,
 ) -> None:
     """Write the codes of a book as they are shown, one a line."""
     with (
-        connect_blocking(
-            address, token, Tls(tls_ca, tls_certificate, tls_key, tls_name)
-        ) as service,
+        connection.open() as service,
         _destination(file) as out,
     ):
         _export(book, state, out, _DETAILED if details else _CSV if as_csv else _PLAIN, service)

@@ -12,16 +12,12 @@ import typer
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from coupon_service.cli.client import (
-    Address,
     Service,
     Tls,
-    TlsCa,
-    TlsCertificate,
-    TlsKey,
-    TlsName,
     connect_blocking,
     url_host,
 )
+from coupon_service.cli.connection import Address, TlsCa, TlsCertificate, TlsKey, TlsName
 from coupon_service.cli.failure import CommandError
 from coupon_service.settings import Settings, load_settings
 

@@ -12,21 +12,14 @@ import grpc
 import typer
 
 from coupon_service.cli.client import (
-    Address,
     BlockingService,
-    Tls,
-    TlsCa,
-    TlsCertificate,
-    TlsKey,
-    TlsName,
-    Token,
-    connect_blocking,
     explain,
     is_outcome_unknown,
     reason_of,
 )
 from coupon_service.cli.code_file import CodeFile
 from coupon_service.cli.codes import Book, RequestId, find_book
+from coupon_service.cli.connection import Connection, takes_connection
 from coupon_service.cli.failure import CommandError
 from coupon_service.cli.import_report import ImportReport, report_to
 from coupon_service.cli.mapping import read_map
@@ -44,6 +37,7 @@ CSV_SUFFIXES: Final = (".csv", ".tsv")
 REUSED: Final = "The file or an option differs from the run with this request id."
 
 
+@takes_connection
 def import_codes(
     book: Book,
     file: Annotated[
@@ -122,12 +116,7 @@ def import_codes(
         ),
     ] = None,
     request_id: RequestId = None,
-    address: Address = None,
-    token: Token = None,
-    tls_ca: TlsCa = None,
-    tls_certificate: TlsCertificate = None,
-    tls_key: TlsKey = None,
-    tls_name: TlsName = None,
+    connection: Connection,
 ) -> None:
     """Import codes from a file into a book.
 
@@ -155,8 +144,7 @@ def import_codes(
                 codes.refuse_other_data()
             codes.report_header()
             codes.report_columns()
-            tls = Tls(tls_ca, tls_certificate, tls_key, tls_name)
-            with connect_blocking(address, token, tls) as service:
+            with connection.open() as service:
                 find_book(service, book)
                 codes.count()
                 with report_to(rejects) as report:
