@@ -67,6 +67,7 @@ def database_settings(
         parameters_from=settings.session_parameters,
         prepared_statements=settings.prepared_statements,
         shard=shard,
+        known_urls=tuple(settings.database_urls) if shard.schema else (),
     )
 
 

@@ -79,6 +79,7 @@ def _shards_down(settings: Settings, to: str | None, *, yes: bool) -> None:
 
     places = wiring.shard_places(settings)
     with database_of(settings) as (_, pooled), refusals():
+        places = shards.located(places)
         url, first = places[0]
         steps = shards.steps_after(to, migrations.status(url, pooled=pooled, shard=first))
     if not yes:
@@ -129,12 +130,12 @@ def status() -> None:
     Exit code 1 when the schema is not up to date.
     """
     from coupon_service import wiring
-    from coupon_service.store import migrations
+    from coupon_service.store import migrations, shards
 
     settings = load_settings(purpose=Purpose.MIGRATE)
     missing = False
     with database_of(settings) as (_, pooled):
-        for url, shard in wiring.shard_places(settings):
+        for url, shard in shards.located(wiring.shard_places(settings)):
             named = f"{shard.schema}: " if shard.schema else ""
             for step, is_applied in migrations.status(url, pooled=pooled, shard=shard):
                 typer.echo(f"{named}{'applied' if is_applied else 'missing'} {step}")
@@ -152,11 +153,12 @@ def grants(
     With COUPON_SESSION_PARAMETERS=role also the parameters of its sessions.
     """
     from coupon_service import wiring
+    from coupon_service.store import shards
     from coupon_service.store.privileges import grant
 
     settings = load_settings(purpose=Purpose.MIGRATE)
     with database_of(settings):
-        for url, shard in wiring.shard_places(settings):
+        for url, shard in shards.located(wiring.shard_places(settings)):
             parameters = wiring.database_settings(url, settings).role_parameters
             for statement in grant(url, role, parameters, shard=shard, execute=apply):
                 typer.echo(f"{statement};")

@@ -10,6 +10,8 @@ import typer
 from coupon_service.cli.migrate import database_of
 from coupon_service.settings import Purpose, load_settings
 
+MOVED = "ok, moved: update COUPON_SHARD_URLS"
+
 COLUMNS = ("SHARD", "SERVER", "SCHEMA", "VERSION", "BOOKS", "STATE")
 
 
@@ -25,9 +27,17 @@ def status() -> None:
     settings = load_settings(purpose=Purpose.MIGRATE)
     with database_of(settings):
         found = shards.look(wiring.shard_places(settings))
+    states = [it.problem or (MOVED if it.has_moved else "ok") for it in found]
     rows = [COLUMNS] + [
-        (str(number), it.server, it.schema, it.step, f"{it.books:,}", it.problem or "ok")
-        for number, it in enumerate(found)
+        (
+            str(number),
+            it.server,
+            it.schema,
+            it.step,
+            f"{it.books:,}",
+            state,
+        )
+        for number, (it, state) in enumerate(zip(found, states, strict=True))
     ]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:

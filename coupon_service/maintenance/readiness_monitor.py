@@ -139,6 +139,8 @@ class ReadinessMonitor:
             return Readiness(0), [str(error.__cause__ or error)]
         except Exception as error:  # noqa: BLE001 - whatever it is, we are not ready
             return Readiness(0), [repr(error)]
+        if not current and database.settings.shard.schema and await database.look_for_move():
+            return await self._check_database(database)
         if problems:
             flags = Readiness.POSTGRESQL
             for problem in problems:
@@ -146,7 +148,8 @@ class ReadinessMonitor:
             return flags, list(problems.values())
         if not current:
             return Readiness.POSTGRESQL, []
-        return Readiness.POSTGRESQL | Readiness.SCHEMA | Readiness.SERVING, []
+        moved = Readiness.MOVED if database.has_moved else Readiness(0)
+        return Readiness.POSTGRESQL | Readiness.SCHEMA | Readiness.SERVING | moved, []
 
     async def _check_redis(self) -> Readiness:
         """Without it the service goes on: only what needs a new lock does not."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from time import perf_counter
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import psycopg
 import structlog
@@ -20,6 +20,15 @@ from coupon_service.errors import (
 )
 from coupon_service.store.arrays import text_array
 from coupon_service.store.pipeline import Connection, Pipeline, RoundTrip
+from coupon_service.store.placement import (
+    ARRIVING,
+    HOPS_MAX,
+    MISPLACED,
+    Forward,
+    address_of,
+    find_forward,
+    moved,
+)
 from coupon_service.store.sessions import DatabaseSettings, connection_arguments
 from coupon_service.telemetry.metrics import Metrics
 
@@ -33,6 +42,11 @@ Batch = Callable[[Pipeline], Awaitable[T]]
 
 CONNECTION_TRIED_S: Final = 1.0
 """How long to find out why there is no connection."""
+
+ARRIVING_MAX_S: Final = 1.0
+"""How long a transaction is tried again at a place where the shard is about to arrive."""
+
+ARRIVING_POLL_S: Final = 0.02
 
 RETRIED = (pg.LockNotAvailable, pg.DeadlockDetected, pg.SerializationFailure)
 """Conflicts with other transactions: nothing was done, and doing it again may work."""
@@ -61,8 +75,12 @@ class Database:
         self._in_use = 0
         self._silence_max_s = (settings.statement_timeout_ms + settings.tcp_user_timeout_ms) / 1000
         self._check: asyncio.Task[None] | None = None
+        self._locating = asyncio.Lock()
+        self._is_located = not settings.shard.schema
+        # What a URL that nobody can read would fail with, at once.
+        arguments = connection_arguments(settings)
         self.pool: AsyncConnectionPool[Connection] = AsyncConnectionPool(
-            settings.url,
+            self._located_url if settings.shard.schema else settings.url,
             connection_class=Connection,
             min_size=settings.pool_min_size,
             max_size=settings.pool_max_size,
@@ -74,7 +92,7 @@ class Database:
             open=False,
             name=settings.application_name,
             configure=self._configure,
-            kwargs=connection_arguments(settings),
+            kwargs=self._located_arguments if settings.shard.schema else arguments,
         )
 
     async def open(self) -> None:
@@ -92,6 +110,66 @@ class Database:
     async def _configure(self, connection: Connection) -> None:
         connection.silence_max_s = self._silence_max_s
         connection.prepares = self.settings.prepared_statements
+
+    # --- where it is ----------------------------------------------------------------------------
+
+    @property
+    def has_moved(self) -> bool:
+        """Whether the tables are elsewhere than where the settings said."""
+        return self.settings.move_number > 0
+
+    async def look_for_move(self) -> bool:
+        """Goes on where the shard is, when it is not here any more; says whether it is not."""
+        return await self._find_elsewhere(self.settings)
+
+    async def _located_url(self) -> str:
+        """Where to connect to: at first it is asked whether that is elsewhere by now."""
+        if not self._is_located:
+            async with self._locating:
+                if not self._is_located:
+                    await self._locate()
+        return self.settings.url
+
+    def _located_arguments(self) -> dict[str, Any]:
+        return connection_arguments(self.settings)
+
+    async def _locate(self) -> None:
+        """Follows forwarding addresses from where the settings say; a place that cannot be reached
+        is asked when it can."""
+        for _ in range(HOPS_MAX):
+            arguments = connection_arguments(self.settings)
+            async with await Connection.connect(self.settings.url, **arguments) as connection:
+                forward = await find_forward(connection, self.settings)
+            if forward is None:
+                break
+            self._go_to(forward)
+        self._is_located = True
+
+    async def _find_elsewhere(self, tried: DatabaseSettings) -> bool:
+        """Whether the shard is elsewhere than where it was `tried`."""
+        async with self._locating:
+            if self.settings is tried and self._is_located:
+                try:
+                    async with self.pool.connection() as connection:
+                        forward = await find_forward(connection, tried)
+                except psycopg.Error:
+                    return False
+                if forward is not None:
+                    self._go_to(forward)
+                    await self.pool.drain()
+        return self.settings is not tried
+
+    def _go_to(self, forward: Forward) -> None:
+        self.settings = moved(self.settings, forward)
+        self._parameters = _parameters_of_transactions(self.settings)
+        self._log.warning(
+            "shard has moved",
+            shard=self.settings.shard.schema,
+            server=str(address_of(self.settings.url)),
+            update="COUPON_SHARD_URLS",
+        )
+
+    # --- transactions ---------------------------------------------------------------------------
 
     async def connection_error(self) -> psycopg.Error | None:
         """Why no connection can be made, which the pool keeps to itself; None when one can.
@@ -169,8 +247,11 @@ class Database:
         started = perf_counter()
         slowest = RoundTrip()
         is_open = is_begun = False
+        attempts_left = self.settings.attempts_max
         try:
-            for attempts_left in reversed(range(self.settings.attempts_max)):
+            while True:
+                attempts_left -= 1
+                place = self.settings
                 try:
                     async with self.pool.connection() as connection:
                         is_begun = True
@@ -186,13 +267,15 @@ class Database:
                     raise  # decided, under the locks that an earlier try would still hold
                 except Exception as error:
                     is_open = is_open or _line_was_cut(error)
+                    if place.shard.schema and await self._is_elsewhere(error, place, started):
+                        attempts_left += 1
+                        continue
                     if self._is_tried_again(error, attempts_left):
                         continue
                     failure = DatabaseUnavailable() if is_open else self._failure(error)
                     if failure is None:
                         raise
                     raise failure from error
-            raise AssertionError("attempts_max is at least 1")
         finally:
             seconds = perf_counter() - started
             self._metrics.transaction_finished(seconds)
@@ -204,6 +287,20 @@ class Database:
                     slowest_trip=str(slowest),
                     slowest_trip_seconds=round(slowest.seconds, 3),
                 )
+
+    async def _is_elsewhere(
+        self, error: Exception, tried: DatabaseSettings, started_s: float
+    ) -> bool:
+        """Whether nothing was done since the shard is, or is about to be, elsewhere."""
+        arrives = isinstance(error, psycopg.Error) and error.sqlstate == ARRIVING
+        if not (arrives or isinstance(error, MISPLACED)):
+            return False
+        if await self._find_elsewhere(tried):
+            return True
+        if not arrives or perf_counter() - started_s > ARRIVING_MAX_S:
+            return False
+        await asyncio.sleep(ARRIVING_POLL_S)
+        return True
 
     def _is_tried_again(self, error: Exception, attempts_left: int) -> bool:
         if isinstance(error, RETRIED):
@@ -222,6 +319,8 @@ class Database:
         if isinstance(error, PoolTimeout):
             # The pool counts connections that it only tries to make as well.
             return Overloaded() if self._in_use else DatabaseUnavailable()
+        if isinstance(error, psycopg.Error) and error.sqlstate == ARRIVING:
+            return DatabaseUnavailable()
         return DatabaseUnavailable() if isinstance(error, UNREACHABLE) else None
 
     def _check_connections(self) -> None:

@@ -60,6 +60,9 @@ class ShardPlace:
 ONLY_SHARD: Final = ShardPlace()
 
 
+MOVE_PARAMETER: Final = "coupon.move"
+"""The parameter of a session that has come to a shard by its forwarding address."""
+
 ParametersFrom = Literal["startup", "role", "transaction"]
 
 
@@ -90,6 +93,9 @@ class DatabaseSettings:
     parameters_from: ParametersFrom = "startup"
     prepared_statements: bool = True
     shard: ShardPlace = ONLY_SHARD
+    known_urls: tuple[str, ...] = ()
+    move_number: int = 0
+    move_token: str = ""
 
     @property
     def timeouts_ms(self) -> dict[str, int]:
@@ -105,7 +111,8 @@ class DatabaseSettings:
     def session_parameters(self) -> dict[str, str]:
         """All parameters of a session, by PostgreSQL's names."""
         timeouts = {name: str(value) for name, value in self.timeouts_ms.items()}
-        return {**timeouts, "timezone": "UTC", **PLANNING, **self.shard.parameters}
+        moved = {MOVE_PARAMETER: self.move_token} if self.move_token else {}
+        return {**timeouts, "timezone": "UTC", **PLANNING, **self.shard.parameters, **moved}
 
     @property
     def role_parameters(self) -> dict[str, str]:

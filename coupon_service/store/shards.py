@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from queue import SimpleQueue
 from typing import Final, TypeAlias
@@ -21,6 +21,7 @@ from psycopg.rows import TupleRow
 from coupon_service.errors import CouponServiceError, DatabaseUnavailable
 from coupon_service.store import finishing, migrations
 from coupon_service.store.migrations import APPLICATION_NAME, Steps
+from coupon_service.store.placement import HOPS_MAX, address_of, read_forward, url_at
 from coupon_service.store.sessions import (
     ONLY_SHARD,
     ShardPlace,
@@ -53,7 +54,7 @@ class ShardsFailedError(Exception):
 def up(places: Sequence[Place], *, pooled: bool = False) -> Iterator[str]:
     """Brings the schemas of all shards up to date, and makes them where there are none; says how
     far it is. Raises ShardsFailedError, after all of them have been tried."""
-    steps = migrations.read_steps()
+    steps, places = migrations.read_steps(), located(places)
     yield from _at_once(places, partial(_up, steps=steps, pooled=pooled))
 
 
@@ -84,7 +85,7 @@ def _up(url: str, shard: ShardPlace, tell: Tell, steps: Steps, pooled: bool) -> 
 def down(places: Sequence[Place], to: str | None, *, pooled: bool = False) -> Iterator[str]:
     """Takes back the steps after `to`, or all of them, in all shards; says how far it is. Raises
     ShardsFailedError."""
-    steps = migrations.read_steps()
+    steps, places = migrations.read_steps(), located(places)
     yield from _at_once(places, partial(_down, to=to, steps=steps, pooled=pooled))
 
 
@@ -205,6 +206,32 @@ def refuse_shards(url: str) -> None:
             raise WrongSchemaError("The database has shards: COUPON_SHARDS has to say how many.")
 
 
+# --- found --------------------------------------------------------------------------------------
+
+
+def located(places: Sequence[Place]) -> list[Place]:
+    """Where the shards are, of which some may have been moved; one that cannot be reached is where
+    it was known to be."""
+    urls = [url for url, _ in places]
+    with ThreadPoolExecutor(min(len(places), AT_ONCE_MAX)) as threads:
+        return [*threads.map(partial(_located, urls=urls), places)]
+
+
+def _located(place: Place, urls: Sequence[str]) -> Place:
+    url, shard = place
+    number = 0
+    for _ in range(HOPS_MAX if shard.schema else 0):
+        try:
+            with _connected(url, ONLY_SHARD) as connection:
+                forward = read_forward(connection, shard.schema, number)
+        except DatabaseUnavailable:
+            break
+        if forward is None:
+            break
+        url, number = url_at(forward.address, url, urls), forward.number
+    return url, shard
+
+
 # --- looked at ----------------------------------------------------------------------------------
 
 
@@ -212,7 +239,8 @@ def refuse_shards(url: str) -> None:
 class ShardStatus:
     """What a shard is like. `step`: the last one of its schema, empty where it has none.
 
-    `problem`: why it cannot be used, empty when it can.
+    `problem`: why it cannot be used, empty when it can. `has_moved`: it is not where the settings
+    have it.
     """
 
     server: str
@@ -220,14 +248,19 @@ class ShardStatus:
     step: str = ""
     books: int = 0
     problem: str = ""
+    has_moved: bool = False
 
 
 def look(places: Sequence[Place]) -> list[ShardStatus]:
     """The state of each shard, all asked at once."""
     needed = migrations.step_names()
     with ThreadPoolExecutor(min(len(places), AT_ONCE_MAX)) as threads:
-        looking = [threads.submit(_look, url, shard, needed) for url, shard in places]
-        return [it.result() for it in looking]
+        found = located(places)
+        looking = [threads.submit(_look, url, shard, needed) for url, shard in found]
+        return [
+            replace(it.result(), has_moved=here != place)
+            for it, here, place in zip(looking, found, places, strict=True)
+        ]
 
 
 SELECT_STATUS: Final = """
@@ -239,9 +272,7 @@ SELECT current_schema(), coalesce((SELECT max(migration_id) FROM _yoyo_migration
 
 
 def _look(url: str, shard: ShardPlace, needed: Sequence[str]) -> ShardStatus:
-    parts = url_parts(url)
-    host, port = parts.get("host", "local"), parts.get("port", "5432")
-    server = f"{host}:{port}/{parts.get('dbname', '')}"
+    server = str(address_of(url))
     try:
         with _connected(url, shard) as connection:
             if not _has_table(connection, "coupon_books"):

@@ -34,6 +34,9 @@ class Readiness(IntFlag):
     REPLICA_AWAY = 2048
     REPLICA_BEHIND = 4096
 
+    # A shard is elsewhere than where the settings have it.
+    MOVED = 8192
+
     # What a Redis that answers is, or does not do. REDIS is not set beside one of the first.
     REDIS_CLUSTER_NODE = 1 << 16
     REDIS_SENTINEL = 1 << 17
@@ -133,7 +136,7 @@ def _warnings(probed: Sequence[Readiness], texts: Mapping[Readiness, str]) -> li
 def _shard(found: Sequence[Readiness]) -> str:
     """What the worker that gets furthest with the shard says."""
     if any(it & Readiness.SERVING for it in found):
-        return "ok"
+        return "ok, moved" if any(it & Readiness.MOVED for it in found) else "ok"
     postgresql = _postgresql(found)
     return "schema missing, too old or of other shards" if postgresql == "ok" else postgresql
 
