@@ -322,10 +322,6 @@ class SeveralBusinesses(CouponServiceError):
     """The items are codes of several businesses, and only those of one can be all or nothing."""
 
 
-class NotWithShards(CouponServiceError):
-    """This is not there yet for a service with several shards."""
-
-
 # --- aborted: nothing was changed, retry --------------------------------------------------------
 
 

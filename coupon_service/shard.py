@@ -124,7 +124,7 @@ class Shard:
         read."""
         settings, metrics, tracer = shared.settings, shared.metrics, shared.tracer
         leases, now = shared.leases, shared.now
-        self._shared = shared
+        self._shared, self._place = shared, place
         self.database = Database(
             wiring.database_settings(database_url, settings, place), metrics, tracer
         )
@@ -276,6 +276,7 @@ class Shard:
             LedgerVerifier(lane),
             Signer(wiring.token_secrets(settings)[0]),
             shared.metrics,
+            self._place.schema,
         )
 
     def _make_eraser(self, lane: BulkLane) -> Eraser:

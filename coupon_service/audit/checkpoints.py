@@ -8,6 +8,7 @@ with the number of seals for the size and the value of the chain for the root, a
 from __future__ import annotations
 
 import hmac
+import re
 from base64 import b64decode, b64encode
 from dataclasses import dataclass
 from datetime import datetime
@@ -37,7 +38,8 @@ class NotVerifiedError(ValueError):
 class Checkpoint:
     """That the chain of a ledger had this value after so many seals.
 
-    `log_id`: of the ledger. `last_sequence`: the number up to which it was sealed.
+    `log_id`: of the ledger. `last_sequence`: the number up to which it was sealed. `shard`: which
+    has the ledger, empty where there is only one.
     """
 
     log_id: UUID
@@ -45,12 +47,14 @@ class Checkpoint:
     chain: bytes
     last_sequence: int
     seal_time: datetime
+    shard: str = ""
 
     @property
     def text(self) -> str:
         """What is signed."""
+        of_shard = f"/{self.shard}" if self.shard else ""
         return (
-            f"{ORIGIN}{self.log_id}\n{self.number}\n{b64encode(self.chain).decode()}\n"
+            f"{ORIGIN}{self.log_id}{of_shard}\n{self.number}\n{b64encode(self.chain).decode()}\n"
             f"sequence {self.last_sequence}\nsealed {self.seal_time.isoformat()}\n"
         )
 
@@ -60,12 +64,14 @@ def _parsed(text: str) -> Checkpoint:
     try:
         if len(lines) != _LINES + 1:
             raise MalformedError("It has another number of lines.")
+        log_id, _, shard = lines[0].removeprefix(ORIGIN).partition("/")
         checkpoint = Checkpoint(
-            UUID(lines[0].removeprefix(ORIGIN)),
+            UUID(log_id),
             int(lines[1]),
             _decoded(lines[2]),
             int(lines[3].removeprefix("sequence ")),
             datetime.fromisoformat(lines[4].removeprefix("sealed ")),
+            shard,
         )
     except ValueError as error:
         raise MalformedError(f"The text of the checkpoint is malformed. {error}") from error
@@ -135,6 +141,11 @@ def read_checkpoint(note: str) -> Checkpoint:
     if not separator:
         raise MalformedError("The checkpoint has no signature.")
     return _parsed(text + "\n")
+
+
+def split_notes(notes: str) -> list[str]:
+    """The signed notes of several checkpoints, which follow each other; of one that note alone."""
+    return [it for it in re.split(f"^(?={ORIGIN})", notes, flags=re.MULTILINE) if it] or [notes]
 
 
 def _is_signed(key: bytes, signature: bytes, message: bytes) -> bool:

@@ -13,6 +13,7 @@ from coupon_service.audit.checkpoints import (
     Checkpoint,
     NotVerifiedError,
     read_checkpoint,
+    split_notes,
     verify_checkpoint,
 )
 from coupon_service.audit.records import MalformedError
@@ -47,7 +48,8 @@ Against = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE",
-        help="A checkpoint that was kept: finds a ledger that was rewritten as a whole.",
+        help="A checkpoint that was kept, or those of all shards: finds a ledger that was rewritten"
+        " as a whole.",
         show_default=False,
     ),
 ]
@@ -56,6 +58,14 @@ Key = Annotated[
     typer.Option(
         metavar="KEY",
         help="The public key that the checkpoint has to be signed with.",
+        show_default=False,
+    ),
+]
+Shard = Annotated[
+    str,
+    typer.Option(
+        metavar="SHARD",
+        help="Only the ledger of this shard, such as coupon_01. Default: those of all shards.",
         show_default=False,
     ),
 ]
@@ -81,28 +91,31 @@ def verify(
             show_default=False,
         ),
     ] = None,
+    shard: Shard = "",
     against: Against = None,
     key: Key = None,
     *,
     connection: Connection,
 ) -> None:
     """Compare the ledger with its seals: code 1, and what is wrong, when it is not what it was."""
-    kept = _kept(against, key)
-    request = VerifyAuditRequest()
+    kept = _kept(against, key, shard)
+    request = VerifyAuditRequest(shard=shard)
     if since is not None:
         request.start_time.FromDatetime(since)
     if until is not None:
         request.end_time.FromDatetime(until)
     with connection.open() as service:
         last, found = _compare(service, request)
-        rewritten = kept is not None and _is_rewritten(service, kept)
+        rewritten = [it for it in kept if _is_rewritten(service, it)]
     for finding in found:
         typer.echo(_sentence(finding))
-    if rewritten and kept is not None:
-        typer.echo(f"The ledger is not the one of the checkpoint, at seal {kept.number}.")
+    for it in rewritten:
+        typer.echo(_rewritten(it))
+    notes = split_notes(last.checkpoint)
+    up_to = f"up to number {last.sequence}" if len(notes) == 1 else f"of {len(notes)} shards"
     typer.echo(
-        f"{last.row_count:,} rows in {last.seal_count:,} seals were compared, up to number"
-        f" {last.sequence}; {last.unsealed_row_count:,} rows are not sealed yet."
+        f"{last.row_count:,} rows in {last.seal_count:,} seals were compared, {up_to};"
+        f" {last.unsealed_row_count:,} rows are not sealed yet."
     )
     if last.erased_row_count:
         typer.echo(f"{last.erased_row_count:,} of them were erased in part.")
@@ -125,20 +138,23 @@ def checkpoint(
             metavar="FILE", help="Where to. Default: standard output.", show_default=False
         ),
     ] = None,
+    shard: Shard = "",
     against: Against = None,
     key: Key = None,
     *,
     connection: Connection,
 ) -> None:
-    """Get a signed checkpoint of the ledger, to keep where nobody can change it."""
-    kept = _kept(against, key)
+    """Get a signed checkpoint of the ledger, to keep where nobody can change it.
+
+    With several shards it has that of each, one after the other.
+    """
+    kept = _kept(against, key, shard)
     with connection.open() as service:
-        newest = _checkpoint(service, 0)
+        newest = _checkpoint(service, shard)
         _checked(newest.checkpoint, key or newest.public_key)
-        if kept is not None and _is_rewritten(service, kept):
-            raise CommandError(
-                f"The ledger is not the one of the checkpoint, at seal {kept.number}."
-            )
+        for it in kept:
+            if _is_rewritten(service, it):
+                raise CommandError(_rewritten(it))
     typer.echo(f"Public key: {newest.public_key}", err=True)
     if file is None:
         typer.echo(newest.checkpoint, nl=False)
@@ -163,39 +179,56 @@ def _compare(
 
 def _sentence(finding: AuditFinding) -> str:
     fault = FAULTS.get(finding.fault, AuditFault.Name(finding.fault))
+    where = f"{finding.shard}: " if finding.shard else ""
     if not finding.sequence:
-        return f"Seal {finding.seal_number} {fault}."
+        return f"{where}Seal {finding.seal_number} {fault}."
     event = f", event {finding.event_id}," if finding.event_id else ""
-    return f"Row {finding.sequence}{event} {fault}."
+    return f"{where}Row {finding.sequence}{event} {fault}."
 
 
-def _checkpoint(service: BlockingService, number: int) -> GetAuditCheckpointResponse:
+def _rewritten(kept: Checkpoint) -> str:
+    where = f"{kept.shard}: " if kept.shard else ""
+    return f"{where}The ledger is not the one of the checkpoint, at seal {kept.number}."
+
+
+def _checkpoint(
+    service: BlockingService, shard: str, number: int = 0
+) -> GetAuditCheckpointResponse:
+    """By default of the newest seal."""
     stub = AuditServiceStub(service.channel)
     return stub.GetAuditCheckpoint(
-        GetAuditCheckpointRequest(number=number), metadata=service.metadata
+        GetAuditCheckpointRequest(number=number, shard=shard), metadata=service.metadata
     )
 
 
 def _is_rewritten(service: BlockingService, kept: Checkpoint) -> bool:
-    """Whether the ledger has another chain at the seal of the checkpoint, or none any more."""
-    newest = read_checkpoint(_checkpoint(service, 0).checkpoint)
-    if newest.number < kept.number:
+    """Whether its ledger has another chain at the seal of the checkpoint, or none any more."""
+    notes = split_notes(_checkpoint(service, kept.shard).checkpoint)
+    newest = next((it for it in map(read_checkpoint, notes) if it.shard == kept.shard), None)
+    if newest is None or newest.number < kept.number:
         return True
-    return read_checkpoint(_checkpoint(service, kept.number).checkpoint) != kept
+    return read_checkpoint(_checkpoint(service, kept.shard, kept.number).checkpoint) != kept
 
 
-def _kept(file: Path | None, key: str | None) -> Checkpoint | None:
+def _kept(file: Path | None, key: str | None, shard: str) -> list[Checkpoint]:
+    """The checkpoints of a file: those of this shard, or all."""
     if file is None:
-        return None
+        return []
     try:
-        note = file.read_text(encoding="utf-8")
+        notes = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise CommandError(f"{file} cannot be read: {error}") from error
-    return _checked(note, key)
+    kept = [it for it in _checked(notes, key) if shard in ("", it.shard)]
+    if not kept:
+        raise CommandError(f"{file} has no checkpoint of {shard}.")
+    return kept
 
 
-def _checked(note: str, key: str | None) -> Checkpoint:
+def _checked(notes: str, key: str | None) -> list[Checkpoint]:
     try:
-        return read_checkpoint(note) if key is None else verify_checkpoint(note, key)
+        return [
+            read_checkpoint(it) if key is None else verify_checkpoint(it, key)
+            for it in split_notes(notes)
+        ]
     except (MalformedError, NotVerifiedError) as error:
         raise CommandError(str(error)) from error

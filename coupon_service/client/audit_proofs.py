@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC
 from typing import Any
 
-from coupon_service.audit.checkpoints import verify_checkpoint
+from coupon_service.audit.checkpoints import read_checkpoint, split_notes, verify_checkpoint
 from coupon_service.audit.proofs import InclusionProof, Opened, verify_inclusion
 from coupon_service.audit.records import MalformedError
 from coupon_service.audit.seals import Seal
@@ -18,8 +18,8 @@ def verify_audit_proof(
     """What is proved of an event, by the names of the ledger's columns.
 
     `public_key`: the one that you know to be that of the service. `checkpoint`: the one that you
-    have kept, to which the proof was asked to lead; that of the proof by default. Values that were
-    erased are left out.
+    have kept, to which the proof was asked to lead; that of the proof by default. Of those of
+    several shards it takes the one of the event's. Values that were erased are left out.
 
     Raises NotVerifiedError when the proof does not hold, MalformedError for what is none, and
     ImportError without the package `cryptography` (`coupon-service[proofs]`).
@@ -36,9 +36,15 @@ def verify_audit_proof(
         chain_before=proof.chain_before,
         later_seals=seals[1:],
     )
-    return verify_inclusion(
-        inclusion, verify_checkpoint(checkpoint or proof.checkpoint, public_key)
-    )
+    note = _note_of(checkpoint, proof.checkpoint) if checkpoint else proof.checkpoint
+    return verify_inclusion(inclusion, verify_checkpoint(note, public_key))
+
+
+def _note_of(notes: str, of_proof: str) -> str:
+    """The one of these that is of the same ledger as that of a proof, if one is."""
+    first, *rest = split_notes(notes)
+    log_id = read_checkpoint(of_proof).log_id if rest else None
+    return next((it for it in rest if read_checkpoint(it).log_id == log_id), first)
 
 
 def _seal(seal: AuditSeal) -> Seal:

@@ -485,10 +485,6 @@ class BusinessRequired(InvalidArgument):
     """The caller sees several businesses: name one with business_id, or a book with book_id."""
 
 
-class NotWithShards(Refused):
-    """The method is not there yet for a service with several shards."""
-
-
 class SeveralBusinesses(InvalidArgument):
     """The items of an ALL_OR_NOTHING batch are codes of several businesses, which lie in shards."""
 

@@ -118,7 +118,6 @@ TABLE: Final[Mapping[type[CouponServiceError], Kind]] = dict(
             errors.InvalidStateTransition,
             errors.CodeHasHistory,
             errors.UploadAmbiguous,
-            errors.NotWithShards,
             errors.UserErased,
             errors.ErasureNotConfigured,
             errors.ResumeTokenAhead,

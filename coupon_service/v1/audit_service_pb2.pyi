@@ -794,6 +794,12 @@ class VerifyAuditRequest(_message.Message):
 
     START_TIME_FIELD_NUMBER: _builtins.int
     END_TIME_FIELD_NUMBER: _builtins.int
+    SHARD_FIELD_NUMBER: _builtins.int
+    BUSINESS_ID_FIELD_NUMBER: _builtins.int
+    shard: _builtins.str
+    """Only the ledger of this shard, such as coupon_01. Default: those of all shards, one after the other."""
+    business_id: _builtins.str
+    """Only the ledger of the shard of this business. It has other businesses as well. Optional."""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """Only seals that were made at this time or later. They are made some seconds after their events."""
@@ -807,10 +813,12 @@ class VerifyAuditRequest(_message.Message):
         *,
         start_time: _timestamp_pb2.Timestamp | None = ...,
         end_time: _timestamp_pb2.Timestamp | None = ...,
+        shard: _builtins.str = ...,
+        business_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["business_id", b"business_id", "end_time", b"end_time", "shard", b"shard", "start_time", b"start_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -818,7 +826,9 @@ Global___VerifyAuditRequest: _TypeAlias = VerifyAuditRequest  # noqa: Y015
 
 @_typing.final
 class VerifyAuditResponse(_message.Message):
-    """How far VerifyAudit is: after each seal, or at least once a second."""
+    """How far VerifyAudit is: after each seal, or at least once a second. Counts are of all shards that have been
+    compared, and of the one that is.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -833,6 +843,7 @@ class VerifyAuditResponse(_message.Message):
     UNNUMBERED_ROW_COUNT_FIELD_NUMBER: _builtins.int
     CHECKPOINT_FIELD_NUMBER: _builtins.int
     ARCHIVED_ROW_COUNT_FIELD_NUMBER: _builtins.int
+    SHARD_FIELD_NUMBER: _builtins.int
     seal_count: _builtins.int
     """Seals that have been compared."""
     row_count: _builtins.int
@@ -840,7 +851,7 @@ class VerifyAuditResponse(_message.Message):
     erased_row_count: _builtins.int
     """Of them, those of which personal values were erased: the rest of them was compared."""
     sequence: _builtins.int
-    """The number of the ledger up to which it has been compared."""
+    """The number of the ledger up to which it has been compared; of that of `shard`."""
     sealed_sequence: _builtins.int
     """The number up to which it is sealed."""
     done: _builtins.bool
@@ -852,12 +863,16 @@ class VerifyAuditResponse(_message.Message):
     `end_time`.
     """
     checkpoint: _builtins.str
-    """The signed checkpoint of the newest seal; empty when there is no seal."""
+    """The signed checkpoint of the newest seal; empty when there is no seal. Of several shards that of each,
+    one after the other.
+    """
     archived_row_count: _builtins.int
     """Rows that are not there since they are in archives, which prove them; in any message."""
+    shard: _builtins.str
+    """The shard whose ledger is compared; empty where there is only one."""
     @_builtins.property
     def findings(self) -> _containers.RepeatedCompositeFieldContainer[Global___AuditFinding]:
-        """What was found since the last message. After 100 findings nothing more is compared."""
+        """What was found since the last message. After 100 findings nothing more of a ledger is compared."""
 
     def __init__(
         self,
@@ -873,10 +888,11 @@ class VerifyAuditResponse(_message.Message):
         unnumbered_row_count: _builtins.int = ...,
         checkpoint: _builtins.str = ...,
         archived_row_count: _builtins.int = ...,
+        shard: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["archived_row_count", b"archived_row_count", "checkpoint", b"checkpoint", "done", b"done", "erased_row_count", b"erased_row_count", "findings", b"findings", "row_count", b"row_count", "seal_count", b"seal_count", "sealed_sequence", b"sealed_sequence", "sequence", b"sequence", "unnumbered_row_count", b"unnumbered_row_count", "unsealed_row_count", b"unsealed_row_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["archived_row_count", b"archived_row_count", "checkpoint", b"checkpoint", "done", b"done", "erased_row_count", b"erased_row_count", "findings", b"findings", "row_count", b"row_count", "seal_count", b"seal_count", "sealed_sequence", b"sealed_sequence", "sequence", b"sequence", "shard", b"shard", "unnumbered_row_count", b"unnumbered_row_count", "unsealed_row_count", b"unsealed_row_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -892,6 +908,7 @@ class AuditFinding(_message.Message):
     SEQUENCE_FIELD_NUMBER: _builtins.int
     EVENT_ID_FIELD_NUMBER: _builtins.int
     SEAL_NUMBER_FIELD_NUMBER: _builtins.int
+    SHARD_FIELD_NUMBER: _builtins.int
     fault: Global___AuditFault.ValueType
     """What."""
     sequence: _builtins.int
@@ -900,6 +917,8 @@ class AuditFinding(_message.Message):
     """The event_id of the row, where there is one."""
     seal_number: _builtins.int
     """The number of the seal; 0 where it is about none."""
+    shard: _builtins.str
+    """The shard that has the ledger; empty where there is only one."""
     def __init__(
         self,
         *,
@@ -907,10 +926,11 @@ class AuditFinding(_message.Message):
         sequence: _builtins.int = ...,
         event_id: _builtins.str = ...,
         seal_number: _builtins.int = ...,
+        shard: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["event_id", b"event_id", "fault", b"fault", "seal_number", b"seal_number", "sequence", b"sequence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event_id", b"event_id", "fault", b"fault", "seal_number", b"seal_number", "sequence", b"sequence", "shard", b"shard"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -928,7 +948,7 @@ class GetAuditProofRequest(_message.Message):
     """The event."""
     checkpoint_number: _builtins.int
     """The number of a checkpoint that was made when the event was sealed or later, to which the proof is to
-    lead. 0: that of the event's own seal.
+    lead; of the shard that has the event. 0: that of the event's own seal.
     """
     def __init__(
         self,
@@ -967,7 +987,7 @@ class GetAuditProofResponse(_message.Message):
     chain_before: _builtins.bytes
     """The value of the chain before the seal."""
     checkpoint: _builtins.str
-    """The signed checkpoint."""
+    """The signed checkpoint. With several shards it says which has the event."""
     public_key: _builtins.str
     """The public key to verify it with. Compare it with the one that you have."""
     @_builtins.property
@@ -1091,16 +1111,26 @@ class GetAuditCheckpointRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     NUMBER_FIELD_NUMBER: _builtins.int
+    SHARD_FIELD_NUMBER: _builtins.int
+    BUSINESS_ID_FIELD_NUMBER: _builtins.int
     number: _builtins.int
-    """The number of a seal. 0: the newest."""
+    """The number of a seal. 0: the newest. With several shards it needs `shard` or `business_id`."""
+    shard: _builtins.str
+    """Of the ledger of this shard, such as coupon_01. Default: of those of all shards."""
+    business_id: _builtins.str
+    """Of the ledger of the shard of this business. Optional. PERMISSION_DENIED when it is another one than the
+    token's.
+    """
     def __init__(
         self,
         *,
         number: _builtins.int = ...,
+        shard: _builtins.str = ...,
+        business_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["number", b"number"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["business_id", b"business_id", "number", b"number", "shard", b"shard"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1115,7 +1145,10 @@ class GetAuditCheckpointResponse(_message.Message):
     CHECKPOINT_FIELD_NUMBER: _builtins.int
     PUBLIC_KEY_FIELD_NUMBER: _builtins.int
     checkpoint: _builtins.str
-    """A signed note (https://c2sp.org/signed-note) with the number of the seal and the value of the chain."""
+    """A signed note (https://c2sp.org/signed-note) with the number of the seal and the value of the chain. With
+    several shards its first line ends with the shard; of all shards these are several notes, one after the
+    other, of those that have a seal.
+    """
     public_key: _builtins.str
     """The public key to verify it with. Compare it with the one that you have."""
     def __init__(

@@ -235,10 +235,6 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     service has several shards, each with other businesses: only items of one business can be all or
     nothing.
     """
-    ERROR_REASON_NOT_WITH_SHARDS: _ErrorReason.ValueType  # 161
-    """[FAILED_PRECONDITION] The method is not there yet for a service with several shards: VerifyAudit,
-    GetAuditProof and GetAuditCheckpoint.
-    """
     ERROR_REASON_CONCURRENT_MODIFICATION: _ErrorReason.ValueType  # 60
     """[ABORTED] The `etag` is not the current one: read again, then repeat."""
     ERROR_REASON_CONTENTION: _ErrorReason.ValueType  # 61
@@ -498,10 +494,6 @@ ERROR_REASON_SEVERAL_BUSINESSES: ErrorReason.ValueType  # 160
 """[INVALID_ARGUMENT] The items of an ALL_OR_NOTHING batch are codes of several businesses, and the
 service has several shards, each with other businesses: only items of one business can be all or
 nothing.
-"""
-ERROR_REASON_NOT_WITH_SHARDS: ErrorReason.ValueType  # 161
-"""[FAILED_PRECONDITION] The method is not there yet for a service with several shards: VerifyAudit,
-GetAuditProof and GetAuditCheckpoint.
 """
 ERROR_REASON_CONCURRENT_MODIFICATION: ErrorReason.ValueType  # 60
 """[ABORTED] The `etag` is not the current one: read again, then repeat."""

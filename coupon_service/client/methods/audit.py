@@ -98,11 +98,20 @@ class AuditMethods:
     @listing(pb.VerifyAuditResponse, lambda progress: (progress,))
     @staticmethod
     def verify_audit(
-        *, start_time: datetime | None = None, end_time: datetime | None = None
+        *,
+        start_time: datetime | None = None,
+        end_time: datetime | None = None,
+        shard: str = "",
+        business_id: str = "",
     ) -> pb.VerifyAuditRequest:
         """Compare the ledger with its seals, or with those of a time, with a message after each
         seal. The last one has `done`; `findings` of any say what is wrong."""
-        return pb.VerifyAuditRequest(start_time=timestamp(start_time), end_time=timestamp(end_time))
+        return pb.VerifyAuditRequest(
+            start_time=timestamp(start_time),
+            end_time=timestamp(end_time),
+            shard=shard,
+            business_id=business_id,
+        )
 
     @unary(pb.GetAuditProofResponse)
     @staticmethod
@@ -112,6 +121,9 @@ class AuditMethods:
 
     @unary(pb.GetAuditCheckpointResponse)
     @staticmethod
-    def get_audit_checkpoint(*, number: int = 0) -> pb.GetAuditCheckpointRequest:
-        """A signed statement of what the ledger was at a seal, by default the newest."""
-        return pb.GetAuditCheckpointRequest(number=number)
+    def get_audit_checkpoint(
+        *, number: int = 0, shard: str = "", business_id: str = ""
+    ) -> pb.GetAuditCheckpointRequest:
+        """A signed statement of what the ledger was at a seal, by default the newest; with several
+        shards and neither `shard` nor `business_id` one of each, one after the other."""
+        return pb.GetAuditCheckpointRequest(number=number, shard=shard, business_id=business_id)

@@ -144,9 +144,25 @@ def ledger_position(position: Sequence[Any]) -> LedgerPosition:
     return LedgerPosition(sequence, datetime.fromisoformat(time), UUID(event_id))
 
 
-def read_verify(request: pb.VerifyAuditRequest) -> tuple[datetime | None, datetime | None]:
-    """When the seals were made that are to be compared."""
+def _check_shard(fields: Fields, request: Any, rpc: RequestContext, shard: str) -> None:
+    """That a request may be asked of this shard, which it was brought to. Raises
+    PermissionDenied."""
+    listed_business(fields, request.business_id, rpc)
+    if request.shard and request.shard != shard:
+        fields.refuse(
+            "shard",
+            "expected a shard, such as coupon_00, and no business_id of another"
+            if shard
+            else "expected none: there is only one",
+        )
+
+
+def read_verify(
+    request: pb.VerifyAuditRequest, rpc: RequestContext, shard: str
+) -> tuple[datetime | None, datetime | None]:
+    """When the seals were made that are to be compared. Raises PermissionDenied."""
     fields = Fields()
+    _check_shard(fields, request, rpc, shard)
     start_time = fields.optional_time(request, "start_time")
     end_time = fields.optional_time(request, "end_time")
     fields.check()
@@ -162,16 +178,17 @@ def read_proof(request: pb.GetAuditProofRequest) -> tuple[UUID, int]:
     return event_id, number
 
 
-def read_checkpoint(request: pb.GetAuditCheckpointRequest) -> int:
-    """The number of the seal; 0 for the newest."""
+def read_checkpoint(request: pb.GetAuditCheckpointRequest, rpc: RequestContext, shard: str) -> int:
+    """The number of the seal; 0 for the newest. Raises PermissionDenied."""
     fields = Fields()
+    _check_shard(fields, request, rpc, shard)
     number = fields.whole("number", request.number, 0, SEAL_NUMBER_MAX)
     fields.check()
     return number
 
 
-def verified_message(verified: Verified) -> pb.VerifyAuditResponse:
-    """How far the ledger has been compared, as a client sees it."""
+def verified_message(verified: Verified, shard: str) -> pb.VerifyAuditResponse:
+    """How far the ledger of a shard has been compared, as a client sees it."""
     return pb.VerifyAuditResponse(
         seal_count=verified.seals,
         row_count=verified.rows,
@@ -185,12 +202,14 @@ def verified_message(verified: Verified) -> pb.VerifyAuditResponse:
                 sequence=it.finding.sequence,
                 event_id=str(it.event_id or ""),
                 seal_number=it.finding.seal_number,
+                shard=shard,
             )
             for it in verified.findings
         ],
         done=verified.is_done,
         unsealed_row_count=verified.unsealed_rows,
         unnumbered_row_count=verified.unnumbered_rows or 0,
+        shard=shard,
     )
 
 

@@ -41,7 +41,9 @@ class AuditServicer(AuditServiceServicer):
         verifier: LedgerVerifier,
         signer: Signer,
         metrics: Metrics,
+        shard: str,
     ) -> None:
+        """`shard`: the name of the one that has the ledger; empty where there is only one."""
         self._reads = reads
         self._eraser = eraser
         self._page_tokens = page_tokens
@@ -50,6 +52,7 @@ class AuditServicer(AuditServiceServicer):
         self._verifier = verifier
         self._signer = signer
         self._metrics = metrics
+        self._shard = shard
 
     async def ListAuditEvents(
         self, request: pb.ListAuditEventsRequest, context: Any
@@ -93,7 +96,7 @@ class AuditServicer(AuditServiceServicer):
     async def VerifyAudit(
         self, request: pb.VerifyAuditRequest, context: Any
     ) -> AsyncIterator[pb.VerifyAuditResponse]:
-        start_time, end_time = convert.read_verify(request)
+        start_time, end_time = convert.read_verify(request, current(), self._shard)
         if current().business_id:
             raise PermissionDenied
         verified = self._verifier.verify(start_time, end_time)
@@ -101,7 +104,7 @@ class AuditServicer(AuditServiceServicer):
             async for each in verified:
                 for found in each.findings:
                     self._metrics.ledger_found(found.finding.fault.name)
-                message = convert.verified_message(each)
+                message = convert.verified_message(each, self._shard)
                 if each.is_done:
                     message.checkpoint = await self._newest_checkpoint()
                 yield message
@@ -114,7 +117,14 @@ class AuditServicer(AuditServiceServicer):
     async def _signed(self, link: Link) -> str:
         head, seal = await self._verifier.head(), link.seal
         return self._signer.sign(
-            Checkpoint(head.log_id, seal.number, link.chain, seal.last_sequence, seal.seal_time)
+            Checkpoint(
+                head.log_id,
+                seal.number,
+                link.chain,
+                seal.last_sequence,
+                seal.seal_time,
+                self._shard,
+            )
         )
 
     async def GetAuditProof(
@@ -130,7 +140,7 @@ class AuditServicer(AuditServiceServicer):
     async def GetAuditCheckpoint(
         self, request: pb.GetAuditCheckpointRequest, context: Any
     ) -> pb.GetAuditCheckpointResponse:
-        number = convert.read_checkpoint(request)
+        number = convert.read_checkpoint(request, current(), self._shard)
         number = number or (await self._verifier.head()).position.number
         if not number:
             raise SealNotFound

@@ -20,6 +20,7 @@ from coupon_service.model.scopes import (
     shard_of_scope,
 )
 from coupon_service.rpc.context import RequestContext
+from coupon_service.store.sessions import ShardPlace
 
 FIRST: Final = 0
 """The shard that answers what any of them would answer alike."""
@@ -106,6 +107,21 @@ class Places:
         if named := rpc.business_id or getattr(request, "business_id", ""):
             return self.of_scope(scope_of_business(canonical_id(named)))
         return self.of_book(request, rpc) if getattr(request, "book_id", "") else None
+
+    def of_event(self, request: Any, rpc: RequestContext) -> int:
+        """Of a request that names an event of any kind: where to look for it first. Only ids of
+        attempts on codes lead to their shard."""
+        if rpc.business_id:
+            return self.of_scope(scope_of_business(canonical_id(rpc.business_id)))
+        return self._of_event_named(request.event_id)
+
+    def of_ledger(self, request: Any, rpc: RequestContext) -> int | None:
+        """Of a request about the ledger of a shard; None for those of all."""
+        of_business = self.of_list(request, rpc)
+        if of_business is not None or not request.shard:
+            return of_business
+        names = [ShardPlace(it, self.shards).schema for it in range(self.shards)]
+        return names.index(request.shard) if request.shard in names else FIRST
 
     def _of_event_named(self, text: str) -> int:
         event_id = _uuid(text)

@@ -12,10 +12,10 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Any, Final
 
-from coupon_service.errors import BusinessRequired, NotWithShards
+from coupon_service.errors import BusinessRequired
 from coupon_service.rpc.context import RequestContext, current
 from coupon_service.rpc.paging import PageTokens
-from coupon_service.rpc.shards import erasures, watches
+from coupon_service.rpc.shards import erasures, proofs, watches
 from coupon_service.rpc.shards.merged_lists import (
     BOOKS,
     EVENTS,
@@ -128,11 +128,27 @@ def _watched(router: Router, methods: Sequence[Method]) -> Method:
     return call
 
 
-def _refused(_: Router, __: Sequence[Method]) -> Method:
-    """To none: each shard has seals of its own."""
+def _of_ledgers(joined: Callable[[Sequence[Any], Any, Any], Any]) -> Route:
+    """To the shard whose ledger is named, else to all of them, whose answers are joined."""
 
-    def call(request: Any, context: Any) -> Any:  # noqa: ARG001
-        raise NotWithShards
+    def route(router: Router, methods: Sequence[Method]) -> Method:
+        def call(request: Any, context: Any) -> Any:
+            shard = router.places.of_ledger(request, current())
+            if shard is None:
+                return joined(methods, request, context)
+            return methods[shard](request, context)
+
+        return call
+
+    return route
+
+
+def _proved(router: Router, methods: Sequence[Method]) -> Method:
+    """To the shard that has the event."""
+
+    def call(request: Any, context: Any) -> Any:
+        first = router.places.of_event(request, current())
+        return proofs.prove(methods, first, request, context)
 
     return call
 
@@ -206,8 +222,8 @@ ROUTES: Final[Mapping[str, Route]] = {
     "AuditService/WatchAuditEvents": _watched,
     "AuditService/EraseUser": _all(erasures.erase),
     "AuditService/GetErasure": _all(erasures.get),
-    "AuditService/VerifyAudit": _refused,
-    "AuditService/GetAuditProof": _refused,
-    "AuditService/GetAuditCheckpoint": _refused,
+    "AuditService/VerifyAudit": _of_ledgers(proofs.verify),
+    "AuditService/GetAuditProof": _proved,
+    "AuditService/GetAuditCheckpoint": _of_ledgers(proofs.checkpoint),
 }
 """By `Service/Method`, in the order of the contract."""

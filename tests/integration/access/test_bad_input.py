@@ -69,6 +69,7 @@ BY_BUSINESS: list[tuple[str, type[Any], str]] = [
     ("redemptions.ListRedemptions", redemptions.ListRedemptionsRequest, "business_id"),
     ("redemptions.ListRefusals", redemptions.ListRefusalsRequest, "business_id"),
     ("books.ListCouponBooks", books.ListCouponBooksRequest, "business_id"),
+    ("audit.GetAuditCheckpoint", audit.GetAuditCheckpointRequest, "business_id"),
 ]
 BY_ID: list[tuple[str, type[Any], str]] = [
     ("books.GetCouponBook", books.GetCouponBookRequest, "book_id"),
@@ -340,6 +341,7 @@ NUMBERS: list[tuple[str, type[Any], dict[str, Any], str]] = [
     ),
     ("audit.ListAuditEvents", audit.ListAuditEventsRequest, {"types": [1, 100]}, "types[1]"),
     ("audit.ListAuditEvents", audit.ListAuditEventsRequest, {"types": [0]}, "types[0]"),
+    ("audit.GetAuditCheckpoint", audit.GetAuditCheckpointRequest, {"shard": "coupon_xx"}, "shard"),
     ("codes.PreviewCodes", codes.PreviewCodesRequest, {"count": 0}, "count"),
     ("codes.PreviewCodes", codes.PreviewCodesRequest, {"count": 10**9 + 1}, "count"),
     (

@@ -442,13 +442,6 @@ def several_businesses(stage: Stage) -> object:
     return batch(server, items, mode=ALL_OR_NOTHING)
 
 
-def not_with_shards(stage: Stage) -> object:
-    database_url = stage.stack.enter_context(stage.new_database())
-    make_shards(database_url, of=2)
-    server = stage.server(database_url=SecretStr(database_url), shards=2, shard_urls=None)
-    return [*server.audit.VerifyAudit(audit.VerifyAuditRequest())]
-
-
 def concurrent_modification(stage: Stage) -> object:
     book = stage.api.draft()
     request = books.ActivateCouponBookRequest(book_id=book.book_id, etag=book.etag)
@@ -591,7 +584,6 @@ PROVOKE: dict[str, Callable[[Stage], object]] = {
         request_id_reused,
         business_required,
         several_businesses,
-        not_with_shards,
         concurrent_modification,
         contention,
         refusals_not_kept,
