@@ -20,7 +20,7 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from itertools import count
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -146,6 +146,8 @@ class Supervisor:
             # glibc gives each thread of gRPC a heap of its own. Their fragmentation makes the
             # memory of a worker grow as connections come and go.
             os.environ.setdefault("MALLOC_ARENA_MAX", "2")
+            # Its start unblocks SIGTERM and SIGINT, and the fork server would start it below.
+            resource_tracker.ensure_running()
             with signals_blocked():
                 self._context.set_forkserver_preload(["coupon_service.process.worker"])
                 forkserver.ensure_running()

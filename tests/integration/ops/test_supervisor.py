@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from support.service import Api, unique
 from support.service_process import PATIENCE_S, environment_of, fetch, is_ready, serving, workers_of
@@ -79,6 +80,21 @@ def test_sigterm_ends_it_in_order(
     assert service.wait(PATIENCE_S) == 0
     assert not any(worker.is_running() for worker in workers)
     assert fetch(environment, "healthz") == ""
+
+
+def test_sigterm_to_all_its_processes_ends_it_when_the_last_worker_has_ended(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    """As systemd does it."""
+    environment["COUPON_DRAIN_GRACE_MS"] = "1000"
+    with serving(environment, tmp_path) as service:
+        workers = workers_of(service)
+        processes = psutil.Process(service.pid).children(recursive=True)
+        service.send_signal(signal.SIGTERM)
+        for process in processes:
+            process.send_signal(signal.SIGTERM)
+        assert service.wait(PATIENCE_S) == 0
+        assert not any(worker.is_running() for worker in workers)
 
 
 def test_workers_end_when_their_supervisor_is_killed(service: subprocess.Popen[bytes]) -> None:
