@@ -181,7 +181,7 @@ class CodeNotAssignedToUser(Refusal):
 
 
 class CodeLocked(Refusal):
-    """Every use of the code that is left is locked. Metadata ``retry_after_ms``: the time left."""
+    """Every use of the code that is left is locked."""
 
 
 class LockRequired(Refusal):

@@ -67,6 +67,11 @@ def test_every_class_of_errors_has_a_status_and_a_reason(cls: type[CouponService
     assert cls in TABLE
 
 
+@pytest.mark.parametrize("cls", CLASSES)
+def test_messages_are_for_people(cls: type[CouponServiceError]) -> None:
+    assert "`" not in made(cls).message
+
+
 def test_every_reason_of_the_contract_is_reached_by_one_class() -> None:
     reasons = sorted(kind.reason for kind in TABLE.values())
     assert reasons == sorted(set(pb.ErrorReason.values()) - {pb.ERROR_REASON_UNSPECIFIED})
