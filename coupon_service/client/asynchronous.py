@@ -29,7 +29,7 @@ from coupon_service.client.messages import advance, bearer, request_id_of, seria
 from coupon_service.client.methods import Methods
 from coupon_service.client.rpc import Item, Response, Rpc
 from coupon_service.client.settings import ClientSettings
-from coupon_service.client.streams import FIELDS, CheckoutStreams
+from coupon_service.client.streams import CheckoutStreams, field_of
 from coupon_service.client.values import Metadata
 
 T = TypeVar("T")
@@ -158,7 +158,7 @@ class AsyncCouponClient(Methods):
 
     async def unary(self, rpc: Rpc[Response], request: Message) -> Response:
         """The response to a request. Raises CouponError."""
-        field = FIELDS.get(request.DESCRIPTOR.full_name)
+        field = field_of(request)
 
         async def attempt(channel: grpc.aio.Channel, timeout_s: float) -> Response:
             options = await self._options()

@@ -35,7 +35,7 @@ FIELDS: Final = {
 
 MESSAGE_MAX_OPERATIONS: Final = 128
 MESSAGE_MAX_BYTES: Final = 262_144
-"""Of all but the last operation of a message."""
+"""Of all but the last operation of a message, and of each operation."""
 
 SHORT_LIFE_S: Final = 1.0
 PAUSE_S: Final = 0.5
@@ -48,6 +48,15 @@ FAREWELL_S: Final = 0.5
 """How long it may take to end a stream that has all results."""
 
 Metadata = tuple[tuple[str, str], ...]
+
+
+def field_of(request: Message) -> str | None:
+    """The field of an operation that carries the request. None: it has to be a call.
+
+    That is also for one so large that it would end the stream, with the operations of others in it.
+    """
+    field = FIELDS.get(request.DESCRIPTOR.full_name)
+    return field if field is not None and request.ByteSize() <= MESSAGE_MAX_BYTES else None
 
 
 class CheckoutStreams:

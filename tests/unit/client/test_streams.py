@@ -55,6 +55,16 @@ async def test_a_message_has_an_end() -> None:
     assert max(it.ByteSize() for it in script.messages) < 300_000
 
 
+async def test_a_request_that_a_stream_might_not_take_is_a_call() -> None:
+    settings = replace(STREAMED, streams=1)
+    with scripted_server() as (address, script):
+        async with AsyncCouponClient(address, settings=settings) as client:
+            codes = "CODE", "C" * 1_200_000, "OTHER"
+            await asyncio.gather(*(client.redeem_code(code, "ann") for code in codes))
+    assert [it.code for it in script.requests] == [codes[1]]
+    assert sum(len(it.operations) for it in script.messages) == 2
+
+
 async def test_an_operation_is_repeated_as_a_call_is() -> None:
     outcomes = (of_service.Contention(), of_service.Overloaded(retry_after_ms=20))
     with scripted_server(*outcomes) as (address, script):
