@@ -34,9 +34,10 @@ class RedemptionServiceStub:
 
     End users (tokens with the role `self`) name no `user_id` but their own: PERMISSION_DENIED. What
     belongs to other users does not exist for them. Neither does a code that they cannot use: in place
-    of BOOK_NOT_ACTIVE, BOOK_NOT_STARTED, BOOK_EXPIRED, CODE_DISABLED, CODE_EXPIRED and
+    of BOOK_NOT_ACTIVE, BOOK_NOT_STARTED, BOOK_EXPIRED, CODE_DISABLED, CODE_NOT_STARTED, CODE_EXPIRED and
     CODE_NOT_ASSIGNED_TO_USER they get CODE_NOT_FOUND, and, unless they have used the code or it is
-    assigned to them, in place of CODE_ALREADY_REDEEMED and CODE_LIMIT_EXCEEDED as well.
+    assigned to them, in place of CODE_ALREADY_REDEEMED and CODE_LIMIT_EXCEEDED as well. Every other
+    reason they are told as services are, but BUDGET_EXCEEDED without its numbers.
 
     An order that an end user names is one of its own: it is in the way of no other user's and of no
     service's order of the same name, except where the service redeems for this user. The other way
@@ -136,9 +137,10 @@ class RedemptionServiceServicer:
 
     End users (tokens with the role `self`) name no `user_id` but their own: PERMISSION_DENIED. What
     belongs to other users does not exist for them. Neither does a code that they cannot use: in place
-    of BOOK_NOT_ACTIVE, BOOK_NOT_STARTED, BOOK_EXPIRED, CODE_DISABLED, CODE_EXPIRED and
+    of BOOK_NOT_ACTIVE, BOOK_NOT_STARTED, BOOK_EXPIRED, CODE_DISABLED, CODE_NOT_STARTED, CODE_EXPIRED and
     CODE_NOT_ASSIGNED_TO_USER they get CODE_NOT_FOUND, and, unless they have used the code or it is
-    assigned to them, in place of CODE_ALREADY_REDEEMED and CODE_LIMIT_EXCEEDED as well.
+    assigned to them, in place of CODE_ALREADY_REDEEMED and CODE_LIMIT_EXCEEDED as well. Every other
+    reason they are told as services are, but BUDGET_EXCEEDED without its numbers.
 
     An order that an end user names is one of its own: it is in the way of no other user's and of no
     service's order of the same name, except where the service redeems for this user. The other way
@@ -218,7 +220,7 @@ class RedemptionServiceServicer:
         """Redeems a code once. After OK the redemption is durable.
         CODE_NOT_FOUND, CODE_CHECKSUM_INVALID, BOOK_NOT_ACTIVE, BOOK_NOT_STARTED, BOOK_EXPIRED,
         CODE_DISABLED, CODE_ALREADY_REDEEMED, CODE_LIMIT_EXCEEDED, CODE_NOT_ASSIGNED_TO_USER,
-        CODE_EXPIRED, OUTSIDE_SCHEDULE, USER_LIMIT_EXCEEDED, USER_PERIOD_LIMIT_EXCEEDED,
+        CODE_NOT_STARTED, CODE_EXPIRED, OUTSIDE_SCHEDULE, USER_LIMIT_EXCEEDED, USER_PERIOD_LIMIT_EXCEEDED,
         BOOK_LIMIT_EXCEEDED, BOOK_PERIOD_LIMIT_EXCEEDED, BUDGET_EXCEEDED, ORDER_AMOUNT_REQUIRED,
         ORDER_ID_REQUIRED, COUPONS_NOT_COMBINABLE, EXCLUSIVE_GROUP_USED, ORDER_LIMIT_EXCEEDED,
         ORDER_FULLY_DISCOUNTED, ORDER_ALREADY_REDEEMED, ORDER_BELOW_MINIMUM, CURRENCY_MISMATCH,
@@ -418,9 +420,10 @@ class RedemptionService:
 
     End users (tokens with the role `self`) name no `user_id` but their own: PERMISSION_DENIED. What
     belongs to other users does not exist for them. Neither does a code that they cannot use: in place
-    of BOOK_NOT_ACTIVE, BOOK_NOT_STARTED, BOOK_EXPIRED, CODE_DISABLED, CODE_EXPIRED and
+    of BOOK_NOT_ACTIVE, BOOK_NOT_STARTED, BOOK_EXPIRED, CODE_DISABLED, CODE_NOT_STARTED, CODE_EXPIRED and
     CODE_NOT_ASSIGNED_TO_USER they get CODE_NOT_FOUND, and, unless they have used the code or it is
-    assigned to them, in place of CODE_ALREADY_REDEEMED and CODE_LIMIT_EXCEEDED as well.
+    assigned to them, in place of CODE_ALREADY_REDEEMED and CODE_LIMIT_EXCEEDED as well. Every other
+    reason they are told as services are, but BUDGET_EXCEEDED without its numbers.
 
     An order that an end user names is one of its own: it is in the way of no other user's and of no
     service's order of the same name, except where the service redeems for this user. The other way

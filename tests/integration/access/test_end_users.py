@@ -16,6 +16,7 @@ from support.service import (
     ServerThread,
     assignments,
     books,
+    codes,
     from_now,
     new_codes,
     redemptions,
@@ -356,6 +357,14 @@ def not_started(root: Api, business: str) -> str:
     return code_in(root, business, start_time=from_now(hours=1))
 
 
+def not_started_itself(root: Api, business: str) -> str:
+    (code,) = new_codes(1)
+    book = root.book(business_id=business, lock_policy=OPTIONAL, limits=LIMITS)
+    terms: dict[str, Any] = {"start_time": from_now(hours=1)}
+    root.import_codes(book.book_id, [codes.NewCode(code=code, terms=codes.CodeTerms(**terms))])
+    return code
+
+
 def of_a_book_that_has_ended(root: Api, business: str) -> str:
     code = code_in(root, business)
     root.update(root.get_code(code).book_id, end_time=from_now(seconds=-1))
@@ -378,6 +387,7 @@ UNUSABLE = [
     of_a_draft,
     paused,
     not_started,
+    not_started_itself,
     of_a_book_that_has_ended,
     without_locking,
 ]
