@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import Final, LiteralString
 
 import psycopg
-from psycopg import sql
+from psycopg import errors, sql
 from psycopg.conninfo import make_conninfo
 
 from coupon_service.errors import DatabaseUnavailable
@@ -97,6 +97,10 @@ def grant(
                 for statement in statements:
                     connection.execute(statement)
             return [statement.as_string(connection) for statement in statements]
+    except (errors.UndefinedTable, errors.UndefinedFunction) as error:
+        raise DatabaseUnavailable(
+            "It has not all of the schema: run coupon-service migrate up."
+        ) from error
     except psycopg.Error as error:
         raise DatabaseUnavailable(sentence_of(error)) from error
 

@@ -146,6 +146,12 @@ def test_grants_need_the_schema_and_the_role(empty_database_url: str, tmp_path: 
     assert (done.returncode, done.stdout) == (1, "")
     assert "run coupon-service migrate up" in done.stderr
     migrations.apply(empty_database_url)
+    migrations.rollback(empty_database_url)
+    done = run(
+        tmp_path, "migrate", "grants", "pg_monitor", "--apply", DATABASE_URL=empty_database_url
+    )
+    assert "run coupon-service migrate up" in done.stderr
+    migrations.apply(empty_database_url)
     done = run(tmp_path, *arguments, DATABASE_URL=empty_database_url)
     assert (done.returncode, done.stdout) == (1, "")
     assert 'role "nobody_there" does not exist' in done.stderr
