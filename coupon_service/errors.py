@@ -292,17 +292,22 @@ class DuplicateCode(CouponServiceError):
 
 @dataclass(frozen=True, slots=True)
 class FieldViolation:
-    """An invalid field: its path in the request, and the value that was expected."""
+    """An invalid field: its path in the request, and the value that was expected. The path is empty
+    where the request is bad as a whole.
+    """
 
     field: str
     description: str
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.description}" if self.field else self.description
 
 
 class InvalidArgument(CouponServiceError):
     """The request has invalid fields; ``violations`` names each of them."""
 
     def __init__(self, violations: tuple[FieldViolation, ...]) -> None:
-        super().__init__("; ".join(f"{v.field}: {v.description}" for v in violations))
+        super().__init__("; ".join(map(str, violations)))
         self.violations = violations
 
 

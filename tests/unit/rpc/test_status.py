@@ -150,6 +150,11 @@ def test_a_locked_code_says_how_long_the_lock_lasts() -> None:
     assert retry.retry_delay.ToMilliseconds() == 12_345
 
 
+def test_the_message_of_a_bad_request_names_fields_where_there_are_some() -> None:
+    violations = (FieldViolation("", "expected less"), FieldViolation("code", "expected a"))
+    assert InvalidArgument(violations).message == "expected less; code: expected a"
+
+
 def test_a_bad_request_names_every_bad_field() -> None:
     violations = (FieldViolation("code", "expected a"), FieldViolation("user_id", "expected b"))
     bad = detail(to_status(InvalidArgument(violations)), BadRequest)
