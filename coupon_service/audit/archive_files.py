@@ -261,6 +261,16 @@ class _Bytes:
 Section = Header | Segment | Sequence[Seal] | Trailer
 
 
+def read_header(file: IO[bytes]) -> Header:
+    """The header of an archive of which nothing else is read. Raises ArchiveError."""
+    file.seek(0)
+    header = next(read_sections(file))
+    file.seek(0)
+    if not isinstance(header, Header):
+        raise ArchiveError("The archive does not begin with its header.")
+    return header
+
+
 def read_sections(file: IO[bytes]) -> Iterator[Section | bytes]:
     """The sections of an archive, in their order, and last the SHA-256 of the whole file.
 

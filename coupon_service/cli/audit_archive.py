@@ -16,9 +16,10 @@ import typer
 
 from coupon_service.cli.failure import CommandError
 from coupon_service.cli.fields import time_option
-from coupon_service.cli.migrate import only_database_of
+from coupon_service.cli.migrate import database_of
 from coupon_service.cli.progress import Update, progress
-from coupon_service.settings import Purpose, load_settings
+from coupon_service.model.scopes import shard_of_book
+from coupon_service.settings import Purpose, Settings, load_settings
 
 Folder = Annotated[
     Path,
@@ -63,6 +64,14 @@ def archive(
     closed_before: ClosedBefore = None,
     older_than_days: OlderThan = None,
     book: Books = None,
+    shard: Annotated[
+        str,
+        typer.Option(
+            metavar="SHARD",
+            help="Only books of this shard, such as coupon_01. Default: of all shards.",
+            show_default=False,
+        ),
+    ] = "",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be archived, and change nothing.")
     ] = False,
@@ -73,41 +82,93 @@ def archive(
     all of them are sealed; those about the book as a whole stay. What is asked of an archived
     redemption is answered ARCHIVED, with the name of the file.
 
-    It can be called again after it was cut off, with the same folder.
+    It can be called again after it was cut off, with the same folder. Of several shards it does one
+    after the other, and those that it can when another cannot be reached.
     """
+    before = _time(closed_before, older_than_days)
+    settings = load_settings(purpose=Purpose.MIGRATE)
+    failed: list[str] = []
+    for name, url in _databases(settings, shard, book):
+        try:
+            with database_of(settings), refusals():
+                _archive(url, name, folder, before, book, dry_run=dry_run)
+        except CommandError as error:
+            if not name:
+                raise
+            failed.append(f"{name}: {error}")
+    if failed:
+        raise CommandError("\n".join(failed))
+
+
+def _databases(settings: Settings, shard: str, books: list[UUID] | None) -> list[tuple[str, str]]:
+    """The shards, or that of this name, or those of these books: the name of each, and a URL that
+    leads to its tables."""
+    places = _places(settings)
+    numbers = (
+        range(len(places))
+        if books is None
+        else sorted({shard_of_book(str(it), len(places)) for it in books})
+    )
+    found = [places[it] for it in numbers if shard in ("", places[it][0])]
+    if not found:
+        raise CommandError(f"There is no shard {shard}, or it has no such book.")
+    return found
+
+
+def _places(settings: Settings) -> list[tuple[str, str]]:
+    """The name of each shard, and a URL that leads to its tables."""
+    from coupon_service import wiring
+    from coupon_service.store.sessions import shard_url
+
+    with database_of(settings) as (_, pooled):
+        if pooled and settings.shards > 1:
+            raise CommandError(
+                "Through a pooler a session cannot keep to the schema of a shard: name PostgreSQL"
+                " itself, and set COUPON_SESSION_PARAMETERS=startup."
+            )
+        return [(it.schema, shard_url(url, it)) for url, it in wiring.shard_places(settings)]
+
+
+def _archive(
+    url: str,
+    name: str,
+    folder: Path,
+    before: datetime,
+    books: list[UUID] | None,
+    *,
+    dry_run: bool,
+) -> None:
     from coupon_service.store.archiving import archive as archiving
 
-    before = _time(closed_before, older_than_days)
-    with only_database_of(load_settings(purpose=Purpose.MIGRATE)) as url, refusals():
-        plans = archiving.plan(url, before, book)
-        for planned in plans:
-            closed = planned.book
-            named = f"{closed.business_id}/{closed.name} ({closed.book_id})"
-            if planned.why_not:
-                typer.echo(f"{named} cannot be archived: {planned.why_not}.")
-            elif dry_run:
-                typer.echo(f"{named} would be archived: {closed.events:,} events.")
-        if dry_run:
-            return
-        with reports() as report:
-            for done in archiving.archive(url, folder, before, book, report):
-                typer.echo(f"{folder / done.file_name}: {done.row_count:,} events, archived.")
+    where = f"{name}: " if name else ""
+    for planned in archiving.plan(url, before, books):
+        closed = planned.book
+        named = f"{where}{closed.business_id}/{closed.name} ({closed.book_id})"
+        if planned.why_not:
+            typer.echo(f"{named} cannot be archived: {planned.why_not}.")
+        elif dry_run:
+            typer.echo(f"{named} would be archived: {closed.events:,} events.")
+    if dry_run:
+        return
+    with reports() as report:
+        for done in archiving.archive(url, folder, before, books, report):
+            typer.echo(f"{folder / done.file_name}: {done.row_count:,} events, archived.")
 
 
 def restore(file: File) -> None:
     """Put the events of an archive back into the ledger, with their numbers.
 
     As the owner of the tables, while the service goes on. Values of users who were erased since do
-    not come back. It can be called again after it was cut off.
+    not come back. It can be called again after it was cut off. With several shards they go to that
+    of their book.
     """
+    from coupon_service.audit.archive_files import read_header
     from coupon_service.store.archiving.restore import restore as put_back
 
-    with (
-        only_database_of(load_settings(purpose=Purpose.MIGRATE)) as url,
-        refusals(),
-        reports() as report,
-        file.open("rb") as opened,
-    ):
+    settings = load_settings(purpose=Purpose.MIGRATE)
+    places = _places(settings)
+    with database_of(settings), refusals(), reports() as report, file.open("rb") as opened:
+        _, url = places[shard_of_book(str(read_header(opened).book_id), len(places))]
         done = put_back(url, opened, report)
     typer.echo(f"{file}: {done.row_count:,} events, restored.")
 
@@ -120,7 +181,8 @@ def verify_archive(
             metavar="FILE",
             exists=True,
             dir_okay=False,
-            help="A checkpoint that was kept, of which the archive has the seal.",
+            help="A checkpoint that was kept, of which the archive has the seal; or those of all"
+            " shards.",
             show_default=False,
         ),
     ] = None,
@@ -140,6 +202,7 @@ def verify_archive(
     from coupon_service.audit.checkpoints import (
         NotVerifiedError,
         read_checkpoint,
+        split_notes,
         verify_checkpoint,
     )
     from coupon_service.audit.records import MalformedError
@@ -150,8 +213,12 @@ def verify_archive(
                 opened, lambda done: report("verified", done, done)
             )
             if checkpoint is not None:
-                note = checkpoint.read_text(encoding="utf-8")
-                kept = verify_checkpoint(note, public_key) if public_key else read_checkpoint(note)
+                first, *others = (
+                    verify_checkpoint(it, public_key) if public_key else read_checkpoint(it)
+                    for it in split_notes(checkpoint.read_text(encoding="utf-8"))
+                )
+                log_id = found.header.log_id
+                kept = next((it for it in others if it.log_id == log_id), first)
                 archive_proofs.verify_against(found, opened, kept)
             proved = None if event is None else archive_proofs.proved_event(found, opened, event)
     except (NotVerifiedError, MalformedError, OSError) as error:
@@ -187,11 +254,12 @@ def _time(closed_before: datetime | None, older_than_days: int | None) -> dateti
 @contextmanager
 def refusals() -> Generator[None]:
     """Turns what is in the way of an archive into CommandError."""
+    from coupon_service.audit.archive_files import ArchiveError
     from coupon_service.store.archiving.records import CannotArchiveError
 
     try:
         yield
-    except (CannotArchiveError, OSError) as error:
+    except (ArchiveError, CannotArchiveError, OSError) as error:
         raise CommandError(str(error)) from error
 
 

@@ -180,15 +180,6 @@ def apply_steps(settings: Settings) -> Iterator[str]:
 
 
 @contextmanager
-def only_database_of(settings: Settings) -> Generator[str]:
-    """As `database_of`, for what cannot be done with several shards yet. Raises CommandError."""
-    if settings.shards > 1:
-        raise CommandError(f"This cannot be done yet with several shards ({settings.shards}).")
-    with database_of(settings) as (url, _):
-        yield url
-
-
-@contextmanager
 def database_of(settings: Settings) -> Generator[tuple[str, bool]]:
     """The URL of the database, or of the first of the shards, and whether a pooler in transaction
     mode is between. Turns errors of the database into CommandError."""

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any, Final, Literal
 
 import psycopg
-from psycopg.conninfo import conninfo_to_dict
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from coupon_service.errors import DatabaseUnavailable
 
@@ -146,6 +146,13 @@ def options(url: str, parameters: Mapping[str, str]) -> str:
     theirs = str(url_parts(url).get("options") or os.environ.get("PGOPTIONS", ""))
     ours = (f"-c {name}={value}" for name, value in parameters.items())
     return " ".join([theirs, *ours]).strip()
+
+
+def shard_url(url: str, shard: ShardPlace) -> str:
+    """A URL that leads to the tables of a shard on this server. Raises DatabaseUnavailable."""
+    if not shard.schema:
+        return url
+    return make_conninfo(**{**url_parts(url), "options": options(url, shard.parameters)})
 
 
 def url_parts(url: str) -> dict[str, str]:

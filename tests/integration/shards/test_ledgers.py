@@ -1,4 +1,4 @@
-"""Each shard has a ledger and seals of its own: what they prove says of which shard it is."""
+"""Each shard has a ledger, seals and archives of its own, which say of which shard they are."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from uuid import uuid4
 import psycopg
 import pytest
 from pydantic import SecretStr
+from support.calls import redemption
 from support.command_line import run
 from support.service import Api, ServerThread, audit, new_codes, refused, settings_for
 from support.shards import business_in, shard_roles
@@ -181,6 +182,63 @@ class TestGetAuditCheckpoint:
             assert it.fields == [bad]
 
 
+class TestArchives:
+    """`coupon-service audit archive`, `verify-archive` and `restore`."""
+
+    def closed(self, sealed: Sealed, shard: int) -> tuple[str, str]:
+        """A closed book, and its redemption, all sealed."""
+        api, (code,) = sealed.api, new_codes(1)
+        book_id = api.book(codes=[code], business_id=sealed.businesses[shard]).book_id
+        redeemed = api.redeem(code, "ann", book_id=book_id).redemption.redemption_id
+        api.close_book(book_id)
+        wait(api)
+        return book_id, redeemed
+
+    def test_books_of_all_shards_are_archived_and_restored_into_their_own(
+        self, sealed: Sealed, sealing: ServerThread, tmp_path: Path
+    ) -> None:
+        api = sealed.api
+        made = [self.closed(sealed, it) for it in (0, 3)]
+        kept, folder = tmp_path / "kept", tmp_path / "archives"
+        folder.mkdir()
+        kept.write_text(checkpoint(api), "utf-8")
+        url = sealing.database_url
+        archive = ("archive", str(folder), "--older-than-days", "0")
+        code, told, _ = owner_command(tmp_path, url, *archive, "--dry-run", "--shard", "coupon_03")
+        assert (code, [it.split(":")[0] for it in told.splitlines()]) == (0, ["coupon_03"])
+        assert owner_command(tmp_path, url, *archive)[0] == 0
+        files = [next(folder.glob(f"{book_id}-*.archive")) for book_id, _ in made]
+        for file, (_, redeemed) in zip(files, made, strict=True):
+            with refused("ARCHIVED") as it:
+                redemption(api, redeemed)
+            assert it.metadata == {"archive": file.name}
+        assert not findings(api)
+        against = ("verify-archive", str(files[1]), "--checkpoint", str(kept))
+        assert owner_command(tmp_path, url, *against)[0] == 0
+        assert owner_command(tmp_path, url, "restore", str(files[1]))[0] == 0
+        assert redemption(api, made[1][1]).redemption_id == made[1][1]
+        with refused("ARCHIVED"):
+            redemption(api, made[0][1])
+        assert not findings(api)
+
+    def test_shard_that_cannot_be_reached_keeps_no_other_from_being_archived(
+        self, sealed: Sealed, sealing: ServerThread, tmp_path: Path
+    ) -> None:
+        made = [self.closed(sealed, it) for it in (1, 2)]
+        books = [option for book_id, _ in made for option in ("--book", book_id)]
+        archive = ("archive", str(tmp_path), "--older-than-days", "0", *books)
+        url = sealing.database_url
+        code, _, told = owner_command(
+            tmp_path, url, *archive, COUPON_SHARD_URLS=f"{url},postgresql://nobody@127.0.0.1:1/none"
+        )
+        assert code == 1
+        assert [it.split(":")[0] for it in told.splitlines()] == ["coupon_02"]
+        assert [it.name[:36] for it in tmp_path.glob("*.archive")] == [made[0][0]]
+        assert owner_command(tmp_path, url, *archive)[0] == 0
+        with refused("ARCHIVED"):
+            redemption(sealed.api, made[1][1])
+
+
 @pytest.mark.usefixtures("sealed")
 def test_ledger_of_a_shard_that_was_rewritten_is_found_against_its_checkpoint(
     api: Api, sealing: ServerThread, tmp_path: Path
@@ -209,3 +267,11 @@ def audit_command(server: ServerThread, folder: Path, *arguments: str) -> tuple[
     """`coupon-service audit` with these arguments: its code and output."""
     done = run(folder, "audit", *arguments, "--address", server.address)
     return done.returncode, done.stdout
+
+
+def owner_command(
+    folder: Path, url: str, *arguments: str, **variables: Any
+) -> tuple[int, str, str]:
+    """`coupon-service audit` on the database: its code, output and errors."""
+    done = run(folder, "audit", *arguments, DATABASE_URL=url, COUPON_SHARDS=str(OF), **variables)
+    return done.returncode, done.stdout, done.stderr.strip()
