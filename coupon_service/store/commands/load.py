@@ -97,18 +97,19 @@ async def _load(
     memory: LoadMemory,
 ) -> State | None:
     """As `load`; None where what was remembered is no longer so, and may have led to other rows."""
-    scoping = memory.scoping
+    # Kept here: other loads may have read, and remembered, what is new by the time of the answer.
+    remembered = scoping, anybody_erased = memory.scoping, memory.anybody_erased
     wanted = wanted_by(commands, scoping, memory.later_scopes)
     state = State()
-    if memory.anybody_erased:
+    if anybody_erased:
         put_pseudonyms(commands, memory.pseudonyms, state)
         add_erased(commands, wanted, state)
     spelled = [it for it in commands if it.earlier]
     for command in spelled:
         ids = wanted.random_events if isinstance(command, AssignRandom) else wanted.events
         ids.update(attempt for attempt, _ in command.earlier)
-    as_remembered = await _load_named(pipeline, wanted, state, memory, now, lock=lock)
-    if not as_remembered or not (lock or _is_of_one_moment(state)):
+    read = await _load_named(pipeline, wanted, state, memory, now, lock=lock)
+    if read != remembered or not (lock or _is_of_one_moment(state)):
         return None
     _put_earlier(spelled, state)
     if scoping.finished and (later := later_scopes(commands, wanted, state)):
@@ -135,9 +136,9 @@ async def _load_named(
     now: datetime,
     *,
     lock: bool,
-) -> bool:
-    """Reads the rows that the commands name, in one round trip. Returns whether what was remembered
-    still is so."""
+) -> tuple[Scoping, bool]:
+    """Reads the rows that the commands name, in one round trip. Returns what is to be remembered:
+    the scoping, and whether anybody was erased."""
     keys = sorted((bucket_of(code), code, scope) for code, scope in wanted.codes)
     code_rows = _select_codes(pipeline, keys, lock=lock) if keys else ()
     spellings = select_spellings(pipeline, wanted.shown) if wanted.shown else ()
@@ -173,7 +174,10 @@ async def _load_named(
         for code, terms in terms_by_code(row[-1]):
             if (key := (book.book_id, code)) in state.codes:  # as with spellings
                 state.put_code(replace(state.codes[key], terms=terms))
-    as_remembered = not book_rows or _still_so(book_rows[0][0], book_rows[0][1], memory)
+    if book_rows:
+        sole_business, erasures = book_rows[0][:2]
+        memory.scoping, memory.anybody_erased = Scoping.of(sole_business), erasures is not None
+    read = memory.scoping, memory.anybody_erased
     state.several_businesses = memory.scoping.several_businesses
     state.erasures = erasures_of(book_rows[0][1]) if book_rows else {}
     _put_assignments(assignment_rows, state)
@@ -190,17 +194,7 @@ async def _load_named(
     for book_id in wanted.candidates:
         if book_id in state.books:
             memory.formats[book_id] = state.books[book_id]
-    return as_remembered
-
-
-def _still_so(
-    sole_business: str | None, erasures: Sequence[str] | None, memory: LoadMemory
-) -> bool:
-    """Whether what was remembered is what was read; it is afterwards."""
-    read = Scoping.of(sole_business), erasures is not None
-    remembered = memory.scoping, memory.anybody_erased
-    memory.scoping, memory.anybody_erased = read
-    return read == remembered
+    return read
 
 
 async def _load_attempts(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing
 from functools import partial
@@ -19,18 +20,26 @@ from support.service import (
     audit,
     books,
     codes,
+    from_now,
     new_codes,
     redemptions,
     refused,
     settings_for,
     unique,
 )
+from support.store import call
 from support.token_clients import caller
 from support.token_issuers import ASKED_FOR
+from support.two_businesses import new_shop
 from support.work_done import work_done
 
+from coupon_service.model import EventType, Redeem, State, event_id
+from coupon_service.model.codes import bucket_of
 from coupon_service.model.scopes import bucket_of_scope, scope_of_book, scope_of_business
 from coupon_service.store import finishing
+from coupon_service.store.commands.load import load
+from coupon_service.store.pipeline import Connection, Pipeline
+from coupon_service.store.scopes import LoadMemory
 
 NewDatabase = Callable[[], AbstractContextManager[str]]
 
@@ -421,3 +430,29 @@ class TestWork:
                     work.of(partial(ann.redemptions.RedeemCode, request)) for request in requests
                 ]
         assert done[0] == done[1] == done[2]
+
+
+async def test_what_is_new_is_found_by_all_who_looked_at_the_same_time(database_url: str) -> None:
+    finished(database_url)
+    async with new_shop(database_url) as shop:
+        await shop.codes(shop.book, "ONE")
+        memory, both = LoadMemory(), asyncio.Barrier(2)
+        attempt = event_id(bucket_of("ONE"), EventType.REDEEMED, "ONE")
+        command = Redeem(
+            call=call("r", business_id="bakery"),
+            code="ONE",
+            event_id=attempt,
+            fingerprint=1,
+            user_id="ann",
+            order_id="",
+        )
+
+        async def look(connection: Connection) -> State:
+            await both.wait()
+            pipeline, now = Pipeline(connection), from_now()
+            return await load(pipeline, [command], now, lock=False, memory=memory)
+
+        states = await asyncio.gather(
+            *(shop.database.read_at_once("preview", look) for _ in range(2))
+        )
+    assert [set(it.names) for it in states] == [{"ONE"}, {"ONE"}]
