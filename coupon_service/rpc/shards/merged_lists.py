@@ -7,7 +7,7 @@ them goes on after it. So a token of one shard would do as well, and none knows 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from operator import itemgetter
@@ -50,7 +50,7 @@ class MergedList:
         # Beyond its end a shard may have rows that come before those of the others.
         end = max(ends, default=None)
         within = keyed if end is None else [it for it in keyed if it[0] >= end]
-        page = within[:size]
+        page = within[: _end_of_page(within, size)]
         if len(page) < len(within):
             end = page[-1][0]
         messages, position = page_within_bounds(
@@ -70,6 +70,15 @@ class MergedList:
             raise AssertionError("a shard gave out an empty page token")
         time, last = position
         return datetime.fromisoformat(time), self.id_of(last)
+
+
+def _end_of_page(rows: Sequence[tuple[Key, Any]], size: int) -> int:
+    """How many rows are the page: rows of one key, of which each shard has one, stay together, as
+    the next page begins after their key."""
+    keys = [key for key, _ in rows]
+    if size >= len(keys) or keys[size - 1] != keys[size]:
+        return size
+    return keys.index(keys[size]) or keys.count(keys[size])
 
 
 BOOKS: Final = MergedList(

@@ -96,7 +96,7 @@ class Places:
         """Of a request that names a lock by its token or else its id."""
         if token := getattr(request, "lock_token", ""):
             return self.of_scope(self.scope_of_lock(token))
-        return self._of_event_named(request.lock_id)
+        return self._of_event_named(getattr(request, "lock_id", ""))
 
     def of_locks(self, request: Any, _: RequestContext) -> int:
         """Of a list of the locks of a book, or of a user, which any shard knows of all of them."""

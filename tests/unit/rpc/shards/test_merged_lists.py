@@ -84,6 +84,14 @@ async def test_no_row_is_left_out_where_shards_end_their_pages_early(seed: int) 
     assert [it for page in pages for it in page] == [str(key) for _, key in expected]
 
 
+@pytest.mark.parametrize("page_size", [1, 2, 3, 5])
+async def test_rows_of_one_key_in_several_shards_are_all_listed(page_size: int) -> None:
+    rows = [(START + timedelta(seconds=n // 2), UUID(int=n)) for n in range(6)]
+    pages = await listed([shard_with(rows), shard_with(rows[1:5]), shard_with(rows)], page_size)
+    expected = sorted((*rows, *rows[1:5], *rows), reverse=True)
+    assert [it for page in pages for it in page] == [str(key) for _, key in expected]
+
+
 async def test_an_empty_list_is_one_empty_page() -> None:
     assert await listed([shard_with([]), shard_with([])], 5) == [[]]
 

@@ -119,3 +119,7 @@ def test_a_list_of_one_business_or_book_is_of_one_shard(places: Places) -> None:
         everything = books.ListCouponBooksRequest()
         assert places.of_list(everything, RequestContext(business_id=business_id)) == shard
         assert places.of_list(everything, RequestContext(default_business=business_id)) is None
+
+
+def test_an_extension_without_a_token_is_read_by_any_shard(places: Places) -> None:
+    assert places.of_lock(redemptions.ExtendLockRequest(), ANYBODY) == 0
