@@ -51,7 +51,7 @@ class Bench:
 
     def check(self, book_id: str) -> str:
         """The compared sums as one line. Raises BenchError when they differ."""
-        return check_book(self.stack.postgres.url, book_id, self.answers[book_id])
+        return check_book(self.stack.database_of(book_id), book_id, self.answers[book_id])
 
     def flush_locks(self) -> None:
         """Flush Redis, so that all codes can be locked again."""

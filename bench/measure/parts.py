@@ -20,6 +20,7 @@ from bench.loads.scenarios import CODES, SCENARIOS, Bench, batch_book, spread_bo
 from bench.measure.direct import redeem_directly
 from bench.measure.open_loop import open_loop
 from bench.measure.rounds import NOOP, PER_REQUEST, SERVICE
+from bench.measure.shards import shards
 from bench.measure.streams import stream_latency, streams
 from bench.servers.stack import ROOT, BenchError
 from coupon_service.embedded.machine import bundled
@@ -281,4 +282,5 @@ PARTS: Final[dict[str, Callable[[Bench, int], Any]]] = {
     "open_loop": open_loop,
     "streams": streams,
     "stream_latency": stream_latency,
+    "shards": shards,
 }

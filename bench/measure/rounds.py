@@ -36,7 +36,7 @@ def measure(stack: Stack, server: Server, config: dict[str, Any]) -> Measured:
     clock = CpuClock.start(
         {
             "server": lambda: server.workers,
-            "postgres": lambda: family(stack.postgres.pid),
+            "postgres": lambda: [it for each in stack.databases for it in family(each.pid)],
             "redis": lambda: family(stack.redis.pid),
         }
     )

@@ -20,12 +20,15 @@ from typing import Final
 
 import grpc.aio
 import psutil
+from psycopg.conninfo import make_conninfo
 
 from bench.loads import caller
 from coupon_service.cli.client import connect
 from coupon_service.cli.health import wait_until_serving
 from coupon_service.embedded import EmbeddedPostgres, EmbeddedRedis
 from coupon_service.embedded.machine import HOST, free_port
+from coupon_service.model.scopes import shard_of_book
+from coupon_service.store.sessions import ShardPlace
 
 ROOT: Final = Path(__file__).parents[2]
 START_TIMEOUT_S: Final = 60.0
@@ -71,12 +74,31 @@ def _listens(process: psutil.Process, address: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Stack:
-    """A migrated PostgreSQL and a Redis, on which the service and others can be started."""
+    """A migrated PostgreSQL and a Redis, on which the service and others can be started.
+
+    `others`: servers with the other shards, each with as many as the first.
+    """
 
     folder: Path
     postgres: EmbeddedPostgres
     redis: EmbeddedRedis
     workers: int
+    shards: int = 1
+    others: tuple[EmbeddedPostgres, ...] = ()
+
+    @property
+    def databases(self) -> tuple[EmbeddedPostgres, ...]:
+        """All servers of PostgreSQL, in the order of the shards."""
+        return (self.postgres, *self.others)
+
+    def database_of(self, book_id: str) -> str:
+        """How to connect to the tables of this book."""
+        if self.shards == 1:
+            return self.postgres.url
+        shard = shard_of_book(book_id, self.shards)
+        server = self.databases[shard * len(self.databases) // self.shards]
+        schema = ShardPlace(shard, self.shards).schema
+        return make_conninfo(server.url, options=f"-c search_path={schema}")
 
     @contextmanager
     def service(self, module: str = "coupon_service", **settings: str) -> Generator[Server]:
@@ -120,6 +142,8 @@ class Stack:
         return _environment() | {
             "COUPON_DATABASE_URL": self.postgres.url,
             "COUPON_REDIS_URL": self.redis.url,
+            "COUPON_SHARDS": str(self.shards),
+            "COUPON_SHARD_URLS": ",".join(it.url for it in self.databases if self.shards > 1),
             "COUPON_LOCK_TOKEN_SECRET": "only the benchmark signs with this one",
             "COUPON_WORKERS": str(self.workers),
             "COUPON_METRICS_PORT": "0",
@@ -162,14 +186,18 @@ class Stack:
 
 
 @contextmanager
-def stack(workers: int) -> Generator[Stack]:
-    """A private PostgreSQL and Redis. Raises EmbeddedError or BenchError."""
+def stack(workers: int, shards: int = 1, databases: int = 1) -> Generator[Stack]:
+    """A private PostgreSQL, or so many, and Redis. Raises EmbeddedError or BenchError."""
     with ExitStack() as servers:
         folder = Path(servers.enter_context(TemporaryDirectory(prefix="coupon-bench-")))
         redis = servers.enter_context(EmbeddedRedis(folder / "redis"))
-        postgres = EmbeddedPostgres(folder / "postgres", settings=POSTGRES_SETTINGS)
-        servers.enter_context(postgres)
-        made = Stack(folder, postgres, redis, workers)
+        postgres, *others = (
+            servers.enter_context(
+                EmbeddedPostgres(folder / f"postgres-{number}", settings=POSTGRES_SETTINGS)
+            )
+            for number in range(databases)
+        )
+        made = Stack(folder, postgres, redis, workers, shards, tuple(others))
         made.migrate()
         yield made
 
