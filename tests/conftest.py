@@ -31,7 +31,6 @@ import psutil
 import psycopg
 import pytest
 from psycopg import sql
-from pydantic import SecretStr
 from support.proof_sizes import AT_LENGTH
 from support.redis_clients import flush
 from support.secret_scan import SECRETS, Log
@@ -50,6 +49,11 @@ LONG = {"model", "fuzz", "mutants"}
 ALONE = {"concurrency", "faults"}
 """Folders of timing-sensitive tests, which run exclusively."""
 
+ONE_SHARD = (
+    "it writes rows of one schema by itself, or names no business of a code that is not of the"
+    " default one; COUPON_TEST_SHARDS leaves it out."
+)
+
 TURNS = pytest.StashKey[IO[str]]()
 """A file that workers of pytest-xdist lock while they run tests."""
 
@@ -63,6 +67,7 @@ hypothesis.settings.load_profile("tests")
 
 def pytest_configure(config: pytest.Config) -> None:
     """Prepare a run, or a worker of pytest-xdist."""
+    config.addinivalue_line("markers", f"one_shard: {ONE_SHARD}")
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         # As in the background of a shell, also for what the tests start and interrupt.
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -79,6 +84,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run the longest tests first, and the exclusive ones last."""
+    from support.shards import SHARDS
+
+    if SHARDS > 1:
+        items[:] = [it for it in items if not it.get_closest_marker("one_shard")]
     items.sort(key=lambda it: (_folder(it) in ALONE, _folder(it) not in LONG))
 
 
@@ -265,22 +274,15 @@ def _database(server_url: str, template: str = "template1") -> Generator[str]:
 def server(
     new_database: Callable[[], AbstractContextManager[str]], redis_server_url: str
 ) -> Iterator[ServerThread]:
-    """A server that all tests share. Each test has its own books, codes and users.
+    """A server that all tests share. Each test has its own books, codes and users."""
+    from support.service import ServerThread, restricted_settings
 
-    It runs as a role with the privileges that `coupon-service migrate grants` gives, as another one
-    in each of several shards.
-    """
-    from support.service import ServerThread, settings_for
-    from support.shards import SHARDS, shard_roles
-
-    with new_database() as database_url, shard_roles(database_url) as urls:
-        every = {"seal_interval_ms": 200}
-        settings = settings_for(urls.partition(",")[0], redis_server_url, **every)
-        if SHARDS > 1:
-            every |= {"shard_urls": SecretStr(urls)}
-            settings = settings_for(database_url, redis_server_url, **every)
-        with ServerThread(settings, owner_url=database_url) as running:
-            yield running
+    with (
+        new_database() as url,
+        restricted_settings(url, redis_server_url, seal_interval_ms=200) as settings,
+        ServerThread(settings, owner_url=url) as running,
+    ):
+        yield running
 
 
 @pytest.fixture(scope="session")
@@ -304,14 +306,16 @@ def guarded(
     new_database: Callable[[], AbstractContextManager[str]], redis_server_url: str
 ) -> Iterator[ServerThread]:
     """A server that requires tokens (`support.token_issuers`), without limits of end users."""
-    from support.service import ServerThread, settings_for
+    from support.service import ServerThread, restricted_settings
     from support.token_issuers import ASKED_FOR
 
     unlimited = {"rate_limit_end_users": "none", "guess_limit_end_users": "none"}
-    with new_database() as database_url:
-        settings = settings_for(database_url, redis_server_url, **ASKED_FOR, **unlimited)
-        with ServerThread(settings) as running:
-            yield running
+    with (
+        new_database() as url,
+        restricted_settings(url, redis_server_url, **ASKED_FOR, **unlimited) as settings,
+        ServerThread(settings, owner_url=url) as running,
+    ):
+        yield running
 
 
 @pytest.fixture(scope="session")
@@ -319,13 +323,48 @@ def limiting_server(
     new_database: Callable[[], AbstractContextManager[str]], redis_server_url: str
 ) -> Iterator[ServerThread]:
     """A server that requires tokens, with the default limits."""
-    from support.service import ServerThread, settings_for
+    from support.service import ServerThread, restricted_settings
     from support.token_issuers import ASKED_FOR
 
-    with new_database() as database_url:
-        settings = settings_for(database_url, redis_server_url, **ASKED_FOR)
-        with ServerThread(settings) as running:
-            yield running
+    with (
+        new_database() as url,
+        restricted_settings(url, redis_server_url, **ASKED_FOR) as settings,
+        ServerThread(settings, owner_url=url) as running,
+    ):
+        yield running
+
+
+@pytest.fixture(scope="module")
+def sharded_database(
+    new_empty_database: Callable[[], AbstractContextManager[str]],
+) -> Iterator[str]:
+    """A database with four shards, for who owns them."""
+    from support.shards import make_shards
+
+    with new_empty_database() as url:
+        make_shards(url, of=4)
+        yield url
+
+
+@pytest.fixture(scope="module")
+def sharded(sharded_database: str, redis_server_url: str) -> Iterator[ServerThread]:
+    """A server with four shards, each as a role that has no rights on the others. Who sees all
+    businesses has to name one."""
+    from support.service import ServerThread, restricted_settings
+
+    with (
+        restricted_settings(sharded_database, redis_server_url, 4, default_business="") as settings,
+        ServerThread(settings, owner_url=sharded_database) as running,
+    ):
+        yield running
+
+
+@pytest.fixture
+def businesses() -> list[str]:
+    """A business in each of four shards, in order."""
+    from support.shards import business_in
+
+    return [business_in(shard, 4) for shard in range(4)]
 
 
 @pytest.fixture(scope="session")

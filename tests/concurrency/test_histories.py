@@ -36,7 +36,8 @@ from support.idle import settle
 from support.invariants import assert_adds_up
 from support.linearizability import Operation
 from support.proof_sizes import new_seed, progress, times
-from support.service import Api, ServerThread, books, new_codes, settings_for
+from support.service import Api, ServerThread, books, new_codes, restricted_settings
+from support.shards import SHARDS, business_in, make_shards, make_views
 
 from coupon_service.embedded import EmbeddedRedis
 from coupon_service.model import EventType
@@ -45,6 +46,8 @@ HISTORIES: Final = times(400, 20_000)
 """For each kind of fault."""
 CODES_AT_ONCE: Final = 100
 CHANNELS: Final = 4
+OF: Final = 4
+"""Shards, where there are several."""
 
 RULES: Final = (
     Rules(1, 0, "OFF"),
@@ -64,7 +67,7 @@ LOCK_POLICIES: Final = {
 }
 
 LIVE: Final = f"""
-SELECT code, request_id FROM redemption_audit AS r
+SELECT book_id, code, request_id FROM redemption_audit AS r
 WHERE type = {int(EventType.REDEEMED)} AND code = ANY(%s) AND NOT EXISTS (
     SELECT FROM redemption_audit AS b
     WHERE b.type = {int(EventType.ROLLED_BACK)} AND b.redemption_id = r.event_id
@@ -86,16 +89,27 @@ class Stack:
     redis_url: str
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", params=[SHARDS], ids=str)
 def stack(
-    new_database: Callable[[], AbstractContextManager[str]], server_folder: Path
+    request: pytest.FixtureRequest,
+    new_database: Callable[[], AbstractContextManager[str]],
+    new_empty_database: Callable[[], AbstractContextManager[str]],
+    server_folder: Path,
 ) -> Iterator[Stack]:
+    """`request.param`: its shards."""
+    of: int = request.param
     with (
-        new_database() as database_url,
+        (new_empty_database if of > 1 else new_database)() as database_url,
         EmbeddedRedis(server_folder / "redis-of-histories", durable=False) as server,
-        ServerThread(settings_for(database_url, server.url)) as running,
     ):
-        yield Stack(running, database_url, server.url)
+        if of > 1:
+            make_shards(database_url, of=of)
+            make_views(database_url, of=of)
+        with (
+            restricted_settings(database_url, server.url, of) as settings,
+            ServerThread(settings) as running,
+        ):
+            yield Stack(running, database_url, server.url)
 
 
 # --- faults -------------------------------------------------------------------------------------
@@ -175,16 +189,24 @@ FAULTS: Final = {
 }
 
 
+FAULTS_OF_SHARDS: Final = [] if SHARDS > 1 else ["none", "backends terminated"]
+"""What is tried with several shards as well, where `COUPON_TEST_SHARDS` does not say so of all."""
+
+
 # --- the test -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", FAULTS)
+@pytest.mark.parametrize(
+    ("stack", "kind"),
+    [(SHARDS, kind) for kind in FAULTS] + [(OF, kind) for kind in FAULTS_OF_SHARDS],
+    indirect=["stack"],
+)
 async def test_histories_are_linearizable(stack: Stack, kind: str) -> None:
     fault = FAULTS[kind]
     seed = new_seed()
     connections = [Connection(stack.server.address) for _ in range(CHANNELS)]
     for round_ in progress("rounds of a hundred codes", -(-HISTORIES // CODES_AT_ONCE)):
-        records = new_records(stack.server.address)
+        records = new_records(stack.server)
         async with fault.strike(stack):
             await use_concurrently(
                 records, connections, f"{seed}/{round_}", Impatience(fault.impatient)
@@ -199,31 +221,38 @@ async def test_histories_are_linearizable(stack: Stack, kind: str) -> None:
         assert_adds_up(connection)
 
 
-def new_records(address: str) -> list[Record]:
-    """Unused codes under each set of rules."""
-    api = Api(address)
+def new_records(server: ServerThread) -> list[Record]:
+    """Unused codes under each set of rules: of the same names in each of several shards."""
+    api = Api(server.address)
+    of = server.settings.shards
+    businesses = [business_in(shard, of) for shard in range(of)] if of > 1 else [""]
     records: list[Record] = []
     for rules in RULES:
-        names = new_codes(-(-CODES_AT_ONCE // len(RULES)))
+        names = new_codes(-(-CODES_AT_ONCE // len(RULES) // of))
         limits = books.BookLimits(
             max_redemptions_per_code=rules.limit,
             max_redemptions_per_user_per_code=rules.user_limit,
         )
-        api.book(codes=names, limits=limits, lock_policy=LOCK_POLICIES[rules.locks])
-        records += [Record(code, rules) for code in names]
+        for business_id in businesses:
+            named = {"business_id": business_id} if business_id else {}
+            book = api.book(
+                codes=names, limits=limits, lock_policy=LOCK_POLICIES[rules.locks], **named
+            )
+            records += [Record(code, rules, book.book_id, business_id) for code in names]
     api.close()
     return records
 
 
 def add_final_reads(database_url: str, records: Sequence[Record]) -> None:
     """Add the last operation of each history: the live redemptions in the ledger."""
-    live: defaultdict[str, set[str]] = defaultdict(set)
+    live: defaultdict[tuple[str, str], set[str]] = defaultdict(set)
     with psycopg.connect(database_url) as connection:
-        for code, request in connection.execute(LIVE.encode(), ([it.code for it in records],)):
-            live[code].add(request)
+        rows = connection.execute(LIVE.encode(), ([it.code for it in records],))
+        for book_id, code, request in rows:
+            live[str(book_id), code].add(request)
     now_s = perf_counter()
     for it in records:
-        answer = ("OK", frozenset(live[it.code]))
+        answer = ("OK", frozenset(live[it.book_id, it.code]))
         it.operations.append(Operation(Redemptions(), answer, now_s, now_s))
 
 

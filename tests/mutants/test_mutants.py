@@ -40,6 +40,8 @@ from mutants import (
     scope_mutants,
     seal_harness,
     seal_mutants,
+    shard_harness,
+    shard_mutants,
     stream_harness,
     stream_mutants,
     terms_harness,
@@ -131,6 +133,11 @@ CAUGHT_BY: dict[Callable[[], mutants.Mutant], Callable[[Stack], None]] = {
     scope_mutants.tokens_hold_for_any_book: scope_harness.locks_of_both,
     scope_mutants.several_businesses_not_told: scope_harness.who_names_no_business,
     scope_mutants.codes_of_before_not_looked_for: scope_harness.upload_of_what_was_there_before,
+    shard_mutants.items_sent_to_another_shard: shard_harness.batch_over_shards,
+    shard_mutants.results_in_the_order_of_shards: shard_harness.batch_over_shards,
+    shard_mutants.books_beside_their_business: shard_harness.batch_over_shards,
+    shard_mutants.rows_of_one_key_parted: shard_harness.lists_over_shards,
+    shard_mutants.other_shards_started_over: shard_harness.lists_over_shards,
     reuse_mutants.repeats_sought_in_the_book_of_now: (
         reuse_harness.redemption_repeated_in_another_book
     ),

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import Any, Final
+from uuid import UUID
 
 import grpc
 import grpc.aio
@@ -30,6 +31,7 @@ from support.service import reason_of, redemptions
 
 from coupon_service.model import EventType, event_id
 from coupon_service.model.codes import bucket_of
+from coupon_service.model.scopes import scope_of_book, scoped_event_id
 from coupon_service.v1 import (
     assignment_service_pb2_grpc,
     coupon_code_service_pb2_grpc,
@@ -81,10 +83,15 @@ class Impatience:
 
 @dataclass(slots=True)
 class Record:
-    """All calls to one code, and the ids and tokens that they returned."""
+    """All calls to one code, and the ids and tokens that they returned.
+
+    `business_id`: what calls name, where others may have a code of this name.
+    """
 
     code: str
     rules: Rules
+    book_id: str
+    business_id: str = ""
     operations: list[Recorded] = field(default_factory=list[Recorded])
     made: list[Call] = field(default_factory=list[Call])
     redeemed: dict[str, str] = field(default_factory=dict[str, str])
@@ -99,13 +106,14 @@ class Record:
 
     def name_of(self, event: EventType, row_id: str) -> str:
         """The request that created a redemption or lock, by its id."""
-        bucket = bucket_of(self.code)
         requests = {it.request for it in self.made if isinstance(it, (Redeem, Lock))}
-        return next(
-            request
-            for request in requests
-            if str(event_id(bucket, event, "anonymous", request, self.code)) == row_id
-        )
+        return next(it for it in requests if self._id_of(event, it) == row_id)
+
+    def _id_of(self, event: EventType, request: str) -> str:
+        """The id of what this request created."""
+        made = event_id(bucket_of(self.code), event, "anonymous", request, self.code)
+        scope = scope_of_book(UUID(self.book_id))
+        return str(scoped_event_id(made, scope) if scope else made)
 
 
 class Caller:
@@ -188,6 +196,7 @@ class Caller:
                     user_id=self._user_id(call.user),
                     order_id=call.order,
                     request_id=call.request,
+                    business_id=record.business_id,
                 )
                 if call.lock:
                     request.lock_token = record.tokens[call.lock][1]
@@ -204,7 +213,10 @@ class Caller:
                 return "OK", undone.counts.code_redemption_count
             case Lock():
                 request = redemptions.LockCodeRequest(
-                    code=record.code, user_id=self._user_id(call.user), request_id=call.request
+                    code=record.code,
+                    user_id=self._user_id(call.user),
+                    request_id=call.request,
+                    business_id=record.business_id,
                 )
                 request.ttl.seconds = LOCK_TTL_S
                 locked = await self._send(stub.LockCode, request)
@@ -219,7 +231,7 @@ class Caller:
                 await self._send(stub.UnlockCode, request)
                 return ("OK",)
             case _:
-                request = codes_pb.GetCodeRequest(code=record.code)
+                request = codes_pb.GetCodeRequest(code=record.code, business_id=record.business_id)
                 found = await self._send(self._connection.codes.GetCode, request)
                 return "OK", found.coupon_code.redemption_count
 

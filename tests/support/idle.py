@@ -52,14 +52,14 @@ async def _held(running: ServerThread) -> Held:
         name: str = getattr(coroutine, "__qualname__", repr(coroutine))
         if not name.startswith(STANDING):
             tasks[name] += 1
-    commands = server.shards[0].commands
-    stats = server.shards[0].database.pool.get_stats()
+    commands = [it.commands for it in server.shards]
+    stats = [it.database.pool.get_stats() for it in server.shards]
     return Held(
         tasks,
-        stats.get("pool_size", 0),
-        stats.get("pool_available", 0),
+        sum(it.get("pool_size", 0) for it in stats),
+        sum(it.get("pool_available", 0) for it in stats),
         _descriptors(),
-        sum(it._queued for it in (commands._single, commands._bulk)),
+        sum(it._queued for each in commands for it in (each._single, each._bulk)),
     )
 
 

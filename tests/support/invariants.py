@@ -9,6 +9,11 @@ from typing import Any, Final
 import psycopg
 
 from coupon_service.model import CodeState, EventType, OrderPolicy
+from coupon_service.model.scopes import shard_of_book
+
+SELECT_SHARDS: Final = """
+SELECT nspname FROM pg_namespace WHERE nspname ~ '^coupon_[0-9][0-9]$' ORDER BY nspname
+"""
 
 COMMON_TABLES: Final = f"""
     WITH books AS (
@@ -469,7 +474,26 @@ def assert_adds_up(
     *,
     clock_jumped: bool = False,
 ) -> None:
-    """Assert that stored values of these books (default: all) equal the ledger, and rules hold."""
+    """Assert that stored values of these books (default: all) equal the ledger, and rules hold: in
+    each shard by itself, if there are several, and that it has books of its own businesses only."""
+    schemas = [row[0] for row in connection.execute(SELECT_SHARDS)]
+    if not schemas:
+        _assert_adds_up(connection, book_ids, clock_jumped=clock_jumped)
+    for number, schema in enumerate(schemas):
+        connection.execute("SELECT set_config('search_path', %s, false)", [schema])
+        try:
+            found = {str(row[0]) for row in connection.execute("SELECT book_id FROM coupon_books")}
+            astray = [it for it in found if shard_of_book(it, len(schemas)) != number]
+            assert not astray, f"{schema} has books of other shards: {astray[:5]}"
+            own = found if book_ids is None else found.intersection(book_ids)
+            _assert_adds_up(connection, list(own), clock_jumped=clock_jumped)
+        finally:
+            connection.execute("RESET search_path")
+
+
+def _assert_adds_up(
+    connection: psycopg.Connection[Any], book_ids: Sequence[str] | None, *, clock_jumped: bool
+) -> None:
     if book_ids is None:
         book_ids = [str(row[0]) for row in connection.execute("SELECT book_id FROM coupon_books")]
     queries = {what: _differences(*sides) for what, sides in SUMS.items()} | RULES

@@ -6,8 +6,9 @@ import asyncio
 import itertools
 import os
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, NamedTuple, TypeVar, cast
 from uuid import uuid4
@@ -22,7 +23,7 @@ from grpc_status import rpc_status
 from prometheus_client import CollectorRegistry
 from pydantic import SecretStr
 from support.secret_scan import SECRETS, Watched, keep_secret
-from support.shards import SHARDS
+from support.shards import SHARDS, shard_roles
 from support.streamed import StreamedStub
 
 from coupon_service.server import Server, utc_now
@@ -97,6 +98,21 @@ def settings_for(database_url: str, redis_url: str, **changes: object) -> Settin
         "shards": SHARDS,
     }
     return Settings(_env_file=None, **(values | changes))  # type: ignore[call-arg]
+
+
+@contextmanager
+def restricted_settings(
+    database_url: str, redis_url: str, of: int = SHARDS, /, **changes: object
+) -> Generator[Settings]:
+    """As `settings_for`, of a server that runs as a role with the privileges that
+    `coupon-service migrate grants` gives: as another one in each of several shards, so that a
+    statement which strays fails."""
+    with shard_roles(database_url, of=of) as urls:
+        if of > 1:
+            changes = {"shards": of, "shard_urls": SecretStr(urls), **changes}
+            yield settings_for(database_url, redis_url, **changes)
+        else:
+            yield settings_for(urls, redis_url, **changes)
 
 
 def lock_grace(grace_ms: int) -> dict[str, int]:

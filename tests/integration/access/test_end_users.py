@@ -375,8 +375,8 @@ def without_locking(root: Api, business: str) -> str:
     return code_in(root, business, assignment_policy=REQUIRED, lock_policy=books.LOCK_POLICY_OFF)
 
 
-UNUSABLE = [
-    of_another_business,
+UNUSABLE: list[Any] = [
+    pytest.param(of_another_business, marks=pytest.mark.one_shard),
     of_somebody_else,
     of_nobody_yet,
     taken_away,

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import psycopg
+import pytest
 from support.service import (
     Api,
     ServerThread,
@@ -130,6 +131,7 @@ def test_a_code_of_many_uses_is_counted_once_and_its_redemptions_all(api: Api) -
     }
 
 
+@pytest.mark.one_shard
 def test_discounts_add_up_to_more_than_an_amount_can_be(api: Api, server: ServerThread) -> None:
     limits = books.BookLimits(max_redemptions_per_code=0)
     everything = books.Discount(percent_off=books.PercentOff(basis_points=10_000))

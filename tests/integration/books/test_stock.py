@@ -206,6 +206,7 @@ def test_gauges_say_what_books_have_left_first_those_that_run_low(
         api.close()
 
 
+@pytest.mark.one_shard
 async def test_of_several_who_find_the_same_level_one_records_it(database_url: str) -> None:
     now = datetime.now(UTC)
     seen = Stock(UUID(int=7), threshold=5, left=0, recorded=StockLevel.ENOUGH, changes=0)

@@ -101,6 +101,7 @@ def test_a_code_is_redeemed_as_often_as_it_says_itself(api: Api, of_book: int) -
     assert (found.max_redemptions, found.terms.max_redemptions) == (3, 3)
 
 
+@pytest.mark.one_shard
 def test_the_database_itself_keeps_a_code_to_its_own_limit(api: Api, server: ServerThread) -> None:
     code = with_terms(api, max_redemptions=2)
     api.redeem(code, "ann")

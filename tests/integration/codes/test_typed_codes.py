@@ -113,6 +113,7 @@ def test_pages_go_on_after_a_code_of_any_script(api: Api) -> None:
     assert [it.code for page in api.codes.ExportCodes(exported) for it in page.codes] == seen
 
 
+@pytest.mark.one_shard
 def test_postgresql_has_them_in_the_same_bucket_and_order(api: Api, server: ServerThread) -> None:
     stem = unique("order").upper().replace("-", "")
     names = [f"{stem}{word}{n}" for n in range(40) for word in ("Z", "Ä", "Я", "你", "𞤀", "ｱ")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import psycopg
+import pytest
 from grpc import StatusCode
 from support.calls import ALL_OR_NOTHING, batch, item, outcomes_of, reasons_of
 from support.service import Api, ServerThread, books, euros, new_codes, refused
@@ -58,6 +59,7 @@ def test_a_budget_is_set_before_the_first_activation_and_changed_at_any_time(api
     assert it.metadata == {"state": "ACTIVE", "field": "limits.max_discount_minor"}
 
 
+@pytest.mark.one_shard
 def test_a_redemption_that_was_not_counted_is_rolled_back(api: Api, server: ServerThread) -> None:
     (code,) = new_codes(1)
     made = api.book(codes=[code], limits=BUDGET, discount=HALF)

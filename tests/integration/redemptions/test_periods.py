@@ -92,6 +92,7 @@ def test_a_limit_of_a_day_begins_anew_at_its_midnight(shop: Shop) -> None:
     shop.api.redeem(code, "ann")
 
 
+@pytest.mark.one_shard
 def test_counts_are_deleted_some_days_later_and_roll_backs_still_work(
     shop: Shop, database: psycopg.Connection[Any], settings: Settings
 ) -> None:
@@ -112,6 +113,7 @@ def test_counts_are_deleted_some_days_later_and_roll_backs_still_work(
     assert_adds_up(database, [of_old.book_id])
 
 
+@pytest.mark.one_shard
 def test_the_table_itself_takes_no_more_than_the_limit(
     shop: Shop, database: psycopg.Connection[Any]
 ) -> None:

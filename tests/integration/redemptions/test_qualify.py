@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from support.calls import reasons_of
 from support.service import (
     Api,
@@ -115,6 +116,7 @@ def test_it_changes_nothing(api: Api) -> None:
     api.redeem(code, user, order_id="1")
 
 
+@pytest.mark.one_shard
 def test_only_those_of_the_named_business(api: Api) -> None:
     user, business = unique("user"), unique("business")
     own = given(api, user, business_id=business)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from grpc import StatusCode
 from support.service import Api, books, new_codes, pages, redemptions, refused, unique
 
@@ -50,6 +51,7 @@ def test_redemptions_are_listed_by_user_book_code_and_order_newest_first(api: Ap
         assert listed(api, 1_000, **filters) == [[made[n] for n in wanted]], filters
 
 
+@pytest.mark.one_shard
 def test_redemptions_are_listed_by_business_and_time(api: Api) -> None:
     mine, others = unique("business"), unique("business")
     names = new_codes(3)
