@@ -241,15 +241,28 @@ SELECT coupon_erase_user(
 """
 
 
+# What archived redemptions have on orders, where the ledger has them no more.
+SELECT_ARCHIVED: Final = """
+SELECT redemption_id, order_id FROM coupon_archived_orders WHERE user_id = ANY(%s)
+ORDER BY user_id, redemption_id LIMIT %s
+"""
+ERASE_ARCHIVED: Final = """
+SELECT coupon_erase_archived_orders(%s, %s, %s::uuid[], %s::text[])
+"""
+
+
 async def erase_chunk(
     connection: Connection, user_id: str, pseudonym: str, pseudonyms: Pseudonyms
 ) -> Mapping[str, int]:
-    """Erases some of the ledger rows of the user, and what goes with them; then what is left
-    elsewhere. Returns how many rows of which table were changed: none when nothing is left."""
+    """Erases some of the ledger rows of the user, and what goes with them; then what archived ones
+    have on orders, and what is left elsewhere. Returns how many rows of which table were changed:
+    none when nothing is left."""
     names = list(id_spellings(user_id))
     await select_head(connection, lock=True)  # so that nothing is sealed meanwhile
     cursor = await connection.execute(SELECT_CHUNK, [names, CHUNK])
     events = [event_from_row(it) for it in await cursor.fetchall()]
+    if not events and (rows := await _erase_archived(connection, names, pseudonym, pseudonyms)):
+        return rows
     if handed_over := [it for it in events if it.other_user_id is not None]:
         cursor = await connection.execute(
             SELECT_COUNTERPARTS,
@@ -268,6 +281,20 @@ async def erase_chunk(
     ((rows,),) = await cursor.fetchall()
     if each and not rows:  # an archive has taken them in between
         return await erase_chunk(connection, user_id, pseudonym, pseudonyms)
+    return rows
+
+
+async def _erase_archived(
+    connection: Connection, names: list[str], pseudonym: str, pseudonyms: Pseudonyms
+) -> Mapping[str, int]:
+    cursor = await connection.execute(SELECT_ARCHIVED, [names, CHUNK])
+    found = await cursor.fetchall()
+    if not found:
+        return {}
+    ids = uuid_array(it for it, _ in found)
+    erased_orders = text_array(pseudonyms.of_order(order_id) for _, order_id in found)
+    cursor = await connection.execute(ERASE_ARCHIVED, [pseudonym, names, ids, erased_orders])
+    ((rows,),) = await cursor.fetchall()
     return rows
 
 

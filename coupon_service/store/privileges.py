@@ -24,6 +24,7 @@ PRIVILEGES: Final[Mapping[str, tuple[LiteralString, ...]]] = MappingProxyType(
         "coupon_archived_assignments": _READ,
         "coupon_archived_codes": _READ,
         "coupon_archived_events": _READ,
+        "coupon_archived_orders": _READ,
         "coupon_archived_ranges": _READ,
         "coupon_assignments": _WRITE,
         "coupon_audit_archives": _READ,
@@ -57,6 +58,7 @@ PRIVILEGES: Final[Mapping[str, tuple[LiteralString, ...]]] = MappingProxyType(
 
 FUNCTIONS: Final[tuple[LiteralString, ...]] = (
     "coupon_erase_user(text, text[], uuid[], smallint[], text[], text[], uuid[], bytea[])",
+    "coupon_erase_archived_orders(text, text[], uuid[], text[])",
 )
 """Which change, with the rights of who owns the tables, what the role may not change itself."""
 

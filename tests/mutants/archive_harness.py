@@ -7,15 +7,18 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 from unittest import mock
 from uuid import UUID
 
+import psycopg
 from mutants.harness import Stack
 from mutants.reuse_harness import BOOK, code_in
 from mutants.scope_harness import finished
 from support.calls import tried
+from support.person import erase
 from support.sealed_now import seal_ledger
-from support.service import books, new_codes, unique
+from support.service import books, euros, new_codes, unique
 
 from coupon_service.store.archiving import archive as archiving
 from coupon_service.store.archiving.restore import restore
@@ -77,3 +80,25 @@ def sums_of_what_was_archived(it: Stack) -> None:
     it.conserved()
     assert tried(lambda: api.rollback(done[0])) == "ALREADY_ROLLED_BACK"
     assert tried(lambda: api.rollback(done[1])) == "OK"
+
+
+def order_of_an_archived_user(it: Stack) -> None:
+    """What an order has of a user is erased although the ledger has it no more, and still binds."""
+    api = it.apis[0]
+    user, order = unique("user"), {"order_id": unique("order"), "order_amount": euros(1_000)}
+    wish: dict[str, Any] = {
+        "order_policy": books.ORDER_POLICY_EXCLUSIVE,
+        "business_id": unique("business"),
+    }
+    (code, other), left = new_codes(2), "SELECT FROM coupon_orders WHERE order_id = %s"
+    book_id = api.book(codes=[code], **wish).book_id
+    api.book(codes=[other], **wish)
+    api.redeem(code, user, **order)
+    api.close_book(book_id)
+    with archived(it, book_id):
+        it.conserved()
+        erase(api, user)
+        with psycopg.connect(it.database_url) as connection:
+            assert connection.execute(left, [order["order_id"]]).fetchall() == []
+        assert tried(lambda: api.redeem(other, "user", **order)) == "COUPONS_NOT_COMBINABLE"
+        it.conserved()

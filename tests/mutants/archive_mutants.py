@@ -9,7 +9,8 @@ from unittest import mock
 
 from coupon_service.audit import balances
 from coupon_service.rules import decision, repeats
-from coupon_service.store.archiving import events
+from coupon_service.store import erasures
+from coupon_service.store.archiving import archive, events
 
 Mutant = Any
 
@@ -32,3 +33,13 @@ def roll_backs_not_in_the_balance() -> Mutant:
 def ids_kept_when_events_are_back() -> Mutant:
     """What was restored still counts as archived."""
     return mock.patch.object(events, "FORGET_ARCHIVED", "SELECT %s")
+
+
+def orders_not_kept() -> Mutant:
+    """Who had something on an order is forgotten with the ledger."""
+    return mock.patch.object(archive, "keep_orders", return_value=None)
+
+
+def archived_orders_not_erased() -> Mutant:
+    """An erasure looks for orders in the ledger alone."""
+    return mock.patch.object(erasures, "SELECT_ARCHIVED", "SELECT WHERE false AND %s <> %s")

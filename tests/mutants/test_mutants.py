@@ -156,6 +156,8 @@ CAUGHT_BY: dict[Callable[[], mutants.Mutant], Callable[[Stack], None]] = {
     ),
     archive_mutants.roll_backs_not_in_the_balance: archive_harness.sums_of_what_was_archived,
     archive_mutants.ids_kept_when_events_are_back: archive_harness.sums_of_what_was_archived,
+    archive_mutants.orders_not_kept: archive_harness.order_of_an_archived_user,
+    archive_mutants.archived_orders_not_erased: archive_harness.order_of_an_archived_user,
     holder_mutants.old_lock_ended_in_redis_alone: holder_harness.guest_who_logs_in,
     holder_mutants.locks_of_the_giver_not_read: holder_harness.gift_that_is_locked,
     holder_mutants.counts_that_move_with_the_assignment: holder_harness.gift_that_was_used,

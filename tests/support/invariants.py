@@ -61,8 +61,6 @@ COMMON_TABLES: Final = f"""
         SELECT book_id, business_id FROM coupon_books
         WHERE order_policy <> {OrderPolicy.INDEPENDENT:d}
         AND business_id IN (SELECT business_id FROM books)
-    ), archived_businesses AS (
-        SELECT business_id FROM bound JOIN archives USING (book_id)
     ), on_orders AS (
         SELECT business_id, bound.book_id, normalize(order_id) AS order_id,
             coalesce(normalize(order_user_id), '') AS whose,
@@ -70,17 +68,20 @@ COMMON_TABLES: Final = f"""
             coalesce(adjusted.discount_minor, done.discount_minor, 0) AS discount_minor
         FROM redemption_audit AS done JOIN bound USING (book_id)
         LEFT JOIN coupon_adjustments AS adjusted ON adjusted.redemption_id = done.event_id
-        WHERE type = {EventType.REDEEMED:d} AND event_id NOT IN (SELECT event_id FROM archived)
-        AND NOT EXISTS (
+        WHERE type = {EventType.REDEEMED:d} AND NOT EXISTS (
             SELECT FROM redemption_audit AS undone
             WHERE undone.type = {EventType.ROLLED_BACK:d} AND undone.book_id = done.book_id
             AND undone.redemption_id = done.event_id)
+        UNION ALL
+        SELECT business_id, book_id, order_id, order_user_id, NULL, discount_minor
+        FROM coupon_archived_orders JOIN bound USING (book_id) WHERE redemptions = 1
     )
 """
 """The checked books, their codes, their ledger, and their live redemptions; and those for orders
 of all books of their businesses that are not INDEPENDENT. What is in archives counts by the opening
 balances alone, from when the archive is verified, also while the ledger still has some of it. These
-say nothing of users and orders: in books with archives, sums over those have to be right."""
+say nothing of users: in books with archives, sums over those have to be right. Of orders each
+archived redemption is known."""
 
 SUMS: Final = {
     "counts of codes": (
@@ -194,57 +195,35 @@ SUMS: Final = {
     ),
     "books on orders": (
         """
-        SELECT business_id, of_book.order_id, of_book.order_user_id, book_id, sum(redemptions)
+        SELECT business_id, order_id, order_user_id, book_id, redemptions
         FROM coupon_order_books JOIN bound USING (business_id, book_id)
-        CROSS JOIN LATERAL (
-            SELECT order_id, order_user_id WHERE book_id NOT IN (SELECT book_id FROM archives)
-            UNION ALL SELECT '', '' WHERE book_id IN (SELECT book_id FROM archives)
-        ) AS of_book
-        GROUP BY business_id, of_book.order_id, of_book.order_user_id, book_id
-        HAVING sum(redemptions) <> 0
+        WHERE redemptions <> 0
         """,
         """
-        SELECT business_id, of_book.order_id, of_book.whose, book_id, sum(redemptions) FROM (
-            SELECT business_id, book_id, order_id, whose, 1 AS redemptions FROM on_orders
-            UNION ALL
-            SELECT business_id, book_id, '', '', on_orders FROM archives JOIN bound USING (book_id)
-        ) AS counted
-        CROSS JOIN LATERAL (
-            SELECT order_id, whose WHERE book_id NOT IN (SELECT book_id FROM archives)
-            UNION ALL SELECT '', '' WHERE book_id IN (SELECT book_id FROM archives)
-        ) AS of_book
-        GROUP BY business_id, of_book.order_id, of_book.whose, book_id
-        HAVING sum(redemptions) <> 0
+        SELECT business_id, order_id, whose, book_id, count(*) FROM on_orders
+        GROUP BY business_id, order_id, whose, book_id
         """,
     ),
     "discounts on orders": (
         """
-        SELECT business_id, of_order.order_id, of_order.order_user_id, sum(discount_minor)
-        FROM coupon_orders
-        CROSS JOIN LATERAL (
-            SELECT order_id, order_user_id
-            WHERE business_id NOT IN (SELECT business_id FROM archived_businesses)
-            UNION ALL
-            SELECT '', '' WHERE business_id IN (SELECT business_id FROM archived_businesses)
-        ) AS of_order
-        WHERE business_id IN (SELECT business_id FROM books)
-        GROUP BY business_id, of_order.order_id, of_order.order_user_id
-        HAVING sum(discount_minor) <> 0
+        SELECT business_id, order_id, order_user_id, discount_minor FROM coupon_orders
+        WHERE business_id IN (SELECT business_id FROM books) AND discount_minor <> 0
         """,
         """
-        SELECT business_id, of_order.order_id, of_order.whose, sum(discount_minor) FROM (
-            SELECT business_id, order_id, whose, discount_minor FROM on_orders
-            UNION ALL
-            SELECT business_id, '', '', order_discount_minor
-            FROM archives JOIN bound USING (book_id)
-        ) AS counted
-        CROSS JOIN LATERAL (
-            SELECT order_id, whose
-            WHERE business_id NOT IN (SELECT business_id FROM archived_businesses)
-            UNION ALL
-            SELECT '', '' WHERE business_id IN (SELECT business_id FROM archived_businesses)
-        ) AS of_order
-        GROUP BY business_id, of_order.order_id, of_order.whose HAVING sum(discount_minor) <> 0
+        SELECT business_id, order_id, whose, sum(discount_minor) FROM on_orders
+        GROUP BY business_id, order_id, whose HAVING sum(discount_minor) <> 0
+        """,
+    ),
+    "archived redemptions on orders": (
+        """
+        SELECT archive, sum(redemptions), sum(discount_minor)
+        FROM coupon_archived_orders JOIN bound USING (book_id)
+        WHERE archive IN (SELECT archive FROM archives WHERE state = 4)
+        GROUP BY archive HAVING sum(redemptions) > 0
+        """,
+        """
+        SELECT archive, on_orders, order_discount_minor FROM archives JOIN bound USING (book_id)
+        WHERE state = 4 AND on_orders > 0
         """,
     ),
     "statistics": (

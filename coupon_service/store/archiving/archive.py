@@ -30,6 +30,7 @@ from coupon_service.audit.seals import Link, Position, begin_chain, unpack_leave
 from coupon_service.model import EventType
 from coupon_service.store.archiving import events, records
 from coupon_service.store.archiving.book_events import insert_book_event
+from coupon_service.store.archiving.orders import keep_orders
 from coupon_service.store.archiving.records import (
     Archive,
     ArchiveState,
@@ -80,9 +81,6 @@ def _plan(
 
 
 def _why_not(book: ClosedBook) -> str:
-    if book.is_on_orders:
-        # Whose these are only the ledger says, and whoever erases the user has to find them.
-        return "orders that it shares with other books name what was redeemed of it"
     if book.unnumbered:
         return f"{book.unnumbered} of its events are from before events had numbers"
     if book.unsealed:
@@ -286,7 +284,10 @@ class _Archiving:
         done = 0
         for chunk in _chunks(records.select_seals_of(self._connection, archive)):
             with self._connection.transaction():
+                # Nobody is erased between what is kept of an event and that it is gone.
+                events.lock_erasures(self._connection)
                 for seal, _ in chunk:
+                    keep_orders(self._connection, archive, seal)
                     records.delete_archived(self._connection, archive, seal)
             done += sum(count for _, count in chunk)
             self._report("deleted", done, archive.row_count)

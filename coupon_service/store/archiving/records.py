@@ -92,8 +92,7 @@ SELECT set_config('lock_timeout', %s, false), set_config('statement_timeout', '0
 @dataclass(frozen=True, slots=True)
 class ClosedBook:
     """A closed book. `events`: about its codes, in the ledger; `unnumbered` of them are from before
-    events had numbers, `unsealed` are not sealed yet. `is_on_orders`: whether orders remember what
-    was redeemed of it."""
+    events had numbers, `unsealed` are not sealed yet."""
 
     book_id: UUID
     business_id: str
@@ -102,15 +101,11 @@ class ClosedBook:
     events: int
     unnumbered: int
     unsealed: int
-    is_on_orders: bool
 
 
 # 5 is BOOK_CLOSED, 4 the state CLOSED.
 SELECT_CLOSED_BOOKS: Final = """
-SELECT b.book_id, b.business_id, b.name, closed.event_time, events.*,
-    EXISTS (
-        SELECT FROM coupon_order_books AS o
-        WHERE o.business_id = b.business_id AND o.book_id = b.book_id)
+SELECT b.book_id, b.business_id, b.name, closed.event_time, events.*
 FROM coupon_books AS b
 CROSS JOIN LATERAL (
     SELECT max(event_time) AS event_time FROM redemption_audit

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO, Any, Final
+from uuid import UUID
 
 from coupon_service.audit import leaves
 from coupon_service.audit import records as values_of
@@ -19,6 +20,7 @@ from coupon_service.model import EventType
 from coupon_service.store.archiving import events, records
 from coupon_service.store.archiving.archive import Report, silent
 from coupon_service.store.archiving.book_events import insert_book_event
+from coupon_service.store.archiving.orders import delete_orders, select_erased_orders
 from coupon_service.store.archiving.records import (
     Archive,
     ArchiveState,
@@ -57,8 +59,11 @@ def restore(database_url: str, file: IO[bytes], report: Report = silent) -> Arch
                     erasures = events.lock_erasures(connection)
                     if keys is None or keys.erasures != erasures:
                         keys = _Keys.of(connection, erasures)
-                    rows = [_columns(entry, keys) for entry in chunk]
+                    ids = [it.values["event_id"] for it in chunk] if redemptions else []
+                    erased = select_erased_orders(connection, ids)
+                    rows = [_columns(entry, keys, erased) for entry in chunk]
                     events.restore_events(connection, archive.number, rows)
+                    delete_orders(connection, ids)
                 done += len(rows)
                 report("restored", done, archive.row_count)
         described = {"archive": archive.number, "rows": archive.row_count}
@@ -156,14 +161,20 @@ class _Keys:
         return {"user_id" if which == PARTS[0] else "other_user_id": pseudonym}
 
 
-def _columns(entry: Entry, keys: _Keys) -> Columns:
-    """The columns of the ledger that an archived event had, with what was erased since erased."""
+def _columns(entry: Entry, keys: _Keys, erased_orders: Mapping[UUID, Columns]) -> Columns:
+    """The columns of the ledger that an archived event had, with what was erased since erased.
+
+    `erased_orders`: of redemptions whose orders were. The key of their user may still be there: the
+    erasure is under way then, and past them.
+    """
     facts = entry.values
     event_id = facts["event_id"].bytes
     owners = [*([it] for it in entry.sealed[:2]), entry.sealed[:2]]
     opened = [
         keys.opened(place, it, owners[place], event_id) for place, it in enumerate(entry.sealed)
     ]
+    if (of_order := erased_orders.get(facts["event_id"])) is not None:
+        opened[0] = of_order, True
     columns: Columns = {**facts, "peer": None, "user_agent": None}
     for values, _ in opened:
         columns |= {name: it for name, it in values.items() if it is not None}

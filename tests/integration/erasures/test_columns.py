@@ -9,6 +9,9 @@ import psycopg
 ERASED: Final = {
     "coupon_archived_assignments.metadata",
     "coupon_archived_assignments.user_id",
+    "coupon_archived_orders.order_id",
+    "coupon_archived_orders.order_user_id",
+    "coupon_archived_orders.user_id",
     "coupon_assignments.metadata",
     "coupon_assignments.user_id",
     "coupon_order_books.order_id",

@@ -39,6 +39,11 @@ BREAKS = {
     "totals of discounts": "UPDATE coupon_book_totals SET discount_minor = 7 WHERE book_id = %s",
     "books on orders": "UPDATE coupon_order_books SET redemptions = 7 WHERE book_id = %s",
     "discounts on orders": again("kept"),
+    "archived redemptions on orders": """
+        INSERT INTO coupon_audit_archives (
+            archive, book_id, state, file_name, create_time, on_orders)
+        SELECT 1 << 30, book_id, 4, 'lost', now(), 1 FROM coupon_books WHERE book_id = %s
+    """,
     "statistics": "UPDATE coupon_book_counters SET discount_minor = 7 WHERE book_id = %s",
     "statistics of states": "UPDATE coupon_book_counters SET redeemed = 7 WHERE book_id = %s",
     "a code's state follows from its counts": (

@@ -2,33 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from threading import Thread
 from typing import Any
-from uuid import UUID
 
 import psycopg
 import pytest
 from psycopg.rows import dict_row
+from support.archives import (
+    OF_BUSINESS,
+    SOON,
+    Stage,
+    archivist,
+    campaign,
+    findings,
+    map_uuids,
+    verified,
+)
 from support.calls import redemption
 from support.command_line import run
-from support.invariants import assert_adds_up
 from support.person import erase
 from support.sealed_now import seal_ledger
 from support.service import (
-    Api,
-    ServerThread,
     audit,
     books,
     codes,
     euros,
     new_codes,
     refused,
-    settings_for,
     unique,
 )
 from support.waiting import until
@@ -38,78 +42,12 @@ from coupon_service.audit.archive_proofs import verify_archive
 from coupon_service.audit.checkpoints import Checkpoint, Signer
 from coupon_service.audit.leaves import leaf_of, row_of
 from coupon_service.audit.seals import unpack_leaves
-from coupon_service.store import finishing
 from coupon_service.store.archiving import archive as archiving
 from coupon_service.store.archiving import records
 from coupon_service.store.archiving import restore as restoring
 from coupon_service.store.archiving.records import CannotArchiveError
 from coupon_service.store.archiving.restore import restore
 from coupon_service.v1.error_reason_pb2 import ErrorReason
-
-BUSINESS = unique("archivist")
-OF_BUSINESS = {"business_id": BUSINESS}
-
-SOON = timedelta(minutes=1)
-"""Books that are closed now were closed before that."""
-
-
-@dataclass
-class Stage:
-    """A server with a database of its own, whose ledger is sealed when it is asked for."""
-
-    server: ServerThread
-    api: Api
-    folder: Path
-
-    @property
-    def url(self) -> str:
-        return self.server.database_url
-
-    def archive(self, *book_ids: str, **given: Any) -> list[Path]:
-        """Seals the ledger and archives the books; returns the files."""
-        seal_ledger(self.url)
-        soon = datetime.now(UTC) + SOON
-        done = archiving.archive(self.url, self.folder, soon, map_uuids(book_ids), **given)
-        return [self.folder / it.file_name for it in done]
-
-    def restore(self, file: Path) -> None:
-        with file.open("rb") as opened:
-            restore(self.url, opened)
-
-    def rows(self, query: str) -> list[tuple[Any, ...]]:
-        with psycopg.connect(self.url) as connection:
-            return connection.execute(query.encode()).fetchall()
-
-    def dump(self) -> dict[str, list[tuple[Any, ...]]]:
-        """All that is stored, but for what the ledger says of archives, and of seals."""
-        return {
-            table: self.rows(f"SELECT to_jsonb(t)::text FROM {table} AS t {where} ORDER BY 1")
-            for table, where in DUMPED.items()
-        }
-
-    def adds_up(self) -> None:
-        with psycopg.connect(self.url) as connection:
-            assert_adds_up(connection)
-
-
-DUMPED = {
-    "redemption_audit": "WHERE type NOT IN (43, 44)",
-    "coupon_assignments": "",
-    "coupon_codes": "",
-    "coupon_book_counters": "",
-    "coupon_user_counters": "",
-    "coupon_order_books": "",
-    "coupon_orders": "",
-    "coupon_adjustments": "",
-    "coupon_archived_events": "",
-    "coupon_archived_codes": "",
-    "coupon_archived_ranges": "",
-    "coupon_archived_assignments": "",
-}
-
-
-def map_uuids(ids: Iterable[str]) -> list[UUID]:
-    return list(map(UUID, ids))
 
 
 @pytest.fixture(scope="module")
@@ -118,58 +56,8 @@ def stage(
     redis_server_url: str,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Stage]:
-    with new_database() as url:
-        assert list(finishing.finish(url))
-        yield from serving(url, redis_server_url, tmp_path_factory.mktemp("archives"))
-
-
-def serving(url: str, redis_url: str, folder: Path) -> Iterator[Stage]:
-    settings = settings_for(url, redis_url, default_business=BUSINESS, seal_interval_ms=0)
-    with ServerThread(settings) as server:
-        api = Api(server.address)
-        yield Stage(server, api, folder)
-        api.close()
-
-
-@dataclass
-class Campaign:
-    """A closed book, and what was done in it, by the requests that did it."""
-
-    book_id: str
-    names: list[str]
-    redeemed: list[tuple[str, str, dict[str, Any], str]]
-    rolled_back: str
-    adjusted: str
-
-
-def campaign(api: Api, **fields: Any) -> Campaign:
-    """A book with assignments, locks, redemptions, a roll-back and an adjustment, closed."""
-    names = new_codes(6)
-    limits = books.BookLimits(max_redemptions_per_code=3, max_redemptions_per_user=9)
-    given = {"limits": limits, "lock_policy": books.LOCK_POLICY_OPTIONAL, **OF_BUSINESS, **fields}
-    book_id = api.book(codes=names, **given).book_id
-    redeemed: list[tuple[str, str, dict[str, Any], str]] = []
-    for number, code in enumerate(names[:4]):
-        user = unique("user")
-        if number % 2:
-            api.assign(code, user)
-        token = api.lock(code, user).lock_token if number == 2 else ""
-        wish = {
-            "request_id": unique("request"),
-            "order_id": unique("order"),
-            "order_amount": euros(5_000),
-            "lock_token": token,
-        }
-        answer = api.redeem(code, user, **wish)
-        redeemed.append((code, user, wish, answer.redemption.redemption_id))
-    api.rollback(redeemed[0][3])
-    api.adjust(redeemed[1][3], euros(3_000))
-    given_to = unique("user")
-    api.assign(names[4], given_to)
-    api.transfer(names[4], given_to, unique("user"))
-    api.disable(names[5])
-    api.close_book(book_id)
-    return Campaign(book_id, names, redeemed, redeemed[0][3], redeemed[1][3])
+    with archivist(new_database, redis_server_url, tmp_path_factory.mktemp("archives")) as made:
+        yield made
 
 
 def test_an_archived_book_has_left_the_ledger_and_everything_adds_up(stage: Stage) -> None:
@@ -215,6 +103,7 @@ ONCE_A_DAY = books.PeriodLimits(
 )
 CAMPAIGNS: dict[str, dict[str, Any]] = {
     "limits a user": {},
+    "orders": {"order_policy": books.ORDER_POLICY_COMBINABLE},
     "budget": {"limits": BUDGET},
     "periods": {"period_limits": ONCE_A_DAY},
 }
@@ -455,14 +344,6 @@ def test_the_ledger_is_verified_although_some_of_it_is_archived(stage: Stage) ->
     assert stage.api.audit.GetAuditProof(wanted).facts
 
 
-def verified(api: Api) -> list[audit.VerifyAuditResponse]:
-    return list(api.audit.VerifyAudit(audit.VerifyAuditRequest()))
-
-
-def findings(api: Api) -> list[audit.AuditFinding]:
-    return [found for answer in verified(api) for found in answer.findings]
-
-
 def last_count(file: Path) -> int:
     with file.open("rb") as opened:
         return verify_archive(opened).trailer.row_count
@@ -670,15 +551,6 @@ def test_the_ledger_deletes_only_what_a_verified_archive_has(stage: Stage) -> No
         with pytest.raises(psycopg.errors.InsufficientPrivilege), connection.transaction():
             connection.execute(delete.encode())
         connection.rollback()
-
-
-def test_a_book_that_shares_orders_with_others_is_not_archived(stage: Stage) -> None:
-    kept = campaign(stage.api, order_policy=books.ORDER_POLICY_COMBINABLE)
-    assert stage.archive(kept.book_id) == []
-    soon = datetime.now(UTC) + SOON
-    (planned,) = archiving.plan(stage.url, soon, map_uuids([kept.book_id]))
-    assert "orders" in planned.why_not
-    assert redemption(stage.api, kept.adjusted).redemption_id == kept.adjusted
 
 
 def test_an_opening_balance_that_was_changed_does_not_add_up(stage: Stage) -> None:
