@@ -17,6 +17,7 @@ from coupon_service.maintenance.periodic import run_periodically
 from coupon_service.model import StockLevel
 from coupon_service.model.times import milliseconds_of
 from coupon_service.store.database import Database
+from coupon_service.store.erasures import unfinished_s
 from coupon_service.store.pipeline import Connection
 from coupon_service.store.seals import seal_status
 from coupon_service.store.stock import Stock, ledger_lag_s, record_level, select_stocks
@@ -91,7 +92,10 @@ class StockMonitor:
         async def work(connection: Connection) -> tuple[list[Stock], dict[str, float]]:
             stocks = await select_stocks(connection, self._now())
             lag_s = await ledger_lag_s(connection)
-            of_ledger = {"coupon_ledger_lag_seconds": lag_s}
+            of_ledger = {
+                "coupon_ledger_lag_seconds": lag_s,
+                "coupon_erasure_unfinished_seconds": await unfinished_s(connection),
+            }
             if self._sealing:
                 sealed_number, seal_lag_s = await seal_status(connection)
                 of_ledger["coupon_ledger_sealed_number"] = sealed_number

@@ -149,6 +149,19 @@ async def set_erasure(
     await connection.execute(SET_STATE, [state, erase_time, json.dumps(rows), pseudonym])
 
 
+UNFINISHED: Final = """
+SELECT coalesce(extract(epoch FROM clock_timestamp() - min(begin_time)), 0)::float8
+FROM coupon_erased_users WHERE state < 3
+"""
+
+
+async def unfinished_s(connection: Connection) -> float:
+    """How long ago the oldest erasure began that is not finished, in seconds; 0 without one."""
+    cursor = await connection.execute(UNFINISHED)
+    ((age_s,),) = await cursor.fetchall()
+    return max(age_s, 0.0)
+
+
 # Whoever reads the table locks it until the end of the transaction, as PostgreSQL does for every
 # table; one that changes something has another lock, or took its turn as bulk work does.
 SELECT_UNAWARE: Final = """

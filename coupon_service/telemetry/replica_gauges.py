@@ -41,6 +41,10 @@ GAUGES: Final[Mapping[str, tuple[str, str]]] = {
         "",
         "How long the oldest change that is not sealed has been in the ledger.",
     ),
+    "coupon_erasure_unfinished_seconds": (
+        "",
+        "How long ago the oldest erasure began that is not finished.",
+    ),
 }
 """The label and the help text of each gauge."""
 

@@ -16,6 +16,7 @@ from support.invariants import assert_adds_up
 from support.person import Person, erase
 from support.service import Api, ServerThread, audit, books, new_codes, settings_for, unique
 from support.service_process import environment_of, serving, workers_of
+from support.store import opened
 from support.traces import traces_in
 from support.waiting import until
 
@@ -120,6 +121,19 @@ def test_a_client_that_goes_away_leaves_it_to_the_next(alone: ServerThread) -> N
             progress.cancel()
         with psycopg.connect(alone.database_url) as connection:
             assert_adds_up(connection, person.book_ids)
+
+
+async def test_for_how_long_an_erasure_has_not_been_finished_is_shown(alone: ServerThread) -> None:
+    async with opened(alone.database_url) as database:
+        with closing(Api(alone.address)) as api:
+            person = Person(api)
+            person.book(1)
+            assert await database.read("unfinished", erasures.unfinished_s) == 0
+            with cut(9), pytest.raises(grpc.RpcError):
+                erase(api, person.user_id)
+            assert await database.read("unfinished", erasures.unfinished_s) > 0
+            erase(api, person.user_id)
+            assert await database.read("unfinished", erasures.unfinished_s) == 0
 
 
 LOCK_LAST = """
