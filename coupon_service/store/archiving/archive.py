@@ -37,6 +37,7 @@ from coupon_service.store.archiving.records import (
     CannotArchiveError,
     ClosedBook,
     Connection,
+    HeldUpError,
 )
 
 CHUNK: Final = 5_000
@@ -98,23 +99,39 @@ def archive(
     """Archives the books that `plan` has nothing against, each in a file in the folder, and goes on
     with what was cut off; yields each archive that is done.
 
-    Raises CannotArchiveError, Contention, DatabaseUnavailable, and OSError for the files.
+    What is in the way of one book keeps no other from being archived. Raises CannotArchiveError
+    after all of them, Contention, DatabaseUnavailable, and OSError for the files.
     """
     with records.connected(database_url) as connection:
         if (file_name := records.restoring(connection)) is not None:
             raise CannotArchiveError(f"Finish the restoration of {file_name} first.")
-        unfinished = {it.book_id: it for it in records.select_unfinished(connection)}
-        for begun in unfinished.values():
-            # One that is still being written is begun anew, where nothing is against it.
-            if begun.state is not ArchiveState.WRITING:
-                yield _Archiving(connection, folder, report).finish(begun)
-        for planned in _plan(connection, closed_before, books):
-            if not planned.why_not:
-                book_id = planned.book.book_id
-                begun = unfinished.get(book_id) or records.insert_archive(
-                    connection, book_id, SUFFIX
-                )
-                yield _Archiving(connection, folder, report).finish(begun)
+        failures: list[str] = []
+        for begun in _begun(connection, closed_before, books):
+            try:
+                done = _Archiving(connection, folder, report).finish(begun)
+            except HeldUpError:
+                raise
+            except CannotArchiveError as error:
+                failures.append(f"Book {begun.book_id} is not archived: {error}")
+            else:
+                yield done
+        if failures:
+            raise CannotArchiveError("\n".join(failures))
+
+
+def _begun(
+    connection: Connection, closed_before: datetime, books: Iterable[UUID] | None
+) -> Iterator[Archive]:
+    """What was cut off, and then an archive for each book that has nothing against it."""
+    unfinished = {it.book_id: it for it in records.select_unfinished(connection)}
+    # One that is still being written is begun anew, where nothing is against it.
+    written = [it for it in unfinished.values() if it.state is not ArchiveState.WRITING]
+    yield from written
+    for planned in _plan(connection, closed_before, books):
+        book_id = planned.book.book_id
+        if not planned.why_not and all(it.book_id != book_id for it in written):
+            begun = unfinished.get(book_id)
+            yield begun or records.insert_archive(connection, book_id, SUFFIX)
 
 
 class _Archiving:
@@ -174,9 +191,7 @@ class _Archiving:
             connection, datetime.max.replace(tzinfo=archive.create_time.tzinfo), [archive.book_id]
         )
         if (why_not := _why_not(book)) or not book.events:
-            raise CannotArchiveError(
-                f"Book {book.book_id} cannot be archived now: {why_not or 'it has no events'}."
-            )
+            raise CannotArchiveError(f"{why_not or 'It has no events'}.")
         header = Header(
             log_id,
             archive.number,
@@ -194,10 +209,10 @@ class _Archiving:
             try:
                 writer.add_segment(link.seal.number, [leaf for _, leaf in sealed], entries)
             except ValueError as error:
-                raise CannotArchiveError(f"Book {book.book_id}: {error}") from error
+                raise CannotArchiveError(str(error)) from error
             self._report("written", writer.row_count, book.events)
         if first is None:
-            raise CannotArchiveError(f"Book {book.book_id} has no events.")
+            raise CannotArchiveError("It has no events.")
         before = _position_before(connection, log_id, first)
         writer.end(before, events.select_seals(connection, first.seal.number, newest))
 
@@ -225,9 +240,7 @@ class _Archiving:
         records.mark_books(connection, archive, archive.last_sequence)
         if events.count_late(connection, archive.book_id, archive.last_sequence):
             self._begin_anew(archive)
-            raise CannotArchiveError(
-                f"Redemptions of book {archive.book_id} were changed meanwhile: archive it again."
-            )
+            raise CannotArchiveError("Redemptions were changed meanwhile: archive it again.")
         try:
             verified = self._verified_file(archive)
         except CannotArchiveError:
@@ -386,13 +399,13 @@ OLDEST_ID: Final = "SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint
 def wait_for_others(connection: Connection) -> None:
     """Waits until all transactions have ended that may not have seen that the book is marked.
 
-    Raises CannotArchiveError when one takes too long.
+    Raises HeldUpError when one takes too long.
     """
     deadline_s = monotonic() + WAIT_S
     (next_id,) = connection.execute(NEXT_ID).fetchall()
     while connection.execute(OLDEST_ID).fetchall()[0] < next_id:
         if monotonic() > deadline_s:
-            raise CannotArchiveError(
+            raise HeldUpError(
                 "A transaction that was begun before does not end; archive again when it has."
             )
         sleep(WAIT_POLL_S)

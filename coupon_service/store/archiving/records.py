@@ -34,6 +34,10 @@ class CannotArchiveError(Exception):
     """Something is in the way; one clear sentence."""
 
 
+class HeldUpError(CannotArchiveError):
+    """It is not in the way of one book, but of all."""
+
+
 class ArchiveState(IntEnum):
     """How far an archive is."""
 

@@ -231,6 +231,32 @@ def test_a_file_whose_events_a_later_one_has_says_so(stage: Stage) -> None:
     stage.adds_up()
 
 
+def test_what_is_in_the_way_of_one_book_keeps_no_other_from_being_archived(
+    stage: Stage, tmp_path: Path
+) -> None:
+    lost, gone = campaign(stage.api), campaign(stage.api)
+
+    def report(what: str, _done: int, _count: int) -> None:
+        if what == "deleted":
+            raise CutOffError
+
+    with pytest.raises(CutOffError):
+        stage.archive(lost.book_id, report=report)
+    (file,) = stage.folder.glob(f"{lost.book_id}-*.archive")
+    file.rename(tmp_path / file.name)
+    seal_ledger(stage.url)
+    wanted = [str(stage.folder), "--older-than-days", "0", "--book", gone.book_id]
+    done = run(tmp_path, "audit", "archive", *wanted, DATABASE_URL=stage.url)
+    assert done.returncode == 1
+    assert f"Book {lost.book_id} is not archived: {file.name} is not in " in done.stderr
+    assert gone.book_id in done.stdout
+    with refused("ARCHIVED"):
+        redemption(stage.api, gone.adjusted)
+    (tmp_path / file.name).rename(file)
+    stage.archive()
+    stage.adds_up()
+
+
 def test_redemptions_that_are_on_their_way_to_an_archive_are_not_changed(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
