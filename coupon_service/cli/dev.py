@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import typer
 
@@ -28,14 +28,19 @@ from coupon_service.cli.token import SECRET_FILE, new_token
 from coupon_service.embedded import EmbeddedPostgres, EmbeddedRedis
 from coupon_service.settings import Settings, load_settings
 
+DATABASE_URL_FILE: Final = "database-url"
+"""In the data folder, while the PostgreSQL that was started runs: its URL, password included."""
+
 
 def dev() -> None:
     """Run PostgreSQL, Redis and the service with a demo book, for trying and developing.
 
     PostgreSQL and Redis keep their data in .data (COUPON_DATA_DIR), and a restart continues with
-    it. When COUPON_DATABASE_URL or COUPON_REDIS_URL is set, that server is used instead. With
-    COUPON_AUTH=jwt calls need a token, which coupon-service token makes. Ctrl-C stops everything
-    that it started. For production use coupon-service serve.
+    it. When COUPON_DATABASE_URL or COUPON_REDIS_URL is set, that server is used instead. While it
+    runs, .data/database-url has the URL of its PostgreSQL, for commands that take it from
+    COUPON_DATABASE_URL, such as migrate and audit archive. With COUPON_AUTH=jwt calls need a
+    token, which coupon-service token makes. Ctrl-C stops everything that it started. For
+    production use coupon-service serve.
     """
     from coupon_service.process.supervisor import SupervisorError, reserve_port
 
@@ -53,7 +58,13 @@ def dev() -> None:
         settings = read_settings()
         for _ in apply_steps(settings):
             pass
-        where = f"Its data is in {folder}." if not given.database_urls else ""
+        url_file = shlex.quote(str(folder / DATABASE_URL_FILE))
+        where = (
+            f"Its data is in {folder}.\nFor commands that need the database, such as audit archive:"
+            f" export COUPON_DATABASE_URL=$(cat {url_file})"
+            if not given.database_urls
+            else ""
+        )
         asyncio.run(_serve(settings, read_settings, where))
 
 
@@ -85,19 +96,27 @@ def _complete(given: Settings, port: int, servers: ExitStack) -> dict[str, Any]:
     if given.redis_url is None:
         values["redis_url"] = servers.enter_context(EmbeddedRedis(folder / "redis")).url
     if not given.database_urls:
-        values["database_url"] = servers.enter_context(EmbeddedPostgres(folder / "postgres")).url
+        url = servers.enter_context(EmbeddedPostgres(folder / "postgres")).url
+        _keep(folder / DATABASE_URL_FILE, url)
+        servers.callback((folder / DATABASE_URL_FILE).unlink, missing_ok=True)
+        values["database_url"] = url
     return values
 
 
 def kept_secret(path: Path) -> str:
     """A secret that is generated once and kept, so that tokens stay valid after a restart."""
     if not path.exists():
-        new = path.with_suffix(".new")
-        new.unlink(missing_ok=True)
-        new.touch(mode=0o600)
-        new.write_text(secrets.token_urlsafe(48), encoding="ascii")
-        new.rename(path)
+        _keep(path, secrets.token_urlsafe(48))
     return path.read_text(encoding="ascii")
+
+
+def _keep(path: Path, text: str) -> None:
+    """Writes a file that nobody else may read."""
+    new = path.with_suffix(".new")
+    new.unlink(missing_ok=True)
+    new.touch(mode=0o600)
+    new.write_text(text, encoding="utf-8")
+    new.rename(path)
 
 
 async def _serve(settings: Settings, read_settings: Callable[[], Settings], where: str) -> None:

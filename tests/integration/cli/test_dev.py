@@ -9,14 +9,18 @@ import signal
 import socket
 import stat
 import subprocess
+import sys
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 import pytest
 from support.command_line import TIMEOUT_S, descendants, environment, run, run_apart, running
+from support.doc_pages import literal_part
+from support.service import Api
+from support.waiting import until
 
 from coupon_service.embedded.machine import free_port
 
@@ -146,6 +150,30 @@ class TestTheSession:
         assert (done.returncode, done.stdout) == (1, "")
         assert f"in use by process {ready.process.pid}" in done.stderr
         assert len(done.stderr.splitlines()) == 1
+
+
+class TestItsDatabase:
+    def test_a_book_is_archived_and_restored_as_the_page_says(self, tmp_path: Path) -> None:
+        with dev(tmp_path) as ready:
+            assert f"COUPON_DATABASE_URL=$(cat {tmp_path}/.data/database-url)" in ready.printed
+            book = re.search(r"The book: (\S+)\n", paste(ready.session))
+            assert book is not None
+            url = tmp_path / ".data" / "database-url"
+            assert stat.S_IMODE(url.stat().st_mode) == 0o600
+            with closing(Api(f"127.0.0.1:{ready.port}")) as api:
+                api.close_book(book[1])
+            archive = ("audit", "archive", str(tmp_path), "--older-than-days", "0", "--dry-run")
+
+            def planned() -> str:
+                return run(tmp_path, *archive, COUPON_DATABASE_URL=url.read_text()).stdout
+
+            until(lambda: "would be archived: 3 events" in planned())
+            programs = f"cd {tmp_path}\nPATH={Path(sys.executable).parent}:$PATH\n"
+            said = paste(programs + literal_part("archive_in_dev"))
+            assert re.findall(r"3 events, (\w+)\.", said) == ["archived", "restored"]
+            assert "It is what was sealed." in said
+            ready.stop()
+        assert not url.exists()
 
 
 class TestStoppingAndStartingAgain:
