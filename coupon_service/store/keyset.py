@@ -45,9 +45,14 @@ def time_position(time: datetime, key: UUID | str) -> Position:
     return time.isoformat(), str(key)
 
 
-def time_and_id(after: Position | None) -> tuple[datetime, UUID]:
-    """Reads a position by time and id; None is before the newest. Raises InvalidArgument."""
-    return BEFORE_FIRST_NEWEST if after is None else (_read(after, 0, _time), _read(after, 1, UUID))
+def time_and_id(after: Position | None, end_time: datetime | None = None) -> tuple[datetime, UUID]:
+    """Reads a position by time and id; None is before the newest. Raises InvalidArgument.
+
+    `end_time`: no row is as new. An index is read from the position on, so that it must not be
+    before the first row that is wanted.
+    """
+    read = BEFORE_FIRST_NEWEST if after is None else (_read(after, 0, _time), _read(after, 1, UUID))
+    return read if end_time is None else min(read, (end_time, UUID(int=0)))
 
 
 def time_and_code(after: Position | None) -> tuple[datetime, str]:

@@ -225,7 +225,7 @@ async def select_refusals(
 
     That of a book ends, perhaps before it is full, where so many were looked at.
     """
-    time, refusal_id = time_and_id(after)
+    time, refusal_id = time_and_id(after, wanted.end_time)
     statement = _statement(wanted)
     await connection.execute(PLAN_FOR_PAGES)
     cursor = await connection.execute(

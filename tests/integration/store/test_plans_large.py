@@ -6,6 +6,7 @@ import pkgutil
 import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from datetime import UTC, datetime
 from importlib import import_module
 from typing import Any
 from uuid import UUID
@@ -19,6 +20,7 @@ from coupon_service import store
 from coupon_service.model import EventType
 from coupon_service.store.events import AuditFilter, select_events
 from coupon_service.store.pipeline import Connection
+from coupon_service.store.refusals import RefusalFilter, select_refusals
 
 ROWS = {
     "coupon_codes": 1_000_000,
@@ -27,6 +29,7 @@ ROWS = {
     "redemption_audit": 3_000_000,
     "coupon_assignments": 200_000,
     "coupon_user_counters": 200_000,
+    "coupon_refusals": 500_000,
 }
 TABLES = ", ".join(f"'{table}'::regclass" for table in ROWS)
 BOOK = "'00000000-0000-0000-0000-000000000001'"
@@ -71,6 +74,15 @@ FROM generate_series(1, {ROWS["coupon_assignments"]}) AS n;
 INSERT INTO coupon_user_counters (bucket, book_id, user_id)
 SELECT n % 64, {BOOK}, 'user-' || n
 FROM generate_series(1, {ROWS["coupon_user_counters"]}) AS n;
+INSERT INTO coupon_refusals (
+    refusal_id, refuse_time, book_id, kind, business_id, code, user_id, order_id, caller,
+    request_id, told)
+SELECT lpad(n::text, 32, '0')::uuid, {BEGIN} + n / 20 * interval '1 ms', {BOOK}, 1,
+    CASE WHEN n % 4 < 3 THEN 'baker' ELSE 'shop-' || n % 20 END,
+    'CODE' || CASE WHEN n % 4 = 0 THEN 0 ELSE n % 1000 END,
+    'user-' || CASE WHEN n % 4 = 0 THEN 0 ELSE n % 1000 END,
+    'order-' || n % 1000, '', '', '[]'
+FROM generate_series(1, {ROWS["coupon_refusals"]}) AS n;
 UPDATE pg_index SET indisready = true WHERE indrelid IN ({TABLES});
 {"".join(f"REINDEX TABLE {table};" for table in ROWS)}
 ANALYZE;
@@ -81,14 +93,14 @@ BLOCKS_OF_A_PAGE_MAX = 2_000
 
 BLOCKS = """
 SELECT heap_blks_read + heap_blks_hit + idx_blks_read + idx_blks_hit
-FROM pg_statio_user_tables WHERE relname = 'redemption_audit'
+FROM pg_statio_user_tables WHERE relname = %s
 """
 
 
-async def blocks_read(connection: Connection) -> int:
-    """Blocks of the ledger and of its indexes that were read."""
+async def blocks_read(connection: Connection, table: str = "redemption_audit") -> int:
+    """Blocks of the table and of its indexes that were read."""
     await connection.execute("SELECT pg_stat_force_next_flush()")
-    (row,) = await (await connection.execute(BLOCKS)).fetchall()
+    (row,) = await (await connection.execute(BLOCKS, [table])).fetchall()
     return row[0]
 
 
@@ -128,6 +140,9 @@ def test_no_statement_reads_a_whole_large_table(large_database_url: str, stateme
 HOT = {"code": "CODE0", "user_id": "user-0"}
 """Of a quarter of the events, where others have few."""
 
+LATER = datetime(2026, 1, 1, 0, 0, 5, tzinfo=UTC)
+"""Some events and refusals are older, and most are not."""
+
 
 @pytest.mark.parametrize(
     "wanted",
@@ -142,6 +157,8 @@ HOT = {"code": "CODE0", "user_id": "user-0"}
         {"book_id": UUID(BOOK.strip("'")), "types": (EventType.REDEEMED,)},
         {"business_id": "baker"},
         {"business_id": "baker", "types": (EventType.REDEEMED,)},
+        {"end_time": LATER},
+        {"user_id": HOT["user_id"], "end_time": LATER},
     ],
     ids=str,
 )
@@ -156,6 +173,38 @@ async def test_a_page_of_a_large_ledger_is_read_from_few_of_its_blocks(
                 events, after = await select_events(connection, AuditFilter(**wanted), 50, after)
             assert len(events) == 50
             assert await blocks_read(connection) - before <= BLOCKS_OF_A_PAGE_MAX
+            assert after is not None
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        {},
+        {"end_time": LATER},
+        {"user_id": HOT["user_id"]},
+        {"user_id": "user-7"},
+        {"user_id": HOT["user_id"], "end_time": LATER},
+        {"codes": (HOT["code"], "CODE7")},
+        {"codes": (HOT["code"],), "end_time": LATER},
+        {"order_id": "order-7"},
+        {"business_id": "baker"},
+        {"business_id": "baker", "end_time": LATER},
+        {"business_id": "baker", "book_id": UUID(BOOK.strip("'"))},
+    ],
+    ids=str,
+)
+async def test_a_page_of_many_refusals_is_read_from_few_of_their_blocks(
+    large_database_url: str, wanted: dict[str, Any]
+) -> None:
+    async with opened(large_database_url) as database, database.pool.connection() as connection:
+        after = None
+        for _ in range(2):
+            before = await blocks_read(connection, "coupon_refusals")
+            async with connection.transaction():
+                filters = RefusalFilter(**wanted)
+                refusals, after = await select_refusals(connection, filters, 50, after)
+            assert len(refusals) == 50
+            assert await blocks_read(connection, "coupon_refusals") - before <= BLOCKS_OF_A_PAGE_MAX
             assert after is not None
 
 
