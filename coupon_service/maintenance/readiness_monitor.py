@@ -75,6 +75,8 @@ class ReadinessMonitor:
         databases, redis = await asyncio.gather(
             asyncio.gather(*map(self._check_database, self._databases)), self._check_redis()
         )
+        for checked, (readiness, _) in zip(self._databases, databases, strict=True):
+            checked.is_unfit = Readiness.SERVING not in readiness
         database, causes = max(databases, key=lambda it: (it[0] & USABLE, it[0]))
         found = Readiness.PROBED | database | redis
         if self._replica is not None:

@@ -77,6 +77,9 @@ class Database:
         self._check: asyncio.Task[None] | None = None
         self._locating = asyncio.Lock()
         self._is_located = not settings.shard.schema
+        self.is_unfit = False
+        """Whether the readiness check found that it cannot be used as it is: then what PostgreSQL
+        refuses is no fault of a statement."""
         # What a URL that nobody can read would fail with, at once.
         arguments = connection_arguments(settings)
         self.pool: AsyncConnectionPool[Connection] = AsyncConnectionPool(
@@ -321,7 +324,8 @@ class Database:
             return Overloaded() if self._in_use else DatabaseUnavailable()
         if isinstance(error, psycopg.Error) and error.sqlstate == ARRIVING:
             return DatabaseUnavailable()
-        return DatabaseUnavailable() if isinstance(error, UNREACHABLE) else None
+        refused = self.is_unfit and isinstance(error, psycopg.Error)
+        return DatabaseUnavailable() if refused or isinstance(error, UNREACHABLE) else None
 
     def _check_connections(self) -> None:
         """Lets the pool replace broken connections, once at a time, and nobody waits for it."""

@@ -24,6 +24,7 @@ from coupon_service.errors import DatabaseUnavailable
 from coupon_service.leases import Leases
 from coupon_service.maintenance import readiness_monitor
 from coupon_service.maintenance.readiness_monitor import ReadinessMonitor
+from coupon_service.store.pipeline import Connection
 from coupon_service.telemetry.metrics import Metrics
 from coupon_service.telemetry.readiness import Readiness, report
 
@@ -128,6 +129,35 @@ async def test_a_database_in_another_encoding_is_not_serving(
 ) -> None:
     with encoded_database(postgres_url, "LATIN1") as url:
         await assert_told(url, leases, service_log, "wrong encoding", "LATIN1", "UTF8")
+
+
+@pytest.mark.parametrize("url_options", ["", "?options=-csearch_path%3Delsewhere"])
+async def test_calls_to_a_database_that_cannot_be_used_are_unavailable(
+    url_options: str, database_url: str, leases: Leases, service_log: Log
+) -> None:
+    """Work in the background, which repeats, has nothing to add to what readiness has said."""
+    if not url_options:
+        execute(database_url, "REVOKE USAGE ON SCHEMA public FROM PUBLIC")
+    reports: list[Readiness] = []
+
+    async def notify(readiness: Readiness, _: Sequence[Readiness]) -> None:
+        reports.append(readiness)
+
+    async def work(connection: Connection) -> None:
+        await connection.execute("SELECT 1 FROM coupon_books")
+
+    with new_role(database_url) as (_, url):
+        async with opened(url + url_options) as database:
+            metrics = Metrics(CollectorRegistry())
+            monitor = ReadinessMonitor([database], leases, metrics, notify)
+            checks = asyncio.ensure_future(monitor.run())
+            while not reports:
+                await asyncio.sleep(0.01)
+            with pytest.raises(DatabaseUnavailable):
+                await database.transaction("a call", work)
+            with pytest.raises(DatabaseUnavailable):
+                await database.read("a call", work)
+            checks.cancel()
 
 
 class Recovering(EmbeddedPostgres):
