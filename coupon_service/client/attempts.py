@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+from grpc import StatusCode
+
 from coupon_service.client.errors import (
     UNKNOWN_OUTCOMES,
     Contention,
@@ -58,6 +60,8 @@ class Attempts:
     _deadline_s: float = 0
     _failures: int = 0
     _outcome_unknown: bool = False
+    _explanation: CouponError | None = None
+    """Of the latest try that did not just run out of time."""
 
     def __post_init__(self) -> None:
         self._deadline_s = self.now_s() + self.settings.timeout_s
@@ -69,17 +73,23 @@ class Attempts:
     def progressed(self) -> None:
         """Part of the answer has come: from here on it is as at the beginning."""
         self._failures = 0
+        self._explanation = None
         self._deadline_s = self.now_s() + self.settings.timeout_s
 
     def pause_s(self, error: CouponError) -> float:
-        """How long to wait before the next try. Raises the error where none may follow."""
+        """How long to wait before the next try. Raises the error where none may follow,
+        from that of an earlier try which says more than that there was no answer."""
         self._outcome_unknown |= error.outcome_unknown
         pause_s = self._backoff_s(error)
         in_time = self.now_s() + pause_s < self._deadline_s
         if not (is_retryable(error) and in_time and self.budget.spend()):
             error.outcome_unknown = self._outcome_unknown
             error.request_id = self.request_id
+            if error.status is StatusCode.DEADLINE_EXCEEDED and self._explanation is not None:
+                raise error from self._explanation
             raise error
+        if error.status is not StatusCode.DEADLINE_EXCEEDED:
+            self._explanation = error
         self._failures += 1
         return pause_s
 

@@ -55,7 +55,8 @@ class CouponError(Exception):
     """A call was not carried out, or it is not known whether it was.
 
     `outcome_unknown`: this or an earlier try of the call may have changed something. The same call
-    with this `request_id` settles it, at any time.
+    with this `request_id` settles it, at any time. A DeadlineExceeded has the error of an earlier
+    try as its `__cause__`, where that says why.
     """
 
     status = StatusCode.UNKNOWN
@@ -182,7 +183,7 @@ class CodeNotFound(NotFound):
 
 
 class AssignmentNotFound(NotFound):
-    """The code is not assigned to this user."""
+    """The code is not assigned to this user or, where none is named, to anybody."""
 
 
 class LockNotFound(NotFound):

@@ -18,10 +18,21 @@ from typing import Any, Final
 
 import grpc.aio
 from google.protobuf.message import Message
+from google.rpc.error_details_pb2 import ErrorInfo
 from grpc import StatusCode
 
-from coupon_service.client.error_details import error_of_call, error_of_operation
-from coupon_service.client.errors import DeadlineExceeded, Problem
+from coupon_service.client.error_details import (
+    detail_of,
+    error_of_call,
+    error_of_operation,
+    status_of,
+)
+from coupon_service.client.errors import (
+    UNKNOWN_OUTCOMES,
+    CouponError,
+    DeadlineExceeded,
+    Problem,
+)
 from coupon_service.v1 import redemption_service_pb2 as pb
 
 PATH: Final = "/coupon_service.v1.RedemptionService/Checkout"
@@ -223,12 +234,26 @@ class CheckoutStream:
             self._ended_s = time.monotonic()
             for result in self._results.values():
                 if not result.done():
-                    result.set_exception(error_of_call(why))
+                    result.set_exception(_end_error(why))
 
 
-def _lost() -> grpc.RpcError:
-    """The error of operations that a stream has ended without."""
+def _end_error(why: grpc.RpcError) -> CouponError:
+    """The error of an operation that a stream has ended without, whatever was sent of it.
+
+    Only the service knows that it was not carried out. What ends a stream in its place, as gRPC
+    does with RESOURCE_EXHAUSTED for a message that is too large, knows nothing of those before.
+    """
+    if detail_of(status_of(why), ErrorInfo) is None and why.code() not in UNKNOWN_OUTCOMES:
+        why = _lost(f"{why.code().name}: {why.details()}")
+    return error_of_call(why)
+
+
+def _lost(because: str = "") -> grpc.RpcError:
+    """The end of a stream that says nothing of its operations."""
     nothing = grpc.aio.Metadata()
     return grpc.aio.AioRpcError(
-        StatusCode.UNAVAILABLE, nothing, nothing, "the stream ended without an answer"
+        StatusCode.UNAVAILABLE,
+        nothing,
+        nothing,
+        f"the stream ended without an answer{because and f' ({because})'}",
     )

@@ -122,6 +122,20 @@ def test_an_earlier_try_leaves_the_outcome_unknown(attempts: Attempts) -> None:
     assert caught.value.outcome_unknown
 
 
+def test_an_answer_that_did_not_come_in_time_has_the_reason_of_the_tries_before(
+    attempts: Attempts, clock: Clock
+) -> None:
+    late = problem(StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED")
+    reason = problem(UNAVAILABLE, "LOCKS_UNAVAILABLE", 0.2)
+    attempts.pause_s(reason)
+    attempts.pause_s(problem(StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED"))
+    clock.now_s = 10
+    with pytest.raises(CouponError) as caught:
+        attempts.pause_s(late)
+    assert caught.value is late
+    assert caught.value.__cause__ is reason
+
+
 def test_progress_renews_deadline_and_pauses(attempts: Attempts, clock: Clock) -> None:
     for _ in range(4):
         attempts.pause_s(problem(UNAVAILABLE))

@@ -109,6 +109,21 @@ async def test_a_stream_that_is_cut_leaves_no_call_behind() -> None:
     assert len(script.streams) >= 2
 
 
+@pytest.mark.parametrize(
+    "status", [grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.PERMISSION_DENIED]
+)
+async def test_the_end_of_a_stream_is_not_taken_for_an_answer(status: grpc.StatusCode) -> None:
+    """As gRPC ends one with RESOURCE_EXHAUSTED for a message that is too large: what was sent
+    before may have been carried out."""
+    refused = of_service.CodeAlreadyRedeemed()
+    with scripted_server(status, None, status, refused) as (address, _):
+        async with AsyncCouponClient(address, settings=STREAMED) as client:
+            await client.redeem_code("CODE", "ann")
+            with pytest.raises(errors.CodeAlreadyRedeemed) as caught:
+                await client.redeem_code("CODE", "ann")
+    assert caught.value.outcome_unknown
+
+
 async def test_a_stream_is_replaced_when_the_token_changes() -> None:
     tokens = iter(["first", "first", "second", "second"])
     settings = replace(STREAMED, streams=1)
