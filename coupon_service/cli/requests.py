@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
 from typing import Any, Final, cast
 
@@ -23,6 +23,13 @@ NO_VALUE: Final = re.compile(r"Invalid enum value (.+?) for enum type ([\w.]+)")
 IN_FIELD: Final = re.compile(r"Failed to parse (\w+) field: ")
 
 DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|[smhd])")
+EXPECTED: Final = {
+    "google.protobuf.Timestamp": (
+        'expected a time such as 2026-12-31, "2026-12-31 18:00" or 2026-12-31T18:00:00+01:00.'
+    ),
+    "google.protobuf.Duration": "expected a duration such as 90s, 5m or 1h30m.",
+}
+"""The form of values that json_format describes in the words of Python."""
 UNITS_S: Final = {"ms": "0.001", "s": "1", "m": "60", "h": "3600", "d": "86400"}
 DATE: Final = re.compile(r"(\d{4}-\d\d-\d\d)(?:[ T](\d\d:\d\d)(:\d\d)?)?")
 
@@ -42,14 +49,15 @@ def read_messages(text: str, method: MethodDescriptor) -> list[Message]:
             requests.append(json_format.ParseDict(in_full(fields, method.input_type), kind()))
         except json_format.ParseError as error:
             name = method.input_type.name
-            raise CommandError(f"This is not a {name}: {_explained(error)}") from error
+            explained = _explained(error, method.input_type)
+            raise CommandError(f"This is not a {name}: {explained}") from error
     if len(requests) != 1 and not method.client_streaming:
         raise CommandError(f"{short_name(method)} takes one JSON object, not {len(requests)}.")
     return requests
 
 
-def _explained(error: json_format.ParseError) -> str:
-    """The error in plain words, with field names as in the proto."""
+def _explained(error: json_format.ParseError, kind: Descriptor) -> str:
+    """The error of a request of this kind in plain words, with field names as in the proto."""
     text = str(error).partition("\n")[0].rstrip(".") + "."
     pool = descriptor_pool.Default()
     if found := NO_FIELD.search(text):
@@ -58,8 +66,25 @@ def _explained(error: json_format.ParseError) -> str:
     if found := NO_VALUE.search(text):
         enum = pool.FindEnumTypeByName(found[2])
         return _unknown(enum.name, "value", found[1], [*short_values(enum)])
-    path = ".".join(IN_FIELD.findall(text))
-    return f"{path}: {IN_FIELD.sub('', text)}" if path else text
+    names = IN_FIELD.findall(text)
+    if not names:
+        return text
+    return f"{'.'.join(names)}: {_expected(names, kind) or IN_FIELD.sub('', text)}"
+
+
+def _expected(names: Sequence[str], kind: Descriptor) -> str | None:
+    """The form of the field to which the names lead, where it has one of its own."""
+    inner: Descriptor | None = kind
+    for name in names:
+        if inner is None or (field := _fields(inner).get(name)) is None:
+            return None
+        inner = field.message_type
+    return EXPECTED.get(inner.full_name) if inner is not None else None
+
+
+def _fields(kind: Descriptor) -> dict[str, FieldDescriptor]:
+    """By both names that they have in JSON."""
+    return {field.json_name: field for field in kind.fields} | dict(kind.fields_by_name)
 
 
 def _unknown(kind: str, what: str, name: str, known: list[str]) -> str:
@@ -89,7 +114,7 @@ def in_full(fields: Mapping[str, Any], kind: Descriptor) -> dict[str, Any]:
     values of an enum without its name, in any case (optional for LOCK_POLICY_OPTIONAL); durations
     such as 5m or 1h30m; times as a date, or as date and time, in UTC; and masks in snake_case.
     """
-    known = {field.json_name: field for field in kind.fields} | dict(kind.fields_by_name)
+    known = _fields(kind)
     full = dict(fields)
     for name, value in fields.items():
         if (field := known.get(name)) is None:

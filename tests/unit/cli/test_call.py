@@ -120,6 +120,17 @@ class TestReadingRequests:
         assert isinstance(request, CreateCouponBookRequest)
         assert request.coupon_book.end_time.ToJsonString() == iso
 
+    @pytest.mark.parametrize("text", ["2026-13-01", "2026-02-30", "2026-12-24T25:00:00Z", "soon"])
+    def test_what_is_no_time_is_refused_with_the_form_of_one(self, text: str) -> None:
+        with pytest.raises(CommandError) as caught:
+            read_messages(
+                json.dumps({"coupon_book": {"end_time": text}}), find_method("CreateCouponBook")
+            )
+        assert str(caught.value) == (
+            "This is not a CreateCouponBookRequest: coupon_book.end_time: expected a time such as"
+            ' 2026-12-31, "2026-12-31 18:00" or 2026-12-31T18:00:00+01:00.'
+        )
+
     @pytest.mark.parametrize("text", ["end_time,code_format.prefix", "endTime, codeFormat.prefix"])
     def test_masks_may_be_in_snake_case(self, text: str) -> None:
         (request,) = read_messages(
