@@ -70,7 +70,7 @@ class CodeNotFound(CouponServiceError):
 
 
 class AssignmentNotFound(CouponServiceError):
-    """The code is not assigned to this user."""
+    """The code has no such assignment."""
 
 
 class LockNotFound(CouponServiceError):

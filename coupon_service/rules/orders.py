@@ -32,6 +32,8 @@ from coupon_service.model import (
 from coupon_service.rules.derived_states import order_discount
 from coupon_service.rules.erasures import orders_of_erased
 
+OTHER_COUPONS: Final = "The coupons on the order are in another currency."
+
 NO_COUPONS: Final = OrderCoupons()
 
 
@@ -52,7 +54,7 @@ def coupon_refusals(command: Redeem, book: Book, state: State) -> Iterator[Coupo
         return
     coupons = _on_order_of(command, book, state)
     if amount is not None and not _goes_with(amount, coupons):
-        yield CurrencyMismatch(currency_code=coupons.currency_code)
+        yield CurrencyMismatch(OTHER_COUPONS, currency_code=coupons.currency_code)
     yield from _not_combinable(book, [it for it in coupons.books if it.redemptions])
     limit = book.limits.max_redemptions_per_order
     own = _of_book(coupons, book)

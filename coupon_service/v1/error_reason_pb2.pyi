@@ -34,7 +34,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     cannot use.
     """
     ERROR_REASON_ASSIGNMENT_NOT_FOUND: _ErrorReason.ValueType  # 3
-    """[NOT_FOUND] The code is not assigned to this user."""
+    """[NOT_FOUND] The code is not assigned to this user or, where none is named, to anybody."""
     ERROR_REASON_LOCK_NOT_FOUND: _ErrorReason.ValueType  # 4
     """[NOT_FOUND] No such lock."""
     ERROR_REASON_REDEMPTION_NOT_FOUND: _ErrorReason.ValueType  # 5
@@ -294,7 +294,7 @@ ERROR_REASON_CODE_NOT_FOUND: ErrorReason.ValueType  # 2
 cannot use.
 """
 ERROR_REASON_ASSIGNMENT_NOT_FOUND: ErrorReason.ValueType  # 3
-"""[NOT_FOUND] The code is not assigned to this user."""
+"""[NOT_FOUND] The code is not assigned to this user or, where none is named, to anybody."""
 ERROR_REASON_LOCK_NOT_FOUND: ErrorReason.ValueType  # 4
 """[NOT_FOUND] No such lock."""
 ERROR_REASON_REDEMPTION_NOT_FOUND: ErrorReason.ValueType  # 5

@@ -177,6 +177,7 @@ def test_all_active_assignments_of_codes_are_revoked(api: Api) -> None:
     done = change(api, book.book_id, REVOKE, codes=names)
     assert counts(done) == (3, 1)
     assert reasons(done) == {free: "ASSIGNMENT_NOT_FOUND"}
+    assert not any("this user" in it.error.message for one in done for it in one.refused)
     assert states(api, book.book_id) == {shared: "ASSIGNED", single: "AVAILABLE", free: "AVAILABLE"}
     request = assignments.ListAssignmentsRequest(
         book_id=book.book_id, state=assignments.ASSIGNMENT_STATE_REVOKED

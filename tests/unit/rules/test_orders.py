@@ -126,6 +126,7 @@ class TestDiscounts:
         redeemed = it.does(for_order("A")).event
         error = it.refuses(for_order("X", amount=Money(10_000, "USD")))
         assert type(error) is CurrencyMismatch
+        assert "coupons on the order" in error.message
         assert error.metadata == {"currency_code": "EUR"}
         it.does(rollback(redeemed))
         it.does(for_order("X", amount=Money(10_000, "USD")))
