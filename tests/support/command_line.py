@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from unittest import mock
 import psutil
 
 from coupon_service import cli
+from coupon_service.cli import progress
 
 ROOT = Path(__file__).parents[2]
 COMMAND = (sys.executable, "-m", "coupon_service")
@@ -32,7 +34,10 @@ def environment(**variables: str) -> dict[str, str]:
 def run(
     folder: Path, *arguments: str | Path, stdin: bytes = b"", **variables: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run `coupon-service` with these arguments in a folder, within this process."""
+    """Run `coupon-service` with these arguments in a folder, within this process.
+
+    It reports no progress, however long it takes.
+    """
     command = ["coupon-service", *map(str, arguments)]
     stdout, stderr = io.StringIO(), io.StringIO()
     exit_code = 0
@@ -40,6 +45,7 @@ def run(
         tempfile.TemporaryFile("w+b") as given,
         mock.patch.dict(os.environ, environment(**variables), clear=True),
         mock.patch.object(sys, "argv", command),
+        mock.patch.object(progress, "LINES_EVERY_S", math.inf),
         mock.patch.object(sys, "stdin", io.TextIOWrapper(given, encoding="utf-8")),
         redirect_stdout(stdout),
         redirect_stderr(stderr),

@@ -39,10 +39,14 @@ CHECKED = "coupon:{a check "
 """What keys of a check of Redis begin with; they end by themselves."""
 
 
+async def keys_of(redis: Redis) -> list[str]:
+    """All keys except those with which services that use the same Redis check it."""
+    return [key for key in map(str, await redis.keys()) if not key.startswith(CHECKED)]
+
+
 async def keys_of_locks(redis: Redis) -> list[str]:
-    """All keys except that of all books, and those with which a service checks its Redis."""
-    keys = map(str, await redis.keys())
-    return [key for key in keys if key != LOCKING_BOOKS and not key.startswith(CHECKED)]
+    """As `keys_of`, without that of all books."""
+    return [key for key in await keys_of(redis) if key != LOCKING_BOOKS]
 
 
 def about(entry_ms: int, expire_ms: int) -> bool:

@@ -16,6 +16,7 @@ import grpc
 import pytest
 from support.calls import ALL_OR_NOTHING, batch, item, outcomes_of, tried
 from support.handler_server import failed, info_of, running
+from support.lease_servers import keys_of
 from support.limiters import (
     NO_LIMITS,
     THERE,
@@ -469,6 +470,6 @@ async def test_only_a_miss_is_counted_in_redis(one: Worker, redis_url: str) -> N
 
         async with looking_at(redis_url) as redis:
             await redeem("ONE")
-            assert await redis.keys() == []
+            assert await keys_of(redis) == []
             assert (await failed(redeem("NONE")))[0] is grpc.StatusCode.NOT_FOUND
-            assert len(await redis.keys()) == 1
+            assert len(await keys_of(redis)) == 1

@@ -328,7 +328,10 @@ class TestGoingOn:
             process.stdin.write("\n".join(codes[:5_001]) + "\n")
             process.stdin.flush()
             until(lambda: api.stats(book).code_count == 5_000)
-            time.sleep(0.2)  # it has taken note of the answer
+            # It reads on once it has taken note of the answer.
+            process.stdin.write(codes[5_001] + "\n")
+            process.stdin.flush()
+            until(functools.partial(is_drained, process.stdin.fileno()))
             process.send_signal(signal.SIGINT)
             out, err = process.communicate(timeout=30)
         assert (process.returncode, out) == (130, "")

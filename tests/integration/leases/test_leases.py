@@ -19,6 +19,7 @@ from support.lease_servers import (
     TTL_MS,
     about,
     acquire,
+    keys_of,
     keys_of_locks,
     soon_ms,
     time_passes,
@@ -201,7 +202,7 @@ async def test_every_key_has_an_end(leases: Leases, redis: Redis) -> None:
     await leases.acquire_transient(CODE, "attempt", "cy", TTL_MS // 2)
     await leases.release(BOB, tombstone_until_ms=soon_ms())
 
-    ends = {key: await redis.pttl(key) for key in await redis.keys()}
+    ends = {key: await redis.pttl(key) for key in await keys_of(redis)}
 
     assert 0 < ends.pop(f"coupon:{{{CODE}}}:redeeming:cy") <= TTL_MS // 2
     assert len(ends) == 6
@@ -378,11 +379,11 @@ async def test_a_preview_shows_who_holds_the_code_and_changes_nothing(
     leases: Leases, redis: Redis
 ) -> None:
     nobody = await leases.peek(CODE, "ann", "lock-a")
-    assert await redis.keys() == []
+    assert await keys_of(redis) == []
     await acquire(leases, ANN, TTL_MS)
     await acquire(leases, BOB, TTL_MS)
     await leases.acquire_transient(CODE, "attempt", "cy", TTL_MS)
-    before = {key: await redis.dump(key) for key in await redis.keys()}
+    before = {key: await redis.dump(key) for key in await keys_of(redis)}
     ann, cy = await leases.peek(CODE, "ann", "lock-a"), await leases.peek(CODE, "cy")
 
     assert (nobody.others, nobody.retry_after_ms, nobody.holds, nobody.gone) == (
@@ -391,7 +392,7 @@ async def test_a_preview_shows_who_holds_the_code_and_changes_nothing(
     assert (ann.others, ann.holds, ann.gone) == (1, True, False)
     assert (cy.others, cy.holds, cy.gone) == (2, False, False)
     assert cy.retry_after_ms is not None
-    assert {key: await redis.dump(key) for key in await redis.keys()} == before
+    assert {key: await redis.dump(key) for key in await keys_of(redis)} == before
 
 
 async def test_a_preview_shows_that_a_lock_was_released_or_replaced(leases: Leases) -> None:

@@ -21,7 +21,7 @@ from coupon_service.leases import AcquireStatus, LeaseKey, Leases
 
 pytestmark = needs_redis_with_tls
 
-TIMEOUT_MS = 500
+TIMEOUT_MS = 10_000
 
 
 @pytest.fixture(params=["cluster", "sentinels"])

@@ -19,7 +19,7 @@ from coupon_service.leases import AcquireStatus, LeaseKey, Leases
 from coupon_service.ratelimit.windows import Windows
 from coupon_service.telemetry.readiness import Readiness
 
-TIMEOUT_MS = 200
+TIMEOUT_MS = 1_000
 AGAIN_S_MAX = 2.0
 
 
