@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from mutants.harness import Stack
+from mutants.meeting import one_within_another
 from support.service import Api, books, euros
 
 ROUNDS = 10
@@ -27,6 +30,16 @@ def adjustment_after_the_book_changed(it: Stack) -> None:
 
 def race_of_adjustments_and_rollbacks(it: Stack) -> None:
     """However many change a redemption at the same moment, the sums are right."""
+    one, other = it.apis
+    of = redemption_of(one)
+    seconds: list[Callable[[], object]] = [
+        lambda: other.adjust(of, euros(2_000)),
+        lambda: other.rollback(of),
+    ]
+    for second in seconds:
+        found = one_within_another(it.database_url, lambda: one.adjust(of, euros(5_000)), second)
+        it.conserved()
+        assert found == ["OK", "OK"], found
     for _ in range(ROUNDS):
         redemption_id = redemption_of(it.apis[0])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mutants.harness import CALLERS, ROUNDS, Stack
+from mutants.meeting import one_within_another
 from support.service import books, codes, new_codes, unique
 
 
@@ -32,6 +33,14 @@ def deletion_of_a_locked_code(it: Stack) -> None:
 
 def deletions_beside_redemptions(it: Stack) -> None:
     """A code is either redeemed or deleted."""
+    (code,) = new_codes(1)
+    alone = it.apis[0].book(codes=[code]).book_id
+    one_within_another(
+        it.database_url,
+        lambda: it.apis[1].redeem(code, "user"),
+        lambda: change(it, alone, codes.CODE_CHANGE_DELETE, prefix="T"),
+    )
+    it.conserved()
     for _ in range(ROUNDS):
         names = new_codes(CALLERS - 1)
         book = it.apis[0].book(codes=names)

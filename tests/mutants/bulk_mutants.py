@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 from unittest import mock
 
-from mutants.meeting import BETWEEN_S
 from mutants.mutants import Mutant
 
 from coupon_service.model import EventType
@@ -24,21 +22,9 @@ def locked_codes_deleted() -> Mutant:
     return mock.patch.object(deletions, "HISTORY", kept)
 
 
-@contextmanager
-def codes_not_locked_before_they_are_deleted() -> Generator[None]:
+def codes_not_locked_before_they_are_deleted() -> Mutant:
     """Whether a code has a history is looked up without its row lock."""
-    refusals = changed_parts.deletion_refusals
-
-    async def looked_up(*arguments: Any) -> Any:
-        found = await refusals(*arguments)
-        await asyncio.sleep(BETWEEN_S)
-        return found
-
-    with (
-        mock.patch.object(changed_parts, "LOCK_CODES", changed_parts.SELECT_CODES),
-        mock.patch.object(changed_parts, "deletion_refusals", looked_up),
-    ):
-        yield
+    return mock.patch.object(changed_parts, "LOCK_CODES", changed_parts.SELECT_CODES)
 
 
 def changes_resumed_from_the_beginning() -> Mutant:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import random
+import itertools
 import textwrap
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -158,20 +158,33 @@ def format_not_locked() -> Mutant:
     )
 
 
+WAIT_FOR_ANOTHER = """
+DO $$ BEGIN
+    PERFORM pg_advisory_xact_lock_shared(4712);
+    FOR turn IN 1..300 LOOP
+        EXIT WHEN 1 < (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid = 4712);
+        PERFORM pg_sleep(0.005);
+    END LOOP;
+END $$
+"""
+"""Until another transaction has come here as well, or for one and a half seconds."""
+
+
 def unsorted_row_locks() -> Mutant:
-    """The rows are locked one by one, in any order."""
+    """The rows are locked one by one, by turns from the first and from the last."""
 
     class Joined(list[Any]):
         def __iter__(self) -> Any:
             return chain.from_iterable(list.__iter__(self))
 
-    real = loading._select_codes
+    real, turns = loading._select_codes, itertools.count()
 
     def select(pipeline: Any, keys: Sequence[loading.CodeRowKey], *, lock: bool) -> Any:
         found = Joined()
-        for key in random.sample(keys, len(keys)):
+        for key in sorted(keys, reverse=next(turns) % 2 == 1):
             found.append(real(pipeline, [key], lock=lock))
-            pipeline.add("SELECT FROM pg_sleep(0.005)")  # others come in between
+            if len(found) == 1:
+                pipeline.add(WAIT_FOR_ANOTHER)
         return found
 
     return mock.patch.object(loading, "_select_codes", select)

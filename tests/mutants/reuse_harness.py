@@ -9,7 +9,8 @@ from typing import Any
 from unittest import mock
 
 import psycopg
-from mutants.harness import WAITING_FOR_A_LOCK, Stack
+from mutants.harness import Stack
+from mutants.meeting import WAITING_FOR_A_LOCK
 from mutants.scope_harness import finished
 from support.calls import tried
 from support.service import Api, books, codes, new_codes, unique

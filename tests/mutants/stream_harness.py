@@ -8,7 +8,8 @@ from collections.abc import Callable, Generator
 from contextlib import closing, contextmanager, suppress
 
 import psycopg
-from mutants.harness import WAITING_FOR_A_LOCK, Stack
+from mutants.harness import Stack
+from mutants.meeting import WAITING_FOR_A_LOCK
 from mutants.rpc_harness import server
 from support.calls import tried
 from support.service import Api, ServerThread, books, new_codes, redemptions

@@ -10,7 +10,7 @@ from typing import Any
 
 import psycopg
 from mutants.harness import CALLERS, ROUNDS, UNLIMITED, Stack
-from mutants.meeting import BETWEEN_S
+from mutants.meeting import BETWEEN_S, one_within_another
 from support.calls import tried
 from support.service import Api, books, codes, new_codes, unique
 
@@ -78,6 +78,17 @@ def code_that_was_imported_for_a_user(it: Stack) -> None:
 def race_of_imports_and_assignments_for_a_user(it: Stack) -> None:
     """A user gets as many codes as the book allows, however they come."""
     limits = books.BookLimits(max_assignments_per_user=2)
+    names, (own_code,) = new_codes(2), new_codes(1)
+    api, other_api = it.apis
+    made = api.book(codes=names, limits=limits).book_id
+    api.assign(names[0], "user")
+    one_within_another(
+        it.database_url,
+        lambda: api.assign(names[1], "user"),
+        lambda: _imported(other_api, made, own_code, "user"),
+    )
+    it.conserved()
+    assert api.stats(made).assignment_count == 2
     for _ in range(ROUNDS // 2):
         plain, own = new_codes(CALLERS), new_codes(2 * CALLERS)[CALLERS:]
         book_id, user = it.apis[0].book(codes=plain, limits=limits).book_id, unique("user")
