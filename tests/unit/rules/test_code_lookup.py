@@ -11,11 +11,14 @@ from unit.rules.world import BOOK_ID, PERMIT, World, book
 
 from coupon_service.errors import (
     AssignmentNotFound,
+    BusinessRequired,
     CodeAlreadyRedeemed,
     CodeNotFound,
+    Contention,
     LockTokenMismatch,
 )
 from coupon_service.model import Code, CodeState, Done, LockPolicy
+from coupon_service.rules.code_lookup import find_code
 
 OTHER_ID = UUID(int=2)
 
@@ -53,6 +56,19 @@ class TestTheSameCodeInTwoBusinesses:
     def test_the_book_that_is_named_tells_which(self) -> None:
         done = two_businesses().does(redeem(book_id=OTHER_ID))
         assert done.event.book_id == OTHER_ID
+
+    def test_who_sees_several_has_to_say_which(self) -> None:
+        state = two_businesses().state
+        state.several_businesses = True
+        assert isinstance(find_code("A", None, "", state), BusinessRequired)
+        for named in (find_code("A", OTHER_ID, "", state), find_code("A", None, "theirs", state)):
+            assert not isinstance(named, Exception)
+            assert named[0].book_id == OTHER_ID
+
+    def test_a_permit_of_another_book_is_none_of_this_one(self) -> None:
+        permit = replace(PERMIT, book_id=OTHER_ID)
+        for command in (redeem(lease=permit, **by("ours")), lock(lease=permit, **by("ours"))):
+            assert type(two_businesses(LockPolicy.OPTIONAL).refuses(command)) is Contention
 
     def test_a_book_of_another_business_has_no_codes(self) -> None:
         error = two_businesses().refuses(redeem(book_id=OTHER_ID, **by("ours")))

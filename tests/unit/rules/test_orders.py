@@ -34,6 +34,7 @@ from coupon_service.model import (
     PercentOff,
     Redeem,
 )
+from coupon_service.rules.orders import discount_on_order
 
 COMBINABLE, EXCLUSIVE, INDEPENDENT = (
     OrderPolicy.COMBINABLE,
@@ -226,3 +227,9 @@ class TestOrders:
         again = replace(commands[0], lease=PERMIT), commands[1]
         (decided,) = it.run(CommandGroup(again))
         assert [off_minor(done) for done in decided if isinstance(done, Done)] == [6_000, 4_000]
+
+    def test_coupons_in_another_currency_leave_the_whole_discount(self) -> None:
+        it = world(of_book(), of_book(book_id=OTHER, currency_code="USD"))
+        it.does(for_order("X", amount=Money(10_000, "USD")))
+        own = it.state.books[BOOK_ID]
+        assert discount_on_order(for_order("A"), own, it.state) == eur(6_000)
