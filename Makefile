@@ -40,8 +40,7 @@ KUBERNETES_TOOLS := $(addprefix $(TOOLS)/,kustomize kubectl-validate crds)
 
 # --- testing ------------------------------------------------------------------------------------
 
-# Tests run in two processes, distributed by file in the sorted order; timing-sensitive ones run alone
-# (tests/conftest.py).
+# Tests run in two processes, distributed by file, the longest first (tests/conftest.py).
 test: install ## Run all tests with coverage (ARGS= for pytest, then without a required coverage)
 	@$(BIN)/coverage erase
 	@$(BIN)/pytest --cov --cov-report=term $(if $(ARGS),$(ARGS),--cov-fail-under=90 \
@@ -51,7 +50,7 @@ ifeq (,$(ARGS))
 		echo "$$report"; echo "The rules need a branch coverage of 100 %." >&2; exit 1; }
 endif
 
-PROOF := tests/mutants tests/fuzz tests/concurrency tests/faults
+PROOF := tests/mutants tests/fuzz tests/concurrency tests/faults tests/unit
 
 # Tests of calls that say whose code they mean, or leave it to the default: they hold on any number
 # of shards, but for those that are marked one_shard. Others write rows by themselves, look at one

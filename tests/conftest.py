@@ -12,7 +12,6 @@ is not available fails every test that needs it.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import signal
@@ -23,7 +22,7 @@ from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import IO, TYPE_CHECKING, BinaryIO, cast
+from typing import TYPE_CHECKING, BinaryIO, cast
 from urllib.parse import urlsplit
 
 import hypothesis
@@ -43,25 +42,25 @@ if TYPE_CHECKING:
 
 pytest.register_assert_rewrite("support.invariants", "support.idle", "faults", "model")
 
-LONG = {"model", "fuzz", "mutants"}
-"""Folders of long tests, which run first."""
-
-ALONE = {"concurrency", "faults"}
-"""Folders of timing-sensitive tests, which run exclusively."""
+LONG = {"model", "mutants", "faults", "concurrency", "fuzz"}
+"""Folders of long tests, which run first: what is left at the end is short, for all workers."""
 
 ONE_SHARD = (
     "it writes rows of one schema by itself, or names no business of a code that is not of the"
     " default one; COUPON_TEST_SHARDS leaves it out."
 )
 
-TURNS = pytest.StashKey[IO[str]]()
-"""A file that workers of pytest-xdist lock while they run tests."""
-
 MEMORY = Path("/dev/shm")
 MEMORY_MIN_BYTES = 2 << 30
 
-# A busy machine must not fail a test by hypothesis' deadline.
-hypothesis.settings.register_profile("tests", deadline=None)
+# Neither a busy machine nor chance fails a test: each run has the same examples, and `make proof`
+# others.
+hypothesis.settings.register_profile(
+    "tests",
+    deadline=None,
+    derandomize=not AT_LENGTH,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
 hypothesis.settings.load_profile("tests")
 
 
@@ -73,8 +72,6 @@ def pytest_configure(config: pytest.Config) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if (worker := os.environ.get("PYTEST_XDIST_WORKER")) is None:
         return
-    shared = Path(str(config.getoption("basetemp"))).parent
-    config.stash[TURNS] = (shared / "turns").open("w")
     if AT_LENGTH and sys.platform == "linux":
         # The model makes sequential calls, which are faster without wake-ups of another core.
         number, of = int(worker.removeprefix("gw")), int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
@@ -83,30 +80,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run the longest tests first, and the exclusive ones last."""
+    """Run the longest tests first."""
     from support.shards import SHARDS
 
     if SHARDS > 1:
         items[:] = [it for it in items if not it.get_closest_marker("one_shard")]
-    items.sort(key=lambda it: (_folder(it) in ALONE, _folder(it) not in LONG))
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_protocol(
-    item: pytest.Item, nextitem: pytest.Item | None
-) -> Generator[None, object, object]:
-    """Run exclusive tests under an exclusive lock: once all other workers have finished, or wait
-    for the same lock.
-    """
-    turns = item.config.stash.get(TURNS, None)
-    if turns is None:
-        return (yield)
-    fcntl.flock(turns, fcntl.LOCK_EX if _folder(item) in ALONE else fcntl.LOCK_SH)
-    try:
-        return (yield)
-    finally:
-        if nextitem is None:
-            fcntl.flock(turns, fcntl.LOCK_UN)
+    items.sort(key=lambda it: _folder(it) not in LONG)
 
 
 def _folder(item: pytest.Item) -> str:
