@@ -84,6 +84,18 @@ KINDS = [
 ]
 
 
+@pytest.fixture
+def own(
+    new_database: Callable[[], AbstractContextManager[str]], redis_server_url: str
+) -> Iterator[tuple[ServerThread, Api, str]]:
+    with new_database() as url:
+        settings = settings_for(url, redis_server_url, watchers_max=3, watchers_of_caller_max=2)
+        with ServerThread(settings) as server:
+            api = Api(server.address)
+            yield server, api, url
+            api.close()
+
+
 def test_the_past_comes_first_and_then_what_happens(api: Api) -> None:
     book = a_story(api)
     with watching(api, book_id=book.book_id) as messages:
@@ -185,9 +197,10 @@ def test_a_token_is_for_its_own_filters(api: Api) -> None:
 
 
 def test_pages_are_bounded_and_few_matches_move_on_as_well(
-    api: Api, monkeypatch: pytest.MonkeyPatch
+    own: tuple[ServerThread, Api, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(followed_events, "WINDOW", 3)
+    _, api, _ = own
     books_made = [a_story(api) for _ in range(3)]
     for book in books_made:
         events, _ = _watched(api, book)
@@ -211,9 +224,10 @@ def test_without_events_a_stream_says_how_far_it_is(
 
 
 def test_pages_oldest_first_are_in_the_same_order_and_say_until_when_they_are_complete(
-    api: Api, monkeypatch: pytest.MonkeyPatch
+    own: tuple[ServerThread, Api, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(followed_events, "WINDOW", 4)
+    _, api, _ = own
     book = a_story(api)
     whole, _ = _watched(api, book)
     middle = whole[3].event_time
@@ -253,18 +267,6 @@ def test_a_token_of_one_order_is_none_of_the_other(api: Api) -> None:
 
 
 # --- on a server of its own -----------------------------------------------------------------------
-
-
-@pytest.fixture
-def own(
-    new_database: Callable[[], AbstractContextManager[str]], redis_server_url: str
-) -> Iterator[tuple[ServerThread, Api, str]]:
-    with new_database() as url:
-        settings = settings_for(url, redis_server_url, watchers_max=3, watchers_of_caller_max=2)
-        with ServerThread(settings) as server:
-            api = Api(server.address)
-            yield server, api, url
-            api.close()
 
 
 def test_what_may_be_preceded_by_another_event_waits(own: tuple[ServerThread, Api, str]) -> None:
