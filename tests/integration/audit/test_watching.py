@@ -34,6 +34,12 @@ TYPE = audit.AuditEventType
 Message = audit.WatchAuditEventsResponse
 
 
+@pytest.fixture(autouse=True)
+def _often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stream soon says that it has caught up, where the last events are not for it."""
+    monkeypatch.setattr(audit_watches, "HEARTBEAT_S", 0.1)
+
+
 @contextmanager
 def watching(api: Api, **fields: Any) -> Generator[Iterator[Message]]:
     """The messages of a stream, which ends with the block."""
@@ -207,10 +213,7 @@ def test_pages_are_bounded_and_few_matches_move_on_as_well(
         assert sorted(it.type for it in events) == sorted(KINDS)
 
 
-def test_without_events_a_stream_says_how_far_it_is(
-    api: Api, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(audit_watches, "HEARTBEAT_S", 0.05)
+def test_without_events_a_stream_says_how_far_it_is(api: Api) -> None:
     book = api.draft()
     with watching(api, book_id=book.book_id, from_now=True) as messages:
         beats = list(itertools.islice(messages, 3))
@@ -423,10 +426,7 @@ def _is_quiet(value: Callable[[], int]) -> bool:
     return value() == before
 
 
-def test_a_stream_ends_with_its_token(
-    guarded: ServerThread, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(audit_watches, "HEARTBEAT_S", 0.1)
+def test_a_stream_ends_with_its_token(guarded: ServerThread) -> None:
     token = ISSUER.token(roles=["auditor"], exp=int(time.time()) - LEEWAY_S + 2)
     api = Api(guarded.address, token)
     with watching(api, from_now=True) as messages, refused("UNAUTHENTICATED"):
