@@ -26,6 +26,8 @@ from support.service import (
 )
 from support.waiting import until
 
+from coupon_service.store.bulk import lane
+
 
 @pytest.fixture(scope="module")
 def proxy(postgres_url: str) -> Iterator[Proxy]:
@@ -193,8 +195,13 @@ def import_chunk(api: Api) -> Request:
     ],
 )
 def test_commit_that_completes_after_its_line_was_cut_is_never_reported_as_undone(
-    api: Api, proxy: Proxy, database_url: str, ask: Callable[[Api], Request]
+    api: Api,
+    proxy: Proxy,
+    database_url: str,
+    ask: Callable[[Api], Request],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(lane, "BE_PATIENT", lane.BE_PATIENT.replace("20s", "1s"))
     call, request = ask(api)
     with hanging_commits(database_url) as commits, ThreadPoolExecutor() as pool:
         answer = pool.submit(tried, lambda: call(request))
