@@ -4,6 +4,8 @@
 
 ALTER TABLE coupon_books
     ADD COLUMN discount_tiers jsonb,
-    DROP CONSTRAINT coupon_books_check1,
+    DROP CONSTRAINT coupon_books_check1;
+
+ALTER TABLE coupon_books
     ADD CONSTRAINT one_discount CHECK (
         num_nonnulls(percent_off_basis_points, amount_off_minor, benefit, discount_tiers) = 1);

@@ -9,6 +9,8 @@ ALTER TABLE coupon_books
 
 ALTER TABLE coupon_book_totals
     ADD COLUMN discount_minor bigint NOT NULL DEFAULT 0,
-    ADD COLUMN discount_limit_minor bigint NOT NULL DEFAULT 0,
+    ADD COLUMN discount_limit_minor bigint NOT NULL DEFAULT 0;
+
+ALTER TABLE coupon_book_totals
     ADD CONSTRAINT book_budget CHECK (
         discount_minor >= 0 AND (discount_limit_minor = 0 OR discount_minor <= discount_limit_minor));

@@ -7,7 +7,9 @@ ALTER TABLE coupon_books
     ADD COLUMN max_redemptions_per_order integer NOT NULL DEFAULT 0;
 
 ALTER TABLE coupon_books
-    ADD CONSTRAINT coupon_books_order_policy_check CHECK (order_policy BETWEEN 1 AND 3),
+    ADD CONSTRAINT coupon_books_order_policy_check CHECK (order_policy BETWEEN 1 AND 3);
+
+ALTER TABLE coupon_books
     ADD CONSTRAINT coupon_books_max_redemptions_per_order_check CHECK (max_redemptions_per_order >= 0);
 
 -- discount_limit_minor is the amount of the order when something was last taken off it; NULL: not known.

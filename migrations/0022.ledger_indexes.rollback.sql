@@ -29,8 +29,8 @@ BEGIN
         SELECT FROM pg_constraint
         WHERE conrelid = 'redemption_audit'::regclass AND conname = 'redemption_audit_event')
     THEN
+        ALTER TABLE redemption_audit DROP CONSTRAINT redemption_audit_event;
         ALTER TABLE redemption_audit
-            DROP CONSTRAINT redemption_audit_event,
             ADD CONSTRAINT redemption_audit_pkey PRIMARY KEY USING INDEX redemption_audit_pkey;
     END IF;
 END

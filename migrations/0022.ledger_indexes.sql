@@ -40,8 +40,8 @@ BEGIN
         SELECT FROM pg_constraint
         WHERE conrelid = 'redemption_audit'::regclass AND conname = 'redemption_audit_pkey')
     THEN
+        ALTER TABLE redemption_audit DROP CONSTRAINT redemption_audit_pkey;
         ALTER TABLE redemption_audit
-            DROP CONSTRAINT redemption_audit_pkey,
             ADD CONSTRAINT redemption_audit_event PRIMARY KEY USING INDEX redemption_audit_event;
     END IF;
 END

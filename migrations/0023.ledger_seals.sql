@@ -22,8 +22,14 @@ CREATE TABLE coupon_audit_seals (
     chain           bytea NOT NULL,
     leaves          bytea NOT NULL
 );
--- Hashes cannot be compressed.
-ALTER TABLE coupon_audit_seals ALTER COLUMN leaves SET STORAGE EXTERNAL;
+-- Hashes cannot be compressed. Citus has no such command, and there PostgreSQL finds that out each time.
+DO $$
+BEGIN
+    IF NOT EXISTS (SELECT FROM pg_extension WHERE extname = 'citus') THEN
+        ALTER TABLE coupon_audit_seals ALTER COLUMN leaves SET STORAGE EXTERNAL;
+    END IF;
+END
+$$;
 -- The seal of a number.
 CREATE UNIQUE INDEX coupon_audit_seals_by_sequence ON coupon_audit_seals (last_sequence);
 

@@ -29,7 +29,7 @@ ALTER TABLE redemption_audit ADD COLUMN IF NOT EXISTS sequence bigint;
 ALTER SEQUENCE redemption_audit_numbers OWNED BY redemption_audit.sequence;
 
 ALTER TABLE redemption_audit ALTER COLUMN sequence SET DEFAULT
-    CASE WHEN pg_current_xact_id() IS NOT NULL THEN nextval('redemption_audit_numbers') END;
+    CASE WHEN pg_current_xact_id() <> '0' THEN nextval('redemption_audit_numbers') END;
 
 DROP INDEX CONCURRENTLY IF EXISTS redemption_audit_by_sequence;
 

@@ -176,9 +176,11 @@ def _build(connection: Connection, table: LiteralString, columns: LiteralString)
     connection.execute(f"CREATE UNIQUE INDEX CONCURRENTLY {index} ON {table} ({columns})")
 
 
-SWITCH_KEY: Final[LiteralString] = """
-ALTER TABLE {table} DROP CONSTRAINT {table}_pkey,
-    ADD CONSTRAINT {table}_pkey PRIMARY KEY USING INDEX {table}_next_key
+# By themselves, since Citus takes no constraint beside other commands.
+DROP_KEY: Final[LiteralString] = "ALTER TABLE {table} DROP CONSTRAINT {table}_pkey"
+
+ADD_KEY: Final[LiteralString] = """
+ALTER TABLE {table} ADD CONSTRAINT {table}_pkey PRIMARY KEY USING INDEX {table}_next_key
 """
 
 
@@ -194,7 +196,8 @@ def _switch(
             with connection.transaction():
                 connection.execute(WAIT_SHORTLY)
                 for table, _ in keys:
-                    connection.execute(SWITCH_KEY.replace("{table}", table))
+                    connection.execute(DROP_KEY.replace("{table}", table))
+                    connection.execute(ADD_KEY.replace("{table}", table))
                 # Nobody gets at the tables now, and who connects finds them changed.
                 if finished:
                     _refuse_old_versions(connection)

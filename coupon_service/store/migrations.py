@@ -45,6 +45,14 @@ TIMEOUTS_MS: Final = {"lock_timeout": LOCK_TIMEOUT_MS, "statement_timeout": 0}
 """Of its sessions, whatever the role has. Steps without a transaction go without, behind a pooler:
 what is set for a session there is left behind for others."""
 
+CITUS_PARAMETERS: Final = {
+    "citus.enable_schema_based_sharding": "on",
+    "citus.enable_unsafe_triggers": "on",
+}
+"""Of its sessions in the schema of a shard, which on Citus is a distributed one and has triggers.
+They see rows of that schema only, so that they are as safe as on one node. To other servers these
+are names that mean nothing."""
+
 
 Steps: TypeAlias = MigrationList
 """The steps that there are, each of them read."""
@@ -210,7 +218,8 @@ def _exclusive(database_url: str, shard: ShardPlace, *, pooled: bool) -> Generat
             " itself, and set COUPON_SESSION_PARAMETERS=startup."
         )
     given = {} if pooled else {name: str(value) for name, value in TIMEOUTS_MS.items()}
-    given |= shard.parameters
+    if shard.schema:
+        given |= {**shard.parameters, **CITUS_PARAMETERS}
     parts = {
         **url_parts(database_url),
         "options": options(database_url, given),

@@ -12,15 +12,25 @@ TWICE = {"0004": 2}
 
 
 STATEMENT = re.compile(r"ALTER TABLE[^;]*;")
+ACTION = re.compile(r"\n\s+(?=ADD |DROP |ALTER )")
 
 
-def test_a_column_and_its_check_are_two_commands() -> None:
-    """Citus takes no ADD COLUMN with a constraint."""
+def test_a_constraint_is_added_by_a_command_of_its_own() -> None:
+    """Citus takes no ADD CONSTRAINT beside others, and no ADD COLUMN with a constraint."""
     for path in MIGRATIONS.glob("*.sql"):
         for statement in STATEMENT.findall(path.read_text("utf-8")):
-            for action in re.split(r"\n\s+(?=ADD |DROP |ALTER )", statement):
+            actions = ACTION.split(statement)
+            assert "ADD CONSTRAINT" not in statement or len(actions) <= 2, path.name
+            for action in actions:
                 if action.startswith("ADD COLUMN"):
                     assert not re.search(r"\b(CHECK|UNIQUE|REFERENCES)\b", action), path.name
+
+
+def test_storage_is_left_alone_where_citus_is() -> None:
+    """Citus has no SET STORAGE."""
+    for path in MIGRATIONS.glob("*.sql"):
+        for before in path.read_text("utf-8").split("SET STORAGE")[:-1]:
+            assert "extname = 'citus'" in before[-250:], path.name
 
 
 def test_each_step_has_a_number_of_its_own_and_can_be_taken_back() -> None:
