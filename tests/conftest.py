@@ -27,9 +27,8 @@ from urllib.parse import urlsplit
 
 import hypothesis
 import psutil
-import psycopg
 import pytest
-from psycopg import sql
+from support.citus import create_database, drop_database
 from support.proof_sizes import AT_LENGTH
 from support.redis_clients import flush
 from support.secret_scan import SECRETS, Log
@@ -238,15 +237,11 @@ def redis_url(redis_server_url: str) -> str:
 @contextmanager
 def _database(server_url: str, template: str = "template1") -> Generator[str]:
     name = f"coupon_test_{uuid.uuid4().hex}"
-    database, source = sql.Identifier(name), sql.Identifier(template)
-    with psycopg.connect(server_url, autocommit=True) as connection:
-        # Faster than the default, which writes all pages to the WAL.
-        create = sql.SQL("CREATE DATABASE {} TEMPLATE {} STRATEGY FILE_COPY")
-        connection.execute(create.format(database, source))
-        try:
-            yield urlsplit(server_url)._replace(path=f"/{name}").geturl()
-        finally:
-            connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(database))
+    create_database(server_url, name, template)
+    try:
+        yield urlsplit(server_url)._replace(path=f"/{name}").geturl()
+    finally:
+        drop_database(server_url, name)
 
 
 @pytest.fixture(scope="session")
@@ -261,6 +256,7 @@ def server(
         restricted_settings(url, redis_server_url, seal_interval_ms=200) as settings,
         ServerThread(settings, owner_url=url) as running,
     ):
+        running.connect()
         yield running
 
 
@@ -294,6 +290,7 @@ def guarded(
         restricted_settings(url, redis_server_url, **ASKED_FOR, **unlimited) as settings,
         ServerThread(settings, owner_url=url) as running,
     ):
+        running.connect()
         yield running
 
 
@@ -310,6 +307,7 @@ def limiting_server(
         restricted_settings(url, redis_server_url, **ASKED_FOR) as settings,
         ServerThread(settings, owner_url=url) as running,
     ):
+        running.connect()
         yield running
 
 
@@ -335,6 +333,7 @@ def sharded(sharded_database: str, redis_server_url: str) -> Iterator[ServerThre
         restricted_settings(sharded_database, redis_server_url, 4, default_business="") as settings,
         ServerThread(settings, owner_url=sharded_database) as running,
     ):
+        running.connect()
         yield running
 
 

@@ -132,6 +132,8 @@ class ReadinessMonitor:
             return problems, not problems and await schema_is_current(connection, shard)
 
         try:
+            if database.settings.on_citus:  # where a node answers for others as well
+                await database.look_for_move()
             problems, current = await database.read_at_once("readiness", look)
         except CouponServiceError as error:
             failed = await database.connection_error()

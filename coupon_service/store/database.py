@@ -18,6 +18,7 @@ from coupon_service.errors import (
     DatabaseUnavailable,
     Overloaded,
 )
+from coupon_service.store import citus
 from coupon_service.store.arrays import text_array
 from coupon_service.store.pipeline import Connection, Pipeline, RoundTrip
 from coupon_service.store.placement import (
@@ -113,6 +114,10 @@ class Database:
     async def _configure(self, connection: Connection) -> None:
         connection.silence_max_s = self._silence_max_s
         connection.prepares = self.settings.prepared_statements
+        if self.settings.on_citus:
+            connection.is_on_citus = True
+            connection.add_notice_handler(connection.notice)
+            await connection.execute(citus.GO_ON, prepare=False)
 
     # --- where it is ----------------------------------------------------------------------------
 
@@ -146,6 +151,8 @@ class Database:
             if forward is None:
                 break
             self._go_to(forward)
+            if forward.on_citus:  # of which any node knows it
+                break
         self._is_located = True
 
     async def _find_elsewhere(self, tried: DatabaseSettings) -> bool:
@@ -165,12 +172,11 @@ class Database:
     def _go_to(self, forward: Forward) -> None:
         self.settings = moved(self.settings, forward)
         self._parameters = _parameters_of_transactions(self.settings)
-        self._log.warning(
-            "shard has moved",
-            shard=self.settings.shard.schema,
-            server=str(address_of(self.settings.url)),
-            update="COUPON_SHARD_URLS",
-        )
+        place = {"shard": self.settings.shard.schema, "server": str(address_of(self.settings.url))}
+        if forward.on_citus:
+            self._log.info("shard found", **place)
+        else:
+            self._log.warning("shard has moved", **place, update="COUPON_SHARD_URLS")
 
     # --- transactions ---------------------------------------------------------------------------
 
@@ -260,6 +266,7 @@ class Database:
                         is_begun = True
                         self._in_use += 1
                         connection.slowest = RoundTrip()
+                        connection.has_asked_elsewhere = False
                         try:
                             return await work(connection)
                         finally:
@@ -366,6 +373,8 @@ def _pipelined(work: Batch[T], parameters: Sequence[str]) -> Work[T]:
             if parameters:
                 pipeline.add(SET_PARAMETERS, parameters)
             value = await work(pipeline)
+            if connection.is_on_citus:
+                await pipeline.run()  # nothing that another node was asked for may be committed
             pipeline.add(pipeline.ending)
             await pipeline.run()
         except BaseException:

@@ -100,7 +100,7 @@ async def codes_taken(connection: Connection, book: Book) -> int:
 DELETE_ABANDONED: Final = """
 DELETE FROM coupon_generations
 WHERE book_id = %(book_id)s
-    AND update_time <= clock_timestamp() - %(abandoned_after_s)s * interval '1 s'
+    AND update_time <= (SELECT clock_timestamp() - %(abandoned_after_s)s * interval '1 s')
 """
 SELECT_COUNT: Final = """
 SELECT count FROM coupon_generations WHERE book_id = %s AND generation_id = %s

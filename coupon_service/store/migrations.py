@@ -26,6 +26,7 @@ from yoyo.backends import DatabaseBackend
 from yoyo.migrations import Migration, MigrationList
 
 from coupon_service.errors import Contention, DatabaseUnavailable
+from coupon_service.store import citus
 from coupon_service.store.pipeline import Connection
 from coupon_service.store.server_check import SELECT_SERVER, server_problems
 from coupon_service.store.sessions import ONLY_SHARD, ShardPlace, options, sentence_of, url_parts
@@ -44,14 +45,6 @@ APPLICATION_NAME: Final = "coupon_service migrate"
 TIMEOUTS_MS: Final = {"lock_timeout": LOCK_TIMEOUT_MS, "statement_timeout": 0}
 """Of its sessions, whatever the role has. Steps without a transaction go without, behind a pooler:
 what is set for a session there is left behind for others."""
-
-CITUS_PARAMETERS: Final = {
-    "citus.enable_schema_based_sharding": "on",
-    "citus.enable_unsafe_triggers": "on",
-}
-"""Of its sessions in the schema of a shard, which on Citus is a distributed one and has triggers.
-They see rows of that schema only, so that they are as safe as on one node. To other servers these
-are names that mean nothing."""
 
 
 Steps: TypeAlias = MigrationList
@@ -219,7 +212,7 @@ def _exclusive(database_url: str, shard: ShardPlace, *, pooled: bool) -> Generat
         )
     given = {} if pooled else {name: str(value) for name, value in TIMEOUTS_MS.items()}
     if shard.schema:
-        given |= {**shard.parameters, **CITUS_PARAMETERS}
+        given |= {**shard.parameters, **citus.MIGRATION_PARAMETERS}
     parts = {
         **url_parts(database_url),
         "options": options(database_url, given),

@@ -25,6 +25,8 @@ from psycopg.adapt import Transformer
 from psycopg.rows import TupleRow
 from psycopg.waiting import Ready, Wait
 
+from coupon_service.store import citus
+
 BINARY: Final = pq.Format.BINARY
 
 WORDS_SHOWN: Final = 5
@@ -57,6 +59,8 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
     prepares: bool = True
     """Whether the statements of pipelines are prepared once for the connection."""
 
+    is_on_citus: bool = False
+
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
         self.prepared: dict[str, bytes] = {}
@@ -64,9 +68,27 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
         self.transformer = Transformer(self)
         self.slowest = RoundTrip()
         """Since the transaction began."""
+        self.has_asked_elsewhere = False
+        """Whether a node of Citus has passed a statement of the transaction on to another one."""
+
+    def notice(self, notice: psycopg.errors.Diagnostic) -> None:
+        """Takes a notice of Citus."""
+        self.has_asked_elsewhere |= citus.has_asked_elsewhere(notice)
+
+    def check_node(self) -> None:
+        """Raises OnAnotherNodeError, once, when another node of Citus has been asked."""
+        if self.has_asked_elsewhere:
+            self.has_asked_elsewhere = False
+            raise citus.OnAnotherNodeError("the schema is on another node")
 
     async def wait(self, gen: Any, *arguments: Any, **named: Any) -> Any:
         """As in psycopg: every round trip passes through here."""
+        result = await self._wait(gen, *arguments, **named)
+        if self.pgconn.pipeline_status == pq.PipelineStatus.OFF:
+            self.check_node()
+        return result
+
+    async def _wait(self, gen: Any, *arguments: Any, **named: Any) -> Any:
         if self.silence_max_s is None:
             return await super().wait(gen, *arguments, **named)
         # Whoever waits gets libpq's own error, as for any line that is cut.
@@ -116,6 +138,8 @@ class Pipeline:
         """Sends what was added and reads what it returns. Raises psycopg.Error of the first that
         failed; those after it were not executed.
         """
+        if not self._waiting:
+            return
         started_s = perf_counter()
         sent, self._waiting = self._waiting, []
         connection, pgconn = self.connection, self.connection.pgconn
@@ -124,6 +148,7 @@ class Pipeline:
         pgconn.pipeline_sync()
         results = iter(await connection.wait(_exchange(pgconn)))
         pgconn.exit_pipeline_mode()
+        connection.check_node()
         seconds = perf_counter() - started_s
         if seconds > connection.slowest.seconds:
             connection.slowest = RoundTrip(seconds, [statement for statement, _, _ in sent])

@@ -1,4 +1,5 @@
-"""Where a shard is: once it was moved, another place than the one that its URL names.
+"""Where a shard is: on Citus one of the nodes, and once it was moved another place than the one
+that its URL names.
 
 Where it was, a forwarding address is left behind, in the transaction that ends its use there. Who
 does not find the tables any more looks for it, and goes on at the new place. An address has no
@@ -15,6 +16,7 @@ import psycopg
 from psycopg import errors as pg
 from psycopg.conninfo import make_conninfo
 
+from coupon_service.store import citus
 from coupon_service.store.sessions import DatabaseSettings, url_parts
 
 MISPLACED: Final = (
@@ -22,8 +24,10 @@ MISPLACED: Final = (
     pg.UndefinedFunction,
     pg.InvalidSchemaName,
     pg.InsufficientPrivilege,
+    pg.ConnectionFailure,
 )
-"""How PostgreSQL says that the tables are not there, or not to be used yet."""
+"""How PostgreSQL says that the tables are not there, or not to be used yet, or a node of Citus that
+it cannot reach the one that has them."""
 
 ARRIVING: Final = "CM001"
 """The SQLSTATE of who writes to a shard that has not arrived yet."""
@@ -64,11 +68,13 @@ class Address:
 @dataclass(frozen=True, slots=True)
 class Forward:
     """A forwarding address. `number`: of the move, among those of the shard. `token`: lets its
-    bearer write at the new place while others may not yet."""
+    bearer write at the new place while others may not yet. `on_citus`: it is that of a node, which
+    all nodes know."""
 
     number: int
     address: Address
     token: str
+    on_citus: bool = False
 
 
 def address_of(url: str) -> Address:
@@ -95,8 +101,14 @@ def url_at(address: Address, url: str, known_urls: Sequence[str] = ()) -> str:
 
 def moved(settings: DatabaseSettings, forward: Forward) -> DatabaseSettings:
     """The settings for the place that an address leads to."""
-    url = url_at(forward.address, settings.url, settings.known_urls)
-    return replace(settings, url=url, move_number=forward.number, move_token=forward.token)
+    known_urls = () if forward.on_citus else settings.known_urls
+    return replace(
+        settings,
+        url=url_at(forward.address, settings.url, known_urls),
+        move_number=forward.number,
+        move_token=forward.token,
+        on_citus=forward.on_citus,
+    )
 
 
 # By its name only where it is there: no statement may fail in a transaction.
@@ -111,8 +123,15 @@ WHERE schema = %s AND number > %s AND host IS NOT NULL
 async def find_forward(
     connection: psycopg.AsyncConnection[Any], settings: DatabaseSettings
 ) -> Forward | None:
-    """The address that the shard has left in this database after it came there; None when it has
-    left none."""
+    """The address that the shard has left in this database after it came there, or of the node of
+    Citus that has it; None when it is here."""
+    cursor = await connection.execute(citus.HAS_CITUS)
+    if await cursor.fetchone() == (True,):
+        cursor = await connection.execute(citus.SELECT_NODE, [settings.shard.schema])
+        row = await cursor.fetchone()
+        if row is None or (row[3] and settings.on_citus):
+            return None
+        return Forward(settings.move_number, Address(*row[:3]), settings.move_token, on_citus=True)
     cursor = await connection.execute(HAS_PLACES)
     if await cursor.fetchone() != (True,):
         return None

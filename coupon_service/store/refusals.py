@@ -106,7 +106,7 @@ WHERE NOT EXISTS (
     SELECT FROM unnest(%s::text[], %s::text[]) AS known (of_user, pseudonym)
     JOIN coupon_erased_users AS erased USING (pseudonym)
     WHERE of_user = made.user_id
-        AND (state < 3 OR made.refuse_time < erase_time + interval '5 seconds'))
+        AND (state < 3 OR made.refuse_time - erase_time < interval '5 seconds'))
 """
 # For ValidateCode alone, since it costs a fifth more. What is there already is another worker's.
 INSERT_REFUSALS_ONCE: Final[LiteralString] = INSERT_REFUSALS + "ON CONFLICT DO NOTHING"

@@ -10,7 +10,7 @@ import psycopg
 from coupon_service.store.arrays import text_array
 from coupon_service.store.pipeline import Connection, Pipeline
 from coupon_service.store.privileges import PRIVILEGES
-from coupon_service.store.sessions import PLANNING, DatabaseSettings, sentence_of
+from coupon_service.store.sessions import DatabaseSettings, sentence_of
 from coupon_service.telemetry.readiness import Readiness
 
 VERSION_MIN: Final = 15
@@ -75,7 +75,7 @@ async def check_server(connection: Connection, settings: DatabaseSettings) -> di
     pipeline = Pipeline(connection)
     server = pipeline.add(SELECT_SERVER)
     timeouts = pipeline.add(SELECT_TIMEOUTS, (text_array(settings.timeouts_ms),))
-    planning = pipeline.add(SELECT_PLANNING, (text_array(PLANNING),))
+    planning = pipeline.add(SELECT_PLANNING, (text_array(settings.planning),))
     privileges = pipeline.add(
         SELECT_MISSING_PRIVILEGES,
         (text_array(it for it, _ in needed), text_array(it for _, it in needed)),
@@ -109,7 +109,7 @@ def unsafe_settings(
     ]
     wrong += [
         f"{name} is {planning[name]}, not {value}"
-        for name, value in PLANNING.items()
+        for name, value in settings.planning.items()
         if planning[name] != value
     ]
     return ", ".join(wrong)

@@ -12,6 +12,7 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from coupon_service.errors import DatabaseUnavailable
+from coupon_service.store import citus
 
 APPLICATION_NAME: Final = "coupon_service/2"
 """Of the connections, in pg_stat_activity. The number tells services that know of scopes of codes
@@ -96,6 +97,7 @@ class DatabaseSettings:
     known_urls: tuple[str, ...] = ()
     move_number: int = 0
     move_token: str = ""
+    on_citus: bool = False
 
     @property
     def timeouts_ms(self) -> dict[str, int]:
@@ -112,7 +114,12 @@ class DatabaseSettings:
         """All parameters of a session, by PostgreSQL's names."""
         timeouts = {name: str(value) for name, value in self.timeouts_ms.items()}
         moved = {MOVE_PARAMETER: self.move_token} if self.move_token else {}
-        return {**timeouts, "timezone": "UTC", **PLANNING, **self.shard.parameters, **moved}
+        return {**timeouts, "timezone": "UTC", **self.planning, **self.shard.parameters, **moved}
+
+    @property
+    def planning(self) -> Mapping[str, str]:
+        """Those of how statements are planned, and of what Citus tells."""
+        return {**PLANNING, **citus.SESSION_PARAMETERS} if self.on_citus else PLANNING
 
     @property
     def role_parameters(self) -> dict[str, str]:

@@ -19,9 +19,9 @@ from psycopg.conninfo import make_conninfo
 from psycopg.rows import TupleRow
 
 from coupon_service.errors import CouponServiceError, DatabaseUnavailable
-from coupon_service.store import finishing, migrations
+from coupon_service.store import citus, finishing, migrations
 from coupon_service.store.migrations import APPLICATION_NAME, Steps
-from coupon_service.store.placement import HOPS_MAX, address_of, read_forward, url_at
+from coupon_service.store.placement import HOPS_MAX, Address, address_of, read_forward, url_at
 from coupon_service.store.sessions import (
     ONLY_SHARD,
     ShardPlace,
@@ -79,6 +79,7 @@ def _up(url: str, shard: ShardPlace, tell: Tell, steps: Steps, pooled: bool) -> 
             if not (attempts_left and isinstance(error.__cause__, psycopg.errors.DeadlockDetected)):
                 raise
     with _connected(url, shard) as connection:
+        citus.prepare(connection, shard.schema)
         connection.execute(MARK, [shard.step])
 
 
@@ -99,6 +100,7 @@ def _down(
             tell(progress)
         with _connected(url, shard) as connection:
             connection.execute(UNMARK, [shard.step])
+            citus.take_back(connection)
     migrations.rollback(
         url,
         count=len(undone),
@@ -279,13 +281,22 @@ def _look(url: str, shard: ShardPlace, needed: Sequence[str]) -> ShardStatus:
                 return ShardStatus(server, shard.schema, problem="has no tables: migrate up")
             row = connection.execute(SELECT_STATUS, [list(needed)]).fetchone()
             schema, step, missing, books = row or ("", "", 0, 0)
+            schema = shard.schema or schema  # a node of Citus does not know that of this session
             marks = _marks(connection)
+            if citus.is_there(connection):
+                server = _node(connection, shard.schema) or server
     except DatabaseUnavailable as error:
         return ShardStatus(server, shard.schema, problem=str(error))
     problem = f"{missing} steps are missing: migrate up" if missing else ""
     if shard.step and marks != [shard.step]:
         problem = f"is {', '.join(marks) or 'no shard'}, not {shard.step}"
     return ShardStatus(server, schema, step, books, problem)
+
+
+def _node(connection: Connection, schema: str) -> str:
+    """The node of Citus that has the schema; empty for one that is not distributed."""
+    row = connection.execute(citus.SELECT_NODE, [schema]).fetchone()
+    return str(Address(*row[:3])) if row is not None else ""
 
 
 CONNECT_TIMEOUT_S: Final = 5
@@ -298,7 +309,7 @@ def _connected(url: str, shard: ShardPlace) -> Generator[Connection]:
         **url_parts(url),
         "application_name": APPLICATION_NAME,
         "client_encoding": "UTF8",
-        "options": options(url, shard.parameters),
+        "options": options(url, {**shard.parameters, **citus.MIGRATION_PARAMETERS}),
         "connect_timeout": str(CONNECT_TIMEOUT_S),
     }
     try:

@@ -161,6 +161,11 @@ class ServerThread:
         self._thread.join()
         self._loop.close()
 
+    def connect(self) -> None:
+        """Wait for the connections to all shards, which a node of Citus takes its time for."""
+        for shard in self.server.shards:
+            self.run(shard.database.pool.wait(25))
+
     def run(self, work: Any) -> Any:
         """Run a coroutine in the server's event loop."""
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(30)
