@@ -35,6 +35,11 @@ PostgreSQL has analyzed the grown table.
 """
 
 
+COMPILING: Final[Mapping[str, str]] = MappingProxyType({"jit": "off"})
+"""The cost of a plan that PLANNING switches off, which is taken where there is no other, would have
+it compiled each time."""
+
+
 @dataclass(frozen=True, slots=True)
 class ShardPlace:
     """Where the tables of a shard are: that of this number, from 0, of so many."""
@@ -114,7 +119,8 @@ class DatabaseSettings:
         """All parameters of a session, by PostgreSQL's names."""
         timeouts = {name: str(value) for name, value in self.timeouts_ms.items()}
         moved = {MOVE_PARAMETER: self.move_token} if self.move_token else {}
-        return {**timeouts, "timezone": "UTC", **self.planning, **self.shard.parameters, **moved}
+        fixed = {"timezone": "UTC", **COMPILING}
+        return {**timeouts, **fixed, **self.planning, **self.shard.parameters, **moved}
 
     @property
     def planning(self) -> Mapping[str, str]:
