@@ -18,7 +18,7 @@ from support.secret_scan import keep_secret
 from support.service import ERASURE_SECRET, LOCK_TOKEN_SECRET
 from support.waiting import until
 
-from coupon_service.process.supervisor import reserve_port
+from coupon_service.embedded.machine import free_port
 
 PATIENCE_S = 60
 
@@ -28,8 +28,11 @@ T = TypeVar("T")
 def environment_of(database_url: str, redis_url: str) -> dict[str, str]:
     """Settings of a service with two workers, on free ports."""
     keep_secret(database_url, redis_url, LOCK_TOKEN_SECRET, ERASURE_SECRET)
-    with reserve_port("127.0.0.1", 0) as grpc_port, reserve_port("127.0.0.1", 0) as metrics_port:
-        ports = grpc_port.getsockname()[1], metrics_port.getsockname()[1]
+    # Of those that no client is given while the service starts.
+    ports = set[int]()
+    while len(ports) < 2:
+        ports.add(free_port())
+    grpc_port, metrics_port = ports
     return {
         **os.environ,
         "COUPON_DATABASE_URL": database_url,
@@ -38,8 +41,8 @@ def environment_of(database_url: str, redis_url: str) -> dict[str, str]:
         "COUPON_ERASURE_SECRET": ERASURE_SECRET,
         "COUPON_WORKERS": "2",
         "COUPON_DRAIN_GRACE_MS": "0",
-        "COUPON_PORT": str(ports[0]),
-        "COUPON_METRICS_PORT": str(ports[1]),
+        "COUPON_PORT": str(grpc_port),
+        "COUPON_METRICS_PORT": str(metrics_port),
     }
 
 
