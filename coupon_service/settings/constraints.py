@@ -85,7 +85,10 @@ def _misplaced_shards(settings: Settings) -> Iterator[str]:
             f" not {urls}"
         )
     if shards > 1 and settings.replica_url is not None:
-        yield "COUPON_REPLICA_URL: expected none with several shards, each of which would need one"
+        yield (
+            "COUPON_REPLICA_URL: expected none with several shards, which may move to servers that"
+            " it is no replica of; the servers of the shards answer"
+        )
     if shards > 1 and settings.session_parameters == "role":
         yield (
             "COUPON_SESSION_PARAMETERS: expected startup or transaction with several shards, whose"

@@ -408,7 +408,8 @@ class ListAuditEventsRequest(_message.Message):
     """See CouponBookService."""
     oldest_first: _builtins.bool
     """Oldest first, in the order of WatchAuditEvents, and only what is complete: no event can be added before
-    one of these any more. A page may have few events, or none, and not be the last one.
+    one of these any more. A page may have few events, or none, and not be the last one. Without a business
+    or a book, the events of several shards are merged by their time; those of a business are in their order.
     """
     business_id: _builtins.str
     """Only of this business. Optional. PERMISSION_DENIED when it is another one than the token's."""

@@ -13,11 +13,11 @@ from coupon_service.model import BookState, CodeState, Event, EventType
 from coupon_service.rpc.context import RequestContext
 from coupon_service.rpc.convert.business import listed_business
 from coupon_service.rpc.convert.fields import Fields, Page
-from coupon_service.rpc.convert.values import to_money, to_struct, to_timestamp
+from coupon_service.rpc.convert.values import from_timestamp, to_money, to_struct, to_timestamp
 from coupon_service.rpc.paging import PageTokens, page_within_bounds
 from coupon_service.store.ledger_feed import Followed
 from coupon_service.store.ledger_verifier import Verified
-from coupon_service.store.queries.followed_events import LedgerPosition, position_after
+from coupon_service.store.queries.followed_events import FIRST_TIME, LedgerPosition, position_after
 from coupon_service.store.queries.reads import AuditFilter
 from coupon_service.v1 import audit_service_pb2 as pb
 
@@ -136,6 +136,12 @@ def token_position(position: LedgerPosition) -> Sequence[object]:
 def token_position_after(event: Event) -> Sequence[object]:
     """The position after this event, as a token has it."""
     return token_position(position_after(event))
+
+
+def token_position_after_message(event: pb.AuditEvent) -> Sequence[object]:
+    """As token_position_after, of an event as a client sees it."""
+    time = FIRST_TIME if event.sequence else from_timestamp(event.event_time)
+    return token_position(LedgerPosition(event.sequence, time, UUID(event.event_id)))
 
 
 def ledger_position(position: Sequence[Any]) -> LedgerPosition:

@@ -12,10 +12,9 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Any, Final
 
-from coupon_service.errors import BusinessRequired
 from coupon_service.rpc.context import RequestContext, current
 from coupon_service.rpc.paging import PageTokens
-from coupon_service.rpc.shards import erasures, proofs, watches
+from coupon_service.rpc.shards import erasures, oldest_first, proofs, watches
 from coupon_service.rpc.shards.merged_lists import (
     BOOKS,
     EVENTS,
@@ -32,12 +31,6 @@ Method = Callable[[Any, Any], Any]
 
 Route = Callable[["Router", Sequence[Method]], Method]
 """Makes the method that stands for those of all shards."""
-
-
-NO_COMMON_ORDER: Final = (
-    "Expected a business_id or a book_id: the ledgers of several shards have no common order."
-    " WatchAuditEvents with stop_at_end reads all of them."
-)
 
 
 class Router:
@@ -108,7 +101,7 @@ def _merged(pages: MergedList) -> Route:
             if shard is not None:
                 return await methods[shard](request, context)
             if getattr(request, "oldest_first", False):
-                raise BusinessRequired(NO_COMMON_ORDER)
+                return await oldest_first.page(methods, request, context, router.page_tokens)
             return await pages.answer(methods, request, context, router.page_tokens)
 
         return call

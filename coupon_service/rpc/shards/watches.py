@@ -26,10 +26,7 @@ async def watch(
     shards: Sequence[Watch], request: pb.WatchAuditEventsRequest, context: Any
 ) -> AsyncGenerator[pb.WatchAuditEventsResponse]:
     """The messages of all shards. Raises InvalidArgument, and what the watch of a shard raises."""
-    tokens = request.resume_token.split(JOINT) if request.resume_token else [""] * len(shards)
-    if len(tokens) != len(shards):
-        expected = "expected the resume_token of an answer to the same query"
-        raise InvalidArgument((FieldViolation("resume_token", expected),))
+    tokens = split_token("resume_token", request.resume_token, len(shards))
     steps: asyncio.Queue[tuple[int, Step]] = asyncio.Queue(1)  # nobody reads ahead of the client
     tasks = [
         asyncio.create_task(_read(number, shard, _part(request, token), context, steps))
@@ -43,6 +40,16 @@ async def watch(
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def split_token(field: str, token: str, shards: int) -> list[str]:
+    """The tokens of the shards; `field`: that has the joined one. Raises InvalidArgument."""
+    tokens = token.split(JOINT) if token else [""] * shards
+    if len(tokens) != shards:
+        named = field.replace("page_token", "next_page_token")
+        expected = f"expected the {named} of an answer to the same query"
+        raise InvalidArgument((FieldViolation(field, expected),))
+    return tokens
 
 
 def _part(request: pb.WatchAuditEventsRequest, token: str) -> pb.WatchAuditEventsRequest:

@@ -291,6 +291,45 @@ class TestListsOverAll:
         assert len({it.event_id for it in found[2]}) == len(times) == 21
         assert len({it.lock_id for it in found[3]}) == len(found[3]) == 5
 
+    def test_events_oldest_first_are_merged_page_by_page(
+        self, shop: Api, businesses: list[str]
+    ) -> None:
+        user = unique("user")
+        names = new_codes(10)
+        for number, business_id in enumerate(businesses):
+            shop.book(codes=names[number::4], business_id=business_id)
+        for number, code in enumerate(names):
+            shop.redeem(code, user, business_id=businesses[number % 4])
+        request = audit.ListAuditEventsRequest(user_id=user, oldest_first=True, page_size=3)
+
+        def listed() -> list[audit.ListAuditEventsResponse]:
+            found = [shop.audit.ListAuditEvents(request)]
+            while token := found[-1].next_page_token:
+                request.page_token = token
+                found.append(shop.audit.ListAuditEvents(request))
+            request.page_token = ""
+            return found
+
+        until(lambda: sum(len(it.events) for it in listed()) == len(names))
+        *before, last = listed()
+        assert [it.code for page in (*before, last) for it in page.events] == names
+        assert all(len(it.events) <= 3 for it in before)
+        assert last.HasField("complete_time")
+        assert not any(it.HasField("complete_time") for it in before)
+        request.page_token = before[0].next_page_token
+        changes: list[dict[str, Any]] = [
+            {"business_id": businesses[0]},
+            {"page_token": request.page_token.rpartition(".")[0]},
+            {"user_id": "another"},
+        ]
+        for changed in changes:
+            other = audit.ListAuditEventsRequest()
+            other.CopyFrom(request)
+            other.MergeFrom(audit.ListAuditEventsRequest(**changed))
+            with refused("INVALID_ARGUMENT") as it:
+                shop.audit.ListAuditEvents(other)
+            assert it.fields == ["page_token"]
+
     def test_a_page_token_is_for_its_own_query(self, shop: Api) -> None:
         for name in ("one", "two"):
             shop.draft(business_id=unique(name))
