@@ -118,6 +118,7 @@ def _databases(settings: Settings, shard: str, books: list[UUID] | None) -> list
 def _places(settings: Settings) -> list[tuple[str, str]]:
     """The name of each shard, and a URL that leads to its tables."""
     from coupon_service import wiring
+    from coupon_service.store import shards
     from coupon_service.store.sessions import shard_url
 
     with database_of(settings) as (_, pooled):
@@ -126,7 +127,8 @@ def _places(settings: Settings) -> list[tuple[str, str]]:
                 "Through a pooler a session cannot keep to the schema of a shard: name PostgreSQL"
                 " itself, and set COUPON_SESSION_PARAMETERS=startup."
             )
-        return [(it.schema, shard_url(url, it)) for url, it in wiring.shard_places(settings)]
+        found = shards.located(wiring.shard_places(settings))
+        return [(it.schema, shard_url(url, it)) for url, it in found]
 
 
 def _archive(

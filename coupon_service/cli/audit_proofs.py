@@ -111,10 +111,9 @@ def verify(
         typer.echo(_sentence(finding))
     for it in rewritten:
         typer.echo(_rewritten(it))
-    notes = split_notes(last.checkpoint)
-    up_to = f"up to number {last.sequence}" if len(notes) == 1 else f"of {len(notes)} shards"
+    where = "in all shards" if last.shard and not shard else f"up to number {last.sequence}"
     typer.echo(
-        f"{last.row_count:,} rows in {last.seal_count:,} seals were compared, {up_to};"
+        f"{last.row_count:,} rows in {last.seal_count:,} seals were compared, {where};"
         f" {last.unsealed_row_count:,} rows are not sealed yet."
     )
     if last.erased_row_count:

@@ -20,6 +20,7 @@ from support.waiting import until
 
 from coupon_service.audit.checkpoints import NotVerifiedError, read_checkpoint, split_notes
 from coupon_service.client import verify_audit_proof
+from coupon_service.store.placement import MAKE_PLACES, Forward, address_of, write_forward
 
 OF = 4
 SCHEMAS = [f"coupon_{it:02}" for it in range(OF)]
@@ -222,7 +223,11 @@ class TestArchives:
         assert not findings(api)
 
     def test_shard_that_cannot_be_reached_keeps_no_other_from_being_archived(
-        self, sealed: Sealed, sealing: ServerThread, tmp_path: Path
+        self,
+        sealed: Sealed,
+        sealing: ServerThread,
+        tmp_path: Path,
+        empty_database_url: str,
     ) -> None:
         made = [self.closed(sealed, it) for it in (1, 2)]
         books = [option for book_id, _ in made for option in ("--book", book_id)]
@@ -234,7 +239,15 @@ class TestArchives:
         assert code == 1
         assert [it.split(":")[0] for it in told.splitlines()] == ["coupon_02"]
         assert [it.name[:36] for it in tmp_path.glob("*.archive")] == [made[0][0]]
-        assert owner_command(tmp_path, url, *archive)[0] == 0
+        # Those of the first URL were moved to the second.
+        with psycopg.connect(empty_database_url) as connection:
+            connection.execute(MAKE_PLACES)
+            for schema in SCHEMAS[:2]:
+                write_forward(connection, schema, Forward(1, address_of(url), "token"))
+        urls = f"{empty_database_url},{url}"
+        for option in (archive, ("restore", str(next(tmp_path.glob(f"{made[0][0]}-*.archive"))))):
+            assert owner_command(tmp_path, url, *option, COUPON_SHARD_URLS=urls)[0] == 0
+        assert redemption(sealed.api, made[0][1]).redemption_id == made[0][1]
         with refused("ARCHIVED"):
             redemption(sealed.api, made[1][1])
 
@@ -257,7 +270,7 @@ def test_ledger_of_a_shard_that_was_rewritten_is_found_against_its_checkpoint(
     assert code == 1
     found = [it for it in told.splitlines() if "checkpoint" in it]
     assert [it.split(":")[0] for it in found] == ["coupon_01"]
-    assert " of 4 shards; 0 rows are not sealed yet." in told
+    assert " in all shards; 0 rows are not sealed yet." in told
     of_other = ("verify", "--shard", "coupon_03", "--against", str(kept))
     code, told = audit_command(sealing, tmp_path, *of_other)
     assert (code, told.splitlines()[-1]) == (0, "The ledger is what was sealed.")
