@@ -66,7 +66,7 @@ class Database:
     def __init__(
         self, settings: DatabaseSettings, metrics: Metrics, tracer: Tracer | None = None
     ) -> None:
-        self.settings = settings
+        self.settings = self._given = settings
         self._parameters = _parameters_of_transactions(settings)
         self._log = structlog.get_logger(__name__)
         self._metrics = metrics
@@ -93,6 +93,7 @@ class Database:
             # It tries after 1, 2, 4, 8, ... seconds and then gives up, and the next who asks makes
             # it begin anew: so that it finds PostgreSQL soon after it is back.
             reconnect_timeout=3,
+            reconnect_failed=self._ask_anew,
             open=False,
             name=settings.application_name,
             configure=self._configure,
@@ -137,6 +138,11 @@ class Database:
                 if not self._is_located:
                     await self._locate()
         return self.settings.url
+
+    def _ask_anew(self, _: AsyncConnectionPool[Connection]) -> None:
+        """After a while without an answer: another node of Citus may stand for the one that was."""
+        if self.settings.on_citus:
+            self.settings, self._is_located = self._given, False
 
     def _located_arguments(self) -> dict[str, Any]:
         return connection_arguments(self.settings)

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 import psycopg
 import pytest
 from psycopg import sql
+from psycopg.rows import TupleRow
 
 HAS_CITUS: Final = "SELECT to_regclass('pg_catalog.pg_dist_node') IS NOT NULL"
 
@@ -61,15 +62,7 @@ def create_database(server_url: str, name: str, template: str) -> None:
     servers = servers_of(server_url)
     for server in servers:
         with psycopg.connect(server, autocommit=True) as connection:
-            for attempts_left in reversed(range(ATTEMPTS_MAX)):
-                try:
-                    if len(servers) > 1:  # Citus has a session of its own in each database
-                        connection.execute(END_SESSIONS, [template])
-                    connection.execute(create)
-                    break
-                except psycopg.errors.ObjectInUse:
-                    if not attempts_left:
-                        raise
+            _execute(connection, create, template if len(servers) > 1 else "")
     if len(servers) > 1 and template == "template1":
         _join([urlsplit(it)._replace(path=f"/{name}").geturl() for it in servers])
 
@@ -90,6 +83,24 @@ def _join(urls: list[str]) -> None:
 def drop_database(server_url: str, name: str) -> None:
     """Drops the database, on all nodes of a cluster."""
     drop = sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name))
-    for server in servers_of(server_url):
+    servers = servers_of(server_url)
+    for server in servers:
         with psycopg.connect(server, autocommit=True) as connection:
-            connection.execute(drop)
+            _execute(connection, drop, name if len(servers) > 1 else "")
+
+
+def _execute(
+    connection: psycopg.Connection[TupleRow], statement: sql.Composed, of_citus: str
+) -> None:
+    """Executes what nobody else may be in a database for. `of_citus`: its name, where Citus has
+    sessions of its own there."""
+    for attempts_left in reversed(range(ATTEMPTS_MAX)):
+        if of_citus:
+            connection.execute(END_SESSIONS, [of_citus])
+        try:
+            connection.execute(statement)
+        except psycopg.errors.ObjectInUse:
+            if not (attempts_left and of_citus):
+                raise
+        else:
+            return

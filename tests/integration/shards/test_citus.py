@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Event
 from typing import Any, cast
@@ -28,7 +28,7 @@ from support.waiting import until
 
 from coupon_service.store.citus import ASKED_ELSEWHERE, SELECT_NODE, OnAnotherNodeError
 from coupon_service.store.pipeline import Connection, Pipeline
-from coupon_service.store.placement import Address, address_of
+from coupon_service.store.placement import Address, address_of, url_at
 
 OF = 2
 SHARD = 1
@@ -117,6 +117,16 @@ def test_each_shard_is_used_on_the_node_that_has_it(cluster: Cluster, tmp_path: 
     for shard, line in enumerate(done.stdout.splitlines()[1:]):
         assert line.split()[1:3] == [str(nodes[shard]), f"coupon_{shard:02}"]
         assert line.endswith(" 1      ok")
+
+
+def test_a_node_that_is_gone_is_looked_for_again(cluster: Cluster) -> None:
+    database = cluster.server.server.shards[SHARD].database
+    gone = Address("127.0.0.1", "1", "gone")
+    database.settings = replace(database.settings, url=url_at(gone, database.settings.url))
+    cluster.server.run(database.pool.drain())
+    until(lambda: cluster.used(SHARD) == cluster.node(SHARD))
+    until(lambda: database.pool.get_stats().get("pool_available"))
+    cluster.api.book(codes=new_codes(1), business_id=business_in(SHARD, OF))
 
 
 @dataclass
