@@ -11,10 +11,12 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import date, datetime
 from itertools import repeat
 from operator import attrgetter, is_
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 from uuid import UUID
 
 T = TypeVar("T")
+
+NUL: Final = "\0"
 
 
 def int_array(values: Iterable[int | None]) -> str:
@@ -29,7 +31,7 @@ def uuid_array(values: Iterable[UUID | None]) -> str:
 
 def time_array(values: Iterable[datetime | None]) -> str:
     """PostgreSQL's text form of an array of times with a time zone."""
-    return _array(values, lambda value: f'"{value.isoformat()}"')
+    return _array(values, datetime.isoformat)
 
 
 def date_array(values: Iterable[date | None]) -> str:
@@ -39,7 +41,14 @@ def date_array(values: Iterable[date | None]) -> str:
 
 def text_array(values: Iterable[str | None]) -> str:
     """PostgreSQL's text form of an array of texts, or of JSON texts."""
-    return _array(values, _quoted)
+    column = list(values)
+    if None in column:
+        return _array(column, _quoted)
+    # All at once, which takes a fraction of the time: no text of PostgreSQL has a NUL.
+    joined = NUL.join(cast("list[str]", column))
+    if joined.count(NUL) != len(column) - 1:
+        return _array(column, _quoted)
+    return "{" + _quoted(joined).replace(NUL, '","') + "}"
 
 
 ARRAYS: Final[Mapping[str, Callable[[Iterable[Any]], str]]] = {

@@ -9,7 +9,7 @@ import json
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final, LiteralString
 from uuid import UUID
 
@@ -49,7 +49,9 @@ def _reason_json(reason: Reason) -> str:
     name, metadata = reason
     if not metadata:
         return f'{{"reason": "{name}"}}'
-    return json.dumps({"reason": name, "metadata": dict(metadata)})
+    # A text is written far faster than what holds it, and the keys are names of ours.
+    values = ", ".join([f'"{key}": {json.dumps(value)}' for key, value in metadata.items()])
+    return f'{{"reason": "{name}", "metadata": {{{values}}}}}'
 
 
 def _reasons_json(reasons: Sequence[Reason]) -> str | None:
@@ -95,8 +97,22 @@ refusal_from_row = REFUSALS.reader(_made)
 
 # --- written ------------------------------------------------------------------------------------
 
+_ONCE: Final[LiteralString] = "ON CONFLICT DO NOTHING"
+
+CLOCKS_DIFFER: Final = timedelta(seconds=5)
+"""By so much at most."""
+
 # None of a user who was erased since: it may have waited to be written, on a clock that is ahead.
+# Nearly always nobody was, and no pseudonyms are needed to say so.
 INSERT_REFUSALS: Final[LiteralString] = f"""
+INSERT INTO coupon_refusals (
+    {REFUSALS.names})
+SELECT
+    {REFUSALS.unnested}
+WHERE NOT EXISTS (SELECT FROM coupon_erased_users WHERE state < 3)
+    AND NOT EXISTS (SELECT FROM coupon_erased_users WHERE erase_time > %s)
+"""
+INSERT_REFUSALS_OF_OTHERS: Final[LiteralString] = f"""
 INSERT INTO coupon_refusals (
     {REFUSALS.names})
 SELECT * FROM unnest(
@@ -108,8 +124,6 @@ WHERE NOT EXISTS (
     WHERE of_user = made.user_id
         AND (state < 3 OR made.refuse_time - erase_time < interval '5 seconds'))
 """
-# For ValidateCode alone, since it costs a fifth more. What is there already is another worker's.
-INSERT_REFUSALS_ONCE: Final[LiteralString] = INSERT_REFUSALS + "ON CONFLICT DO NOTHING"
 
 
 async def insert_refusals(
@@ -120,22 +134,29 @@ async def insert_refusals(
     """Writes them, also when an earlier try may have done so; but for those of users who were
     erased since, whom `pseudonyms` finds."""
     validated = [it for it in refusals if it.kind is AttemptKind.VALIDATE_CODE]
-    if validated:
-        await connection.execute(INSERT_REFUSALS_ONCE, _parameters(validated, pseudonyms))
+    if validated:  # alone, since it costs a fifth more; what is there already is another worker's
+        await _insert(connection, validated, pseudonyms, _ONCE)
     others = [it for it in refusals if it.kind is not AttemptKind.VALIDATE_CODE]
     if others:
         with suppress(UniqueViolation):  # all of them were written by an earlier try
-            await connection.execute(INSERT_REFUSALS, _parameters(others, pseudonyms))
+            await _insert(connection, others, pseudonyms, "")
 
 
-def _parameters(refusals: Collection[RefusedAttempt], pseudonyms: Pseudonyms) -> tuple[str, ...]:
+async def _insert(
+    connection: Connection,
+    refusals: Sequence[RefusedAttempt],
+    pseudonyms: Pseudonyms,
+    ending: LiteralString,
+) -> None:
+    arrays = REFUSALS.array_parameters(refusals)
+    oldest = min(it.refuse_time for it in refusals) - CLOCKS_DIFFER
+    cursor = await connection.execute(INSERT_REFUSALS + ending, (*arrays, oldest))
+    if cursor.rowcount:
+        return
     users = {it.user_id for it in refusals}
     known = [(it, name) for it, names in pseudonyms.of_users(users).items() for name in names]
-    return (
-        *REFUSALS.array_parameters(refusals),
-        text_array([user_id for user_id, _ in known]),
-        text_array([name for _, name in known]),
-    )
+    of_users, names = text_array([it for it, _ in known]), text_array([it for _, it in known])
+    await connection.execute(INSERT_REFUSALS_OF_OTHERS + ending, (*arrays, of_users, names))
 
 
 # --- pages --------------------------------------------------------------------------------------

@@ -32,6 +32,7 @@ from support.waiting import until
 
 from coupon_service.maintenance.refusal_pruner import RefusalPruner
 from coupon_service.model import Money
+from coupon_service.model.pseudonyms import Pseudonyms
 from coupon_service.model.refused_attempts import AttemptKind, RefusedAttempt
 from coupon_service.rpc.convert.values import to_timestamp
 from coupon_service.store.refusals import (
@@ -503,6 +504,46 @@ async def test_rows_are_read_as_they_were_written(own_database: str) -> None:
             "r", lambda it: select_refusals(it, RefusalFilter(), 10, None)
         )
     assert (found, end) == (rows, None)
+
+
+async def test_those_of_who_was_erased_meanwhile_are_not_written(own_database: str) -> None:
+    pseudonyms = Pseudonyms([b"secret"])
+    users = ["ann", "bob", "carl", "dan"]  # nobody, under way, erased just now and before that
+
+    async def written(first: int) -> list[str]:
+        rows = [
+            attempt(first + it, refuse_time=NOW + timedelta(microseconds=first), user_id=user)
+            for it, user in enumerate(users)
+        ]
+        await database.read("w", lambda it: insert_refusals(it, rows, pseudonyms))
+        wanted = RefusalFilter(start_time=rows[0].refuse_time)
+        found, _ = await database.transaction("r", lambda it: select_refusals(it, wanted, 10, None))
+        return sorted(it.user_id for it in found)
+
+    erased = "INSERT INTO coupon_erased_users (pseudonym, state, begin_time, erase_time)"
+    async with opened(own_database) as database:
+        assert await written(0) == users
+        for user, state, time in (
+            ("bob", 1, None),
+            ("carl", 3, NOW - timedelta(seconds=4)),
+            ("dan", 3, NOW - timedelta(seconds=6)),
+        ):
+            row = [pseudonyms.of_user(user), state, NOW, time]
+            await database.read(
+                "e", lambda it, row=row: it.execute(f"{erased} VALUES (%s, %s, %s, %s)", row)
+            )
+        assert await written(10) == ["ann", "dan"]
+        await database.read(
+            "e", lambda it: it.execute("DELETE FROM coupon_erased_users WHERE state = 1")
+        )
+        assert await written(20) == ["ann", "bob", "dan"]
+        await database.read(
+            "e",
+            lambda it: it.execute(
+                "UPDATE coupon_erased_users SET erase_time = %s", [NOW - timedelta(seconds=6)]
+            ),
+        )
+        assert await written(30) == users
 
 
 async def test_the_pages_of_a_book_go_past_what_is_of_others(own_database: str) -> None:

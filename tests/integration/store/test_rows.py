@@ -121,6 +121,8 @@ async def test_arrays_arrive_as_they_were(database_url: str) -> None:
         )
         cursor = await connection.execute("SELECT %s::text[]", [text_array([])])
         assert await cursor.fetchone() == ([],)
+        with pytest.raises(psycopg.DataError):  # rather than taken for two
+            await connection.execute("SELECT %s::text[]", [text_array(["a\0b", "c"])])
 
 
 async def test_arrays_of_one_value_arrive_as_they_were(database_url: str) -> None:
