@@ -92,10 +92,10 @@ class LedgerSealer:
             if not rows:
                 break
             if len(keys) < len(users := users_of(rows)):
-                made = await self._make_keys(users, users - keys.keys(), head)
+                made = await self._make_keys(users - keys.keys(), head)
                 if made is None:
                     return None
-                keys = made
+                keys |= made
             leaves += await leaves_of(rows, keys)
         if not leaves:
             return 0
@@ -121,14 +121,11 @@ class LedgerSealer:
 
         return await self._lane.read("rows_to_seal", work)
 
-    async def _make_keys(
-        self, users: set[str], new_users: set[str], head: Head
-    ) -> dict[str, bytes] | None:
-        """The keys of the users, of whom some have none yet; None when it may not make any, since
-        values have been erased meanwhile."""
+    async def _make_keys(self, users: set[str], head: Head) -> dict[str, bytes] | None:
+        """The keys of users who have none yet; None when it may not make any, since values have
+        been erased meanwhile."""
 
         async def make(connection: Connection) -> dict[str, bytes] | None:
-            made = await insert_keys(connection, new_users, head)
-            return await select_keys(connection, users) if made else None
+            return await insert_keys(connection, users, head)
 
         return await self._database.transaction("keys", make)

@@ -24,7 +24,7 @@ DELAY_S: Final = 1.0
 WAITING_MAX: Final = 10_000
 """Attempts of a worker that wait to be written, some MiB; more are dropped."""
 
-WRITTEN_MAX: Final = 250
+WRITTEN_MAX: Final = 500
 """Attempts in one statement, so that no call waits for long while it is made."""
 
 TRIES: Final = 5

@@ -12,6 +12,7 @@ from uuid import UUID
 from coupon_service.audit.leaves import KEY_BYTES
 from coupon_service.audit.seals import Link, Position, Seal, begin_chain
 from coupon_service.store.arrays import text_array
+from coupon_service.store.ledger_rows import select_keys
 from coupon_service.store.pipeline import Connection
 
 
@@ -47,22 +48,29 @@ async def select_head(connection: Connection, *, lock: bool = False) -> Head:
 
 INSERT_KEYS: Final = """
 INSERT INTO coupon_user_keys (user_id, key, create_time)
-SELECT user_id, key, now() FROM unnest(%s::text[], %s::bytea[]) AS made (user_id, key)
+SELECT user_id, substring(%s::bytea FROM (number::integer - 1) * %s::integer + 1 FOR %s), now()
+FROM unnest(%s::text[]) WITH ORDINALITY AS made (user_id, number)
 ON CONFLICT DO NOTHING
 """
 
 
-async def insert_keys(connection: Connection, users: Collection[str], head: Head) -> bool:
-    """Makes keys for those of the users who have none, in a transaction.
+async def insert_keys(
+    connection: Connection, users: Collection[str], head: Head
+) -> dict[str, bytes] | None:
+    """Makes keys for those of the users who have none, in a transaction, and returns all of theirs.
 
-    False, and none, when values were erased since `head`: perhaps those of one of the users.
+    None, and none made, when values were erased since `head`: perhaps those of one of the users.
     """
     now = await select_head(connection, lock=True)
     if now.erasures != head.erasures:
-        return False
-    keys = [secrets.token_bytes(KEY_BYTES) for _ in users]
-    await connection.execute(INSERT_KEYS, [text_array(sorted(users)), keys])
-    return True
+        return None
+    names, keys = sorted(users), secrets.token_bytes(KEY_BYTES * len(users))
+    parameters = [keys, KEY_BYTES, KEY_BYTES, text_array(names)]
+    cursor = await connection.execute(INSERT_KEYS, parameters)
+    if cursor.rowcount < len(names):  # others have made some meanwhile
+        return await select_keys(connection, names)
+    starts = range(0, len(keys), KEY_BYTES)
+    return dict(zip(names, [keys[it : it + KEY_BYTES] for it in starts], strict=True))
 
 
 MOVE_HEAD: Final = """

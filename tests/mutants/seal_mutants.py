@@ -49,7 +49,7 @@ def key_made_beside_an_erasure() -> Mutant:
     """The sealer makes keys whoever was erased since it read the rows."""
     unchecked = seals.insert_keys
 
-    async def insert_keys(connection: Any, users: Any, _: Any) -> bool:
+    async def insert_keys(connection: Any, users: Any, _: Any) -> dict[str, bytes] | None:
         return await unchecked(connection, users, await seals.select_head(connection))
 
     return mock.patch.object(ledger_sealer, "insert_keys", insert_keys)

@@ -43,7 +43,7 @@ def leaves(server: ServerThread, *, make_keys: bool = False) -> list[Leaf]:
             if make_keys:
                 known = await select_keys(connection, users)
                 head = await select_head(connection)
-                assert await insert_keys(connection, users - known.keys(), head)
+                assert await insert_keys(connection, users - known.keys(), head) is not None
             return await leaves_of(rows, await select_keys(connection, users))
 
     return asyncio.run(read())

@@ -206,10 +206,10 @@ async def test_no_key_is_made_for_a_user_who_was_erased_meanwhile(store: SealedS
     head = await store.database.read("head", select_head)
     store.tamper("UPDATE coupon_audit_head SET erasures = erasures + 1")
 
-    async def make(connection: Connection) -> bool:
+    async def make(connection: Connection) -> dict[str, bytes] | None:
         return await insert_keys(connection, {"ann"}, head)
 
-    assert not await store.database.transaction("keys", make)
+    assert await store.database.transaction("keys", make) is None
     assert store.rows("SELECT FROM coupon_user_keys") == []
 
 
@@ -223,6 +223,20 @@ async def test_each_user_has_one_key(store: SealedStore) -> None:
     await store.write(some_events(40, seed=2))
     await store.sealer.seal_all()
     assert dict(store.rows("SELECT user_id, key FROM coupon_user_keys")) == keys
+
+
+async def test_who_makes_keys_gets_those_that_others_made_meanwhile(store: SealedStore) -> None:
+    async def make(connection: Connection) -> dict[str, bytes] | None:
+        head = await select_head(connection)
+        return await insert_keys(connection, {"ann", "bob", "carl"}, head)
+
+    store.tamper("INSERT INTO coupon_user_keys VALUES ('bob', '\\x01', now())")
+    made = await store.database.transaction("keys", make)
+    assert made == dict(store.rows("SELECT user_id, key FROM coupon_user_keys"))
+    assert made is not None
+    assert made.keys() == {"ann", "bob", "carl"}
+    assert made["bob"] == b"\1"
+    assert await store.database.transaction("keys", make) == made
 
 
 async def test_an_interval_of_0_seals_nothing(store: SealedStore) -> None:
