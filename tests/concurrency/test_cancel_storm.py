@@ -196,12 +196,13 @@ def assert_no_leaks(server: ServerThread, before: Held, after: Held) -> None:
     """No task is left, every connection is idle and works, no descriptor is leaked."""
     assert after.is_idle
     inside: Any = server.server
-    pool = inside.shards[0].database.pool
-    server.run(pool.check())  # replaces broken connections
-    stats = pool.get_stats()
-    assert stats.get("connections_lost", 0) == 0
-    assert stats.get("returns_bad", 0) == 0
-    assert after.connections <= server.settings.pool_max_size
+    for shard in inside.shards:
+        pool = shard.database.pool
+        server.run(pool.check())  # replaces broken connections
+        stats = pool.get_stats()
+        assert stats.get("connections_lost", 0) == 0
+        assert stats.get("returns_bad", 0) == 0
+    assert after.connections <= server.settings.pool_max_size * server.settings.shards
     gc.collect()  # an abandoned call keeps its caller's channel open until then
     until(lambda: held(server).others <= before.others, why_not=lambda: held(server))
 
