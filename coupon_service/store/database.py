@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from contextvars import ContextVar
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -81,6 +82,7 @@ class Database:
         self.is_unfit = False
         """Whether the readiness check found that it cannot be used as it is: then what PostgreSQL
         refuses is no fault of a statement."""
+        self._connecting = ContextVar[DatabaseSettings]("connecting")
         # What a URL that nobody can read would fail with, at once.
         arguments = connection_arguments(settings)
         self.pool: AsyncConnectionPool[Connection] = AsyncConnectionPool(
@@ -113,6 +115,10 @@ class Database:
         await self.pool.close()
 
     async def _configure(self, connection: Connection) -> None:
+        """Raises psycopg.OperationalError for one to where the shard was when it was begun."""
+        if self.settings.shard.schema and self._connecting.get(None) is not self.settings:
+            raise psycopg.OperationalError("the shard has moved meanwhile")
+        connection.place = self.settings
         connection.silence_max_s = self._silence_max_s
         connection.prepares = self.settings.prepared_statements
         if self.settings.on_citus:
@@ -137,6 +143,7 @@ class Database:
             async with self._locating:
                 if not self._is_located:
                     await self._locate()
+        self._connecting.set(self.settings)
         return self.settings.url
 
     def _ask_anew(self, _: AsyncConnectionPool[Connection]) -> None:
@@ -269,6 +276,7 @@ class Database:
                 place = self.settings
                 try:
                     async with self.pool.connection() as connection:
+                        place = connection.place or place
                         is_begun = True
                         self._in_use += 1
                         connection.slowest = RoundTrip()

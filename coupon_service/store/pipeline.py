@@ -26,6 +26,7 @@ from psycopg.rows import TupleRow
 from psycopg.waiting import Ready, Wait
 
 from coupon_service.store import citus
+from coupon_service.store.sessions import DatabaseSettings
 
 BINARY: Final = pq.Format.BINARY
 
@@ -56,6 +57,8 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
     """
 
     silence_max_s: float | None = None
+    place: DatabaseSettings | None = None
+    """Where it leads to: a shard may be elsewhere by now."""
     prepares: bool = True
     """Whether the statements of pipelines are prepared once for the connection."""
 

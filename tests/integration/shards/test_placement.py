@@ -62,7 +62,13 @@ def places(new_empty_database: Any, redis_server_url: str) -> Iterator[Places]:
         make_shards(here, of=OF)
         make_shards(there, of=OF)
         settings = settings_for(
-            here, redis_server_url, shards=OF, shard_urls=SecretStr(here), default_business=""
+            here,
+            redis_server_url,
+            shards=OF,
+            shard_urls=SecretStr(here),
+            default_business="",
+            pool_timeout_ms=10_000,
+            default_deadline_ms=30_000,
         )
         yield Places([here, there], settings)
 
@@ -95,6 +101,7 @@ def test_an_idle_worker_and_one_that_starts_later_find_it_as_well(
         until(lambda: bool(server.server.shards[1].database.has_moved))
         until(lambda: _reaches(server))
     with ServerThread(places.settings) as server:
+        until(lambda: _reaches(server))
         api = Api(server.address)
         api.book(codes=new_codes(1), business_id=business_in(1, OF))
         assert places.books_at(1) == 1
