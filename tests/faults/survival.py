@@ -13,7 +13,7 @@ from faults.checks import assert_conserved
 from faults.load import Load, Seen
 from grpc import StatusCode
 from psycopg.rows import TupleRow
-from support.waiting import until
+from support.waiting import PATIENCE, until
 
 FIRST_SUCCESS_S: Final = 5.0
 """Time from the end of a fault until a call succeeds."""
@@ -21,8 +21,8 @@ FIRST_SUCCESS_S: Final = 5.0
 RECOVERY_S: Final = 10.0
 """Time from the end of a fault until latencies are normal and all resources are restored."""
 
-NORMAL_P95_S: Final = 0.25
-"""The greatest p95 that counts as normal."""
+NORMAL_S: Final = 0.25 * PATIENCE
+"""The greatest p95 of latencies that counts as normal."""
 
 WINDOW: Final = 40
 """Number of latest calls whose p95 is judged."""
@@ -79,4 +79,4 @@ def is_normal(load: Load, since_s: float) -> bool:
     """Whether the latest calls since then succeeded, with a normal latency."""
     last = load.account.ended_since(since_s)[:WINDOW]
     took_s = sorted(it.took_s for it in last if it.status is StatusCode.OK)
-    return len(took_s) >= WINDOW * 0.8 and took_s[int(len(took_s) * 0.95)] < NORMAL_P95_S
+    return len(took_s) >= WINDOW * 0.8 and took_s[int(len(took_s) * 0.95)] < NORMAL_S
