@@ -64,7 +64,9 @@ def create_database(server_url: str, name: str, template: str) -> None:
         with psycopg.connect(server, autocommit=True) as connection:
             _execute(connection, create, template if len(servers) > 1 else "")
     if len(servers) > 1 and template == "template1":
-        _join([urlsplit(it)._replace(path=f"/{name}").geturl() for it in servers])
+        with psycopg.connect(server_url) as connection:  # one at a time, since roles are copied
+            connection.execute("SELECT pg_advisory_xact_lock(hashtextextended('join', 0))")
+            _join([urlsplit(it)._replace(path=f"/{name}").geturl() for it in servers])
 
 
 def _join(urls: list[str]) -> None:
