@@ -45,7 +45,8 @@ TOOLS = {
 }
 
 
-SQL = [block for page in pages() for block in fenced(read(page), "sql")]
+SQL = [block for page in pages() for block in fenced(read(page), "sql") if "citus_" not in block]
+"""Without those of another server."""
 
 TASKS = {line.rpartition("/")[2]: line for line in shell_lines("tasks")}
 
