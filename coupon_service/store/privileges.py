@@ -94,11 +94,11 @@ def grant(
             if found is None:
                 raise DatabaseUnavailable("It has no schema yet: run coupon-service migrate up.")
             database, schema = found
-            statements = list(_statements(database, schema, role, parameters))
+            needed = list(statements(database, schema, role, parameters))
             if execute:
-                for statement in statements:
+                for statement in needed:
                     connection.execute(statement)
-            return [statement.as_string(connection) for statement in statements]
+            return [statement.as_string(connection) for statement in needed]
     except (errors.UndefinedTable, errors.UndefinedFunction) as error:
         raise DatabaseUnavailable(
             "It has not all of the schema: run coupon-service migrate up."
@@ -107,7 +107,7 @@ def grant(
         raise DatabaseUnavailable(sentence_of(error)) from error
 
 
-def _statements(
+def statements(
     database: str, schema: str, role: str, parameters: Mapping[str, str]
 ) -> Iterator[sql.Composed]:
     names = {

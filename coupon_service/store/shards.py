@@ -63,6 +63,20 @@ def _up(url: str, shard: ShardPlace, tell: Tell, steps: Steps, pooled: bool) -> 
         _refuse_unsharded(connection)
     with _connected(url, shard) as connection:
         _refuse_other_shard(connection, shard)
+    _bring_up(url, shard, tell, steps, pooled)
+    with _connected(url, shard) as connection:
+        citus.prepare(connection, shard.schema)
+        connection.execute(MARK, [shard.step])
+
+
+def bring_up(url: str, shard: ShardPlace) -> None:
+    """Brings the schema of a shard up to date that is about to come there."""
+    with _connected(url, ONLY_SHARD) as connection:
+        _refuse_unsharded(connection)
+    _bring_up(url, shard, lambda _: None, migrations.read_steps(), pooled=False)
+
+
+def _bring_up(url: str, shard: ShardPlace, tell: Tell, steps: Steps, pooled: bool) -> None:
     for attempts_left in reversed(range(ATTEMPTS_MAX)):
         try:
             migrations.apply(
@@ -78,9 +92,6 @@ def _up(url: str, shard: ShardPlace, tell: Tell, steps: Steps, pooled: bool) -> 
         except DatabaseUnavailable as error:
             if not (attempts_left and isinstance(error.__cause__, psycopg.errors.DeadlockDetected)):
                 raise
-    with _connected(url, shard) as connection:
-        citus.prepare(connection, shard.schema)
-        connection.execute(MARK, [shard.step])
 
 
 def down(places: Sequence[Place], to: str | None, *, pooled: bool = False) -> Iterator[str]:

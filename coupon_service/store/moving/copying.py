@@ -1,0 +1,295 @@
+"""The copy of all rows, as of when the replication slot begins, and what is replicated after it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from time import monotonic
+from typing import Final, LiteralString
+
+import psycopg
+from psycopg import sql
+
+from coupon_service.store.moving.sides import (
+    CannotMoveError,
+    Connection,
+    Names,
+    connect,
+    lock_tables,
+    set_timeout,
+    until,
+)
+
+TOLD_EVERY_S: Final = 5.0
+"""Between two lines of progress."""
+
+LAG_MAX_BYTES: Final = 1 << 20
+"""What may be left to apply when the pause begins."""
+
+CATCH_UP_POLL_S: Final = 0.2
+
+MAINTENANCE_WAIT_MS: Final = 10_000
+"""For an autovacuum, which PostgreSQL ends for who waits for it. Nobody is kept waiting by that."""
+
+MAKE_GUARD: Final = """
+CREATE FUNCTION {guard}() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF current_setting('coupon.move', true) IS DISTINCT FROM {token} THEN
+        RAISE EXCEPTION 'the shard is being moved here' USING ERRCODE = 'CM001';
+    END IF;
+    RETURN NULL;
+END
+$$
+"""
+
+OPEN_GUARD: Final = """
+CREATE OR REPLACE FUNCTION {guard}() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    RETURN NULL;
+END
+$$
+"""
+
+GUARD: Final = "coupon_arriving"
+
+GUARD_TABLE: Final = """
+ALTER TABLE {table} DISABLE TRIGGER USER;
+CREATE TRIGGER coupon_arriving BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON {table}
+    FOR EACH STATEMENT EXECUTE FUNCTION {guard}()
+"""
+
+
+def make_guard(target: Connection, names: Names, token: str) -> None:
+    """Makes the schema, and in it what will keep others from writing there."""
+    with target.transaction():
+        target.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(names.schema)))
+        guard = names.table(GUARD)
+        target.execute(sql.SQL(MAKE_GUARD).format(guard=guard, token=sql.Literal(token)))
+
+
+def close_to_others(target: Connection, names: Names, tables: Sequence[str]) -> None:
+    """Has the tables accept rows of this move only, and empties them of what migrations put in.
+
+    The replication writes past triggers, and so past the guard. Raises CannotMoveError when others
+    have written there.
+    """
+    guard, head = names.table(GUARD), names.table("coupon_audit_head")
+    with target.transaction():
+        for table in tables:
+            guarded = sql.SQL(GUARD_TABLE).format(table=names.table(table), guard=guard)
+            target.execute(guarded)
+        target.execute(sql.SQL("DELETE FROM {}").format(head))
+        for table in tables:
+            some = sql.SQL("SELECT EXISTS (SELECT FROM {})").format(names.table(table))
+            if target.execute(some).fetchone() != (False,):
+                raise CannotMoveError(f"Somebody writes to {table} where the shard is to go.")
+
+
+def is_guarded(target: Connection, names: Names) -> bool:
+    """Whether the schema is one that a move has made, and not yet handed over."""
+    name = f"{names.schema}.{GUARD}()"
+    return target.execute("SELECT to_regprocedure(%s) IS NOT NULL", [name]).fetchone() == (True,)
+
+
+def enable_triggers(target: Connection, names: Names, tables: Sequence[str]) -> None:
+    """Has the tables' own triggers fire for who writes there. The replication writes past them."""
+    with target.transaction():
+        for table in tables:
+            statement = sql.SQL("ALTER TABLE {} ENABLE TRIGGER USER").format(names.table(table))
+            target.execute(statement)
+
+
+# --- the copy -----------------------------------------------------------------------------------
+
+CREATE_SLOT: Final = "CREATE_REPLICATION_SLOT {} LOGICAL pgoutput (SNAPSHOT 'export')"
+
+
+class Snapshot:
+    """The slot, and a snapshot of all that is in none of its changes; for as long as it is open."""
+
+    def __init__(self, source_url: str, slot: str) -> None:
+        self._replication = connect(source_url, replication="database")
+        create = sql.SQL(CREATE_SLOT).format(sql.Identifier(slot))
+        row = self._replication.execute(create).fetchone()
+        if row is None:
+            raise psycopg.OperationalError("no replication slot was made")
+        self.reader = connect(source_url)
+        self.reader.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        take = sql.SQL("SET TRANSACTION SNAPSHOT {}").format(sql.Literal(row[2]))
+        self.reader.execute(take)
+
+    def close(self) -> None:
+        """Rows that are deleted from now on are no longer kept for it."""
+        self.reader.close()
+        self._replication.close()
+
+
+SELECT_COLUMNS_OF: Final = """
+SELECT attname::text FROM pg_attribute
+WHERE attrelid = to_regclass(%s) AND attnum > 0 AND NOT attisdropped ORDER BY attnum
+"""
+
+
+def copy_tables(
+    snapshot: Snapshot, target: Connection, names: Names, tables: Sequence[str]
+) -> Iterator[str]:
+    """Copies the rows of the snapshot; says how far it is."""
+    rows = size = 0
+    for number, table in enumerate(tables, 1):
+        name = f"{names.schema}.{table}"
+        found = target.execute(SELECT_COLUMNS_OF, [name]).fetchall()
+        columns = sql.SQL(", ").join(sql.Identifier(column) for (column,) in found)
+        parts = {"columns": columns, "table": names.table(table)}
+        out = sql.SQL("COPY (SELECT {columns} FROM {table}) TO STDOUT (FORMAT binary)")
+        into = sql.SQL("COPY {table} ({columns}) FROM STDIN (FORMAT binary)")
+        told_s = monotonic()
+        with target.cursor() as writer, snapshot.reader.cursor() as reader:
+            with (
+                reader.copy(out.format(**parts)) as given,
+                writer.copy(into.format(**parts)) as taken,
+            ):
+                for block in given:
+                    taken.write(block)
+                    size += len(block)
+                    if monotonic() - told_s > TOLD_EVERY_S:
+                        told_s = monotonic()
+                        yield f"copying {table}, {size / 1e6:,.0f} MB in all"
+            rows += writer.rowcount
+        if number == len(tables):
+            yield f"copied {rows:,} rows of {number} tables, {size / 1e6:,.1f} MB"
+    for table in tables:
+        target.execute(sql.SQL("ANALYZE {}").format(names.table(table)))
+
+
+# --- what is replicated -------------------------------------------------------------------------
+
+SELECT_LAG: Final[LiteralString] = """
+SELECT pg_current_wal_lsn() - confirmed_flush_lsn, active FROM pg_replication_slots
+WHERE slot_name = %s
+"""
+
+
+SELECT_ERRORS: Final = "SELECT apply_error_count FROM pg_stat_subscription_stats WHERE subname = %s"
+
+
+EMIT: Final = "SELECT pg_logical_emit_message(true, 'coupon_move', '')::text"
+"""Writes to the WAL, and says how far that is now."""
+
+
+class Catching:
+    """What is still to be applied of what was written to the source."""
+
+    def __init__(
+        self, source: Connection, target: Connection, slot: str, subscription: str
+    ) -> None:
+        self._source = source
+        self._target = target
+        self._slot = slot
+        self._subscription = subscription
+
+    def up(self) -> Iterator[str]:
+        """Returns once hardly anything is left; says how much meanwhile."""
+        told_s = monotonic()
+        while (lag := self.lag_bytes()) > LAG_MAX_BYTES:
+            self._refuse_errors()
+            if monotonic() - told_s > TOLD_EVERY_S:
+                told_s = monotonic()
+                yield f"catching up, {lag / 1e6:,.1f} MB behind"
+            until(lambda: self.lag_bytes() <= LAG_MAX_BYTES, TOLD_EVERY_S, CATCH_UP_POLL_S)
+        yield f"caught up, {lag / 1e6:,.1f} MB behind"
+
+    def lag_bytes(self) -> int:
+        """What is left. Raises psycopg.OperationalError when the slot is gone."""
+        row = self._source.execute(SELECT_LAG, [self._slot]).fetchone()
+        if row is None:
+            raise psycopg.OperationalError("The replication slot is gone.")
+        return int(row[0])
+
+    def _refuse_errors(self) -> None:
+        """Raises CannotMoveError when rows cannot be applied."""
+        row = self._target.execute(SELECT_ERRORS, [self._subscription]).fetchone()
+        if row is not None and row[0]:
+            raise CannotMoveError("Rows cannot be applied where they go: see the log there.")
+
+    def has(self, lsn: str) -> bool:
+        """Whether the target has, on its disk, all up to there."""
+        # Rows that were applied are on its disk no later than a commit of ours, and what has been
+        # sent is told again after one.
+        for connection in (self._source, self._target):
+            connection.execute(EMIT)
+        row = self._source.execute(
+            "SELECT confirmed_flush_lsn >= %s FROM pg_replication_slots WHERE slot_name = %s",
+            [lsn, self._slot],
+        ).fetchone()
+        return row == (True,)
+
+
+class Pause:
+    """A short time in which nobody writes to the shard, and the target has all that was written.
+
+    Others may read meanwhile. `left_s`: of the time that it may take.
+    """
+
+    def __init__(self, max_ms: int) -> None:
+        self._max_s = max_ms / 1000
+        self._began_s = 0.0
+
+    def begin(
+        self,
+        source: Connection,
+        helper: Connection,
+        catching: Catching,
+        names: Names,
+        tables: Sequence[str],
+    ) -> None:
+        """In a transaction of `source`, with which the pause ends. Raises PauseTooLongError."""
+        set_timeout(source, "lock_timeout", MAINTENANCE_WAIT_MS)
+        try:
+            # An autovacuum of one of them would hold up the pause.
+            lock_tables(source, names, tables, "SHARE UPDATE EXCLUSIVE")
+        except psycopg.errors.LockNotAvailable:
+            raise PauseTooLongError("the tables are being maintained") from None
+        self._began_s = monotonic()
+        # PostgreSQL ends it as well, should this process not be able to.
+        set_timeout(source, "idle_in_transaction_session_timeout", int(self._max_s * 1000) + 500)
+        self.bound(source)
+        set_timeout(source, "lock_timeout", max(1, int(self._max_s * 1000 * LOCK_SHARE)))
+        try:
+            lock_tables(source, names, tables, "EXCLUSIVE")
+        except (
+            psycopg.errors.LockNotAvailable,
+            psycopg.errors.QueryCanceled,
+            psycopg.errors.DeadlockDetected,
+        ):
+            raise PauseTooLongError("other transactions hold its tables") from None
+        row = helper.execute(EMIT).fetchone()
+        lsn = row[0] if row else ""
+        if not until(lambda: catching.has(lsn), self.left_s - SPARE_S, 0.01):
+            raise PauseTooLongError("the replication is behind")
+
+    def bound(self, connection: Connection) -> None:
+        """Lets no statement take longer than the pause may. Raises PauseTooLongError."""
+        left_ms = int(self.left_s * 1000)
+        if left_ms <= 0:
+            raise PauseTooLongError("the comparison takes too long")
+        set_timeout(connection, "statement_timeout", left_ms)
+
+    @property
+    def left_s(self) -> float:
+        """Of the time that the pause may take."""
+        return self._max_s - self.took_s
+
+    @property
+    def took_s(self) -> float:
+        """Since it began."""
+        return monotonic() - self._began_s
+
+
+SPARE_S: Final = 0.05
+"""Of the pause, for its end."""
+
+LOCK_SHARE: Final = 0.4
+"""Of the pause, that one lock may be waited for."""
+
+
+class PauseTooLongError(Exception):
+    """The pause would be longer than it may be; what it waits for."""
