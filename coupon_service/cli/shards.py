@@ -96,4 +96,4 @@ def move(
             for progress in steps:
                 typer.echo(progress)
         except CannotMoveError as error:
-            raise CommandError(f"coupon_{shard:02} was not moved. {error}") from error
+            raise CommandError(f"coupon_{shard:02}: {error}") from error

@@ -134,6 +134,10 @@ def commands() -> Iterator[tuple[str, Any]]:
     return below("", typer.main.get_command(application()))
 
 
+OWN_WORDS = ("--dry-run",)
+"""Options that several commands have, and each says of it what it would do."""
+
+
 def commands_section() -> str:
     """All commands: usage, description, and the options that are not shared."""
     shared = _shared_options()
@@ -162,7 +166,9 @@ def _shared_options() -> Mapping[str, Any]:
             options[it.opts[0]] = it
             counts[it.opts[0]] += 1
     return {
-        name: it for name, it in options.items() if name.startswith("--") and counts[name] >= SHARED
+        name: it
+        for name, it in options.items()
+        if name.startswith("--") and counts[name] >= SHARED and name not in OWN_WORDS
     }
 
 

@@ -14,8 +14,6 @@ from coupon_service.store.moving.sides import (
     Connection,
     Names,
     connect,
-    lock_tables,
-    set_timeout,
     until,
 )
 
@@ -26,9 +24,6 @@ LAG_MAX_BYTES: Final = 1 << 20
 """What may be left to apply when the pause begins."""
 
 CATCH_UP_POLL_S: Final = 0.2
-
-MAINTENANCE_WAIT_MS: Final = 10_000
-"""For an autovacuum, which PostgreSQL ends for who waits for it. Nobody is kept waiting by that."""
 
 MAKE_GUARD: Final = """
 CREATE FUNCTION {guard}() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -221,75 +216,3 @@ class Catching:
             [lsn, self._slot],
         ).fetchone()
         return row == (True,)
-
-
-class Pause:
-    """A short time in which nobody writes to the shard, and the target has all that was written.
-
-    Others may read meanwhile. `left_s`: of the time that it may take.
-    """
-
-    def __init__(self, max_ms: int) -> None:
-        self._max_s = max_ms / 1000
-        self._began_s = 0.0
-
-    def begin(
-        self,
-        source: Connection,
-        helper: Connection,
-        catching: Catching,
-        names: Names,
-        tables: Sequence[str],
-    ) -> None:
-        """In a transaction of `source`, with which the pause ends. Raises PauseTooLongError."""
-        set_timeout(source, "lock_timeout", MAINTENANCE_WAIT_MS)
-        try:
-            # An autovacuum of one of them would hold up the pause.
-            lock_tables(source, names, tables, "SHARE UPDATE EXCLUSIVE")
-        except psycopg.errors.LockNotAvailable:
-            raise PauseTooLongError("the tables are being maintained") from None
-        self._began_s = monotonic()
-        # PostgreSQL ends it as well, should this process not be able to.
-        set_timeout(source, "idle_in_transaction_session_timeout", int(self._max_s * 1000) + 500)
-        self.bound(source)
-        set_timeout(source, "lock_timeout", max(1, int(self._max_s * 1000 * LOCK_SHARE)))
-        try:
-            lock_tables(source, names, tables, "EXCLUSIVE")
-        except (
-            psycopg.errors.LockNotAvailable,
-            psycopg.errors.QueryCanceled,
-            psycopg.errors.DeadlockDetected,
-        ):
-            raise PauseTooLongError("other transactions hold its tables") from None
-        row = helper.execute(EMIT).fetchone()
-        lsn = row[0] if row else ""
-        if not until(lambda: catching.has(lsn), self.left_s - SPARE_S, 0.01):
-            raise PauseTooLongError("the replication is behind")
-
-    def bound(self, connection: Connection) -> None:
-        """Lets no statement take longer than the pause may. Raises PauseTooLongError."""
-        left_ms = int(self.left_s * 1000)
-        if left_ms <= 0:
-            raise PauseTooLongError("the comparison takes too long")
-        set_timeout(connection, "statement_timeout", left_ms)
-
-    @property
-    def left_s(self) -> float:
-        """Of the time that the pause may take."""
-        return self._max_s - self.took_s
-
-    @property
-    def took_s(self) -> float:
-        """Since it began."""
-        return monotonic() - self._began_s
-
-
-SPARE_S: Final = 0.05
-"""Of the pause, for its end."""
-
-LOCK_SHARE: Final = 0.4
-"""Of the pause, that one lock may be waited for."""
-
-
-class PauseTooLongError(Exception):
-    """The pause would be longer than it may be; what it waits for."""

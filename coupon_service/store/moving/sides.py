@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from time import monotonic, sleep
 from typing import Any, Final, TypeAlias
@@ -13,6 +14,7 @@ from psycopg.conninfo import make_conninfo
 from psycopg.rows import TupleRow
 
 from coupon_service.store.migrations import lock_of
+from coupon_service.store.placement import address_of
 from coupon_service.store.sessions import MOVE_PARAMETER, ShardPlace, options, url_parts
 
 Connection: TypeAlias = psycopg.Connection[TupleRow]
@@ -33,6 +35,9 @@ SESSION: Final = {
 """Of its sessions: rows are compared as text, and all names are whole."""
 
 CONNECT_TIMEOUT_S: Final = 5
+
+AGAIN_S: Final = 10.0
+"""For a session to end, or a server to answer again, before what was done is left undone."""
 
 MOVE_LOCK: Final = 1 << 47
 """Added to the advisory lock of a schema's migrations: that of who moves it."""
@@ -148,3 +153,27 @@ def until(holds: Callable[[], bool], within_s: float, poll_s: float = 0.02) -> b
             return False
         sleep(poll_s)
     return True
+
+
+@contextmanager
+def connect_again(url: str, shard: ShardPlace) -> Generator[Connection]:
+    """A new session with the locks, once one of before has ended. Raises CannotMoveError."""
+    sessions: list[Connection] = []
+
+    def is_there() -> bool:
+        try:
+            session = connect(url)
+        except psycopg.Error:
+            return False
+        try:
+            take_locks(session, shard, migrations=False)
+        except CannotMoveError:
+            session.close()
+            return False
+        sessions.append(session)
+        return True
+
+    if not until(is_there, AGAIN_S, 0.1):
+        raise CannotMoveError(f"{address_of(url)} does not answer, or another process moves there.")
+    with sessions[0] as session:
+        yield session

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import threading
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,7 @@ import pytest
 from psycopg import sql
 from pydantic import SecretStr
 from support.calls import locking_code
-from support.command_line import run
+from support.command_line import COMMAND, environment, run
 from support.invariants import assert_adds_up
 from support.service import (
     Api,
@@ -34,13 +35,14 @@ from support.waiting import until
 from coupon_service.embedded import EmbeddedPostgres
 from coupon_service.settings import Settings
 from coupon_service.store.migrations import NUMBERS_ARE_ABOVE
-from coupon_service.store.moving import copying
 from coupon_service.store.moving import move as moving
+from coupon_service.store.moving import pausing, switchover
 from coupon_service.store.moving.move import Move
 from coupon_service.store.moving.sides import CannotMoveError
 
 OF = 2
-SCHEMA = "coupon_01"
+PATIENCE_MS = 10_000
+"""Longest pause, of a machine that is busy with other things."""
 
 LEFT_BEHIND = """
 SELECT 'publication ' || pubname FROM pg_publication
@@ -94,7 +96,7 @@ class Shop:
     there: str
     settings: Settings
 
-    def move(self, *, back: bool = False, pause_max_ms: int = 2_000) -> Move:
+    def move(self, *, back: bool = False, pause_max_ms: int = PATIENCE_MS) -> Move:
         """Of the second shard, by settings that stay as they are."""
         url, place = places(self.here, of=OF)[1]
         return Move(url, place, self.here if back else self.there, [self.here], pause_max_ms)
@@ -238,9 +240,9 @@ def killed_after(shop: Shop, patch: pytest.MonkeyPatch, line: str) -> None:
             steps.throw(KilledError)
 
 
-def killed_in(shop: Shop, patch: pytest.MonkeyPatch, name: str, *, done: bool) -> None:
+def killed_in(shop: Shop, patch: pytest.MonkeyPatch, where: Any, name: str, *, done: bool) -> None:
     """The same, in a step of the switch; `done`: just after it."""
-    real = getattr(Move, name)
+    real = getattr(where, name)
 
     def end(*arguments: Any) -> None:
         if done:
@@ -249,7 +251,7 @@ def killed_in(shop: Shop, patch: pytest.MonkeyPatch, name: str, *, done: bool) -
 
     with patch.context() as killed:
         killed.setattr(Move, "give_up", Move.close)
-        killed.setattr(Move, name, end)
+        killed.setattr(where, name, end)
         with pytest.raises(KilledError):
             list(shop.move().run())
 
@@ -271,20 +273,72 @@ def test_who_moves_it_may_be_killed_at_any_step(
             killed_after(shop, monkeypatch, line)
             redeem()
             assert_exact(shop.here, redeemed)
-        for name, is_done in (("hand_over", False), ("hand_over", True)):
-            killed_in(shop, monkeypatch, name, done=is_done)
+        for is_done in (False, True):
+            killed_in(shop, monkeypatch, switchover, "hand_over", done=is_done)
             redeem()
             assert_exact(shop.here, redeemed)
         list(shop.move().undo())
         assert (shop.left_behind(), shop.has(shop.there)) == ([], False)
-        killed_in(shop, monkeypatch, "clean_up", done=False)
+        killed_in(shop, monkeypatch, Move, "clean_up", done=False)
         redeem()
         assert_exact(shop.there, redeemed)
+        with pytest.raises(CannotMoveError, match="was cut off: first do that one again"):
+            list(shop.move(back=True).run())
         list(shop.move().run())  # only cleans up
         assert (shop.left_behind(), shop.has(shop.here)) == ([], False)
         redeem()
         assert_exact(shop.there, redeemed)
         api.close()
+
+
+def kill_command(shop: Shop, line: str) -> None:
+    """The command, killed when it says so."""
+    command = [*COMMAND, "shards", "move", "1", "--to", shop.there]
+    variables = environment(DATABASE_URL=shop.here, COUPON_SHARDS=str(OF))
+    with subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, text=True) as moving_it:
+        assert moving_it.stdout is not None
+        said = any(line in told for told in iter(moving_it.stdout.readline, ""))
+        moving_it.kill()
+    assert said
+
+
+def test_a_killed_command_is_undone_or_brought_to_its_end(shop: Shop, tmp_path: Path) -> None:
+    def command(*more: str) -> None:
+        arguments = ("shards", "move", "1", "--to", shop.there, *more)
+        done = run(tmp_path, *arguments, DATABASE_URL=shop.here, COUPON_SHARDS=str(OF))
+        assert (done.returncode, done.stderr) == (0, "")
+
+    with ServerThread(shop.settings) as server:
+        api, business = Api(server.address), business_in(1, OF)
+        codes = new_codes(2)
+        api.book(codes=codes, business_id=business)
+        redeemed: list[str] = []
+        for code, line in zip(codes, ("replicating", "switching over"), strict=True):
+            kill_command(shop, line)
+            done = api.redeem(code, "ann", business_id=business)
+            redeemed.append(done.redemption.redemption_id)
+            if line == "replicating":
+                assert shop.left_behind()
+                until(lambda: not (moves_in(shop.here) or moves_in(shop.there)))
+                command("--undo")
+                assert (shop.left_behind(), shop.has(shop.there)) == ([], False)
+        until(lambda: not (moves_in(shop.here) or moves_in(shop.there)))
+        command()  # wherever it was
+        assert (shop.left_behind(), shop.has(shop.here)) == ([], False)
+        assert_exact(shop.there, redeemed)
+        api.close()
+
+
+def moves_in(url: str) -> bool:
+    """Whether sessions of a move are still there."""
+    with psycopg.connect(url) as connection:
+        return connection.execute(MOVES).fetchone() == (True,)
+
+
+MOVES = """
+SELECT EXISTS (SELECT FROM pg_stat_activity
+    WHERE application_name = 'coupon_service move' AND datname = current_database())
+"""
 
 
 def test_a_move_that_loses_a_connection_is_undone(
@@ -311,8 +365,8 @@ WHERE application_name = 'coupon_service move' AND datname = current_database()
 def test_a_pause_that_would_be_too_long_is_given_up(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(moving, "SWITCH_ATTEMPTS_MAX", 2)
-    monkeypatch.setattr(moving, "REST_S", 0.0)
+    monkeypatch.setattr(pausing, "ATTEMPTS_MAX", 2)
+    monkeypatch.setattr(pausing, "REST_S", 0.0)
     with psycopg.connect(shop.here) as other:
         other.execute("SELECT FROM coupon_01.coupon_books FOR UPDATE")
         with pytest.raises(CannotMoveError, match=r"A pause of 200 ms was not enough.*backend"):
@@ -344,16 +398,16 @@ def move_with_a_redemption_in_the_pause(shop: Shop, patch: pytest.MonkeyPatch) -
         api.book(codes=codes, business_id=business)
         first = api.redeem(codes[0], "ann", business_id=business)
         asked: list[Any] = []
-        real = Move.hand_over
+        real = switchover.hand_over
 
-        def redeem_meanwhile(self: Move, source: Any, target: Any) -> None:
-            real(self, source, target)
+        def redeem_meanwhile(source: Any, target: Any, names: Any) -> None:
+            real(source, target, names)
             stop_replication(shop.there)
             asked.append(thread.submit(api.redeem, codes[1], "bob", business_id=business))
             with psycopg.connect(shop.here, autocommit=True) as connection:
                 until(lambda: asked[0].done() or connection.execute(WAITS).fetchone() == (True,))
 
-        patch.setattr(Move, "hand_over", redeem_meanwhile)
+        patch.setattr(switchover, "hand_over", redeem_meanwhile)
         list(shop.move().run())
         redeemed = [first.redemption.redemption_id, asked[0].result().redemption.redemption_id]
         api.close()
@@ -381,12 +435,12 @@ def test_what_is_asked_for_in_the_pause_is_done_at_the_new_place(
 def test_writes_that_are_accepted_in_the_pause_would_be_found(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = copying.lock_tables
+    real = pausing.lock_tables
 
     def lock_nothing(connection: Any, names: Any, tables: Any, mode: str) -> None:
         real(connection, names, tables, "ACCESS SHARE" if mode == "EXCLUSIVE" else mode)
 
-    monkeypatch.setattr(copying, "lock_tables", lock_nothing)
+    monkeypatch.setattr(pausing, "lock_tables", lock_nothing)
     with pytest.raises((AssertionError, CannotMoveError)):  # the comparison may find it before
         assert_exact(shop.there, move_with_a_redemption_in_the_pause(shop, monkeypatch))
 
@@ -394,7 +448,7 @@ def test_writes_that_are_accepted_in_the_pause_would_be_found(
 def test_numbers_that_would_come_again_would_be_found(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(moving, "SET_SEQUENCE", "SELECT %s::text, %s")
+    monkeypatch.setattr(switchover, "SET_SEQUENCE", "SELECT %s::text, %s")
     with ServerThread(shop.settings) as server:
         api = Api(server.address)
         api.book(codes=1, business_id=business_in(1, OF))
