@@ -87,7 +87,12 @@ def move(
     if settings.shards == 1:
         raise CommandError("Without COUPON_SHARDS there is no shard to move.")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # undone as by Ctrl-C
-    with database_of(settings):
+    with database_of(settings) as (_, pooled):
+        if pooled:
+            raise CommandError(
+                "A shard is not moved through a pooler in transaction mode: set the URLs of the"
+                " servers themselves, and COUPON_SESSION_PARAMETERS=startup, for this command."
+            )
         places = wiring.shard_places(settings)
         url, place = places[shard]
         try:

@@ -29,6 +29,7 @@ class ServerFacts:
     can_replicate: bool
     can_subscribe: bool
     can_create: bool
+    has_citus: bool
 
 
 SELECT_FACTS: Final = """
@@ -43,7 +44,8 @@ SELECT current_setting('server_version_num')::integer / 10000, getdatabaseencodi
     rolsuper OR EXISTS (SELECT FROM pg_roles AS granted
         WHERE granted.rolname = 'pg_create_subscription'
             AND pg_has_role(current_user, granted.oid, 'USAGE')),
-    has_database_privilege(current_database(), 'CREATE')
+    has_database_privilege(current_database(), 'CREATE'),
+    to_regclass('pg_catalog.pg_dist_schema') IS NOT NULL
 FROM pg_roles WHERE rolname = current_user
 """
 
@@ -58,6 +60,11 @@ def read_facts(connection: Connection) -> ServerFacts:
 
 def problems_of_servers(source: ServerFacts, target: ServerFacts) -> Iterator[str]:
     """What they lack."""
+    yield from _problems_of_both(source, target)
+    yield from _problems_of_replication(source, target)
+
+
+def _problems_of_both(source: ServerFacts, target: ServerFacts) -> Iterator[str]:
     for where, facts in (("from", source), ("to", target)):
         if facts.major < VERSION_MIN:
             yield f"The server to move {where} is PostgreSQL {facts.major}: needs {VERSION_MIN}."
@@ -65,8 +72,13 @@ def problems_of_servers(source: ServerFacts, target: ServerFacts) -> Iterator[st
             yield f"The server to move {where} is read-only, as a standby is: name the primary."
         if not facts.can_create:
             yield f"The role {facts.role} needs CREATE on the database to move {where}."
+        if facts.has_citus:
+            yield f"The database to move {where} is of Citus: it moves shards by citus_schema_move."
     if source.encoding != target.encoding:
         yield f"The database to move to is in {target.encoding}, and has to be {source.encoding}."
+
+
+def _problems_of_replication(source: ServerFacts, target: ServerFacts) -> Iterator[str]:
     if source.wal_level != "logical":
         yield (
             f"The server to move from has wal_level {source.wal_level}: set wal_level = logical"

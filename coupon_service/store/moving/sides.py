@@ -26,13 +26,15 @@ SESSION: Final = {
     "statement_timeout": "0",
     "lock_timeout": "0",
     "idle_in_transaction_session_timeout": "0",
+    "synchronous_commit": "on",
     "timezone": "UTC",
     "datestyle": "ISO",
     "extra_float_digits": "1",
     "bytea_output": "hex",
     "search_path": "pg_catalog",
 }
-"""Of its sessions: rows are compared as text, and all names are whole."""
+"""Of its sessions: rows are compared as text, and all names are whole. The COMMIT that ends the use
+of the old place is on its disk before anybody writes at the new one."""
 
 CONNECT_TIMEOUT_S: Final = 5
 

@@ -461,10 +461,18 @@ def test_numbers_that_would_come_again_would_be_found(
 def test_what_is_missing_is_said_before_anything_is_done(
     shop: Shop, new_empty_database: Any, tmp_path: Path
 ) -> None:
-    def command(url: str, to: str, *more: str) -> Any:
+    def command(url: str, to: str, *more: str, parameters: str = "startup") -> Any:
         arguments = ("shards", "move", "1", "--to", to, *more)
-        return run(tmp_path, *arguments, DATABASE_URL=url, COUPON_SHARDS=str(OF))
+        return run(
+            tmp_path,
+            *arguments,
+            DATABASE_URL=url,
+            COUPON_SHARDS=str(OF),
+            COUPON_SESSION_PARAMETERS=parameters,
+        )
 
+    done = command(shop.here, shop.there, "--undo", parameters="transaction")
+    assert "set the URLs of the servers themselves" in done.stderr
     done = command(shop.here, shop.there, "--dry-run")
     assert done.returncode == 0
     assert "would copy about" in done.stdout
