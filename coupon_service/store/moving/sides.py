@@ -38,6 +38,14 @@ of the old place is on its disk before anybody writes at the new one."""
 
 CONNECT_TIMEOUT_S: Final = 5
 
+KEEPALIVES: Final = {
+    "keepalives_idle": "10",
+    "keepalives_interval": "5",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "25000",
+}
+"""Of its connections: a server that is gone is not waited for, while the other one keeps WAL."""
+
 AGAIN_S: Final = 10.0
 """For a session to end, or a server to answer again, before what was done is left undone."""
 
@@ -91,6 +99,7 @@ def connect(url: str, token: str = "", **more: Any) -> Connection:
         "client_encoding": "UTF8",
         "options": options(url, parameters),
         "connect_timeout": str(CONNECT_TIMEOUT_S),
+        **KEEPALIVES,
         **more,
     }
     return psycopg.connect(make_conninfo(**parts), autocommit=True, prepare_threshold=None)
