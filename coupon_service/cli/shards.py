@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import signal
+from contextlib import closing
 from typing import Annotated
 
 import typer
@@ -98,7 +99,8 @@ def move(
         try:
             moving = Move(url, place, to, [it for it, _ in places], pause_max_ms)
             steps = moving.plan() if dry_run else moving.undo() if undo else moving.run()
-            for progress in steps:
-                typer.echo(progress)
+            with closing(steps):  # undone as well when nobody reads what it says
+                for progress in steps:
+                    typer.echo(progress)
         except CannotMoveError as error:
             raise CommandError(f"coupon_{shard:02}: {error}") from error

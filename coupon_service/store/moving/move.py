@@ -79,7 +79,7 @@ class Move:
 
     # --- the whole ------------------------------------------------------------------------------
 
-    def plan(self) -> Iterator[str]:
+    def plan(self) -> Generator[str]:
         """What a move would do. Raises CannotMoveError, with all that is in its way."""
         names = self._names
         with _told(), connect(self._source_url) as source, connect(self._target_url) as target:
@@ -127,7 +127,7 @@ class Move:
                 self.close()
         self._before_url = self._source_url
 
-    def undo(self) -> Iterator[str]:
+    def undo(self) -> Generator[str]:
         """Undoes what a move that was cut off has left on both servers. Raises CannotMoveError."""
         with _told():
             if self._has_arrived:

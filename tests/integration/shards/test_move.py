@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import threading
 from collections.abc import Generator, Iterator, Sequence
@@ -291,15 +292,21 @@ def test_who_moves_it_may_be_killed_at_any_step(
         api.close()
 
 
-def kill_command(shop: Shop, line: str) -> None:
+def kill_command(shop: Shop, line: str, by: signal.Signals = signal.SIGKILL) -> None:
     """The command, killed when it says so."""
     command = [*COMMAND, "shards", "move", "1", "--to", shop.there]
     variables = environment(DATABASE_URL=shop.here, COUPON_SHARDS=str(OF))
     with subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, text=True) as moving_it:
         assert moving_it.stdout is not None
         said = any(line in told for told in iter(moving_it.stdout.readline, ""))
-        moving_it.kill()
+        moving_it.send_signal(by)
     assert said
+
+
+def test_a_command_that_is_told_to_end_undoes_what_it_did(shop: Shop) -> None:
+    kill_command(shop, "replicating", signal.SIGTERM)
+    assert (shop.left_behind(), shop.has(shop.there)) == ([], False)
+    assert shop.has(shop.here)
 
 
 def test_a_killed_command_is_undone_or_brought_to_its_end(shop: Shop, tmp_path: Path) -> None:
