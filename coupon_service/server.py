@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
@@ -15,7 +16,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 from prometheus_client import CollectorRegistry
 
 from coupon_service import wiring
-from coupon_service.batching import BatchingError, DetachedTasks
+from coupon_service.batching import BatchingError, DetachedTasks, Rush
 from coupon_service.errors import DatabaseUnavailable
 from coupon_service.leases import Leases
 from coupon_service.locks.held_in_shards import HeldInShards
@@ -191,6 +192,7 @@ class Server:
             pseudonyms=wiring.pseudonyms(self._settings),
             tokens=self._lock_tokens,
             page_tokens=self._page_tokens,
+            rushes=defaultdict(Rush),
             streams=self._streams,
             watchers=self._watchers,
             authenticate=self._handler.authenticate,

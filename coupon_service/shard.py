@@ -5,7 +5,7 @@ There is one of these, unless COUPON_SHARDS says otherwise.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, TypeVar
@@ -14,7 +14,13 @@ import structlog
 
 from coupon_service import wiring
 from coupon_service.audit.checkpoints import Signer
-from coupon_service.batching import BatchingSettings, CommandLanes, DetachedTasks, MicroBatcher
+from coupon_service.batching import (
+    BatchingSettings,
+    CommandLanes,
+    DetachedTasks,
+    MicroBatcher,
+    Rush,
+)
 from coupon_service.checkout import Checkout
 from coupon_service.erasure import Eraser
 from coupon_service.leases import Leases
@@ -82,6 +88,7 @@ class SharedParts:
     pseudonyms: Pseudonyms
     tokens: LockTokens
     page_tokens: PageTokens
+    rushes: Mapping[str, Rush]
     streams: CheckoutStreams
     watchers: OpenStreams
     authenticate: Callable[[str, RequestContext], None]
@@ -180,13 +187,23 @@ class Shard:
         batching, metrics, tracer = shared.batching, shared.metrics, shared.tracer
         self._executor = executor = Executor(self.database, shared.now, metrics, shared.pseudonyms)
         self.commands = CommandLanes(
-            MicroBatcher(executor.execute, batching.commands, metrics, tracer=tracer),
+            MicroBatcher(
+                executor.execute,
+                batching.commands,
+                metrics,
+                tracer=tracer,
+                rush=shared.rushes["changes"],
+            ),
             MicroBatcher(executor.execute, batching.bulk, metrics, "bulk", tracer),
             batching.bulk_part_size,
         )
-        self._previews = MicroBatcher(executor.preview, batching.reads, metrics, "looks", tracer)
+        self._previews = MicroBatcher(
+            executor.preview, batching.reads, metrics, "looks", tracer, shared.rushes["looks"]
+        )
         lookups = Lookups(self.database)
-        self._lookups = MicroBatcher(lookups.execute, batching.reads, metrics, "lookups", tracer)
+        self._lookups = MicroBatcher(
+            lookups.execute, batching.reads, metrics, "lookups", tracer, shared.rushes["lookups"]
+        )
         self._reads = Reads(self.database, self._lookups.submit)
 
     def _make_locks(self) -> LockService:
@@ -200,8 +217,12 @@ class Shard:
         )
         acquirer = LockAcquirer(history, leases, limits, detached, now)
         release = LockReleaser(history, leases, detached).release
-        self._acquirer = MicroBatcher(acquirer.acquire, batching, metrics, "locks", tracer)
-        self._releaser = MicroBatcher(release, batching, metrics, "unlocks", tracer)
+        self._acquirer = MicroBatcher(
+            acquirer.acquire, batching, metrics, "locks", tracer, shared.rushes["locks"]
+        )
+        self._releaser = MicroBatcher(
+            release, batching, metrics, "unlocks", tracer, shared.rushes["unlocks"]
+        )
         extender = LockExtender(history, leases, limits, detached, now)
         return LockService(
             self._acquirer,

@@ -9,6 +9,7 @@ from coupon_service.batching.detached import DetachedTasks
 from coupon_service.batching.flush_buffer import FlushBuffer
 from coupon_service.batching.lanes import CommandLanes
 from coupon_service.batching.lazy import LazyCommand
+from coupon_service.batching.linger import Rush
 from coupon_service.batching.settings import (
     BATCHING_DEFAULTS,
     BatchingError,
@@ -29,4 +30,5 @@ __all__ = [
     "LingerSettings",
     "MicroBatcher",
     "MicroBatcherSettings",
+    "Rush",
 ]

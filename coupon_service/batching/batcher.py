@@ -15,7 +15,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
 
 from coupon_service.batching.lazy import LazyCommand
-from coupon_service.batching.linger import LastBatch, linger
+from coupon_service.batching.linger import LastBatch, Rush, linger
 from coupon_service.batching.settings import MicroBatcherSettings
 from coupon_service.errors import CouponServiceError, DeadlineExceeded, Overloaded
 from coupon_service.telemetry.metrics import Metrics
@@ -52,7 +52,8 @@ class MicroBatcher(Generic[Q, R]):
     """Carries out items in batches, first come first served.
 
     `execute` answers each item of a batch; an answer may be a future, when it takes longer than
-    those of the others. `kind` names the batches in the metrics, where there are any.
+    those of the others. `kind` names the batches in the metrics, where there are any. `rush` is
+    shared by batchers of the same kind.
     """
 
     def __init__(
@@ -62,8 +63,10 @@ class MicroBatcher(Generic[Q, R]):
         metrics: Metrics | None = None,
         kind: str = "changes",
         tracer: Tracer | None = None,
+        rush: Rush | None = None,
     ) -> None:
         self._kind = kind
+        self._rush = rush or Rush()
         self._execute = execute
         self._settings = settings
         self._metrics = metrics
@@ -72,7 +75,6 @@ class MicroBatcher(Generic[Q, R]):
         self._queued = self._shown = 0
         self._in_flight = 0
         self._filling = False
-        self._last = LastBatch()
         self._batches: set[asyncio.Task[None]] = set()
 
     @property
@@ -107,6 +109,7 @@ class MicroBatcher(Generic[Q, R]):
         span = self._tracer.caller() if self._tracer is not None else None
         self._queue.append(_Waiting(item, answer, perf_counter(), span))
         self._queued += item.size
+        self._rush.arrived += item.size
         self._begin()
         return answer
 
@@ -131,13 +134,15 @@ class MicroBatcher(Generic[Q, R]):
             task.add_done_callback(self._batches.discard)
 
     async def _carry_out_next(self) -> None:
+        max_wait_s = self._settings.batch_max_wait_ms / 1000
         await linger(
             self._settings.linger,
-            self._last,
+            self._rush,
+            self._rush.last(self, max_wait_s),
             lambda: self._queued,
             enough=self._settings.batch_max_size,
             since_s=self._queue[0].since,
-            max_wait_s=self._settings.batch_max_wait_ms / 1000,
+            max_wait_s=max_wait_s,
         )
         self._filling = False
         batch = self._take_batch()
@@ -196,9 +201,10 @@ class MicroBatcher(Generic[Q, R]):
                     await self._answer(batch)
         finally:
             self._in_flight -= 1
-            self._last = LastBatch(size, perf_counter() - started)
+            done = LastBatch(size, perf_counter() - started)
+            self._rush.executed(self, done)
             if self._metrics is not None:
-                self._metrics.batch_executed(self._kind, *self._last)
+                self._metrics.batch_executed(self._kind, *done)
 
     async def _answer(self, batch: list[_Waiting[Q, R]]) -> None:
         try:

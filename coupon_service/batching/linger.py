@@ -17,8 +17,33 @@ class LastBatch(NamedTuple):
     took_s: float = 0.0
 
 
+class Rush:
+    """What the batchers of one kind know of each other, where a worker has several: their commands
+    come through the same event loop, and all of their batches wait behind each other there."""
+
+    def __init__(self) -> None:
+        self.arrived = 0
+        """Commands that have come to any of them."""
+        self._last: dict[object, tuple[float, LastBatch]] = {}
+
+    def executed(self, batcher: object, batch: LastBatch) -> None:
+        """One of them has carried out a batch."""
+        self._last[batcher] = perf_counter(), batch
+
+    def last(self, batcher: object, within_s: float) -> LastBatch:
+        """The batch before of this one, with those of the others that ended within so long."""
+        size, took_s = 0, 0.0
+        since_s = perf_counter() - within_s
+        for it, (ended_s, batch) in self._last.items():
+            if it is batcher or ended_s >= since_s:
+                size += batch.size
+                took_s += batch.took_s
+        return LastBatch(size, took_s)
+
+
 async def linger(
     settings: LingerSettings,
+    rush: Rush,
     last: LastBatch,
     waiting: Callable[[], int],
     *,
@@ -42,7 +67,7 @@ async def linger(
         return
     until_s = since_s + min(max_wait_s, last.took_s)
     linger_s = settings.linger_ms / 1000
-    seen = 0
-    while seen < waiting() < enough and (left_s := until_s - perf_counter()) > 0:
-        seen = waiting()
+    seen = -1
+    while seen < rush.arrived and waiting() < enough and (left_s := until_s - perf_counter()) > 0:
+        seen = rush.arrived
         await asyncio.sleep(min(linger_s, left_s))

@@ -15,6 +15,7 @@ from coupon_service.batching import (
     LazyCommand,
     MicroBatcher,
     MicroBatcherSettings,
+    Rush,
 )
 from coupon_service.errors import NoCodesAvailable
 from coupon_service.model import Call, CommandGroup, EventType, Outcome, SetCodeEnabled
@@ -62,7 +63,7 @@ def group(code: str, *, size: int = 1, deadline: float | None = None) -> Command
 
 
 def micro_batcher(
-    transactions: Transactions, **changes: Any
+    transactions: Transactions, rush: Rush | None = None, **changes: Any
 ) -> MicroBatcher[CommandGroup, list[Outcome]]:
     """A batcher of up to four commands, whose queue holds eight."""
     settings: dict[str, Any] = {
@@ -73,7 +74,10 @@ def micro_batcher(
         "linger": LINGER,
     } | changes
     return MicroBatcher(
-        transactions.execute, MicroBatcherSettings(**settings), Metrics(CollectorRegistry())
+        transactions.execute,
+        MicroBatcherSettings(**settings),
+        Metrics(CollectorRegistry()),
+        rush=rush,
     )
 
 

@@ -21,7 +21,8 @@ from support.batches import (
     turns,
 )
 
-from coupon_service.batching import BatchingSettings, MicroBatcher
+from coupon_service.batching import BatchingSettings, MicroBatcher, Rush
+from coupon_service.batching.linger import LastBatch
 from coupon_service.errors import Contention, DeadlineExceeded, Overloaded
 from coupon_service.model import CommandGroup, Outcome
 from coupon_service.telemetry.metrics import Metrics
@@ -78,7 +79,7 @@ async def _busy(
     transactions: Transactions, *, for_s: float = 0, **changes: Any
 ) -> MicroBatcher[CommandGroup, list[Outcome]]:
     """A batcher that has just been busy, with a batch that took so long."""
-    settings = {"batch_max_size": 2 * BUSY_SIZE, "queue_max_size": 100} | changes
+    settings: dict[str, Any] = {"batch_max_size": 2 * BUSY_SIZE, "queue_max_size": 100} | changes
     batcher = micro_batcher(transactions, **settings)
     transactions.open.clear()
     tasks = submit(batcher, *map(group, "x" * BUSY_SIZE))
@@ -100,6 +101,29 @@ async def test_a_busy_batcher_waits_as_long_as_more_arrive() -> None:
         tasks += submit(batcher, group(name))
     await asyncio.gather(*tasks)
     assert transactions.batches == [["A", "B", "C", "D"]]
+
+
+async def test_a_batcher_waits_for_more_where_those_beside_it_are_busy() -> None:
+    linger_s = 0.5
+    transactions, rush = Transactions(), Rush()
+    rush.executed("another", LastBatch(BUSY_SIZE, 60))
+    linger = replace(LINGER, linger_ms=1_000 * linger_s)
+    batcher = micro_batcher(transactions, rush, linger=linger)
+    tasks = submit(batcher, group("A"))
+    await asyncio.sleep(linger_s / 10)
+    tasks += submit(batcher, group("B"))
+    await asyncio.gather(*tasks)
+    assert transactions.batches == [["A", "B"]]
+
+
+def test_batches_of_others_count_for_as_long_as_a_batch_may_wait() -> None:
+    rush = Rush()
+    rush.executed("one", LastBatch(3, 0.25))
+    rush.executed("other", LastBatch(4, 0.5))
+    assert rush.last("one", 60) == LastBatch(7, 0.75)
+    assert rush.last("one", -60) == LastBatch(3, 0.25)
+    assert rush.last("third", 60) == LastBatch(7, 0.75)
+    assert rush.last("third", -60) == LastBatch()
 
 
 @pytest.mark.parametrize(
