@@ -97,10 +97,11 @@ async def codes_taken(connection: Connection, book: Book) -> int:
     return row[0] if row else 0
 
 
+# Since the transaction began: Citus takes no VOLATILE function here.
 DELETE_ABANDONED: Final = """
 DELETE FROM coupon_generations
 WHERE book_id = %(book_id)s
-    AND update_time <= (SELECT clock_timestamp() - %(abandoned_after_s)s * interval '1 s')
+    AND update_time <= now() - %(abandoned_after_s)s * interval '1 s'
 """
 SELECT_COUNT: Final = """
 SELECT count FROM coupon_generations WHERE book_id = %s AND generation_id = %s
@@ -134,7 +135,7 @@ async def reserve_codes(
 
 
 USE_RESERVED: Final = """
-UPDATE coupon_generations SET missing = missing - %s, update_time = clock_timestamp()
+UPDATE coupon_generations SET missing = missing - %s, update_time = now()
 WHERE book_id = %s AND generation_id = %s
 RETURNING missing
 """
