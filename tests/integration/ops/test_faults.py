@@ -200,8 +200,7 @@ def test_a_server_waits_for_its_schema(empty_database_url: str, redis_server_url
     with ServerThread(settings, lambda: datetime.now(UTC) + ahead) as server:
         api = Api(server.address)
         assert not any(is_serving(api, service) for service in SERVICES)
-        with refused("DATABASE_UNAVAILABLE", StatusCode.UNAVAILABLE):
-            api.draft()
+        until(lambda: tried(api.draft) == "DATABASE_UNAVAILABLE")
 
         migrations.apply(empty_database_url)
         until(lambda: all(is_serving(api, service) for service in SERVICES))
