@@ -17,7 +17,7 @@ from coupon_service.settings import Purpose, load_settings
 
 MOVED = "ok, moved: update COUPON_SHARD_URLS"
 
-COLUMNS = ("SHARD", "SERVER", "SCHEMA", "VERSION", "BOOKS", "STATE")
+COLUMNS: tuple[str, ...] = ("SHARD", "SERVER", "SCHEMA", "VERSION", "BOOKS", "STATE")
 
 
 def status() -> None:
@@ -32,18 +32,10 @@ def status() -> None:
     settings = load_settings(purpose=Purpose.MIGRATE)
     with database_of(settings):
         found = shards.look(wiring.shard_places(settings))
-    states = [it.problem or (MOVED if it.has_moved else "ok") for it in found]
-    rows = [COLUMNS] + [
-        (
-            str(number),
-            it.server,
-            it.schema,
-            it.step,
-            f"{it.books:,}",
-            state,
-        )
-        for number, (it, state) in enumerate(zip(found, states, strict=True))
-    ]
+    rows = [COLUMNS]
+    for number, it in enumerate(found):
+        state = it.problem or (MOVED if it.has_moved else "ok")
+        rows.append((str(number), it.server, it.schema, it.step, f"{it.books:,}", state))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         cells = (f"{cell:{width}}" for cell, width in zip(row, widths, strict=True))
