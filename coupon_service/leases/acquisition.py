@@ -103,12 +103,14 @@ class Acquisition:
         )
         return counted, permit
 
-    def _giving_up(self, request: LeaseRequest) -> RedisCommand:
-        """For a permit that was granted, and that the user may not have."""
+    def _giving_up(self, request: LeaseRequest, held_id: str) -> RedisCommand:
+        """For a permit that was granted, to this attempt or another of the user's, and that the
+        user may not have."""
+        held = request.key._replace(lock_id=held_id)
         if request.takes_over is not None:
             taken = request.takes_over.key
-            return self._scripts.hand_back(request.key, taken, grace_ms=self._grace_ms)
-        return self._scripts.release(request.key, attempt=True)
+            return self._scripts.hand_back(held, taken, grace_ms=self._grace_ms)
+        return self._scripts.release(held, attempt=True)
 
     def _found(
         self,
@@ -132,9 +134,10 @@ class Acquisition:
         result = AcquireResult(
             status, held_id, expire_ms, permits_taken, time_left(others_end_in_ms)
         )
-        if outcome == "TAKEN" and not counted_ms:
+        # A lock that the index has not, either, is of an attempt that gives it up just now.
+        if outcome in ("TAKEN", "SAME", "OTHER") and not counted_ms:
             return replace(result, status=AcquireStatus.LIMIT), (
-                IndexWrite(self._giving_up(request)),
+                IndexWrite(self._giving_up(request, held_id)),
                 self._indexes.entry(Entry(key, of_book=True), 0),
             )
         if held_id != key.lock_id or status not in (

@@ -35,6 +35,7 @@ from coupon_service.leases import (
     Leases,
     ReleaseRequest,
 )
+from coupon_service.leases.scripts import index_member, user_index
 
 # --- acquire ------------------------------------------------------------------------------------
 
@@ -231,6 +232,35 @@ async def test_at_the_limit_a_user_still_gets_the_locks_he_holds(leases: Leases)
 
     assert (again.status, again.lock_id) == (AcquireStatus.HELD_BEFORE, "lock-0")
     assert (repeated.status, repeated.lock_id) == (AcquireStatus.HELD_BEFORE, "lock-1")
+
+
+async def test_attempts_at_one_code_count_as_the_one_lock_that_may_come_of_them(
+    leases: Leases, redis: Redis
+) -> None:
+    """In a cluster they may be counted by one master before any has asked another for a permit."""
+    attempts = [LeaseKey(CODE, BOOK, "ann", f"attempt-{i}") for i in range(3)]
+    await redis.zadd(user_index("ann"), {index_member(it): soon_ms() for it in attempts})
+    taken = await acquire(leases, ANN, TTL_MS)
+    other = await acquire(leases, LeaseKey("CODE9", BOOK, "ann", "lock-9"), TTL_MS)
+
+    assert (taken.status, taken.lock_id) == (AcquireStatus.GRANTED, "lock-a")
+    assert other.status is AcquireStatus.LIMIT
+
+
+async def test_two_attempts_at_once_get_no_lock_above_the_limit(leases: Leases) -> None:
+    for i in range(3):
+        await acquire(leases, LeaseKey(f"CODE{i}", BOOK, "ann", f"lock-{i}"), TTL_MS)
+    above = [LeaseKey(CODE, BOOK, "ann", f"above-{i}") for i in range(3)]
+    answers = await leases.acquire_each([LeaseRequest(it, TTL_MS) for it in (*above, above[0])])
+
+    locks = [it for it in answers if isinstance(it, AcquireResult)]
+    assert [it.status for it in locks] == [AcquireStatus.LIMIT] * 4
+    assert {it.key.lock_id for it in await leases.list_user("ann")} == {
+        "lock-0",
+        "lock-1",
+        "lock-2",
+    }
+    assert (await acquire(leases, BOB, TTL_MS)).permits_taken == 1
 
 
 async def test_a_lock_given_back_or_ended_counts_no_longer(leases: Leases) -> None:
