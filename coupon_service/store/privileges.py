@@ -42,7 +42,7 @@ PRIVILEGES: Final[Mapping[str, tuple[LiteralString, ...]]] = MappingProxyType(
         "coupon_finished_steps": _READ,
         "coupon_generations": (*_WRITE, "DELETE"),
         "coupon_order_books": _WRITE,
-        "coupon_orders": _WRITE,
+        "coupon_orders": (*_WRITE, "DELETE"),
         "coupon_past_codes": (*_WRITE, "DELETE"),
         "coupon_period_counters": (*_WRITE, "DELETE"),
         "coupon_refusals": (*_ADD, "DELETE"),

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mutants.harness import CALLERS, PAIR, REDEEMED, ROUNDS, Stack
-from support.calls import tried
+from support.calls import batch, item, outcomes_of, tried
 from support.service import Api, books, euros, new_codes
 
 COMBINABLE = books.ORDER_POLICY_COMBINABLE
@@ -71,6 +71,17 @@ def coupons_on_an_order(it: Stack) -> None:
     api.rollback(first.redemption_id)
     third = _redeem(api, 3, names).redemption.discount.amount_minor
     assert third == 6_000, third
+    it.conserved()
+
+
+def order_that_is_refused(it: Stack) -> None:
+    """A batch leaves nothing of the orders for which it redeemed nothing."""
+    api, (used, code) = it.apis[0], new_codes(2)
+    api.book(codes=[used, code], order_policy=COMBINABLE)
+    amount = euros(10_000)
+    api.redeem(used, "user", order_id="the order", order_amount=amount)
+    items = [item(it, "user", order_id=f"of {it}", order_amount=amount) for it in (used, code)]
+    assert outcomes_of(batch(api, items)) == ["CODE_ALREADY_REDEEMED", "OK"]
     it.conserved()
 
 

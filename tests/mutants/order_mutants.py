@@ -14,7 +14,7 @@ from coupon_service.model import OrderCoupons
 from coupon_service.rules import budgets, orders, redemptions, refusals
 from coupon_service.rules.derived_states import order_discount
 from coupon_service.rules.draft import Draft
-from coupon_service.store.commands import limit_counters, order_coupons
+from coupon_service.store.commands import executor, limit_counters, order_coupons
 
 
 def budget_not_credited() -> Mutant:
@@ -78,6 +78,11 @@ def coupon_left_on_its_order() -> Mutant:
         return coupons
 
     return mock.patch.object(redemptions, "without_coupon", left)
+
+
+def unused_orders_kept() -> Mutant:
+    """The row of an order stays of which nothing was redeemed, with whose order it is."""
+    return mock.patch.object(executor, "delete_unused_orders", _nothing)
 
 
 def users_share_orders_with_the_business() -> Mutant:

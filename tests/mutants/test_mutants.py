@@ -76,6 +76,7 @@ CAUGHT_BY: dict[Callable[[], mutants.Mutant], Callable[[Stack], None]] = {
     order_mutants.order_read_without_a_lock: order_harness.race_of_an_exclusive_group,
     order_mutants.discount_on_the_full_amount: order_harness.coupons_on_an_order,
     order_mutants.coupon_left_on_its_order: order_harness.coupons_on_an_order,
+    order_mutants.unused_orders_kept: order_harness.order_that_is_refused,
     order_mutants.users_share_orders_with_the_business: (
         checkout_harness.exclusive_order_of_an_end_user
     ),

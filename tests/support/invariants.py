@@ -323,6 +323,14 @@ RULES: Final = {
         GROUP BY book_id, discount_limit_minor
         HAVING sum(live.discount_minor) > discount_limit_minor
     """,
+    "an order has, or had, coupons": """
+        SELECT business_id, order_id, order_user_id FROM coupon_orders
+        WHERE business_id IN (SELECT business_id FROM books) AND NOT EXISTS (
+            SELECT FROM coupon_order_books
+            WHERE coupon_order_books.business_id = coupon_orders.business_id
+            AND coupon_order_books.order_id = coupon_orders.order_id
+            AND coupon_order_books.order_user_id = coupon_orders.order_user_id)
+    """,
     "coupons take off an order no more than its amount": """
         SELECT business_id, order_id, whose, sum(discount_minor), max(order_amount_minor)
         FROM on_orders WHERE order_amount_minor IS NOT NULL GROUP BY business_id, order_id, whose

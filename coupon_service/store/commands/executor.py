@@ -34,6 +34,7 @@ from coupon_service.model.pseudonyms import NO_PSEUDONYMS, Pseudonyms
 from coupon_service.rules import decide
 from coupon_service.store.commands.apply import apply
 from coupon_service.store.commands.load import load
+from coupon_service.store.commands.order_coupons import delete_unused_orders
 from coupon_service.store.database import Database
 from coupon_service.store.pipeline import Connection, Pipeline
 from coupon_service.store.scopes import LoadMemory
@@ -109,6 +110,8 @@ class Executor:
                 # tell a code that is hidden from one that does not exist. A repeat needs it, so
                 # that what it is answered with is durable where it waits for a standby.
                 pipeline.ending = "ROLLBACK"
+            elif state.order_coupons:
+                delete_unused_orders(pipeline, state)
             return complete, outcomes
 
         complete, outcomes = await self._database.batch(name, work)

@@ -64,6 +64,13 @@ JOIN coupon_order_books AS b USING (business_id, order_id, order_user_id)
 JOIN coupon_books AS book USING (book_id, business_id)
 """
 
+DELETE_ORDERS: Final = """
+DELETE FROM coupon_orders AS o
+USING unnest(%s::text[], %s::text[], %s::text[]) AS d (business_id, order_id, order_user_id)
+WHERE o.business_id = d.business_id AND o.order_id = d.order_id
+    AND o.order_user_id = d.order_user_id
+"""
+
 
 def orders_of(command: Command, book: Book) -> tuple[OrderRef, ...]:
     """The order of a redemption, or of one that is rolled back or adjusted. Nothing else knows
@@ -90,6 +97,14 @@ def select_order_coupons(
     if erased:
         return rows, pipeline.add(SELECT_ORDER_BOOKS_OF_ALL, _arrays((*orders, *erased)))
     return rows, pipeline.add(SELECT_ORDER_BOOKS, arrays)
+
+
+def delete_unused_orders(pipeline: Pipeline, state: State) -> None:
+    """Adds what deletes orders of which nothing was redeemed after all: `select_order_coupons` made
+    their rows to lock them, and no event names them to `EraseUser`."""
+    unused = [order for order, coupons in state.order_coupons.items() if not coupons.books]
+    if unused:
+        pipeline.add(DELETE_ORDERS, _arrays(unused))
 
 
 def _arrays(orders: Iterable[OrderRef]) -> tuple[str, str, str]:

@@ -156,6 +156,22 @@ def test_codes_of_a_batch_are_decided_in_order(shop: Shop) -> None:
     assert taken_off == [0, 6_000, 4_000, 0]
 
 
+def test_an_order_of_which_nothing_was_redeemed_leaves_no_row(
+    shop: Shop, server: ServerThread
+) -> None:
+    """`EraseUser` finds the rows of a user by events, and a refusal has none."""
+    used, code, other = shop.codes()
+    shop.off_minor(used, order_id="first")
+    items = [item(it, "ann", **ORDER | {"order_id": f"of {it}"}) for it in (used, code)]
+    assert outcomes_of(batch(shop.api, items)) == ["CODE_ALREADY_REDEEMED", "OK"]
+    with psycopg.connect(server.database_url) as connection:
+        rows = connection.execute(
+            "SELECT order_id FROM coupon_orders WHERE business_id = %s", [shop.business]
+        )
+        assert {row[0] for row in rows} == {"first", f"of {code}"}
+    assert shop.off_minor(other, order_id=f"of {used}") == 6_000
+
+
 def test_a_coupon_that_may_be_locked_keeps_its_place_in_a_batch(shop: Shop) -> None:
     (lockable,) = shop.codes(1, lock_policy=books.LOCK_POLICY_OPTIONAL, order_policy=EXCLUSIVE)
     (plain,) = shop.codes(1)

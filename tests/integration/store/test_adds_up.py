@@ -74,6 +74,10 @@ BREAKS = {
     "an event of a code begins where the one before has left it": again(
         "kept", state_before=CodeState.DISABLED
     ),
+    "an order has, or had, coupons": """
+        INSERT INTO coupon_orders (business_id, order_id, order_user_id)
+        SELECT business_id, 'unused', '' FROM coupon_books WHERE book_id = %s
+    """,
     "coupons take off an order no more than its amount": again("kept", discount_minor=1_001),
     "no redemption exceeded the limit of its time": again("kept", code_redemptions=9),
     "an order has one live redemption of a code": again("kept"),

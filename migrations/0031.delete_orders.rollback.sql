@@ -1,0 +1,2 @@
+-- A privilege that the version before does not use.
+SELECT;
