@@ -39,8 +39,8 @@ from coupon_service.rules.draft import Draft
 from coupon_service.store import counters, database, generations
 from coupon_service.store.bulk import generation, imports, lane, upload_rows
 from coupon_service.store.commands import apply as applying
+from coupon_service.store.commands import codes, limit_counters
 from coupon_service.store.commands import executor as execute
-from coupon_service.store.commands import limit_counters
 from coupon_service.store.commands import load as loading
 from coupon_service.store.events import EVENT_ROWS, INSERT_EVENTS
 
@@ -55,7 +55,7 @@ def no_cap_guard() -> Mutant:
 def limit_read_before_the_lock() -> Mutant:
     """What is decided on was read without a lock."""
     return _all(
-        mock.patch.object(loading, "LOCK_CODES", loading.SELECT_CODES),
+        mock.patch.object(codes, "LOCK_CODES", codes.SELECT_CODES),
         loaded_with_another(),
     )
 
@@ -177,9 +177,9 @@ def unsorted_row_locks() -> Mutant:
         def __iter__(self) -> Any:
             return chain.from_iterable(list.__iter__(self))
 
-    real, turns = loading._select_codes, itertools.count()
+    real, turns = codes.select_codes, itertools.count()
 
-    def select(pipeline: Any, keys: Sequence[loading.CodeRowKey], *, lock: bool) -> Any:
+    def select(pipeline: Any, keys: Sequence[codes.CodeRowKey], *, lock: bool) -> Any:
         found = Joined()
         for key in sorted(keys, reverse=next(turns) % 2 == 1):
             found.append(real(pipeline, [key], lock=lock))
@@ -187,7 +187,7 @@ def unsorted_row_locks() -> Mutant:
                 pipeline.add(WAIT_FOR_ANOTHER)
         return found
 
-    return mock.patch.object(loading, "_select_codes", select)
+    return mock.patch.object(loading, "select_codes", select)
 
 
 def no_shield() -> Mutant:
@@ -350,8 +350,8 @@ def refusals_wait_for_the_disk() -> Mutant:
 
 def book_of_an_unknown_code_not_read() -> Mutant:
     """Of a code that is not there no book is read."""
-    joined = loading.SELECT_BOOKS.replace("LEFT JOIN", "JOIN")
-    return mock.patch.object(loading, "SELECT_BOOKS", joined)
+    joined = codes.SELECT_BOOKS.replace("LEFT JOIN", "JOIN")
+    return mock.patch.object(codes, "SELECT_BOOKS", joined)
 
 
 def counters_read_for_hidden_codes() -> Mutant:

@@ -13,7 +13,7 @@ import grpc
 from support.service import ServerThread
 
 from coupon_service.rpc.context import CURRENT
-from coupon_service.store.commands import load
+from coupon_service.store.commands import codes
 from coupon_service.store.pipeline import Pipeline, Rows
 
 
@@ -53,7 +53,7 @@ def work_done(server: ServerThread) -> Generator[WorkDone]:
     def recorded_add(pipeline: Pipeline, statement: Any, parameters: Any = ()) -> Rows:
         record(statement)
         rows = add(pipeline, statement, parameters)
-        if statement == load.SELECT_BOOKS and of_a_call():
+        if statement == codes.SELECT_BOOKS and of_a_call():
             books_read.append(rows)
         return rows
 

@@ -31,8 +31,9 @@ from coupon_service.store.bulk.change_progress import CHUNK, CodeChanges, Item, 
 from coupon_service.store.bulk.code_filter import select_still_matching
 from coupon_service.store.bulk.deletions import delete_codes, deletion_refusals
 from coupon_service.store.commands.apply import apply
+from coupon_service.store.commands.codes import LOCK_CODES, SELECT_CODES, key_arrays
 from coupon_service.store.commands.executor import counted
-from coupon_service.store.commands.load import LOCK_CODES, SELECT_CODES, key_arrays, load
+from coupon_service.store.commands.load import load
 from coupon_service.store.pipeline import Connection, Pipeline
 from coupon_service.store.rows import code_from_row
 from coupon_service.store.scopes import LoadMemory

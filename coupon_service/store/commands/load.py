@@ -8,10 +8,9 @@ whole book need a second round trip, to lock those counters, and repeats, to rea
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
 from datetime import datetime
-from typing import Final, LiteralString
+from typing import Final
 from uuid import UUID
 
 from psycopg.rows import TupleRow
@@ -24,21 +23,33 @@ from coupon_service.model import (
     Redeem,
     State,
     UserCounts,
-    bucket_of_event,
     rollback_id,
 )
 from coupon_service.model.codes import bucket_of
 from coupon_service.model.scopes import ALL_BUSINESSES, scope_of_book
 from coupon_service.rules import as_attempted, ids_of_attempt
 from coupon_service.store.adjustments import select_adjustments, select_terms
-from coupon_service.store.arrays import int_array, text_array, uuid_array
 from coupon_service.store.commands.archived_events import load_archived
+from coupon_service.store.commands.assignments import (
+    put_assignments,
+    select_assignments,
+    select_candidate_assignments,
+)
+from coupon_service.store.commands.codes import put_books, put_codes, select_books, select_codes
 from coupon_service.store.commands.erased_rows import (
     add_erased,
     orders_under_pseudonyms,
     periods_under_pseudonyms,
     put_pseudonyms,
     users_under_pseudonyms,
+)
+from coupon_service.store.commands.events import (
+    put_earlier,
+    put_events,
+    put_lock_events,
+    select_events,
+    select_lock_events,
+    select_random_events,
 )
 from coupon_service.store.commands.limit_counters import limited, select_totals, select_users
 from coupon_service.store.commands.order_coupons import put_order_coupons, select_order_coupons
@@ -48,28 +59,15 @@ from coupon_service.store.commands.period_counters import select_periods
 from coupon_service.store.commands.random_codes import lock_candidates
 from coupon_service.store.commands.read_set import ReadSet, wanted_by
 from coupon_service.store.commands.user_locks import select_user_locks
-from coupon_service.store.erasures import ERASURES, erasures_of
-from coupon_service.store.events import SELECT_LOCK_EVENTS
+from coupon_service.store.erasures import erasures_of
 from coupon_service.store.pipeline import Pipeline, Rows
 from coupon_service.store.rows import (
-    ASSIGNMENTS,
-    BOOKS,
-    CODES,
-    EVENTS,
     adjustment_from_row,
-    assignment_from_row,
-    book_from_row,
-    code_from_row,
-    event_from_row,
     shown_code_from_row,
     terms_from_row,
 )
-from coupon_service.store.scopes import SOLE_BUSINESS, LoadMemory, Scoping
+from coupon_service.store.scopes import LoadMemory, Scoping
 from coupon_service.store.spellings import select_shown_codes, select_spellings
-from coupon_service.store.terms import terms_by_code
-
-CodeRowKey = tuple[int, str, int]
-"""A bucket, a code, and its scope, if that is a business."""
 
 
 async def load(
@@ -111,7 +109,7 @@ async def _load(
     read = await _load_named(pipeline, wanted, state, memory, now, lock=lock)
     if read != remembered or not (lock or _is_of_one_moment(state)):
         return None
-    _put_earlier(spelled, state)
+    put_earlier(spelled, state)
     if scoping.finished and (later := later_scopes(commands, wanted, state)):
         memory.later_scopes |= later
         return None
@@ -140,7 +138,7 @@ async def _load_named(
     """Reads the rows that the commands name, in one round trip. Returns what is to be remembered:
     the scoping, and whether anybody was erased."""
     keys = sorted((bucket_of(code), code, scope) for code, scope in wanted.codes)
-    code_rows = _select_codes(pipeline, keys, lock=lock) if keys else ()
+    code_rows = select_codes(pipeline, keys, lock=lock) if keys else ()
     spellings = select_spellings(pipeline, wanted.shown) if wanted.shown else ()
     # Candidates never wait for a lock, so they do not disturb the order; they come after the rest.
     candidates = [
@@ -148,12 +146,10 @@ async def _load_named(
         for book_id, count in wanted.candidates.items()
         if lock
     ]
-    book_rows = _select_books(pipeline, keys, wanted.books)
-    assignment_rows = (
-        _select_assignments(pipeline, wanted.assignments) if wanted.assignments else ()
-    )
-    event_rows = _select_events(pipeline, wanted.events) if wanted.events else ()
-    lock_rows = _select_lock_events(pipeline, wanted.lock_ids) if wanted.lock_ids else ()
+    book_rows = select_books(pipeline, keys, wanted.books)
+    assignment_rows = select_assignments(pipeline, wanted.assignments) if wanted.assignments else ()
+    event_rows = select_events(pipeline, wanted.events) if wanted.events else ()
+    lock_rows = select_lock_events(pipeline, wanted.lock_ids) if wanted.lock_ids else ()
     user_lock_rows = select_user_locks(pipeline, wanted.locks_of, now) if wanted.locks_of else ()
     order_rows = select_orders(pipeline, wanted.orders) if wanted.orders else ()
     fences = _next_fences(pipeline, wanted.fences) if wanted.fences and lock else ()
@@ -161,29 +157,18 @@ async def _load_named(
     book_terms = select_terms(pipeline, wanted.adjusted.values()) if wanted.adjusted else ()
 
     await pipeline.run()
-    for row in code_rows:
-        state.put_code(code_from_row(row))
-    for code, scope, spelling in spellings:
-        # None where it was uploaded between these two statements.
-        for book_id in state.names.get(code, ()):
-            if scope_of_book(book_id) == scope:
-                state.put_code(replace(state.codes[book_id, code], spelling=spelling))
-    for row in book_rows:
-        book = book_from_row(row[2:-1])
-        state.books[book.book_id] = book
-        for code, terms in terms_by_code(row[-1]):
-            if (key := (book.book_id, code)) in state.codes:  # as with spellings
-                state.put_code(replace(state.codes[key], terms=terms))
+    put_codes(code_rows, spellings, state)
+    put_books(book_rows, state)
     if book_rows:
         sole_business, erasures = book_rows[0][:2]
         memory.scoping, memory.anybody_erased = Scoping.of(sole_business), erasures is not None
     read = memory.scoping, memory.anybody_erased
     state.several_businesses = memory.scoping.several_businesses
     state.erasures = erasures_of(book_rows[0][1]) if book_rows else {}
-    _put_assignments(assignment_rows, state)
-    _put_events(event_rows, state)
-    _put_lock_events(lock_rows, state)
-    _put_lock_events(user_lock_rows, state)
+    put_assignments(assignment_rows, state)
+    put_events(event_rows, state)
+    put_lock_events(lock_rows, state)
+    put_lock_events(user_lock_rows, state)
     put_live_orders(order_rows, state)
     _put_adjustments(adjustments, state)
     state.terms = {it: terms_from_row(tuple(row)) for it, *row in book_terms}
@@ -210,9 +195,9 @@ async def _load_attempts(
         if named not in wanted.events
     }
     if missed:
-        rows = _select_events(pipeline, missed)
+        rows = select_events(pipeline, missed)
         await pipeline.run()
-        _put_events(rows, state)
+        put_events(rows, state)
 
 
 async def _load_further(
@@ -230,8 +215,8 @@ async def _load_further(
     repeated, lock_ids = _of_repeats(commands, wanted, state)
     rollbacks = list(map(rollback_id, repeated))
     adjustments = select_adjustments(pipeline, repeated) if repeated else ()
-    rollback_rows = _select_events(pipeline, rollbacks) if rollbacks else ()
-    lock_rows = _select_lock_events(pipeline, lock_ids) if lock_ids else ()
+    rollback_rows = select_events(pipeline, rollbacks) if rollbacks else ()
+    lock_rows = select_lock_events(pipeline, lock_ids) if lock_ids else ()
     users, totals = limited(commands, state, now)
     orders, periods = list(state.order_coupons), list(state.periods)
     of_erased = orders_under_pseudonyms(orders, state)
@@ -256,9 +241,9 @@ async def _load_further(
     total_rows = select_totals(pipeline, totals, lock=lock) if totals else ()
     random = wanted.random_events if users else set[UUID]()
     # Repeats of a random assignment have no code in common; the user's row serialises them.
-    random_rows = _select_random_events(pipeline, random) if random else ()
+    random_rows = select_random_events(pipeline, random) if random else ()
     assignment_rows = (
-        _select_candidate_assignments(pipeline, state.candidates, users) if random else ()
+        select_candidate_assignments(pipeline, state.candidates, users) if random else ()
     )
     if users or orders or periods or totals or rollbacks or lock_ids:
         await pipeline.run()
@@ -273,13 +258,13 @@ async def _load_further(
         complete = not lock or len(coupon_rows[0]) == len(orders)
     for row in total_rows:
         state.totals[row[0]] = BookTotals(row[1], row[2])
-    _put_events(rollback_rows, state)
+    put_events(rollback_rows, state)
     _put_adjustments(adjustments, state)
-    _put_lock_events(lock_rows, state)
-    _put_events(random_rows, state)
+    put_lock_events(lock_rows, state)
+    put_events(random_rows, state)
     if random_rows:
-        _put_earlier(commands, state)
-    _put_assignments(assignment_rows, state)
+        put_earlier(commands, state)
+    put_assignments(assignment_rows, state)
     await _load_repeated_assignments(pipeline, random, state)
     return complete
 
@@ -309,11 +294,11 @@ async def _load_repeated_assignments(
     recorded = list(filter(None, map(state.events.get, random_events)))
     keys = {(it.code or "", it.user_id or "") for it in recorded}
     if keys:
-        assignment_rows = _select_assignments(pipeline, keys)
+        assignment_rows = select_assignments(pipeline, keys)
         scoped = {(it.code or "", scope_of_book(it.book_id)) for it in recorded}
         code_rows = select_shown_codes(pipeline, scoped)
         await pipeline.run()
-        _put_assignments(assignment_rows, state)
+        put_assignments(assignment_rows, state)
         for row in code_rows:
             code = shown_code_from_row(row)
             if code.key not in state.codes:
@@ -321,167 +306,10 @@ async def _load_repeated_assignments(
         await load_past_codes(pipeline, (), ReadSet(), state)
 
 
-def _put_assignments(rows: Iterable[TupleRow], state: State) -> None:
-    for row in rows:
-        assignment = assignment_from_row(row)
-        state.assignments[assignment.key] = assignment
-
-
-def _put_events(rows: Iterable[TupleRow], state: State) -> None:
-    for row in rows:
-        event = event_from_row(row)
-        state.events[event.event_id] = event
-
-
-def _put_earlier(commands: Iterable[Command], state: State) -> None:
-    """Gives rows that were written under another spelling of their ids to the commands that they
-    are of."""
-    for command in commands:
-        for attempt, parameters in command.earlier:
-            recorded = state.events.get(attempt)
-            if recorded is not None and recorded.fingerprint == parameters:
-                recorded = replace(recorded, fingerprint=command.fingerprint)
-                state.events[command.event_id] = recorded
-            elif recorded is not None:
-                state.events.setdefault(command.event_id, recorded)
-
-
 def _put_adjustments(rows: Iterable[TupleRow], state: State) -> None:
     for row in rows:
         adjustment = adjustment_from_row(row)
         state.adjustments[adjustment.redemption_id] = adjustment
-
-
-def _put_lock_events(rows: Iterable[TupleRow], state: State) -> None:
-    """Puts the events of locks that are not there yet into the state."""
-    known = frozenset(state.lock_events)
-    for row in rows:
-        event = event_from_row(row)
-        if event.lock_id is not None and event.lock_id not in known:
-            others = state.lock_events.get(event.lock_id, ())
-            state.lock_events[event.lock_id] = (*others, event)
-
-
-# A code of the scope that is wanted, or one that is unique over all businesses.
-SELECT_CODES: Final[LiteralString] = f"""
-SELECT {CODES.selected}
-FROM unnest(%s::smallint[], %s::text[], %s::bigint[]) AS wanted (bucket, code, own_scope)
-JOIN coupon_codes AS c USING (bucket, code)
-WHERE c.scope = ANY(ARRAY[0, own_scope])
-"""
-LOCK_CODES: Final[LiteralString] = (
-    SELECT_CODES + "ORDER BY c.bucket, c.code, c.scope FOR NO KEY UPDATE OF c"
-)
-
-
-def _select_codes(pipeline: Pipeline, keys: Sequence[CodeRowKey], *, lock: bool) -> Rows:
-    return pipeline.add(LOCK_CODES if lock else SELECT_CODES, key_arrays(keys))
-
-
-def key_arrays(keys: Sequence[CodeRowKey]) -> tuple[str, str, str]:
-    """The keys of codes, as parameters of SELECT_CODES."""
-    return (
-        int_array([bucket for bucket, _, _ in keys]),
-        text_array([code for _, code, _ in keys]),
-        int_array([scope for _, _, scope in keys]),
-    )
-
-
-# For a code that does not exist any book is read, which nobody looks at: else it took less work
-# than a code that is hidden. The terms of the codes, $1 and $2, are read here, and only for a book
-# that has some: for all others PostgreSQL does not carry out what CASE encloses.
-SELECT_BOOKS: Final[LiteralString] = f"""
-SELECT {SOLE_BUSINESS}, {ERASURES}, {BOOKS.selected},
-    CASE WHEN codes_have_terms THEN (
-        SELECT json_agg(of_code)::text
-        FROM unnest($1::smallint[], $2::text[]) AS wanted (bucket, code)
-        CROSS JOIN LATERAL (
-            SELECT * FROM coupon_code_terms AS t
-            WHERE t.bucket = wanted.bucket AND t.code = wanted.code
-                AND t.book_id = coupon_books.book_id
-            LIMIT 1
-        ) AS of_code)
-    END
-FROM coupon_books
-WHERE book_id IN (
-    SELECT coalesce(
-        c.book_id, (SELECT any_book.book_id FROM coupon_books AS any_book ORDER BY 1 LIMIT 1))
-    FROM unnest(%s::smallint[], %s::text[], %s::bigint[]) AS wanted (bucket, code, own_scope)
-    LEFT JOIN coupon_codes AS c
-        ON c.bucket = wanted.bucket AND c.code = wanted.code AND c.scope = ANY(ARRAY[0, own_scope])
-    UNION SELECT unnest(%s::uuid[]))
-"""
-
-
-def _select_books(pipeline: Pipeline, keys: Sequence[CodeRowKey], books: Iterable[UUID]) -> Rows:
-    return pipeline.add(SELECT_BOOKS, (*key_arrays(keys), uuid_array(books)))
-
-
-SELECT_ASSIGNMENTS: Final[LiteralString] = f"""
-SELECT {ASSIGNMENTS.selected}
-FROM unnest(%s::smallint[], %s::text[], %s::text[]) AS wanted (bucket, code, user_id)
-JOIN coupon_assignments USING (bucket, code, user_id)
-"""
-
-
-def _select_assignments(pipeline: Pipeline, keys: Iterable[tuple[str, str]]) -> Rows:
-    keys = list(keys)
-    codes = [code for code, _ in keys]
-    users = [user_id for _, user_id in keys]
-    parameters = int_array(map(bucket_of, codes)), text_array(codes), text_array(users)
-    return pipeline.add(SELECT_ASSIGNMENTS, parameters)
-
-
-SELECT_EVENTS: Final[LiteralString] = f"""
-SELECT {EVENTS.selected}
-FROM unnest(%s::uuid[], %s::smallint[]) AS wanted (event_id, bucket)
-JOIN redemption_audit USING (event_id, bucket)
-"""
-
-
-def _select_events(pipeline: Pipeline, events: Iterable[UUID]) -> Rows:
-    events = list(events)
-    parameters = uuid_array(events), int_array(map(bucket_of_event, events))
-    return pipeline.add(SELECT_EVENTS, parameters)
-
-
-# The row of a random assignment is in the bucket of the code that was chosen.
-SELECT_RANDOM_EVENTS: Final[LiteralString] = f"""
-SELECT {EVENTS.selected} FROM redemption_audit WHERE event_id = ANY(%s::uuid[])
-"""
-
-
-def _select_random_events(pipeline: Pipeline, events: Iterable[UUID]) -> Rows:
-    return pipeline.add(SELECT_RANDOM_EVENTS, (uuid_array(events),))
-
-
-# What users who get a random code had to do with the candidates before: one may have been revoked.
-SELECT_CANDIDATE_ASSIGNMENTS: Final[LiteralString] = f"""
-SELECT {ASSIGNMENTS.selected}
-FROM unnest(%s::smallint[], %s::text[]) AS wanted (candidate_bucket, candidate_code)
-CROSS JOIN LATERAL (
-    SELECT * FROM coupon_assignments
-    WHERE bucket = wanted.candidate_bucket AND code = wanted.candidate_code
-    AND user_id = ANY(%s::text[])
-    OFFSET 0  -- code by code
-) AS assignment
-"""
-
-
-def _select_candidate_assignments(
-    pipeline: Pipeline,
-    candidates: Mapping[UUID, Sequence[str]],
-    users: Iterable[tuple[UUID, str]],
-) -> Rows:
-    codes = [code for of_book in candidates.values() for code in of_book]
-    arrays = int_array(map(bucket_of, codes)), text_array(codes)
-    user_ids = text_array({user_id for _, user_id in users})
-    return pipeline.add(SELECT_CANDIDATE_ASSIGNMENTS, (*arrays, user_ids))
-
-
-def _select_lock_events(pipeline: Pipeline, lock_ids: dict[UUID, str]) -> Rows:
-    parameters = uuid_array(lock_ids), int_array(map(bucket_of, lock_ids.values()))
-    return pipeline.add(SELECT_LOCK_EVENTS, parameters)
 
 
 NEXT_FENCES: Final = "SELECT nextval('lock_fences') FROM generate_series(1, %s)"

@@ -12,20 +12,22 @@ from coupon_service.store import business_events, events, finishing, spellings, 
 from coupon_service.store.bulk import new_codes
 from coupon_service.store.commands import (
     apply,
+    assignments,
+    codes,
     limit_counters,
-    load,
     orders,
     random_codes,
     user_locks,
 )
+from coupon_service.store.commands import events as recorded
 from coupon_service.store.queries import assignment_pages, due_returns, lookups
 
 STATEMENTS = {
-    "lock codes": load.LOCK_CODES,
-    "books of codes": load.SELECT_BOOKS,
-    "assignments": load.SELECT_ASSIGNMENTS,
-    "assignments of candidates": load.SELECT_CANDIDATE_ASSIGNMENTS,
-    "events": load.SELECT_EVENTS,
+    "lock codes": codes.LOCK_CODES,
+    "books of codes": codes.SELECT_BOOKS,
+    "assignments": assignments.SELECT_ASSIGNMENTS,
+    "assignments of candidates": assignments.SELECT_CANDIDATE_ASSIGNMENTS,
+    "events": recorded.SELECT_EVENTS,
     "orders": orders.SELECT_ORDERS,
     "users": limit_counters.LOCK_USERS,
     "codes to show": spellings.SELECT_SHOWN_CODES,
@@ -70,7 +72,7 @@ def test_a_hot_statement_looks_up_each_row_by_a_key_it_is_given(
 
 @pytest.mark.parametrize(
     "statement",
-    [load.LOCK_CODES, load.SELECT_BOOKS, spellings.SELECT_SHOWN_CODES, apply.UPDATE_CODES],
+    [codes.LOCK_CODES, codes.SELECT_BOOKS, spellings.SELECT_SHOWN_CODES, apply.UPDATE_CODES],
     ids=["lock codes", "books of codes", "codes to show", "change codes"],
 )
 def test_a_code_that_many_businesses_have_is_found_by_its_scope(
