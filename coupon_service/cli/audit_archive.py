@@ -14,6 +14,7 @@ from uuid import UUID
 
 import typer
 
+from coupon_service.cli.audit_proofs import kept_checkpoints
 from coupon_service.cli.failure import CommandError
 from coupon_service.cli.fields import time_option
 from coupon_service.cli.migrate import database_of
@@ -49,6 +50,7 @@ OlderThan = Annotated[
         "--older-than-days",
         metavar="DAYS",
         min=0,
+        max=36_500,
         help="Books that have been closed for longer than that.",
         show_default=False,
     ),
@@ -88,16 +90,21 @@ def archive(
     before = _time(closed_before, older_than_days)
     settings = load_settings(purpose=Purpose.MIGRATE)
     failed: list[str] = []
+    found: set[UUID] = set()
     for name, url in _databases(settings, shard, book):
         try:
-            with database_of(settings), refusals():
-                _archive(url, name, folder, before, book, dry_run=dry_run)
+            with database_of(settings), refusals(folder):
+                found |= _archive(url, name, folder, before, book, dry_run=dry_run)
         except CommandError as error:
             if not name:
                 raise
             failed.append(f"{name}: {error}")
     if failed:
         raise CommandError("\n".join(failed))
+    for book_id in set(book or ()) - found:
+        typer.echo(f"Book {book_id} has nothing to archive, or is not closed for that long.")
+    if not found and not book:
+        typer.echo("Nothing to archive.")
 
 
 def _databases(settings: Settings, shard: str, books: list[UUID] | None) -> list[tuple[str, str]]:
@@ -139,11 +146,14 @@ def _archive(
     books: list[UUID] | None,
     *,
     dry_run: bool,
-) -> None:
+) -> set[UUID]:
+    """Returns the books that have events to archive, or were archived."""
     from coupon_service.store.archiving import archive as archiving
 
     where = f"{name}: " if name else ""
+    found: set[UUID] = set()
     for planned in archiving.plan(url, before, books):
+        found.add(planned.book.book_id)
         closed = planned.book
         named = f"{where}{closed.business_id}/{closed.name} ({closed.book_id})"
         if planned.why_not:
@@ -151,10 +161,12 @@ def _archive(
         elif dry_run:
             typer.echo(f"{named} would be archived: {closed.events:,} events.")
     if dry_run:
-        return
+        return found
     with reports() as report:
         for done in archiving.archive(url, folder, before, books, report):
+            found.add(done.book_id)
             typer.echo(f"{folder / done.file_name}: {done.row_count:,} events, archived.")
+    return found
 
 
 def restore(file: File) -> None:
@@ -169,7 +181,7 @@ def restore(file: File) -> None:
 
     settings = load_settings(purpose=Purpose.MIGRATE)
     places = _places(settings)
-    with database_of(settings), refusals(), reports() as report, file.open("rb") as opened:
+    with database_of(settings), refusals(file), reports() as report, file.open("rb") as opened:
         _, url = places[shard_of_book(str(read_header(opened).book_id), len(places))]
         done = put_back(url, opened, report)
     typer.echo(f"{file}: {done.row_count:,} events, restored.")
@@ -201,26 +213,20 @@ def verify_archive(
 ) -> None:
     """Verify an archive, without the database. Exit code 1 when it is not what was sealed."""
     from coupon_service.audit import archive_proofs
-    from coupon_service.audit.checkpoints import (
-        NotVerifiedError,
-        read_checkpoint,
-        split_notes,
-        verify_checkpoint,
-    )
+    from coupon_service.audit.checkpoints import NotVerifiedError
     from coupon_service.audit.records import MalformedError
 
+    if public_key is not None and checkpoint is None:
+        raise CommandError("--public-key is of the checkpoint: name that with --checkpoint.")
+    checkpoints = [] if checkpoint is None else kept_checkpoints(checkpoint, public_key)
     try:
         with file.open("rb") as opened, reports() as report:
             found = archive_proofs.verify_archive(
                 opened, lambda done: report("verified", done, done)
             )
-            if checkpoint is not None:
-                first, *others = (
-                    verify_checkpoint(it, public_key) if public_key else read_checkpoint(it)
-                    for it in split_notes(checkpoint.read_text(encoding="utf-8"))
-                )
+            if checkpoints:
                 log_id = found.header.log_id
-                kept = next((it for it in others if it.log_id == log_id), first)
+                kept = next((it for it in checkpoints if it.log_id == log_id), checkpoints[0])
                 archive_proofs.verify_against(found, opened, kept)
             proved = None if event is None else archive_proofs.proved_event(found, opened, event)
     except (NotVerifiedError, MalformedError, OSError) as error:
@@ -254,15 +260,20 @@ def _time(closed_before: datetime | None, older_than_days: int | None) -> dateti
 
 
 @contextmanager
-def refusals() -> Generator[None]:
-    """Turns what is in the way of an archive into CommandError."""
+def refusals(place: Path) -> Generator[None]:
+    """Turns what is in the way of archives in this place into CommandError."""
     from coupon_service.audit.archive_files import ArchiveError
     from coupon_service.store.archiving.records import CannotArchiveError
 
     try:
         yield
-    except (ArchiveError, CannotArchiveError, OSError) as error:
+    except (ArchiveError, CannotArchiveError) as error:
         raise CommandError(str(error)) from error
+    except OSError as error:
+        raise CommandError(
+            f"{error.filename or place} cannot be used: {error.strerror or error}. When it can, run"
+            " this again: it goes on where it was."
+        ) from error
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from typing import Annotated, Any, Final, TextIO
 import typer
 from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import Message
+from pydantic import TypeAdapter
 
 from coupon_service.cli.client import (
     BlockingService,
@@ -98,8 +99,8 @@ class ProgressFile:
         self.progress = Progress(of)
         if path.exists():
             try:
-                self.progress = Progress(**json.loads(path.read_text("utf-8")))
-            except (OSError, ValueError, TypeError) as error:
+                self.progress = TypeAdapter(Progress).validate_json(path.read_bytes())
+            except (OSError, ValueError) as error:
                 raise CommandError(f"{path} is not what an export has left.") from error
             if self.progress.of != of:
                 raise CommandError(
@@ -108,11 +109,14 @@ class ProgressFile:
                 )
 
     def keep(self, token: str, rows: int, size: int, *, done: bool = False) -> None:
-        """Replaces the progress."""
+        """Replaces the progress. Raises CommandError."""
         self.progress = Progress(self.progress.of, token, rows, size, done)
         partial = self._path.with_name(f"{self._path.name}.partial")
-        partial.write_text(json.dumps(asdict(self.progress)), "utf-8")
-        partial.replace(self._path)
+        try:
+            partial.write_text(json.dumps(asdict(self.progress)), "utf-8")
+            partial.replace(self._path)
+        except OSError as error:
+            raise _not_written(self._path, error) from error
 
 
 @takes_connection
@@ -182,6 +186,8 @@ def follow(
     connection: Connection,
 ) -> None:
     """Print the events of the ledger, oldest first, and new ones as they are recorded."""
+    if since is not None and from_now:
+        raise CommandError("Give either --since or --from-now.")
     request = WatchAuditEventsRequest(book_id=book, business_id=business)
     if since is not None:
         request.start_time.FromDatetime(since)
@@ -194,7 +200,12 @@ def follow(
     writer = JsonWriter(sys.stdout)
     with connection.open() as service:
         for message in _watched(service, request):
-            writer.write(message.events)
+            try:
+                writer.write(message.events)
+            except BrokenPipeError:  # of a reader that has enough, such as head
+                raise
+            except OSError as error:
+                raise _not_written("Standard output", error) from error
             rows += len(message.events)
             if kept is not None:
                 kept.keep(message.resume_token, rows, 0)
@@ -284,6 +295,11 @@ def _export(
     file: Path, of: dict[str, str], as_: Format, descriptor: Descriptor, pages: Pages, until: Any
 ) -> None:
     kept = ProgressFile(file.with_name(f"{file.name}.token"), of)
+    if kept.progress.size > (file.stat().st_size if file.exists() else 0):
+        raise CommandError(
+            f"{file} has lost rows that were exported: put it back, or delete {file}.token to begin"
+            " anew."
+        )
     if kept.progress.done and (until is not None or of["what"] == "redemptions"):
         typer.echo(f"{file} is complete: {kept.progress.rows:,} rows.", err=True)
         return
@@ -301,8 +317,15 @@ def _export(
             writer.close()
             kept.keep(token, rows, size(), done=True)
     except OSError as error:
-        raise CommandError(f"{file} cannot be written: {error.strerror}.") from error
+        raise _not_written(file, error) from error
     typer.echo(f"{rows:,} rows exported.", err=True)
+
+
+def _not_written(file: Path | str, error: OSError) -> CommandError:
+    return CommandError(
+        f"{file} cannot be written: {error.strerror or error}. When it can, run this again: it goes"
+        " on where it was."
+    )
 
 
 @contextmanager

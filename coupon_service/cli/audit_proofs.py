@@ -98,6 +98,8 @@ def verify(
     connection: Connection,
 ) -> None:
     """Compare the ledger with its seals: code 1, and what is wrong, when it is not what it was."""
+    if key is not None and against is None:
+        raise CommandError("--key is of the checkpoint: name that with --against.")
     kept = _kept(against, key, shard)
     request = VerifyAuditRequest(shard=shard)
     if since is not None:
@@ -158,7 +160,10 @@ def checkpoint(
     if file is None:
         typer.echo(newest.checkpoint, nl=False)
     else:
-        file.write_text(newest.checkpoint, encoding="utf-8")
+        try:
+            file.write_text(newest.checkpoint, encoding="utf-8")
+        except OSError as error:
+            raise CommandError(f"{file} cannot be written: {error.strerror}.") from error
 
 
 def _compare(
@@ -213,14 +218,20 @@ def _kept(file: Path | None, key: str | None, shard: str) -> list[Checkpoint]:
     """The checkpoints of a file: those of this shard, or all."""
     if file is None:
         return []
-    try:
-        notes = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise CommandError(f"{file} cannot be read: {error}") from error
-    kept = [it for it in _checked(notes, key) if shard in ("", it.shard)]
+    kept = [it for it in kept_checkpoints(file, key) if shard in ("", it.shard)]
     if not kept:
         raise CommandError(f"{file} has no checkpoint of {shard}.")
     return kept
+
+
+def kept_checkpoints(file: Path, key: str | None) -> list[Checkpoint]:
+    """The checkpoints of a file, one or more, signed with this key. Raises CommandError."""
+    try:
+        return _checked(file.read_text(encoding="utf-8"), key)
+    except (OSError, UnicodeDecodeError) as error:
+        raise CommandError(f"{file} cannot be read: {error}") from error
+    except CommandError as error:
+        raise CommandError(f"{file}: {error}") from error
 
 
 def _checked(notes: str, key: str | None) -> list[Checkpoint]:

@@ -54,7 +54,10 @@ def read_time(text: str) -> datetime:
         raise ValueError(text)
     day, time, zone = found.groups()
     moment = datetime.fromisoformat(f"{day}T{time or '00:00'}{zone or '+00:00'}")
-    return moment.astimezone(UTC)
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError as error:
+        raise ValueError(text) from error
 
 
 def time_option(text: str) -> datetime:

@@ -137,6 +137,15 @@ def test_checkpoint_is_checked_with_the_key(sealed: Sealed) -> None:
     assert "no signature" in sealed.audit("verify", "--against", str(kept)).stderr
     missing = sealed.audit("verify", "--against", str(sealed.folder / "missing"))
     assert "cannot be read" in missing.stderr
+    forgotten = sealed.audit("verify", "--key", key)
+    assert (forgotten.returncode, forgotten.stdout) == (1, "")
+    assert "--against" in forgotten.stderr
+
+
+def test_checkpoint_that_cannot_be_kept_is_told(sealed: Sealed) -> None:
+    done = sealed.audit("checkpoint", "no/folder/kept")
+    assert done.returncode == 1
+    assert "no/folder/kept cannot be written: No such file or directory." in done.stderr
 
 
 def test_every_fault_has_a_sentence() -> None:

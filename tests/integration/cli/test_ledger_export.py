@@ -117,6 +117,34 @@ def test_an_export_between_two_times_is_complete_once(
     assert len(lines_of(out)) == len(api.events(book_id=book.book_id))
 
 
+def test_an_export_whose_file_has_lost_rows_is_not_gone_on_with(
+    api: Api, command: Command, tmp_path: Path
+) -> None:
+    book, out = redeemed(api, "ann"), tmp_path / "events.jsonl"
+    ours = ("audit", "export", out, "--book", book.book_id)
+    assert command(*ours).returncode == 0
+    whole = out.read_text("utf-8")
+    out.write_text(whole[:-10], "utf-8")
+    for _ in ("shortened", "deleted"):
+        done = command(*ours)
+        assert (done.returncode, done.stderr[: len(str(out))]) == (1, str(out))
+        assert "has lost rows" in done.stderr
+        out.unlink(missing_ok=True)
+    (tmp_path / "events.jsonl.token").unlink()
+    assert command(*ours).returncode == 0
+    assert out.read_text("utf-8") == whole
+
+
+@pytest.mark.parametrize("text", ["none", "[]", '{"of": {}, "rows": "x"}', "\0"])
+def test_what_no_export_has_left_is_not_gone_on_with(
+    command: Command, tmp_path: Path, text: str
+) -> None:
+    (tmp_path / "events.jsonl.token").write_text(text, "utf-8")
+    done = command("audit", "export", "events.jsonl")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "events.jsonl.token is not what an export has left.\n"
+
+
 def test_redemptions_are_exported_as_they_are(api: Api, command: Command, tmp_path: Path) -> None:
     book, out = api.book(codes=3), tmp_path / "redemptions.csv"
     kept, undone = (redeem(api, book, user) for user in ("ann", "bob"))
@@ -171,6 +199,17 @@ def test_followed_events_are_printed_and_the_token_is_kept(
             until(lambda: kept.exists() and json.loads(kept.read_text())["rows"] == len(printed))
     listed = sorted(api.events(book_id=book.book_id), key=lambda it: it.sequence)
     assert [it["event_id"] for it in printed] == [it.event_id for it in listed]
+
+
+def test_a_token_that_cannot_be_kept_ends_following(command: Command) -> None:
+    done = command("audit", "follow", "--from-now", "--token-file", "no/folder/kept")
+    assert done.returncode == 1
+    assert done.stderr.startswith("no/folder/kept cannot be written: No such file or directory.")
+
+
+def test_following_begins_at_one_place(command: Command) -> None:
+    done = command("audit", "follow", "--from-now", "--since", "2026-01-01")
+    assert (done.returncode, done.stderr) == (1, "Give either --since or --from-now.\n")
 
 
 # --- the example ----------------------------------------------------------------------------------

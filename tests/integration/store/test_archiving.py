@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from threading import Thread
 from typing import Any
+from uuid import UUID
 
 import psycopg
 import pytest
@@ -511,6 +514,8 @@ def test_the_commands_archive_verify_and_restore(stage: Stage, tmp_path: Path) -
         return done.returncode, done.stdout + done.stderr
 
     wanted = (str(tmp_path), "--older-than-days", "0", "--book", gone.book_id)
+    code, said = audit("archive", *wanted[:-1], str(UUID(int=0)))
+    assert (code, said.startswith(f"Book {UUID(int=0)} has nothing to archive")) == (0, True)
     code, said = audit("archive", *wanted, "--dry-run")
     assert (code, list(tmp_path.iterdir())) == (0, [])
     assert "would be archived: " in said
@@ -531,6 +536,10 @@ def test_the_commands_archive_verify_and_restore(stage: Stage, tmp_path: Path) -
     key = ("--checkpoint", str(note), "--public-key", Signer(b"secret").public_key)
     code, said = audit("verify-archive", str(file), *key)
     assert (code, said.splitlines()[-1][-32:]) == (0, "chain is that of the checkpoint.")
+    code, said = audit("verify-archive", str(file), *key[2:])
+    assert (code, "--checkpoint" in said) == (1, True)
+    code, said = audit("verify-archive", str(file), "--checkpoint", str(file))
+    assert (code, said.startswith(f"{file} cannot be read: ")) == (1, True)
     code, said = audit("restore", str(file))
     assert (code, said.splitlines()[-1][-10:]) == (0, " restored.")
     assert redemption(stage.api, gone.adjusted).redemption_id == gone.adjusted
@@ -542,6 +551,28 @@ def test_the_commands_archive_verify_and_restore(stage: Stage, tmp_path: Path) -
         1,
         "Give either --closed-before or --older-than-days.\n",
     )
+
+
+def test_a_full_disk_is_told_with_the_folder(
+    stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = campaign(stage.api)
+    seal_ledger(stage.url)
+    wanted = ("audit", "archive", str(stage.folder), "--older-than-days", "0")
+
+    def is_full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(archiving.ArchiveWriter, "end", is_full)
+        done = run(tmp_path, *wanted, DATABASE_URL=stage.url)
+    assert done.returncode == 1
+    assert f"{stage.folder} cannot be used: No space left on device." in done.stderr
+    assert redemption(stage.api, gone.adjusted).redemption_id == gone.adjusted
+    assert run(tmp_path, *wanted, DATABASE_URL=stage.url).returncode == 0
+    with refused("ARCHIVED"):
+        redemption(stage.api, gone.adjusted)
+    stage.adds_up()
 
 
 def test_nothing_is_archived_that_was_changed_since_it_was_sealed(stage: Stage) -> None:

@@ -11,7 +11,15 @@ from typer.testing import CliRunner
 from coupon_service.cli.application import application
 from coupon_service.cli.fields import time_option
 
-BAD = ["", "yesterday", "2026-13-01", "2026-01-31T25:00", "31.01.2026"]
+BAD = [
+    "",
+    "yesterday",
+    "2026-13-01",
+    "2026-01-31T25:00",
+    "31.01.2026",
+    "0001-01-01T00:00+01:00",
+    "9999-12-31T23:59-01:00",
+]
 
 
 @pytest.mark.parametrize(
