@@ -118,7 +118,7 @@ def _erased(
 BEGIN: Final = """
 INSERT INTO coupon_erased_users AS u (pseudonym, state, begin_time) VALUES (%s, 1, %s)
 ON CONFLICT (pseudonym) DO UPDATE
-SET state = 1, begin_time = excluded.begin_time, erased = '{}' WHERE u.state = 3
+SET state = 1, begin_time = excluded.begin_time, erase_time = NULL, erased = '{}' WHERE u.state = 3
 """
 
 

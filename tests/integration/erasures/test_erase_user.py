@@ -229,6 +229,17 @@ def test_a_user_of_whom_nothing_is_known_is_erased_as_well(api: Api) -> None:
     assert (last.state, dict(last.changed_rows)) == (ERASED, {})
 
 
+def test_a_user_who_is_erased_again_is_erased_as_of_then(api: Api) -> None:
+    user = unique("again")
+    first = erase(api, user)[-1].erasure
+    assert first.begin_time.ToNanoseconds() <= first.erase_time.ToNanoseconds()
+    *under_way, last = erase(api, user)
+    assert not [it for it in under_way if it.erasure.HasField("erase_time")]
+    assert last.erasure.begin_time.ToNanoseconds() <= last.erasure.erase_time.ToNanoseconds()
+    told = api.audit.GetErasure(audit.GetErasureRequest(user_id=user)).erasure
+    assert told.erase_time == last.erasure.erase_time
+
+
 def test_no_caller_can_name_a_pseudonym(api: Api, person: Person) -> None:
     (code,) = person.book(1)
     erase(api, person.user_id)
