@@ -256,7 +256,6 @@ def server(
         restricted_settings(url, redis_server_url, seal_interval_ms=200) as settings,
         ServerThread(settings, owner_url=url) as running,
     ):
-        running.connect()
         yield running
 
 
@@ -290,7 +289,6 @@ def guarded(
         restricted_settings(url, redis_server_url, **ASKED_FOR, **unlimited) as settings,
         ServerThread(settings, owner_url=url) as running,
     ):
-        running.connect()
         yield running
 
 
@@ -307,7 +305,6 @@ def limiting_server(
         restricted_settings(url, redis_server_url, **ASKED_FOR) as settings,
         ServerThread(settings, owner_url=url) as running,
     ):
-        running.connect()
         yield running
 
 
@@ -333,7 +330,6 @@ def sharded(sharded_database: str, redis_server_url: str) -> Iterator[ServerThre
         restricted_settings(sharded_database, redis_server_url, 4, default_business="") as settings,
         ServerThread(settings, owner_url=sharded_database) as running,
     ):
-        running.connect()
         yield running
 
 

@@ -3,6 +3,7 @@ database the nodes have been added."""
 
 from __future__ import annotations
 
+import os
 from functools import cache
 from typing import Final
 from urllib.parse import urlsplit
@@ -45,6 +46,12 @@ def _at(url: str, host: str, port: int) -> str:
 def is_cluster(url: str) -> bool:
     """Whether the server is a coordinator."""
     return len(servers_of(url)) > 1
+
+
+def is_used() -> bool:
+    """Whether the tests run on a cluster."""
+    url = os.environ.get("COUPON_TEST_DATABASE_URL")
+    return url is not None and is_cluster(url)
 
 
 def require_cluster(url: str) -> None:

@@ -22,6 +22,7 @@ from google.rpc import error_details_pb2  # pyright: ignore[reportMissingTypeStu
 from grpc_status import rpc_status
 from prometheus_client import CollectorRegistry
 from pydantic import SecretStr
+from support import citus
 from support.secret_scan import SECRETS, Watched, keep_secret
 from support.shards import SHARDS, shard_roles
 from support.streamed import StreamedStub
@@ -153,6 +154,8 @@ class ServerThread:
     def __enter__(self) -> ServerThread:
         self._thread.start()
         self.run(self.server.start())
+        if self.settings.shards > 1 and citus.is_used():
+            self._connect()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -161,7 +164,7 @@ class ServerThread:
         self._thread.join()
         self._loop.close()
 
-    def connect(self) -> None:
+    def _connect(self) -> None:
         """Wait for the connections to all shards, which a node of Citus takes its time for."""
         for shard in self.server.shards:
             self.run(shard.database.pool.wait(25))

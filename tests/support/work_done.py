@@ -37,7 +37,8 @@ class WorkDone:
 
 @contextmanager
 def work_done(server: ServerThread) -> Generator[WorkDone]:
-    """Record what the server does for calls."""
+    """Record what the server does for calls, but for the round trip before a COMMIT that only
+    Citus needs."""
     work = WorkDone()
     redis = cast("Any", server.server)._leases._redis
     add, run, ask_redis = Pipeline.add, Pipeline.run, redis.replies
@@ -51,6 +52,8 @@ def work_done(server: ServerThread) -> Generator[WorkDone]:
             work.steps.extend(steps)
 
     def recorded_add(pipeline: Pipeline, statement: Any, parameters: Any = ()) -> Rows:
+        if statement == pipeline.ending and pipeline.connection.is_on_citus and of_a_call():
+            assert work.steps.pop() == "round trip"
         record(statement)
         rows = add(pipeline, statement, parameters)
         if statement == codes.SELECT_BOOKS and of_a_call():

@@ -100,7 +100,6 @@ def cluster(
         make_shards(url, of=OF)
         settings = settings_for(url, redis_server_url, shards=OF, default_business="")
         with ServerThread(settings) as server:
-            server.connect()
             api = Api(server.address)
             yield Cluster(url, server, api)
             api.close()
