@@ -169,7 +169,7 @@ BEGIN
                     of_order.business_id, of_order.erased_order, of_order.erased_whose, ordered.currency_code,
                     of_book.discount_minor, ordered.discount_limit_minor)
                 ON CONFLICT (business_id, order_id, order_user_id) DO UPDATE SET
-                    currency_code = CASE o.currency_code WHEN '' THEN excluded.currency_code
+                    currency_code = CASE WHEN o.currency_code = '' THEN excluded.currency_code
                         ELSE o.currency_code END,
                     discount_minor = o.discount_minor + excluded.discount_minor,
                     discount_limit_minor = CASE
