@@ -11,7 +11,16 @@ import grpc
 import psycopg
 import pytest
 from support.invariants import assert_adds_up
-from support.service import Api, ServerThread, all_at_once, books, euros, new_codes, reason_of
+from support.service import (
+    Api,
+    ServerThread,
+    all_at_once,
+    books,
+    euros,
+    new_codes,
+    reason_of,
+    unique,
+)
 
 CALLERS = 100
 COMBINABLE = books.ORDER_POLICY_COMBINABLE
@@ -61,9 +70,11 @@ def test_rollbacks_and_redemptions_never_exceed_the_budget(api: Api, server: Ser
     assert_conserved(server, book)
 
 
-def for_one_order(api: Api, names: Sequence[str], **more: Any) -> Counter[str]:
+def for_one_order(
+    api: Api, names: Sequence[str], order_id: str | None = None, **more: Any
+) -> Counter[str]:
     """What becomes of redemptions of these codes for one order, at the same time."""
-    of_order = {"order_id": "the order", "order_amount": euros(10_000), **more}
+    of_order = {"order_id": order_id or unique("order"), "order_amount": euros(10_000), **more}
     return raced([functools.partial(api.redeem, code, code, **of_order) for code in names])
 
 
@@ -73,10 +84,11 @@ def test_an_exclusive_coupon_is_alone_on_its_order(
 ) -> None:
     names, (before,) = new_codes(CALLERS), new_codes(1)
     book = api.book(codes=[*names, before], order_policy=books.ORDER_POLICY_EXCLUSIVE)
+    order_id = unique("order")
     if known:  # those who meet at a new order wait for whoever makes its row
-        redeemed = api.redeem(before, "user", order_id="the order").redemption
+        redeemed = api.redeem(before, "user", order_id=order_id).redemption
         api.rollback(redeemed.redemption_id)
-    assert for_one_order(api, names) == {"OK": 1, "COUPONS_NOT_COMBINABLE": CALLERS - 1}
+    assert for_one_order(api, names, order_id) == {"OK": 1, "COUPONS_NOT_COMBINABLE": CALLERS - 1}
     assert_conserved(server, book)
 
 
@@ -118,11 +130,12 @@ def test_rollbacks_adjustments_and_redemptions_of_an_order_add_up(
     names = new_codes(CALLERS)
     forty = books.Discount(percent_off=books.PercentOff(basis_points=4_000))
     book = api.book(codes=names, discount=forty, order_policy=COMBINABLE)
+    order_id = unique("order")
 
     def redeem_and_change(n: int) -> str:
         try:
             redeemed = api.redeem(
-                names[n], "user", order_id="the order", order_amount=euros(10_000)
+                names[n], "user", order_id=order_id, order_amount=euros(10_000)
             ).redemption
         except grpc.RpcError as error:
             return reason_of(error)

@@ -225,6 +225,7 @@ async def test_of_several_who_find_the_same_level_one_records_it(database_url: s
         assert await database.read("test", lambda it: select_stocks(it, now)) == []
 
 
+@pytest.mark.one_shard
 async def test_the_ledger_lags_behind_the_oldest_transaction_that_writes(database_url: str) -> None:
     async with opened(database_url) as database:
         with psycopg.connect(database_url) as other:
