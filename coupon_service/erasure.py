@@ -17,7 +17,12 @@ from typing import Any, Final
 from uuid import UUID
 
 from coupon_service.batching import CommandLanes
-from coupon_service.errors import ErasureNotConfigured, ErasureNotFound
+from coupon_service.errors import (
+    AssignmentNotFound,
+    ErasureNotConfigured,
+    ErasureNotFound,
+    InvalidStateTransition,
+)
 from coupon_service.leases import LeaseKey, Leases
 from coupon_service.locks.release import lock_end
 from coupon_service.model import (
@@ -29,6 +34,7 @@ from coupon_service.model import (
     EventType,
     LockState,
     LockView,
+    Outcome,
     Revoke,
     bucket_of_user,
     done_of,
@@ -257,7 +263,13 @@ class Eraser:
         while assigned := await self._database.read("assigned", read):
             commands = tuple(_revocation(user_id, pseudonym, *it, call) for it in assigned)
             for outcome in await self._commands.submit(CommandGroup(commands)):
-                done_of(outcome)
+                _ensure_revoked(outcome)
+
+
+def _ensure_revoked(outcome: Outcome) -> None:
+    """Raises why it is not revoked, unless another call has revoked it."""
+    if not isinstance(outcome, AssignmentNotFound | InvalidStateTransition):
+        done_of(outcome)
 
 
 def _end_of(view: LockView, call: Call) -> ChangeLock | None:

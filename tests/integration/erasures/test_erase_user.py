@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from datetime import UTC
 from typing import Any
+from uuid import UUID
 
 import psycopg
 import pytest
@@ -25,6 +27,9 @@ from support.service import (
 from support.time_zones import zone_at_noon
 from support.traces import traces_in
 from support.work_done import work_done
+
+from coupon_service import erasure
+from coupon_service.store import erasures
 
 ERASED = audit.ERASURE_STATE_ERASED
 COMBINABLE = books.ORDER_POLICY_COMBINABLE
@@ -238,6 +243,27 @@ def test_a_user_who_is_erased_again_is_erased_as_of_then(api: Api) -> None:
     assert last.erasure.begin_time.ToNanoseconds() <= last.erasure.erase_time.ToNanoseconds()
     told = api.audit.GetErasure(audit.GetErasureRequest(user_id=user)).erasure
     assert told.erase_time == last.erasure.erase_time
+
+
+def test_what_another_call_has_revoked_does_not_stop_an_erasure(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    user, book = unique("twice"), api.book(codes=2)
+    assigned = [api.assign_random(book.book_id, user).assignment for _ in range(2)]
+    for it in assigned:
+        api.revoke(it.code, user)
+    stale = [
+        (it.code, UUID(book.book_id), book.business_id, it.assign_time.ToDatetime(UTC))
+        for it in assigned
+    ]
+    rows = iter([stale])
+
+    async def select_assigned(connection: Any, user_id: str, count: int) -> Any:
+        return next(rows, None) or await erasures.select_assigned(connection, user_id, count)
+
+    monkeypatch.setattr(erasure, "select_assigned", select_assigned)
+    assert erase(api, user)[-1].erasure.state == ERASED
+    assert next(rows, None) is None
 
 
 def test_no_caller_can_name_a_pseudonym(api: Api, person: Person) -> None:
