@@ -38,6 +38,7 @@ from coupon_service.store.moving.requirements import (
 )
 from coupon_service.store.moving.sides import (
     CannotMoveError,
+    Connection,
     Names,
     connect,
     connect_again,
@@ -46,6 +47,7 @@ from coupon_service.store.moving.sides import (
     take_locks,
 )
 from coupon_service.store.moving.switchover import Switchover
+from coupon_service.store.moving.unfinished import is_moving, step_of
 from coupon_service.store.placement import HOPS_MAX, address_of, read_forward, url_at
 from coupon_service.store.sessions import ShardPlace, sentence_of, url_parts
 
@@ -85,10 +87,18 @@ class Move:
         with _told(), connect(self._source_url) as source, connect(self._target_url) as target:
             if self._has_arrived:
                 yield f"{names.schema} is at {self._target_address} already"
+                if is_guarded(target, names):
+                    yield "a move to there is unfinished, in its step: cleaning up"
+                    yield "would bring that move to its end"
                 return
-            if is_guarded(target, names):
-                yield "what a move that was cut off has left there would be dropped"
-            else:
+            if step := step_of(source, target, names):
+                yield f"a move of it is unfinished, in its step: {step}"
+            if is_moving(source, self._shard):
+                raise CannotMoveError("Another process is moving the shard.")
+            self._refuse_absent(source)
+            if step:
+                yield "would undo that move, and begin anew"
+            if not is_guarded(target, names):
                 _refuse(problems_of_schema(source, target, names))
             _refuse(problems_of_servers(read_facts(source), read_facts(target)))
             row = source.execute(SELECT_SIZE, [names.schema]).fetchone()
@@ -118,10 +128,8 @@ class Move:
                 raise
             try:
                 yield from self._steps()
-            except BaseException:
-                self.close()
-                if not self._has_switched():
-                    self.give_up()
+            except BaseException as error:
+                if self._is_undone(error):
                     raise
             finally:
                 self.close()
@@ -156,18 +164,23 @@ class Move:
     def _refuse_unfit(self) -> None:
         """Raises CannotMoveError, before anything is done."""
         names, source, target = self._names, self._source, self._target
-        if not has_tables(source, names.schema):
-            raise self._missing()
-        if is_guarded(source, names):
-            raise CannotMoveError(
-                f"The move to {address_of(self._source_url)} was cut off: first do that one again."
-            )
+        self._refuse_absent(source)
         _refuse(problems_of_servers(read_facts(source), read_facts(target)))
         _refuse(problems_of_schema(source, target, names))
         steps = sql.SQL(SELECT_STEPS).format(names.table("_yoyo_migration"))
         applied = {step for (step,) in source.execute(steps).fetchall()}
         if applied != set(migrations.step_names()):
             raise CannotMoveError("The schema is not at the steps of this version: migrate up.")
+
+    def _refuse_absent(self, source: Connection) -> None:
+        """Raises CannotMoveError when the shard is not at the source, or has not quite arrived."""
+        if not has_tables(source, self._names.schema):
+            raise self._missing()
+        if is_guarded(source, self._names):
+            raise CannotMoveError(
+                f"The move to {address_of(self._source_url)} was cut off after it had switched"
+                " over: first do that one again."
+            )
 
     # --- the steps ------------------------------------------------------------------------------
 
@@ -224,6 +237,18 @@ class Move:
         switchover = self._switchover
         return switchover is not None and switchover.was_carried_out(self._source_url, self._shard)
 
+    def _is_undone(self, first: BaseException) -> bool:
+        """Undoes all after an error, unless the shard has switched over; says which. Raises
+        CannotMoveError, with both errors, where that is not possible now."""
+        self.close()
+        try:
+            if self._has_switched():
+                return False
+            self.give_up()
+        except CannotMoveError as error:
+            raise CannotMoveError(f"{_reason(first)} {error}") from first
+        return True
+
     # --- the end, whichever ---------------------------------------------------------------------
 
     def give_up(self) -> None:
@@ -236,9 +261,9 @@ class Move:
                 self._undo_leftovers()
         except (psycopg.Error, CannotMoveError) as error:
             raise CannotMoveError(
-                f"The move failed, and was not undone, since a server does not answer:"
-                f" shards move --undo does so when it does. The shard is at"
-                f" {address_of(self._source_url)}, where its replication slot keeps WAL."
+                f"The move was not undone: {_reason(error)} The shard is at"
+                f" {address_of(self._source_url)}, where its replication slot keeps WAL: once both"
+                " servers answer, undo the move by the same command with --undo."
             ) from error
 
     def _undo_leftovers(self) -> None:
@@ -256,10 +281,9 @@ class Move:
         try:
             leftovers.finish(self._target_url, self._shard, self._names, self._before_url)
         except (psycopg.Error, CannotMoveError) as error:
-            reason = sentence_of(error) if isinstance(error, psycopg.Error) else str(error)
             raise CannotMoveError(
                 f"The shard is at {self._target_address}, and not all that it left behind could be"
-                f" dropped: do the same again. {reason}"
+                f" dropped: do the same again. {_reason(error)}"
             ) from error
 
 
@@ -304,6 +328,15 @@ def _refuse(problems: Iterable[str]) -> None:
     found = list(problems)
     if found:
         raise CannotMoveError(" ".join(found))
+
+
+def _reason(error: BaseException) -> str:
+    """Of an error, in a sentence."""
+    if isinstance(error, (KeyboardInterrupt, GeneratorExit)):
+        return "The move was interrupted."
+    said = sentence_of(error) if isinstance(error, psycopg.Error) else str(error)
+    said = said or type(error).__name__
+    return said if said.endswith((".", "?")) else f"{said}."
 
 
 @contextmanager

@@ -36,8 +36,8 @@ from support.waiting import until
 from coupon_service.embedded import EmbeddedPostgres
 from coupon_service.settings import Settings
 from coupon_service.store.migrations import NUMBERS_ARE_ABOVE
+from coupon_service.store.moving import leftovers, pausing, switchover
 from coupon_service.store.moving import move as moving
-from coupon_service.store.moving import pausing, switchover
 from coupon_service.store.moving.move import Move
 from coupon_service.store.moving.sides import CannotMoveError
 
@@ -283,13 +283,46 @@ def test_who_moves_it_may_be_killed_at_any_step(
         killed_in(shop, monkeypatch, Move, "clean_up", done=False)
         redeem()
         assert_exact(shop.there, redeemed)
-        with pytest.raises(CannotMoveError, match="was cut off: first do that one again"):
+        with pytest.raises(CannotMoveError, match=r"was cut off after.*first do that one again"):
             list(shop.move(back=True).run())
         list(shop.move().run())  # only cleans up
         assert (shop.left_behind(), shop.has(shop.here)) == ([], False)
         redeem()
         assert_exact(shop.there, redeemed)
         api.close()
+
+
+def test_a_plan_says_what_is_unfinished_and_what_a_run_would_do(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for line, step in (
+        ("made the tables", "making the tables"),
+        ("replicating", "copying the rows"),
+        ("caught up", "catching up and comparing"),
+    ):
+        killed_after(shop, monkeypatch, line)
+        until(lambda: not (moves_in(shop.here) or moves_in(shop.there)))
+        told = list(shop.move().plan())
+        assert told[0] == f"a move of it is unfinished, in its step: {step}"
+        assert told[1] == "would undo that move, and begin anew"
+    killed_in(shop, monkeypatch, Move, "clean_up", done=False)
+    told = list(shop.move().plan())
+    assert told[1] == "a move to there is unfinished, in its step: cleaning up"
+    assert told[2] == "would bring that move to its end"
+    with pytest.raises(CannotMoveError, match=r"was cut off after.*first do that one again"):
+        list(shop.move(back=True).plan())
+    list(shop.move().run())
+    assert len(list(shop.move().plan())) == 1
+    until(lambda: not (moves_in(shop.here) or moves_in(shop.there)))
+    back = shop.move(back=True).run()
+    assert any("replicating" in told for told in back)
+    plan = shop.move(back=True).plan()
+    assert next(plan) == "a move of it is unfinished, in its step: copying the rows"
+    with pytest.raises(CannotMoveError, match="Another process is moving the shard"):
+        next(plan)
+    back.close()
+    until(lambda: not (moves_in(shop.here) or moves_in(shop.there)))
+    assert not any("unfinished" in told for told in shop.move(back=True).plan())
 
 
 def kill_command(shop: Shop, line: str, by: signal.Signals = signal.SIGKILL) -> None:
@@ -361,6 +394,27 @@ def test_a_move_that_loses_a_connection_is_undone(
                 list(steps)
         assert (shop.left_behind(), shop.has(shop.there)) == ([], False)
     assert shop.has(shop.here)
+
+
+def test_a_move_that_fails_and_is_not_undone_says_both_reasons(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise CannotMoveError("The tables are too busy.")
+
+    steps = shop.move().run()
+    next(steps)
+    with monkeypatch.context() as failing:
+        failing.setattr(leftovers, "drop_publication", fail)
+        with psycopg.connect(shop.here, autocommit=True) as connection:
+            connection.execute("DROP TABLE coupon_01.coupon_turns")
+        first = "The tables have other columns than those of this version"
+        with pytest.raises(
+            CannotMoveError, match=rf"^{first}.*The tables are too busy.*with --undo\.$"
+        ):
+            list(steps)
+    assert shop.left_behind() == []  # it had made no more than the schema, which is dropped first
+    assert (shop.has(shop.here), shop.has(shop.there)) == (True, False)
 
 
 CUT = """
