@@ -5,7 +5,7 @@ Rows are hashed as text, and the hashes are added up, so that their order does n
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, LiteralString, TypeAlias
 
@@ -45,24 +45,17 @@ def digest(connection: Connection, names: Names, table: str, since: int | None =
 
 
 def compare(
-    source: Connection,
-    target: Connection,
-    names: Names,
-    tables: Sequence[str],
-    since: int | None = None,
-) -> Iterator[tuple[str, int]]:
-    """Each table, with its number of rows. Raises RowsDifferError."""
+    source: Connection, target: Connection, names: Names, table: str, since: int | None = None
+) -> int:
+    """The number of rows of the table. Raises RowsDifferError."""
     with ThreadPoolExecutor(2) as threads:
-        for table in tables:
-            sides = [threads.submit(digest, it, names, table, since) for it in (source, target)]
-            (rows, here), (copied, there) = (it.result() for it in sides)
-            if rows != copied:
-                raise RowsDifferError(
-                    f"{table} has {rows:,} rows, and {copied:,} where it was copied to."
-                )
-            if here != there:
-                raise RowsDifferError(f"The rows of {table} differ where it was copied to.")
-            yield table, rows
+        sides = [threads.submit(digest, it, names, table, since) for it in (source, target)]
+        (rows, here), (copied, there) = (it.result() for it in sides)
+    if rows != copied:
+        raise RowsDifferError(f"{table} has {rows:,} rows, and {copied:,} where it was copied to.")
+    if here != there:
+        raise RowsDifferError(f"The rows of {table} differ where it was copied to.")
+    return rows
 
 
 SELECT_COLUMNS: Final[LiteralString] = """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from time import monotonic
 from typing import Final, LiteralString
 
@@ -10,15 +11,14 @@ import psycopg
 from psycopg import sql
 
 from coupon_service.store.moving.sides import (
+    TOLD_EVERY_S,
     CannotMoveError,
     Connection,
     Names,
     connect,
+    told_while,
     until,
 )
-
-TOLD_EVERY_S: Final = 5.0
-"""Between two lines of progress."""
 
 LAG_MAX_BYTES: Final = 1 << 20
 """What may be left to apply when the pause begins."""
@@ -129,6 +129,7 @@ def copy_tables(
 ) -> Iterator[str]:
     """Copies the rows of the snapshot; says how far it is."""
     rows = size = 0
+    told_s = monotonic()
     for number, table in enumerate(tables, 1):
         name = f"{names.schema}.{table}"
         found = target.execute(SELECT_COLUMNS_OF, [name]).fetchall()
@@ -136,7 +137,6 @@ def copy_tables(
         parts = {"columns": columns, "table": names.table(table)}
         out = sql.SQL("COPY (SELECT {columns} FROM {table}) TO STDOUT (FORMAT binary)")
         into = sql.SQL("COPY {table} ({columns}) FROM STDIN (FORMAT binary)")
-        told_s = monotonic()
         with target.cursor() as writer, snapshot.reader.cursor() as reader:
             with (
                 reader.copy(out.format(**parts)) as given,
@@ -152,7 +152,8 @@ def copy_tables(
         if number == len(tables):
             yield f"copied {rows:,} rows of {number} tables, {size / 1e6:,.1f} MB"
     for table in tables:
-        target.execute(sql.SQL("ANALYZE {}").format(names.table(table)))
+        analyze = sql.SQL("ANALYZE {}").format(names.table(table))
+        yield from told_while(partial(target.execute, analyze), f"analyzing {table}", target)
 
 
 # --- what is replicated -------------------------------------------------------------------------
@@ -183,14 +184,13 @@ class Catching:
 
     def up(self) -> Iterator[str]:
         """Returns once hardly anything is left; says how much meanwhile."""
-        told_s = monotonic()
-        while (lag := self.lag_bytes()) > LAG_MAX_BYTES:
+        while not until(self._is_near, TOLD_EVERY_S, CATCH_UP_POLL_S):
             self._refuse_errors()
-            if monotonic() - told_s > TOLD_EVERY_S:
-                told_s = monotonic()
-                yield f"catching up, {lag / 1e6:,.1f} MB behind"
-            until(lambda: self.lag_bytes() <= LAG_MAX_BYTES, TOLD_EVERY_S, CATCH_UP_POLL_S)
-        yield f"caught up, {lag / 1e6:,.1f} MB behind"
+            yield f"catching up, {self.lag_bytes() / 1e6:,.1f} MB behind"
+        yield f"caught up, {self.lag_bytes() / 1e6:,.1f} MB behind"
+
+    def _is_near(self) -> bool:
+        return self.lag_bytes() <= LAG_MAX_BYTES
 
     def lag_bytes(self) -> int:
         """What is left. Raises psycopg.OperationalError when the slot is gone."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Final
 
 import psycopg
@@ -45,6 +46,7 @@ from coupon_service.store.moving.sides import (
     has_tables,
     tables_of,
     take_locks,
+    told_while,
 )
 from coupon_service.store.moving.switchover import Switchover
 from coupon_service.store.moving.unfinished import is_moving, step_of
@@ -113,7 +115,7 @@ class Move:
         its end. Raises CannotMoveError; then the shard is where it was, and nothing is left."""
         if not self._has_arrived:
             yield from self._move()
-        self.clean_up()
+        yield from told_while(self.clean_up, "cleaning up")
         paused = f"; its writes were paused for {self.paused_ms} ms" if self.paused_ms else ""
         yield f"{self._names.schema} is at {self._target_address}{paused}"
 
@@ -193,7 +195,8 @@ class Move:
         refuse_other_structure(source, target, names)
         close_to_others(target, names, tables)
         yield "made the tables"
-        publish(source, names, tables)
+        publishing = partial(publish, source, names, tables)
+        yield from told_while(publishing, "waiting for a moment to publish its tables", source)
         snapshot = Snapshot(self._source_url, self._slot)
         try:
             subscribe(target, names, self._source_url, self._slot)
@@ -227,7 +230,11 @@ class Move:
                         reader.execute("SELECT pg_current_snapshot()")
 
             yield from pauses.attempts(share_snapshots)
-            rows = sum(count for _, count in compare(here, there, names, tables))
+            rows = 0
+            for table in tables:
+                work = partial(compare, here, there, names, table)
+                doing = f"comparing {table}, compared {rows:,} rows"
+                rows += yield from told_while(work, doing, here, there)
             last = sql.SQL(LAST_SEQUENCE).format(names.table("redemption_audit"))
             found = here.execute(last).fetchone()
         yield f"compared {rows:,} rows of {len(tables)} tables: they are the same"

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from time import monotonic, sleep
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, TypeVar
 
 import psycopg
 from psycopg import sql
@@ -18,6 +19,8 @@ from coupon_service.store.placement import address_of
 from coupon_service.store.sessions import MOVE_PARAMETER, ShardPlace, options, url_parts
 
 Connection: TypeAlias = psycopg.Connection[TupleRow]
+
+Result = TypeVar("Result")
 
 APPLICATION_NAME: Final = "coupon_service move"
 """Of its connections, in pg_stat_activity."""
@@ -45,6 +48,9 @@ KEEPALIVES: Final = {
     "tcp_user_timeout": "25000",
 }
 """Of its connections: a server that is gone is not waited for, while the other one keeps WAL."""
+
+TOLD_EVERY_S: Final = 2.0
+"""Between two lines of progress."""
 
 AGAIN_S: Final = 10.0
 """For a session to end, or a server to answer again, before what was done is left undone."""
@@ -154,6 +160,24 @@ SET_TIMEOUT: Final = "SELECT set_config(%s, %s, true)"
 def set_timeout(connection: Connection, name: str, value_ms: int) -> None:
     """For the rest of the transaction."""
     connection.execute(SET_TIMEOUT, [name, str(value_ms)])
+
+
+def told_while(
+    work: Callable[[], Result], doing: str, *used: Connection
+) -> Generator[str, None, Result]:
+    """Does the work, and says at times that it is going on. `used`: what it does there is cancelled
+    when nobody waits for it any more."""
+    with ThreadPoolExecutor(1) as thread:
+        result = thread.submit(work)
+        try:
+            while wait([result], TOLD_EVERY_S).not_done:
+                yield doing
+        except BaseException:
+            for connection in used:
+                with suppress(psycopg.Error):
+                    connection.cancel()
+            raise
+        return result.result()
 
 
 def until(holds: Callable[[], bool], within_s: float, poll_s: float = 0.02) -> bool:

@@ -63,7 +63,8 @@ class Switchover:
         with source.transaction():
             pause.begin()
             pause.bound(source)
-            for _ in compare(source, target, names, list(SINCE), self._since):
+            for table in SINCE:
+                compare(source, target, names, table, self._since)
                 pause.bound(source)
             with target.transaction():
                 pause.bound(target)
