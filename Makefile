@@ -81,7 +81,7 @@ endif
 COMPAT := $(addprefix tests/integration/,store/test_installed_postgres.py store/test_poolers.py \
 	store/test_sessions.py cli/test_grants.py leases/test_cluster.py leases/test_cluster_calls.py \
 	leases/test_redis_tls.py leases/test_sentinel.py ops/test_redis_check.py ops/test_hosted.py \
-	ops/test_balancer.py) tests/faults/test_failover.py
+	ops/test_balancer.py shards/test_upgrade.py) tests/faults/test_failover.py
 
 compat: install ## Run the tests with other servers: installed ones, poolers, clusters, a failover
 	@$(BIN)/pytest -v -rs $(COMPAT) $(ARGS)

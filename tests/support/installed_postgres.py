@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -46,8 +47,11 @@ each_installed_postgres = pytest.mark.parametrize(
 class InstalledPostgres(EmbeddedPostgres):
     """A PostgreSQL of a version that is installed."""
 
-    def __init__(self, version: int, folder: Path) -> None:
-        super().__init__(folder, durable=False, settings={"max_connections": "300"})
+    def __init__(
+        self, version: int, folder: Path, settings: Mapping[str, str] | None = None
+    ) -> None:
+        given = {"max_connections": "300", **(settings or {})}
+        super().__init__(folder, durable=False, settings=given)
         self._programs = PROGRAMS[version]
 
     def _create(self, data: Path, password: Path) -> None:

@@ -36,7 +36,7 @@ from support.waiting import until
 from coupon_service.embedded import EmbeddedPostgres
 from coupon_service.settings import Settings
 from coupon_service.store.migrations import NUMBERS_ARE_ABOVE
-from coupon_service.store.moving import leftovers, pausing, sides, switchover
+from coupon_service.store.moving import leftovers, pausing, switchover
 from coupon_service.store.moving import move as moving
 from coupon_service.store.moving.move import Move
 from coupon_service.store.moving.sides import CannotMoveError
@@ -290,13 +290,6 @@ def test_who_moves_it_may_be_killed_at_any_step(
         redeem()
         assert_exact(shop.there, redeemed)
         api.close()
-
-
-def test_whatever_takes_long_says_so_meanwhile(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sides, "TOLD_EVERY_S", 0.0)
-    told = "\n".join(shop.move().run())
-    for line in ("waiting for a moment", "analyzing coupon_", "comparing coupon_", "cleaning up"):
-        assert f"\n{line}" in told
 
 
 def test_a_plan_says_what_is_unfinished_and_what_a_run_would_do(
