@@ -61,7 +61,8 @@ class JsonWriter:
     def write(self, messages: Sequence[Message]) -> None:
         """Adds a line for each."""
         for message in messages:
-            fields = MessageToDict(message, preserving_proto_field_name=True)
+            named = MessageToDict(message, preserving_proto_field_name=True)
+            fields = {name: _in_order(value) for name, value in named.items()}
             self._out.write(json.dumps(fields, ensure_ascii=False) + "\n")
         self._out.flush()
 
@@ -180,10 +181,16 @@ def _time(name: str) -> Read:
 
 def _json(name: str) -> Read:
     return lambda message: (
-        json.dumps(MessageToDict(getattr(message, name)), ensure_ascii=False)
+        json.dumps(MessageToDict(getattr(message, name)), ensure_ascii=False, sort_keys=True)
         if message.HasField(name)
         else None
     )
+
+
+def _in_order(value: Any) -> Any:
+    """With the keys of objects sorted: those of metadata come in any order, each time another, and
+    two exports of the same rows are to be the same."""
+    return json.loads(json.dumps(value, sort_keys=True)) if isinstance(value, dict) else value
 
 
 def _enum(field: FieldDescriptor) -> Read:
