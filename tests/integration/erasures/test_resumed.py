@@ -109,6 +109,7 @@ def test_a_call_that_was_cut_off_anywhere_is_resumed(alone: ServerThread) -> Non
         assert at > 60
 
 
+@pytest.mark.one_shard  # after two answers it never gets to the last of several
 def test_a_client_that_goes_away_leaves_it_to_the_next(alone: ServerThread) -> None:
     with closing(Api(alone.address)) as api:
         person, ticket = Person(api), unique("ticket")
@@ -143,6 +144,7 @@ ORDER BY event_time DESC, event_id DESC LIMIT 1 FOR UPDATE
 LEFT = "SELECT count(*) FROM redemption_audit WHERE user_id = %s"
 
 
+@pytest.mark.one_shard
 def test_workers_that_are_killed_leave_it_to_the_next_call(
     database_url: str, redis_url: str, tmp_path: Path
 ) -> None:
