@@ -55,9 +55,10 @@ def test_redemptions_are_listed_by_user_book_code_and_order_newest_first(api: Ap
 def test_redemptions_are_listed_by_business_and_time(api: Api) -> None:
     mine, others = unique("business"), unique("business")
     names = new_codes(3)
-    for name, business_id in zip(names, (mine, others, mine), strict=True):
+    of = dict(zip(names, (mine, others, mine), strict=True))
+    for name, business_id in of.items():
         api.book(codes=[name], limits=ANY_NUMBER, business_id=business_id)
-    made = [api.redeem(code, "ann").redemption for code in (*names, *names)]
+    made = [api.redeem(it, "ann", business_id=of[it]).redemption for it in (*names, *names)]
     ids = [it.redemption_id for it in made]
     wanted: dict[str, Any] = {"business_id": mine}
     assert listed(api, 1_000, **wanted) == [[ids[n] for n in (5, 3, 2, 0)]]
