@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -16,15 +16,17 @@ Get = Callable[[pb.GetErasureRequest, Any], Awaitable[pb.GetErasureResponse]]
 
 async def erase(
     shards: Sequence[Erase], request: pb.EraseUserRequest, context: Any
-) -> AsyncIterator[pb.EraseUserResponse]:
+) -> AsyncGenerator[pb.EraseUserResponse]:
     """Erases the user in each shard; the progress of all. A repeat goes on in the first shard that
-    is not done."""
+    is not done, and tells nothing of those before: who leaves early each time comes to an end."""
     told: list[pb.EraseUserResponse] = []
     for shard in shards:
         before = list(told)
         async with aclosing(shard(request, context)) as steps:
             async for step in steps:
                 told = [*before, step]
+                if step.replayed and len(told) < len(shards):
+                    continue
                 yield pb.EraseUserResponse(
                     erasure=_joined([it.erasure for it in told], len(shards)),
                     replayed=len(told) == len(shards) and all(it.replayed for it in told),

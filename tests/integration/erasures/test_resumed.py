@@ -109,7 +109,6 @@ def test_a_call_that_was_cut_off_anywhere_is_resumed(alone: ServerThread) -> Non
         assert at > 60
 
 
-@pytest.mark.one_shard  # after two answers it never gets to the last of several
 def test_a_client_that_goes_away_leaves_it_to_the_next(alone: ServerThread) -> None:
     with closing(Api(alone.address)) as api:
         person, ticket = Person(api), unique("ticket")
