@@ -289,7 +289,7 @@ def _look(url: str, shard: ShardPlace, needed: Sequence[str]) -> ShardStatus:
     try:
         with _connected(url, shard) as connection:
             if not _has_table(connection, "coupon_books"):
-                return ShardStatus(server, shard.schema, problem="has no tables: migrate up")
+                return ShardStatus(server, shard.schema, problem=_why_absent(url, shard))
             row = connection.execute(SELECT_STATUS, [list(needed)]).fetchone()
             schema, step, missing, books = row or ("", "", 0, 0)
             schema = shard.schema or schema  # a node of Citus does not know that of this session
@@ -302,6 +302,18 @@ def _look(url: str, shard: ShardPlace, needed: Sequence[str]) -> ShardStatus:
     if shard.step and marks != [shard.step]:
         problem = f"is {', '.join(marks) or 'no shard'}, not {shard.step}"
     return ShardStatus(server, schema, step, books, problem)
+
+
+def _why_absent(url: str, shard: ShardPlace) -> str:
+    """Why there are no tables of the shard."""
+    try:
+        if not shard.schema:
+            refuse_shards(url)
+        with _connected(url, ONLY_SHARD) as connection:
+            _refuse_unsharded(connection)
+    except WrongSchemaError as error:
+        return str(error)
+    return "has no tables: migrate up"
 
 
 def _node(connection: Connection, schema: str) -> str:

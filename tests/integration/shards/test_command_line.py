@@ -54,6 +54,8 @@ def test_the_number_of_shards_cannot_be_changed(empty_database_url: str, tmp_pat
     code, lines, told = command(tmp_path, empty_database_url, "migrate", "up", of=1)
     assert (code, lines) == (1, [])
     assert told == "The database has shards: COUPON_SHARDS has to say how many."
+    code, lines, _ = command(tmp_path, empty_database_url, "shards", "status", of=1)
+    assert (code, lines[1].endswith(told)) == (1, True)
     code, lines, _ = command(tmp_path, empty_database_url, "shards", "status", of=2)
     assert code == 1
     assert lines[1].endswith("is shard 0 of 3, not shard 0 of 2")
@@ -67,6 +69,9 @@ async def test_books_without_a_shard_cannot_be_moved_to_one(
     code, lines, told = command(tmp_path, database_url, "migrate", "up")
     assert (code, lines) == (1, [])
     assert told.count("has coupon books that are in no shard") == 3
+    code, lines, _ = command(tmp_path, database_url, "shards", "status")
+    assert code == 1
+    assert all("has coupon books that are in no shard" in it for it in lines[1:])
 
 
 def test_a_schema_that_is_being_changed_keeps_no_other_waiting(
