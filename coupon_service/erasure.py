@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from time import monotonic
@@ -22,6 +22,7 @@ from coupon_service.errors import (
     ErasureNotConfigured,
     ErasureNotFound,
     InvalidStateTransition,
+    LockExpired,
 )
 from coupon_service.leases import LeaseKey, Leases
 from coupon_service.locks.release import lock_end
@@ -239,15 +240,18 @@ class Eraser:
 
     async def _end_locks(self, user_id: str, call: Call) -> None:
         """Ends all locks, in the ledger and in Redis, and lets Redis forget those that ended."""
-        ids = await self._database.read(
-            "recent_locks", lambda it: select_recent_locks(it, user_id, self._now())
-        )
-        histories = await self._reads.lock_events(ids, "") if ids else []
-        views = [it for it in (lock_view(each, self._now()) for each in histories) if it]
-        commands = tuple(it for it in (_end_of(view, call) for view in views) if it)
-        if commands:
-            for outcome in await self._commands.submit(CommandGroup(commands)):
-                done_of(outcome)
+        outcomes: Sequence[Outcome] = [LockExpired()]
+        views: list[LockView] = []
+        while any(isinstance(it, LockExpired) for it in outcomes):  # it ended by itself meanwhile
+            ids = await self._database.read(
+                "recent_locks", lambda it: select_recent_locks(it, user_id, self._now())
+            )
+            histories = await self._reads.lock_events(ids, "") if ids else []
+            views = [it for it in (lock_view(each, self._now()) for each in histories) if it]
+            commands = tuple(it for it in (_end_of(view, call) for view in views) if it)
+            outcomes = await self._commands.submit(CommandGroup(commands)) if commands else []
+        for outcome in outcomes:
+            done_of(outcome)
         await self._forget(user_id, [LeaseKey.of(it) for it in views])
 
     async def _forget(self, user_id: str, locks: Collection[LeaseKey]) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from datetime import UTC
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
@@ -29,6 +30,8 @@ from support.traces import traces_in
 from support.work_done import work_done
 
 from coupon_service import erasure
+from coupon_service.model import Event
+from coupon_service.rules import lock_view
 from coupon_service.store import erasures
 
 ERASED = audit.ERASURE_STATE_ERASED
@@ -264,6 +267,23 @@ def test_what_another_call_has_revoked_does_not_stop_an_erasure(
     monkeypatch.setattr(erasure, "select_assigned", select_assigned)
     assert erase(api, user)[-1].erasure.state == ERASED
     assert next(rows, None) is None
+
+
+def test_a_lock_that_ends_meanwhile_does_not_stop_an_erasure(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    user, (code,) = unique("leaving"), new_codes(1)
+    api.book(codes=[code], lock_policy=OPTIONAL)
+    api.redeem(code, user, lock_token=api.lock(code, user).lock_token)
+    seen: list[int] = []
+
+    def before_it_ended(history: Sequence[Event], now: datetime) -> Any:
+        seen.append(len(history))
+        return lock_view(history[:-1] if len(seen) == 1 else history, now)
+
+    monkeypatch.setattr(erasure, "lock_view", before_it_ended)
+    assert erase(api, user)[-1].erasure.state == ERASED
+    assert seen == [2, 2]
 
 
 def test_no_caller_can_name_a_pseudonym(api: Api, person: Person) -> None:
