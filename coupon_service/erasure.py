@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from time import monotonic
@@ -240,19 +240,22 @@ class Eraser:
 
     async def _end_locks(self, user_id: str, call: Call) -> None:
         """Ends all locks, in the ledger and in Redis, and lets Redis forget those that ended."""
-        outcomes: Sequence[Outcome] = [LockExpired()]
-        views: list[LockView] = []
-        while any(isinstance(it, LockExpired) for it in outcomes):  # it ended by itself meanwhile
-            ids = await self._database.read(
-                "recent_locks", lambda it: select_recent_locks(it, user_id, self._now())
-            )
-            histories = await self._reads.lock_events(ids, "") if ids else []
-            views = [it for it in (lock_view(each, self._now()) for each in histories) if it]
+        while True:
+            views = await self._recent_locks(user_id)
             commands = tuple(it for it in (_end_of(view, call) for view in views) if it)
             outcomes = await self._commands.submit(CommandGroup(commands)) if commands else []
+            if not any(isinstance(it, LockExpired) for it in outcomes):
+                break  # else one has ended since it was read
         for outcome in outcomes:
             done_of(outcome)
         await self._forget(user_id, [LeaseKey.of(it) for it in views])
+
+    async def _recent_locks(self, user_id: str) -> list[LockView]:
+        ids = await self._database.read(
+            "recent_locks", lambda it: select_recent_locks(it, user_id, self._now())
+        )
+        histories = await self._reads.lock_events(ids, "") if ids else []
+        return [it for it in (lock_view(each, self._now()) for each in histories) if it]
 
     async def _forget(self, user_id: str, locks: Collection[LeaseKey]) -> None:
         """Deletes what Redis has of the user."""

@@ -110,7 +110,7 @@ class Executor:
                 # tell a code that is hidden from one that does not exist. A repeat needs it, so
                 # that what it is answered with is durable where it waits for a standby.
                 pipeline.ending = "ROLLBACK"
-            elif state.order_coupons:
+            else:
                 delete_unused_orders(pipeline, state)
             return complete, outcomes
 
