@@ -101,6 +101,21 @@ def settings_for(database_url: str, redis_url: str, **changes: object) -> Settin
     return Settings(_env_file=None, **(values | changes))  # type: ignore[call-arg]
 
 
+def settings_for_moves(database_url: str, redis_url: str, of: int) -> Settings:
+    """As `settings_for`, of a server with so many shards, all at one URL, whose calls wait for a
+    shard that is being moved."""
+    return settings_for(
+        database_url,
+        redis_url,
+        shards=of,
+        shard_urls=SecretStr(database_url),
+        default_business="",
+        pool_timeout_ms=10_000,
+        default_deadline_ms=30_000,
+        transaction_attempts_max=10,
+    )
+
+
 @contextmanager
 def restricted_settings(
     database_url: str, redis_url: str, of: int = SHARDS, /, **changes: object

@@ -18,7 +18,6 @@ from uuid import uuid4
 import psycopg
 import pytest
 from psycopg import sql
-from pydantic import SecretStr
 from support.calls import locking_code
 from support.command_line import COMMAND, environment, run
 from support.invariants import assert_adds_up
@@ -28,7 +27,7 @@ from support.service import (
     audit,
     books,
     new_codes,
-    settings_for,
+    settings_for_moves,
 )
 from support.shards import business_in, make_shards, places
 from support.waiting import until
@@ -126,17 +125,7 @@ def shop(servers: Servers, redis_server_url: str) -> Iterator[Shop]:
             )
             connection.execute(create)
     here, there = servers.url(0, name), servers.url(1, name)
-    settings = settings_for(
-        here,
-        redis_server_url,
-        shards=OF,
-        shard_urls=SecretStr(here),
-        default_business="",
-        pool_timeout_ms=10_000,
-        default_deadline_ms=30_000,
-        transaction_attempts_max=10,
-    )
-    yield Shop(here, there, settings)
+    yield Shop(here, there, settings_for_moves(here, redis_server_url, OF))
     for server in (0, 1):
         with psycopg.connect(servers.url(server, "postgres"), autocommit=True) as connection:
             drop = sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name))

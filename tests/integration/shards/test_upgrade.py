@@ -9,10 +9,9 @@ from uuid import uuid4
 import psycopg
 import pytest
 from psycopg import sql
-from pydantic import SecretStr
 from support.installed_postgres import PROGRAMS, InstalledPostgres
 from support.invariants import assert_adds_up
-from support.service import Api, ServerThread, new_codes, settings_for
+from support.service import Api, ServerThread, new_codes, settings_for_moves
 from support.shards import business_in, make_shards, places
 
 from coupon_service.embedded import EmbeddedPostgres
@@ -35,17 +34,7 @@ def test_a_shard_moves_to_a_newer_postgresql(server_folder: Path, redis_server_u
             connection.execute(sql.SQL("ALTER ROLE coupon PASSWORD {}").format(password))
         there = old.url.replace(f":{old.port}/", f":{new.port}/")
         make_shards(old.url, of=OF)
-        settings = settings_for(
-            old.url,
-            redis_server_url,
-            shards=OF,
-            shard_urls=SecretStr(old.url),
-            default_business="",
-            pool_timeout_ms=10_000,
-            default_deadline_ms=30_000,
-            transaction_attempts_max=10,
-        )
-        with ServerThread(settings) as server:
+        with ServerThread(settings_for_moves(old.url, redis_server_url, OF)) as server:
             api, business = Api(server.address), business_in(1, OF)
             codes = new_codes(2)
             api.book(codes=codes, business_id=business)
